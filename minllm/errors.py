@@ -1,0 +1,23 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: one sentence that says what is wrong, where, and what to type instead.
+
+    The command line prints it without a traceback and exits with code 2. Any other exception is a bug of
+    minllm's and keeps its traceback.
+    """
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for a near miss, and the list of what there is otherwise."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Choose one of: {', '.join(known)}." if known else ""

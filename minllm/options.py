@@ -1,0 +1,30 @@
+"""Types for the options that a YAML file may set: `lr: Positive` says more than `lr: float`.
+
+A class's constructor is its schema: `minllm.config.validate` reads these annotations and tells the user, before
+anything is built, that `optim.lr=-1` can't be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option may take, and how to say so."""
+
+    words: str
+    low: float
+    low_open: bool = False
+    high: float = float("inf")
+
+    def __contains__(self, number: float) -> bool:
+        return (number > self.low if self.low_open else number >= self.low) and number <= self.high
+
+
+Count = Annotated[int, Range("a whole number of 1 or more", 1)]
+Natural = Annotated[int, Range("a whole number of 0 or more", 0)]
+Positive = Annotated[float, Range("a number above 0", 0, low_open=True)]
+NonNegative = Annotated[float, Range("a number of 0 or more", 0)]
+Fraction = Annotated[float, Range("a number from 0 to 1", 0, high=1)]
