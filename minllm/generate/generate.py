@@ -1,0 +1,120 @@
+"""Generation: a batch of prompts in, their continuations out."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minllm.generate.sampler import Sampling
+from minllm.model.context import PAD
+from minllm.model.lm import LM
+
+if TYPE_CHECKING:
+    from minllm.tokenizer import Tokenizer
+
+
+def generate(
+    model: LM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int = 0,
+    stream: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Continue each prompt until its text ends or `max_new_tokens` have been added.
+
+    A prompt gets what it would get alone: its random numbers come from the seed and its own text.
+
+    Args:
+        model: the model; it is in evaluation mode while this runs.
+        tokenizer: the tokenizer that it was trained with.
+        prompts: texts of any lengths; "" begins a new text.
+        max_new_tokens, temperature, top_k, top_p, min_p, seed: see `minllm.generate.sampler.Sampling`.
+        stream: is called with each piece of text as it comes; for one prompt only.
+
+    Returns:
+        The continuations, without their prompts and without the end-of-text token.
+
+    Raises:
+        ValueError: `stream` with more than one prompt.
+        UserError: a text outgrows the places that learned positions have.
+    """
+    if stream and len(prompts) != 1:
+        raise ValueError("stream shows one prompt at a time")
+    if not prompts:
+        return []
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    eot, written = tokenizer.eot, [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    show = _decoded(tokenizer, stream) if stream else None
+    for tokens_B in next_tokens(model, _rows(tokenizer, prompts), _generators(seed, prompts), sampling):
+        for i, token in enumerate(tokens_B.tolist()):
+            ended[i] |= token == eot
+            if not ended[i]:
+                written[i].append(token)
+        if all(ended):
+            break
+        if show:
+            show(written[0][-1])
+    return [tokenizer.decode(ids) for ids in written]
+
+
+@torch.inference_mode()
+def next_tokens(
+    model: LM, rows: list[list[int]], generators: list[torch.Generator], sampling: Sampling
+) -> Iterator[Tensor]:
+    """Yield the next token of each row, (B,), until the caller stops asking or `max_new_tokens` have come.
+
+    Rows of different lengths are padded on the left, so that their next tokens stand in one column:
+
+        tokens     · · a b | c          segments    -1 -1  0  0 | 0
+                   d e f g | h                       0  0  0  0 | 0
+    """
+    device, longest = model.embedding.device, max(map(len, rows))
+    tokens_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    segments_BT = torch.tensor([[PAD] * (longest - len(row)) + [0] * len(row) for row in rows], device=device)
+    state = model.init_state(len(rows), longest + sampling.max_new_tokens)
+    segments = segments_BT if (segments_BT == PAD).any() else None
+    training = model.training
+    model.eval()
+    try:
+        for _ in range(sampling.max_new_tokens):
+            logits_BV = model.logits(model.hidden(tokens_BT, segments, state)[:, -1])
+            uniforms_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+            tokens_B = sampling.draw(logits_BV, uniforms_B.to(device))
+            yield tokens_B
+            tokens_BT, segments = tokens_B[:, None], None
+    finally:
+        model.train(training)
+
+
+def _rows(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    return [[tokenizer.eot, *ids] for ids in tokenizer.encode_batch(list(prompts))]
+
+
+def _generators(seed: int, prompts: Sequence[str]) -> list[torch.Generator]:
+    digests = (hashlib.sha256(f"{seed}/{prompt}".encode()).digest() for prompt in prompts)
+    return [torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1) for digest in digests]
+
+
+def _decoded(tokenizer: Tokenizer, stream: Callable[[str], None]) -> Callable[[int], None]:
+    """Return a function that shows a token as soon as its bytes make whole characters."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return lambda token: stream(decoder.decode(tokenizer.token_bytes(token)))

@@ -1,0 +1,1 @@
+"""The model; read `lm.py` first."""

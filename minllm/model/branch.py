@@ -1,0 +1,59 @@
+"""A branch: norm → module → norm → residual write → norm. A layer is a short sentence of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minllm.model.context import Context, Layer, State
+from minllm.model.norm import Norms
+from minllm.model.residual import Plain
+
+
+class Branch(nn.Module):
+    """One word of a layer's sentence, or several joined by a plus: these read the same input and add up.
+
+        stream ──┬─ read ─ before ─┬─ attn ─┬─ (+) ─ after ─┐
+                 │                 └─ mlp ──┘               │
+                 └──────────────────────────────────────── write ─ norm ─► stream
+    """
+
+    def __init__(
+        self,
+        words: Mapping[str, nn.Module],
+        dim: int,
+        layer: Layer,
+        norms: Norms,
+        residual: Callable[[int, Layer], Plain],
+        dropout: float,
+    ):
+        super().__init__()
+        self.before = norms.make(dim, norms.before)
+        self.words = nn.ModuleDict(words)
+        self.after = norms.make(dim, norms.after)
+        self.residual = residual(dim, layer)
+        self.norm = norms.make(dim, norms.residual)
+        self.dropout = dropout
+
+    def forward(self, stream: Tensor, ctx: Context, states: Mapping[str, State] = {}) -> Tensor:
+        x_BTD = self.before(self.residual.read(stream))
+        outputs = [
+            module(x_BTD, ctx, states[word]) if word in states else module(x_BTD, ctx)
+            for word, module in self.words.items()
+        ]
+        y_BTD = self.after(functools.reduce(torch.add, outputs))
+        if self.dropout:
+            y_BTD = F.dropout(y_BTD, self.dropout, self.training)
+        return self.norm(self.residual.write(stream, y_BTD))
+
+    def init_states(self, batch: int, max_len: int, device: torch.device, dtype: torch.dtype) -> dict[str, State]:
+        """Return an empty state for each word that is a mixer; an MLP remembers nothing."""
+        return {
+            word: module.init_state(batch, max_len, device=device, dtype=dtype)
+            for word, module in self.words.items()
+            if hasattr(module, "init_state")
+        }

@@ -1,0 +1,55 @@
+"""What a model costs: parameters, FLOPs and the bytes of its decoding state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from minllm.model.lm import LM
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The figures by which architectures are compared without running them."""
+
+    params: int
+    params_non_embedding: int
+    """Without embeddings and without an untied head: what the layers hold."""
+    params_active: int
+    """Those that one token meets; less than `params` where experts are chosen."""
+    flops_per_token: float
+    """Of training, forward and backward (3 × forward), at a sequence of the given length."""
+    state_bytes_per_sequence: int
+    """What decoding a sequence of the given length remembers, in fp32."""
+
+
+def cost(model: LM, seq_len: int) -> Cost:
+    """Measure what `model` costs at sequences of `seq_len` tokens. Nothing is computed: tensors have shapes only."""
+    params = sum(p.numel() for p in model.parameters())
+    outside = sum(p.numel() for p in model.parameters() if p.role.kind == "embedding")
+    if model.head is not None:
+        outside += model.head.weight.numel()
+    return Cost(
+        params=params,
+        params_non_embedding=params - outside,
+        params_active=params,
+        flops_per_token=3 * forward_flops(model, seq_len) / seq_len,
+        state_bytes_per_sequence=model.init_state(1, seq_len).nbytes,
+    )
+
+
+def forward_flops(model: nn.Module, seq_len: int) -> int:
+    """Count the floating-point operations of the matrix products in one forward pass over one sequence.
+
+    torch's own counter counts them as they are dispatched, so that an option needs no formula of its own; causal
+    attention counts in full, as is customary.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shapes = {name: t.to("meta") for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    tokens_BT = torch.zeros(1, seq_len, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.func.functional_call(model, shapes, (tokens_BT,))
+    return counter.get_total_flops()

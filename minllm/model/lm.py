@@ -1,0 +1,203 @@
+"""The language model: an embedding, a stack of layers and a head.
+
+Read this file first. A layer is a short sentence of branches, and the layout is the list of sentences that repeats
+up the stack:
+
+    [attn mlp]                            a transformer
+    [attn+mlp]                            attention and MLP side by side on the same input
+    [rec mlp, rec mlp, attn mlp]          Griffin
+
+A space means "then", a plus means "side by side". Each word names the branch module that stands under that name in
+the configuration (`model.attn`, `model.mlp`, …); nothing else here knows what a transformer is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minllm.errors import UserError, suggest
+from minllm.model.branch import Branch
+from minllm.model.context import Context, Layer, State
+from minllm.model.norm import Norms
+from minllm.model.parameter import Linear, normal, parameter
+from minllm.model.position import Position
+from minllm.model.residual import Plain
+from minllm.options import Count, Fraction, Positive
+
+
+class LM(nn.Module):
+    """A language model over `vocab_size` tokens.
+
+    Args:
+        vocab_size: the tokenizer's number of tokens, V.
+        norms: kind and places of the norms (`norm=`).
+        branches: for each word a layer may use, what makes its module: `branches["attn"](dim, layer)`.
+        dim: width of the residual stream, D.
+        n_layers: number of layers; the layout's sentences repeat until there are that many.
+        layout: the sentences, such as ["rec mlp", "attn mlp"].
+        pos: how tokens know their places (`model/pos=`).
+        residual: who owns the stream (`model/residual=`).
+        tie_embeddings: the head uses the embedding's matrix.
+        scale_embedding: multiply embeddings by √dim, as the original transformer and Gemma do.
+        softcap: bound the logits softly, c·tanh(logits / c), or null.
+        dropout: share of the embedding's and of each branch's output that is dropped in training.
+
+    Raises:
+        UserError: the layout uses a word that no branch has.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        norms: Norms,
+        branches: Mapping[str, Callable[[int, Layer], nn.Module]],
+        *,
+        dim: Count,
+        n_layers: Count,
+        layout: list[str],
+        pos: Callable[[int], Position],
+        residual: Callable[[int, Layer], Plain],
+        tie_embeddings: bool,
+        scale_embedding: bool,
+        softcap: Positive | None,
+        dropout: Fraction,
+    ):
+        super().__init__()
+        self.vocab_size, self.dim, self.dropout, self.softcap = vocab_size, dim, dropout, softcap
+        self.embedding_scale = dim**0.5 if scale_embedding else 1.0
+        # what is embedded has the same size at the start whether or not it is scaled
+        draw = normal(0.02 / self.embedding_scale)
+        self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")
+        self.position = pos(dim)
+
+        sentences = [_parse(layout[i % len(layout)], branches) for i in range(n_layers)]
+        total = sum(len(sentence) for sentence in sentences)
+        self.layers = nn.ModuleList()
+        for i, sentence in enumerate(sentences):
+            layer = Layer(i, n_layers, total)
+            self.layers.append(nn.ModuleDict())
+            for name, words in sentence.items():
+                modules = {word: branches[word](dim, layer) for word in words}
+                self.layers[i][name] = Branch(modules, dim, layer, norms, residual, dropout)
+
+        self.residual = residual(dim, Layer(n_layers, n_layers, total))
+        self.norm = norms.make(dim, norms.final)
+        self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
+
+    def forward(self, tokens_BT: Tensor, segments: Tensor | None = None, state: ModelState | None = None) -> Tensor:
+        """Return the logits of each next token, (B, T, V).
+
+        Args:
+            tokens_BT: token ids, int64.
+            segments: the document each token belongs to, int64 (B, T), with -1 for padding; tokens see their own
+                segment only. None means one document a row, and is faster.
+            state: what earlier calls have seen (`init_state`); it is advanced by these T tokens.
+        """
+        return self.logits(self.hidden(tokens_BT, segments, state))
+
+    def hidden(self, tokens_BT: Tensor, segments: Tensor | None = None, state: ModelState | None = None) -> Tensor:
+        """Return what the head reads, (B, T, D). The arguments are those of `forward`."""
+        past = state.past if state else 0
+        segments_BS = state.advance(tokens_BT, segments) if state else segments
+        positions_BS = _positions(past + tokens_BT.shape[1], segments_BS, tokens_BT.device)
+        ctx = Context(
+            positions_BT=positions_BS[:, past:],
+            segments_BT=None if segments_BS is None else segments_BS[:, past:],
+            segments_BS=segments_BS,
+            past=past,
+            position=self.position,
+        )
+        ctx.x0_BTD = x_BTD = self._embed(tokens_BT, ctx)
+
+        stream = self.residual.start(x_BTD)
+        for branch, states in zip(self.branches(), state.branches if state else itertools.repeat({})):
+            stream = branch(stream, ctx, states)
+        return self.norm(self.residual.finish(stream))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the head's logits (…, V) of what `hidden` returns (…, D)."""
+        logits = F.linear(x, self.head_weight_VD)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def _embed(self, tokens_BT: Tensor, ctx: Context) -> Tensor:
+        x_BTD = F.embedding(tokens_BT, self.embedding)
+        if self.embedding_scale != 1.0:
+            x_BTD = x_BTD * self.embedding_scale
+        x_BTD = self.position.embed(x_BTD, ctx)
+        return F.dropout(x_BTD, self.dropout, self.training) if self.dropout else x_BTD
+
+    @property
+    def head_weight_VD(self) -> Tensor:
+        return self.embedding if self.head is None else self.head.weight
+
+    def branches(self) -> list[Branch]:
+        """Return all branches in the order in which they write the stream."""
+        return [branch for layer in self.layers for branch in layer.values()]
+
+    def init_state(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> ModelState:
+        """Return the empty state of `batch` sequences that may grow to `max_len` tokens."""
+        device, dtype = self.embedding.device, dtype or self.embedding.dtype
+        return ModelState(max_len, [b.init_states(batch, max_len, device, dtype) for b in self.branches()])
+
+
+@dataclass
+class ModelState:
+    """All that a model remembers between decoding steps: what its mixers do, and the segments so far."""
+
+    max_len: int
+    branches: list[dict[str, State]]
+    past: int = 0
+    segments_BS: Tensor | None = None
+
+    def advance(self, tokens_BT: Tensor, segments: Tensor | None) -> Tensor | None:
+        """Take note of the tokens that come next; return the segments of all tokens so far, these included."""
+        (B, T), past = tokens_BT.shape, self.past
+        if past + T > self.max_len:
+            raise ValueError(f"this state holds {self.max_len} tokens: {past} + {T} don't fit")
+        if segments is not None or self.segments_BS is not None:
+            earlier = tokens_BT.new_zeros(B, past) if self.segments_BS is None else self.segments_BS
+            # tokens that come without segments go on with the last one
+            new = earlier[:, -1:].expand(B, T) if segments is None else segments
+            self.segments_BS = torch.cat([earlier, new], dim=1)
+        self.past += T
+        return self.segments_BS
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the mixers' states take."""
+        tensors = [t for states in self.branches for state in states.values() for t in state.tensors()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _positions(length: int, segments_BS: Tensor | None, device: torch.device) -> Tensor:
+    """Return each token's place, counted from 0 where its segment begins; (1, S) where all rows agree."""
+    place_S = torch.arange(length, device=device)
+    if segments_BS is None:
+        return place_S[None]
+    begins_BS = segments_BS != segments_BS.roll(1, dims=1)
+    begins_BS[:, 0] = True
+    return place_S - torch.where(begins_BS, place_S, 0).cummax(dim=1).values
+
+
+def _parse(sentence: str, known: Mapping[str, object]) -> dict[str, list[str]]:
+    """Return the branches of a sentence by name: "attn+mlp mlp mlp" has attn+mlp, mlp and mlp_2."""
+    phrases = sentence.split()
+    if not phrases:
+        raise UserError("model.layout has an empty sentence: write for example 'model.layout=[attn mlp]'.")
+    parsed: dict[str, list[str]] = {}
+    for i, phrase in enumerate(phrases):
+        for word in phrase.split("+"):
+            if word not in known:
+                raise UserError(
+                    f"model.layout says '{word}', and the model has no such branch.{suggest(word, known)}"
+                    f" If '{word}' is what you want, choose one: model/{word}=<option>."
+                )
+        again = phrases[:i].count(phrase)
+        parsed[f"{phrase}_{again + 1}" if again else phrase] = phrase.split("+")
+    return parsed

@@ -1,0 +1,1 @@
+"""Modules that work on each token by itself."""

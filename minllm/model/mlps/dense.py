@@ -1,0 +1,67 @@
+"""Dense MLPs, with and without a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minllm.model.context import Context, Layer
+from minllm.model.parameter import Linear, SplitLinear
+from minllm.options import Count
+
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
+
+
+class Ungated(nn.Module):
+    """W₂ f(W₁ x), the MLP of the original transformer (1706.03762) with any activation; relu2 is 2109.08668.
+
+    Args:
+        hidden: hidden width, F; null means 4 D.
+        activation: f; gelu is exact, gelu_tanh its approximation.
+        bias: add a bias to both products.
+    """
+
+    def __init__(self, dim: int, layer: Layer, *, hidden: Count | None, activation: Activation, bias: bool):
+        super().__init__()
+        hidden = hidden or 4 * dim
+        self.activate = activation_named(activation)
+        self.up = Linear(dim, hidden, stream="reads", bias=bias)
+        self.down = Linear(hidden, dim, stream="writes", bias=bias, gain=layer.branches**-0.5)
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        return self.down(self.activate(self.up(x_BTD)))
+
+
+class Gated(nn.Module):
+    """W₂ (f(W_g x) ∘ W₁ x), a gated linear unit (2002.05202): SwiGLU with silu, GeGLU with gelu, ReGLU with relu.
+
+    Args:
+        hidden: hidden width, F; null means 8/3 D, which has the parameters of an ungated MLP of 4 D.
+        activation: f; gelu is exact, gelu_tanh its approximation.
+        bias: add a bias to all products.
+    """
+
+    def __init__(self, dim: int, layer: Layer, *, hidden: Count | None, activation: Activation, bias: bool):
+        super().__init__()
+        hidden = hidden or round(8 / 3 * dim)
+        self.activate = activation_named(activation)
+        self.gate_up = SplitLinear(dim, [hidden, hidden], stream="reads", bias=bias)
+        self.down = Linear(hidden, dim, stream="writes", bias=bias, gain=layer.branches**-0.5)
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        gate_BTF, up_BTF = self.gate_up(x_BTD)
+        return self.down(self.activate(gate_BTF) * up_BTF)
+
+
+def activation_named(name: Activation) -> Callable[[Tensor], Tensor]:
+    """Return the function behind an activation's name."""
+    return {
+        "gelu": F.gelu,
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "silu": F.silu,
+        "relu": F.relu,
+        "relu2": lambda x: F.relu(x).square(),
+    }[name]

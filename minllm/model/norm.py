@@ -1,0 +1,77 @@
+"""Norms, and where in a branch they stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minllm.model.parameter import constant, parameter
+from minllm.options import Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norms:
+    """The norms of a model: of which kind, and at which of the three places in each branch.
+
+            stream ──┬──► before ──► module ──► after ──┐
+                     └─────────────────────────────────(+)──► residual ──► stream
+
+    pre = before (2002.04745); post = residual (1706.03762); sandwich = before + after (2105.13290, minGrok, Gemma 2);
+    branch = after (OLMo 2, 2501.00656).
+    """
+
+    kind: Literal["rms", "layer", "cosine"]
+    before: bool
+    after: bool
+    residual: bool
+    final: bool
+    """One more norm behind the last layer."""
+    affine: bool
+    bias: bool
+    eps: Positive
+
+    def make(self, dim: int, wanted: bool = True) -> nn.Module:
+        """Return a norm over `dim` channels, or the identity where none is `wanted`."""
+        if not wanted:
+            return nn.Identity()
+        kinds = {"rms": RMSNorm, "layer": LayerNorm, "cosine": CosineNorm}
+        return kinds[self.kind](dim, affine=self.affine, bias=self.bias, eps=self.eps)
+
+
+class Norm(nn.Module):
+    """A norm over the last dimension, followed by a gain and a bias of each channel where they are wanted."""
+
+    def __init__(self, dim: int, *, affine: bool = True, bias: bool = False, eps: float = 1e-5):
+        super().__init__()
+        self.weight = parameter(dim, kind="vector", draw=constant(1)) if affine else None
+        self.bias = parameter(dim, kind="vector", draw=constant(0)) if bias else None
+        self.dim, self.eps = dim, eps
+
+    def affine(self, x: Tensor) -> Tensor:
+        x = x if self.weight is None else x * self.weight
+        return x if self.bias is None else x + self.bias
+
+
+class RMSNorm(Norm):
+    """Divide by the root mean square (1910.07467)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.rms_norm(x, (self.dim,), self.weight, self.eps)
+        return y if self.bias is None else y + self.bias
+
+
+class LayerNorm(Norm):
+    """Subtract the mean, divide by the standard deviation (1607.06450)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.dim,), self.weight, self.bias, self.eps)
+
+
+class CosineNorm(Norm):
+    """Divide by the Euclidean length, so that products of two normed vectors are cosines."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine(F.normalize(x, dim=-1, eps=self.eps))

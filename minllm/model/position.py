@@ -1,0 +1,68 @@
+"""How a model knows where its tokens stand."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minllm.errors import UserError
+from minllm.model.context import Context
+from minllm.model.parameter import normal, parameter
+from minllm.options import Count, Positive
+
+
+class Position(nn.Module):
+    """No positions at all (NoPE, 2305.19466), and what other kinds inherit from.
+
+    Positions may enter at the embedding (`embed`) or at attention's queries and keys (`rotate`).
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+
+    def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        return x_BTD
+
+    def rotate(self, x_BHTK: Tensor, ctx: Context) -> Tensor:
+        return x_BHTK
+
+
+class Rope(Position):
+    """Rotary embedding (2104.09864): pair i of a head's channels turns by t / θ^(2i/K) at place t.
+
+    Channel i is paired with channel i + K/2, as Llama's published weights have it.
+    """
+
+    def __init__(self, dim: int, *, theta: Positive):
+        super().__init__(dim)
+        self.theta = theta
+
+    def rotate(self, x_BHTK: Tensor, ctx: Context) -> Tensor:
+        K = x_BHTK.shape[-1]
+        cos_B1TK, sin_B1TK = ctx.once((id(self), K), lambda: self._turns(ctx.positions_BT, K, x_BHTK.dtype))
+        return torch.addcmul(x_BHTK * cos_B1TK, x_BHTK.roll(K // 2, dims=-1), sin_B1TK)
+
+    def _turns(self, positions_BT: Tensor, K: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if K % 2:
+            raise UserError(f"RoPE turns channels in pairs, and a head width of {K} is odd: set an even head_dim.")
+        rates_K = self.theta ** -(torch.arange(0, K, 2, device=positions_BT.device) / K)
+        angles_BTK = positions_BT[..., None] * rates_K
+        cos, sin = angles_BTK.cos(), angles_BTK.sin()
+        # (a, b) -> (a cos - b sin, b cos + a sin): rolled by half a head, b meets -sin and a meets +sin
+        cos_BTK, sin_BTK = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        return cos_BTK[:, None].to(dtype), sin_BTK[:, None].to(dtype)
+
+
+class Learned(Position):
+    """One learned vector a place, added to the embedding (GPT-2). There are none beyond `max_len` places."""
+
+    def __init__(self, dim: int, *, max_len: Count):
+        super().__init__(dim)
+        self.weight = parameter(max_len, dim, kind="embedding", draw=normal(0.02), stream="writes")
+
+    def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        longest, places = ctx.past + x_BTD.shape[1], len(self.weight)
+        if longest > places:
+            raise UserError(f"model.pos has learned {places} places and is shown {longest}: raise model.pos.max_len.")
+        return x_BTD + F.embedding(ctx.positions_BT, self.weight)

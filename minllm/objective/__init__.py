@@ -1,0 +1,1 @@
+"""What a model learns: how a batch becomes a loss."""

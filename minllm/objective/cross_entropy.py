@@ -1,0 +1,88 @@
+"""The head and its cross-entropy in one step, so that the B·T·V logits never stand in memory.
+
+The gradient is computed in the forward pass, a few hundred rows at a time, while a chunk's logits are still in the
+cache; the backward pass only scales it. At a vocabulary of 4,099 and 8,192 tokens this saves 134 MB.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+"""The target of a place whose prediction doesn't count."""
+
+CHUNK = 512
+"""Rows at a time: few enough that their logits stay near the processor, enough to keep it busy."""
+
+
+def head_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None) -> Tensor:
+    """Return the summed cross-entropy, in nats, of logits x Wᵀ against `targets_N`.
+
+    Args:
+        x_ND: what the head reads.
+        weight_VD: the head's matrix.
+        targets_N: token ids; -100 where no loss counts.
+        softcap: the logits are bounded to softcap·tanh(logits / softcap); None leaves them as they are.
+    """
+    counted_N = targets_N != IGNORED
+    if not counted_N.all():
+        x_ND, targets_N = x_ND[counted_N], targets_N[counted_N]
+    if torch.is_autocast_enabled(x_ND.device.type):
+        dtype = torch.get_autocast_dtype(x_ND.device.type)
+        x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
+    return _HeadCrossEntropy.apply(x_ND, weight_VD, targets_N, softcap)
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None) -> Tensor:
+        learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        total = torch.zeros((), device=x_ND.device)
+        if learning:
+            dx_ND = torch.empty_like(x_ND)
+            dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            for start in range(0, len(x_ND), CHUNK):
+                rows = slice(start, start + CHUNK)
+                loss, dlogits_CV = _chunk(x_ND[rows] @ weight_VD.T, targets_N[rows], softcap, learning)
+                total += loss
+                if learning:
+                    dx_ND[rows] = dlogits_CV @ weight_VD
+                    _accumulate(dweight_VD, dlogits_CV.T, x_ND[rows])
+        if learning:
+            ctx.save_for_backward(dx_ND, dweight_VD.to(weight_VD.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx, dtotal: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dx_ND, dweight_VD = ctx.saved_tensors
+        return dx_ND * dtotal.to(dx_ND.dtype), dweight_VD * dtotal.to(dweight_VD.dtype), None, None
+
+
+def _chunk(
+    raw_CV: Tensor, targets_C: Tensor, softcap: float | None, learning: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the summed loss of some rows of logits, and its gradient by them where it is wanted."""
+    logits_CV = raw_CV.float()
+    if softcap is not None:
+        tanh_CV = torch.tanh(logits_CV / softcap)
+        logits_CV = softcap * tanh_CV
+    log_p_CV = F.log_softmax(logits_CV, dim=-1)
+    loss = F.nll_loss(log_p_CV, targets_C, reduction="sum")
+    if not learning:
+        return loss, None
+    # d loss / d logits = p − one-hot(target)
+    dlogits_CV = log_p_CV.exp_()
+    dlogits_CV.scatter_add_(1, targets_C[:, None], -torch.ones_like(dlogits_CV[:, :1]))
+    if softcap is not None:
+        dlogits_CV *= 1 - tanh_CV.square()
+    return loss, dlogits_CV.to(raw_CV.dtype)
+
+
+def _accumulate(total_VD: Tensor, dlogits_VC: Tensor, x_CD: Tensor) -> None:
+    if x_CD.dtype == total_VD.dtype:
+        total_VD.addmm_(dlogits_VC, x_CD)
+    else:
+        total_VD += dlogits_VC @ x_CD
