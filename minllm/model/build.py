@@ -1,0 +1,31 @@
+"""The one place where a configuration becomes a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from minllm.config import build, validate
+from minllm.model.lm import LM
+from minllm.model.parameter import initialise
+
+if TYPE_CHECKING:
+    from minllm.tokenizer import Tokenizer
+
+
+def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
+    """Return the model that `cfg` describes, with the initial weights of its seed, on the CPU in fp32.
+
+    Args:
+        cfg: a configuration, as `minllm.compose` returns it.
+        tokenizer: the tokenizer, if it is at hand already; its vocabulary is the model's.
+
+    Raises:
+        UserError: an option doesn't exist, has a wrong value, or two options don't go together.
+    """
+    validate(cfg)
+    tokenizer = tokenizer or build(cfg.tokenizer)
+    model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
+    initialise(model, cfg.seed)
+    return model

@@ -1,0 +1,160 @@
+"""What every option must prove, whoever wrote it: each YAML of the model's groups is found and held to the same laws.
+
+A new option needs no test of its own to be tested here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from allpairspy import AllPairs
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minllm.config import build
+from minllm.model.context import PAD
+from minllm.model.cost import cost
+from minllm.train import checkpoints
+from tests.tiny import VOCAB, T, groups_of_model, options, tiny_cfg, tiny_model, tokens
+
+GROUPS = groups_of_model()
+SINGLES = [(choice,) for group in GROUPS for choice in options(group)]
+PRESETS = [(choice,) for choice in options("experiment")]
+PAIRS = [tuple(choices) for choices in AllPairs([options(group) for group in GROUPS])]
+
+every_option = pytest.mark.parametrize("choices", SINGLES + PRESETS, ids=" ".join)
+every_pair = pytest.mark.parametrize("choices", SINGLES + PRESETS + PAIRS, ids=" ".join)
+every_objective = pytest.mark.parametrize("objective", options("objective"))
+
+
+def same(one: torch.Tensor, other: torch.Tensor, tolerance: float = 2e-5) -> None:
+    scale = max(1.0, other.abs().max().item())
+    assert (one - other).abs().max().item() <= tolerance * scale
+
+
+@every_pair
+@every_objective
+def test_it_learns(choices, objective):
+    """The loss is finite, every parameter has a gradient, and one step lowers the loss on the same batch."""
+    cfg = tiny_cfg(*choices, objective)
+    model, learn = tiny_model(*choices, objective).train(), build(cfg.objective)
+    batch = tokens(4, T + 1)
+
+    def loss():
+        return learn.loss(model, batch[:, :-1], batch[:, 1:], None) / batch[:, 1:].numel()
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = loss()
+    before.backward()
+    assert math.isfinite(before.item())
+    for path, param in model.named_parameters():
+        assert param.grad is not None and param.grad.abs().sum() > 0, f"{path} has no gradient"
+    optimizer.step()
+    assert loss().item() < before.item()
+
+
+@every_pair
+def test_it_does_not_look_ahead(choices):
+    """Changing token t changes no output before t, to the bit, and does change the one at t."""
+    model, batch, t = tiny_model(*choices, randomised=True), tokens(), 15
+    changed = batch.clone()
+    changed[:, t] = (changed[:, t] + 1) % VOCAB
+    one, other = model(batch), model(changed)
+    assert torch.equal(one[:, :t], other[:, :t])
+    assert not torch.equal(one[:, t], other[:, t])
+
+
+@every_pair
+def test_decoding_step_by_step_equals_the_whole(choices):
+    """A prompt read at once and then one token at a time gives the logits of the full forward pass."""
+    model, batch = tiny_model(*choices, randomised=True), tokens()
+    state = model.init_state(len(batch), T)
+    steps = [model(batch[:, :7], state=state), model(batch[:, 7:10], state=state)]
+    steps += [model(batch[:, t : t + 1], state=state) for t in range(10, T)]
+    same(torch.cat(steps, dim=1), model(batch))
+
+
+@every_pair
+def test_prompts_of_different_lengths_decode_as_if_alone(choices):
+    """A shorter prompt, padded on the left in a batch, gets the logits that it gets alone."""
+    model, batch, pad = tiny_model(*choices, randomised=True), tokens(), 5
+    segments = torch.zeros_like(batch)
+    segments[1, :pad] = PAD
+    state = model.init_state(2, T)
+    together = [model(batch[:, :12], segments[:, :12], state)]
+    together += [model(batch[:, t : t + 1], state=state) for t in range(12, T)]
+    together = torch.cat(together, dim=1)
+    same(together[:1], model(batch[:1]))
+    same(together[1:, pad:], model(batch[1:, pad:]))
+
+
+@every_pair
+def test_documents_in_one_row_do_not_meet(choices):
+    """Two documents packed in a row give the outputs that they give alone, whatever pads the rest."""
+    model, batch = tiny_model(*choices, randomised=True), tokens()
+    segments = torch.tensor([[0] * 9 + [1] * 10 + [PAD] * 5] * 2)
+    packed = model(batch, segments)
+    same(packed[:, :9], model(batch[:, :9]))
+    same(packed[:, 9:19], model(batch[:, 9:19]))
+    batch_with_other_padding = batch.clone()
+    batch_with_other_padding[:, 19:] = 0
+    assert torch.equal(model(batch_with_other_padding, segments)[:, :19], packed[:, :19])
+
+
+@every_option
+def test_a_checkpoint_gives_the_same_logits(choices, tmp_path):
+    """Saved and loaded into a model with other weights: the same logits to the bit."""
+    model, other, batch = tiny_model(*choices, randomised=True), tiny_model(*choices), tokens()
+    assert not torch.equal(other(batch), model(batch))
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoints.save(tmp_path, model, optimizer, checkpoints.Progress(step=1), keep=1)
+    checkpoints.load_weights(tmp_path / "step-000001", other)
+    assert torch.equal(other(batch), model(batch))
+
+
+class CountMatrixProducts(TorchDispatchMode):
+    """Counts 2·m·n·k for each matrix product that is really done."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("mm", "bmm"):
+            self.flops += 2 * out.numel() * args[0].shape[-1]
+        elif name in ("addmm", "baddbmm"):
+            self.flops += 2 * out.numel() * args[1].shape[-1]
+        return out
+
+
+@every_option
+def test_reported_costs_are_what_is_measured(choices):
+    model = tiny_model(*choices)
+    reported = cost(model, T)
+    unique = {p.data_ptr(): p.numel() for p in model.state_dict(keep_vars=True).values()}
+    assert reported.params == sum(unique.values())
+    assert reported.params_active <= reported.params
+
+    with CountMatrixProducts() as measured, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(tokens(1))
+    assert reported.flops_per_token == 3 * measured.flops / T
+
+    state = model.init_state(1, T)
+    for t in range(T):
+        model(tokens(1)[:, t : t + 1], state=state)
+    held = {x.untyped_storage() for states in state.branches for s in states.values() for x in s.tensors()}
+    assert reported.state_bytes_per_sequence == sum(storage.nbytes() for storage in held)
+
+
+@every_option
+def test_it_begins_well(choices):
+    """The first loss is that of a guess, ln V, and the stream neither vanishes nor explodes with depth."""
+    model, batch = tiny_model(*choices, n_layers=12), tokens(8, T + 1)
+    sizes = []
+    for branch in model.branches():
+        branch.register_forward_hook(lambda module, args, out: sizes.append(out.square().mean().sqrt().item()))
+    loss = torch.nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+    assert abs(loss.item() - math.log(VOCAB)) < 0.1 * math.log(VOCAB)
+    # independent branches add up like their square root; linear growth is the limit, exponential growth a bug
+    assert 1 / len(sizes) < sizes[-1] / sizes[0] < len(sizes)
