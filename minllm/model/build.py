@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from omegaconf import DictConfig
 
 from minllm.config import build, validate
@@ -28,4 +29,7 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     tokenizer = tokenizer or build(cfg.tokenizer)
     model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
     initialise(model, cfg.seed)
+    # two tokens show at once whether the parts fit together, before anything is read or trained
+    with torch.no_grad():
+        model(torch.zeros(1, 2, dtype=torch.int64))
     return model

@@ -76,6 +76,8 @@ class LM(nn.Module):
         self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")
         self.position = pos(dim)
 
+        if not layout:
+            raise UserError("model.layout is empty: write for example 'model.layout=[attn mlp]'.")
         sentences = [_parse(layout[i % len(layout)], branches) for i in range(n_layers)]
         total = sum(len(sentence) for sentence in sentences)
         self.layers = nn.ModuleList()

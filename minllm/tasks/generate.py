@@ -1,0 +1,41 @@
+"""`python run.py task=generate run=latest 'prompts=[Once upon a time]'`: continue prompts with a trained model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from minllm.config import build
+from minllm.generate import generate as continued
+from minllm.train import checkpoints, machine
+
+
+def generate(cfg: DictConfig, run_dir: Path, *, run: str, prompts: list[str]) -> list[str]:
+    """Print what a run's best model makes of each prompt, and return the continuations.
+
+    Args:
+        run: the run's folder, or `latest`.
+        prompts: the beginnings, of any lengths; "" begins a new text. A single one is continued as you watch.
+
+    Raises:
+        UserError: there is no such run, or its checkpoint is damaged.
+    """
+    device, _ = machine.choose_device(build(cfg.train).device)
+    model, tokenizer, _ = checkpoints.load(run, device=str(device))
+    options = asdict(build(cfg.sample))
+    if len(prompts) == 1:
+        show(prompts[0])
+        texts = continued(model, tokenizer, prompts, stream=show, **options)
+        show("\n")
+        return texts
+    texts = continued(model, tokenizer, prompts, **options)
+    print("\n\n".join(prompt + text for prompt, text in zip(prompts, texts)))
+    return texts
+
+
+def show(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()

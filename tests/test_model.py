@@ -1,0 +1,144 @@
+"""The parts of the model against slow and obviously right references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minllm.errors import UserError
+from minllm.model.mixers.softmax import attend, attend_in_blocks
+from minllm.model.parameter import Linear, SplitLinear, initialise
+from minllm.objective.cross_entropy import head_cross_entropy
+from tests.tiny import VOCAB, tiny_model, tokens
+
+
+def qkv(B=2, H=6, G=2, T=13, K=8):
+    torch.manual_seed(0)
+    shapes = (B, H, T, K), (B, G, T, K), (B, G, T, K)
+    return [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+
+def slow_causal_attention(q_BHTK, k_BGTK, v_BGTK):
+    """One query at a time, as the formula says."""
+    B, H, T, K = q_BHTK.shape
+    y_BHTK = torch.zeros(B, H, T, K)
+    for b in range(B):
+        for h in range(H):
+            g = h // (H // k_BGTK.shape[1])
+            for t in range(T):
+                scores = k_BGTK[b, g, : t + 1] @ q_BHTK[b, h, t] / K**0.5
+                y_BHTK[b, h, t] = scores.softmax(0) @ v_BGTK[b, g, : t + 1]
+    return y_BHTK
+
+
+@pytest.mark.parametrize("heads", [(6, 6), (6, 2), (6, 1)])
+@pytest.mark.parametrize("core", [attend, attend_in_blocks])
+def test_attention_is_the_formula(core, heads):
+    q, k, v = qkv(H=heads[0], G=heads[1])
+    torch.testing.assert_close(core(q, k, v), slow_causal_attention(q, k, v))
+
+
+def test_both_ways_to_attend_have_the_same_gradients():
+    weights = torch.randn(2, 6, 13, 8)
+    gradients = []
+    for core in (attend, attend_in_blocks):
+        inputs = qkv()
+        (core(*inputs, scale=0.3) * weights).sum().backward()
+        gradients.append([x.grad for x in inputs])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("counted", ["all", "some", "one"])
+def test_cross_entropy_with_the_head_is_cross_entropy(softcap, counted):
+    """More rows than one chunk, and a last chunk that isn't full."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(700, 16), torch.randn(VOCAB, 16)
+    targets = torch.randint(0, VOCAB, (700,))
+    if counted != "all":
+        targets[torch.arange(700) % 700 != 3 if counted == "one" else torch.arange(700) % 3 == 0] = -100
+
+    def reference(x, weight):
+        logits = x @ weight.T
+        logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+
+    results = []
+    for loss_of in (lambda x, w: head_cross_entropy(x, w, targets, softcap), reference):
+        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        loss = loss_of(*inputs)
+        (loss / 7).backward()
+        results.append([loss.detach(), *(one.grad for one in inputs)])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_arms_start_with_the_weights_they_share():
+    """Same seed: what has the same path and shape is the same, whatever else differs; another seed shares nothing."""
+    one, other = tiny_model("model/attn=mha").state_dict(), tiny_model("model/attn=mqa", "norm=post").state_dict()
+    shared = [name for name in one if name in other and one[name].shape == other[name].shape]
+    assert "embedding" in shared and "layers.1.mlp.words.mlp.gate_up.weight" in shared
+    assert all(torch.equal(one[name], other[name]) for name in shared)
+    queries = "layers.0.attn.words.attn.qkv.weight"
+    assert one[queries].shape != other[queries].shape
+    assert torch.equal(one[queries][:32], other[queries][:32])
+
+
+def test_seeds_draw_different_weights():
+    model = SplitLinear(8, [4, 4], stream="reads")
+    initialise(model, 0)
+    first = model.weight.clone()
+    assert not torch.equal(first[:4], first[4:])
+    initialise(model, 1)
+    assert not torch.equal(first, model.weight)
+
+
+def test_a_projection_keeps_the_variance_of_its_input():
+    linear = Linear(512, 512, stream="reads")
+    initialise(linear, 0)
+    assert linear(torch.randn(1000, 512)).std().item() == pytest.approx(1, rel=0.1)
+
+
+def test_every_parameter_has_a_role():
+    for param in tiny_model("experiment=gpt2").parameters():
+        assert param.role.kind in ("matrix", "vector", "embedding")
+        assert (param.role.kind == "vector") == (param.ndim == 1)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        (("model.layout=[attn mpl]",), "'mpl', and the model has no such branch. Did you mean 'mlp'"),
+        (("model.layout=[rec mlp]",), "model/rec=<option>"),
+        (("model.layout=['']",), "empty sentence"),
+        (("model.layout=[]",), "empty"),
+        (("model.attn.n_kv_heads=3",), "multiple of n_kv_heads"),
+        (("model.attn.head_dim=7",), "even head_dim"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_a_sentence(choices, words):
+    from types import SimpleNamespace
+
+    from minllm.config import compose
+    from minllm.model.build import build_model
+
+    with pytest.raises(UserError) as refused:
+        build_model(compose(choices), SimpleNamespace(vocab_size=VOCAB))
+    assert words in str(refused.value)
+
+
+def test_dropout_is_for_training_only():
+    model, batch = tiny_model(), tokens()
+    model.dropout = 0.5
+    for branch in model.branches():
+        branch.dropout = 0.5
+    assert torch.equal(model(batch), model(batch))
+    model.train()
+    assert not torch.equal(model(batch), model(batch))
+
+
+def test_softcap_bounds_the_logits():
+    model, batch = tiny_model("model.softcap=0.01", randomised=True), tokens()
+    assert model(batch).abs().max() <= 0.01
