@@ -6,6 +6,7 @@ anything is built, that `optim.lr=-1` can't be.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,7 +21,8 @@ class Range:
     high: float = float("inf")
 
     def __contains__(self, number: float) -> bool:
-        return (number > self.low if self.low_open else number >= self.low) and number <= self.high
+        above = number > self.low if self.low_open else number >= self.low
+        return above and number <= self.high and math.isfinite(number)
 
 
 Count = Annotated[int, Range("a whole number of 1 or more", 1)]

@@ -1,0 +1,34 @@
+# `make train` and `make test` set up what they need, in .venv, once.
+
+python := .venv/bin/python
+
+.PHONY: help train test clean
+
+help:
+	@echo "make train   install into .venv and train the default model on the built-in corpus"
+	@echo "make test    install what the tests need too, check the style and run them"
+	@echo "make clean   remove .venv and caches; runs under outputs/ stay"
+
+train: .venv/installed
+	$(python) run.py
+
+test: .venv/installed-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(python) -m pytest
+
+# installed again when pyproject.toml changes
+.venv/installed: pyproject.toml | .venv/bin/pip
+	$(python) -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/installed-test: pyproject.toml | .venv/bin/pip
+	$(python) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@ .venv/installed
+
+.venv/bin/pip:
+	python3 -m venv .venv
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

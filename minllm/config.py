@@ -1,0 +1,145 @@
+"""From words on a command line to objects: compose a configuration, settle what it continues, build what it names.
+
+    cfg = compose(["model/attn=mqa", "norm=post"])     the files of conf/, with two choices changed
+    validate(cfg)                                      every key and value is one that the code takes
+    norms = build(cfg.norm)                            the one place where a configuration becomes an object
+
+Nothing here imports torch: what a `_target_` names is imported when it's validated or built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from minllm.errors import UserError
+from minllm.explain import explained
+from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
+from minllm.validation import allowed_packages, branches_of, locate, options_of, validate
+
+__all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def compose(
+    overrides: Iterable[str] = (), *, config_name: str = "config", config_dir: str | Path | None = None
+) -> DictConfig:
+    """Return the configuration that the command line `run.py <overrides>` would run.
+
+    Args:
+        overrides: what would be typed, one string for each word: `["model/attn=mqa", "train.steps=100"]`.
+        config_name: the file of conf/ to start from.
+        config_dir: another folder of options, as `--config-dir` on the command line.
+
+    Raises:
+        UserError: a choice or a key doesn't exist, or a value can't be read.
+    """
+    import hydra
+
+    overrides = list(overrides)
+    search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
+    with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
+        composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
+    return settle(composed, overrides, composed.hydra.runtime.choices)
+
+
+def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
+    """Return the configuration to run: what was composed, on top of the run that it continues or looks at.
+
+    `resume=<run>`, `run=<run>` and `init_from=<run>` mean "as that run was configured", so the run's own
+    configuration takes the place of the defaults, and only what `overrides` name is taken from `composed`. The choices
+    made (group → option) are written into the configuration, and packages of code count only where the command line
+    names them.
+
+    Raises:
+        UserError: the run isn't there, or the overrides would make it another run.
+    """
+    cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
+    cfg.choices = {
+        group: choice for group, choice in sorted(choices.items()) if not group.startswith("hydra/")
+    }
+    named = named_keys(overrides)
+    if cfg.get("extensions") and "extensions" not in named:
+        listed = ",".join(cfg.extensions)
+        raise UserError(
+            f"A file can't allow itself to run code. If you trust it, add 'extensions=[{listed}]'."
+        )
+    if cfg.get("extensions") and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where my_idea/ stands
+    for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
+        if cfg.get(key):
+            cfg[key] = str(find_run(cfg[key]))
+            cfg = go_on(cfg, read_run(cfg[key], cfg.extensions), named)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def perform(cfg: DictConfig, run_dir: Path) -> Any:
+    """Do the configuration's task, and return what it returns.
+
+    A task is a function `task(cfg, run_dir, *, <its own root keys>)`. A resumed run goes on in its own folder.
+    """
+    validate(cfg)
+    task = locate(cfg.task._target_, allowed_packages(cfg))
+    own = {name: plain(cfg[name]) for name in options_of(task) if name in cfg}
+    return task(cfg, Path(cfg.get("resume") or run_dir), **own)
+
+
+def build(node: Mapping[str, Any], *args: Any) -> Any:
+    """Return what a node configures: its `_target_`, called with `args` and, by keyword, the node's options.
+
+    A node inside it arrives as a `functools.partial` of its own target and options: the owner calls it with what
+    only the owner knows, such as a layer's width.
+
+    Raises:
+        UserError: the target isn't this project's, or its constructor refuses the combination of options.
+    """
+    return part(node)(*args)
+
+
+def part(node: Mapping[str, Any]) -> functools.partial[Any]:
+    """Return a node's target with the node's options filled in."""
+    root = node._get_root() if isinstance(node, DictConfig) else node
+    target = locate(node["_target_"], allowed_packages(root))
+    options = options_of(target)
+    filled = {name: plain(node[name]) for name in node if name in options}
+    branches = {name: part(node[name]) for name in branches_of(node, target, options)}
+    return functools.partial(target, **filled, **({"branches": branches} if branches else {}))
+
+
+def plain(value: Any) -> Any:
+    """Return a value of the configuration as Python's own: lists, dicts, and partials for nodes with a target."""
+    if isinstance(value, Mapping):
+        return part(value) if "_target_" in value else {name: plain(value[name]) for name in value}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(one) for one in value]
+    return value
+
+
+@contextlib.contextmanager
+def own_hydra() -> Iterator[None]:
+    """A Hydra of our own: composing works again and again, in a notebook, and inside a running job."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), job_name="minllm"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def existing_folder(folder: str | Path) -> Path:
+    if not Path(folder).is_dir():
+        raise UserError(f"There is no folder '{folder}' to take more options from.")
+    return Path(folder).resolve()

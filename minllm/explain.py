@@ -1,0 +1,102 @@
+"""Puts into one sentence what Hydra, OmegaConf and the file system say to developers at length."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterator, Sequence
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
+from omegaconf.errors import OmegaConfBaseException
+
+from minllm.errors import UserError, suggest
+from minllm.help import find_groups, first_line
+
+# what stops a file from being written or a folder from being made, whoever tries
+DISK_TROUBLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+
+
+@contextlib.contextmanager
+def explained(folders: Sequence[str] = ()) -> Iterator[None]:
+    """Raise what goes wrong inside, while a configuration is composed, as a `UserError`.
+
+    Args:
+        folders: more folders of options, besides conf/.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(composition_sentence(error, folders)) from error
+    except OSError as error:
+        raise (disk_error(error) or error) from error
+
+
+def disk_error(error: BaseException) -> UserError | None:
+    """Return the sentence for a full disk or a folder that can't be written to; None for other trouble."""
+    if not isinstance(error, OSError) or error.errno not in DISK_TROUBLE:
+        return None
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"The disk is full{where}. Make room, or write elsewhere with hydra.run.dir=<folder>."
+        )
+    return UserError(
+        f"Can't write{where}: {error.strerror}. Choose another place with hydra.run.dir=<folder>."
+    )
+
+
+def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
+    """Say what's wrong with the command line, and what to type instead."""
+    message = str(error) or str(error.__cause__ or "")
+    if isinstance(error, OverrideParseException):
+        return f"Can't read '{error.override}'. A setting is key=value; quote brackets: 'prompts=[Once upon a time]'."
+    if isinstance(error, SearchPathException):
+        return f"{first_line(message)}."
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        return missing_option(error.missing_cfg_file, error.options, message)
+    if several := re.search(r"Ambiguous value for argument '(.+)'", message):
+        key, _, values = several[1].partition("=")
+        as_list = "" if "/" in key else f", or type '{key}=[{values}]' for a list"
+        return f"{several[1]} is several values. Add -m to run each{as_list}."
+    if sweep := re.search(r"Sweep parameters '(.+)' requires", message):
+        return f"{sweep[1]} is several values. Add -m to run each."
+    if unknown := re.search(r"Could not override '(.+?)'", message):
+        value = re.search(r"use \+[^=]+=(.*)", message)
+        return unknown_key(unknown[1], value[1] if value else "<option>", error.__cause__, folders)
+    if merging := re.search(r"Error merging override (.+)", message):
+        return f"Can't set {merging[1]}: {first_line(str(error.__cause__))}."
+    full_key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
+    return (f"{full_key}: " if full_key else "") + first_line(message) + "."
+
+
+def missing_option(path: str, options: Sequence[str], message: str) -> str:
+    group, _, option = path.rpartition("/")
+    asker = re.match(r"In '(.+?)'", message)
+    asked_by = f", which {asker[1]} asks for" if asker and asker[1] != "config" else ""
+    return f"There is no {group}={option}{asked_by}.{suggest(option, options)}"
+
+
+def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequence[str]) -> str:
+    """Say what's near a key that nothing takes: a group of that name, another task's key, or one beside it."""
+    groups = find_groups(folders)
+    if "/" in key:
+        return f"There is no group '{key}'.{suggest(key, groups)}"
+    for group in groups:
+        if key == group.rpartition("/")[2]:
+            return f"There is no '{key}'. Did you mean {group}={value}?"
+    tasks = [task for task, option in groups.get("task", {}).items() if key in option.root_keys]
+    if tasks:
+        return f"This task takes no '{key}'. Add task={' or task='.join(tasks)}."
+    parent, _, name = key.rpartition(".")
+    beside = [str(one) for one in getattr(cause, "parent_node", None) or []]
+    where = f"{parent} has no option" if parent else "There is no option"
+    return f"{where} '{name}'.{suggest(name, [one for one in beside if one not in ('hydra', '_target_')])}"

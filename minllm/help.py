@@ -1,0 +1,113 @@
+"""The text of --help: what there is to choose from, read from the files of conf/ themselves.
+
+Nothing here imports Hydra, so that the answer comes at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+FLAGS = {  # flag: (its short form, what it does)
+    "--help": ("-h", "this page"),
+    "--multirun": ("-m", "run every combination of the values given, separated by commas"),
+    "--cfg": ("-c", "show the configuration instead of running it: --cfg job"),
+    "--resolve": ("", "with --cfg, show references resolved"),
+    "--package": ("-p", "with --cfg, show one part of it"),
+    "--info": ("-i", "show where the configuration comes from: --info defaults"),
+    "--config-dir": ("-cd", "add a folder with options of your own"),
+    "--config-path": ("-cp", "take another folder than conf/"),
+    "--config-name": ("-cn", "start from another file than config.yaml"),
+    "--shell-completion": ("-sc", 'let the Tab key complete: eval "$(python run.py -sc install=bash)"'),
+    "--run": ("-r", "run once, which is the default"),
+    "--experimental-rerun": ("", "run again from a saved folder of Hydra's"),
+    "--hydra-help": ("", "what Hydra itself offers"),
+    "--version": ("", "Hydra's version"),
+}
+
+INTRODUCTION = """\
+Train a small language model, one choice of its architecture at a time.
+
+  python run.py                                      train the default model on the built-in corpus
+  python run.py model/attn=mqa norm=post             the same, two choices changed
+  python run.py -m model/attn=mha,gqa,mqa seed=0,1   a grid: every combination, one after the other
+  python run.py resume=latest                        go on with the newest run
+  python run.py task=generate run=latest 'prompts=[Once upon a time]'
+  python run.py task=trace model/attn=mqa            shapes, parameters and FLOPs of every step
+  python run.py --config-dir my_idea/conf 'extensions=[my_idea]' model/attn=mine
+"""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One YAML file of a group."""
+
+    comment: str  # its first line of comment that isn't a directive
+    root_keys: frozenset[str]
+
+
+def help_text(folders: Iterable[str] = ()) -> str:
+    """Return the page: examples, each group with its options, the settings with their defaults, the flags."""
+    parts = [INTRODUCTION, "Choices (group=option; * is the default):\n"]
+    defaults = default_choices()
+    for group, options in find_groups(folders).items():
+        width = max(map(len, options))
+        parts.append(f"  {group}=")
+        parts += [
+            f"    {'*' if defaults.get(group) == name else ' '} {name:{width}}  {option.comment}".rstrip()
+            for name, option in options.items()
+        ]
+    parts += ["\nSettings (key=value, here with their defaults; --cfg job shows those of the choices too):\n"]
+    parts += settings()
+    parts += ["\nFlags:\n", *(f"  {short:3} {flag:20}  {text}" for flag, (short, text) in FLAGS.items())]
+    return "\n".join(parts)
+
+
+def find_groups(folders: Iterable[str] = ()) -> dict[str, dict[str, Option]]:
+    """Return every group, such as model/attn, with its options: the folders and files of conf/ and of `folders`."""
+    groups: dict[str, dict[str, Option]] = {}
+    for root in (CONF, *map(Path, folders)):
+        for file in sorted(root.glob("*/**/*.yaml")):
+            group = file.parent.relative_to(root).as_posix()
+            groups.setdefault(group, {}).setdefault(file.stem, read_option(file))
+    return dict(sorted(groups.items(), key=lambda one: (one[0] != "task", one[0])))
+
+
+def read_option(file: Path) -> Option:
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    comments = (line[1:].strip() for line in lines if line.startswith("#"))
+    comment = next((text for text in comments if text and not text.startswith("@")), "")
+    return Option(comment, frozenset(re.findall(r"^(\w+):", "\n".join(lines), re.M)))
+
+
+def default_choices() -> dict[str, str]:
+    """Return the option of each group that config.yaml starts from."""
+    return dict(
+        re.findall(r"^\s+- /?([\w/]+): (\w+)", (CONF / "config.yaml").read_text(encoding="utf-8"), re.M)
+    )
+
+
+def settings() -> list[str]:
+    """Return the settings of config.yaml as key=value lines, with their comments."""
+    found, section = [], ""
+    for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
+        entry = re.match(r"( *)(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)
+        if not entry:
+            continue
+        indent, key, value, comment = entry.groups()
+        if not indent:
+            section = key
+        if value and not key.startswith("_") and section not in ("defaults", "hydra"):
+            name = f"{section}.{key}" if indent else key
+            found.append(f"    {name}={value}".ljust(38) + f"  {comment or ''}")
+    return [line.rstrip() for line in found]
+
+
+def first_line(message: str) -> str:
+    """The first line of a library's message, without its full stop: what follows is meant for developers."""
+    lines = message.strip().splitlines() or ["unknown trouble"]
+    return re.sub(r"\s+", " ", lines[0]).rstrip(".")

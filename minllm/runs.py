@@ -1,0 +1,187 @@
+"""Runs on disk, as configurations: where one is, what it was configured with, and what continuing it means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from minllm.errors import UserError
+from minllm.validation import options_of, root_options
+
+OUTPUTS = Path("outputs")
+# the parts of a configuration that are a trained model
+MODEL_KEYS = ("model", "norm", "tokenizer")
+# what may change when a run goes on from where it stopped: how it's trained and watched, not what is learnt from what
+RESUME_MAY_CHANGE = ("train", "logger", "sample")
+
+
+def new_run_dir(overrides: Iterable[str] = ()) -> Path:
+    """Name a folder that doesn't exist yet: outputs/<date>/<time>-<choices>-<microseconds>."""
+    now = datetime.now()
+    return OUTPUTS / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{choice_words(overrides)}-{now:%f}"
+
+
+def choice_words(overrides: Iterable[str]) -> str:
+    """Return a few words for a folder's name: `["model/attn=mqa", "norm=post", "seed=1"]` gives mqa-post-seed1."""
+    words = []
+    for key, _, value in (one.partition("=") for one in overrides):
+        if key.startswith(("hydra", "resume", "init_from", "run", "prompts", "extensions", "data.path")):
+            continue
+        name = re.split(r"[./@+~]", key)[-1]
+        is_choice = "/" in key or re.fullmatch(r"[A-Za-z]\w*", value)
+        words.append(name if "," in value else value if is_choice else name + value)
+    text = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-.")
+    return text[:48].strip("-.") or "train"
+
+
+def remove_if_empty(run_dir: Path) -> None:
+    """Remove a run's folder in which nothing was written, and the folders above it that stand empty then."""
+    top, run_dir = OUTPUTS.resolve(), run_dir.resolve()
+    above = [folder for folder in run_dir.parents if folder == top or top in folder.parents]
+    for folder in (run_dir, *above):
+        grid = folder / "multirun.yaml"  # Hydra's note about a grid is of no use where no job wrote anything
+        if grid.is_file() and list(folder.iterdir()) == [grid]:
+            grid.unlink()
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def find_run(word: str | Path) -> Path:
+    """Return the folder of a run. `latest` is the one under outputs/ that saved a checkpoint last.
+
+    Raises:
+        UserError: there is no such folder, it is no run, or no run has been made yet.
+    """
+    if str(word) == "latest":
+        return latest_run()
+    run = Path(word).expanduser()
+    if not run.is_dir():
+        raise UserError(
+            f"There is no folder '{word}'. Name a run's folder, such as outputs/<date>/<time>-…, or latest."
+        )
+    if not (run / "config.yaml").is_file():
+        raise UserError(
+            f"'{word}' is no run: it has no config.yaml. A run's folder looks like outputs/<date>/<time>-…"
+        )
+    return run.resolve()
+
+
+def latest_run() -> Path:
+    saved = [folder for folder in OUTPUTS.rglob("checkpoints") if (folder.parent / "config.yaml").is_file()]
+    saved = [folder for folder in saved if any(folder.iterdir())]
+    if not saved:
+        raise UserError(
+            f"There is no run with a checkpoint under {OUTPUTS.resolve()} yet. Train one: python run.py"
+        )
+    return max(saved, key=lambda folder: folder.stat().st_mtime).parent.resolve()
+
+
+def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
+    """Return the configuration that a run was made with.
+
+    A run may come from anyone, so the packages that its configuration takes code from count only where `extensions`
+    names them too.
+    """
+    run = find_run(run)
+    file = run / "config.yaml"
+    try:
+        cfg = OmegaConf.load(file)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file} is damaged: it can't be read as YAML.") from error
+    lacking = [
+        name for name in (*MODEL_KEYS, "choices") if not isinstance(cfg, DictConfig) or name not in cfg
+    ]
+    if lacking:
+        raise UserError(f"{file} is damaged, or isn't minllm's: it has no '{lacking[0]}'.")
+    unknown = [name for name in cfg.get("extensions") or [] if name not in set(extensions)]
+    if unknown:
+        named = ",".join([*extensions, *unknown])
+        raise UserError(
+            f"{run} uses code of {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'."
+        )
+    cfg.extensions = list(extensions)
+    return cfg
+
+
+# ---- going on from a run: its configuration, with what the command line named changed ------------
+
+
+def revisited(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+    """`run=`: do another task with a run as it was configured."""
+    if "experiment" in named:
+        raise UserError(
+            "experiment= can't be combined with run=, which has its settings already. Leave one out."
+        )
+    names = [name for name in options_of(root_options) if name not in ("task", "choices", "extensions")]
+    return overlaid(cfg, saved, names, named)
+
+
+def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+    """`resume=`: train on in the same run. Only how long, how it's watched and how it's sampled may change."""
+    for key in sorted(named - {"resume", "task", "extensions"}):
+        may_change = key.partition(".")[0] in RESUME_MAY_CHANGE and key != "train.batch_size"
+        group = key.replace(".", "/")
+        if group in cfg.choices:
+            before, now = saved.choices.get(group), cfg.choices[group]
+        else:
+            before, now = select(saved, key), select(cfg, key)
+        if before != now and not may_change:
+            raise UserError(
+                f"resume= goes on with the same run, so {group if group in cfg.choices else key} can't change from"
+                f" {before} to {now}. To start a new run from its weights, type init_from={cfg.resume} instead."
+            )
+    return revisited(cfg, saved, named - {"experiment"})
+
+
+def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+    """`init_from=`: a new run that starts with another's model. What the model is comes from there."""
+    if "experiment" in named or cfg.get("resume"):
+        return cfg  # the model is named already, and must turn out to have the same parameters
+    return overlaid(cfg, saved, MODEL_KEYS, named)
+
+
+def overlaid(cfg: DictConfig, saved: DictConfig, names: Iterable[str], named: set[str]) -> DictConfig:
+    """Return `cfg` with the sections `names` as they were `saved`, but for the keys that were `named`."""
+    result = cfg.copy()
+    for name in names:
+        if name in saved:
+            result[name] = saved._get_node(name)
+            kept = {group for group in saved.choices if group.partition("/")[0] == name}
+            result.choices.update({group: saved.choices[group] for group in kept})
+    for key in sorted(named):
+        if key.partition(".")[0] in names:
+            OmegaConf.update(result, key, select(cfg, key), merge=False, force_add=True)
+            group = key.replace(".", "/")
+            if group in cfg.choices:
+                result.choices[group] = cfg.choices[group]
+    return result
+
+
+def named_keys(overrides: Iterable[str]) -> set[str]:
+    """Return the keys that overrides set: `["model/attn=mqa", "train={steps: 5}"]` gives model.attn, train.steps."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    keys: set[str] = set()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = (override.package or override.key_or_group).replace("/", ".")
+        if key.partition(".")[0] != "hydra":
+            keys.update(leaves(key, override.value()))
+    return keys
+
+
+def leaves(key: str, value: object) -> Iterable[str]:
+    if not isinstance(value, dict):
+        return [key]
+    return [leaf for name, inner in value.items() for leaf in leaves(f"{key}.{name}", inner)]
+
+
+def select(cfg: DictConfig, key: str) -> object:
+    return OmegaConf.select(cfg, key, throw_on_missing=False)

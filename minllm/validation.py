@@ -1,0 +1,277 @@
+"""Holds a composed configuration against the code it configures.
+
+**A constructor is a schema.** A node such as `{_target_: minllm.model.mlps.Gated, hidden: 512}` is checked against
+the signature of `Gated.__init__`: its keyword-only parameters are the options that a YAML file or the command line
+may set, and their annotations say which values they take. Positional parameters (a layer's width, its number) are the
+code's to supply. So a new option is one typed parameter, and there's no second list to keep in step.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from minllm.errors import UserError, suggest
+from minllm.options import Natural, Range
+
+Node = Mapping[str, Any]  # a part of the config with its own `_target_`
+
+
+def root_options(
+    *,
+    seed: Natural,
+    extensions: list[str],
+    choices: dict[str, str | None],
+    task: Node,
+    model: Node,
+    norm: Node,
+    objective: Node,
+    data: Node,
+    tokenizer: Node,
+    optim: Node,
+    schedule: Node,
+    logger: Node,
+    train: Node,
+    sample: Node,
+) -> None:
+    """The keys at the root of every configuration; a task's own keyword-only parameters come on top."""
+
+
+def validate(cfg: DictConfig) -> None:
+    """Raise `UserError` unless every key and value of `cfg` is one that the code it configures takes.
+
+    Nothing is built and nothing is written. What only a constructor can know, such as whether `n_heads` is
+    divisible by `n_kv_heads`, it says itself when it's built.
+    """
+    allowed = allowed_packages(cfg)
+    check_groups(cfg)
+    task = locate(target_of(cfg.get("task"), "task"), allowed, "task._target_")
+    check_options(cfg, "", {**options_of(root_options), **options_of(task)}, allowed)
+
+
+def check_node(node: Mapping[str, Any], path: str, allowed: set[str]) -> None:
+    """Check a node with its own `_target_` against that target's constructor."""
+    target = locate(target_of(node, path), allowed, f"{path}._target_")
+    options = options_of(target)
+    branches = branches_of(node, target, options)
+    for name in branches:
+        check_node(node[name], f"{path}.{name}", allowed)
+    check_options(node, path, options, allowed, also={"_target_", *branches})
+
+
+def check_options(
+    node: Mapping[str, Any],
+    path: str,
+    options: dict[str, inspect.Parameter],
+    allowed: set[str],
+    also: Iterable[str] = (),
+) -> None:
+    """Check that a node's keys are `options`, or are spoken for by `also`, and that its values fit."""
+    for name in node:
+        if name not in options and name not in also:
+            where = f"{path} has no option" if path else "There is no option"
+            raise UserError(f"{where} '{name}'.{suggest(str(name), options)}")
+    for name, option in options.items():
+        key = f"{path}.{name}" if path else name
+        if name in list(node):  # `in` alone denies what has no value yet
+            check_value(read(node, name, key), option.annotation, key, allowed)
+        elif option.default is inspect.Parameter.empty:
+            raise UserError(f"{key} is missing. Add it: +{key}=<value>")
+
+
+def check_value(value: Any, kind: Any, key: str, allowed: set[str]) -> None:
+    """Check one value: a node against its own target, anything else against the annotation `kind`."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        check_node(value, key, allowed)
+    elif not fits(value, kind):
+        said = repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+        raise UserError(f"{key} must be {words(kind)}, not {said}.{hint(value, kind, key)}")
+
+
+def check_groups(cfg: DictConfig) -> None:
+    """Refuse `model.attn=mqa` where `model/attn=mqa` was meant: a choice's place must hold the choice's node."""
+    for group in cfg.get("choices") or {}:
+        key = group.replace("/", ".")
+        value = OmegaConf.select(cfg, key, throw_on_missing=False, throw_on_resolution_failure=False)
+        if isinstance(value, (str, int, float, bool)):
+            raise UserError(
+                f"{group} is a choice of files, not a value. Type {group}={value} instead of {key}={value}."
+            )
+
+
+def read(node: Any, name: Any, key: str) -> Any:
+    """Return `node[name]` with its interpolation resolved, or say why there's nothing to return."""
+    if OmegaConf.is_missing(node, name):
+        raise UserError(f"{key} has no value yet. Give it one: {key}=<value>")
+    try:
+        return node[name]
+    except InterpolationResolutionError as error:
+        raw = node._get_node(name)._value()
+        raise UserError(f"{key} refers to {raw}, which can't be found: {first_line(error)}") from error
+
+
+def target_of(node: Any, key: str) -> str:
+    """Return the `_target_` of a node: the dotted path of a class or function."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str):
+        raise UserError(f"{key} must be a section with a _target_, the class it configures, not {node!r}.")
+    return target
+
+
+# ---- from a dotted path to code: only what this project, or a named extension, defines -----------
+
+
+def allowed_packages(cfg: Any) -> set[str]:
+    """The top-level packages that a configuration may take its code from."""
+    extensions = cfg.get("extensions") if isinstance(cfg, Mapping) else None
+    if not fits(extensions or [], list[str]):
+        raise UserError(
+            f"extensions must be a list of packages, such as 'extensions=[my_idea]', not {extensions!r}."
+        )
+    return {"minllm", *(name.partition(".")[0] for name in extensions or [])}
+
+
+def locate(target: str, allowed: Iterable[str], key: str = "_target_") -> Callable[..., Any]:
+    """Return the class or function that `target` names, which must be defined in one of the `allowed` packages.
+
+    A configuration file may come from anywhere, so this is the gate: `os.system` is refused by its first word, and
+    `minllm.config.os.system`, which starts well, because `os` isn't a module of minllm's.
+    """
+    module_name, _, name = target.rpartition(".")
+    package = module_name.partition(".")[0]
+    if package not in allowed:
+        raise UserError(
+            f"{key}={target} is refused: code is only taken from {' and '.join(sorted(allowed))}. If you trust"
+            f" '{package or target}' to run on this machine, add 'extensions=[{package or target}]'."
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except AttributeError as error:
+        raise UserError(f"{key}={target}: {module_name} has no '{name}'.") from error
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it imports isn't
+        raise UserError(f"{key}={target}: there is no module '{error.name}'.") from error
+    defined_in = str(getattr(found, "__module__", "")).partition(".")[0]
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or defined_in not in allowed:
+        raise UserError(f"{key}={target} is refused: it's no class or function of {package}'s own.")
+    return found
+
+
+def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of a class or function by name, with their annotations evaluated."""
+    parameters = inspect.signature(target).parameters.values()
+    options = {one.name: one for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    written = types.SimpleNamespace(__annotations__={name: one.annotation for name, one in options.items()})
+    names = vars(importlib.import_module(target.__module__))
+    kinds = get_type_hints(written, globalns=names, include_extras=True)
+    kinds = {name: Any if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
+    return {name: one.replace(annotation=kinds[name]) for name, one in options.items()}
+
+
+def branches_of(node: Mapping[str, Any], target: Callable[..., Any], options: Iterable[str]) -> list[str]:
+    """Return the names of the nodes inside `node` that aren't options but branches.
+
+    A model's layout calls its branches what it likes (attn, mlp, rec, local, …), so a target with a positional
+    parameter `branches` is given, by name, all nodes that none of its options claims.
+    """
+    if "branches" not in inspect.signature(target).parameters:
+        return []
+    return [name for name in node if name not in options and isinstance(node[name], Mapping)]
+
+
+# ---- values and annotations ----------------------------------------------------------------------
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether `value` is one that the annotation `kind` allows."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Annotated:
+        return fits(value, args[0]) and all(value in mark for mark in args[1:] if isinstance(mark, Range))
+    if origin is Literal:
+        return any(value == word and type(value) is type(word) for word in args)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in args)
+    if kind in (None, type(None)):
+        return value is None
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (str, bool):
+        return isinstance(value, kind)
+    if is_list(kind):
+        inner = args[0] if args else Any
+        return (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and all(fits(one, inner) for one in value)
+        )
+    if origin is dict or kind is dict:
+        inner = args[1] if args else Any
+        return isinstance(value, Mapping) and all(fits(value[name], inner) for name in value)
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def words(kind: Any) -> str:
+    """Say in words which values an annotation allows."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return next((mark.words for mark in args[1:] if isinstance(mark, Range)), words(args[0]))
+    if origin is Literal:
+        return ("one of " if len(args) > 1 else "") + ", ".join(str(word) for word in args)
+    if origin in (Union, types.UnionType):
+        return ", or ".join(words(one) for one in args)
+    if is_list(kind):
+        return "a list" + (f", each item {words(args[0])}" if args and args[0] is not Any else "")
+    if origin is dict or kind is dict:
+        return "a mapping of names" + (f", each {words(args[1])}" if args and args[1] is not Any else "")
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", None: "null"}
+    return {**plain, type(None): "null"}.get(kind, "a section with a _target_")
+
+
+def hint(value: Any, kind: Any, key: str) -> str:
+    """A word more where the mistake is a likely one."""
+    if isinstance(value, float) and value.is_integer() and fits(int(value), kind):
+        return f" Write {key}={int(value)}."
+    if isinstance(value, (int, float, bool)) and fits(str(value), kind):
+        return f" Quote it: {key}='\"{value}\"'"
+    if isinstance(value, str) and fits([value], kind):
+        return f" Put it in brackets: '{key}=[{value}]'"
+    if words(kind).startswith("a section"):
+        return f" Set one of its options instead: {key}.<option>=<value>"
+    if isinstance(value, str):
+        literals = [word for word in literal_words(kind) if isinstance(word, str)]
+        return suggest(value, literals) if literals and suggest(value, literals).startswith(" Did") else ""
+    return ""
+
+
+def literal_words(kind: Any) -> list[Any]:
+    """The words of every `Literal` inside an annotation."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return [word for one in get_args(kind) for word in literal_words(one)]
+    return []
+
+
+def is_list(kind: Any) -> bool:
+    return (get_origin(kind) or kind) in (list, tuple, Sequence)
+
+
+def first_line(error: OmegaConfBaseException | Exception) -> str:
+    """The first line of a library's message: what follows is meant for its developers."""
+    return (
+        re.sub(r"\s+", " ", str(error).strip().splitlines()[0])
+        if str(error).strip()
+        else type(error).__name__
+    )

@@ -1,0 +1,190 @@
+"""run.py as a person meets it: what it prints, its exit code, and what it leaves on the disk."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import minllm
+import run as door
+from minllm.help import CONF, find_groups, help_text
+from tests.test_config import MINE, OPTIONS, REFUSED, idea  # noqa: F401  (idea is a fixture)
+
+ROOT = Path(door.__file__).resolve().parent
+
+
+@pytest.fixture
+def go(idea: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable]:  # noqa: F811
+    """Call the door in this process: `go("seed=1")` gives (exit code, stdout, stderr)."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    handlers = logging.getLogger().handlers[:]
+
+    def call(*words: str) -> tuple[int, str, str]:
+        words = ("--config-dir", "conf", *MINE, *words)
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        code = door.main(words)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    yield call
+    logging.getLogger().handlers[:] = handlers  # Hydra's write to a stream that this test is about to close
+
+
+def python(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case[0])
+def test_a_mistake_costs_one_line_and_leaves_nothing(go: Callable, case: tuple[str, ...]):
+    typed, *expected = case
+    code, out, err = go(typed)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    for word in expected:
+        assert any(one in err for one in word.split("|")), err
+    assert not Path("outputs").exists()
+
+
+def test_a_mistake_by_another_process_too(idea: Path):  # noqa: F811
+    done = python(str(ROOT / "run.py"), "--config-dir", "conf", *MINE, "model.attn.heads=four", cwd=idea)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert not (idea / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--foo"], "no flag --foo"),
+        (["--config-dri", "x"], "'--config-dir'"),
+        (["-x"], "no flag -x"),
+        (["--config-name", "nope"], "nope"),
+        (["hydra.run.dir=/dev/null/x"], "Can't write at /dev/null/x"),
+        (["word=full"], "disk is full"),
+    ],
+)
+def test_flags_and_places(go: Callable, words: list[str], expected: str):
+    code, _, err = go(*words)
+    assert code == 2 and expected in err and err.count("\n") == 1
+    assert not Path("outputs").exists()
+
+
+def test_a_folder_of_options_that_is_not_there(go: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--config-dir", "nowhere"])
+    assert door.main(["--config-dir", "nowhere"]) == 2
+
+
+def test_outputs_that_cannot_be_written(go: Callable):
+    Path("outputs").write_text("a file where a folder should be")
+    code, _, err = go()
+    assert code == 2 and "Can't write" in err and "hydra.run.dir=" in err and err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(go: Callable):
+    code, _, err = go("word=bug")
+    assert code == 1 and "Traceback" in err and "ValueError: a bug of ours" in err and "hydra/" not in err
+
+
+def test_a_run_is_where_it_says(go: Callable):
+    assert go("word=write", "model/attn=yours")[0] == 0
+    (config,) = Path("outputs").rglob("config.yaml")
+    assert "yours" in config.parent.name and config.parent.parent.parent == Path("outputs")
+    assert go("word=write", "hydra.run.dir=there/it/is")[0] == 0
+    assert Path("there/it/is/config.yaml").is_file() and {
+        file.name for file in Path("there/it/is").iterdir()
+    } == {"checkpoints", "config.yaml"}
+
+
+def test_one_impossible_combination_does_not_cost_the_grid(go: Callable):
+    code, _, err = go("-m", "word=write", "seed=-1,1", "model/attn=mine,yours")
+    assert code == 2 and err.count("\n") == 2 and err.count("seed=-1: seed must be") == 2
+    runs = [config.parent.name for config in Path("outputs").rglob("config.yaml")]
+    assert len(runs) == 2 and all("seed1" in name for name in runs) and "mine" in "".join(runs)
+    assert len(list(Path("outputs").glob("*/*"))) == 1, "one folder for the grid"
+
+
+def test_a_typo_in_a_grid_is_refused_before_anything_runs(go: Callable):
+    code, _, err = go("-m", "word=write", "model/attn=mine,yuors")
+    assert code == 2 and "'yours'" in err and not Path("outputs").exists()
+
+
+def test_a_grid_in_which_nothing_is_written_leaves_nothing(go: Callable):
+    assert go("-m", "seed=0,1")[0] == 0
+    assert not Path("outputs").exists()
+
+
+# ---- answers that come at once -------------------------------------------------------------------
+
+
+def test_help_names_every_option_with_its_line(idea: Path):  # noqa: F811
+    text = help_text([str(idea / "conf")])
+    for group, options in find_groups([idea / "conf"]).items():
+        assert f"{group}=" in text
+        for name, option in options.items():
+            assert option.comment, f"{group}/{name}.yaml doesn't begin with a line of comment"
+            assert f"{name} " in text and option.comment in text
+    assert "My idea" in text and "seed=0" in text and "train.steps=" in text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]], ids=" ".join)
+def test_answers_do_not_wait_for_torch(idea: Path, words: list[str]):  # noqa: F811
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['run.py', '--config-dir', 'conf', *{MINE!r}, *{words!r}]\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    print('torch' in sys.modules, 'hydra' in sys.modules, file=sys.stderr)\n"
+    )
+    done = python("-c", script, cwd=idea)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.split()[-2:] == ["False", str("--help" not in words)]
+    assert done.stdout
+
+
+def test_the_door_opens_from_anywhere_and_through_a_link(idea: Path):  # noqa: F811
+    (idea / "link.py").symlink_to(ROOT / "run.py")
+    done = python("link.py", "--config-dir", "conf", *MINE, "--cfg", "job", cwd=idea)
+    assert done.returncode == 0 and "my_idea.Mixer" in done.stdout
+
+
+def test_the_tab_key_completes(idea: Path):  # noqa: F811
+    environment = {**os.environ, "COMP_LINE": "python run.py model/attn=m", "COMP_POINT": "26"}
+    words = [sys.executable, str(ROOT / "run.py"), "-sc", "query=bash"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert {"model/attn=mha", "model/attn=mqa"} <= set(done.stdout.split())
+
+
+# ---- the package ---------------------------------------------------------------------------------
+
+
+def test_the_public_names_stay_functions_when_folders_of_their_name_are_imported():
+    importlib.import_module("minllm.generate.sampler")
+    importlib.import_module("minllm.train.settings")
+    for name in minllm.__all__:
+        assert callable(getattr(minllm, name)), name
+    assert (
+        "torch"
+        not in python(
+            "-c", "import minllm, sys; minllm.compose; print(*sys.modules)", cwd=ROOT
+        ).stdout.split()
+    )
+    with pytest.raises(AttributeError):
+        minllm.nothing  # noqa: B018
+
+
+def test_every_option_file_begins_with_its_line():
+    for file in CONF.rglob("*.yaml"):
+        lines = [
+            line
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if not line.startswith("# @package")
+        ]
+        assert lines and lines[0].startswith("# "), file
+    assert OPTIONS
