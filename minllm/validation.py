@@ -29,7 +29,6 @@ def root_options(
     seed: Natural,
     extensions: list[str],
     choices: dict[str, str | None],
-    task: Node,
     model: Node,
     norm: Node,
     objective: Node,
@@ -53,7 +52,9 @@ def validate(cfg: DictConfig) -> None:
     allowed = allowed_packages(cfg)
     check_groups(cfg)
     task = locate(target_of(cfg.get("task"), "task"), allowed, "task._target_")
-    check_options(cfg, "", {**options_of(root_options), **options_of(task)}, allowed)
+    check_options(cfg.task, "task", {}, allowed, also={"_target_"})
+    # a task's options stand at the root, beside its node
+    check_options(cfg, "", {**options_of(root_options), **options_of(task)}, allowed, also={"task"})
 
 
 def check_node(node: Mapping[str, Any], path: str, allowed: set[str]) -> None:

@@ -1,0 +1,190 @@
+"""Who competes: minllm as it trains, and transformers' Llama of the same shape.
+
+Both take the training loop's own steps. What differs is what is compared: the model, its loss and its generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from minllm.config import build, compose
+from minllm.data.batches import Batch
+from minllm.generate.generate import next_tokens
+from minllm.generate.sampler import Sampling
+from minllm.model.build import build_model
+from minllm.train.checkpoints import Progress
+from minllm.train.loop import Run
+from minllm.train.machine import Precision
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model with a gated MLP and a tied head, and of the batches that it is trained on."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden: int
+    seq_len: int
+    batch_size: int
+    vocab_size: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.seq_len
+
+
+SHAPES = {
+    # many layers and a large vocabulary for so narrow a stream: the time goes into everything but products
+    "S1": Shape(64, 12, 2, 1, head_dim=16, hidden=64, seq_len=256, batch_size=32, vocab_size=4099),
+    # the time goes into matrix products
+    "S3": Shape(384, 6, 6, 6, head_dim=64, hidden=1024, seq_len=256, batch_size=16, vocab_size=4096),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the models of a comparison are run."""
+
+    precision: Precision
+    compiled: bool
+
+    def __str__(self) -> str:
+        return f"{'compiled' if self.compiled else 'eager'} {self.precision}"
+
+
+def config(shape: Shape, setting: Setting) -> DictConfig:
+    """Return minllm's configuration of a shape, as a command line would compose it."""
+    return compose(
+        [
+            f"model.dim={shape.dim}",
+            f"model.n_layers={shape.n_layers}",
+            "model/attn=gqa",
+            f"model.attn.n_heads={shape.n_heads}",
+            f"model.attn.n_kv_heads={shape.n_kv_heads}",
+            f"model.attn.head_dim={shape.head_dim}",
+            "model/mlp=swiglu",
+            f"model.mlp.hidden={shape.hidden}",
+            "model/pos=rope",
+            "norm=pre",
+            "model.tie_embeddings=true",
+            f"data.seq_len={shape.seq_len}",
+            f"train.batch_size={shape.batch_size}",
+            f"train.precision={setting.precision}",
+            f"train.compile={setting.compiled}",
+        ]
+    )
+
+
+@dataclass
+class Contestant:
+    """A model with all that is timed about it."""
+
+    model: nn.Module
+    objective: object
+    optimizer: torch.optim.Optimizer
+    generate: Callable[[list[list[int]], int], None]
+    """Continues rows of tokens by so many each, drawn from the whole distribution, whatever comes."""
+
+
+def minllm(shape: Shape, cfg: DictConfig, device: torch.device) -> Contestant:
+    """Return minllm's model, built as `run.py` builds it."""
+    model = build_model(cfg, SimpleNamespace(vocab_size=shape.vocab_size)).to(device)
+    objective = build(cfg.objective)
+
+    def generate(rows: list[list[int]], new_tokens: int) -> None:
+        generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
+        sampling = Sampling(temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, max_new_tokens=new_tokens, seed=0)
+        for tokens_B in next_tokens(model, rows, generators, sampling):
+            tokens_B.tolist()  # somebody reads them
+
+    return Contestant(model, objective, build(cfg.optim, model), generate)
+
+
+def transformers(shape: Shape, cfg: DictConfig, device: torch.device) -> Contestant:
+    """Return transformers' Llama with the same options of AdamW, fused as its trainer has it."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    llama = LlamaConfig(
+        hidden_size=shape.dim,
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.hidden,
+        vocab_size=shape.vocab_size,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(llama).to(device)
+    betas = (cfg.optim.beta1, cfg.optim.beta2)
+    decay = cfg.optim.weight_decay
+    optimizer = torch.optim.AdamW(
+        model.parameters(), cfg.optim.lr, betas, cfg.optim.eps, weight_decay=decay, fused=True
+    )
+
+    def generate(rows: list[list[int]], new_tokens: int) -> None:
+        sampling = GenerationConfig(max_new_tokens=new_tokens, do_sample=True, top_k=0, use_cache=True)
+        tokens_BT = torch.tensor(rows, device=device)
+        model.eval()
+        model.generate(tokens_BT, attention_mask=torch.ones_like(tokens_BT), generation_config=sampling).tolist()
+        model.train()
+
+    return Contestant(model, LlamaObjective(), optimizer, generate)
+
+
+class LlamaObjective:
+    """The loss that transformers' model computes itself, summed as minllm's is."""
+
+    def loss(self, model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: None) -> Tensor:
+        # the targets are the next tokens already
+        shifted = {"shift_labels": targets_BT, "num_items_in_batch": 1}
+        return model(input_ids=tokens_BT, labels=targets_BT, use_cache=False, **shifted).loss
+
+
+MAKERS = {"minllm": minllm, "transformers": transformers}
+
+
+def step_run(contestant: Contestant, shape: Shape, setting: Setting, cfg: DictConfig, device: torch.device) -> Run:
+    """Return a run of which only the steps are taken: nothing happens between them."""
+    return Run(
+        seed=0,
+        settings=build(cfg.train),
+        folder=None,
+        logger=None,
+        model=contestant.model,
+        objective=contestant.objective,
+        optimizer=contestant.optimizer,
+        schedule=None,
+        budget=None,
+        progress=Progress(decisions={"micro_batch_size": shape.batch_size}),
+        train_batches=SameBatch(shape),
+        val_batches=None,
+        sample=None,
+        device=device,
+        precision=setting.precision,
+        tokens_per_step=shape.tokens_per_step,
+    )
+
+
+class SameBatch:
+    """Random tokens, the same ones in each step."""
+
+    def __init__(self, shape: Shape):
+        generator = torch.Generator().manual_seed(0)
+        size = (shape.batch_size, shape.seq_len + 1)
+        tokens = torch.randint(shape.vocab_size, size, generator=generator)
+        self.same = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)
+
+    def batch(self, step: int) -> Batch:
+        return self.same

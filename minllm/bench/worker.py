@@ -1,0 +1,160 @@
+"""A contestant in a process of its own, so that its peak memory and its malloc are its own.
+
+    with Worker(job) as worker:
+        worker.ask("train", seconds=1.0)       {"steps": 3, "seconds": 1.2, "loss": 8.3}
+
+The process lives until the `with` block ends and does nothing between questions, so that contestants can take turns
+on a machine that others use as well. Question and answer are a line of JSON each, through its stdin and stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from minllm.bench.contestants import MAKERS, Setting, Shape, config, step_run
+from minllm.train import loop, memory
+
+PROMPT_TOKENS = 8
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker works on."""
+
+    contestant: Literal["minllm", "transformers"]
+    keep_pages: bool
+    """Tell malloc what minllm tells it (`train.malloc=keep`)."""
+    shape: Shape
+    setting: Setting
+    device: str
+
+    @classmethod
+    def read(cls, text: str) -> Job:
+        values = json.loads(text)
+        return cls(**{**values, "shape": Shape(**values["shape"]), "setting": Setting(**values["setting"])})
+
+
+class Worker:
+    """The process, as the one who asks sees it.
+
+    Raises:
+        RuntimeError: the process failed; the message ends with what it said last.
+    """
+
+    def __init__(self, job: Job):
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "minllm.bench.worker", json.dumps(asdict(job))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            cwd=Path(__file__).resolve().parents[2],
+            text=True,
+        )
+
+    def ask(self, name: str, **arguments: float) -> dict[str, Any]:
+        """Return the answer of the method of `Contest` that has this name."""
+        try:
+            self.process.stdin.write(json.dumps([name, arguments]) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self.process.wait()
+            self.errors.seek(0)
+            raise RuntimeError(f"a benchmark's process ended at '{name}':\n{self.errors.read()[-4000:]}")
+        return json.loads(answer)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.process.kill()  # it has nothing to put in order
+        self.process.communicate()
+        self.errors.close()
+
+
+class Contest:
+    """The process, seen from inside: a contestant, and what it can be asked to do."""
+
+    def __init__(self, job: Job):
+        self.device = torch.device(job.device)
+        if job.keep_pages:
+            memory.keep_pages()
+        self.shape = job.shape
+        torch.manual_seed(0)
+        cfg = config(job.shape, job.setting)
+        self.contestant = MAKERS[job.contestant](job.shape, cfg, self.device)
+        self.run = step_run(self.contestant, job.shape, job.setting, cfg, self.device)
+        self.loss_of = loop.compile_loss(self.run) if job.setting.compiled else self.run.objective.loss
+        self.lr = cfg.optim.lr
+
+    def warm_up(self) -> dict[str, float]:
+        """Take the first steps, which compile and fill caches; from then on the peak of memory counts."""
+        seconds = self._seconds(lambda: [self._step() for _ in range(WARM_UP_STEPS)])
+        memory.reset_peak(self.device)
+        return {"seconds": seconds}
+
+    def train(self, seconds: float) -> dict[str, float]:
+        """Take steps until `seconds` have passed, one at least."""
+        steps, taken, loss = 0, 0.0, 0.0
+        while not steps or taken < seconds:
+            begun = time.perf_counter()
+            loss = self._step()
+            taken += time.perf_counter() - begun
+            steps += 1
+        return {"steps": steps, "seconds": taken, "loss": loss}
+
+    def memory(self) -> dict[str, int]:
+        """Return the peak since the warm-up."""
+        return {"bytes": memory.peak_bytes(self.device)}
+
+    def generate(self, rows: int, new_tokens: int) -> dict[str, float]:
+        """Continue `rows` prompts by `new_tokens` each."""
+        prompt = [i % self.shape.vocab_size for i in range(PROMPT_TOKENS)]
+        seconds = self._seconds(lambda: self.contestant.generate([prompt] * rows, new_tokens))
+        return {"tokens": rows * new_tokens, "seconds": seconds}
+
+    def _step(self) -> float:
+        loss = loop.whole_batch_gradient(self.run, self.loss_of)
+        loop.update(self.run, self.lr)
+        self._synchronize()
+        self.run.progress.step += 1
+        return loss
+
+    def _seconds(self, act: Callable[[], object]) -> float:
+        begun = time.perf_counter()
+        act()
+        self._synchronize()
+        return time.perf_counter() - begun
+
+    def _synchronize(self) -> None:
+        torch.get_device_module(self.device).synchronize()
+
+
+def main() -> None:
+    # stdout is for answers alone: what libraries print goes where errors go
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    contest = Contest(Job.read(sys.argv[1]))
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        answers.write(json.dumps(getattr(contest, name)(**arguments)) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Batches of tokens to learn from and to be judged by.
+
+corpus = open_data(source, tokenizer)
+train = corpus.train(batch_size=32, seed=0)
+batch = train.batch(step)                       # the same for the same seed and step, always and anywhere
+for batch in corpus.validation(batch_size=32):  # every token of the validation documents, once
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minllm.data.packing import Concat, Layout, Pack, Pad, Piece, windows
+from minllm.data.source import Source
+from minllm.data.store import Documents, Store, open_store
+from minllm.model.context import PAD
+from minllm.objective.cross_entropy import IGNORED
+from minllm.tokenizer import Tokenizer
+
+ROUNDED_TO = 32  # widths of evaluation batches, so that a compiled model meets only a few
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens, each predicting the next.
+
+    tokens_BT: int64, the input
+    targets_BT: int64, the token after each; -100 where no loss counts
+    segments_BT: int64, the number of a token's document along its row, -1 for padding; None if a row is one stream
+    """
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    segments_BT: Tensor | None
+
+    def to(self, device: torch.device | str) -> Batch:
+        segments = None if self.segments_BT is None else self.segments_BT.to(device, non_blocking=True)
+        return replace(
+            self,
+            tokens_BT=self.tokens_BT.to(device, non_blocking=True),
+            targets_BT=self.targets_BT.to(device, non_blocking=True),
+            segments_BT=segments,
+        )
+
+
+def open_data(source: Source, tokenizer: Tokenizer) -> Corpus:
+    """Return a corpus ready to be read; its tokens are encoded first if they haven't been yet.
+
+    Raises:
+        UserError: the source can't be read, or its tokens can't be written.
+    """
+    return Corpus(source, open_store(source, tokenizer), tokenizer.eot)
+
+
+class Corpus:
+    """A corpus as tokens, in the rows that the source's `seq_len` and `packing` ask for.
+
+    floor_bits_per_byte: the true entropy of the validation documents, if the source knows it
+    """
+
+    def __init__(self, source: Source, store: Store, eot: int) -> None:
+        self.source, self.store, self.eot = source, store, eot
+        self.floor_bits_per_byte: float | None = store.metadata["floor_bits_per_byte"]
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        layout = {"concat": Concat, "pad": Pad, "pack": Pack}[self.source.packing]
+        return layout(self.store.split("train"), self.source.seq_len)
+
+    def train(self, batch_size: int, seed: int) -> TrainBatches:
+        return TrainBatches(
+            self.store.split("train"), self.layout, self.source.seq_len, self.eot, batch_size, seed
+        )
+
+    def validation(self, batch_size: int) -> Validation:
+        return Validation(self.store.split("val"), self.source.seq_len, self.eot, batch_size)
+
+
+class TrainBatches:
+    """An endless sequence of batches: epoch after epoch, all rows in an order drawn for that epoch.
+
+    The order depends on the seed alone, and row n of the sequence is in batch n // batch_size, which may begin in one
+    epoch and end in the next.
+
+    rows_per_epoch: how many rows show the corpus once
+    """
+
+    def __init__(
+        self, documents: Documents, layout: Layout, seq_len: int, eot: int, batch_size: int, seed: int
+    ) -> None:
+        self.documents, self.layout, self.seq_len, self.eot = documents, layout, seq_len, eot
+        self.batch_size = batch_size
+        self.rows_per_epoch = layout.rows
+        self.order = functools.lru_cache(2)(functools.partial(epoch_order, layout.rows, seed))
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Return the batch of a step, which counts from 0, or some of its rows: a micro-batch.
+
+        tokens_BT is (number of rows, seq_len).
+        """
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        return fill(
+            [self.row(number) for number in numbers],
+            self.documents,
+            self.seq_len,
+            self.eot,
+            self.layout.segmented,
+        )
+
+    def row(self, number: int) -> list[Piece]:
+        epoch, place = divmod(number, self.layout.rows)
+        order, shift = self.order(epoch)
+        return self.layout.pieces(int(order[place]), shift)
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> tuple[np.ndarray, float]:
+    """Return the order of an epoch's rows, and how far its windows are shifted."""
+    random = np.random.default_rng([seed, epoch])
+    return random.permutation(rows), random.random()
+
+
+class Validation:
+    """The whole validation set in batches, always the same; iterate over it as often as you like.
+
+    Each document stands alone. One longer than `seq_len` is cut into consecutive windows, and what a window predicts
+    it predicts from that window only: the first token of each has no more context than the token before it. Windows of
+    similar length share a batch, so there's little padding.
+
+    tokens: how many are predicted, each exactly once, with the eot that ends each document
+    bytes: the length of the documents in UTF-8; the sum of all losses / ln 2 / bytes is the bits per byte
+    """
+
+    def __init__(self, documents: Documents, seq_len: int, eot: int, batch_size: int) -> None:
+        self.documents, self.seq_len, self.eot, self.batch_size = documents, seq_len, eot, batch_size
+        self.starts, self.lengths = windows(documents.starts, seq_len)
+        self.order = np.argsort(-self.lengths, kind="stable")
+        self.tokens = int(self.lengths.sum())
+        self.bytes = int(documents.bytes.sum())
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches, the longest windows first; tokens_BT is (at most batch_size, at most seq_len)."""
+        for start in range(0, len(self.order), self.batch_size):
+            chosen = self.order[start : start + self.batch_size]
+            rows = [[(int(self.starts[one]), int(self.lengths[one]))] for one in chosen]
+            longest = int(self.lengths[chosen].max())
+            width = min(self.seq_len, -(-longest // ROUNDED_TO) * ROUNDED_TO)
+            yield fill(
+                rows, self.documents, width, self.eot, segmented=bool(self.lengths[chosen].min() < width)
+            )
+
+
+def fill(
+    rows: Sequence[Sequence[Piece]], documents: Documents, width: int, eot: int, segmented: bool
+) -> Batch:
+    """Return the batch with these pieces in its rows, from left to right, and padding after them."""
+    shape = (len(rows), width)
+    tokens_BT = np.full(shape, eot, np.int64)
+    targets_BT = np.full(shape, IGNORED, np.int64)
+    segments_BT = np.full(shape, PAD, np.int64)
+    for row, pieces in enumerate(rows):
+        at = 0
+        for segment, (start, length) in enumerate(pieces):
+            piece = documents.tokens[start : start + length + 1]
+            place = (row, slice(at, at + length))
+            tokens_BT[place], targets_BT[place], segments_BT[place] = piece[:-1], piece[1:], segment
+            at += length
+    as_tensor = torch.from_numpy
+    return Batch(as_tensor(tokens_BT), as_tensor(targets_BT), as_tensor(segments_BT) if segmented else None)

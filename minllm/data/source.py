@@ -1,0 +1,51 @@
+"""What every corpus has in common: documents in two splits, a fingerprint, and how rows are made of them.
+
+This module's annotations are real objects, not strings: a source in another module inherits the options, and
+`minllm.config.validate` reads their types there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from minllm.options import Count
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A corpus: a subclass adds its own options as fields, `documents` and `fingerprint`.
+
+    Its fields are what `data:` in a YAML file may say, so the three below belong to every source.
+
+    seq_len: tokens in a row of a training batch, and the longest window of evaluation
+    packing: how a row is made of documents: `concat` cuts the endless stream of documents in windows (fastest),
+        `pad` gives each document rows of its own, `pack` fits several whole documents in a row, each of which
+        sees only itself
+    cache: the folder that keeps the tokens of corpora already encoded; safe to delete
+    """
+
+    seq_len: Count = 256
+    packing: Literal["concat", "pad", "pack"] = "concat"
+    cache: str = ".cache/stores"
+
+    @property
+    def fingerprint(self) -> str:
+        """A string that changes whenever any document of either split does, cheap to compute.
+
+        It must not depend on `seq_len`, `packing` or `cache`: one store of tokens serves them all.
+        """
+        raise NotImplementedError
+
+    def documents(self, split: Split) -> Iterator[str]:
+        """Yield the split's documents, each not empty, in an order that is always the same."""
+        raise NotImplementedError
+
+    def floor_bits_per_byte(self) -> float | None:
+        """The true entropy of the validation documents in bits per UTF-8 byte, where it is known.
+
+        No model's expected `val_bpb` is lower. It is asked for once, when the store is built, and kept there.
+        """
+        return None

@@ -1,0 +1,257 @@
+"""`data=text`: the documents of your own .txt, .jsonl and .parquet files."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minllm.data.source import Source, Split
+from minllm.errors import UserError
+from minllm.options import Fraction
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+PIECE = 1 << 20  # bytes of a text without separators that are one document
+HASHED_WHOLE = (
+    1 << 28
+)  # files up to this size are known by their content, larger ones by size and time of change
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles(Source):
+    """Documents from files, read as they are needed and never a large file at once.
+
+    A .jsonl file has a document in each line, a .parquet file in each row, and a .txt file wherever `separator`
+    stands, less the white space around it. A document is held out if a hash of its text says so: the same text is
+    always on the same side, whatever other documents there are.
+
+    A .txt file without a separator is one text. Its last part is held out, from the end of a line on; each part is
+    one document up to 1 MiB, and longer ones are cut at the end of a line into documents of at most that size.
+    Evaluation reads a document in windows of `seq_len` tokens.
+
+    path: a file, a glob, or a list of both; files are read in the order of the list, a glob's by name
+    field: the key of .jsonl lines and the column of .parquet files that holds the text
+    separator: what stands between the documents of a .txt file; null if it is one text
+    val_fraction: about how much is held out: of the documents, or of the bytes of each text that is one document
+    """
+
+    path: str | list[str]
+    field: str = "text"
+    separator: str | None = None
+    val_fraction: Fraction = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"data.val_fraction={self.val_fraction} leaves nothing on one side. Try 0.1.")
+        if self.separator == "":
+            raise UserError(
+                "data.separator is empty. Name the text between documents, or null if there is none."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        options = [self.field, self.separator, self.val_fraction]
+        known = [identity(path) for path in find_files(self.path)]
+        return hashlib.sha256(json.dumps([options, known]).encode()).hexdigest()
+
+    def documents(self, split: Split) -> Iterator[str]:
+        """Yield the split's documents.
+
+        Raises:
+            UserError: a file is missing, empty, not UTF-8 or malformed, or nothing falls in the split.
+        """
+        nothing = True
+        for path in find_files(self.path):
+            for text in self.documents_of(path, split):
+                nothing = False
+                yield text
+        if nothing:
+            raise UserError(
+                f"No document of {self.path} falls in the {'training' if split == 'train' else 'validation'} set:"
+                f" there is too little text for data.val_fraction={self.val_fraction}. Add text or change the fraction."
+            )
+
+    def documents_of(self, path: Path, split: Split) -> Iterator[str]:
+        try:
+            if path.suffix == ".txt" and self.separator is None:
+                yield from part_of_text(path, split, self.val_fraction)
+                return
+            for text, place in self.all_of(path):
+                if text and is_held_out(text, place, self.val_fraction) == (split == "val"):
+                    yield text
+        except OSError as error:
+            raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
+
+    def all_of(self, path: Path) -> Iterator[tuple[str, str]]:
+        """Yield every document of a file, with the words for where it stands."""
+        if path.suffix == ".txt":
+            assert self.separator is not None
+            return separated(path, self.separator)
+        return (lines if path.suffix == ".jsonl" else rows)(path, self.field)
+
+
+def find_files(path: str | list[str]) -> list[Path]:
+    """Return the files that paths and globs name, each once."""
+    found: dict[Path, None] = {}
+    for one in [path] if isinstance(path, str) else path:
+        here = Path(one).expanduser()
+        if here.is_dir():
+            raise UserError(
+                f"data.path={one} is a folder. Name its files: 'data.path={one.rstrip('/')}/*.txt'"
+            )
+        matches = [here] if here.is_file() else sorted(map(Path, glob.glob(str(here), recursive=True)))
+        if not matches:
+            what = "No file matches" if glob.has_magic(one) else "There is no file"
+            raise UserError(f"{what} data.path={one} (looked in {Path.cwd()}).")
+        found.update(dict.fromkeys(file for file in matches if not file.is_dir()))
+    for file in found:
+        if file.suffix not in SUFFIXES:
+            raise UserError(
+                f"{file} is not one of {', '.join(SUFFIXES)}, the kinds of file that data=text reads."
+            )
+        if file.stat().st_size == 0:
+            raise UserError(f"{file} is empty.")
+    if not found:
+        raise UserError(f"data.path={path} names no file. Name one, such as data.path=notes.txt")
+    return list(found)
+
+
+def identity(path: Path) -> str:
+    """Return what changes when the file does: a hash of its content, or of its name, size and time if it is large."""
+    status = path.stat()
+    if status.st_size > HASHED_WHOLE:
+        return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    try:
+        return path.suffix + hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from error
+
+
+def is_held_out(text: str, place: str, fraction: float) -> bool:
+    try:
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: the text has half a surrogate pair, which is no character.") from error
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+# ---- .txt ---------------------------------------------------------------------------------------------------------
+
+
+def part_of_text(path: Path, split: Split, fraction: float) -> Iterator[str]:
+    """Yield one side of a file that is a single text, in documents of at most `PIECE` bytes."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        middle = int(size * (1 - fraction))
+        file.seek(middle)
+        middle += good_cut(file.read(PIECE), first=True)
+        if not 0 < middle < size:
+            raise UserError(f"{path} is too small to hold out {fraction:.0%} of it. Add text.")
+        start, end = (0, middle) if split == "train" else (middle, size)
+        while start < end:
+            file.seek(start)
+            block = file.read(min(PIECE, end - start))
+            if start + len(block) < end:
+                block = block[: good_cut(block, first=False)]
+            text = decode(block, path, start)
+            start += len(block)
+            if text.strip():
+                yield text.removeprefix("\ufeff")
+
+
+def good_cut(block: bytes, *, first: bool) -> int:
+    """Return how many bytes of `block` come before its first or last good place to cut: a line, a word, a character."""
+    for mark in (b"\n", b" "):
+        at = block.find(mark) if first else block.rfind(mark)
+        if at >= 0:
+            return at + 1
+    places = range(len(block)) if first else range(len(block) - 1, 0, -1)
+    return next((at for at in places if block[at] & 0xC0 != 0x80), len(block))
+
+
+def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
+    """Yield the documents between separators, without the white space around them."""
+    mark, rest, start, found = separator.encode(), b"", 0, False
+    with path.open("rb") as file:
+        while block := file.read(PIECE):
+            *pieces, rest = (rest + block).split(mark)
+            found = found or bool(pieces)
+            for piece in pieces:
+                yield decode(piece, path, start).removeprefix("\ufeff").strip(), f"{path}, byte {start:,}"
+                start += len(piece) + len(mark)
+    if not found:
+        raise UserError(f"{path} has no '{separator}' in it. If it is one text, leave data.separator out.")
+    yield decode(rest, path, start).strip(), f"{path}, byte {start:,}"
+
+
+def decode(block: bytes, path: Path, start: int) -> str:
+    try:
+        return block.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text: byte {start + error.start:,} is 0x{block[error.start]:02x}."
+            f" Convert it: iconv -f latin1 -t utf-8 {path}"
+        ) from error
+
+
+# ---- .jsonl and .parquet ------------------------------------------------------------------------------------------
+
+
+def lines(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    """Yield the text in each line of a .jsonl file; blank lines are passed over."""
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}, line {number:,}"
+            text = decode(line, path, start).removeprefix("\ufeff")
+            start += len(line)
+            if text.strip():
+                yield text_of(text, field, place), place
+
+
+def text_of(line: str, field: str, place: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not JSON: {getattr(error, 'msg', error)}.") from error
+    if not isinstance(record, dict):
+        raise UserError(f'{place} is not an object such as {{"{field}": "…"}}.')
+    return checked(record, field, place)
+
+
+def rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    """Yield the text in each row of a .parquet file; a missing value is passed over."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        columns = file.schema_arrow.names
+        if field not in columns:
+            raise UserError(
+                f"{path} has no column '{field}', only {', '.join(columns)}. Choose one: data.field=…"
+            )
+        number = 0
+        for batch in file.iter_batches(columns=[field]):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                place = f"{path}, row {number:,}"
+                if value is not None:
+                    yield checked({field: value}, field, place), place
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def checked(record: dict[str, Any], field: str, place: str) -> str:
+    if field not in record:
+        has = f"only {', '.join(map(str, record))}" if record else "or anything else"
+        raise UserError(f"{place} has no '{field}', {has}. Name the key that holds the text: data.field=…")
+    if not isinstance(record[field], str):
+        raise UserError(f"{place}: '{field}' is not text but {json.dumps(record[field], default=str)[:40]}.")
+    return record[field]

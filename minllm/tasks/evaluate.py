@@ -1,0 +1,39 @@
+"""`python run.py task=evaluate run=latest`: measure a trained model on a validation set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from minllm.config import build
+from minllm.data.batches import open_data
+from minllm.train import checkpoints, machine
+from minllm.train.evaluation import above_floor
+from minllm.train.evaluation import evaluate as measure
+
+
+def evaluate(cfg: DictConfig, run_dir: Path, *, run: str) -> dict[str, float]:
+    """Print and return how good a run's best model is on the validation set of `cfg.data`.
+
+    Args:
+        run: the run's folder, or `latest`.
+
+    Returns:
+        `val_loss` in nats a token, `val_bpb` in bits a byte, and where the corpus's entropy is known `floor_bpb`
+        and `bpb_above_floor`.
+
+    Raises:
+        UserError: there is no such run, its checkpoint is damaged, or the data can't be read.
+    """
+    settings = build(cfg.train)
+    device = machine.choose_device(settings.device)
+    precision, _ = machine.choose_precision(settings.precision, device)
+    model, tokenizer, _ = checkpoints.load(run, device=device)
+    corpus = open_data(build(cfg.data), tokenizer)
+    validation = corpus.validation(settings.batch_size)
+    figures = measure(model, build(cfg.objective), validation, device, precision)
+    figures |= above_floor(figures["val_bpb"], corpus.floor_bits_per_byte)
+    for name, value in figures.items():
+        print(f"{name:16}{value:.6f}")
+    return figures

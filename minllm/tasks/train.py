@@ -1,0 +1,186 @@
+"""`python run.py`: train a model, watch it, and end with how good it is and what it writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from minllm.config import build
+from minllm.data.batches import open_data
+from minllm.generate.generate import generate
+from minllm.model.build import build_model
+from minllm.model.cost import cost
+from minllm.model.lm import LM
+from minllm.tokenizer import Tokenizer
+from minllm.train import checkpoints, machine, memory
+from minllm.train.budget import Budget
+from minllm.train.checkpoints import Progress
+from minllm.train.evaluation import above_floor
+from minllm.train.loop import Run, fit
+from minllm.train.rundir import RunDir
+from minllm.train.settings import Settings
+
+
+def train(cfg: DictConfig, run_dir: Path, *, resume: str | None = None, init_from: str | None = None) -> dict:
+    """Train the model that `cfg` describes; return what summary.json says.
+
+    Args:
+        run_dir: the folder of the run; it is made when all that can be refused has been.
+        resume: the run to go on with from its last checkpoint; `run_dir` is its folder.
+        init_from: the run whose best weights this one begins with.
+
+    Raises:
+        UserError: the configuration can't be trained, the loss is no number any more, or memory ran out.
+        OSError: the run's folder can't be written, or the disk is full.
+        SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint; 128 + the signal's number.
+    """
+    run, tokenizer, notes = prepare(cfg, run_dir, resume, init_from)
+    run.folder.begin(cfg, tokenizer)
+    if resume:
+        checkpoints.discard_after(checkpoints.find(resume, "last"))
+        run.folder.resume_at(run.progress.step)
+    notes.append(run.logger.start(cfg, run_dir))
+    for note in filter(None, notes):
+        run.folder.say(note)
+
+    signal = fit(run)
+    if signal is not None:
+        run.logger.finish({})
+        run.folder.say(f"Stopped at step {run.progress.step}. To go on: python run.py resume={run_dir}")
+        raise SystemExit(128 + signal)
+    summary = summarise(run, cfg)
+    run.folder.summary(summary)
+    run.logger.finish(summary)
+    for line in report(run, summary):
+        run.folder.say(line)
+    return summary
+
+
+def prepare(
+    cfg: DictConfig, run_dir: Path, resume: str | None, init_from: str | None
+) -> tuple[Run, Tokenizer, list[str | None]]:
+    """Build all that the run is made of, and refuse what can't be trained; nothing is written in `run_dir` yet.
+
+    Returns the run, its tokenizer, and what the log should say first.
+    """
+    settings: Settings = build(cfg.train)
+    folder = RunDir(run_dir)
+    if not resume:
+        folder.refuse_another_run()
+    checkpoint = checkpoints.find(resume, "last") if resume else None
+    progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
+
+    device = machine.choose_device(settings.device)
+    pages = memory.keep_pages() if settings.malloc == "keep" and device.type == "cpu" else False
+    memory.reset_peak(device)
+    precision, why = choose_precision(settings, device, progress)
+    rows = settings.micro_batch_size or settings.batch_size
+    progress.decisions["micro_batch_size"] = min(rows, progress.decisions.get("micro_batch_size", rows))
+
+    tokenizer = build(cfg.tokenizer, run_dir / "tokenizer") if resume else build(cfg.tokenizer)
+    corpus = open_data(build(cfg.data), tokenizer)
+    model = build_model(cfg, tokenizer).to(device)
+    if init_from:
+        checkpoints.load_weights(checkpoints.find(init_from, "best"), model)
+    optimizer = build(cfg.optim, model)
+    budget = budget_of(settings, model, cfg.data.seq_len)
+    schedule = build(cfg.schedule)
+    schedule.check(budget.total_steps)
+    if checkpoint:
+        checkpoints.load_weights(checkpoint, model)
+        checkpoints.load_optimizer(checkpoint, optimizer)
+        budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
+
+    run = Run(
+        seed=cfg.seed,
+        settings=settings,
+        folder=folder,
+        logger=build(cfg.logger),
+        model=model,
+        objective=build(cfg.objective),
+        optimizer=optimizer,
+        schedule=schedule,
+        budget=budget,
+        progress=progress,
+        train_batches=corpus.train(settings.batch_size, cfg.seed),
+        validation=corpus.validation(rows),
+        floor_bpb=corpus.floor_bits_per_byte,
+        sample=sampler(cfg, model, tokenizer),
+        device=device,
+        precision=precision,
+        tokens_per_step=settings.batch_size * cfg.data.seq_len,
+    )
+    params = sum(p.numel() for p in model.parameters())
+    notes = [
+        f"{'Going on' if resume else 'Training'} in {run_dir}",
+        f"{params:,} parameters; {device}, {torch.get_num_threads()} threads; {precision}: {why}.",
+        "glibc keeps the pages it has: faster steps for some memory (train.malloc=default turns it off)."
+        if pages
+        else None,
+        f"The weights begin as those of {init_from}." if init_from else None,
+        f"Going on from step {progress.step}." if resume else None,
+    ]
+    return run, tokenizer, notes
+
+
+def choose_precision(settings: Settings, device: torch.device, progress: Progress) -> tuple[Any, str]:
+    """Choose as asked, else as the run chose before, else as the machine says."""
+    before = progress.decisions.get("precision")
+    if settings.precision == "auto" and before:
+        return before, "as before"
+    precision, why = machine.choose_precision(settings.precision, device)
+    progress.decisions["precision"] = precision
+    return precision, why
+
+
+def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:
+    # counting FLOPs takes a second or two, so only a budget of FLOPs waits for it
+    flops_per_token = math.nan if settings.flops is None else cost(model, seq_len).flops_per_token
+    return Budget.of(settings, settings.batch_size * seq_len, flops_per_token)
+
+
+def sampler(cfg: DictConfig, model: LM, tokenizer: Tokenizer) -> Callable[[], list[tuple[str, str]]]:
+    """Return what lets the model, as it is then, write a new text."""
+    options = asdict(build(cfg.sample))
+    return lambda: [("", text) for text in generate(model, tokenizer, [""], **options)]
+
+
+def summarise(run: Run, cfg: DictConfig) -> dict:
+    """Return the run in figures: losses in nats a token and bits a byte, seconds, bytes."""
+    progress = run.progress
+    return {
+        "val_loss": progress.val_loss,
+        "val_bpb": progress.val_bpb,
+        **above_floor(progress.val_bpb, run.floor_bpb),
+        "best": progress.best,
+        **asdict(cost(run.model, cfg.data.seq_len)),
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "tokens_per_second": progress.tokens_per_second(run.tokens_per_step),
+        "wall_seconds": progress.seconds,
+        "peak_memory_bytes": memory.peak_bytes(run.device),
+        "seed": run.seed,
+        "device": str(run.device),
+        "decisions": progress.decisions,
+        "choices": OmegaConf.to_container(cfg.choices),
+    }
+
+
+def report(run: Run, summary: dict) -> list[str]:
+    """Return the last lines a person reads."""
+    floor = f", {summary['bpb_above_floor']:.4f} above the corpus's floor" if "floor_bpb" in summary else ""
+    return [
+        "",
+        *[(prompt + text).strip() for prompt, text in run.latest_samples],
+        "",
+        f"Validation: {summary['val_loss']:.4f} nats a token, {summary['val_bpb']:.4f} bits a byte{floor}.",
+        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"
+        f" {summary['wall_seconds']:.0f} s, at most {summary['peak_memory_bytes'] / 2**20:,.0f} MiB.",
+        f"The run is in {run.folder.path}",
+    ]

@@ -1,0 +1,135 @@
+"""Byte-pair encoding by sentencepiece, within the words of a regular expression, lossless.
+
+A text is split by a regular expression in the manner of GPT-4's: a word takes the space or the mark before
+it, digits come in threes, and a line's end stays with the marks it follows. Each such chunk is encoded alone,
+so no token reaches across two. sentencepiece itself knows the expression only while it trains, as its
+`pretokenizer` callback; its `encode` never calls it. Having learnt `'s` from `it's`, it would use it in
+`the 'sun'` too, where the expression parts `'` from `sun`. So the split is done here as well, and a text's
+tokens are those that training counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from minllm.errors import UserError
+from minllm.tokenizer import join_bytes
+
+MODEL, METADATA = "tokenizer.model", "metadata.json"
+REPOSITORY = Path(__file__).resolve().parents[2]
+SPACE = "\u2581"  # what sentencepiece writes in place of a space
+CACHED_CHUNKS = 1 << 16  # words whose tokens are remembered: most of a text is made of few
+
+
+class SentencePiece:
+    """A trained tokenizer, read from a folder with `tokenizer.model` and `metadata.json`.
+
+    Args:
+        saved: the folder a run kept, if the tokenizer is a run's; it comes before `folder`.
+        folder: where the tokenizer is, from here or, if there's none here, from the repository.
+
+    Raises:
+        UserError: the folder isn't there, or its files are damaged or don't belong together.
+    """
+
+    def __init__(self, saved: Path | None = None, *, folder: str) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self.folder = saved if saved is not None else find_folder(folder)
+        self.metadata, self.model = read_folder(self.folder)
+        self.processor = SentencePieceProcessor(model_proto=self.model)
+        self.vocab_size: int = self.processor.vocab_size()
+        self.eot: int = self.processor.eos_id()
+        self.table = [self.bytes_of(token) for token in range(self.vocab_size)]
+        self.byte_tokens = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        self.split = re.compile(self.metadata["pattern"]).findall
+        self.fingerprint = hashlib.sha256(self.model + self.metadata["pattern"].encode()).hexdigest()
+        self.tokens_of = functools.lru_cache(CACHED_CHUNKS)(self.encode_chunk)
+
+    def encode(self, text: str) -> list[int]:
+        return list(itertools.chain.from_iterable(map(self.tokens_of, self.split(text))))
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return join_bytes(self.table, ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.table[token]
+
+    def save(self, folder: Path) -> None:
+        write_folder(folder, self.metadata, self.model)
+
+    def encode_chunk(self, chunk: str) -> list[int]:
+        """Return a chunk's tokens; the character that stands for a space is spelled in bytes, lest it become one."""
+        first, *rest = chunk.split(SPACE)
+        tokens = self.processor.encode(first)
+        for part in rest:
+            tokens += [self.byte_tokens[byte] for byte in SPACE.encode()] + self.processor.encode(part)
+        return tokens
+
+    def bytes_of(self, token: int) -> bytes:
+        piece = self.processor.id_to_piece(token)
+        if self.processor.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        if self.processor.is_control(token) or self.processor.is_unknown(token):
+            return b""
+        return piece.replace(SPACE, " ").encode()
+
+
+def find_folder(folder: str) -> Path:
+    """Return the tokenizer's folder, as seen from the working directory or else from the repository."""
+    here = Path(folder).expanduser()
+    for place in (here, REPOSITORY / here):
+        if (place / MODEL).is_file():
+            return place
+    shipped = sorted(path.parent.name for path in (REPOSITORY / "tokenizers").glob(f"*/{MODEL}"))
+    raise UserError(
+        f"There is no tokenizer in '{folder}'. Train it with `python run.py task=tokenize name=<name>`, or choose"
+        f" tokenizer={' or '.join([*shipped, 'bytes'])}."
+    )
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """Return a tokenizer's metadata and model, checked against each other."""
+    try:
+        metadata = json.loads((folder / METADATA).read_bytes())
+        model = (folder / MODEL).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"The tokenizer in '{folder}' is incomplete: {Path(error.filename).name} is missing."
+        ) from error
+    except OSError as error:
+        raise UserError(f"The tokenizer in '{folder}' can't be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"The tokenizer in '{folder}' is damaged: {METADATA} isn't valid JSON.") from error
+    if not isinstance(metadata, dict) or not {"sha256", "pattern"} <= metadata.keys():
+        raise UserError(f"The tokenizer in '{folder}' is damaged: {METADATA} lacks sha256 or pattern.")
+    if hashlib.sha256(model).hexdigest() != metadata["sha256"]:
+        raise UserError(
+            f"The tokenizer in '{folder}' is damaged: {MODEL} isn't the file whose sha256 {METADATA} has."
+            " Restore both from where they came from, or train it again."
+        )
+    return metadata, model
+
+
+def write_folder(folder: Path, metadata: dict[str, Any], model: bytes) -> None:
+    """Write a tokenizer's two files, each beside its place and then renamed."""
+    text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in ((MODEL, model), (METADATA, text.encode())):
+            beside = folder / f"{name}.{os.getpid()}.tmp"
+            beside.write_bytes(content)
+            os.replace(beside, folder / name)
+    except OSError as error:
+        raise UserError(f"The tokenizer can't be written in '{folder}': {error.strerror}.") from error

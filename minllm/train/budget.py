@@ -1,0 +1,78 @@
+"""When a run ends, and where on its schedule it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from minllm.errors import UserError
+from minllm.train.settings import Settings
+
+PACE_STEPS = 5
+"""Steps after which the pace of a run is known, and with it the length of one whose budget is a time."""
+
+ENDLESS = 10**9
+"""The steps of a run whose length is not known yet."""
+
+
+@dataclass
+class Budget:
+    """What a run may spend: `steps`, `seconds`, or whichever is used up first.
+
+    The schedule is asked for the rate at `position` of `total_steps`. Under a budget of steps, tokens or FLOPs the
+    position is the step. Under a budget of minutes the length is estimated once, from the pace of the first steps,
+    and from then on each step moves the position by its share of the time that is left: the position never goes
+    back or leaps, however the pace changes, and reaches the end when the time does. Until the pace is known the
+    run counts as endless, so that the warm-up, if it has no length of its own, begins as that of a long run.
+    """
+
+    steps: int | None
+    seconds: float | None
+    total_steps: int
+    position: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings, tokens_per_step: int, flops_per_token: float) -> Budget:
+        limits = [
+            settings.steps,
+            settings.tokens and math.ceil(settings.tokens / tokens_per_step),
+            settings.flops and math.ceil(settings.flops / (flops_per_token * tokens_per_step)),
+        ]
+        steps = min((limit for limit in limits if limit is not None), default=None)
+        seconds = None if settings.minutes is None else settings.minutes * 60
+        return cls(steps, seconds, ENDLESS if steps is None else steps)
+
+    def spent(self, step: int, seconds: float) -> bool:
+        """Say whether a run that has taken `step` steps in `seconds` is over."""
+        return (self.steps is not None and step >= self.steps) or (
+            self.seconds is not None and seconds >= self.seconds
+        )
+
+    def advance(self, step: int, seconds: float, step_seconds: float) -> None:
+        """Take note that step number `step` (counted from 1) is done: it took `step_seconds`, all so far `seconds`."""
+        rest = self.total_steps - self.position
+        paces = [] if self.steps is None else [rest / (self.steps - step + 1)]
+        if self.seconds is not None and step > PACE_STEPS:
+            paces.append(rest * step_seconds / (max(self.seconds - seconds, 0.0) + step_seconds))
+        self.position += max(paces, default=1.0)
+        if self.steps is None and step == PACE_STEPS:
+            self.total_steps = max(step + 1, round(step * self.seconds / seconds))
+
+    def go_on(self, step: int, seconds: float, position: float, total_steps: int) -> None:
+        """Go on with a run that has taken `step` steps in `seconds`. UserError if it has used up this budget."""
+        if self.spent(step, seconds):
+            raise UserError(
+                f"This run has used up its budget: it has taken {step} steps in {seconds / 60:.1f} minutes. Give it"
+                " more, such as train.steps=" + str(2 * step) + "."
+            )
+        if self.steps is None and position > total_steps - 1:
+            # its time was up, and there is more now: the pace so far tells the length anew
+            position, total_steps = step, round(step * self.seconds / seconds)
+        self.position = position
+        self.total_steps = total_steps if self.steps is None else self.steps
+
+    def seconds_left(self, step: int, seconds: float, step_seconds: float) -> float:
+        """Estimate how long the rest of the run takes if each step takes `step_seconds`."""
+        by_steps = math.inf if self.steps is None else (self.steps - step) * step_seconds
+        by_time = math.inf if self.seconds is None else self.seconds - seconds
+        return max(0.0, min(by_steps, by_time))

@@ -1,0 +1,245 @@
+"""Checkpoints: safetensors, an optimizer state that holds tensors and numbers only, and JSON.
+
+    checkpoints/step-000100/
+        model.safetensors
+        optimizer.pt        loaded with weights_only=True: nothing is unpickled
+        state.json          how far the run is, its best evaluation, and what `auto` has chosen
+
+A checkpoint is written in a folder beside and renamed, so that one that has its name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from omegaconf import DictConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from minllm import runs
+from minllm.config import build
+from minllm.errors import UserError
+from minllm.model.build import build_model
+from minllm.model.lm import LM
+from minllm.tokenizer import Tokenizer
+from minllm.train.rundir import to_json
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that a checkpoint must know besides weights and optimizer."""
+
+    step: int = 0
+    tokens: int = 0
+    """Positions trained on, padding included: steps × batch_size × seq_len."""
+    seconds: float = 0.0
+    position: float = 0.0
+    """Where on its schedule the run is, in steps (see Budget)."""
+    total_steps: int | None = None
+    timed_steps: int = 0
+    timed_seconds: float = 0.0
+    """The steps whose pace counts, and the time they took: all but those that compile."""
+    val_loss: float | None = None
+    val_bpb: float | None = None
+    best: dict | None = None
+    """The step and val_loss of the best evaluation so far."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the steps since the last line of metrics."""
+    decisions: dict = field(default_factory=dict)
+    """What `auto` has chosen; a resumed run chooses the same."""
+
+    def tokens_per_second(self, tokens_per_step: int) -> float:
+        """Return the pace of training alone, without evaluations, checkpoints and compiling."""
+        if not self.timed_steps:
+            return self.tokens / self.seconds
+        return self.timed_steps * tokens_per_step / self.timed_seconds
+
+
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+) -> None:
+    """Write a checkpoint in `folder`, then remove all but the newest `keep` and the best.
+
+    Raises:
+        OSError: the folder can't be written, or the disk is full; earlier checkpoints are as they were.
+    """
+    target = folder / f"step-{progress.step:06d}"
+    beside = folder / f".{target.name}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        with _write_errors():
+            save_model(model, str(beside / "model.safetensors"))
+            with (beside / "optimizer.pt").open("wb") as file:
+                torch.save(optimizer.state_dict(), file)
+        (beside / "state.json").write_text(to_json(asdict(progress)))
+        _sync(beside)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    best = progress.best["step"] if progress.best else None
+    for old in all_in(folder)[:-keep]:
+        if step_of(old) != best:
+            shutil.rmtree(old)
+
+
+def all_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, the oldest first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def find(run: str | Path, which: Literal["last", "best"]) -> Path:
+    """Return a checkpoint of a run.
+
+    Args:
+        run: the run's folder, or `latest`.
+        which: `best` is the one with the lowest validation loss; the last where none has been evaluated.
+
+    Raises:
+        UserError: there is no such run, or it has no checkpoint.
+    """
+    folder = runs.find_run(run) / "checkpoints"
+    found = all_in(folder)
+    if not found:
+        raise UserError(f"'{folder.parent}' has no checkpoint: it stopped before the first one was written.")
+    if which == "best":
+        best = read_progress(found[-1]).best
+        return next((path for path in found if best and step_of(path) == best["step"]), found[-1])
+    return found[-1]
+
+
+def run_of(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent
+
+
+def discard_after(checkpoint: Path) -> None:
+    """Remove what a killed run left half written, and the checkpoints of later steps: it goes on from this one."""
+    for partial in checkpoint.parent.glob(".step-*.partial"):
+        shutil.rmtree(partial)
+    for later in all_in(checkpoint.parent):
+        if step_of(later) > step_of(checkpoint):
+            shutil.rmtree(later)
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Return how far the run was. UserError if the checkpoint is damaged."""
+    with _damage(checkpoint, "state.json") as path:
+        return Progress(**json.loads(path.read_text()))
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Fill `model` with a checkpoint's weights.
+
+    Raises:
+        UserError: the checkpoint is damaged, or is of another architecture.
+    """
+    with _damage(checkpoint, "model.safetensors") as path:
+        shapes = _shapes(path)
+    for name, tensor in model.state_dict().items():
+        if name in shapes and shapes[name] != tuple(tensor.shape):
+            raise UserError(
+                f"{path} is of another architecture: its {name} has shape {shapes[name]}, and this model's has"
+                f" {tuple(tensor.shape)}. Its options are in {run_of(checkpoint)}/config.yaml."
+            )
+    missing, unexpected = load_model(model, path, strict=False, device=str(next(model.parameters()).device))
+    if missing or unexpected:
+        words = [f"{name} is missing" for name in missing] + [
+            f"{name} is not in this model" for name in unexpected
+        ]
+        raise UserError(
+            f"{path} is of another architecture ({', '.join(words[:3])}). Give the options it was made with; they are"
+            f" in {run_of(checkpoint)}/config.yaml."
+        )
+
+
+def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Give `optimizer` the state it had. UserError if the checkpoint is damaged."""
+    with _damage(checkpoint, "optimizer.pt") as path:
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def load(
+    run: str | Path, *, which: Literal["best", "last"] = "best", device: torch.device | str = "cpu"
+) -> tuple[LM, Tokenizer, DictConfig]:
+    """Return the model of a run, its tokenizer and its configuration.
+
+    Args:
+        run: the run's folder, or `latest`.
+        which: the checkpoint with the lowest validation loss, or the last one.
+        device: where the model's parameters are put.
+
+    Returns:
+        (model, tokenizer, cfg); the model is in evaluation mode.
+
+    Raises:
+        UserError: there is no such run, it has no checkpoint, or the checkpoint is damaged.
+    """
+    checkpoint = find(run, which)
+    cfg = runs.read_run(run_of(checkpoint))
+    tokenizer = build(cfg.tokenizer, run_of(checkpoint) / "tokenizer")
+    model = build_model(cfg, tokenizer).to(device)
+    load_weights(checkpoint, model)
+    return model.eval(), tokenizer, cfg
+
+
+@contextmanager
+def _damage(checkpoint: Path, name: str) -> Iterator[Path]:
+    """Turn any failure to read a file of a checkpoint into a sentence that names the file and the cure."""
+    path = checkpoint / name
+    try:
+        yield path
+    # a damaged file may fail in as many ways as there are parsers; none of them is a bug of ours
+    except Exception as error:
+        what = (
+            "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({type(error).__name__})"
+        )
+        earlier = [other for other in all_in(checkpoint.parent) if step_of(other) < step_of(checkpoint)]
+        if earlier:
+            cure = f"Remove the folder {checkpoint}, and step {step_of(earlier[-1])} takes its place."
+        else:
+            cure = "The run has no earlier checkpoint, so train it again."
+        raise UserError(f"{path} {what}. {cure}") from error
+
+
+@contextmanager
+def _write_errors() -> Iterator[None]:
+    """safetensors and torch report a failed write in exceptions of their own; raise the OSError that is inside."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        inside = error.__context__
+        number = re.search(r"os error (\d+)", str(error))
+        if isinstance(inside, OSError):
+            raise inside from error
+        if number:
+            raise OSError(int(number[1]), str(error)) from error
+        raise
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the files are on the disk, so that the rename can't overtake them."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

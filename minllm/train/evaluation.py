@@ -1,0 +1,42 @@
+"""How good a model is on the whole validation set."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from minllm.data.batches import Validation
+from minllm.model.lm import LM
+from minllm.objective.causal import Causal
+from minllm.train.machine import Precision
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which a model is run: bf16 matrix products, or nothing special."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.no_grad()
+def evaluate(
+    model: LM, objective: Causal, validation: Validation, device: torch.device, precision: Precision
+) -> dict[str, float]:
+    """Return `val_loss` (nats a token) and `val_bpb` (bits a UTF-8 byte), without dropout."""
+    training = model.training
+    model.eval()
+    nats = torch.zeros((), dtype=torch.float64)
+    for batch in validation:
+        batch = batch.to(device)
+        with autocast(device, precision):
+            loss = objective.loss(model, batch.tokens_BT, batch.targets_BT, batch.segments_BT)
+        nats += loss.double().cpu()
+    model.train(training)
+    return {
+        "val_loss": nats.item() / validation.tokens,
+        "val_bpb": nats.item() / math.log(2) / validation.bytes,
+    }
+
+
+def above_floor(val_bpb: float, floor_bpb: float | None) -> dict[str, float]:
+    """Return how far a figure is above its corpus's entropy; nothing where that isn't known."""
+    return {} if floor_bpb is None else {"floor_bpb": floor_bpb, "bpb_above_floor": val_bpb - floor_bpb}

@@ -1,0 +1,116 @@
+"""Services that mirror a run's folder. The folder is the source of truth; a logger only looks.
+
+A logger has four methods: `start(cfg, run_dir)`, `log(event)`, `samples(step, rows)` and `finish(summary)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import netrc
+import os
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from omegaconf import DictConfig, OmegaConf
+
+
+class Logger(Protocol):
+    def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
+        """Begin, or go on with, the run in `run_dir`. Return a line for the log."""
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Mirror a line of metrics.jsonl."""
+
+    def samples(self, step: int, rows: list[tuple[str, str]]) -> None:
+        """Mirror what the model wrote: (prompt, continuation) pairs."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mirror summary.json, and end. An interrupted run has an empty summary."""
+
+
+class Silent:
+    """Nothing beyond the run's folder."""
+
+    def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
+        return None
+
+    def log(self, event: dict[str, Any]) -> None:
+        pass
+
+    def samples(self, step: int, rows: list[tuple[str, str]]) -> None:
+        pass
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        pass
+
+
+class WandB:
+    """Weights & Biases. Its files lie in the run's folder; `wandb sync` sends those of an offline run.
+
+    Each choice is a tag (`attn=mqa`) and a key of the config (`choices.attn`), by which a dashboard can group.
+
+    Args:
+        project: the project's name.
+        mode: auto is online if an API key is found, and offline otherwise.
+        group: the runs that belong together; null names the group after the choices, so that the seeds of one arm
+            of a comparison are together.
+    """
+
+    def __init__(self, *, project: str, mode: Literal["auto", "online", "offline"], group: str | None):
+        self.project, self.mode, self.group = project, mode, group
+
+    def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
+        import wandb  # takes a second, and most runs don't use it
+
+        mode = self.mode
+        if mode == "auto":
+            mode = "online" if _has_api_key() else "offline"
+        choices = {
+            group.split("/")[-1]: choice for group, choice in cfg.choices.items() if choice is not None
+        }
+        tags = [f"{group}={choice}"[:64] for group, choice in choices.items()]
+        logging.getLogger("wandb").setLevel(logging.ERROR)
+        self.run = wandb.init(
+            project=self.project,
+            group=self.group or " ".join(tags)[:128],
+            name=run_dir.name,
+            # the same folder is the same run, so that a resumed run goes on with its curves
+            id=hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16],
+            resume="allow",
+            dir=run_dir,
+            mode=mode,
+            tags=tags,
+            config={**OmegaConf.to_container(cfg, resolve=True), "choices": choices},
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
+        )
+        self.run.define_metric("tokens")
+        self.run.define_metric("*", step_metric="tokens", step_sync=True)
+        self.table = wandb.Table(columns=["step", "prompt", "text"], log_mode="INCREMENTAL")
+        where = (
+            f"offline, in {run_dir / 'wandb'}; `wandb sync` sends it" if mode == "offline" else self.run.url
+        )
+        why = "; no API key was found" if self.mode == "auto" and mode == "offline" else ""
+        return f"Weights & Biases: {where}{why}."
+
+    def log(self, event: dict[str, Any]) -> None:
+        self.run.log({name: value for name, value in event.items() if name != "step"}, step=event["step"])
+
+    def samples(self, step: int, rows: list[tuple[str, str]]) -> None:
+        for prompt, text in rows:
+            self.table.add_data(step, prompt, text)
+        self.run.log({"samples": self.table}, step=step)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.run.summary.update(summary)
+        self.run.finish()
+
+
+def _has_api_key() -> bool:
+    """Look for an API key where wandb does, without reading it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

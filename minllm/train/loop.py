@@ -1,0 +1,250 @@
+"""The training loop. It reads from top to bottom: what happens in a step, and what happens between steps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from minllm.data.batches import Batch, TrainBatches, Validation
+from minllm.errors import UserError
+from minllm.model.lm import LM
+from minllm.objective.causal import Causal
+from minllm.objective.cross_entropy import IGNORED
+from minllm.train import checkpoints, machine, memory
+from minllm.train.budget import ENDLESS, PACE_STEPS, Budget
+from minllm.train.checkpoints import Progress
+from minllm.train.evaluation import autocast, evaluate
+from minllm.train.interruption import Interruption
+from minllm.train.loggers import Logger
+from minllm.train.rundir import RunDir
+from minllm.train.schedules import Schedule
+from minllm.train.settings import Settings
+
+
+@dataclass
+class Run:
+    """All that a training run is made of."""
+
+    seed: int
+    settings: Settings
+    folder: RunDir
+    logger: Logger
+    model: LM
+    objective: Causal
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    budget: Budget
+    progress: Progress
+    train_batches: TrainBatches
+    validation: Validation
+    floor_bpb: float | None
+    """The validation set's true entropy, where it is known."""
+    sample: Callable[[], list[tuple[str, str]]]
+    """Returns (prompt, continuation) pairs of the model as it is."""
+    device: torch.device
+    precision: machine.Precision
+    tokens_per_step: int
+    latest_samples: list[tuple[str, str]] = field(default_factory=list)
+
+
+def fit(run: Run) -> int | None:
+    """Train until a budget is used up. Return the signal that stopped it early, or None.
+
+    Raises:
+        UserError: the loss is no number any more, or memory ran out at a single row.
+        OSError: the disk is full. Earlier checkpoints are as they were.
+    """
+    settings, progress, budget = run.settings, run.progress, run.budget
+    compiling = progress.decisions.get("compile", False) if settings.compile == "auto" else settings.compile
+    loss_of = compile_loss(run) if compiling else run.objective.loss
+    logged_steps, logged_seconds = 0, 0.0
+    began = time.perf_counter() - progress.seconds
+    last, stopping = False, None
+    run.model.train()
+
+    with Interruption(run.folder.say) as interruption, progress_bar(run) as bar:
+        while not last and stopping is None:
+            step_began = time.perf_counter()
+            lr = run.schedule.lr(progress.position, budget.total_steps)
+            loss = whole_batch_gradient(run, loss_of)
+            grad_norm = update(run, lr)
+
+            step_seconds = time.perf_counter() - step_began
+            progress.step += 1
+            progress.tokens += run.tokens_per_step
+            progress.seconds = time.perf_counter() - began
+            progress.recent_losses.append(loss)
+            if not compiling:
+                progress.timed_steps += 1
+                progress.timed_seconds += step_seconds
+            compiling = False
+            logged_steps, logged_seconds = logged_steps + 1, logged_seconds + step_seconds
+            budget.advance(progress.step, progress.seconds, step_seconds)
+            progress.position, progress.total_steps = budget.position, budget.total_steps
+            last = budget.spent(progress.step, progress.seconds)
+            show(bar, run, loss, run.tokens_per_step / step_seconds)
+
+            if due(settings.log_every, progress.step, last):
+                record(
+                    run,
+                    train_loss=sum(progress.recent_losses) / len(progress.recent_losses),
+                    lr=lr,
+                    grad_norm=grad_norm,
+                    tokens_per_second=logged_steps * run.tokens_per_step / logged_seconds,
+                    memory_bytes=memory.peak_bytes(run.device),
+                )
+                progress.recent_losses.clear()
+                logged_steps, logged_seconds = 0, 0.0
+
+            better = False
+            if due(settings.eval_every, progress.step, last):
+                figures = evaluate(run.model, run.objective, run.validation, run.device, run.precision)
+                progress.seconds = time.perf_counter() - began
+                progress.val_loss, progress.val_bpb = figures["val_loss"], figures["val_bpb"]
+                better = progress.best is None or progress.val_loss < progress.best["val_loss"]
+                if better:
+                    progress.best = {"step": progress.step, "val_loss": progress.val_loss}
+                record(run, **figures)
+
+            if due(settings.sample_every, progress.step, last):
+                run.latest_samples = run.sample()
+                run.folder.samples(progress.step, [prompt + text for prompt, text in run.latest_samples])
+                run.logger.samples(progress.step, run.latest_samples)
+
+            undecided = settings.compile == "auto" and "compile" not in progress.decisions
+            if undecided and progress.step >= PACE_STEPS:
+                seconds_left = budget.seconds_left(progress.step, progress.seconds, step_seconds)
+                compiling, why = machine.choose_compile(run.device, seconds_left)
+                progress.decisions["compile"] = compiling
+                run.folder.say(f"{'Compiling' if compiling else 'Not compiling'}: {why}.")
+                if compiling:
+                    loss_of = compile_loss(run)
+
+            stopping = interruption.signal
+            if better or stopping or due(settings.checkpoint_every, progress.step, last):
+                progress.seconds = time.perf_counter() - began
+                checkpoints.save(
+                    run.folder.checkpoints, run.model, run.optimizer, progress, settings.keep_checkpoints
+                )
+    return None if last else stopping
+
+
+def due(every: int, step: int, last: bool) -> bool:
+    return last or (every > 0 and step % every == 0)
+
+
+def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
+    """Compute the step's gradient in micro-batches; return its mean loss, in nats a counted target.
+
+    When memory runs out, the micro-batch halves and the step begins again: the batch stays what was asked for.
+    """
+    batch = run.train_batches.batch(run.progress.step)
+    while True:
+        micro_batch_size = run.progress.decisions["micro_batch_size"]
+        run.optimizer.zero_grad()
+        seed_dropout(run.seed, run.progress.step)
+        try:
+            loss = accumulate(run, loss_of, batch, micro_batch_size)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+        # only here is the error gone, and with it the tensors that its traceback holds
+        run.progress.decisions["micro_batch_size"] = memory.halve(micro_batch_size)
+        run.folder.say(
+            f"Memory ran out with {micro_batch_size} rows at a time: going on with"
+            f" {run.progress.decisions['micro_batch_size']}. The batch stays at {run.settings.batch_size}."
+        )
+    if not math.isfinite(loss):
+        raise UserError(diverged(run, "loss"))
+    return loss
+
+
+def accumulate(run: Run, loss_of: Callable[..., Tensor], batch: Batch, micro_batch_size: int) -> float:
+    """Add up the gradient of the batch's mean loss, some rows at a time; return that loss."""
+    batch = batch.to(run.device)
+    # each target weighs the same, in whichever micro-batch it stands
+    counted = (batch.targets_BT != IGNORED).sum()
+    total = torch.zeros((), device=run.device)
+    for start in range(0, run.settings.batch_size, micro_batch_size):
+        rows = slice(start, start + micro_batch_size)
+        segments = None if batch.segments_BT is None else batch.segments_BT[rows]
+        with autocast(run.device, run.precision):
+            loss = loss_of(run.model, batch.tokens_BT[rows], batch.targets_BT[rows], segments) / counted
+        loss.backward()
+        total += loss.detach()
+    return total.item()
+
+
+def update(run: Run, lr: float) -> float:
+    """Clip the gradient and take the optimizer's step; return the gradient's norm before clipping."""
+    max_norm = math.inf if run.settings.clip is None else run.settings.clip
+    grad_norm = clip_grad_norm_(run.model.parameters(), max_norm).item()
+    if not math.isfinite(grad_norm):
+        raise UserError(diverged(run, "gradient"))
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.step()
+    return grad_norm
+
+
+def diverged(run: Run, what: str) -> str:
+    kept = [path.name for path in checkpoints.all_in(run.folder.checkpoints)]
+    return (
+        f"The {what} is no number at step {run.progress.step}: training diverged. Try a lower optim.lr, a longer"
+        f" schedule.warmup_steps, train.clip=1 or train.precision=fp32."
+        f" {f'The last checkpoint is {kept[-1]}.' if kept else 'No checkpoint was written yet.'}"
+    )
+
+
+def seed_dropout(seed: int, step: int) -> None:
+    """Seed torch's global generators for one step: dropout depends on seed and step, and on nothing before."""
+    digest = hashlib.sha256(f"{seed}/dropout/{step}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def compile_loss(run: Run) -> Callable[..., Tensor]:
+    """Return the objective's loss, compiled; its first call takes the time that compiling takes."""
+    import torch._inductor.config
+
+    # dropout then draws what it draws without compiling
+    torch._inductor.config.fallback_random = True
+    return torch.compile(run.objective.loss)
+
+
+def record(run: Run, **figures: float) -> None:
+    """Write a line of metrics, here and wherever the run is watched."""
+    event = {
+        "step": run.progress.step,
+        "tokens": run.progress.tokens,
+        "seconds": round(run.progress.seconds, 3),
+    }
+    run.folder.event({**event, **figures})
+    run.logger.log({**event, **figures})
+
+
+def progress_bar(run: Run) -> tqdm:
+    return tqdm(
+        initial=run.progress.position,
+        total=None if run.budget.total_steps == ENDLESS else run.budget.total_steps,
+        disable=not run.folder.on_terminal,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left, {postfix}",
+        desc="Training",
+        leave=False,
+    )
+
+
+def show(bar: tqdm, run: Run, loss: float, tokens_per_second: float) -> None:
+    bar.total = None if run.budget.total_steps == ENDLESS else run.budget.total_steps
+    bar.set_postfix_str(
+        f"step {run.progress.step}, loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False
+    )
+    bar.update(run.progress.position - bar.n)

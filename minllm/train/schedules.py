@@ -1,0 +1,153 @@
+"""Learning rates: pure functions of the step, `lr(step, total_steps)`.
+
+The first step is step 0. A step may be fractional: a run whose budget is a time glides along its schedule
+at the pace at which that time passes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from minllm.errors import UserError
+from minllm.options import Natural, NonNegative, Positive
+
+LONGEST_WARMUP = 100
+"""Steps of warm-up, at most, where none are asked for: a tenth of a short run, few of a long one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A linear warm-up, and then what the subclass says.
+
+    lr_max: the highest learning rate (optim.lr by default)
+    warmup_steps: how long the rate rises; null is a tenth of the run, at most 100 steps
+    """
+
+    lr_max: Positive
+    warmup_steps: Natural | None
+
+    def lr(self, step: float, total_steps: int) -> float:
+        """Return the learning rate of `step`, counted from 0, of a run of `total_steps`."""
+        warmup = self._warmup(total_steps)
+        if step < warmup:
+            return self.lr_max * (step + 1) / (warmup + 1)
+        return self.after_warmup(step - warmup, total_steps - warmup)
+
+    def after_warmup(self, step: float, steps: int) -> float:
+        """Return the learning rate `step` steps after the warm-up, of `steps` that follow it."""
+        raise NotImplementedError
+
+    def needed_steps(self, total_steps: int) -> int:
+        """Return how many steps the parts with a length of their own take."""
+        return self._warmup(total_steps)
+
+    def check(self, total_steps: int) -> None:
+        """Raise UserError if a run of `total_steps` is too short for this schedule."""
+        if self.needed_steps(total_steps) > total_steps:
+            raise UserError(
+                f"The schedule's parts take {self.needed_steps(total_steps)} steps and the run has {total_steps}:"
+                " train longer, or make schedule.warmup_steps and the schedule's other parts shorter."
+            )
+
+    def _warmup(self, total_steps: int) -> int:
+        return min(LONGEST_WARMUP, total_steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """Stays at `lr_max`."""
+
+    def after_warmup(self, step: float, steps: int) -> float:
+        return self.lr_max
+
+
+@dataclass(frozen=True, kw_only=True)
+class Falling(Schedule):
+    """A schedule that ends lower than it began.
+
+    lr_min: the lowest learning rate; null is a tenth of `lr_max`
+    """
+
+    lr_min: NonNegative | None
+
+    def __post_init__(self):
+        if self.lr_min is not None and self.lr_min > self.lr_max:
+            raise UserError(
+                f"schedule.lr_min={self.lr_min:g} is above schedule.lr_max={self.lr_max:g}: lower it, or make it"
+                " null for a tenth of lr_max."
+            )
+
+    def between(self, share: float) -> float:
+        """Return the rate that is `share` of the way from the lowest up to the highest."""
+        low = self.lr_max / 10 if self.lr_min is None else self.lr_min
+        return low + (self.lr_max - low) * share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annealing(Falling):
+    """Falls from `lr_max` to `lr_min` in one or more cycles, and then stays there.
+
+    restarts: how many times the rate springs back to `lr_max` (warm restarts, 1608.03983)
+    t_mult: how many times as long as the one before each cycle is
+    flat_steps: the last steps, all at `lr_min`
+    """
+
+    restarts: Natural
+    t_mult: Positive
+    flat_steps: Natural
+
+    def fall(self, progress: float) -> float:
+        """Return the height, from 1 to 0, at `progress`, from 0 to 1, through a cycle."""
+        raise NotImplementedError
+
+    def after_warmup(self, step: float, steps: int) -> float:
+        # the last falling step is the first at lr_min; with no flat part, that is the last step
+        falling = max(1, steps - max(1, self.flat_steps))
+        cycles = [self.t_mult**i for i in range(self.restarts + 1)]
+        place = min(step / falling, 1.0) * sum(cycles)
+        for length in cycles[:-1]:
+            if place < length:
+                return self.between(self.fall(place / length))
+            place -= length
+        return self.between(self.fall(min(place / cycles[-1], 1.0)))
+
+    def needed_steps(self, total_steps: int) -> int:
+        return super().needed_steps(total_steps) + self.flat_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Annealing):
+    """Falls along half a cosine (1608.03983)."""
+
+    def fall(self, progress: float) -> float:
+        return (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Annealing):
+    """Falls along a straight line."""
+
+    def fall(self, progress: float) -> float:
+        return 1 - progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trapezoid(Falling):
+    """Warm-up, stable, decay (2404.06395): stays at `lr_max`, then falls in a straight line to `lr_min`.
+
+    decay_steps: how long it falls; null is a fifth of the run
+    """
+
+    decay_steps: Natural | None
+
+    def after_warmup(self, step: float, steps: int) -> float:
+        decay = self._decay(steps)
+        return self.between(min(1.0, max(0.0, (steps - 1 - step) / decay))) if decay else self.lr_max
+
+    def needed_steps(self, total_steps: int) -> int:
+        warmup = super().needed_steps(total_steps)
+        return warmup + self._decay(total_steps - warmup)
+
+    def _decay(self, steps: int) -> int:
+        return steps // 5 if self.decay_steps is None else self.decay_steps
