@@ -143,7 +143,12 @@ def test_packed_documents_are_kept_apart(letters):
 
 def test_a_padded_row_is_one_document(letters):
     batch = letters(packing="pad").train(40, seed=0).batch(0)
-    assert set(batch.segments_BT.unique().tolist()) == {-1, 0}
+    assert batch.segments_BT is None, "what follows a document needs no segment: it is never seen"
+    for tokens, targets in zip(batch.tokens_BT, batch.targets_BT, strict=True):
+        length = int((targets != -100).sum())
+        assert (targets[:length] != -100).all() and (targets[length:] == -100).all()
+        assert torch.equal(tokens[1:length], targets[: length - 1]), "one document, from its beginning on"
+        assert (tokens[length:] == Bytes.eot).all()
 
 
 def test_the_stream_needs_no_segments_even_when_the_corpus_is_shorter_than_a_row(letters):

@@ -32,7 +32,8 @@ class Batch:
 
     tokens_BT: int64, the input
     targets_BT: int64, the token after each; -100 where no loss counts
-    segments_BT: int64, the number of a token's document along its row, -1 for padding; None if a row is one stream
+    segments_BT: int64, the number of a token's document along its row, -1 for padding; None if a row is one stream,
+        or one document and then padding, which a causal model doesn't see and no target counts
     """
 
     tokens_BT: Tensor
@@ -153,9 +154,7 @@ class Validation:
             rows = [[(int(self.starts[one]), int(self.lengths[one]))] for one in chosen]
             longest = int(self.lengths[chosen].max())
             width = min(self.seq_len, -(-longest // ROUNDED_TO) * ROUNDED_TO)
-            yield fill(
-                rows, self.documents, width, self.eot, segmented=bool(self.lengths[chosen].min() < width)
-            )
+            yield fill(rows, self.documents, width, self.eot, segmented=False)
 
 
 def fill(

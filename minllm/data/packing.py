@@ -18,7 +18,7 @@ class Layout(Protocol):
     """An epoch's rows; there are `rows` of them in every epoch."""
 
     rows: int
-    segmented: bool  # whether a row's pieces are kept apart, and what is left of it is padding
+    segmented: bool  # whether a row holds pieces that must be kept apart
 
     def pieces(self, row: int, shift: float) -> list[Piece]:
         """Return a row's pieces. `shift`, from 0 up to 1, is the epoch's own."""
@@ -49,9 +49,12 @@ class Concat:
 
 
 class Pad:
-    """Each document by itself, in as many rows as it needs."""
+    """Each document by itself, in as many rows as it needs.
 
-    segmented = True
+    What follows a document is padding that it never sees, so no segments are needed to keep it apart.
+    """
+
+    segmented = False
 
     def __init__(self, documents: Documents, seq_len: int) -> None:
         self.starts, self.lengths = windows(documents.starts, seq_len)

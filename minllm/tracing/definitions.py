@@ -50,7 +50,7 @@ def heads(q_BHTK: Tensor, k_BGSK: Tensor, *options: object, **more: object) -> s
     if H == G:
         return f"each of {H} query heads has a key/value head of its own"
     if G == 1:
-        return f"all {H} query heads read the one key/value head"
+        return f"{H} query heads share the one key/value head"
     R = H // G
     pairs = [f"{g * R}–{g * R + R - 1} read {g}" for g in range(G)]
     return f"{R} query heads share a key/value head: {', '.join(pairs[:3] + ['…'] * (G > 3))}"

@@ -73,7 +73,10 @@ class Letters:
     """The letters of one branch, each with its size in the trace and in each twin."""
 
     of: dict[str, Sizes]
+    """Those that the configuration knows."""
     named: dict[str, Sizes] = field(default_factory=dict)
+    """Those that only the names in the code know."""
+    solved: dict[Sizes, str] = field(default_factory=dict)
 
     def settle(self, seen: Collection[Sizes]) -> None:
         """Fill in the sizes that modules work out by themselves: those they have where the twins have the letter's."""
@@ -106,10 +109,13 @@ class Letters:
             before = {text for own, text in given if own == sizes}
             if len(before) == 1 and (text := before.pop()):
                 return text
-            varied = {letter: own for letter, own in self.of.items() if len(set(own)) > 1}
-            for text, own in expressions(varied, sizes):
-                if own == sizes:
-                    return text
+            if sizes not in self.solved:
+                varied = {letter: own for letter, own in self.of.items() if len(set(own)) > 1}
+                self.solved[sizes] = next(
+                    (text for text, own in expressions(varied, sizes) if own == sizes), ""
+                )
+            if self.solved[sizes]:
+                return self.solved[sizes]
         return named if self.named.get(named) == sizes else ""
 
 
@@ -262,15 +268,21 @@ def spell_out(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> dict[
         own.settle({sizes for value in mine for sizes in sizes_of[value]})
         own.adopt([one for value in mine for one in zip(value.name_letters, sizes_of[value])])
     for word, value, given in values(root):
-        if not value.letters:
+        alike = [one.letters for one in given if sizes_of[one] == sizes_of[value]]
+        if value.letters:
+            continue
+        elif alike and not value.name_letters:
+            value.letters = alike[0]
+        else:
             spelled = {(sizes, said) for one in given for sizes, said in zip(sizes_of[one], one.letters)}
-            alike = [one.letters for one in given if sizes_of[one] == sizes_of[value]]
-            if alike and not value.name_letters:
-                value.letters = alike[0]
-                continue
             names = value.name_letters or " " * len(value.sizes)
             value.letters = tuple(letters[word].spell(*one, spelled) for one in zip(sizes_of[value], names))
-    return {word: {letter: sizes[0] for letter, sizes in own.of.items()} for word, own in letters.items()}
+    met = {"", *(word for word, _, _ in values(root))}
+    return {
+        word: {letter: sizes[0] for letter, sizes in {**own.named, **own.of}.items()}
+        for word, own in letters.items()
+        if word in met
+    }
 
 
 def values(node: Node) -> Iterator[tuple[str, Value, list[Value]]]:

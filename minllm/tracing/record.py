@@ -47,7 +47,7 @@ def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bo
             state.segments_BS = torch.zeros(batch, time - 1, dtype=torch.int64) if packed else None
         with recorder.counter, torch.no_grad(), recorder.modules(), recorder:
             model(tokens_BT, segments_BT, state)
-    return tidy(recorder.root.inside[0])
+    return next(tidy(node) for node in recorder.root.inside if isinstance(node, Node))
 
 
 class Recorder(TorchFunctionMode):
@@ -59,7 +59,7 @@ class Recorder(TorchFunctionMode):
         self.counter = FlopCounterMode(display=False)
         self.paths = {module: path for path, module in model.named_modules()}
         self.weights = {id(weight): path.rpartition(".")[2] for path, weight in model.named_parameters()}
-        self.root = Node("")
+        self.root = Node("what is traced")
         # the nodes that are running, each with its function's frame (a module has none) and how deep its code lies
         self.running: list[tuple[Node, FrameType | None, int]] = [(self.root, None, 0)]
         # every tensor so far, kept alive so that its id stays its own, with the frames that ran when it was made
@@ -111,7 +111,9 @@ class Recorder(TorchFunctionMode):
         if not made or any(one is other for one in made for other in given) and not name.endswith("_"):
             return result  # a question about a tensor, or a conversion that had nothing to do
         frames = self.frames()
-        given_by_name = {one: x for one, x in kwargs.items() if x is not None and not is_default(func, one, x)}
+        given_by_name = {
+            one: x for one, x in kwargs.items() if x is not None and not is_default(func, one, x)
+        }
         step = Step(self.steps, name, self.argument(args, frames), self.argument(given_by_name, frames))
         self.node(frames).inside.append(step)
         step.outputs = [self.value(x, frames, step.number) for x in made]
@@ -130,7 +132,9 @@ class Recorder(TorchFunctionMode):
         parent = self.node(self.frames())
         with self:
             result = definition(*args, **kwargs)
-        parent.inside[-1].note = note(*args, **kwargs)
+        made = parent.inside[-1]
+        if isinstance(made, Node):
+            made.note = note(*args, **kwargs)
         return result
 
     def frames(self) -> list[FrameType]:

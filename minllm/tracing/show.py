@@ -56,7 +56,7 @@ class Printer:
         closed = node in self.hidden or level == self.depth
         lines = [self.title(node, level, within, closed)]
         if node.note and not closed:
-            lines.append(Line(f"{INDENT * (level + 1)}one call, and what it computes: {node.note}", style=GREEN))
+            lines.append(Line(f"{INDENT * (level + 1)}what this one call computes: {node.note}", style=GREEN))
         return lines if closed else lines + self.contents(node, level + 1, around(node, within))
 
     def title(self, node: Node, level: int, within: str, closed: bool) -> Line:
@@ -71,34 +71,38 @@ class Printer:
         shape = shape_of(node.outputs[0]) if closed and len(node.outputs) == 1 else ""
         params = f"{node.params:,}" if node.params else ""
         return Line(
-            INDENT * level + text, "", shape, params, count(node.flops), BOLD if around(node, "") else CYAN
+            INDENT * level + text, "", shape, params, count(node.flops), BOLD if node.kind or is_layer(node) else CYAN
         )
 
     def contents(self, node: Node, level: int, within: str) -> list[Line]:
+        """Return the lines of what is inside a node; a numbered node that is like an earlier one is only named."""
         lines: list[Line] = []
-        first: Node | None = None
-        alike: list[Node] = []
-        for part in [*node.inside, None]:
-            if isinstance(part, Node) and first and not self.every_layer and is_like(part, first):
-                alike.append(part)
+        shown: list[Node] = []
+        folded: dict[Node, list[Node]] = {}
+        for part in node.inside:
+            first = None if self.every_layer else next((one for one in shown if is_like(part, one)), None)
+            if first and isinstance(part, Node):
+                folded.setdefault(first, []).append(part)
                 continue
-            if alike and first:
-                lines.append(self.folded(first, alike, level, within))
-                alike = []
+            lines += self.folds(folded, level, within)
+            folded = {}
             if isinstance(part, Node):
-                first = part if part.path.rpartition(".")[2].isdigit() else None
+                shown += [part] if number_of(part) else []
                 lines += self.lines_of(part, level, within)
-            elif isinstance(part, Step):
+            else:
                 lines += self.step(part, level)
-        return lines
+        return lines + self.folds(folded, level, within)
 
-    def folded(self, first: Node, alike: list[Node], level: int, within: str) -> Line:
-        start, end = (one.path.removeprefix(f"{within}.") for one in (alike[0], alike[-1]))
-        which = start if start == end else f"{start} to {end}"
-        params, flops = sum(one.params for one in alike), sum(one.flops for one in alike)
-        as_first = first.path.removeprefix(f"{within}.")
-        text = f"{INDENT * level}{which}: {'each ' * (start != end)}as {as_first}"
-        return Line(text, "", "", f"{params:,}", count(flops), BOLD)
+    def folds(self, folded: dict[Node, list[Node]], level: int, within: str) -> list[Line]:
+        """Return a line for each node that others are like, and for these."""
+        lines = []
+        for first, alike in folded.items():
+            name = first.path.removeprefix(f"{within}.")
+            stem, each = name.removesuffix(number_of(first)), "each " if len(alike) > 1 else ""
+            params, flops = sum(one.params for one in alike), sum(one.flops for one in alike)
+            text = f"{INDENT * level}{stem}{listed([int(number_of(one)) for one in alike])}: {each}as {name}"
+            lines.append(Line(text, "", "", f"{params:,}" if params else "", count(flops), BOLD))
+        return lines
 
     def step(self, step: Step, level: int) -> list[Line]:
         outputs = step.outputs
@@ -109,9 +113,15 @@ class Printer:
         return [line, *(Line("", made(one), shape_of(one)) for one in outputs[1:])]
 
 
+def number_of(node: Node) -> str:
+    """Return the number at the end of a node's path: 0 of layers.0; "" where there's none."""
+    end = node.path.rpartition(".")[2]
+    return end if end.isdigit() else ""
+
+
 def is_layer(node: Node) -> bool:
     """Whether it is no module and no function but what is gathered under a number: layers.0."""
-    return not node.kind and node.path.rpartition(".")[2].isdigit()
+    return not node.kind and number_of(node) != ""
 
 
 def around(node: Node, within: str) -> str:
@@ -119,10 +129,19 @@ def around(node: Node, within: str) -> str:
     return node.path or within if node.kind or is_layer(node) else within
 
 
-def is_like(node: Node, first: Node) -> bool:
-    """Whether two numbered nodes do the same at the same sizes, apart from what is computed once for all layers."""
-    (stem, _, number), first_stem = node.path.rpartition("."), first.path.rpartition(".")[0]
-    return number.isdigit() and stem == first_stem and likeness(node) == likeness(first)
+def is_like(part: Node | Step, first: Node) -> bool:
+    """Whether a part does what a numbered node did, apart from what is computed once for all layers."""
+    if not isinstance(part, Node) or not number_of(part):
+        return False
+    return part.path.rpartition(".")[0] == first.path.rpartition(".")[0] and likeness(part) == likeness(first)
+
+
+def listed(numbers: list[int]) -> str:
+    """Return [1, 2, 3] as 1 to 3, and [1, 3, 5] as 1, 3, 5."""
+    if len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    shown = numbers if len(numbers) < 7 else [*numbers[:4], "…", numbers[-1]]
+    return ", ".join(map(str, shown))
 
 
 def likeness(node: Node) -> tuple:
@@ -166,34 +185,33 @@ def totals(trace: Trace) -> list[str]:
     tokens = trace.letters[""]["B"] * trace.letters[""]["T"]
     a_token = trace.flops / tokens
     return [
-        f"{trace.params:,} parameters, {trace.params * 4:,} bytes in fp32.",
-        f"{trace.flops:,} FLOPs of matrix products in this forward pass: {count(a_token)} for each of its"
-        f" {tokens:,} tokens.",
-        "Training takes about 3 times as many, since the backward pass makes two products for each of these.",
-        f"{trace.state_bytes:,} bytes of decoding state in fp32 when all tokens have been read.",
+        f"The whole model has {trace.params:,} parameters, which take {trace.params * 4:,} bytes in fp32.",
+        f"This forward pass takes {trace.flops:,} FLOPs in matrix products, {count(a_token)} a token; training takes"
+        " 3 times as many,",
+        "since the backward pass makes two products for each of these.",
+        f"The decoding state takes {trace.state_bytes:,} bytes in fp32 when all tokens have been read.",
     ]
 
 
 def columns(lines: list[Line], width: int, colour: bool) -> list[str]:
-    """Align the columns; the text of a step gives way where the line is too long."""
-    rows = [(one.name, one.shape, one.params, one.flops) for one in lines]
-    name, shape, params, flops = (max(map(len, column)) for column in zip(*rows))
-    text = min(max(len(one.text) for one in lines if one.shape), width - name - shape - params - flops - 8)
-    text = max(text, 24)
+    """Align the columns. A step's text may run on over columns that are empty, and is cut where it's too long."""
+    cells = [(one.name, one.shape, one.params, one.flops) for one in lines]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    longest = max(len(one.text) for one in lines if one.name or one.shape)
+    text = max(24, min(longest, width - sum(widths) - 2 * len(widths)))
     printed = []
-    for one in lines:
-        told = [
-            f"{one.name:{name}}",
-            f"{one.shape:{shape}}",
-            f"{one.params:>{params}}",
-            f"{one.flops:>{flops}}",
-        ]
-        free = text if one.name else text + name + 2 if one.shape else text + name + shape + 4
-        shown = one.text if len(one.text) <= free else f"{one.text[: free - 1]}…"
-        gap = "  ".join(told[0 if free == text else 1 if free == text + name + 2 else 2 :])
-        painted = f"{one.style}{shown}{PLAIN}" if colour and one.style else shown
-        printed.append((painted + " " * (free - len(shown)) + "  " + gap).rstrip())
+    for line, own in zip(lines, cells):
+        empty = next((i for i, cell in enumerate(own) if cell), len(own))
+        room = text + sum(wide + 2 for wide in widths[:empty])
+        shown = line.text if len(line.text) <= room else f"{line.text[: room - 1]}…"
+        gap = " " * (room - len(shown))
+        rest = [f"  {cell:{'<<>>'[i]}{widths[i]}}" for i, cell in enumerate(own) if i >= empty]
+        printed.append((paint(shown, line.style if colour else "") + gap + "".join(rest)).rstrip())
     return printed
+
+
+def paint(text: str, style: str) -> str:
+    return f"{style}{text}{PLAIN}" if style else text
 
 
 def made(value: Value) -> str:

@@ -125,6 +125,8 @@ def tidy(node: Node) -> Node:
             parts.append(part)
             continue
         part = tidy(part)
+        if not part.kind:
+            part.params = sum(one.params for one in part.walk() if isinstance(one, Step))
         own_steps = any(isinstance(one, Step) for one in part.inside)
         modules = any(isinstance(one, Node) and one.kind for one in part.walk())
         if not part.inside and not part.params:
