@@ -136,7 +136,10 @@ def test_reported_costs_are_what_is_measured(choices):
     assert reported.params == sum(unique.values())
     assert reported.params_active <= reported.params
 
-    with CountMatrixProducts() as measured, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with (
+        CountMatrixProducts() as measured,
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ):
         model(tokens(1))
     assert reported.flops_per_token == 3 * measured.flops / T
 
@@ -153,7 +156,9 @@ def test_it_begins_well(choices):
     model, batch = tiny_model(*choices, n_layers=12), tokens(8, T + 1)
     sizes = []
     for branch in model.branches():
-        branch.register_forward_hook(lambda module, args, out: sizes.append(out.square().mean().sqrt().item()))
+        branch.register_forward_hook(
+            lambda module, args, out: sizes.append(out.square().mean().sqrt().item())
+        )
     loss = torch.nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
     assert abs(loss.item() - math.log(VOCAB)) < 0.1 * math.log(VOCAB)
     # independent branches add up like their square root; linear growth is the limit, exponential growth a bug

@@ -86,7 +86,9 @@ LOGITS = torch.tensor([[0.5, 0.2, 0.2, 0.1]]).log()
     ],
 )
 def test_what_the_next_token_is_drawn_from(options, expected):
-    torch.testing.assert_close(sampling(**options).probabilities(LOGITS), torch.tensor([expected], dtype=torch.float32))
+    torch.testing.assert_close(
+        sampling(**options).probabilities(LOGITS), torch.tensor([expected], dtype=torch.float32)
+    )
 
 
 def test_draws_follow_the_probabilities():

@@ -77,7 +77,10 @@ def test_cross_entropy_with_the_head_is_cross_entropy(softcap, counted):
 
 def test_arms_start_with_the_weights_they_share():
     """Same seed: what has the same path and shape is the same, whatever else differs; another seed shares nothing."""
-    one, other = tiny_model("model/attn=mha").state_dict(), tiny_model("model/attn=mqa", "norm=post").state_dict()
+    one, other = (
+        tiny_model("model/attn=mha").state_dict(),
+        tiny_model("model/attn=mqa", "norm=post").state_dict(),
+    )
     shared = [name for name in one if name in other and one[name].shape == other[name].shape]
     assert "embedding" in shared and "layers.1.mlp.words.mlp.gate_up.weight" in shared
     assert all(torch.equal(one[name], other[name]) for name in shared)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from minllm.config import build, compose
 from tests.tiny import VOCAB, T, tiny_cfg, tiny_model, tokens
 
-transformers = pytest.importorskip("transformers", reason="the oracle is not installed: pip install -e .[test]")
+transformers = pytest.importorskip(
+    "transformers", reason="the oracle is not installed: pip install -e .[test]"
+)
 
 
 def randomised(model: nn.Module) -> nn.Module:

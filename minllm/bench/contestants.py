@@ -102,7 +102,9 @@ def minllm(shape: Shape, cfg: DictConfig, device: torch.device) -> Contestant:
 
     def generate(rows: list[list[int]], new_tokens: int) -> None:
         generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
-        sampling = Sampling(temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, max_new_tokens=new_tokens, seed=0)
+        sampling = Sampling(
+            temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, max_new_tokens=new_tokens, seed=0
+        )
         for tokens_B in next_tokens(model, rows, generators, sampling):
             tokens_B.tolist()  # somebody reads them
 
@@ -137,7 +139,9 @@ def transformers(shape: Shape, cfg: DictConfig, device: torch.device) -> Contest
         sampling = GenerationConfig(max_new_tokens=new_tokens, do_sample=True, top_k=0, use_cache=True)
         tokens_BT = torch.tensor(rows, device=device)
         model.eval()
-        model.generate(tokens_BT, attention_mask=torch.ones_like(tokens_BT), generation_config=sampling).tolist()
+        model.generate(
+            tokens_BT, attention_mask=torch.ones_like(tokens_BT), generation_config=sampling
+        ).tolist()
         model.train()
 
     return Contestant(model, LlamaObjective(), optimizer, generate)
@@ -155,7 +159,9 @@ class LlamaObjective:
 MAKERS = {"minllm": minllm, "transformers": transformers}
 
 
-def step_run(contestant: Contestant, shape: Shape, setting: Setting, cfg: DictConfig, device: torch.device) -> Run:
+def step_run(
+    contestant: Contestant, shape: Shape, setting: Setting, cfg: DictConfig, device: torch.device
+) -> Run:
     """Return a run of which only the steps are taken: nothing happens between them."""
     return Run(
         seed=0,

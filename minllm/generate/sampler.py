@@ -44,7 +44,9 @@ class Sampling:
             # the likeliest token stays, and each next one while those before it have not reached top_p
             stays_BV = sorted_BV.cumsum(-1) - sorted_BV < self.top_p
             stays_BV[:, 0] = True
-            least_B1 = torch.maximum(least_B1, sorted_BV.masked_fill(~stays_BV, torch.inf).amin(-1, keepdim=True))
+            least_B1 = torch.maximum(
+                least_B1, sorted_BV.masked_fill(~stays_BV, torch.inf).amin(-1, keepdim=True)
+            )
         p_BV = p_BV * (p_BV >= least_B1)
         return p_BV / p_BV.sum(-1, keepdim=True)
 

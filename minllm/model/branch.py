@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minllm.errors import UserError
 from minllm.model.context import Context, Layer, State
 from minllm.model.norm import Norms
 from minllm.model.residual import Plain
@@ -17,9 +19,9 @@ from minllm.model.residual import Plain
 class Branch(nn.Module):
     """One word of a layer's sentence, or several joined by a plus: these read the same input and add up.
 
-        stream ──┬─ read ─ before ─┬─ attn ─┬─ (+) ─ after ─┐
-                 │                 └─ mlp ──┘               │
-                 └──────────────────────────────────────── write ─ norm ─► stream
+    stream ──┬─ read ─ before ─┬─ attn ─┬─ (+) ─ after ─┐
+             │                 └─ mlp ──┘               │
+             └──────────────────────────────────────── write ─ norm ─► stream
     """
 
     def __init__(
@@ -50,10 +52,18 @@ class Branch(nn.Module):
             y_BTD = F.dropout(y_BTD, self.dropout, self.training)
         return self.norm(self.residual.write(stream, y_BTD))
 
-    def init_states(self, batch: int, max_len: int, device: torch.device, dtype: torch.dtype) -> dict[str, State]:
+    def init_states(
+        self, batch: int, max_len: int, device: torch.device, dtype: torch.dtype
+    ) -> dict[str, State]:
         """Return an empty state for each word that is a mixer; an MLP remembers nothing."""
-        return {
-            word: module.init_state(batch, max_len, device=device, dtype=dtype)
-            for word, module in self.words.items()
-            if hasattr(module, "init_state")
-        }
+        states = {}
+        for word, module in self.words.items():
+            if "state" not in inspect.signature(module.forward).parameters:
+                continue
+            if not hasattr(module, "init_state"):
+                name = type(module).__name__
+                raise UserError(
+                    f"model.{word} can't generate: {name} takes a state, and has no init_state to make one."
+                )
+            states[word] = module.init_state(batch, max_len, device=device, dtype=dtype)
+        return states

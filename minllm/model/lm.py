@@ -92,7 +92,9 @@ class LM(nn.Module):
         self.norm = norms.make(dim, norms.final)
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
 
-    def forward(self, tokens_BT: Tensor, segments: Tensor | None = None, state: ModelState | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, segments: Tensor | None = None, state: ModelState | None = None
+    ) -> Tensor:
         """Return the logits of each next token, (B, T, V).
 
         Args:
@@ -103,7 +105,9 @@ class LM(nn.Module):
         """
         return self.logits(self.hidden(tokens_BT, segments, state))
 
-    def hidden(self, tokens_BT: Tensor, segments: Tensor | None = None, state: ModelState | None = None) -> Tensor:
+    def hidden(
+        self, tokens_BT: Tensor, segments: Tensor | None = None, state: ModelState | None = None
+    ) -> Tensor:
         """Return what the head reads, (B, T, D). The arguments are those of `forward`."""
         past = state.past if state else 0
         segments_BS = state.advance(tokens_BT, segments) if state else segments

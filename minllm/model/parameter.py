@@ -64,7 +64,9 @@ def constant(number: float) -> Draw:
 class Linear(nn.Module):
     """y = x Wᵀ + b. Weights start at the scale that keeps a unit-variance input's variance, times `gain`."""
 
-    def __init__(self, n_in: int, n_out: int, *, stream: Stream, bias: bool = False, gain: float = 1.0, parts=()):
+    def __init__(
+        self, n_in: int, n_out: int, *, stream: Stream, bias: bool = False, gain: float = 1.0, parts=()
+    ):
         super().__init__()
         draw = normal(gain / n_in**0.5)
         self.weight = parameter(n_out, n_in, kind="matrix", draw=draw, stream=stream, parts=parts)

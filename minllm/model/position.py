@@ -45,7 +45,9 @@ class Rope(Position):
 
     def _turns(self, positions_BT: Tensor, K: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if K % 2:
-            raise UserError(f"RoPE turns channels in pairs, and a head width of {K} is odd: set an even head_dim.")
+            raise UserError(
+                f"RoPE turns channels in pairs, and a head width of {K} is odd: set an even head_dim."
+            )
         rates_K = self.theta ** -(torch.arange(0, K, 2, device=positions_BT.device) / K)
         angles_BTK = positions_BT[..., None] * rates_K
         cos, sin = angles_BTK.cos(), angles_BTK.sin()
@@ -64,5 +66,7 @@ class Learned(Position):
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         longest, places = ctx.past + x_BTD.shape[1], len(self.weight)
         if longest > places:
-            raise UserError(f"model.pos has learned {places} places and is shown {longest}: raise model.pos.max_len.")
+            raise UserError(
+                f"model.pos has learned {places} places and is shown {longest}: raise model.pos.max_len."
+            )
         return x_BTD + F.embedding(ctx.positions_BT, self.weight)

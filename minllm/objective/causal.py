@@ -17,4 +17,6 @@ class Causal:
         A sum and not a mean, so that a batch may be cut into micro-batches without changing what it means.
         """
         x_BTD = model.hidden(tokens_BT, segments_BT)
-        return head_cross_entropy(x_BTD.flatten(0, 1), model.head_weight_VD, targets_BT.flatten(), model.softcap)
+        return head_cross_entropy(
+            x_BTD.flatten(0, 1), model.head_weight_VD, targets_BT.flatten(), model.softcap
+        )

@@ -17,7 +17,9 @@ CHUNK = 512
 """Rows at a time: few enough that their logits stay near the processor, enough to keep it busy."""
 
 
-def head_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None) -> Tensor:
+def head_cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+) -> Tensor:
     """Return the summed cross-entropy, in nats, of logits x Wᵀ against `targets_N`.
 
     Args:

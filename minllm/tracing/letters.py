@@ -78,16 +78,6 @@ class Letters:
     """Those that only the names in the code know."""
     solved: dict[Sizes, str] = field(default_factory=dict)
 
-    def settle(self, seen: Collection[Sizes]) -> None:
-        """Fill in the sizes that modules work out by themselves: those they have where the twins have the letter's."""
-        for letter, own in list(self.of.items()):
-            if own[0] is None:
-                found = {sizes[0] for sizes in seen if sizes[1:] == own[1:] and None not in own[1:]}
-                if len(found) == 1:
-                    self.of[letter] = (found.pop(), *own[1:])
-                else:
-                    del self.of[letter]
-
     def adopt(self, named: Collection[tuple[str, Sizes]]) -> None:
         """Take over letters that only the code's names know, if they mean the same size wherever they stand."""
         for letter in {letter for letter, _ in named if letter.isalpha()} - set(self.of):
@@ -212,6 +202,21 @@ def letters_of(setup: Setup) -> dict[str, dict[str, int | None]]:
     return found
 
 
+def settled(known: list[dict[str, int | None]], seen: Collection[Sizes]) -> dict[str, Sizes]:
+    """Return a branch's letters, each with its size in the trace and its twins.
+
+    A size that the module works out by itself is the one that's `seen` where the twins have the letter's.
+    """
+    result: dict[str, Sizes] = {}
+    for letter in known[0]:
+        own, *others = (one[letter] for one in known)
+        found = {own} if own is not None else {sizes[0] for sizes in seen if [*sizes[1:]] == others}
+        sizes = tuple(size for size in (*found, *others) if size is not None)
+        if len(found) == 1 and len(sizes) == len(known):
+            result[letter] = sizes
+    return result
+
+
 def nodes(node: DictConfig) -> Iterator[DictConfig]:
     """Yield a part of the configuration and all parts inside it."""
     yield node
@@ -259,14 +264,12 @@ def spell_out(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> dict[
     same = zip(*([value for _, value, _ in values(tree)] for tree in (root, *(tree for _, tree in twins))))
     sizes_of = {value: list(zip(value.sizes, *(other.sizes for other in others))) for value, *others in same}
     known = [letters_of(one) for one in (setup, *(one for one, _ in twins))]
-    letters = {
-        word: Letters({x: tuple(one[word][x] for one in known) for x in own})
-        for word, own in known[0].items()
-    }
-    for word, own in letters.items():
+    letters = {}
+    for word in known[0]:
         mine = [value for branch, value, _ in values(root) if branch == word]
-        own.settle({sizes for value in mine for sizes in sizes_of[value]})
-        own.adopt([one for value in mine for one in zip(value.name_letters, sizes_of[value])])
+        seen = {sizes for value in mine for sizes in sizes_of[value]}
+        letters[word] = Letters(settled([one[word] for one in known], seen))
+        letters[word].adopt([one for value in mine for one in zip(value.name_letters, sizes_of[value])])
     for word, value, given in values(root):
         alike = [one.letters for one in given if sizes_of[one] == sizes_of[value]]
         if value.letters:

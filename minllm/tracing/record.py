@@ -139,8 +139,9 @@ class Recorder(TorchFunctionMode):
 
     def frames(self) -> list[FrameType]:
         """Return the calls that are running in the model's own code, the outermost first."""
-        frames, frame = [], sys._getframe(1)
-        while frame is not self.caller:
+        frames: list[FrameType] = []
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self.caller:
             if not frame.f_code.co_filename.startswith(OTHERS):
                 frames.append(frame)
             frame = frame.f_back

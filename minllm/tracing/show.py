@@ -71,7 +71,12 @@ class Printer:
         shape = shape_of(node.outputs[0]) if closed and len(node.outputs) == 1 else ""
         params = f"{node.params:,}" if node.params else ""
         return Line(
-            INDENT * level + text, "", shape, params, count(node.flops), BOLD if node.kind or is_layer(node) else CYAN
+            INDENT * level + text,
+            "",
+            shape,
+            params,
+            count(node.flops),
+            BOLD if node.kind or is_layer(node) else CYAN,
         )
 
     def contents(self, node: Node, level: int, within: str) -> list[Line]:

@@ -49,9 +49,13 @@ class Attention(nn.Module):
         super().__init__()
         H, G = n_heads, n_kv_heads or n_heads
         if H % G:
-            raise UserError(f"n_heads={H} can't share n_kv_heads={G} evenly: make n_heads a multiple of n_kv_heads.")
+            raise UserError(
+                f"n_heads={H} can't share n_kv_heads={G} evenly: make n_heads a multiple of n_kv_heads."
+            )
         if head_dim is None and dim % H:
-            raise UserError(f"dim={dim} can't be cut into n_heads={H} heads: set head_dim, or make dim a multiple.")
+            raise UserError(
+                f"dim={dim} can't be cut into n_heads={H} heads: set head_dim, or make dim a multiple."
+            )
         K = head_dim or dim // H
         self.n_heads, self.n_kv_heads, self.head_dim, self.dropout = H, G, K, dropout
         self.qkv = SplitLinear(dim, [H * K, G * K, G * K], stream="reads", bias=qkv_bias)
@@ -72,7 +76,9 @@ class Attention(nn.Module):
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> KVCache:
         shape = (batch, self.n_kv_heads, max_len, self.head_dim)
-        return KVCache(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+        return KVCache(
+            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
+        )
 
 
 @dataclass

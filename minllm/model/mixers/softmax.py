@@ -37,12 +37,12 @@ def attend(
 def attend_in_blocks(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float | None = None) -> Tensor:
     """Causal attention as two blocks of queries and plain matrix products; each block meets its own keys only.
 
-            keys ──►                    The upper right quarter is never computed. The query heads of a group are
-        q   ┌────┐                      stacked as more rows of one product, so that keys are not repeated.
-        │   │ ╲  │
-        ▼   ├────┼────┐
-            │    │ ╲  │
-            └────┴────┘
+        keys ──►                    The upper right quarter is never computed. The query heads of a group are
+    q   ┌────┐                      stacked as more rows of one product, so that keys are not repeated.
+    │   │ ╲  │
+    ▼   ├────┼────┐
+        │    │ ╲  │
+        └────┴────┘
     """
     (B, H, T, K), G = q_BHTK.shape, k_BGSK.shape[1]
     scale = K**-0.5 if scale is None else scale

@@ -1,0 +1,142 @@
+"""W&B, held against the files that it writes offline."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from minllm.train.loggers import Silent, WandB
+from tests.tiny import tiny_cfg
+
+wandb = pytest.importorskip("wandb")
+
+BLOCK, HEADER = 32768, 7
+
+
+def records(file: Path):
+    """Yield the records of a .wandb file: LevelDB's log format, after 7 bytes that say what it is."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, pending = file.read_bytes(), HEADER, b""
+    while at + HEADER <= len(data):
+        if BLOCK - at % BLOCK < HEADER:  # a block's rest that is too short for a header is padding
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        pending += data[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(pending)
+            pending = b""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Log a small run offline; return the run's folder and the records of its file."""
+    run_dir = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_API_KEY", raising=False)
+        patch.setenv("HOME", str(run_dir))
+        patch.setenv("NETRC", str(run_dir / "none"))
+        logger = WandB(project="tests", mode="auto", group=None)
+        line = logger.start(tiny_cfg("model/attn=mqa", "norm=post"), run_dir)
+        logger.log({"step": 2, "tokens": 64, "seconds": 0.5, "train_loss": 3.0, "lr": 0.1})
+        logger.log({"step": 2, "tokens": 64, "seconds": 0.6, "val_loss": 2.5, "val_bpb": 1.5})
+        logger.samples(2, [("Once", " upon a time")])
+        logger.log({"step": 4, "tokens": 128, "seconds": 0.9, "train_loss": 2.0, "lr": 0.2})
+        logger.samples(4, [("Once", " there was")])
+        logger.finish({"val_loss": 2.5, "choices": {"norm": "post"}})
+    (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    return run_dir, line, list(records(file))
+
+
+def run_record(written):
+    return next(record.run for record in written[2] if record.WhichOneof("record_type") == "run")
+
+
+def config(written):
+    return {update.key: json.loads(update.value_json) for update in run_record(written).config.update}
+
+
+def history(written):
+    """Every logged row, as {name: value}."""
+    rows = [record.history for record in written[2] if record.WhichOneof("record_type") == "history"]
+    return [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item}
+        for row in rows
+    ]
+
+
+def test_without_an_account_it_is_offline_and_says_so(written):
+    assert "offline" in written[1] and "no API key" in written[1]
+
+
+def test_the_configuration_is_nested_and_the_choices_are_keys_and_tags(written):
+    assert config(written)["model"]["attn"]["n_heads"] == 4
+    assert config(written)["choices"]["attn"] == "mqa" and config(written)["choices"]["norm"] == "post"
+    assert {"attn=mqa", "norm=post"} <= set(run_record(written).tags)
+    assert "attn=mqa" in run_record(written).run_group
+
+
+def test_runs_that_differ_in_their_seed_are_one_group(tmp_path, monkeypatch):
+    asked = []
+
+    class Run:
+        def define_metric(self, *args, **options):
+            pass
+
+    monkeypatch.setattr(wandb, "init", lambda **options: asked.append(options) or Run())
+    for seed in (0, 1):
+        cfg = OmegaConf.merge(tiny_cfg(), {"seed": seed})
+        WandB(project="tests", mode="offline", group=None).start(cfg, tmp_path / str(seed))
+    assert asked[0]["group"] == asked[1]["group"] and asked[0]["id"] != asked[1]["id"]
+
+
+def test_metrics_have_steps_and_tokens_as_axes(written):
+    rows = [row for row in history(written) if "train_loss" in row]
+    assert [(row["_step"], row["tokens"], row["train_loss"]) for row in rows] == [(2, 64, 3.0), (4, 128, 2.0)]
+    assert any(row.get("val_bpb") == 1.5 and row["_step"] == 2 for row in history(written))
+    metrics = [record.metric for record in written[2] if record.WhichOneof("record_type") == "metric"]
+    assert any(metric.glob_name == "*" and metric.step_metric == "tokens" for metric in metrics)
+
+
+def test_samples_are_a_table(written):
+    tables = [json.loads(path.read_text()) for path in written[0].rglob("*.table.json")]
+    rows = [row for table in tables for row in table["data"]]
+    assert [2, "Once", " upon a time"] in rows and [4, "Once", " there was"] in rows
+    assert tables[0]["columns"] == ["step", "prompt", "text"]
+
+
+def test_the_summary_is_that_of_the_run(written):
+    updates = {}
+    for record in written[2]:
+        if record.WhichOneof("record_type") == "summary":
+            updates |= {item.key: json.loads(item.value_json) for item in record.summary.update}
+    assert updates["val_loss"] == 2.5
+
+
+def test_an_api_key_means_online_and_is_not_written(tmp_path, monkeypatch):
+    asked = {}
+
+    class Run:
+        url = "https://wandb.example/run"
+
+        def define_metric(self, *args, **options):
+            pass
+
+    monkeypatch.setattr(wandb, "init", lambda **options: asked.update(options) or Run())
+    monkeypatch.setenv("WANDB_API_KEY", "secret-of-forty-characters")
+    line = WandB(project="tests", mode="auto", group="mine").start(tiny_cfg(), tmp_path)
+    assert asked["mode"] == "online" and asked["group"] == "mine" and Run.url in line
+    assert "secret" not in str(asked) + line
+
+
+def test_no_logger_writes_nothing(tmp_path):
+    logger = Silent()
+    assert logger.start(tiny_cfg(), tmp_path) is None
+    logger.log({"step": 1})
+    logger.samples(1, [("", "text")])
+    logger.finish({})
+    assert not list(tmp_path.iterdir())

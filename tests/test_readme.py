@@ -1,0 +1,133 @@
+"""The README keeps its word: its commands run, its grid is what conf/ holds, its example works as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tests.test_every_option as laws
+from tests.tiny import groups_of_model, options
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+TINY = [
+    "model.dim=16",
+    "model.n_layers=1",
+    "tokenizer=tales_512",
+    "data.train_stories=40",
+    "data.val_stories=2",
+    "data.seq_len=32",
+    "train.batch_size=2",
+    "sample.max_new_tokens=4",
+]
+GROUPS = [
+    *groups_of_model(),
+    "objective",
+    "optim",
+    "schedule",
+    "data",
+    "tokenizer",
+    "logger",
+    "experiment",
+    "task",
+]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.slow  # each command is a process that imports torch
+def test_every_command_runs(tmp_path):
+    """In the README's order, in an empty folder, each at a tiny size; the example's two files as the README has them."""
+    write_idea(tmp_path)
+    for command in commands():
+        if command[0] == "make":
+            done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+        else:
+            done = run_tiny(command, tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 4
+    assert len(list(tmp_path.glob("outputs/*/*/*/summary.json"))) == 9
+
+
+def write_idea(folder: Path) -> None:
+    """Write the files of "Add your idea" where the README says that they are."""
+    for block in blocks("python")[:1] + blocks("yaml"):
+        path = folder / block.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        laws.test_it_does_not_look_ahead,
+        laws.test_decoding_step_by_step_equals_the_whole,
+        laws.test_prompts_of_different_lengths_decode_as_if_alone,
+        laws.test_documents_in_one_row_do_not_meet,
+        laws.test_reported_costs_are_what_is_measured,
+        laws.test_it_begins_well,
+    ],
+    ids=lambda law: law.__name__,
+)
+def test_the_idea_obeys_the_laws_of_every_option(law, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.getbasetemp() / "idea"
+    write_idea(folder)
+    monkeypatch.syspath_prepend(folder)
+    law((f"hydra.searchpath=[file://{folder}/my_idea/conf]", "extensions=[my_idea]", "model/attn=decay"))
+
+
+def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    assert command[:2] == ["python", "run.py"]
+    words = command[2:]
+    continues = any(word.startswith(("run=", "resume=")) for word in words)
+    if "resume=latest" in words:
+        words = [word for word in words if not word.startswith("train.steps")] + ["train.steps=4"]
+    elif not continues and "--help" not in words:
+        words = [*words, *TINY, "train.steps=2"]
+        if any(word.startswith("model.layout") for word in words):
+            words.append("model.n_layers=2")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = [sys.executable, str(ROOT / "run.py"), *words]
+    return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
+    """The lines of "From Python", at a tiny size."""
+    monkeypatch.chdir(tmp_path)
+    lines = blocks("python")[1].replace('"train.steps=200"', ", ".join(map(repr, ["train.steps=2", *TINY])))
+    exec(compile(lines, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def grid() -> str:
+    """The README's table of groups and options, made from conf/."""
+    rows = []
+    for group in GROUPS:
+        names = ", ".join(f"`{option.split('=')[1]}`" for option in options(group))
+        rows.append(f"| `{group}` | {names} |")
+    return "\n".join(rows)
+
+
+def test_the_grid_is_what_conf_holds():
+    assert grid() in README, f"Put this table into the README:\n{grid()}"
+
+
+def test_the_pictures_and_files_it_names_are_there():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    named = re.findall(r"`((?:minllm|conf|tests)/[\w/.]+\.(?:py|yaml))`", README)
+    assert len(links) >= 1 and len(named) >= 5
+    for path in links + named:
+        assert (ROOT / path).is_file(), path

@@ -1,0 +1,259 @@
+"""Whole runs, from a configuration to a folder: what they leave, and how they stop and go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import minllm
+import run as door
+from minllm.errors import UserError
+from minllm.train import checkpoints
+
+TINY = [
+    "tokenizer=bytes",
+    "model.dim=16",
+    "model.n_layers=1",
+    "model.attn.n_heads=2",
+    "model.attn.n_kv_heads=1",
+]
+TINY += ["data=text", "data.seq_len=16", "train.batch_size=4", "train.precision=fp32", "train.compile=false"]
+TINY += ["train.log_every=2", "train.eval_every=3", "train.checkpoint_every=2", "train.sample_every=0"]
+TINY += ["sample.max_new_tokens=8", "schedule=constant", "schedule.warmup_steps=2", "train.malloc=default"]
+CLOCK = {"seconds", "tokens_per_second", "memory_bytes"}
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """What is typed for the smallest run, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(f"{number} times {number} is {number**2}." for number in range(60))
+    Path("squares.txt").write_text(text)
+    return [*TINY, f"data.path={tmp_path / 'squares.txt'}", f"data.cache={tmp_path / 'stores'}"]
+
+
+def train(words, *more, run_dir=None):
+    return minllm.train(minllm.compose([*words, *more]), run_dir)
+
+
+def figures(run):
+    """The metrics of a run without what depends on the clock."""
+    events = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in event.items() if name not in CLOCK} for event in events]
+
+
+def started(words, *more, run):
+    """Start a run as a process of its own; return it once it has some checkpoints."""
+    words = [*words, *more, f"hydra.run.dir={run}"]
+    process = subprocess.Popen(
+        [sys.executable, door.__file__, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not Path(run, "checkpoints", "step-000004").exists() and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return process
+
+
+def test_a_run_leaves_a_folder_that_tells_all_about_it(words):
+    summary = train(words, "train.steps=5", "seed=3", run_dir="run")
+    assert json.loads(Path("run/summary.json").read_text()) == summary
+    assert summary.keys() >= {
+        "val_loss", "val_bpb", "params", "params_active", "params_non_embedding", "flops_per_token",
+        "state_bytes_per_sequence", "tokens", "tokens_per_second", "wall_seconds", "peak_memory_bytes", "seed", "choices",
+    }  # fmt: skip
+    assert summary["tokens"] == 5 * 4 * 16 and summary["seed"] == 3
+    assert summary["choices"]["model/attn"] == "gqa" and summary["choices"]["tokenizer"] == "bytes"
+
+    events = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert all(event.keys() >= {"step", "tokens", "seconds"} for event in events)
+    steps = [event["step"] for event in events if "train_loss" in event]
+    assert steps == [2, 4, 5]
+    assert events[-1]["val_loss"] == summary["val_loss"] and events[-1]["val_bpb"] == summary["val_bpb"]
+    logged = events[0].keys()
+    assert logged >= {"train_loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes"}
+
+    environment = json.loads(Path("run/environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["threads"] == torch.get_num_threads() and "commit" in environment["git"]
+    assert Path("run/samples.txt").read_text().startswith("=== step 5 ===\n")
+    assert "Validation: " in Path("run/log.txt").read_text()
+    assert not list(Path("run").rglob("*.partial"))
+
+
+def test_bits_a_byte_are_those_of_the_whole_validation_set(words):
+    summary = train(words, "train.steps=1", run_dir="run")
+    # with bytes as tokens there is one prediction a byte, and one more for each document's end
+    text = Path("squares.txt").read_text()
+    bytes_, nats = round(len(text) * 0.1), summary["val_loss"]
+    assert summary["val_bpb"] == pytest.approx(nats / 0.6931 * (bytes_ + 1) / bytes_, rel=0.02)
+
+
+def test_the_seed_decides_everything(words):
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(words, "train.steps=4", f"seed={seed}", "model.dropout=0.2", run_dir=run)
+    assert figures("a") == figures("b")
+    assert figures("a") != figures("c")
+
+
+def test_a_trained_run_loads_and_writes_what_it_wrote(words):
+    summary = train(words, "train.steps=6", run_dir="run")
+    model, tokenizer, cfg = minllm.load("run")
+    assert not model.training and cfg.model.dim == 16
+    assert sum(p.numel() for p in model.parameters()) == summary["params"]
+    last, _, _ = checkpoints.load("run", which="last")
+    options = {"max_new_tokens": 8, "temperature": cfg.sample.temperature, "min_p": cfg.sample.min_p}
+    text = minllm.generate(last, tokenizer, [""], **options, seed=cfg.sample.seed)[0]
+    assert text.rstrip() == Path("run/samples.txt").read_text().split("=== step 6 ===\n")[1].rstrip()
+
+
+def test_evaluate_finds_what_training_found(words):
+    summary = train(words, "train.steps=6", run_dir="run")
+    from minllm.config import perform
+
+    found = perform(minllm.compose(["task=evaluate", "run=run"]), Path("unused"))
+    assert found["val_loss"] == pytest.approx(summary["best"]["val_loss"], rel=1e-6)
+    assert not Path("unused").exists()
+
+
+def test_a_longer_run_is_a_shorter_one_resumed(words):
+    train(words, "train.steps=9", "model.dropout=0.3", run_dir="whole")
+    train(words, "train.steps=4", "model.dropout=0.3", run_dir="parts")
+    # the shorter run evaluated at its end, which the longer one had no reason to
+    extra = [event for event in figures("parts") if event["step"] == 4 and "val_loss" in event]
+    minllm.train(minllm.compose(["resume=parts", "train.steps=9"]))
+    assert [event for event in figures("parts") if event not in extra] == figures("whole")
+    assert len(extra) == 1
+
+
+def test_a_finished_run_needs_a_larger_budget_to_go_on(words):
+    train(words, "train.steps=4", run_dir="run")
+    before = figures("run")
+    with pytest.raises(UserError, match="train.steps=8"):
+        minllm.train(minllm.compose(["resume=run"]))
+    assert figures("run") == before
+
+
+@pytest.mark.slow  # a process of its own, which imports torch
+def test_killed_at_any_moment_a_run_goes_on_as_if_it_had_not_been(words):
+    process = started(words, "train.steps=100000", "model.dropout=0.3", run="killed")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    step = checkpoints.step_of(checkpoints.find("killed", "last"))
+    minllm.train(minllm.compose(["resume=killed", f"train.steps={step + 5}"]))
+    train(words, f"train.steps={step + 5}", "model.dropout=0.3", run_dir="whole")
+    assert figures("killed") == figures("whole")
+    assert not list(Path("killed").rglob("*.partial"))
+
+
+@pytest.mark.slow  # a process of its own, which imports torch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(words, number):
+    process = started(words, "train.steps=100000", run="run")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "Traceback" not in err
+    step = checkpoints.step_of(checkpoints.find("run", "last"))
+    assert f"Stopped at step {step}. To go on: python run.py resume=" in Path("run/log.txt").read_text()
+    assert not Path("run/summary.json").exists()
+    minllm.train(minllm.compose(["resume=run", f"train.steps={step + 1}"]))
+    assert figures("run")[-1]["step"] == step + 1
+
+
+def test_init_from_begins_a_new_run_with_the_best_weights_of_another(words):
+    first = train(words, "train.steps=6", run_dir="first")
+    second = train(words, "init_from=first", "train.steps=1", "optim.lr=1e-9", run_dir="second")
+    assert second["val_loss"] == pytest.approx(first["best"]["val_loss"], rel=1e-4)
+    assert figures("second")[0]["step"] == 1
+
+
+def test_init_from_another_architecture_is_refused(words):
+    train(words, "train.steps=1", run_dir="first")
+    with pytest.raises(UserError, match="another architecture"):
+        train(words, "init_from=first", "model.dim=24", "train.steps=1", run_dir="second")
+    assert not Path("second").exists()
+
+
+def test_a_second_run_does_not_write_over_the_first(words):
+    train(words, "train.steps=1", run_dir="run")
+    before = figures("run")
+    with pytest.raises(UserError, match="resume=run"):
+        train(words, "train.steps=2", run_dir="run")
+    assert figures("run") == before
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(words):
+    with pytest.raises(UserError, match="schedule.warmup_steps"):
+        train(words, "train.steps=4", "schedule.warmup_steps=5", run_dir="run")
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("packing", ["concat", "pad", "pack"])
+def test_micro_batches_change_nothing_but_memory(words, packing):
+    for rows in (4, 3, 1):
+        train(
+            words,
+            "train.steps=4",
+            f"data.packing={packing}",
+            f"train.micro_batch_size={rows}",
+            run_dir=f"{rows}",
+        )
+    for parts in ("3", "1"):
+        for one, other in zip(figures("4"), figures(parts)):
+            assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_bf16_trains_as_fp32_does_but_for_rounding(words):
+    fp32 = train(words, "train.steps=6", run_dir="fp32")
+    bf16 = train(words, "train.steps=6", "train.precision=bf16", run_dir="bf16")
+    assert fp32["val_loss"] != bf16["val_loss"]
+    assert fp32["val_loss"] == pytest.approx(bf16["val_loss"], rel=0.01)
+    assert all(p.dtype == torch.float32 for p in minllm.load("bf16")[0].parameters())
+
+
+def test_a_budget_of_flops_is_kept(words):
+    per_token = train(words, "train.steps=1", run_dir="one")["flops_per_token"]
+    summary = train(words, "train.steps=null", f"train.flops={per_token * 4 * 16 * 3}", run_dir="three")
+    assert summary["steps"] == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is told on Linux only")
+@pytest.mark.slow  # a process of its own: what malloc is told can't be taken back
+def test_glibc_is_told_to_keep_its_pages(words):
+    done = subprocess.run(
+        [sys.executable, door.__file__, *words, "train.malloc=keep", "train.steps=1", "hydra.run.dir=run"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "glibc keeps the pages it has" in Path("run/log.txt").read_text()
+
+
+@pytest.mark.slow  # a process of its own, which imports torch
+def test_the_first_step_waits_for_no_library_it_does_not_need(words):
+    """torch._dynamo alone takes as long as torch: a run would take twice as long to begin."""
+    script = """
+import sys, minllm
+from minllm.train import loop
+class Seen(Exception): pass
+def stop(run, **figures): raise Seen
+loop.record = stop
+try:
+    minllm.train(minllm.compose(sys.argv[1:]))
+except Seen:
+    heavy = {"torch._dynamo", "sympy", "transformers", "datasets", "pandas", "wandb", "matplotlib"}
+    print(sorted(heavy & sys.modules.keys()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, "train.log_every=1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(door.__file__).parent)},
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
