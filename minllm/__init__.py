@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minllm.errors import UserError as UserError
     from minllm.generate.generate import generate as generate
     from minllm.model.build import build_model as build_model
+    from minllm.tracing import trace as trace
     from minllm.train.checkpoints import load as load
 
 # where each name lives; it's imported when it's first used, since torch takes seconds
@@ -33,6 +34,7 @@ HOMES = {
     "compose": "minllm.config",
     "generate": "minllm.generate.generate",
     "load": "minllm.train.checkpoints",
+    "trace": "minllm.tracing",
     "train": "minllm.api",
 }
 

@@ -82,7 +82,9 @@ def test_a_batch_depends_on_seed_and_step_alone(letters, packing):
     in_order = [one.batch(step) for step in range(9)]
     for step in (8, 2, 5, 0):
         assert same(other.batch(step), in_order[step])
-    assert not all(same(letters(packing=packing).train(4, seed=4).batch(step), in_order[step]) for step in range(9))
+    assert not all(
+        same(letters(packing=packing).train(4, seed=4).batch(step), in_order[step]) for step in range(9)
+    )
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -105,7 +107,10 @@ def test_an_epoch_shows_every_token_once(letters, packing):
 
 def test_an_epoch_of_the_stream_shows_all_but_less_than_a_row(letters):
     train = letters(packing="concat").train(1, seed=0)
-    epochs = [tally(map(train.batch, range(start, start + train.rows_per_epoch))) for start in (0, train.rows_per_epoch)]
+    epochs = [
+        tally(map(train.batch, range(start, start + train.rows_per_epoch)))
+        for start in (0, train.rows_per_epoch)
+    ]
     for epoch in epochs:
         missing = expected("a") - epoch
         assert epoch <= expected("a") and missing.total() < 16
@@ -129,14 +134,20 @@ def test_packed_documents_are_kept_apart(letters):
     for step in range(2 * train.rows_per_epoch // train_rows):
         batch = train.batch(step)
         assert batch.tokens_BT.shape == (3, 16)
-        for tokens, targets, segments in zip(batch.tokens_BT, batch.targets_BT, batch.segments_BT, strict=True):
+        for tokens, targets, segments in zip(
+            batch.tokens_BT, batch.targets_BT, batch.segments_BT, strict=True
+        ):
             assert torch.equal(targets == -100, segments == -1)
             kept = segments[segments >= 0]
-            assert torch.equal(kept, kept.sort().values) and set(kept.tolist()) == set(range(int(kept.max()) + 1))
+            assert torch.equal(kept, kept.sort().values) and set(kept.tolist()) == set(
+                range(int(kept.max()) + 1)
+            )
             assert (segments[len(kept) :] == -1).all(), "padding comes last"
             shared += int(kept.max()) > 0
             for segment in range(int(kept.max()) + 1):
-                letters_in = set(tokens[segments == segment].tolist()) | set(targets[segments == segment].tolist())
+                letters_in = set(tokens[segments == segment].tolist()) | set(
+                    targets[segments == segment].tolist()
+                )
                 assert len(letters_in - {Bytes.eot}) <= 1, "one document in a segment"
     assert shared, "some rows should hold several documents"
 
@@ -179,7 +190,11 @@ def test_validation_predicts_every_token_once(letters, batch_size):
 
 
 def test_validation_windows_of_a_document_follow_each_other(letters):
-    rows = [row for batch in letters().validation(1) for row in zip(batch.tokens_BT, batch.targets_BT, strict=True)]
+    rows = [
+        row
+        for batch in letters().validation(1)
+        for row in zip(batch.tokens_BT, batch.targets_BT, strict=True)
+    ]
     longest = chr(ord("A") + LENGTHS.index(90)).encode()[0]
     of_longest = [targets[targets != -100].tolist() for _, targets in rows if longest in targets.tolist()]
     assert sorted(map(len, of_longest), reverse=True) == [16] * 5 + [11]
@@ -240,7 +255,9 @@ def test_a_killed_build_leaves_no_store_and_is_in_nobodys_way(tmp_path):
     assert killed.returncode == -9
     assert killed.stdout == "imports little\n"
     assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
-    assert open_store(Letters(cache=str(tmp_path)), Bytes()).metadata["splits"]["train"]["documents"] == len(LENGTHS)
+    assert open_store(Letters(cache=str(tmp_path)), Bytes()).metadata["splits"]["train"]["documents"] == len(
+        LENGTHS
+    )
 
 
 def test_two_builds_at_once_both_end_well(tmp_path):
@@ -327,7 +344,9 @@ def test_jsonl_and_parquet_hold_the_same(tmp_path):
 
     texts = [f"Document {number} – über\n" for number in range(300)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"story": text}) for text in texts) + "\n\n")
-    pyarrow.parquet.write_table(pyarrow.table({"story": [*texts, None], "n": range(301)}), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"story": [*texts, None], "n": range(301)}), tmp_path / "a.parquet"
+    )
     train, val = both(TextFiles(path=str(tmp_path / "a.jsonl"), field="story", val_fraction=0.2))
     assert Counter(train + val) == Counter(texts) and 30 < len(val) < 90
     assert both(TextFiles(path=str(tmp_path / "a.parquet"), field="story", val_fraction=0.2)) == (train, val)

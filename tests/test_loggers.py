@@ -48,6 +48,7 @@ def written(tmp_path_factory):
         logger.log({"step": 4, "tokens": 128, "seconds": 0.9, "train_loss": 2.0, "lr": 0.2})
         logger.samples(4, [("Once", " there was")])
         logger.finish({"val_loss": 2.5, "choices": {"norm": "post"}})
+        wandb.teardown()  # waits for the process that writes, as the end of a program does
     (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
     return run_dir, line, list(records(file))
 

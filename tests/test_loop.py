@@ -127,17 +127,18 @@ def test_micro_batches_give_the_whole_batch_its_loss_and_gradient(tmp_path, rows
         torch.testing.assert_close(one, other)
 
 
-def test_stopping_and_resuming_gives_the_same_figures_to_the_bit(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_and_resuming_gives_the_same_figures_to_the_bit(tmp_path, number):
     fit(make_run(tmp_path / "whole", steps=8))
     stopped = make_run(tmp_path / "parts", steps=8)
 
     class Stop(Silent):
         def log(self, event):
             if event["step"] == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
 
     stopped.logger = Stop()
-    assert fit(stopped) == signal.SIGTERM
+    assert fit(stopped) == number
     assert [event["step"] for event in figures(tmp_path / "parts")] == [2, 3, 4]
     assert fit(resumed(tmp_path / "parts", steps=8)) is None
     assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
@@ -281,6 +282,9 @@ def test_a_device_that_is_not_there_is_refused():
 def test_auto_precision_is_the_faster_one(monkeypatch):
     seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
     monkeypatch.setattr(machine, "_product_seconds", seconds.get)
+    monkeypatch.setattr(machine, "_onednn_has_bf16", lambda: False)
+    assert machine.choose_precision("auto", torch.device("cpu"))[0] == "fp32"
+    monkeypatch.setattr(machine, "_onednn_has_bf16", lambda: True)
     assert machine.choose_precision("auto", torch.device("cpu"))[0] == "bf16"
     seconds[torch.bfloat16] = 300.0
     assert machine.choose_precision("auto", torch.device("cpu"))[0] == "fp32"

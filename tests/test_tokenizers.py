@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def folder(tmp_path_factory) -> Path:
 
 def made_up_texts() -> list[str]:
     draw = random.Random(0)
-    words = "the cat's hat sat on a mat and it's 1234 5123 times, isn't it?\n\nOh! So be it.".split(" ")
+    text = "the cat's hat sat on a mat and it's 1234 5123 times, isn't it?\n\nOh! So be it."
+    words = re.split(" ", text)
     words += ["".join(draw.choices("abdegilmnorstu", k=6)) for _ in range(60)]
     return [" ".join(draw.choices(words, k=60)) for _ in range(60)]
 
@@ -65,7 +67,9 @@ def write(place: Path, model: bytes) -> None:
 def tokenizer(request, folder):
     if request.param == "bytes":
         return Bytes()
-    return SentencePiece(folder=str(folder) if request.param == "sentencepiece" else f"tokenizers/{request.param}")
+    return SentencePiece(
+        folder=str(folder) if request.param == "sentencepiece" else f"tokenizers/{request.param}"
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -175,7 +179,9 @@ def test_the_task_trains_what_the_tokenizer_reads(tmp_path, capsys):
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
     data = {"_target_": "minllm.data.text.TextFiles", "path": str(tmp_path / "texts.jsonl")}
     cfg = OmegaConf.create({"data": data})
-    measured = tokenize(cfg, tmp_path, name="made", sizes=[330, 360], documents=50, folder=str(tmp_path / "kept"))
+    measured = tokenize(
+        cfg, tmp_path, name="made", sizes=[330, 360], documents=50, folder=str(tmp_path / "kept")
+    )
     assert measured["made_360"] > measured["made_330"] > 1
     node = {
         "_target_": "minllm.tokenizer.sentencepiece.SentencePiece",
@@ -192,6 +198,9 @@ def test_the_task_trains_what_the_tokenizer_reads(tmp_path, capsys):
 def test_shipped_tokenizers_are_small_and_described(name):
     place = REPOSITORY / "tokenizers" / name
     metadata = json.loads((place / "metadata.json").read_text())
-    assert (metadata["name"], metadata["vocab_size"]) == (name, SentencePiece(folder=f"tokenizers/{name}").vocab_size)
+    assert (metadata["name"], metadata["vocab_size"]) == (
+        name,
+        SentencePiece(folder=f"tokenizers/{name}").vocab_size,
+    )
     assert (place / "tokenizer.model").stat().st_size < 100_000
     assert (REPOSITORY / "conf" / "tokenizer" / f"{name}.yaml").is_file()

@@ -200,7 +200,7 @@ def test_an_idea_from_elsewhere_is_traced(tmp_path, monkeypatch):
                 self.keys = nn.Parameter(torch.empty(n_slots, dim))
                 self.mix = nn.Linear(dim, dim, bias=False)
 
-            def forward(self, x_BTD, ctx, state=None):
+            def forward(self, x_BTD, ctx):
                 padded = torch.cat([x_BTD[:, :1].expand(-1, self.taps - 1, -1), x_BTD], dim=1)
                 weights_BTM = (x_BTD @ self.keys.mT).softmax(-1)
                 y_BTHK = self.mix(weights_BTM @ self.keys).unflatten(-1, (self.n_heads, -1))
@@ -238,7 +238,7 @@ def test_sizes_that_a_module_insists_on_stay_as_they_are(tmp_path, monkeypatch):
                 assert dim == 32
                 self.n_heads = n_heads
 
-            def forward(self, x_BTD, ctx, state=None):
+            def forward(self, x_BTD, ctx):
                 heads = x_BTD.unflatten(-1, (self.n_heads, -1))
                 return heads.flatten(2)
         """,

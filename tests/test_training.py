@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ TINY = [
 ]
 TINY += ["data=text", "data.seq_len=16", "train.batch_size=4", "train.precision=fp32", "train.compile=false"]
 TINY += ["train.log_every=2", "train.eval_every=3", "train.checkpoint_every=2", "train.sample_every=0"]
-TINY += ["sample.max_new_tokens=8", "schedule=constant", "schedule.warmup_steps=2", "train.malloc=default"]
+TINY += ["sample.max_new_tokens=8", "schedule=constant", "schedule.warmup_steps=1", "train.malloc=default"]
 CLOCK = {"seconds", "tokens_per_second", "memory_bytes"}
 
 
@@ -66,7 +67,8 @@ def test_a_run_leaves_a_folder_that_tells_all_about_it(words):
     assert json.loads(Path("run/summary.json").read_text()) == summary
     assert summary.keys() >= {
         "val_loss", "val_bpb", "params", "params_active", "params_non_embedding", "flops_per_token",
-        "state_bytes_per_sequence", "tokens", "tokens_per_second", "wall_seconds", "peak_memory_bytes", "seed", "choices",
+        "state_bytes_per_sequence", "tokens", "tokens_per_second", "wall_seconds", "peak_memory_bytes", "seed",
+        "choices",
     }  # fmt: skip
     assert summary["tokens"] == 5 * 4 * 16 and summary["seed"] == 3
     assert summary["choices"]["model/attn"] == "gqa" and summary["choices"]["tokenizer"] == "bytes"
@@ -142,7 +144,7 @@ def test_a_finished_run_needs_a_larger_budget_to_go_on(words):
 
 @pytest.mark.slow  # a process of its own, which imports torch
 def test_killed_at_any_moment_a_run_goes_on_as_if_it_had_not_been(words):
-    process = started(words, "train.steps=100000", "model.dropout=0.3", run="killed")
+    process = started(words, "train.steps=100000", "model.dropout=0.3", "train.malloc=keep", run="killed")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     step = checkpoints.step_of(checkpoints.find("killed", "last"))
@@ -150,15 +152,16 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_it_had_not_been(words):
     train(words, f"train.steps={step + 5}", "model.dropout=0.3", run_dir="whole")
     assert figures("killed") == figures("whole")
     assert not list(Path("killed").rglob("*.partial"))
+    if platform.libc_ver()[0] == "glibc":
+        assert "glibc keeps the pages it has" in Path("killed/log.txt").read_text()
 
 
 @pytest.mark.slow  # a process of its own, which imports torch
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(words, number):
+def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(words):
     process = started(words, "train.steps=100000", run="run")
-    process.send_signal(number)
+    process.terminate()
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and "Traceback" not in err
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
     step = checkpoints.step_of(checkpoints.find("run", "last"))
     assert f"Stopped at step {step}. To go on: python run.py resume=" in Path("run/log.txt").read_text()
     assert not Path("run/summary.json").exists()
@@ -221,18 +224,6 @@ def test_a_budget_of_flops_is_kept(words):
     per_token = train(words, "train.steps=1", run_dir="one")["flops_per_token"]
     summary = train(words, "train.steps=null", f"train.flops={per_token * 4 * 16 * 3}", run_dir="three")
     assert summary["steps"] == 3
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is told on Linux only")
-@pytest.mark.slow  # a process of its own: what malloc is told can't be taken back
-def test_glibc_is_told_to_keep_its_pages(words):
-    done = subprocess.run(
-        [sys.executable, door.__file__, *words, "train.malloc=keep", "train.steps=1", "hydra.run.dir=run"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "glibc keeps the pages it has" in Path("run/log.txt").read_text()
 
 
 @pytest.mark.slow  # a process of its own, which imports torch

@@ -75,9 +75,8 @@ def train_one(texts: Iterable[str], size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(
-            f"sentencepiece can't make {size} tokens of this text: {str(error).strip()}"
-        ) from error
+        reason = str(error).strip().rpartition("] ")[2]  # without the place in the library's code
+        raise UserError(f"sentencepiece can't make {size} tokens of this text: {reason}") from error
     return written.getvalue()
 
 

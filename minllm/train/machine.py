@@ -48,10 +48,11 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.devi
         return "fp32", "this GPU has no bf16"
     if device.type != "cpu":
         return "fp32", f"bf16 isn't tried on {device.type}"
+    if not _onednn_has_bf16():
+        return "fp32", "this processor has no instructions for bf16"
     ratio = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
-    return (
-        "bf16" if ratio > BF16_GAIN else "fp32"
-    ), f"bf16 matrix products are {ratio:.2g} times as fast here"
+    words = f"bf16 matrix products are {ratio:.2g} times as fast here"
+    return ("bf16" if ratio > BF16_GAIN else "fp32"), words
 
 
 def choose_compile(device: torch.device, seconds_left: float) -> tuple[bool, str]:
@@ -66,11 +67,15 @@ def choose_compile(device: torch.device, seconds_left: float) -> tuple[bool, str
     return won > 2 * COMPILE_SECONDS, words
 
 
+def _onednn_has_bf16() -> bool:
+    # without it a bf16 product takes hundreds of times as long, and on a busy machine a small probe may not show it
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _product_seconds(dtype: torch.dtype) -> float:
-    # without AVX512-BF16 a bf16 product may take hundreds of times as long: keep this small
     a = torch.ones(256, 256, dtype=dtype)
     seconds = []
-    for _ in range(3):
+    for _ in range(10):
         began = time.perf_counter()
         a @ a
         seconds.append(time.perf_counter() - began)

@@ -1,0 +1,109 @@
+"""What a benchmark found: figures and ratios, as JSON and as a page to read."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one contestant reached: the median of its turns."""
+
+    what: str
+    contestant: str
+    tokens_per_second: float
+    share_of_limit: float | None = None
+    """Of this machine's matrix products a second, in the same precision."""
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """minllm's figure through another's: the median of turns that stood side by side, and how far they lie apart."""
+
+    what: str
+    median: float
+    low: float
+    high: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @classmethod
+    def of(cls, what: str, ours: Sequence[float], theirs: Sequence[float], **bound: float | None) -> Ratio:
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        return cls(what, statistics.median(ratios), min(ratios), max(ratios), **bound)
+
+    @property
+    def verdict(self) -> str:
+        """The bound and whether the median keeps it; "" where there is none."""
+        if self.at_least is not None:
+            return f"at least {self.at_least:g}: {'met' if self.median >= self.at_least else 'missed'}"
+        if self.at_most is not None:
+            return f"at most {self.at_most:g}: {'met' if self.median <= self.at_most else 'missed'}"
+        return ""
+
+
+@dataclass
+class Report:
+    """All that was measured on one machine in one run."""
+
+    machine: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    """What was left out, and why."""
+    limits: dict[str, float] = field(default_factory=dict)
+    """Floating-point operations a second of this machine's matrix products, for each setting."""
+    figures: list[Figure] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    startup: dict[str, float] = field(default_factory=dict)
+    """Seconds."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "ratios": [{**asdict(ratio), "verdict": ratio.verdict} for ratio in self.ratios],
+        }
+
+    def lines(self) -> list[str]:
+        """Return the page that a person reads."""
+        figures = [
+            [
+                figure.what,
+                figure.contestant,
+                f"{figure.tokens_per_second:,.0f}",
+                "" if figure.share_of_limit is None else f"{figure.share_of_limit:.0%}",
+                "" if figure.peak_memory_bytes is None else f"{figure.peak_memory_bytes / MIB:,.0f} MiB",
+            ]
+            for figure in self.figures
+        ]
+        ratios = [[r.what, f"{r.median:.2f}", f"{r.low:.2f} to {r.high:.2f}", r.verdict] for r in self.ratios]
+        limits = [f"{what}: {flops / 1e9:,.0f} GFLOP/s" for what, flops in self.limits.items()]
+        machine = "{gpu}" if self.machine["gpu"] else "{cpu}, {threads} threads"
+        return [
+            machine.format(**self.machine) + f", torch {self.machine['torch']}",
+            *self.notes,
+            *table(["", "", "tokens/s", "of limit", "peak memory"], figures),
+            *([f"The limit is torch.mm of 2,048² ({'; '.join(limits)})."] if limits else []),
+            *[f"{what}: {seconds:.2f} s" for what, seconds in self.startup.items()],
+            *table(["minllm / another", "ratio", "range", "wanted"], ratios),
+        ]
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Return rows in columns: words to the left, figures to the right; nothing where there are no rows."""
+    if not rows:
+        return []
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    figures = [any(cell[:1].isdigit() for cell in column) for column in zip(*rows)]
+    aligned = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, figures)
+        )
+        for row in [head, *rows]
+    ]
+    return ["", *[line.rstrip() for line in aligned], ""]

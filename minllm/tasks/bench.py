@@ -1,0 +1,223 @@
+"""`python run.py task=bench`: how fast minllm is on this machine, beside transformers' Llama of the same shape.
+
+Others may be using the machine as well, so contestants take turns (A B C, A B C, …) and are compared turn by turn: a
+figure may be off, and the ratios of figures that were taken side by side still count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from minllm.bench.contestants import SHAPES, Setting, Shape, config
+from minllm.bench.report import Figure, Ratio, Report
+from minllm.bench.startup import first_step_seconds, import_seconds
+from minllm.bench.worker import Job, Worker
+from minllm.errors import UserError
+from minllm.model.build import build_model
+from minllm.model.cost import cost
+from minllm.options import Positive
+from minllm.train.machine import choose_device, choose_precision
+from minllm.train.rundir import environment, to_json, write_text
+
+TURNS = 5
+NEW_TOKENS = 256
+GENERATED_ROWS = (1, 16)
+LIMIT_SIZE = 2048
+
+MINLLM, THEIRS, THEIRS_KEPT = "minllm", "transformers", "transformers, same malloc"
+
+AT_LEAST = {
+    ("S1", "eager fp32"): 1.4,
+    ("S1", "compiled bf16"): 2.0,
+    ("S3", "eager fp32"): 1.0,
+    ("S3", "compiled bf16"): 1.15,
+}
+"""How many times transformers' tokens a second minllm is to train."""
+AT_LEAST_GENERATED = 1.5
+AT_MOST_MEMORY = 1.0
+AT_MOST_STARTUP = 3.0
+
+
+def bench(
+    cfg: DictConfig,
+    run_dir: Path,
+    *,
+    measure: list[Literal["training", "generation", "startup"]],
+    shapes: list[Literal["S1", "S3"]],
+    settings: list[Literal["eager_fp32", "compiled_fp32", "eager_bf16", "compiled_bf16"]],
+    seconds: Positive,
+) -> dict[str, Any]:
+    """Measure, print a page and write bench.json; return what is in it.
+
+    Args:
+        measure: what to measure. Memory is measured with training.
+        shapes: at which sizes, see `minllm.bench.contestants.SHAPES`.
+        settings: how the models are run. Where bf16 is slow, fp32 is measured instead, and the page says so.
+        seconds: how long each contestant trains in each setting, in `TURNS` turns of at least one step.
+
+    Raises:
+        UserError: transformers isn't installed.
+    """
+    if {"training", "generation"} & set(measure):
+        require_transformers()
+    device, _ = choose_device(cfg.train.device)
+    report = Report(machine(device))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if "training" in measure:
+        chosen, report.notes = settings_for(settings, device)
+        for setting in chosen:
+            for name in shapes:
+                training(report, name, SHAPES[name], setting, device, seconds / TURNS)
+    if "generation" in measure:
+        for name in shapes:
+            for rows in GENERATED_ROWS:
+                generation(report, name, SHAPES[name], device, rows, NEW_TOKENS)
+    if "startup" in measure:
+        startup(report)
+
+    print("\n".join(report.lines()))
+    write_text(run_dir / "bench.json", to_json(report.as_dict()))
+    print(f"All figures are in {run_dir / 'bench.json'}")
+    return report.as_dict()
+
+
+def training(
+    report: Report, name: str, shape: Shape, setting: Setting, device: torch.device, turn_seconds: float
+) -> None:
+    """Train the contestants in turns; report their speed and memory."""
+    what = f"{name} {setting}"
+    cfg = config(shape, setting)
+    model = build_model(cfg, SimpleNamespace(vocab_size=shape.vocab_size))
+    flops_per_token = cost(model, shape.seq_len).flops_per_token
+    limits, speeds = [], {}
+    with started(shape, setting, device) as workers:
+        for who, worker in tqdm(workers.items(), f"{what}, warming up", leave=False):
+            speeds[who] = []
+            worker.ask("warm_up")
+        for _ in tqdm(range(TURNS), what, leave=False):
+            limits.append(product_flops(setting, device))
+            for who, worker in workers.items():
+                answer = worker.ask("train", seconds=turn_seconds)
+                speeds[who].append(answer["steps"] * shape.tokens_per_step / answer["seconds"])
+        peaks = {who: worker.ask("memory")["bytes"] for who, worker in workers.items()}
+
+    report.limits[what] = statistics.median(limits)
+    for who in workers:
+        speed = statistics.median(speeds[who])
+        share = speed * flops_per_token / report.limits[what]
+        report.figures.append(Figure(f"{what}, training", who, speed, share, peaks[who]))
+    for who in workers:
+        if who != MINLLM:
+            bound = AT_LEAST.get((name, str(setting))) if who == THEIRS else None
+            words = f"{what}, training, {who}"
+            report.ratios.append(Ratio.of(words, speeds[MINLLM], speeds[who], at_least=bound))
+    words = f"{what}, peak memory, {THEIRS}"
+    report.ratios.append(Ratio.of(words, [peaks[MINLLM]], [peaks[THEIRS]], at_most=AT_MOST_MEMORY))
+
+
+def generation(
+    report: Report, name: str, shape: Shape, device: torch.device, rows: int, new_tokens: int
+) -> None:
+    """Let the contestants continue short prompts in turns; report their speed."""
+    what = f"{name}, generating {rows} x {new_tokens}"
+    with started(shape, Setting("fp32", compiled=False), device) as workers:
+        speeds = {who: [] for who in workers}
+        for worker in workers.values():
+            worker.ask("generate", rows=rows, new_tokens=2)
+        for _ in tqdm(range(TURNS), what, leave=False):
+            for who, worker in workers.items():
+                answer = worker.ask("generate", rows=rows, new_tokens=new_tokens)
+                speeds[who].append(answer["tokens"] / answer["seconds"])
+    for who in workers:
+        report.figures.append(Figure(what, who, statistics.median(speeds[who])))
+    ratio = Ratio.of(f"{what}, {THEIRS}", speeds[MINLLM], speeds[THEIRS], at_least=AT_LEAST_GENERATED)
+    report.ratios.append(ratio)
+
+
+def startup(report: Report) -> None:
+    """Time the way to the first logged step, beside the import of torch alone."""
+    first_step_seconds()  # builds the token store, and has the files read once
+    firsts, imports = [], []
+    for _ in tqdm(range(TURNS), "start-up", leave=False):
+        imports.append(import_seconds())
+        firsts.append(first_step_seconds())
+    report.startup["From the command to the first logged step"] = statistics.median(firsts)
+    report.startup["python -c 'import torch'"] = statistics.median(imports)
+    report.ratios.append(Ratio.of("start-up, import torch", firsts, imports, at_most=AT_MOST_STARTUP))
+
+
+@contextlib.contextmanager
+def started(shape: Shape, setting: Setting, device: torch.device) -> Iterator[dict[str, Worker]]:
+    """Start a process for each contestant. minllm keeps its pages as it does in training, transformers does not.
+
+    On a CPU there is one more, transformers with minllm's malloc, so that one sees what is due to what.
+    """
+    on_cpu = device.type == "cpu"
+    entries = [(MINLLM, "minllm", on_cpu), (THEIRS, "transformers", False)]
+    if on_cpu:
+        entries.append((THEIRS_KEPT, "transformers", True))
+    with contextlib.ExitStack() as stack:
+        yield {
+            who: stack.enter_context(Worker(Job(contestant, keep_pages, shape, setting, str(device))))
+            for who, contestant, keep_pages in entries
+        }
+
+
+def settings_for(names: list[str], device: torch.device) -> tuple[list[Setting], list[str]]:
+    """Return the settings to measure, each once, and what there is to say about those that aren't."""
+    wanted = [Setting(name.split("_")[1], name.startswith("compiled")) for name in names]
+    if any(setting.precision == "bf16" for setting in wanted):
+        fastest, why = choose_precision("auto", device)
+        if fastest != "bf16":
+            instead = [Setting("fp32", setting.compiled) for setting in wanted]
+            return list(dict.fromkeys(instead)), [f"No bf16, fp32 instead: {why}."]
+    return list(dict.fromkeys(wanted)), []
+
+
+def product_flops(setting: Setting, device: torch.device) -> float:
+    """Return how many floating-point operations a second a large matrix product reaches here and now."""
+    dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
+    a = torch.ones(LIMIT_SIZE, LIMIT_SIZE, dtype=dtype, device=device)
+    synchronize = torch.get_device_module(device).synchronize
+    seconds = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        torch.mm(a, a)
+        synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return 2 * LIMIT_SIZE**3 / min(seconds)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what the figures depend on, and no more than that."""
+    here = environment()
+    installed = importlib.util.find_spec("transformers")
+    return {
+        "cpu": here["cpu"],
+        "threads": here["threads"],
+        "gpu": here["gpu"] if device.type == "cuda" else None,
+        "torch": here["versions"]["torch"],
+        "transformers": importlib.metadata.version("transformers") if installed else None,
+        "shapes": {name: asdict(shape) for name, shape in SHAPES.items()},
+    }
+
+
+def require_transformers() -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "task=bench compares with transformers, which isn't installed: pip install 'minllm[test]', or measure"
+            " only how long a run takes to start: 'measure=[startup]'."
+        )
