@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from omegaconf import DictConfig
@@ -21,6 +22,8 @@ from minllm.model.build import build_model
 from minllm.train.checkpoints import Progress
 from minllm.train.loop import Run
 from minllm.train.machine import Precision
+
+Name = Literal["minllm", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ class Setting:
 
     def __str__(self) -> str:
         return f"{'compiled' if self.compiled else 'eager'} {self.precision}"
+
+
+SETTINGS = {
+    "eager_fp32": Setting("fp32", compiled=False),
+    "compiled_fp32": Setting("fp32", compiled=True),
+    "eager_bf16": Setting("bf16", compiled=False),
+    "compiled_bf16": Setting("bf16", compiled=True),
+}
 
 
 def config(shape: Shape, setting: Setting) -> DictConfig:
@@ -124,6 +135,8 @@ def transformers(shape: Shape, cfg: DictConfig, device: torch.device) -> Contest
         intermediate_size=shape.hidden,
         vocab_size=shape.vocab_size,
         tie_word_embeddings=True,
+        rms_norm_eps=cfg.norm.eps,
+        rope_theta=cfg.model.pos.theta,
         attn_implementation="sdpa",
         bos_token_id=None,
         eos_token_id=None,
@@ -156,7 +169,10 @@ class LlamaObjective:
         return model(input_ids=tokens_BT, labels=targets_BT, use_cache=False, **shifted).loss
 
 
-MAKERS = {"minllm": minllm, "transformers": transformers}
+MAKERS: dict[Name, Callable[[Shape, DictConfig, torch.device], Contestant]] = {
+    "minllm": minllm,
+    "transformers": transformers,
+}
 
 
 def step_run(

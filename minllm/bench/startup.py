@@ -29,7 +29,7 @@ def first_step_seconds(overrides: list[str] = TINY) -> float:
         command = [sys.executable, str(ROOT / "run.py"), f"hydra.run.dir={metrics.parent}", *overrides]
         with tempfile.TemporaryFile("w+") as said:
             begun = time.perf_counter()
-            process = subprocess.Popen(command, stdout=said, stderr=said, cwd=folder)
+            process = subprocess.Popen(command, stdout=said, stderr=said)
             try:
                 while not (metrics.exists() and metrics.stat().st_size):
                     if process.poll() is not None:

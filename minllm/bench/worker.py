@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from minllm.bench.contestants import MAKERS, Setting, Shape, config, step_run
+from minllm.bench.contestants import MAKERS, Name, Setting, Shape, config, step_run
 from minllm.train import loop, memory
 
 PROMPT_TOKENS = 8
@@ -33,7 +33,7 @@ WARM_UP_STEPS = 2
 class Job:
     """What a worker works on."""
 
-    contestant: Literal["minllm", "transformers"]
+    contestant: Name
     keep_pages: bool
     """Tell malloc what minllm tells it (`train.malloc=keep`)."""
     shape: Shape
@@ -54,7 +54,7 @@ class Worker:
     """
 
     def __init__(self, job: Job):
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "minllm.bench.worker", json.dumps(asdict(job))],
             stdin=subprocess.PIPE,

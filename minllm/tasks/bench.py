@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from minllm.bench.contestants import SHAPES, Setting, Shape, config
+from minllm.bench.contestants import SETTINGS, SHAPES, Name, Setting, Shape, config
 from minllm.bench.report import Figure, Ratio, Report
 from minllm.bench.startup import first_step_seconds, import_seconds
 from minllm.bench.worker import Job, Worker
@@ -73,7 +73,7 @@ def bench(
     """
     if {"training", "generation"} & set(measure):
         require_transformers()
-    device, _ = choose_device(cfg.train.device)
+    device = choose_device(cfg.train.device)
     report = Report(machine(device))
     run_dir.mkdir(parents=True, exist_ok=True)
     if "training" in measure:
@@ -102,10 +102,10 @@ def training(
     cfg = config(shape, setting)
     model = build_model(cfg, SimpleNamespace(vocab_size=shape.vocab_size))
     flops_per_token = cost(model, shape.seq_len).flops_per_token
-    limits, speeds = [], {}
+    limits = []
     with started(shape, setting, device) as workers:
-        for who, worker in tqdm(workers.items(), f"{what}, warming up", leave=False):
-            speeds[who] = []
+        speeds: dict[str, list[float]] = {who: [] for who in workers}
+        for worker in tqdm(workers.values(), f"{what}, warming up", leave=False):
             worker.ask("warm_up")
         for _ in tqdm(range(TURNS), what, leave=False):
             limits.append(product_flops(setting, device))
@@ -134,7 +134,7 @@ def generation(
     """Let the contestants continue short prompts in turns; report their speed."""
     what = f"{name}, generating {rows} x {new_tokens}"
     with started(shape, Setting("fp32", compiled=False), device) as workers:
-        speeds = {who: [] for who in workers}
+        speeds: dict[str, list[float]] = {who: [] for who in workers}
         for worker in workers.values():
             worker.ask("generate", rows=rows, new_tokens=2)
         for _ in tqdm(range(TURNS), what, leave=False):
@@ -166,7 +166,7 @@ def started(shape: Shape, setting: Setting, device: torch.device) -> Iterator[di
     On a CPU there is one more, transformers with minllm's malloc, so that one sees what is due to what.
     """
     on_cpu = device.type == "cpu"
-    entries = [(MINLLM, "minllm", on_cpu), (THEIRS, "transformers", False)]
+    entries: list[tuple[str, Name, bool]] = [(MINLLM, "minllm", on_cpu), (THEIRS, "transformers", False)]
     if on_cpu:
         entries.append((THEIRS_KEPT, "transformers", True))
     with contextlib.ExitStack() as stack:
@@ -176,9 +176,9 @@ def started(shape: Shape, setting: Setting, device: torch.device) -> Iterator[di
         }
 
 
-def settings_for(names: list[str], device: torch.device) -> tuple[list[Setting], list[str]]:
+def settings_for(names: Sequence[str], device: torch.device) -> tuple[list[Setting], list[str]]:
     """Return the settings to measure, each once, and what there is to say about those that aren't."""
-    wanted = [Setting(name.split("_")[1], name.startswith("compiled")) for name in names]
+    wanted = [SETTINGS[name] for name in names]
     if any(setting.precision == "bf16" for setting in wanted):
         fastest, why = choose_precision("auto", device)
         if fastest != "bf16":

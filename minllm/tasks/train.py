@@ -84,7 +84,6 @@ def prepare(
     progress.decisions["micro_batch_size"] = min(rows, progress.decisions.get("micro_batch_size", rows))
 
     tokenizer = build(cfg.tokenizer, run_dir / "tokenizer") if resume else build(cfg.tokenizer)
-    corpus = open_data(build(cfg.data), tokenizer)
     model = build_model(cfg, tokenizer).to(device)
     if init_from:
         checkpoints.load_weights(checkpoints.find(init_from, "best"), model)
@@ -97,6 +96,8 @@ def prepare(
         checkpoints.load_optimizer(checkpoint, optimizer)
         budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
 
+    # last, since encoding a corpus takes time: all that can be refused has been
+    corpus = open_data(build(cfg.data), tokenizer)
     run = Run(
         seed=cfg.seed,
         settings=settings,
@@ -154,6 +155,7 @@ def sampler(cfg: DictConfig, model: LM, tokenizer: Tokenizer) -> Callable[[], li
 def summarise(run: Run, cfg: DictConfig) -> dict:
     """Return the run in figures: losses in nats a token and bits a byte, seconds, bytes."""
     progress = run.progress
+    peak = memory.peak_bytes(run.device)  # before the costs are counted, which takes memory of its own
     return {
         "val_loss": progress.val_loss,
         "val_bpb": progress.val_bpb,
@@ -164,7 +166,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
         "tokens": progress.tokens,
         "tokens_per_second": progress.tokens_per_second(run.tokens_per_step),
         "wall_seconds": progress.seconds,
-        "peak_memory_bytes": memory.peak_bytes(run.device),
+        "peak_memory_bytes": peak,
         "seed": run.seed,
         "device": str(run.device),
         "decisions": progress.decisions,

@@ -200,7 +200,7 @@ def diverged(run: Run, what: str) -> str:
     kept = [path.name for path in checkpoints.all_in(run.folder.checkpoints)]
     return (
         f"The {what} is no number at step {run.progress.step}: training diverged. Try a lower optim.lr, a longer"
-        f" schedule.warmup_steps, train.clip=1 or train.precision=fp32."
+        f" schedule.warmup_steps, a smaller train.clip or train.precision=fp32."
         f" {f'The last checkpoint is {kept[-1]}.' if kept else 'No checkpoint was written yet.'}"
     )
 

@@ -1,0 +1,197 @@
+"""The benchmark: who competes, the processes that they compete in, and the page that comes out."""
+
+import importlib.util
+import json
+import time
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from minllm.bench import startup
+from minllm.bench.contestants import MAKERS, SETTINGS, Shape, config, step_run
+from minllm.bench.report import Figure, Ratio, Report, table
+from minllm.bench.worker import Job, Worker
+from minllm.config import compose, validate
+from minllm.errors import UserError
+from minllm.tasks import bench
+from minllm.train import loop
+
+TINY = Shape(32, 2, 2, 1, head_dim=16, hidden=48, seq_len=16, batch_size=2, vocab_size=67)
+EAGER = SETTINGS["eager_fp32"]
+CPU = torch.device("cpu")
+
+
+def made(name):
+    pytest.importorskip("transformers")
+    cfg = config(TINY, EAGER)
+    contestant = MAKERS[name](TINY, cfg, CPU)
+    return contestant, step_run(contestant, TINY, EAGER, cfg, CPU)
+
+
+def test_both_contestants_are_of_the_same_size():
+    sizes = {sum(p.numel() for p in made(name)[0].model.parameters()) for name in MAKERS}
+    assert len(sizes) == 1
+
+
+def test_both_contestants_have_the_same_loss_with_the_same_weights():
+    (ours, our_run), (theirs, their_run) = made("minllm"), made("transformers")
+    weights = theirs.model.state_dict()
+    ours.model.load_state_dict(translated(weights), strict=True)
+    losses = [loop.whole_batch_gradient(run, run.objective.loss) for run in (our_run, their_run)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    norms = [loop.update(run, 1e-3) for run in (our_run, their_run)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def translated(llama):
+    """Return Llama's weights under minllm's names."""
+    weights = {"embedding": llama["model.embed_tokens.weight"], "norm.weight": llama["model.norm.weight"]}
+    for i in range(TINY.n_layers):
+        old, attn, mlp = f"model.layers.{i}", f"layers.{i}.attn", f"layers.{i}.mlp"
+        parts = {
+            f"{attn}.before.weight": ["input_layernorm"],
+            f"{attn}.words.attn.qkv.weight": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            f"{attn}.words.attn.out.weight": ["self_attn.o_proj"],
+            f"{mlp}.before.weight": ["post_attention_layernorm"],
+            f"{mlp}.words.mlp.gate_up.weight": ["mlp.gate_proj", "mlp.up_proj"],
+            f"{mlp}.words.mlp.down.weight": ["mlp.down_proj"],
+        }
+        for name, olds in parts.items():
+            weights[name] = torch.cat([llama[f"{old}.{one}.weight"] for one in olds])
+    return weights
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_worker_takes_turns_and_learns(name):
+    pytest.importorskip("transformers")
+    with Worker(Job(name, keep_pages=True, shape=TINY, setting=EAGER, device="cpu")) as worker:
+        worker.ask("warm_up")
+        turns = [worker.ask("train", seconds=0.05) for _ in range(2)]
+        assert all(turn["steps"] >= 1 and turn["seconds"] >= 0.05 for turn in turns)
+        assert turns[1]["loss"] < turns[0]["loss"]
+        assert worker.ask("memory")["bytes"] > 2**20
+        assert worker.ask("generate", rows=3, new_tokens=4)["tokens"] == 12
+    assert worker.process.returncode is not None
+
+
+def test_a_worker_that_fails_says_why():
+    impossible = Shape(32, 2, 3, 2, head_dim=16, hidden=48, seq_len=16, batch_size=2, vocab_size=67)
+    with (
+        Worker(Job("minllm", False, impossible, EAGER, "cpu")) as worker,
+        pytest.raises(RuntimeError, match="n_heads=3"),
+    ):
+        worker.ask("warm_up")
+
+
+class Answers:
+    """A worker that has been everywhere already: `speed` times as fast as one step a second."""
+
+    def __init__(self, speed):
+        self.speed = speed
+
+    def ask(self, name, **arguments):
+        tokens = arguments.get("rows", 0) * arguments.get("new_tokens", 0)
+        return {"steps": 1, "tokens": tokens, "seconds": 1 / self.speed, "bytes": 100 / self.speed}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Workers and processes that answer at once: minllm is twice as fast as transformers."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def started(shape, setting, device):
+        yield {bench.MINLLM: Answers(2), bench.THEIRS: Answers(1), bench.THEIRS_KEPT: Answers(1.6)}
+
+    monkeypatch.setattr(bench, "started", started)
+    monkeypatch.setattr(bench, "SHAPES", {"S1": TINY, "S3": TINY})
+    monkeypatch.setattr(bench, "LIMIT_SIZE", 64)
+    monkeypatch.setattr(bench, "first_step_seconds", lambda: 4.0)
+    monkeypatch.setattr(bench, "import_seconds", lambda: 1.0)
+    monkeypatch.setattr(bench, "require_transformers", lambda: None)
+    monkeypatch.setattr(bench, "choose_precision", lambda wanted, device: ("fp32", "bf16 is slow here"))
+
+
+def run_bench(folder, *overrides):
+    cfg = compose(["task=bench", "train.device=cpu", *overrides])
+    validate(cfg)
+    own = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["measure", "shapes", "settings", "seconds"]))
+    return bench.bench(cfg, folder, **own)
+
+
+def test_the_page_and_the_file_say_what_was_found(quick, tmp_path, capsys):
+    found = run_bench(tmp_path)
+    page = capsys.readouterr().out
+    assert json.loads((tmp_path / "bench.json").read_text()) == found
+    ratios = {ratio["what"]: ratio for ratio in found["ratios"]}
+    assert ratios["S1 eager fp32, training, transformers"]["median"] == pytest.approx(2)
+    assert ratios["S1 eager fp32, training, transformers"]["verdict"] == "at least 1.4: met"
+    assert ratios["S1 eager fp32, training, transformers, same malloc"]["verdict"] == ""
+    assert ratios["S1 eager fp32, peak memory, transformers"]["median"] == pytest.approx(0.5)
+    assert ratios["S3, generating 16 x 256, transformers"]["verdict"] == "at least 1.5: met"
+    assert ratios["start-up, import torch"]["verdict"] == "at most 3: missed"
+    assert "start-up, import torch" in page and "at most 3: missed" in page
+    assert all(figure["share_of_limit"] > 0 for figure in found["figures"] if "training" in figure["what"])
+
+
+def test_slow_bf16_is_replaced_in_words(quick, tmp_path, capsys):
+    found = run_bench(tmp_path, "measure=[training]", "shapes=[S1]")
+    assert found["notes"] == ["No bf16, fp32 instead: bf16 is slow here."]
+    assert list(found["limits"]) == ["S1 eager fp32", "S1 compiled fp32"]
+    # a floor for bf16 is none for what stands in for it
+    verdicts = {ratio["what"]: ratio["verdict"] for ratio in found["ratios"]}
+    assert verdicts["S1 compiled fp32, training, transformers"] == ""
+    assert "No bf16" in capsys.readouterr().out
+
+
+def test_without_transformers_only_the_start_is_measured(monkeypatch, quick, tmp_path):
+    monkeypatch.undo()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name)
+    )
+    with pytest.raises(UserError, match=r"minllm\[test\]"):
+        run_bench(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", ["shapes=[S2]", "settings=[eager]", "measure=[all]", "seconds=0"])
+def test_an_option_that_means_nothing_is_refused(words, tmp_path):
+    with pytest.raises(UserError, match=words.partition("=")[0]):
+        run_bench(tmp_path, words)
+
+
+def test_the_way_to_the_first_step_is_timed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "words.txt"
+    text.write_text("\n\n".join(f"Sentence number {i} is short." for i in range(200)))
+    data = ["data=text", f"data.path={text}", "tokenizer=bytes", "model.dim=16", "data.seq_len=16"]
+    begun = time.perf_counter()
+    seconds = startup.first_step_seconds([*startup.TINY, *data])
+    assert 0.1 < seconds < time.perf_counter() - begun
+
+
+def test_a_run_that_never_comes_to_a_step_is_an_error():
+    with pytest.raises(RuntimeError, match="n_layrs"):
+        startup.first_step_seconds(["model.n_layrs=3"])
+
+
+def test_ratios_are_compared_turn_by_turn():
+    # a machine that slows down to a tenth in the middle changes no ratio
+    ratio = Ratio.of("x", [20, 2, 22], [10, 1, 10], at_least=2.0)
+    assert (ratio.median, ratio.low, ratio.high, ratio.verdict) == (2, 2, 2.2, "at least 2: met")
+    assert Ratio.of("x", [3], [1], at_most=1.0).verdict == "at most 1: missed"
+
+
+def test_a_table_stands_in_columns():
+    lines = table(["who", "tokens/s"], [["minllm", "1,200"], ["another", "90"]])
+    assert lines == ["", "who      tokens/s", "minllm      1,200", "another        90", ""]
+    assert table(["who"], []) == []
+
+
+def test_a_report_without_limits_has_no_shares():
+    here = {"cpu": "a processor", "threads": 2, "gpu": None, "torch": "2"}
+    report = Report(here, figures=[Figure("S1, generating", "minllm", 1234.5)])
+    assert report.lines()[0] == "a processor, 2 threads, torch 2"
+    assert any(line.endswith("1,234") or line.endswith("1,235") for line in report.lines())
