@@ -14,26 +14,24 @@ What goes wrong by the caller's doing is raised as `minllm.UserError`, in a sent
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minllm.api import train as train
     from minllm.config import compose as compose
     from minllm.errors import UserError as UserError
-    from minllm.generate.generate import generate as generate
+    from minllm.generation.generate import generate as generate
     from minllm.model.build import build_model as build_model
     from minllm.tracing import trace as trace
-    from minllm.train.checkpoints import load as load
+    from minllm.training.checkpoints import load as load
 
 # where each name lives; it's imported when it's first used, since torch takes seconds
 HOMES = {
     "UserError": "minllm.errors",
     "build_model": "minllm.model.build",
     "compose": "minllm.config",
-    "generate": "minllm.generate.generate",
-    "load": "minllm.train.checkpoints",
+    "generate": "minllm.generation.generate",
+    "load": "minllm.training.checkpoints",
     "trace": "minllm.tracing",
     "train": "minllm.api",
 }
@@ -49,15 +47,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *HOMES})
-
-
-class _Package(ModuleType):
-    """Keeps `minllm.train` and `minllm.generate` the functions that they are when the folders of that name, which
-    hold the code behind them, are imported: Python would put the folder in the function's place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -15,7 +15,7 @@ from minllm.bench.worker import Job, Worker
 from minllm.config import compose, validate
 from minllm.errors import UserError
 from minllm.tasks import bench
-from minllm.train import loop
+from minllm.training import loop
 
 TINY = Shape(32, 2, 2, 1, head_dim=16, hidden=48, seq_len=16, batch_size=2, vocab_size=67)
 EAGER = SETTINGS["eager_fp32"]

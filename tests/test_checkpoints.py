@@ -7,9 +7,9 @@ import torch
 
 from minllm.errors import UserError
 from minllm.model.parameter import Linear, constant, initialise, parameter
-from minllm.train import checkpoints
-from minllm.train.checkpoints import Progress
-from minllm.train.optimizers import AdamW
+from minllm.training import checkpoints
+from minllm.training.checkpoints import Progress
+from minllm.training.optimizers import AdamW
 
 
 class Tied(torch.nn.Module):

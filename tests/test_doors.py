@@ -165,8 +165,8 @@ def test_the_tab_key_completes(idea: Path):  # noqa: F811
 
 
 def test_the_public_names_stay_functions_when_folders_of_their_name_are_imported():
-    importlib.import_module("minllm.generate.sampler")
-    importlib.import_module("minllm.train.settings")
+    importlib.import_module("minllm.generation.sampler")
+    importlib.import_module("minllm.training.settings")
     for name in minllm.__all__:
         assert callable(getattr(minllm, name)), name
     assert (

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minllm.config import build
 from minllm.model.context import PAD
 from minllm.model.cost import cost
-from minllm.train import checkpoints
+from minllm.training import checkpoints
 from tests.tiny import VOCAB, T, groups_of_model, options, tiny_cfg, tiny_model, tokens
 
 GROUPS = groups_of_model()

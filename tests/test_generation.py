@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minllm.generate import generate
-from minllm.generate.sampler import Sampling
+from minllm.generation.generate import generate
+from minllm.generation.sampler import Sampling
 from tests.tiny import tiny_model
 
 PROMPTS = ["", "b", "a longer prompt of several words"]

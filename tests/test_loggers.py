@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from minllm.train.loggers import Silent, WandB
+from minllm.training.loggers import Silent, WandB
 from tests.tiny import tiny_cfg
 
 wandb = pytest.importorskip("wandb")

@@ -12,15 +12,15 @@ from minllm.data.batches import Batch
 from minllm.errors import UserError
 from minllm.model.parameter import Linear, initialise, normal, parameter
 from minllm.objective.cross_entropy import IGNORED
-from minllm.train import checkpoints, machine
-from minllm.train.budget import Budget
-from minllm.train.checkpoints import Progress
-from minllm.train.loggers import Silent
-from minllm.train.loop import Run, fit, whole_batch_gradient
-from minllm.train.optimizers import AdamW
-from minllm.train.rundir import RunDir
-from minllm.train.schedules import Constant
-from minllm.train.settings import Settings
+from minllm.training import checkpoints, machine
+from minllm.training.budget import Budget
+from minllm.training.checkpoints import Progress
+from minllm.training.loggers import Silent
+from minllm.training.loop import Run, fit, whole_batch_gradient
+from minllm.training.optimizers import AdamW
+from minllm.training.rundir import RunDir
+from minllm.training.schedules import Constant
+from minllm.training.settings import Settings
 
 ROWS, LENGTH, VOCABULARY = 6, 5, 11
 

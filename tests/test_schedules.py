@@ -8,9 +8,9 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from minllm.errors import UserError
-from minllm.train.budget import ENDLESS, PACE_STEPS, Budget
-from minllm.train.schedules import Constant, Cosine, Linear, Trapezoid
-from minllm.train.settings import Settings
+from minllm.training.budget import ENDLESS, PACE_STEPS, Budget
+from minllm.training.schedules import Constant, Cosine, Linear, Trapezoid
+from minllm.training.settings import Settings
 
 
 def cosine(**options):

@@ -15,7 +15,7 @@ import torch
 import minllm
 import run as door
 from minllm.errors import UserError
-from minllm.train import checkpoints
+from minllm.training import checkpoints
 
 TINY = [
     "tokenizer=bytes",
@@ -231,7 +231,7 @@ def test_the_first_step_waits_for_no_library_it_does_not_need(words):
     """torch._dynamo alone takes as long as torch: a run would take twice as long to begin."""
     script = """
 import sys, minllm
-from minllm.train import loop
+from minllm.training import loop
 class Seen(Exception): pass
 def stop(run, **figures): raise Seen
 loop.record = stop

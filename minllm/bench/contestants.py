@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from minllm.config import build, compose
 from minllm.data.batches import Batch
-from minllm.generate.generate import next_tokens
-from minllm.generate.sampler import Sampling
+from minllm.generation.generate import next_tokens
+from minllm.generation.sampler import Sampling
 from minllm.model.build import build_model
-from minllm.train.checkpoints import Progress
-from minllm.train.loop import Run
-from minllm.train.machine import Precision
+from minllm.training.checkpoints import Progress
+from minllm.training.loop import Run
+from minllm.training.machine import Precision
 
 Name = Literal["minllm", "transformers"]
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from minllm.bench.contestants import MAKERS, Name, Setting, Shape, config, step_run
-from minllm.train import loop, memory
+from minllm.training import loop, memory
 
 PROMPT_TOKENS = 8
 WARM_UP_STEPS = 2

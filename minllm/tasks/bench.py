@@ -29,8 +29,8 @@ from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.cost import cost
 from minllm.options import Positive
-from minllm.train.machine import choose_device, choose_precision
-from minllm.train.rundir import environment, to_json, write_text
+from minllm.training.machine import choose_device, choose_precision
+from minllm.training.rundir import environment, to_json, write_text
 
 TURNS = 5
 NEW_TOKENS = 256

@@ -8,9 +8,9 @@ from omegaconf import DictConfig
 
 from minllm.config import build
 from minllm.data.batches import open_data
-from minllm.train import checkpoints, machine
-from minllm.train.evaluation import above_floor
-from minllm.train.evaluation import evaluate as measure
+from minllm.training import checkpoints, machine
+from minllm.training.evaluation import above_floor
+from minllm.training.evaluation import evaluate as measure
 
 
 def evaluate(cfg: DictConfig, run_dir: Path, *, run: str) -> dict[str, float]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from minllm.config import build
-from minllm.generate import generate as continued
-from minllm.train import checkpoints, machine
+from minllm.generation.generate import generate as continued
+from minllm.training import checkpoints, machine
 
 
 def generate(cfg: DictConfig, run_dir: Path, *, run: str, prompts: list[str]) -> list[str]:

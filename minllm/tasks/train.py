@@ -13,18 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from minllm.config import build
 from minllm.data.batches import open_data
-from minllm.generate.generate import generate
+from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.cost import cost
 from minllm.model.lm import LM
 from minllm.tokenizer import Tokenizer
-from minllm.train import checkpoints, machine, memory
-from minllm.train.budget import Budget
-from minllm.train.checkpoints import Progress
-from minllm.train.evaluation import above_floor
-from minllm.train.loop import Run, fit
-from minllm.train.rundir import RunDir
-from minllm.train.settings import Settings
+from minllm.training import checkpoints, machine, memory
+from minllm.training.budget import Budget
+from minllm.training.checkpoints import Progress
+from minllm.training.evaluation import above_floor
+from minllm.training.loop import Run, fit
+from minllm.training.rundir import RunDir
+from minllm.training.settings import Settings
 
 
 def train(cfg: DictConfig, run_dir: Path, *, resume: str | None = None, init_from: str | None = None) -> dict:

@@ -32,7 +32,7 @@ from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.lm import LM
 from minllm.tokenizer import Tokenizer
-from minllm.train.rundir import to_json
+from minllm.training.rundir import to_json
 
 
 @dataclass

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from minllm.errors import UserError
-from minllm.train.settings import Settings
+from minllm.training.settings import Settings
 
 PACE_STEPS = 5
 """Steps after which the pace of a run is known, and with it the length of one whose budget is a time."""

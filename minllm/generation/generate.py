@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minllm.generate.sampler import Sampling
+from minllm.generation.sampler import Sampling
 from minllm.model.context import PAD
 from minllm.model.lm import LM
 
@@ -39,7 +39,7 @@ def generate(
         model: the model; it is in evaluation mode while this runs.
         tokenizer: the tokenizer that it was trained with.
         prompts: texts of any lengths; "" begins a new text.
-        max_new_tokens, temperature, top_k, top_p, min_p, seed: see `minllm.generate.sampler.Sampling`.
+        max_new_tokens, temperature, top_k, top_p, min_p, seed: see `minllm.generation.sampler.Sampling`.
         stream: is called with each piece of text as it comes; for one prompt only.
 
     Returns:

@@ -9,7 +9,7 @@ import torch
 from minllm.data.batches import Validation
 from minllm.model.lm import LM
 from minllm.objective.causal import Causal
-from minllm.train.machine import Precision
+from minllm.training.machine import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

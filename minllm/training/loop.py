@@ -18,15 +18,15 @@ from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.objective.causal import Causal
 from minllm.objective.cross_entropy import IGNORED
-from minllm.train import checkpoints, machine, memory
-from minllm.train.budget import ENDLESS, PACE_STEPS, Budget
-from minllm.train.checkpoints import Progress
-from minllm.train.evaluation import autocast, evaluate
-from minllm.train.interruption import Interruption
-from minllm.train.loggers import Logger
-from minllm.train.rundir import RunDir
-from minllm.train.schedules import Schedule
-from minllm.train.settings import Settings
+from minllm.training import checkpoints, machine, memory
+from minllm.training.budget import ENDLESS, PACE_STEPS, Budget
+from minllm.training.checkpoints import Progress
+from minllm.training.evaluation import autocast, evaluate
+from minllm.training.interruption import Interruption
+from minllm.training.loggers import Logger
+from minllm.training.rundir import RunDir
+from minllm.training.schedules import Schedule
+from minllm.training.settings import Settings
 
 
 @dataclass

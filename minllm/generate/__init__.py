@@ -1,5 +1,0 @@
-"""Continuing texts with a trained model."""
-
-from minllm.generate.generate import generate
-
-__all__ = ["generate"]
