@@ -62,6 +62,7 @@ def translated(llama):
     return weights
 
 
+@pytest.mark.slow  # a new process imports torch, and transformers in the second case
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_worker_takes_turns_and_learns(name):
     pytest.importorskip("transformers")

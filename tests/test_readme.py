@@ -50,7 +50,7 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.slow  # each command is a process that imports torch
 def test_every_command_runs(tmp_path):
-    """In the README's order, in an empty folder, each at a tiny size; the example's two files as the README has them."""
+    """In the README's order, in an empty folder with the example's two files, each at a tiny size."""
     write_idea(tmp_path)
     for command in commands():
         if command[0] == "make":

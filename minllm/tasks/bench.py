@@ -105,9 +105,9 @@ def training(
     limits = []
     with started(shape, setting, device) as workers:
         speeds: dict[str, list[float]] = {who: [] for who in workers}
-        for worker in tqdm(workers.values(), f"{what}, warming up", leave=False):
+        for worker in tqdm(workers.values(), f"{what}, warming up", leave=False, disable=None):
             worker.ask("warm_up")
-        for _ in tqdm(range(TURNS), what, leave=False):
+        for _ in tqdm(range(TURNS), what, leave=False, disable=None):
             limits.append(product_flops(setting, device))
             for who, worker in workers.items():
                 answer = worker.ask("train", seconds=turn_seconds)
@@ -137,7 +137,7 @@ def generation(
         speeds: dict[str, list[float]] = {who: [] for who in workers}
         for worker in workers.values():
             worker.ask("generate", rows=rows, new_tokens=2)
-        for _ in tqdm(range(TURNS), what, leave=False):
+        for _ in tqdm(range(TURNS), what, leave=False, disable=None):
             for who, worker in workers.items():
                 answer = worker.ask("generate", rows=rows, new_tokens=new_tokens)
                 speeds[who].append(answer["tokens"] / answer["seconds"])
@@ -151,7 +151,7 @@ def startup(report: Report) -> None:
     """Time the way to the first logged step, beside the import of torch alone."""
     first_step_seconds()  # builds the token store, and has the files read once
     firsts, imports = [], []
-    for _ in tqdm(range(TURNS), "start-up", leave=False):
+    for _ in tqdm(range(TURNS), "start-up", leave=False, disable=None):
         imports.append(import_seconds())
         firsts.append(first_step_seconds())
     report.startup["From the command to the first logged step"] = statistics.median(firsts)

@@ -23,7 +23,7 @@ def generate(cfg: DictConfig, run_dir: Path, *, run: str, prompts: list[str]) ->
     Raises:
         UserError: there is no such run, or its checkpoint is damaged.
     """
-    device, _ = machine.choose_device(build(cfg.train).device)
+    device = machine.choose_device(build(cfg.train).device)
     model, tokenizer, _ = checkpoints.load(run, device=str(device))
     options = asdict(build(cfg.sample))
     if len(prompts) == 1:
