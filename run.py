@@ -22,7 +22,7 @@ def main(words: Sequence[str]) -> int:
     try:
         check_flags(words)
         if {"--help", "-h"} & set(words):
-            print(help_text(config_dirs(words)))
+            print(help_text(config_dirs(words)), flush=True)
             return 0
         return compose_and_run(config_dirs(words))
     except UserError as error:
@@ -30,6 +30,9 @@ def main(words: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def compose_and_run(folders: Sequence[str]) -> int:
@@ -57,6 +60,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
         overrides, run_dir = typed(now), Path(now.runtime.output_dir)
         before = f"{' '.join(overrides)}: " if now.mode and now.mode.name == "MULTIRUN" else ""
         try:
+            refuse_environment(now)
             perform(settle(composed, overrides, now.runtime.choices), run_dir)
         except Exception as error:
             sentence = error if isinstance(error, UserError) else disk_error(error)
@@ -76,6 +80,12 @@ def compose_and_run(folders: Sequence[str]) -> int:
         for grid in OUTPUTS.glob("*/*-grid-*"):
             remove_if_empty(grid)
     return 1 if 1 in exit_codes else max(exit_codes)
+
+
+def refuse_environment(hydra_cfg: DictConfig) -> None:
+    """Environment variables can make other programs run code, so no file sets them: only the command line may."""
+    if hydra_cfg.job.env_set and not any("hydra.job.env_set" in word for word in hydra_cfg.overrides.hydra):
+        raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
 
 
 def check_flags(words: Sequence[str]) -> None:

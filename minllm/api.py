@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from minllm.config import perform
+from minllm.explain import disk_error
 from minllm.runs import new_run_dir
 
 
@@ -22,5 +23,12 @@ def train(cfg: DictConfig, run_dir: str | Path | None = None) -> dict:
 
     Raises:
         UserError: the configuration can't be trained, or memory or disk ran out.
+        SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint.
     """
-    return perform(cfg, Path(run_dir) if run_dir else new_run_dir())
+    try:
+        return perform(cfg, Path(run_dir) if run_dir else new_run_dir())
+    except OSError as error:
+        sentence = disk_error(error)
+        if sentence is None:
+            raise
+        raise sentence from error

@@ -22,6 +22,8 @@ DISK_TROUBLE = {
     errno.EDQUOT,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.EIO,
 }
 
 
@@ -37,7 +39,10 @@ def explained(folders: Sequence[str] = ()) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_sentence(error, folders)) from error
     except OSError as error:
-        raise (disk_error(error) or error) from error
+        sentence = disk_error(error)
+        if sentence is None:
+            raise
+        raise sentence from error
 
 
 def disk_error(error: BaseException) -> UserError | None:

@@ -24,7 +24,6 @@ FLAGS = {  # flag: (its short form, what it does)
     "--config-name": ("-cn", "start from another file than config.yaml"),
     "--shell-completion": ("-sc", 'let the Tab key complete: eval "$(python run.py -sc install=bash)"'),
     "--run": ("-r", "run once, which is the default"),
-    "--experimental-rerun": ("", "run again from a saved folder of Hydra's"),
     "--hydra-help": ("", "what Hydra itself offers"),
     "--version": ("", "Hydra's version"),
 }

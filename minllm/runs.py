@@ -76,7 +76,7 @@ def find_run(word: str | Path) -> Path:
 
 def latest_run() -> Path:
     saved = [folder for folder in OUTPUTS.rglob("checkpoints") if (folder.parent / "config.yaml").is_file()]
-    saved = [folder for folder in saved if any(folder.iterdir())]
+    saved = [folder for folder in saved if any(folder.glob("step-*"))]
     if not saved:
         raise UserError(
             f"There is no run with a checkpoint under {OUTPUTS.resolve()} yet. Train one: python run.py"
@@ -116,6 +116,10 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
 
 def revisited(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`run=`: do another task with a run as it was configured."""
+    if cfg.get("run") and any(key.partition(".")[0] == "tokenizer" for key in named):
+        raise UserError("tokenizer= can't be combined with run=: a model reads the tokens it was trained on.")
+    if cfg.get("run") and any(key.partition(".")[0] == "tokenizer" for key in named):
+        raise UserError("tokenizer= can't be combined with run=: a model reads the tokens it was trained on.")
     if "experiment" in named:
         raise UserError(
             "experiment= can't be combined with run=, which has its settings already. Leave one out."

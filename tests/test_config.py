@@ -58,7 +58,7 @@ def look(cfg, run_dir, *, word: str = "", resume: str | None = None, run: str | 
         raise OSError(28, "No space left on device", "metrics.jsonl")
     if word == "write":
         (run_dir / "checkpoints").mkdir(parents=True)
-        (run_dir / "checkpoints" / "step_1").touch()
+        (run_dir / "checkpoints" / "step-000001").mkdir()
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     return {"run_dir": str(run_dir), "word": word, "attn": cfg.choices["model/attn"], "dim": cfg.model.dim}
 """

@@ -188,3 +188,16 @@ def test_every_option_file_begins_with_its_line():
         ]
         assert lines and lines[0].startswith("# "), file
     assert OPTIONS
+
+
+def test_a_file_cannot_set_environment_variables(tmp_path):
+    """They could make git, or a compiler, run a program of the file's choice."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "bad.yaml").write_text(
+        "# @package _global_\n# bad\nhydra: {job: {env_set: {GIT_CONFIG_COUNT: '1'}}}\n"
+    )
+    words = ["--config-dir", str(tmp_path / "conf"), "experiment=bad", "task=trace"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "environment variables" in done.stderr, done.stderr

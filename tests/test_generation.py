@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.generation.sampler import Sampling
 from tests.tiny import tiny_model
@@ -98,3 +99,21 @@ def test_draws_follow_the_probabilities():
     # tokens that are ruled out never come, not even for the last uniform number below 1
     edge = torch.tensor([1 - 2**-53], dtype=torch.float64)
     assert sampling(top_k=1).draw(LOGITS, edge).item() == 0
+
+
+def test_learned_places_end_the_text_and_refuse_a_longer_prompt():
+    model = tiny_model("model/pos=learned", randomised=True)
+    (text,) = generate(model, Letters(), ["abc"], max_new_tokens=100, seed=1)
+    assert 0 < len(text) <= model.position.places - 3
+    with pytest.raises(UserError, match="max_len"):
+        generate(model, Letters(), ["x" * 30])
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"top_p": 2.0}, {"top_k": 0}, {"max_new_tokens": -1}, {"seed": 0.5}]
+)
+def test_options_that_cannot_be_are_refused(options):
+    with pytest.raises(UserError, match=f"sample.{next(iter(options))} must be"):
+        generate(tiny_model(), Letters(), ["a"], **options)
+    with pytest.raises(UserError, match="list of texts"):
+        generate(tiny_model(), Letters(), "a")

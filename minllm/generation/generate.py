@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
 from minllm.model.context import PAD
 from minllm.model.lm import LM
+from minllm.validation import check_options, options_of
 
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer
@@ -47,13 +50,15 @@ def generate(
 
     Raises:
         ValueError: `stream` with more than one prompt.
-        UserError: a text outgrows the places that learned positions have.
+        UserError: an option has a value it can't have, or a prompt outgrows the places that learned positions have.
     """
+    if isinstance(prompts, str):
+        raise UserError("prompts must be a list of texts, such as ['Once upon a time'].")
     if stream and len(prompts) != 1:
         raise ValueError("stream shows one prompt at a time")
     if not prompts:
         return []
-    sampling = Sampling(
+    options = dict(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -61,6 +66,8 @@ def generate(
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
+    check_options(OmegaConf.create(options), "sample", options_of(Sampling), allowed={"minllm"})
+    sampling = Sampling(**options)
     eot, written = tokenizer.eot, [[] for _ in prompts]
     ended = [False] * len(prompts)
     show = _decoded(tokenizer, stream) if stream else None
@@ -82,20 +89,26 @@ def next_tokens(
 ) -> Iterator[Tensor]:
     """Yield the next token of each row, (B,), until the caller stops asking or `max_new_tokens` have come.
 
+    A model that has learned only so many places stops where they end.
+
     Rows of different lengths are padded on the left, so that their next tokens stand in one column:
 
         tokens     · · a b | c          segments    -1 -1  0  0 | 0
                    d e f g | h                       0  0  0  0 | 0
     """
     device, longest = model.embedding.device, max(map(len, rows))
+    new_tokens = sampling.max_new_tokens
+    if model.position.places is not None:
+        # the last token is written and never read; a prompt that is too long by itself is refused when it's read
+        new_tokens = max(1, min(new_tokens, model.position.places - longest + 1))
     tokens_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     segments_BT = torch.tensor([[PAD] * (longest - len(row)) + [0] * len(row) for row in rows], device=device)
-    state = model.init_state(len(rows), longest + sampling.max_new_tokens)
+    state = model.init_state(len(rows), longest + new_tokens)
     segments = segments_BT if (segments_BT == PAD).any() else None
     training = model.training
     model.eval()
     try:
-        for _ in range(sampling.max_new_tokens):
+        for _ in range(new_tokens):
             logits_BV = model.logits(model.hidden(tokens_BT, segments, state)[:, -1])
             uniforms_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
             tokens_B = sampling.draw(logits_BV, uniforms_B.to(device))

@@ -18,6 +18,9 @@ class Position(nn.Module):
     Positions may enter at the embedding (`embed`) or at attention's queries and keys (`rotate`).
     """
 
+    places: int | None = None
+    """How many places there are; None where there is no end of them."""
+
     def __init__(self, dim: int):
         super().__init__()
 
@@ -61,12 +64,14 @@ class Learned(Position):
 
     def __init__(self, dim: int, *, max_len: Count):
         super().__init__(dim)
+        self.places = max_len
         self.weight = parameter(max_len, dim, kind="embedding", draw=normal(0.02), stream="writes")
 
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        longest, places = ctx.past + x_BTD.shape[1], len(self.weight)
-        if longest > places:
+        longest = ctx.past + x_BTD.shape[1]
+        if longest > self.places:
             raise UserError(
-                f"model.pos has learned {places} places and is shown {longest}: raise model.pos.max_len."
+                f"model.pos has learned {self.places} places and is shown {longest}: raise model.pos.max_len, or"
+                " shorten the text."
             )
         return x_BTD + F.embedding(ctx.positions_BT, self.weight)

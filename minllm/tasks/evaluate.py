@@ -29,7 +29,7 @@ def evaluate(cfg: DictConfig, run_dir: Path, *, run: str) -> dict[str, float]:
     settings = build(cfg.train)
     device = machine.choose_device(settings.device)
     precision, _ = machine.choose_precision(settings.precision, device)
-    model, tokenizer, _ = checkpoints.load(run, device=device)
+    model, tokenizer = checkpoints.load_as(cfg, run, device=device)
     corpus = open_data(build(cfg.data), tokenizer)
     validation = corpus.validation(settings.batch_size)
     figures = measure(model, build(cfg.objective), validation, device, precision)

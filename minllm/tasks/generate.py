@@ -24,7 +24,7 @@ def generate(cfg: DictConfig, run_dir: Path, *, run: str, prompts: list[str]) ->
         UserError: there is no such run, or its checkpoint is damaged.
     """
     device = machine.choose_device(build(cfg.train).device)
-    model, tokenizer, _ = checkpoints.load(run, device=str(device))
+    model, tokenizer = checkpoints.load_as(cfg, run, device=device)
     options = asdict(build(cfg.sample))
     if len(prompts) == 1:
         show(prompts[0])

@@ -81,9 +81,12 @@ def prepare(
     memory.reset_peak(device)
     precision, why = choose_precision(settings, device, progress)
     rows = settings.micro_batch_size or settings.batch_size
-    progress.decisions["micro_batch_size"] = min(rows, progress.decisions.get("micro_batch_size", rows))
+    # what memory allowed holds on, unless another size is asked for now
+    if progress.decisions.get("micro_batch_size_asked") != rows:
+        progress.decisions |= {"micro_batch_size": rows, "micro_batch_size_asked": rows}
 
-    tokenizer = build(cfg.tokenizer, run_dir / "tokenizer") if resume else build(cfg.tokenizer)
+    origin = run_dir if resume else init_from
+    tokenizer = build(cfg.tokenizer, Path(origin) / "tokenizer") if origin else build(cfg.tokenizer)
     model = build_model(cfg, tokenizer).to(device)
     if init_from:
         checkpoints.load_weights(checkpoints.find(init_from, "best"), model)

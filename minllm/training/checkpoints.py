@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -141,7 +141,10 @@ def discard_after(checkpoint: Path) -> None:
 def read_progress(checkpoint: Path) -> Progress:
     """Return how far the run was. UserError if the checkpoint is damaged."""
     with _damage(checkpoint, "state.json") as path:
-        return Progress(**json.loads(path.read_text()))
+        progress = Progress(**json.loads(path.read_text()))
+        if not (isinstance(progress.step, int) and isinstance(progress.decisions, dict)):
+            raise ValueError("step or decisions are of another type")
+        return progress
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
@@ -176,7 +179,11 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def load(
-    run: str | Path, *, which: Literal["best", "last"] = "best", device: torch.device | str = "cpu"
+    run: str | Path,
+    *,
+    which: Literal["best", "last"] = "best",
+    device: torch.device | str = "cpu",
+    extensions: Sequence[str] = (),
 ) -> tuple[LM, Tokenizer, DictConfig]:
     """Return the model of a run, its tokenizer and its configuration.
 
@@ -184,6 +191,7 @@ def load(
         run: the run's folder, or `latest`.
         which: the checkpoint with the lowest validation loss, or the last one.
         device: where the model's parameters are put.
+        extensions: packages besides minllm that the run's configuration may take code from; name only what you trust.
 
     Returns:
         (model, tokenizer, cfg); the model is in evaluation mode.
@@ -191,12 +199,22 @@ def load(
     Raises:
         UserError: there is no such run, it has no checkpoint, or the checkpoint is damaged.
     """
+    cfg = runs.read_run(run, extensions)
+    return *load_as(cfg, run, which, device), cfg
+
+
+def load_as(
+    cfg: DictConfig,
+    run: str | Path,
+    which: Literal["best", "last"] = "best",
+    device: torch.device | str = "cpu",
+) -> tuple[LM, Tokenizer]:
+    """Return a run's model and tokenizer with the options of `cfg`, which may differ from those it was made with."""
     checkpoint = find(run, which)
-    cfg = runs.read_run(run_of(checkpoint))
     tokenizer = build(cfg.tokenizer, run_of(checkpoint) / "tokenizer")
     model = build_model(cfg, tokenizer).to(device)
     load_weights(checkpoint, model)
-    return model.eval(), tokenizer, cfg
+    return model.eval(), tokenizer
 
 
 @contextmanager

@@ -66,6 +66,7 @@ def fit(run: Run) -> int | None:
     compiling = progress.decisions.get("compile", False) if settings.compile == "auto" else settings.compile
     loss_of = compile_loss(run) if compiling else run.objective.loss
     logged_steps, logged_seconds = 0, 0.0
+    fastest_seconds = math.inf  # what else the machine does can only slow a step down
     began = time.perf_counter() - progress.seconds
     last, stopping = False, None
     run.model.train()
@@ -78,6 +79,7 @@ def fit(run: Run) -> int | None:
             grad_norm = update(run, lr)
 
             step_seconds = time.perf_counter() - step_began
+            fastest_seconds = min(fastest_seconds, step_seconds)
             progress.step += 1
             progress.tokens += run.tokens_per_step
             progress.seconds = time.perf_counter() - began
@@ -114,14 +116,9 @@ def fit(run: Run) -> int | None:
                     progress.best = {"step": progress.step, "val_loss": progress.val_loss}
                 record(run, **figures)
 
-            if due(settings.sample_every, progress.step, last):
-                run.latest_samples = run.sample()
-                run.folder.samples(progress.step, [prompt + text for prompt, text in run.latest_samples])
-                run.logger.samples(progress.step, run.latest_samples)
-
             undecided = settings.compile == "auto" and "compile" not in progress.decisions
             if undecided and progress.step >= PACE_STEPS:
-                seconds_left = budget.seconds_left(progress.step, progress.seconds, step_seconds)
+                seconds_left = budget.seconds_left(progress.step, progress.seconds, fastest_seconds)
                 compiling, why = machine.choose_compile(run.device, seconds_left)
                 progress.decisions["compile"] = compiling
                 run.folder.say(f"{'Compiling' if compiling else 'Not compiling'}: {why}.")
@@ -134,6 +131,11 @@ def fit(run: Run) -> int | None:
                 checkpoints.save(
                     run.folder.checkpoints, run.model, run.optimizer, progress, settings.keep_checkpoints
                 )
+
+            if due(settings.sample_every, progress.step, last):
+                run.latest_samples = run.sample()
+                run.folder.samples(progress.step, [prompt + text for prompt, text in run.latest_samples])
+                run.logger.samples(progress.step, run.latest_samples)
     return None if last else stopping
 
 

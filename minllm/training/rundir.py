@@ -42,7 +42,7 @@ class RunDir:
 
     def refuse_another_run(self) -> None:
         """Raise UserError if there is a run in this folder already."""
-        if (self.path / "metrics.jsonl").exists():
+        if (self.path / "config.yaml").exists():
             raise UserError(
                 f"There is a run in {self.path} already. Go on with it (resume={self.path}), remove it, or choose"
                 " another place with hydra.run.dir=<folder>."
