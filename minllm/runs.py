@@ -116,10 +116,6 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
 
 def revisited(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`run=`: do another task with a run as it was configured."""
-    if cfg.get("run") and any(key.partition(".")[0] == "tokenizer" for key in named):
-        raise UserError("tokenizer= can't be combined with run=: a model reads the tokens it was trained on.")
-    if cfg.get("run") and any(key.partition(".")[0] == "tokenizer" for key in named):
-        raise UserError("tokenizer= can't be combined with run=: a model reads the tokens it was trained on.")
     if "experiment" in named:
         raise UserError(
             "experiment= can't be combined with run=, which has its settings already. Leave one out."
