@@ -21,12 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
 from minllm.explain import explained
+from minllm.help import CONF
 from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
 from minllm.validation import allowed_packages, branches_of, locate, options_of, validate
 
 __all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def compose(
@@ -78,6 +77,7 @@ def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str,
         if cfg.get(key):
             cfg[key] = str(find_run(cfg[key]))
             cfg = go_on(cfg, read_run(cfg[key], cfg.extensions), named)
+            break  # a resumed run may have begun from another's weights, and has its own now
     OmegaConf.set_struct(cfg, True)
     return cfg
 

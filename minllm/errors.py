@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -12,6 +13,12 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with code 2. Any other exception is a bug of
     minllm's and keeps its traceback.
     """
+
+
+def first_line(message: object) -> str:
+    """Return the first line of a library's message, without its full stop: what follows is meant for developers."""
+    lines = str(message).strip().splitlines() or [type(message).__name__]
+    return re.sub(r"\s+", " ", lines[0]).rstrip(".")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
 from omegaconf.errors import OmegaConfBaseException
 
-from minllm.errors import UserError, suggest
-from minllm.help import find_groups, first_line
+from minllm.errors import UserError, first_line, suggest
+from minllm.help import find_groups
 
 # what stops a file from being written or a folder from being made, whoever tries
 DISK_TROUBLE = {
@@ -38,6 +38,8 @@ def explained(folders: Sequence[str] = ()) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_sentence(error, folders)) from error
+    except FileNotFoundError as error:  # such as a folder under /proc, where none can be made
+        raise UserError(disk_sentence(error)) from error
     except OSError as error:
         sentence = disk_error(error)
         if sentence is None:
@@ -49,14 +51,14 @@ def disk_error(error: BaseException) -> UserError | None:
     """Return the sentence for a full disk or a folder that can't be written to; None for other trouble."""
     if not isinstance(error, OSError) or error.errno not in DISK_TROUBLE:
         return None
+    return UserError(disk_sentence(error))
+
+
+def disk_sentence(error: OSError) -> str:
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"The disk is full{where}. Make room, or write elsewhere with hydra.run.dir=<folder>."
-        )
-    return UserError(
-        f"Can't write{where}: {error.strerror}. Choose another place with hydra.run.dir=<folder>."
-    )
+        return f"The disk is full{where}. Make room, or write elsewhere with hydra.run.dir=<folder>."
+    return f"Can't write{where}: {error.strerror}. Choose another place with hydra.run.dir=<folder>."
 
 
 def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
@@ -78,7 +80,7 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
         value = re.search(r"use \+[^=]+=(.*)", message)
         return unknown_key(unknown[1], value[1] if value else "<option>", error.__cause__, folders)
     if merging := re.search(r"Error merging override (.+)", message):
-        return f"Can't set {merging[1]}: {first_line(str(error.__cause__))}."
+        return f"Can't set {merging[1]}: {first_line(error.__cause__)}."
     full_key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
     return (f"{full_key}: " if full_key else "") + first_line(message) + "."
 

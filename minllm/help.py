@@ -104,9 +104,3 @@ def settings() -> list[str]:
             name = f"{section}.{key}" if indent else key
             found.append(f"    {name}={value}".ljust(38) + f"  {comment or ''}")
     return [line.rstrip() for line in found]
-
-
-def first_line(message: str) -> str:
-    """The first line of a library's message, without its full stop: what follows is meant for developers."""
-    lines = message.strip().splitlines() or ["unknown trouble"]
-    return re.sub(r"\s+", " ", lines[0]).rstrip(".")

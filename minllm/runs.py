@@ -138,14 +138,21 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
                 f"resume= goes on with the same run, so {group if group in cfg.choices else key} can't change from"
                 f" {before} to {now}. To start a new run from its weights, type init_from={cfg.resume} instead."
             )
-    return revisited(cfg, saved, named - {"experiment"})
+    result = revisited(cfg, saved, named - {"experiment"})
+    result.init_from = saved.get("init_from")
+    return result
 
 
 def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`init_from=`: a new run that starts with another's model. What the model is comes from there."""
-    if "experiment" in named or cfg.get("resume"):
-        return cfg  # the model is named already, and must turn out to have the same parameters
-    return overlaid(cfg, saved, MODEL_KEYS, named)
+    # a preset names the model already, which must turn out to have the same parameters
+    result = cfg if "experiment" in named else overlaid(cfg, saved, MODEL_KEYS, named)
+    if result.tokenizer != saved.tokenizer:
+        raise UserError(
+            f"The weights of {cfg.init_from} are those of a model that reads tokenizer={saved.choices.get('tokenizer')};"
+            " to another's tokens they mean nothing. Begin without init_from, or with its tokenizer."
+        )
+    return result
 
 
 def overlaid(cfg: DictConfig, saved: DictConfig, names: Iterable[str], named: set[str]) -> DictConfig:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError
 
-from minllm.errors import UserError, suggest
+from minllm.errors import UserError, first_line, suggest
 from minllm.options import Natural, Range
 
 Node = Mapping[str, Any]  # a part of the config with its own `_target_`
@@ -267,12 +267,3 @@ def literal_words(kind: Any) -> list[Any]:
 
 def is_list(kind: Any) -> bool:
     return (get_origin(kind) or kind) in (list, tuple, Sequence)
-
-
-def first_line(error: OmegaConfBaseException | Exception) -> str:
-    """The first line of a library's message: what follows is meant for its developers."""
-    return (
-        re.sub(r"\s+", " ", str(error).strip().splitlines()[0])
-        if str(error).strip()
-        else type(error).__name__
-    )

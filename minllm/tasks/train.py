@@ -41,22 +41,24 @@ def train(cfg: DictConfig, run_dir: Path, *, resume: str | None = None, init_fro
         SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint; 128 + the signal's number.
     """
     run, tokenizer, notes = prepare(cfg, run_dir, resume, init_from)
-    run.folder.begin(cfg, tokenizer)
     if resume:
-        checkpoints.discard_after(checkpoints.find(resume, "last"))
         run.folder.resume_at(run.progress.step)
+    run.folder.begin(cfg, tokenizer)
     notes.append(run.logger.start(cfg, run_dir))
     for note in filter(None, notes):
         run.folder.say(note)
 
-    signal = fit(run)
+    summary: dict[str, Any] = {}
+    try:
+        signal = fit(run)
+        if signal is None:
+            summary = summarise(run, cfg)
+    finally:
+        run.logger.finish(summary)
     if signal is not None:
-        run.logger.finish({})
         run.folder.say(f"Stopped at step {run.progress.step}. To go on: python run.py resume={run_dir}")
         raise SystemExit(128 + signal)
-    summary = summarise(run, cfg)
     run.folder.summary(summary)
-    run.logger.finish(summary)
     for line in report(run, summary):
         run.folder.say(line)
     return summary

@@ -75,7 +75,8 @@ def save(
     """
     target = folder / f"step-{progress.step:06d}"
     beside = folder / f".{target.name}.partial"
-    shutil.rmtree(beside, ignore_errors=True)
+    for partial in folder.glob(".step-*.partial"):  # what a killed run left half written
+        shutil.rmtree(partial)
     beside.mkdir(parents=True)
     try:
         with _write_errors():
@@ -84,8 +85,6 @@ def save(
                 torch.save(optimizer.state_dict(), file)
         (beside / "state.json").write_text(to_json(asdict(progress)))
         _sync(beside)
-        if target.exists():
-            shutil.rmtree(target)
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -127,15 +126,6 @@ def find(run: str | Path, which: Literal["last", "best"]) -> Path:
 
 def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
-
-
-def discard_after(checkpoint: Path) -> None:
-    """Remove what a killed run left half written, and the checkpoints of later steps: it goes on from this one."""
-    for partial in checkpoint.parent.glob(".step-*.partial"):
-        shutil.rmtree(partial)
-    for later in all_in(checkpoint.parent):
-        if step_of(later) > step_of(checkpoint):
-            shutil.rmtree(later)
 
 
 def read_progress(checkpoint: Path) -> Progress:

@@ -26,7 +26,7 @@ class Logger(Protocol):
         """Mirror what the model wrote: (prompt, continuation) pairs."""
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mirror summary.json, and end. An interrupted run has an empty summary."""
+        """Mirror summary.json, and end. A run that was stopped, by whatever, has an empty summary."""
 
 
 class Silent:
@@ -103,7 +103,7 @@ class WandB:
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.run.summary.update(summary)
-        self.run.finish()
+        self.run.finish(exit_code=0 if summary else 1)
 
 
 def _has_api_key() -> bool:

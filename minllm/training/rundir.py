@@ -59,8 +59,10 @@ class RunDir:
         """Cut what was written after `step`, and a last line torn by a kill, as if the run had stopped there."""
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
-            whole = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            write_text(metrics, "".join(line for line in whole if json.loads(line)["step"] <= step))
+            lines = metrics.read_text(errors="replace").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            steps = [_step_of(line, metrics, number) for number, line in enumerate(whole, 1)]
+            write_text(metrics, "".join(line for line, its_step in zip(whole, steps) if its_step <= step))
         samples = self.path / "samples.txt"
         if samples.exists():
             text = samples.read_text()
@@ -118,6 +120,15 @@ def environment() -> dict:
         "threads": torch.get_num_threads(),
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
     }
+
+
+def _step_of(line: str, metrics: Path, number: int) -> int:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{metrics} is damaged: line {number} is no event with a step. Remove that line, and resume again."
+        ) from error
 
 
 def _version(package: str) -> str | None:
