@@ -149,8 +149,8 @@ def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConf
     result = cfg if "experiment" in named else overlaid(cfg, saved, MODEL_KEYS, named)
     if result.tokenizer != saved.tokenizer:
         raise UserError(
-            f"The weights of {cfg.init_from} are those of a model that reads tokenizer={saved.choices.get('tokenizer')};"
-            " to another's tokens they mean nothing. Begin without init_from, or with its tokenizer."
+            f"The model of {cfg.init_from} reads tokens of tokenizer={saved.choices.get('tokenizer')}, and another's"
+            " would mean nothing to it. Leave tokenizer= out, or init_from=."
         )
     return result
 

@@ -116,8 +116,8 @@ def minllm(shape: Shape, cfg: DictConfig, device: torch.device) -> Contestant:
         sampling = Sampling(
             temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, max_new_tokens=new_tokens, seed=0
         )
-        for tokens_B in next_tokens(model, rows, generators, sampling):
-            tokens_B.tolist()  # somebody reads them
+        for _ in next_tokens(model, rows, generators, sampling):
+            pass
 
     return Contestant(model, objective, build(cfg.optim, model), generate)
 

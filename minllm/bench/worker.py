@@ -99,12 +99,15 @@ class Contest:
         cfg = config(job.shape, job.setting)
         self.contestant = MAKERS[job.contestant](job.shape, cfg, self.device)
         self.run = step_run(self.contestant, job.shape, job.setting, cfg, self.device)
-        self.loss_of = loop.compile_loss(self.run) if job.setting.compiled else self.run.objective.loss
+        self.compiled = job.setting.compiled
+        self.loss_of = loop.compile_loss(self.run) if self.compiled else self.run.objective.loss
         self.lr = cfg.optim.lr
 
     def warm_up(self) -> dict[str, float]:
         """Take the first steps, which compile and fill caches; from then on the peak of memory counts."""
         seconds = self._seconds(lambda: [self._step() for _ in range(WARM_UP_STEPS)])
+        if self.compiled:
+            memory.trim()
         memory.reset_peak(self.device)
         return {"seconds": seconds}
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
@@ -70,26 +69,28 @@ def generate(
     sampling = Sampling(**options)
     eot, written = tokenizer.eot, [[] for _ in prompts]
     ended = [False] * len(prompts)
-    show = _decoded(tokenizer, stream) if stream else None
-    for tokens_B in next_tokens(model, _rows(tokenizer, prompts), _generators(seed, prompts), sampling):
-        for i, token in enumerate(tokens_B.tolist()):
-            ended[i] |= token == eot
+    show = _decoded(stream) if stream else None
+    for tokens in next_tokens(model, _rows(tokenizer, prompts), _generators(seed, prompts), sampling):
+        for i, token in enumerate(tokens):
+            ended[i] |= token is None or token == eot
             if not ended[i]:
                 written[i].append(token)
         if all(ended):
             break
         if show:
-            show(written[0][-1])
+            show(tokenizer.token_bytes(written[0][-1]))
+    if show:
+        show(b"", final=True)
     return [tokenizer.decode(ids) for ids in written]
 
 
 @torch.inference_mode()
 def next_tokens(
     model: LM, rows: list[list[int]], generators: list[torch.Generator], sampling: Sampling
-) -> Iterator[Tensor]:
-    """Yield the next token of each row, (B,), until the caller stops asking or `max_new_tokens` have come.
+) -> Iterator[list[int | None]]:
+    """Yield the next token of each row, until the caller stops asking or `max_new_tokens` have come.
 
-    A model that has learned only so many places stops where they end.
+    Where a model has learned only so many places, a row that has used them up gets None.
 
     Rows of different lengths are padded on the left, so that their next tokens stand in one column:
 
@@ -97,10 +98,11 @@ def next_tokens(
                    d e f g | h                       0  0  0  0 | 0
     """
     device, longest = model.embedding.device, max(map(len, rows))
-    new_tokens = sampling.max_new_tokens
+    room_B = torch.full((len(rows),), sampling.max_new_tokens)
     if model.position.places is not None:
         # the last token is written and never read; a prompt that is too long by itself is refused when it's read
-        new_tokens = max(1, min(new_tokens, model.position.places - longest + 1))
+        room_B.clamp_(max=model.position.places + 1 - torch.tensor([len(row) for row in rows]))
+    new_tokens = max(1, int(room_B.max()))
     tokens_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     segments_BT = torch.tensor([[PAD] * (longest - len(row)) + [0] * len(row) for row in rows], device=device)
     state = model.init_state(len(rows), longest + new_tokens)
@@ -108,12 +110,15 @@ def next_tokens(
     training = model.training
     model.eval()
     try:
-        for _ in range(new_tokens):
+        for written in range(1, new_tokens + 1):
             logits_BV = model.logits(model.hidden(tokens_BT, segments, state)[:, -1])
             uniforms_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
             tokens_B = sampling.draw(logits_BV, uniforms_B.to(device))
-            yield tokens_B
-            tokens_BT, segments = tokens_B[:, None], None
+            full_B = room_B < written
+            yield [None if full else token for token, full in zip(tokens_B.tolist(), full_B.tolist())]
+            # a row without another place is padding from here on
+            tokens_BT, full_B = tokens_B[:, None], room_B <= written
+            segments = torch.where(full_B, PAD, 0)[:, None].to(device) if full_B.any() else None
     finally:
         model.train(training)
 
@@ -127,7 +132,12 @@ def _generators(seed: int, prompts: Sequence[str]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1) for digest in digests]
 
 
-def _decoded(tokenizer: Tokenizer, stream: Callable[[str], None]) -> Callable[[int], None]:
-    """Return a function that shows a token as soon as its bytes make whole characters."""
+def _decoded(stream: Callable[[str], None]) -> Callable[..., None]:
+    """Return a function that shows bytes as soon as they make whole characters, and what is left at the end."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return lambda token: stream(decoder.decode(tokenizer.token_bytes(token)))
+
+    def show(new: bytes, final: bool = False) -> None:
+        if text := decoder.decode(new, final):
+            stream(text)
+
+    return show

@@ -44,7 +44,8 @@ class Rope(Position):
     def rotate(self, x_BHTK: Tensor, ctx: Context) -> Tensor:
         K = x_BHTK.shape[-1]
         cos_B1TK, sin_B1TK = ctx.once((id(self), K), lambda: self._turns(ctx.positions_BT, K, x_BHTK.dtype))
-        return torch.addcmul(x_BHTK * cos_B1TK, x_BHTK.roll(K // 2, dims=-1), sin_B1TK)
+        a, b = x_BHTK.chunk(2, dim=-1)
+        return torch.addcmul(x_BHTK * cos_B1TK, torch.cat([b, a], dim=-1), sin_B1TK)
 
     def _turns(self, positions_BT: Tensor, K: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if K % 2:
@@ -54,7 +55,7 @@ class Rope(Position):
         rates_K = self.theta ** -(torch.arange(0, K, 2, device=positions_BT.device) / K)
         angles_BTK = positions_BT[..., None] * rates_K
         cos, sin = angles_BTK.cos(), angles_BTK.sin()
-        # (a, b) -> (a cos - b sin, b cos + a sin): rolled by half a head, b meets -sin and a meets +sin
+        # (a, b) -> (a cos - b sin, b cos + a sin): the halves swapped, b meets -sin and a meets +sin
         cos_BTK, sin_BTK = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         return cos_BTK[:, None].to(dtype), sin_BTK[:, None].to(dtype)
 
@@ -69,6 +70,8 @@ class Learned(Position):
 
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         longest = ctx.past + x_BTD.shape[1]
+        if longest > self.places and ctx.segments_BT is not None and not x_BTD.is_meta:
+            longest = int(ctx.positions_BT.max()) + 1  # places start anew in each segment
         if longest > self.places:
             raise UserError(
                 f"model.pos has learned {self.places} places and is shown {longest}: raise model.pos.max_len, or"

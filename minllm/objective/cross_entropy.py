@@ -28,9 +28,10 @@ def head_cross_entropy(
         targets_N: token ids; -100 where no loss counts.
         softcap: the logits are bounded to softcap·tanh(logits / softcap); None leaves them as they are.
     """
-    counted_N = targets_N != IGNORED
-    if not counted_N.all():
-        x_ND, targets_N = x_ND[counted_N], targets_N[counted_N]
+    if not torch.compiler.is_compiling():  # compiled code is made for one number of rows
+        counted_N = targets_N != IGNORED
+        if not counted_N.all():
+            x_ND, targets_N = x_ND[counted_N], targets_N[counted_N]
     if torch.is_autocast_enabled(x_ND.device.type):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
@@ -48,11 +49,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
         with torch.autocast(x_ND.device.type, enabled=False):
             for start in range(0, len(x_ND), CHUNK):
                 rows = slice(start, start + CHUNK)
-                loss, dlogits_CV = _chunk(x_ND[rows] @ weight_VD.T, targets_N[rows], softcap, learning)
+                x_CD, counted_C1 = x_ND[rows], (targets_N[rows] != IGNORED)[:, None]
+                loss, dlogits_CV = _chunk(x_CD @ weight_VD.T, targets_N[rows], softcap, learning)
                 total += loss
                 if learning:
-                    dx_ND[rows] = dlogits_CV @ weight_VD
-                    _accumulate(dweight_VD, dlogits_CV.T, x_ND[rows])
+                    dx_ND[rows] = torch.where(counted_C1, dlogits_CV @ weight_VD, 0)
+                    _accumulate(dweight_VD, dlogits_CV.T, torch.where(counted_C1, x_CD, 0))
         if learning:
             ctx.save_for_backward(dx_ND, dweight_VD.to(weight_VD.dtype))
         return total
@@ -72,12 +74,12 @@ def _chunk(
         tanh_CV = torch.tanh(logits_CV / softcap)
         logits_CV = softcap * tanh_CV
     log_p_CV = F.log_softmax(logits_CV, dim=-1)
-    loss = F.nll_loss(log_p_CV, targets_C, reduction="sum")
+    loss = F.nll_loss(log_p_CV, targets_C, ignore_index=IGNORED, reduction="sum")
     if not learning:
         return loss, None
-    # d loss / d logits = p − one-hot(target)
+    # d loss / d logits = p − one-hot(target); rows without a target are left out by the products that follow
     dlogits_CV = log_p_CV.exp_()
-    dlogits_CV.scatter_add_(1, targets_C[:, None], -torch.ones_like(dlogits_CV[:, :1]))
+    dlogits_CV.scatter_add_(1, targets_C[:, None].clamp(min=0), -torch.ones_like(dlogits_CV[:, :1]))
     if softcap is not None:
         dlogits_CV *= 1 - tanh_CV.square()
     return loss, dlogits_CV.to(raw_CV.dtype)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minllm.config import build
 from minllm.data.batches import open_data
+from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.cost import cost
@@ -90,7 +91,7 @@ def prepare(
     origin = run_dir if resume else init_from
     tokenizer = build(cfg.tokenizer, Path(origin) / "tokenizer") if origin else build(cfg.tokenizer)
     model = build_model(cfg, tokenizer).to(device)
-    if init_from:
+    if init_from and not resume:
         checkpoints.load_weights(checkpoints.find(init_from, "best"), model)
     optimizer = build(cfg.optim, model)
     budget = budget_of(settings, model, cfg.data.seq_len)
@@ -102,7 +103,9 @@ def prepare(
         budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
 
     # last, since encoding a corpus takes time: all that can be refused has been
-    corpus = open_data(build(cfg.data), tokenizer)
+    source = build(cfg.data)
+    progress.data = same_data(progress.data, source.fingerprint)
+    corpus = open_data(source, tokenizer)
     run = Run(
         seed=cfg.seed,
         settings=settings,
@@ -129,7 +132,7 @@ def prepare(
         "glibc keeps the pages it has: faster steps for some memory (train.malloc=default turns it off)."
         if pages
         else None,
-        f"The weights begin as those of {init_from}." if init_from else None,
+        f"The weights begin as those of {init_from}." if init_from and not resume else None,
         f"Going on from step {progress.step}." if resume else None,
     ]
     return run, tokenizer, notes
@@ -143,6 +146,16 @@ def choose_precision(settings: Settings, device: torch.device, progress: Progres
     precision, why = machine.choose_precision(settings.precision, device)
     progress.decisions["precision"] = precision
     return precision, why
+
+
+def same_data(before: str | None, now: str) -> str:
+    """Return the data's fingerprint. UserError if it's another than the run's so far."""
+    if before not in (None, now):
+        raise UserError(
+            "The documents that this run learns from have changed since it began, so it can't go on as the same run."
+            " Put them back, or start a new run from its weights with init_from=<run>."
+        )
+    return now
 
 
 def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:

@@ -84,10 +84,12 @@ def fit(run: Run) -> int | None:
             progress.tokens += run.tokens_per_step
             progress.seconds = time.perf_counter() - began
             progress.recent_losses.append(loss)
-            if not compiling:
+            if compiling:
+                memory.trim()
+                compiling = False
+            else:
                 progress.timed_steps += 1
                 progress.timed_seconds += step_seconds
-            compiling = False
             logged_steps, logged_seconds = logged_steps + 1, logged_seconds + step_seconds
             budget.advance(progress.step, progress.seconds, step_seconds)
             progress.position, progress.total_steps = budget.position, budget.total_steps
