@@ -85,6 +85,12 @@ def test_outputs_that_cannot_be_written(go: Callable):
     assert code == 2 and "Can't write" in err and "hydra.run.dir=" in err and err.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc, where no folder can be made")
+def test_a_place_where_no_folder_can_be(go: Callable):
+    code, _, err = go("hydra.run.dir=/proc/x", "word=write")
+    assert code == 2 and err.count("\n") == 1 and "/proc/x" in err and "hydra.run.dir=<folder>" in err
+
+
 def test_a_bug_keeps_its_traceback(go: Callable):
     code, _, err = go("word=bug")
     assert code == 1 and "Traceback" in err and "ValueError: a bug of ours" in err and "hydra/" not in err

@@ -109,6 +109,27 @@ def test_learned_places_end_the_text_and_refuse_a_longer_prompt():
         generate(model, Letters(), ["x" * 30])
 
 
+def test_learned_places_end_each_row_of_a_batch_where_they_end_it_alone():
+    model = tiny_model("model/pos=learned", randomised=True)
+    prompts = ["abcdefgh", "a", ""]
+    together = generate(model, Letters(), prompts, max_new_tokens=100, seed=3)
+    assert together == [generate(model, Letters(), [one], max_new_tokens=100, seed=3)[0] for one in prompts]
+    assert len(set(map(len, together))) > 1
+
+
+def test_a_stream_ends_with_what_is_left_of_a_character():
+    class Halves(Letters):
+        def token_bytes(self, token):
+            return "é".encode()[:1]
+
+        def decode(self, ids):
+            return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+    pieces = []
+    (text,) = generate(tiny_model(randomised=True), Halves(), ["a"], max_new_tokens=3, stream=pieces.append)
+    assert "".join(pieces) == text != ""
+
+
 @pytest.mark.parametrize(
     "options", [{"temperature": -1.0}, {"top_p": 2.0}, {"top_k": 0}, {"max_new_tokens": -1}, {"seed": 0.5}]
 )

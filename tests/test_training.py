@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 import minllm
 import run as door
 from minllm.errors import UserError
-from minllm.training import checkpoints
+from minllm.training import checkpoints, loggers, loop
 
 TINY = [
     "tokenizer=bytes",
@@ -181,6 +182,50 @@ def test_init_from_another_architecture_is_refused(words):
     with pytest.raises(UserError, match="another architecture"):
         train(words, "init_from=first", "model.dim=24", "train.steps=1", run_dir="second")
     assert not Path("second").exists()
+
+
+def test_a_resumed_run_remembers_what_it_began_from(words):
+    train(words, "train.steps=1", run_dir="first")
+    train(words, "init_from=first", "train.steps=2", run_dir="second")
+    shutil.rmtree("first")
+    minllm.train(minllm.compose(["resume=second", "train.steps=4"]))
+    assert minllm.load("second")[2].init_from == str(Path("first").resolve())
+
+
+def test_init_from_with_another_tokenizer_is_refused(words):
+    train(words, "train.steps=1", run_dir="first")
+    with pytest.raises(UserError, match="reads tokens of tokenizer=bytes"):
+        train(words, "init_from=first", "tokenizer=tales_512", "train.steps=1", run_dir="second")
+    assert not Path("second").exists()
+
+
+def test_resume_refuses_documents_that_have_changed(words):
+    train(words, "train.steps=2", run_dir="run")
+    before = figures("run")
+    with Path("squares.txt").open("a") as file:
+        file.write("One more line.")
+    with pytest.raises(UserError, match="documents .* have changed"):
+        minllm.train(minllm.compose(["resume=run", "train.steps=4"]))
+    assert figures("run") == before
+
+
+def test_damaged_metrics_are_named_before_anything_is_written(words):
+    train(words, "train.steps=2", run_dir="run")
+    config = Path("run/config.yaml").read_text()
+    with Path("run/metrics.jsonl").open("a") as file:
+        file.write("no event\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line \d"):
+        minllm.train(minllm.compose(["resume=run", "train.steps=4"]))
+    assert Path("run/config.yaml").read_text() == config
+
+
+def test_the_logger_is_ended_whatever_ends_the_run(words, monkeypatch):
+    ended = []
+    monkeypatch.setattr(loggers.Silent, "finish", lambda self, summary: ended.append(summary))
+    monkeypatch.setattr(loop, "evaluate", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(words, "train.steps=3", run_dir="run")
+    assert ended == [{}]
 
 
 def test_a_second_run_does_not_write_over_the_first(words):
