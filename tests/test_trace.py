@@ -64,7 +64,7 @@ def test_what_a_reader_of_attention_looks_for_is_there():
     assert line(text, "q_BHTK  ") == "transpose(↑, 1, 2) q_BHTK B=1 H=4 T=24 K=8"
     assert line(text, "k_BGTK  ") == "transpose(↑, 1, 2) k_BGTK B=1 G=2 T=24 K=8"
     assert line(text, "arange(0, 8, 2)") == "arange(0, 8, 2) K/2=4"
-    assert line(text, "roll(q_BHTK") == "roll(q_BHTK, 4, dims=-1) B=1 H=4 T=24 K=8"
+    assert line(text, "chunk(q_BHTK") == "chunk(q_BHTK, 2, dim=-1) a B=1 H=4 T=24 K/2=4"
     assert line(text, "addcmul", "k_BGSK") == "addcmul(↑2, ↑, sin_B1TK) k_BGSK B=1 G=2 S=24 K=8"
     assert "2 query heads share a key/value head: 0–1 read 0, 2–3 read 1" in text
     assert line(text, "repeat_interleave(k").startswith(
@@ -127,8 +127,8 @@ def test_a_pattern_of_layers_is_shown_once():
 def test_inside_shows_one_module_and_hide_closes_others():
     trace = small()
     inside = trace.show(inside="layers.2.attn")
-    assert "roll(" in inside and "silu" not in inside and "layers.0" not in inside
-    assert "roll(" in trace.show(inside="rotate") and "matmul" not in trace.show(inside="rotate")
+    assert "chunk(" in inside and "silu" not in inside and "layers.0" not in inside
+    assert "chunk(" in trace.show(inside="rotate") and "matmul" not in trace.show(inside="rotate")
     hidden = trace.show(hide=["mlp", "norm"])
     assert "silu" not in hidden and "rms_norm" not in hidden and "matmul" in hidden
     assert line(hidden, "mlp: Branch") == line(str(trace), "mlp: Branch").replace(") ", ") B=1 T=24 D=32 ")
