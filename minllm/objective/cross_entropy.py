@@ -16,6 +16,8 @@ IGNORED = -100
 CHUNK = 512
 """Rows at a time: few enough that their logits stay near the processor, enough to keep it busy."""
 
+ROUNDED_TO = 128
+
 
 def head_cross_entropy(
     x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
@@ -29,13 +31,22 @@ def head_cross_entropy(
         softcap: the logits are bounded to softcap·tanh(logits / softcap); None leaves them as they are.
     """
     if not torch.compiler.is_compiling():  # compiled code is made for one number of rows
-        counted_N = targets_N != IGNORED
-        if not counted_N.all():
-            x_ND, targets_N = x_ND[counted_N], targets_N[counted_N]
+        x_ND, targets_N = _without_padding(x_ND, targets_N)
     if torch.is_autocast_enabled(x_ND.device.type):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
     return _HeadCrossEntropy.apply(x_ND, weight_VD, targets_N, softcap)
+
+
+def _without_padding(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out the rows that have no target, all but a few: sizes that hardly vary find their memory again."""
+    counted_N = targets_N != IGNORED
+    n = int(counted_N.sum())
+    kept = -(-n // ROUNDED_TO) * ROUNDED_TO
+    if kept >= len(targets_N):
+        return x_ND, targets_N
+    first_N = counted_N.int().argsort(descending=True, stable=True)[:kept]
+    return x_ND[first_N], targets_N[first_N]
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
