@@ -63,7 +63,7 @@ def disk_sentence(error: OSError) -> str:
 
 def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
     """Say what's wrong with the command line, and what to type instead."""
-    message = str(error) or str(error.__cause__ or "")
+    message = str(error) or str(error.__cause__ or "") or type(error).__name__
     if isinstance(error, OverrideParseException):
         return f"Can't read '{error.override}'. A setting is key=value; quote brackets: 'prompts=[Once upon a time]'."
     if isinstance(error, SearchPathException):

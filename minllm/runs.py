@@ -148,9 +148,10 @@ def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConf
     # a preset names the model already, which must turn out to have the same parameters
     result = cfg if "experiment" in named else overlaid(cfg, saved, MODEL_KEYS, named)
     if result.tokenizer != saved.tokenizer:
+        its_own = saved.choices.get("tokenizer")
         raise UserError(
-            f"The model of {cfg.init_from} reads tokens of tokenizer={saved.choices.get('tokenizer')}, and another's"
-            " would mean nothing to it. Leave tokenizer= out, or init_from=."
+            f"The model of {cfg.init_from} reads tokens of tokenizer={its_own}, and another's would mean nothing to it."
+            f" Type tokenizer={its_own}, or leave init_from= out."
         )
     return result
 

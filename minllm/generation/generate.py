@@ -114,10 +114,10 @@ def next_tokens(
             logits_BV = model.logits(model.hidden(tokens_BT, segments, state)[:, -1])
             uniforms_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
             tokens_B = sampling.draw(logits_BV, uniforms_B.to(device))
-            full_B = room_B < written
-            yield [None if full else token for token, full in zip(tokens_B.tolist(), full_B.tolist())]
+            ended_B, full_B = room_B < written, room_B <= written
+            yield [None if ended else token for token, ended in zip(tokens_B.tolist(), ended_B.tolist())]
             # a row without another place is padding from here on
-            tokens_BT, full_B = tokens_B[:, None], room_B <= written
+            tokens_BT = tokens_B[:, None]
             segments = torch.where(full_B, PAD, 0)[:, None].to(device) if full_B.any() else None
     finally:
         model.train(training)

@@ -17,6 +17,7 @@ CHUNK = 512
 """Rows at a time: few enough that their logits stay near the processor, enough to keep it busy."""
 
 ROUNDED_TO = 128
+"""The number of rows is a multiple of this, where padding is left out."""
 
 
 def head_cross_entropy(
@@ -39,7 +40,7 @@ def head_cross_entropy(
 
 
 def _without_padding(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out the rows that have no target, all but a few: sizes that hardly vary find their memory again."""
+    """Leave out the rows that have no target, all but a few: sizes that hardly vary let malloc reuse its blocks."""
     counted_N = targets_N != IGNORED
     n = int(counted_N.sum())
     kept = -(-n // ROUNDED_TO) * ROUNDED_TO
@@ -88,7 +89,7 @@ def _chunk(
     loss = F.nll_loss(log_p_CV, targets_C, ignore_index=IGNORED, reduction="sum")
     if not learning:
         return loss, None
-    # d loss / d logits = p − one-hot(target); rows without a target are left out by the products that follow
+    # d loss / d logits = p − one-hot(target); `forward` leaves out rows without a target
     dlogits_CV = log_p_CV.exp_()
     dlogits_CV.scatter_add_(1, targets_C[:, None].clamp(min=0), -torch.ones_like(dlogits_CV[:, :1]))
     if softcap is not None:

@@ -53,13 +53,14 @@ def train(cfg: DictConfig, run_dir: Path, *, resume: str | None = None, init_fro
     try:
         signal = fit(run)
         if signal is None:
-            summary = summarise(run, cfg)
+            figures = summarise(run, cfg)
+            run.folder.summary(figures)
+            summary = figures
     finally:
         run.logger.finish(summary)
     if signal is not None:
         run.folder.say(f"Stopped at step {run.progress.step}. To go on: python run.py resume={run_dir}")
         raise SystemExit(128 + signal)
-    run.folder.summary(summary)
     for line in report(run, summary):
         run.folder.say(line)
     return summary
@@ -103,9 +104,8 @@ def prepare(
         budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
 
     # last, since encoding a corpus takes time: all that can be refused has been
-    source = build(cfg.data)
-    progress.data = same_data(progress.data, source.fingerprint)
-    corpus = open_data(source, tokenizer)
+    corpus = open_data(build(cfg.data), tokenizer)
+    progress.data = same_data(progress.data, corpus.store.metadata["splits"])
     run = Run(
         seed=cfg.seed,
         settings=settings,
@@ -148,8 +148,8 @@ def choose_precision(settings: Settings, device: torch.device, progress: Progres
     return precision, why
 
 
-def same_data(before: str | None, now: str) -> str:
-    """Return the data's fingerprint. UserError if it's another than the run's so far."""
+def same_data(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """Return how many documents, tokens and bytes there are. UserError if the run has learnt from others so far."""
     if before not in (None, now):
         raise UserError(
             "The documents that this run learns from have changed since it began, so it can't go on as the same run."

@@ -53,8 +53,8 @@ class Progress:
     val_bpb: float | None = None
     best: dict | None = None
     """The step and val_loss of the best evaluation so far."""
-    data: str | None = None
-    """The fingerprint of what it learns from; a resumed run learns from the same."""
+    data: dict | None = None
+    """How many documents, tokens and bytes it learns from; a resumed run learns from the same."""
     recent_losses: list[float] = field(default_factory=list)
     """Of the steps since the last line of metrics."""
     decisions: dict = field(default_factory=dict)

@@ -26,7 +26,7 @@ class Logger(Protocol):
         """Mirror what the model wrote: (prompt, continuation) pairs."""
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mirror summary.json, and end. A run that was stopped, by whatever, has an empty summary."""
+        """Mirror summary.json, and end. A run that did not come to its end has an empty summary."""
 
 
 class Silent:

@@ -59,13 +59,13 @@ class RunDir:
         """Cut what was written after `step`, and a last line torn by a kill, as if the run had stopped there."""
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
-            lines = metrics.read_text(errors="replace").splitlines(keepends=True)
+            lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
             steps = [_step_of(line, metrics, number) for number, line in enumerate(whole, 1)]
             write_text(metrics, "".join(line for line, its_step in zip(whole, steps) if its_step <= step))
         samples = self.path / "samples.txt"
         if samples.exists():
-            text = samples.read_text()
+            text = samples.read_text(encoding="utf-8", errors="replace")
             later = [head.start() for head in SAMPLE_HEAD.finditer(text) if int(head[1]) > step]
             write_text(samples, text[: later[0]] if later else text)
 
@@ -124,7 +124,7 @@ def environment() -> dict:
 
 def _step_of(line: str, metrics: Path, number: int) -> int:
     try:
-        return json.loads(line)["step"]
+        return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{metrics} is damaged: line {number} is no event with a step. Remove that line, and resume again."

@@ -55,7 +55,7 @@ def attend_in_blocks(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: f
         # autocast would keep the weights in fp32 as well: twice the memory
         with torch.autocast(q_BHTK.device.type, enabled=False):
             scores_BGMS = q_BGMK @ k_BGSK[:, :, :end].transpose(-1, -2)
-            p_BGRTS = (scores_BGMS.unflatten(2, (H // G, end - start)) + mask_TS).softmax(-1)
+            p_BGRTS = (scores_BGMS.unflatten(2, (H // G, end - start)) + mask_TS).softmax(-1).to(v_BGSK.dtype)
             y_BGMK = p_BGRTS.flatten(2, 3) @ v_BGSK[:, :, :end]
         blocks.append(y_BGMK.unflatten(2, (H // G, end - start)))
     return torch.cat(blocks, dim=3).reshape(B, H, T, K)
