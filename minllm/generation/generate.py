@@ -98,11 +98,11 @@ def next_tokens(
                    d e f g | h                       0  0  0  0 | 0
     """
     device, longest = model.embedding.device, max(map(len, rows))
-    room_B = torch.full((len(rows),), sampling.max_new_tokens)
+    rooms = [sampling.max_new_tokens] * len(rows)
     if model.position.places is not None:
         # the last token is written and never read; a prompt that is too long by itself is refused when it's read
-        room_B.clamp_(max=model.position.places + 1 - torch.tensor([len(row) for row in rows]))
-    new_tokens = max(1, int(room_B.max()))
+        rooms = [min(room, model.position.places + 1 - len(row)) for room, row in zip(rooms, rows)]
+    new_tokens = max(1, *rooms)
     tokens_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     segments_BT = torch.tensor([[PAD] * (longest - len(row)) + [0] * len(row) for row in rows], device=device)
     state = model.init_state(len(rows), longest + new_tokens)
@@ -114,11 +114,10 @@ def next_tokens(
             logits_BV = model.logits(model.hidden(tokens_BT, segments, state)[:, -1])
             uniforms_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
             tokens_B = sampling.draw(logits_BV, uniforms_B.to(device))
-            ended_B, full_B = room_B < written, room_B <= written
-            yield [None if ended else token for token, ended in zip(tokens_B.tolist(), ended_B.tolist())]
-            # a row without another place is padding from here on
-            tokens_BT = tokens_B[:, None]
-            segments = torch.where(full_B, PAD, 0)[:, None].to(device) if full_B.any() else None
+            yield [token if written <= room else None for token, room in zip(tokens_B.tolist(), rooms)]
+            tokens_BT, segments = tokens_B[:, None], None
+            if written >= min(rooms):  # a row without another place is padding from here on
+                segments = torch.tensor([[PAD if written >= room else 0] for room in rooms], device=device)
     finally:
         model.train(training)
 

@@ -75,7 +75,9 @@ def prepare(
     """
     settings: Settings = build(cfg.train)
     folder = RunDir(run_dir)
-    if not resume:
+    if resume:
+        init_from = None  # it has weights of its own by now
+    else:
         folder.refuse_another_run()
     checkpoint = checkpoints.find(resume, "last") if resume else None
     progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
@@ -92,7 +94,7 @@ def prepare(
     origin = run_dir if resume else init_from
     tokenizer = build(cfg.tokenizer, Path(origin) / "tokenizer") if origin else build(cfg.tokenizer)
     model = build_model(cfg, tokenizer).to(device)
-    if init_from and not resume:
+    if init_from:
         checkpoints.load_weights(checkpoints.find(init_from, "best"), model)
     optimizer = build(cfg.optim, model)
     budget = budget_of(settings, model, cfg.data.seq_len)
@@ -132,7 +134,7 @@ def prepare(
         "glibc keeps the pages it has: faster steps for some memory (train.malloc=default turns it off)."
         if pages
         else None,
-        f"The weights begin as those of {init_from}." if init_from and not resume else None,
+        f"The weights begin as those of {init_from}." if init_from else None,
         f"Going on from step {progress.step}." if resume else None,
     ]
     return run, tokenizer, notes
