@@ -54,10 +54,10 @@ class Rope(Position):
             )
         rates_K = self.theta ** -(torch.arange(0, K, 2, device=positions_BT.device) / K)
         angles_BTK = positions_BT[..., None] * rates_K
-        cos, sin = angles_BTK.cos(), angles_BTK.sin()
-        # (a, b) -> (a cos - b sin, b cos + a sin): the halves swapped, b meets -sin and a meets +sin
-        cos_BTK, sin_BTK = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        return cos_BTK[:, None].to(dtype), sin_BTK[:, None].to(dtype)
+        cos, sin = angles_BTK.cos().to(dtype), angles_BTK.sin().to(dtype)
+        # (a, b) -> (a cos - b sin, b cos + a sin): the halves swapped, b meets -sin and a meets +sin. In one cat, since
+        # compiled code keeps its result; the cosines by themselves would be computed again in each layer's backward
+        return torch.cat([cos, cos, -sin, sin], -1)[:, None].chunk(2, -1)
 
 
 class Learned(Position):
