@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BLOCKS = 2
+"""More of them would compute less above the diagonal, in smaller products and with more code to compile."""
+
 
 def attend(
     q_BHTK: Tensor,
@@ -45,20 +48,60 @@ def attend_in_blocks(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: f
         └────┴────┘
     """
     (B, H, T, K), G = q_BHTK.shape, k_BGSK.shape[1]
-    scale = K**-0.5 if scale is None else scale
-    q_BGRTK = q_BHTK.reshape(B, G, H // G, T, K) * scale
-    blocks = []
-    for start, end in ((0, T // 2), (T // 2, T)):
-        # added rather than filled in: in compiled code this is half the time
-        mask_TS = q_BHTK.new_full((end - start, end), -torch.inf).triu(start + 1)
-        q_BGMK = q_BGRTK[:, :, :, start:end].flatten(2, 3)
-        # autocast would keep the weights in fp32 as well: twice the memory
-        with torch.autocast(q_BHTK.device.type, enabled=False):
-            scores_BGMS = q_BGMK @ k_BGSK[:, :, :end].transpose(-1, -2)
-            p_BGRTS = (scores_BGMS.unflatten(2, (H // G, end - start)) + mask_TS).softmax(-1).to(v_BGSK.dtype)
-            y_BGMK = p_BGRTS.flatten(2, 3) @ v_BGSK[:, :, :end]
-        blocks.append(y_BGMK.unflatten(2, (H // G, end - start)))
-    return torch.cat(blocks, dim=3).reshape(B, H, T, K)
+    q_BGRTK = (q_BHTK * (K**-0.5 if scale is None else scale)).reshape(B, G, H // G, T, K)
+    return _Blocks.apply(q_BGRTK, k_BGSK, v_BGSK).reshape(B, H, T, K)
+
+
+class _Blocks(torch.autograd.Function):
+    """softmax(q kᵀ) v with its gradient written out, in the same blocks; R = H/G query heads share each key head.
+
+    torch's own gradient of the blocks' slices would fill each up with zeros to the whole length and add these up.
+    """
+
+    @staticmethod
+    def forward(ctx, q_BGRTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
+        v_BGSK = v_BGSK.contiguous()  # or all of what it was split from would be kept
+        blocks, saved = [], []
+        for start, end in _blocks(q_BGRTK.shape[3]):
+            q_BGMK = q_BGRTK[:, :, :, start:end].flatten(2, 3)  # M = R·(end - start) rows
+            # added rather than filled in: in compiled code this is half the time
+            mask_TS = q_BGMK.new_full((end - start, end), -torch.inf).triu(start + 1)
+            # autocast would keep the weights in fp32: twice the memory
+            with torch.autocast(q_BGMK.device.type, enabled=False):
+                scores_BGMS = q_BGMK @ k_BGSK[:, :, :end].mT
+                scores_BGRTS = scores_BGMS.unflatten(2, (-1, end - start)) + mask_TS
+                p_BGMS = scores_BGRTS.softmax(-1).flatten(2, 3)
+                y_BGMK = p_BGMS @ v_BGSK[:, :, :end]
+            blocks.append(y_BGMK.unflatten(2, (-1, end - start)))
+            saved += [q_BGMK, p_BGMS]
+        ctx.save_for_backward(k_BGSK, v_BGSK, *saved)
+        return torch.cat(blocks, dim=3)
+
+    @staticmethod
+    def backward(ctx, dy_BGRTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        k_BGSK, v_BGSK, *saved = ctx.saved_tensors
+        blocks = _blocks(dy_BGRTK.shape[3])
+        dq, dk, dv = [], [], []  # of each block
+        for (start, end), q_BGMK, p_BGMS in zip(blocks, saved[::2], saved[1::2]):
+            dy_BGMK = dy_BGRTK[:, :, :, start:end].flatten(2, 3)
+            dp_BGMS = dy_BGMK @ v_BGSK[:, :, :end].mT
+            dscores_BGMS = torch._softmax_backward_data(dp_BGMS, p_BGMS, -1, p_BGMS.dtype)
+            dq.append((dscores_BGMS @ k_BGSK[:, :, :end]).unflatten(2, (-1, end - start)))
+            dk.append(dscores_BGMS.mT @ q_BGMK)
+            dv.append(p_BGMS.mT @ dy_BGMK)
+        return torch.cat(dq, dim=3), _summed(dk, blocks), _summed(dv, blocks)
+
+
+def _blocks(T: int) -> list[tuple[int, int]]:
+    """Return where each block of queries starts and ends; a block's keys end with it."""
+    size = -(-T // BLOCKS)
+    return [(start, min(start + size, T)) for start in range(0, T, size)]
+
+
+def _summed(parts: list[Tensor], blocks: list[tuple[int, int]]) -> Tensor:
+    """Add up what each block of queries has to say of the keys up to its own."""
+    sums = [sum(part[:, :, start:end] for part in parts[i:]) for i, (start, end) in enumerate(blocks)]
+    return torch.cat(sums, dim=2)
 
 
 def _blocks_are_faster(q: Tensor) -> bool:
