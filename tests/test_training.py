@@ -63,6 +63,21 @@ def started(words, *more, run):
     return process
 
 
+@pytest.mark.slow  # torch.compile takes its time, even for a model this small
+@pytest.mark.parametrize("packing", ["pad", "pack"])
+def test_compiled_steps_compute_what_eager_ones_do(words, packing):
+    """With padding that isn't left out, and in rows whose documents mustn't see each other."""
+    for compiled in ("true", "false"):
+        train(
+            words,
+            *("train.steps=1", "train.batch_size=48", f"train.compile={compiled}", f"data.packing={packing}"),
+            *("model.n_layers=2", "data.separator='.'", "data.seq_len=24"),
+            run_dir=compiled,
+        )
+    for compiled, eager in zip(figures("true"), figures("false"), strict=True):
+        assert compiled == pytest.approx(eager, rel=1e-4)
+
+
 def test_a_run_leaves_a_folder_that_tells_all_about_it(words):
     summary = train(words, "train.steps=5", "seed=3", run_dir="run")
     assert json.loads(Path("run/summary.json").read_text()) == summary

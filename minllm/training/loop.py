@@ -217,10 +217,16 @@ def seed_dropout(seed: int, step: int) -> None:
 
 def compile_loss(run: Run) -> Callable[..., Tensor]:
     """Return the objective's loss, compiled; its first call takes the time that compiling takes."""
+    import torch._functorch.config
     import torch._inductor.config
 
     # dropout then draws what it draws without compiling
     torch._inductor.config.fallback_random = True
+    # norms and sums are computed again in the backward pass and not kept: less memory at no loss of speed that shows.
+    # (activation_memory_budget would do so too, and computes dropout again with other numbers)
+    torch._functorch.config.ban_recompute_materialized_backward = False
+    torch._functorch.config.ban_recompute_used_far_apart = False
+    torch._functorch.config.ban_recompute_long_fusible_chains = False
     return torch.compile(run.objective.loss)
 
 
