@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from minllm.errors import UserError
 from minllm.model.mixers.softmax import attend, attend_in_blocks
-from minllm.model.parameter import Linear, SplitLinear, initialise
+from minllm.model.parameter import Linear, SplitLinear, initialise, linear
+from minllm.objective import cross_entropy
+from minllm.objective.causal import Causal
 from minllm.objective.cross_entropy import head_cross_entropy
 from tests.tiny import VOCAB, tiny_model, tokens
 
@@ -32,22 +34,64 @@ def slow_causal_attention(q_BHTK, k_BGTK, v_BGTK):
     return y_BHTK
 
 
+@pytest.mark.parametrize("length", [2, 3, 8, 13])
 @pytest.mark.parametrize("heads", [(6, 6), (6, 2), (6, 1)])
-@pytest.mark.parametrize("core", [attend, attend_in_blocks])
-def test_attention_is_the_formula(core, heads):
-    q, k, v = qkv(H=heads[0], G=heads[1])
-    torch.testing.assert_close(core(q, k, v), slow_causal_attention(q, k, v))
+def test_attention_is_the_formula_and_has_its_gradient(heads, length):
+    """Also as torch computes it, where no gradient is wanted."""
+    weights = torch.randn(2, 6, length, 8)
+    results = []
+    for core in (attend, attend_in_blocks, slow_causal_attention):
+        inputs = qkv(*(2, *heads, length))
+        y = core(*inputs)
+        (y * weights).sum().backward()
+        results.append([y.detach(), *(x.grad for x in inputs)])
+    with torch.no_grad():
+        torch.testing.assert_close(attend(*inputs), results[-1][0])
+    for result in results[:-1]:
+        for one, other in zip(result, results[-1]):
+            torch.testing.assert_close(one, other)
 
 
-def test_both_ways_to_attend_have_the_same_gradients():
-    weights = torch.randn(2, 6, 13, 8)
-    gradients = []
-    for core in (attend, attend_in_blocks):
-        inputs = qkv()
-        (core(*inputs, scale=0.3) * weights).sum().backward()
-        gradients.append([x.grad for x in inputs])
-    for one, other in zip(*gradients):
-        torch.testing.assert_close(one, other)
+def test_attention_in_blocks_scales_scores_and_casts_as_autocast_does():
+    q, k, v = qkv()
+    torch.testing.assert_close(attend_in_blocks(q, k, v, scale=0.3), attend_in_blocks(q * 0.3 * 8**0.5, k, v))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend_in_blocks(q, k, v.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (8,), (4, 2), (9,)])
+def test_few_rows_have_the_product_that_many_have(rows):
+    x, weight, bias = torch.randn(*rows, 256), torch.randn(300, 256), torch.randn(300)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+
+
+def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch):
+    asked = []
+    chunk = cross_entropy._chunk
+    monkeypatch.setattr(cross_entropy, "_chunk", lambda *args: asked.append(args[-1]) or chunk(*args))
+    x, weight, targets = torch.randn(4, 8), torch.nn.Parameter(torch.randn(VOCAB, 8)), torch.arange(4)
+    with torch.no_grad():
+        head_cross_entropy(x, weight, targets)
+    head_cross_entropy(x, weight, targets)
+    assert asked == [False, True]
+
+
+def test_what_branches_add_to_the_losses_counts_in_training_only(monkeypatch):
+    """So much for each counted target, whatever the loss itself is."""
+    model, batch = tiny_model(), tokens()
+    targets = batch.masked_fill(torch.arange(batch.shape[1]) < 2, -100)
+    plain = Causal().loss(model, batch, targets, None)
+    branch = model.branches()[0]
+    forward = branch.forward
+    monkeypatch.setattr(
+        branch,
+        "forward",
+        lambda x, ctx, states: ctx.losses.append(torch.tensor(2.0)) or forward(x, ctx, states),
+    )
+    assert Causal().loss(model, batch, targets, None).item() == pytest.approx(plain.item())
+    loss = Causal().loss(model.train(), batch, targets, None)
+    assert loss.item() == pytest.approx(plain.item() + 2 * (targets != -100).sum().item())
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])

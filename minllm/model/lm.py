@@ -25,7 +25,7 @@ from minllm.errors import UserError, suggest
 from minllm.model.branch import Branch
 from minllm.model.context import Context, Layer, State
 from minllm.model.norm import Norms
-from minllm.model.parameter import Linear, normal, parameter
+from minllm.model.parameter import Linear, linear, normal, parameter
 from minllm.model.position import Position
 from minllm.model.residual import Plain
 from minllm.options import Count, Fraction, Positive
@@ -106,9 +106,16 @@ class LM(nn.Module):
         return self.logits(self.hidden(tokens_BT, segments, state))
 
     def hidden(
-        self, tokens_BT: Tensor, segments: Tensor | None = None, state: ModelState | None = None
+        self,
+        tokens_BT: Tensor,
+        segments: Tensor | None = None,
+        state: ModelState | None = None,
+        losses: list[Tensor] | None = None,
     ) -> Tensor:
-        """Return what the head reads, (B, T, D). The arguments are those of `forward`."""
+        """Return what the head reads, (B, T, D). The arguments are those of `forward`.
+
+        Branches that have auxiliary losses add them to `losses`, in nats a token (`Context.losses`).
+        """
         past = state.past if state else 0
         segments_BS = state.advance(tokens_BT, segments) if state else segments
         positions_BS = _positions(past + tokens_BT.shape[1], segments_BS, tokens_BT.device)
@@ -118,6 +125,7 @@ class LM(nn.Module):
             segments_BS=segments_BS,
             past=past,
             position=self.position,
+            losses=[] if losses is None else losses,
         )
         ctx.x0_BTD = x_BTD = self._embed(tokens_BT, ctx)
 
@@ -128,7 +136,7 @@ class LM(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the head's logits (…, V) of what `hidden` returns (…, D)."""
-        logits = F.linear(x, self.head_weight_VD)
+        logits = linear(x, self.head_weight_VD)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def _embed(self, tokens_BT: Tensor, ctx: Context) -> Tensor:

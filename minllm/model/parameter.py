@@ -19,6 +19,9 @@ Kind = Literal["matrix", "vector", "embedding"]
 Stream = Literal["reads", "writes", "within"]
 Draw = Callable[[Tensor, torch.Generator], None]
 
+FEW_ROWS, LARGE = 8, 1 << 16
+"""The rows and the numbers in a matrix at which `linear` takes the other way round."""
+
 
 @dataclass(frozen=True)
 class Role:
@@ -61,6 +64,22 @@ def constant(number: float) -> Draw:
     return lambda value, generator: value.fill_(number)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x Wᵀ + b, as `torch.nn.functional.linear` does, and faster for the few rows that decoding has.
+
+    On CPUs a product of one to eight rows with a large matrix takes two to four times as long as W xᵀ, whose many rows
+    keep all cores busy; a single row is taken twice, since torch would treat W xᵀ as a product with a vector.
+    """
+    if torch.is_grad_enabled() or weight.numel() < LARGE or x.device.type != "cpu" or x.dtype != weight.dtype:
+        return F.linear(x, weight, bias)
+    rows = x.numel() // x.shape[-1]
+    if rows > FEW_ROWS:
+        return F.linear(x, weight, bias)
+    columns = x.reshape(rows, -1).repeat(2 if rows == 1 else 1, 1).T
+    y = (weight @ columns).T[:rows].contiguous().view(*x.shape[:-1], -1)
+    return y if bias is None else y + bias
+
+
 class Linear(nn.Module):
     """y = x Wᵀ + b. Weights start at the scale that keeps a unit-variance input's variance, times `gain`."""
 
@@ -73,7 +92,7 @@ class Linear(nn.Module):
         self.bias = parameter(n_out, kind="vector", draw=constant(0), stream=stream) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class SplitLinear(Linear):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 """The target of a place whose prediction doesn't count."""
@@ -36,6 +37,8 @@ def head_cross_entropy(
     if torch.is_autocast_enabled(x_ND.device.type):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
+    if not torch.is_grad_enabled():  # a Function's inputs don't tell: a parameter wants its gradient always
+        x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
     return _HeadCrossEntropy.apply(x_ND, weight_VD, targets_N, softcap)
 
 
@@ -70,9 +73,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dtotal: Tensor) -> tuple[Tensor, Tensor, None, None]:
         dx_ND, dweight_VD = ctx.saved_tensors
-        return dx_ND * dtotal.to(dx_ND.dtype), dweight_VD * dtotal.to(dweight_VD.dtype), None, None
+        return dx_ND * dtotal, dweight_VD * dtotal, None, None
 
 
 @torch.compiler.nested_compile_region  # compiled once for all chunks: half of the time that compiling took
