@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-BLOCKS = 2
+N_BLOCKS = 2
 """More of them would compute less above the diagonal, in smaller products and with more code to compile."""
 
 
@@ -29,7 +30,7 @@ def attend(
         dropout: share of the attention weights that is dropped.
     """
     causal = causal and visible is None and q_BHTK.shape[2] > 1
-    if causal and not dropout and _blocks_are_faster(q_BHTK):
+    if causal and not dropout and _in_blocks_is_faster(q_BHTK):
         return attend_in_blocks(q_BHTK, k_BGSK, v_BGSK, scale=scale)
     grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
     return F.scaled_dot_product_attention(
@@ -47,12 +48,15 @@ def attend_in_blocks(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: f
         │    │ ╲  │
         └────┴────┘
     """
-    (B, H, T, K), G = q_BHTK.shape, k_BGSK.shape[1]
+    (B, H, T, K), G, device = q_BHTK.shape, k_BGSK.shape[1], q_BHTK.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        q_BHTK, k_BGSK, v_BGSK = q_BHTK.to(dtype), k_BGSK.to(dtype), v_BGSK.to(dtype)
     q_BGRTK = (q_BHTK * (K**-0.5 if scale is None else scale)).reshape(B, G, H // G, T, K)
-    return _Blocks.apply(q_BGRTK, k_BGSK, v_BGSK).reshape(B, H, T, K)
+    return _BlockAttention.apply(q_BGRTK, k_BGSK, v_BGSK).reshape(B, H, T, K)
 
 
-class _Blocks(torch.autograd.Function):
+class _BlockAttention(torch.autograd.Function):
     """softmax(q kᵀ) v with its gradient written out, in the same blocks; R = H/G query heads share each key head.
 
     torch's own gradient of the blocks' slices would fill each up with zeros to the whole length and add these up.
@@ -60,9 +64,10 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q_BGRTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
-        v_BGSK = v_BGSK.contiguous()  # or all of what it was split from would be kept
-        blocks, saved = [], []
-        for start, end in _blocks(q_BGRTK.shape[3]):
+        # copies, or all of what they were split from would be kept
+        k_BGSK, v_BGSK = k_BGSK.contiguous(), v_BGSK.contiguous()
+        y_blocks, saved = [], []
+        for start, end in _bounds(q_BGRTK.shape[3]):
             q_BGMK = q_BGRTK[:, :, :, start:end].flatten(2, 3)  # M = R·(end - start) rows
             # added rather than filled in: in compiled code this is half the time
             mask_TS = q_BGMK.new_full((end - start, end), -torch.inf).triu(start + 1)
@@ -72,38 +77,39 @@ class _Blocks(torch.autograd.Function):
                 scores_BGRTS = scores_BGMS.unflatten(2, (-1, end - start)) + mask_TS
                 p_BGMS = scores_BGRTS.softmax(-1).flatten(2, 3)
                 y_BGMK = p_BGMS @ v_BGSK[:, :, :end]
-            blocks.append(y_BGMK.unflatten(2, (-1, end - start)))
+            y_blocks.append(y_BGMK.unflatten(2, (-1, end - start)))
             saved += [q_BGMK, p_BGMS]
         ctx.save_for_backward(k_BGSK, v_BGSK, *saved)
-        return torch.cat(blocks, dim=3)
+        return torch.cat(y_blocks, dim=3)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy_BGRTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         k_BGSK, v_BGSK, *saved = ctx.saved_tensors
-        blocks = _blocks(dy_BGRTK.shape[3])
+        bounds = _bounds(dy_BGRTK.shape[3])
         dq, dk, dv = [], [], []  # of each block
-        for (start, end), q_BGMK, p_BGMS in zip(blocks, saved[::2], saved[1::2]):
+        for (start, end), q_BGMK, p_BGMS in zip(bounds, saved[::2], saved[1::2]):
             dy_BGMK = dy_BGRTK[:, :, :, start:end].flatten(2, 3)
             dp_BGMS = dy_BGMK @ v_BGSK[:, :, :end].mT
             dscores_BGMS = torch._softmax_backward_data(dp_BGMS, p_BGMS, -1, p_BGMS.dtype)
             dq.append((dscores_BGMS @ k_BGSK[:, :, :end]).unflatten(2, (-1, end - start)))
             dk.append(dscores_BGMS.mT @ q_BGMK)
             dv.append(p_BGMS.mT @ dy_BGMK)
-        return torch.cat(dq, dim=3), _summed(dk, blocks), _summed(dv, blocks)
+        return torch.cat(dq, dim=3), _summed(dk, bounds), _summed(dv, bounds)
 
 
-def _blocks(T: int) -> list[tuple[int, int]]:
+def _bounds(T: int) -> list[tuple[int, int]]:
     """Return where each block of queries starts and ends; a block's keys end with it."""
-    size = -(-T // BLOCKS)
+    size = -(-T // N_BLOCKS)
     return [(start, min(start + size, T)) for start in range(0, T, size)]
 
 
-def _summed(parts: list[Tensor], blocks: list[tuple[int, int]]) -> Tensor:
+def _summed(parts: list[Tensor], bounds: list[tuple[int, int]]) -> Tensor:
     """Add up what each block of queries has to say of the keys up to its own."""
-    sums = [sum(part[:, :, start:end] for part in parts[i:]) for i, (start, end) in enumerate(blocks)]
+    sums = [sum(part[:, :, start:end] for part in parts[i:]) for i, (start, end) in enumerate(bounds)]
     return torch.cat(sums, dim=2)
 
 
-def _blocks_are_faster(q: Tensor) -> bool:
+def _in_blocks_is_faster(q_BHTK: Tensor) -> bool:
     # Measured on CPUs: the backward pass of torch's fused attention is slow there, most of all in bf16.
-    return q.device.type == "cpu" and q.requires_grad
+    return q_BHTK.device.type == "cpu" and q_BHTK.requires_grad
