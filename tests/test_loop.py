@@ -190,6 +190,20 @@ def test_when_memory_runs_out_micro_batches_halve_and_the_step_stays(tmp_path, e
     assert "going on with 3" in (tmp_path / "hungry" / "log.txt").read_text()
 
 
+def test_when_memory_runs_out_in_an_evaluation_it_goes_on_with_fewer_rows(tmp_path):
+    class Hungry(Objective):
+        def loss(self, model, tokens_BT, targets_BT, segments_BT):
+            if not model.training and run.validation.batch_size > 2:
+                raise RuntimeError("can't allocate memory")
+            return super().loss(model, tokens_BT, targets_BT, segments_BT)
+
+    run = make_run(tmp_path, steps=3)
+    run.objective = Hungry()
+    fit(run)
+    assert run.progress.decisions["micro_batch_size"] == 1 and run.model.training
+    assert "val_loss" in figures(tmp_path)[-1]
+
+
 def test_when_memory_runs_out_at_one_row_the_user_is_told_what_to_do(tmp_path):
     class Starving(Objective):
         def loss(self, *args):

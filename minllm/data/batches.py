@@ -133,6 +133,7 @@ class Validation:
     it predicts from that window only: the first token of each has no more context than the token before it. Windows of
     similar length share a batch, so there's little padding.
 
+    batch_size: rows at a time; may be changed between iterations
     tokens: how many are predicted, each exactly once, with the eot that ends each document
     bytes: the length of the documents in UTF-8; the sum of all losses / ln 2 / bytes is the bits per byte
     """

@@ -25,12 +25,14 @@ def evaluate(
     training = model.training
     model.eval()
     nats = torch.zeros((), dtype=torch.float64)
-    for batch in validation:
-        batch = batch.to(device)
-        with autocast(device, precision):
-            loss = objective.loss(model, batch.tokens_BT, batch.targets_BT, batch.segments_BT)
-        nats += loss.double().cpu()
-    model.train(training)
+    try:
+        for batch in validation:
+            batch = batch.to(device)
+            with autocast(device, precision):
+                loss = objective.loss(model, batch.tokens_BT, batch.targets_BT, batch.segments_BT)
+            nats += loss.double().cpu()
+    finally:
+        model.train(training)
     return {
         "val_loss": nats.item() / validation.tokens,
         "val_bpb": nats.item() / math.log(2) / validation.bytes,

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from minllm.training.loggers import Logger
 from minllm.training.rundir import RunDir
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -110,7 +113,7 @@ def fit(run: Run) -> int | None:
 
             better = False
             if due(settings.eval_every, progress.step, last):
-                figures = evaluate(run.model, run.objective, run.validation, run.device, run.precision)
+                figures = evaluation(run)
                 progress.seconds = time.perf_counter() - began
                 progress.val_loss, progress.val_bpb = figures["val_loss"], figures["val_bpb"]
                 better = progress.best is None or progress.val_loss < progress.best["val_loss"]
@@ -146,30 +149,48 @@ def due(every: int, step: int, last: bool) -> bool:
 
 
 def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
-    """Compute the step's gradient in micro-batches; return its mean loss, in nats a counted target.
-
-    When memory runs out, the micro-batch halves and the step begins again: the batch stays what was asked for.
-    """
+    """Compute the step's gradient in micro-batches; return its mean loss, in nats a counted target."""
     batch = run.train_batches.batch(run.progress.step)
-    while True:
-        micro_batch_size = run.progress.decisions["micro_batch_size"]
+
+    def attempt(micro_batch_size: int) -> float:
         run.optimizer.zero_grad()
         seed_dropout(run.seed, run.progress.step)
+        return accumulate(run, loss_of, batch, micro_batch_size)
+
+    loss = as_memory_allows(run, attempt)
+    if not math.isfinite(loss):
+        raise UserError(diverged(run, "loss"))
+    return loss
+
+
+def evaluation(run: Run) -> dict[str, float]:
+    """Return how good the model is on the validation set, as many rows at a time as training takes."""
+
+    def attempt(rows: int) -> dict[str, float]:
+        run.validation.batch_size = rows
+        return evaluate(run.model, run.objective, run.validation, run.device, run.precision)
+
+    return as_memory_allows(run, attempt)
+
+
+def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
+    """Return what `attempt` returns, given the micro-batch's rows.
+
+    When memory runs out, the micro-batch halves and the attempt begins again: the batch stays what was asked for.
+    """
+    while True:
+        rows = run.progress.decisions["micro_batch_size"]
         try:
-            loss = accumulate(run, loss_of, batch, micro_batch_size)
-            break
+            return attempt(rows)
         except (RuntimeError, MemoryError) as error:
             if not memory.ran_out(error):
                 raise
         # only here is the error gone, and with it the tensors that its traceback holds
-        run.progress.decisions["micro_batch_size"] = memory.halve(micro_batch_size)
+        run.progress.decisions["micro_batch_size"] = memory.halve(rows)
         run.folder.say(
-            f"Memory ran out with {micro_batch_size} rows at a time: going on with"
+            f"Memory ran out with {rows} rows at a time: going on with"
             f" {run.progress.decisions['micro_batch_size']}. The batch stays at {run.settings.batch_size}."
         )
-    if not math.isfinite(loss):
-        raise UserError(diverged(run, "loss"))
-    return loss
 
 
 def accumulate(run: Run, loss_of: Callable[..., Tensor], batch: Batch, micro_batch_size: int) -> float:
@@ -222,7 +243,7 @@ def compile_loss(run: Run) -> Callable[..., Tensor]:
 
     # dropout then draws what it draws without compiling
     torch._inductor.config.fallback_random = True
-    # norms and sums are computed again in the backward pass and not kept: less memory at no loss of speed that shows.
+    # norms and sums are computed again in the backward pass and not kept: less memory, and on CPUs no slower
     # (activation_memory_budget would do so too, and computes dropout again with other numbers)
     torch._functorch.config.ban_recompute_materialized_backward = False
     torch._functorch.config.ban_recompute_used_far_apart = False
