@@ -211,11 +211,14 @@ def test_a_resumed_run_remembers_what_it_began_from(words):
     assert minllm.load("second")[2].init_from == str(Path("first").resolve())
 
 
-def test_resume_refuses_documents_that_have_changed(words):
+@pytest.mark.parametrize("change", ["more of them", "others of the same lengths"])
+def test_resume_refuses_documents_that_have_changed(words, change):
     train(words, "train.steps=2", run_dir="run")
     before = figures("run")
-    with Path("squares.txt").open("a") as file:
-        file.write("One more line.")
+    text = Path("squares.txt").read_text()
+    Path("squares.txt").write_text(
+        text + "One more." if change == "more of them" else text.replace("times", "cubes")
+    )
     with pytest.raises(UserError, match="documents .* have changed"):
         minllm.train(minllm.compose(["resume=run", "train.steps=4"]))
     assert figures("run") == before

@@ -29,7 +29,7 @@ from minllm.data.source import SPLITS, Source, Split
 from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer
 
-FORMAT = 1  # part of the key: a change of the files' meaning makes other stores
+FORMAT = 2  # part of the key: a change of the files' meaning makes other stores
 METADATA = "store.json"
 ENCODED_AT_ONCE = 256  # documents
 
@@ -135,10 +135,11 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
 
 def write_split(
     folder: Path, split: Split, source: Source, tokenizer: Tokenizer, dtype: str
-) -> dict[str, int]:
-    """Write one split's three files, and return how much is in them."""
+) -> dict[str, int | str]:
+    """Write one split's three files, and return how much is in them, and a hash that tells what."""
     eot = np.array([tokenizer.eot], dtype)
     documents = position = size = 0
+    digest = hashlib.sha256()
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
         (folder / f"{split}.starts").open("wb") as starts_file,
@@ -148,7 +149,9 @@ def write_split(
             encoded = [np.array(ids, dtype) for ids in tokenizer.encode_batch(texts)]
             lengths = np.array([1 + len(ids) for ids in encoded])
             sizes = np.array([len(text.encode()) for text in texts], "int64")
-            append(tokens_file, np.concatenate([part for ids in encoded for part in (eot, ids)]))
+            stream = np.concatenate([part for ids in encoded for part in (eot, ids)])
+            digest.update(stream)
+            append(tokens_file, stream)
             append(starts_file, position + np.cumsum(lengths) - lengths)
             append(bytes_file, sizes)
             documents, position, size = (
@@ -158,7 +161,7 @@ def write_split(
             )
         append(tokens_file, eot)
         append(starts_file, np.array([position]))
-    return {"documents": documents, "tokens": position + 1, "bytes": size}
+    return {"documents": documents, "tokens": position + 1, "bytes": size, "sha256": digest.hexdigest()}
 
 
 def append(file: BinaryIO, array: np.ndarray) -> None:

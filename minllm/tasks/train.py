@@ -151,7 +151,7 @@ def choose_precision(settings: Settings, device: torch.device, progress: Progres
 
 
 def same_data(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    """Return how many documents, tokens and bytes there are. UserError if the run has learnt from others so far."""
+    """Return what tells the documents from others. UserError if the run has learnt from others so far."""
     if before not in (None, now):
         raise UserError(
             "The documents that this run learns from have changed since it began, so it can't go on as the same run."

@@ -54,7 +54,7 @@ class Progress:
     best: dict | None = None
     """The step and val_loss of the best evaluation so far."""
     data: dict | None = None
-    """How many documents, tokens and bytes it learns from; a resumed run learns from the same."""
+    """How many documents, tokens and bytes it learns from, and their hash; a resumed run learns from the same."""
     recent_losses: list[float] = field(default_factory=list)
     """Of the steps since the last line of metrics."""
     decisions: dict = field(default_factory=dict)
