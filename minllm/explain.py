@@ -45,6 +45,10 @@ def explained(folders: Sequence[str] = ()) -> Iterator[None]:
         if sentence is None:
             raise
         raise sentence from error
+    except ValueError as error:  # such as logger=null
+        if not str(error).startswith("Config group override"):
+            raise
+        raise UserError("A group can't be null: choose one of its options, which --help lists.") from error
 
 
 def disk_error(error: BaseException) -> UserError | None:

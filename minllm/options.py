@@ -19,14 +19,17 @@ class Range:
     low: float
     low_open: bool = False
     high: float = float("inf")
+    high_open: bool = False
 
     def __contains__(self, number: float) -> bool:
         above = number > self.low if self.low_open else number >= self.low
-        return above and number <= self.high and math.isfinite(number)
+        below = number < self.high if self.high_open else number <= self.high
+        return above and below and math.isfinite(number)
 
 
 Count = Annotated[int, Range("a whole number of 1 or more", 1)]
 Natural = Annotated[int, Range("a whole number of 0 or more", 0)]
 Positive = Annotated[float, Range("a number above 0", 0, low_open=True)]
 NonNegative = Annotated[float, Range("a number of 0 or more", 0)]
+BelowOne = Annotated[float, Range("a number from 0 to below 1", 0, high=1, high_open=True)]
 Fraction = Annotated[float, Range("a number from 0 to 1", 0, high=1)]

@@ -83,7 +83,11 @@ def check_options(
         if name in list(node):  # `in` alone denies what has no value yet
             check_value(read(node, name, key), option.annotation, key, allowed)
         elif option.default is inspect.Parameter.empty:
-            raise UserError(f"{key} is missing. Add it: +{key}=<value>")
+            is_choice = option.annotation == Node
+            cure = (
+                f"Choose one: {key}=<option>; --help lists them." if is_choice else f"Add it: +{key}=<value>"
+            )
+            raise UserError(f"{key} is missing. {cure}")
 
 
 def check_value(value: Any, kind: Any, key: str, allowed: set[str]) -> None:

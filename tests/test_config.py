@@ -114,6 +114,7 @@ REFUSED = [
     ("model.attn.heads=[", "model.attn.heads=["),
     ("model.attn.heads=", "model.attn.heads", "whole number"),
     ("optim.lr=-1", "optim.lr", "above 0", "-1"),
+    ("optim.beta1=1.0", "optim.beta1", "below 1"),
     ("optim.lr=nan", "optim.lr", "above 0"),
     ("train.steps=0", "train.steps", "1 or more", "0"),
     ("train.steps=1e3", "train.steps=1000"),

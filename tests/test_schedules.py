@@ -197,3 +197,11 @@ def test_a_pause_makes_the_schedule_quicker_and_not_later():
         budget.advance(step, step * 0.5, 0.5)
     budget.advance(61, 60 * 0.5 + 15 + 0.5, 0.5)  # compiling, say, took 15 of the 30 seconds that were left
     assert 61.9 < budget.position < 62.1
+
+
+def test_more_restarts_than_steps_are_refused_and_many_are_no_overflow():
+    options = dict(lr_max=1.0, lr_min=0.0, warmup_steps=0, flat_steps=0)
+    with pytest.raises(UserError, match="parts take 2000 steps and the run has 100"):
+        Cosine(restarts=2000, t_mult=2.0, **options).check(100)
+    for t_mult in (0.5, 1.0, 2.0):
+        assert 0 <= Cosine(restarts=2000, t_mult=t_mult, **options).lr(1500, 4000) <= 1

@@ -7,7 +7,7 @@ import inspect
 import torch
 from torch import nn
 
-from minllm.options import Fraction, NonNegative, Positive
+from minllm.options import BelowOne, NonNegative, Positive
 
 _Torch = torch.optim.AdamW
 
@@ -32,8 +32,8 @@ class AdamW(_Torch):
         *,
         lr: Positive,
         weight_decay: NonNegative,
-        beta1: Fraction,
-        beta2: Fraction,
+        beta1: BelowOne,
+        beta2: BelowOne,
         eps: Positive,
         decay_embeddings: bool,
     ):

@@ -104,7 +104,8 @@ class Annealing(Falling):
     def after_warmup(self, step: float, steps: int) -> float:
         # the last falling step is the first at lr_min; with no flat part, that is the last step
         falling = max(1, steps - max(1, self.flat_steps))
-        cycles = [self.t_mult**i for i in range(self.restarts + 1)]
+        growth = [i * math.log(self.t_mult) for i in range(self.restarts + 1)]
+        cycles = [math.exp(one - max(growth)) for one in growth]  # the longest is 1, whatever t_mult is
         place = min(step / falling, 1.0) * sum(cycles)
         for length in cycles[:-1]:
             if place < length:
@@ -113,7 +114,7 @@ class Annealing(Falling):
         return self.between(self.fall(min(place / cycles[-1], 1.0)))
 
     def needed_steps(self, total_steps: int) -> int:
-        return super().needed_steps(total_steps) + self.flat_steps
+        return super().needed_steps(total_steps) + self.restarts + self.flat_steps
 
 
 @dataclass(frozen=True, kw_only=True)
