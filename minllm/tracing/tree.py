@@ -11,8 +11,8 @@ from typing import Any
 from minllm.errors import UserError, suggest
 
 SUFFIX = re.compile(r"_([A-Z0-9]+)$")
-# a generator's and a lambda's steps, and those of an inherited `forward`, are those of the code around
-UNSHOWN = ("<genexpr>", "<listcomp>", "<dictcomp>", "<lambda>", ".forward")
+# a generator's and a lambda's steps, those of an inherited `forward` and of our `linear` are those of the code around
+UNSHOWN = ("<genexpr>", "<listcomp>", "<dictcomp>", "<lambda>", ".forward", "linear")
 
 
 @dataclass(eq=False)
