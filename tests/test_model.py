@@ -61,9 +61,9 @@ def test_attention_in_blocks_scales_scores_and_casts_as_autocast_does():
 
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (8,), (4, 2), (9,)])
 def test_few_rows_have_the_product_that_many_have(rows):
-    x, weight, bias = torch.randn(*rows, 256), torch.randn(300, 256), torch.randn(300)
+    x, weight, bias = torch.randn(*rows, 512), torch.randn(600, 512), torch.randn(600)
     with torch.no_grad():
-        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-4, atol=1e-3)
 
 
 def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch):

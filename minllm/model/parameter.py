@@ -19,7 +19,7 @@ Kind = Literal["matrix", "vector", "embedding"]
 Stream = Literal["reads", "writes", "within"]
 Draw = Callable[[Tensor, torch.Generator], None]
 
-FEW_ROWS, LARGE = 8, 1 << 16
+FEW_ROWS, LARGE = 8, 1 << 18
 """The rows and the numbers in a matrix at which `linear` takes the other way round."""
 
 
@@ -87,12 +87,14 @@ class Linear(nn.Module):
         self, n_in: int, n_out: int, *, stream: Stream, bias: bool = False, gain: float = 1.0, parts=()
     ):
         super().__init__()
+        self.is_large = n_in * n_out >= LARGE
         draw = normal(gain / n_in**0.5)
         self.weight = parameter(n_out, n_in, kind="matrix", draw=draw, stream=stream, parts=parts)
         self.bias = parameter(n_out, kind="vector", draw=constant(0), stream=stream) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        # most are small: asking here spares their decoding a call
+        return (linear if self.is_large else F.linear)(x, self.weight, self.bias)
 
 
 class SplitLinear(Linear):

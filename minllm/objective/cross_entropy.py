@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 IGNORED = -100
 """The target of a place whose prediction doesn't count."""
 
-CHUNK = 512
+CHUNK = 256
 """Rows at a time: few enough that their logits stay near the processor, enough to keep it busy."""
 
 ROUNDED_TO = 128

@@ -7,9 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-N_BLOCKS = 2
-"""More of them would compute less above the diagonal, in smaller products and with more code to compile."""
-
 
 def attend(
     q_BHTK: Tensor,
@@ -39,10 +36,10 @@ def attend(
 
 
 def attend_in_blocks(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float | None = None) -> Tensor:
-    """Causal attention as two blocks of queries and plain matrix products; each block meets its own keys only.
+    """Causal attention as a few blocks of queries and plain matrix products; each block meets its own keys only.
 
-        keys ──►                    The upper right quarter is never computed. The query heads of a group are
-    q   ┌────┐                      stacked as more rows of one product, so that keys are not repeated.
+        keys ──►                    The upper right is never computed. The query heads of a group are stacked as
+    q   ┌────┐                      more rows of one product, so that keys are not repeated.
     │   │ ╲  │
     ▼   ├────┼────┐
         │    │ ╲  │
@@ -64,8 +61,7 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q_BGRTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
-        # copies, or all of what they were split from would be kept
-        k_BGSK, v_BGSK = k_BGSK.contiguous(), v_BGSK.contiguous()
+        v_BGSK = v_BGSK.contiguous()  # a copy, or all of what it was split from would be kept
         y_blocks, saved = [], []
         for start, end in _bounds(q_BGRTK.shape[3]):
             q_BGMK = q_BGRTK[:, :, :, start:end].flatten(2, 3)  # M = R·(end - start) rows
@@ -100,7 +96,8 @@ class _BlockAttention(torch.autograd.Function):
 
 def _bounds(T: int) -> list[tuple[int, int]]:
     """Return where each block of queries starts and ends; a block's keys end with it."""
-    size = -(-T // N_BLOCKS)
+    # more of them compute less above the diagonal, and are more code to compile
+    size = -(-T // (2 if torch.compiler.is_compiling() else 4))
     return [(start, min(start + size, T)) for start in range(0, T, size)]
 
 
