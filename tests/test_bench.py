@@ -138,7 +138,10 @@ def test_the_page_and_the_file_say_what_was_found(quick, tmp_path, capsys):
 
 def test_slow_bf16_is_replaced_in_words(quick, tmp_path, capsys):
     found = run_bench(tmp_path, "measure=[training]", "shapes=[S1]")
-    assert found["notes"] == ["No bf16, fp32 instead: bf16 is slow here."]
+    assert (
+        found["notes"][0] == "No bf16, fp32 instead: bf16 is slow here."
+        and "torch.compile" in found["notes"][1]
+    )
     assert list(found["limits"]) == ["S1 eager fp32", "S1 compiled fp32"]
     # a floor for bf16 is none for what stands in for it
     verdicts = {ratio["what"]: ratio["verdict"] for ratio in found["ratios"]}

@@ -36,6 +36,8 @@ class Sampling:
         if self.temperature == 0:
             return F.one_hot(logits_BV.argmax(-1), logits_BV.shape[-1]).float()
         p_BV = (logits_BV.float() / self.temperature).softmax(-1)
+        if self.top_k is None and self.top_p == 1 and self.min_p == 0:
+            return p_BV
         least_B1 = self.min_p * p_BV.amax(-1, keepdim=True)
         if self.top_k is not None and self.top_k < p_BV.shape[-1]:
             least_B1 = torch.maximum(least_B1, p_BV.topk(self.top_k).values[:, -1:])

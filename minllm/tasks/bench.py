@@ -78,6 +78,10 @@ def bench(
     run_dir.mkdir(parents=True, exist_ok=True)
     if "training" in measure:
         chosen, report.notes = settings_for(settings, device)
+        if any(setting.compiled for setting in chosen):
+            report.notes.append(
+                "Compiled: minllm as it compiles its runs, transformers by torch.compile as it is."
+            )
         for setting in chosen:
             for name in shapes:
                 training(report, name, SHAPES[name], setting, device, seconds / TURNS)
