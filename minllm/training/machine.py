@@ -16,10 +16,10 @@ from minllm.errors import UserError
 Precision = Literal["fp32", "bf16"]
 
 COMPILE_SECONDS = 45.0
-"""What compiling takes: 25 to 45 seconds were measured on two CPU cores."""
+"""What compiling takes: 20 to 47 seconds were measured on two CPU cores."""
 
 COMPILE_GAIN = 1.4
-"""How many times as fast compiled steps are, at least; about 1.3 to 2.5 were measured."""
+"""How many times as fast compiled steps are, at least; about 1.2 to 1.8 were measured."""
 
 BF16_GAIN = 1.3
 """How many times as fast bf16 matrix products must be to pay for the casts around them."""

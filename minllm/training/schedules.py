@@ -105,7 +105,8 @@ class Annealing(Falling):
         # the last falling step is the first at lr_min; with no flat part, that is the last step
         falling = max(1, steps - max(1, self.flat_steps))
         growth = [i * math.log(self.t_mult) for i in range(self.restarts + 1)]
-        cycles = [math.exp(one - max(growth)) for one in growth]  # the longest is 1, whatever t_mult is
+        longest = max(growth)
+        cycles = [math.exp(one - longest) for one in growth]  # the longest is 1, whatever t_mult is
         place = min(step / falling, 1.0) * sum(cycles)
         for length in cycles[:-1]:
             if place < length:
