@@ -42,7 +42,7 @@ class Branch(nn.Module):
         self.dropout = dropout
 
     def forward(self, stream: Tensor, ctx: Context, states: Mapping[str, State] = {}) -> Tensor:
-        x_BTD = self.before(self.residual.read(stream))
+        x_BTD = self.before(self.residual.read(stream, ctx))
         outputs = [
             module(x_BTD, ctx, states[word]) if word in states else module(x_BTD, ctx)
             for word, module in self.words.items()
@@ -50,7 +50,7 @@ class Branch(nn.Module):
         y_BTD = self.after(functools.reduce(torch.add, outputs))
         if self.dropout:
             y_BTD = F.dropout(y_BTD, self.dropout, self.training)
-        return self.norm(self.residual.write(stream, y_BTD))
+        return self.norm(self.residual.write(stream, y_BTD, ctx))
 
     def init_states(
         self, batch: int, max_len: int, device: torch.device, dtype: torch.dtype

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from minllm.model.norm import Norms
     from minllm.model.position import Position
 
 PAD = -1
@@ -17,11 +18,15 @@ PAD = -1
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a branch stands: layer `index` of `count`, in a model that has `branches` branches in all."""
+    """Where a branch stands: layer `index` of `count`, in a model that has `branches` branches in all.
+
+    `norms` makes the norms that a module wants inside itself, of the model's own kind.
+    """
 
     index: int
     count: int
     branches: int
+    norms: Norms
 
 
 @dataclass
@@ -42,6 +47,8 @@ class Context:
     segments_BT: Tensor | None = None
     segments_BS: Tensor | None = None
     """The segments of all tokens so far, this pass's included."""
+    counted_BT: Tensor | None = None
+    """The tokens that a loss counts, bool; None counts all. Statistics and auxiliary losses leave out the others."""
     past: int = 0
     """Tokens that the states hold from earlier passes."""
     causal: bool = True

@@ -82,13 +82,13 @@ class LM(nn.Module):
         total = sum(len(sentence) for sentence in sentences)
         self.layers = nn.ModuleList()
         for i, sentence in enumerate(sentences):
-            layer = Layer(i, n_layers, total)
+            layer = Layer(i, n_layers, total, norms)
             self.layers.append(nn.ModuleDict())
             for name, words in sentence.items():
                 modules = {word: branches[word](dim, layer) for word in words}
                 self.layers[i][name] = Branch(modules, dim, layer, norms, residual, dropout)
 
-        self.residual = residual(dim, Layer(n_layers, n_layers, total))
+        self.residual = residual(dim, Layer(n_layers, n_layers, total, norms))
         self.norm = norms.make(dim, norms.final)
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
 
@@ -111,10 +111,12 @@ class LM(nn.Module):
         segments: Tensor | None = None,
         state: ModelState | None = None,
         losses: list[Tensor] | None = None,
+        counted_BT: Tensor | None = None,
     ) -> Tensor:
         """Return what the head reads, (B, T, D). The arguments are those of `forward`.
 
-        Branches that have auxiliary losses add them to `losses`, in nats a token (`Context.losses`).
+        Branches that have auxiliary losses add them to `losses`, in nats a token of those that are `counted_BT`
+        (`Context.losses`).
         """
         past = state.past if state else 0
         segments_BS = state.advance(tokens_BT, segments) if state else segments
@@ -126,6 +128,7 @@ class LM(nn.Module):
             past=past,
             position=self.position,
             losses=[] if losses is None else losses,
+            counted_BT=counted_BT,
         )
         ctx.x0_BTD = x_BTD = self._embed(tokens_BT, ctx)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from minllm.model.context import Layer
+from minllm.model.context import Context, Layer
 
 
 class Plain(nn.Module):
@@ -20,10 +20,10 @@ class Plain(nn.Module):
     def start(self, x_BTD: Tensor) -> Tensor:
         return x_BTD
 
-    def read(self, stream: Tensor) -> Tensor:
+    def read(self, stream: Tensor, ctx: Context) -> Tensor:
         return stream
 
-    def write(self, stream: Tensor, y_BTD: Tensor) -> Tensor:
+    def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:
         return stream + y_BTD
 
     def finish(self, stream: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ class Causal:
         training, each counted target pays the branches' auxiliary losses too.
         """
         auxiliary: list[Tensor] = []
-        x_BTD = model.hidden(tokens_BT, segments_BT, losses=auxiliary)
+        counted_BT = targets_BT != IGNORED
+        x_BTD = model.hidden(tokens_BT, segments_BT, losses=auxiliary, counted_BT=counted_BT)
         loss = head_cross_entropy(
             x_BTD.flatten(0, 1), model.head_weight_VD, targets_BT.flatten(), model.softcap
         )
         if auxiliary and model.training:
-            loss = loss + sum(auxiliary) * (targets_BT != IGNORED).sum()
+            loss = loss + sum(auxiliary) * counted_BT.sum()
         return loss
