@@ -16,12 +16,18 @@ from minllm.model.norm import Norms
 from minllm.model.residual import Plain
 
 
+def nothing(dim: int, layer: Layer) -> None:
+    """No branch: a layout's word that names this stands for nothing (`model/mlp=none`)."""
+
+
 class Branch(nn.Module):
     """One word of a layer's sentence, or several joined by a plus: these read the same input and add up.
 
     stream ──┬─ read ─ before ─┬─ attn ─┬─ (+) ─ after ─┐
              │                 └─ mlp ──┘               │
              └──────────────────────────────────────── write ─ norm ─► stream
+
+    Unless the norms are `shared`, each of several words has a norm of its own before it.
     """
 
     def __init__(
@@ -34,19 +40,25 @@ class Branch(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        self.before = norms.make(dim, norms.before)
         self.words = nn.ModuleDict(words)
+        self.is_shared = norms.shared or len(words) == 1
+        self.before = (
+            norms.make(dim, norms.before)
+            if self.is_shared
+            else nn.ModuleDict({word: norms.make(dim, norms.before) for word in words})
+        )
         self.after = norms.make(dim, norms.after)
         self.residual = residual(dim, layer)
         self.norm = norms.make(dim, norms.residual)
         self.dropout = dropout
 
     def forward(self, stream: Tensor, ctx: Context, states: Mapping[str, State] = {}) -> Tensor:
-        x_BTD = self.before(self.residual.read(stream, ctx))
-        outputs = [
-            module(x_BTD, ctx, states[word]) if word in states else module(x_BTD, ctx)
-            for word, module in self.words.items()
-        ]
+        read_BTD = self.residual.read(stream, ctx)
+        x_BTD = self.before(read_BTD) if self.is_shared else None
+        outputs = []
+        for word, module in self.words.items():
+            own_BTD = x_BTD if self.is_shared else self.before[word](read_BTD)
+            outputs.append(module(own_BTD, ctx, *([states[word]] if word in states else [])))
         y_BTD = self.after(functools.reduce(torch.add, outputs))
         if self.dropout:
             y_BTD = F.dropout(y_BTD, self.dropout, self.training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,13 +24,18 @@ class Norms:
     branch = after (OLMo 2, 2501.00656).
     """
 
-    kind: Literal["rms", "layer", "cosine"]
+    kind: Literal["rms", "rms_1p", "layer", "cosine", "l2", "dyt"]
     before: bool
     after: bool
     residual: bool
+    shared: bool
+    """Words joined by a plus read one norm (GPT-J, PaLM), or each has its own (GPT-NeoX)."""
+    embedding: bool
+    """One more norm behind the embedding, as in BLOOM."""
     final: bool
     """One more norm behind the last layer."""
     affine: bool
+    """A gain for each channel; without it and without a bias the norm has no parameters, as in OLMo (2402.00838)."""
     bias: bool
     eps: Positive
 
@@ -37,7 +43,14 @@ class Norms:
         """Return a norm over `dim` channels, or the identity where none is `wanted`."""
         if not wanted:
             return nn.Identity()
-        kinds = {"rms": RMSNorm, "layer": LayerNorm, "cosine": CosineNorm}
+        kinds = {
+            "rms": RMSNorm,
+            "rms_1p": RMSNorm1p,
+            "layer": LayerNorm,
+            "cosine": CosineNorm,
+            "l2": ScaleNorm,
+            "dyt": DynamicTanh,
+        }
         return kinds[self.kind](dim, affine=self.affine, bias=self.bias, eps=self.eps)
 
 
@@ -46,9 +59,12 @@ class Norm(nn.Module):
 
     def __init__(self, dim: int, *, affine: bool = True, bias: bool = False, eps: float = 1e-5):
         super().__init__()
-        self.weight = parameter(dim, kind="vector", draw=constant(1)) if affine else None
+        self.weight = self.gain(dim) if affine else None
         self.bias = parameter(dim, kind="vector", draw=constant(0)) if bias else None
         self.dim, self.eps = dim, eps
+
+    def gain(self, dim: int) -> nn.Parameter:
+        return parameter(dim, kind="vector", draw=constant(1))
 
     def affine(self, x: Tensor) -> Tensor:
         x = x if self.weight is None else x * self.weight
@@ -60,6 +76,17 @@ class RMSNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.rms_norm(x, (self.dim,), self.weight, self.eps)
+        return y if self.bias is None else y + self.bias
+
+
+class RMSNorm1p(Norm):
+    """The same with gains 1 + w, so that weight decay pulls them to 1, as in Gemma (2403.08295)."""
+
+    def gain(self, dim: int) -> nn.Parameter:
+        return parameter(dim, kind="vector", draw=constant(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.rms_norm(x, (self.dim,), None if self.weight is None else 1 + self.weight, self.eps)
         return y if self.bias is None else y + self.bias
 
 
@@ -75,3 +102,25 @@ class CosineNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.affine(F.normalize(x, dim=-1, eps=self.eps))
+
+
+class ScaleNorm(Norm):
+    """Divide by the Euclidean length and multiply by one learned length, √dim at the start (1910.05895)."""
+
+    def gain(self, dim: int) -> nn.Parameter:
+        return parameter(1, kind="vector", draw=constant(dim**0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.affine(F.normalize(x, dim=-1, eps=self.eps))
+        return y if self.weight is not None else y * self.dim**0.5
+
+
+class DynamicTanh(Norm):
+    """tanh(αx) with a learned α: bounds what a norm would divide, and needs no statistics (DyT, 2503.10622)."""
+
+    def __init__(self, dim: int, *, affine: bool = True, bias: bool = False, eps: float = 1e-5):
+        super().__init__(dim, affine=affine, bias=bias, eps=eps)
+        self.alpha = parameter(1, kind="vector", draw=constant(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine(torch.tanh(self.alpha * x))
