@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from minllm.errors import UserError
 from minllm.model.context import Context, Layer
+from minllm.model.parameter import Draw, constant, normal, parameter
+from minllm.options import Count, Positive
 
 
 class Plain(nn.Module):
     """x + f(x) (1512.03385). The stream is the hidden vector itself.
 
-    Other residuals inherit from this one and replace what they do differently. The model calls `start` and
-    `finish` once, on an instance of its own; each branch owns another for its `read` and `write`.
+    Other residuals inherit from this one and replace what they do differently. Each branch owns an instance for its
+    `read` and `write`; the first branch's is asked for `start` and `finish` too.
     """
 
     def __init__(self, dim: int, layer: Layer):
@@ -28,3 +32,112 @@ class Plain(nn.Module):
 
     def finish(self, stream: Tensor) -> Tensor:
         return stream
+
+
+class Scaled(Plain):
+    """a x + b f(x), and with `inject` + c x₀, the embedded token once more: three learned numbers for each branch.
+
+    They begin at 1, 1 and 0, as in the NanoGPT speed runs.
+    """
+
+    def __init__(self, dim: int, layer: Layer, *, inject: bool):
+        super().__init__(dim, layer)
+        self.keep = parameter(1, kind="vector", draw=constant(1))
+        self.gain = parameter(1, kind="vector", draw=constant(1))
+        self.x0_gain = parameter(1, kind="vector", draw=constant(0)) if inject else None
+
+    def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:
+        stream = self.keep * stream + self.gain * y_BTD
+        return stream if self.x0_gain is None else stream + self.x0_gain * ctx.x0_BTD
+
+
+class LayerScale(Plain):
+    """x + g ∘ f(x), a learned gain for each channel that begins small (2103.17239)."""
+
+    def __init__(self, dim: int, layer: Layer, *, init: Positive):
+        super().__init__(dim, layer)
+        self.gain = parameter(dim, kind="vector", draw=constant(init))
+
+    def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:
+        return stream + self.gain * y_BTD
+
+
+class ReZero(Plain):
+    """x + g f(x) with one learned gain that begins at zero, so that the model begins as the identity (2003.04887)."""
+
+    def __init__(self, dim: int, layer: Layer):
+        super().__init__(dim, layer)
+        self.gain = parameter(1, kind="vector", draw=constant(0))
+
+    def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:
+        return stream + self.gain * y_BTD
+
+
+class DeepNorm(Plain):
+    """α x + f(x) with α = (2N)^¼ for 2N branches, under a norm on the stream (2203.00555).
+
+    The paper draws what writes the stream at (8N)^-½; this model's (2N)^-½, for all residuals, is twice that.
+    """
+
+    def __init__(self, dim: int, layer: Layer):
+        super().__init__(dim, layer)
+        if not layer.norms.residual:
+            raise UserError(
+                "model/residual=deepnorm makes the stream larger at each branch, so a norm must stand on it:"
+                " add norm=post (or norm.residual=true)."
+            )
+        self.alpha = layer.branches**0.25
+
+    def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:
+        return self.alpha * stream + y_BTD
+
+
+class Hyper(Plain):
+    """Hyper-connections (2409.19606): `lanes` streams side by side, mixed by weights that depend on what they hold.
+
+        stream (L lanes) ──┬── Σ a_l x_l ──► f ──► y
+                           │                       │
+                           └── lanes mix (L × L) ──┴─ + b_l y ──► stream
+
+    Each weight is a learned number plus 0.01 tanh of the normed lane's product with a learned vector. At the start
+    lane l is read by every L-th branch, all lanes are written, and nothing else mixes: the plain residual.
+    """
+
+    def __init__(self, dim: int, layer: Layer, *, lanes: Count):
+        super().__init__(dim, layer)
+        L = self.lanes = lanes
+        self.norm = layer.norms.make(dim)
+        self.reads_L = parameter(L, kind="vector", draw=_one_hot(layer.index % L))
+        self.mixes_LL = parameter(L, L, kind="vector", draw=_identity)
+        self.writes_L = parameter(L, kind="vector", draw=constant(1))
+        # of each lane: how it is read, how it mixes into the L others, how it is written
+        self.dynamic_DM = parameter(dim, L + 2, kind="matrix", draw=normal(dim**-0.5), stream="reads")
+
+    def start(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD[..., None, :].expand(*x_BTD.shape[:-1], self.lanes, -1)
+
+    def read(self, stream: Tensor, ctx: Context) -> Tensor:
+        reads_BTL = self.reads_L + self._dynamic(stream, self.dynamic_DM[:, :1])[..., 0]
+        return (reads_BTL[..., None, :] @ stream)[..., 0, :]
+
+    def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:
+        mixes_BTLL, writes_BTL1 = self._dynamic(stream, self.dynamic_DM[:, 1:]).split([self.lanes, 1], dim=-1)
+        mixed_BTLD = (self.mixes_LL + mixes_BTLL).mT @ stream
+        return mixed_BTLD + (self.writes_L[:, None] + writes_BTL1) * y_BTD[..., None, :]
+
+    def finish(self, stream: Tensor) -> Tensor:
+        return stream.sum(dim=-2)
+
+    def _dynamic(self, stream: Tensor, weight_DM: Tensor) -> Tensor:
+        return 0.01 * torch.tanh(self.norm(stream) @ weight_DM)
+
+
+def _one_hot(place: int) -> Draw:
+    def draw(value: Tensor, generator: torch.Generator) -> None:
+        value.zero_()[place] = 1
+
+    return draw
+
+
+def _identity(value: Tensor, generator: torch.Generator) -> None:
+    value.copy_(torch.eye(len(value)))
