@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from minllm.model.mask import Full
     from minllm.model.norm import Norms
     from minllm.model.position import Position
 
@@ -42,6 +43,8 @@ class Context:
 
     positions_BT: Tensor
     """Places of the tokens in their segment; shape (1, T) where all rows agree."""
+    positions_BS: Tensor
+    """The places of all tokens so far, this pass's included."""
     position: Position
     """How places enter the computation (`model/pos`)."""
     segments_BT: Tensor | None = None
@@ -56,6 +59,8 @@ class Context:
     """The embedded tokens, as the first layer reads them."""
     memory_BSD: Tensor | None = None
     """What cross-attention reads."""
+    memory_segments_BS: Tensor | None = None
+    """The segment that each piece of the memory is for; None shows all of it to every token."""
     losses: list[Tensor] = field(default_factory=list)
     """Auxiliary losses that branches want added to the objective's, in nats a token."""
     _once: dict[object, object] = field(default_factory=dict)
@@ -66,20 +71,38 @@ class Context:
             self._once[key] = make()
         return self._once[key]
 
-    def visible(self) -> Tensor | None:
-        """Return which keys each query may see, bool (B or 1, 1, T, S); None where `is_causal` says it all."""
-        return self.once("visible", self._visible)
+    def visible(self, mask: Full, first: int = 0, explicit: bool = False) -> Tensor | None:
+        """Return which of the keys from `first` on each query may see, bool (B or 1, 1, T, S).
 
-    def _visible(self) -> Tensor | None:
-        T = self.positions_BT.shape[1]
-        if self.segments_BS is None:
-            if self.past == 0 or T == 1:
-                return None
-            return _causal(T, self.past, self.positions_BT.device)[None, None]
-        same_BTS = self.segments_BT[:, :, None] == self.segments_BS[:, None, :]
-        if self.causal and T > 1:
-            same_BTS = same_BTS & _causal(T, self.past, same_BTS.device)
-        return same_BTS[:, None]
+        Unless it must be `explicit`, None stands for what needs no mask: all keys for a single query, those up to its
+        own place for several.
+        """
+        return self.once(("visible", mask, first, explicit), lambda: self._visible(mask, first, explicit))
+
+    def _visible(self, mask: Full, first: int, explicit: bool) -> Tensor | None:
+        T, earlier = self.positions_BT.shape[1], self.past - first
+        hides = mask.hides(earlier + T)
+        if self.segments_BS is None and not hides and not explicit and (T == 1 or earlier == 0):
+            return None
+        visible_BTS = torch.ones(1, T, earlier + T, dtype=torch.bool, device=self.positions_BT.device)
+        if self.causal:
+            visible_BTS = visible_BTS.tril(earlier)
+        if hides:
+            keys_B1S = self.positions_BS[:, None, first:]
+            visible_BTS = visible_BTS & mask.visible(self.positions_BT[:, :, None], keys_B1S)
+        if self.segments_BS is not None:
+            visible_BTS = visible_BTS & (self.segments_BT[:, :, None] == self.segments_BS[:, None, first:])
+        return visible_BTS[:, None]
+
+    def memory_visible(self) -> Tensor | None:
+        """Return which pieces of the memory each token may read, bool (B, 1, T, S); None where that's all of it."""
+        if self.memory_segments_BS is None:
+            return None
+        return self.once("memory", self._memory_visible)
+
+    def _memory_visible(self) -> Tensor:
+        own_BT = self.positions_BT * 0 if self.segments_BT is None else self.segments_BT
+        return (own_BT[:, :, None] == self.memory_segments_BS[:, None])[:, None]
 
 
 class State(Protocol):
@@ -87,7 +110,3 @@ class State(Protocol):
 
     def tensors(self) -> list[Tensor]:
         """Return what takes the memory, so that it can be counted."""
-
-
-def _causal(T: int, past: int, device: torch.device) -> Tensor:
-    return torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)

@@ -1,6 +1,8 @@
-"""How a model knows where its tokens stand."""
+"""How a model knows where its tokens stand: at the embedding, in queries and keys, or in attention's scores."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from minllm.options import Count, Positive
 class Position(nn.Module):
     """No positions at all (NoPE, 2305.19466), and what other kinds inherit from.
 
-    Positions may enter at the embedding (`embed`) or at attention's queries and keys (`rotate`).
+    Positions enter at the embedding (`embed`), at attention's queries and keys (`rotate`), or at its scores (`bias`).
     """
 
     places: int | None = None
@@ -24,40 +26,18 @@ class Position(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
 
+    def check(self, model: nn.Module) -> None:
+        """Raise `UserError` if these positions can do nothing in the model that has them."""
+
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         return x_BTD
 
     def rotate(self, x_BHTK: Tensor, ctx: Context) -> Tensor:
         return x_BHTK
 
-
-class Rope(Position):
-    """Rotary embedding (2104.09864): pair i of a head's channels turns by t / θ^(2i/K) at place t.
-
-    Channel i is paired with channel i + K/2, as Llama's published weights have it.
-    """
-
-    def __init__(self, dim: int, *, theta: Positive):
-        super().__init__(dim)
-        self.theta = theta
-
-    def rotate(self, x_BHTK: Tensor, ctx: Context) -> Tensor:
-        K = x_BHTK.shape[-1]
-        cos_B1TK, sin_B1TK = ctx.once((id(self), K), lambda: self._turns(ctx.positions_BT, K, x_BHTK.dtype))
-        a, b = x_BHTK.chunk(2, dim=-1)
-        return torch.addcmul(x_BHTK * cos_B1TK, torch.cat([b, a], dim=-1), sin_B1TK)
-
-    def _turns(self, positions_BT: Tensor, K: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if K % 2:
-            raise UserError(
-                f"RoPE turns channels in pairs, and a head width of {K} is odd: set an even head_dim."
-            )
-        rates_K = self.theta ** -(torch.arange(0, K, 2, device=positions_BT.device) / K)
-        angles_BTK = positions_BT[..., None] * rates_K
-        cos, sin = angles_BTK.cos().to(dtype), angles_BTK.sin().to(dtype)
-        # (a, b) -> (a cos - b sin, b cos + a sin): the halves swapped, b meets -sin and a meets +sin. In one cat, since
-        # compiled code keeps its result; the cosines by themselves would be computed again in each layer's backward
-        return torch.cat([cos, cos, -sin, sin], -1)[:, None].chunk(2, -1)
+    def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor | None:
+        """Return what is added to the scores of the keys from `first` on, (B or 1, H, T, S)."""
+        return None
 
 
 class Learned(Position):
@@ -78,3 +58,92 @@ class Learned(Position):
                 " shorten the text."
             )
         return x_BTD + F.embedding(ctx.positions_BT, self.weight)
+
+
+class Sinusoidal(Position):
+    """Fixed sines and cosines of D/2 wavelengths, added to the embedding (1706.03762).
+
+    Args:
+        theta: the longest wavelength is 2π times this.
+        amplitude: of the waves; embedded tokens begin at a size of 0.02.
+    """
+
+    def __init__(self, dim: int, *, theta: Positive, amplitude: Positive):
+        super().__init__(dim)
+        if dim % 2:
+            raise UserError(f"Sines and cosines come in pairs, and model.dim={dim} is odd: make it even.")
+        self.theta, self.amplitude = theta, amplitude
+
+    def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        D = x_BTD.shape[-1]
+        rates_D = self.theta ** -(torch.arange(0, D, 2, device=x_BTD.device) / D)
+        angles_BTD = ctx.positions_BT[..., None] * rates_D
+        waves_BTD = torch.stack([angles_BTD.sin(), angles_BTD.cos()], dim=-1).flatten(-2)
+        return x_BTD + self.amplitude * waves_BTD.to(x_BTD.dtype)
+
+
+class Alibi(Position):
+    """Scores fall in proportion to distance, in each head at a slope of its own (2108.12409)."""
+
+    def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
+        return ctx.once(("alibi", n_heads, first), lambda: self._bias(n_heads, ctx, first))
+
+    def _bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
+        slopes_H11 = torch.tensor(_slopes(n_heads), device=ctx.positions_BT.device)[:, None, None]
+        return -slopes_H11 * _distances(ctx, first)[:, None]
+
+
+class T5(Position):
+    """A learned score for each head and each bucket of distances, the same in all layers (1910.10683).
+
+    The first half of the buckets are single distances; the others grow with the distance, up to `max_distance`.
+    """
+
+    def __init__(self, dim: int, *, n_heads: Count, n_buckets: Count, max_distance: Count):
+        super().__init__(dim)
+        if n_buckets % 2 or max_distance <= n_buckets // 2:
+            raise UserError(
+                f"model.pos.n_buckets={n_buckets} must be even, and half of it less than"
+                f" model.pos.max_distance={max_distance}."
+            )
+        self.n_heads, self.n_buckets, self.max_distance = n_heads, n_buckets, max_distance
+        self.weight_UH = parameter(n_buckets, n_heads, kind="vector", draw=normal(0.02))
+
+    def check(self, model: nn.Module) -> None:
+        from minllm.model.mixers.core import Core
+
+        if not any(isinstance(module, Core) for module in model.modules()):
+            raise UserError(
+                "model/pos=t5 learns scores for attention, and no branch of model.layout is an attention to its own"
+                " past: choose another model/pos, such as none."
+            )
+
+    def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
+        if n_heads % self.n_heads:
+            raise UserError(
+                f"model.pos has biases for {self.n_heads} heads, and an attention has {n_heads}: set"
+                f" model.pos.n_heads={n_heads}, or make all attentions alike."
+            )
+        bias_BHTS = ctx.once((id(self), first), lambda: self._bias(ctx, first))
+        # where a head has several maps (differential attention), all are biased alike
+        return bias_BHTS.repeat(1, n_heads // self.n_heads, 1, 1) if n_heads > self.n_heads else bias_BHTS
+
+    def _bias(self, ctx: Context, first: int) -> Tensor:
+        distance_BTS, exact = _distances(ctx, first).clamp(min=0), self.n_buckets // 2
+        far_BTS = (distance_BTS.clamp(min=1) / exact).log() / math.log(self.max_distance / exact)
+        bucket_BTS = (exact + (far_BTS * exact).long()).clamp(max=self.n_buckets - 1)
+        bucket_BTS = torch.where(distance_BTS < exact, distance_BTS, bucket_BTS)
+        return F.embedding(bucket_BTS, self.weight_UH).permute(0, 3, 1, 2)
+
+
+def _distances(ctx: Context, first: int) -> Tensor:
+    """Return how far each key from `first` on lies behind each query, (B or 1, T, S)."""
+    return ctx.positions_BT[:, :, None] - ctx.positions_BS[:, None, first:]
+
+
+def _slopes(n_heads: int) -> list[float]:
+    """Return ALiBi's slopes: 2^(-8i/H) for a power of two; other numbers take every second of the next power's too."""
+    power = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    between = [2 ** (-4 * i / power) for i in range(1, 2 * power + 1, 2)]
+    return slopes + between[: n_heads - power]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from minllm.errors import UserError
 from minllm.model.context import Context, Layer
-from minllm.model.mixers.softmax import attend
-from minllm.model.parameter import Linear, SplitLinear
-from minllm.options import Count, Fraction
+from minllm.model.mask import Full
+from minllm.model.mixers.cache import Cache, cache
+from minllm.model.mixers.core import Core, Weights
+from minllm.model.parameter import Linear, SplitLinear, constant, parameter
+from minllm.model.position import Position
+from minllm.options import Count, Fraction, Positive
 
 
 class Attention(nn.Module):
@@ -26,6 +30,13 @@ class Attention(nn.Module):
         n_heads: query heads, H.
         n_kv_heads: key/value heads, G; null means H.
         head_dim: width of a head, K; null means D / H.
+        mask: which keys a query may see besides what causality and segments leave (`model/attn/mask`).
+        pos: positions of its own; null means the model's (`model/pos`).
+        qk_norm: norm queries and keys, each head by itself (2010.04245) or all heads together as in OLMo 2.
+        scale: what products of queries and keys are multiplied by; null means 1/√K.
+        softcap, sinks, weights: see `Core`.
+        output_gate: multiply what each head gives by a sigmoid of the input (2505.06708).
+        value_residual: mix each layer's values with those of the first layer (2410.17897).
         qkv_bias: add a bias to queries, keys and values.
         out_bias: add a bias to the output.
         dropout: share of the attention weights that is dropped in training.
@@ -42,58 +53,93 @@ class Attention(nn.Module):
         n_heads: Count,
         n_kv_heads: Count | None,
         head_dim: Count | None,
+        mask: Callable[[], Full],
+        pos: Callable[[int], Position] | None,
+        qk_norm: Literal["head", "full"] | None,
+        scale: Positive | None,
+        softcap: Positive | None,
+        sinks: bool,
+        weights: Weights,
+        output_gate: bool,
+        value_residual: bool,
         qkv_bias: bool,
         out_bias: bool,
         dropout: Fraction,
     ):
         super().__init__()
-        H, G = n_heads, n_kv_heads or n_heads
-        if H % G:
-            raise UserError(
-                f"n_heads={H} can't share n_kv_heads={G} evenly: make n_heads a multiple of n_kv_heads."
-            )
-        if head_dim is None and dim % H:
-            raise UserError(
-                f"dim={dim} can't be cut into n_heads={H} heads: set head_dim, or make dim a multiple."
-            )
-        K = head_dim or dim // H
-        self.n_heads, self.n_kv_heads, self.head_dim, self.dropout = H, G, K, dropout
+        H, G, K = heads(dim, n_heads, n_kv_heads, head_dim)
+        self.n_kv_heads, self.head_dim = G, K
+        self.position = own_position(pos, dim)
         self.qkv = SplitLinear(dim, [H * K, G * K, G * K], stream="reads", bias=qkv_bias)
+        self.qk_norm = qk_norm
+        if qk_norm is not None:
+            each = (1, 1) if qk_norm == "head" else (H, G)
+            self.q_norm, self.k_norm = (layer.norms.make(n * K) for n in each)
+        # the first layer has no earlier values to mix its own with
+        mixes = value_residual and layer.index > 0
+        self.value_mix = parameter(2, kind="vector", draw=constant(0.5)) if mixes else None
+        self.shares_values = value_residual
+        self.core = Core(
+            H, mask=mask, scale=scale, softcap=softcap, sinks=sinks, weights=weights, dropout=dropout
+        )
+        self.gate = Linear(dim, H * K, stream="reads") if output_gate else None
         self.out = Linear(H * K, dim, stream="writes", bias=out_bias, gain=layer.branches**-0.5)
 
-    def forward(self, x_BTD: Tensor, ctx: Context, state: KVCache | None = None) -> Tensor:
-        q_BHTK, k_BGTK, v_BGTK = (
-            flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for flat in self.qkv(x_BTD)
+    def forward(self, x_BTD: Tensor, ctx: Context, state: Cache | None = None) -> Tensor:
+        position = self.position or ctx.position
+        q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD)
+        q_BHTK, k_BGTK = position.rotate(q_BHTK, ctx), position.rotate(k_BGTK, ctx)
+        if self.shares_values:
+            v_BGTK = self._mixed_values(v_BGTK, ctx)
+        (k_BGSK, v_BGSK), first = state.extend([k_BGTK, v_BGTK], ctx.past) if state else ((k_BGTK, v_BGTK), 0)
+        y_BTD = self.core(q_BHTK, k_BGSK, v_BGSK, ctx, position, first).transpose(1, 2).flatten(2)
+        if self.gate is not None:
+            y_BTD = y_BTD * torch.sigmoid(self.gate(x_BTD))
+        return self.out(y_BTD)
+
+    def _project(self, x_BTD: Tensor) -> list[Tensor]:
+        q, k, v = self.qkv(x_BTD)
+        if self.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q_BHTK, k_BGTK, v_BGTK = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        if self.qk_norm == "head":
+            q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
+        return [q_BHTK, k_BGTK, v_BGTK]
+
+    def _mixed_values(self, v_BGTK: Tensor, ctx: Context) -> Tensor:
+        first_BGTK = ctx.once(("first values", v_BGTK.shape), lambda: v_BGTK)
+        if self.value_mix is None:
+            return v_BGTK
+        return self.value_mix[0] * v_BGTK + self.value_mix[1] * first_BGTK
+
+    def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Cache:
+        K, reach = self.head_dim, self.core.mask.reach
+        return cache([K, K], self.n_kv_heads, batch, max_len, reach, device=device, dtype=dtype)
+
+
+def heads(dim: int, n_heads: int, n_kv_heads: int | None, head_dim: int | None) -> tuple[int, int, int]:
+    """Return H, G and K, or say why they don't fit."""
+    H, G = n_heads, n_kv_heads or n_heads
+    if H % G:
+        raise UserError(
+            f"n_heads={H} can't share n_kv_heads={G} evenly: make n_heads a multiple of n_kv_heads."
         )
-        q_BHTK = ctx.position.rotate(q_BHTK, ctx)
-        k_BGSK = ctx.position.rotate(k_BGTK, ctx)
-        v_BGSK = v_BGTK
-        if state is not None:
-            k_BGSK, v_BGSK = state.extend(k_BGSK, v_BGSK, ctx.past)
-        dropout = self.dropout if self.training else 0.0
-        y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, ctx.visible(), causal=ctx.causal, dropout=dropout)
-        return self.out(y_BHTK.transpose(1, 2).flatten(2))
-
-    def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> KVCache:
-        shape = (batch, self.n_kv_heads, max_len, self.head_dim)
-        return KVCache(
-            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
+    if head_dim is None and dim % H:
+        raise UserError(
+            f"dim={dim} can't be cut into n_heads={H} heads: set head_dim, or make dim a multiple."
         )
+    return H, G, head_dim or dim // H
 
 
-@dataclass
-class KVCache:
-    """The keys and values of all tokens so far, in place for `max_len` of them."""
-
-    k_BGSK: Tensor
-    v_BGSK: Tensor
-
-    def extend(self, k_BGTK: Tensor, v_BGTK: Tensor, past: int) -> tuple[Tensor, Tensor]:
-        """Write T new tokens behind the `past` ones; return the keys and values of all of them."""
-        end = past + k_BGTK.shape[2]
-        self.k_BGSK[:, :, past:end] = k_BGTK
-        self.v_BGSK[:, :, past:end] = v_BGTK
-        return self.k_BGSK[:, :, :end], self.v_BGSK[:, :, :end]
-
-    def tensors(self) -> list[Tensor]:
-        return [self.k_BGSK, self.v_BGSK]
+def own_position(pos: Callable[[int], Position] | None, dim: int) -> Position | None:
+    """Return an attention's own positions, if it has any; those that are added to the embedding can't be its own."""
+    if pos is None:
+        return None
+    position = pos(dim)
+    if type(position).embed is not Position.embed:
+        name = type(position).__name__
+        raise UserError(
+            f"{name} positions are added to the embedding, so one attention can't have them for its own:"
+            " choose them for the whole model, model/pos=<option>."
+        )
+    return position

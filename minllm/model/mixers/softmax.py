@@ -18,11 +18,11 @@ def attend(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Return softmax(q kᵀ · scale) v for each head, (B, H, T, K); H/G query heads share a key/value head.
+    """Return softmax(q kᵀ · scale) v for each head, (B, H, T, width of v); H/G query heads share a key/value head.
 
     Args:
-        visible: bool (B or 1, 1, T, S), which keys a query may see; None means all up to its own place where
-            `causal`, and all otherwise.
+        visible: bool (B or 1, 1, T, S), which keys a query may see, or what is added to the scores, (B or 1, H, T, S);
+            None means all keys up to the query's own place where `causal`, and all otherwise.
         scale: what the scores are multiplied by; None means 1/√K.
         dropout: share of the attention weights that is dropped.
     """
@@ -50,7 +50,7 @@ def attend_in_blocks(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: f
         dtype = torch.get_autocast_dtype(device)
         q_BHTK, k_BGSK, v_BGSK = q_BHTK.to(dtype), k_BGSK.to(dtype), v_BGSK.to(dtype)
     q_BGRTK = (q_BHTK * (K**-0.5 if scale is None else scale)).reshape(B, G, H // G, T, K)
-    return _BlockAttention.apply(q_BGRTK, k_BGSK, v_BGSK).reshape(B, H, T, K)
+    return _BlockAttention.apply(q_BGRTK, k_BGSK, v_BGSK).reshape(B, H, T, -1)
 
 
 class _BlockAttention(torch.autograd.Function):
