@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from minllm.model.lm import LM
 from minllm.objective.cross_entropy import IGNORED, head_cross_entropy
+from minllm.options import Natural, NonNegative
 
 
 class Causal:
-    """Next-token prediction, the objective of every GPT."""
+    """Next-token prediction, the objective of every GPT.
+
+    Args:
+        predict_ahead: how many tokens after the next one are learnt too, each by a layer of its own (2404.19737).
+        ahead_weight: how much each of those weighs beside the next token.
+        z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits near 0 (2204.02311).
+
+    Neither counts in evaluation: a validation loss is that of the next token.
+    """
+
+    def __init__(self, *, predict_ahead: Natural, ahead_weight: NonNegative, z_loss: NonNegative):
+        self.predict_ahead, self.ahead_weight, self.z_loss = predict_ahead, ahead_weight, z_loss
 
     def loss(self, model: LM, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
         """Return the sum of the losses of all counted targets, in nats; targets of -100 don't count.
@@ -17,12 +30,34 @@ class Causal:
         A sum and not a mean, so that a batch may be cut into micro-batches without changing what it means. In
         training, each counted target pays the branches' auxiliary losses too.
         """
-        auxiliary: list[Tensor] = []
+        losses: list[Tensor] = []
+        ahead: list[Tensor] | None = [] if model.training and self.predict_ahead else None
         counted_BT = targets_BT != IGNORED
-        x_BTD = model.hidden(tokens_BT, segments_BT, losses=auxiliary, counted_BT=counted_BT)
-        loss = head_cross_entropy(
-            x_BTD.flatten(0, 1), model.head_weight_VD, targets_BT.flatten(), model.softcap
-        )
-        if auxiliary and model.training:
-            loss = loss + sum(auxiliary) * counted_BT.sum()
+        x_BTD = model.hidden(tokens_BT, segments_BT, counted_BT=counted_BT, losses=losses, ahead=ahead)
+        loss = self._head_loss(model, x_BTD, targets_BT)
+        for x_BTD in ahead or []:
+            targets_BT = _one_later(targets_BT, segments_BT)
+            loss = loss + self.ahead_weight * self._head_loss(model, x_BTD, targets_BT)
+        if losses and model.training:
+            loss = loss + sum(losses) * counted_BT.sum()
         return loss
+
+    def _head_loss(self, model: LM, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        return head_cross_entropy(
+            x_BTD.flatten(0, 1),
+            model.head_weight_VD,
+            targets_BT.flatten(),
+            model.head_bias_V,
+            softcap=model.softcap,
+            z_loss=self.z_loss if model.training else 0.0,
+        )
+
+
+def _one_later(targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
+    """Return the targets one token further on; none where a text ends before, or another one begins."""
+    later_BT = torch.full_like(targets_BT, IGNORED)
+    later_BT[:, :-1] = targets_BT[:, 1:]
+    goes_on_BT = targets_BT != IGNORED
+    if segments_BT is not None:
+        goes_on_BT[:, :-1] &= segments_BT[:, 1:] == segments_BT[:, :-1]
+    return torch.where(goes_on_BT, later_BT, IGNORED)

@@ -22,24 +22,33 @@ ROUNDED_TO = 128
 
 
 def head_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    bias_V: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
 ) -> Tensor:
-    """Return the summed cross-entropy, in nats, of logits x Wᵀ against `targets_N`.
+    """Return the summed cross-entropy, in nats, of logits x Wᵀ + b against `targets_N`.
 
     Args:
         x_ND: what the head reads.
         weight_VD: the head's matrix.
         targets_N: token ids; -100 where no loss counts.
+        bias_V: the head's bias, or None.
         softcap: the logits are bounded to softcap·tanh(logits / softcap); None leaves them as they are.
+        z_loss: this times (ln Σ exp(logits))² is added for each row that counts.
     """
     if not torch.compiler.is_compiling():  # compiled code is made for one number of rows
         x_ND, targets_N = _without_padding(x_ND, targets_N)
     if torch.is_autocast_enabled(x_ND.device.type):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
+        bias_V = None if bias_V is None else bias_V.to(dtype)
     if not torch.is_grad_enabled():  # a Function's inputs don't tell: a parameter wants its gradient always
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    return _HeadCrossEntropy.apply(x_ND, weight_VD, targets_N, softcap)
+    return _HeadCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, softcap, z_loss)
 
 
 def _without_padding(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,36 +64,56 @@ def _without_padding(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
 
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None) -> Tensor:
+    def forward(
+        ctx,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        softcap: float | None,
+        z_loss: float,
+    ) -> Tensor:
         total = torch.zeros((), device=x_ND.device)
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         dx_ND = torch.empty_like(x_ND) if learning else None
         dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if learning else None
+        dbias_V = torch.zeros_like(bias_V, dtype=torch.float32) if learning and bias_V is not None else None
         with torch.autocast(x_ND.device.type, enabled=False):
             for start in range(0, len(x_ND), CHUNK):
                 rows = slice(start, start + CHUNK)
-                loss, *gradients = _chunk(x_ND[rows], weight_VD, targets_N[rows], softcap, learning)
+                loss, *gradients = _chunk(
+                    x_ND[rows], weight_VD, bias_V, targets_N[rows], softcap, z_loss, learning
+                )
                 total += loss
                 if learning:
                     dx_ND[rows] = gradients[0]
                     dweight_VD += gradients[1]
+                if dbias_V is not None:
+                    dbias_V += gradients[2]
         if learning:
-            ctx.save_for_backward(dx_ND, dweight_VD.to(weight_VD.dtype))
+            ctx.save_for_backward(dx_ND, dweight_VD.to(weight_VD.dtype), dbias_V)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dtotal: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        dx_ND, dweight_VD = ctx.saved_tensors
-        return dx_ND * dtotal, dweight_VD * dtotal, None, None
+    def backward(ctx, dtotal: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
+        dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
+        dbias_V = None if dbias_V is None else dbias_V * dtotal
+        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None
 
 
 @torch.compiler.nested_compile_region  # compiled once for all chunks: half of the time that compiling took
 def _chunk(
-    x_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, softcap: float | None, learning: bool
+    x_CD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_C: Tensor,
+    softcap: float | None,
+    z_loss: float,
+    learning: bool,
 ) -> tuple[Tensor, ...]:
-    """Return the summed loss of some rows, and where it is wanted its gradients by these rows and the weight."""
-    raw_CV = F.linear(x_CD, weight_VD)
+    """Return the summed loss of some rows, and where it is wanted its gradients by these rows, weight and bias."""
+    raw_CV = F.linear(x_CD, weight_VD, bias_V)
     logits_CV = raw_CV.float()
     if softcap is not None:
         tanh_CV = torch.tanh(logits_CV / softcap)
@@ -93,19 +122,28 @@ def _chunk(
     counted_C1 = (targets_C != IGNORED)[:, None]
     places_C1 = targets_C[:, None].clamp(min=0)
     log_p_C1 = log_p_CV.gather(1, places_C1)
-    loss = -torch.where(counted_C1, log_p_C1, 0).sum()
+    losses_C1 = -log_p_C1
+    if z_loss:
+        log_z_C1 = logits_CV.gather(1, places_C1) - log_p_C1
+        losses_C1 = losses_C1 + z_loss * log_z_C1.square()
+    loss = torch.where(counted_C1, losses_C1, 0).sum()
     if not learning:
         return (loss,)
     # d loss / d logits = p − one-hot(target)
     dlogits_CV, at_target_C1 = log_p_CV.exp_(), log_p_C1.expm1()
+    if z_loss:  # d (ln z)² / d logits = 2 ln z · p
+        at_target_C1 += 2 * z_loss * log_z_C1 * (1 + at_target_C1)
+        dlogits_CV *= 1 + 2 * z_loss * log_z_C1
     if softcap is not None:
         slope_CV = 1 - tanh_CV.square()
         dlogits_CV *= slope_CV
         at_target_C1 *= slope_CV.gather(1, places_C1)
     # the target's is near 0 where the model is right, so it is rounded after its 1 has been taken away
     dlogits_CV = dlogits_CV.to(raw_CV.dtype).scatter_(1, places_C1, at_target_C1.to(raw_CV.dtype))
-    return (
-        loss,
+    gradients = (
         torch.where(counted_C1, dlogits_CV @ weight_VD, 0),
         dlogits_CV.T @ torch.where(counted_C1, x_CD, 0),
     )
+    if bias_V is not None:
+        gradients += (torch.where(counted_C1, dlogits_CV, 0).float().sum(0),)
+    return loss, *gradients
