@@ -99,6 +99,11 @@ def missing_option(path: str, options: Sequence[str], message: str) -> str:
 def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequence[str]) -> str:
     """Say what's near a key that nothing takes: a group of that name, another task's key, or one beside it."""
     groups = find_groups(folders)
+    if key in groups:  # options of an option, such as model/attn/mask
+        group, _, name = key.rpartition("/")
+        return (
+            f"What you chose for {group} has no {name} to choose: leave out {key}, or choose another {group}."
+        )
     if "/" in key:
         return f"There is no group '{key}'.{suggest(key, groups)}"
     for group in groups:

@@ -174,7 +174,11 @@ def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(target).parameters.values()
     options = {one.name: one for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
     written = types.SimpleNamespace(__annotations__={name: one.annotation for name, one in options.items()})
-    names = vars(importlib.import_module(target.__module__))
+    # an annotation means what it means where it is written, which for an inherited constructor is elsewhere
+    owners = reversed(target.__mro__) if inspect.isclass(target) else [target]
+    names: dict[str, Any] = {}
+    for owner in owners:
+        names |= vars(importlib.import_module(owner.__module__))
     kinds = get_type_hints(written, globalns=names, include_extras=True)
     kinds = {name: Any if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
     return {name: one.replace(annotation=kinds[name]) for name, one in options.items()}

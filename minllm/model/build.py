@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig
 
-from minllm.config import build, validate
+from minllm.config import build, part, validate
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
 
@@ -31,5 +31,7 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     initialise(model, cfg.seed)
     # two tokens show at once whether the parts fit together, before anything is read or trained
     with torch.no_grad():
-        model(torch.zeros(1, 2, dtype=torch.int64))
+        gives_memory = getattr(part(cfg.objective).func, "gives_memory", False)
+        memory_BSD = torch.zeros(1, 2, model.dim) if gives_memory else None
+        model(torch.zeros(1, 2, dtype=torch.int64), memory_BSD=memory_BSD)
     return model

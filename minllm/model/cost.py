@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from minllm.model.lm import LM
+from minllm.model.lm import LM, ModelState
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ def cost(model: LM, seq_len: int) -> Cost:
         params_non_embedding=params - outside,
         params_active=params,
         flops_per_token=3 * forward_flops(model, seq_len) / seq_len,
-        state_bytes_per_sequence=model.init_state(1, seq_len).nbytes,
+        state_bytes_per_sequence=_state_bytes(model, seq_len),
     )
 
 
-def forward_flops(model: nn.Module, seq_len: int) -> int:
+def forward_flops(model: LM, seq_len: int) -> int:
     """Count the floating-point operations of the matrix products in one forward pass over one sequence.
 
     torch's own counter counts them as they are dispatched, so that an option needs no formula of its own; causal
@@ -48,8 +48,38 @@ def forward_flops(model: nn.Module, seq_len: int) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    shapes = {name: t.to("meta") for name, t in [*model.named_parameters(), *model.named_buffers()]}
-    tokens_BT = torch.zeros(1, seq_len, dtype=torch.int64, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        torch.func.functional_call(model, shapes, (tokens_BT,))
+    with FlopCounterMode(display=False) as counter:
+        _on_meta(_TrainingPass(model), seq_len)
     return counter.get_total_flops()
+
+
+def _state_bytes(model: LM, seq_len: int) -> int:
+    if not model.reads_memory:
+        return model.init_state(1, seq_len).nbytes
+    # what is kept of a memory is known when it has been read
+    state = model.init_state(1, seq_len, device="meta")
+    _on_meta(_TrainingPass(model), seq_len, state)
+    return state.nbytes
+
+
+class _TrainingPass(nn.Module):
+    """All that a training step computes forwards: the logits of the next token, and of those after it."""
+
+    def __init__(self, model: LM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BT: Tensor, state: ModelState | None = None) -> None:
+        shape = (*tokens_BT.shape, self.model.dim)  # a memory is taken to be as long as the tokens
+        memory_BSD = tokens_BT.new_zeros(shape, dtype=torch.float32) if self.model.reads_memory else None
+        ahead: list[Tensor] = []
+        for x_BTD in [self.model.hidden(tokens_BT, None, state, memory_BSD=memory_BSD, ahead=ahead), *ahead]:
+            self.model.logits(x_BTD)
+
+
+def _on_meta(module: nn.Module, seq_len: int, *args: ModelState | None) -> None:
+    """Run a module on one sequence of shapes without values."""
+    shapes = {name: t.to("meta") for name, t in [*module.named_parameters(), *module.named_buffers()]}
+    tokens_BT = torch.zeros(1, seq_len, dtype=torch.int64, device="meta")
+    with torch.no_grad():
+        torch.func.functional_call(module, shapes, (tokens_BT, *args))

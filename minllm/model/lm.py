@@ -6,6 +6,7 @@ up the stack:
     [attn mlp]                            a transformer
     [attn+mlp]                            attention and MLP side by side on the same input
     [rec mlp, rec mlp, attn mlp]          Griffin
+    [local mlp] ×5, [attn mlp]            Gemma 3
 
 A space means "then", a plus means "side by side". Each word names the branch module that stands under that name in
 the configuration (`model.attn`, `model.mlp`, …); nothing else here knows what a transformer is.
@@ -22,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minllm.errors import UserError, suggest
-from minllm.model.branch import Branch
+from minllm.model.branch import Branch, nothing
 from minllm.model.context import Context, Layer, State
 from minllm.model.norm import Norms
-from minllm.model.parameter import Linear, linear, normal, parameter
+from minllm.model.parameter import Linear, constant, linear, normal, parameter
 from minllm.model.position import Position
 from minllm.model.residual import Plain
-from minllm.options import Count, Fraction, Positive
+from minllm.options import Count, Fraction, Natural, Positive
 
 
 class LM(nn.Module):
@@ -41,11 +42,16 @@ class LM(nn.Module):
         dim: width of the residual stream, D.
         n_layers: number of layers; the layout's sentences repeat until there are that many.
         layout: the sentences, such as ["rec mlp", "attn mlp"].
+        first: sentences of the first layers, before the layout begins.
+        loops: how often the whole stack is run, its output its input; the weights are shared (1807.03819).
         pos: how tokens know their places (`model/pos=`).
         residual: who owns the stream (`model/residual=`).
         tie_embeddings: the head uses the embedding's matrix.
+        head_bias: the head has a bias for each token, as in GPT-J.
         scale_embedding: multiply embeddings by √dim, as the original transformer and Gemma do.
         softcap: bound the logits softly, c·tanh(logits / c), or null.
+        predict_ahead: how many tokens after the next one an objective may ask for. Each has a layer of its own on top
+            of the stack, one more of the layout's last sentence, and they share the head (2404.19737).
         dropout: share of the embedding's and of each branch's output that is dropped in training.
 
     Raises:
@@ -61,39 +67,62 @@ class LM(nn.Module):
         dim: Count,
         n_layers: Count,
         layout: list[str],
+        first: list[str],
+        loops: Count,
         pos: Callable[[int], Position],
         residual: Callable[[int, Layer], Plain],
         tie_embeddings: bool,
+        head_bias: bool,
         scale_embedding: bool,
         softcap: Positive | None,
+        predict_ahead: Natural,
         dropout: Fraction,
     ):
         super().__init__()
         self.vocab_size, self.dim, self.dropout, self.softcap = vocab_size, dim, dropout, softcap
+        self.loops = loops
         self.embedding_scale = dim**0.5 if scale_embedding else 1.0
         # what is embedded has the same size at the start whether or not it is scaled
         draw = normal(0.02 / self.embedding_scale)
         self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")
+        self.embedding_norm = norms.make(dim, norms.embedding)
         self.position = pos(dim)
 
-        if not layout:
-            raise UserError("model.layout is empty: write for example 'model.layout=[attn mlp]'.")
-        sentences = [_parse(layout[i % len(layout)], branches) for i in range(n_layers)]
-        total = sum(len(sentence) for sentence in sentences)
-        self.layers = nn.ModuleList()
-        for i, sentence in enumerate(sentences):
-            layer = Layer(i, n_layers, total, norms)
-            self.layers.append(nn.ModuleDict())
-            for name, words in sentence.items():
-                modules = {word: branches[word](dim, layer) for word in words}
-                self.layers[i][name] = Branch(modules, dim, layer, norms, residual, dropout)
+        written = _written(first, layout, n_layers)
+        sentences = [_parse(sentence, branches) for sentence in written + predict_ahead * written[-1:]]
+        total = loops * sum(len(sentence) for sentence in sentences[:n_layers])
 
-        self.residual = residual(dim, Layer(n_layers, n_layers, total, norms))
+        def make(i: int) -> nn.ModuleDict:
+            layer = Layer(i, n_layers, total, norms)
+            return nn.ModuleDict(
+                {
+                    name: Branch(
+                        {word: branches[word](dim, layer) for word in words},
+                        dim,
+                        layer,
+                        norms,
+                        residual,
+                        dropout,
+                    )
+                    for name, words in sentences[i].items()
+                }
+            )
+
+        self.layers = nn.ModuleList(make(i) for i in range(n_layers))
+        if not self.branches():
+            raise UserError("No branch is left in model.layout: choose another model/mlp than none.")
+        self.position.check(self)
+        self.ahead = nn.ModuleList(make(n_layers + i) for i in range(predict_ahead))
         self.norm = norms.make(dim, norms.final)
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
+        self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
 
     def forward(
-        self, tokens_BT: Tensor, segments: Tensor | None = None, state: ModelState | None = None
+        self,
+        tokens_BT: Tensor,
+        segments: Tensor | None = None,
+        state: ModelState | None = None,
+        memory_BSD: Tensor | None = None,
     ) -> Tensor:
         """Return the logits of each next token, (B, T, V).
 
@@ -102,65 +131,104 @@ class LM(nn.Module):
             segments: the document each token belongs to, int64 (B, T), with -1 for padding; tokens see their own
                 segment only. None means one document a row, and is faster.
             state: what earlier calls have seen (`init_state`); it is advanced by these T tokens.
+            memory_BSD: what cross-attention reads.
         """
-        return self.logits(self.hidden(tokens_BT, segments, state))
+        return self.logits(self.hidden(tokens_BT, segments, state, memory_BSD=memory_BSD))
 
     def hidden(
         self,
         tokens_BT: Tensor,
         segments: Tensor | None = None,
         state: ModelState | None = None,
-        losses: list[Tensor] | None = None,
+        *,
+        memory_BSD: Tensor | None = None,
+        memory_segments_BS: Tensor | None = None,
         counted_BT: Tensor | None = None,
+        losses: list[Tensor] | None = None,
+        ahead: list[Tensor] | None = None,
     ) -> Tensor:
-        """Return what the head reads, (B, T, D). The arguments are those of `forward`.
+        """Return what the head reads, (B, T, D). The arguments are those of `forward`, and what objectives want:
 
-        Branches that have auxiliary losses add them to `losses`, in nats a token of those that are `counted_BT`
-        (`Context.losses`).
+        Args:
+            memory_segments_BS: the segment that each piece of the memory is for.
+            counted_BT: the tokens that the loss counts, bool.
+            losses: branches that have auxiliary losses add them here, in nats a token of those that count.
+            ahead: what the head reads for the tokens after the next one is added here, (B, T, D) for each of these.
         """
+        if memory_BSD is None and self.reads_memory:
+            raise UserError(
+                "This model reads a memory that comes beside the tokens (cross-attention), and nothing gives it one:"
+                " choose an objective that does, or another model.layout."
+            )
         past = state.past if state else 0
         segments_BS = state.advance(tokens_BT, segments) if state else segments
         positions_BS = _positions(past + tokens_BT.shape[1], segments_BS, tokens_BT.device)
         ctx = Context(
             positions_BT=positions_BS[:, past:],
+            positions_BS=positions_BS,
             segments_BT=None if segments_BS is None else segments_BS[:, past:],
             segments_BS=segments_BS,
             past=past,
             position=self.position,
-            losses=[] if losses is None else losses,
+            memory_BSD=memory_BSD,
+            memory_segments_BS=memory_segments_BS,
             counted_BT=counted_BT,
+            losses=[] if losses is None else losses,
         )
         ctx.x0_BTD = x_BTD = self._embed(tokens_BT, ctx)
 
-        stream = self.residual.start(x_BTD)
-        for branch, states in zip(self.branches(), state.branches if state else itertools.repeat({})):
+        stream = self._ends.start(x_BTD)
+        branches = self.branches() * self.loops
+        for branch, states in zip(branches, state.branches if state else itertools.repeat({})):
             stream = branch(stream, ctx, states)
-        return self.norm(self.residual.finish(stream))
+        if ahead is not None:
+            ahead += [self._finish(self._run(layer, stream, ctx)) for layer in self.ahead]
+        return self._finish(stream)
+
+    def _run(self, layer: nn.ModuleDict, stream: Tensor, ctx: Context) -> Tensor:
+        for branch in layer.values():
+            stream = branch(stream, ctx)
+        return stream
+
+    def _finish(self, stream: Tensor) -> Tensor:
+        return self.norm(self._ends.finish(stream))
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the head's logits (…, V) of what `hidden` returns (…, D)."""
-        logits = linear(x, self.head_weight_VD)
+        logits = linear(x, self.head_weight_VD, self.head_bias_V)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def _embed(self, tokens_BT: Tensor, ctx: Context) -> Tensor:
         x_BTD = F.embedding(tokens_BT, self.embedding)
         if self.embedding_scale != 1.0:
             x_BTD = x_BTD * self.embedding_scale
-        x_BTD = self.position.embed(x_BTD, ctx)
+        x_BTD = self.embedding_norm(self.position.embed(x_BTD, ctx))
         return F.dropout(x_BTD, self.dropout, self.training) if self.dropout else x_BTD
 
     @property
     def head_weight_VD(self) -> Tensor:
         return self.embedding if self.head is None else self.head.weight
 
+    @property
+    def _ends(self) -> Plain:
+        """What begins and ends the stream: the first branch's residual stands for all."""
+        return self.branches()[0].residual
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether some branch reads what comes beside the tokens."""
+        words = (word for branch in self.branches() for word in branch.words.values())
+        return any(getattr(word, "reads_memory", False) for word in words)
+
     def branches(self) -> list[Branch]:
-        """Return all branches in the order in which they write the stream."""
+        """Return all branches in the order in which they write the stream; each is run `loops` times."""
         return [branch for layer in self.layers for branch in layer.values()]
 
-    def init_state(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> ModelState:
+    def init_state(self, batch: int, max_len: int, *, device: str | torch.device | None = None) -> ModelState:
         """Return the empty state of `batch` sequences that may grow to `max_len` tokens."""
-        device, dtype = self.embedding.device, dtype or self.embedding.dtype
-        return ModelState(max_len, [b.init_states(batch, max_len, device, dtype) for b in self.branches()])
+        device, dtype = device or self.embedding.device, self.embedding.dtype
+        branches = self.branches() * self.loops
+        return ModelState(max_len, [b.init_states(batch, max_len, device, dtype) for b in branches])
 
 
 @dataclass
@@ -202,7 +270,20 @@ def _positions(length: int, segments_BS: Tensor | None, device: torch.device) ->
     return place_S - torch.where(begins_BS, place_S, 0).cummax(dim=1).values
 
 
-def _parse(sentence: str, known: Mapping[str, object]) -> dict[str, list[str]]:
+def _written(first: list[str], layout: list[str], n_layers: int) -> list[str]:
+    """Return the sentence of each layer."""
+    if not layout:
+        raise UserError("model.layout is empty: write for example 'model.layout=[attn mlp]'.")
+    needed = len(first) + len(layout)
+    if n_layers < needed:
+        raise UserError(
+            f"model.n_layers={n_layers} ends before the layout does, and never reaches its last '{layout[-1]}':"
+            f" make it {needed} or more, or write a shorter model.layout."
+        )
+    return [*first, *(layout[i % len(layout)] for i in range(n_layers - len(first)))]
+
+
+def _parse(sentence: str, known: Mapping[str, Callable]) -> dict[str, list[str]]:
     """Return the branches of a sentence by name: "attn+mlp mlp mlp" has attn+mlp, mlp and mlp_2."""
     phrases = sentence.split()
     if not phrases:
@@ -216,5 +297,7 @@ def _parse(sentence: str, known: Mapping[str, object]) -> dict[str, list[str]]:
                     f" If '{word}' is what you want, choose one: model/{word}=<option>."
                 )
         again = phrases[:i].count(phrase)
-        parsed[f"{phrase}_{again + 1}" if again else phrase] = phrase.split("+")
+        words = [word for word in phrase.split("+") if getattr(known[word], "func", None) is not nothing]
+        if words:
+            parsed[f"{phrase}_{again + 1}" if again else phrase] = words
     return parsed

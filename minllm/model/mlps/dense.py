@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Linear, SplitLinear
-from minllm.options import Count
+from minllm.options import Count, Fraction
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
 
@@ -22,17 +22,28 @@ class Ungated(nn.Module):
         hidden: hidden width, F; null means 4 D.
         activation: f; gelu is exact, gelu_tanh its approximation.
         bias: add a bias to both products.
+        dropout: share of the hidden values that is dropped in training.
     """
 
-    def __init__(self, dim: int, layer: Layer, *, hidden: Count | None, activation: Activation, bias: bool):
+    def __init__(
+        self,
+        dim: int,
+        layer: Layer,
+        *,
+        hidden: Count | None,
+        activation: Activation,
+        bias: bool,
+        dropout: Fraction,
+    ):
         super().__init__()
-        hidden = hidden or 4 * dim
+        hidden, self.dropout = hidden or 4 * dim, dropout
         self.activate = activation_named(activation)
         self.up = Linear(dim, hidden, stream="reads", bias=bias)
         self.down = Linear(hidden, dim, stream="writes", bias=bias, gain=layer.branches**-0.5)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        return self.down(self.activate(self.up(x_BTD)))
+        y_BTF = self.activate(self.up(x_BTD))
+        return self.down(F.dropout(y_BTF, self.dropout, self.training) if self.dropout else y_BTF)
 
 
 class Gated(nn.Module):
@@ -42,18 +53,29 @@ class Gated(nn.Module):
         hidden: hidden width, F; null means 8/3 D, which has the parameters of an ungated MLP of 4 D.
         activation: f; gelu is exact, gelu_tanh its approximation.
         bias: add a bias to all products.
+        dropout: share of the hidden values that is dropped in training.
     """
 
-    def __init__(self, dim: int, layer: Layer, *, hidden: Count | None, activation: Activation, bias: bool):
+    def __init__(
+        self,
+        dim: int,
+        layer: Layer,
+        *,
+        hidden: Count | None,
+        activation: Activation,
+        bias: bool,
+        dropout: Fraction,
+    ):
         super().__init__()
-        hidden = hidden or round(8 / 3 * dim)
+        hidden, self.dropout = hidden or round(8 / 3 * dim), dropout
         self.activate = activation_named(activation)
         self.gate_up = SplitLinear(dim, [hidden, hidden], stream="reads", bias=bias)
         self.down = Linear(hidden, dim, stream="writes", bias=bias, gain=layer.branches**-0.5)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         gate_BTF, up_BTF = self.gate_up(x_BTD)
-        return self.down(self.activate(gate_BTF) * up_BTF)
+        y_BTF = self.activate(gate_BTF) * up_BTF
+        return self.down(F.dropout(y_BTF, self.dropout, self.training) if self.dropout else y_BTF)
 
 
 def activation_named(name: Activation) -> Callable[[Tensor], Tensor]:
