@@ -30,7 +30,14 @@ def made(width=4, seed=0):
     model = Tied(width)
     initialise(model, seed)
     return model, AdamW(
-        model, lr=0.1, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, decay_embeddings=True
+        model,
+        lr=0.1,
+        weight_decay=0.1,
+        beta1=0.9,
+        beta2=0.95,
+        eps=1e-8,
+        decay_embeddings=True,
+        cautious_decay=False,
     )
 
 

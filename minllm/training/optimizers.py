@@ -1,19 +1,29 @@
-"""Optimizers: `optim(model, *, lr, ...)`, with parameters grouped by the roles that the model gave them."""
+"""Optimizers: `optim(model, *, lr, ...)`, with parameters grouped by the roles that the model gave them.
+
+They differ in how they move weights. How weights decay is the same for all, and stands in `Optimizer`.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim._muon import muon
 
+from minllm.errors import UserError
+from minllm.model.lm import LM
 from minllm.options import BelowOne, NonNegative, Positive
 
-_Torch = torch.optim.AdamW
+_Torch = torch.optim.Optimizer
 
 
-class AdamW(_Torch):
-    """torch's fused AdamW. Matrices decay, embeddings if `decay_embeddings` says so, vectors never.
+class Optimizer(_Torch):
+    """torch's Optimizer with weight decay beside the step (1711.05101): w ← w - lr · decay · w, whatever `move` does.
+
+    Matrices decay, embeddings if `decay_embeddings` says so, norms, biases and gains never. With `cautious_decay`
+    (2510.12402) a weight decays only in steps that move it towards zero themselves, or not at all.
 
     torch wraps an optimizer's methods so that `torch.compile` steps around them, and to do so each wrapper imports
     the compiler: two seconds before the first step. An optimizer that is never compiled needs no such wrapper, so
@@ -24,7 +34,33 @@ class AdamW(_Torch):
     zero_grad = inspect.unwrap(_Torch.zero_grad)
     state_dict = inspect.unwrap(_Torch.state_dict)
     load_state_dict = inspect.unwrap(_Torch.load_state_dict)
-    step = torch.no_grad()(inspect.unwrap(_Torch.step))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move all parameters that have a gradient, and let those decay that do."""
+        decaying = [(p, group) for group in self.param_groups if group["decay"] for p in learning(group)]
+        before = {p: p.clone() for p, group in decaying if group["cautious"]}
+        for p, group in decaying:
+            if p not in before:
+                p.mul_(1 - group["lr"] * group["decay"])
+        self.move()
+        for p, group in decaying:
+            if p in before:
+                # the sign and not the value: a product of tiny numbers would be zero
+                shrinks = (before[p] - p).mul_(before[p].sign()) >= 0
+                p.sub_(before[p].mul_(shrinks), alpha=group["lr"] * group["decay"])
+
+    def move(self) -> None:
+        """Change each parameter that has a gradient, as if nothing decayed."""
+        raise NotImplementedError
+
+
+class _AdamW(Optimizer, torch.optim.AdamW):
+    move = inspect.unwrap(torch.optim.AdamW.step)
+
+
+class AdamW(_AdamW):
+    """torch's fused AdamW (1711.05101)."""
 
     def __init__(
         self,
@@ -36,16 +72,160 @@ class AdamW(_Torch):
         beta2: BelowOne,
         eps: Positive,
         decay_embeddings: bool,
+        cautious_decay: bool,
     ):
-        decayed = {"matrix", "embedding"} if decay_embeddings else {"matrix"}
-        groups = [
-            {
-                "params": [p for p in model.parameters() if p.role.kind in decayed],
-                "weight_decay": weight_decay,
-            },
-            {"params": [p for p in model.parameters() if p.role.kind not in decayed], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        # torch has fused kernels for the devices that matter here; elsewhere it chooses for itself
-        fused = True if next(model.parameters()).device.type in ("cpu", "cuda", "mps") else None
-        super().__init__(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=fused)
+        groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay)
+        super().__init__(
+            groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=0.0, fused=has_fused(model)
+        )
+
+
+class Muon(Optimizer):
+    """Muon: a matrix moves along its momentum, made orthogonal by five steps of Newton and Schulz.
+
+    It is for the matrices between the embedding and the head. AdamW moves the rest: embeddings, vectors, the head, and
+    what has more than two dimensions, since a stack of matrices isn't one. Muon's steps are scaled to be as large as
+    AdamW's (2502.16982), so that one learning rate and one decay serve both.
+    """
+
+    def __init__(
+        self,
+        model: LM,
+        *,
+        lr: Positive,
+        weight_decay: NonNegative,
+        momentum: BelowOne,
+        nesterov: bool,
+        beta1: BelowOne,
+        beta2: BelowOne,
+        eps: Positive,
+        decay_embeddings: bool,
+        cautious_decay: bool,
+    ):
+        self.momentum, self.nesterov = momentum, nesterov
+
+        def is_inner(p: nn.Parameter) -> bool:
+            return p.role.kind == "matrix" and p.ndim == 2 and p is not model.head_weight_VD
+
+        inner = [p for p in model.parameters() if is_inner(p)]
+        rest = [p for p in model.parameters() if not is_inner(p)]
+        self.adamw = _AdamW(
+            grouped(rest, weight_decay, decay_embeddings, cautious_decay),
+            lr=lr,
+            betas=(beta1, beta2),
+            eps=eps,
+            weight_decay=0.0,
+            fused=has_fused(model),
+        )
+        groups = grouped(inner, weight_decay, decay_embeddings, cautious_decay)
+        super().__init__([*groups, *self.adamw.param_groups], {"lr": lr})
+
+    def move(self) -> None:
+        # a checkpoint brings groups and state of its own, so AdamW borrows both for the step
+        n = len(self.adamw.param_groups)
+        self.adamw.param_groups, self.adamw.state = self.param_groups[-n:], self.state
+        self.adamw.move()
+        for group in self.param_groups[:-n]:
+            for p in learning(group):
+                self.orthogonal_step(p, group["lr"])
+
+    def orthogonal_step(self, p: nn.Parameter, lr: float) -> None:
+        # projections share a matrix for speed only: each is made orthogonal by itself
+        parts = p.role.parts or [len(p)]
+        muon(
+            list(p.split(parts)),
+            list(p.grad.split(parts)),
+            list(momentum_of(self, p).split(parts)),
+            lr=lr,
+            weight_decay=0.0,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            ns_coefficients=(3.4445, -4.7750, 2.0315),
+            ns_steps=5,
+            eps=1e-7,
+            adjust_lr_fn="match_rms_adamw",
+            has_complex=False,
+        )
+
+
+class Lion(Optimizer):
+    """Lion (2302.06675): each weight moves by lr, up or down as a mean of the gradients says."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: Positive,
+        weight_decay: NonNegative,
+        beta1: BelowOne,
+        beta2: BelowOne,
+        decay_embeddings: bool,
+        cautious_decay: bool,
+    ):
+        self.beta1, self.beta2 = beta1, beta2
+        groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay)
+        super().__init__(groups, {"lr": lr})
+
+    def move(self) -> None:
+        for group in self.param_groups:
+            for p in learning(group):
+                momentum = momentum_of(self, p)
+                p.sub_(momentum.lerp(p.grad, 1 - self.beta1).sign_(), alpha=group["lr"])
+                momentum.lerp_(p.grad, 1 - self.beta2)
+
+
+class SGD(Optimizer, torch.optim.SGD):
+    """torch's fused SGD with momentum. Its decay is decoupled too (SGDW, 1711.05101), and no part of the gradient."""
+
+    move = inspect.unwrap(torch.optim.SGD.step)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: Positive,
+        weight_decay: NonNegative,
+        momentum: BelowOne,
+        nesterov: bool,
+        decay_embeddings: bool,
+        cautious_decay: bool,
+    ):
+        if nesterov and not momentum:
+            raise UserError(
+                "optim.nesterov=true looks ahead along the momentum, and optim.momentum is 0: raise it, or type"
+                " optim.nesterov=false."
+            )
+        groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay)
+        super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=has_fused(model))
+
+
+def grouped(
+    params: Iterable[nn.Parameter], weight_decay: float, decay_embeddings: bool, cautious_decay: bool
+) -> list[dict]:
+    """Return groups of the parameters that decay and of those that don't; none is empty."""
+    params = list(params)
+    kinds = {"matrix", "embedding"} if decay_embeddings else {"matrix"}
+    decaying = [p for p in params if p.role.kind in kinds]
+    others = [p for p in params if p.role.kind not in kinds]
+    return [
+        {"params": members, "decay": decay, "cautious": cautious_decay}
+        for members, decay in ((decaying, weight_decay), (others, 0.0))
+        if members
+    ]
+
+
+def learning(group: dict) -> list[nn.Parameter]:
+    """Return the group's parameters that have a gradient: the others neither move nor decay."""
+    return [p for p in group["params"] if p.grad is not None]
+
+
+def momentum_of(optimizer: Optimizer, p: nn.Parameter) -> Tensor:
+    state = optimizer.state[p]
+    if not state:
+        state["momentum"] = torch.zeros_like(p)
+    return state["momentum"]
+
+
+def has_fused(model: nn.Module) -> bool | None:
+    """Whether torch has fused kernels for the model's device; None lets torch choose another kind itself."""
+    return True if next(model.parameters()).device.type in ("cpu", "cuda", "mps") else None
