@@ -17,6 +17,7 @@ import minllm
 import run as door
 from minllm.errors import UserError
 from minllm.training import checkpoints, loggers, loop
+from tests.tiny import options
 
 TINY = [
     "tokenizer=bytes",
@@ -140,9 +141,10 @@ def test_evaluate_finds_what_training_found(words):
     assert not Path("unused").exists()
 
 
-def test_a_longer_run_is_a_shorter_one_resumed(words):
-    train(words, "train.steps=9", "model.dropout=0.3", run_dir="whole")
-    train(words, "train.steps=4", "model.dropout=0.3", run_dir="parts")
+@pytest.mark.parametrize("optim", options("optim"))
+def test_a_longer_run_is_a_shorter_one_resumed(words, optim):
+    train(words, optim, "train.steps=9", "model.dropout=0.3", run_dir="whole")
+    train(words, optim, "train.steps=4", "model.dropout=0.3", run_dir="parts")
     # the shorter run evaluated at its end, which the longer one had no reason to
     extra = [event for event in figures("parts") if event["step"] == 4 and "val_loss" in event]
     minllm.train(minllm.compose(["resume=parts", "train.steps=9"]))
@@ -287,7 +289,8 @@ def test_a_budget_of_flops_is_kept(words):
 
 
 @pytest.mark.slow  # a process of its own, which imports torch
-def test_the_first_step_waits_for_no_library_it_does_not_need(words):
+@pytest.mark.parametrize("optim", options("optim"))
+def test_the_first_step_waits_for_no_library_it_does_not_need(words, optim):
     """torch._dynamo alone takes as long as torch: a run would take twice as long to begin."""
     script = """
 import sys, minllm
@@ -302,7 +305,7 @@ except Seen:
     print(sorted(heavy & sys.modules.keys()))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, *words, "train.log_every=1"],
+        [sys.executable, "-c", script, *words, optim, "train.log_every=1"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(door.__file__).parent)},
