@@ -29,7 +29,7 @@ from tests.tiny import (
 )
 
 GROUPS = groups_of_model()
-SINGLES = [completed(choice) for group in GROUPS if "mask" not in group for choice in options(group)]
+SINGLES = [completed(choice) for group in GROUPS for choice in options(group)]
 PRESETS = [(choice,) for choice in options("experiment")]
 
 

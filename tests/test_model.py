@@ -77,11 +77,14 @@ def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch):
     assert asked == [False, True]
 
 
+CAUSAL = Causal(predict_ahead=0, ahead_weight=0.3, z_loss=0)
+
+
 def test_what_branches_add_to_the_losses_counts_in_training_only(monkeypatch):
     """So much for each counted target, whatever the loss itself is."""
     model, batch = tiny_model(), tokens()
     targets = batch.masked_fill(torch.arange(batch.shape[1]) < 2, -100)
-    plain = Causal().loss(model, batch, targets, None)
+    plain = CAUSAL.loss(model, batch, targets, None)
     branch = model.branches()[0]
     forward = branch.forward
     monkeypatch.setattr(
@@ -89,32 +92,38 @@ def test_what_branches_add_to_the_losses_counts_in_training_only(monkeypatch):
         "forward",
         lambda x, ctx, states: ctx.losses.append(torch.tensor(2.0)) or forward(x, ctx, states),
     )
-    assert Causal().loss(model, batch, targets, None).item() == pytest.approx(plain.item())
-    loss = Causal().loss(model.train(), batch, targets, None)
+    assert CAUSAL.loss(model, batch, targets, None).item() == pytest.approx(plain.item())
+    loss = CAUSAL.loss(model.train(), batch, targets, None)
     assert loss.item() == pytest.approx(plain.item() + 2 * (targets != -100).sum().item())
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("counted", ["all", "some", "one"])
-def test_cross_entropy_with_the_head_is_cross_entropy(softcap, counted):
+@pytest.mark.parametrize("biased", [False, True])
+def test_cross_entropy_with_the_head_is_cross_entropy(softcap, counted, biased, z_loss):
     """More rows than one chunk, and a last chunk that isn't full."""
     torch.manual_seed(0)
-    x, weight = torch.randn(700, 16), torch.randn(VOCAB, 16)
+    inputs = [torch.randn(700, 16), torch.randn(VOCAB, 16), *([torch.randn(VOCAB)] if biased else [])]
     targets = torch.randint(0, VOCAB, (700,))
     if counted != "all":
         targets[torch.arange(700) % 700 != 3 if counted == "one" else torch.arange(700) % 3 == 0] = -100
 
-    def reference(x, weight):
-        logits = x @ weight.T
+    def ours(x, weight, bias=None):
+        return head_cross_entropy(x, weight, targets, bias, softcap=softcap, z_loss=z_loss)
+
+    def reference(x, weight, bias=0):
+        logits = x @ weight.T + bias
         logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-        return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+        log_z = logits.logsumexp(-1)[targets != -100]
+        return F.cross_entropy(logits, targets, reduction="sum") + z_loss * log_z.square().sum()
 
     results = []
-    for loss_of in (lambda x, w: head_cross_entropy(x, w, targets, softcap), reference):
-        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        loss = loss_of(*inputs)
+    for loss_of in (ours, reference):
+        leaves = [one.clone().requires_grad_() for one in inputs]
+        loss = loss_of(*leaves)
         (loss / 7).backward()
-        results.append([loss.detach(), *(one.grad for one in inputs)])
+        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
     for one, other in zip(*results):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

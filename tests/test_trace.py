@@ -15,11 +15,11 @@ from minllm.errors import UserError
 from minllm.model.cost import forward_flops
 from minllm.tracing.definitions import scaled_dot_product_attention
 from minllm.tracing.tree import Step
-from tests.tiny import T, groups_of_model, options, tiny_cfg
+from tests.tiny import T, completed, groups_of_model, options, tiny_cfg
 
 SMALL = ["tokenizer=bytes", "model.dim=32", "model.n_layers=3", "data.seq_len=24", "model.mlp.hidden=40"]
 HEADS = ["model.attn.n_heads=4", "model.attn.head_dim=8"]
-CHOICES = [choice for group in [*groups_of_model(), "experiment"] for choice in options(group)]
+CHOICES = [completed(choice) for group in [*groups_of_model(), "experiment"] for choice in options(group)]
 
 
 def small(*choices: str) -> tracing.Trace:
@@ -41,9 +41,9 @@ def plain_model(cfg) -> torch.nn.Module:
     return build(cfg.model, 257, build(cfg.norm))
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_every_option_is_traced_and_its_totals_are_what_is_measured(choice):
-    cfg = tiny_cfg(choice, "tokenizer=bytes")
+@pytest.mark.parametrize("choices", CHOICES, ids=" ".join)
+def test_every_option_is_traced_and_its_totals_are_what_is_measured(choices):
+    cfg = tiny_cfg(*choices, "tokenizer=bytes")
     trace, model = tracing.trace(cfg), plain_model(cfg)
     assert trace.params == sum(p.numel() for p in model.parameters())
     assert sum(step.params for step in steps(trace)) == trace.params, "each parameter is read by a step"
@@ -60,12 +60,12 @@ def test_every_option_is_traced_and_its_totals_are_what_is_measured(choice):
 def test_what_a_reader_of_attention_looks_for_is_there():
     text = str(small("model/attn=gqa"))
     assert line(text, "linear(x_BTD").startswith("linear(x_BTD, weight[(H+2G)·K D]) B=1 T=24 (H+2G)·K=64")
-    assert line(text, "split[0]", "H·K") == "split(↑, [32, 16, 16], dim=-1) split[0] B=1 T=24 H·K=32"
+    assert line(text, "split(", "H·K") == "split(↑, [32, 16, 16], dim=-1) q B=1 T=24 H·K=32"
     assert line(text, "q_BHTK  ") == "transpose(↑, 1, 2) q_BHTK B=1 H=4 T=24 K=8"
     assert line(text, "k_BGTK  ") == "transpose(↑, 1, 2) k_BGTK B=1 G=2 T=24 K=8"
     assert line(text, "arange(0, 8, 2)") == "arange(0, 8, 2) K/2=4"
     assert line(text, "chunk(q_BHTK") == "chunk(q_BHTK, 2, dim=-1) a B=1 H=4 T=24 K/2=4"
-    assert line(text, "addcmul", "k_BGSK") == "addcmul(↑2, ↑, sin_B1TK) k_BGSK B=1 G=2 S=24 K=8"
+    assert line(text, "addcmul", "k_BGSK") == "addcmul(↑, swapped, sin_B1TR) k_BGSK B=1 G=2 S=24 K=8"
     assert "2 query heads share a key/value head: 0–1 read 0, 2–3 read 1" in text
     assert line(text, "repeat_interleave(k").startswith(
         "repeat_interleave(k_BGSK, 2, dim=-3) k_BHSK B=1 H=4 S=24 K=8"
@@ -144,15 +144,15 @@ def test_a_name_that_nothing_has_is_refused_with_a_suggestion(option):
 def test_decoding_shows_one_token_and_the_state():
     trace = tracing.trace(compose([*SMALL, *HEADS]), batch=5, decode=True)
     text = str(trace)
-    assert line(text, "k_BGSK[:, :, 23:24]").endswith("B=5 G=2 S=24 K=8")
+    assert line(text, "held[:, :, 23:24] = k_BGSK").endswith("B=5 G=2 S=24 K=8")
     assert "scores_BHTS B=5 H=4 T=1 S=24" in line(text, "matmul(q")
     assert trace.state_bytes == plain_model(compose(SMALL)).init_state(5, 24).nbytes
 
 
 def test_packed_rows_show_what_a_token_may_see():
-    assert "same_BTS" not in str(small())
+    assert "visible_BTS" not in str(small())
     packed = str(tracing.trace(compose([*SMALL, *HEADS]), batch=2, packed=True))
-    assert line(packed, "same_BTS  ").endswith("same_BTS B=2 T=24 S=24")
+    assert line(packed, "and(visible_BTS").endswith("visible_BTS B=2 T=24 S=24")
 
 
 def test_the_forward_pass_is_left_as_it_was():

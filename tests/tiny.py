@@ -17,7 +17,7 @@ from minllm.help import default_choices
 from minllm.model.build import build_model
 from minllm.model.lm import LM
 from minllm.objective.causal import Causal
-from minllm.validation import locate
+from minllm.validation import allowed_packages, locate
 
 VOCAB = 61
 T = 24
@@ -94,7 +94,7 @@ def tiny_cfg(*choices: str) -> DictConfig:
 
 
 def reads_memory(node: DictConfig) -> bool:
-    return getattr(locate(node._target_, ["minllm"]), "reads_memory", False)
+    return getattr(locate(node._target_, allowed_packages(node._get_root())), "reads_memory", False)
 
 
 class Told(Causal):

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from minllm.config import build, part, validate
+from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
 
@@ -27,11 +28,27 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     """
     validate(cfg)
     tokenizer = tokenizer or build(cfg.tokenizer)
+    build_shapes(cfg, tokenizer.vocab_size)  # refuses what doesn't go together before anything is allocated
     model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
     initialise(model, cfg.seed)
     # two tokens show at once whether the parts fit together, before anything is read or trained
     with torch.no_grad():
-        gives_memory = getattr(part(cfg.objective).func, "gives_memory", False)
-        memory_BSD = torch.zeros(1, 2, model.dim) if gives_memory else None
+        memory_BSD = torch.zeros(1, 2, model.dim) if model.reads_memory else None
         model(torch.zeros(1, 2, dtype=torch.int64), memory_BSD=memory_BSD)
     return model
+
+
+def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
+    """Return the model without any values, on the "meta" device: it takes no memory, and its shapes are there.
+
+    Raises:
+        UserError: two options don't go together.
+    """
+    with torch.device("meta"):
+        model = build(cfg.model, vocab_size, build(cfg.norm))
+    if model.reads_memory and not getattr(part(cfg.objective).func, "gives_memory", False):
+        raise UserError(
+            "model.layout has cross-attention, which reads a memory beside the tokens, and this objective gives none:"
+            " choose another objective, or another model/layout or model/attn."
+        )
+    return model.eval()

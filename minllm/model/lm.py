@@ -92,27 +92,18 @@ class LM(nn.Module):
         sentences = [_parse(sentence, branches) for sentence in written + predict_ahead * written[-1:]]
         total = loops * sum(len(sentence) for sentence in sentences[:n_layers])
 
-        def make(i: int) -> nn.ModuleDict:
+        self.layers, self.ahead = nn.ModuleList(), nn.ModuleList()
+        for i, sentence in enumerate(sentences):
             layer = Layer(i, n_layers, total, norms)
-            return nn.ModuleDict(
-                {
-                    name: Branch(
-                        {word: branches[word](dim, layer) for word in words},
-                        dim,
-                        layer,
-                        norms,
-                        residual,
-                        dropout,
-                    )
-                    for name, words in sentences[i].items()
-                }
-            )
-
-        self.layers = nn.ModuleList(make(i) for i in range(n_layers))
+            made = nn.ModuleDict()
+            for name, words in sentence.items():
+                modules = {word: branches[word](dim, layer) for word in words}
+                made[name] = Branch(modules, dim, layer, norms, residual, dropout)
+            (self.layers if i < n_layers else self.ahead).append(made)
         if not self.branches():
             raise UserError("No branch is left in model.layout: choose another model/mlp than none.")
         self.position.check(self)
-        self.ahead = nn.ModuleList(make(n_layers + i) for i in range(predict_ahead))
+
         self.norm = norms.make(dim, norms.final)
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
@@ -155,11 +146,6 @@ class LM(nn.Module):
             losses: branches that have auxiliary losses add them here, in nats a token of those that count.
             ahead: what the head reads for the tokens after the next one is added here, (B, T, D) for each of these.
         """
-        if memory_BSD is None and self.reads_memory:
-            raise UserError(
-                "This model reads a memory that comes beside the tokens (cross-attention), and nothing gives it one:"
-                " choose an objective that does, or another model.layout."
-            )
         past = state.past if state else 0
         segments_BS = state.advance(tokens_BT, segments) if state else segments
         positions_BS = _positions(past + tokens_BT.shape[1], segments_BS, tokens_BT.device)

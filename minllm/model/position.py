@@ -112,21 +112,30 @@ class T5(Position):
     def check(self, model: nn.Module) -> None:
         from minllm.model.mixers.core import Core
 
-        if not any(isinstance(module, Core) for module in model.modules()):
+        cores = [module for module in model.modules() if isinstance(module, Core)]
+        for core in cores:
+            self._repeats(core.n_heads)
+        if not cores:
             raise UserError(
                 "model/pos=t5 learns scores for attention, and no branch of model.layout is an attention to its own"
                 " past: choose another model/pos, such as none."
             )
 
     def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
+        bias_BHTS, repeats = (
+            ctx.once((id(self), first), lambda: self._bias(ctx, first)),
+            self._repeats(n_heads),
+        )
+        return bias_BHTS if repeats == 1 else bias_BHTS.repeat(1, repeats, 1, 1)
+
+    def _repeats(self, n_heads: int) -> int:
+        """Return how many maps of an attention share a head's scores: two in differential attention."""
         if n_heads % self.n_heads:
             raise UserError(
-                f"model.pos has biases for {self.n_heads} heads, and an attention has {n_heads}: set"
+                f"model.pos has scores for {self.n_heads} heads, and an attention has {n_heads}: set"
                 f" model.pos.n_heads={n_heads}, or make all attentions alike."
             )
-        bias_BHTS = ctx.once((id(self), first), lambda: self._bias(ctx, first))
-        # where a head has several maps (differential attention), all are biased alike
-        return bias_BHTS.repeat(1, n_heads // self.n_heads, 1, 1) if n_heads > self.n_heads else bias_BHTS
+        return n_heads // self.n_heads
 
     def _bias(self, ctx: Context, first: int) -> Tensor:
         distance_BTS, exact = _distances(ctx, first).clamp(min=0), self.n_buckets // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minllm.errors import UserError
 from minllm.model.context import Context
@@ -31,6 +31,11 @@ class Rope(Position):
         self.key = (type(self), theta, fraction, interleaved)
         """What tells these turns from others': attentions with equal ropes share them."""
 
+    def check(self, model: nn.Module) -> None:
+        for module in model.modules():
+            if hasattr(module, "rotated_dim") and getattr(module, "position", None) in (None, self):
+                self._turning(module.rotated_dim)
+
     def rates(self, R: int, device: torch.device) -> Tensor:
         """Return the angle of each pair from one place to the next, in radians, (R/2,)."""
         return self.theta ** -(torch.arange(0, R, 2, device=device) / R)
@@ -39,34 +44,38 @@ class Rope(Position):
         K = x_BHTK.shape[-1]
         cos_B1TR, sin_B1TR = ctx.once((self.key, K), lambda: self._turns(ctx.positions_BT, K, x_BHTK.dtype))
         R = cos_B1TR.shape[-1]
-        if R == K:
-            return self._rotated(x_BHTK, cos_B1TR, sin_B1TR)
-        turning, still = x_BHTK.split([R, K - R], dim=-1)
-        return torch.cat([self._rotated(turning, cos_B1TR, sin_B1TR), still], dim=-1)
-
-    def _rotated(self, x_BHTR: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor) -> Tensor:
+        x_BHTR, still = (x_BHTK, None) if R == K else x_BHTK.split([R, K - R], dim=-1)
         if self.interleaved:
             swapped = x_BHTR.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
             a, b = x_BHTR.chunk(2, dim=-1)
             swapped = torch.cat([b, a], dim=-1)
-        return torch.addcmul(x_BHTR * cos_B1TR, swapped, sin_B1TR)
+        turned = torch.addcmul(x_BHTR * cos_B1TR, swapped, sin_B1TR)
+        return turned if still is None else torch.cat([turned, still], dim=-1)
 
     def _turns(self, positions_BT: Tensor, K: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        R = round(K * self.fraction)
-        if R % 2 or R == 0:
-            raise UserError(
-                f"RoPE turns channels in pairs, and {self.fraction:g} of a head width of {K} is {R}: set another"
-                " head_dim or fraction."
-            )
+        R = self._turning(K)
         angles_BTR = positions_BT[..., None] * self.rates(R, positions_BT.device)
-        cos, sin = (self.magnitude * wave.to(dtype) for wave in (angles_BTR.cos(), angles_BTR.sin()))
+        cos, sin = angles_BTR.cos().to(dtype), angles_BTR.sin().to(dtype)
+        if self.magnitude != 1:
+            cos, sin = self.magnitude * cos, self.magnitude * sin
         # (a, b) -> (a cos - b sin, b cos + a sin): the pair swapped, b meets -sin and a meets +sin. In one cat, since
         # compiled code keeps its result; the cosines by themselves would be computed again in each layer's backward
         if self.interleaved:
             both = torch.stack([torch.stack([cos, cos], -1), torch.stack([-sin, sin], -1)]).flatten(-2)
             return both[0][:, None], both[1][:, None]
         return torch.cat([cos, cos, -sin, sin], -1)[:, None].chunk(2, -1)
+
+    def _turning(self, K: int) -> int:
+        """Return how many of a head's K channels turn, R."""
+        R = round(K * self.fraction)
+        if R % 2 or R == 0:
+            share = "" if self.fraction == 1 else f"{self.fraction:g} of "
+            raise UserError(
+                f"RoPE turns channels in pairs, and {share}a head width of {K} makes {R}: set an even head_dim"
+                f"{', or another fraction' if share else ''}."
+            )
+        return R
 
 
 class Linear(Rope):

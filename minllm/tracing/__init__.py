@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from omegaconf import DictConfig
 
 from minllm.config import build, validate
-from minllm.model.lm import LM
+from minllm.model.build import build_shapes
 from minllm.tracing.letters import Setup, spell_out
 from minllm.tracing.record import record
 from minllm.tracing.show import show
@@ -36,18 +35,13 @@ def trace(cfg: DictConfig, *, batch: int = 1, decode: bool = False, packed: bool
     setup = Setup(cfg, build(cfg.tokenizer).vocab_size, batch, decode)
 
     def trace_one(one: Setup) -> Node:
-        return record(model_of(one), one.batch, one.cfg.data.seq_len, decode=one.decode, packed=packed)
+        model = build_shapes(one.cfg, one.vocab_size)
+        return record(model, one.batch, one.cfg.data.seq_len, decode=one.decode, packed=packed)
 
     root = trace_one(setup)
     letters = spell_out(setup, root, trace_one)
-    state_bytes = model_of(setup).init_state(batch, cfg.data.seq_len).nbytes
+    state_bytes = build_shapes(cfg, setup.vocab_size).init_state(batch, cfg.data.seq_len).nbytes
     return Trace(root, letters, state_bytes)
-
-
-def model_of(setup: Setup) -> LM:
-    """Return the model without any values: on the "meta" device, tensors have shapes only."""
-    with torch.device("meta"):
-        return build(setup.cfg.model, setup.vocab_size, build(setup.cfg.norm)).eval()
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,13 @@ def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bo
     with torch.device("meta"):
         tokens_BT = torch.zeros(batch, 1 if decode else time, dtype=torch.int64)
         segments_BT = torch.zeros_like(tokens_BT) if packed else None
+        memory_BSD = torch.zeros(batch, time, model.dim) if model.reads_memory else None
         state = model.init_state(batch, time) if decode else None
         if state is not None:
             state.past = time - 1
             state.segments_BS = torch.zeros(batch, time - 1, dtype=torch.int64) if packed else None
         with recorder.counter, torch.no_grad(), recorder.modules(), recorder:
-            model(tokens_BT, segments_BT, state)
+            model(tokens_BT, segments_BT, state, memory_BSD)
     return next(tidy(node) for node in recorder.root.inside if isinstance(node, Node))
 
 

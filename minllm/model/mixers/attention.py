@@ -68,7 +68,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         H, G, K = heads(dim, n_heads, n_kv_heads, head_dim)
-        self.n_kv_heads, self.head_dim = G, K
+        self.n_kv_heads, self.head_dim, self.rotated_dim = G, K, K
         self.position = own_position(pos, dim)
         self.qkv = SplitLinear(dim, [H * K, G * K, G * K], stream="reads", bias=qkv_bias)
         self.qk_norm = qk_norm
@@ -88,25 +88,28 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, ctx: Context, state: Cache | None = None) -> Tensor:
         position = self.position or ctx.position
         q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD)
-        q_BHTK, k_BGTK = position.rotate(q_BHTK, ctx), position.rotate(k_BGTK, ctx)
-        if self.shares_values:
-            v_BGTK = self._mixed_values(v_BGTK, ctx)
-        (k_BGSK, v_BGSK), first = state.extend([k_BGTK, v_BGTK], ctx.past) if state else ((k_BGTK, v_BGTK), 0)
-        y_BTD = self.core(q_BHTK, k_BGSK, v_BGSK, ctx, position, first).transpose(1, 2).flatten(2)
-        if self.gate is not None:
-            y_BTD = y_BTD * torch.sigmoid(self.gate(x_BTD))
-        return self.out(y_BTD)
+        q_BHTK = position.rotate(q_BHTK, ctx)
+        k_BGSK = position.rotate(k_BGTK, ctx)
+        v_BGSK = self._mixed_values(v_BGTK, ctx) if self.shares_values else v_BGTK
+        first = 0
+        if state is not None:
+            (k_BGSK, v_BGSK), first = state.extend([k_BGSK, v_BGSK], ctx.past)
+        y_BHTK = self.core(q_BHTK, k_BGSK, v_BGSK, ctx, position, first)
+        y = y_BHTK.transpose(1, 2).flatten(2)
+        return self.out(y if self.gate is None else y * torch.sigmoid(self.gate(x_BTD)))
 
-    def _project(self, x_BTD: Tensor) -> list[Tensor]:
+    def _project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         q, k, v = self.qkv(x_BTD)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q_BHTK, k_BGTK, v_BGTK = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (q, k, v))
         if self.qk_norm == "head":
-            q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
-        return [q_BHTK, k_BGTK, v_BGTK]
+            q_BHTK = self.q_norm(q_BHTK)
+            k_BGTK = self.k_norm(k_BGTK)
+        return q_BHTK, k_BGTK, v_BGTK
 
     def _mixed_values(self, v_BGTK: Tensor, ctx: Context) -> Tensor:
+        """Mix a layer's values with those of the first layer, which are left as they are."""
         first_BGTK = ctx.once(("first values", v_BGTK.shape), lambda: v_BGTK)
         if self.value_mix is None:
             return v_BGTK

@@ -44,6 +44,7 @@ class Core(nn.Module):
         dropout: Fraction = 0.0,
     ):
         super().__init__()
+        self.n_heads = n_heads
         self.mask, self.scale, self.softcap, self.weights, self.dropout = (
             mask(),
             scale,

@@ -43,7 +43,8 @@ class DifferentialAttention(nn.Module):
     ):
         super().__init__()
         H, G, K = heads(dim, 2 * n_heads, 2 * (n_kv_heads or n_heads), head_dim)
-        self.n_kv_heads, self.head_dim, self.eps = G // 2, K, layer.norms.eps
+        self.n_kv_heads, self.head_dim, self.rotated_dim = G // 2, K, K
+        self.eps = layer.norms.eps
         self.first_lambda = 0.8 - 0.6 * math.exp(-0.3 * layer.index)
         self.qkv = SplitLinear(dim, [H * K, G * K, G * K], stream="reads")
         self.lambdas_22K = parameter(2, 2, K, kind="vector", draw=normal(0.1))

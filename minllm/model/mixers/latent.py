@@ -54,7 +54,7 @@ class LatentAttention(nn.Module):
     ):
         super().__init__()
         H, N, R, V = n_heads, head_dim, rope_dim, value_dim or head_dim
-        self.widths, self.latent_dim, self.n_heads = (N, R, V), latent_dim, n_heads
+        self.widths, self.latent_dim, self.n_heads, self.rotated_dim = (N, R, V), latent_dim, n_heads, R
         if query_latent_dim is not None:
             self.query_down = Linear(dim, query_latent_dim, stream="reads")
             self.query_norm = layer.norms.make(query_latent_dim)
