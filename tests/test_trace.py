@@ -72,7 +72,7 @@ def test_what_a_reader_of_attention_looks_for_is_there():
     )
     assert line(text, "matmul(q").startswith("matmul(q_BHTK, ↑) scores_BHTS B=1 H=4 T=24 S=24")
     assert line(text, "softmax").startswith("softmax(scores_BHTS, -1) weights_BHTS")
-    assert line(text, " flatten(") == "flatten(↑, 2) B=1 T=24 H·K=32"
+    assert line(text, " flatten(") == "flatten(↑, 2) y B=1 T=24 H·K=32"
     assert "weight[2F D]" in text and "tied" in text
 
 

@@ -1,0 +1,103 @@
+"""`task=describe`: what a model is and what it costs, in one table, so that two can be compared without running them.
+
+python run.py task=describe model/attn=mqa
+python run.py task=describe model/attn=mqa 'against="model/attn=mla norm=post"'
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import nn
+
+from minllm.config import build, compose, validate
+from minllm.model.build import build_shapes
+from minllm.model.cost import cost
+from minllm.model.lm import LM
+
+Column = dict[str, str]  # what a row says of one model, by the row's name
+
+
+def describe(cfg: DictConfig, run_dir: Path, *, against: str | None) -> None:
+    """Print the table of the model that `cfg` describes; nothing is allocated or trained.
+
+    Args:
+        cfg: the composed configuration.
+        run_dir: unused: a description isn't a run.
+        against: the words of another command line, for a second column.
+
+    Raises:
+        UserError: a configuration describes no model.
+    """
+    cfgs = [cfg] if against is None else [cfg, compose(shlex.split(against))]
+    print("\n".join(table([column(one) for one in cfgs])))
+
+
+def column(cfg: DictConfig) -> Column:
+    """Return each choice, the parameters by group, and the costs at the length that is trained."""
+    validate(cfg)
+    model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
+    figures, T = cost(model, cfg.data.seq_len), cfg.data.seq_len
+    choices = {name: option for name, option in cfg.choices.items() if option not in (None, "none")}
+    return {
+        **{name: option for name, option in choices.items() if name not in ("task", "logger")},
+        "width, layers": f"{model.dim} × {len(model.layers)}" + f" × {model.loops}" * (model.loops > 1),
+        "layout": ", ".join([*cfg.model.first, *cfg.model.layout]),
+        "": "",
+        "parameters": f"{figures.params:,}",
+        **{f"  {name}": f"{params:,}" for name, params in parameters_by_group(model).items() if params},
+        "  that a token meets": f"{figures.params_active:,}",
+        " ": "",
+        "FLOPs a token, training": f"{figures.flops_per_token:,.0f}",
+        f"state after {T:,} tokens": f"{figures.state_bytes_per_sequence:,} bytes",
+    }
+
+
+def parameters_by_group(model: LM) -> dict[str, int]:
+    """Return how many parameters the embedding has, each word of the layout in all layers, the norms, and so on."""
+    branches = model.branches()
+    words = dict.fromkeys(word for branch in branches for word in branch.words)
+    return {
+        "embedding": model.embedding.numel() + size([model.position, model.embedding_norm]),
+        **{word: size(branch.words[word] for branch in branches if word in branch.words) for word in words},
+        "norms": size([model.norm, *(one for b in branches for one in (b.before, b.after, b.norm))]),
+        "residual": size(branch.residual for branch in branches),
+        "predicting ahead": size(model.ahead),
+        "head": 0 if model.head is None else size([model.head]),
+        "head's bias": 0 if model.head_bias_V is None else model.head_bias_V.numel(),
+    }
+
+
+def size(modules: Iterable[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def table(columns: list[Column]) -> list[str]:
+    """Return the lines of a table; a row in which two models differ is marked with a dot."""
+    names = in_order([list(column) for column in columns])
+    rows = [(name, [column.get(name, "–" if name.strip() else "") for column in columns]) for name in names]
+    width = max(len(name) for name in names)
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(columns))]
+    lines = []
+    for name, cells in rows:
+        mark = "·" if len(set(cells)) > 1 else " "
+        line = f"{mark} {name.rstrip():{width}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths))
+        lines.append(line.rstrip())
+    return lines
+
+
+def in_order(lists: list[list[str]]) -> list[str]:
+    """Return all names of some lists once, each list's own order kept: a name stands behind what it follows."""
+    names: list[str] = []
+    for one in lists:
+        after = 0
+        for name in one:
+            if name in names:
+                after = names.index(name) + 1
+            else:
+                names.insert(after, name)
+                after += 1
+    return names
