@@ -19,7 +19,7 @@ T = 24
 SIZES = ["model.dim=32", f"data.seq_len={T}", "model.dropout=0"]
 SIZES_OF = {
     "attn": {"n_heads": 4, "head_dim": 8, "dropout": 0.0},
-    "mlp": {"hidden": 40},
+    "mlp": {"hidden": 40, "n_experts": 4},
 }
 
 

@@ -21,8 +21,8 @@ class Cost:
     """Those that one token meets; less than `params` where experts are chosen."""
     flops_per_token: float
     """Of training, forward and backward (3 × forward), at a sequence of the given length."""
-    state_bytes_per_sequence: int
-    """What decoding a sequence of the given length remembers, in fp32."""
+    state_bytes_per_sequence: int | None
+    """What decoding a sequence of the given length remembers, in fp32; None for a model that can't generate."""
 
 
 def cost(model: LM, seq_len: int) -> Cost:
@@ -34,10 +34,15 @@ def cost(model: LM, seq_len: int) -> Cost:
     return Cost(
         params=params,
         params_non_embedding=params - outside,
-        params_active=params,
+        params_active=round(sum(p.numel() * p.role.active for p in model.parameters())),
         flops_per_token=3 * forward_flops(model, seq_len) / seq_len,
-        state_bytes_per_sequence=model.init_state(1, seq_len).nbytes,
+        state_bytes_per_sequence=state_bytes(model, 1, seq_len),
     )
+
+
+def state_bytes(model: LM, batch: int, seq_len: int) -> int | None:
+    """Return what the state of `batch` sequences takes; None for a model that can't generate."""
+    return None if model.cannot_generate else model.init_state(batch, seq_len).nbytes
 
 
 def forward_flops(model: nn.Module, seq_len: int) -> int:

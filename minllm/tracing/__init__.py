@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from minllm.config import build, validate
+from minllm.model.cost import state_bytes
 from minllm.model.lm import LM
 from minllm.tracing.letters import Setup, spell_out
 from minllm.tracing.record import record
@@ -40,8 +41,7 @@ def trace(cfg: DictConfig, *, batch: int = 1, decode: bool = False, packed: bool
 
     root = trace_one(setup)
     letters = spell_out(setup, root, trace_one)
-    state_bytes = model_of(setup).init_state(batch, cfg.data.seq_len).nbytes
-    return Trace(root, letters, state_bytes)
+    return Trace(root, letters, state_bytes(model_of(setup), batch, cfg.data.seq_len))
 
 
 def model_of(setup: Setup) -> LM:
@@ -57,8 +57,8 @@ class Trace:
     root: Node
     letters: dict[str, dict[str, int]]
     """What each letter stands for in each branch; "" is the model itself."""
-    state_bytes: int
-    """What the rows' state takes when all their tokens have been read, in fp32."""
+    state_bytes: int | None
+    """What the rows' state takes when all their tokens have been read, in fp32; None if it can't generate."""
 
     @property
     def params(self) -> int:

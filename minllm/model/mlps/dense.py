@@ -19,14 +19,14 @@ class Ungated(nn.Module):
     """W₂ f(W₁ x), the MLP of the original transformer (1706.03762) with any activation; relu2 is 2109.08668.
 
     Args:
-        hidden: hidden width, F; null means 4 D.
+        hidden: hidden width, F; null means 4 D, or an expert's share of it.
         activation: f; gelu is exact, gelu_tanh its approximation.
         bias: add a bias to both products.
     """
 
     def __init__(self, dim: int, layer: Layer, *, hidden: Count | None, activation: Activation, bias: bool):
         super().__init__()
-        hidden = hidden or 4 * dim
+        hidden = hidden or max(1, round(4 * dim * layer.share))
         self.activate = activation_named(activation)
         self.up = Linear(dim, hidden, stream="reads", bias=bias)
         self.down = Linear(hidden, dim, stream="writes", bias=bias, gain=layer.branches**-0.5)
@@ -39,14 +39,14 @@ class Gated(nn.Module):
     """W₂ (f(W_g x) ∘ W₁ x), a gated linear unit (2002.05202): SwiGLU with silu, GeGLU with gelu, ReGLU with relu.
 
     Args:
-        hidden: hidden width, F; null means 8/3 D, which has the parameters of an ungated MLP of 4 D.
+        hidden: hidden width, F; null means 8/3 D, which has the parameters of an ungated MLP of 4 D, or an expert's share of it.
         activation: f; gelu is exact, gelu_tanh its approximation.
         bias: add a bias to all products.
     """
 
     def __init__(self, dim: int, layer: Layer, *, hidden: Count | None, activation: Activation, bias: bool):
         super().__init__()
-        hidden = hidden or round(8 / 3 * dim)
+        hidden = hidden or max(1, round(8 / 3 * dim * layer.share))
         self.activate = activation_named(activation)
         self.gate_up = SplitLinear(dim, [hidden, hidden], stream="reads", bias=bias)
         self.down = Linear(hidden, dim, stream="writes", bias=bias, gain=layer.branches**-0.5)
