@@ -39,7 +39,8 @@ class Gated(nn.Module):
     """W₂ (f(W_g x) ∘ W₁ x), a gated linear unit (2002.05202): SwiGLU with silu, GeGLU with gelu, ReGLU with relu.
 
     Args:
-        hidden: hidden width, F; null means 8/3 D, which has the parameters of an ungated MLP of 4 D, or an expert's share of it.
+        hidden: hidden width, F; null means 8/3 D, which has the parameters of an ungated MLP of 4 D, or an expert's
+            share of it.
         activation: f; gelu is exact, gelu_tanh its approximation.
         bias: add a bias to all products.
     """

@@ -67,32 +67,35 @@ class MoE(nn.Module):
         self.register_buffer("kept", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        # how many rows an expert gets is another number each time: nothing that compiled code could be made for
+        mixed = torch.compiler.disable(self.mixed) if torch.compiler.is_compiling() else self.mixed
+        return mixed(x_BTD, ctx)
+
+    def mixed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         weights_BTE, chosen_BTE = self.router(x_BTD, ctx)
         if ctx.segments_BT is not None:
             # padding meets no expert: it costs nothing and takes nobody's place
             chosen_BTE = chosen_BTE & (ctx.segments_BT != PAD)[:, :, None]
         if self.capacity and self.training:
             chosen_BTE = self.within_capacity(chosen_BTE, ctx)
-        # how many rows an expert gets is another number each time: nothing that compiled code could be made for
-        mix = torch.compiler.disable(self.mix) if torch.compiler.is_compiling() else self.mix
-        y_BTD = mix(x_BTD, weights_BTE, chosen_BTE, ctx)
+        y_BTD = self.weighted_sum(x_BTD, weights_BTE, chosen_BTE, ctx)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD, ctx)
 
-    def mix(self, x_BTD: Tensor, weights_BTE: Tensor, chosen_BTE: Tensor, ctx: Context) -> Tensor:
+    def weighted_sum(self, x_BTD: Tensor, weights_BTE: Tensor, chosen_BTE: Tensor, ctx: Context) -> Tensor:
         """Return the weighted sum of the chosen experts' outputs; each expert reads the rows that chose it, R."""
         token_R, expert_R, sizes_E = self.rows(chosen_BTE)
         x_RD = x_BTD.flatten(0, 1).index_select(0, token_R)
         outputs = [
             expert(x_1RD, ctx)
             for expert, x_1RD in zip(self.experts, x_RD[None].split(sizes_E, dim=1))
-            # in training, experts that nobody chose have a gradient of zeros like everything else
-            if x_1RD.shape[1] or self.training
+            # where there are gradients, that of an expert that nobody chose is zero, not none
+            if x_1RD.shape[1] or torch.is_grad_enabled()
         ]
         y_RD = torch.cat(outputs, dim=1)[0] if outputs else x_RD
         weight_R = weights_BTE.flatten().index_select(0, token_R * self.n_experts + expert_R)
         y_RD = y_RD * weight_R[:, None].to(y_RD.dtype)
-        y_ND = y_RD.new_zeros(x_BTD.shape[0] * x_BTD.shape[1], x_BTD.shape[2])
-        return y_ND.index_add(0, token_R, y_RD).view_as(x_BTD)
+        nothing = torch.zeros_like(x_BTD, dtype=y_RD.dtype).flatten(0, 1)
+        return nothing.index_add(0, token_R, y_RD).view_as(x_BTD)
 
     def rows(self, chosen_BTE: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Return the tokens and experts of all rows, expert after expert, and how many rows each expert has."""
