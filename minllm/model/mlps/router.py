@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minllm.errors import UserError
@@ -13,7 +12,7 @@ from minllm.options import Count, NonNegative, Positive
 
 
 class Router(nn.Module):
-    """What all routers share: one product gives every expert a score, in fp32 whatever the rest is computed in.
+    """What all routers share: one product gives every expert a score, in fp32 under autocast too.
 
     A router returns weights_BTE and chosen_BTE: which experts a token meets, and what their outputs are multiplied by.
     While it trains, it counts what it does, from one step to the next.
@@ -32,11 +31,11 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        weight_ED, bias_E = self.score.weight, self.score.bias
-        if x_BTD.device.type != "meta" and torch.is_autocast_enabled(x_BTD.device.type):
-            with torch.autocast(x_BTD.device.type, enabled=False):
-                return F.linear(x_BTD.float(), weight_ED.float(), None if bias_E is None else bias_E.float())
-        return self.score(x_BTD).float()
+        device = x_BTD.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return self.score(x_BTD)
+        with torch.autocast(device, enabled=False):
+            return self.score(x_BTD.float())
 
     def before_step(self) -> None:
         self.load_E.zero_(), self.entropy.zero_(), self.tokens.zero_()
