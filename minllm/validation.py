@@ -102,7 +102,7 @@ def check_value(value: Any, kind: Any, key: str, allowed: set[str]) -> None:
 def check_groups(cfg: DictConfig) -> None:
     """Refuse `model.attn=mqa` where `model/attn=mqa` was meant: a choice's place must hold the choice's node."""
     for group in cfg.get("choices") or {}:
-        key = group.replace("/", ".")
+        key = group.partition("@")[2] or group.replace("/", ".")
         value = OmegaConf.select(cfg, key, throw_on_missing=False, throw_on_resolution_failure=False)
         if isinstance(value, (str, int, float, bool)):
             raise UserError(

@@ -13,8 +13,10 @@ from allpairspy import AllPairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minllm.config import build
+from minllm.errors import UserError
 from minllm.model.context import PAD
 from minllm.model.cost import cost
+from minllm.model.lm import LM
 from minllm.training import checkpoints
 from tests.tiny import (
     VOCAB,
@@ -54,6 +56,23 @@ every_pair = pytest.mark.parametrize("choices", SINGLES + PRESETS + PAIRS, ids="
 every_objective = pytest.mark.parametrize("objective", options("objective"))
 
 
+def refuses_to_generate(model: LM) -> bool:
+    """Whether a model looks ahead; if so it must refuse to generate, and the laws of generating spare it."""
+    if model.cannot_generate is None:
+        return False
+    with pytest.raises(UserError, match="can't generate"):
+        model.init_state(1, T)
+    return True
+
+
+def to_the_bit(model: LM) -> float:
+    """Return the tolerance for results that must be the same: none, or rounding where experts are chosen.
+
+    A product's last bits depend on its number of rows, and an expert's rows are those of all tokens that chose it.
+    """
+    return 0 if all(param.role.active == 1 for param in model.parameters()) else 1e-6
+
+
 def same(one: torch.Tensor, other: torch.Tensor, tolerance: float = 2e-5) -> None:
     scale = max(1.0, other.abs().max().item())
     assert (one - other).abs().max().item() <= tolerance * scale
@@ -89,8 +108,10 @@ def test_it_does_not_look_ahead(choices):
     model, batch, t = tiny_model(*choices, randomised=True), tokens(), 15
     changed = batch.clone()
     changed[:, t] = (changed[:, t] + 1) % VOCAB
+    if refuses_to_generate(model):
+        return
     one, other = model(batch), model(changed)
-    assert torch.equal(one[:, :t], other[:, :t])
+    same(one[:, :t], other[:, :t], to_the_bit(model))
     assert not torch.equal(one[:, t], other[:, t])
 
 
@@ -98,6 +119,8 @@ def test_it_does_not_look_ahead(choices):
 def test_decoding_step_by_step_equals_the_whole(choices):
     """A prompt read at once and then one token at a time gives the logits of the full forward pass."""
     model, batch = tiny_model(*choices, randomised=True), tokens()
+    if refuses_to_generate(model):
+        return
     state = model.init_state(len(batch), T)
     steps = [model(batch[:, :7], state=state), model(batch[:, 7:10], state=state)]
     steps += [model(batch[:, t : t + 1], state=state) for t in range(10, T)]
@@ -108,6 +131,8 @@ def test_decoding_step_by_step_equals_the_whole(choices):
 def test_prompts_of_different_lengths_decode_as_if_alone(choices):
     """A shorter prompt, padded on the left in a batch, gets the logits that it gets alone."""
     model, batch, pad = tiny_model(*choices, randomised=True), tokens(), 5
+    if refuses_to_generate(model):
+        return
     segments = torch.zeros_like(batch)
     segments[1, :pad] = PAD
     state = model.init_state(2, T)
@@ -128,7 +153,7 @@ def test_documents_in_one_row_do_not_meet(choices):
     same(packed[:, 9:19], model(batch[:, 9:19]))
     batch_with_other_padding = batch.clone()
     batch_with_other_padding[:, 19:] = 0
-    assert torch.equal(model(batch_with_other_padding, segments)[:, :19], packed[:, :19])
+    same(model(batch_with_other_padding, segments)[:, :19], packed[:, :19], to_the_bit(model))
 
 
 @every_option
@@ -161,7 +186,8 @@ class CountMatrixProducts(TorchDispatchMode):
 def test_reported_costs_are_what_is_measured(choices):
     model = tiny_model(*choices)
     reported = cost(model, T)
-    unique = {p.data_ptr(): p.numel() for p in model.state_dict(keep_vars=True).values()}
+    held = model.state_dict(keep_vars=True).values()
+    unique = {p.data_ptr(): p.numel() for p in held if isinstance(p, torch.nn.Parameter)}
     assert reported.params == sum(unique.values())
     assert reported.params_active <= reported.params
 
@@ -173,6 +199,9 @@ def test_reported_costs_are_what_is_measured(choices):
         model(tokens(1))
     assert reported.flops_per_token == 3 * measured.flops / T
 
+    if refuses_to_generate(model):
+        assert reported.state_bytes_per_sequence is None
+        return
     state = model.init_state(1, T)
     for t in range(T):
         model(tokens(1)[:, t : t + 1], state=state)

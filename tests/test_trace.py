@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from minllm import tracing
 from minllm.config import build, compose, perform
 from minllm.errors import UserError
-from minllm.model.cost import forward_flops
+from minllm.model.cost import forward_flops, state_bytes
 from minllm.tracing.definitions import scaled_dot_product_attention
 from minllm.tracing.tree import Step
 from tests.tiny import T, completed, groups_of_model, options, tiny_cfg
@@ -48,7 +48,7 @@ def test_every_option_is_traced_and_its_totals_are_what_is_measured(choices):
     assert trace.params == sum(p.numel() for p in model.parameters())
     assert sum(step.params for step in steps(trace)) == trace.params, "each parameter is read by a step"
     assert trace.flops == sum(step.flops for step in steps(trace)) == forward_flops(model, T)
-    assert trace.state_bytes == model.init_state(1, T).nbytes
+    assert trace.state_bytes == state_bytes(model, 1, T)
     text = str(trace)
     assert max(map(len, text.splitlines())) <= 110
     assert f"{trace.params:,} parameters" in text and f"{trace.flops:,} FLOPs" in text

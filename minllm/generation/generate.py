@@ -49,7 +49,8 @@ def generate(
 
     Raises:
         ValueError: `stream` with more than one prompt.
-        UserError: an option has a value it can't have, or a prompt outgrows the places that learned positions have.
+        UserError: the model can't generate, an option has a value it can't have, or a prompt outgrows the places that
+            learned positions have.
     """
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of texts, such as ['Once upon a time'].")

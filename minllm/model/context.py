@@ -21,13 +21,15 @@ PAD = -1
 class Layer:
     """Where a branch stands: layer `index` of `count`, in a model that has `branches` branches in all.
 
-    `norms` makes the norms that a module wants inside itself, of the model's own kind.
+    `norms` makes the norms that a module wants inside itself, of the model's own kind. `share` is how wide a module is
+    that isn't told its width, as a part of what is usual: experts share the width of one MLP.
     """
 
     index: int
     count: int
     branches: int
     norms: Norms
+    share: float = 1.0
 
 
 @dataclass

@@ -21,8 +21,8 @@ class Cost:
     """Those that one token meets; less than `params` where experts are chosen."""
     flops_per_token: float
     """Of training, forward and backward (3 × forward), at a sequence of the given length."""
-    state_bytes_per_sequence: int
-    """What decoding a sequence of the given length remembers, in fp32."""
+    state_bytes_per_sequence: int | None
+    """What decoding a sequence of the given length remembers, in fp32; None for a model that can't generate."""
 
 
 def cost(model: LM, seq_len: int) -> Cost:
@@ -34,10 +34,22 @@ def cost(model: LM, seq_len: int) -> Cost:
     return Cost(
         params=params,
         params_non_embedding=params - outside,
-        params_active=params,
+        params_active=round(sum(p.numel() * p.role.active for p in model.parameters())),
         flops_per_token=3 * forward_flops(model, seq_len) / seq_len,
-        state_bytes_per_sequence=_state_bytes(model, seq_len),
+        state_bytes_per_sequence=state_bytes(model, 1, seq_len),
     )
+
+
+def state_bytes(model: LM, batch: int, seq_len: int) -> int | None:
+    """Return what the state of `batch` sequences takes; None for a model that can't generate."""
+    if model.cannot_generate:
+        return None
+    if not model.reads_memory:
+        return model.init_state(batch, seq_len).nbytes
+    # what is kept of a memory is known when it has been read
+    state = model.init_state(batch, seq_len, device="meta")
+    _on_meta(_TrainingPass(model), batch, seq_len, state)
+    return state.nbytes
 
 
 def forward_flops(model: LM, seq_len: int) -> int:
@@ -49,17 +61,8 @@ def forward_flops(model: LM, seq_len: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        _on_meta(_TrainingPass(model), seq_len)
+        _on_meta(_TrainingPass(model), 1, seq_len)
     return counter.get_total_flops()
-
-
-def _state_bytes(model: LM, seq_len: int) -> int:
-    if not model.reads_memory:
-        return model.init_state(1, seq_len).nbytes
-    # what is kept of a memory is known when it has been read
-    state = model.init_state(1, seq_len, device="meta")
-    _on_meta(_TrainingPass(model), seq_len, state)
-    return state.nbytes
 
 
 class _TrainingPass(nn.Module):
@@ -77,9 +80,9 @@ class _TrainingPass(nn.Module):
             self.model.logits(x_BTD)
 
 
-def _on_meta(module: nn.Module, seq_len: int, *args: ModelState | None) -> None:
-    """Run a module on one sequence of shapes without values."""
+def _on_meta(module: nn.Module, batch: int, seq_len: int, *args: ModelState | None) -> None:
+    """Run a module on sequences of shapes without values."""
     shapes = {name: t.to("meta") for name, t in [*module.named_parameters(), *module.named_buffers()]}
-    tokens_BT = torch.zeros(1, seq_len, dtype=torch.int64, device="meta")
+    tokens_BT = torch.zeros(batch, seq_len, dtype=torch.int64, device="meta")
     with torch.no_grad():
         torch.func.functional_call(module, shapes, (tokens_BT, *args))

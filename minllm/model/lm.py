@@ -210,8 +210,20 @@ class LM(nn.Module):
         """Return all branches in the order in which they write the stream; each is run `loops` times."""
         return [branch for layer in self.layers for branch in layer.values()]
 
+    @property
+    def cannot_generate(self) -> str | None:
+        """Why this model can't generate: the sentence of a module in it that `looks_ahead`. None if it can."""
+        sentences = (getattr(module, "looks_ahead", None) for module in self.modules())
+        return next(filter(None, sentences), None)
+
     def init_state(self, batch: int, max_len: int, *, device: str | torch.device | None = None) -> ModelState:
-        """Return the empty state of `batch` sequences that may grow to `max_len` tokens."""
+        """Return the empty state of `batch` sequences that may grow to `max_len` tokens.
+
+        Raises:
+            UserError: the model can't generate.
+        """
+        if self.cannot_generate:
+            raise UserError(self.cannot_generate)
         device, dtype = device or self.embedding.device, self.embedding.dtype
         branches = self.branches() * self.loops
         return ModelState(max_len, [b.init_states(batch, max_len, device, dtype) for b in branches])

@@ -32,6 +32,8 @@ class Role:
     draw: Draw = lambda value, generator: None
     parts: tuple[int, ...] = ()
     """Sizes along the first dimension that are drawn as if they were parameters of their own."""
+    active: float = 1.0
+    """The share of tokens that meet it: less than all where experts are chosen."""
 
 
 def parameter(*shape: int, kind: Kind, draw: Draw, stream: Stream = "within", parts=()) -> nn.Parameter:

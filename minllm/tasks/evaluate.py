@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from minllm.config import build
 from minllm.data.batches import open_data
 from minllm.training import checkpoints, machine
-from minllm.training.evaluation import above_floor
+from minllm.training.evaluation import FLATTERING, above_floor
 from minllm.training.evaluation import evaluate as measure
 
 
@@ -36,4 +36,6 @@ def evaluate(cfg: DictConfig, run_dir: Path, *, run: str) -> dict[str, float]:
     figures |= above_floor(figures["val_bpb"], corpus.floor_bits_per_byte)
     for name, value in figures.items():
         print(f"{name:16}{value:.6f}")
+    if model.cannot_generate:
+        print(FLATTERING)
     return figures

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from minllm.config import build
+from minllm.errors import UserError
 from minllm.generation.generate import generate as continued
 from minllm.training import checkpoints, machine
 
@@ -21,10 +22,12 @@ def generate(cfg: DictConfig, run_dir: Path, *, run: str, prompts: list[str]) ->
         prompts: the beginnings, of any lengths; "" begins a new text. A single one is continued as you watch.
 
     Raises:
-        UserError: there is no such run, or its checkpoint is damaged.
+        UserError: there is no such run, its checkpoint is damaged, or its model can't generate.
     """
     device = machine.choose_device(build(cfg.train).device)
     model, tokenizer = checkpoints.load_as(cfg, run, device=device)
+    if model.cannot_generate:
+        raise UserError(model.cannot_generate)
     options = asdict(build(cfg.sample))
     if len(prompts) == 1:
         show(prompts[0])

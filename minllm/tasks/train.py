@@ -22,7 +22,7 @@ from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
-from minllm.training.evaluation import above_floor
+from minllm.training.evaluation import FLATTERING, above_floor
 from minllm.training.loop import Run, fit
 from minllm.training.rundir import RunDir
 from minllm.training.settings import Settings
@@ -136,6 +136,7 @@ def prepare(
         else None,
         f"The weights begin as those of {init_from}." if init_from else None,
         f"Going on from step {progress.step}." if resume else None,
+        f"There will be no samples. {model.cannot_generate}" if model.cannot_generate else None,
     ]
     return run, tokenizer, notes
 
@@ -169,6 +170,8 @@ def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:
 def sampler(cfg: DictConfig, model: LM, tokenizer: Tokenizer) -> Callable[[], list[tuple[str, str]]]:
     """Return what lets the model, as it is then, write a new text."""
     options = asdict(build(cfg.sample))
+    if model.cannot_generate:
+        return lambda: []
     return lambda: [("", text) for text in generate(model, tokenizer, [""], **options)]
 
 
@@ -202,6 +205,7 @@ def report(run: Run, summary: dict) -> list[str]:
         *[(prompt + text).strip() for prompt, text in run.latest_samples],
         "",
         f"Validation: {summary['val_loss']:.4f} nats a token, {summary['val_bpb']:.4f} bits a byte{floor}.",
+        *[FLATTERING] * bool(run.model.cannot_generate),
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"
         f" {summary['wall_seconds']:.0f} s, at most {summary['peak_memory_bytes'] / 2**20:,.0f} MiB.",
         f"The run is in {run.folder.path}",

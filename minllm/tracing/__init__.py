@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from minllm.config import build, validate
 from minllm.model.build import build_shapes
+from minllm.model.cost import state_bytes
 from minllm.tracing.letters import Setup, spell_out
 from minllm.tracing.record import record
 from minllm.tracing.show import show
@@ -40,8 +41,7 @@ def trace(cfg: DictConfig, *, batch: int = 1, decode: bool = False, packed: bool
 
     root = trace_one(setup)
     letters = spell_out(setup, root, trace_one)
-    state_bytes = build_shapes(cfg, setup.vocab_size).init_state(batch, cfg.data.seq_len).nbytes
-    return Trace(root, letters, state_bytes)
+    return Trace(root, letters, state_bytes(build_shapes(cfg, setup.vocab_size), batch, cfg.data.seq_len))
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Trace:
     root: Node
     letters: dict[str, dict[str, int]]
     """What each letter stands for in each branch; "" is the model itself."""
-    state_bytes: int
-    """What the rows' state takes when all their tokens have been read, in fp32."""
+    state_bytes: int | None
+    """What the rows' state takes when all their tokens have been read, in fp32; None if it can't generate."""
 
     @property
     def params(self) -> int:

@@ -194,7 +194,9 @@ def totals(trace: Trace) -> list[str]:
         f"This forward pass takes {trace.flops:,} FLOPs in matrix products, {count(a_token)} a token; training takes"
         " 3 times as many,",
         "since the backward pass makes two products for each of these.",
-        f"The decoding state takes {trace.state_bytes:,} bytes in fp32 when all tokens have been read.",
+        "It can't generate: it looks ahead."
+        if trace.state_bytes is None
+        else f"The decoding state takes {trace.state_bytes:,} bytes in fp32 when all tokens have been read.",
     ]
 
 

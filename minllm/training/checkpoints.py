@@ -57,6 +57,8 @@ class Progress:
     """How many documents, tokens and bytes it learns from, and their hash; a resumed run learns from the same."""
     recent_losses: list[float] = field(default_factory=list)
     """Of the steps since the last line of metrics."""
+    recent_figures: list[dict[str, float]] = field(default_factory=list)
+    """What modules reported of the same steps (`minllm.model.steps`)."""
     decisions: dict = field(default_factory=dict)
     """What `auto` has chosen; a resumed run chooses the same."""
 

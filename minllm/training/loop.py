@@ -17,6 +17,7 @@ from tqdm import tqdm
 from minllm.data.batches import Batch, TrainBatches, Validation
 from minllm.errors import UserError
 from minllm.model.lm import LM
+from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
 from minllm.objective.cross_entropy import IGNORED
 from minllm.training import checkpoints, machine, memory
@@ -51,7 +52,7 @@ class Run:
     floor_bpb: float | None
     """The validation set's true entropy, where it is known."""
     sample: Callable[[], list[tuple[str, str]]]
-    """Returns (prompt, continuation) pairs of the model as it is."""
+    """Returns (prompt, continuation) pairs of the model as it is; none if it can't generate."""
     device: torch.device
     precision: machine.Precision
     tokens_per_step: int
@@ -107,8 +108,9 @@ def fit(run: Run) -> int | None:
                     grad_norm=grad_norm,
                     tokens_per_second=logged_steps * run.tokens_per_step / logged_seconds,
                     memory_bytes=memory.peak_bytes(run.device),
+                    **means(progress.recent_figures),
                 )
-                progress.recent_losses.clear()
+                progress.recent_losses.clear(), progress.recent_figures.clear()
                 logged_steps, logged_seconds = 0, 0.0
 
             better = False
@@ -139,8 +141,9 @@ def fit(run: Run) -> int | None:
 
             if due(settings.sample_every, progress.step, last):
                 run.latest_samples = run.sample()
-                run.folder.samples(progress.step, [prompt + text for prompt, text in run.latest_samples])
-                run.logger.samples(progress.step, run.latest_samples)
+                if run.latest_samples:
+                    run.folder.samples(progress.step, [prompt + text for prompt, text in run.latest_samples])
+                    run.logger.samples(progress.step, run.latest_samples)
     return None if last else stopping
 
 
@@ -154,6 +157,7 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
 
     def attempt(micro_batch_size: int) -> float:
         run.optimizer.zero_grad()
+        before_step(run.model)
         seed_dropout(run.seed, run.progress.step)
         return accumulate(run, loss_of, batch, micro_batch_size)
 
@@ -210,7 +214,7 @@ def accumulate(run: Run, loss_of: Callable[..., Tensor], batch: Batch, micro_bat
 
 
 def update(run: Run, lr: float) -> float:
-    """Clip the gradient and take the optimizer's step; return the gradient's norm before clipping."""
+    """Clip the gradient and take the optimizer's step, and the modules' own; return the norm before clipping."""
     max_norm = math.inf if run.settings.clip is None else run.settings.clip
     grad_norm = clip_grad_norm_(run.model.parameters(), max_norm).item()
     if not math.isfinite(grad_norm):
@@ -218,6 +222,8 @@ def update(run: Run, lr: float) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
+    if figures := after_step(run.model):
+        run.progress.recent_figures.append(figures)
     return grad_norm
 
 
@@ -260,6 +266,13 @@ def record(run: Run, **figures: float) -> None:
     }
     run.folder.event({**event, **figures})
     run.logger.log({**event, **figures})
+
+
+def means(figures: list[dict[str, float]]) -> dict[str, float]:
+    """Return each figure's mean over the steps that have it."""
+    names = dict.fromkeys(name for one in figures for name in one)
+    found = {name: [one[name] for one in figures if name in one] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def progress_bar(run: Run) -> tqdm:

@@ -19,7 +19,7 @@ class Ungated(nn.Module):
     """W₂ f(W₁ x), the MLP of the original transformer (1706.03762) with any activation; relu2 is 2109.08668.
 
     Args:
-        hidden: hidden width, F; null means 4 D.
+        hidden: hidden width, F; null means 4 D, or an expert's share of it.
         activation: f; gelu is exact, gelu_tanh its approximation.
         bias: add a bias to both products.
         dropout: share of the hidden values that is dropped in training.
@@ -36,7 +36,7 @@ class Ungated(nn.Module):
         dropout: Fraction,
     ):
         super().__init__()
-        hidden, self.dropout = hidden or 4 * dim, dropout
+        hidden, self.dropout = hidden or max(1, round(4 * dim * layer.share)), dropout
         self.activate = activation_named(activation)
         self.up = Linear(dim, hidden, stream="reads", bias=bias)
         self.down = Linear(hidden, dim, stream="writes", bias=bias, gain=layer.branches**-0.5)
@@ -50,7 +50,8 @@ class Gated(nn.Module):
     """W₂ (f(W_g x) ∘ W₁ x), a gated linear unit (2002.05202): SwiGLU with silu, GeGLU with gelu, ReGLU with relu.
 
     Args:
-        hidden: hidden width, F; null means 8/3 D, which has the parameters of an ungated MLP of 4 D.
+        hidden: hidden width, F; null means 8/3 D, which has the parameters of an ungated MLP of 4 D, or an expert's
+            share of it.
         activation: f; gelu is exact, gelu_tanh its approximation.
         bias: add a bias to all products.
         dropout: share of the hidden values that is dropped in training.
@@ -67,7 +68,7 @@ class Gated(nn.Module):
         dropout: Fraction,
     ):
         super().__init__()
-        hidden, self.dropout = hidden or round(8 / 3 * dim), dropout
+        hidden, self.dropout = hidden or max(1, round(8 / 3 * dim * layer.share)), dropout
         self.activate = activation_named(activation)
         self.gate_up = SplitLinear(dim, [hidden, hidden], stream="reads", bias=bias)
         self.down = Linear(hidden, dim, stream="writes", bias=bias, gain=layer.branches**-0.5)
