@@ -41,13 +41,20 @@ def compose(
     Raises:
         UserError: a choice or a key doesn't exist, or a value can't be read.
     """
+    overrides = list(overrides)
+    composed = compose_files(overrides, config_name, config_dir)
+    return settle(composed, overrides, composed.hydra.runtime.choices)
+
+
+def compose_files(
+    overrides: list[str], config_name: str = "config", config_dir: str | Path | None = None
+) -> DictConfig:
+    """Return what the files say, with Hydra's own section."""
     import hydra
 
-    overrides = list(overrides)
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
-        composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
-    return settle(composed, overrides, composed.hydra.runtime.choices)
+        return hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
 
 
 def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
@@ -56,11 +63,14 @@ def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str,
     `resume=<run>`, `run=<run>` and `init_from=<run>` mean "as that run was configured", so the run's own
     configuration takes the place of the defaults, and only what `overrides` name is taken from `composed`. The choices
     made (group → option) are written into the configuration, and packages of code count only where the command line
-    names them.
+    names them. `from=<folder>` means "as what is typed for the model of transformers in there".
 
     Raises:
-        UserError: the run isn't there, or the overrides would make it another run.
+        UserError: the run or the folder isn't there, or the overrides would make it another run.
     """
+    if composed.get("from"):
+        composed = compose_files(typed_for(composed["from"], overrides))
+        choices = composed.hydra.runtime.choices
     cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
     cfg.choices = {
         group: choice for group, choice in sorted(choices.items()) if not group.startswith("hydra/")
@@ -82,6 +92,19 @@ def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str,
     return cfg
 
 
+def typed_for(folder: str, overrides: Sequence[str]) -> list[str]:
+    """Return what is typed for a model of transformers, and then `overrides`."""
+    from minllm.convert.folder import Pretrained
+
+    named = named_keys(overrides)
+    if "experiment" in named:
+        raise UserError(
+            "experiment= can't be combined with from=, since the folder says which preset it is. Leave one out."
+        )
+    words = Pretrained(folder).typed(named)
+    return [*(word for word in words if word.partition("=")[0].replace("/", ".") not in named), *overrides]
+
+
 def perform(cfg: DictConfig, run_dir: Path) -> Any:
     """Do the configuration's task, and return what it returns.
 
@@ -89,7 +112,7 @@ def perform(cfg: DictConfig, run_dir: Path) -> Any:
     """
     validate(cfg)
     task = locate(cfg.task._target_, allowed_packages(cfg))
-    own = {name: plain(cfg[name]) for name in options_of(task) if name in cfg}
+    own = {option.name: plain(cfg[key]) for key, option in options_of(task).items() if key in cfg}
     return task(cfg, Path(cfg.get("resume") or run_dir), **own)
 
 
@@ -110,7 +133,7 @@ def part(node: Mapping[str, Any]) -> functools.partial[Any]:
     root = node._get_root() if isinstance(node, DictConfig) else node
     target = locate(node["_target_"], allowed_packages(root))
     options = options_of(target)
-    filled = {name: plain(node[name]) for name in node if name in options}
+    filled = {options[key].name: plain(node[key]) for key in node if key in options}
     branches = {name: part(node[name]) for name in branches_of(node, target, options)}
     return functools.partial(target, **filled, **({"branches": branches} if branches else {}))
 

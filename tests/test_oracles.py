@@ -295,7 +295,7 @@ PUBLISHED = {
     "bloom": (dict(hidden_size=1024, n_head=16, n_layer=24), 559_214_592),
     "gpt2": (dict(), 124_439_808),
 }
-"""What the published config.json says where it differs from transformers' defaults, and how many parameters there are."""
+"""What the published config.json says where it differs from the class's defaults, and the number of parameters."""
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any
 from minllm.convert import families
 from minllm.convert.settings import Settings, override
 from minllm.errors import UserError
+from minllm.tokenizer.huggingface import read_json
 
 
 class Pretrained:
@@ -130,13 +131,3 @@ def family_of(model_type: str | None) -> ModuleType:
             f" {', '.join(known)}."
         )
     return importlib.import_module(f"{families.__name__}.{model_type}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: it can't be read as JSON.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it is no section of settings.")
-    return values

@@ -50,13 +50,13 @@ ROPES = {
 HARMLESS = re.compile(
     r"""_.* | architectures | model_type | auto_map | transformers_version | torch_dtype | dtype | init_device
     | (bos|eos|pad|unk|sep|cls|mask|decoder_start)_token_id | vocab_size | tokenizer_class | tokenizer_name
-    | use_cache | cache_implementation | output_attentions | output_hidden_states | return_dict | return_dict_in_generate
-    | is_decoder | is_encoder_decoder | chunk_size_feed_forward | gradient_checkpointing | pruned_heads | use_return_dict
+    | use_cache | cache_implementation | output_attentions | output_hidden_states | return_dict(_in_generate)?
+    | is_decoder | is_encoder_decoder | chunk_size_feed_forward | gradient_checkpointing | pruned_heads
     | id2label | label2id | num_labels | problem_type | finetuning_task | task_specific_params | classifier_dropout
     | summary_.* | initializer_range | n_ctx | seq_length | pretraining_tp | slow_but_exact | attn_impl | verbose
     | attention_softmax_in_fp32 | masked_softmax_fusion | bias_dropout_fusion | skip_bias_add(_qkv)? | offset_alibi
-    | reorder_and_upcast_attn | scale_attn_softmax_in_fp32 | init_config | norm_type | embedding_fraction | max_window_layers
-    | attn_uses_sequence_id | lambda_std_dev""",
+    | reorder_and_upcast_attn | init_config | norm_type | embedding_fraction | max_window_layers
+    | attn_uses_sequence_id""",
     re.VERBOSE,
 )
 """Settings that change no logits: bookkeeping, first values, tasks that aren't language modelling, fused kernels."""

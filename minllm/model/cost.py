@@ -55,7 +55,7 @@ def forward_flops(model: LM, seq_len: int) -> int:
 
 def _state_bytes(model: LM, seq_len: int) -> int:
     if not model.reads_memory:
-        return model.init_state(1, seq_len).nbytes
+        return model.init_state(1, seq_len, device="meta").nbytes
     # what is kept of a memory is known when it has been read
     state = model.init_state(1, seq_len, device="meta")
     _on_meta(_TrainingPass(model), seq_len, state)
