@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minllm.config import compose, perform
+from minllm.convert.folder import family_of
 from minllm.convert.settings import Settings, layout, rope
 from minllm.errors import UserError
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.training import checkpoints
-from tests.test_oracles import TINY, randomised
+from tests.test_oracles import TINY, nodes, randomised
 from tests.test_tokenizers import AWKWARD, assert_survives, made_up_texts
 
 transformers = pytest.importorskip(
@@ -67,6 +69,7 @@ def byte_fallback() -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.add_tokens(["▁▁", "<h1>"])  # as in Gemma
     return tokenizer
 
 
@@ -145,6 +148,25 @@ def test_a_run_keeps_it(folder, tmp_path):
     again = HuggingFace(tmp_path, folder="gone", vocab_size=PADDED)
     assert (again.fingerprint, again.eot) == (tokenizer.fingerprint, 1)
     assert again.encode("The cat's hat.\n") == tokenizer.encode("The cat's hat.\n")
+
+
+def test_files_before_version_5_name_and_keep_more(gpt2, tmp_path):
+    """GPT-2 was published without its prefix and with its masks; others with a head that they share, and in fp16."""
+    copy = changed(gpt2, tmp_path)
+    weights = {}
+    for path in copy.glob("model*"):
+        weights |= load_file(path) if path.suffix == ".safetensors" else {}
+        path.unlink()
+    older = {name.removeprefix("transformer."): weight.half() for name, weight in weights.items()}
+    older |= {"h.0.attn.bias": torch.ones(1, 1, 24, 24).tril(), "lm_head.weight": older["wte.weight"].clone()}
+    save_file({name: weight.contiguous() for name, weight in older.items()}, copy / "model.safetensors")
+    imported(copy, tmp_path / "run")
+    model, _, _ = checkpoints.load(tmp_path / "run")
+    assert torch.equal(model.embedding, weights["transformer.wte.weight"].half().float())
+    older["lm_head.weight"][0] = 7
+    save_file({name: weight.contiguous() for name, weight in older.items()}, copy / "model.safetensors")
+    with pytest.raises(UserError, match="left over, such as lm_head.weight"):
+        imported(copy, tmp_path / "other")
 
 
 @pytest.mark.slow  # five processes that import torch
@@ -259,10 +281,10 @@ def test_ropes_and_layers_that_are_unknown():
         yarn = scaled | {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}
         rope(Settings({"rope_parameters": yarn, "head_dim": 8, "max_position_embeddings": 9}))
     with pytest.raises(UserError, match="chunked_attention"):
-        layout(Settings({"layer_types": ["chunked_attention"]}))
+        layout(Settings({"layer_types": ["chunked_attention"], "num_hidden_layers": 1}))
 
 
-def test_files_before_version_5():
+def test_ropes_before_version_5():
     """What stood beside the rope's own section, and was called otherwise."""
     older = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}, "head_dim": 8}
     assert rope(Settings(older)) == [
@@ -304,3 +326,24 @@ def test_the_end_of_a_text_is_what_the_files_say(tmp_path):
         HuggingFace(folder=str(tmp_path), eot="<end>")
     with pytest.raises(UserError, match="leaves out tokens"):
         HuggingFace(folder=str(tmp_path), vocab_size=300)
+
+
+OLDER = {
+    "gemma3": (
+        dict(sliding_window_pattern=6, rope_local_base_freq=20.0, rope_theta=500.0, rope_scaling=None),
+        ("layer_types", "rope_parameters", "_sliding_window_pattern"),
+    ),
+    "gemma2": (dict(rope_theta=10000.0, hidden_act="gelu_pytorch_tanh"), ("layer_types", "rope_parameters")),
+    "gpt_neox": (dict(rotary_emb_base=10000, rotary_pct=0.25), ("rope_parameters", "attention_bias")),
+}
+
+
+@pytest.mark.parametrize("preset", OLDER)
+def test_older_settings_say_the_same(preset):
+    """What is typed doesn't depend on the version that wrote a config.json."""
+    name, settings = TINY[preset]
+    now = getattr(transformers, f"{name}Config")(**settings).to_dict()
+    more, less = OLDER[preset]
+    older = {key: value for key, value in (now | more).items() if key not in less}
+    family = family_of(now["model_type"])
+    assert nodes(*family.typed(Settings(older))) == nodes(*family.typed(Settings(now)))

@@ -55,7 +55,7 @@ HARMLESS = re.compile(
     | id2label | label2id | num_labels | problem_type | finetuning_task | task_specific_params | classifier_dropout
     | summary_.* | initializer_range | n_ctx | seq_length | pretraining_tp | slow_but_exact | attn_impl | verbose
     | attention_softmax_in_fp32 | masked_softmax_fusion | bias_dropout_fusion | skip_bias_add(_qkv)? | offset_alibi
-    | reorder_and_upcast_attn | init_config | norm_type | embedding_fraction | max_window_layers
+    | reorder_and_upcast_attn | init_config | embedding_fraction | max_window_layers
     | attn_uses_sequence_id""",
     re.VERBOSE,
 )
@@ -119,39 +119,47 @@ def overrides(values: Mapping[str, Any]) -> list[str]:
     return [override(key, value) for key, value in values.items()]
 
 
-def llama_like(config: Settings) -> list[str]:
-    """Return the sizes of Llama and of all that name them as it does."""
+def llama_like(config: Settings, *, tied: bool = False) -> list[str]:
+    """Return the sizes of Llama and of all that name them as it does; `tied` is what silence means."""
     hidden, heads = config.take("hidden_size"), config.take("num_attention_heads")
     return overrides(
         {
             "model.dim": hidden,
             "model.n_layers": config.take("num_hidden_layers"),
-            "model.tie_embeddings": config.take("tie_word_embeddings", default=False),
+            "model.tie_embeddings": config.take("tie_word_embeddings", default=tied),
             "model.attn.n_heads": heads,
             "model.attn.n_kv_heads": config.take("num_key_value_heads", default=None) or heads,
             "model.attn.head_dim": config.take("head_dim", default=None) or hidden // heads,
             "model.attn.dropout": config.take("attention_dropout", default=0.0),
             "model.mlp.hidden": config.take("intermediate_size"),
-            "norm.eps": config.take("rms_norm_eps", default=1e-6),
+            "norm.eps": config.take("rms_norm_eps"),
             "data.seq_len": config.take("max_position_embeddings"),
         }
     )
 
 
-def attention_biases(config: Settings) -> list[str]:
-    has = config.take("attention_bias", default=False)
+def attention_biases(config: Settings, *, usual: bool = False) -> list[str]:
+    has = config.take("attention_bias", default=usual)
     return overrides({"model.attn.qkv_bias": has, "model.attn.out_bias": has})
 
 
-def rope(config: Settings, at: str = "model.pos", kind: str | None = None) -> list[str]:
+def rope(
+    config: Settings,
+    at: str = "model.pos",
+    *,
+    kind: str | None = None,
+    theta: float = 10000.0,
+    share: float = 1.0,
+) -> list[str]:
     """Return the choice of a RoPE and its settings.
 
     Args:
         at: the place of the positions that are chosen.
         kind: which layers are meant, where layers have ropes of their own.
+        theta, share: θ and the part of a head that turns, where nothing says them.
     """
-    theta, scaling = config.take("rope_theta", default=10000.0), config.inner("rope_scaling")
-    share = config.take("partial_rotary_factor", default=1.0)
+    theta, scaling = config.take("rope_theta", default=theta), config.inner("rope_scaling")
+    share = config.take("partial_rotary_factor", default=share)
     if (parameters := config.inner("rope_parameters")) is not None:
         parameters = parameters.inner(kind) if kind else parameters
         theta, share = parameters.take("rope_theta"), parameters.take("partial_rotary_factor", default=share)
@@ -160,15 +168,14 @@ def rope(config: Settings, at: str = "model.pos", kind: str | None = None) -> li
     if their_type not in ROPES:
         raise UserError(f"{given.name} has rope_type={their_type}, and minllm knows {', '.join(ROPES)} only.")
     ours, names = ROPES[their_type]
-    if "original_max_position_embeddings" in names:
-        # files before version 5 may leave it out
-        given.values.setdefault("original_max_position_embeddings", config.take("max_position_embeddings"))
-    translated = {name: given.take(key) for key, name in names.items() if given.values.get(key) is not None}
+    values = {name: given.take(key, default=None) for key, name in names.items()}
     given.finish()
+    if "original_len" in values and values["original_len"] is None:
+        values["original_len"] = config.take("max_position_embeddings")
     return [
         f"model/pos={ours}" if at == "model.pos" else f"model/pos@{at}={ours}",
         *overrides({f"{at}.theta": theta, f"{at}.fraction": turning(config, share)}),
-        *overrides({f"{at}.{name}": value for name, value in translated.items()}),
+        *overrides({f"{at}.{name}": value for name, value in values.items() if value is not None}),
     ]
 
 
@@ -179,10 +186,15 @@ def turning(config: Settings, share: float) -> float:
     return int(width * share) / width
 
 
-def layout(config: Settings) -> str:
-    """Return the sentences for the kinds of layers, as few as repeat: `model.layout=[local mlp,attn mlp]`."""
+def layout(config: Settings, *, every: int = 1) -> str:
+    """Return the sentences for the kinds of layers, as few as repeat: `model.layout=[local mlp,attn mlp]`.
+
+    Files before version 5 don't say the kinds: only each layer whose number `every` divides sees all.
+    """
     words = {"sliding_attention": "local mlp", "full_attention": "attn mlp"}
-    kinds = config.take("layer_types")
+    numbers = range(1, config.take("num_hidden_layers") + 1)
+    usual = ["sliding_attention" if number % every else "full_attention" for number in numbers]
+    kinds = config.take("layer_types", default=usual)
     if unknown := sorted(set(kinds) - set(words)):
         raise UserError(
             f"{config.name} has layers of type {unknown[0]}, and minllm knows {', '.join(words)} only."

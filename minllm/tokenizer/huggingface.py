@@ -116,7 +116,7 @@ class HuggingFace:
             if number not in self.added:
                 table[number] = bytes_of(token)
             elif not self.added[number].special:
-                table[number] = token.encode()
+                table[number] = token.encode() if self.is_bytes else bytes_of(token)
         return table
 
     def _is_lost(self, number: int) -> bool:

@@ -10,5 +10,4 @@ def typed(config: Settings) -> list[str]:
     config.only("hidden_act", "gelu_pytorch_tanh", "gelu")
     config.only("hidden_activation", None, "gelu_pytorch_tanh")
     config.only("use_bidirectional_attention", None, False)
-    config.values.setdefault("tie_word_embeddings", True)
-    return ["experiment=gemma", *llama_like(config), *attention_biases(config), *rope(config)]
+    return ["experiment=gemma", *llama_like(config, tied=True), *attention_biases(config), *rope(config)]

@@ -1,6 +1,6 @@
 """Gemma 2 (2408.00118): a norm on each side of each branch, and two kinds of layers."""
 
-from minllm.convert.settings import Settings, layout, llama_like, override, overrides, rope
+from minllm.convert.settings import Settings, layout, llama_like, overrides, rope
 
 PREFIX = "model."
 TABLE = {
@@ -19,12 +19,11 @@ TABLE = {
 
 
 def typed(config: Settings) -> list[str]:
-    if "layer_types" not in config.values:  # files before version 5 leave it to the reader
-        layers = range(config.take("num_hidden_layers"))
-        config.values["layer_types"] = [("sliding_attention", "full_attention")[i % 2] for i in layers]
-    softcap = override("model.attn.softcap", config.take("attn_logit_softcapping", default=50.0))
-    config.values.setdefault("final_logit_softcapping", 30.0)
-    return ["experiment=gemma2", softcap, *alike(config), *rope(config)]
+    softcaps = {
+        "model.softcap": config.take("final_logit_softcapping", default=30.0),
+        "model.attn.softcap": config.take("attn_logit_softcapping", default=50.0),
+    }
+    return ["experiment=gemma2", *alike(config), *overrides(softcaps), layout(config, every=2), *rope(config)]
 
 
 def alike(config: Settings) -> list[str]:
@@ -33,15 +32,8 @@ def alike(config: Settings) -> list[str]:
     config.only("hidden_act", "gelu_pytorch_tanh", "gelu")  # read by nobody
     config.only("use_bidirectional_attention", None, False)
     config.only("attention_bias", False)
-    config.values.setdefault("tie_word_embeddings", True)
-    return [
-        *llama_like(config),
-        layout(config),
-        *overrides(
-            {
-                "model.softcap": config.take("final_logit_softcapping", default=None),
-                "model.attn.scale": config.take("query_pre_attn_scalar", default=256) ** -0.5,
-                "model.local.mask.window": config.take("sliding_window"),
-            }
-        ),
-    ]
+    more = {
+        "model.attn.scale": config.take("query_pre_attn_scalar", default=256) ** -0.5,
+        "model.local.mask.window": config.take("sliding_window"),
+    }
+    return [*llama_like(config, tied=True), *overrides(more)]

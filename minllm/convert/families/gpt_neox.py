@@ -20,9 +20,8 @@ RENAMED = {"embed_out.": "lm_head."}  # in files before version 5
 
 def typed(config: Settings) -> list[str]:
     config.only("use_parallel_residual", True)
-    config.values.setdefault("attention_bias", True)
-    config.values.setdefault("rope_theta", config.take("rotary_emb_base", default=10000.0))
-    config.values.setdefault("partial_rotary_factor", config.take("rotary_pct", default=0.25))
+    # what the rope is called in files before version 5
+    theta, share = config.take("rotary_emb_base", default=10000.0), config.take("rotary_pct", default=0.25)
     return [
         "experiment=gpt_neox",
         *overrides(
@@ -39,6 +38,6 @@ def typed(config: Settings) -> list[str]:
                 "data.seq_len": config.take("max_position_embeddings"),
             }
         ),
-        *attention_biases(config),
-        *rope(config),
+        *attention_biases(config, usual=True),
+        *rope(config, theta=theta, share=share),
     ]

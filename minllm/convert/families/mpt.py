@@ -20,6 +20,7 @@ def typed(config: Settings) -> list[str]:
     config.only("expansion_ratio", 4)
     config.only("no_bias", True)
     config.only("logit_scale", None)
+    config.only("norm_type", "low_precision_layernorm", "layernorm")
     for unused in ("learned_pos_emb", "emb_pdrop", "resid_pdrop"):  # by transformers neither
         config.take(unused, default=None)
     attention = config.inner("attn_config") or Settings({})

@@ -14,8 +14,8 @@ TABLE = {
 def typed(config: Settings) -> list[str]:
     config.only("use_sliding_window", False)
     config.take("sliding_window", default=None)  # nothing uses it
-    for kind in set(config.take("layer_types", default=[])):
-        Settings({"layer_types": kind}, config.name).only("layer_types", "full_attention")
+    layers = config.take("num_hidden_layers")
+    config.only("layer_types", None, ["full_attention"] * layers)
     return [
         "experiment=qwen3",
         *llama_like(config),
