@@ -41,20 +41,40 @@ def compose(
     Raises:
         UserError: a choice or a key doesn't exist, or a value can't be read.
     """
-    overrides = list(overrides)
-    composed = compose_files(overrides, config_name, config_dir)
+    import hydra
+
+    overrides = with_imported(list(overrides))
+    search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
+    with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
+        composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
     return settle(composed, overrides, composed.hydra.runtime.choices)
 
 
-def compose_files(
-    overrides: list[str], config_name: str = "config", config_dir: str | Path | None = None
-) -> DictConfig:
-    """Return what the files say, with Hydra's own section."""
-    import hydra
+def with_imported(words: Sequence[str]) -> list[str]:
+    """Return a command line where `task=import from=<folder>` is followed by what would be typed for that model.
 
-    search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
-    with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
-        return hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
+    What is typed already stays as it is.
+    """
+    folders = [word for word in words if word.startswith("from=")]
+    if not folders or "task=import" not in words:
+        return list(words)
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from minllm.convert.folder import Pretrained
+
+    with explained():
+        named = named_keys(word for word in words if "=" in word and not word.startswith("-"))
+        folder = OverridesParser.create().parse_overrides(folders[:1])[0].value()
+    if not isinstance(folder, str):
+        raise UserError(
+            f"from= takes one folder, in quotes if its name is no plain word; {folders[0]} is none."
+        )
+    if "experiment" in named:
+        raise UserError(
+            "experiment= can't be combined with from=, since the folder says which preset it is. Leave one out."
+        )
+    typed = Pretrained(folder).typed(named)
+    return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
 
 
 def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
@@ -63,14 +83,11 @@ def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str,
     `resume=<run>`, `run=<run>` and `init_from=<run>` mean "as that run was configured", so the run's own
     configuration takes the place of the defaults, and only what `overrides` name is taken from `composed`. The choices
     made (group → option) are written into the configuration, and packages of code count only where the command line
-    names them. `from=<folder>` means "as what is typed for the model of transformers in there".
+    names them.
 
     Raises:
-        UserError: the run or the folder isn't there, or the overrides would make it another run.
+        UserError: the run isn't there, or the overrides would make it another run.
     """
-    if composed.get("from"):
-        composed = compose_files(typed_for(composed["from"], overrides))
-        choices = composed.hydra.runtime.choices
     cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
     cfg.choices = {
         group: choice for group, choice in sorted(choices.items()) if not group.startswith("hydra/")
@@ -90,19 +107,6 @@ def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str,
             break  # a resumed run may have begun from another's weights, and has its own now
     OmegaConf.set_struct(cfg, True)
     return cfg
-
-
-def typed_for(folder: str, overrides: Sequence[str]) -> list[str]:
-    """Return what is typed for a model of transformers, and then `overrides`."""
-    from minllm.convert.folder import Pretrained
-
-    named = named_keys(overrides)
-    if "experiment" in named:
-        raise UserError(
-            "experiment= can't be combined with from=, since the folder says which preset it is. Leave one out."
-        )
-    words = Pretrained(folder).typed(named)
-    return [*(word for word in words if word.partition("=")[0].replace("/", ".") not in named), *overrides]
 
 
 def perform(cfg: DictConfig, run_dir: Path) -> Any:

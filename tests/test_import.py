@@ -107,7 +107,7 @@ def pretrained(preset: str, folder: Path) -> Path:
     return folder
 
 
-def imported(folder: Path, run_dir: Path, *words: str) -> dict:
+def imported(folder: Path | str, run_dir: Path, *words: str) -> dict:
     return perform(compose(["task=import", f"from={folder}", *words]), run_dir)
 
 
@@ -182,7 +182,7 @@ def test_a_run_of_an_import_is_a_run_like_others(gpt2, tmp_path):
         return done.stdout
 
     small = ["data.train_stories=40", "data.val_stories=2"]
-    assert "gpt2" in run("task=import", f"from={gpt2}", *small)
+    assert "gpt2" in run("task=import", f"from={gpt2}", "model.pos.max_len=24", *small)
     for file in (
         "config.yaml",
         "summary.json",
@@ -199,7 +199,7 @@ def test_a_run_of_an_import_is_a_run_like_others(gpt2, tmp_path):
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-def refused(folder: Path, tmp_path: Path, words: str, *typed: str) -> None:
+def refused(folder: Path | str, tmp_path: Path, words: str, *typed: str) -> None:
     with pytest.raises(UserError, match=words):
         imported(folder, tmp_path / "run", *typed)
     assert not (tmp_path / "run").exists()
@@ -219,7 +219,17 @@ def changed(folder: Path, tmp_path: Path, **settings) -> Path:
 def test_a_folder_that_is_none(gpt2, tmp_path):
     refused(tmp_path / "gone", tmp_path, "There is no folder")
     refused(tmp_path, tmp_path, "no config.json")
+    refused("gone,also", tmp_path, "takes one folder")
     refused(changed(gpt2, tmp_path, model_type="bert"), tmp_path, "model_type=bert.*bloom, gemma.*qwen3")
+
+
+def test_what_is_typed_wins(gpt2, tmp_path):
+    """Also what the default model has no such option for."""
+    typed = ["model.pos.max_len=24", "model.dropout=0.5", "tokenizer.eot=0", "data.seq_len=7"]
+    imported(gpt2, tmp_path / "run", *typed)
+    _, tokenizer, cfg = checkpoints.load(tmp_path / "run")
+    assert (cfg.model.dropout, tokenizer.eot, cfg.data.seq_len) == (0.5, 0, 7)
+    assert cfg.choices["experiment"] == "gpt2" and cfg.choices.tokenizer == "hf"
 
 
 def test_damaged_settings(gpt2, tmp_path):
@@ -236,6 +246,7 @@ def test_damaged_settings(gpt2, tmp_path):
         (dict(embd_pdrop=0.3), "embd_pdrop=0.3"),
         (dict(something_new=1), "something_new"),
         (dict(n_embd=...), "no 'n_embd'"),
+        (dict(n_embd=[32]), "setting of the wrong type"),
         (dict(n_head=5), "n_heads=5"),
         (dict(n_layer=3), "lack h.2"),
         (dict(n_layer=1), "left over, such as h.1"),

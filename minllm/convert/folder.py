@@ -13,7 +13,7 @@ from typing import Any
 
 from minllm.convert import families
 from minllm.convert.settings import Settings, override
-from minllm.errors import UserError
+from minllm.errors import UserError, first_line
 from minllm.tokenizer.huggingface import read_json
 
 
@@ -25,7 +25,7 @@ class Pretrained:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(str(folder)).expanduser()
         if not self.folder.is_dir():
             raise UserError(
                 f"There is no folder '{folder}'. Name one that save_pretrained wrote: from=<folder>."
@@ -44,7 +44,12 @@ class Pretrained:
             named: the keys that are typed already; a tokenizer that is chosen stays.
         """
         settings = Settings(self.config, f"{self.folder / 'config.json'}")
-        words = self.family.typed(settings)
+        try:
+            words = self.family.typed(settings)
+        except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+            raise UserError(
+                f"{settings.name} has a setting of the wrong type: {first_line(error)}."
+            ) from error
         settings.finish()
         return [*words, *([] if "tokenizer" in named else self.tokenizer())]
 

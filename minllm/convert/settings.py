@@ -161,7 +161,7 @@ def rope(
     theta, scaling = config.take("rope_theta", default=theta), config.inner("rope_scaling")
     share = config.take("partial_rotary_factor", default=share)
     if (parameters := config.inner("rope_parameters")) is not None:
-        parameters = parameters.inner(kind) if kind else parameters
+        parameters = (parameters.inner(kind) or Settings({})) if kind else parameters
         theta, share = parameters.take("rope_theta"), parameters.take("partial_rotary_factor", default=share)
     given = parameters or scaling or Settings({})
     their_type = given.take("rope_type", "type", default="default")

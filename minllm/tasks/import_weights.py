@@ -24,7 +24,7 @@ def import_weights(cfg: DictConfig, run_dir: Path, *, from_: str) -> dict[str, A
     `task=generate run=latest`, `task=evaluate run=latest` and `init_from=latest` go on from there.
 
     Args:
-        from_: the folder that `save_pretrained` wrote. `cfg` is what is typed for it (`minllm.config.settle`).
+        from_: the folder that `save_pretrained` wrote. `cfg` is what is typed for it (`minllm.config.with_imported`).
 
     Raises:
         UserError: the folder lacks something, or holds what minllm has no counterpart for.
