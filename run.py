@@ -24,6 +24,10 @@ def main(words: Sequence[str]) -> int:
         if {"--help", "-h"} & set(words):
             print(help_text(config_dirs(words)), flush=True)
             return 0
+        if any(word.startswith("from=") for word in words):
+            from minllm.config import with_imported
+
+            sys.argv[1:] = with_imported(words)  # which is what Hydra reads
         return compose_and_run(config_dirs(words))
     except UserError as error:
         print(error, file=sys.stderr)

@@ -43,11 +43,38 @@ def compose(
     """
     import hydra
 
-    overrides = list(overrides)
+    overrides = with_imported(list(overrides))
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
     return settle(composed, overrides, composed.hydra.runtime.choices)
+
+
+def with_imported(words: Sequence[str]) -> list[str]:
+    """Return a command line where `task=import from=<folder>` is followed by what would be typed for that model.
+
+    What is typed already stays as it is.
+    """
+    folders = [word for word in words if word.startswith("from=")]
+    if not folders or "task=import" not in words:
+        return list(words)
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from minllm.convert.folder import Pretrained
+
+    with explained():
+        named = named_keys(word for word in words if "=" in word and not word.startswith("-"))
+        folder = OverridesParser.create().parse_overrides(folders[:1])[0].value()
+    if not isinstance(folder, str):
+        raise UserError(
+            f"from= takes one folder, in quotes if its name is no plain word; {folders[0]} is none."
+        )
+    if "experiment" in named:
+        raise UserError(
+            "experiment= can't be combined with from=, since the folder says which preset it is. Leave one out."
+        )
+    typed = Pretrained(folder).typed(named)
+    return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
 
 
 def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
@@ -89,7 +116,7 @@ def perform(cfg: DictConfig, run_dir: Path) -> Any:
     """
     validate(cfg)
     task = locate(cfg.task._target_, allowed_packages(cfg))
-    own = {name: plain(cfg[name]) for name in options_of(task) if name in cfg}
+    own = {option.name: plain(cfg[key]) for key, option in options_of(task).items() if key in cfg}
     return task(cfg, Path(cfg.get("resume") or run_dir), **own)
 
 
@@ -110,7 +137,7 @@ def part(node: Mapping[str, Any]) -> functools.partial[Any]:
     root = node._get_root() if isinstance(node, DictConfig) else node
     target = locate(node["_target_"], allowed_packages(root))
     options = options_of(target)
-    filled = {name: plain(node[name]) for name in node if name in options}
+    filled = {options[key].name: plain(node[key]) for key in node if key in options}
     branches = {name: part(node[name]) for name in branches_of(node, target, options)}
     return functools.partial(target, **filled, **({"branches": branches} if branches else {}))
 

@@ -31,7 +31,9 @@ def choice_words(overrides: Iterable[str]) -> str:
     """Return a few words for a folder's name: `["model/attn=mqa", "norm=post", "seed=1"]` gives mqa-post-seed1."""
     words = []
     for key, _, value in (one.partition("=") for one in overrides):
-        if key.startswith(("hydra", "resume", "init_from", "run", "prompts", "extensions", "data.path")):
+        if key.startswith(
+            ("hydra", "resume", "init_from", "run", "prompts", "extensions", "data.path", "from")
+        ):
             continue
         name = re.split(r"[./@+~]", key)[-1]
         is_choice = "/" in key or re.fullmatch(r"[A-Za-z]\w*", value)

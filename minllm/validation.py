@@ -170,7 +170,10 @@ def locate(target: str, allowed: Iterable[str], key: str = "_target_") -> Callab
 
 
 def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the keyword-only parameters of a class or function by name, with their annotations evaluated."""
+    """Return the keyword-only parameters of a class or function by key, with their annotations evaluated.
+
+    Where a key is a word of Python's own, such as from, the parameter's name has an underscore more: from_.
+    """
     parameters = inspect.signature(target).parameters.values()
     options = {one.name: one for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
     written = types.SimpleNamespace(__annotations__={name: one.annotation for name, one in options.items()})
@@ -181,7 +184,7 @@ def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         names |= vars(importlib.import_module(owner.__module__))
     kinds = get_type_hints(written, globalns=names, include_extras=True)
     kinds = {name: Any if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
-    return {name: one.replace(annotation=kinds[name]) for name, one in options.items()}
+    return {name.removesuffix("_"): one.replace(annotation=kinds[name]) for name, one in options.items()}
 
 
 def branches_of(node: Mapping[str, Any], target: Callable[..., Any], options: Iterable[str]) -> list[str]:

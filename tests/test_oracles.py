@@ -1,124 +1,330 @@
 """Presets against the classes of `transformers`: the same weights must give the same logits.
 
-Every parameter is random at σ = 0.2, gains and biases included: at the usual initial values almost any bug passes.
+Each model comes about as an import does: a config.json becomes what would be typed (`families/*.py`, `typed`), and the
+weights are filled in by the family's table. So the preset, the translation and the table prove each other. Every
+parameter is random at σ = 0.2, gains and biases included: at the usual initial values almost any bug passes.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
-from torch import Tensor, nn
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from minllm.config import build, compose
-from tests.tiny import VOCAB, T, tiny_cfg, tiny_model, tokens
+from minllm.convert.folder import family_of
+from minllm.convert.settings import Settings
+from minllm.convert.table import fill
+from minllm.model.build import build_model
+from minllm.model.lm import LM
+from tests import diffllama
+from tests.tiny import SIZES_OF, VOCAB, T, options, tiny_cfg, tokens
 
 transformers = pytest.importorskip(
     "transformers", reason="the oracle is not installed: pip install -e .[test]"
 )
 
+W = SIZES_OF["window"]
+SIZES = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=12,  # four of them are more than the width
+    intermediate_size=40,
+    max_position_embeddings=T,
+    rms_norm_eps=1e-3,
+)
+SOME = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+
+
+def theta(number: float, **scaling) -> dict:
+    return {"rope_theta": number, "rope_type": "default", **scaling}
+
+
+LLAMA3 = theta(
+    500.0,
+    rope_type="llama3",
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=3.0,
+    original_max_position_embeddings=16,
+)
+YARN = theta(
+    500.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=2.0, beta_slow=0.5
+)
+GEMMA3 = {"sliding_attention": theta(20.0), "full_attention": theta(500.0)}
+
+TINY = {
+    "llama3": ("Llama", SIZES | dict(rope_parameters=LLAMA3)),
+    "min_llama3": ("Llama", SIZES | dict(rope_parameters=theta(10000.0), num_key_value_heads=1)),
+    "gemma": ("Gemma", SIZES | dict(num_key_value_heads=1)),
+    "gemma2": (
+        "Gemma2",
+        # bounds so near that they bite, and a scale that isn't 1/√12
+        SIZES
+        | dict(
+            num_hidden_layers=3,
+            sliding_window=W,
+            query_pre_attn_scalar=3,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+        ),
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        SIZES | dict(num_hidden_layers=8, sliding_window=W, query_pre_attn_scalar=3, rope_parameters=GEMMA3),
+    ),
+    "qwen3": ("Qwen3", SIZES | dict(rope_parameters=theta(500.0))),
+    # its heads are as wide as the model allows
+    "olmo2": ("Olmo2", {key: SIZES[key] for key in SIZES if key != "head_dim"}),
+    "gptj": (
+        "GPTJ",
+        dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, rotary_dim=4, n_positions=T, n_inner=40),
+    ),
+    "gpt_neox": (
+        "GPTNeoX",
+        SOME | dict(intermediate_size=40, max_position_embeddings=T, num_attention_heads=2),
+    ),
+    # a number of heads that is no power of two takes its slopes in between
+    "mpt": ("Mpt", dict(vocab_size=VOCAB, d_model=36, n_heads=6, n_layers=2, max_seq_len=T)),
+    "bloom": ("Bloom", dict(vocab_size=VOCAB, hidden_size=36, n_head=6, n_layer=2)),
+    "gpt2": ("GPT2", dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_inner=40, n_positions=T)),
+}
+"""For each preset its class in transformers, and sizes at which each setting matters."""
+
+VARIANTS = {
+    "biases": ("Llama", SIZES | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
+    "linear": ("Llama", SIZES | dict(rope_parameters=theta(500.0, rope_type="linear", factor=4.0))),
+    "yarn": ("Llama", SIZES | dict(rope_parameters=YARN)),
+    "no global layer": ("Gemma3Text", SIZES | dict(sliding_window=W, query_pre_attn_scalar=3)),
+    "without bounds": ("Gemma2", SIZES | dict(attn_logit_softcapping=None, final_logit_softcapping=None)),
+    "tied": ("GPTJ", TINY["gptj"][1] | dict(tie_word_embeddings=True)),
+    "no biases": ("GPTNeoX", TINY["gpt_neox"][1] | dict(attention_bias=False, hidden_act="gelu_new")),
+}
+"""What a config.json may say besides."""
+
+
+def oracle_of(name: str, settings: dict) -> nn.Module:
+    """Return a model of transformers, eager, with every parameter random."""
+    config = getattr(transformers, f"{name}Config")(**settings, attn_implementation="eager")
+    head = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
+    return randomised(getattr(transformers, head)(config))
+
 
 def randomised(model: nn.Module) -> nn.Module:
     torch.manual_seed(2)
     with torch.no_grad():
-        for param in model.parameters():
-            param.normal_(0.5 if param.ndim == 1 else 0, 0.2)
+        for module in model.modules():
+            # Gemma's gains are 1 + w
+            is_1p = "Gemma" in type(module).__name__ and "Norm" in type(module).__name__
+            for param in module.parameters(recurse=False):
+                param.normal_(0.5 if param.ndim == 1 and not is_1p else 0, 0.2)
     return model.eval()
 
 
-def assert_same_logits(preset: str, oracle: nn.Module, weights: dict[str, Tensor]) -> None:
-    model = tiny_model(f"experiment={preset}")
-    assert set(weights) == set(model.state_dict())
-    model.load_state_dict(weights)
+def typed(oracle: nn.Module, family: ModuleType) -> list[str]:
+    settings = Settings(copy.deepcopy(oracle.config.to_dict()))
+    words = family.typed(settings)
+    settings.finish()
+    return words
+
+
+def model_of(cfg: DictConfig, oracle: nn.Module, family: ModuleType) -> LM:
+    model = build_model(cfg, SimpleNamespace(vocab_size=VOCAB))
+    renamed = getattr(family, "RENAMED", {})
+    fill(model, family.TABLE, oracle.state_dict(), prefix=family.PREFIX, renamed=renamed)
+    return model.eval()
+
+
+def assert_same_logits(model: LM, oracle: nn.Module) -> None:
     batch = tokens(3)
     with torch.no_grad():
         ours, theirs = model(batch), oracle(batch).logits
+    difference = (ours - theirs).abs().max().item()
+    print(f"largest difference {difference:.1e}, σ of the logits {theirs.std():.2f}")
     assert theirs.std() > 0.5
-    assert (ours - theirs).abs().max() < 1e-4
+    assert difference < 1e-4
 
 
-def test_min_llama3():
-    cfg = tiny_cfg("experiment=min_llama3").model
-    oracle = randomised(
-        transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                vocab_size=VOCAB,
-                hidden_size=cfg.dim,
-                num_hidden_layers=cfg.n_layers,
-                num_attention_heads=cfg.attn.n_heads,
-                num_key_value_heads=cfg.attn.n_kv_heads,
-                head_dim=cfg.attn.head_dim,
-                intermediate_size=cfg.mlp.hidden,
-                rms_norm_eps=1e-5,
-                max_position_embeddings=T,
-                tie_word_embeddings=False,
-                attn_implementation="eager",
-            )
-        )
+@pytest.mark.parametrize("name", [*TINY, *VARIANTS])
+def test_the_logits_are_those_of_transformers(name):
+    oracle = oracle_of(*(TINY | VARIANTS)[name])
+    family = family_of(oracle.config.model_type)
+    assert_same_logits(model_of(compose(typed(oracle, family)), oracle, family), oracle)
+
+
+def test_min_gemma():
+    """Gemma's class with an exact GELU and with biases in its MLPs, which it has no settings for."""
+    cfg = tiny_cfg("experiment=min_gemma")
+    config = transformers.GemmaConfig(
+        **SIZES
+        | dict(
+            num_key_value_heads=1,
+            head_dim=cfg.model.attn.head_dim,
+            rms_norm_eps=cfg.norm.eps,
+            rope_parameters=theta(cfg.model.pos.theta),
+        ),
+        attn_implementation="eager",
     )
-    theirs = oracle.state_dict()
-    weights = {
-        "embedding": theirs["model.embed_tokens.weight"],
-        "norm.weight": theirs["model.norm.weight"],
-        "head.weight": theirs["lm_head.weight"],
-    }
-    for i in range(cfg.n_layers):
-        them, us = f"model.layers.{i}", f"layers.{i}"
-        qkv = [theirs[f"{them}.self_attn.{name}_proj.weight"] for name in "qkv"]
-        gate_up = [theirs[f"{them}.mlp.{name}_proj.weight"] for name in ("gate", "up")]
-        weights |= {
-            f"{us}.attn.before.weight": theirs[f"{them}.input_layernorm.weight"],
-            f"{us}.attn.words.attn.qkv.weight": torch.cat(qkv),
-            f"{us}.attn.words.attn.out.weight": theirs[f"{them}.self_attn.o_proj.weight"],
-            f"{us}.mlp.before.weight": theirs[f"{them}.post_attention_layernorm.weight"],
-            f"{us}.mlp.words.mlp.gate_up.weight": torch.cat(gate_up),
-            f"{us}.mlp.words.mlp.down.weight": theirs[f"{them}.mlp.down_proj.weight"],
-        }
-    assert_same_logits("min_llama3", oracle, weights)
+    oracle = transformers.GemmaForCausalLM(config)
+    for layer in oracle.model.layers:
+        layer.mlp.act_fn = nn.GELU()
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            plain = getattr(layer.mlp, name)
+            setattr(layer.mlp, name, nn.Linear(plain.in_features, plain.out_features))
+    randomised(oracle)
+    assert_same_logits(model_of(cfg, oracle, family_of("gemma")), oracle)
 
 
-def test_gpt2():
-    cfg = tiny_cfg("experiment=gpt2").model
-    oracle = randomised(
-        transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                vocab_size=VOCAB,
-                n_embd=cfg.dim,
-                n_layer=cfg.n_layers,
-                n_head=cfg.attn.n_heads,
-                n_inner=cfg.mlp.hidden,
-                n_positions=T,
-                attn_implementation="eager",
-            )
-        )
-    )
-    theirs = oracle.state_dict()
-    weights = {
-        "embedding": theirs["transformer.wte.weight"],
-        "position.weight": theirs["transformer.wpe.weight"],
-        "norm.weight": theirs["transformer.ln_f.weight"],
-        "norm.bias": theirs["transformer.ln_f.bias"],
-    }
-    places = {
-        "attn.before": "ln_1",
-        "attn.words.attn.qkv": "attn.c_attn",
-        "attn.words.attn.out": "attn.c_proj",
-        "mlp.before": "ln_2",
-        "mlp.words.mlp.up": "mlp.c_fc",
-        "mlp.words.mlp.down": "mlp.c_proj",
-    }
-    for i in range(cfg.n_layers):
-        for us, them in places.items():
-            weight = theirs[f"transformer.h.{i}.{them}.weight"]
-            # GPT-2 keeps the matrices of its products transposed
-            weights[f"layers.{i}.{us}.weight"] = weight.T if weight.ndim == 2 else weight
-            weights[f"layers.{i}.{us}.bias"] = theirs[f"transformer.h.{i}.{them}.bias"]
-    assert_same_logits("gpt2", oracle, weights)
+def test_differential_attention():
+    oracle = oracle_of("DiffLlama", SIZES | dict(num_attention_heads=8, num_key_value_heads=4))
+    assert_same_logits(model_of(compose(diffllama.WORDS), oracle, diffllama), oracle)
 
 
-def test_the_presets_have_the_published_sizes():
-    """minLlama3 has 2,985,088 parameters at a vocabulary of 512, GPT-2 small 124,439,808 at 50,257."""
-    for preset, vocab, params in (("min_llama3", 512, 2_985_088), ("gpt2", 50_257, 124_439_808)):
-        cfg = compose([f"experiment={preset}"])
-        with torch.device("meta"):
-            model = build(cfg.model, vocab, build(cfg.norm))
-        assert sum(p.numel() for p in model.parameters()) == params
+# ---- the presets' sizes are the published ones ---------------------------------------------------
+
+PUBLISHED = {
+    "llama3": (
+        dict(
+            vocab_size=128256,
+            hidden_size=2048,
+            num_hidden_layers=16,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=64,
+            intermediate_size=8192,
+            max_position_embeddings=131072,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
+            rope_parameters=theta(
+                500000.0,
+                rope_type="llama3",
+                factor=32.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=8192,
+            ),
+        ),
+        1_235_814_400,
+    ),
+    "min_llama3": (
+        dict(
+            vocab_size=512,
+            hidden_size=128,
+            num_hidden_layers=12,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            intermediate_size=512,
+            max_position_embeddings=512,
+            rms_norm_eps=1e-5,
+        ),
+        2_985_088,
+    ),
+    "gemma": (
+        dict(
+            hidden_size=2048,
+            num_hidden_layers=18,
+            num_attention_heads=8,
+            num_key_value_heads=1,
+            head_dim=256,
+            intermediate_size=16384,
+            max_position_embeddings=8192,
+        ),
+        2_506_172_416,
+    ),
+    "gemma2": (dict(), 2_614_341_888),  # transformers' defaults are the 2B
+    "gemma3": (
+        dict(
+            vocab_size=262144,
+            hidden_size=640,
+            num_hidden_layers=18,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            intermediate_size=2048,
+            max_position_embeddings=32768,
+            sliding_window=512,
+        ),
+        268_098_176,
+    ),
+    "qwen3": (
+        dict(
+            hidden_size=1024,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            head_dim=128,
+            intermediate_size=3072,
+            max_position_embeddings=40960,
+            tie_word_embeddings=True,
+            rope_parameters=theta(1e6),
+        ),
+        596_049_920,
+    ),
+    "olmo2": (
+        dict(
+            vocab_size=100352,
+            hidden_size=2048,
+            num_hidden_layers=16,
+            num_attention_heads=16,
+            intermediate_size=8192,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-6,
+            rope_parameters=theta(500000.0),
+        ),
+        1_484_916_736,
+    ),
+    "gptj": (dict(), 6_050_882_784),
+    "gpt_neox": (
+        dict(
+            vocab_size=50304,
+            hidden_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            intermediate_size=2048,
+        ),
+        70_426_624,
+    ),
+    "mpt": (dict(vocab_size=50432, d_model=4096, n_heads=32, n_layers=32), 6_649_286_656),
+    "bloom": (dict(hidden_size=1024, n_head=16, n_layer=24), 559_214_592),
+    "gpt2": (dict(), 124_439_808),
+}
+"""What the published config.json says where it differs from the class's defaults, and the number of parameters."""
+
+
+@functools.cache
+def nodes(*words: str) -> dict:
+    """Return what makes the model, as a configuration has it."""
+    cfg = OmegaConf.to_container(compose(words), resolve=True)
+    return {name: cfg[name] for name in ("model", "norm")} | {"seq_len": cfg["data"]["seq_len"]}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_the_preset_is_the_published_model(preset):
+    """The published config.json translates into the preset, with nothing that differs from it."""
+    settings, params = PUBLISHED[preset]
+    config = getattr(transformers, f"{TINY[preset][0]}Config")(**settings)
+    words = family_of(config.model_type).typed(Settings(config.to_dict()))
+    assert nodes(*words) == nodes(f"experiment={preset}")
+    assert params_of(preset, config.vocab_size) == params
+
+
+def test_min_gemma_has_964352_parameters():
+    assert params_of("min_gemma", vocab=65) == 964_352
+
+
+def params_of(preset: str, vocab: int) -> int:
+    cfg = compose([f"experiment={preset}"])
+    with torch.device("meta"):
+        model = build(cfg.model, vocab, build(cfg.norm))
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_every_preset_has_an_oracle():
+    assert {f"experiment={name}" for name in (*TINY, "min_gemma", "none")} == set(options("experiment"))

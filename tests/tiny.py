@@ -39,6 +39,7 @@ SIZES_OF = {
     "lanes": 3,
     "n_buckets": 8,
     "max_distance": 16,
+    "original_len": 8,
     "dropout": 0.0,
 }
 """What an option of the model is in tests, by its name, wherever it stands."""

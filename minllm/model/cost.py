@@ -44,11 +44,9 @@ def state_bytes(model: LM, batch: int, seq_len: int) -> int | None:
     """Return what the state of `batch` sequences takes; None for a model that can't generate."""
     if model.cannot_generate:
         return None
-    if not model.reads_memory:
-        return model.init_state(batch, seq_len).nbytes
-    # what is kept of a memory is known when it has been read
     state = model.init_state(batch, seq_len, device="meta")
-    _on_meta(_TrainingPass(model), batch, seq_len, state)
+    if model.reads_memory:  # what is kept of a memory is known when it has been read
+        _on_meta(_TrainingPass(model), batch, seq_len, state)
     return state.nbytes
 
 

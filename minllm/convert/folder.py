@@ -1,0 +1,138 @@
+"""The folder that transformers' `save_pretrained` wrote: config.json, safetensors and, maybe, a tokenizer."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from minllm.convert import families
+from minllm.convert.settings import Settings, override
+from minllm.errors import UserError, first_line
+from minllm.tokenizer.huggingface import read_json
+
+
+class Pretrained:
+    """A model of transformers on the disk.
+
+    Raises:
+        UserError: the folder isn't there, has no config.json, or holds a kind of model that minllm doesn't know.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(str(folder)).expanduser()
+        if not self.folder.is_dir():
+            raise UserError(
+                f"There is no folder '{folder}'. Name one that save_pretrained wrote: from=<folder>."
+            )
+        if not (self.folder / "config.json").is_file():
+            raise UserError(
+                f"'{folder}' has no config.json. Name a folder that save_pretrained wrote: from=<folder>."
+            )
+        self.config = read_json(self.folder / "config.json")
+        self.family = family_of(self.config.get("model_type"))
+
+    def typed(self, named: Iterable[str]) -> list[str]:
+        """Return what would be typed for this model: the preset, and what differs from it.
+
+        Args:
+            named: the keys that are typed already; a tokenizer that is chosen stays.
+        """
+        settings = Settings(self.config, f"{self.folder / 'config.json'}")
+        try:
+            words = self.family.typed(settings)
+        except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+            raise UserError(
+                f"{settings.name} has a setting of the wrong type: {first_line(error)}."
+            ) from error
+        settings.finish()
+        return [*words, *([] if "tokenizer" in named else self.tokenizer())]
+
+    def tokenizer(self) -> list[str]:
+        """Return what is typed for the folder's own tokenizer."""
+        if not (self.folder / "tokenizer.json").is_file():
+            raise UserError(
+                f"'{self.folder}' has no tokenizer.json. Choose the tokenizer that its weights were trained with, of"
+                f" {self.vocab_size} tokens: tokenizer=<option>."
+            )
+        words = [
+            "tokenizer=hf",
+            override("tokenizer.folder", json.dumps(str(self.folder.resolve()))),
+            override("tokenizer.vocab_size", self.vocab_size),
+        ]
+        eot = self.config.get("eos_token_id")
+        eot = eot[0] if isinstance(eot, list) and eot else eot
+        return words if eot is None else [*words, override("tokenizer.eot", eot)]
+
+    @property
+    def vocab_size(self) -> int:
+        return Settings(self.config).take("vocab_size")
+
+    @cached_property
+    def weights(self) -> Weights:
+        return Weights(self.folder)
+
+
+class Weights(Mapping):
+    """The tensors of a folder's safetensors by name, each read when it is asked for.
+
+    Raises:
+        UserError: there are none, or one of several files is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.files: dict[str, Any] = {}
+        for path in files_of(folder):
+            try:
+                file = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{path} is damaged: it can't be read as safetensors. Download it again."
+                ) from error
+            self.files |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return a folder's files of weights."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        names = set(read_json(index).get("weight_map", {}).values())
+        paths = [folder / Path(name).name for name in sorted(names)]
+        if absent := [path.name for path in paths if not path.is_file()]:
+            raise UserError(f"'{folder}' is incomplete: {', '.join(absent)} is missing.")
+        return paths
+    if single.is_file():
+        return [single]
+    if sorted(folder.glob("*.bin")):
+        raise UserError(
+            f"'{folder}' has its weights in .bin files only, which can run code when they are read. Write them anew as"
+            " safetensors, with transformers: model.save_pretrained(<folder>)."
+        )
+    raise UserError(f"'{folder}' has no weights: there is no model.safetensors in it.")
+
+
+def family_of(model_type: str | None) -> ModuleType:
+    """Return the module of a `model_type`. UserError if there is none."""
+    known = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+    if model_type not in known:
+        raise UserError(
+            f"config.json says model_type={model_type}, and minllm has no counterpart for it. It has for"
+            f" {', '.join(known)}."
+        )
+    return importlib.import_module(f"{families.__name__}.{model_type}")

@@ -1,0 +1,224 @@
+"""Any tokenizer.json of Hugging Face's that can spell every byte, made lossless.
+
+There are two kinds. A byte-level vocabulary (GPT-2, Llama 3, Qwen) writes each byte as a letter of its own. The others
+(Llama 2, Gemma) write a space as ▁, and what they have no token for in bytes: <0xE2>.
+
+What a tokenizer.json does besides to a text is left out, since `decode(encode(text))` must be `text`: a space put
+before it, Unicode's normal form C, tokens added at its ends. No text makes a special token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from minllm.errors import UserError, first_line
+from minllm.options import Count, Natural
+from minllm.tokenizer import join_bytes
+from minllm.tokenizer.sentencepiece import SPACE
+
+FILE, METADATA = "tokenizer.json", "minllm.json"
+ENDS = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"]
+"""What the token that ends a text is called, where nothing else says it."""
+PROBE = " A  b\n\t Éé e\u0301 日本 \U0001f409 \u00a0\x00 I'LL 0123 <0x41></s><eos><s><|x|>  "
+"""A text with much that a lossy tokenizer loses."""
+
+
+class HuggingFace:
+    """A tokenizer.json.
+
+    Args:
+        saved: the folder a run kept, if the tokenizer is a run's; it comes before `folder`.
+        folder: where tokenizer.json is.
+        eot: the token that ends a text, or its number; null: what tokenizer_config.json calls eos_token.
+        vocab_size: the number of tokens, where a model has more than the tokenizer; the others stand for nothing.
+
+    Raises:
+        UserError: the file isn't there or is damaged, loses something of a text, or doesn't say how a text ends.
+    """
+
+    def __init__(
+        self,
+        saved: Path | None = None,
+        *,
+        folder: str,
+        eot: Natural | str | None = None,
+        vocab_size: Count | None = None,
+    ) -> None:
+        from tokenizers import Tokenizer
+
+        self.folder = Path(folder).expanduser() if saved is None else saved
+        self.source = read(self.folder)
+        lossless = json.dumps(without_additions(self.source))
+        try:
+            self.tokenizer = Tokenizer.from_str(lossless)
+        except Exception as error:  # the library raises nothing more exact
+            raise UserError(f"{self.folder / FILE} can't be read: {first_line(error)}.") from error
+        self.tokenizer.encode_special_tokens = True  # as any other text
+        self.tokens = {token: number for token, number in self.tokenizer.get_vocab().items()}
+        self.added = self.tokenizer.get_added_tokens_decoder()
+        self.is_bytes = not self.source["model"].get("byte_fallback")
+
+        known = max(self.tokens.values()) + 1
+        self.vocab_size: int = vocab_size or known
+        self.table = self._table(max(known, self.vocab_size))
+        if lost := [token for token, number in self.tokens.items() if self._is_lost(number)]:
+            raise UserError(
+                f"tokenizer.vocab_size={vocab_size} leaves out tokens that texts have, such as {lost[0]!r}: make it"
+                f" {known} or more."
+            )
+        self.eot: int = self._end_of_text(eot)
+        self.table[self.eot] = b""
+        self.fingerprint = hashlib.sha256(f"{lossless}{self.eot}/{self.vocab_size}".encode()).hexdigest()
+        self._refuse_losses()
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        texts = list(texts)
+        if self.is_bytes or not any(SPACE in text for text in texts):
+            found = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+            return [one.ids for one in found]
+        return [self._encode_parts(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return join_bytes(self.table, ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.table[token]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        metadata = {"eot": self.eot, "vocab_size": self.vocab_size}
+        for name, content in ((FILE, self.source), (METADATA, metadata)):
+            beside = folder / f"{name}.{os.getpid()}.tmp"
+            beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+            os.replace(beside, folder / name)
+
+    def _encode_parts(self, text: str) -> list[int]:
+        """Encode a text in which the character that stands for a space is meant: it is spelled in bytes."""
+        first, *rest = (
+            self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(SPACE)
+        )
+        spelled = [self.tokens[f"<0x{byte:02X}>"] for byte in SPACE.encode()]
+        return first + [token for ids in rest for token in (*spelled, *ids)]
+
+    def _table(self, size: int) -> list[bytes]:
+        """Return the bytes of each token; special ones and those that only fill up have none."""
+        table, bytes_of = [b""] * size, from_letters if self.is_bytes else from_pieces
+        for token, number in self.tokens.items():
+            if number not in self.added:
+                table[number] = bytes_of(token)
+            elif not self.added[number].special:
+                table[number] = token.encode() if self.is_bytes else bytes_of(token)
+        return table
+
+    def _is_lost(self, number: int) -> bool:
+        is_special = number in self.added and self.added[number].special
+        return number >= self.vocab_size and not is_special
+
+    def _end_of_text(self, eot: int | str | None) -> int:
+        if eot is None:
+            eot = self._said_end() or next((token for token in ENDS if token in self.tokens), None)
+        if eot is None:
+            raise UserError(
+                f"Nothing says which token of {self.folder / FILE} ends a text: add tokenizer.eot=<the token or its"
+                " number>."
+            )
+        if isinstance(eot, str) and eot not in self.tokens:
+            raise UserError(f"{self.folder / FILE} has no token {eot!r}: give tokenizer.eot another.")
+        number = self.tokens[eot] if isinstance(eot, str) else eot
+        if number >= self.vocab_size:
+            raise UserError(f"tokenizer.eot={eot} must be below {self.vocab_size}, the number of tokens.")
+        return number
+
+    def _said_end(self) -> int | str | None:
+        """Return the token that ends a text, as files beside tokenizer.json say."""
+        if (self.folder / METADATA).is_file():
+            return read_json(self.folder / METADATA).get("eot")
+        if not (self.folder / "tokenizer_config.json").is_file():
+            return None
+        said = read_json(self.folder / "tokenizer_config.json").get("eos_token")
+        return said.get("content") if isinstance(said, dict) else said
+
+    def _refuse_losses(self) -> None:
+        spelled = LETTERS if self.is_bytes else [f"<0x{byte:02X}>" for byte in range(256)]
+        has_all = all(letter in self.tokens for letter in spelled)
+        ids = self.encode(PROBE) if has_all else []
+        if self.decode(ids) != PROBE or self.eot in ids:
+            raise UserError(
+                f"{self.folder / FILE} doesn't keep every character of a text, and minllm counts bits for each byte of"
+                " it. A tokenizer whose tokens are bytes, or that falls back to bytes, is needed."
+            )
+
+
+def read(folder: Path) -> dict[str, Any]:
+    if not (folder / FILE).is_file():
+        raise UserError(f"There is no {FILE} in '{folder}': name its folder, tokenizer.folder=<folder>.")
+    source = read_json(folder / FILE)
+    if not isinstance(source.get("model"), dict):
+        raise UserError(f"{folder / FILE} is damaged: it describes no model.")
+    return source
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: it can't be read as JSON.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it is no section of settings.")
+    return values
+
+
+def without_additions(source: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer.json that takes a text as it is: nothing is put before or behind it, or taken away."""
+    added = [{**token, "lstrip": False, "rstrip": False} for token in source.get("added_tokens") or []]
+    return {
+        **source,
+        "normalizer": _kept(source.get("normalizer"), "normalizers"),
+        "pre_tokenizer": _kept(source.get("pre_tokenizer"), "pretokenizers"),
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+    }
+
+
+def _kept(step: dict[str, Any] | None, inner: str) -> dict[str, Any] | None:
+    """Return a step of normalising or cutting without what adds to a text; None where nothing is left."""
+    if step is None or step["type"] in ("Prepend", "NFC"):
+        return None
+    if step["type"] == "Sequence":
+        kept = [one for one in (_kept(one, inner) for one in step[inner]) if one is not None]
+        return {**step, inner: kept} if kept else None
+    quiet = {"add_prefix_space": False, "prepend_scheme": "never"}
+    return {**step, **{key: value for key, value in quiet.items() if key in step}}
+
+
+def _letters() -> dict[str, int]:
+    """Return the letters that byte-level vocabularies write for bytes, as GPT-2 began: what can be seen is itself."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + n): byte for n, byte in enumerate(unseen)}
+
+
+LETTERS = _letters()
+
+
+def from_letters(token: str) -> bytes:
+    if not all(letter in LETTERS for letter in token):  # none that a text can make
+        return token.encode()
+    return bytes(LETTERS[letter] for letter in token)
+
+
+def from_pieces(token: str) -> bytes:
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+        return bytes([int(byte[1], 16)])
+    return token.replace(SPACE, " ").encode()
