@@ -10,7 +10,7 @@ from minllm.errors import UserError
 from minllm.model.mixers.softmax import attend, attend_in_blocks
 from minllm.model.parameter import Linear, SplitLinear, initialise, linear
 from minllm.objective import cross_entropy
-from minllm.objective.causal import Causal
+from minllm.objective.causal import Causal, _one_later
 from minllm.objective.cross_entropy import head_cross_entropy
 from tests.tiny import VOCAB, tiny_model, tokens
 
@@ -198,3 +198,62 @@ def test_dropout_is_for_training_only():
 def test_softcap_bounds_the_logits():
     model, batch = tiny_model("model.softcap=0.01", randomised=True), tokens()
     assert model(batch).abs().max() <= 0.01
+
+
+@pytest.mark.parametrize("residual", ["scaled", "hyper"])
+def test_residuals_that_begin_as_the_plain_one(residual):
+    """Their learned numbers begin so that nothing is different; hyper-connections but for a hundredth."""
+    plain, other = tiny_model(), tiny_model(f"model/residual={residual}")
+    tolerance = {"scaled": 1e-6, "hyper": 0.05}[residual]
+    torch.testing.assert_close(other(tokens()), plain(tokens()), rtol=0, atol=tolerance)
+
+
+def test_rezero_begins_as_the_identity():
+    model = tiny_model("model/residual=rezero")
+    torch.testing.assert_close(model.hidden(tokens()), model.norm(F.embedding(tokens(), model.embedding)))
+
+
+def test_layerscale_and_deepnorm_weigh_the_branch_and_the_stream():
+    stream, y = torch.randn(2, 3, 32), torch.randn(2, 3, 32)
+    small = tiny_model("model/residual=layerscale", "model.residual.init=0.25").branches()[0].residual
+    torch.testing.assert_close(small.write(stream, y, None), stream + 0.25 * y)
+    deep = tiny_model("model/residual=deepnorm", "norm=post").branches()[0].residual  # four branches
+    torch.testing.assert_close(deep.write(stream, y, None), 4**0.25 * stream + y)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tokens_further_ahead_are_learnt_within_their_text_only(packed):
+    """Head i learns the token i places after the next one, where there is one; a slow count of which."""
+    batch = torch.arange(1, 13)[None].repeat(2, 1)
+    tokens_BT, targets_BT = batch[:, :-1], batch[:, 1:].clone()
+    targets_BT[0, 8:] = -100  # padding
+    segments_BT = torch.tensor([[0] * 11, [0] * 4 + [1] * 7]) if packed else None
+    later_BT = targets_BT
+    for i in (1, 2, 3):
+        later_BT = _one_later(later_BT, segments_BT)
+        for b in range(2):
+            for t in range(11):
+                inside = t + i < 11 and all(targets_BT[b, t : t + i + 1] != -100)
+                inside = inside and (not packed or segments_BT[b, t] == segments_BT[b, t + i])
+                expected = targets_BT[b, t + i].item() if inside else -100
+                assert later_BT[b, t].item() == expected
+    assert tokens_BT.shape == later_BT.shape
+
+
+def test_what_is_learnt_further_ahead_counts_in_training_only():
+    model, batch = tiny_model("objective.predict_ahead=2", randomised=True), tokens(2, 13)
+    plain = CAUSAL.loss(model, batch[:, :-1], batch[:, 1:], None)
+    ahead = Causal(predict_ahead=2, ahead_weight=0.5, z_loss=0)
+    torch.testing.assert_close(ahead.loss(model, batch[:, :-1], batch[:, 1:], None), plain)
+    found: list[torch.Tensor] = []
+    model.hidden(batch[:, :-1], ahead=found)
+    expected = plain
+    for i, x_BTD in enumerate(found, start=1):
+        logits = model.logits(x_BTD[:, : 12 - i]).flatten(0, 1)
+        expected = expected + 0.5 * F.cross_entropy(logits, batch[:, 1 + i :].flatten(), reduction="sum")
+    torch.testing.assert_close(ahead.loss(model.train(), batch[:, :-1], batch[:, 1:], None), expected)
+
+
+def test_an_mlp_may_be_left_out():
+    model = tiny_model("model/mlp=none")
+    assert [list(layer) for layer in model.layers] == [["attn"], ["attn"]]
