@@ -59,7 +59,7 @@ def test_every_command_runs(tmp_path):
             done = run_tiny(command, tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 4
-    assert len(list(tmp_path.glob("outputs/*/*/*/summary.json"))) == 9
+    assert len(list(tmp_path.glob("outputs/*/*/*/summary.json"))) == 9 + 4
 
 
 def write_idea(folder: Path) -> None:
