@@ -41,28 +41,31 @@ class Branch(nn.Module):
     ):
         super().__init__()
         self.words = nn.ModuleDict(words)
-        self.is_shared = norms.shared or len(words) == 1
-        self.before = (
-            norms.make(dim, norms.before)
-            if self.is_shared
-            else nn.ModuleDict({word: norms.make(dim, norms.before) for word in words})
-        )
-        self.after = norms.make(dim, norms.after)
+        self.each_has_norm = norms.before and not norms.shared and len(words) > 1
+        if self.each_has_norm:
+            self.before = nn.ModuleDict({word: norms.make(dim) for word in words})
+        else:
+            self.before = norms.make(dim) if norms.before else None
+        self.after = norms.make(dim) if norms.after else None
         self.residual = residual(dim, layer)
-        self.norm = norms.make(dim, norms.residual)
+        self.norm = norms.make(dim) if norms.residual else None
         self.dropout = dropout
 
     def forward(self, stream: Tensor, ctx: Context, states: Mapping[str, State] = {}) -> Tensor:
-        read_BTD = self.residual.read(stream, ctx)
-        x_BTD = self.before(read_BTD) if self.is_shared else None
+        x_BTD = self.residual.read(stream, ctx)
+        if self.before is not None and not self.each_has_norm:
+            x_BTD = self.before(x_BTD)
         outputs = []
         for word, module in self.words.items():
-            own_BTD = x_BTD if self.is_shared else self.before[word](read_BTD)
-            outputs.append(module(own_BTD, ctx, *([states[word]] if word in states else [])))
-        y_BTD = self.after(functools.reduce(torch.add, outputs))
+            own_BTD = self.before[word](x_BTD) if self.each_has_norm else x_BTD
+            outputs.append(module(own_BTD, ctx, states[word]) if word in states else module(own_BTD, ctx))
+        y_BTD = functools.reduce(torch.add, outputs)
+        if self.after is not None:
+            y_BTD = self.after(y_BTD)
         if self.dropout:
             y_BTD = F.dropout(y_BTD, self.dropout, self.training)
-        return self.norm(self.residual.write(stream, y_BTD, ctx))
+        stream = self.residual.write(stream, y_BTD, ctx)
+        return stream if self.norm is None else self.norm(stream)
 
     def init_states(
         self, batch: int, max_len: int, device: torch.device, dtype: torch.dtype

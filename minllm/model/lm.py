@@ -85,7 +85,7 @@ class LM(nn.Module):
         # what is embedded has the same size at the start whether or not it is scaled
         draw = normal(0.02 / self.embedding_scale)
         self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")
-        self.embedding_norm = norms.make(dim, norms.embedding)
+        self.embedding_norm = norms.make(dim) if norms.embedding else None
         self.position = pos(dim)
 
         written = _written(first, layout, n_layers)
@@ -104,7 +104,7 @@ class LM(nn.Module):
             raise UserError("No branch is left in model.layout: choose another model/mlp than none.")
         self.position.check(self)
 
-        self.norm = norms.make(dim, norms.final)
+        self.norm = norms.make(dim) if norms.final else None
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
 
@@ -177,7 +177,8 @@ class LM(nn.Module):
         return stream
 
     def _finish(self, stream: Tensor) -> Tensor:
-        return self.norm(self._ends.finish(stream))
+        x_BTD = self._ends.finish(stream)
+        return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the head's logits (…, V) of what `hidden` returns (…, D)."""
@@ -188,7 +189,9 @@ class LM(nn.Module):
         x_BTD = F.embedding(tokens_BT, self.embedding)
         if self.embedding_scale != 1.0:
             x_BTD = x_BTD * self.embedding_scale
-        x_BTD = self.embedding_norm(self.position.embed(x_BTD, ctx))
+        x_BTD = self.position.embed(x_BTD, ctx)
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
         return F.dropout(x_BTD, self.dropout, self.training) if self.dropout else x_BTD
 
     @property

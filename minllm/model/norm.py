@@ -39,10 +39,8 @@ class Norms:
     bias: bool
     eps: Positive
 
-    def make(self, dim: int, wanted: bool = True) -> nn.Module:
-        """Return a norm over `dim` channels, or the identity where none is `wanted`."""
-        if not wanted:
-            return nn.Identity()
+    def make(self, dim: int) -> Norm:
+        """Return a norm over `dim` channels."""
         kinds = {
             "rms": RMSNorm,
             "rms_1p": RMSNorm1p,

@@ -71,8 +71,8 @@ def parameters_by_group(model: LM) -> dict[str, int]:
     }
 
 
-def size(modules: Iterable[nn.Module]) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
+def size(modules: Iterable[nn.Module | None]) -> int:
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
 
 
 def table(columns: list[Column]) -> list[str]:
