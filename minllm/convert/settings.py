@@ -119,8 +119,13 @@ def overrides(values: Mapping[str, Any]) -> list[str]:
     return [override(key, value) for key, value in values.items()]
 
 
-def llama_like(config: Settings, *, tied: bool = False) -> list[str]:
-    """Return the sizes of Llama and of all that name them as it does; `tied` is what silence means."""
+def llama_like(config: Settings, *, tied: bool = False, mlp: str = "model.mlp") -> list[str]:
+    """Return the sizes of Llama and of all that name them as it does.
+
+    Args:
+        tied: what silence about the head means.
+        mlp: where the MLP is that the intermediate size is meant for.
+    """
     hidden, heads = config.take("hidden_size"), config.take("num_attention_heads")
     return overrides(
         {
@@ -131,7 +136,7 @@ def llama_like(config: Settings, *, tied: bool = False) -> list[str]:
             "model.attn.n_kv_heads": config.take("num_key_value_heads", default=None) or heads,
             "model.attn.head_dim": config.take("head_dim", default=None) or hidden // heads,
             "model.attn.dropout": config.take("attention_dropout", default=0.0),
-            "model.mlp.hidden": config.take("intermediate_size"),
+            f"{mlp}.hidden": config.take("intermediate_size"),
             "norm.eps": config.take("rms_norm_eps"),
             "data.seq_len": config.take("max_position_embeddings"),
         }

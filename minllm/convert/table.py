@@ -2,9 +2,10 @@
 
     "layers.{i}.attn.words.attn.qkv.*": "layers.{i}.self_attn.[q k v]_proj.*"
 
-Left is ours, right is theirs: `{i}` is a layer's number, `{attn}` the word that the layer has for its attention (attn
-or local), `*` is weight or bias, and `[q k v]` stands for several of theirs, one on top of the other. Where a weight is
-laid out otherwise, a function around their name says how.
+Left is ours, right is theirs: `{i}` is a layer's number, `{attn}` the word
+that the layer has for its attention (attn or local), `{e}` an expert's number, `*` is weight or bias, and `[q k v]`
+stands for several of theirs, one on top of the other. An expert without a number in their name is one of a stack. Where
+a weight is laid out otherwise, a function around their name says how.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ def per_head(theirs: str) -> Row:
     return Row(theirs, lambda parts, owner: _regrouped(parts[0], owner.head_dim))
 
 
+def interleaved(theirs: str) -> Row:
+    """x W instead of x Wᵀ, and the outputs for gate and up by turns; ours are one on top of the other."""
+    return Row(theirs, lambda parts, owner: parts[0].t().unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
+
+
 def fill(
     model: LM,
     table: Mapping[str, str | Row],
@@ -69,14 +75,16 @@ def fill(
     ]
     used: set[str] = set()
     with torch.no_grad():
-        for ours, param in model.named_parameters():
-            theirs, make = _source(ours, rows)
+        for ours, param in model.state_dict(keep_vars=True).items():  # a balancing bias is no parameter
+            theirs, make, expert = _source(ours, rows)
             if absent := [name for name in theirs if name not in names]:
                 raise UserError(
                     f"The weights lack {', '.join(absent)}, which the model needs for its {ours}. Is a file missing,"
                     " or does the configuration belong to another model?"
                 )
-            value = make([weights[names[name]] for name in theirs], _owner(model, ours))
+            parts = [weights[names[name]] for name in theirs]
+            parts = parts if expert is None else [part[expert] for part in parts]
+            value = make(parts, _owner(model, ours))
             if value.shape != param.shape:
                 raise UserError(
                     f"{theirs[0]} makes a {ours} of shape {tuple(value.shape)}, and the model's has shape"
@@ -92,16 +100,23 @@ def fill(
         )
 
 
-def _source(ours: str, rows: list[tuple[re.Pattern, Row]]) -> tuple[list[str], Callable]:
-    """Return their names for what a parameter is made of, and how it is made."""
+def _source(ours: str, rows: list[tuple[re.Pattern, Row]]) -> tuple[list[str], Callable, int | None]:
+    """Return their names for what a parameter is made of, how it is made, and the expert to take out of a stack."""
     for pattern, row in rows:
         if found := pattern.fullmatch(ours):
             groups = found.groupdict()
             name = row.theirs.replace("{i}", groups.get("i") or "").replace("*", groups.get("kind") or "")
+            expert = groups.get("e")
+            is_stacked = expert is not None and "{e}" not in name
+            name = name.replace("{e}", expert or "")
             choices = [
                 part.split() if place % 2 else [part] for place, part in enumerate(re.split(r"[\[\]]", name))
             ]
-            return ["".join(parts) for parts in product(*choices)], row.make
+            return (
+                ["".join(parts) for parts in product(*choices)],
+                row.make,
+                int(expert) if is_stacked else None,
+            )
     raise UserError(
         f"The model has a {ours}, and nothing in the weights stands for it: leave out what adds it."
     )
@@ -110,6 +125,7 @@ def _source(ours: str, rows: list[tuple[re.Pattern, Row]]) -> tuple[list[str], C
 def _pattern(ours: str) -> re.Pattern:
     """Return the expression that finds the parameters a row is for."""
     text = re.escape(ours).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<kind>weight|bias)")
+    text = text.replace(r"\{e\}", r"(?P<e>\d+)")
     # the first names the word, those that follow repeat it
     return re.compile(text.replace(r"\{attn\}", "(?P<attn>attn|local)", 1).replace(r"\{attn\}", "(?P=attn)"))
 

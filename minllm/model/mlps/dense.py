@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Linear, SplitLinear
-from minllm.options import Count, Fraction
+from minllm.options import Count, Fraction, Positive
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
 
@@ -75,8 +76,37 @@ class Gated(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         gate_BTF, up_BTF = self.gate_up(x_BTD)
-        y_BTF = self.activate(gate_BTF) * up_BTF
+        y_BTF = self.gated(gate_BTF, up_BTF)
         return self.down(F.dropout(y_BTF, self.dropout, self.training) if self.dropout else y_BTF)
+
+    def gated(self, gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
+        return self.activate(gate_BTF) * up_BTF
+
+
+class ClampedGated(Gated):
+    """(up + 1) · gate · σ(1.702 gate), with the gate at most `limit` and up within ± `limit`: gpt-oss (2508.10925).
+
+    Args:
+        hidden, bias, dropout: see `Gated`.
+        limit: how far the values before the product may go.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        layer: Layer,
+        *,
+        hidden: Count | None,
+        bias: bool,
+        dropout: Fraction,
+        limit: Positive,
+    ):
+        super().__init__(dim, layer, hidden=hidden, activation="silu", bias=bias, dropout=dropout)
+        self.limit = limit
+
+    def gated(self, gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
+        gate_BTF = gate_BTF.clamp(max=self.limit)
+        return (up_BTF.clamp(-self.limit, self.limit) + 1) * gate_BTF * torch.sigmoid(1.702 * gate_BTF)
 
 
 def activation_named(name: Activation) -> Callable[[Tensor], Tensor]:
