@@ -191,6 +191,25 @@ def test_documents_in_one_row_do_not_meet(choices):
 
 
 @every_option
+def test_it_computes_in_bf16_too(choices):
+    """Under autocast, as GPUs and newer CPUs train: near what fp32 gives, also with segments and with a state."""
+    cfg = tiny_cfg(*choices)
+    model, learn, batch = tiny_model(*choices).train(), build(cfg.objective), tokens(2, T + 1)
+    segments = torch.tensor([[0] * 9 + [1] * 10 + [PAD] * 5] * 2)
+    exact = learn.loss(model, batch[:, :-1], batch[:, 1:], segments).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = learn.loss(model, batch[:, :-1], batch[:, 1:], segments)
+    loss.backward()
+    assert loss.item() == pytest.approx(exact, rel=0.02)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    if not model.cannot_generate:
+        state = model.eval().init_state(2, T)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            model(batch[:, :9], state=state)
+            assert model(batch[:, 9:10], state=state).isfinite().all()
+
+
+@every_option
 def test_a_checkpoint_gives_the_same_logits(choices, tmp_path):
     """Saved and loaded into a model with other weights: the same logits to the bit."""
     model, other, batch = tiny_model(*choices, randomised=True), tiny_model(*choices), tokens()

@@ -47,6 +47,7 @@ class Ring(Cache):
 
     def extend(self, new: Sequence[Tensor], past: int) -> tuple[list[Tensor], int]:
         W, T, device = self.held[0].shape[2], new[0].shape[2], new[0].device
+        new = [one.to(held.dtype) for held, one in zip(self.held, new)]  # autocast computes in another one
         first = max(0, past - W + 1)  # the next query sees no earlier one
         earlier = torch.arange(first, past, device=device) % W
         in_order = [
