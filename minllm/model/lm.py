@@ -295,7 +295,7 @@ def _parse(sentence: str, known: Mapping[str, Callable]) -> dict[str, list[str]]
             if word not in known:
                 raise UserError(
                     f"model.layout says '{word}', and the model has no such branch.{suggest(word, known)}"
-                    f" If '{word}' is what you want, choose one: model/{word}=<option>."
+                    f" To say what '{word}' is: model/{word}=<option>, or +model/attn@model.{word}=<option>."
                 )
         again = phrases[:i].count(phrase)
         words = [word for word in phrase.split("+") if getattr(known[word], "func", None) is not nothing]
