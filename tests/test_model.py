@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from minllm.config import compose
 from minllm.errors import UserError
+from minllm.model.build import build_model
 from minllm.model.mixers.softmax import attend, attend_in_blocks
+from minllm.model.norm import ScaleNorm
 from minllm.model.parameter import Linear, SplitLinear, initialise, linear
 from minllm.objective import cross_entropy
 from minllm.objective.causal import Causal, _one_later
@@ -202,10 +207,10 @@ def test_softcap_bounds_the_logits():
 
 @pytest.mark.parametrize("residual", ["scaled", "hyper"])
 def test_residuals_that_begin_as_the_plain_one(residual):
-    """Their learned numbers begin so that nothing is different; hyper-connections but for a hundredth."""
-    plain, other = tiny_model(), tiny_model(f"model/residual={residual}")
-    tolerance = {"scaled": 1e-6, "hyper": 0.05}[residual]
-    torch.testing.assert_close(other(tokens()), plain(tokens()), rtol=0, atol=tolerance)
+    """Their learned numbers begin so that nothing is different, with norms and without."""
+    for norm in ("norm=pre", "norm=none"):
+        plain, other = tiny_model(norm), tiny_model(norm, f"model/residual={residual}")
+        torch.testing.assert_close(other(tokens()), plain(tokens()), rtol=0, atol=1e-5)
 
 
 def test_rezero_begins_as_the_identity():
@@ -257,3 +262,53 @@ def test_what_is_learnt_further_ahead_counts_in_training_only():
 def test_an_mlp_may_be_left_out():
     model = tiny_model("model/mlp=none")
     assert [list(layer) for layer in model.layers] == [["attn"], ["attn"]]
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        (["model.attn.sinks=true", "model.attn.weights=sigmoid"], "sigmoids share none"),
+        (
+            [
+                "model.attn.value_residual=true",
+                "model/layout=alternating",
+                "model.local.value_residual=true",
+                "model.local.n_kv_heads=1",
+            ],
+            "the same n_kv_heads",
+        ),
+        (["model.predict_ahead=1"], "must be the same"),
+        (["model/mlp=none", "model.layout=[attn,mlp]", "objective.predict_ahead=1"], "no branch"),
+        (["model.layout=[attn+]"], "with a plus between"),
+        (["model/pos=rope_yarn", "model.pos.theta=1"], "more than 1"),
+        (["model/pos=t5", "model.pos.n_heads=2"], "set model.pos.n_heads=4"),
+    ],
+    ids=str,
+)
+def test_combinations_that_would_mislead_are_refused(choices, words):
+    with pytest.raises(UserError, match=words):
+        build_model(compose([*choices, "model.dim=32"]), SimpleNamespace(vocab_size=VOCAB))
+
+
+def test_both_maps_of_a_differential_head_are_biased_alike():
+    """So an attention whose two maps have the same queries and keys sees nothing but their difference by λ."""
+    model = tiny_model("model/attn=differential", "model/pos=alibi", randomised=True, n_layers=1)
+    core, ctx_of = model.layers[0]["attn"].words["attn"].core, {}
+    core.register_forward_pre_hook(lambda module, args: ctx_of.update(q=args[0], k=args[1], ctx=args[3]))
+    model(tokens())
+    q, k, ctx = ctx_of["q"], ctx_of["k"], ctx_of["ctx"]
+    one = core(
+        torch.cat([q[:, :4], q[:, :4]], 1),
+        torch.cat([k[:, :2], k[:, :2]], 1),
+        torch.randn(2, 2, 24, 16).repeat(1, 2, 1, 1),
+        ctx,
+        model.position,
+    )
+    assert torch.equal(one[:, :4], one[:, 4:])
+
+
+def test_a_norm_of_length_adds_its_bias_as_it_is():
+    norm = ScaleNorm(64, affine=False, bias=True)
+    with torch.no_grad():
+        norm.bias.fill_(1)
+    assert torch.allclose(norm(torch.zeros(3, 64)), torch.ones(3, 64))

@@ -51,4 +51,10 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
             "model.layout has cross-attention, which reads a memory beside the tokens, and this objective gives none:"
             " choose another objective, or another model/layout or model/attn."
         )
+    learnt, made = part(cfg.objective).keywords.get("predict_ahead", 0), cfg.model.predict_ahead
+    if learnt != made:
+        raise UserError(
+            f"model.predict_ahead={made} and objective.predict_ahead={learnt} must be the same: set the objective's,"
+            " which the model's follows by itself."
+        )
     return model.eval()

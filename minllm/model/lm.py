@@ -51,7 +51,7 @@ class LM(nn.Module):
         scale_embedding: multiply embeddings by √dim, as the original transformer and Gemma do.
         softcap: bound the logits softly, c·tanh(logits / c), or null.
         predict_ahead: how many tokens after the next one an objective may ask for. Each has a layer of its own on top
-            of the stack, one more of the layout's last sentence, and they share the head (2404.19737).
+            of the stack, with the last layer's sentence, and they share the head (2404.19737).
         dropout: share of the embedding's and of each branch's output that is dropped in training.
 
     Raises:
@@ -90,6 +90,10 @@ class LM(nn.Module):
 
         written = _written(first, layout, n_layers)
         sentences = [_parse(sentence, branches) for sentence in written + predict_ahead * written[-1:]]
+        if predict_ahead and not sentences[-1]:
+            raise UserError(
+                "The last layer has no branch, so nothing can predict further ahead: see model.layout."
+            )
         total = loops * sum(len(sentence) for sentence in sentences[:n_layers])
 
         self.layers, self.ahead = nn.ModuleList(), nn.ModuleList()
@@ -102,7 +106,9 @@ class LM(nn.Module):
             (self.layers if i < n_layers else self.ahead).append(made)
         if not self.branches():
             raise UserError("No branch is left in model.layout: choose another model/mlp than none.")
-        self.position.check(self)
+        for module in self.modules():
+            if isinstance(module, Position):
+                module.check(self)
 
         self.norm = norms.make(dim) if norms.final else None
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
@@ -292,12 +298,22 @@ def _parse(sentence: str, known: Mapping[str, Callable]) -> dict[str, list[str]]
     parsed: dict[str, list[str]] = {}
     for i, phrase in enumerate(phrases):
         for word in phrase.split("+"):
+            if not word.isidentifier():
+                raise UserError(
+                    f"model.layout says '{phrase}': write words, with a plus between those that stand side by side,"
+                    " such as attn+mlp."
+                )
             if word not in known:
                 raise UserError(
                     f"model.layout says '{word}', and the model has no such branch.{suggest(word, known)}"
                     f" To say what '{word}' is: model/{word}=<option>, or +model/attn@model.{word}=<option>."
                 )
         again = phrases[:i].count(phrase)
+        if len(set(phrase.split("+"))) < len(phrase.split("+")):
+            raise UserError(
+                f"model.layout says '{phrase}', and a word can't stand beside itself: one that does the same by another"
+                " name can, such as +model/mlp@model.mlp2=swiglu."
+            )
         words = [word for word in phrase.split("+") if getattr(known[word], "func", None) is not nothing]
         if words:
             parsed[f"{phrase}_{again + 1}" if again else phrase] = words

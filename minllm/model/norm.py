@@ -109,8 +109,8 @@ class ScaleNorm(Norm):
         return parameter(1, kind="vector", draw=constant(dim**0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.affine(F.normalize(x, dim=-1, eps=self.eps))
-        return y if self.weight is not None else y * self.dim**0.5
+        y = F.normalize(x, dim=-1, eps=self.eps)
+        return self.affine(y if self.weight is not None else y * self.dim**0.5)
 
 
 class DynamicTanh(Norm):

@@ -29,6 +29,12 @@ class Position(nn.Module):
     def check(self, model: nn.Module) -> None:
         """Raise `UserError` if these positions can do nothing in the model that has them."""
 
+    def readers(self, model: nn.Module) -> list[nn.Module]:
+        """Return the attentions that have these positions: their own, or the model's where they have none."""
+        own = None if model.position is self else self
+        attentions = [module for module in model.modules() if hasattr(module, "rotated_dim")]
+        return [one for one in attentions if getattr(one, "position", None) is own]
+
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         return x_BTD
 
@@ -64,7 +70,7 @@ class Sinusoidal(Position):
     """Fixed sines and cosines of D/2 wavelengths, added to the embedding (1706.03762).
 
     Args:
-        theta: the longest wavelength is 2π times this.
+        theta: the longest wavelength is just under 2π times this.
         amplitude: of the waves; embedded tokens begin at a size of 0.02.
     """
 
@@ -110,32 +116,21 @@ class T5(Position):
         self.weight_UH = parameter(n_buckets, n_heads, kind="vector", draw=normal(0.02))
 
     def check(self, model: nn.Module) -> None:
-        from minllm.model.mixers.core import Core
-
-        cores = [module for module in model.modules() if isinstance(module, Core)]
-        for core in cores:
-            self._repeats(core.n_heads)
-        if not cores:
+        readers = self.readers(model)
+        for reader in readers:
+            if reader.core.n_heads != self.n_heads:
+                raise UserError(
+                    f"model.pos has scores for {self.n_heads} heads, and an attention has {reader.core.n_heads}: set"
+                    f" model.pos.n_heads={reader.core.n_heads}, or make all attentions alike."
+                )
+        if not readers:
             raise UserError(
                 "model/pos=t5 learns scores for attention, and no branch of model.layout is an attention to its own"
                 " past: choose another model/pos, such as none."
             )
 
     def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
-        bias_BHTS, repeats = (
-            ctx.once((id(self), first), lambda: self._bias(ctx, first)),
-            self._repeats(n_heads),
-        )
-        return bias_BHTS if repeats == 1 else bias_BHTS.repeat(1, repeats, 1, 1)
-
-    def _repeats(self, n_heads: int) -> int:
-        """Return how many maps of an attention share a head's scores: two in differential attention."""
-        if n_heads % self.n_heads:
-            raise UserError(
-                f"model.pos has scores for {self.n_heads} heads, and an attention has {n_heads}: set"
-                f" model.pos.n_heads={n_heads}, or make all attentions alike."
-            )
-        return n_heads // self.n_heads
+        return ctx.once((id(self), first), lambda: self._bias(ctx, first))
 
     def _bias(self, ctx: Context, first: int) -> Tensor:
         distance_BTS, exact = _distances(ctx, first).clamp(min=0), self.n_buckets // 2

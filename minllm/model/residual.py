@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from minllm.errors import UserError
 from minllm.model.context import Context, Layer
-from minllm.model.parameter import Draw, constant, normal, parameter
+from minllm.model.parameter import Draw, constant, parameter
 from minllm.options import Count, Positive
 
 
@@ -76,7 +76,8 @@ class ReZero(Plain):
 class DeepNorm(Plain):
     """α x + f(x) with α = (2N)^¼ for 2N branches, under a norm on the stream (2203.00555).
 
-    The paper draws what writes the stream at (8N)^-½; this model's (2N)^-½, for all residuals, is twice that.
+    The paper scales two matrices of each branch by (8N)^-¼, together (8N)^-½; here, for all residuals, the matrix that
+    writes the stream is scaled by (2N)^-½, twice that.
     """
 
     def __init__(self, dim: int, layer: Layer):
@@ -100,7 +101,8 @@ class Hyper(Plain):
                            └── lanes mix (L × L) ──┴─ + b_l y ──► stream
 
     Each weight is a learned number plus 0.01 tanh of the normed lane's product with a learned vector. At the start
-    lane l is read by every L-th branch, all lanes are written, and nothing else mixes: the plain residual.
+    the vectors are zero, lane l is read by every L-th layer, all lanes are written, and nothing else mixes: the plain
+    residual. At the end the lanes are averaged; the paper adds them, and a final norm makes that the same.
     """
 
     def __init__(self, dim: int, layer: Layer, *, lanes: Count):
@@ -111,25 +113,34 @@ class Hyper(Plain):
         self.mixes_LL = parameter(L, L, kind="vector", draw=_identity)
         self.writes_L = parameter(L, kind="vector", draw=constant(1))
         # of each lane: how it is read, how it mixes into the L others, how it is written
-        self.dynamic_DM = parameter(dim, L + 2, kind="matrix", draw=normal(dim**-0.5), stream="reads")
+        self.dynamic_DM = parameter(dim, L + 2, kind="matrix", draw=constant(0), stream="reads")
 
     def start(self, x_BTD: Tensor) -> Tensor:
         return x_BTD[..., None, :].expand(*x_BTD.shape[:-1], self.lanes, -1)
 
     def read(self, stream: Tensor, ctx: Context) -> Tensor:
         reads_BTL = self.reads_L + self._dynamic(stream, self.dynamic_DM[:, :1])[..., 0]
-        return (reads_BTL[..., None, :] @ stream)[..., 0, :]
+        return _mixed(reads_BTL[..., None, :], stream)[..., 0, :]
 
     def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:
         mixes_BTLL, writes_BTL1 = self._dynamic(stream, self.dynamic_DM[:, 1:]).split([self.lanes, 1], dim=-1)
-        mixed_BTLD = (self.mixes_LL + mixes_BTLL).mT @ stream
+        mixed_BTLD = _mixed((self.mixes_LL + mixes_BTLL).mT, stream)
         return mixed_BTLD + (self.writes_L[:, None] + writes_BTL1) * y_BTD[..., None, :]
 
     def finish(self, stream: Tensor) -> Tensor:
-        return stream.sum(dim=-2)
+        return stream.mean(dim=-2)
 
     def _dynamic(self, stream: Tensor, weight_DM: Tensor) -> Tensor:
         return 0.01 * torch.tanh(self.norm(stream) @ weight_DM)
+
+
+def _mixed(weights: Tensor, stream: Tensor) -> Tensor:
+    """Return the product in fp32, also under autocast: the stream passes through it at every branch."""
+    device = stream.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return weights @ stream
+    with torch.autocast(device, enabled=False):
+        return weights.float() @ stream.float()
 
 
 def _one_hot(place: int) -> Draw:

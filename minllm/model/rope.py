@@ -32,9 +32,8 @@ class Rope(Position):
         """What tells these turns from others': attentions with equal ropes share them."""
 
     def check(self, model: nn.Module) -> None:
-        for module in model.modules():
-            if hasattr(module, "rotated_dim") and getattr(module, "position", None) in (None, self):
-                self._turning(module.rotated_dim)
+        for reader in self.readers(model):
+            self._turning(reader.rotated_dim)
 
     def rates(self, R: int, device: torch.device) -> Tensor:
         """Return the angle of each pair from one place to the next, in radians, (R/2,)."""
@@ -42,7 +41,8 @@ class Rope(Position):
 
     def rotate(self, x_BHTK: Tensor, ctx: Context) -> Tensor:
         K = x_BHTK.shape[-1]
-        cos_B1TR, sin_B1TR = ctx.once((self.key, K), lambda: self._turns(ctx.positions_BT, K, x_BHTK.dtype))
+        key = (self.key, K, x_BHTK.dtype)
+        cos_B1TR, sin_B1TR = ctx.once(key, lambda: self._turns(ctx.positions_BT, K, x_BHTK.dtype))
         R = cos_B1TR.shape[-1]
         x_BHTR, still = (x_BHTK, None) if R == K else x_BHTK.split([R, K - R], dim=-1)
         if self.interleaved:
@@ -156,6 +156,10 @@ class Yarn(Linear):
         magnitude: Positive | None,
     ):
         super().__init__(dim, theta=theta, fraction=fraction, interleaved=interleaved, factor=factor)
+        if theta <= 1:
+            raise UserError(
+                f"YaRN's ramp needs wavelengths that differ: make model.pos.theta={theta:g} more than 1."
+            )
         if slow >= fast:
             raise UserError(f"model.pos.slow={slow:g} must be less than model.pos.fast={fast:g}.")
         self.fast, self.slow, self.original_len, self.truncate = fast, slow, original_len, truncate

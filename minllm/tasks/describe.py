@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from minllm.config import build, compose, validate
+from minllm.errors import UserError, first_line
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.lm import LM
@@ -32,8 +33,15 @@ def describe(cfg: DictConfig, run_dir: Path, *, against: str | None) -> None:
     Raises:
         UserError: a configuration describes no model.
     """
-    cfgs = [cfg] if against is None else [cfg, compose(shlex.split(against))]
+    cfgs = [cfg] if against is None else [cfg, compose(words_of(against))]
     print("\n".join(table([column(one) for one in cfgs])))
+
+
+def words_of(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UserError(f"Can't read against={line}: {first_line(error)}.") from error
 
 
 def column(cfg: DictConfig) -> Column:
@@ -41,6 +49,7 @@ def column(cfg: DictConfig) -> Column:
     validate(cfg)
     model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
     figures, T = cost(model, cfg.data.seq_len), cfg.data.seq_len
+    state = figures.state_bytes_per_sequence
     choices = {name: option for name, option in cfg.choices.items() if option not in (None, "none")}
     return {
         **{name: option for name, option in choices.items() if name not in ("task", "logger")},
@@ -52,7 +61,7 @@ def column(cfg: DictConfig) -> Column:
         "  that a token meets": f"{figures.params_active:,}",
         " ": "",
         "FLOPs a token, training": f"{figures.flops_per_token:,.0f}",
-        f"state after {T:,} tokens": f"{figures.state_bytes_per_sequence:,} bytes",
+        f"state after {T:,} tokens": "can't generate" if state is None else f"{state:,} bytes",
     }
 
 

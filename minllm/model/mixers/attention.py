@@ -36,7 +36,7 @@ class Attention(nn.Module):
         scale: what products of queries and keys are multiplied by; null means 1/√K.
         softcap, sinks, weights: see `Core`.
         output_gate: multiply what each head gives by a sigmoid of the input (2505.06708).
-        value_residual: mix each layer's values with those of the first layer (2410.17897).
+        value_residual: from the second layer on, mix values with those of the first attention (2410.17897).
         qkv_bias: add a bias to queries, keys and values.
         out_bias: add a bias to the output.
         dropout: share of the attention weights that is dropped in training.
@@ -109,8 +109,14 @@ class Attention(nn.Module):
         return q_BHTK, k_BGTK, v_BGTK
 
     def _mixed_values(self, v_BGTK: Tensor, ctx: Context) -> Tensor:
-        """Mix a layer's values with those of the first layer, which are left as they are."""
-        first_BGTK = ctx.once(("first values", v_BGTK.shape), lambda: v_BGTK)
+        """Mix a layer's values with those of the first attention; those of the first layer are left as they are."""
+        first_BGTK = ctx.once("first values", lambda: v_BGTK)
+        if first_BGTK.shape != v_BGTK.shape:
+            raise UserError(
+                f"value_residual mixes {v_BGTK.shape[1]} heads of width {v_BGTK.shape[3]} with the first attention's"
+                f" {first_BGTK.shape[1]} of width {first_BGTK.shape[3]}: give all attentions the same n_kv_heads and"
+                " head_dim, or leave it out."
+            )
         if self.value_mix is None:
             return v_BGTK
         return self.value_mix[0] * v_BGTK + self.value_mix[1] * first_BGTK

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minllm.errors import UserError
 from minllm.model.context import Context
 from minllm.model.mask import Full
 from minllm.model.mixers.softmax import attend
@@ -24,6 +25,7 @@ class Core(nn.Module):
 
     Args:
         n_heads: query heads, H.
+        n_maps: how many of them make one head of attention; positions bias these alike.
         mask: which keys a query may see (`model/attn/mask`).
         scale: what products of queries and keys are multiplied by; None means 1/√K.
         softcap: bound the scores softly, c·tanh(score / c), as Gemma 2 does (2408.00118); None doesn't.
@@ -36,6 +38,7 @@ class Core(nn.Module):
         self,
         n_heads: int,
         *,
+        n_maps: int = 1,
         mask: Callable[[], Full],
         scale: Positive | None = None,
         softcap: Positive | None = None,
@@ -44,7 +47,12 @@ class Core(nn.Module):
         dropout: Fraction = 0.0,
     ):
         super().__init__()
-        self.n_heads = n_heads
+        if sinks and weights == "sigmoid":
+            raise UserError(
+                "A sink takes weight from the other keys of a softmax, and sigmoids share none: leave out sinks=true"
+                " or weights=sigmoid."
+            )
+        self.n_heads, self.n_maps = n_heads // n_maps, n_maps
         self.mask, self.scale, self.softcap, self.weights, self.dropout = (
             mask(),
             scale,
@@ -59,13 +67,15 @@ class Core(nn.Module):
         self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, ctx: Context, position: Position, first: int = 0
     ) -> Tensor:
         """Return the mixed values, (B, H, T, width of a value); the keys are those of the tokens from `first` on."""
-        H, dropout = q_BHTK.shape[1], self.dropout if self.training else 0.0
-        bias_BHTS = position.bias(H, ctx, first)
+        dropout = self.dropout if self.training else 0.0
+        bias_BHTS = position.bias(self.n_heads, ctx, first)
+        if bias_BHTS is not None and self.n_maps > 1:
+            bias_BHTS = bias_BHTS.repeat(1, self.n_maps, 1, 1)
         if not self.is_plain:
             return self._by_scores(q_BHTK, k_BGSK, v_BGSK, bias_BHTS, ctx.visible(self.mask, first, True))
         seen = ctx.visible(self.mask, first, explicit=bias_BHTS is not None)
         if bias_BHTS is not None:
-            key = ("bias", id(position), H, self.mask, first)
+            key = ("bias", id(position), q_BHTK.shape[1], self.mask, first, q_BHTK.dtype)
             seen = ctx.once(key, lambda: bias_BHTS.to(q_BHTK.dtype).masked_fill(~seen, -torch.inf))
         return attend(q_BHTK, k_BGSK, v_BGSK, seen, causal=ctx.causal, scale=self.scale, dropout=dropout)
 
