@@ -33,8 +33,7 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     initialise(model, cfg.seed)
     # two tokens show at once whether the parts fit together, before anything is read or trained
     with torch.no_grad():
-        memory_BSD = torch.zeros(1, 2, model.dim) if model.reads_memory else None
-        model(torch.zeros(1, 2, dtype=torch.int64), memory_BSD=memory_BSD)
+        model(torch.zeros(1, 2, dtype=torch.int64), memory_BSD=model.blank_memory(1, 2))
     return model
 
 
@@ -46,12 +45,13 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
     """
     with torch.device("meta"):
         model = build(cfg.model, vocab_size, build(cfg.norm))
-    if model.reads_memory and not getattr(part(cfg.objective).func, "gives_memory", False):
+    objective = part(cfg.objective)
+    if model.reads_memory and not getattr(objective.func, "gives_memory", False):
         raise UserError(
             "model.layout has cross-attention, which reads a memory beside the tokens, and this objective gives none:"
             " choose another objective, or another model/layout or model/attn."
         )
-    learnt, made = part(cfg.objective).keywords.get("predict_ahead", 0), cfg.model.predict_ahead
+    learnt, made = objective.keywords.get("predict_ahead", 0), cfg.model.predict_ahead
     if learnt != made:
         raise UserError(
             f"model.predict_ahead={made} and objective.predict_ahead={learnt} must be the same: set the objective's,"

@@ -71,8 +71,8 @@ class _TrainingPass(nn.Module):
         self.model = model
 
     def forward(self, tokens_BT: Tensor, state: ModelState | None = None) -> None:
-        shape = (*tokens_BT.shape, self.model.dim)  # a memory is taken to be as long as the tokens
-        memory_BSD = tokens_BT.new_zeros(shape, dtype=torch.float32) if self.model.reads_memory else None
+        # a memory is taken to be as long as the tokens
+        memory_BSD = self.model.blank_memory(*tokens_BT.shape, tokens_BT.device)
         ahead: list[Tensor] = []
         for x_BTD in [self.model.hidden(tokens_BT, None, state, memory_BSD=memory_BSD, ahead=ahead), *ahead]:
             self.model.logits(x_BTD)

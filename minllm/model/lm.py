@@ -14,6 +14,7 @@ the configuration (`model.attn`, `model.mlp`, …); nothing else here knows what
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -169,21 +170,18 @@ class LM(nn.Module):
         )
         ctx.x0_BTD = x_BTD = self._embed(tokens_BT, ctx)
 
-        stream = self._ends.start(x_BTD)
-        branches = self.branches() * self.loops
-        for branch, states in zip(branches, state.branches if state else itertools.repeat({})):
+        branches = self.branches()
+        ends = branches[0].residual  # stands for all where the stream begins and ends
+        stream = ends.start(x_BTD)
+        for branch, states in zip(branches * self.loops, state.branches if state else itertools.repeat({})):
             stream = branch(stream, ctx, states)
         if ahead is not None:
-            ahead += [self._finish(self._run(layer, stream, ctx)) for layer in self.ahead]
-        return self._finish(stream)
+            for layer in self.ahead:
+                further = functools.reduce(lambda one, branch: branch(one, ctx), layer.values(), stream)
+                ahead.append(self._normed(ends.finish(further)))
+        return self._normed(ends.finish(stream))
 
-    def _run(self, layer: nn.ModuleDict, stream: Tensor, ctx: Context) -> Tensor:
-        for branch in layer.values():
-            stream = branch(stream, ctx)
-        return stream
-
-    def _finish(self, stream: Tensor) -> Tensor:
-        x_BTD = self._ends.finish(stream)
+    def _normed(self, x_BTD: Tensor) -> Tensor:
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -205,15 +203,16 @@ class LM(nn.Module):
         return self.embedding if self.head is None else self.head.weight
 
     @property
-    def _ends(self) -> Plain:
-        """What begins and ends the stream: the first branch's residual stands for all."""
-        return self.branches()[0].residual
-
-    @property
     def reads_memory(self) -> bool:
         """Whether some branch reads what comes beside the tokens."""
         words = (word for branch in self.branches() for word in branch.words.values())
         return any(getattr(word, "reads_memory", False) for word in words)
+
+    def blank_memory(
+        self, batch: int, length: int, device: str | torch.device | None = None
+    ) -> Tensor | None:
+        """Return a memory of zeros, (B, S, D), to see what the model does with one; None if it reads none."""
+        return torch.zeros(batch, length, self.dim, device=device) if self.reads_memory else None
 
     def branches(self) -> list[Branch]:
         """Return all branches in the order in which they write the stream; each is run `loops` times."""
@@ -297,24 +296,30 @@ def _parse(sentence: str, known: Mapping[str, Callable]) -> dict[str, list[str]]
         raise UserError("model.layout has an empty sentence: write for example 'model.layout=[attn mlp]'.")
     parsed: dict[str, list[str]] = {}
     for i, phrase in enumerate(phrases):
-        for word in phrase.split("+"):
-            if not word.isidentifier():
-                raise UserError(
-                    f"model.layout says '{phrase}': write words, with a plus between those that stand side by side,"
-                    " such as attn+mlp."
-                )
-            if word not in known:
-                raise UserError(
-                    f"model.layout says '{word}', and the model has no such branch.{suggest(word, known)}"
-                    f" To say what '{word}' is: model/{word}=<option>, or +model/attn@model.{word}=<option>."
-                )
         again = phrases[:i].count(phrase)
-        if len(set(phrase.split("+"))) < len(phrase.split("+")):
-            raise UserError(
-                f"model.layout says '{phrase}', and a word can't stand beside itself: one that does the same by another"
-                " name can, such as +model/mlp@model.mlp2=swiglu."
-            )
-        words = [word for word in phrase.split("+") if getattr(known[word], "func", None) is not nothing]
+        words = [word for word in _words(phrase, known) if getattr(known[word], "func", None) is not nothing]
         if words:
             parsed[f"{phrase}_{again + 1}" if again else phrase] = words
     return parsed
+
+
+def _words(phrase: str, known: Mapping[str, Callable]) -> list[str]:
+    """Return the words that stand side by side in a phrase."""
+    words = phrase.split("+")
+    for word in words:
+        if not word.isidentifier():
+            raise UserError(
+                f"model.layout says '{phrase}': write words, with a plus between those that stand side by side,"
+                " such as attn+mlp."
+            )
+        if word not in known:
+            raise UserError(
+                f"model.layout says '{word}', and the model has no such branch.{suggest(word, known)}"
+                f" To say what '{word}' is: model/{word}=<option>, or +model/attn@model.{word}=<option>."
+            )
+    if len(set(words)) < len(words):
+        raise UserError(
+            f"model.layout says '{phrase}', and a word can't stand beside itself: one that does the same by another"
+            " name can, such as +model/mlp@model.mlp2=swiglu."
+        )
+    return words

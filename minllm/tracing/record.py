@@ -41,7 +41,7 @@ def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bo
     with torch.device("meta"):
         tokens_BT = torch.zeros(batch, 1 if decode else time, dtype=torch.int64)
         segments_BT = torch.zeros_like(tokens_BT) if packed else None
-        memory_BSD = torch.zeros(batch, time, model.dim) if model.reads_memory else None
+        memory_BSD = model.blank_memory(batch, time)
         state = model.init_state(batch, time) if decode else None
         if state is not None:
             state.past = time - 1

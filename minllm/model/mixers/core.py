@@ -53,13 +53,8 @@ class Core(nn.Module):
                 " or weights=sigmoid."
             )
         self.n_heads, self.n_maps = n_heads // n_maps, n_maps
-        self.mask, self.scale, self.softcap, self.weights, self.dropout = (
-            mask(),
-            scale,
-            softcap,
-            weights,
-            dropout,
-        )
+        self.mask, self.weights, self.dropout = mask(), weights, dropout
+        self.scale, self.softcap = scale, softcap
         self.sinks_H = parameter(n_heads, kind="vector", draw=constant(0)) if sinks else None
         self.is_plain = softcap is None and not sinks and weights == "softmax"
 
