@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from minllm.errors import UserError
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Draw, constant, parameter
+from minllm.model.precision import in_fp32
 from minllm.options import Count, Positive
 
 
@@ -120,11 +121,12 @@ class Hyper(Plain):
 
     def read(self, stream: Tensor, ctx: Context) -> Tensor:
         reads_BTL = self.reads_L + self._dynamic(stream, self.dynamic_DM[:, :1])[..., 0]
-        return _mixed(reads_BTL[..., None, :], stream)[..., 0, :]
+        # in fp32, as all products with the stream here: it passes through one at every branch
+        return in_fp32(torch.matmul, reads_BTL[..., None, :], stream)[..., 0, :]
 
     def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:
         mixes_BTLL, writes_BTL1 = self._dynamic(stream, self.dynamic_DM[:, 1:]).split([self.lanes, 1], dim=-1)
-        mixed_BTLD = _mixed((self.mixes_LL + mixes_BTLL).mT, stream)
+        mixed_BTLD = in_fp32(torch.matmul, (self.mixes_LL + mixes_BTLL).mT, stream)
         return mixed_BTLD + (self.writes_L[:, None] + writes_BTL1) * y_BTD[..., None, :]
 
     def finish(self, stream: Tensor) -> Tensor:
@@ -132,15 +134,6 @@ class Hyper(Plain):
 
     def _dynamic(self, stream: Tensor, weight_DM: Tensor) -> Tensor:
         return 0.01 * torch.tanh(self.norm(stream) @ weight_DM)
-
-
-def _mixed(weights: Tensor, stream: Tensor) -> Tensor:
-    """Return the product in fp32, also under autocast: the stream passes through it at every branch."""
-    device = stream.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return weights @ stream
-    with torch.autocast(device, enabled=False):
-        return weights.float() @ stream.float()
 
 
 def _one_hot(place: int) -> Draw:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from minllm.errors import UserError
 from minllm.model.context import PAD, Context
 from minllm.model.parameter import Linear
+from minllm.model.precision import in_fp32
 from minllm.options import Count, NonNegative, Positive
 
 
@@ -29,13 +30,6 @@ class Router(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
-
-    def logits(self, x_BTD: Tensor) -> Tensor:
-        device = x_BTD.device.type
-        if device == "meta" or not torch.is_autocast_enabled(device):
-            return self.score(x_BTD)
-        with torch.autocast(device, enabled=False):
-            return self.score(x_BTD.float())
 
     def before_step(self) -> None:
         self.load_E.zero_(), self.entropy.zero_(), self.tokens.zero_()
@@ -83,7 +77,7 @@ class Softmax(Router):
         self.renormalise, self.balance, self.z_loss = renormalise, balance, z_loss
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        logits_BTE = self.logits(x_BTD)
+        logits_BTE = in_fp32(self.score, x_BTD)
         probs_BTE = logits_BTE.softmax(-1)
         chosen_BTE = largest(probs_BTE, self.top_k)
         if self.training:
@@ -149,7 +143,7 @@ class Sigmoid(Router):
         self.register_buffer("bias_E", torch.zeros(n_experts))
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        scores_BTE = self.logits(x_BTD).sigmoid()
+        scores_BTE = in_fp32(self.score, x_BTD).sigmoid()
         chosen_BTE = largest(self.within_groups(scores_BTE.detach() + self.bias_E), self.top_k)
         if self.training:
             self.count(scores_BTE / scores_BTE.sum(-1, keepdim=True), chosen_BTE, ctx)
@@ -191,7 +185,7 @@ class ExpertChoice(Router):
         super().__init__(dim, n_experts, top_k, bias)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        probs_BTE = self.logits(x_BTD).softmax(-1)
+        probs_BTE = in_fp32(self.score, x_BTD).softmax(-1)
         chosen_BTE = self.choose(probs_BTE.detach(), ctx)
         if self.training:
             self.count(probs_BTE, chosen_BTE, ctx)
