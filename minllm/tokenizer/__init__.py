@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -42,3 +43,12 @@ class Tokenizer(Protocol):
 def join_bytes(table: Sequence[bytes], ids: Iterable[int]) -> str:
     """Return the text of tokens whose bytes are in `table`."""
     return b"".join([table[token] for token in ids]).decode("utf-8", errors="replace")
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a folder by name, each beside its place and then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        beside = folder / f"{name}.{os.getpid()}.tmp"
+        beside.write_bytes(content)
+        os.replace(beside, folder / name)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from minllm.errors import UserError, first_line
 from minllm.options import Count, Natural
-from minllm.tokenizer import join_bytes
+from minllm.tokenizer import join_bytes, write_files
 from minllm.tokenizer.sentencepiece import SPACE
 
 FILE, METADATA = "tokenizer.json", "minllm.json"
@@ -60,7 +59,7 @@ class HuggingFace:
         except Exception as error:  # the library raises nothing more exact
             raise UserError(f"{self.folder / FILE} can't be read: {first_line(error)}.") from error
         self.tokenizer.encode_special_tokens = True  # as any other text
-        self.tokens = {token: number for token, number in self.tokenizer.get_vocab().items()}
+        self.tokens: dict[str, int] = self.tokenizer.get_vocab()
         self.added = self.tokenizer.get_added_tokens_decoder()
         self.is_bytes = not self.source["model"].get("byte_fallback")
 
@@ -94,12 +93,11 @@ class HuggingFace:
         return self.table[token]
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         metadata = {"eot": self.eot, "vocab_size": self.vocab_size}
-        for name, content in ((FILE, self.source), (METADATA, metadata)):
-            beside = folder / f"{name}.{os.getpid()}.tmp"
-            beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-            os.replace(beside, folder / name)
+        contents = {FILE: self.source, METADATA: metadata}
+        write_files(
+            folder, {name: json.dumps(one, ensure_ascii=False).encode() for name, one in contents.items()}
+        )
 
     def _encode_parts(self, text: str) -> list[int]:
         """Encode a text in which the character that stands for a space is meant: it is spelled in bytes."""

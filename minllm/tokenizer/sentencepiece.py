@@ -14,14 +14,13 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from minllm.errors import UserError
-from minllm.tokenizer import join_bytes
+from minllm.tokenizer import join_bytes, write_files
 
 MODEL, METADATA = "tokenizer.model", "metadata.json"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -123,13 +122,9 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def write_folder(folder: Path, metadata: dict[str, Any], model: bytes) -> None:
-    """Write a tokenizer's two files, each beside its place and then renamed."""
+    """Write a tokenizer's two files."""
     text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in ((MODEL, model), (METADATA, text.encode())):
-            beside = folder / f"{name}.{os.getpid()}.tmp"
-            beside.write_bytes(content)
-            os.replace(beside, folder / name)
+        write_files(folder, {MODEL: model, METADATA: text.encode()})
     except OSError as error:
         raise UserError(f"The tokenizer can't be written in '{folder}': {error.strerror}.") from error
