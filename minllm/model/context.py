@@ -73,6 +73,20 @@ class Context:
             self._once[key] = make()
         return self._once[key]
 
+    def begins(self) -> Tensor | None:
+        """Return which tokens begin a segment, bool (B, T); None where there is one segment, which began at place 0."""
+        return None if self.segments_BT is None else self.once("begins", lambda: self.positions_BT == 0)
+
+    def starts(self) -> Tensor | None:
+        """Return the place in this pass where each token's segment begins, (B, T); below 0 is an earlier pass.
+
+        None where there is one segment.
+        """
+        if self.segments_BT is None:
+            return None
+        places_T = torch.arange(self.positions_BT.shape[1], device=self.positions_BT.device)
+        return self.once("starts", lambda: places_T - self.positions_BT)
+
     def visible(self, mask: Full, first: int = 0, explicit: bool = False) -> Tensor | None:
         """Return which of the keys from `first` on each query may see, bool (B or 1, 1, T, S).
 

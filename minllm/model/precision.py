@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Computed = TypeVar("Computed")
 
-def in_fp32(compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+
+def in_fp32(compute: Callable[..., Computed], *inputs: Tensor | None) -> Computed:
     """Return `compute(*inputs)`, in fp32 under autocast too."""
     device = inputs[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # there is no autocast of mere shapes
         return compute(*inputs)
     with torch.autocast(device, enabled=False):
-        return compute(*(one.float() for one in inputs))
+        return compute(*(None if one is None else one.float() for one in inputs))

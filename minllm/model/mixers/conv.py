@@ -5,51 +5,80 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minllm.model.context import Context, Layer
-from minllm.model.parameter import normal, parameter
+from minllm.model.parameter import Draw, Stream, constant, normal, parameter
 from minllm.options import Count
 
 
-class ShortConv(nn.Module):
-    """y_t = Σ w_i ∘ x_(t−i) over the last `width` tokens of the segment; a branch of its own, as Canon layers are.
+class CausalConv(nn.Module):
+    """y_t = Σ w_i ∘ x_(t−i) + b over the last `width` tokens of the segment, as mixers have one before their scan.
 
-    Canon layers: "Physics of Language Models, part 4.1" (2512.17351). Without any other mixer it is the null model.
+    weight_WC[0] is for the token itself.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        bias: bool = False,
+        draw: Draw | None = None,
+        stream: Stream = "within",
+    ):
+        super().__init__()
+        self.width, self.channels = width, channels
+        draw = draw or normal(width**-0.5)
+        self.weight_WC = parameter(width, channels, kind="vector", draw=draw, stream=stream)
+        self.bias = parameter(channels, kind="vector", draw=constant(0), stream=stream) if bias else None
+
+    def forward(self, x_BTC: Tensor, ctx: Context, state: Tail | None = None) -> Tensor:
+        T, W = x_BTC.shape[1], self.width
+        padded_BTC = F.pad(x_BTC, (0, 0, W - 1, 0)) if state is None else state.extend(x_BTC)
+        y_BTC = (
+            self.weight_WC[0] * x_BTC
+            if self.bias is None
+            else torch.addcmul(self.bias, self.weight_WC[0], x_BTC)
+        )
+        for i in range(1, W):
+            earlier_BTC = padded_BTC[:, W - 1 - i : W - 1 - i + T]
+            if ctx.segments_BT is not None:
+                # a token sees its own segment only: as many tokens back as its position in it
+                earlier_BTC = torch.where((ctx.positions_BT >= i)[..., None], earlier_BTC, 0)
+            y_BTC = torch.addcmul(y_BTC, self.weight_WC[i], earlier_BTC)
+        return y_BTC
+
+    def init_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Tail:
+        return Tail(torch.zeros(batch, self.width - 1, self.channels, device=device, dtype=dtype))
+
+
+class ShortConv(CausalConv):
+    """The convolution as a branch of its own: a Canon layer (2512.17351), or without any other mixer the null model.
 
     Args:
         width: how many tokens each one sees, itself included, W.
     """
 
     def __init__(self, dim: int, layer: Layer, *, width: Count):
-        super().__init__()
-        self.width = width
-        draw = normal((width * layer.branches) ** -0.5)
-        self.weight_WD = parameter(width, dim, kind="vector", draw=draw, stream="writes")
-
-    def forward(self, x_BTD: Tensor, ctx: Context, state: Tail | None = None) -> Tensor:
-        (B, T, D), W = x_BTD.shape, self.width
-        tail_BWD = x_BTD.new_zeros(B, W - 1, D) if state is None else state.tail_BWD.to(x_BTD.dtype)
-        padded_BTD = torch.cat([tail_BWD, x_BTD], dim=1)
-        if state is not None:
-            state.tail_BWD = padded_BTD[:, T:].to(state.tail_BWD.dtype, copy=True)
-        y_BTD = self.weight_WD[0] * x_BTD
-        for i in range(1, W):
-            earlier_BTD = padded_BTD[:, W - 1 - i : W - 1 - i + T]
-            # a token sees its own segment only: as many tokens back as its position in it
-            inside_BT1 = (ctx.positions_BT >= i)[..., None]
-            y_BTD = y_BTD + self.weight_WD[i] * torch.where(inside_BT1, earlier_BTD, 0)
-        return y_BTD
+        super().__init__(dim, width, draw=normal((width * layer.branches) ** -0.5), stream="writes")
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Tail:
-        return Tail(torch.zeros(batch, self.width - 1, self.weight_WD.shape[1], device=device, dtype=dtype))
+        return super().init_state(batch, device=device, dtype=dtype)
 
 
 @dataclass
 class Tail:
     """The last W − 1 inputs."""
 
-    tail_BWD: Tensor
+    tail_BWC: Tensor
+
+    def extend(self, x_BTC: Tensor) -> Tensor:
+        """Return what is remembered and the next tokens behind it; remember the last of these."""
+        extended_BTC = torch.cat([self.tail_BWC.to(x_BTC.dtype), x_BTC], dim=1)
+        self.tail_BWC = extended_BTC[:, x_BTC.shape[1] :].to(self.tail_BWC.dtype, copy=True)
+        return extended_BTC
 
     def tensors(self) -> list[Tensor]:
-        return [self.tail_BWD]
+        return [self.tail_BWC]

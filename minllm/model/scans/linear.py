@@ -1,0 +1,72 @@
+"""The linear recurrence h_t = a_t h_(t-1) + b_t, number by number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("minllm::linear_scan", mutates_args=())
+def linear_scan(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
+    """Return h_t = a_t h_(t-1) + b_t for all t, (B, T, …), as `b_BT` is.
+
+    One fused multiplication and addition a token, each over all rows and channels: on a CPU nothing is faster, since
+    every number is read and written once, and what an associative scan saves in steps it pays in passes over memory.
+    torch.compile sees a single operation.
+
+    Args:
+        a_BT: the factors, (B, T, …), real or complex; dimensions of 1 after time stand for all.
+        b_BT: what is added, (B, T, …).
+        h0_B: h before the first token, (B, …); None is 0.
+    """
+    h_BT = torch.empty_like(b_BT, memory_format=torch.contiguous_format)
+    _scan(zip(a_BT.unbind(1), b_BT.unbind(1), h_BT.unbind(1)), h0_B)
+    return h_BT
+
+
+@torch.library.custom_op("minllm::linear_scan_backward", mutates_args=())
+def linear_scan_backward(
+    dh_BT: Tensor, a_BT: Tensor, h_BT: Tensor, h0_B: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a, b and h0: the same recurrence, backwards in time."""
+    db_BT = torch.empty_like(h_BT)
+    # token t passes on what it gets by the factor of the token behind it
+    a_later = [torch.zeros_like(a_BT[:, 0]), *a_BT.conj().unbind(1)[:0:-1]]
+    _scan(zip(a_later, dh_BT.unbind(1)[::-1], db_BT.unbind(1)[::-1]), None)
+    earlier_BT = torch.empty_like(h_BT)
+    earlier_BT[:, 1:] = h_BT[:, :-1]
+    earlier_BT[:, 0] = 0 if h0_B is None else h0_B
+    da_BT = (db_BT * earlier_BT.conj()).sum_to_size(a_BT.shape)
+    return da_BT.clone() if da_BT is db_BT else da_BT, db_BT, a_BT[:, 0].conj() * db_BT[:, 0]
+
+
+def _scan(steps: Iterable[tuple[Tensor, Tensor, Tensor]], h_B: Tensor | None) -> None:
+    """Write a h + b for each step (a, b, where to)."""
+    for a_B, b_B, out_B in steps:
+        h_B = out_B.copy_(b_B) if h_B is None else torch.addcmul(b_B, a_B, h_B, out=out_B)
+
+
+@linear_scan.register_fake
+def _(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
+    return torch.empty_like(b_BT, memory_format=torch.contiguous_format)
+
+
+@linear_scan_backward.register_fake
+def _(dh_BT: Tensor, a_BT: Tensor, h_BT: Tensor, h0_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(a_BT), torch.empty_like(h_BT), torch.empty_like(h_BT[:, 0])
+
+
+def _save(ctx, inputs: tuple, output: Tensor) -> None:
+    a_BT, _, h0_B = inputs
+    ctx.save_for_backward(a_BT, output, h0_B)
+
+
+def _backward(ctx, dh_BT: Tensor) -> tuple[Tensor | None, ...]:
+    *saved, h0_B = ctx.saved_tensors
+    da_BT, db_BT, dh0_B = linear_scan_backward(dh_BT, *saved, h0_B)
+    return da_BT, db_BT, None if h0_B is None else dh0_B
+
+
+linear_scan.register_autograd(_backward, setup_context=_save)
