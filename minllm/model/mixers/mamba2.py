@@ -1,0 +1,120 @@
+"""Mamba-2: a state space model as linear attention with one decay a head (2405.21060)."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minllm.errors import UserError
+from minllm.model.context import Context, Layer
+from minllm.model.mixers.carry import Carry
+from minllm.model.mixers.conv import CausalConv
+from minllm.model.mixers.mamba import steps_between
+from minllm.model.parameter import Draw, Linear, SplitLinear, constant, parameter
+from minllm.model.precision import in_fp32
+from minllm.model.scans.decaying import decaying_by_head
+from minllm.options import Count, Positive
+
+
+class Mamba2(nn.Module):
+    """The Mamba-2 block (2405.21060). Each of its H heads remembers N × P numbers, which decay alike.
+
+        x ──┬─► linear ─► convolution ─► silu ─► scan ──┐
+            └─► linear ─► silu ─────────────────────────∘─► norm ─► linear ─► y
+
+        S_t = exp(−dt_t exp(log_A)) S_(t-1) + dt_t B_t xᵀ_t        y_t = Sᵀ_t C_t + D x_t
+
+    Args:
+        expand: how many times D the inner width F is.
+        head_dim: width of a head, P; F / P is the number of heads, H.
+        n_groups: how many B and C there are, G; H / G heads share one, and the norm is over each group by itself.
+        n_state: numbers that each channel of a head remembers, N.
+        dt_min, dt_max: between these the steps begin, evenly by their logarithm.
+        conv_width: how many tokens the convolution sees.
+        conv_bias: add a bias to the convolution.
+        bias: add a bias to the first and last products.
+        chunk: tokens that are computed at once; it changes speed and memory, not results.
+
+    Raises:
+        UserError: the inner width has no such heads, or the heads no such groups.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        layer: Layer,
+        *,
+        expand: Count,
+        head_dim: Count,
+        n_groups: Count,
+        n_state: Count,
+        dt_min: Positive,
+        dt_max: Positive,
+        conv_width: Count,
+        conv_bias: bool,
+        bias: bool,
+        chunk: Count,
+    ):
+        super().__init__()
+        width, G, N, self.head_dim, self.chunk = expand * dim, n_groups, n_state, head_dim, chunk
+        if width % head_dim:
+            raise UserError(
+                f"An inner width of {width} (expand x dim) has no heads of head_dim={head_dim}: make it a divisor."
+            )
+        H = width // head_dim
+        if H % G:
+            raise UserError(f"{H} heads can't share n_groups={G} evenly: make n_groups a divisor of {H}.")
+        self.n_groups, self.sizes = G, [width, G * N, G * N]
+        self.gate_x_dt = SplitLinear(dim, [width, sum(self.sizes), H], stream="reads", bias=bias)
+        self.conv = CausalConv(sum(self.sizes), conv_width, bias=conv_bias)
+        self.dt_bias_H = parameter(H, kind="vector", draw=steps_between(dt_min, dt_max))
+        self.log_A_H = parameter(H, kind="vector", draw=log_between(1, 16))
+        self.skip_H = parameter(H, kind="vector", draw=constant(1))
+        self.gain_F = parameter(width, kind="vector", draw=constant(1))
+        self.eps = layer.norms.eps
+        self.out = Linear(width, dim, stream="writes", bias=bias, gain=layer.branches**-0.5)
+
+    def forward(self, x_BTD: Tensor, ctx: Context, state: Carry | None = None) -> Tensor:
+        gate_BTF, x_B_C, dt_BTH = self.gate_x_dt(x_BTD)
+        x_B_C = F.silu(self.conv(x_B_C, ctx, None if state is None else state.tail))
+        x_BTF, B_BTM, C_BTM = x_B_C.split(self.sizes, dim=-1)
+        x_BTHP = x_BTF.unflatten(-1, (-1, self.head_dim))
+        B_BTGN, C_BTGN = (x.unflatten(-1, (self.n_groups, -1)) for x in (B_BTM, C_BTM))
+        hidden_BHNP = None if state is None else state.hidden
+        scan = functools.partial(self._scan, ctx.starts())
+        y_BTHP, hidden_BHNP = in_fp32(scan, x_BTHP, B_BTGN, C_BTGN, dt_BTH, hidden_BHNP)
+        if state is not None:
+            state.hidden = hidden_BHNP.clone()
+        y_BTF = y_BTHP.flatten(2).to(gate_BTF.dtype) * F.silu(gate_BTF)
+        y_BTGM = y_BTF.unflatten(-1, (self.n_groups, -1))
+        y_BTF = F.rms_norm(y_BTGM, y_BTGM.shape[-1:], eps=self.eps).flatten(2)
+        return self.out(self.gain_F * y_BTF)
+
+    def _scan(
+        self,
+        starts_BT: Tensor | None,
+        x_BTHP: Tensor,
+        B_BTGN: Tensor,
+        C_BTGN: Tensor,
+        dt_BTH: Tensor,
+        hidden_BHNP: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        dt_BTH = F.softplus(dt_BTH + self.dt_bias_H)
+        written_BTHP, log_a_BTH = dt_BTH[..., None] * x_BTHP, -self.log_A_H.exp() * dt_BTH
+        y_BTHP, hidden_BHNP = decaying_by_head(
+            C_BTGN, B_BTGN, written_BTHP, log_a_BTH, hidden_BHNP, starts_BT, chunk=self.chunk
+        )
+        return torch.addcmul(y_BTHP, self.skip_H[:, None], x_BTHP), hidden_BHNP
+
+    def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Carry:
+        H, N = len(self.log_A_H), self.sizes[1] // self.n_groups
+        hidden_BHNP = torch.zeros(batch, H, N, self.head_dim, device=device)
+        return Carry(hidden_BHNP, self.conv.init_state(batch, device=device, dtype=dtype))
+
+
+def log_between(low: float, high: float) -> Draw:
+    """Draw logarithms of numbers that lie evenly between two."""
+    return lambda value, generator: value.uniform_(low, high, generator=generator).log_()

@@ -1,0 +1,76 @@
+"""Time cut into chunks: products of matrices inside them, a recurrence of few steps between them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minllm.model.scans.linear import linear_scan
+
+
+class Chunks:
+    """T tokens in C chunks of L, the last one filled up, and what segments let each token see of them.
+
+        chunk            c = 0        c = 1
+        tokens        0  1  2  3   4  5  6  7      L = 4
+        segments      0  0  0  0   0  0  1  1
+        reads         1  1  1  1   1  1  .  .      reads the state from before its chunk
+        stays         1  1  1  1   .  .  1  1      is in the state behind its chunk
+        goes_on          1            .            the state from before goes on to the next chunk
+
+    Args:
+        n_tokens: T.
+        length: L; T where that is less.
+        starts_BT: where each token's segment begins (`Context.starts`); None where all tokens see all before them.
+    """
+
+    def __init__(self, n_tokens: int, length: int, starts_BT: Tensor | None, device: torch.device):
+        L = self.length = min(length, n_tokens)
+        self.n_tokens, self.filled = n_tokens, -n_tokens % L
+        self.visible = torch.ones(L, L, dtype=torch.bool, device=device).tril()
+        self.reads = self.stays = self.goes_on = None
+        if starts_BT is not None:
+            # what fills up the last chunk goes on with the last token's segment
+            starts_BT = torch.cat([starts_BT, starts_BT[:, -1:].expand(-1, self.filled)], dim=1)
+            starts_BCL = starts_BT.unflatten(1, (-1, L))
+            place_CL = torch.arange(starts_BT.shape[1], device=device).unflatten(0, (-1, L))
+            self.visible = self.visible & (place_CL[:, None] >= starts_BCL[..., None])
+            self.reads = starts_BCL < place_CL[:, :1]
+            self.stays = place_CL >= starts_BCL[..., -1:]
+            self.goes_on = self.reads[..., -1]
+
+    @property
+    def visible_heads(self) -> Tensor:
+        """Which tokens of its chunk each token sees, for all heads: (L, L) or (B, C, 1, L, L)."""
+        return self.visible if self.visible.ndim == 2 else self.visible[:, :, None]
+
+    def only(self, which_BC: Tensor | None, x_BCH: Tensor) -> Tensor:
+        """Return x with zeros but for the chunks, or the tokens of chunks, that `which` names; None is all."""
+        if which_BC is None:
+            return x_BCH
+        which_BCH = which_BC[:, :, None]
+        return x_BCH * which_BCH.reshape(*which_BCH.shape, *[1] * (x_BCH.ndim - which_BCH.ndim))
+
+    def cut(self, x_BT: Tensor) -> Tensor:
+        """Return (B, T, H, …) as (B, C, H, L, …), zeros where there is no token."""
+        if self.filled:
+            x_BT = F.pad(x_BT, (0, 0) * (x_BT.ndim - 2) + (0, self.filled))
+        return x_BT.unflatten(1, (-1, self.length)).transpose(2, 3)
+
+    def join(self, x_BCHL: Tensor) -> Tensor:
+        """Return (B, C, H, L, …) as (B, T, H, …)."""
+        return x_BCHL.transpose(2, 3).flatten(1, 2)[:, : self.n_tokens]
+
+
+def between_chunks(decay_BC: Tensor, added_BC: Tensor, state_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the states before each chunk, (B, C, …), and the one after the last, (B, …).
+
+    Args:
+        decay_BC: what a chunk leaves of the state before it.
+        added_BC: what it adds.
+        state_B: the state before the first chunk; None is 0.
+    """
+    after_BC = linear_scan(decay_BC, added_BC, state_B)
+    first_B = torch.zeros_like(after_BC[:, 0]) if state_B is None else state_B
+    return torch.cat([first_B[:, None], after_BC[:, :-1]], dim=1), after_BC[:, -1]

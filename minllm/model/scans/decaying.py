@@ -1,0 +1,100 @@
+"""Linear attention whose memory decays: a state of K × V numbers a head, S_t = a_t S_(t-1) + k_t vᵀ_t, y_t = Sᵀ_t q_t.
+
+In chunks of L tokens, with c_i the sum of log a up to token i of its chunk, this is two products of matrices, one with
+the other tokens of the chunk and one with the state before it:
+
+    y_i = Σ_{j ≤ i} exp(c_i − c_j) (q_i · k_j) v_j + exp(c_i) S₀ᵀ q_i
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minllm.model.scans.chunks import Chunks, between_chunks
+
+LOWEST = -5.0
+"""The logarithm of the strongest decay that a channel of its own may have: the inverse of 16 of them is within fp32."""
+
+
+def decaying_by_head(
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    log_a_BTH: Tensor,
+    state_BHKV: Tensor | None = None,
+    starts_BT: Tensor | None = None,
+    *,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Return y_BTHV and the last state_BHKV where a head's whole state decays alike: Mamba-2's duality (2405.21060).
+
+    Args:
+        q_BTGK, k_BTGK: what is read and where it is written; each of the G is shared by H / G heads in a row.
+        v_BTHV: what is written.
+        log_a_BTH: the logarithm of the decay before each token, at most 0.
+        state_BHKV: the state before the first token; None is 0.
+        starts_BT: where each token's segment begins, see `Context.starts`.
+        chunk: L.
+    """
+    H, G = v_BTHV.shape[2], q_BTGK.shape[2]
+    chunks = Chunks(q_BTGK.shape[1], chunk, starts_BT, q_BTGK.device)
+    q_BCGLK, k_BCGLK, v_BCHLV, log_a_BCHL = (chunks.cut(x) for x in (q_BTGK, k_BTGK, v_BTHV, log_a_BTH))
+    c_BCHL = log_a_BCHL.cumsum(-1)
+
+    between_BCHLL = (
+        (c_BCHL[..., None] - c_BCHL[..., None, :]).masked_fill(~chunks.visible_heads, -torch.inf).exp()
+    )
+    scores_BCGLL = q_BCGLK @ k_BCGLK.mT
+    y_BCHLV = (scores_BCGLL.repeat_interleave(H // G, dim=2) * between_BCHLL) @ v_BCHLV
+
+    to_end_BCHL = chunks.only(chunks.stays, (c_BCHL[..., -1:] - c_BCHL).exp())
+    # the heads that share a key are more columns of one product
+    added_BCGKM = k_BCGLK.mT @ _beside(to_end_BCHL[..., None] * v_BCHLV, G)
+    added_BCHKV = _apart(added_BCGKM, H)
+    through_BCH = chunks.only(chunks.goes_on, c_BCHL[..., -1].exp())
+    before_BCHKV, state_BHKV = between_chunks(through_BCH[..., None, None], added_BCHKV, state_BHKV)
+    from_before_BCHLV = _apart(q_BCGLK @ _beside(before_BCHKV, G), H)
+    y_BCHLV = torch.addcmul(y_BCHLV, chunks.only(chunks.reads, c_BCHL.exp())[..., None], from_before_BCHLV)
+    return chunks.join(y_BCHLV), state_BHKV
+
+
+def decaying_by_channel(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    log_a_BTHK: Tensor,
+    state_BHKV: Tensor | None = None,
+    starts_BT: Tensor | None = None,
+    *,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Return y_BTHV and the last state_BHKV where each of the K rows of a state decays by itself (GLA, 2312.06635).
+
+    The arguments are those of `decaying_by_head`; a decay is at least exp(−5), and a chunk at most 16 tokens.
+    """
+    chunks = Chunks(q_BTHK.shape[1], chunk, starts_BT, q_BTHK.device)
+    q_BCHLK, k_BCHLK, v_BCHLV, log_a_BCHLK = (chunks.cut(x) for x in (q_BTHK, k_BTHK, v_BTHV, log_a_BTHK))
+    c_BCHLK = log_a_BCHLK.clamp(min=LOWEST).cumsum(-2)
+
+    # a decay from token to token is a quotient of two from the chunk's beginning
+    decayed_q_BCHLK = q_BCHLK * c_BCHLK.exp()
+    scores_BCHLL = decayed_q_BCHLK @ (k_BCHLK * (-c_BCHLK).exp()).mT
+    y_BCHLV = scores_BCHLL.masked_fill(~chunks.visible_heads, 0) @ v_BCHLV
+
+    end_BCH1K = c_BCHLK[..., -1:, :]
+    added_BCHKV = (k_BCHLK * (end_BCH1K - c_BCHLK).exp()).mT @ chunks.only(chunks.stays, v_BCHLV)
+    through_BCHK = chunks.only(chunks.goes_on, end_BCH1K[..., 0, :].exp())
+    before_BCHKV, state_BHKV = between_chunks(through_BCHK[..., None], added_BCHKV, state_BHKV)
+    y_BCHLV = y_BCHLV + chunks.only(chunks.reads, decayed_q_BCHLK) @ before_BCHKV
+    return chunks.join(y_BCHLV), state_BHKV
+
+
+def _beside(x_BCHLV: Tensor, groups: int) -> Tensor:
+    """Put the heads that share a key beside each other: (B, C, G, L, H/G·V)."""
+    return x_BCHLV.unflatten(2, (groups, -1)).transpose(3, 4).flatten(4)
+
+
+def _apart(x_BCGLM: Tensor, heads: int) -> Tensor:
+    """Take them apart again: (B, C, H, L, V)."""
+    return x_BCGLM.unflatten(4, (heads // x_BCGLM.shape[2], -1)).transpose(3, 4).flatten(2, 3)

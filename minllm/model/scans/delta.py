@@ -1,0 +1,69 @@
+"""The delta rule (2406.06484): each token replaces what the state says of its key instead of adding to it.
+
+    S_t = a_t (1 − β_t k_t kᵀ_t) S_(t-1) + β_t k_t vᵀ_t        y_t = Sᵀ_t q_t
+
+In chunks, with c_i the sum of log a up to token i: S_i = exp(c_i) S₀ + Σ_{j ≤ i} exp(c_i − c_j) k_j uᵀ_j, where u_j is
+what token j adds. That depends on what the tokens before it have added, which is one triangular system a chunk (the WY
+form), and on S₀:
+
+    u_i = β_i (v_i − exp(c_i) S₀ᵀ k_i − Σ_{j < i} exp(c_i − c_j) (k_i · k_j) u_j)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minllm.model.scans.chunks import Chunks
+
+
+def delta_rule(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    log_a_BTH: Tensor | None = None,
+    state_BHKV: Tensor | None = None,
+    starts_BT: Tensor | None = None,
+    *,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Return y_BTHV and the last state_BHKV.
+
+    Args:
+        q_BTHK, k_BTHK: what is read and where it is written; keys have length 1 or less.
+        v_BTHV: what the state is to say of a key.
+        beta_BTH: how much of it replaces what the state says, from 0 to 1.
+        log_a_BTH: the logarithm of the decay before each token (gated delta rule, 2412.06464); None is no decay.
+        state_BHKV: the state before the first token; None is 0.
+        starts_BT: where each token's segment begins, see `Context.starts`.
+        chunk: L.
+    """
+    chunks = Chunks(q_BTHK.shape[1], chunk, starts_BT, q_BTHK.device)
+    log_a_BTH = torch.zeros_like(beta_BTH) if log_a_BTH is None else log_a_BTH
+    q, k, v, beta_BCHL, log_a_BCHL = (chunks.cut(x) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_a_BTH))
+    c_BCHL = log_a_BCHL.cumsum(-1)
+    between_BCHLL = (
+        (c_BCHL[..., None] - c_BCHL[..., None, :]).masked_fill(~chunks.visible_heads, -torch.inf).exp()
+    )
+    from_start_BCHL = chunks.only(chunks.reads, c_BCHL.exp())
+
+    # u = added − replaced @ S₀
+    beta_k = beta_BCHL[..., None] * k
+    system_BCHLL = ((beta_k @ k.mT) * between_BCHLL).tril(-1)
+    both = torch.cat([beta_BCHL[..., None] * v, from_start_BCHL[..., None] * beta_k], dim=-1)
+    solved = torch.linalg.solve_triangular(system_BCHLL, both, upper=False, unitriangular=True)
+    added_BCHLV, replaced_BCHLK = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
+
+    scores_BCHLL = (q @ k.mT) * between_BCHLL
+    reads_BCHLK = from_start_BCHL[..., None] * q
+    keys_BCHLK = chunks.only(chunks.stays, (c_BCHL[..., -1:] - c_BCHL).exp())[..., None] * k
+    through_BCH11 = chunks.only(chunks.goes_on, c_BCHL[..., -1].exp())[..., None, None]
+    B, C, H, _, K = k.shape
+    state = v.new_zeros(B, H, K, v.shape[-1]) if state_BHKV is None else state_BHKV
+    ys = []
+    for i in range(C):
+        u_BHLV = added_BCHLV[:, i] - replaced_BCHLK[:, i] @ state
+        ys.append(scores_BCHLL[:, i] @ u_BHLV + reads_BCHLK[:, i] @ state)
+        state = through_BCH11[:, i] * state + keys_BCHLK[:, i].mT @ u_BHLV
+    return chunks.join(torch.stack(ys, dim=1)), state
