@@ -135,6 +135,75 @@ TINY = {
             rope_parameters=YARN | dict(mscale=0.7, mscale_all_dim=1.3),
         ),
     ),
+    "mamba": (
+        "Mamba",
+        dict(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            state_size=3,
+            time_step_rank=5,
+            use_bias=True,
+        ),
+    ),
+    "mamba2": (
+        "Mamba2",
+        dict(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_heads=8,
+            head_dim=8,
+            n_groups=2,
+            state_size=3,
+            chunk_size=7,
+            use_bias=True,
+        ),
+    ),
+    "recurrent_gemma": (
+        "RecurrentGemma",
+        {key: SIZES[key] for key in SIZES if key != "max_position_embeddings" and key != "head_dim"}
+        | dict(num_hidden_layers=4, attention_window_size=W, logits_soft_cap=3.0, lru_width=32),
+    ),
+    "jamba": (
+        "Jamba",
+        {key: SIZES[key] for key in SIZES if key != "head_dim"}
+        | dict(
+            num_hidden_layers=6,
+            num_experts=4,
+            attn_layer_period=3,
+            attn_layer_offset=1,
+            mamba_d_state=3,
+            mamba_dt_rank=5,
+            mamba_proj_bias=True,
+        ),
+    ),
+    "bamba": (
+        "Bamba",
+        {key: SIZES[key] for key in SIZES if key != "head_dim"}
+        | dict(
+            num_hidden_layers=4,
+            attn_layer_indices=[2],
+            mamba_n_heads=8,
+            mamba_n_groups=2,
+            mamba_d_state=3,
+            mamba_chunk_size=7,
+        ),
+    ),
+    "qwen3_next": (
+        "Qwen3Next",
+        SIZES
+        | dict(
+            num_hidden_layers=4,
+            num_experts=0,
+            head_dim=8,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=6,
+            linear_value_head_dim=10,
+            rope_parameters=theta(500.0, partial_rotary_factor=0.5),
+        ),
+    ),
     "gpt2": ("GPT2", dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_inner=40, n_positions=T)),
 }
 """For each preset its class in transformers, and sizes at which each setting matters."""
@@ -364,6 +433,22 @@ PUBLISHED = {
         ),
         671_026_404_352,  # and 14,848 biases that balance the load, which nobody learns
     ),
+    "mamba": (dict(num_hidden_layers=24), 129_135_360),
+    "mamba2": (
+        dict(
+            vocab_size=50288,
+            hidden_size=768,
+            num_hidden_layers=24,
+            num_heads=24,
+            n_groups=1,
+            tie_word_embeddings=True,
+        ),
+        128_989_632,
+    ),
+    "recurrent_gemma": (dict(num_key_value_heads=1, intermediate_size=15360), 2_682_862_080),
+    "jamba": (dict(), 51_570_323_328),
+    "bamba": (dict(vocab_size=128256, attn_layer_indices=[9, 18, 27], mamba_d_state=128), 9_780_235_392),
+    "qwen3_next": (dict(num_experts=0), 3_824_499_456),
 }
 """What the published config.json says where it differs from the class's defaults, and the number of parameters."""
 

@@ -204,6 +204,11 @@ def layout(config: Settings, *, every: int = 1) -> str:
         raise UserError(
             f"{config.name} has layers of type {unknown[0]}, and minllm knows {', '.join(words)} only."
         )
-    lengths = range(1, len(kinds) + 1)
-    period = next(n for n in lengths if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))
-    return override("model.layout", [words[kind] for kind in kinds[:period]])
+    return repeated([words[kind] for kind in kinds])
+
+
+def repeated(sentences: list[str]) -> str:
+    """Return the layers' sentences, as few as repeat."""
+    lengths = range(1, len(sentences) + 1)
+    period = next(n for n in lengths if all(one == sentences[i % n] for i, one in enumerate(sentences)))
+    return override("model.layout", sentences[:period])

@@ -51,6 +51,16 @@ def interleaved(theirs: str) -> Row:
     return Row(theirs, lambda parts, owner: parts[0].t().unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
 
 
+def side_by_side(theirs: str) -> Row:
+    """Several of theirs, one beside the other."""
+    return Row(theirs, lambda parts, owner: torch.cat(parts, dim=-1))
+
+
+def convolution(theirs: str) -> Row:
+    """A channel's weights from the earliest token to the token itself; ours begin with the token itself."""
+    return Row(theirs, lambda parts, owner: parts[0][:, 0].flip(-1).t())
+
+
 def fill(
     model: LM,
     table: Mapping[str, str | Row],

@@ -11,6 +11,7 @@ from minllm.config import build, part, validate
 from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
+from minllm.validation import branches_of, options_of
 
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer
@@ -45,6 +46,7 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
     """
     with torch.device("meta"):
         model = build(cfg.model, vocab_size, build(cfg.norm))
+    refuse_unsaid(cfg, model)
     objective = part(cfg.objective)
     if model.reads_memory and not getattr(objective.func, "gives_memory", False):
         raise UserError(
@@ -58,3 +60,15 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
             " which the model's follows by itself."
         )
     return model.eval()
+
+
+def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
+    """Refuse a module that was chosen and that no sentence of the layout names; attn and mlp are always there."""
+    said = {word for branch in model.branches() for word in branch.words}
+    chosen = branches_of(cfg.model, LM, options_of(LM))
+    if unsaid := [word for word in chosen if word not in {*said, "attn", "mlp"}]:
+        word = unsaid[0]
+        raise UserError(
+            f"model.{word} is chosen, and no sentence of model.layout says '{word}', so it would do nothing: choose a"
+            f" model/layout that says it, or write one: 'model.layout=[{word} mlp]'."
+        )

@@ -49,7 +49,7 @@ class LM(nn.Module):
         residual: who owns the stream (`model/residual=`).
         tie_embeddings: the head uses the embedding's matrix.
         head_bias: the head has a bias for each token, as in GPT-J.
-        scale_embedding: multiply embeddings by √dim, as the original transformer and Gemma do.
+        scale_embedding: multiply embeddings by √dim, as the original transformer and Gemma do, or by this number.
         softcap: bound the logits softly, c·tanh(logits / c), or null.
         predict_ahead: how many tokens after the next one an objective may ask for. Each has a layer of its own on top
             of the stack, with the last layer's sentence, and they share the head (2404.19737).
@@ -74,7 +74,7 @@ class LM(nn.Module):
         residual: Callable[[int, Layer], Plain],
         tie_embeddings: bool,
         head_bias: bool,
-        scale_embedding: bool,
+        scale_embedding: bool | Positive,
         softcap: Positive | None,
         predict_ahead: Natural,
         dropout: Fraction,
@@ -82,7 +82,7 @@ class LM(nn.Module):
         super().__init__()
         self.vocab_size, self.dim, self.dropout, self.softcap = vocab_size, dim, dropout, softcap
         self.loops = loops
-        self.embedding_scale = dim**0.5 if scale_embedding else 1.0
+        self.embedding_scale = {True: dim**0.5, False: 1.0}.get(scale_embedding, scale_embedding)
         # what is embedded has the same size at the start whether or not it is scaled
         draw = normal(0.02 / self.embedding_scale)
         self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")
