@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from minllm.config import compose
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
-from tests.tiny import VOCAB, completed, groups_of_model, options, refused_pairs, tiny_cfg
+from tests.tiny import VOCAB, completed, groups_of_model, has_no_word, options, refused_pairs, tiny_cfg
 
 OF_A_LAYOUT = ("layout", "first", "loops", "n_layers")
 
@@ -57,6 +57,8 @@ def refuses() -> dict[frozenset[str], str]:
             continue
         if {"model/attn=cross"} & {one, other} and "/mask=" in one + other:
             continue  # not a choice that this attention has
+        if has_no_word(one, other):
+            continue  # not one that this layout has
         if sentence := refusal(together(cfgs[one], other, cfgs[other])):
             found[frozenset([one, other])] = sentence
     for choice in choices:
@@ -80,3 +82,9 @@ def test_the_readme_names_every_pair_that_is_refused():
 def test_a_choice_that_an_attention_does_not_have_is_refused():
     with pytest.raises(UserError, match="What you chose for model/attn has no mask"):
         compose(["model/attn=cross", "model/attn/mask=window"])
+
+
+@pytest.mark.parametrize("layout", ["transformer", "parallel"])
+def test_a_choice_that_a_layout_does_not_have_is_refused(layout):
+    with pytest.raises(UserError, match="no sentence of model.layout says 'rec'"):
+        build_shapes(compose([f"model/layout={layout}", "model/rec=gla"]), VOCAB)

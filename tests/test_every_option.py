@@ -65,8 +65,8 @@ PRESETS = [(choice,) for choice in options("experiment")]
 
 
 def values(group: str) -> list[str]:
-    """Return the options of a group for the covering set; what is an option's own may be left as it is."""
-    return ([""] if group.count("/") > 1 else []) + options(group)
+    """Return the options of a group for the covering set; what not every option has may be left as it is."""
+    return ([""] if group.count("/") > 1 or group == "model/rec" else []) + options(group)
 
 
 def compatible(row: list[str]) -> bool:

@@ -71,7 +71,19 @@ def refused() -> set[frozenset[str]]:
 
 
 def go_together(choices: Sequence[str]) -> bool:
-    return not any({one, other} in refused_pairs for one, other in itertools.combinations(choices, 2))
+    pairs = list(itertools.combinations(choices, 2))
+    return not any({one, other} in refused_pairs or has_no_word(one, other) for one, other in pairs)
+
+
+def has_no_word(one: str, other: str) -> bool:
+    """Whether one of two choices is a layout, and the other is for a word that it doesn't say."""
+    layout, choice = (one, other) if one.startswith("model/layout=") else (other, one)
+    return choice.startswith("model/rec=") and layout.startswith("model/layout=") and not says_rec(layout)
+
+
+@functools.cache
+def says_rec(layout: str) -> bool:
+    return "rec" in " ".join(compose([layout]).model.layout).split()
 
 
 refused_pairs = refused()

@@ -17,4 +17,8 @@ def in_fp32(compute: Callable[..., Computed], *inputs: Tensor | None) -> Compute
     if device == "meta" or not torch.is_autocast_enabled(device):  # there is no autocast of mere shapes
         return compute(*inputs)
     with torch.autocast(device, enabled=False):
-        return compute(*(None if one is None else one.float() for one in inputs))
+        return compute(*(_float(one) for one in inputs))
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return x.float() if x is not None and x.is_floating_point() else x

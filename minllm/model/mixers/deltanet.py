@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,38 +70,29 @@ class DeltaNet(nn.Module):
         q, k, v = q_k_v.split(self.sizes, dim=-1)
         q_BTGK, k_BTGK = (x.unflatten(-1, (self.n_heads, -1)) for x in (q, k))
         v_BTHV = v.unflatten(-1, (self.n_value_heads, -1))
+        q_BTHK, k_BTHK = (self._of_length_1(x) for x in (q_BTGK, k_BTGK))
         hidden_BHKV = None if state is None else state.hidden
-        scan = functools.partial(self._scan, ctx.starts())
-        y_BTHV, hidden_BHKV = in_fp32(
-            scan, q_BTGK, k_BTGK, v_BTHV, self.beta(x_BTD), self._decay(x_BTD), hidden_BHKV
+        y_BTHV, hidden_BHKV = delta_rule(
+            q_BTHK * self.head_dim**-0.5,
+            k_BTHK,
+            v_BTHV,
+            self.beta(x_BTD).sigmoid(),
+            self._log_decay(x_BTD),
+            hidden_BHKV,
+            ctx.starts(),
+            chunk=self.chunk,
         )
         if state is not None:
             state.hidden = hidden_BHKV.clone()
         return self.out(self._gated(self.norm(y_BTHV).flatten(2), x_BTD))
 
-    def _scan(
-        self,
-        starts_BT: Tensor | None,
-        q_BTGK: Tensor,
-        k_BTGK: Tensor,
-        v_BTHV: Tensor,
-        beta_BTH: Tensor,
-        decay_BTH: Tensor | None,
-        hidden_BHKV: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        q_BTHK, k_BTHK = (self._of_length_1(x) for x in (q_BTGK, k_BTGK))
-        log_a_BTH = None if decay_BTH is None else self._log_decay(decay_BTH)
-        q_BTHK = q_BTHK * self.head_dim**-0.5
-        return delta_rule(
-            q_BTHK, k_BTHK, v_BTHV, beta_BTH.sigmoid(), log_a_BTH, hidden_BHKV, starts_BT, chunk=self.chunk
-        )
-
     def _of_length_1(self, x_BTGK: Tensor) -> Tensor:
         """Divide by the length, and give each head of values its own."""
+        x_BTGK = x_BTGK.float()
         x_BTGK = x_BTGK * torch.rsqrt(x_BTGK.square().sum(-1, keepdim=True) + 1e-6)
         return x_BTGK.repeat_interleave(self.n_value_heads // self.n_heads, dim=2)
 
-    def _decay(self, x_BTD: Tensor) -> Tensor | None:
+    def _log_decay(self, x_BTD: Tensor) -> Tensor | None:
         return None
 
     def _gated(self, y_BTF: Tensor, x_BTD: Tensor) -> Tensor:
@@ -154,11 +143,8 @@ class GatedDeltaNet(DeltaNet):
         self.log_A_H = parameter(H, kind="vector", draw=log_between(1, 16))
         self.gate = Linear(dim, H * self.value_dim, stream="reads")
 
-    def _decay(self, x_BTD: Tensor) -> Tensor:
-        return self.decay(x_BTD)
-
-    def _log_decay(self, decay_BTH: Tensor) -> Tensor:
-        return -self.log_A_H.exp() * F.softplus(decay_BTH + self.decay_bias_H)
+    def _log_decay(self, x_BTD: Tensor) -> Tensor:
+        return in_fp32(lambda x: -self.log_A_H.exp() * F.softplus(x + self.decay_bias_H), self.decay(x_BTD))
 
     def _gated(self, y_BTF: Tensor, x_BTD: Tensor) -> Tensor:
         return y_BTF * F.silu(self.gate(x_BTD))

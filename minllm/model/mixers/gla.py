@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,25 +64,19 @@ class GatedLinearAttention(nn.Module):
             x.unflatten(-1, (self.n_heads, -1)) for x in (*self.q_k_v(x_BTD), decay)
         )
         hidden_BHKV = None if state is None else state.hidden
-        scan = functools.partial(self._scan, ctx.starts())
-        y_BTHV, hidden_BHKV = in_fp32(scan, q_BTHK, k_BTHK, v_BTHV, decay_BTHK, hidden_BHKV)
+        y_BTHV, hidden_BHKV = decaying_by_channel(
+            q_BTHK * self.head_dim**-0.5,
+            k_BTHK,
+            v_BTHV,
+            in_fp32(F.logsigmoid, decay_BTHK) / self.gate_root,
+            hidden_BHKV,
+            ctx.starts(),
+            chunk=CHUNK,
+        )
         if state is not None:
             state.hidden = hidden_BHKV.clone()
         gate = self.gate(x_BTD)
         return self.out(self.norm(y_BTHV).flatten(2) * F.silu(gate))
-
-    def _scan(
-        self,
-        starts_BT: Tensor | None,
-        q_BTHK: Tensor,
-        k_BTHK: Tensor,
-        v_BTHV: Tensor,
-        decay_BTHK: Tensor,
-        hidden_BHKV: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        log_a_BTHK = F.logsigmoid(decay_BTHK) / self.gate_root
-        q_BTHK = q_BTHK * self.head_dim**-0.5
-        return decaying_by_channel(q_BTHK, k_BTHK, v_BTHV, log_a_BTHK, hidden_BHKV, starts_BT, chunk=CHUNK)
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Carry:
         return Carry(torch.zeros(batch, self.n_heads, self.head_dim, self.value_dim, device=device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -77,26 +76,13 @@ class Mamba(nn.Module):
         if self.inner_norms is not None:
             dt_B_C = [norm(x) for norm, x in zip(self.inner_norms, dt_B_C)]
         dt_BTR, B_BTN, C_BTN = dt_B_C
+        dt_BTF = in_fp32(lambda dt: F.softplus(dt + self.dt_bias_F), self.dt(dt_BTR))
         keep_BT = None if ctx.begins() is None else (~ctx.begins()).expand(u_BTF.shape[:2])
         h0_BFN = None if state is None else state.hidden
-        scan = functools.partial(self._select, keep_BT)
-        y_BTF, h_BFN = in_fp32(scan, u_BTF, self.dt(dt_BTR), B_BTN, C_BTN, h0_BFN)
+        y_BTF, h_BFN = selective_scan(u_BTF, dt_BTF, -self.log_A_FN.exp(), B_BTN, C_BTN, h0_BFN, keep_BT)
         if state is not None:
             state.hidden = h_BFN.clone()
-        return y_BTF
-
-    def _select(
-        self,
-        keep_BT: Tensor | None,
-        u_BTF: Tensor,
-        dt_BTF: Tensor,
-        B_BTN: Tensor,
-        C_BTN: Tensor,
-        h0_BFN: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        dt_BTF = F.softplus(dt_BTF + self.dt_bias_F)
-        y_BTF, h_BFN = selective_scan(u_BTF, dt_BTF, -self.log_A_FN.exp(), B_BTN, C_BTN, h0_BFN, keep_BT)
-        return torch.addcmul(y_BTF, self.skip_F, u_BTF), h_BFN
+        return y_BTF + self.skip_F * u_BTF
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Carry:
         hidden_BFN = torch.zeros(batch, *self.log_A_FN.shape, device=device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,9 +81,18 @@ class Mamba2(nn.Module):
         x_BTF, B_BTM, C_BTM = x_B_C.split(self.sizes, dim=-1)
         x_BTHP = x_BTF.unflatten(-1, (-1, self.head_dim))
         B_BTGN, C_BTGN = (x.unflatten(-1, (self.n_groups, -1)) for x in (B_BTM, C_BTM))
+        dt_BTH, log_a_BTH = in_fp32(self._steps, dt_BTH)
         hidden_BHNP = None if state is None else state.hidden
-        scan = functools.partial(self._scan, ctx.starts())
-        y_BTHP, hidden_BHNP = in_fp32(scan, x_BTHP, B_BTGN, C_BTGN, dt_BTH, hidden_BHNP)
+        y_BTHP, hidden_BHNP = decaying_by_head(
+            C_BTGN,
+            B_BTGN,
+            dt_BTH[..., None] * x_BTHP,
+            log_a_BTH,
+            hidden_BHNP,
+            ctx.starts(),
+            chunk=self.chunk,
+        )
+        y_BTHP = y_BTHP + self.skip_H[:, None] * x_BTHP
         if state is not None:
             state.hidden = hidden_BHNP.clone()
         y_BTF = y_BTHP.flatten(2).to(gate_BTF.dtype) * F.silu(gate_BTF)
@@ -93,21 +100,10 @@ class Mamba2(nn.Module):
         y_BTF = F.rms_norm(y_BTGM, y_BTGM.shape[-1:], eps=self.eps).flatten(2)
         return self.out(self.gain_F * y_BTF)
 
-    def _scan(
-        self,
-        starts_BT: Tensor | None,
-        x_BTHP: Tensor,
-        B_BTGN: Tensor,
-        C_BTGN: Tensor,
-        dt_BTH: Tensor,
-        hidden_BHNP: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _steps(self, dt_BTH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far each head steps, and the logarithm of its decay."""
         dt_BTH = F.softplus(dt_BTH + self.dt_bias_H)
-        written_BTHP, log_a_BTH = dt_BTH[..., None] * x_BTHP, -self.log_A_H.exp() * dt_BTH
-        y_BTHP, hidden_BHNP = decaying_by_head(
-            C_BTGN, B_BTGN, written_BTHP, log_a_BTH, hidden_BHNP, starts_BT, chunk=self.chunk
-        )
-        return torch.addcmul(y_BTHP, self.skip_H[:, None], x_BTHP), hidden_BHNP
+        return dt_BTH, -self.log_A_H.exp() * dt_BTH
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Carry:
         H, N = len(self.log_A_H), self.sizes[1] // self.n_groups

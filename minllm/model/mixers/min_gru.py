@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from minllm.model.context import Context, Layer
 from minllm.model.mixers.carry import Carry
 from minllm.model.parameter import Linear, SplitLinear
-from minllm.model.precision import in_fp32
 from minllm.model.scans.linear import linear_scan
 from minllm.options import Count
 
@@ -33,7 +32,7 @@ class MinGRU(nn.Module):
         if ctx.begins() is not None:
             keep_BTF = keep_BTF.masked_fill(ctx.begins()[..., None], 0)
         h0_BF = None if state is None else state.hidden
-        h_BTF = in_fp32(linear_scan, keep_BTF, added_BTF, h0_BF)
+        h_BTF = linear_scan(keep_BTF, added_BTF, h0_BF)
         if state is not None:
             state.hidden = h_BTF[:, -1].clone()
         return self.out(h_BTF.to(z_BTF.dtype))

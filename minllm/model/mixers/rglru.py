@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,21 +59,21 @@ class RGLRU(nn.Module):
         x_HNK = x_BTF.unflatten(-1, (len(self.gates_HKM), -1)).flatten(0, 1).transpose(0, 1)
         gates_HNM = torch.baddbmm(self.gates_bias_HM[:, None], x_HNK, self.gates_HKM)
         i_BTF, r_BTF = (g.transpose(0, 1).reshape(x_BTF.shape) for g in gates_HNM.chunk(2, dim=-1))
-        begins_BT1 = (ctx.positions_BT == 0)[..., None]
-        h0_BF = None if state is None else state.hidden
-        h_BTF = in_fp32(functools.partial(self._recur, begins_BT1), x_BTF, i_BTF, r_BTF, h0_BF)
+        a_BTF, b_BTF = in_fp32(self._gated, x_BTF, i_BTF, r_BTF, (ctx.positions_BT == 0)[..., None])
+        h_BTF = linear_scan(a_BTF, b_BTF, None if state is None else state.hidden)
         if state is not None:
             state.hidden = h_BTF[:, -1].clone()
         return self.out(h_BTF.to(gate_BTF.dtype) * F.gelu(gate_BTF, approximate="tanh"))
 
-    def _recur(
-        self, begins_BT1: Tensor, x_BTF: Tensor, i_BTF: Tensor, r_BTF: Tensor, h0_BF: Tensor | None
-    ) -> Tensor:
+    def _gated(
+        self, x_BTF: Tensor, i_BTF: Tensor, r_BTF: Tensor, begins_BT1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the decay and what is added."""
         log_a_BTF = -C * torch.sigmoid(r_BTF) * F.softplus(self.decay_F)
         # 1 − a², bounded where the root would have no slope
         scale_BTF = (-torch.expm1(2 * log_a_BTF)).clamp(min=1e-8).sqrt()
-        x_BTF = scale_BTF.masked_fill(begins_BT1, 1) * torch.sigmoid(i_BTF) * x_BTF
-        return linear_scan(log_a_BTF.exp().masked_fill(begins_BT1, 0), x_BTF, h0_BF)
+        added_BTF = scale_BTF.masked_fill(begins_BT1, 1) * torch.sigmoid(i_BTF) * x_BTF
+        return log_a_BTF.exp().masked_fill(begins_BT1, 0), added_BTF
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Carry:
         hidden_BF = torch.zeros(batch, self.width, device=device)

@@ -8,10 +8,14 @@ the other tokens of the chunk and one with the state before it:
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
+from minllm.model.precision import in_fp32
 from minllm.model.scans.chunks import Chunks, between_chunks
+from minllm.model.scans.kernels import kernel, linear_attention
 
 LOWEST = -5.0
 """The logarithm of the strongest decay that a channel of its own may have: the inverse of 16 of them is within fp32."""
@@ -37,6 +41,23 @@ def decaying_by_head(
         starts_BT: where each token's segment begins, see `Context.starts`.
         chunk: L.
     """
+    if run := kernel("fla.ops.simple_gla", "chunk_simple_gla", q_BTGK):
+        return linear_attention(
+            run, q_BTGK, k_BTGK, v_BTHV, g=log_a_BTH, state_BHKV=state_BHKV, starts_BT=starts_BT
+        )
+    by_head = functools.partial(_by_head, starts_BT, chunk)
+    return in_fp32(by_head, q_BTGK, k_BTGK, v_BTHV, log_a_BTH, state_BHKV)
+
+
+def _by_head(
+    starts_BT: Tensor | None,
+    chunk: int,
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    log_a_BTH: Tensor,
+    state_BHKV: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     H, G = v_BTHV.shape[2], q_BTGK.shape[2]
     chunks = Chunks(q_BTGK.shape[1], chunk, starts_BT, q_BTGK.device)
     q_BCGLK, k_BCGLK, v_BCHLV, log_a_BCHL = (chunks.cut(x) for x in (q_BTGK, k_BTGK, v_BTHV, log_a_BTH))
@@ -73,9 +94,27 @@ def decaying_by_channel(
 
     The arguments are those of `decaying_by_head`; a decay is at least exp(−5), and a chunk at most 16 tokens.
     """
+    log_a_BTHK = log_a_BTHK.clamp(min=LOWEST)
+    if run := kernel("fla.ops.gla", "chunk_gla", q_BTHK):
+        return linear_attention(
+            run, q_BTHK, k_BTHK, v_BTHV, g=log_a_BTHK, state_BHKV=state_BHKV, starts_BT=starts_BT
+        )
+    by_channel = functools.partial(_by_channel, starts_BT, chunk)
+    return in_fp32(by_channel, q_BTHK, k_BTHK, v_BTHV, log_a_BTHK, state_BHKV)
+
+
+def _by_channel(
+    starts_BT: Tensor | None,
+    chunk: int,
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    log_a_BTHK: Tensor,
+    state_BHKV: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     chunks = Chunks(q_BTHK.shape[1], chunk, starts_BT, q_BTHK.device)
     q_BCHLK, k_BCHLK, v_BCHLV, log_a_BCHLK = (chunks.cut(x) for x in (q_BTHK, k_BTHK, v_BTHV, log_a_BTHK))
-    c_BCHLK = log_a_BCHLK.clamp(min=LOWEST).cumsum(-2)
+    c_BCHLK = log_a_BCHLK.cumsum(-2)
 
     # a decay from token to token is a quotient of two from the chunk's beginning
     decayed_q_BCHLK = q_BCHLK * c_BCHLK.exp()

@@ -11,10 +11,16 @@ form), and on S₀:
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
+from minllm.model.precision import in_fp32
 from minllm.model.scans.chunks import Chunks
+from minllm.model.scans.kernels import kernel, linear_attention
+
+KERNEL, GATED_KERNEL = ("delta_rule", "chunk_delta_rule"), ("gated_delta_rule", "chunk_gated_delta_rule")
 
 
 def delta_rule(
@@ -39,6 +45,26 @@ def delta_rule(
         starts_BT: where each token's segment begins, see `Context.starts`.
         chunk: L.
     """
+    module, name = KERNEL if log_a_BTH is None else GATED_KERNEL
+    if run := kernel(f"fla.ops.{module}", name, q_BTHK):
+        gates = {"beta": beta_BTH} if log_a_BTH is None else {"beta": beta_BTH, "g": log_a_BTH}
+        return linear_attention(
+            run, q_BTHK, k_BTHK, v_BTHV, **gates, state_BHKV=state_BHKV, starts_BT=starts_BT
+        )
+    rule = functools.partial(_delta_rule, starts_BT, chunk)
+    return in_fp32(rule, q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_a_BTH, state_BHKV)
+
+
+def _delta_rule(
+    starts_BT: Tensor | None,
+    chunk: int,
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    log_a_BTH: Tensor | None,
+    state_BHKV: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     chunks = Chunks(q_BTHK.shape[1], chunk, starts_BT, q_BTHK.device)
     log_a_BTH = torch.zeros_like(beta_BTH) if log_a_BTH is None else log_a_BTH
     q, k, v, beta_BCHL, log_a_BCHL = (chunks.cut(x) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_a_BTH))

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from minllm.model.precision import in_fp32
 
-@torch.library.custom_op("minllm::linear_scan", mutates_args=())
+
 def linear_scan(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
     """Return h_t = a_t h_(t-1) + b_t for all t, (B, T, …), as `b_BT` is.
 
@@ -21,13 +22,18 @@ def linear_scan(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
         b_BT: what is added, (B, T, …).
         h0_B: h before the first token, (B, …); None is 0.
     """
+    return in_fp32(_linear_scan, a_BT, b_BT, h0_B)
+
+
+@torch.library.custom_op("minllm::linear_scan", mutates_args=())
+def _linear_scan(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
     h_BT = torch.empty_like(b_BT, memory_format=torch.contiguous_format)
     _scan(zip(a_BT.unbind(1), b_BT.unbind(1), h_BT.unbind(1)), h0_B)
     return h_BT
 
 
 @torch.library.custom_op("minllm::linear_scan_backward", mutates_args=())
-def linear_scan_backward(
+def _linear_scan_backward(
     dh_BT: Tensor, a_BT: Tensor, h_BT: Tensor, h0_B: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of a, b and h0: the same recurrence, backwards in time."""
@@ -48,12 +54,12 @@ def _scan(steps: Iterable[tuple[Tensor, Tensor, Tensor]], h_B: Tensor | None) ->
         h_B = out_B.copy_(b_B) if h_B is None else torch.addcmul(b_B, a_B, h_B, out=out_B)
 
 
-@linear_scan.register_fake
+@_linear_scan.register_fake
 def _(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
     return torch.empty_like(b_BT, memory_format=torch.contiguous_format)
 
 
-@linear_scan_backward.register_fake
+@_linear_scan_backward.register_fake
 def _(dh_BT: Tensor, a_BT: Tensor, h_BT: Tensor, h0_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(a_BT), torch.empty_like(h_BT), torch.empty_like(h_BT[:, 0])
 
@@ -65,8 +71,8 @@ def _save(ctx, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx, dh_BT: Tensor) -> tuple[Tensor | None, ...]:
     *saved, h0_B = ctx.saved_tensors
-    da_BT, db_BT, dh0_B = linear_scan_backward(dh_BT, *saved, h0_B)
+    da_BT, db_BT, dh0_B = _linear_scan_backward(dh_BT, *saved, h0_B)
     return da_BT, db_BT, None if h0_B is None else dh0_B
 
 
-linear_scan.register_autograd(_backward, setup_context=_save)
+_linear_scan.register_autograd(_backward, setup_context=_save)

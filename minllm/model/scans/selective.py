@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minllm.model.precision import in_fp32
+from minllm.model.scans.kernels import kernel
+
 CHUNK = 16
 """Tokens whose B·D·N states stand in memory at a time. What lies between chunks is remembered, the rest made again."""
 
@@ -31,7 +34,12 @@ def selective_scan(
         h0_BDN: the state before the first token; None is 0.
         keep_BT: 0 where the state is forgotten before a token, 1 elsewhere; None forgets nowhere.
     """
-    y_BTD, h_BCDN = _selective_scan(dt_BTD * x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, h0_BDN, keep_BT)
+    run = kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", x_BTD)
+    if run and h0_BDN is None and keep_BT is None:
+        x, dt, B, C = (x.float().mT.contiguous() for x in (x_BTD, dt_BTD, B_BTN, C_BTN))
+        y_BDT, h_BDN = run(x, dt, A_DN, B, C, return_last_state=True)
+        return y_BDT.mT, h_BDN
+    y_BTD, h_BCDN = in_fp32(_selective_scan, dt_BTD * x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, h0_BDN, keep_BT)
     return y_BTD, h_BCDN[:, -1]
 
 

@@ -1,0 +1,61 @@
+"""Kernels of others for GPUs, where they are installed: `pip install 'minllm[kernels]'`.
+
+They are asked for where training is in bf16 on a GPU, and give what the scans here give, to bf16's precision. Without
+them nothing changes but speed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def kernel(module: str, name: str, x: Tensor) -> Callable | None:
+    """Return the kernel for tensors such as x; None where it isn't wanted or isn't there."""
+    return _imported(module, name) if wanted(x) else None
+
+
+def wanted(x: Tensor) -> bool:
+    return x.is_cuda and torch.is_autocast_enabled("cuda")
+
+
+@functools.cache
+def _imported(module: str, name: str) -> Callable | None:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError:
+        return None
+
+
+def linear_attention(
+    run: Callable,
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    *,
+    state_BHKV: Tensor | None,
+    starts_BT: Tensor | None,
+    **gates: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Run a kernel of flash-linear-attention; return y_BTHV and the last state_BHKV.
+
+    It is given packed rows as one row, with the places where a segment begins; a state that was there before begins no
+    segment, so there are never both.
+    """
+    times = v_BTHV.shape[2] // q_BTGK.shape[2]
+    q_BTHK, k_BTHK = (x.repeat_interleave(times, dim=2) for x in (q_BTGK, k_BTGK))
+    tensors = {"q": q_BTHK.bfloat16(), "k": k_BTHK.bfloat16(), "v": v_BTHV.bfloat16(), **gates}
+    options = dict(scale=1.0, initial_state=state_BHKV, output_final_state=True)
+    if starts_BT is None:
+        return run(**tensors, **options)
+    B, T = starts_BT.shape
+    ends = starts_BT == torch.arange(T, device=starts_BT.device)
+    places = torch.cat([ends.flatten().nonzero()[:, 0], ends.new_tensor([B * T], dtype=torch.int64)])
+    in_one_row = {name: x.flatten(0, 1)[None] for name, x in tensors.items()}
+    y_1THV, state_NHKV = run(**in_one_row, **options, cu_seqlens=places)
+    last_of_rows = torch.searchsorted(places, torch.arange(1, B + 1, device=places.device) * T) - 1
+    return y_1THV[0].unflatten(0, (B, T)), state_NHKV[last_of_rows]
