@@ -93,8 +93,8 @@ def completed(choice: str) -> tuple[str, ...]:
     """Return a choice with what it needs: other options where it doesn't go with a group's default."""
     needed = []
     for group, default in default_choices().items():
-        if not go_together([choice, f"{group}={default}"]) and group in groups_of_model():
-            needed.append(next(one for one in options(group) if go_together([choice, one])))
+        if {choice, f"{group}={default}"} in refused_pairs and group in groups_of_model():
+            needed.append(next(one for one in options(group) if {choice, one} not in refused_pairs))
     return (choice, *needed)
 
 
