@@ -16,8 +16,11 @@ OF_A_LAYOUT = ("layout", "first", "loops", "n_layers")
 
 
 def alone(choice: str) -> dict:
-    """Return a choice's tiny configuration, with what it needs."""
-    return OmegaConf.to_container(tiny_cfg(*completed(choice)), resolve=True)
+    """Return a choice's tiny configuration, with what it needs; a recurrent mixer stands beside an attention."""
+    cfg = OmegaConf.to_container(tiny_cfg(*completed(choice)), resolve=True)
+    if choice.startswith("model/rec="):
+        cfg["model"]["layout"] = ["rec mlp", "attn mlp"]
+    return cfg
 
 
 def together(one: dict, choice: str, other: dict) -> dict:
@@ -33,6 +36,8 @@ def together(one: dict, choice: str, other: dict) -> dict:
         model["attn"] = {**model["attn"], "mask": other["model"]["attn"]["mask"]}
     else:
         model[group.split("/")[1]] = other["model"][group.split("/")[1]]
+        if group == "model/rec" and "rec" not in " ".join(model["layout"]):
+            model["layout"] = other["model"]["layout"]
     told = {name: other[name] for name in ("objective", "extensions")} if other["extensions"] else {}
     return cfg | told
 

@@ -33,6 +33,7 @@ SIZES_OF = {
     "hidden": 40,
     "n_state": 3,
     "n_value_heads": 4,
+    "n_blocks": 4,
     "chunk": 5,
     "gate_rank": 3,
     "n_experts": 4,
