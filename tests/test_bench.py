@@ -9,24 +9,31 @@ import torch
 from omegaconf import OmegaConf
 
 from minllm.bench import startup
-from minllm.bench.contestants import MAKERS, SETTINGS, Shape, config, step_run
-from minllm.bench.report import Figure, Ratio, Report, table
+from minllm.bench.contestants import MAKERS, SETTINGS, SHAPES, Shape, config, step_run
+from minllm.bench.mixers import AS_THEIRS, WORDS, chosen_mixers, mixer_jobs
+from minllm.bench.report import Figure, MixerRow, Ratio, Report, table
 from minllm.bench.worker import Job, Worker
 from minllm.config import compose, validate
 from minllm.errors import UserError
 from minllm.tasks import bench
 from minllm.training import loop
 
+REC = chosen_mixers(None)
 TINY = Shape(32, 2, 2, 1, head_dim=16, hidden=48, seq_len=16, batch_size=2, vocab_size=67)
 EAGER = SETTINGS["eager_fp32"]
 CPU = torch.device("cpu")
 
 
-def made(name):
+def made(name, cfg=None):
     pytest.importorskip("transformers")
-    cfg = config(TINY, EAGER)
+    cfg = cfg or config(TINY, EAGER)
     contestant = MAKERS[name](TINY, cfg, CPU)
     return contestant, step_run(contestant, TINY, EAGER, cfg, CPU)
+
+
+def as_theirs(mixer, shape=TINY):
+    """Return the configuration of which minllm's model is transformers' with this mixer."""
+    return config(shape, EAGER, mixer, [*WORDS.get(mixer, []), *AS_THEIRS[mixer]])
 
 
 def test_both_contestants_are_of_the_same_size():
@@ -62,6 +69,77 @@ def translated(llama):
     return weights
 
 
+def test_recurrent_gemma_has_the_same_loss_with_the_same_weights():
+    cfg = as_theirs("rglru")
+    (ours, our_run), (theirs, their_run) = made("minllm", cfg), made("transformers", cfg)
+    ours.model.load_state_dict(translated_gemma(theirs.model.state_dict()), strict=True)
+    losses = [loop.whole_batch_gradient(run, run.objective.loss) for run in (our_run, their_run)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # its √dim is rounded to bf16
+    norms = [loop.update(run, 1e-3) for run in (our_run, their_run)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def translated_gemma(gemma):
+    """Return RecurrentGemma's weights under minllm's names."""
+    weights = {
+        "embedding": gemma["model.embed_tokens.weight"],
+        "norm.weight": 1 + gemma["model.final_norm.weight"],
+    }
+    for i in range(TINY.n_layers):
+        old, new = f"model.layers.{i}", f"layers.{i}"
+        block, rec, mlp = f"{old}.temporal_block", f"{new}.rec.words.rec", f"{new}.mlp.words.mlp"
+        for kind in ("weight", "bias"):
+            both = [gemma[f"{block}.linear_{x}.{kind}"] for x in "yx"]
+            weights[f"{rec}.gate_x.{kind}"] = torch.cat(both)
+            weights[f"{rec}.out.{kind}"] = gemma[f"{block}.linear_out.{kind}"]
+            both = [gemma[f"{old}.mlp_block.{x}_proj.{kind}"] for x in ("gate", "up")]
+            weights[f"{mlp}.gate_up.{kind}"] = torch.cat(both)
+            weights[f"{mlp}.down.{kind}"] = gemma[f"{old}.mlp_block.down_proj.{kind}"]
+            both = [gemma[f"{block}.rg_lru.{x}_gate_{kind}"] for x in ("input", "recurrent")]
+            weights[f"{rec}.gates_{'HKM' if kind == 'weight' else 'bias_HM'}"] = torch.cat(both, -1)
+        weights[f"{rec}.conv.weight_WC"] = gemma[f"{block}.conv_1d.weight"][:, 0].flip(-1).T
+        weights[f"{rec}.conv.bias"] = gemma[f"{block}.conv_1d.bias"]
+        weights[f"{rec}.decay_F"] = gemma[f"{block}.rg_lru.recurrent_param"]
+        weights[f"{new}.rec.before.weight"] = 1 + gemma[f"{old}.temporal_pre_norm.weight"]
+        weights[f"{new}.mlp.before.weight"] = 1 + gemma[f"{old}.channel_pre_norm.weight"]
+    return weights
+
+
+@pytest.mark.parametrize("mixer", [mixer for mixer in AS_THEIRS if mixer in REC])
+def test_a_mixer_is_compared_with_a_model_of_its_size(mixer):
+    pytest.importorskip("transformers")
+    shape = SHAPES["S3"]
+    cfg = as_theirs(mixer, shape)
+    ours, theirs = (
+        sum(p.numel() for p in MAKERS[name](shape, cfg, CPU).model.parameters()) for name in MAKERS
+    )
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
+PLANNED = {
+    "gated_deltanet": {"n_heads": 2, "n_value_heads": 2, "head_dim": 16, "value_dim": 16, "conv_width": 4},
+    "mamba": {"expand": 2, "n_state": 16, "conv_width": 4, "dt_rank": None},
+    "mamba2": {"expand": 2, "head_dim": 64, "n_state": 64, "n_groups": 1, "conv_width": 4},
+}
+"""Options of mixers that minllm hasn't got yet and transformers has."""
+
+
+@pytest.mark.parametrize("mixer", AS_THEIRS)
+def test_each_of_their_classes_takes_a_step(mixer):
+    if mixer in REC:
+        cfg = as_theirs(mixer)
+    else:
+        cfg = config(TINY, EAGER)
+        OmegaConf.set_struct(cfg, False)
+        cfg.model.rec, cfg.choices["model/rec"] = PLANNED[mixer], mixer
+    _, run = made("transformers", cfg)
+    losses = []
+    for _ in range(2):
+        losses.append(loop.whole_batch_gradient(run, run.objective.loss))
+        loop.update(run, 1e-2)
+    assert losses[1] < losses[0]
+
+
 @pytest.mark.slow  # a new process imports torch, and transformers in the second case
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_worker_takes_turns_and_learns(name):
@@ -74,6 +152,16 @@ def test_a_worker_takes_turns_and_learns(name):
         assert worker.ask("memory")["bytes"] > 2**20
         assert worker.ask("generate", rows=3, new_tokens=4)["tokens"] == 12
     assert worker.process.returncode is not None
+
+
+@pytest.mark.slow  # a new process for each contestant imports torch, and transformers in one
+def test_workers_train_with_a_mixer_in_attentions_place():
+    pytest.importorskip("transformers")
+    shape = Shape(32, 2, 2, 1, head_dim=16, hidden=48, seq_len=16, batch_size=8, vocab_size=67)
+    for who, job in mixer_jobs("rglru", [32], shape, EAGER, CPU).items():
+        with Worker(job) as worker:
+            losses = [worker.ask("train", seconds=0.01)["loss"] for _ in range(2)]
+        assert losses[1] < losses[0], who
 
 
 def test_a_worker_that_fails_says_why():
@@ -92,7 +180,7 @@ class Answers:
         self.speed = speed
 
     def ask(self, name, **arguments):
-        tokens = arguments.get("rows", 0) * arguments.get("new_tokens", 0)
+        tokens = arguments.get("rows", 1) * arguments.get("new_tokens", 1)
         return {"steps": 1, "tokens": tokens, "seconds": 1 / self.speed, "bytes": 100 / self.speed}
 
 
@@ -102,8 +190,12 @@ def quick(monkeypatch):
     import contextlib
 
     @contextlib.contextmanager
-    def started(shape, setting, device):
-        yield {bench.MINLLM: Answers(2), bench.THEIRS: Answers(1), bench.THEIRS_KEPT: Answers(1.6)}
+    def started(jobs):
+        theirs = {True: 1.6, False: 1}
+        yield {
+            who: Answers(2 if job.contestant == "minllm" else theirs[job.keep_pages])
+            for who, job in jobs.items()
+        }
 
     monkeypatch.setattr(bench, "started", started)
     monkeypatch.setattr(bench, "SHAPES", {"S1": TINY, "S3": TINY})
@@ -117,7 +209,8 @@ def quick(monkeypatch):
 def run_bench(folder, *overrides):
     cfg = compose(["task=bench", "train.device=cpu", *overrides])
     validate(cfg)
-    own = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["measure", "shapes", "settings", "seconds"]))
+    keys = ["measure", "shapes", "settings", "seconds", "mixers", "lengths"]
+    own = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys))
     return bench.bench(cfg, folder, **own)
 
 
@@ -149,6 +242,55 @@ def test_slow_bf16_is_replaced_in_words(quick, tmp_path, capsys):
     assert "No bf16" in capsys.readouterr().out
 
 
+def test_mixers_stand_in_one_table(quick, tmp_path, capsys):
+    words = ["measure=[mixers]", "settings=[eager_fp32]"]
+    found = run_bench(tmp_path, *words, "mixers=[rglru,conv]", "lengths=[256,1024]")
+    assert json.loads((tmp_path / "bench.json").read_text()) == found
+    assert [row["mixer"] for row in found["mixers"]] == ["attention", "rglru", "conv"]
+    attention, rglru, conv = found["mixers"]
+    assert verdicts(attention) == dict.fromkeys(["s/token, T 512", "s/token, T 1024", "s/token, T 2048"], "")
+    assert verdicts(rglru) == verdicts(conv) | {"transformers": "at least 2: met"}
+    assert verdicts(conv) == {
+        "attention, T 256": "at least 0.25: met",
+        "attention, T 1024": "",
+        "s/token, T 512": "",
+        "s/token, T 1024": "",
+        "s/token, T 2048": "at most 1.5: met",
+    }
+    head, *rows = [
+        line for line in capsys.readouterr().out.splitlines() if "T 2048" in line or "eager" in line
+    ]
+    assert head.split()[0] == "tokens/s" and head.endswith("peak memory") and len(rows) == 3
+
+
+def verdicts(row):
+    ratios = [*row["beside_attention"], *row["beside_theirs"], *row["growth"]]
+    return {ratio["what"]: ratio["verdict"] for ratio in ratios}
+
+
+def test_a_mixer_meets_each_rival_at_the_same_tokens_a_step():
+    shape = SHAPES["S3"]
+    jobs = mixer_jobs("rglru", [256, 1024], shape, SETTINGS["compiled_fp32"], CPU)
+    assert {job.shape.tokens_per_step for job in jobs.values()} == {4096}
+    assert [who for who, job in jobs.items() if job.mixer == "attention"] == [
+        "attention, T 256",
+        "attention, T 1024",
+    ]
+    assert [who for who, job in jobs.items() if not job.setting.compiled] == ["transformers"]
+    assert len(mixer_jobs("attention", [256, 1024], shape, EAGER, CPU)) == 4
+    # the row's own figure is at the shape's length, whatever else is asked for
+    assert next(iter(mixer_jobs("conv", [128], shape, EAGER, CPU))) == "conv, T 256"
+
+
+def test_a_bound_that_is_missed_says_so_in_the_table():
+    own = Figure("conv", "conv, T 256", 1000.0, None, 2**20)
+    bounded = [Ratio("attention, T 256", 0.1, 0.1, 0.1, at_least=0.25)]
+    here = {"cpu": "a processor", "threads": 2, "gpu": None, "torch": "2"}
+    report = Report(here, mixers=[MixerRow("eager fp32", "conv", [own], bounded, [], [])])
+    page = "\n".join(report.lines())
+    assert "0.10 (missed)" in page and "at least 0.25" in page
+
+
 def test_without_transformers_only_the_start_is_measured(monkeypatch, quick, tmp_path):
     monkeypatch.undo()
     find = importlib.util.find_spec
@@ -160,10 +302,27 @@ def test_without_transformers_only_the_start_is_measured(monkeypatch, quick, tmp
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("words", ["shapes=[S2]", "settings=[eager]", "measure=[all]", "seconds=0"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "shapes=[S2]",
+        "settings=[eager]",
+        "measure=[all]",
+        "seconds=0",
+        "mixers=[rglu]",
+        "lengths=[300]",
+        "lengths=[0]",
+    ],
+)
 def test_an_option_that_means_nothing_is_refused(words, tmp_path):
     with pytest.raises(UserError, match=words.partition("=")[0]):
         run_bench(tmp_path, words)
+
+
+def test_a_mixer_that_is_misspelt_is_refused_with_a_suggestion():
+    with pytest.raises(UserError, match="Did you mean 'rglru'"):
+        chosen_mixers(["conv", "rglu"])
+    assert chosen_mixers(["rglru", "rglru"]) == ["rglru"] and {"conv", "rglru"} <= set(chosen_mixers(None))
 
 
 def test_the_way_to_the_first_step_is_timed(tmp_path, monkeypatch):

@@ -1,1 +1,1 @@
-"""How fast minllm is beside transformers' Llama: who competes, in which processes, and what came out."""
+"""How fast minllm is beside transformers' models: who competes, in which processes, and what came out."""

@@ -1,12 +1,12 @@
-"""Who competes: minllm as it trains, and transformers' Llama of the same shape.
+"""Who competes: minllm as it trains, and transformers' model of the same shape with the same mixer.
 
 Both take the training loop's own steps. What differs is what is compared: the model, its loss and its generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from minllm.bench.theirs import ATTENTION, their_model
 from minllm.config import build, compose
 from minllm.data.batches import Batch
 from minllm.generation.generate import next_tokens
@@ -44,6 +45,10 @@ class Shape:
     def tokens_per_step(self) -> int:
         return self.batch_size * self.seq_len
 
+    def at_length(self, seq_len: int) -> Shape:
+        """Return the shape with as many tokens a step in rows of another length."""
+        return replace(self, seq_len=seq_len, batch_size=self.tokens_per_step // seq_len)
+
 
 SHAPES = {
     # many layers and a large vocabulary for so narrow a stream: the time goes into everything but products
@@ -72,16 +77,27 @@ SETTINGS = {
 }
 
 
-def config(shape: Shape, setting: Setting) -> DictConfig:
-    """Return minllm's configuration of a shape, as a command line would compose it."""
+def config(shape: Shape, setting: Setting, mixer: str = ATTENTION, words: Sequence[str] = ()) -> DictConfig:
+    """Return minllm's configuration of a shape, as a command line would compose it.
+
+    Args:
+        shape: the sizes.
+        setting: how the model is run.
+        mixer: attention, or the option of model/rec that takes its place in each layer.
+        words: what is typed besides.
+    """
+    attention = [
+        "model/attn=gqa",
+        f"model.attn.n_heads={shape.n_heads}",
+        f"model.attn.n_kv_heads={shape.n_kv_heads}",
+        f"model.attn.head_dim={shape.head_dim}",
+    ]
+    recurrent = [f"model/rec={mixer}", "model.layout=[rec mlp]"]
     return compose(
         [
             f"model.dim={shape.dim}",
             f"model.n_layers={shape.n_layers}",
-            "model/attn=gqa",
-            f"model.attn.n_heads={shape.n_heads}",
-            f"model.attn.n_kv_heads={shape.n_kv_heads}",
-            f"model.attn.head_dim={shape.head_dim}",
+            *(attention if mixer == ATTENTION else recurrent),
             "model/mlp=swiglu",
             f"model.mlp.hidden={shape.hidden}",
             "model/pos=rope",
@@ -91,6 +107,7 @@ def config(shape: Shape, setting: Setting) -> DictConfig:
             f"train.batch_size={shape.batch_size}",
             f"train.precision={setting.precision}",
             f"train.compile={setting.compiled}",
+            *words,
         ]
     )
 
@@ -123,25 +140,10 @@ def minllm(shape: Shape, cfg: DictConfig, device: torch.device) -> Contestant:
 
 
 def transformers(shape: Shape, cfg: DictConfig, device: torch.device) -> Contestant:
-    """Return transformers' Llama with the same options of AdamW, fused as its trainer has it."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    """Return transformers' model with the same options of AdamW, fused as its trainer has it."""
+    from transformers import GenerationConfig
 
-    llama = LlamaConfig(
-        hidden_size=shape.dim,
-        num_hidden_layers=shape.n_layers,
-        num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.n_kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.hidden,
-        vocab_size=shape.vocab_size,
-        tie_word_embeddings=True,
-        rms_norm_eps=cfg.norm.eps,
-        rope_theta=cfg.model.pos.theta,
-        attn_implementation="sdpa",
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(llama).to(device)
+    model = their_model(shape.vocab_size, cfg).to(device)
     betas = (cfg.optim.beta1, cfg.optim.beta2)
     decay = cfg.optim.weight_decay
     optimizer = torch.optim.AdamW(
@@ -157,10 +159,10 @@ def transformers(shape: Shape, cfg: DictConfig, device: torch.device) -> Contest
         ).tolist()
         model.train()
 
-    return Contestant(model, LlamaObjective(), optimizer, generate)
+    return Contestant(model, TheirObjective(), optimizer, generate)
 
 
-class LlamaObjective:
+class TheirObjective:
     """The loss that transformers' model computes itself, summed as minllm's is."""
 
     def loss(self, model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,13 +40,40 @@ class Ratio:
         return cls(what, statistics.median(ratios), min(ratios), max(ratios), **bound)
 
     @property
+    def wanted(self) -> str:
+        """The bound; "" where there is none."""
+        if self.at_least is not None:
+            return f"at least {self.at_least:g}"
+        return "" if self.at_most is None else f"at most {self.at_most:g}"
+
+    @property
+    def met(self) -> bool:
+        low = -math.inf if self.at_least is None else self.at_least
+        return low <= self.median <= (math.inf if self.at_most is None else self.at_most)
+
+    @property
     def verdict(self) -> str:
         """The bound and whether the median keeps it; "" where there is none."""
-        if self.at_least is not None:
-            return f"at least {self.at_least:g}: {'met' if self.median >= self.at_least else 'missed'}"
-        if self.at_most is not None:
-            return f"at most {self.at_most:g}: {'met' if self.median <= self.at_most else 'missed'}"
-        return ""
+        return self.wanted and f"{self.wanted}: {'met' if self.met else 'missed'}"
+
+
+@dataclass(frozen=True)
+class MixerRow:
+    """What was found of one mixer in one setting."""
+
+    setting: str
+    mixer: str
+    figures: list[Figure]
+    """Its own at the shape's length, then those of all that it was measured beside."""
+    beside_attention: list[Ratio]
+    beside_theirs: list[Ratio]
+    """None where transformers has no class with this mixer."""
+    growth: list[Ratio]
+    """Seconds a token at other lengths, relative to those at the shape's own."""
+
+    @property
+    def ratios(self) -> list[Ratio]:
+        return [*self.beside_attention, *self.beside_theirs, *self.growth]
 
 
 @dataclass
@@ -59,13 +87,18 @@ class Report:
     """Floating-point operations a second of this machine's matrix products, for each setting."""
     figures: list[Figure] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
+    mixers: list[MixerRow] = field(default_factory=list)
     startup: dict[str, float] = field(default_factory=dict)
     """Seconds."""
 
     def as_dict(self) -> dict[str, Any]:
+        parts = ("beside_attention", "beside_theirs", "growth")
         return {
             **asdict(self),
-            "ratios": [{**asdict(ratio), "verdict": ratio.verdict} for ratio in self.ratios],
+            "ratios": judged(self.ratios),
+            "mixers": [
+                {**asdict(row), **{part: judged(getattr(row, part)) for part in parts}} for row in self.mixers
+            ],
         }
 
     def lines(self) -> list[str]:
@@ -88,9 +121,42 @@ class Report:
             *self.notes,
             *table(["", "", "tokens/s", "of limit", "peak memory"], figures),
             *([f"The limit is torch.mm of 2,048² ({'; '.join(limits)})."] if limits else []),
+            *mixer_lines(self.mixers),
             *[f"{what}: {seconds:.2f} s" for what, seconds in self.startup.items()],
             *table(["minllm / another", "ratio", "range", "wanted"], ratios),
         ]
+
+
+def judged(ratios: Sequence[Ratio]) -> list[dict[str, Any]]:
+    return [{**asdict(ratio), "verdict": ratio.verdict} for ratio in ratios]
+
+
+def mixer_lines(rows: Sequence[MixerRow]) -> list[str]:
+    """Return one table of all mixers, with a column for each thing that they were measured beside."""
+    parts = [
+        [row.beside_attention for row in rows],
+        [row.beside_theirs for row in rows],
+        [r.growth for r in rows],
+    ]
+    ratios = [ratio for part in parts for found in part for ratio in found]
+    wanted = {what: "" for what in dict.fromkeys(ratio.what for ratio in ratios)}
+    wanted |= {ratio.what: ratio.wanted for ratio in ratios if ratio.wanted}
+    cells = [
+        [
+            row.setting,
+            row.mixer,
+            f"{row.figures[0].tokens_per_second:,.0f}",
+            *("".join(short(ratio) for ratio in row.ratios if ratio.what == what) for what in wanted),
+            f"{row.figures[0].peak_memory_bytes / MIB:,.0f} MiB",
+        ]
+        for row in rows
+    ]
+    head = ["", "", "tokens/s", *wanted, "peak memory"]
+    return table(head, [*cells, ["", "wanted", "", *wanted.values(), ""]] if cells else [])
+
+
+def short(ratio: Ratio) -> str:
+    return f"{ratio.median:.2f}" + ("" if ratio.met else " (missed)")
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

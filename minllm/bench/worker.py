@@ -1,7 +1,7 @@
 """A contestant in a process of its own, so that its peak memory and its malloc are its own.
 
     with Worker(job) as worker:
-        worker.ask("train", seconds=1.0)       {"steps": 3, "seconds": 1.2, "loss": 8.3}
+        worker.ask("train", seconds=1.0)       {"steps": 3, "tokens": 12288, "seconds": 1.2, "loss": 8.3}
 
 The process lives until the `with` block ends and does nothing between questions, so that contestants can take turns
 on a machine that others use as well. Question and answer are a line of JSON each, through its stdin and stdout.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from minllm.bench.contestants import MAKERS, Name, Setting, Shape, config, step_run
+from minllm.bench.theirs import ATTENTION
 from minllm.training import loop, memory
 
 PROMPT_TOKENS = 8
@@ -39,6 +40,10 @@ class Job:
     shape: Shape
     setting: Setting
     device: str
+    mixer: str = ATTENTION
+    """Or an option of model/rec."""
+    words: Sequence[str] = ()
+    """What is typed besides."""
 
     @classmethod
     def read(cls, text: str) -> Job:
@@ -98,7 +103,7 @@ class Contest:
             memory.keep_pages()
         self.shape = job.shape
         torch.manual_seed(0)
-        cfg = config(job.shape, job.setting)
+        cfg = config(job.shape, job.setting, job.mixer, job.words)
         self.contestant = MAKERS[job.contestant](job.shape, cfg, self.device)
         self.run = step_run(self.contestant, job.shape, job.setting, cfg, self.device)
         self.compiled = job.setting.compiled
@@ -126,7 +131,8 @@ class Contest:
             loss = self._step()
             taken += time.perf_counter() - begun
             steps += 1
-        return {"steps": steps, "seconds": taken, "loss": loss}
+        tokens = steps * self.shape.tokens_per_step
+        return {"steps": steps, "tokens": tokens, "seconds": taken, "loss": loss}
 
     def memory(self) -> dict[str, int]:
         """Return the peak since the warm-up."""

@@ -1,4 +1,4 @@
-"""`python run.py task=bench`: how fast minllm is on this machine, beside transformers' Llama of the same shape.
+"""`python run.py task=bench`: how fast minllm is on this machine, beside transformers' models of the same shape.
 
 Others may be using the machine as well, so contestants take turns (A B C, A B C, …) and are compared turn by turn: a
 figure may be off, and the ratios of figures that were taken side by side still count.
@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +22,23 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from minllm.bench.contestants import SETTINGS, SHAPES, Name, Setting, Shape, config
-from minllm.bench.report import Figure, Ratio, Report
+from minllm.bench.mixers import (
+    OURS_AS_THEIRS,
+    THEIRS,
+    at,
+    check_lengths,
+    chosen_mixers,
+    grown_lengths,
+    mixer_jobs,
+)
+from minllm.bench.report import Figure, MixerRow, Ratio, Report
 from minllm.bench.startup import first_step_seconds, import_seconds
+from minllm.bench.theirs import ATTENTION
 from minllm.bench.worker import Job, Worker
 from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.cost import cost
-from minllm.options import Positive
+from minllm.options import Count, Positive
 from minllm.training.machine import choose_device, choose_precision
 from minllm.training.rundir import environment, to_json, write_text
 
@@ -37,7 +47,7 @@ NEW_TOKENS = 256
 GENERATED_ROWS = (1, 16)
 LIMIT_SIZE = 2048
 
-MINLLM, THEIRS, THEIRS_KEPT = "minllm", "transformers", "transformers, same malloc"
+MINLLM, THEIRS_KEPT = "minllm", "transformers, same malloc"
 
 AT_LEAST = {
     ("S1", "eager fp32"): 1.4,
@@ -49,16 +59,30 @@ AT_LEAST = {
 AT_LEAST_GENERATED = 1.5
 AT_MOST_MEMORY = 1.0
 AT_MOST_STARTUP = 3.0
+AT_LEAST_OF_ATTENTION = 0.25
+"""How much of attention's tokens a second a mixer is to train, at the shape's own length."""
+AT_LEAST_OF_THEIRS = 2.0
+"""How many times the tokens a second of transformers' class of the same mixer."""
+AT_MOST_GROWN = 1.5
+"""How many times the seconds a token a recurrent mixer may take where a sequence is longest."""
+
+MIXERS_SHAPE = SHAPES["S3"]
+MIXERS_NOTE = (
+    "Mixers: T is the length of a sequence, and a step has as many tokens at each. transformers' classes of them are"
+    " never compiled."
+)
 
 
 def bench(
     cfg: DictConfig,
     run_dir: Path,
     *,
-    measure: list[Literal["training", "generation", "startup"]],
+    measure: list[Literal["training", "generation", "startup", "mixers"]],
     shapes: list[Literal["S1", "S3"]],
     settings: list[Literal["eager_fp32", "compiled_fp32", "eager_bf16", "compiled_bf16"]],
     seconds: Positive,
+    mixers: list[str] | None,
+    lengths: list[Count],
 ) -> dict[str, Any]:
     """Measure, print a page and write bench.json; return what is in it.
 
@@ -67,17 +91,22 @@ def bench(
         shapes: at which sizes, see `minllm.bench.contestants.SHAPES`.
         settings: how the models are run. Where bf16 is slow, fp32 is measured instead, and the page says so.
         seconds: how long each contestant trains in each setting, in `TURNS` turns of at least one step.
+        mixers: the options of model/rec that are measured beside attention; null means all.
+        lengths: of sequences, at which they are.
 
     Raises:
-        UserError: transformers isn't installed.
+        UserError: transformers isn't installed, a mixer doesn't exist, or a length divides no step.
     """
-    if {"training", "generation"} & set(measure):
+    recs = chosen_mixers(mixers)
+    check_lengths(lengths, MIXERS_SHAPE)
+    if {"training", "generation", "mixers"} & set(measure):
         require_transformers()
     device = choose_device(cfg.train.device)
     report = Report(machine(device))
     run_dir.mkdir(parents=True, exist_ok=True)
-    if "training" in measure:
+    if {"training", "mixers"} & set(measure):
         chosen, report.notes = settings_for(settings, device)
+    if "training" in measure:
         if any(setting.compiled for setting in chosen):
             report.notes.append(
                 "Compiled: minllm as it compiles its runs, transformers by torch.compile as it is."
@@ -89,6 +118,12 @@ def bench(
         for name in shapes:
             for rows in GENERATED_ROWS:
                 generation(report, name, SHAPES[name], device, rows, NEW_TOKENS)
+    if "mixers" in measure:
+        report.notes.append(MIXERS_NOTE)
+        for setting in chosen:
+            for mixer in [ATTENTION, *recs]:
+                row = mixer_row(mixer, lengths, MIXERS_SHAPE, setting, device, seconds / TURNS)
+                report.mixers.append(row)
     if "startup" in measure:
         startup(report)
 
@@ -106,17 +141,11 @@ def training(
     cfg = config(shape, setting)
     model = build_model(cfg, SimpleNamespace(vocab_size=shape.vocab_size))
     flops_per_token = cost(model, shape.seq_len).flops_per_token
-    limits = []
-    with started(shape, setting, device) as workers:
-        speeds: dict[str, list[float]] = {who: [] for who in workers}
-        for worker in tqdm(workers.values(), f"{what}, warming up", leave=False, disable=None):
-            worker.ask("warm_up")
-        for _ in tqdm(range(TURNS), what, leave=False, disable=None):
-            limits.append(product_flops(setting, device))
-            for who, worker in workers.items():
-                answer = worker.ask("train", seconds=turn_seconds)
-                speeds[who].append(answer["steps"] * shape.tokens_per_step / answer["seconds"])
-        peaks = {who: worker.ask("memory")["bytes"] for who, worker in workers.items()}
+    limits: list[float] = []
+    with started(jobs_at(shape, setting, device)) as workers:
+        speeds, peaks = trained(
+            workers, what, turn_seconds, lambda: limits.append(product_flops(setting, device))
+        )
 
     report.limits[what] = statistics.median(limits)
     for who in workers:
@@ -137,7 +166,7 @@ def generation(
 ) -> None:
     """Let the contestants continue short prompts in turns; report their speed."""
     what = f"{name}, generating {rows} x {new_tokens}"
-    with started(shape, Setting("fp32", compiled=False), device) as workers:
+    with started(jobs_at(shape, Setting("fp32", compiled=False), device)) as workers:
         speeds: dict[str, list[float]] = {who: [] for who in workers}
         for worker in workers.values():
             worker.ask("generate", rows=rows, new_tokens=2)
@@ -163,9 +192,63 @@ def startup(report: Report) -> None:
     report.ratios.append(Ratio.of("start-up, import torch", firsts, imports, at_most=AT_MOST_STARTUP))
 
 
+def mixer_row(
+    mixer: str,
+    lengths: Sequence[int],
+    shape: Shape,
+    setting: Setting,
+    device: torch.device,
+    turn_seconds: float,
+) -> MixerRow:
+    """Train a mixer in turns with itself at other lengths, with attention and with transformers' class of it."""
+    what = f"{mixer}, {setting}"
+    with started(mixer_jobs(mixer, lengths, shape, setting, device)) as workers:
+        speeds, peaks = trained(workers, what, turn_seconds)
+
+    own, longest = speeds[at(mixer, shape.seq_len)], max(grown_lengths(shape))
+    figures = [Figure(what, who, statistics.median(speeds[who]), None, peaks[who]) for who in workers]
+    beside_attention, beside_theirs, growth = [], [], []
+    for length in lengths if mixer != ATTENTION else []:
+        bound = AT_LEAST_OF_ATTENTION if length == shape.seq_len else None
+        pair = speeds[at(mixer, length)], speeds[at(ATTENTION, length)]
+        beside_attention.append(Ratio.of(at(ATTENTION, length), *pair, at_least=bound))
+    if THEIRS in workers:
+        pair = speeds[OURS_AS_THEIRS], speeds[THEIRS]
+        beside_theirs.append(Ratio.of(THEIRS, *pair, at_least=AT_LEAST_OF_THEIRS))
+    for length in grown_lengths(shape):
+        bound = AT_MOST_GROWN if length == longest and mixer != ATTENTION else None
+        # the tokens of a step are as many at each length
+        growth.append(Ratio.of(f"s/token, T {length}", own, speeds[at(mixer, length)], at_most=bound))
+    return MixerRow(str(setting), mixer, figures, beside_attention, beside_theirs, growth)
+
+
+def trained(
+    workers: Mapping[str, Worker],
+    what: str,
+    turn_seconds: float,
+    before_turn: Callable[[], object] = lambda: None,
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Let workers train in turns; return the tokens a second of each turn, and each one's peak of memory in bytes."""
+    speeds: dict[str, list[float]] = {who: [] for who in workers}
+    for worker in tqdm(workers.values(), f"{what}, warming up", leave=False, disable=None):
+        worker.ask("warm_up")
+    for _ in tqdm(range(TURNS), what, leave=False, disable=None):
+        before_turn()
+        for who, worker in workers.items():
+            answer = worker.ask("train", seconds=turn_seconds)
+            speeds[who].append(answer["tokens"] / answer["seconds"])
+    return speeds, {who: worker.ask("memory")["bytes"] for who, worker in workers.items()}
+
+
 @contextlib.contextmanager
-def started(shape: Shape, setting: Setting, device: torch.device) -> Iterator[dict[str, Worker]]:
-    """Start a process for each contestant. minllm keeps its pages as it does in training, transformers does not.
+def started(jobs: Mapping[str, Job]) -> Iterator[dict[str, Worker]]:
+    """Start a process for each contestant."""
+    with contextlib.ExitStack() as stack:
+        yield {who: stack.enter_context(Worker(job)) for who, job in jobs.items()}
+
+
+def jobs_at(shape: Shape, setting: Setting, device: torch.device) -> dict[str, Job]:
+    """Return who competes at a shape. minllm keeps its pages as it does in training, transformers does not.
 
     On a CPU there is one more, transformers with minllm's malloc, so that one sees what is due to what.
     """
@@ -173,11 +256,10 @@ def started(shape: Shape, setting: Setting, device: torch.device) -> Iterator[di
     entries: list[tuple[str, Name, bool]] = [(MINLLM, "minllm", on_cpu), (THEIRS, "transformers", False)]
     if on_cpu:
         entries.append((THEIRS_KEPT, "transformers", True))
-    with contextlib.ExitStack() as stack:
-        yield {
-            who: stack.enter_context(Worker(Job(contestant, keep_pages, shape, setting, str(device))))
-            for who, contestant, keep_pages in entries
-        }
+    return {
+        who: Job(contestant, keep_pages, shape, setting, str(device))
+        for who, contestant, keep_pages in entries
+    }
 
 
 def settings_for(names: Sequence[str], device: torch.device) -> tuple[list[Setting], list[str]]:
