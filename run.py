@@ -48,9 +48,10 @@ def compose_and_run(folders: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
     from minllm.explain import disk_error, explained
+    from minllm.grid import grid_table
     from minllm.runs import OUTPUTS, choice_words, remove_if_empty
 
-    exit_codes = [0]
+    exit_codes, grid = [0], []
 
     def typed(hydra_cfg: DictConfig) -> list[str]:
         return OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
@@ -62,7 +63,10 @@ def compose_and_run(folders: Sequence[str]) -> int:
         gc.enable()
         now = HydraConfig.get()
         overrides, run_dir = typed(now), Path(now.runtime.output_dir)
-        before = f"{' '.join(overrides)}: " if now.mode and now.mode.name == "MULTIRUN" else ""
+        before = ""
+        if now.mode and now.mode.name == "MULTIRUN":
+            before = f"{' '.join(overrides)}: "
+            grid.append((overrides, run_dir))
         try:
             refuse_environment(now)
             perform(settle(composed, overrides, now.runtime.choices), run_dir)
@@ -81,8 +85,10 @@ def compose_and_run(folders: Sequence[str]) -> int:
         with explained(folders):
             hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=["minllm.*"])(job)()
     finally:
-        for grid in OUTPUTS.glob("*/*-grid-*"):
-            remove_if_empty(grid)
+        for folder in OUTPUTS.glob("*/*-grid-*"):
+            remove_if_empty(folder)
+    if table := grid_table(grid):
+        print(table)
     return 1 if 1 in exit_codes else max(exit_codes)
 
 
