@@ -43,6 +43,8 @@ SIZES_OF = {
     "n_buckets": 8,
     "max_distance": 16,
     "original_len": 8,
+    "n_state": 3,
+    "chunk": 5,
     "dropout": 0.0,
 }
 """What an option of the model is in tests, by its name, wherever it stands."""

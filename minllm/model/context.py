@@ -22,7 +22,8 @@ class Layer:
     """Where a branch stands: layer `index` of `count`, in a model that has `branches` branches in all.
 
     `norms` makes the norms that a module wants inside itself, of the model's own kind. `share` is how wide a module is
-    that isn't told its width, as a part of what is usual: experts share the width of one MLP.
+    that isn't told its width, as a part of what is usual: experts share the width of one MLP. `place` is which of its
+    layer's branches it belongs to, from 0.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Layer:
     branches: int
     norms: Norms
     share: float = 1.0
+    place: int = 0
 
 
 @dataclass

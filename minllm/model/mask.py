@@ -98,6 +98,10 @@ class Blocks(Full):
     size: Count
     n_global: Natural
 
+    @property
+    def reach(self) -> int | None:
+        return None if self.n_global else self.size
+
     def hides(self, length: int) -> bool:
         return length > self.size
 
