@@ -99,7 +99,7 @@ class Context:
 
     def _visible(self, mask: Full, first: int, explicit: bool) -> Tensor | None:
         T, earlier = self.positions_BT.shape[1], self.past - first
-        hides = mask.hides(earlier + T)
+        hides = mask.hides(earlier + T, first)
         if self.segments_BS is None and not hides and not explicit and (T == 1 or earlier == 0):
             return None
         visible_BTS = torch.ones(1, T, earlier + T, dtype=torch.bool, device=self.positions_BT.device)
