@@ -105,10 +105,10 @@ class Mega(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context, state: Memory | None = None) -> Tensor:
         x_BTD = self.norm(x_BTD, ctx, None if state is None else state.statistics)
-        h0_BDN = None if state is None else torch.view_as_real(state.hidden_BDN)
-        y_BTD, h_BDN = in_fp32(functools.partial(self._average, ctx.starts()), x_BTD, h0_BDN)
+        h0_BDN2 = None if state is None else state.hidden_BDN2
+        y_BTD, h_BDN2 = in_fp32(functools.partial(self._average, ctx.starts()), x_BTD, h0_BDN2)
         if state is not None:
-            state.hidden_BDN = h_BDN.clone(memory_format=torch.contiguous_format)
+            state.hidden_BDN2 = h_BDN2.clone(memory_format=torch.contiguous_format)
         y_BTD = self.average_norm(y_BTD)
         z, gate = self.z_gate(y_BTD)
         attended = self._attend(z, F.silu(self.value(x_BTD)), ctx, state)
@@ -123,9 +123,10 @@ class Mega(nn.Module):
         log_r_DN = torch.log1p(-(alpha_DN * delta_DN).clamp(max=1 - 1e-6))
         turns_N = torch.arange(1, N + 1, device=x_BTD.device) * (2 * math.pi / N)
         angle_DN = torch.sigmoid(self.theta_D)[:, None] * turns_N
-        h0_BDN = None if h0_BDN2 is None else torch.view_as_complex(h0_BDN2)
         gamma_DN2 = self.gamma_DN2 * N**-0.5
-        return moving_average(x_BTD, log_r_DN, angle_DN, alpha_DN, gamma_DN2, self.omega_D, starts_BT, h0_BDN)
+        return moving_average(
+            x_BTD, log_r_DN, angle_DN, alpha_DN, gamma_DN2, self.omega_D, starts_BT, h0_BDN2
+        )
 
     def _attend(self, z: Tensor, v: Tensor, ctx: Context, state: Memory | None) -> Tensor:
         """Return what the heads give, side by side, (B, T, H · width of a value)."""
@@ -166,25 +167,25 @@ class Mega(nn.Module):
         return y_BCHLK.transpose(1, 2).flatten(2, 3)[:, :, :T]
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Memory:
-        hidden_BDN = torch.zeros(batch, *self.alpha_DN.shape, device=device, dtype=torch.complex64)
+        hidden_BDN2 = torch.zeros(batch, *self.alpha_DN.shape, 2, device=device)
         widths, reach = [self.head_dim, self.value_dim], self.core.mask.reach
         return Memory(
             self.norm.init_state(batch, device=device),
-            hidden_BDN,
+            hidden_BDN2,
             cache(widths, self.core.n_heads, batch, max_len, reach, device=device, dtype=dtype),
         )
 
 
 @dataclass
 class Memory:
-    """What the norm, the average and attention remember: as much after a million tokens as after one chunk."""
+    """What the norm, the average and attention remember: after a million tokens as much as after one chunk."""
 
     statistics: Statistics
-    hidden_BDN: Tensor
+    hidden_BDN2: Tensor
     cache: Cache
 
     def tensors(self) -> list[Tensor]:
-        return [*self.statistics.tensors(), self.hidden_BDN, *self.cache.tensors()]
+        return [*self.statistics.tensors(), self.hidden_BDN2, *self.cache.tensors()]
 
 
 def _of_chunks(ctx: Context, L: int) -> Context:

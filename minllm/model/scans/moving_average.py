@@ -20,14 +20,15 @@ def moving_average(
     gamma_DN2: Tensor,
     omega_D: Tensor,
     starts_BT: Tensor | None = None,
-    h0_BDN: Tensor | None = None,
+    h0_BDN2: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return y_BTD and the last state h_BDN, which is complex, of
+    """Return y_BTD and the last state h_BDN2 of
 
         h_t = q h_(t-1) + p x_t        y_t = Re(Σ_n γ_n h_tn) + ω x_t        q = exp(log r + i angle)
 
-    Nothing depends on the input but by these sums, so each chunk is a product with one matrix a channel, what
-    it leaves behind one with another, and what it finds there one with a third.
+    q is the same for all tokens. So what a chunk's tokens give each other is a product with one matrix for each
+    channel; what they leave behind them is one with another, and what they find there one with a third. Complex
+    numbers are pairs of real ones but in the scan from chunk to chunk: torch.compile makes no code for the others.
 
     Args:
         x_BTD: the input.
@@ -37,21 +38,20 @@ def moving_average(
         gamma_DN2: γ, the real part and the imaginary one.
         omega_D: what of the input goes past the average.
         starts_BT: the place in x where each token's segment begins, below 0 if that's before x; None is one segment.
-        h0_BDN: the state before the first token; None is 0.
+        h0_BDN2: the state before the first token; None is 0.
     """
     B, T, D = x_BTD.shape
-    if h0_BDN is None:
-        h0_BDN = torch.zeros(B, *p_DN.shape, dtype=torch.complex64, device=x_BTD.device)
-    h_DBN, ys = h0_BDN.transpose(0, 1), []
+    h0_BDN2 = x_BTD.new_zeros(B, *p_DN.shape, 2) if h0_BDN2 is None else h0_BDN2
+    h_DBN2, ys = h0_BDN2.transpose(0, 1), []
     rest = T % CHUNK
     # the tokens that fill no chunk are one of their own
     for first, end, L in ((0, T - rest, CHUNK), (T - rest, T, rest)):
         if first < end:
             starts_BC = None if starts_BT is None else starts_BT[:, first:end] - first
-            part = (x_BTD[:, first:end], log_r_DN, angle_DN, p_DN, gamma_DN2, omega_D, starts_BC, h_DBN, L)
-            y_BTD, h_DBN = _in_chunks(*part)
+            part = (x_BTD[:, first:end], log_r_DN, angle_DN, p_DN, gamma_DN2, omega_D, starts_BC, h_DBN2, L)
+            y_BTD, h_DBN2 = _in_chunks(*part)
             ys.append(y_BTD)
-    return ys[0] if len(ys) == 1 else torch.cat(ys, dim=1), h_DBN.transpose(0, 1)
+    return ys[0] if len(ys) == 1 else torch.cat(ys, dim=1), h_DBN2.transpose(0, 1)
 
 
 def _in_chunks(
@@ -62,13 +62,13 @@ def _in_chunks(
     gamma_DN2: Tensor,
     omega_D: Tensor,
     starts_BT: Tensor | None,
-    h0_DBN: Tensor,
+    h0_DBN2: Tensor,
     L: int,
 ) -> tuple[Tensor, Tensor]:
     """The same for C chunks of L tokens. Channels come first in here, since each has matrices of its own."""
     (B, T, D), N = x_BTD.shape, p_DN.shape[1]
     steps = torch.arange(L + 1, device=x_BTD.device)
-    # q to the power of 0 … L, as pairs of real numbers: so are all products but the scan's
+    # q to the power of 0 … L
     r_DNL, angle_DNL = torch.exp(log_r_DN[..., None] * steps), angle_DN[..., None] * steps
     re_DNL, im_DNL = r_DNL * angle_DNL.cos(), r_DNL * angle_DNL.sin()
     gamma_re, gamma_im = gamma_DN2[..., None].unbind(2)
@@ -83,22 +83,19 @@ def _in_chunks(
     writes_DLM = (p_DN[..., None, None] * powers_DN2L[..., :-1]).flip(-1).flatten(1, 2).mT
 
     x_DCBL = x_BTD.unflatten(1, (-1, L)).permute(3, 1, 0, 2)
-    a_DCBN = torch.view_as_complex(powers_DN2L[..., -1].contiguous())[:, None, None].expand(
-        -1, T // L, -1, -1
-    )
+    a_DCBN2 = powers_DN2L[:, None, None, ..., -1].expand(-1, T // L, -1, -1, -1)
     kept_DCBL = x_DCBL
     if starts_BT is not None:
         starts_CBL = starts_BT.unflatten(1, (-1, L)).transpose(0, 1)
         places_CBL = torch.arange(T, device=x_BTD.device).view(-1, 1, L)
         goes_on_CBL = starts_CBL < places_CBL[..., :1]  # its segment began before the chunk
-        a_DCBN = a_DCBN * goes_on_CBL[..., -1:]
+        a_DCBN2 = a_DCBN2 * goes_on_CBL[..., -1:, None]
         kept_DCBL = torch.where(places_CBL >= starts_CBL[..., -1:], x_DCBL, 0)
 
     s_DKM = kept_DCBL.reshape(D, -1, L) @ writes_DLM
-    s_DCBN = torch.view_as_complex(s_DKM.view(D, -1, B, N, 2))
-    h_DCBN = linear_scan(a_DCBN, s_DCBN, h0_DBN)
-    earlier_DCBN = torch.cat([h0_DBN[:, None], h_DCBN[:, :-1]], dim=1)
-    earlier_DKM = torch.view_as_real(earlier_DCBN).reshape(D, -1, 2 * N)
+    pairs = (a_DCBN2.contiguous(), s_DKM.view(D, -1, B, N, 2), h0_DBN2)
+    h_DCBN2 = torch.view_as_real(linear_scan(*(torch.view_as_complex(one) for one in pairs)))
+    earlier_DKM = torch.cat([h0_DBN2[:, None], h_DCBN2[:, :-1]], dim=1).view(D, -1, 2 * N)
     if starts_BT is None:
         y_DKL = torch.baddbmm(
             earlier_DKM @ reads_DML[..., 1:], x_DCBL.reshape(D, -1, L), _toeplitz(kernel_DL)
@@ -109,7 +106,7 @@ def _in_chunks(
     y_BTD = y_DCBL.permute(2, 1, 3, 0).reshape(B, T, D)
     if starts_BT is not None:
         y_BTD = y_BTD + _in_segments(x_BTD, kernel_DL, places_CBL - starts_CBL.maximum(places_CBL[..., :1]))
-    return y_BTD, h_DCBN[:, -1]
+    return y_BTD, h_DCBN2[:, -1]
 
 
 def _toeplitz(kernel_DL: Tensor) -> Tensor:
