@@ -397,6 +397,6 @@ def params_of(preset: str, vocab: int) -> int:
 
 
 def test_every_preset_has_an_oracle():
-    assert {f"experiment={name}" for name in (*TINY, "min_gemma", "min_grok", "none")} == set(
+    assert {f"experiment={name}" for name in (*TINY, "megalodon", "min_gemma", "min_grok", "none")} == set(
         options("experiment")
     )
