@@ -47,8 +47,8 @@ def moving_average(
     # the tokens that fill no chunk are one of their own
     for first, end, L in ((0, T - rest, CHUNK), (T - rest, T, rest)):
         if first < end:
-            starts_BC = None if starts_BT is None else starts_BT[:, first:end] - first
-            part = (x_BTD[:, first:end], log_r_DN, angle_DN, p_DN, gamma_DN2, omega_D, starts_BC, h_DBN2, L)
+            starts = None if starts_BT is None else starts_BT[:, first:end] - first
+            part = (x_BTD[:, first:end], log_r_DN, angle_DN, p_DN, gamma_DN2, omega_D, starts, h_DBN2, L)
             y_BTD, h_DBN2 = _in_chunks(*part)
             ys.append(y_BTD)
     return ys[0] if len(ys) == 1 else torch.cat(ys, dim=1), h_DBN2.transpose(0, 1)
