@@ -22,7 +22,8 @@ class Layer:
     """Where a branch stands: layer `index` of `count`, in a model that has `branches` branches in all.
 
     `norms` makes the norms that a module wants inside itself, of the model's own kind. `share` is how wide a module is
-    that isn't told its width, as a part of what is usual: experts share the width of one MLP.
+    that isn't told its width, as a part of what is usual: experts share the width of one MLP. `place` is which of its
+    layer's branches it belongs to, from 0.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Layer:
     branches: int
     norms: Norms
     share: float = 1.0
+    place: int = 0
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Context:
 
     def _visible(self, mask: Full, first: int, explicit: bool) -> Tensor | None:
         T, earlier = self.positions_BT.shape[1], self.past - first
-        hides = mask.hides(earlier + T)
+        hides = mask.hides(earlier + T, first)
         if self.segments_BS is None and not hides and not explicit and (T == 1 or earlier == 0):
             return None
         visible_BTS = torch.ones(1, T, earlier + T, dtype=torch.bool, device=self.positions_BT.device)

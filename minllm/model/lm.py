@@ -99,9 +99,9 @@ class LM(nn.Module):
 
         self.layers, self.ahead = nn.ModuleList(), nn.ModuleList()
         for i, sentence in enumerate(sentences):
-            layer = Layer(i, n_layers, total, norms)
             made = nn.ModuleDict()
-            for name, words in sentence.items():
+            for place, (name, words) in enumerate(sentence.items()):
+                layer = Layer(i, n_layers, total, norms, place=place)
                 modules = {word: branches[word](dim, layer) for word in words}
                 made[name] = Branch(modules, dim, layer, norms, residual, dropout)
             (self.layers if i < n_layers else self.ahead).append(made)

@@ -32,8 +32,8 @@ class Full:
         """How many keys back a query may see, itself included; a state need not remember more. None: all."""
         return None
 
-    def hides(self, length: int) -> bool:
-        """Whether any of `length` tokens is hidden from another one behind it."""
+    def hides(self, length: int, first: int = 0) -> bool:
+        """Whether any of the `length` tokens from `first` on is hidden from another one behind it."""
         return False
 
     def visible(self, q_BT1: Tensor, k_B1S: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Window(Full):
     def reach(self) -> int:
         return self.window
 
-    def hides(self, length: int) -> bool:
+    def hides(self, length: int, first: int = 0) -> bool:
         return length > self.window
 
     def visible(self, q_BT1: Tensor, k_B1S: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Strided(Full):
 
     stride: Count
 
-    def hides(self, length: int) -> bool:
+    def hides(self, length: int, first: int = 0) -> bool:
         return length > self.stride
 
     def visible(self, q_BT1: Tensor, k_B1S: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Dilated(Full):
     def reach(self) -> int:
         return (self.window - 1) * self.dilation + 1
 
-    def hides(self, length: int) -> bool:
+    def hides(self, length: int, first: int = 0) -> bool:
         return length > (1 if self.dilation > 1 else self.window)
 
     def visible(self, q_BT1: Tensor, k_B1S: Tensor) -> Tensor:
@@ -98,8 +98,13 @@ class Blocks(Full):
     size: Count
     n_global: Natural
 
-    def hides(self, length: int) -> bool:
-        return length > self.size
+    @property
+    def reach(self) -> int | None:
+        return None if self.n_global else self.size
+
+    def hides(self, length: int, first: int = 0) -> bool:
+        # blocks begin where a segment does: from its middle on, any two tokens may stand in different ones
+        return length > (1 if first else self.size)
 
     def visible(self, q_BT1: Tensor, k_B1S: Tensor) -> Tensor:
         return (q_BT1 // self.size == k_B1S // self.size) | (k_B1S < self.n_global)

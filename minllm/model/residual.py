@@ -94,6 +94,32 @@ class DeepNorm(Plain):
         return self.alpha * stream + y_BTD
 
 
+class TwoHop(Plain):
+    """Every branch of a layer after the first adds to what the layer began with, as in Megalodon (2404.08801).
+
+        y = x + mixer(x)        x' = x + mlp(y)
+
+    The stream is two tensors: what the layer began with, and what its branches have made of that.
+    """
+
+    def __init__(self, dim: int, layer: Layer):
+        super().__init__(dim, layer)
+        self.is_first = layer.place == 0
+
+    def start(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.expand(2, *x_BTD.shape)
+
+    def read(self, stream: Tensor, ctx: Context) -> Tensor:
+        return stream[1]
+
+    def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:
+        began_BTD = stream[1 if self.is_first else 0]
+        return torch.stack([began_BTD, began_BTD + y_BTD])
+
+    def finish(self, stream: Tensor) -> Tensor:
+        return stream[1]
+
+
 class Hyper(Plain):
     """Hyper-connections (2409.19606): `lanes` streams side by side, mixed by weights that depend on what they hold.
 

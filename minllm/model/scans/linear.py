@@ -61,7 +61,8 @@ def _(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
 
 @_linear_scan_backward.register_fake
 def _(dh_BT: Tensor, a_BT: Tensor, h_BT: Tensor, h0_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(a_BT), torch.empty_like(h_BT), torch.empty_like(h_BT[:, 0])
+    da_BT = torch.empty_like(a_BT, memory_format=torch.contiguous_format)
+    return da_BT, torch.empty_like(h_BT), torch.empty_like(h_BT[:, 0])
 
 
 def _save(ctx, inputs: tuple, output: Tensor) -> None:
