@@ -37,17 +37,17 @@ class CausalConv(nn.Module):
     def forward(self, x_BTC: Tensor, ctx: Context, state: Tail | None = None) -> Tensor:
         T, W = x_BTC.shape[1], self.width
         padded_BTC = F.pad(x_BTC, (0, 0, W - 1, 0)) if state is None else state.extend(x_BTC)
-        y_BTC = (
-            self.weight_WC[0] * x_BTC
-            if self.bias is None
-            else torch.addcmul(self.bias, self.weight_WC[0], x_BTC)
-        )
+        # in the input's precision, as products are
+        weight_WC = self.weight_WC.to(x_BTC.dtype)
+        y_BTC = weight_WC[0] * x_BTC
+        if self.bias is not None:
+            y_BTC = y_BTC + self.bias.to(x_BTC.dtype)
         for i in range(1, W):
             earlier_BTC = padded_BTC[:, W - 1 - i : W - 1 - i + T]
             if ctx.segments_BT is not None:
                 # a token sees its own segment only: as many tokens back as its position in it
                 earlier_BTC = torch.where((ctx.positions_BT >= i)[..., None], earlier_BTC, 0)
-            y_BTC = torch.addcmul(y_BTC, self.weight_WC[i], earlier_BTC)
+            y_BTC = torch.addcmul(y_BTC, weight_WC[i], earlier_BTC)
         return y_BTC
 
     def init_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Tail:

@@ -8,12 +8,9 @@ the other tokens of the chunk and one with the state before it:
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from minllm.model.precision import in_fp32
 from minllm.model.scans.chunks import Chunks, between_chunks
 from minllm.model.scans.kernels import kernel, linear_attention
 
@@ -45,19 +42,6 @@ def decaying_by_head(
         return linear_attention(
             run, q_BTGK, k_BTGK, v_BTHV, g=log_a_BTH, state_BHKV=state_BHKV, starts_BT=starts_BT
         )
-    by_head = functools.partial(_by_head, starts_BT, chunk)
-    return in_fp32(by_head, q_BTGK, k_BTGK, v_BTHV, log_a_BTH, state_BHKV)
-
-
-def _by_head(
-    starts_BT: Tensor | None,
-    chunk: int,
-    q_BTGK: Tensor,
-    k_BTGK: Tensor,
-    v_BTHV: Tensor,
-    log_a_BTH: Tensor,
-    state_BHKV: Tensor | None,
-) -> tuple[Tensor, Tensor]:
     H, G = v_BTHV.shape[2], q_BTGK.shape[2]
     chunks = Chunks(q_BTGK.shape[1], chunk, starts_BT, q_BTGK.device)
     q_BCGLK, k_BCGLK, v_BCHLV, log_a_BCHL = (chunks.cut(x) for x in (q_BTGK, k_BTGK, v_BTHV, log_a_BTH))
@@ -99,19 +83,6 @@ def decaying_by_channel(
         return linear_attention(
             run, q_BTHK, k_BTHK, v_BTHV, g=log_a_BTHK, state_BHKV=state_BHKV, starts_BT=starts_BT
         )
-    by_channel = functools.partial(_by_channel, starts_BT, chunk)
-    return in_fp32(by_channel, q_BTHK, k_BTHK, v_BTHV, log_a_BTHK, state_BHKV)
-
-
-def _by_channel(
-    starts_BT: Tensor | None,
-    chunk: int,
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    log_a_BTHK: Tensor,
-    state_BHKV: Tensor | None,
-) -> tuple[Tensor, Tensor]:
     chunks = Chunks(q_BTHK.shape[1], chunk, starts_BT, q_BTHK.device)
     q_BCHLK, k_BCHLK, v_BCHLV, log_a_BCHLK = (chunks.cut(x) for x in (q_BTHK, k_BTHK, v_BTHV, log_a_BTHK))
     c_BCHLK = log_a_BCHLK.cumsum(-2)

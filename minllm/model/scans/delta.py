@@ -11,12 +11,9 @@ form), and on S₀:
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from minllm.model.precision import in_fp32
 from minllm.model.scans.chunks import Chunks
 from minllm.model.scans.kernels import kernel, linear_attention
 
@@ -51,22 +48,8 @@ def delta_rule(
         return linear_attention(
             run, q_BTHK, k_BTHK, v_BTHV, **gates, state_BHKV=state_BHKV, starts_BT=starts_BT
         )
-    rule = functools.partial(_delta_rule, starts_BT, chunk)
-    return in_fp32(rule, q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_a_BTH, state_BHKV)
-
-
-def _delta_rule(
-    starts_BT: Tensor | None,
-    chunk: int,
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    beta_BTH: Tensor,
-    log_a_BTH: Tensor | None,
-    state_BHKV: Tensor | None,
-) -> tuple[Tensor, Tensor]:
     chunks = Chunks(q_BTHK.shape[1], chunk, starts_BT, q_BTHK.device)
-    log_a_BTH = torch.zeros_like(beta_BTH) if log_a_BTH is None else log_a_BTH
+    log_a_BTH = torch.zeros_like(beta_BTH, dtype=torch.float32) if log_a_BTH is None else log_a_BTH
     q, k, v, beta_BCHL, log_a_BCHL = (chunks.cut(x) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_a_BTH))
     c_BCHL = log_a_BCHL.cumsum(-1)
     between_BCHLL = (
@@ -78,18 +61,21 @@ def _delta_rule(
     beta_k = beta_BCHL[..., None] * k
     system_BCHLL = ((beta_k @ k.mT) * between_BCHLL).tril(-1)
     both = torch.cat([beta_BCHL[..., None] * v, from_start_BCHL[..., None] * beta_k], dim=-1)
-    solved = torch.linalg.solve_triangular(system_BCHLL, both, upper=False, unitriangular=True)
-    added_BCHLV, replaced_BCHLK = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
+    # the inverse has fewer columns than what it is for
+    identity_LL = torch.eye(chunks.length, device=k.device)
+    inverse_BCHLL = torch.linalg.solve_triangular(system_BCHLL, identity_LL, upper=False, unitriangular=True)
+    added_BCHLV, replaced_BCHLK = (inverse_BCHLL @ both).split([v.shape[-1], k.shape[-1]], dim=-1)
 
     scores_BCHLL = (q @ k.mT) * between_BCHLL
     reads_BCHLK = from_start_BCHL[..., None] * q
     keys_BCHLK = chunks.only(chunks.stays, (c_BCHL[..., -1:] - c_BCHL).exp())[..., None] * k
     through_BCH11 = chunks.only(chunks.goes_on, c_BCHL[..., -1].exp())[..., None, None]
-    B, C, H, _, K = k.shape
+    B, _, H, _, K = k.shape
     state = v.new_zeros(B, H, K, v.shape[-1]) if state_BHKV is None else state_BHKV
+    parts = (added_BCHLV, replaced_BCHLK, scores_BCHLL, reads_BCHLK, keys_BCHLK.mT, through_BCH11)
     ys = []
-    for i in range(C):
-        u_BHLV = added_BCHLV[:, i] - replaced_BCHLK[:, i] @ state
-        ys.append(scores_BCHLL[:, i] @ u_BHLV + reads_BCHLK[:, i] @ state)
-        state = through_BCH11[:, i] * state + keys_BCHLK[:, i].mT @ u_BHLV
+    for added, replaced, scores, reads, keys, through in zip(*(x.unbind(1) for x in parts)):
+        u_BHLV = added - replaced @ state
+        ys.append(scores @ u_BHLV + reads @ state)
+        state = through * state + keys @ u_BHLV
     return chunks.join(torch.stack(ys, dim=1)), state
