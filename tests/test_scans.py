@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minllm.model.scans import kernels
 from minllm.model.scans.decaying import decaying_by_channel, decaying_by_head
 from minllm.model.scans.delta import delta_rule
 from minllm.model.scans.linear import linear_scan
@@ -228,3 +232,144 @@ def test_the_compiler_sees_one_graph_that_is_the_same(choice):
             results.append([logits, *grads])
         for one, other in zip(*results):
             assert (one - other).abs().max() <= 1e-5 * max(1.0, other.abs().max())
+
+
+# ---- kernels of others ---------------------------------------------------------------------------
+
+
+def pretend_installed(monkeypatch, module: str, name: str, function) -> list:
+    """Make `from module import name` give a function that notes its calls, as if this were a GPU in bf16."""
+    calls = []
+
+    def noted(**given):
+        calls.append(given)
+        return function(**given)
+
+    parts = module.split(".")
+    for i in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:i]), ModuleType(".".join(parts[:i])))
+    setattr(sys.modules[module], name, noted)
+    kernels._imported.cache_clear()
+    monkeypatch.setattr(kernels, "wanted", lambda x: True)
+    return calls
+
+
+def by_documents(scan):
+    """Return a kernel as flash-linear-attention documents it: (1, B·T, H, …) with `cu_seqlens`, or (B, T, H, …)."""
+
+    def run(q, k, v, scale, initial_state, output_final_state, cu_seqlens=None, **gates):
+        assert scale == 1.0 and output_final_state and q.shape[:3] == k.shape[:3] == v.shape[:3]
+        if cu_seqlens is None:
+            return scan(q.float(), k.float(), v.float(), **gates, state=initial_state)
+        assert len(q) == 1 and initial_state is None and cu_seqlens[-1] == q.shape[1]
+        pieces = [slice(a, b) for a, b in zip(cu_seqlens, cu_seqlens[1:])]
+        parts = [
+            scan(
+                *(x[:, piece].float() for x in (q, k, v)),
+                **{n: g[:, piece] for n, g in gates.items()},
+                state=None,
+            )
+            for piece in pieces
+        ]
+        return torch.cat([y for y, _ in parts], dim=1), torch.cat([state for _, state in parts])
+
+    return run
+
+
+@pytest.mark.parametrize("case", ["a state", "packed", "plain"])
+@pytest.mark.parametrize("kind", ["head", "channel", "delta", "gated delta"])
+def test_kernels_that_are_installed_are_called_as_they_document(monkeypatch, kind, case):
+    """A literal loop stands for the kernel, which needs a GPU: the call and its answer are what is tested here."""
+    starts = segments(19, begins_before=False) if case == "packed" else None
+    state = torch.randn(B, H, K, V) if case == "a state" else None
+    groups = G if kind == "head" else H
+    q, k, v = (torch.randn(B, 19, n, width) for n, width in [(groups, K), (groups, K), (H, V)])
+    # what bf16 holds, so that the kernel is given no less
+    q, k, v = (x.bfloat16().float() for x in (q, F.normalize(k, dim=-1), v))
+    beta, log_a = torch.rand(B, 19, H), -torch.rand(B, 19, H, *([K] if kind == "channel" else []))
+
+    def decaying(q, k, v, g, state):
+        return loop_of(slow_decaying, q, k, v, g, state=state)
+
+    def delta(q, k, v, beta, state, g=None):
+        g = torch.zeros_like(beta) if g is None else g
+        return loop_of(slow_delta, q, k, v, beta, g, state=state)
+
+    scan, module, name, loop = {
+        "head": (lambda: decaying_by_head(q, k, v, log_a, state, starts, chunk=8),
+                 "fla.ops.simple_gla", "chunk_simple_gla", decaying),
+        "channel": (lambda: decaying_by_channel(q, k, v, log_a, state, starts, chunk=8),
+                    "fla.ops.gla", "chunk_gla", decaying),
+        "delta": (lambda: delta_rule(q, k, v, beta, None, state, starts, chunk=8),
+                  "fla.ops.delta_rule", "chunk_delta_rule", delta),
+        "gated delta": (lambda: delta_rule(q, k, v, beta, log_a, state, starts, chunk=8),
+                        "fla.ops.gated_delta_rule", "chunk_gated_delta_rule", delta),
+    }[kind]  # fmt: skip
+    calls = pretend_installed(monkeypatch, module, name, by_documents(loop))
+    fast = scan()
+    monkeypatch.setattr(kernels, "wanted", lambda x: False)
+    ours = scan()
+    assert len(calls) == 1 and calls[0]["q"].dtype == torch.bfloat16
+    for one, other in zip(fast, ours):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def loop_of(slow, *inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Run a loop, whose empty state is made for B rows, on as many rows as there are."""
+    rows = len(inputs[0])
+    state = torch.zeros(rows, H, K, V) if state is None else state
+    return slow(*inputs, state, None)
+
+
+def test_mambas_kernel_is_called_as_it_documents(monkeypatch):
+    x, dt, A = torch.randn(B, 19, D), torch.rand(B, 19, D), -torch.rand(D, N)
+    write, read = torch.randn(B, 19, N), torch.randn(B, 19, N)
+
+    def selective_scan_fn(u, delta, A, B, C, return_last_state):
+        assert return_last_state and u.shape == delta.shape == (2, D, 19) and B.shape == C.shape == (2, N, 19)
+        y, h = slow_selective(u.mT, delta.mT, A, B.mT, C.mT, None, None)
+        return y.mT, h
+
+    calls = pretend_installed(
+        monkeypatch, "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", selective_scan_fn
+    )
+    fast = selective_scan(x, dt, A, write, read)
+    monkeypatch.setattr(kernels, "wanted", lambda x: False)
+    for one, other in zip(fast, selective_scan(x, dt, A, write, read)):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels need a GPU, and there is none here")
+@pytest.mark.parametrize("choice", ["gla", "mamba2", "deltanet", "gated_deltanet", "mamba"])
+def test_kernels_give_what_the_scans_give(choice, monkeypatch):
+    """On a GPU, in bf16, where `minllm[kernels]` is installed."""
+    pytest.importorskip("mamba_ssm" if choice == "mamba" else "fla", reason="pip install 'minllm[kernels]'")
+    model, batch = tiny_model(f"model/rec={choice}").cuda(), torch.randint(VOCAB, (2, 64), device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        fast = model(batch)
+        monkeypatch.setattr(kernels, "wanted", lambda x: False)
+        torch.testing.assert_close(fast, model(batch), atol=0.05, rtol=0.05)
+
+
+# ---- first values, as published ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", ["mamba", "mamba2"])
+def test_mambas_steps_begin_between_a_thousandth_and_a_tenth(choice):
+    rec = tiny_model(f"model/rec={choice}", "model.dim=512").layers[0]["rec"].words["rec"]
+    steps = F.softplus(rec.dt_bias_F if choice == "mamba" else rec.dt_bias_H)
+    assert 0.001 <= steps.min() and steps.max() <= 0.1
+    # evenly by their logarithm: about as many below a hundredth as above it
+    assert 0.25 <= (steps < 0.01).float().mean() <= 0.75
+
+
+def test_mambas_decays_begin_as_one_to_n():
+    rec = tiny_model("model/rec=mamba").layers[0]["rec"].words["rec"]
+    torch.testing.assert_close(rec.log_A_FN.exp(), torch.arange(1.0, 4).expand(64, 3))
+
+
+def test_a_full_gate_of_the_rglru_decays_by_little_at_first():
+    rec = tiny_model("model/rec=rglru").layers[0]["rec"].words["rec"]
+    decay = torch.exp(-8 * F.softplus(rec.decay_F))
+    assert 0.9 <= decay.min() and decay.max() <= 0.999

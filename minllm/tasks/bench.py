@@ -42,7 +42,7 @@ from minllm.options import Count, Positive
 from minllm.training.machine import choose_device, choose_precision
 from minllm.training.rundir import environment, to_json, write_text
 
-TURNS = 5
+TURNS, MIXER_TURNS = 5, 3  # eight contestants and more take turns where mixers are measured
 NEW_TOKENS = 256
 GENERATED_ROWS = (1, 16)
 LIMIT_SIZE = 2048
@@ -144,7 +144,7 @@ def training(
     limits: list[float] = []
     with started(jobs_at(shape, setting, device)) as workers:
         speeds, peaks = trained(
-            workers, what, turn_seconds, lambda: limits.append(product_flops(setting, device))
+            workers, what, turn_seconds, before_turn=lambda: limits.append(product_flops(setting, device))
         )
 
     report.limits[what] = statistics.median(limits)
@@ -203,7 +203,7 @@ def mixer_row(
     """Train a mixer in turns with itself at other lengths, with attention and with transformers' class of it."""
     what = f"{mixer}, {setting}"
     with started(mixer_jobs(mixer, lengths, shape, setting, device)) as workers:
-        speeds, peaks = trained(workers, what, turn_seconds)
+        speeds, peaks = trained(workers, what, turn_seconds, MIXER_TURNS)
 
     own, longest = speeds[at(mixer, shape.seq_len)], max(grown_lengths(shape))
     figures = [Figure(what, who, statistics.median(speeds[who]), None, peaks[who]) for who in workers]
@@ -226,13 +226,14 @@ def trained(
     workers: Mapping[str, Worker],
     what: str,
     turn_seconds: float,
+    turns: int = TURNS,
     before_turn: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Let workers train in turns; return the tokens a second of each turn, and each one's peak of memory in bytes."""
     speeds: dict[str, list[float]] = {who: [] for who in workers}
     for worker in tqdm(workers.values(), f"{what}, warming up", leave=False, disable=None):
         worker.ask("warm_up")
-    for _ in tqdm(range(TURNS), what, leave=False, disable=None):
+    for _ in tqdm(range(turns), what, leave=False, disable=None):
         before_turn()
         for who, worker in workers.items():
             answer = worker.ask("train", seconds=turn_seconds)

@@ -56,9 +56,9 @@ class RGLRU(nn.Module):
     def forward(self, x_BTD: Tensor, ctx: Context, state: Carry | None = None) -> Tensor:
         gate_BTF, x_BTF = self.gate_x(x_BTD)
         x_BTF = self.conv(x_BTF, ctx, None if state is None else state.tail)
-        x_HNK = x_BTF.unflatten(-1, (len(self.gates_HKM), -1)).flatten(0, 1).transpose(0, 1)
-        gates_HNM = torch.baddbmm(self.gates_bias_HM[:, None], x_HNK, self.gates_HKM)
-        i_BTF, r_BTF = (g.transpose(0, 1).reshape(x_BTF.shape) for g in gates_HNM.chunk(2, dim=-1))
+        x_HXK = x_BTF.unflatten(-1, (len(self.gates_HKM), -1)).flatten(0, 1).transpose(0, 1)
+        gates_HXM = torch.baddbmm(self.gates_bias_HM[:, None], x_HXK, self.gates_HKM)
+        i_BTF, r_BTF = (g.transpose(0, 1).reshape(x_BTF.shape) for g in gates_HXM.chunk(2, dim=-1))
         a_BTF, b_BTF = in_fp32(self._gated, x_BTF, i_BTF, r_BTF, (ctx.positions_BT == 0)[..., None])
         h_BTF = linear_scan(a_BTF, b_BTF, None if state is None else state.hidden)
         if state is not None:

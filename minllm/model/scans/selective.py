@@ -37,7 +37,7 @@ def selective_scan(
     run = kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", x_BTD)
     if run and h0_BDN is None and keep_BT is None:
         x, dt, B, C = (x.float().mT.contiguous() for x in (x_BTD, dt_BTD, B_BTN, C_BTN))
-        y_BDT, h_BDN = run(x, dt, A_DN, B, C, return_last_state=True)
+        y_BDT, h_BDN = run(u=x, delta=dt, A=A_DN, B=B, C=C, return_last_state=True)
         return y_BDT.mT, h_BDN
     y_BTD, h_BCDN = in_fp32(_selective_scan, dt_BTD * x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, h0_BDN, keep_BT)
     return y_BTD, h_BCDN[:, -1]
