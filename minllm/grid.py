@@ -10,63 +10,76 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Job = tuple[Sequence[str], Path]
-"""What was typed for one job of a grid, and its folder."""
-
 HEAD = ["", "params", "val_bpb", "above the floor", "tokens/s", "state, bytes"]
 
 
-def grid_table(jobs: Sequence[Job]) -> str:
-    """Return a Markdown table of the jobs that trained, the best first; "" where fewer than two did."""
-    trained = [(words, read(folder)) for words, folder in jobs if (folder / "summary.json").is_file()]
+def grid_table(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
+    """Return a Markdown table of the jobs that trained, the best first; "" where fewer than two did.
+
+    Args:
+        jobs: what was typed for each, and its folder.
+    """
+    trained = [(words, summary) for words, folder in jobs if (summary := _read(folder))]
+    if len(trained) < 2:
+        return ""
     arms: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for words, summary in trained:
         arms.setdefault(tuple(word for word in words if not word.startswith("seed=")), []).append(summary)
-    if len(trained) < 2:
-        return ""
     shared = set.intersection(*(set(words) for words in arms))
-    rows = sorted(arms.items(), key=lambda arm: mean(arm[1], "val_bpb"))
+    rows = sorted(arms.items(), key=lambda arm: _mean(arm[1], "val_bpb"))
     lines = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)]]
-    lines += [row([word for word in words if word not in shared], summaries) for words, summaries in rows]
+    lines += [_row([word for word in words if word not in shared], summaries) for words, summaries in rows]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return f"{table}\n\n{under_it(trained)}"
+    return f"{table}\n\n{_under_it([summary for _, summary in trained])}"
 
 
-def read(folder: Path) -> dict[str, Any]:
-    machine = json.loads((folder / "environment.json").read_text())
-    return {**json.loads((folder / "summary.json").read_text()), "machine": machine}
+def _read(folder: Path) -> dict[str, Any] | None:
+    """Return what a run that trained has found; None for what failed or was another task."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        machine = json.loads((folder / "environment.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return {**summary, "machine": machine} if "val_bpb" in summary else None
 
 
-def row(words: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+def _row(words: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     first = summaries[0]
     return [
         " ".join(f"`{word}`" for word in words) or "as it is",
         f"{first['params']:,}",
-        spread(summaries, "val_bpb"),
-        spread(summaries, "bpb_above_floor") if "bpb_above_floor" in first else "",
-        f"{mean(summaries, 'tokens_per_second'):,.0f}",
+        _spread(summaries, "val_bpb"),
+        _spread(summaries, "bpb_above_floor")
+        if all("bpb_above_floor" in summary for summary in summaries)
+        else "",
+        f"{_mean(summaries, 'tokens_per_second'):,.0f}",
         "none" if first["state_bytes_per_sequence"] is None else f"{first['state_bytes_per_sequence']:,}",
     ]
 
 
-def spread(summaries: Sequence[Mapping[str, Any]], key: str) -> str:
+def _spread(summaries: Sequence[Mapping[str, Any]], key: str) -> str:
     """Return the mean, and the largest distance from it where there are several seeds."""
-    middle = mean(summaries, key)
+    middle = _mean(summaries, key)
     away = max(abs(summary[key] - middle) for summary in summaries)
     return f"{middle:.4f} ± {away:.4f}" if len(summaries) > 1 else f"{middle:.4f}"
 
 
-def mean(summaries: Sequence[Mapping[str, Any]], key: str) -> float:
+def _mean(summaries: Sequence[Mapping[str, Any]], key: str) -> float:
     return sum(summary[key] for summary in summaries) / len(summaries)
 
 
-def under_it(trained: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> str:
+def _under_it(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Return what the figures depend on: tokens, seeds and machine."""
-    summaries = [summary for _, summary in trained]
     tokens, seeds = ({summary[key] for summary in summaries} for key in ("tokens", "seed"))
-    here = summaries[-1]["machine"]
+    machines = {_machine(summary) for summary in summaries}
     return (
         f"{' or '.join(f'{n:,}' for n in sorted(tokens))} tokens each; seeds {', '.join(map(str, sorted(seeds)))}"
-        f" (± is the largest distance from the mean); {here['gpu'] or here['cpu']}, {here['threads']} threads,"
-        f" torch {here['versions']['torch']}. The state is one sequence's, as long as those trained on, in fp32."
+        f" (± is the largest distance from the mean); {' and '.join(sorted(machines))}. The state is one sequence's, as"
+        " long as those trained on, in fp32."
     )
+
+
+def _machine(summary: Mapping[str, Any]) -> str:
+    here, on = summary["machine"], summary["device"]
+    name = here["gpu"] if on.startswith("cuda") else f"{here['cpu']}, {here['threads']} threads"
+    return f"{name}, torch {here['versions']['torch']}"

@@ -79,6 +79,8 @@ KINDS = {
     "gemma2": (byte_fallback, "</s>"),
     "gpt_neox": (byte_level, "<|endoftext|>"),
     "bloom": (byte_level, "<|endoftext|>"),
+    "mamba2": (byte_level, "<|endoftext|>"),
+    "recurrent_gemma": (byte_fallback, "</s>"),
 }
 
 

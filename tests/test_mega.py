@@ -300,8 +300,7 @@ def test_what_norms_its_input_has_no_norm_before_it(shared):
         module.register_forward_pre_hook(lambda module, args, word=word: seen.update({word: args[0]}))
     model(batch)
     x = model.embedding[batch]
-    before = branch.before if shared else branch.before["attn"]
-    assert torch.equal(seen["rec"], x) and torch.equal(seen["attn"], before(x))
+    assert torch.equal(seen["rec"], x) and torch.equal(seen["attn"], branch.before["attn"](x))
 
 
 @pytest.mark.parametrize(

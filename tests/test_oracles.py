@@ -214,6 +214,7 @@ VARIANTS = {
     "yarn": ("Llama", SIZES | dict(rope_parameters=YARN)),
     "no global layer": ("Gemma3Text", SIZES | dict(sliding_window=W, query_pre_attn_scalar=3)),
     "without bounds": ("Gemma2", SIZES | dict(attn_logit_softcapping=None, final_logit_softcapping=None)),
+    "one expert": ("Jamba", TINY["jamba"][1] | dict(num_experts=1, num_hidden_layers=3)),
     "tied": ("GPTJ", TINY["gptj"][1] | dict(tie_word_embeddings=True)),
     "no biases": ("GPTNeoX", TINY["gpt_neox"][1] | dict(attention_bias=False, hidden_act="gelu_new")),
 }

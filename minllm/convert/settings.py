@@ -191,15 +191,28 @@ def turning(config: Settings, share: float) -> float:
     return int(width * share) / width
 
 
-def layout(config: Settings, *, every: int = 1) -> str:
+SENTENCES = {"sliding_attention": "local mlp", "full_attention": "attn mlp"}
+"""What a layer of a kind does, where two kinds of attention take turns."""
+
+
+def layout(
+    config: Settings,
+    key: str = "layer_types",
+    *,
+    words: Mapping[str, str] = SENTENCES,
+    every: int = 1,
+) -> str:
     """Return the sentences for the kinds of layers, as few as repeat: `model.layout=[local mlp,attn mlp]`.
 
-    Files before version 5 don't say the kinds: only each layer whose number `every` divides sees all.
+    Args:
+        key: the setting that lists the kinds.
+        words: the sentence of each kind.
+        every: older files don't list them. Each layer whose number this divides has the last of the kinds then, and
+            all others the first.
     """
-    words = {"sliding_attention": "local mlp", "full_attention": "attn mlp"}
+    usual, last = list(words)[0], list(words)[-1]
     numbers = range(1, config.take("num_hidden_layers") + 1)
-    usual = ["sliding_attention" if number % every else "full_attention" for number in numbers]
-    kinds = config.take("layer_types", default=usual)
+    kinds = config.take(key, default=None) or [usual if number % every else last for number in numbers]
     if unknown := sorted(set(kinds) - set(words)):
         raise UserError(
             f"{config.name} has layers of type {unknown[0]}, and minllm knows {', '.join(words)} only."

@@ -27,8 +27,8 @@ class Branch(nn.Module):
              │                 └─ mlp ──┘               │
              └──────────────────────────────────────── write ─ norm ─► stream
 
-    Unless the norms are `shared`, each of several words has a norm of its own before it. A module that
-    `norms_its_input` has none before it.
+    Unless the norms are `shared`, each of several words has a norm of its own before it; so it has beside a module
+    that `norms_its_input`, which has none.
     """
 
     def __init__(
@@ -42,9 +42,10 @@ class Branch(nn.Module):
     ):
         super().__init__()
         self.words = nn.ModuleDict(words)
-        self.bare = {word for word, module in words.items() if getattr(module, "norms_its_input", False)}
-        normed = [word for word in words if word not in self.bare]
-        self.each_has_norm = norms.before and not norms.shared and len(words) > 1
+        normed = [word for word, module in words.items() if not getattr(module, "norms_its_input", False)]
+        self.each_has_norm = (
+            norms.before and len(words) > 1 and (len(normed) < len(words) or not norms.shared)
+        )
         if self.each_has_norm:
             self.before = nn.ModuleDict({word: norms.make(dim) for word in normed})
         else:
@@ -56,12 +57,11 @@ class Branch(nn.Module):
 
     def forward(self, stream: Tensor, ctx: Context, states: Mapping[str, State] = {}) -> Tensor:
         x_BTD = self.residual.read(stream, ctx)
-        normed_BTD = x_BTD if self.before is None or self.each_has_norm else self.before(x_BTD)
+        if self.before is not None and not self.each_has_norm:
+            x_BTD = self.before(x_BTD)
         outputs = []
         for word, module in self.words.items():
-            own_BTD = x_BTD if word in self.bare else normed_BTD
-            if self.each_has_norm and word in self.before:
-                own_BTD = self.before[word](x_BTD)
+            own_BTD = self.before[word](x_BTD) if self.each_has_norm and word in self.before else x_BTD
             outputs.append(module(own_BTD, ctx, states[word]) if word in states else module(own_BTD, ctx))
         y_BTD = functools.reduce(torch.add, outputs)
         if self.after is not None:

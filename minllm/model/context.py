@@ -86,8 +86,11 @@ class Context:
         """
         if self.segments_BT is None:
             return None
-        places_T = torch.arange(self.positions_BT.shape[1], device=self.positions_BT.device)
-        return self.once("starts", lambda: places_T - self.positions_BT)
+        return self.once("starts", self._starts)
+
+    def _starts(self) -> Tensor:
+        T = self.positions_BT.shape[1]
+        return torch.arange(T, device=self.positions_BT.device) - self.positions_BT
 
     def visible(self, mask: Full, first: int = 0, explicit: bool = False) -> Tensor | None:
         """Return which of the keys from `first` on each query may see, bool (B or 1, 1, T, S).

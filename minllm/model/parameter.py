@@ -7,6 +7,7 @@ residual stream) and how its first values are drawn. Nothing is ever matched by 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -64,6 +65,21 @@ def normal(std: float) -> Draw:
 
 def constant(number: float) -> Draw:
     return lambda value, generator: value.fill_(number)
+
+
+def log_between(low: float, high: float) -> Draw:
+    """Draw logarithms of numbers that lie evenly between two."""
+    return lambda value, generator: value.uniform_(low, high, generator=generator).log_()
+
+
+def steps_between(low: float, high: float) -> Draw:
+    """Draw the b of a step softplus(b), such that steps lie between two, evenly by their logarithm."""
+
+    def draw(value: Tensor, generator: torch.Generator) -> None:
+        step = value.uniform_(math.log(low), math.log(high), generator=generator).exp()
+        value.copy_(step + torch.log(-torch.expm1(-step)))  # softplus, inverted
+
+    return draw
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -104,6 +104,11 @@ class TwoHop(Plain):
 
     def __init__(self, dim: int, layer: Layer):
         super().__init__(dim, layer)
+        if layer.norms.residual:
+            raise UserError(
+                "model/residual=two_hop adds to what a layer began with, and a norm on the stream would change that:"
+                " take norm=pre, or another without norm.residual."
+            )
         self.is_first = layer.place == 0
 
     def start(self, x_BTD: Tensor) -> Tensor:

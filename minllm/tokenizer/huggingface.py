@@ -167,12 +167,17 @@ def read(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), object_hook=_infinite)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: it can't be read as JSON.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: it is no section of settings.")
     return values
+
+
+def _infinite(values: dict[str, Any]) -> Any:
+    """Return what transformers writes for a number that JSON hasn't: {"__float__": "Infinity"}."""
+    return float(values["__float__"]) if list(values) == ["__float__"] else values
 
 
 def without_additions(source: dict[str, Any]) -> dict[str, Any]:

@@ -16,14 +16,15 @@ TABLE = jamba.layers(mamba2.mixer("layers.{i}.mamba"))
 
 
 def typed(config: Settings) -> list[str]:
-    config.take("num_logits_to_keep", "z_loss_coefficient", "mamba_n_heads", "layer_types", default=None)
+    config.only("hidden_act", "silu")  # the mixers' too
+    how_trained = "z_loss_coefficient", "num_logits_to_keep", "use_mamba_kernels"
+    config.take(*how_trained, "mamba_n_heads", "layer_types", default=None)
     mamba2.no_limit(config)
     return [
         "experiment=bamba",
         *llama_like(config),
         *layout(config),
         *attention_biases(config),
-        override("model.mlp.activation", config.activation("hidden_act")),
         override("model.mlp.bias", config.take("mlp_bias", default=False)),
         *overrides(
             {
@@ -33,12 +34,21 @@ def typed(config: Settings) -> list[str]:
                 **jamba.mamba_like(config),
             }
         ),
-        *rope(config, share=0.5),
+        *rope(config, share=share(config)),
     ]
+
+
+def share(config: Settings) -> float:
+    """Return the part of a head that turns; older files say how many of its channels."""
+    width = config.take("hidden_size") // config.take("num_attention_heads")
+    return config.take("attn_rotary_emb", default=width / 2) / width
 
 
 def layout(config: Settings) -> list[str]:
     """Return the first layer, and the sentences of the others: in the published models these repeat."""
     attends = set(config.take("attn_layer_indices", default=None) or ())
-    sentences = ["attn mlp" if i in attends else "rec mlp" for i in range(config.take("num_hidden_layers"))]
-    return [override("model.first", sentences[:1]), repeated(sentences[1:])]
+    first, *others = [
+        "attn mlp" if i in attends else "rec mlp" for i in range(config.take("num_hidden_layers"))
+    ]
+    # a single layer is both
+    return [override("model.first", [first] if others else []), repeated(others or [first])]

@@ -37,34 +37,36 @@ TABLE = {
 
 
 def typed(config: Settings) -> list[str]:
-    config.take(
-        "use_mamba_kernels", "use_mambapy", "use_associative_scan", "output_router_logits", default=None
-    )
+    config.only("hidden_act", "silu")  # the mixers' too
+    config.only("mamba_inner_layernorms", True)
+    config.only("sliding_window", None)
+    how_computed = "use_mamba_kernels", "use_mambapy", "use_associative_scan", "output_router_logits"
+    config.take(*how_computed, "num_logits_to_keep", "calc_logits_for_entire_prompt", default=None)
+    n_experts = config.take("num_experts", "num_local_experts")
+    moe = {
+        "model.moe.n_experts": n_experts,
+        "model.moe.top_k": config.take("num_experts_per_tok"),
+        "model.moe.router.balance": config.take("router_aux_loss_coef"),
+    }
     return [
         "experiment=jamba",
         *llama_like(config),
-        repeated(sentences(config)),
-        override("model.mlp.activation", config.activation("hidden_act")),
-        *overrides(
-            {
-                "model.moe.n_experts": config.take("num_experts", "num_local_experts"),
-                "model.moe.top_k": config.take("num_experts_per_tok"),
-                "model.moe.router.balance": config.take("router_aux_loss_coef"),
-                "model.rec.dt_rank": mamba.rank(config, "mamba_dt_rank"),
-                **mamba_like(config),
-            }
-        ),
+        repeated(sentences(config, n_experts)),
+        *(overrides(moe) if n_experts > 1 else ["~model.moe"]),
+        override("model.rec.dt_rank", mamba.rank(config, "mamba_dt_rank")),
+        *overrides(mamba_like(config)),
     ]
 
 
-def sentences(config: Settings) -> list[str]:
-    layers = range(config.take("num_hidden_layers"))
+def sentences(config: Settings, n_experts: int) -> list[str]:
+    """Return each layer's sentence; a mixture of one expert is the MLP itself."""
     attn, moe = (
         (config.take(f"{kind}_layer_period"), config.take(f"{kind}_layer_offset"))
         for kind in ("attn", "expert")
     )
-    mixers = ["attn" if i % attn[0] == attn[1] else "rec" for i in layers]
-    mlps = ["moe" if i % moe[0] == moe[1] else "mlp" for i in layers]
+    numbers = range(config.take("num_hidden_layers"))
+    mixers = ["attn" if i % attn[0] == attn[1] else "rec" for i in numbers]
+    mlps = ["moe" if i % moe[0] == moe[1] and n_experts > 1 else "mlp" for i in numbers]
     return [f"{mixer} {mlp}" for mixer, mlp in zip(mixers, mlps)]
 
 

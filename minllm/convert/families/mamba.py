@@ -6,12 +6,13 @@ from minllm.convert.settings import Settings, override, overrides
 from minllm.convert.table import Row, convolution
 
 PREFIX = "backbone."
-TABLE = {
+AROUND = {
     "embedding": "embeddings.weight",
     "layers.{i}.rec.before.*": "layers.{i}.norm.*",
     "norm.*": "norm_f.*",
     "head.*": "lm_head.*",
 }
+"""What Mamba and Mamba-2 call the weights around their mixers."""
 
 
 def mixer(theirs: str) -> dict[str, str | Row]:
@@ -29,15 +30,14 @@ def mixer(theirs: str) -> dict[str, str | Row]:
     }
 
 
-TABLE |= mixer("layers.{i}.mixer")
+TABLE = {**AROUND, **mixer("layers.{i}.mixer")}
 
 
 def typed(config: Settings) -> list[str]:
     config.take("intermediate_size", default=None)  # expand says it
-    config.take("d_model", "d_inner", "n_layer", "ssm_cfg", "fused_add_norm", "rms_norm", default=None)
     return [
         "experiment=mamba",
-        *alike(config),
+        *alike(config, tied=True),
         *overrides(
             {
                 "model.rec.n_state": config.take("state_size"),
@@ -48,17 +48,25 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def alike(config: Settings) -> list[str]:
-    """Return what Mamba and Mamba-2 say in the same words."""
+def alike(config: Settings, *, tied: bool) -> list[str]:
+    """Return what Mamba and Mamba-2 say in the same words.
+
+    Args:
+        tied: what silence about the head means.
+    """
     config.only("hidden_act", "silu")
-    unimportant = "use_mambapy", "use_associative_scan", "residual_in_fp32", "rescale_prenorm_residual"
-    config.take(*unimportant, "time_step_init_scheme", "time_step_floor", "time_step_scale", default=None)
+    config.only("rms_norm", True)
+    config.only("norm_before_gate", False)
+    how_computed = "use_mambapy", "use_associative_scan", "residual_in_fp32", "fused_add_norm"
+    first_values = "rescale_prenorm_residual", "time_step_init_scheme", "time_step_floor", "time_step_scale"
+    older = "d_model", "d_inner", "n_layer", "ssm_cfg", "pad_vocab_size_multiple"
+    config.take(*how_computed, *first_values, *older, default=None)
     return [
         *overrides(
             {
                 "model.dim": config.take("hidden_size"),
                 "model.n_layers": config.take("num_hidden_layers"),
-                "model.tie_embeddings": config.take("tie_word_embeddings", default=True),
+                "model.tie_embeddings": config.take("tie_word_embeddings", default=tied),
                 "model.rec.expand": config.take("expand"),
                 "model.rec.conv_width": config.take("conv_kernel"),
                 "model.rec.conv_bias": config.take("use_conv_bias"),

@@ -23,13 +23,7 @@ def mixer(theirs: str) -> dict[str, str | Row]:
     }
 
 
-TABLE = {
-    "embedding": "embeddings.weight",
-    "layers.{i}.rec.before.*": "layers.{i}.norm.*",
-    "norm.*": "norm_f.*",
-    "head.*": "lm_head.*",
-    **mixer("layers.{i}.mixer"),
-}
+TABLE = {**mamba.AROUND, **mixer("layers.{i}.mixer")}
 
 
 def typed(config: Settings) -> list[str]:
@@ -37,7 +31,7 @@ def typed(config: Settings) -> list[str]:
     no_limit(config)
     return [
         "experiment=mamba2",
-        *mamba.alike(config),
+        *mamba.alike(config, tied=False),
         *overrides(
             {
                 "model.rec.head_dim": config.take("head_dim"),

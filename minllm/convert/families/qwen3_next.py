@@ -4,14 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from minllm.convert.families import qwen3
-from minllm.convert.settings import (
-    Settings,
-    llama_like,
-    override,
-    overrides,
-    repeated,
-    rope,
-)
+from minllm.convert.settings import Settings, layout, llama_like, overrides, rope
 from minllm.convert.table import Row, convolution
 
 PREFIX = qwen3.PREFIX
@@ -73,6 +66,7 @@ TABLE = {
 def typed(config: Settings) -> list[str]:
     config.only("num_experts", 0)
     config.only("attention_bias", False)
+    config.only("hidden_act", "silu")  # the mixers' too
     unused = (
         "moe_intermediate_size",
         "shared_expert_intermediate_size",
@@ -81,12 +75,11 @@ def typed(config: Settings) -> list[str]:
     )
     config.take(*unused, "router_aux_loss_coef", "output_router_logits", default=None)
     config.take("decoder_sparse_step", "mlp_only_layers", default=None)
-    words = {"linear_attention": "rec mlp", "full_attention": "attn mlp"}
+    every = config.take("full_attention_interval", default=4)
     return [
         "experiment=qwen3_next",
         *llama_like(config),
-        repeated([words[kind] for kind in config.take("layer_types")]),
-        override("model.mlp.activation", config.activation("hidden_act")),
+        layout(config, words={"linear_attention": "rec mlp", "full_attention": "attn mlp"}, every=every),
         *overrides(
             {
                 "model.rec.n_heads": config.take("linear_num_key_heads"),

@@ -2,7 +2,7 @@
 
 import torch
 
-from minllm.convert.settings import Settings, overrides, repeated, rope
+from minllm.convert.settings import Settings, layout, overrides, rope
 from minllm.convert.table import convolution, side_by_side
 
 PREFIX = "model."
@@ -32,12 +32,13 @@ TABLE = {
 
 
 def typed(config: Settings) -> list[str]:
-    config.take("w_init_variance_scale", "final_w_init_variance_scale", default=None)
+    config.only("hidden_activation", "gelu_pytorch_tanh")  # the mixers' too
+    config.take("layer_types", "w_init_variance_scale", "final_w_init_variance_scale", default=None)
     dim, heads = config.take("hidden_size"), config.take("num_attention_heads")
     width = config.take("lru_width", default=None)
     return [
         "experiment=recurrent_gemma",
-        layout(config),
+        layout(config, "block_types", words={"recurrent": "rec mlp", "attention": "attn mlp"}),
         *overrides(
             {
                 "model.dim": dim,
@@ -55,15 +56,8 @@ def typed(config: Settings) -> list[str]:
                 "model.attn.mask.window": config.take("attention_window_size", "sliding_window"),
                 "model.attn.dropout": config.take("attention_dropout", default=0.0),
                 "model.mlp.hidden": config.take("intermediate_size") // 2,  # of gate and up together
-                "model.mlp.activation": config.activation("hidden_activation"),
                 "norm.eps": config.take("rms_norm_eps"),
             }
         ),
         *rope(config, share=0.5),
     ]
-
-
-def layout(config: Settings) -> str:
-    config.take("_block_types", "layer_types", default=None)
-    words = {"recurrent": "rec mlp", "attention": "attn mlp"}
-    return repeated([words[kind] for kind in config.take("block_types")])

@@ -18,3 +18,14 @@ class Carry:
 
     def tensors(self) -> list[Tensor]:
         return [self.hidden, *([] if self.tail is None else self.tail.tensors())]
+
+
+def recalled(state: Carry | None) -> tuple[Tensor | None, Tail | None]:
+    """Return the hidden state and the convolution's tail; None for each where nothing is remembered."""
+    return (None, None) if state is None else (state.hidden, state.tail)
+
+
+def remember(state: Carry | None, hidden: Tensor) -> None:
+    """Keep a hidden state for the next tokens, if any are to come."""
+    if state is not None:
+        state.hidden = hidden.clone()  # a view would keep the states of all tokens

@@ -54,7 +54,7 @@ class CausalConv(nn.Module):
         return Tail(torch.zeros(batch, self.width - 1, self.channels, device=device, dtype=dtype))
 
 
-class ShortConv(CausalConv):
+class ShortConv(nn.Module):
     """The convolution as a branch of its own: a Canon layer (2512.17351), or without any other mixer the null model.
 
     Args:
@@ -62,10 +62,14 @@ class ShortConv(CausalConv):
     """
 
     def __init__(self, dim: int, layer: Layer, *, width: Count):
-        super().__init__(dim, width, draw=normal((width * layer.branches) ** -0.5), stream="writes")
+        super().__init__()
+        self.conv = CausalConv(dim, width, draw=normal((width * layer.branches) ** -0.5), stream="writes")
+
+    def forward(self, x_BTD: Tensor, ctx: Context, state: Tail | None = None) -> Tensor:
+        return self.conv(x_BTD, ctx, state)
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Tail:
-        return super().init_state(batch, device=device, dtype=dtype)
+        return self.conv.init_state(batch, device=device, dtype=dtype)
 
 
 @dataclass

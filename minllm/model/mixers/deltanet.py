@@ -8,12 +8,10 @@ from torch import Tensor, nn
 
 from minllm.errors import UserError
 from minllm.model.context import Context, Layer
-from minllm.model.mixers.carry import Carry
+from minllm.model.mixers.carry import Carry, recalled, remember
 from minllm.model.mixers.conv import CausalConv
-from minllm.model.mixers.mamba import steps_between
-from minllm.model.mixers.mamba2 import log_between
 from minllm.model.norm import RMSNorm
-from minllm.model.parameter import Linear, parameter
+from minllm.model.parameter import Linear, log_between, parameter, steps_between
 from minllm.model.precision import in_fp32
 from minllm.model.scans.delta import delta_rule
 from minllm.options import Count
@@ -66,12 +64,13 @@ class DeltaNet(nn.Module):
         self.out = Linear(H * V, dim, stream="writes", gain=layer.branches**-0.5)
 
     def forward(self, x_BTD: Tensor, ctx: Context, state: Carry | None = None) -> Tensor:
-        q_k_v = F.silu(self.conv(self.q_k_v(x_BTD), ctx, None if state is None else state.tail))
+        hidden_BHKV, tail = recalled(state)
+        q_k_v = F.silu(self.conv(self.q_k_v(x_BTD), ctx, tail))
         q, k, v = q_k_v.split(self.sizes, dim=-1)
         q_BTGK, k_BTGK = (x.unflatten(-1, (self.n_heads, -1)) for x in (q, k))
         v_BTHV = v.unflatten(-1, (self.n_value_heads, -1))
-        q_BTHK, k_BTHK = (self._of_length_1(x) for x in (q_BTGK, k_BTGK))
-        hidden_BHKV = None if state is None else state.hidden
+        shared = self.n_value_heads // self.n_heads
+        q_BTHK, k_BTHK = (of_length_1(x).repeat_interleave(shared, dim=2) for x in (q_BTGK, k_BTGK))
         y_BTHV, hidden_BHKV = delta_rule(
             q_BTHK * self.head_dim**-0.5,
             k_BTHK,
@@ -82,15 +81,8 @@ class DeltaNet(nn.Module):
             ctx.starts(),
             chunk=self.chunk,
         )
-        if state is not None:
-            state.hidden = hidden_BHKV.clone()
+        remember(state, hidden_BHKV)
         return self.out(self._gated(self.norm(y_BTHV).flatten(2), x_BTD))
-
-    def _of_length_1(self, x_BTGK: Tensor) -> Tensor:
-        """Divide by the length, and give each head of values its own."""
-        x_BTGK = x_BTGK.float()
-        x_BTGK = x_BTGK * torch.rsqrt(x_BTGK.square().sum(-1, keepdim=True) + 1e-6)
-        return x_BTGK.repeat_interleave(self.n_value_heads // self.n_heads, dim=2)
 
     def _log_decay(self, x_BTD: Tensor) -> Tensor | None:
         return None
@@ -140,7 +132,7 @@ class GatedDeltaNet(DeltaNet):
         H = self.n_value_heads
         self.decay = Linear(dim, H, stream="reads")
         self.decay_bias_H = parameter(H, kind="vector", draw=steps_between(0.001, 0.1))
-        self.log_A_H = parameter(H, kind="vector", draw=log_between(1, 16))
+        self.log_A_H = parameter(H, kind="vector", draw=log_between(0.01, 16))
         self.gate = Linear(dim, H * self.value_dim, stream="reads")
 
     def _log_decay(self, x_BTD: Tensor) -> Tensor:
@@ -148,3 +140,9 @@ class GatedDeltaNet(DeltaNet):
 
     def _gated(self, y_BTF: Tensor, x_BTD: Tensor) -> Tensor:
         return y_BTF * F.silu(self.gate(x_BTD))
+
+
+def of_length_1(x: Tensor) -> Tensor:
+    """Divide by the length, in fp32."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)

@@ -6,23 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minllm.errors import UserError
 from minllm.model.context import Context, Layer
-from minllm.model.mixers.attention import heads
-from minllm.model.mixers.carry import Carry
+from minllm.model.mixers.carry import Carry, recalled, remember
 from minllm.model.norm import RMSNorm
 from minllm.model.parameter import Linear, SplitLinear
 from minllm.model.precision import in_fp32
 from minllm.model.scans.decaying import decaying_by_channel
 from minllm.options import Count, Positive
 
-CHUNK = 16
-"""Tokens that are computed at once: so few that decays can be divided by each other within fp32."""
-
 
 class GatedLinearAttention(nn.Module):
     """Linear attention whose keys' channels forget by gates of their own (GLA, 2312.06635).
 
         S_t = diag(a_t) S_(t-1) + k_t vᵀ_t        y_t = norm(Sᵀ_t q_t) ∘ silu(W x_t)        a_t = σ(U V x_t + b)^(1/16)
+
+    A decay is at least exp(−5), which no sigmoid's 16th root comes near.
 
     Args:
         n_heads: heads, H.
@@ -48,8 +47,12 @@ class GatedLinearAttention(nn.Module):
     ):
         super().__init__()
         H = self.n_heads = n_heads
-        K = self.head_dim = heads(dim, 2 * H, None, head_dim)[2]
-        V = self.value_dim = heads(dim, H, None, value_dim)[2]
+        if (head_dim is None and dim % (2 * H)) or (value_dim is None and dim % H):
+            raise UserError(
+                f"dim={dim} can't be cut into n_heads={H} heads, of half of it for queries and all of it for values:"
+                " set head_dim and value_dim, or make dim a multiple of twice the heads."
+            )
+        K, V = self.head_dim, self.value_dim = head_dim or dim // (2 * H), value_dim or dim // H
         self.q_k_v = SplitLinear(dim, [H * K, H * K, H * V], stream="reads")
         self.decay_down = Linear(dim, gate_rank, stream="reads")
         self.decay_up = Linear(gate_rank, H * K, stream="within", bias=True)
@@ -63,7 +66,7 @@ class GatedLinearAttention(nn.Module):
         q_BTHK, k_BTHK, v_BTHV, decay_BTHK = (
             x.unflatten(-1, (self.n_heads, -1)) for x in (*self.q_k_v(x_BTD), decay)
         )
-        hidden_BHKV = None if state is None else state.hidden
+        hidden_BHKV, _ = recalled(state)
         y_BTHV, hidden_BHKV = decaying_by_channel(
             q_BTHK * self.head_dim**-0.5,
             k_BTHK,
@@ -71,10 +74,8 @@ class GatedLinearAttention(nn.Module):
             in_fp32(F.logsigmoid, decay_BTHK) / self.gate_root,
             hidden_BHKV,
             ctx.starts(),
-            chunk=CHUNK,
         )
-        if state is not None:
-            state.hidden = hidden_BHKV.clone()
+        remember(state, hidden_BHKV)
         gate = self.gate(x_BTD)
         return self.out(self.norm(y_BTHV).flatten(2) * F.silu(gate))
 

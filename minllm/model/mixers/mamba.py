@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minllm.model.context import Context, Layer
-from minllm.model.mixers.carry import Carry
+from minllm.model.mixers.carry import Carry, recalled, remember
 from minllm.model.mixers.conv import CausalConv
-from minllm.model.parameter import Draw, Linear, SplitLinear, constant, parameter
+from minllm.model.parameter import Linear, SplitLinear, constant, parameter, steps_between
 from minllm.model.precision import in_fp32
 from minllm.model.scans.selective import selective_scan
 from minllm.options import Count, Positive
@@ -59,7 +59,9 @@ class Mamba(nn.Module):
         self.conv = CausalConv(width, conv_width, bias=conv_bias)
         self.dt_B_C = SplitLinear(width, [R, N, N], stream="within")
         self.inner_norms = nn.ModuleList(layer.norms.make(n) for n in (R, N, N)) if inner_norms else None
-        self.dt = Linear(R, width, stream="within")
+        self.dt = Linear(
+            R, width, stream="within", gain=3**-0.5
+        )  # as much as an even draw within ± R^-½ varies
         self.dt_bias_F = parameter(width, kind="vector", draw=steps_between(dt_min, dt_max))
         self.log_A_FN = parameter(width, N, kind="vector", draw=_log_1_to_N)
         self.skip_F = parameter(width, kind="vector", draw=constant(1))
@@ -67,7 +69,7 @@ class Mamba(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context, state: Carry | None = None) -> Tensor:
         u_BTF, gate_BTF = self.x_gate(x_BTD)
-        u_BTF = F.silu(self.conv(u_BTF, ctx, None if state is None else state.tail))
+        u_BTF = F.silu(self.conv(u_BTF, ctx, recalled(state)[1]))
         y_BTF = self._scan(u_BTF, ctx, state)
         return self.out(y_BTF.to(gate_BTF.dtype) * F.silu(gate_BTF))
 
@@ -78,25 +80,14 @@ class Mamba(nn.Module):
         dt_BTR, B_BTN, C_BTN = dt_B_C
         dt_BTF = in_fp32(lambda dt: F.softplus(dt + self.dt_bias_F), self.dt(dt_BTR))
         keep_BT = None if ctx.begins() is None else (~ctx.begins()).expand(u_BTF.shape[:2])
-        h0_BFN = None if state is None else state.hidden
+        h0_BFN, _ = recalled(state)
         y_BTF, h_BFN = selective_scan(u_BTF, dt_BTF, -self.log_A_FN.exp(), B_BTN, C_BTN, h0_BFN, keep_BT)
-        if state is not None:
-            state.hidden = h_BFN.clone()
+        remember(state, h_BFN)
         return y_BTF + self.skip_F * u_BTF
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Carry:
         hidden_BFN = torch.zeros(batch, *self.log_A_FN.shape, device=device)
         return Carry(hidden_BFN, self.conv.init_state(batch, device=device, dtype=dtype))
-
-
-def steps_between(low: float, high: float) -> Draw:
-    """Draw the b of a step softplus(b), such that steps lie between two, evenly by their logarithm."""
-
-    def draw(value: Tensor, generator: torch.Generator) -> None:
-        step = value.uniform_(math.log(low), math.log(high), generator=generator).exp()
-        value.copy_(step + torch.log(-torch.expm1(-step)))  # softplus, inverted
-
-    return draw
 
 
 def _log_1_to_N(value: Tensor, generator: torch.Generator) -> None:

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from minllm.errors import UserError
 from minllm.model.context import Context, Layer
-from minllm.model.mixers.carry import Carry
+from minllm.model.mixers.carry import Carry, recalled, remember
 from minllm.model.mixers.conv import CausalConv
-from minllm.model.mixers.mamba import steps_between
-from minllm.model.parameter import Draw, Linear, SplitLinear, constant, parameter
+from minllm.model.parameter import Linear, SplitLinear, constant, log_between, parameter, steps_between
 from minllm.model.precision import in_fp32
 from minllm.model.scans.decaying import decaying_by_head
 from minllm.options import Count, Positive
@@ -77,12 +76,12 @@ class Mamba2(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context, state: Carry | None = None) -> Tensor:
         gate_BTF, x_B_C, dt_BTH = self.gate_x_dt(x_BTD)
-        x_B_C = F.silu(self.conv(x_B_C, ctx, None if state is None else state.tail))
+        hidden_BHNP, tail = recalled(state)
+        x_B_C = F.silu(self.conv(x_B_C, ctx, tail))
         x_BTF, B_BTM, C_BTM = x_B_C.split(self.sizes, dim=-1)
         x_BTHP = x_BTF.unflatten(-1, (-1, self.head_dim))
         B_BTGN, C_BTGN = (x.unflatten(-1, (self.n_groups, -1)) for x in (B_BTM, C_BTM))
         dt_BTH, log_a_BTH = in_fp32(self._steps, dt_BTH)
-        hidden_BHNP = None if state is None else state.hidden
         y_BTHP, hidden_BHNP = decaying_by_head(
             C_BTGN,
             B_BTGN,
@@ -93,8 +92,7 @@ class Mamba2(nn.Module):
             chunk=self.chunk,
         )
         y_BTHP = y_BTHP + self.skip_H[:, None] * x_BTHP
-        if state is not None:
-            state.hidden = hidden_BHNP.clone()
+        remember(state, hidden_BHNP)
         y_BTF = y_BTHP.flatten(2).to(gate_BTF.dtype) * F.silu(gate_BTF)
         y_BTGM = y_BTF.unflatten(-1, (self.n_groups, -1))
         y_BTF = F.rms_norm(y_BTGM, y_BTGM.shape[-1:], eps=self.eps).flatten(2)
@@ -109,8 +107,3 @@ class Mamba2(nn.Module):
         H, N = len(self.log_A_H), self.sizes[1] // self.n_groups
         hidden_BHNP = torch.zeros(batch, H, N, self.head_dim, device=device)
         return Carry(hidden_BHNP, self.conv.init_state(batch, device=device, dtype=dtype))
-
-
-def log_between(low: float, high: float) -> Draw:
-    """Draw logarithms of numbers that lie evenly between two."""
-    return lambda value, generator: value.uniform_(low, high, generator=generator).log_()

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from minllm.model.context import Context, Layer
-from minllm.model.mixers.carry import Carry
+from minllm.model.mixers.carry import Carry, recalled, remember
 from minllm.model.parameter import Linear, SplitLinear
+from minllm.model.precision import in_fp32
 from minllm.model.scans.linear import linear_scan
 from minllm.options import Count
 
 
 class MinGRU(nn.Module):
-    """h_t = (1 − z_t) h_(t-1) + z_t W x_t with z = σ(U x + b): "Were RNNs All We Needed?" (2410.01201).
+    """h_t = (1 − z_t) h_(t-1) + z_t (W x_t + c) with z = σ(U x + b): "Were RNNs All We Needed?" (2410.01201).
 
     Args:
         width: numbers that are remembered, F; null means D.
@@ -27,14 +28,14 @@ class MinGRU(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context, state: Carry | None = None) -> Tensor:
         z_BTF, new_BTF = self.gate_new(x_BTD)
-        keep_BTF = torch.sigmoid(-z_BTF)
-        added_BTF = new_BTF * torch.sigmoid(z_BTF)
+        # what is kept would be rounded to all of it in bf16
+        keep_BTF, added_BTF = in_fp32(
+            lambda z, new: (torch.sigmoid(-z), torch.sigmoid(z) * new), z_BTF, new_BTF
+        )
         if ctx.begins() is not None:
             keep_BTF = keep_BTF.masked_fill(ctx.begins()[..., None], 0)
-        h0_BF = None if state is None else state.hidden
-        h_BTF = linear_scan(keep_BTF, added_BTF, h0_BF)
-        if state is not None:
-            state.hidden = h_BTF[:, -1].clone()
+        h_BTF = linear_scan(keep_BTF, added_BTF, recalled(state)[0])
+        remember(state, h_BTF[:, -1])
         return self.out(h_BTF.to(z_BTF.dtype))
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Carry:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minllm.errors import UserError
 from minllm.model.context import Context, Layer
-from minllm.model.mixers.carry import Carry
+from minllm.model.mixers.carry import Carry, recalled, remember
 from minllm.model.mixers.conv import CausalConv
 from minllm.model.parameter import Draw, Linear, SplitLinear, constant, normal, parameter
 from minllm.model.precision import in_fp32
@@ -39,30 +39,30 @@ class RGLRU(nn.Module):
 
     def __init__(self, dim: int, layer: Layer, *, width: Count | None, n_blocks: Count, conv_width: Count):
         super().__init__()
-        F_ = self.width = width or dim
-        if F_ % n_blocks:
+        self.width = width = width or dim
+        if width % n_blocks:
             raise UserError(
-                f"n_blocks={n_blocks} can't divide a recurrent width of {F_}: make it a divisor of that."
+                f"n_blocks={n_blocks} can't divide a recurrent width of {width}: make it a divisor of that."
             )
-        self.gate_x = SplitLinear(dim, [F_, F_], stream="reads", bias=True)
-        self.conv = CausalConv(F_, conv_width, bias=True)
-        K = F_ // n_blocks
+        self.gate_x = SplitLinear(dim, [width, width], stream="reads", bias=True)
+        self.conv = CausalConv(width, conv_width, bias=True)
+        K = width // n_blocks
         # for each block, the matrices of the input's gate i and of the recurrence's gate r
         self.gates_HKM = parameter(n_blocks, K, 2 * K, kind="matrix", draw=normal(K**-0.5))
         self.gates_bias_HM = parameter(n_blocks, 2 * K, kind="vector", draw=constant(0))
-        self.decay_F = parameter(F_, kind="vector", draw=_decays_between(0.9, 0.999))
-        self.out = Linear(F_, dim, stream="writes", bias=True, gain=layer.branches**-0.5)
+        self.decay_F = parameter(width, kind="vector", draw=_decays_between(0.9, 0.999))
+        self.out = Linear(width, dim, stream="writes", bias=True, gain=layer.branches**-0.5)
 
     def forward(self, x_BTD: Tensor, ctx: Context, state: Carry | None = None) -> Tensor:
         gate_BTF, x_BTF = self.gate_x(x_BTD)
-        x_BTF = self.conv(x_BTF, ctx, None if state is None else state.tail)
+        h0_BF, tail = recalled(state)
+        x_BTF = self.conv(x_BTF, ctx, tail)
         x_HXK = x_BTF.unflatten(-1, (len(self.gates_HKM), -1)).flatten(0, 1).transpose(0, 1)
         gates_HXM = torch.baddbmm(self.gates_bias_HM[:, None], x_HXK, self.gates_HKM)
         i_BTF, r_BTF = (g.transpose(0, 1).reshape(x_BTF.shape) for g in gates_HXM.chunk(2, dim=-1))
         a_BTF, b_BTF = in_fp32(self._gated, x_BTF, i_BTF, r_BTF, (ctx.positions_BT == 0)[..., None])
-        h_BTF = linear_scan(a_BTF, b_BTF, None if state is None else state.hidden)
-        if state is not None:
-            state.hidden = h_BTF[:, -1].clone()
+        h_BTF = linear_scan(a_BTF, b_BTF, h0_BF)
+        remember(state, h_BTF[:, -1])
         return self.out(h_BTF.to(gate_BTF.dtype) * F.gelu(gate_BTF, approximate="tanh"))
 
     def _gated(
@@ -81,11 +81,10 @@ class RGLRU(nn.Module):
 
 
 def _decays_between(low: float, high: float) -> Draw:
-    """Draw p so that the square of a full gate's decay, exp(−8 softplus(p)), lies evenly between those of the two."""
+    """Draw p so that a full gate's decay, exp(−8 softplus(p)), lies evenly between the two, as the paper has it."""
 
     def draw(value: Tensor, generator: torch.Generator) -> None:
-        log_a = value.uniform_(low**2, high**2, generator=generator).log().mul(0.5)
-        # softplus(p) = −log(a) / 8
-        value.copy_(torch.expm1(-log_a / C).log())
+        log_a = value.uniform_(low, high, generator=generator).log()
+        value.copy_(torch.expm1(-log_a / C).log())  # softplus, inverted
 
     return draw

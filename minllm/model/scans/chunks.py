@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +42,27 @@ class Chunks:
             self.stays = place_CL >= starts_BCL[..., -1:]
             self.goes_on = self.reads[..., -1]
 
+    def cut(self, x_BT: Tensor) -> Tensor:
+        """Return (B, T, H, …) as (B, C, H, L, …), zeros where there is no token."""
+        if self.filled:
+            x_BT = F.pad(x_BT, (0, 0) * (x_BT.ndim - 2) + (0, self.filled))
+        return x_BT.unflatten(1, (-1, self.length)).transpose(2, 3)
+
+    def join(self, x_BCHL: Tensor) -> Tensor:
+        """Return (B, C, H, L, …) as (B, T, H, …)."""
+        return x_BCHL.transpose(2, 3).flatten(1, 2)[:, : self.n_tokens]
+
+    def decays(self, log_a_BCHL: Tensor) -> Decays:
+        """Return what is left of what, where a head decays by `log_a_BCHL` before each token."""
+        c_BCHL = log_a_BCHL.cumsum(-1)
+        between_BCHLL = c_BCHL[..., None] - c_BCHL[..., None, :]
+        return Decays(
+            between=between_BCHLL.masked_fill(~self.visible_heads, -torch.inf).exp(),
+            from_before=self.only(self.reads, c_BCHL.exp()),
+            to_end=self.only(self.stays, (c_BCHL[..., -1:] - c_BCHL).exp()),
+            through=self.only(self.goes_on, c_BCHL[..., -1].exp()),
+        )
+
     @property
     def visible_heads(self) -> Tensor:
         """Which tokens of its chunk each token sees, for all heads: (L, L) or (B, C, 1, L, L)."""
@@ -52,15 +75,19 @@ class Chunks:
         which_BCH = which_BC[:, :, None]
         return x_BCH * which_BCH.reshape(*which_BCH.shape, *[1] * (x_BCH.ndim - which_BCH.ndim))
 
-    def cut(self, x_BT: Tensor) -> Tensor:
-        """Return (B, T, H, …) as (B, C, H, L, …), zeros where there is no token."""
-        if self.filled:
-            x_BT = F.pad(x_BT, (0, 0) * (x_BT.ndim - 2) + (0, self.filled))
-        return x_BT.unflatten(1, (-1, self.length)).transpose(2, 3)
 
-    def join(self, x_BCHL: Tensor) -> Tensor:
-        """Return (B, C, H, L, …) as (B, T, H, …)."""
-        return x_BCHL.transpose(2, 3).flatten(1, 2)[:, : self.n_tokens]
+@dataclass
+class Decays:
+    """What is left of something after a while, a number for each head."""
+
+    between: Tensor
+    """Of one token at another of its chunk, (B, C, H, L, L): read by rows, written by columns."""
+    from_before: Tensor
+    """Of the state before the chunk at each token, (B, C, H, L)."""
+    to_end: Tensor
+    """Of each token at the chunk's end, (B, C, H, L)."""
+    through: Tensor
+    """Of the state before the chunk at its end, (B, C, H)."""
 
 
 def between_chunks(decay_BC: Tensor, added_BC: Tensor, state_B: Tensor | None) -> tuple[Tensor, Tensor]:

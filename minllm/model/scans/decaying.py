@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from minllm.model.scans.chunks import Chunks, between_chunks
-from minllm.model.scans.kernels import kernel, linear_attention
+from minllm.model.scans.kernels import linear_attention, linear_kernel
 
-LOWEST = -5.0
-"""The logarithm of the strongest decay that a channel of its own may have: the inverse of 16 of them is within fp32."""
+LOWEST, FEW = -5.0, 16
+"""The logarithm of a channel's strongest decay, and the tokens of a chunk then: the inverse of all is within fp32."""
 
 
 def decaying_by_head(
@@ -38,29 +38,24 @@ def decaying_by_head(
         starts_BT: where each token's segment begins, see `Context.starts`.
         chunk: L.
     """
-    if run := kernel("fla.ops.simple_gla", "chunk_simple_gla", q_BTGK):
+    if run := linear_kernel("fla.ops.simple_gla", "chunk_simple_gla", q_BTGK, state_BHKV, starts_BT):
         return linear_attention(
             run, q_BTGK, k_BTGK, v_BTHV, g=log_a_BTH, state_BHKV=state_BHKV, starts_BT=starts_BT
         )
     H, G = v_BTHV.shape[2], q_BTGK.shape[2]
     chunks = Chunks(q_BTGK.shape[1], chunk, starts_BT, q_BTGK.device)
     q_BCGLK, k_BCGLK, v_BCHLV, log_a_BCHL = (chunks.cut(x) for x in (q_BTGK, k_BTGK, v_BTHV, log_a_BTH))
-    c_BCHL = log_a_BCHL.cumsum(-1)
+    left = chunks.decays(log_a_BCHL)
 
-    between_BCHLL = (
-        (c_BCHL[..., None] - c_BCHL[..., None, :]).masked_fill(~chunks.visible_heads, -torch.inf).exp()
-    )
     scores_BCGLL = q_BCGLK @ k_BCGLK.mT
-    y_BCHLV = (scores_BCGLL.repeat_interleave(H // G, dim=2) * between_BCHLL) @ v_BCHLV
-
-    to_end_BCHL = chunks.only(chunks.stays, (c_BCHL[..., -1:] - c_BCHL).exp())
+    y_BCHLV = (scores_BCGLL.repeat_interleave(H // G, dim=2) * left.between) @ v_BCHLV
     # the heads that share a key are more columns of one product
-    added_BCGKM = k_BCGLK.mT @ _beside(to_end_BCHL[..., None] * v_BCHLV, G)
-    added_BCHKV = _apart(added_BCGKM, H)
-    through_BCH = chunks.only(chunks.goes_on, c_BCHL[..., -1].exp())
-    before_BCHKV, state_BHKV = between_chunks(through_BCH[..., None, None], added_BCHKV, state_BHKV)
+    added_BCGKM = k_BCGLK.mT @ _beside(left.to_end[..., None] * v_BCHLV, G)
+    before_BCHKV, state_BHKV = between_chunks(
+        left.through[..., None, None], _apart(added_BCGKM, H), state_BHKV
+    )
     from_before_BCHLV = _apart(q_BCGLK @ _beside(before_BCHKV, G), H)
-    y_BCHLV = torch.addcmul(y_BCHLV, chunks.only(chunks.reads, c_BCHL.exp())[..., None], from_before_BCHLV)
+    y_BCHLV = torch.addcmul(y_BCHLV, left.from_before[..., None], from_before_BCHLV)
     return chunks.join(y_BCHLV), state_BHKV
 
 
@@ -71,19 +66,17 @@ def decaying_by_channel(
     log_a_BTHK: Tensor,
     state_BHKV: Tensor | None = None,
     starts_BT: Tensor | None = None,
-    *,
-    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """Return y_BTHV and the last state_BHKV where each of the K rows of a state decays by itself (GLA, 2312.06635).
 
-    The arguments are those of `decaying_by_head`; a decay is at least exp(−5), and a chunk at most 16 tokens.
+    The arguments are those of `decaying_by_head`; a decay is at least exp(−5).
     """
     log_a_BTHK = log_a_BTHK.clamp(min=LOWEST)
-    if run := kernel("fla.ops.gla", "chunk_gla", q_BTHK):
+    if run := linear_kernel("fla.ops.gla", "chunk_gla", q_BTHK, state_BHKV, starts_BT):
         return linear_attention(
             run, q_BTHK, k_BTHK, v_BTHV, g=log_a_BTHK, state_BHKV=state_BHKV, starts_BT=starts_BT
         )
-    chunks = Chunks(q_BTHK.shape[1], chunk, starts_BT, q_BTHK.device)
+    chunks = Chunks(q_BTHK.shape[1], FEW, starts_BT, q_BTHK.device)
     q_BCHLK, k_BCHLK, v_BCHLV, log_a_BCHLK = (chunks.cut(x) for x in (q_BTHK, k_BTHK, v_BTHV, log_a_BTHK))
     c_BCHLK = log_a_BCHLK.cumsum(-2)
 

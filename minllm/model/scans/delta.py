@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minllm.model.scans.chunks import Chunks
-from minllm.model.scans.kernels import kernel, linear_attention
+from minllm.model.scans.kernels import linear_attention, linear_kernel
 
 KERNEL, GATED_KERNEL = ("delta_rule", "chunk_delta_rule"), ("gated_delta_rule", "chunk_gated_delta_rule")
 
@@ -43,7 +43,7 @@ def delta_rule(
         chunk: L.
     """
     module, name = KERNEL if log_a_BTH is None else GATED_KERNEL
-    if run := kernel(f"fla.ops.{module}", name, q_BTHK):
+    if run := linear_kernel(f"fla.ops.{module}", name, q_BTHK, state_BHKV, starts_BT):
         gates = {"beta": beta_BTH} if log_a_BTH is None else {"beta": beta_BTH, "g": log_a_BTH}
         return linear_attention(
             run, q_BTHK, k_BTHK, v_BTHV, **gates, state_BHKV=state_BHKV, starts_BT=starts_BT
@@ -51,28 +51,30 @@ def delta_rule(
     chunks = Chunks(q_BTHK.shape[1], chunk, starts_BT, q_BTHK.device)
     log_a_BTH = torch.zeros_like(beta_BTH, dtype=torch.float32) if log_a_BTH is None else log_a_BTH
     q, k, v, beta_BCHL, log_a_BCHL = (chunks.cut(x) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_a_BTH))
-    c_BCHL = log_a_BCHL.cumsum(-1)
-    between_BCHLL = (
-        (c_BCHL[..., None] - c_BCHL[..., None, :]).masked_fill(~chunks.visible_heads, -torch.inf).exp()
-    )
-    from_start_BCHL = chunks.only(chunks.reads, c_BCHL.exp())
+    left = chunks.decays(log_a_BCHL)
 
     # u = added − replaced @ S₀
     beta_k = beta_BCHL[..., None] * k
-    system_BCHLL = ((beta_k @ k.mT) * between_BCHLL).tril(-1)
-    both = torch.cat([beta_BCHL[..., None] * v, from_start_BCHL[..., None] * beta_k], dim=-1)
+    system_BCHLL = ((beta_k @ k.mT) * left.between).tril(-1)
+    both = torch.cat([beta_BCHL[..., None] * v, left.from_before[..., None] * beta_k], dim=-1)
     # the inverse has fewer columns than what it is for
     identity_LL = torch.eye(chunks.length, device=k.device)
     inverse_BCHLL = torch.linalg.solve_triangular(system_BCHLL, identity_LL, upper=False, unitriangular=True)
     added_BCHLV, replaced_BCHLK = (inverse_BCHLL @ both).split([v.shape[-1], k.shape[-1]], dim=-1)
 
-    scores_BCHLL = (q @ k.mT) * between_BCHLL
-    reads_BCHLK = from_start_BCHL[..., None] * q
-    keys_BCHLK = chunks.only(chunks.stays, (c_BCHL[..., -1:] - c_BCHL).exp())[..., None] * k
-    through_BCH11 = chunks.only(chunks.goes_on, c_BCHL[..., -1].exp())[..., None, None]
+    scores_BCHLL = (q @ k.mT) * left.between
+    reads_BCHLK = left.from_before[..., None] * q
+    keys_BCHLK = left.to_end[..., None] * k
     B, _, H, _, K = k.shape
     state = v.new_zeros(B, H, K, v.shape[-1]) if state_BHKV is None else state_BHKV
-    parts = (added_BCHLV, replaced_BCHLK, scores_BCHLL, reads_BCHLK, keys_BCHLK.mT, through_BCH11)
+    parts = (
+        added_BCHLV,
+        replaced_BCHLK,
+        scores_BCHLL,
+        reads_BCHLK,
+        keys_BCHLK.mT,
+        left.through[..., None, None],
+    )
     ys = []
     for added, replaced, scores, reads, keys, through in zip(*(x.unbind(1) for x in parts)):
         u_BHLV = added - replaced @ state

@@ -14,13 +14,26 @@ import torch
 from torch import Tensor
 
 
+def linear_kernel(
+    module: str, name: str, x: Tensor, state_BHKV: Tensor | None, starts_BT: Tensor | None
+) -> Callable | None:
+    """Return a kernel of flash-linear-attention; none has segments beside a state from before, which begins none."""
+    return kernel(module, name, x) if state_BHKV is None or starts_BT is None else None
+
+
 def kernel(module: str, name: str, x: Tensor) -> Callable | None:
     """Return the kernel for tensors such as x; None where it isn't wanted or isn't there."""
-    return _imported(module, name) if wanted(x) else None
+    return _installed(module, name) if _wanted(x) else None
 
 
-def wanted(x: Tensor) -> bool:
+def _wanted(x: Tensor) -> bool:
     return x.is_cuda and torch.is_autocast_enabled("cuda")
+
+
+@torch.compiler.assume_constant_result
+def _installed(module: str, name: str) -> Callable | None:
+    # the compiler would look into the cache, and can't follow an import
+    return _imported(module, name)
 
 
 @functools.cache
@@ -43,8 +56,7 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """Run a kernel of flash-linear-attention; return y_BTHV and the last state_BHKV.
 
-    It is given packed rows as one row, with the places where a segment begins; a state that was there before begins no
-    segment, so there are never both.
+    It is given packed rows as one row, with the places where a segment begins.
     """
     times = v_BTHV.shape[2] // q_BTGK.shape[2]
     q_BTHK, k_BTHK = (x.repeat_interleave(times, dim=2) for x in (q_BTGK, k_BTGK))

@@ -45,7 +45,7 @@ def _linear_scan_backward(
     earlier_BT[:, 1:] = h_BT[:, :-1]
     earlier_BT[:, 0] = 0 if h0_B is None else h0_B
     da_BT = (db_BT * earlier_BT.conj()).sum_to_size(a_BT.shape)
-    return da_BT.clone() if da_BT is db_BT else da_BT, db_BT, a_BT[:, 0].conj() * db_BT[:, 0]
+    return da_BT, db_BT, a_BT[:, 0].conj() * db_BT[:, 0]
 
 
 def _scan(steps: Iterable[tuple[Tensor, Tensor, Tensor]], h_B: Tensor | None) -> None:
