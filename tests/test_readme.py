@@ -59,7 +59,7 @@ def test_every_command_runs(tmp_path):
             done = run_tiny(command, tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 4
-    assert len(list(tmp_path.glob("outputs/*/*/*/summary.json"))) == 9 + 4
+    assert len(list(tmp_path.glob("outputs/*/*/*/summary.json"))) == 9 + 4 + 12
 
 
 def write_idea(folder: Path) -> None:
@@ -95,6 +95,9 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     continues = any(word.startswith(("run=", "resume=")) for word in words)
     if "resume=latest" in words:
         words = [word for word in words if not word.startswith("train.steps")] + ["train.steps=4"]
+    elif any("small_" in word for word in words):  # models of their own sizes
+        words = [word for word in words if not word.startswith("seed=")]
+        words += [word for word in TINY if not word.startswith(("model", "tokenizer"))] + ["train.steps=2"]
     elif not continues and "--help" not in words:
         words = [*words, *TINY, "train.steps=2"]
         if any(word.startswith("model.layout") for word in words):

@@ -82,7 +82,7 @@ class DeltaNet(nn.Module):
             chunk=self.chunk,
         )
         remember(state, hidden_BHKV)
-        return self.out(self._gated(self.norm(y_BTHV).flatten(2), x_BTD))
+        return self.out(self._gated(self.norm(y_BTHV.float()).flatten(2), x_BTD))
 
     def _log_decay(self, x_BTD: Tensor) -> Tensor | None:
         return None

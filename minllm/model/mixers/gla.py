@@ -77,7 +77,7 @@ class GatedLinearAttention(nn.Module):
         )
         remember(state, hidden_BHKV)
         gate = self.gate(x_BTD)
-        return self.out(self.norm(y_BTHV).flatten(2) * F.silu(gate))
+        return self.out(self.norm(y_BTHV.float()).flatten(2) * F.silu(gate))
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Carry:
         return Carry(torch.zeros(batch, self.n_heads, self.head_dim, self.value_dim, device=device))
