@@ -97,9 +97,10 @@ def refuses_to_generate(model: LM) -> bool:
 def to_the_bit(model: LM) -> float:
     """Return the tolerance for results that must be the same: none, or rounding where experts are chosen.
 
-    A product's last bits depend on its number of rows, and an expert's rows are those of all tokens that chose it.
+    A product's last bits depend on its number of rows, and an expert's rows are those of all tokens that chose it. Each
+    layer adds to that; a leak would be thousands of times as large.
     """
-    return 0 if all(param.role.active == 1 for param in model.parameters()) else 1e-6
+    return 0 if all(param.role.active == 1 for param in model.parameters()) else 3e-6
 
 
 def same(one: torch.Tensor, other: torch.Tensor, tolerance: float = 2e-5) -> None:
