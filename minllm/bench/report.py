@@ -67,7 +67,7 @@ class MixerRow:
     """Its own at the shape's length, then those of all that it was measured beside."""
     beside_attention: list[Ratio]
     beside_theirs: list[Ratio]
-    """None where transformers has no class with this mixer."""
+    """Empty where transformers has no class with this mixer."""
     growth: list[Ratio]
     """Seconds a token at other lengths, relative to those at the shape's own."""
 
@@ -133,10 +133,11 @@ def judged(ratios: Sequence[Ratio]) -> list[dict[str, Any]]:
 
 def mixer_lines(rows: Sequence[MixerRow]) -> list[str]:
     """Return one table of all mixers, with a column for each thing that they were measured beside."""
+    # the columns' order: a part of all rows before the next, since not every row has every column
     parts = [
         [row.beside_attention for row in rows],
         [row.beside_theirs for row in rows],
-        [r.growth for r in rows],
+        [row.growth for row in rows],
     ]
     ratios = [ratio for part in parts for found in part for ratio in found]
     wanted = {what: "" for what in dict.fromkeys(ratio.what for ratio in ratios)}

@@ -24,14 +24,11 @@ def llama(vocab_size: int, cfg: DictConfig) -> nn.Module:
     model, attn = cfg.model, cfg.model.attn
     return LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=model.dim,
-            num_hidden_layers=model.n_layers,
+            **sizes(vocab_size, cfg),
             num_attention_heads=attn.n_heads,
             num_key_value_heads=attn.n_kv_heads,
             head_dim=attn.head_dim,
             intermediate_size=model.mlp.hidden,
-            vocab_size=vocab_size,
-            tie_word_embeddings=True,
             rms_norm_eps=cfg.norm.eps,
             rope_theta=model.pos.theta,
             attn_implementation="sdpa",
@@ -47,14 +44,11 @@ def mamba(vocab_size: int, cfg: DictConfig) -> nn.Module:
     rec = cfg.model.rec
     return MambaForCausalLM(
         MambaConfig(
-            hidden_size=cfg.model.dim,
-            num_hidden_layers=cfg.model.n_layers,
+            **sizes(vocab_size, cfg),
             expand=rec.expand,
             state_size=rec.n_state,
             conv_kernel=rec.conv_width,
             time_step_rank=rec.dt_rank or "auto",
-            vocab_size=vocab_size,
-            tie_word_embeddings=True,
             layer_norm_epsilon=cfg.norm.eps,
             **NO_SPECIAL_TOKENS,
         )
@@ -67,16 +61,13 @@ def mamba2(vocab_size: int, cfg: DictConfig) -> nn.Module:
     rec = cfg.model.rec
     return Mamba2ForCausalLM(
         Mamba2Config(
-            hidden_size=cfg.model.dim,
-            num_hidden_layers=cfg.model.n_layers,
+            **sizes(vocab_size, cfg),
             expand=rec.expand,
             num_heads=rec.expand * cfg.model.dim // rec.head_dim,
             head_dim=rec.head_dim,
             state_size=rec.n_state,
             n_groups=rec.n_groups,
             conv_kernel=rec.conv_width,
-            vocab_size=vocab_size,
-            tie_word_embeddings=True,
             layer_norm_epsilon=cfg.norm.eps,
             **NO_SPECIAL_TOKENS,
         )
@@ -89,16 +80,13 @@ def recurrent_gemma(vocab_size: int, cfg: DictConfig) -> nn.Module:
     rec = cfg.model.rec
     return RecurrentGemmaForCausalLM(
         RecurrentGemmaConfig(
-            hidden_size=cfg.model.dim,
-            num_hidden_layers=cfg.model.n_layers,
+            **sizes(vocab_size, cfg),
             block_types=["recurrent"],
             lru_width=rec.width,
             num_attention_heads=rec.n_blocks,  # as many blocks have the gates' matrices
             conv1d_width=rec.conv_width,
             intermediate_size=2 * cfg.model.mlp.hidden,  # gate and up together
             logits_soft_cap=cfg.model.softcap,
-            vocab_size=vocab_size,
-            tie_word_embeddings=True,
             rms_norm_eps=cfg.norm.eps,
             **NO_SPECIAL_TOKENS,
         )
@@ -111,8 +99,7 @@ def qwen3_next(vocab_size: int, cfg: DictConfig) -> nn.Module:
     rec = cfg.model.rec
     return Qwen3NextForCausalLM(
         Qwen3NextConfig(
-            hidden_size=cfg.model.dim,
-            num_hidden_layers=cfg.model.n_layers,
+            **sizes(vocab_size, cfg),
             layer_types=["linear_attention"] * cfg.model.n_layers,
             linear_num_key_heads=rec.n_heads,
             linear_num_value_heads=rec.n_value_heads,
@@ -121,11 +108,19 @@ def qwen3_next(vocab_size: int, cfg: DictConfig) -> nn.Module:
             linear_conv_kernel_dim=rec.conv_width,
             num_experts=0,  # its MLP is then a dense one
             intermediate_size=cfg.model.mlp.hidden,
-            vocab_size=vocab_size,
-            tie_word_embeddings=True,
             rms_norm_eps=cfg.norm.eps,
         )
     )
+
+
+def sizes(vocab_size: int, cfg: DictConfig) -> dict[str, int | bool]:
+    """Return what all their configurations call by the same names."""
+    return {
+        "hidden_size": cfg.model.dim,
+        "num_hidden_layers": cfg.model.n_layers,
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": True,
+    }
 
 
 NO_SPECIAL_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
