@@ -18,30 +18,50 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 class Source:
     """A corpus: a subclass adds its own options as fields, `documents` and `fingerprint`.
 
-    Its fields are what `data:` in a YAML file may say, so the three below belong to every source.
+    Its fields are what `data:` in a YAML file may say, so those below belong to every source.
 
     seq_len: tokens in a row of a training batch, and the longest window of evaluation
     packing: how a row is made of documents: `concat` cuts the endless stream of documents in windows (fastest),
         `pad` gives each document rows of its own, `pack` fits several whole documents in a row, each of which
         sees only itself
+    truncate: for `pad` and `pack`: of a document longer than a row, read the beginning only; else it's split
+    stride: how many tokens the windows of evaluation go on by in a document longer than one; null: half of `seq_len`
+    max_tokens: stop reading training documents when they have this many tokens; null: read them all
+    num_proc: how many processes encode; null: one for each CPU
     cache: the folder that keeps the tokens of corpora already encoded; safe to delete
     """
 
     seq_len: Count = 256
     packing: Literal["concat", "pad", "pack"] = "concat"
+    truncate: bool = False
+    stride: Count | None = None
+    max_tokens: Count | None = None
+    num_proc: Count | None = None
     cache: str = ".cache/stores"
 
     @property
     def fingerprint(self) -> str:
         """A string that changes whenever any document of either split does, cheap to compute.
 
-        It must not depend on `seq_len`, `packing` or `cache`: one store of tokens serves them all.
+        It must not depend on the options above: they say what is made of the documents.
         """
         raise NotImplementedError
+
+    @property
+    def terms(self) -> str:
+        """The licence of the text, which a tokenizer that is trained on it carries along."""
+        return "not said"
+
+    def check(self) -> None:
+        """Raise `UserError` soon if the documents can't be had; `documents` may find out late."""
 
     def documents(self, split: Split) -> Iterator[str]:
         """Yield the split's documents, each not empty, in an order that is always the same."""
         raise NotImplementedError
+
+    def size(self, split: Split) -> int | None:
+        """About how many bytes of text the split has, for a bar of progress; None if nobody knows."""
+        return None
 
     def floor_bits_per_byte(self) -> float | None:
         """The true entropy of the validation documents in bits per UTF-8 byte, where it is known.
