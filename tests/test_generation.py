@@ -8,24 +8,21 @@ import torch
 from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.generation.sampler import Sampling
+from minllm.tokenizer import Tokenizer
 from tests.tiny import tiny_model
 
 PROMPTS = ["", "b", "a longer prompt of several words"]
 
 
-class Letters:
+class Letters(Tokenizer):
     """A tokenizer of the 61 characters from space on; 60 ends the text."""
 
-    vocab_size, eot = 61, 60
+    vocab_size = 61
+    bos_id = eos_id = pad_id = 60
+    table = [chr(number + 32).encode() for number in range(61)]
 
-    def encode_batch(self, texts):
+    def encode_texts(self, texts):
         return [[min(ord(c) - 32, 59) % 60 for c in text] for text in texts]
-
-    def decode(self, ids):
-        return "".join(chr(i + 32) for i in ids)
-
-    def token_bytes(self, token):
-        return chr(token + 32).encode()
 
 
 def sampling(**changed):
@@ -46,10 +43,10 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(choice):
 def test_it_stops_at_the_end_of_the_text():
     model, tokenizer = tiny_model(randomised=True), Letters()
     long = generate(model, tokenizer, PROMPTS, max_new_tokens=60, temperature=0.0)
-    tokenizer.eot = ord(long[1][5]) - 32
+    tokenizer.eos_id = ord(long[1][5]) - 32
     # prompts begin with the end-of-text token, so ends are looked for in what this tokenizer writes
     texts = generate(model, tokenizer, PROMPTS, max_new_tokens=60, temperature=0.0)
-    assert all(chr(tokenizer.eot + 32) not in text for text in texts)
+    assert all(chr(tokenizer.eos_id + 32) not in text for text in texts)
     assert any(len(text) < 60 for text in texts)
 
 

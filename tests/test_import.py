@@ -121,34 +121,34 @@ def test_the_run_has_the_logits_of_the_folder(folder, tmp_path):
     with torch.no_grad():
         assert (model(batch) - oracle(batch).logits).abs().max() < 1e-4
     assert model.vocab_size == tokenizer.vocab_size == PADDED
-    assert tokenizer.eot == oracle.config.eos_token_id
+    assert tokenizer.eos_id == oracle.config.eos_token_id
     assert (cfg.data.seq_len, cfg.seed) == (20, 3)
     assert summary["params"] == sum(p.numel() for p in oracle.parameters())
 
 
 def test_its_tokenizer_loses_nothing(folder):
     tokenizer = HuggingFace(
-        folder=str(folder), eot=json.loads((folder / "config.json").read_text())["eos_token_id"]
+        name=str(folder), eos=json.loads((folder / "config.json").read_text())["eos_token_id"]
     )
     for text in [*AWKWARD, "<|endoftext|></s> <s>", "    four", " \u2581 ", TEXTS[-1]]:
         assert_survives(tokenizer, text)
     assert tokenizer.encode_batch(AWKWARD) == [tokenizer.encode(text) for text in AWKWARD]
-    assert tokenizer.token_bytes(tokenizer.eot) == b""
+    assert tokenizer.token_bytes(tokenizer.eos_id) == b""
 
 
 def test_its_tokens_are_the_folders_own(folder):
     """Where nothing is put before a text: a word behind another is encoded as the tokenizer itself does."""
-    ours, theirs = HuggingFace(folder=str(folder), eot=1), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours, theirs = HuggingFace(name=str(folder), eos=1), Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = "The cat's hat sat on a mat, 123 times."
     expected = theirs.encode(f"\n{text}", add_special_tokens=False).ids
     assert expected[-len(ours.encode(text)[1:]) :] == ours.encode(text)[1:]
 
 
 def test_a_run_keeps_it(folder, tmp_path):
-    tokenizer = HuggingFace(folder=str(folder), eot=1, vocab_size=PADDED)
+    tokenizer = HuggingFace(name=str(folder), eos=1, vocab_size=PADDED)
     tokenizer.save(tmp_path)
-    again = HuggingFace(tmp_path, folder="gone", vocab_size=PADDED)
-    assert (again.fingerprint, again.eot) == (tokenizer.fingerprint, 1)
+    again = HuggingFace(tmp_path, name="gone", vocab_size=PADDED)
+    assert (again.fingerprint, again.eos_id) == (tokenizer.fingerprint, 1)
     assert again.encode("The cat's hat.\n") == tokenizer.encode("The cat's hat.\n")
 
 
@@ -227,10 +227,10 @@ def test_a_folder_that_is_none(gpt2, tmp_path):
 
 def test_what_is_typed_wins(gpt2, tmp_path):
     """Also what the default model has no such option for."""
-    typed = ["model.pos.max_len=24", "model.dropout=0.5", "tokenizer.eot=0", "data.seq_len=7"]
+    typed = ["model.pos.max_len=24", "model.dropout=0.5", "tokenizer.eos=0", "data.seq_len=7"]
     imported(gpt2, tmp_path / "run", *typed)
     _, tokenizer, cfg = checkpoints.load(tmp_path / "run")
-    assert (cfg.model.dropout, tokenizer.eot, cfg.data.seq_len) == (0.5, 0, 7)
+    assert (cfg.model.dropout, tokenizer.eos_id, cfg.data.seq_len) == (0.5, 0, 7)
     assert cfg.choices["experiment"] == "gpt2" and cfg.choices.tokenizer == "hf"
 
 
@@ -326,19 +326,19 @@ def test_tokenizers_that_lose_something(tmp_path, change, words):
         }
     (tmp_path / "tokenizer.json").write_text(json.dumps(source))
     with pytest.raises(UserError, match=words):
-        HuggingFace(folder=str(tmp_path))
+        HuggingFace(name=str(tmp_path))
 
 
 def test_the_end_of_a_text_is_what_the_files_say(tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
-    assert HuggingFace(folder=str(tmp_path)).eot == 1
+    assert HuggingFace(name=str(tmp_path)).eos_id == 1
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|pad|>"}}')
-    assert HuggingFace(folder=str(tmp_path)).eot == 0
-    assert HuggingFace(folder=str(tmp_path), eot="<|endoftext|>").eot == 1
+    assert HuggingFace(name=str(tmp_path)).eos_id == 0
+    assert HuggingFace(name=str(tmp_path), eos="<|endoftext|>").eos_id == 1
     with pytest.raises(UserError, match="no token '<end>'"):
-        HuggingFace(folder=str(tmp_path), eot="<end>")
+        HuggingFace(name=str(tmp_path), eos="<end>")
     with pytest.raises(UserError, match="leaves out tokens"):
-        HuggingFace(folder=str(tmp_path), vocab_size=300)
+        HuggingFace(name=str(tmp_path), vocab_size=300)
 
 
 OLDER = {

@@ -62,12 +62,12 @@ class Pretrained:
             )
         words = [
             "tokenizer=hf",
-            override("tokenizer.folder", json.dumps(str(self.folder.resolve()))),
+            override("tokenizer.name", json.dumps(str(self.folder.resolve()))),
             override("tokenizer.vocab_size", self.vocab_size),
         ]
-        eot = self.config.get("eos_token_id")
-        eot = eot[0] if isinstance(eot, list) and eot else eot
-        return words if eot is None else [*words, override("tokenizer.eot", eot)]
+        ends = {"bos": self.config.get("bos_token_id"), "eos": self.config.get("eos_token_id")}
+        numbers = {name: end[0] if isinstance(end, list) and end else end for name, end in ends.items()}
+        return words + [override(f"tokenizer.{name}", number) for name, number in numbers.items() if number is not None]
 
     @property
     def vocab_size(self) -> int:

@@ -26,7 +26,7 @@ class Source:
         sees only itself
     truncate: for `pad` and `pack`: of a document longer than a row, read the beginning only; else it's split
     stride: how many tokens the windows of evaluation go on by in a document longer than one; null: half of `seq_len`
-    max_tokens: stop reading training documents when they have this many tokens; null: read them all
+    max_tokens: read the first training documents only, as many as have so many tokens; null: all
     num_proc: how many processes encode; null: one for each CPU
     cache: the folder that keeps the tokens of corpora already encoded; safe to delete
     """

@@ -2,45 +2,53 @@
 
 A store is a folder named by a hash of its source and its tokenizer. For each split it holds
 
-    <split>.tokens    uint16, or uint32 for a vocabulary above 65,535:   eot d d d eot d d eot … d eot
-    <split>.starts    int64, one a document and one more: where the eot before it stands; last, the final eot
-    <split>.bytes     int64, one a document: its length in UTF-8
+    <split>.tokens    uint16, or uint32 for a vocabulary above 65,535, and
+    <split>.starts    int64, one a document and one more: where the bos before it stands; last, the final bos
 
-The eot that ends a document also starts the next. So document i's input is `tokens[starts[i]:starts[i + 1]]` and its
-target the same slice one further on, and every split is one stream of inputs and targets.
+The tokens are one stream, in which a document's inputs are its tokens but for the last, and its targets the same a
+place further on. Where one token begins and ends documents, two neighbours share it:
+
+    bos d d d bos d d bos … d bos                   or else         bos d d d eos bos d d eos … d eos bos
+    ↑ starts  ↑       ↑       ↑ the last                            ↑ starts      ↑             the last ↑
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from minllm.data.encoding import encoded
 from minllm.data.source import SPLITS, Source, Split
 from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer
 
-FORMAT = 2  # part of the key: a change of the files' meaning makes other stores
-METADATA = "store.json"
-ENCODED_AT_ONCE = 256  # documents
+FORMAT = 3  # part of the key: a change of the files' meaning makes other stores
+METADATA = "meta.json"
 
 
 @dataclass(frozen=True)
 class Documents:
-    """One split of a store, mapped from disk; the module's docstring says how the arrays hang together."""
+    """One split of a store, mapped from disk; the module's docstring says how the arrays hang together.
+
+    lengths: how many tokens each document has, with its end and without its beginning: its targets
+    bytes: how many bytes of UTF-8 all documents together have
+    """
 
     tokens: np.ndarray
     starts: np.ndarray
-    bytes: np.ndarray
+    lengths: np.ndarray
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -57,109 +65,150 @@ class Store:
             UserError: a file isn't as the store's metadata has it.
         """
         known = self.metadata["splits"][split]
+        starts = self.array(f"{split}.starts", "int64", known["documents"] + 1)
         return Documents(
             tokens=self.array(f"{split}.tokens", self.metadata["dtype"], known["tokens"]),
-            starts=self.array(f"{split}.starts", "int64", known["documents"] + 1),
-            bytes=self.array(f"{split}.bytes", "int64", known["documents"]),
+            starts=starts,
+            lengths=np.diff(starts) - (not self.metadata["shared_ends"]),
+            bytes=known["bytes"],
         )
 
     def array(self, name: str, dtype: str, length: int) -> np.ndarray:
         path = self.folder / name
         if not path.is_file() or path.stat().st_size != length * np.dtype(dtype).itemsize:
-            raise UserError(
-                f"The token store {self.folder} is damaged. Delete that folder, and it'll be made again."
-            )
+            raise damaged(self.folder)
         return np.memmap(path, dtype, mode="r", shape=(length,))
 
 
 def open_store(source: Source, tokenizer: Tokenizer) -> Store:
     """Return the store of a source's tokens, after building it if there's none yet.
 
-    It's built in a folder beside its place and renamed when complete. So what is found in its place is whole, what a
-    killed process leaves is never looked at, and of two processes that build at once one is a little late.
+    It's built in a folder beside its place and renamed when complete, so what is found in its place is whole. A process
+    that finds another building waits for it. What a killed one left is never looked at, and removed by the next.
 
     Raises:
         UserError: the source can't be read, or the folder `source.cache` can't be written.
     """
-    cache = Path(source.cache).expanduser()
-    key = json.dumps([FORMAT, source.fingerprint, tokenizer.fingerprint])
-    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = place_of(source, tokenizer)
     if not folder.is_dir():
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            build_beside(folder, source, tokenizer)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with alone(folder):
+                if not folder.is_dir():
+                    build_beside(folder, source, tokenizer)
         except OSError as error:
             raise UserError(
-                f"The tokens can't be written in {cache.resolve()}: {error.strerror or error}."
+                f"The tokens can't be written in {folder.parent.resolve()}: {error.strerror or error}."
                 " Make room there, or name another folder: data.cache=<folder>"
             ) from error
+    return read_store(folder)
+
+
+def place_of(source: Source, tokenizer: Tokenizer) -> Path:
+    """Return the folder where the store of a source's tokens is, or will be."""
+    key = json.dumps([FORMAT, source.fingerprint, source.max_tokens, tokenizer.fingerprint])
+    return Path(source.cache).expanduser() / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def read_store(folder: Path) -> Store:
     try:
         return Store(folder, json.loads((folder / METADATA).read_bytes()))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"The token store {folder} is damaged. Delete that folder, and it'll be made again."
-        ) from error
+        raise damaged(folder) from error
+
+
+def damaged(folder: Path) -> UserError:
+    return UserError(f"The token store {folder} is damaged. Delete that folder, and it'll be made again.")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that builds `folder`; the system lifts the lock of one that is killed."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("Another process is encoding this corpus: waiting for its tokens.", file=sys.stderr)
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def build_beside(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     """Build a store in a temporary folder and rename it to `folder`; on any failure, leave nothing behind."""
+    for left in unfinished(folder):
+        shutil.rmtree(left, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         write_store(beside, source, tokenizer)
         beside.chmod(0o777 & ~umask())
-        try:
-            beside.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            shutil.rmtree(beside)  # another process was faster, with the same tokens
+        beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
 
 
+def unfinished(folder: Path) -> list[Path]:
+    """Return what killed processes have left of a store."""
+    return sorted(folder.parent.glob(f"{folder.name}.*.tmp"))
+
+
 def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
+    """Write a store's files, and last its metadata."""
     dtype = "uint32" if tokenizer.vocab_size > 65_535 else "uint16"
     splits = {split: write_split(folder, split, source, tokenizer, dtype) for split in SPLITS}
     metadata = {
         "source": type(source).__qualname__,
+        "options": {name: value for name, value in asdict(source).items() if name not in HOW_READ},
         "source_fingerprint": source.fingerprint,
         "tokenizer": type(tokenizer).__qualname__,
         "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
         "dtype": dtype,
+        "shared_ends": tokenizer.bos_id == tokenizer.eos_id,
         "splits": splits,
         "floor_bits_per_byte": source.floor_bits_per_byte(),
     }
     (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
 
 
+# the options of a source that its documents' tokens don't depend on
+HOW_READ = ("seq_len", "packing", "truncate", "stride", "num_proc", "cache")
+
+
 def write_split(
     folder: Path, split: Split, source: Source, tokenizer: Tokenizer, dtype: str
 ) -> dict[str, int | str]:
-    """Write one split's three files, and return how much is in them, and a hash that tells what."""
-    eot = np.array([tokenizer.eot], dtype)
+    """Write one split's two files, and return how much is in them, and a hash that tells what."""
     documents = position = size = 0
     digest = hashlib.sha256()
+    limit = source.max_tokens if split == "train" else None
+    texts = shown(source.documents(split), split, source.size(split))
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
         (folder / f"{split}.starts").open("wb") as starts_file,
-        (folder / f"{split}.bytes").open("wb") as bytes_file,
+        contextlib.closing(encoded(texts, tokenizer, source.num_proc)) as batches,
     ):
-        for texts in batches_of(shown(source.documents(split), split)):
-            encoded = [np.array(ids, dtype) for ids in tokenizer.encode_batch(texts)]
-            lengths = np.array([1 + len(ids) for ids in encoded])
-            sizes = np.array([len(text.encode()) for text in texts], "int64")
-            stream = np.concatenate([part for ids in encoded for part in (eot, ids)])
+        for batch in batches:
+            is_last = limit is not None and position + len(batch.tokens) > limit
+            if is_last:
+                batch = batch.within(limit - position)
+            stream = batch.tokens.astype(dtype)
             digest.update(stream)
             append(tokens_file, stream)
-            append(starts_file, position + np.cumsum(lengths) - lengths)
-            append(bytes_file, sizes)
-            documents, position, size = (
-                documents + len(texts),
-                position + int(lengths.sum()),
-                size + int(sizes.sum()),
-            )
-        append(tokens_file, eot)
+            append(starts_file, position + np.cumsum(batch.lengths) - batch.lengths)
+            documents += len(batch.lengths)
+            position += len(stream)
+            size += int(batch.bytes.sum())
+            if is_last:
+                break
+        if not documents:
+            raise UserError(f"data.max_tokens={limit} has no room for a document. Give more, or null for all.")
+        append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
     return {"documents": documents, "tokens": position + 1, "bytes": size, "sha256": digest.hexdigest()}
 
@@ -169,17 +218,15 @@ def append(file: BinaryIO, array: np.ndarray) -> None:
     file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
 
 
-def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
-    texts = iter(texts)
-    while batch := list(islice(texts, ENCODED_AT_ONCE)):
-        yield batch
-
-
-def shown(texts: Iterable[str], split: Split) -> Iterator[str]:
-    """Pass texts on, with a line of progress on a terminal when they take more than a second."""
+def shown(texts: Iterable[str], split: Split, size: int | None) -> Iterator[str]:
+    """Pass texts on, with a bar of progress on a terminal when they take more than a second."""
     from tqdm import tqdm
 
-    yield from tqdm(texts, f"Encoding {split}", unit=" documents", delay=1, disable=None, leave=False)
+    options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": None, "leave": False}
+    with tqdm(desc=f"Encoding {split}", total=size, **options) as bar:
+        for text in texts:
+            yield text
+            bar.update(len(text))
 
 
 def umask() -> int:

@@ -45,7 +45,7 @@ def generate(
         stream: is called with each piece of text as it comes; for one prompt only.
 
     Returns:
-        The continuations, without their prompts and without the end-of-text token.
+        The continuations, without their prompts and without the token that ends them.
 
     Raises:
         ValueError: `stream` with more than one prompt.
@@ -68,12 +68,12 @@ def generate(
     )
     check_options(OmegaConf.create(options), "sample", options_of(Sampling), allowed={"minllm"})
     sampling = Sampling(**options)
-    eot, written = tokenizer.eot, [[] for _ in prompts]
+    written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     show = _decoded(stream) if stream else None
     for tokens in next_tokens(model, _rows(tokenizer, prompts), _generators(seed, prompts), sampling):
         for i, token in enumerate(tokens):
-            ended[i] |= token is None or token == eot
+            ended[i] |= token is None or token == tokenizer.eos_id
             if not ended[i]:
                 written[i].append(token)
         if all(ended):
@@ -124,7 +124,7 @@ def next_tokens(
 
 
 def _rows(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    return [[tokenizer.eot, *ids] for ids in tokenizer.encode_batch(list(prompts))]
+    return tokenizer.encode_batch(prompts, bos=True)
 
 
 def _generators(seed: int, prompts: Sequence[str]) -> list[torch.Generator]:

@@ -53,11 +53,5 @@ def import_weights(cfg: DictConfig, run_dir: Path, *, from_: str) -> dict[str, A
     }
     run.summary(summary)
     run.say(f"{summary['params']:,} parameters, as experiment={cfg.choices['experiment']} has them.")
-    first = pretrained.config.get("bos_token_id")
-    if first not in (None, tokenizer.eot):
-        run.say(
-            f"A text begins with the token that ends it here, {tokenizer.eot}. If this model wants {first} first, as"
-            f" Llama and Gemma do, add tokenizer.eot={first}."
-        )
     run.say(f"The run is in {run_dir}")
     return summary

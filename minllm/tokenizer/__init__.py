@@ -1,48 +1,116 @@
-"""Text to numbers and back, without losing a byte."""
+"""Text to numbers and back, without losing a byte.
+
+tokenizer = minllm.tokenizer.load("tales_4096")     # or bytes, gpt2, a folder, a run
+ids = tokenizer.encode("Once upon a time", bos=True)
+assert tokenizer.decode(ids) == "Once upon a time"
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+
+import numpy as np
 
 
-class Tokenizer(Protocol):
+class Tokenizer:
     """What the rest of minllm needs of a tokenizer: `decode(encode(text)) == text` for every text.
 
-    A tokenizer's constructor takes, by position, the folder that `save` wrote: `build(cfg.tokenizer, run /
-    "tokenizer")` is the tokenizer a run was trained with, whatever became of the folder named in its options.
+    A subclass sets the attributes below, and defines `encode_texts` and `save`. Its constructor takes, by position, the
+    folder that `save` wrote: `build(cfg.tokenizer, run / "tokenizer")` is the tokenizer a run was trained with,
+    whatever became of what its options name.
 
     vocab_size: how many tokens there are, all of them below this number
-    eot: the token that ends a document, and stands before its first token; no text encodes to it
+    bos_id, eos_id: the tokens that begin and end a document, often the same one; no text encodes to them
+    pad_id: what fills up a row; no loss counts it, so it may be one that has a meaning elsewhere
+    table: the bytes of each token, which may be a part of a character; none for those above
     fingerprint: changes whenever any text's tokens do
     """
 
     vocab_size: int
-    eot: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    table: Sequence[bytes]
     fingerprint: str
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        """Return a text's tokens, with the one that begins a document before them, or the one that ends it after."""
+        return self.encode_batch([text], bos=bos, eos=eos)[0]
 
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]: ...
+    def encode_batch(
+        self, texts: Iterable[str], *, bos: bool = False, eos: bool = False
+    ) -> list[list[int]]:
+        """Return the tokens of each text."""
+        before, after = [self.bos_id] * bos, [self.eos_id] * eos
+        return [before + ids + after if bos or eos else ids for ids in self.encode_texts(texts)]
+
+    def encode_rows(
+        self, texts: Iterable[str], length: int | None = None, *, bos: bool = False, eos: bool = False
+    ) -> np.ndarray:
+        """Return the tokens of texts as rows, int64, (number of texts, length).
+
+        Args:
+            length: how long a row is: what a text has more is cut off, and what it lacks is filled up with `pad_id`;
+                None: as long as the longest.
+        """
+        encoded = self.encode_batch(texts, bos=bos, eos=eos)
+        length = max(map(len, encoded), default=0) if length is None else length
+        rows = np.full((len(encoded), length), self.pad_id, np.int64)
+        for row, ids in zip(rows, encoded):
+            row[: len(ids)] = ids[:length]
+        return rows
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`; `eot` adds nothing, and bytes that aren't UTF-8 become U+FFFD."""
-        ...
+        """Return the text of `ids`; bytes that aren't UTF-8 become U+FFFD."""
+        return b"".join([self.table[token] for token in ids]).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes one token stands for, which may be a part of a character: streams join them."""
-        ...
+        """Return the bytes one token stands for: streams join them."""
+        return self.table[token]
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """How many bytes each token stands for, int64: over a text's tokens they sum up to its bytes in UTF-8."""
+        return np.array([len(token) for token in self.table], np.int64)
+
+    def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
+        """Return the tokens of each text, and nothing besides."""
+        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         """Write into `folder` all that the constructor needs to make this tokenizer again."""
-        ...
+        raise NotImplementedError
 
 
-def join_bytes(table: Sequence[bytes], ids: Iterable[int]) -> str:
-    """Return the text of tokens whose bytes are in `table`."""
-    return b"".join([table[token] for token in ids]).decode("utf-8", errors="replace")
+def load(name: str | Path) -> Tokenizer:
+    """Return a tokenizer.
+
+    Args:
+        name: an option of conf/tokenizer (bytes, tales_4096), a folder that `task=tokenizer` or transformers wrote, the
+            folder of a run or `latest`, or a name on Hugging Face's hub (gpt2).
+
+    Raises:
+        UserError: there's no such tokenizer, or it can't be read.
+    """
+    from minllm.config import build, compose, find_run, read_run, validate
+    from minllm.help import CONF
+    from minllm.tokenizer.huggingface import HuggingFace
+    from minllm.tokenizer.sentencepiece import MODEL, SentencePiece
+
+    folder = Path(name).expanduser()
+    if (CONF / "tokenizer" / f"{name}.yaml").is_file():
+        cfg = compose([f"tokenizer={name}"])
+        validate(cfg)
+        return build(cfg.tokenizer)
+    if str(name) == "latest" or (folder / "config.yaml").is_file():
+        run = find_run(name)
+        return build(read_run(run).tokenizer, run / "tokenizer")
+    if (folder / MODEL).is_file():
+        return SentencePiece(folder=str(folder))
+    return HuggingFace(name=str(name))
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -5,33 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from minllm.tokenizer import join_bytes
+from minllm.tokenizer import Tokenizer
 
 
-class Bytes:
-    """Token n is the byte n; 256 ends a text.
+class Bytes(Tokenizer):
+    """Token n is the byte n; 256 begins and ends a text.
 
     saved: a folder that a run kept; bytes need nothing from it.
     """
 
     vocab_size = 257
-    eot = 256
+    bos_id = eos_id = pad_id = 256
+    table = [*(bytes([byte]) for byte in range(256)), b""]
     fingerprint = "bytes"
 
     def __init__(self, saved: Path | None = None) -> None:
-        self.table = [bytes([byte]) for byte in range(256)] + [b""]
+        pass
 
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return join_bytes(self.table, ids)
-
-    def token_bytes(self, token: int) -> bytes:
-        return self.table[token]
+    def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
 
     def save(self, folder: Path) -> None:
         """Bytes are bytes: there is nothing to keep."""

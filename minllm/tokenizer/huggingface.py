@@ -18,7 +18,7 @@ from typing import Any
 
 from minllm.errors import UserError, first_line
 from minllm.options import Count, Natural
-from minllm.tokenizer import join_bytes, write_files
+from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.sentencepiece import SPACE
 
 FILE, METADATA = "tokenizer.json", "minllm.json"
@@ -28,13 +28,15 @@ PROBE = " A  b\n\t Éé e\u0301 日本 \U0001f409 \u00a0\x00 I'LL 0123 <0x41></s
 """A text with much that a lossy tokenizer loses."""
 
 
-class HuggingFace:
+class HuggingFace(Tokenizer):
     """A tokenizer.json.
 
     Args:
-        saved: the folder a run kept, if the tokenizer is a run's; it comes before `folder`.
-        folder: where tokenizer.json is.
-        eot: the token that ends a text, or its number; null: what tokenizer_config.json calls eos_token.
+        saved: the folder a run kept, if the tokenizer is a run's; it comes before `name`.
+        name: the folder where tokenizer.json is, or what the tokenizer is called on Hugging Face's hub.
+        revision: a branch, tag or commit there.
+        bos: the token that begins a text, or its number; null: what tokenizer_config.json calls bos_token, else `eos`.
+        eos: the token that ends a text, or its number; null: what tokenizer_config.json calls eos_token.
         vocab_size: the number of tokens, where a model has more than the tokenizer; the others stand for nothing.
 
     Raises:
@@ -45,17 +47,19 @@ class HuggingFace:
         self,
         saved: Path | None = None,
         *,
-        folder: str,
-        eot: Natural | str | None = None,
+        name: str,
+        revision: str = "main",
+        bos: Natural | str | None = None,
+        eos: Natural | str | None = None,
         vocab_size: Count | None = None,
     ) -> None:
-        from tokenizers import Tokenizer
+        import tokenizers
 
-        self.folder = Path(folder).expanduser() if saved is None else saved
+        self.folder = saved or find_folder(name, revision)
         self.source = read(self.folder)
         lossless = json.dumps(without_additions(self.source))
         try:
-            self.tokenizer = Tokenizer.from_str(lossless)
+            self.tokenizer = tokenizers.Tokenizer.from_str(lossless)
         except Exception as error:  # the library raises nothing more exact
             raise UserError(f"{self.folder / FILE} can't be read: {first_line(error)}.") from error
         self.tokenizer.encode_special_tokens = True  # as any other text
@@ -64,36 +68,28 @@ class HuggingFace:
         self.is_bytes = not self.source["model"].get("byte_fallback")
 
         known = max(self.tokens.values()) + 1
-        self.vocab_size: int = vocab_size or known
+        self.vocab_size = vocab_size or known
         self.table = self._table(max(known, self.vocab_size))
         if lost := [token for token, number in self.tokens.items() if self._is_lost(number)]:
             raise UserError(
                 f"tokenizer.vocab_size={vocab_size} leaves out tokens that texts have, such as {lost[0]!r}: make it"
                 f" {known} or more."
             )
-        self.eot: int = self._end_of_text(eot)
-        self.table[self.eot] = b""
-        self.fingerprint = hashlib.sha256(f"{lossless}{self.eot}/{self.vocab_size}".encode()).hexdigest()
+        self.eos_id = self.pad_id = self._end(eos)
+        self.bos_id = self._begin(bos)
+        ends = f"{self.bos_id}/{self.eos_id}/{self.vocab_size}"
+        self.fingerprint = hashlib.sha256(f"{lossless}{ends}".encode()).hexdigest()
         self._refuse_losses()
 
-    def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+    def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
         texts = list(texts)
         if self.is_bytes or not any(SPACE in text for text in texts):
             found = self.tokenizer.encode_batch(texts, add_special_tokens=False)
             return [one.ids for one in found]
         return [self._encode_parts(text) for text in texts]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return join_bytes(self.table, ids)
-
-    def token_bytes(self, token: int) -> bytes:
-        return self.table[token]
-
     def save(self, folder: Path) -> None:
-        metadata = {"eot": self.eot, "vocab_size": self.vocab_size}
+        metadata = {"bos_token": self.bos_id, "eos_token": self.eos_id, "vocab_size": self.vocab_size}
         contents = {FILE: self.source, METADATA: metadata}
         write_files(
             folder, {name: json.dumps(one, ensure_ascii=False).encode() for name, one in contents.items()}
@@ -121,44 +117,58 @@ class HuggingFace:
         is_special = number in self.added and self.added[number].special
         return number >= self.vocab_size and not is_special
 
-    def _end_of_text(self, eot: int | str | None) -> int:
-        if eot is None:
-            eot = self._said_end() or next((token for token in ENDS if token in self.tokens), None)
-        if eot is None:
+    def _end(self, eos: int | str | None) -> int:
+        if eos is None:
+            eos = self._said("eos_token") or next((token for token in ENDS if token in self.tokens), None)
+        if eos is None:
             raise UserError(
-                f"Nothing says which token of {self.folder / FILE} ends a text: add tokenizer.eot=<the token or its"
+                f"Nothing says which token of {self.folder / FILE} ends a text: add tokenizer.eos=<the token or its"
                 " number>."
             )
-        if isinstance(eot, str) and eot not in self.tokens:
-            raise UserError(f"{self.folder / FILE} has no token {eot!r}: give tokenizer.eot another.")
-        number = self.tokens[eot] if isinstance(eot, str) else eot
-        if number >= self.vocab_size:
-            raise UserError(f"tokenizer.eot={eot} must be below {self.vocab_size}, the number of tokens.")
-        return number
+        return self._number(eos, "tokenizer.eos")
 
-    def _said_end(self) -> int | str | None:
-        """Return the token that ends a text, as files beside tokenizer.json say."""
-        if (self.folder / METADATA).is_file():
-            return read_json(self.folder / METADATA).get("eot")
-        if not (self.folder / "tokenizer_config.json").is_file():
-            return None
-        said = read_json(self.folder / "tokenizer_config.json").get("eos_token")
-        return said.get("content") if isinstance(said, dict) else said
+    def _begin(self, bos: int | str | None) -> int:
+        bos = self._said("bos_token") if bos is None else bos
+        return self.eos_id if bos is None else self._number(bos, "tokenizer.bos")
+
+    def _said(self, token: str) -> int | str | None:
+        """Return the token that begins or ends a text, as files beside tokenizer.json say."""
+        for file in (METADATA, "tokenizer_config.json"):
+            if (self.folder / file).is_file():
+                said = read_json(self.folder / file).get(token)
+                return said.get("content") if isinstance(said, dict) else said
+        return None
+
+    def _number(self, token: int | str, key: str) -> int:
+        """Return the number of a token that stands at a text's end, and in no text."""
+        if isinstance(token, str) and token not in self.tokens:
+            raise UserError(f"{self.folder / FILE} has no token {token!r}: give {key} another.")
+        number = self.tokens[token] if isinstance(token, str) else token
+        if number >= self.vocab_size:
+            raise UserError(f"{key}={token} must be below {self.vocab_size}, the number of tokens.")
+        if spelled := self.table[number]:
+            raise UserError(f"{key}={token} is the token of {spelled!r}, which texts have: name a special one.")
+        return number
 
     def _refuse_losses(self) -> None:
         spelled = LETTERS if self.is_bytes else [f"<0x{byte:02X}>" for byte in range(256)]
         has_all = all(letter in self.tokens for letter in spelled)
         ids = self.encode(PROBE) if has_all else []
-        if self.decode(ids) != PROBE or self.eot in ids:
+        if self.decode(ids) != PROBE or {self.bos_id, self.eos_id} & {*ids}:
             raise UserError(
                 f"{self.folder / FILE} doesn't keep every character of a text, and minllm counts bits for each byte of"
                 " it. A tokenizer whose tokens are bytes, or that falls back to bytes, is needed."
             )
 
 
+def find_folder(name: str, revision: str) -> Path:
+    """Return where a tokenizer's files are: its folder, or what the hub's cache has of it."""
+    return Path(name).expanduser()
+
+
 def read(folder: Path) -> dict[str, Any]:
     if not (folder / FILE).is_file():
-        raise UserError(f"There is no {FILE} in '{folder}': name its folder, tokenizer.folder=<folder>.")
+        raise UserError(f"There is no {FILE} in '{folder}': name its folder, tokenizer.name=<folder>.")
     source = read_json(folder / FILE)
     if not isinstance(source.get("model"), dict):
         raise UserError(f"{folder / FILE} is damaged: it describes no model.")

@@ -15,12 +15,12 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from minllm.errors import UserError
-from minllm.tokenizer import join_bytes, write_files
+from minllm.tokenizer import Tokenizer, write_files
 
 MODEL, METADATA = "tokenizer.model", "metadata.json"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ SPACE = "\u2581"  # what sentencepiece writes in place of a space
 CACHED_CHUNKS = 1 << 16  # words whose tokens are remembered: most of a text is made of few
 
 
-class SentencePiece:
+class SentencePiece(Tokenizer):
     """A trained tokenizer, read from a folder with `tokenizer.model` and `metadata.json`.
 
     Args:
@@ -45,28 +45,27 @@ class SentencePiece:
         self.folder = saved if saved is not None else find_folder(folder)
         self.metadata, self.model = read_folder(self.folder)
         self.processor = SentencePieceProcessor(model_proto=self.model)
-        self.vocab_size: int = self.processor.vocab_size()
-        self.eot: int = self.processor.eos_id()
+        self.vocab_size = self.processor.vocab_size()
+        self.bos_id = self.eos_id = self.pad_id = self.processor.eos_id()
         self.table = [self.bytes_of(token) for token in range(self.vocab_size)]
         self.byte_tokens = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         self.split = re.compile(self.metadata["pattern"]).findall
         self.fingerprint = hashlib.sha256(self.model + self.metadata["pattern"].encode()).hexdigest()
-        self.tokens_of = functools.lru_cache(CACHED_CHUNKS)(self.encode_chunk)
 
-    def encode(self, text: str) -> list[int]:
-        return list(itertools.chain.from_iterable(map(self.tokens_of, self.split(text))))
-
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return join_bytes(self.table, ids)
-
-    def token_bytes(self, token: int) -> bytes:
-        return self.table[token]
+    def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
+        chain = itertools.chain.from_iterable
+        return [list(chain(map(self.tokens_of, self.split(text)))) for text in texts]
 
     def save(self, folder: Path) -> None:
         write_folder(folder, self.metadata, self.model)
+
+    @functools.cached_property
+    def tokens_of(self) -> Callable[[str], list[int]]:
+        return functools.lru_cache(CACHED_CHUNKS)(self.encode_chunk)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs; it remembers words of its own."""
+        return {name: value for name, value in vars(self).items() if name != "tokens_of"}
 
     def encode_chunk(self, chunk: str) -> list[int]:
         """Return a chunk's tokens; the character that stands for a space is spelled in bytes, lest it become one."""
