@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from minllm.data import store as store_module
 from minllm.data.batches import Batch, open_data
+from minllm.data.encoding import encoded
 from minllm.data.packing import best_fit
 from minllm.data.source import Source, Split
 from minllm.data.store import open_store
@@ -61,7 +66,7 @@ def tally(batches) -> Counter[int]:
 
 def expected(first: str) -> Counter[int]:
     counts = {ord(first) + number: length for number, length in enumerate(LENGTHS)}
-    return Counter({**counts, Bytes.eot: len(LENGTHS)})
+    return Counter({**counts, Bytes.eos_id: len(LENGTHS)})
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -148,7 +153,7 @@ def test_packed_documents_are_kept_apart(letters):
                 letters_in = set(tokens[segments == segment].tolist()) | set(
                     targets[segments == segment].tolist()
                 )
-                assert len(letters_in - {Bytes.eot}) <= 1, "one document in a segment"
+                assert len(letters_in - {Bytes.eos_id}) <= 1, "one document in a segment"
     assert shared, "some rows should hold several documents"
 
 
@@ -159,7 +164,7 @@ def test_a_padded_row_is_one_document(letters):
         length = int((targets != -100).sum())
         assert (targets[:length] != -100).all() and (targets[length:] == -100).all()
         assert torch.equal(tokens[1:length], targets[: length - 1]), "one document, from its beginning on"
-        assert (tokens[length:] == Bytes.eot).all()
+        assert (tokens[length:] == Bytes.eos_id).all()
 
 
 def test_the_stream_needs_no_segments_even_when_the_corpus_is_shorter_than_a_row(letters):
@@ -170,10 +175,67 @@ def test_the_stream_needs_no_segments_even_when_the_corpus_is_shorter_than_a_row
 
 def test_best_fit_fills_rows_and_never_overfills_them():
     lengths = np.random.default_rng(0).integers(1, 257, 5000)
-    filled = best_fit(lengths, 256)
-    assert sorted(piece for row in filled for piece in row) == list(range(5000))
-    assert max(lengths[row].sum() for row in filled) <= 256
+    filled = np.bincount(best_fit(lengths, 256), weights=lengths)
+    assert filled.max() <= 256 and filled.sum() == lengths.sum() and filled.min() > 0
     assert len(filled) <= 1.01 * -(-lengths.sum() // 256)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_order_is_the_same_for_any_number_of_workers(letters, packing):
+    steps = Steps(letters(packing=packing).train(4, seed=2))
+
+    def read(workers: int) -> torch.Tensor:
+        return torch.cat(list(DataLoader(steps, batch_size=None, sampler=range(12), num_workers=workers)))
+
+    assert torch.equal(read(0), read(1)) and torch.equal(read(0), read(2))
+
+
+class Steps(torch.utils.data.Dataset):
+    """Batches by their step, as a loader with workers asks for them."""
+
+    def __init__(self, train):
+        self.train = train
+
+    def __getitem__(self, step):
+        return self.train.batch(step).tokens_BT
+
+
+def test_truncation_keeps_beginnings(letters):
+    for packing in ("pad", "pack"):
+        train = letters(packing=packing, truncate=True).train(1, seed=0)
+        seen = tally(map(train.batch, range(train.rows_per_epoch)))
+        kept = {ord("a") + number: min(length, 16) for number, length in enumerate(LENGTHS)}
+        ends = sum(length < 16 for length in LENGTHS)
+        assert seen == Counter({**kept, Bytes.eos_id: ends})
+
+
+@pytest.mark.parametrize("seq_len", [4, 16, 100])
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_shares_that_are_told_are_those_that_are_seen(letters, packing, seq_len):
+    """Counted in the batches themselves, without a shift of the stream's windows."""
+    for truncate in (False, True):
+        corpus = letters(packing=packing, seq_len=seq_len, truncate=truncate)
+        train = corpus.train(1, seed=0)
+        train.order = lambda epoch: (np.arange(train.rows_per_epoch), 0.0)  # noqa: B023
+        batches = [train.batch(step) for step in range(train.rows_per_epoch)]
+        shown = sum(int((batch.targets_BT != -100).sum()) for batch in batches)
+        cut_off = sum(map(tokens_without_beginning, batches))
+        shares, places = corpus.layout.shares(), train.rows_per_epoch * seq_len
+        total = sum(LENGTHS) + len(LENGTHS)
+        assert shares.padding == pytest.approx(1 - shown / places)
+        assert shares.truncated == pytest.approx(1 - min(shown, total) / total)
+        assert shares.beheaded == pytest.approx(cut_off / shown)
+
+
+def tokens_without_beginning(batch: Batch) -> int:
+    """Count the targets of a row that follow neither a document's beginning nor what does."""
+    count = 0
+    segments = torch.zeros_like(batch.tokens_BT) if batch.segments_BT is None else batch.segments_BT
+    for segment in segments.unique():
+        row = batch.tokens_BT[(segments == segment) & (batch.targets_BT != -100)]
+        begins = torch.nonzero(row == Bytes.bos_id)
+        count += int(begins[0]) if len(begins) else len(row)
+    return count
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
@@ -186,19 +248,31 @@ def test_validation_predicts_every_token_once(letters, batch_size):
     assert all(same(one, other) for one, other in zip(batches, validation, strict=True))
     for batch in batches:
         for tokens, targets in zip(batch.tokens_BT, batch.targets_BT, strict=True):
-            assert len(set(tokens.tolist()) | set(targets.tolist()) - {-100} - {Bytes.eot}) <= 2
+            assert len(set(tokens.tolist()) | set(targets.tolist()) - {-100} - {Bytes.eos_id}) <= 2
 
 
-def test_validation_windows_of_a_document_follow_each_other(letters):
-    rows = [
-        row
-        for batch in letters().validation(1)
-        for row in zip(batch.tokens_BT, batch.targets_BT, strict=True)
+def test_validation_reads_long_documents_in_strides(letters):
+    corpus = letters(stride=6)
+    longest = ord("A") + LENGTHS.index(90)
+    rows = [row for batch in corpus.validation(5) for row in zip(batch.tokens_BT, batch.targets_BT)]
+    of_longest = [targets != -100 for tokens, targets in rows if longest in tokens.tolist()]
+    assert sum(map(int, map(torch.sum, of_longest))) == 91, "its 90 bytes and its end"
+    assert sorted(int(predicted.sum()) for predicted in of_longest) == [3, *[6] * 12, 16]
+    for predicted in of_longest:
+        context = int(torch.nonzero(predicted)[0])
+        assert context in (0, 10) and predicted[context : context + int(predicted.sum())].all()
+
+
+def test_validation_windows_that_share_nothing(letters):
+    lengths = [
+        int((targets != -100).sum())
+        for batch in letters(stride=16).validation(1)
+        for targets in batch.targets_BT
+        if ord("A") + LENGTHS.index(90) in targets.tolist()
     ]
-    longest = chr(ord("A") + LENGTHS.index(90)).encode()[0]
-    of_longest = [targets[targets != -100].tolist() for _, targets in rows if longest in targets.tolist()]
-    assert sorted(map(len, of_longest), reverse=True) == [16] * 5 + [11]
-    assert sum(targets.count(longest) for targets in of_longest) == 90
+    assert sorted(lengths, reverse=True) == [16] * 5 + [11]
+    with pytest.raises(UserError, match="pass over tokens"):
+        letters(stride=17).validation(1)
 
 
 # ---- the store ------------------------------------------------------------------------------------------------------
@@ -210,9 +284,9 @@ def test_a_store_holds_the_documents(tmp_path):
     assert documents.tokens.dtype == np.uint16 and len(documents.starts) == len(LENGTHS) + 1
     for number, start in enumerate(documents.starts[:-1]):
         stop = documents.starts[number + 1]
-        assert documents.tokens[start] == Bytes.eot == documents.tokens[stop]
+        assert documents.tokens[start] == Bytes.eos_id == documents.tokens[stop]
         assert set(documents.tokens[start + 1 : stop].tolist()) == {ord("a") + number}
-    assert documents.bytes.tolist() == list(LENGTHS)
+    assert documents.bytes == sum(LENGTHS) and documents.lengths.tolist() == [n + 1 for n in LENGTHS]
     assert store.metadata["floor_bits_per_byte"] == 0.25
 
 
@@ -224,7 +298,8 @@ def test_a_store_is_built_once_and_serves_every_layout(tmp_path, monkeypatch):
 
 def test_a_large_vocabulary_takes_larger_numbers(tmp_path):
     class Large(Bytes):
-        vocab_size, eot, fingerprint = 70_000, 69_999, "large"
+        vocab_size, bos_id, eos_id, fingerprint = 70_000, 69_999, 69_999, "large"
+        table = [*Bytes.table[:256], *[b""] * (70_000 - 256)]
 
     documents = open_store(Letters(cache=str(tmp_path)), Large()).split("val")
     assert documents.tokens.dtype == np.uint32 and documents.tokens[0] == 69_999
@@ -254,22 +329,146 @@ def test_a_killed_build_leaves_no_store_and_is_in_nobodys_way(tmp_path):
     killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert killed.returncode == -9
     assert killed.stdout == "imports little\n"
-    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
-    assert open_store(Letters(cache=str(tmp_path)), Bytes()).metadata["splits"]["train"]["documents"] == len(
-        LENGTHS
+    assert [path.suffix for path in tmp_path.iterdir() if path.is_dir()] == [".tmp"]
+    store = open_store(Letters(cache=str(tmp_path)), Bytes())
+    assert store.metadata["splits"]["train"]["documents"] == len(LENGTHS)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [store.folder], (
+        "what was left is removed"
     )
 
 
-def test_two_builds_at_once_both_end_well(tmp_path):
-    class Overtaken(Letters):
-        def documents(self, split: Split) -> Iterator[str]:
-            if split == "val":
-                open_store(Letters(cache=self.cache), Bytes())
-            return super().documents(split)
+BUILDING = """
+import sys, time
+from tests.test_data import Letters
+from minllm.data.store import open_store
+from minllm.tokenizer.bytes import Bytes
 
-    store = open_store(Overtaken(cache=str(tmp_path)), Bytes())
-    assert store.split("val").bytes.tolist() == list(LENGTHS)
-    assert list(tmp_path.iterdir()) == [store.folder]
+class Slow(Letters):
+    def documents(self, split):
+        print("builds", flush=True)
+        time.sleep(0.5)
+        return super().documents(split)
+
+open_store(Slow(cache=sys.argv[1]), Bytes())
+"""
+
+
+def test_two_processes_share_one_build(tmp_path):
+    command = [sys.executable, "-c", BUILDING, str(tmp_path)]
+    options = dict(cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    both = [subprocess.Popen(command, **options) for _ in range(2)]
+    printed = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert sorted(out for out, _ in printed) == ["", "builds\nbuilds\n"], "a line for each split"
+    assert "Another process" in "".join(error for _, error in printed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Many(Source):
+    """Enough text that other processes help to encode it."""
+
+    @property
+    def fingerprint(self) -> str:
+        return "many"
+
+    def documents(self, split: Split) -> Iterator[str]:
+        for number in range(400 if split == "train" else 2):
+            yield f"{number} é " * 700
+
+
+def test_the_same_store_whatever_the_number_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("minllm.data.encoding.AT_ONCE", 20_000)
+    monkeypatch.setattr("minllm.data.encoding.ALONE", 3)
+    stores = [open_store(Many(cache=str(tmp_path / str(n)), num_proc=n), Bytes()) for n in (1, 2)]
+    for name in ("train.tokens", "train.starts", "val.tokens", "meta.json"):
+        assert (stores[0].folder / name).read_bytes() == (stores[1].folder / name).read_bytes()
+
+
+ORPHANED = """
+import os, signal, sys
+import minllm.data.encoding as encoding
+from minllm.tokenizer.bytes import Bytes
+
+encoding.AT_ONCE, encoding.ALONE = 1, 1
+encoder = encoding.encoded((f"text {n}" for n in range(1000)), Bytes(), 2)
+for _ in range(4):
+    next(encoder)
+children = open(f"/proc/self/task/{os.getpid()}/children").read()
+print(children, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc to see processes in")
+def test_processes_that_encode_end_with_the_one_that_is_killed():
+    done = subprocess.run([sys.executable, "-c", ORPHANED], cwd=REPOSITORY, capture_output=True, text=True)
+    children = [Path(f"/proc/{pid}/cmdline") for pid in done.stdout.split()]
+    assert done.returncode == -9 and len(children) >= 2, done.stderr
+
+    def left() -> list[Path]:
+        return [child for child in children if child.exists() and b"multiprocessing" in child.read_bytes()]
+
+    deadline = time.monotonic() + 20
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left()
+
+
+def test_a_process_that_is_killed_is_said(monkeypatch):
+    monkeypatch.setattr("minllm.data.encoding.AT_ONCE", 1)
+    monkeypatch.setattr("minllm.data.encoding.ALONE", 1)
+    with pytest.raises(UserError, match="was killed.*data.num_proc=1"):
+        list(encoded((f"text {n}" for n in range(50)), Deadly(), 2))
+
+
+class Deadly(Bytes):
+    """Kills the process that encodes the tenth text."""
+
+    def encode_texts(self, texts):
+        texts = list(texts)
+        if texts == ["text 9"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_texts(texts)
+
+
+def test_a_tokenizer_that_loses_something_is_refused(tmp_path):
+    class Lossy(Bytes):
+        def encode_texts(self, texts):
+            return super().encode_texts([text.replace("k", "") for text in texts])
+
+    with pytest.raises(UserError, match="loses something of 'k"):
+        open_store(Letters(cache=str(tmp_path)), Lossy())
+
+
+class TwoEnds(Bytes):
+    """Documents begin with another token than they end with."""
+
+    vocab_size, bos_id, fingerprint = 258, 257, "two ends"
+    table = [*Bytes.table, b""]
+
+
+@pytest.mark.parametrize("packing", ["pad", "pack"])
+def test_a_tokenizer_may_begin_and_end_documents_differently(tmp_path, packing):
+    corpus = open_data(Letters(cache=str(tmp_path), packing=packing, seq_len=100), TwoEnds())
+    train = corpus.train(1, seed=0)
+    batches = [train.batch(step) for step in range(train.rows_per_epoch)]
+    assert tally(batches) == expected("a"), "each document's text and its end, and never its beginning"
+    read = Counter(int(token) for batch in batches for token in batch.tokens_BT[batch.targets_BT != -100])
+    assert read[TwoEnds.bos_id] == len(LENGTHS) and read[TwoEnds.eos_id] == 0
+
+
+def test_max_tokens_keeps_the_first_documents_that_fit(tmp_path):
+    store = open_store(Letters(cache=str(tmp_path), max_tokens=70), Bytes())
+    assert store.metadata["splits"]["train"] | {"sha256": ""} == {
+        "documents": 4,
+        "tokens": 3 + 40 + 7 + 16 + 4 + 1,
+        "bytes": 3 + 40 + 7 + 16,
+        "sha256": "",
+    }
+    assert store.metadata["splits"]["val"]["documents"] == len(LENGTHS)
+    assert open_store(Letters(cache=str(tmp_path)), Bytes()).folder != store.folder
+    with pytest.raises(UserError, match="no room for a document"):
+        open_store(Letters(cache=str(tmp_path), max_tokens=3), Bytes())
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
@@ -279,7 +478,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "append", full)
     with pytest.raises(UserError, match="No space left on device.*data.cache="):
         open_store(Letters(cache=str(tmp_path)), Bytes())
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_a_folder_that_cannot_be_is_said(tmp_path):
@@ -293,7 +492,7 @@ def test_a_source_that_fails_leaves_nothing(tmp_path):
     cache = tmp_path / "stores"
     with pytest.raises(UserError, match="line 2 is not JSON"):
         open_store(TextFiles(path=str(tmp_path / "bad.jsonl"), cache=str(cache)), Bytes())
-    assert not list(cache.iterdir())
+    assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
 def test_a_damaged_store_is_said(tmp_path):
@@ -301,7 +500,7 @@ def test_a_damaged_store_is_said(tmp_path):
     (store.folder / "train.tokens").write_bytes(b"short")
     with pytest.raises(UserError, match="damaged. Delete"):
         store.split("train")
-    (store.folder / "store.json").write_text("{")
+    (store.folder / "meta.json").write_text("{")
     with pytest.raises(UserError, match="damaged. Delete"):
         open_store(Letters(cache=str(tmp_path)), Bytes())
 

@@ -67,7 +67,9 @@ class Pretrained:
         ]
         ends = {"bos": self.config.get("bos_token_id"), "eos": self.config.get("eos_token_id")}
         numbers = {name: end[0] if isinstance(end, list) and end else end for name, end in ends.items()}
-        return words + [override(f"tokenizer.{name}", number) for name, number in numbers.items() if number is not None]
+        return words + [
+            override(f"tokenizer.{name}", number) for name, number in numbers.items() if number is not None
+        ]
 
     @property
     def vocab_size(self) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from minllm.data.packing import Concat, Layout, Pack, Pad, Piece, windows
 from minllm.data.source import Source
 from minllm.data.store import Documents, Store, open_store
+from minllm.errors import UserError
 from minllm.model.context import PAD
 from minllm.objective.cross_entropy import IGNORED
 from minllm.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ def open_data(source: Source, tokenizer: Tokenizer) -> Corpus:
     Raises:
         UserError: the source can't be read, or its tokens can't be written.
     """
-    return Corpus(source, open_store(source, tokenizer), tokenizer.eot)
+    return Corpus(source, open_store(source, tokenizer), tokenizer.pad_id)
 
 
 class Corpus:
@@ -65,22 +66,29 @@ class Corpus:
     floor_bits_per_byte: the true entropy of the validation documents, if the source knows it
     """
 
-    def __init__(self, source: Source, store: Store, eot: int) -> None:
-        self.source, self.store, self.eot = source, store, eot
+    def __init__(self, source: Source, store: Store, pad_id: int) -> None:
+        self.source, self.store, self.pad_id = source, store, pad_id
         self.floor_bits_per_byte: float | None = store.metadata["floor_bits_per_byte"]
 
     @functools.cached_property
     def layout(self) -> Layout:
-        layout = {"concat": Concat, "pad": Pad, "pack": Pack}[self.source.packing]
-        return layout(self.store.split("train"), self.source.seq_len)
+        return layout(self.source.packing, self.store.split("train"), self.source)
 
     def train(self, batch_size: int, seed: int) -> TrainBatches:
         return TrainBatches(
-            self.store.split("train"), self.layout, self.source.seq_len, self.eot, batch_size, seed
+            self.store.split("train"), self.layout, self.source.seq_len, self.pad_id, batch_size, seed
         )
 
     def validation(self, batch_size: int) -> Validation:
-        return Validation(self.store.split("val"), self.source.seq_len, self.eot, batch_size)
+        stride = self.source.stride or max(1, self.source.seq_len // 2)
+        return Validation(self.store.split("val"), self.source.seq_len, stride, self.pad_id, batch_size)
+
+
+def layout(packing: str, documents: Documents, source: Source) -> Layout:
+    """Return the rows that `packing`, a word of the source's option of that name, makes of documents."""
+    if packing == "concat":
+        return Concat(documents, source.seq_len)
+    return {"pad": Pad, "pack": Pack}[packing](documents, source.seq_len, source.truncate)
 
 
 class TrainBatches:
@@ -93,9 +101,9 @@ class TrainBatches:
     """
 
     def __init__(
-        self, documents: Documents, layout: Layout, seq_len: int, eot: int, batch_size: int, seed: int
+        self, documents: Documents, layout: Layout, seq_len: int, pad_id: int, batch_size: int, seed: int
     ) -> None:
-        self.documents, self.layout, self.seq_len, self.eot = documents, layout, seq_len, eot
+        self.documents, self.layout, self.seq_len, self.pad_id = documents, layout, seq_len, pad_id
         self.batch_size = batch_size
         self.rows_per_epoch = layout.rows
         self.order = functools.lru_cache(2)(functools.partial(epoch_order, layout.rows, seed))
@@ -106,18 +114,18 @@ class TrainBatches:
         tokens_BT is (number of rows, seq_len).
         """
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-        return fill(
-            [self.row(number) for number in numbers],
-            self.documents,
-            self.seq_len,
-            self.eot,
-            self.layout.segmented,
-        )
+        pieces = self.pieces(numbers.start, numbers.stop)
+        return fill(pieces, self.documents, self.seq_len, self.pad_id, self.layout.segmented)
 
-    def row(self, number: int) -> list[Piece]:
-        epoch, place = divmod(number, self.layout.rows)
-        order, shift = self.order(epoch)
-        return self.layout.pieces(int(order[place]), shift)
+    def pieces(self, start: int, stop: int) -> list[Sequence[Piece]]:
+        """Return the rows from number `start` up to `stop`, of as many epochs as they reach over."""
+        found: list[Sequence[Piece]] = []
+        while start < stop:
+            epoch, place = divmod(start, self.layout.rows)
+            order, shift = self.order(epoch)
+            found += self.layout.pieces(order[place : place + stop - start], shift)
+            start = min(stop, (epoch + 1) * self.layout.rows)
+        return found
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> tuple[np.ndarray, float]:
@@ -129,21 +137,26 @@ def epoch_order(rows: int, seed: int, epoch: int) -> tuple[np.ndarray, float]:
 class Validation:
     """The whole validation set in batches, always the same; iterate over it as often as you like.
 
-    Each document stands alone. One longer than `seq_len` is cut into consecutive windows, and what a window predicts
-    it predicts from that window only: the first token of each has no more context than the token before it. Windows of
-    similar length share a batch, so there's little padding.
+    Each document stands alone, read from its start. One longer than `seq_len` is read in windows that go on by a
+    stride: what a window has in common with the one before is context and is not predicted again. So all but a
+    document's first tokens are predicted from `seq_len` - stride or more. Windows of similar length share a batch, so
+    there's little padding.
 
     batch_size: rows at a time; may be changed between iterations
     tokens: how many are predicted, each exactly once, with the eot that ends each document
     bytes: the length of the documents in UTF-8; the sum of all losses / ln 2 / bytes is the bits per byte
     """
 
-    def __init__(self, documents: Documents, seq_len: int, eot: int, batch_size: int) -> None:
-        self.documents, self.seq_len, self.eot, self.batch_size = documents, seq_len, eot, batch_size
-        self.starts, self.lengths = windows(documents.starts, seq_len)
-        self.order = np.argsort(-self.lengths, kind="stable")
-        self.tokens = int(self.lengths.sum())
-        self.bytes = int(documents.bytes.sum())
+    def __init__(self, documents: Documents, seq_len: int, stride: int, pad_id: int, batch_size: int) -> None:
+        if stride > seq_len:
+            raise UserError(
+                f"data.stride={stride} would pass over tokens: give at most data.seq_len, {seq_len}."
+            )
+        self.documents, self.seq_len, self.pad_id, self.batch_size = documents, seq_len, pad_id, batch_size
+        self.windows = windows(documents, seq_len, stride)
+        self.order = np.argsort(-self.windows.lengths, kind="stable")
+        self.tokens = int(documents.lengths.sum())
+        self.bytes = documents.bytes
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
@@ -152,26 +165,32 @@ class Validation:
         """Yield batches, the longest windows first; tokens_BT is (at most batch_size, at most seq_len)."""
         for start in range(0, len(self.order), self.batch_size):
             chosen = self.order[start : start + self.batch_size]
-            rows = [[(int(self.starts[one]), int(self.lengths[one]))] for one in chosen]
-            longest = int(self.lengths[chosen].max())
+            rows = [(piece,) for piece in self.windows.pieces(chosen)]
+            longest = int(self.windows.lengths[chosen[0]])
             width = min(self.seq_len, -(-longest // ROUNDED_TO) * ROUNDED_TO)
-            yield fill(rows, self.documents, width, self.eot, segmented=False)
+            batch = fill(rows, self.documents, width, self.pad_id, segmented=False)
+            for targets_T, known in zip(batch.targets_BT, self.windows.known[chosen].tolist()):
+                targets_T[:known] = IGNORED
+            yield batch
 
 
 def fill(
-    rows: Sequence[Sequence[Piece]], documents: Documents, width: int, eot: int, segmented: bool
+    rows: Sequence[Sequence[Piece]], documents: Documents, width: int, pad_id: int, segmented: bool
 ) -> Batch:
     """Return the batch with these pieces in its rows, from left to right, and padding after them."""
     shape = (len(rows), width)
-    tokens_BT = np.full(shape, eot, np.int64)
+    stream = documents.tokens.view(np.ndarray)  # whose slices take a third of the time that a memmap's do
+    tokens_BT = np.full(shape, pad_id, np.int64)
     targets_BT = np.full(shape, IGNORED, np.int64)
-    segments_BT = np.full(shape, PAD, np.int64)
+    segments_BT = np.full(shape, PAD, np.int64) if segmented else None
     for row, pieces in enumerate(rows):
         at = 0
         for segment, (start, length) in enumerate(pieces):
-            piece = documents.tokens[start : start + length + 1]
-            place = (row, slice(at, at + length))
-            tokens_BT[place], targets_BT[place], segments_BT[place] = piece[:-1], piece[1:], segment
-            at += length
-    as_tensor = torch.from_numpy
-    return Batch(as_tensor(tokens_BT), as_tensor(targets_BT), as_tensor(segments_BT) if segmented else None)
+            end = at + length
+            tokens_BT[row, at:end] = stream[start : start + length]
+            targets_BT[row, at:end] = stream[start + 1 : start + length + 1]
+            if segments_BT is not None:
+                segments_BT[row, at:end] = segment
+            at = end
+    segments = None if segments_BT is None else torch.from_numpy(segments_BT)
+    return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT), segments)

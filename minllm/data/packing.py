@@ -5,6 +5,8 @@ A row is a list of pieces `(start, length)` of the stream of inputs that `minllm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,18 +17,42 @@ Piece = tuple[int, int]  # where in the stream it starts, how many tokens it has
 
 
 class Layout(Protocol):
-    """An epoch's rows; there are `rows` of them in every epoch."""
+    """An epoch's rows; there are `rows` of them in every epoch, and each has room for `seq_len` tokens."""
 
     rows: int
     segmented: bool  # whether a row holds pieces that must be kept apart
 
-    def pieces(self, row: int, shift: float) -> list[Piece]:
-        """Return a row's pieces. `shift`, from 0 up to 1, is the epoch's own."""
+    def pieces(self, rows: np.ndarray, shift: float) -> list[Sequence[Piece]]:
+        """Return the pieces of some rows. `shift`, from 0 up to 1, is the epoch's own."""
+        ...
+
+    def shares(self) -> Shares:
+        """Return what becomes of an epoch's places and tokens."""
         ...
 
 
+@dataclass(frozen=True)
+class Shares:
+    """How well a layout uses rows and documents; each is from 0 to 1.
+
+    padding: of the places in rows, those that hold nothing
+    truncated: of the documents' tokens, those that no row shows
+    beheaded: of the tokens shown, those whose document began in another row
+    """
+
+    padding: float
+    truncated: float
+    beheaded: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.padding:.1%} padding, {self.truncated:.1%} of the tokens truncated,"
+            f" {self.beheaded:.1%} cut off from their document's beginning"
+        )
+
+
 class Concat:
-    """Windows of the endless stream, which goes in a circle: the last eot is the first.
+    """Windows of the endless stream, which goes in a circle: the last bos is the first.
 
     Where the first window starts differs by epoch, so that documents aren't always cut in the same places.
     """
@@ -34,18 +60,29 @@ class Concat:
     segmented = False
 
     def __init__(self, documents: Documents, seq_len: int) -> None:
-        self.seq_len = seq_len
+        self.starts, self.seq_len = documents.starts, seq_len
         self.total = len(documents.tokens) - 1
         self.rows = max(1, self.total // seq_len)
 
-    def pieces(self, row: int, shift: float) -> list[Piece]:
-        start = (int(shift * self.seq_len) + row * self.seq_len) % self.total
+    def pieces(self, rows: np.ndarray, shift: float) -> list[Sequence[Piece]]:
+        starts = (int(shift * self.seq_len) + rows * self.seq_len) % self.total
+        return [self.around(start) for start in starts.tolist()]
+
+    def around(self, start: int) -> list[Piece]:
+        """Return a row from `start` on, which may go past the end and on from the beginning."""
         found, missing = [], self.seq_len
         while missing:
             length = min(missing, self.total - start)
             found.append((start, length))
             start, missing = 0, missing - length
         return found
+
+    def shares(self) -> Shares:
+        shown = min(self.rows * self.seq_len, self.total)
+        cuts = np.arange(self.seq_len, shown, self.seq_len)
+        next_start = self.starts[np.searchsorted(self.starts, cuts)]
+        beheaded = np.minimum(next_start - cuts, self.seq_len).sum()
+        return Shares(0.0, 1 - shown / self.total, float(beheaded / shown))
 
 
 class Pad:
@@ -56,12 +93,15 @@ class Pad:
 
     segmented = False
 
-    def __init__(self, documents: Documents, seq_len: int) -> None:
-        self.starts, self.lengths = windows(documents.starts, seq_len)
-        self.rows = len(self.starts)
+    def __init__(self, documents: Documents, seq_len: int, truncate: bool = False) -> None:
+        self.windows = windows(documents, seq_len, truncate=truncate)
+        self.rows = len(self.windows.starts)
 
-    def pieces(self, row: int, shift: float) -> list[Piece]:
-        return [(int(self.starts[row]), int(self.lengths[row]))]
+    def pieces(self, rows: np.ndarray, shift: float) -> list[Sequence[Piece]]:
+        return [(piece,) for piece in self.windows.pieces(rows)]
+
+    def shares(self) -> Shares:
+        return self.windows.shares(self.rows)
 
 
 class Pack:
@@ -72,45 +112,93 @@ class Pack:
 
     segmented = True
 
-    def __init__(self, documents: Documents, seq_len: int) -> None:
-        self.starts, self.lengths = windows(documents.starts, seq_len)
-        self.filled = best_fit(self.lengths, seq_len)
-        self.rows = len(self.filled)
+    def __init__(self, documents: Documents, seq_len: int, truncate: bool = False) -> None:
+        self.windows = windows(documents, seq_len, truncate=truncate)
+        row_of = best_fit(self.windows.lengths, seq_len)
+        self.by_row = np.argsort(row_of, kind="stable")  # the numbers of the pieces, row after row
+        self.first = np.searchsorted(row_of[self.by_row], np.arange(row_of.max() + 2))
+        self.rows = len(self.first) - 1
 
-    def pieces(self, row: int, shift: float) -> list[Piece]:
-        return [(int(self.starts[one]), int(self.lengths[one])) for one in self.filled[row]]
+    def pieces(self, rows: np.ndarray, shift: float) -> list[Sequence[Piece]]:
+        bounds = zip(self.first[rows].tolist(), self.first[rows + 1].tolist())
+        return [self.windows.pieces(self.by_row[first:last]) for first, last in bounds]
+
+    def shares(self) -> Shares:
+        return self.windows.shares(self.rows)
 
 
-def windows(starts: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut documents into consecutive windows of at most `seq_len` tokens; return each window's start and length.
+@dataclass(frozen=True)
+class Windows:
+    """Documents cut into windows of at most `seq_len` tokens. Each token, a document's last included, is the target in
+    one window, or in none if documents are truncated.
 
-    Each token, a document's final eot included, is the target in exactly one window.
+    starts: where each window starts in the stream
+    lengths: how many tokens each has
+    known: how many of its first tokens an earlier window predicts, and are only read here
+    is_first: whether it begins its document
+    tokens: how many tokens the documents have
     """
-    starts = np.asarray(starts)
-    lengths = np.diff(starts)
-    counts = -(-lengths // seq_len)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    before = (np.arange(len(first)) - first) * seq_len
-    return np.repeat(starts[:-1], counts) + before, np.minimum(np.repeat(lengths, counts) - before, seq_len)
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    known: np.ndarray
+    is_first: np.ndarray
+    seq_len: int
+    tokens: int
+
+    def pieces(self, numbers: np.ndarray) -> list[Piece]:
+        return list(zip(self.starts[numbers].tolist(), self.lengths[numbers].tolist()))
+
+    def shares(self, rows: int) -> Shares:
+        shown, beginnings = int(self.lengths.sum()), int(self.lengths[self.is_first].sum())
+        return Shares(1 - shown / (rows * self.seq_len), 1 - shown / self.tokens, 1 - beginnings / shown)
 
 
-def best_fit(lengths: np.ndarray, size: int) -> list[list[int]]:
-    """Return rows of the numbers of pieces, so that no row's lengths add up to more than `size`."""
-    filled: list[list[int]] = []
-    with_room: list[list[int]] = [
-        [] for _ in range(size + 1)
-    ]  # by how much room they have, the rows that have it
-    rooms = 0  # bit r is set if a row has room r, so the least room that is enough is found at once
-    for piece in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[piece])
+def windows(documents: Documents, seq_len: int, stride: int | None = None, truncate: bool = False) -> Windows:
+    """Cut documents into windows, the first from a document's start, each of the others `stride` further on:
+
+        ─────────── seq_len
+            ░░░░░░░─────  what it adds is a stride; what it shares with the window before is only read again
+                ░░░░░░░──
+
+    stride: null: `seq_len`, so that windows share nothing
+    truncate: whether to keep only the first window of each document
+    """
+    stride = stride or seq_len
+    counts = 1 + np.maximum(0, -(-(documents.lengths - seq_len) // stride))
+    if truncate:
+        counts = np.ones_like(counts)
+    number = np.arange(counts.sum()) - np.repeat(
+        np.cumsum(counts) - counts, counts
+    )  # of a window in its document
+    left = np.repeat(documents.lengths, counts) - number * stride
+    return Windows(
+        starts=np.repeat(documents.starts[:-1], counts) + number * stride,
+        lengths=np.minimum(left, seq_len),
+        known=np.where(number > 0, seq_len - stride, 0),
+        is_first=number == 0,
+        seq_len=seq_len,
+        tokens=int(documents.lengths.sum()),
+    )
+
+
+def best_fit(lengths: np.ndarray, size: int) -> np.ndarray:
+    """Return each piece's row, so that no row's lengths add up to more than `size`."""
+    row_of = np.empty(len(lengths), np.int64)
+    with_room: list[list[int]] = [[] for _ in range(size + 1)]  # the rows that have so much room
+    rooms = rows = (
+        0  # bit r of rooms is set if a row has room r, so the least room that is enough is found at once
+    )
+    longest_first = np.argsort(-lengths, kind="stable")
+    for piece, length in zip(longest_first.tolist(), lengths[longest_first].tolist()):
         if enough := rooms >> length:
             room = length + (enough & -enough).bit_length() - 1
             row = with_room[room].pop()
             rooms ^= (not with_room[room]) << room
-            filled[row].append(piece)
         else:
-            room, row = size, len(filled)
-            filled.append([piece])
+            room, row = size, rows
+            rows += 1
+        row_of[piece] = row
         with_room[room - length].append(row)
         rooms |= 1 << (room - length)
-    return filled
+    return row_of

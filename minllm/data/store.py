@@ -207,7 +207,9 @@ def write_split(
             if is_last:
                 break
         if not documents:
-            raise UserError(f"data.max_tokens={limit} has no room for a document. Give more, or null for all.")
+            raise UserError(
+                f"data.max_tokens={limit} has no room for a document. Give more, or null for all."
+            )
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
     return {"documents": documents, "tokens": position + 1, "bytes": size, "sha256": digest.hexdigest()}

@@ -40,9 +40,7 @@ class Tokenizer:
         """Return a text's tokens, with the one that begins a document before them, or the one that ends it after."""
         return self.encode_batch([text], bos=bos, eos=eos)[0]
 
-    def encode_batch(
-        self, texts: Iterable[str], *, bos: bool = False, eos: bool = False
-    ) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str], *, bos: bool = False, eos: bool = False) -> list[list[int]]:
         """Return the tokens of each text."""
         before, after = [self.bos_id] * bos, [self.eos_id] * eos
         return [before + ids + after if bos or eos else ids for ids in self.encode_texts(texts)]

@@ -147,7 +147,9 @@ class HuggingFace(Tokenizer):
         if number >= self.vocab_size:
             raise UserError(f"{key}={token} must be below {self.vocab_size}, the number of tokens.")
         if spelled := self.table[number]:
-            raise UserError(f"{key}={token} is the token of {spelled!r}, which texts have: name a special one.")
+            raise UserError(
+                f"{key}={token} is the token of {spelled!r}, which texts have: name a special one."
+            )
         return number
 
     def _refuse_losses(self) -> None:
