@@ -70,6 +70,8 @@ def compose_and_run(folders: Sequence[str]) -> int:
         try:
             refuse_environment(now)
             perform(settle(composed, overrides, now.runtime.choices), run_dir)
+        except BrokenPipeError:
+            raise
         except Exception as error:
             sentence = error if isinstance(error, UserError) else disk_error(error)
             print(f"{before}{sentence}" if sentence else before + traceback.format_exc(), file=sys.stderr)

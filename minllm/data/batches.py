@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minllm.data.packing import Concat, Layout, Pack, Pad, Piece, windows
+from minllm.data.packing import Layout, Piece, layout, windows
 from minllm.data.source import Source
 from minllm.data.store import Documents, Store, open_store
 from minllm.errors import UserError
@@ -82,13 +82,6 @@ class Corpus:
     def validation(self, batch_size: int) -> Validation:
         stride = self.source.stride or max(1, self.source.seq_len // 2)
         return Validation(self.store.split("val"), self.source.seq_len, stride, self.pad_id, batch_size)
-
-
-def layout(packing: str, documents: Documents, source: Source) -> Layout:
-    """Return the rows that `packing`, a word of the source's option of that name, makes of documents."""
-    if packing == "concat":
-        return Concat(documents, source.seq_len)
-    return {"pad": Pad, "pack": Pack}[packing](documents, source.seq_len, source.truncate)
 
 
 class TrainBatches:

@@ -11,9 +11,17 @@ from typing import Protocol
 
 import numpy as np
 
+from minllm.data.source import Source
 from minllm.data.store import Documents
 
 Piece = tuple[int, int]  # where in the stream it starts, how many tokens it has
+
+
+def layout(packing: str, documents: Documents, source: Source) -> Layout:
+    """Return the rows that `packing`, a word of the source's option of that name, makes of documents."""
+    if packing == "concat":
+        return Concat(documents, source.seq_len)
+    return {"pad": Pad, "pack": Pack}[packing](documents, source.seq_len, source.truncate)
 
 
 class Layout(Protocol):

@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -33,8 +33,12 @@ from minllm.data.source import SPLITS, Source, Split
 from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 FORMAT = 3  # part of the key: a change of the files' meaning makes other stores
 METADATA = "meta.json"
+UNFINISHED = ".tmp"  # what the folder of a store ends with until it's complete
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,12 @@ def open_store(source: Source, tokenizer: Tokenizer) -> Store:
     return read_store(folder)
 
 
+def check_source(source: Source, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` soon if there's no store yet and the documents can't be had: before anything else is done."""
+    if not place_of(source, tokenizer).is_dir():
+        source.check()
+
+
 def place_of(source: Source, tokenizer: Tokenizer) -> Path:
     """Return the folder where the store of a source's tokens is, or will be."""
     key = json.dumps([FORMAT, source.fingerprint, source.max_tokens, tokenizer.fingerprint])
@@ -124,9 +134,9 @@ def damaged(folder: Path) -> UserError:
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Be the only process that builds `folder`; the system lifts the lock of one that is killed."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    lock = lock_of(folder)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -138,11 +148,28 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_being_built(unfinished: Path) -> bool:
+    """Whether a process is at work on an unfinished store, or else has left it."""
+    from filelock import Timeout
+
+    try:
+        with lock_of(unfinished.with_name(unfinished.name.partition(".")[0])).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def lock_of(folder: Path) -> FileLock:
+    from filelock import FileLock
+
+    return FileLock(folder.parent / f".{folder.name}.lock")
+
+
 def build_beside(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     """Build a store in a temporary folder and rename it to `folder`; on any failure, leave nothing behind."""
     for left in unfinished(folder):
         shutil.rmtree(left, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+    beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
     try:
         write_store(beside, source, tokenizer)
         beside.chmod(0o777 & ~umask())
@@ -154,7 +181,7 @@ def build_beside(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
 
 def unfinished(folder: Path) -> list[Path]:
     """Return what killed processes have left of a store."""
-    return sorted(folder.parent.glob(f"{folder.name}.*.tmp"))
+    return sorted(folder.parent.glob(f"{folder.name}.*{UNFINISHED}"))
 
 
 def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minllm.config import build
 from minllm.data.batches import open_data
+from minllm.data.store import check_source
 from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
@@ -93,6 +94,8 @@ def prepare(
 
     origin = run_dir if resume else init_from
     tokenizer = build(cfg.tokenizer, Path(origin) / "tokenizer") if origin else build(cfg.tokenizer)
+    source = build(cfg.data)
+    check_source(source, tokenizer)
     model = build_model(cfg, tokenizer).to(device)
     if init_from:
         checkpoints.load_weights(checkpoints.find(init_from, "best"), model)
@@ -106,7 +109,7 @@ def prepare(
         budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
 
     # last, since encoding a corpus takes time: all that can be refused has been
-    corpus = open_data(build(cfg.data), tokenizer)
+    corpus = open_data(source, tokenizer)
     progress.data = same_data(progress.data, corpus.store.metadata["splits"])
     run = Run(
         seed=cfg.seed,
@@ -131,6 +134,7 @@ def prepare(
     notes = [
         f"{'Going on' if resume else 'Training'} in {run_dir}",
         f"{params:,} parameters; {device}, {torch.get_num_threads()} threads; {precision}: {why}.",
+        f"Rows of {source.seq_len} tokens, packing={source.packing}: {corpus.layout.shares()}.",
         "glibc keeps the pages it has: faster steps for some memory (train.malloc=default turns it off)."
         if pages
         else None,

@@ -1,0 +1,123 @@
+"""`task=prepare`: encode a corpus before it's needed, see what rows are made of it, and remove the tokens of others.
+
+python run.py task=prepare data=text data.path=notes.txt tokenizer=bytes
+python run.py task=prepare remove=others
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import DictConfig
+
+from minllm.config import build
+from minllm.data.packing import layout
+from minllm.data.source import SPLITS, Source
+from minllm.data.store import UNFINISHED, Store, is_being_built, open_store, place_of, read_store
+from minllm.errors import UserError
+
+NAME = re.compile(rf"[0-9a-f]{{16}}(\.\w+{re.escape(UNFINISHED)})?")  # of a store's folder, and nothing else's
+
+
+def prepare(cfg: DictConfig, run_dir: Path, *, remove: str | list[str] | None = None) -> dict[str, Any]:
+    """Encode `cfg.data` with `cfg.tokenizer`, unless it has been, and print what is in it; or remove stores of tokens.
+
+    Args:
+        run_dir: unused: a store isn't a run.
+        remove: the names of stores that are to be removed, or `others`: all but this corpus's. Nothing is encoded then.
+
+    Returns:
+        The bytes that each store takes on the disk, by name.
+
+    Raises:
+        UserError: the corpus can't be read or its tokens can't be written, or there's no store of that name.
+    """
+    source, tokenizer = build(cfg.data), build(cfg.tokenizer)
+    if remove is not None:
+        names = [remove] if isinstance(remove, str) else remove
+        for store in chosen(names, kept(source.cache), place_of(source, tokenizer).name):
+            shutil.rmtree(store.folder)
+            print(f"Removed {store}")
+    else:
+        store = open_store(source, tokenizer)
+        print("\n".join(contents(store)))
+        print("\n".join(["", *shares(store, source)]))
+    stores = kept(source.cache)
+    print("\n".join(["", f"Stores of tokens in {source.cache}:", *map(str, stores)]))
+    return {store.folder.name: store.size for store in stores}
+
+
+def contents(store: Store) -> Iterator[str]:
+    """Yield a line on each split: how much text and how many tokens."""
+    for split in SPLITS:
+        known = store.metadata["splits"][split]
+        yield (
+            f"{split:5}  {known['documents']:,} documents, {known['bytes'] / 1e6:,.2f} MB of text,"
+            f" {known['tokens']:,} tokens, {known['bytes'] / known['tokens']:.2f} bytes to a token"
+        )
+
+
+def shares(store: Store, source: Source) -> Iterator[str]:
+    """Yield a table of what each way to make rows does with the training documents."""
+    documents = store.split("train")
+    yield f"{f'rows of {source.seq_len}':14}{'rows':>12}{'padding':>10}{'truncated':>12}{'cut off':>10}"
+    for packing in get_args(get_type_hints(Source)["packing"]):
+        rows = layout(packing, documents, source)
+        found = rows.shares()
+        figures = f"{found.padding:10.1%}{found.truncated:12.1%}{found.beheaded:10.1%}"
+        yield f"{packing:14}{rows.rows:12,}{figures}"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder in the cache: a store, or what a killed process left of one."""
+
+    folder: Path
+    size: int
+    made: datetime
+    what: str
+
+    def __str__(self) -> str:
+        return f"  {self.folder.name:28}{self.size / 1e6:12,.2f} MB  {self.made:%Y-%m-%d %H:%M}  {self.what}"
+
+
+def kept(cache: str) -> list[Kept]:
+    """Return what is in the cache, the newest first; what another process is building is left alone."""
+    folders = (one for one in Path(cache).expanduser().glob("*") if one.is_dir())
+    found = {one: NAME.fullmatch(one.name) for one in folders}
+    stores = [one for one, match in found.items() if match and not (match[1] and is_being_built(one))]
+    return sorted(map(looked_at, stores), key=lambda one: one.made, reverse=True)
+
+
+def looked_at(folder: Path) -> Kept:
+    size = sum(file.stat().st_size for file in folder.rglob("*"))
+    made = datetime.fromtimestamp(folder.stat().st_mtime)
+    if folder.name.endswith(UNFINISHED):
+        return Kept(folder, size, made, "left unfinished")
+    try:
+        known = read_store(folder).metadata
+    except UserError:
+        return Kept(folder, size, made, "damaged, or of another version of minllm")
+    options = known["options"]
+    corpus = options.get("path") or options.get("repo") or known["source"]
+    tokens = sum(split["tokens"] for split in known["splits"].values())
+    words = f"{corpus}: {tokens:,} tokens of {known['tokenizer']}, {known['vocab_size']:,}"
+    return Kept(folder, size, made, words)
+
+
+def chosen(names: Sequence[str], stores: Sequence[Kept], own: str) -> list[Kept]:
+    """Return the stores that are meant. UserError if there's none of a name."""
+    if "others" in names:
+        return [store for store in stores if store.folder.name != own]
+    known = {store.folder.name: store for store in stores}
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(
+            f"There is no store '{unknown[0]}'. Type remove=others, or one of: {', '.join(known) or 'none is left'}."
+        )
+    return [known[name] for name in names]
