@@ -13,7 +13,7 @@ from minllm.bench.contestants import MAKERS, SETTINGS, SHAPES, Shape, config, st
 from minllm.bench.mixers import AS_THEIRS, WORDS, chosen_mixers, mixer_jobs
 from minllm.bench.report import Figure, MixerRow, Ratio, Report, table
 from minllm.bench.worker import Job, Worker
-from minllm.config import compose, validate
+from minllm.config import compose, perform, validate
 from minllm.errors import UserError
 from minllm.tasks import bench
 from minllm.training import loop
@@ -358,3 +358,24 @@ def test_a_report_without_limits_has_no_shares():
     report = Report(here, figures=[Figure("S1, generating", "minllm", 1234.5)])
     assert report.lines()[0] == "a processor, 2 threads, torch 2"
     assert any(line.endswith("1,234") or line.endswith("1,235") for line in report.lines())
+
+
+def test_data_is_measured_beside_others(tmp_path, monkeypatch, capsys):
+    """With real text, some of which others encode in the same number of tokens or nearly so."""
+    monkeypatch.setattr("minllm.bench.data.TEXT_BYTES", 60_000)
+    monkeypatch.setattr("minllm.bench.data.BATCHES", 1)
+    monkeypatch.setattr("minllm.bench.data.TURNS", 1)
+    words = ["task=bench", "measure=[data]", "lengths=[32,64]", "tokenizer=tales_512"]
+    words += ["data.train_stories=120", "data.val_stories=2", f"data.cache={tmp_path / 'stores'}"]
+    found = perform(compose(words), tmp_path / "run")
+    ours, *theirs = found["encodings"]
+    assert ours["tokenizer"] == "minllm" and ours["minllm_times_as_fast"] == 1
+    assert [one["tokenizer"] for one in theirs][0] == "tokenizers"
+    for one in theirs:
+        assert one["bytes_per_token"] == pytest.approx(ours["bytes_per_token"], rel=0.15)
+    named = {row["packing"]: row for row in found["rows"]}
+    assert set(named) == {f"{kind} {length}" for kind in ("concat", "pad", "pack") for length in (32, 64)}
+    assert named["pad 64"]["padding"] > named["pack 64"]["padding"] and named["concat 64"]["padding"] == 0
+    assert "MB/s" in capsys.readouterr().out
+    with pytest.raises(UserError, match="type tokenizer=tales_4096"):
+        perform(compose([*words, "tokenizer=bytes"]), tmp_path / "run")

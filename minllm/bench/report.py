@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from minllm.bench.data import Encoding, Rows
+
 MIB = 2**20
 
 
@@ -88,6 +90,8 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
     mixers: list[MixerRow] = field(default_factory=list)
+    encodings: list[Encoding] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
     startup: dict[str, float] = field(default_factory=dict)
     """Seconds."""
 
@@ -122,6 +126,7 @@ class Report:
             *table(["", "", "tokens/s", "of limit", "peak memory"], figures),
             *([f"The limit is torch.mm of 2,048² ({'; '.join(limits)})."] if limits else []),
             *mixer_lines(self.mixers),
+            *data_lines(self.encodings, self.rows),
             *[f"{what}: {seconds:.2f} s" for what, seconds in self.startup.items()],
             *table(["minllm / another", "ratio", "range", "wanted"], ratios),
         ]
@@ -154,6 +159,31 @@ def mixer_lines(rows: Sequence[MixerRow]) -> list[str]:
     ]
     head = ["", "", "tokens/s", *wanted, "peak memory"]
     return table(head, [*cells, ["", "wanted", "", *wanted.values(), ""]] if cells else [])
+
+
+def data_lines(encodings: Sequence[Encoding], rows: Sequence[Rows]) -> list[str]:
+    """Return a table of tokenizers and one of the ways to make rows."""
+    encoding_cells = [
+        [
+            one.tokenizer,
+            f"{one.megabytes_per_second:.1f}",
+            f"{one.bytes_per_token:.2f}",
+            f"{one.minllm_times_as_fast:.2f}",
+        ]
+        for one in encodings
+    ]
+    row_cells = [
+        [
+            one.packing,
+            f"{one.rows_per_second:,.0f}",
+            *(f"{share:.1%}" for share in (one.padding, one.truncated, one.beheaded)),
+        ]
+        for one in rows
+    ]
+    return [
+        *table(["encodes", "MB/s", "bytes a token", "minllm / it"], encoding_cells),
+        *table(["makes rows", "rows/s", "padding", "truncated", "cut off"], row_cells),
+    ]
 
 
 def short(ratio: Ratio) -> str:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from minllm.bench.contestants import SETTINGS, SHAPES, Name, Setting, Shape, config
+from minllm.bench.data import encodings, made_rows
 from minllm.bench.mixers import (
     OURS_AS_THEIRS,
     THEIRS,
@@ -77,7 +78,7 @@ def bench(
     cfg: DictConfig,
     run_dir: Path,
     *,
-    measure: list[Literal["training", "generation", "startup", "mixers"]],
+    measure: list[Literal["training", "generation", "startup", "mixers", "data"]],
     shapes: list[Literal["S1", "S3"]],
     settings: list[Literal["eager_fp32", "compiled_fp32", "eager_bf16", "compiled_bf16"]],
     seconds: Positive,
@@ -92,13 +93,15 @@ def bench(
         settings: how the models are run. Where bf16 is slow, fp32 is measured instead, and the page says so.
         seconds: how long each contestant trains in each setting, in `TURNS` turns of at least one step.
         mixers: the options of model/rec that are measured beside attention; null means all.
-        lengths: of sequences, at which they are.
+        lengths: of sequences, at which they are, and of the rows that data is made into.
 
     Raises:
-        UserError: transformers isn't installed, a mixer doesn't exist, or a length divides no step.
+        UserError: transformers isn't installed, a mixer doesn't exist, a length divides no step, or the tokenizer isn't
+            one that minllm trains.
     """
     recs = chosen_mixers(mixers)
-    check_lengths(lengths, MIXERS_SHAPE)
+    if "mixers" in measure:
+        check_lengths(lengths, MIXERS_SHAPE)
     if {"training", "generation", "mixers"} & set(measure):
         require_transformers()
     device = choose_device(cfg.train.device)
@@ -124,6 +127,8 @@ def bench(
             for mixer in [ATTENTION, *recs]:
                 row = mixer_row(mixer, lengths, MIXERS_SHAPE, setting, device, seconds / TURNS)
                 report.mixers.append(row)
+    if "data" in measure:
+        report.encodings, report.rows = encodings(cfg), made_rows(cfg, lengths)
     if "startup" in measure:
         startup(report)
 
