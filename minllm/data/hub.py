@@ -173,7 +173,8 @@ class Hub(Source):
 
     def values(self, rows: Any) -> Iterator[str]:
         """Yield the text in each row; a missing value is empty."""
-        known = rows.column_names
+        with self.in_a_sentence():
+            known = rows.column_names
         if known is not None and self.field in known:
             rows = rows.select_columns([self.field])
         for batch in self.explained(rows.iter(READ_AT_ONCE)):
@@ -234,6 +235,8 @@ class Hub(Source):
             )
         if path.is_file() and path.suffix not in READERS:
             raise UserError(f"{path} is not one of {', '.join(READERS)}, the kinds of file that can be read.")
+        if path.is_file() and path.stat().st_size == 0:
+            raise UserError(f"{path} is empty.")
         return path.resolve()
 
     def files_and_identities(self) -> list[list[str]]:
@@ -255,10 +258,11 @@ class Hub(Source):
             builder = library().load_dataset_builder(READERS[path.suffix], data_files=files)
         else:
             builder = self.builder(str(path))
-        return {
-            name: Part(rows, sum(bytes_of_text(Path(one), self.field) for one in builder.config.data_files[name]))
-            for name, rows in builder.as_streaming_dataset().items()
+        sizes = {
+            name: sum(bytes_of_text(Path(file), self.field) for file in files)
+            for name, files in builder.config.data_files.items()
         }
+        return {name: Part(rows, sizes[name]) for name, rows in streams(builder).items()}
 
     def builder(self, where: str, revision: str | None = None) -> Any:
         """Return what `datasets` reads a set with, of the configuration `name`."""
@@ -380,10 +384,53 @@ def streamed(builder: Any) -> dict[str, Part]:
     """Return splits that are read over the network, and their sizes where the set says them."""
     splits = builder.info.splits or {}
     parts = {}
-    for name, rows in builder.as_streaming_dataset().items():
+    for name, rows in streams(builder).items():
         said = splits.get(name)
         parts[name] = Part(rows, said.num_bytes, said.num_examples) if said else Part(rows)
     return parts
+
+
+def streams(builder: Any) -> dict[str, Any]:
+    """Return a set's splits, to be read from the files where they are."""
+    if builder.name == "parquet":
+        return {name: ParquetFiles(list(files)) for name, files in builder.config.data_files.items()}
+    return builder.as_streaming_dataset()
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """The rows of parquet files, with as much of a data set's interface as is needed.
+
+    `datasets` reads them with threads that go on when a reader stops early, and that abort Python at its end if they
+    are still at it. It also reads every column.
+    """
+
+    files: list[str]
+    columns: list[str] | None = None
+
+    @property
+    def column_names(self) -> list[str]:
+        with opened(self.files[0]) as file:
+            return file.schema_arrow.names
+
+    def select_columns(self, columns: list[str]) -> "ParquetFiles":
+        return ParquetFiles(self.files, columns)
+
+    def iter(self, batch_size: int) -> Iterator[dict[str, list[Any]]]:
+        for name in self.files:
+            with opened(name) as file:
+                for batch in file.iter_batches(batch_size, columns=self.columns, use_threads=False):
+                    yield batch.to_pydict()
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[Any]:
+    """Open a parquet file of this machine or, by hf://…, of the hub."""
+    import fsspec
+    from pyarrow.parquet import ParquetFile
+
+    with fsspec.open(name) as file, ParquetFile(file) as parquet:
+        yield parquet
 
 
 def is_saved(path: Path) -> bool:
@@ -426,7 +473,8 @@ def library() -> Any:
 
     import datasets
 
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    for name in ("datasets", "huggingface_hub.repocard"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return datasets
 
 
