@@ -328,8 +328,7 @@ class StandIn(BaseHTTPRequestHandler):
             content = files.get(found[4])
             self.send(404, error="EntryNotFound") if content is None else self.send_range(content)
         elif found[2] == "tree":
-            beneath = [name for name in files if name.startswith(found[4])]
-            self.send(200, json.dumps([entry(name, files[name]) for name in beneath]).encode())
+            self.send(200, json.dumps(listing(files, found[4])).encode())
         else:
             self.send(200, json.dumps({"id": found[1], "sha": COMMIT, "siblings": []}).encode())
 
@@ -355,8 +354,14 @@ class StandIn(BaseHTTPRequestHandler):
         pass
 
 
-def entry(name: str, content: bytes) -> dict[str, object]:
-    return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha256(content).hexdigest()[:40]}
+def listing(files: dict[str, bytes], folder: str) -> list[dict[str, object]]:
+    """Return what the hub says of a folder: its files and its folders."""
+    beside = [name for name in files if os.path.dirname(name) == folder]
+    folders = {os.path.dirname(name) for name in files if not folder} - {""}
+    return [
+        *({"type": "file", "path": name, "size": len(files[name]), "oid": COMMIT} for name in beside),
+        *({"type": "directory", "path": name, "size": 0, "oid": COMMIT} for name in folders),
+    ]
 
 
 @pytest.fixture
@@ -456,7 +461,12 @@ def test_without_network_it_says_so_at_once_and_what_to_type(monkeypatch):
 
 def test_a_name_server_that_never_answers_is_not_waited_for(monkeypatch):
     asked = threading.Event()
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: asked.wait(10))
+
+    def never(*_, **__):
+        asked.wait(10)
+        raise OSError
+
+    monkeypatch.setattr("socket.getaddrinfo", never)
     monkeypatch.setattr("urllib.request.getproxies", dict)
     start = time.monotonic()
     with pytest.raises(UserError, match="can't reach https://huggingface.co"):

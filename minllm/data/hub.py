@@ -6,6 +6,7 @@ This module's annotations are real objects, not strings, for the reason that `mi
 import contextlib
 import errno
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -70,7 +71,7 @@ class Hub(Source):
     licence: str = "not said"
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.repo):
             raise UserError(
                 f"data.repo={self.repo} is no data set's name on the hub, which is owner/name."
                 " For a file or folder on this machine, say data.path=<path>."
@@ -542,6 +543,6 @@ def answers_to_a_request() -> bool:
         return True
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLError)  # it's there; the library has certificates of its own
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
