@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from minllm.config import build, compose, validate
 from minllm.data import hub as hub_module
+from minllm.data import huggingface
 from minllm.data.hub import Hub
 from minllm.data.tales import Tales
 from minllm.data.text import TextFiles
@@ -32,7 +34,8 @@ SETS = ("tinystories", "tinystories_v2", "tinystories_instruct", "fineweb_edu")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Keep what `datasets` does out of the home, and this machine's variables out of the tests."""
-    for name in ("HF_ENDPOINT", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+    offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    for name in ("HF_ENDPOINT", "HF_DATASETS_CACHE", *offline):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
 
@@ -90,7 +93,10 @@ def test_without_a_split_for_validation_a_hash_holds_documents_out(downloaded, t
     short = both(local(downloaded, val_split=None, val_documents=2))
     assert short == (train, val[:2]), "the others are not trained on"
     alone = write_jsonl(tmp_path / "alone.jsonl", TRAIN[:30])
-    assert both(local(alone)) == ([text for text in train if text in TRAIN[:30]], [t for t in val if t in TRAIN[:30]])
+    assert both(local(alone)) == (
+        [text for text in train if text in TRAIN[:30]],
+        [t for t in val if t in TRAIN[:30]],
+    )
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "odd[1]*.jsonl", "a.json", "a.parquet", "a.txt"])
@@ -191,7 +197,9 @@ def test_sizes_are_about_right(downloaded, tmp_path):
 
 def test_the_fingerprint_follows_what_is_read_and_nothing_else(downloaded):
     before = local(downloaded).fingerprint
-    assert local(downloaded, seq_len=8, streaming=True, licence="other", cache="elsewhere").fingerprint == before
+    assert (
+        local(downloaded, seq_len=8, streaming=True, licence="other", cache="elsewhere").fingerprint == before
+    )
     assert Hub(repo="other/name", path=str(downloaded)).fingerprint == before
     for option in ({"val_documents": 3}, {"field": "n"}, {"val_split": None}, {"separator": "#"}):
         assert local(downloaded, **option).fingerprint != before
@@ -342,7 +350,12 @@ class StandIn(BaseHTTPRequestHandler):
 
     def send(self, status: int, content: bytes = b"", *, error: str = "", **headers: str) -> None:
         self.send_response(status)
-        said = {"X-Error-Code": error, "X-Repo-Commit": COMMIT, "Content-Length": str(len(content)), **headers}
+        said = {
+            "X-Error-Code": error,
+            "X-Repo-Commit": COMMIT,
+            "Content-Length": str(len(content)),
+            **headers,
+        }
         for name, value in said.items():
             if value:
                 self.send_header(name, value)
@@ -368,7 +381,9 @@ def listing(files: dict[str, bytes], folder: str) -> list[dict[str, object]]:
 def stand_in(downloaded, tmp_path, monkeypatch) -> Iterator[ThreadingHTTPServer]:
     """A server on this machine, to which `HF_ENDPOINT` points."""
     files = {
-        str(file.relative_to(downloaded)): file.read_bytes() for file in downloaded.rglob("data/*") if file.is_file()
+        str(file.relative_to(downloaded)): file.read_bytes()
+        for file in downloaded.rglob("data/*")
+        if file.is_file()
     }
     lines = write_jsonl(tmp_path / "lines.jsonl", TRAIN).read_bytes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
@@ -423,10 +438,13 @@ def test_a_set_of_the_hub_is_downloaded_once_and_then_needs_no_network(stand_in)
 
 def test_a_set_of_the_hub_is_read_over_the_network(stand_in):
     parquet = {"repo": "me/TinyStories", "streaming": True}
-    lines = {"repo": "me/Lines", "streaming": True, "val_split": None}
-    whole, early, held_out = ask(parquet, {**parquet, "first": 3}, lines)
+    lines = {"repo": "me/Lines", "streaming": True, "val_documents": 5}
+    whole, early, held_out, endless = ask(
+        parquet, {**parquet, "first": 3}, lines, {**lines, "val_documents": None}
+    )
     assert whole[:2] == [TRAIN, VAL] and early[:2] == [TRAIN[:3], VAL[:3]]
-    assert sorted(held_out[0] + held_out[1]) == sorted(TRAIN) and held_out[1]
+    assert not set(held_out[0]) & set(held_out[1]) and 0 < len(held_out[1]) <= 5
+    assert "read over the network to its end" in endless
     assert not list(Path(os.environ["HF_HOME"]).rglob("*.arrow"))
 
 
@@ -477,15 +495,20 @@ def test_a_name_server_that_never_answers_is_not_waited_for(monkeypatch):
 
 def test_a_network_that_is_forbidden_is_not_tried(stand_in, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(hub_module, "answers_to_a_request", None)
-    with pytest.raises(UserError, match="me/Lines isn't in .*, and HF_HUB_OFFLINE forbids to download it"):
+    monkeypatch.setattr(huggingface, "answers_to_a_request", None)
+    with pytest.raises(UserError, match="me/Lines isn't in .*, and HF_HUB_OFFLINE forbids downloading it"):
         Hub(repo="me/Lines").check()
 
 
 def test_a_full_disk_is_said(stand_in, monkeypatch):
     def full(self, where, **options):
-        raise OSError(28, "No space left on device")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
 
     monkeypatch.setattr(Hub, "builder", full)
-    with pytest.raises(UserError, match="can't be kept in .*hf/datasets: No space left on device. Make room there"):
+    with pytest.raises(
+        UserError, match="can't be kept in .*hf/datasets: No space left on device. Make room there"
+    ):
         next(Hub(repo="me/Lines").documents("train"))

@@ -6,27 +6,33 @@ This module's annotations are real objects, not strings, for the reason that `mi
 import contextlib
 import errno
 import hashlib
-import http.client
 import json
-import os
 import re
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from minllm.data.huggingface import (
+    Part,
+    arrow_files,
+    cache_of_datasets,
+    can_download,
+    endpoint,
+    forbidden_by,
+    library,
+    mapped,
+    offline,
+    streamed,
+    streams,
+)
 from minllm.data.source import Source, Split
 from minllm.data.text import bytes_of_text, identities, is_held_out, neighbour
 from minllm.errors import UserError, first_line
 from minllm.options import Count, Fraction
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
-PATIENCE = 1.2  # seconds for the hub to give any answer
 READ_AT_ONCE = 1000  # rows
 LONGEST = 100_000  # rows of a document that ends with a separator
 
@@ -38,9 +44,9 @@ class Hub(Source):
     It's downloaded into the cache of the `datasets` library, and found there when this machine is offline. Nothing of
     it is run as code.
 
-    The validation documents are the split `val_split`. Where that's null, or the set has the training split alone, a
-    training document is held out if a hash of its text says so, as in `data=text`. Either way, `val_documents` cuts
-    how many of them are read, and those left over are trained on by nobody.
+    The validation documents are those of the split `val_split`. Where that's null, or the set has the training split
+    alone, a training document is held out if a hash of its text says so, as in `data=text`. Either way the first
+    `val_documents` are read, and the others are never trained on.
 
     repo: the data set's name on the hub, owner/name
     name: its configuration, such as a sample of it; null if it has one alone
@@ -111,11 +117,9 @@ class Hub(Source):
         Raises:
             UserError: the set can't be had, or has no such configuration, split or column, or no document is left.
         """
-        parts = self.parts()
-        own = self.own_validation(parts)
-        rows = parts[own if own is not None and split == "val" else self.train_split].rows
-        texts = self.texts(rows)
-        if own is None:
+        part, is_shared = self.part_with(split)
+        texts = self.texts(part.rows)
+        if is_shared:
             texts = (text for text in texts if self.is_held_out(text) == (split == "val"))
         nothing = True
         for text in islice(texts, self.val_documents if split == "val" else None):
@@ -124,23 +128,19 @@ class Hub(Source):
         if nothing:
             raise UserError(
                 f"No document of {self.place} falls in the {'training' if split == 'train' else 'validation'} set."
-                + (f" Change data.val_fraction={self.val_fraction}." if own is None else "")
+                + (f" Change data.val_fraction={self.val_fraction}." if is_shared else "")
             )
 
     def size(self, split: Split) -> int | None:
-        parts = self.parts()
-        own = self.own_validation(parts)
-        part = parts[own if own is not None and split == "val" else self.train_split]
-        if part.size is None:
-            return None
-        if own is not None and split == "train":
-            return part.size
-        share = 1.0 if own is not None else self.val_fraction if split == "val" else 1 - self.val_fraction
+        part, is_shared = self.part_with(split)
+        share = 1.0
+        if is_shared:
+            share = self.val_fraction if split == "val" else 1 - self.val_fraction
         if split == "val" and self.val_documents is not None:
             if part.length is None or self.separator is not None:
                 return None
             share = min(share, self.val_documents / max(part.length, 1))
-        return int(share * part.size)
+        return None if part.size is None else int(share * part.size)
 
     @property
     def place(self) -> str:
@@ -149,15 +149,24 @@ class Hub(Source):
 
     # ---- from rows to documents ------------------------------------------------------------------------------------
 
-    def own_validation(self, parts: "dict[str, Part]") -> str | None:
-        """Return the name of the split for validation, or None if documents are to be held out of the training split."""
+    def part_with(self, split: Split) -> tuple[Part, bool]:
+        """Return the part of the set where a split's documents are, and whether the other's are there too."""
+        parts = self.parts()
         self.demand(self.train_split, parts, "train_split")
         if self.val_split is None or set(parts) == {self.train_split}:
-            return None
+            self.refuse_an_endless_search()
+            return parts[self.train_split], True
         self.demand(self.val_split, parts, "val_split")
-        return self.val_split
+        return parts[self.train_split if split == "train" else self.val_split], False
 
-    def demand(self, split: str, parts: "dict[str, Part]", option: str) -> None:
+    def refuse_an_endless_search(self) -> None:
+        if self.streaming and self.path is None and self.val_documents is None:
+            raise UserError(
+                f"{self.repo} has no split for validation, and would be read over the network to its end to hold"
+                " documents out. Say how many: data.val_documents=500"
+            )
+
+    def demand(self, split: str, parts: dict[str, Part], option: str) -> None:
         if split not in parts:
             raise UserError(
                 f"{self.place} has no split '{split}', only {', '.join(parts)}. Choose one: data.{option}=…"
@@ -207,7 +216,7 @@ class Hub(Source):
 
     # ---- where the rows are ----------------------------------------------------------------------------------------
 
-    def parts(self) -> "dict[str, Part]":
+    def parts(self) -> dict[str, Part]:
         """Return the set's splits by name, opened for reading."""
         if self.path is not None:
             path = self.local()
@@ -252,7 +261,7 @@ class Hub(Source):
             rows = library().load_from_disk(path)
         return rows if isinstance(rows, dict) else {self.train_split: rows}
 
-    def read_in_place(self, path: Path) -> "dict[str, Part]":
+    def read_in_place(self, path: Path) -> dict[str, Part]:
         """Return the splits of a file or of a folder of files, which are read where they are and not copied."""
         if path.is_file():
             files = {self.train_split: [glob_free(path)]}
@@ -273,12 +282,10 @@ class Hub(Source):
             names = library().get_dataset_config_names(where, revision=revision)
             if self.path is not None and names == ["default"]:
                 return library().load_dataset_builder(where)  # a copy of one configuration's files
-            if self.name in names:
-                raise
+            if self.name in names or (self.name is None and len(names) == 1):
+                raise  # it's about something else
             has = f"no configuration '{self.name}', only" if self.name else "several configurations:"
-            raise UserError(
-                f"{self.place} has {has} {', '.join(names)}. Choose one: data.name=…"
-            ) from None
+            raise UserError(f"{self.place} has {has} {', '.join(names)}. Choose one: data.name=…") from None
 
     def refuse_another_revision(self, builder: Any) -> None:
         """`datasets` takes whatever its cache has of a set when the hub hasn't what was asked for, and only logs it."""
@@ -291,9 +298,9 @@ class Hub(Source):
         kept = [folder for folder in folders if self.is_kept_in(folder)]
         if kept:
             return max(kept, key=lambda folder: folder.stat().st_mtime)
-        if is_offline():
+        if variable := forbidden_by():
             raise UserError(
-                f"{self.repo} isn't in {cache_of_datasets()}, and HF_HUB_OFFLINE forbids to download it."
+                f"{self.repo} isn't in {cache_of_datasets()}, and {variable} forbids downloading it."
                 " Unset it, or type data=tales for the built-in corpus."
             )
         folder = self.repo.partition("/")[2]
@@ -340,12 +347,14 @@ class Hub(Source):
     def sentence(self, error: Exception) -> str:
         from datasets.exceptions import DatasetNotFoundError
 
-        deepest: BaseException = error
-        while cause := deepest.__cause__ or deepest.__context__:
-            deepest = cause
-        if isinstance(deepest, OSError) and deepest.errno in (errno.ENOSPC, errno.EDQUOT):
+        chain: list[BaseException] = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        full = (errno.ENOSPC, errno.EDQUOT)
+        reasons = [one.strerror for one in chain if isinstance(one, OSError) and one.errno in full]
+        if reasons:
             return (
-                f"{self.place} can't be kept in {cache_of_datasets()}: {deepest.strerror}. Make room there, name"
+                f"{self.place} can't be kept in {cache_of_datasets()}: {reasons[0]}. Make room there, name"
                 " another folder by HF_HOME=<folder>, or read it as it comes: data.streaming=true"
             )
         said = first_line(error)
@@ -361,94 +370,15 @@ class Hub(Source):
                 f"The hub has no data set '{self.repo}', or doesn't show it to you. Check data.repo; if it's private,"
                 " type: hf auth login"
             )
-        return f"{self.place} can't be read: {first_line(deepest) if 'generating' in said else said}."
-
-
-@dataclass(frozen=True)
-class Part:
-    """A split: its rows, and if they're known, how many bytes of text and how many rows it has."""
-
-    rows: Any
-    size: int | None = None
-    length: int | None = None
+        return f"{self.place} can't be read: {first_line(chain[-1]) if 'generating' in said else said}."
 
 
 # ---- files of this machine -----------------------------------------------------------------------------------------
 
 
-def mapped(rows: Any) -> Part:
-    """Return a split whose files are mapped into memory."""
-    return Part(rows, sum(Path(file["filename"]).stat().st_size for file in rows.cache_files), len(rows))
-
-
-def streamed(builder: Any) -> dict[str, Part]:
-    """Return splits that are read over the network, and their sizes where the set says them."""
-    splits = builder.info.splits or {}
-    parts = {}
-    for name, rows in streams(builder).items():
-        said = splits.get(name)
-        parts[name] = Part(rows, said.num_bytes, said.num_examples) if said else Part(rows)
-    return parts
-
-
-def streams(builder: Any) -> dict[str, Any]:
-    """Return a set's splits, to be read from the files where they are."""
-    if builder.name == "parquet":
-        return {name: ParquetFiles(list(files)) for name, files in builder.config.data_files.items()}
-    return builder.as_streaming_dataset()
-
-
-@dataclass(frozen=True)
-class ParquetFiles:
-    """The rows of parquet files, with as much of a data set's interface as is needed.
-
-    `datasets` reads them with threads that go on when a reader stops early, and that abort Python at its end if they
-    are still at it. It also reads every column.
-    """
-
-    files: list[str]
-    columns: list[str] | None = None
-
-    @property
-    def column_names(self) -> list[str]:
-        with opened(self.files[0]) as file:
-            return file.schema_arrow.names
-
-    def select_columns(self, columns: list[str]) -> "ParquetFiles":
-        return ParquetFiles(self.files, columns)
-
-    def iter(self, batch_size: int) -> Iterator[dict[str, list[Any]]]:
-        for name in self.files:
-            with opened(name) as file:
-                for batch in file.iter_batches(batch_size, columns=self.columns, use_threads=False):
-                    yield batch.to_pydict()
-
-
-@contextlib.contextmanager
-def opened(name: str) -> Iterator[Any]:
-    """Open a parquet file of this machine or, by hf://…, of the hub."""
-    import fsspec
-    from pyarrow.parquet import ParquetFile
-
-    with fsspec.open(name) as file, ParquetFile(file) as parquet:
-        yield parquet
-
-
 def is_saved(path: Path) -> bool:
     """Whether `save_to_disk` wrote this folder."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-
-
-def arrow_files(folder: Path) -> dict[str, Part]:
-    """Return the splits of a folder of the cache, without a look at the hub for anything newer."""
-    splits = json.loads((folder / "dataset_info.json").read_bytes())["splits"]
-    parts = {}
-    for name in splits:
-        is_of_split = re.compile(rf".+-{re.escape(name)}(-\d+-of-\d+)?\.arrow").fullmatch
-        files = sorted(file for file in folder.iterdir() if is_of_split(file.name))
-        rows = [library().Dataset.from_file(str(file)) for file in files]
-        parts[name] = mapped(library().concatenate_datasets(rows))
-    return parts
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -465,84 +395,6 @@ def glob_free(path: Path) -> str:
     return re.sub(r"([*?\[])", r"[\1]", str(path))
 
 
-# ---- the library, its cache and the network ------------------------------------------------------------------------
-
-
-def library() -> Any:
-    """Return the module `datasets`, which takes a second to import and is told to leave the talking to us."""
-    import logging
-
-    import datasets
-
-    for name in ("datasets", "huggingface_hub.repocard"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return datasets
-
-
-@contextlib.contextmanager
-def offline() -> Iterator[None]:
-    """Keep `datasets` from the network. It reads the environment when it's imported, so that would be too late."""
-    library()
-    import datasets.config
-    import huggingface_hub.constants
-
-    modules = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in modules]
-    try:
-        for module in modules:
-            module.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for module, value in zip(modules, before):
-            module.HF_HUB_OFFLINE = value
-
-
-def cache_of_datasets() -> Path:
-    """Return where `datasets` keeps what it made, from the variables that it reads itself."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    home = os.environ.get("HF_HOME") or caches / "huggingface"
-    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets").expanduser()
-
-
 def letters(name: str) -> str:
     """What is left of a set's name in the name of its folder: TinyStories is kept in tiny_stories."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-
-
-def is_offline() -> bool:
-    """Whether the user has forbidden the network."""
-    said = os.environ.get("HF_DATASETS_OFFLINE") or os.environ.get("HF_HUB_OFFLINE") or ""
-    return said.upper() in ("1", "ON", "YES", "TRUE")
-
-
-def can_download() -> bool:
-    """Whether the hub answers at all. The library itself would try for half a minute.
-
-    The thread is there because a name server that doesn't answer knows no time limit.
-    """
-    if is_offline():
-        return False
-    if "all" in urllib.request.getproxies():
-        return True  # a kind of proxy that the library knows, and urllib doesn't
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(answers_to_a_request()), daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return answers == [True]
-
-
-def answers_to_a_request() -> bool:
-    request = urllib.request.Request(endpoint(), method="HEAD", headers={"User-Agent": "minllm"})
-    try:
-        urllib.request.urlopen(request, timeout=PATIENCE).close()
-    except urllib.error.HTTPError:
-        return True
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # it's there; the library has certificates of its own
-    except (OSError, ValueError, http.client.HTTPException):
-        return False
-    return True

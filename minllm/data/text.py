@@ -17,7 +17,7 @@ from minllm.options import Fraction
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 PIECE = 1 << 20  # bytes of a text without separators that are one document
-HASHED = 1 << 26  # bytes of a corpus that are hashed: about 0.05 seconds
+HASHED = 1 << 26  # bytes of a corpus that are hashed, so that it costs a fraction of a second
 
 
 @dataclass(frozen=True, kw_only=True)
