@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import hashlib
 import json
@@ -16,9 +17,7 @@ from minllm.options import Fraction
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 PIECE = 1 << 20  # bytes of a text without separators that are one document
-HASHED_WHOLE = (
-    1 << 28
-)  # files up to this size are known by their content, larger ones by size and time of change
+HASHED = 1 << 26  # bytes of a corpus that are hashed, so that it costs a fraction of a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class TextFiles(Source):
     @property
     def fingerprint(self) -> str:
         options = [self.field, self.separator, self.val_fraction]
-        known = [identity(path) for path in find_files(self.path)]
+        known = identities(find_files(self.path))
         return hashlib.sha256(json.dumps([options, known]).encode()).hexdigest()
 
     def documents(self, split: Split) -> Iterator[str]:
@@ -74,6 +73,10 @@ class TextFiles(Source):
                 f"No document of {self.path} falls in the {'training' if split == 'train' else 'validation'} set:"
                 f" there is too little text for data.val_fraction={self.val_fraction}. Add text or change the fraction."
             )
+
+    def size(self, split: Split) -> int:
+        share = self.val_fraction if split == "val" else 1 - self.val_fraction
+        return int(share * sum(bytes_of_text(path, self.field) for path in find_files(self.path)))
 
     def documents_of(self, path: Path, split: Split) -> Iterator[str]:
         try:
@@ -106,7 +109,7 @@ def find_files(path: str | list[str]) -> list[Path]:
         matches = [here] if here.is_file() else sorted(map(Path, glob.glob(str(here), recursive=True)))
         if not matches:
             what = "No file matches" if glob.has_magic(one) else "There is no file"
-            raise UserError(f"{what} data.path={one} (looked in {Path.cwd()}).")
+            raise UserError(f"{what} data.path={one} (looked in {Path.cwd()}).{neighbour(here)}")
         found.update(dict.fromkeys(file for file in matches if not file.is_dir()))
     for file in found:
         if file.suffix not in SUFFIXES:
@@ -120,18 +123,50 @@ def find_files(path: str | list[str]) -> list[Path]:
     return list(found)
 
 
-def identity(path: Path) -> str:
-    """Return what changes when the file does: a hash of its content, or of its name, size and time if it is large."""
-    status = path.stat()
-    if status.st_size > HASHED_WHOLE:
-        return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+def neighbour(path: Path) -> str:
+    """Return `` Did you mean 'x'?`` where a file or folder beside a missing one is called nearly the same."""
+    names = [beside.name for beside in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean '{path.with_name(near[0])}'?" if near else ""
+
+
+def identities(paths: list[Path]) -> list[str]:
+    """Return for each file what changes when it does: a hash of its content, or its name, size and time.
+
+    The smallest files are hashed, up to `HASHED` bytes of all together, so that large ones cost no time.
+    """
+    known, left = {}, HASHED
     try:
-        return path.suffix + hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(paths, key=lambda path: path.stat().st_size):
+            status = path.stat()
+            left -= status.st_size
+            if left < 0:
+                known[path] = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+            else:
+                known[path] = path.suffix + hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}.") from error
+        raise UserError(f"{error.filename} can't be read: {error.strerror}.") from error
+    return [known[path] for path in paths]
+
+
+def bytes_of_text(path: Path, field: str) -> int:
+    """Return about how many bytes of text a file holds, without reading it."""
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            metadata = pyarrow.parquet.read_metadata(path)
+        except pyarrow.ArrowException:
+            return path.stat().st_size
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+        return sum(one.total_uncompressed_size for one in columns if one.path_in_schema == field)
+    return path.stat().st_size
 
 
 def is_held_out(text: str, place: str, fraction: float) -> bool:
+    """Whether a hash of a text says that it's for validation; `place` is the words for where it stands."""
     try:
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     except UnicodeEncodeError as error:

@@ -19,6 +19,7 @@ from minllm.options import Count, Natural
 
 __all__ = ["Reading", "Story", "Tales", "derivations", "read", "story"]
 
+BYTES_OF_A_STORY = 772  # on average
 VALIDATION_SEED = 1_000_000_000  # training seeds are below it, validation seeds begin with it
 
 
@@ -52,6 +53,13 @@ class Tales(Source):
         for path in sorted(Path(__file__).parent.rglob("*.py")):
             digest.update(path.read_bytes())
         return f"tales-{digest.hexdigest()[:16]}"
+
+    @property
+    def terms(self) -> str:
+        return "MIT"
+
+    def size(self, split: Split) -> int:
+        return BYTES_OF_A_STORY * len(self.seeds(split))
 
     def seeds(self, split: Split) -> range:
         """Return the seeds of a split; the two ranges never meet."""

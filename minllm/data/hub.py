@@ -1,0 +1,400 @@
+"""`data=tinystories` and its like: the documents of a data set on Hugging Face's hub, or of a copy on this machine.
+
+This module's annotations are real objects, not strings, for the reason that `minllm.data.source` gives.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from minllm.data.huggingface import (
+    Part,
+    arrow_files,
+    cache_of_datasets,
+    can_download,
+    endpoint,
+    forbidden_by,
+    library,
+    mapped,
+    offline,
+    streamed,
+    streams,
+)
+from minllm.data.source import Source, Split
+from minllm.data.text import bytes_of_text, identities, is_held_out, neighbour
+from minllm.errors import UserError, first_line
+from minllm.options import Count, Fraction
+
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
+READ_AT_ONCE = 1000  # rows
+LONGEST = 100_000  # rows of a document that ends with a separator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Source):
+    """A data set of the hub's, each row of which is a document, or a line of one if there is a `separator`.
+
+    It's downloaded into the cache of the `datasets` library, and found there when this machine is offline. Nothing of
+    it is run as code.
+
+    The validation documents are those of the split `val_split`. Where that's null, or the set has the training split
+    alone, a training document is held out if a hash of its text says so, as in `data=text`. Either way the first
+    `val_documents` are read, and the others are never trained on.
+
+    repo: the data set's name on the hub, owner/name
+    name: its configuration, such as a sample of it; null if it has one alone
+    revision: the branch, tag or commit. A branch may grow, and tokens already kept don't; a commit is always the same
+    path: a copy on this machine, which is read instead: a folder that was downloaded or written by `save_to_disk`,
+        or one .parquet, .jsonl, .json or .txt file (each line a row)
+    field: the column that holds the text
+    separator: what ends a document whose lines are rows; null: a row is a document
+    train_split: the split to train on
+    val_split: the split to validate on; null: hold documents out of the training split
+    val_documents: read the first so many validation documents only; null: all
+    val_fraction: about how many of the training documents are held out, where there's no split for validation
+    streaming: read the set over the network as it's needed, instead of downloading all of it first
+    licence: the terms that the set's owner gives
+    """
+
+    repo: str
+    name: str | None = None
+    revision: str = "main"
+    path: str | None = None
+    field: str = "text"
+    separator: str | None = None
+    train_split: str = "train"
+    val_split: str | None = "validation"
+    val_documents: Count | None = None
+    val_fraction: Fraction = 0.1
+    streaming: bool = False
+    licence: str = "not said"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.repo):
+            raise UserError(
+                f"data.repo={self.repo} is no data set's name on the hub, which is owner/name."
+                " For a file or folder on this machine, say data.path=<path>."
+            )
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"data.val_fraction={self.val_fraction} leaves nothing on one side. Try 0.1.")
+        if self.separator == "":
+            raise UserError("data.separator is empty. Name the text that ends a document, or null.")
+        if self.val_split == self.train_split:
+            raise UserError(
+                f"data.val_split={self.val_split} is the training split too. To hold documents out of it,"
+                " say data.val_split=null."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Depends on the name and revision, not on what the hub has there today; of a copy, on the files."""
+        options = [self.field, self.separator, self.train_split, self.val_split]
+        options += [self.val_documents, self.val_fraction, self.name]
+        known = [self.repo, self.revision] if self.path is None else self.files_and_identities()
+        return hashlib.sha256(json.dumps([options, known]).encode()).hexdigest()
+
+    @property
+    def terms(self) -> str:
+        return self.licence
+
+    def check(self) -> None:
+        """Raise `UserError` if the copy isn't there, or neither the network nor the cache of `datasets` has the set."""
+        if self.path is not None:
+            self.local()
+        elif not can_download():
+            self.cached()
+
+    def documents(self, split: Split) -> Iterator[str]:
+        """Yield the split's documents.
+
+        Raises:
+            UserError: the set can't be had, or has no such configuration, split or column, or no document is left.
+        """
+        part, is_shared = self.part_with(split)
+        texts = self.texts(part.rows)
+        if is_shared:
+            texts = (text for text in texts if self.is_held_out(text) == (split == "val"))
+        nothing = True
+        for text in islice(texts, self.val_documents if split == "val" else None):
+            nothing = False
+            yield text
+        if nothing:
+            raise UserError(
+                f"No document of {self.place} falls in the {'training' if split == 'train' else 'validation'} set."
+                + (f" Change data.val_fraction={self.val_fraction}." if is_shared else "")
+            )
+
+    def size(self, split: Split) -> int | None:
+        part, is_shared = self.part_with(split)
+        share = 1.0
+        if is_shared:
+            share = self.val_fraction if split == "val" else 1 - self.val_fraction
+        if split == "val" and self.val_documents is not None:
+            if part.length is None or self.separator is not None:
+                return None
+            share = min(share, self.val_documents / max(part.length, 1))
+        return None if part.size is None else int(share * part.size)
+
+    @property
+    def place(self) -> str:
+        """What is read, in words."""
+        return self.repo if self.path is None else f"data.path={self.path}"
+
+    # ---- from rows to documents ------------------------------------------------------------------------------------
+
+    def part_with(self, split: Split) -> tuple[Part, bool]:
+        """Return the part of the set where a split's documents are, and whether the other's are there too."""
+        parts = self.parts()
+        self.demand(self.train_split, parts, "train_split")
+        if self.val_split is None or set(parts) == {self.train_split}:
+            self.refuse_an_endless_search()
+            return parts[self.train_split], True
+        self.demand(self.val_split, parts, "val_split")
+        return parts[self.train_split if split == "train" else self.val_split], False
+
+    def refuse_an_endless_search(self) -> None:
+        if self.streaming and self.path is None and self.val_documents is None:
+            raise UserError(
+                f"{self.repo} has no split for validation, and would be read over the network to its end to hold"
+                " documents out. Say how many: data.val_documents=500"
+            )
+
+    def demand(self, split: str, parts: dict[str, Part], option: str) -> None:
+        if split not in parts:
+            raise UserError(
+                f"{self.place} has no split '{split}', only {', '.join(parts)}. Choose one: data.{option}=…"
+            )
+
+    def is_held_out(self, text: str) -> bool:
+        return is_held_out(text, self.place, self.val_fraction)
+
+    def texts(self, rows: Any) -> Iterator[str]:
+        """Yield the documents in rows, but for empty ones."""
+        values = self.values(rows)
+        documents = values if self.separator is None else self.regrouped(values, self.separator)
+        return (text for text in documents if text and not text.isspace())
+
+    def values(self, rows: Any) -> Iterator[str]:
+        """Yield the text in each row; a missing value is empty."""
+        with self.in_a_sentence():
+            known = rows.column_names
+        if known is not None and self.field in known:
+            rows = rows.select_columns([self.field])
+        for batch in self.explained(rows.iter(READ_AT_ONCE)):
+            if self.field not in batch:
+                raise UserError(
+                    f"{self.place} has no column '{self.field}', only {', '.join(batch)}. Choose one: data.field=…"
+                )
+            for value in batch[self.field]:
+                if not isinstance(value, str | None):
+                    said = json.dumps(value, default=str)[:40]
+                    raise UserError(f"{self.place}: '{self.field}' is not text but {said}.")
+                yield value or ""
+
+    def regrouped(self, rows: Iterable[str], separator: str) -> Iterator[str]:
+        """Join rows to the documents whose lines they are."""
+        lines: list[str] = []
+        for row in rows:
+            *ends, rest = row.split(separator)
+            for end in ends:
+                yield "\n".join([*lines, end]).strip()
+                lines = []
+            lines.append(rest)
+            if len(lines) > LONGEST:
+                raise UserError(
+                    f"{self.place} has no '{separator}' in {LONGEST:,} rows. If each row is a document, say"
+                    " data.separator=null."
+                )
+        yield "\n".join(lines).strip()
+
+    # ---- where the rows are ----------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, Part]:
+        """Return the set's splits by name, opened for reading."""
+        if self.path is not None:
+            path = self.local()
+            if is_saved(path):
+                return {name: mapped(rows) for name, rows in self.saved(path).items()}
+            with offline(), self.in_a_sentence():
+                return self.read_in_place(path)
+        if not can_download():
+            folder = self.cached()
+            with self.in_a_sentence():
+                return arrow_files(folder)
+        with self.in_a_sentence():
+            builder = self.builder(f"hf://datasets/{self.repo}", revision=self.revision)
+            self.refuse_another_revision(builder)
+            if self.streaming:
+                return streamed(builder)
+            builder.download_and_prepare()
+            return {name: mapped(rows) for name, rows in builder.as_dataset().items()}
+
+    def local(self) -> Path:
+        """Return where the copy is, if it's something that can be read."""
+        path = Path(str(self.path)).expanduser()
+        if not path.exists():
+            raise UserError(
+                f"There is no file or folder data.path={self.path} (looked in {Path.cwd()}).{neighbour(path)}"
+            )
+        if path.is_file() and path.suffix not in READERS:
+            raise UserError(f"{path} is not one of {', '.join(READERS)}, the kinds of file that can be read.")
+        if path.is_file() and path.stat().st_size == 0:
+            raise UserError(f"{path} is empty.")
+        return path.resolve()
+
+    def files_and_identities(self) -> list[list[str]]:
+        path = self.local()
+        files = visible_files(path) if path.is_dir() else [path]
+        names = [str(file.relative_to(path)) for file in files]
+        return [[name, known] for name, known in zip(names, identities(files))]
+
+    def saved(self, path: Path) -> dict[str, Any]:
+        """Return the splits of a folder that `save_to_disk` wrote."""
+        with self.in_a_sentence():
+            rows = library().load_from_disk(path)
+        return rows if isinstance(rows, dict) else {self.train_split: rows}
+
+    def read_in_place(self, path: Path) -> dict[str, Part]:
+        """Return the splits of a file or of a folder of files, which are read where they are and not copied."""
+        if path.is_file():
+            files = {self.train_split: [glob_free(path)]}
+            builder = library().load_dataset_builder(READERS[path.suffix], data_files=files)
+        else:
+            builder = self.builder(str(path))
+        sizes = {
+            name: sum(bytes_of_text(Path(file), self.field) for file in files)
+            for name, files in builder.config.data_files.items()
+        }
+        return {name: Part(rows, sizes[name]) for name, rows in streams(builder).items()}
+
+    def builder(self, where: str, revision: str | None = None) -> Any:
+        """Return what `datasets` reads a set with, of the configuration `name`."""
+        try:
+            return library().load_dataset_builder(where, self.name, revision=revision)
+        except ValueError:
+            names = library().get_dataset_config_names(where, revision=revision)
+            if self.path is not None and names == ["default"]:
+                return library().load_dataset_builder(where)  # a copy of one configuration's files
+            if self.name in names or (self.name is None and len(names) == 1):
+                raise  # it's about something else
+            has = f"no configuration '{self.name}', only" if self.name else "several configurations:"
+            raise UserError(f"{self.place} has {has} {', '.join(names)}. Choose one: data.name=…") from None
+
+    def refuse_another_revision(self, builder: Any) -> None:
+        """`datasets` takes whatever its cache has of a set when the hub hasn't what was asked for, and only logs it."""
+        if builder.name == "cache" and self.revision != "main" and not builder.hash.startswith(self.revision):
+            raise UserError(f"{self.repo} has no revision '{self.revision}'. Check data.revision.")
+
+    def cached(self) -> Path:
+        """Return the folder where `datasets` keeps the set that it made from an earlier download."""
+        folders = [info.parent for info in cache_of_datasets().glob("*/*/*/*/dataset_info.json")]
+        kept = [folder for folder in folders if self.is_kept_in(folder)]
+        if kept:
+            return max(kept, key=lambda folder: folder.stat().st_mtime)
+        if variable := forbidden_by():
+            raise UserError(
+                f"{self.repo} isn't in {cache_of_datasets()}, and {variable} forbids downloading it."
+                " Unset it, or type data=tales for the built-in corpus."
+            )
+        folder = self.repo.partition("/")[2]
+        only = f" --include '<the files of {self.name}>'" if self.name else ""
+        raise UserError(
+            f"This machine can't reach {endpoint()}, so {self.repo} can't be downloaded. Type data=tales for the"
+            f" built-in corpus; or, where there is a network, `hf download {self.repo} --repo-type dataset{only}"
+            f" --local-dir {folder}`, and here data.path={folder}"
+        )
+
+    def is_kept_in(self, folder: Path) -> bool:
+        """Whether a folder <owner>___<name>/<configuration>/<version>/<commit> of the cache is this set's."""
+        of_set, configuration, _, commit = folder.parts[-4:]
+        return (
+            letters(of_set) == letters(self.repo)
+            and (self.name is None or configuration == self.name)
+            and (self.revision == "main" or commit.startswith(self.revision))
+            # that of somebody's own choice of files has a name with a hash
+            and json.loads((folder / "dataset_info.json").read_bytes()).get("config_name") == configuration
+        )
+
+    # ---- what went wrong -------------------------------------------------------------------------------------------
+
+    def explained(self, batches: Iterable[dict[str, list[Any]]]) -> Iterator[dict[str, list[Any]]]:
+        """Pass batches on; what the library says when it can't read one becomes a sentence."""
+        batches = iter(batches)
+        while True:
+            with self.in_a_sentence():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextlib.contextmanager
+    def in_a_sentence(self) -> Iterator[None]:
+        """Turn what the library raises into a sentence to the user."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(self.sentence(error)) from error
+
+    def sentence(self, error: Exception) -> str:
+        from datasets.exceptions import DatasetNotFoundError
+
+        chain: list[BaseException] = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        full = (errno.ENOSPC, errno.EDQUOT)
+        reasons = [one.strerror for one in chain if isinstance(one, OSError) and one.errno in full]
+        if reasons:
+            return (
+                f"{self.place} can't be kept in {cache_of_datasets()}: {reasons[0]}. Make room there, name"
+                " another folder by HF_HOME=<folder>, or read it as it comes: data.streaming=true"
+            )
+        said = first_line(error)
+        if isinstance(error, DatasetNotFoundError) and self.path is None:
+            if "gated" in said:
+                return (
+                    f"{self.repo} is given only to those who accept its terms, at"
+                    f" {endpoint()}/datasets/{self.repo}. Do so, then type: hf auth login"
+                )
+            if "Revision" in said:
+                return f"{self.repo} has no revision '{self.revision}'. Check data.revision."
+            return (
+                f"The hub has no data set '{self.repo}', or doesn't show it to you. Check data.repo; if it's private,"
+                " type: hf auth login"
+            )
+        return f"{self.place} can't be read: {first_line(chain[-1]) if 'generating' in said else said}."
+
+
+# ---- files of this machine -----------------------------------------------------------------------------------------
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return a folder's files but for hidden ones, such as what git and `hf download` note down for themselves."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
+def glob_free(path: Path) -> str:
+    """Return a path in which `datasets` finds no pattern."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def letters(name: str) -> str:
+    """What is left of a set's name in the name of its folder: TinyStories is kept in tiny_stories."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())

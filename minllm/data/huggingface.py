@@ -1,0 +1,184 @@
+"""What stands between a source and the library `datasets`: its cache, its reading, and whether the hub can be reached.
+
+The library is imported by `library` alone, since that takes a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 1.2  # seconds for the hub to give any answer
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split: its rows, and if they're known, how many bytes of text and how many rows it has."""
+
+    rows: Any
+    size: int | None = None
+    length: int | None = None
+
+
+def mapped(rows: Any) -> Part:
+    """Return a split whose files are mapped into memory."""
+    return Part(rows, sum(Path(file["filename"]).stat().st_size for file in rows.cache_files), len(rows))
+
+
+def streamed(builder: Any) -> dict[str, Part]:
+    """Return splits that are read over the network, and their sizes where the set says them."""
+    splits = builder.info.splits or {}
+    parts = {}
+    for name, rows in streams(builder).items():
+        said = splits.get(name)
+        parts[name] = Part(rows, said.num_bytes, said.num_examples) if said else Part(rows)
+    return parts
+
+
+def streams(builder: Any) -> dict[str, Any]:
+    """Return a set's splits, to be read from the files where they are."""
+    if builder.name == "parquet":
+        return {name: ParquetFiles(list(files)) for name, files in builder.config.data_files.items()}
+    return builder.as_streaming_dataset()
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """The rows of parquet files, with as much of a data set's interface as is needed.
+
+    `datasets` reads them with threads that go on when a reader stops early, and that abort Python at its end if they
+    are still at it. It also reads every column.
+    """
+
+    files: list[str]
+    columns: list[str] | None = None
+
+    @property
+    def column_names(self) -> list[str]:
+        with opened(self.files[0]) as file:
+            return file.schema_arrow.names
+
+    def select_columns(self, columns: list[str]) -> ParquetFiles:
+        return ParquetFiles(self.files, columns)
+
+    def iter(self, batch_size: int) -> Iterator[dict[str, list[Any]]]:
+        for name in self.files:
+            with opened(name) as file:
+                for batch in file.iter_batches(batch_size, columns=self.columns, use_threads=False):
+                    yield batch.to_pydict()
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[Any]:
+    """Open a parquet file of this machine or, by hf://…, of the hub."""
+    import fsspec
+    from pyarrow.parquet import ParquetFile
+
+    with fsspec.open(name) as file, ParquetFile(file) as parquet:
+        yield parquet
+
+
+def arrow_files(folder: Path) -> dict[str, Part]:
+    """Return the splits of a folder of the cache, without a look at the hub for anything newer."""
+    splits = json.loads((folder / "dataset_info.json").read_bytes())["splits"]
+    parts = {}
+    for name in splits:
+        is_of_split = re.compile(rf".+-{re.escape(name)}(-\d+-of-\d+)?\.arrow").fullmatch
+        files = sorted(file for file in folder.iterdir() if is_of_split(file.name))
+        rows = [library().Dataset.from_file(str(file)) for file in files]
+        parts[name] = mapped(library().concatenate_datasets(rows))
+    return parts
+
+
+# ---- the library and its cache --------------------------------------------------------------------------------------
+
+
+def library() -> Any:
+    """Return the module `datasets`, which takes a second to import and is told to leave the talking to us."""
+    import logging
+
+    import datasets
+
+    for name in ("datasets", "huggingface_hub.repocard"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return datasets
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Keep `datasets` from the network. It reads the environment when it's imported, so that would be too late."""
+    library()
+    import datasets.config
+    import huggingface_hub.constants
+
+    modules = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    try:
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for module, value in zip(modules, before):
+            module.HF_HUB_OFFLINE = value
+
+
+def cache_of_datasets() -> Path:
+    """Return where `datasets` keeps what it made, from the variables that it reads itself."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = os.environ.get("HF_HOME") or caches / "huggingface"
+    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets").expanduser()
+
+
+# ---- the network ----------------------------------------------------------------------------------------------------
+
+
+def endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def forbidden_by() -> str | None:
+    """Return the variable by which the user has forbidden the network, if there is one."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next(
+        (name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None
+    )
+
+
+def can_download() -> bool:
+    """Whether the hub answers at all. The library itself would try for half a minute.
+
+    The thread is there because a name server that doesn't answer knows no time limit.
+    """
+    if forbidden_by():
+        return False
+    if "all" in urllib.request.getproxies():
+        return True  # a kind of proxy that the library knows, and urllib doesn't
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(answers_to_a_request()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return answers == [True]
+
+
+def answers_to_a_request() -> bool:
+    request = urllib.request.Request(endpoint(), method="HEAD", headers={"User-Agent": "minllm"})
+    try:
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # it's there; the library has certificates of its own
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+    return True
