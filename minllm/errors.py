@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -28,3 +29,10 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean '{near[0]}'?"
     return f" Choose one of: {', '.join(known)}." if known else ""
+
+
+def neighbour(path: Path) -> str:
+    """Return `` Did you mean 'x'?`` where a file or folder beside a missing one is called nearly the same."""
+    names = [beside.name for beside in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean '{path.with_name(near[0])}'?" if near else ""

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from minllm import network
 from minllm.config import build, compose, validate
 from minllm.data import hub as hub_module
-from minllm.data import huggingface
 from minllm.data.hub import Hub
 from minllm.data.tales import Tales
 from minllm.data.text import TextFiles
 from minllm.errors import UserError
+from tests.test_import import byte_level
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN = [f"Story {number} – once upon a time" for number in range(60)]
@@ -317,14 +318,16 @@ COMMIT = "a" * 40
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """As much of the hub as `datasets` asks for, with two sets, and one that is gated."""
+    """As much of the hub as its libraries ask for, with two sets, a tokenizer, and a set that is gated."""
 
     protocol_version = "HTTP/1.1"
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path, _, query = self.path.partition("?")
-        found = re.fullmatch(r"(?:/api)?/datasets/(me/\w+)/?(resolve|tree|revision)?/?(\w+)?/?(.*)", path)
+        found = re.fullmatch(
+            r"(?:/api)?(?:/datasets|/models)?/(me/\w+)/?(resolve|tree|revision)?/?(\w+)?/?(.*)", path
+        )
         files = self.server.sets.get(found[1]) if found else None
         if found and found[1] == "me/Gated":
             self.send(403 if found[2] == "resolve" else 200, b"{}", error="GatedRepo")
@@ -338,7 +341,8 @@ class StandIn(BaseHTTPRequestHandler):
         elif found[2] == "tree":
             self.send(200, json.dumps(listing(files, found[4])).encode())
         else:
-            self.send(200, json.dumps({"id": found[1], "sha": COMMIT, "siblings": []}).encode())
+            names = [{"rfilename": name} for name in files] if path.startswith("/api/models") else []
+            self.send(200, json.dumps({"id": found[1], "sha": COMMIT, "siblings": names}).encode())
 
     do_GET = do_HEAD = do_POST = answer
 
@@ -387,7 +391,13 @@ def stand_in(downloaded, tmp_path, monkeypatch) -> Iterator[ThreadingHTTPServer]
     }
     lines = write_jsonl(tmp_path / "lines.jsonl", TRAIN).read_bytes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    server.sets = {"me/TinyStories": files, "me/Lines": {"lines.jsonl": lines}}
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = {
+        "tokenizer.json": (tmp_path / "tokenizer.json").read_bytes(),
+        "tokenizer_config.json": b'{"bos_token": "<|pad|>", "eos_token": "<|endoftext|>"}',
+        "model.bin": b"large",
+    }
+    server.sets = {"me/TinyStories": files, "me/Lines": {"lines.jsonl": lines}, "me/Model": tokenizer}
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -461,6 +471,42 @@ def test_what_the_hub_does_not_have_is_said(stand_in):
     assert "no split 'dev', only train, validation" in split
 
 
+TELL = """
+import json, sys
+import minllm.tokenizer
+from minllm.errors import UserError
+
+for name in sys.argv[1:]:
+    try:
+        tokenizer = minllm.tokenizer.load(name)
+        found = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.decode(tokenizer.encode(" a \u2581"))]
+        print(json.dumps(found))
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def load(*names: str) -> list[object]:
+    """Load tokenizers in a new process."""
+    command = [sys.executable, "-c", TELL, *names]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_tokenizer_of_the_hub_is_downloaded_once_and_then_needs_no_network(stand_in):
+    found, missing, lines, path = load("me/Model", "me/Missing", "me/Lines", "./me/Model")
+    assert found == [0, 1, " a \u2581"]
+    assert "the hub has no model 'me/Missing'" in missing
+    assert "There is no tokenizer.json" in lines
+    assert path.startswith("There is no folder './me/Model'") and "hub" not in path
+    assert not list(Path(os.environ["HF_HOME"]).rglob("model.bin"))
+    stand_in.shutdown()
+    stand_in.server_close()
+    again, other = load("me/Model", "me/Other")
+    assert again == found and "can't reach http://127.0.0.1" in other
+
+
 # ---- no network -----------------------------------------------------------------------------------------------------
 
 
@@ -495,7 +541,7 @@ def test_a_name_server_that_never_answers_is_not_waited_for(monkeypatch):
 
 def test_a_network_that_is_forbidden_is_not_tried(stand_in, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface, "answers_to_a_request", None)
+    monkeypatch.setattr(network, "answers_to_a_request", None)
     with pytest.raises(UserError, match="me/Lines isn't in .*, and HF_HUB_OFFLINE forbids downloading it"):
         Hub(repo="me/Lines").check()
 

@@ -18,9 +18,6 @@ from minllm.data.huggingface import (
     Part,
     arrow_files,
     cache_of_datasets,
-    can_download,
-    endpoint,
-    forbidden_by,
     library,
     mapped,
     offline,
@@ -28,8 +25,9 @@ from minllm.data.huggingface import (
     streams,
 )
 from minllm.data.source import Source, Split
-from minllm.data.text import bytes_of_text, identities, is_held_out, neighbour
-from minllm.errors import UserError, first_line
+from minllm.data.text import bytes_of_text, identities, is_held_out
+from minllm.errors import UserError, first_line, neighbour
+from minllm.network import can_download, endpoint, forbidden_by
 from minllm.options import Count, Fraction
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}

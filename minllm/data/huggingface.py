@@ -1,4 +1,4 @@
-"""What stands between a source and the library `datasets`: its cache, its reading, and whether the hub can be reached.
+"""What stands between a source and the library `datasets`: its cache and its reading.
 
 The library is imported by `library` alone, since that takes a second.
 """
@@ -6,20 +6,13 @@ The library is imported by `library` alone, since that takes a second.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import re
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-PATIENCE = 1.2  # seconds for the hub to give any answer
 
 
 @dataclass(frozen=True)
@@ -138,47 +131,3 @@ def cache_of_datasets() -> Path:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     home = os.environ.get("HF_HOME") or caches / "huggingface"
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets").expanduser()
-
-
-# ---- the network ----------------------------------------------------------------------------------------------------
-
-
-def endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-
-
-def forbidden_by() -> str | None:
-    """Return the variable by which the user has forbidden the network, if there is one."""
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return next(
-        (name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None
-    )
-
-
-def can_download() -> bool:
-    """Whether the hub answers at all. The library itself would try for half a minute.
-
-    The thread is there because a name server that doesn't answer knows no time limit.
-    """
-    if forbidden_by():
-        return False
-    if "all" in urllib.request.getproxies():
-        return True  # a kind of proxy that the library knows, and urllib doesn't
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(answers_to_a_request()), daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return answers == [True]
-
-
-def answers_to_a_request() -> bool:
-    request = urllib.request.Request(endpoint(), method="HEAD", headers={"User-Agent": "minllm"})
-    try:
-        urllib.request.urlopen(request, timeout=PATIENCE).close()
-    except urllib.error.HTTPError:
-        return True
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # it's there; the library has certificates of its own
-    except (OSError, ValueError, http.client.HTTPException):
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import json
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.data.source import Source, Split
-from minllm.errors import UserError
+from minllm.errors import UserError, neighbour
 from minllm.options import Fraction
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -121,13 +120,6 @@ def find_files(path: str | list[str]) -> list[Path]:
     if not found:
         raise UserError(f"data.path={path} names no file. Name one, such as data.path=notes.txt")
     return list(found)
-
-
-def neighbour(path: Path) -> str:
-    """Return `` Did you mean 'x'?`` where a file or folder beside a missing one is called nearly the same."""
-    names = [beside.name for beside in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean '{path.with_name(near[0])}'?" if near else ""
 
 
 def identities(paths: list[Path]) -> list[str]:

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from minllm.errors import UserError, first_line
+from minllm.errors import UserError, first_line, neighbour
+from minllm.network import can_download, endpoint, forbidden_by
 from minllm.options import Count, Natural
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.sentencepiece import SPACE
@@ -164,13 +165,65 @@ class HuggingFace(Tokenizer):
 
 
 def find_folder(name: str, revision: str) -> Path:
-    """Return where a tokenizer's files are: its folder, or what the hub's cache has of it."""
-    return Path(name).expanduser()
+    """Return where a tokenizer's files are: in its folder, or where the hub's library has put them."""
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return folder
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):  # no name that the hub could have
+        raise UserError(f"There is no folder '{name}' (looked in {Path.cwd()}).{neighbour(folder)}")
+    return in_cache(name, revision) or download(name, revision)
+
+
+def in_cache(name: str, revision: str) -> Path | None:
+    """Return the folder in the hub's cache that has the tokenizer already."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if (folder / FILE).is_file() else None
+
+
+def download(name: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    here = f"There is no folder '{name}' (looked in {Path.cwd()}),"
+    if variable := forbidden_by():
+        raise UserError(f"{here} and {variable} forbids looking for it on the hub.{neighbour(Path(name))}")
+    if not can_download():
+        raise UserError(
+            f"{here} and this machine can't reach {endpoint()} to look for a tokenizer of that name."
+            f"{neighbour(Path(name))} Elsewhere, type `hf download {name} {FILE} tokenizer_config.json --local-dir"
+            f" {Path(name).name}`, and here tokenizer.name={Path(name).name}"
+        )
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=[FILE, "tokenizer_config.json"])
+        )
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{name} has no revision '{revision}' on the hub. Check tokenizer.revision."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{here} and the hub has no model '{name}', or doesn't show it to you.{neighbour(Path(name))} Check"
+            " tokenizer.name; if it's private, type: hf auth login"
+        ) from error
+    except HfHubHTTPError as error:
+        raise UserError(
+            f"The hub doesn't give '{name}': {first_line(error)}. If it asks to accept its terms, do so at"
+            f" {endpoint()}/{name}, then type: hf auth login"
+        ) from error
 
 
 def read(folder: Path) -> dict[str, Any]:
     if not (folder / FILE).is_file():
-        raise UserError(f"There is no {FILE} in '{folder}': name its folder, tokenizer.name=<folder>.")
+        raise UserError(
+            f"There is no {FILE} in '{folder}': name a folder, or a model of the hub, that has one."
+        )
     source = read_json(folder / FILE)
     if not isinstance(source.get("model"), dict):
         raise UserError(f"{folder / FILE} is damaged: it describes no model.")
