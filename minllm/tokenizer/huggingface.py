@@ -22,7 +22,8 @@ from minllm.options import Count, Natural
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.sentencepiece import SPACE
 
-FILE, METADATA = "tokenizer.json", "minllm.json"
+FILE, CONFIG, METADATA = "tokenizer.json", "tokenizer_config.json", "minllm.json"
+FILES = [FILE, CONFIG]  # what is taken from the hub
 ENDS = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"]
 """What the token that ends a text is called, where nothing else says it."""
 PROBE = " A  b\n\t Éé e\u0301 日本 \U0001f409 \u00a0\x00 I'LL 0123 <0x41></s><eos><s><|x|>  "
@@ -134,7 +135,7 @@ class HuggingFace(Tokenizer):
 
     def _said(self, token: str) -> int | str | None:
         """Return the token that begins or ends a text, as files beside tokenizer.json say."""
-        for file in (METADATA, "tokenizer_config.json"):
+        for file in (METADATA, CONFIG):
             if (self.folder / file).is_file():
                 said = read_json(self.folder / file).get(token)
                 return said.get("content") if isinstance(said, dict) else said
@@ -180,7 +181,7 @@ def in_cache(name: str, revision: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     return folder if (folder / FILE).is_file() else None
@@ -200,9 +201,7 @@ def download(name: str, revision: str) -> Path:
             f" {Path(name).name}`, and here tokenizer.name={Path(name).name}"
         )
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[FILE, "tokenizer_config.json"])
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except RevisionNotFoundError as error:
         raise UserError(
             f"{name} has no revision '{revision}' on the hub. Check tokenizer.revision."
