@@ -53,6 +53,10 @@ class Tales(Source):
             digest.update(path.read_bytes())
         return f"tales-{digest.hexdigest()[:16]}"
 
+    @property
+    def terms(self) -> str:
+        return "MIT, as minllm itself"
+
     def seeds(self, split: Split) -> range:
         """Return the seeds of a split; the two ranges never meet."""
         if split == "val":
