@@ -23,7 +23,7 @@ from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.help import CONF
 from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
-from minllm.validation import allowed_packages, branches_of, locate, options_of, validate
+from minllm.validation import allowed_packages, branches_of, locate, options_of, section_of, validate
 
 __all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
 
@@ -112,11 +112,17 @@ def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str,
 def perform(cfg: DictConfig, run_dir: Path) -> Any:
     """Do the configuration's task, and return what it returns.
 
-    A task is a function `task(cfg, run_dir, *, <its own root keys>)`. A resumed run goes on in its own folder.
+    A task is a function `task(cfg, run_dir, *, <its own keys>)`: they stand at the root, or in the section that they
+    are marked with (`minllm.options.In`). A resumed run goes on in its own folder.
     """
     validate(cfg)
     task = locate(cfg.task._target_, allowed_packages(cfg))
-    own = {option.name: plain(cfg[key]) for key, option in options_of(task).items() if key in cfg}
+    own = {}
+    for key, option in options_of(task).items():
+        section = section_of(option)
+        place = cfg[section] if section else cfg
+        if key in place:
+            own[option.name] = plain(place[key])
     return task(cfg, Path(cfg.get("resume") or run_dir), **own)
 
 

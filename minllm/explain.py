@@ -109,7 +109,7 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
     for group in groups:
         if key == group.rpartition("/")[2]:
             return f"There is no '{key}'. Did you mean {group}={value}?"
-    tasks = [task for task, option in groups.get("task", {}).items() if key in option.root_keys]
+    tasks = [task for task, option in groups.get("task", {}).items() if key in option.keys]
     if tasks:
         return f"This task takes no '{key}'. Add task={' or task='.join(tasks)}."
     parent, _, name = key.rpartition(".")

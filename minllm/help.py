@@ -6,7 +6,7 @@ Nothing here imports Hydra, so that the answer comes at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Option:
     """One YAML file of a group."""
 
     comment: str  # its first line of comment that isn't a directive
-    root_keys: frozenset[str]
+    keys: frozenset[str]  # of the file's root, and those of its sections with a dot: tokenizer.show
 
 
 def help_text(folders: Iterable[str] = ()) -> str:
@@ -80,7 +80,14 @@ def read_option(file: Path) -> Option:
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     comments = (line[1:].strip() for line in lines if line.startswith("#"))
     comment = next((text for text in comments if text and not text.startswith("@")), "")
-    return Option(comment, frozenset(re.findall(r"^(\w+):", "\n".join(lines), re.M)))
+    return Option(comment, frozenset(keys_of(lines)))
+
+
+def keys_of(lines: Iterable[str]) -> Iterator[str]:
+    section = ""
+    for entry in filter(None, (re.match(r"(  )?(\w+):", line) for line in lines)):
+        section = section if entry[1] else entry[2]
+        yield f"{section}.{entry[2]}" if entry[1] else section
 
 
 def default_choices() -> dict[str, str]:

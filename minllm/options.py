@@ -27,6 +27,13 @@ class Range:
         return above and below and math.isfinite(number)
 
 
+@dataclass(frozen=True)
+class In:
+    """Where a task's option stands if not at the root: `show: Annotated[str, In("tokenizer")]` is tokenizer.show."""
+
+    section: str
+
+
 Count = Annotated[int, Range("a whole number of 1 or more", 1)]
 Natural = Annotated[int, Range("a whole number of 0 or more", 0)]
 Positive = Annotated[float, Range("a number above 0", 0, low_open=True)]

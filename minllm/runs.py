@@ -148,14 +148,7 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
 def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`init_from=`: a new run that starts with another's model. What the model is comes from there."""
     # a preset names the model already, which must turn out to have the same parameters
-    result = cfg if "experiment" in named else overlaid(cfg, saved, MODEL_KEYS, named)
-    if result.tokenizer != saved.tokenizer:
-        its_own = saved.choices.get("tokenizer")
-        raise UserError(
-            f"The model of {cfg.init_from} reads tokens of tokenizer={its_own}, and another's would mean nothing to it."
-            f" Type tokenizer={its_own}, or leave init_from= out."
-        )
-    return result
+    return overlaid(cfg, saved, ["tokenizer"] if "experiment" in named else MODEL_KEYS, named)
 
 
 def overlaid(cfg: DictConfig, saved: DictConfig, names: Iterable[str], named: set[str]) -> DictConfig:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.options import Natural, Range
+from minllm.options import In, Natural, Range
 
 Node = Mapping[str, Any]  # a part of the config with its own `_target_`
 
@@ -39,7 +39,10 @@ def root_options(
     train: Node,
     sample: Node,
 ) -> None:
-    """The keys at the root of every configuration; a task's own keyword-only parameters come on top."""
+    """The keys at the root of every configuration; a task's own keyword-only parameters come on top.
+
+    Those that are marked with `In` stand in one of the sections above, beside the options of its own class.
+    """
 
 
 def validate(cfg: DictConfig) -> None:
@@ -52,14 +55,32 @@ def validate(cfg: DictConfig) -> None:
     check_groups(cfg)
     task = locate(target_of(cfg.get("task"), "task"), allowed, "task._target_")
     check_options(cfg.task, "task", {}, allowed, also={"_target_"})
-    # a task's options stand at the root, beside its node
-    check_options(cfg, "", {**options_of(root_options), **options_of(task)}, allowed, also={"task"})
+    # a task's options stand at the root, beside its node, or in the section that they are marked with
+    options: dict[str, dict[str, inspect.Parameter]] = {"": options_of(root_options)}
+    for name, option in options_of(task).items():
+        options.setdefault(section_of(option), {})[name] = option
+    at_root, *sections = options
+    own = {name: option for name, option in options[at_root].items() if name not in sections}
+    check_options(cfg, "", own, allowed, also={"task", *sections})
+    for section in sections:
+        check_node(cfg.get(section), section, allowed, options[section])
 
 
-def check_node(node: Mapping[str, Any], path: str, allowed: set[str]) -> None:
-    """Check a node with its own `_target_` against that target's constructor."""
+def section_of(option: inspect.Parameter) -> str:
+    """Return the section that a task's option stands in; "" is the root."""
+    marks = get_args(option.annotation)[1:] if get_origin(option.annotation) is Annotated else ()
+    return next((mark.section for mark in marks if isinstance(mark, In)), "")
+
+
+def check_node(
+    node: Mapping[str, Any],
+    path: str,
+    allowed: set[str],
+    of_task: Mapping[str, inspect.Parameter] = types.MappingProxyType({}),
+) -> None:
+    """Check a node with its own `_target_` against that target's constructor, and the task's options in it."""
     target = locate(target_of(node, path), allowed, f"{path}._target_")
-    options = options_of(target)
+    options = {**options_of(target), **of_task}
     branches = branches_of(node, target, options)
     for name in branches:
         check_node(node[name], f"{path}.{name}", allowed)
@@ -270,6 +291,8 @@ def literal_words(kind: Any) -> list[Any]:
     """The words of every `Literal` inside an annotation."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))
+    if get_origin(kind) is Annotated:
+        return literal_words(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
         return [word for one in get_args(kind) for word in literal_words(one)]
     return []

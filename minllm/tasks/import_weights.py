@@ -42,7 +42,8 @@ def import_weights(cfg: DictConfig, run_dir: Path, *, from_: str) -> dict[str, A
     fill(model, family.TABLE, weights, prefix=family.PREFIX, renamed=getattr(family, "RENAMED", {}))
 
     run.begin(cfg, tokenizer)
-    checkpoints.save(run.checkpoints, model, build(cfg.optim, model), checkpoints.Progress(), keep=1)
+    progress = checkpoints.Progress(tokenizer=tokenizer.fingerprint)
+    checkpoints.save(run.checkpoints, model, build(cfg.optim, model), progress, keep=1)
     summary = {
         **asdict(cost(model, cfg.data.seq_len)),
         "steps": 0,

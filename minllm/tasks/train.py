@@ -92,13 +92,14 @@ def prepare(
     if progress.decisions.get("micro_batch_size_asked") != rows:
         progress.decisions |= {"micro_batch_size": rows, "micro_batch_size_asked": rows}
 
-    origin = run_dir if resume else init_from
-    tokenizer = build(cfg.tokenizer, Path(origin) / "tokenizer") if origin else build(cfg.tokenizer)
+    origin = checkpoints.find(init_from, "best") if init_from else checkpoint
+    tokenizer = checkpoints.tokenizer_of(origin, cfg) if origin else build(cfg.tokenizer)
+    progress.tokenizer = tokenizer.fingerprint
     source = build(cfg.data)
     check_source(source, tokenizer)
     model = build_model(cfg, tokenizer).to(device)
     if init_from:
-        checkpoints.load_weights(checkpoints.find(init_from, "best"), model)
+        checkpoints.load_weights(origin, model)
     optimizer = build(cfg.optim, model)
     budget = budget_of(settings, model, cfg.data.seq_len)
     schedule = build(cfg.schedule)

@@ -1,11 +1,13 @@
-"""Byte-pair encoding by sentencepiece, within the words of a regular expression, lossless.
+"""Byte-pair encoding or a unigram model by sentencepiece, lossless.
 
-A text is split by a regular expression in the manner of GPT-4's: a word takes the space or the mark before
-it, digits come in threes, and a line's end stays with the marks it follows. Each such chunk is encoded alone,
-so no token reaches across two. sentencepiece itself knows the expression only while it trains, as its
-`pretokenizer` callback; its `encode` never calls it. Having learnt `'s` from `it's`, it would use it in
-`the 'sun'` too, where the expression parts `'` from `sun`. So the split is done here as well, and a text's
-tokens are those that training counted.
+Byte-pair encoding stays within the words of a regular expression in the manner of GPT-4's: a word takes the space or
+the mark before it, digits come in twos, and a line's end stays with the marks it follows. Each such chunk is encoded
+alone, so no token reaches across two. sentencepiece itself knows the expression only while it trains, as its
+`pretokenizer` callback; its `encode` never calls it. Having learnt `'s` from `it's`, it would use it in `the 'sun'`
+too, where the expression parts `'` from `sun`. So the split is done here as well, and a text's tokens are those that
+training counted.
+
+A unigram model has no expression: a text is encoded as a whole, by the likeliest of all its ways to be cut.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import UserError
+from minllm.help import CONF
 from minllm.tokenizer import Tokenizer, write_files
 
 MODEL, METADATA = "tokenizer.model", "metadata.json"
@@ -49,10 +52,13 @@ class SentencePiece(Tokenizer):
         self.bos_id = self.eos_id = self.pad_id = self.processor.eos_id()
         self.table = [self.bytes_of(token) for token in range(self.vocab_size)]
         self.byte_tokens = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-        self.split = re.compile(self.metadata["pattern"]).findall
-        self.fingerprint = hashlib.sha256(self.model + self.metadata["pattern"].encode()).hexdigest()
+        pattern = self.metadata["pattern"]
+        self.split = re.compile(pattern).findall if pattern else None
+        self.fingerprint = hashlib.sha256(self.model + (pattern or "").encode()).hexdigest()
 
     def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
+        if self.split is None:
+            return [self.encode_chunk(text) for text in texts]
         chain = itertools.chain.from_iterable
         return [list(chain(map(self.tokens_of, self.split(text)))) for text in texts]
 
@@ -90,10 +96,10 @@ def find_folder(folder: str) -> Path:
     for place in (here, REPOSITORY / here):
         if (place / MODEL).is_file():
             return place
-    shipped = sorted(path.parent.name for path in (REPOSITORY / "tokenizers").glob(f"*/{MODEL}"))
+    options = sorted(path.stem for path in (CONF / "tokenizer").glob("*.yaml"))
     raise UserError(
-        f"There is no tokenizer in '{folder}'. Train it with `python run.py task=tokenize name=<name>`, or choose"
-        f" tokenizer={' or '.join([*shipped, 'bytes'])}."
+        f"There is no tokenizer in '{folder}'. Train one with python run.py task=tokenizer 'tokenizer.sizes=[4096]', or"
+        f" choose tokenizer={' or '.join(options)}."
     )
 
 
@@ -112,6 +118,10 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise UserError(f"The tokenizer in '{folder}' is damaged: {METADATA} isn't valid JSON.") from error
     if not isinstance(metadata, dict) or not {"sha256", "pattern"} <= metadata.keys():
         raise UserError(f"The tokenizer in '{folder}' is damaged: {METADATA} lacks sha256 or pattern.")
+    if not is_pattern(metadata["pattern"]):
+        raise UserError(
+            f"The tokenizer in '{folder}' is damaged: the pattern in {METADATA} is no regular expression, nor null."
+        )
     if hashlib.sha256(model).hexdigest() != metadata["sha256"]:
         raise UserError(
             f"The tokenizer in '{folder}' is damaged: {MODEL} isn't the file whose sha256 {METADATA} has."
@@ -120,8 +130,15 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], bytes]:
     return metadata, model
 
 
+def is_pattern(pattern: object) -> bool:
+    try:
+        return pattern is None or bool(re.compile(pattern))
+    except (re.error, TypeError):
+        return False
+
+
 def write_folder(folder: Path, metadata: dict[str, Any], model: bytes) -> None:
-    """Write a tokenizer's two files."""
+    """Write a tokenizer's two files, the metadata last: without it, or with another's, the folder is refused."""
     text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
     try:
         write_files(folder, {MODEL: model, METADATA: text.encode()})

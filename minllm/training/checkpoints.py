@@ -53,6 +53,8 @@ class Progress:
     val_bpb: float | None = None
     best: dict | None = None
     """The step and val_loss of the best evaluation so far."""
+    tokenizer: str | None = None
+    """The fingerprint of the tokenizer whose tokens the model reads; None in checkpoints of before."""
     data: dict | None = None
     """How many documents, tokens and bytes it learns from, and their hash; a resumed run learns from the same."""
     recent_losses: list[float] = field(default_factory=list)
@@ -205,10 +207,36 @@ def load_as(
 ) -> tuple[LM, Tokenizer]:
     """Return a run's model and tokenizer with the options of `cfg`, which may differ from those it was made with."""
     checkpoint = find(run, which)
-    tokenizer = build(cfg.tokenizer, run_of(checkpoint) / "tokenizer")
+    tokenizer = tokenizer_of(checkpoint, cfg)
     model = build_model(cfg, tokenizer).to(device)
     load_weights(checkpoint, model)
     return model.eval(), tokenizer
+
+
+def tokenizer_of(checkpoint: Path, cfg: DictConfig) -> Tokenizer:
+    """Return the tokenizer that a checkpoint was trained with, whichever `cfg` names: if it's another, it is refused.
+
+    Raises:
+        UserError: `cfg` has another tokenizer, or the one that the run kept isn't what it was.
+    """
+    run = run_of(checkpoint)
+    saved = runs.read_run(run, cfg.extensions)
+    kept = build(saved.tokenizer, run / "tokenizer")
+    before = read_progress(checkpoint).tokenizer
+    if before not in (None, kept.fingerprint):
+        raise UserError(
+            f"The tokenizer in {run / 'tokenizer'} ({kept.fingerprint[:8]}) isn't the one that {checkpoint.name} was"
+            f" trained with ({before[:8]}). Put that one's files back; the model can't read another's tokens."
+        )
+    # what is typed for the tokenizer may call the same one by another name
+    asked = kept if cfg.tokenizer == saved.tokenizer else build(cfg.tokenizer)
+    if asked.fingerprint != kept.fingerprint:
+        raise UserError(
+            f"The model of {run} reads tokens of tokenizer={saved.choices.get('tokenizer')} ({kept.fingerprint[:8]}),"
+            f" and those of tokenizer={cfg.choices.get('tokenizer')} ({asked.fingerprint[:8]}) would mean nothing to"
+            " it. Leave out what you typed for the tokenizer: a run keeps its own."
+        )
+    return kept
 
 
 @contextmanager

@@ -1,0 +1,236 @@
+"""`task=tokenizer`: train tokenizers on a corpus, or show how one cuts a text.
+
+python run.py task=tokenizer 'tokenizer.sizes=[512,1024,2048,4096]'        # those that come with minllm, once more
+python run.py task=tokenizer data=text data.path=notes.txt 'tokenizer.sizes=[1000]'
+python run.py tokenizer.folder=tokenizers/notes-bpe-1000 data=text data.path=notes.txt
+python run.py task=tokenizer tokenizer=bytes 'tokenizer.show="Once upon a time"'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import DictConfig
+
+from minllm.config import build
+from minllm.data.source import Source
+from minllm.data.text import TextFiles, find_files
+from minllm.errors import UserError
+from minllm.options import Count, In
+from minllm.tokenizer import Tokenizer
+from minllm.tokenizer.sentencepiece import SentencePiece, write_folder
+from minllm.tokenizer.training import Algorithm, pattern_of, train
+
+HELD_OUT = 1_000  # documents to measure with
+# what would move the cursor or can't be seen, and what is shown in its place
+VISIBLE = {" ": "·", "\n": "⏎", "\t": "→", "\r": "␍"}
+BACKGROUNDS = ("\x1b[30;48;5;153m", "\x1b[30;48;5;223m")  # black on light blue, and on light orange
+Cell = tuple[str, str]  # a piece as it is shown, and its number
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def train_or_show(
+    cfg: DictConfig,
+    run_dir: Path,
+    *,
+    sizes: Annotated[list[Count] | None, In("tokenizer")] = None,
+    show: Annotated[str | None, In("tokenizer")] = None,
+    algorithm: Annotated[Algorithm, In("tokenizer")] = "bpe",
+    corpus: Annotated[str | None, In("tokenizer")] = None,
+    max_documents: Annotated[Count, In("tokenizer")] = 100_000,
+    into: Annotated[str, In("tokenizer")] = "tokenizers",
+) -> dict[str, float] | list[int]:
+    """Train a tokenizer of each size on `cfg.data`, or show the tokens of a text.
+
+    Args:
+        cfg: the composed configuration; only its `data` counts, or its `tokenizer`.
+        run_dir: unused: a tokenizer isn't a run.
+        sizes: vocabulary sizes. Those of byte-pair encoding are the beginning of the largest.
+        show: the text to show.
+        algorithm: byte-pair encoding within words, or a unigram model of whole texts.
+        corpus: what the corpus is to be called; null: as `data=` is, and of data=text, as its file.
+        max_documents: how many of the training documents to learn from.
+        into: where the folders go, `<corpus>-<algorithm>-<size>`.
+
+    Returns:
+        The bytes of held-out text to a token, by the folder's name; or the text's tokens.
+
+    Raises:
+        UserError: the corpus can't be read or is too small for the sizes, or a folder can't be written.
+    """
+    if bool(sizes) == (show is not None):
+        raise UserError(
+            "task=tokenizer trains or shows: type 'tokenizer.sizes=[512,4096]' to train tokenizers on data=…, or"
+            " 'tokenizer.show=\"Once upon a time\"' to see how tokenizer=… cuts a text."
+        )
+    if show is not None:
+        return shown(build(cfg.tokenizer), show)
+    source = build(cfg.data)
+    name = f"{corpus_name(corpus, cfg, source)}-{algorithm}"
+    return trained(source, name, sizes, algorithm, max_documents, Path(into))
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def trained(
+    source: Source, name: str, sizes: Sequence[int], algorithm: Algorithm, documents: int, into: Path
+) -> dict[str, float]:
+    """Write a folder for each size, and return the bytes of held-out text to a token of each."""
+    texts = Counted(itertools.islice(source.documents("train"), documents))
+    models = train(texts, sizes, algorithm)
+    held_out = list(itertools.islice(source.documents("val"), HELD_OUT))
+    corpus = {
+        "name": name.rpartition("-")[0],
+        "hash": source.fingerprint,
+        "terms": source.terms,
+        "documents": texts.documents,
+        "bytes": texts.bytes,
+    }
+    measured = {}
+    for size, model in models.items():
+        place = into / f"{name}-{size}"
+        metadata = described(model, place.name, algorithm, corpus)
+        measured[place.name] = metadata["held_out_bytes_per_token"] = measure(metadata, model, held_out)
+        write_folder(place, metadata, model)
+    print("\n".join(table(measured, into)))
+    return measured
+
+
+def corpus_name(typed: str | None, cfg: DictConfig, source: Source) -> str:
+    """Return what a corpus is called in the names of folders."""
+    name = typed or cfg.choices["data"]
+    if typed is None and isinstance(source, TextFiles):
+        files = find_files(source.path)
+        name = files[0].stem if len(files) == 1 else ""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            "What should the corpus be called in the tokenizers' folders? Type tokenizer.corpus=<name>, of letters,"
+            " digits, dots, dashes and underscores."
+        )
+    return name
+
+
+class Counted:
+    """Texts that count themselves as they pass."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self.texts, self.documents, self.bytes = texts, 0, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self.texts:
+            self.documents += 1
+            self.bytes += len(text.encode())
+            yield text
+
+
+def described(model: bytes, name: str, algorithm: Algorithm, corpus: dict[str, Any]) -> dict[str, Any]:
+    """Return what a tokenizer's metadata says, but for how good it is."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = [processor.id_to_piece(token) for token in range(processor.vocab_size())]
+    return {
+        "name": name,
+        "algorithm": algorithm,
+        "vocab_size": len(pieces),
+        "corpus": corpus,
+        "pattern": pattern_of(algorithm),
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "pieces_sha256": hashlib.sha256(json.dumps(pieces).encode()).hexdigest(),
+        "versions": {"sentencepiece": sentencepiece.__version__},
+    }
+
+
+def measure(metadata: dict[str, Any], model: bytes, texts: list[str]) -> float:
+    """Return how many bytes of `texts` a token stands for."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(Path(folder), metadata, model)
+        tokens = sum(map(len, SentencePiece(Path(folder), folder="").encode_batch(texts)))
+    return round(sum(len(text.encode()) for text in texts) / tokens, 4)
+
+
+def table(measured: dict[str, float], into: Path) -> list[str]:
+    rows = [(name.rpartition("-")[2], f"{figure:.2f}", into / name) for name, figure in measured.items()]
+    return [
+        f"{'tokens':>6}  bytes per token, held out  folder",
+        *(f"{size:>6}  {figure:>25}  {place}" for size, figure, place in rows),
+        f"To use one: tokenizer.folder={rows[-1][2]}",
+    ]
+
+
+# ---- showing -------------------------------------------------------------------------------------
+
+
+def shown(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Print the pieces of a text with their numbers beneath, and return the numbers."""
+    ids = tokenizer.encode(text)
+    cells = [(visible(tokenizer.token_bytes(token)), str(token)) for token in ids]
+    rows = coloured if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else barred
+    for line in lines(cells, shutil.get_terminal_size().columns):
+        print("\n".join(rows(line)))
+    n_bytes = len(text.encode())
+    each = f", {n_bytes / len(ids):.2f} bytes per token" if ids else ""
+    print(f"{len(ids):,} tokens, {n_bytes:,} bytes{each}")
+    return ids
+
+
+def visible(piece: bytes) -> str:
+    """Return what a token's bytes look like; those that are no whole characters are spelled."""
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return "".join(f"<{byte:02X}>" for byte in piece)
+    return "".join(VISIBLE.get(char) or (char if char.isprintable() else f"<{ord(char):X}>") for char in text)
+
+
+def lines(cells: Sequence[Cell], columns: int) -> Iterator[list[Cell]]:
+    """Yield the cells that a line has room for; the end of a line of the text ends one, too."""
+    line: list[Cell] = []
+    for cell in cells:
+        if line and sum(map(cell_width, [*line, cell])) + len(line) > columns:
+            yield line
+            line = []
+        line.append(cell)
+        if cell[0].endswith(VISIBLE["\n"]):
+            yield line
+            line = []
+    if line:
+        yield line
+
+
+def coloured(line: Sequence[Cell]) -> list[str]:
+    """Return two rows, pieces and numbers, in colours that alternate."""
+    colours = itertools.cycle(BACKGROUNDS)
+    pieces = "".join(f"{next(colours)}{padded(cell[0], cell)}{PLAIN} " for cell in line)
+    return [pieces, DIM + " ".join(padded(cell[1], cell) for cell in line) + PLAIN]
+
+
+def barred(line: Sequence[Cell]) -> list[str]:
+    """Return two rows, pieces and numbers, with bars between them."""
+    return ["│".join(padded(cell[row], cell) for cell in line) for row in (0, 1)]
+
+
+def padded(text: str, cell: Cell) -> str:
+    return text + " " * (cell_width(cell) - width(text))
+
+
+def cell_width(cell: Cell) -> int:
+    return max(map(width, cell))
+
+
+def width(text: str) -> int:
+    """Return how many columns a text takes: a mark on the letter before it none, an ideograph two."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
