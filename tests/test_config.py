@@ -6,26 +6,27 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from omegaconf import OmegaConf
 
 from minllm.config import build, compose, perform, validate
 from minllm.errors import UserError, suggest
-from minllm.options import Count, Fraction, Natural, NonNegative, Positive
+from minllm.options import Count, Fraction, In, Natural, NonNegative, Positive
 from minllm.runs import choice_words, find_run, named_keys, read_run, remove_if_empty
 from minllm.validation import fits, words
 
 IDEA = """
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from omegaconf import OmegaConf
 
+from minllm.config import build
 from minllm.errors import UserError
-from minllm.options import Count
+from minllm.options import Count, In
 
 
 class Corpus:
@@ -61,6 +62,12 @@ def look(cfg, run_dir, *, word: str = "", resume: str | None = None, run: str | 
         (run_dir / "checkpoints" / "step-000001").mkdir()
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     return {"run_dir": str(run_dir), "word": word, "attn": cfg.choices["model/attn"], "dim": cfg.model.dim}
+
+
+def spell(cfg, run_dir, *, times: Annotated[Count | None, In("tokenizer")] = None,
+          case: Annotated[Literal["upper", "lower"], In("tokenizer")] = "lower",
+          from_: Annotated[str, In("data")] = ""):
+    return times, case, from_, build(cfg.tokenizer).tags
 """
 
 OPTIONS = {
@@ -70,6 +77,8 @@ OPTIONS = {
     "model/attn/yours.yaml": "# Your idea\n_target_: my_idea.Mixer\nheads: 4\ngroups: 4\n",
     "task/look.yaml": "# @package _global_\n# Look at the configuration\ntask:\n  _target_: my_idea.look\nword: ''\n"
     "resume: null\nrun: null\ninit_from: null\n",
+    "task/spell.yaml": "# @package _global_\n# Spell\ntask:\n  _target_: my_idea.spell\n"
+    "tokenizer:\n  times: null\n  case: lower\ndata:\n  from: here\n",
 }
 MINE = ["extensions=[my_idea]", "task=look", "data=tiny", "tokenizer=letters", "model/attn=mine"]
 
@@ -130,6 +139,8 @@ REFUSED = [
     ("task=trian", "task=trian", "'train'"),
     ("prompts=[x]", "'prompts'", "task=generate"),
     ("word", "Can't read 'word'"),
+    ("tokenizer.times=2", "This task takes no 'tokenizer.times'", "task=spell"),
+    ("+tokenizer.times=2", "tokenizer has no option 'times'", "tags"),
     ("run=nowhere", "no folder 'nowhere'"),
     ("run=conf", "'conf' is no run", "config.yaml"),
     ("resume=latest", "no run with a checkpoint"),
@@ -151,6 +162,35 @@ def test_what_cannot_be_is_refused_in_one_sentence(idea: Path, case: tuple[str, 
     assert "\n" not in sentence
     for word in expected:
         assert any(one in sentence for one in word.split("|")), sentence
+
+
+def test_a_tasks_option_may_stand_in_a_section(idea: Path):
+    cfg = composed("task=spell", "tokenizer.times=2", "data.from=there")
+    assert perform(cfg, Path("unused")) == (2, "lower", "there", ["a"])
+    assert perform(composed("task=spell"), Path("unused")) == (None, "lower", "here", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("tokenizer.tmies=2", "tokenizer has no option 'tmies'. Did you mean 'times'?"),
+        ("+tokenizer.tmies=2", "tokenizer has no option 'tmies'. Did you mean 'times'?"),
+        ("+tokenizer.tag=2", "tokenizer has no option 'tag'. Did you mean 'tags'?"),
+        ("tokenizer.times=0", "tokenizer.times must be a whole number of 1 or more, or null, not 0."),
+        (
+            "tokenizer.case=uper",
+            "tokenizer.case must be one of upper, lower, not 'uper'. Did you mean 'upper'?",
+        ),
+        ("tokenizer.tags=a", "tokenizer.tags must be a list, each item text, not 'a'. Put it in brackets"),
+        ("tokenizer.case=???", "tokenizer.case has no value yet."),
+        ("+times=2", "There is no option 'times'."),
+        ("~tokenizer", "tokenizer must be a section with a _target_"),
+    ],
+)
+def test_a_tasks_option_in_a_section_is_checked_there(idea: Path, typed: str, says: str):
+    with pytest.raises(UserError) as refusal:
+        composed("task=spell", typed)
+    assert str(refusal.value).startswith(says)
 
 
 def test_a_folder_of_options_that_is_not_there(idea: Path):
@@ -222,6 +262,7 @@ def test_composing_works_inside_a_running_hydra(idea: Path):
         (NonNegative, [0, 0.0, 2], [-0.1]),
         (Fraction, [0, 1, 0.5], [1.1, -0.1]),
         (Count | None, [None, 2], [0, "null"]),
+        (Annotated[Count | None, In("model")], [None, 2], [0, "2"]),
         (Literal["auto"] | bool, ["auto", True, False], ["car", 1]),
         (list[str], [[], ["a"]], ["a", [1]]),
         (dict[str, int], [{}, {"a": 1}], [{"a": "b"}, []]),

@@ -122,6 +122,8 @@ def test_the_run_has_the_logits_of_the_folder(folder, tmp_path):
         assert (model(batch) - oracle(batch).logits).abs().max() < 1e-4
     assert model.vocab_size == tokenizer.vocab_size == PADDED
     assert tokenizer.eos_id == oracle.config.eos_token_id
+    checkpoint = checkpoints.find(tmp_path / "run", "last")
+    assert checkpoints.read_progress(checkpoint).tokenizer == tokenizer.fingerprint
     assert (cfg.data.seq_len, cfg.seed) == (20, 3)
     assert summary["params"] == sum(p.numel() for p in oracle.parameters())
 

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import random
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 
-from minllm.config import build
+from minllm.config import CONF, build, compose, perform, validate
+from minllm.data.source import Source
 from minllm.errors import UserError
+from minllm.tokenizer import Tokenizer, load, training
 from minllm.tokenizer.bytes import Bytes
+from minllm.tokenizer.chars import Chars
+from minllm.tokenizer.huggingface import HuggingFace
 from minllm.tokenizer.sentencepiece import REPOSITORY, SentencePiece
-from minllm.tokenizer.training import END_OF_TEXT, train
+from minllm.tokenizer.training import END_OF_TEXT, pattern_of, train
+from minllm.validation import options_of
 
-SHIPPED = sorted(path.parent.name for path in (REPOSITORY / "tokenizers").glob("*/metadata.json"))
+OPTIONS = sorted(path.stem for path in (CONF / "tokenizer").glob("*.yaml"))
+SHIPPED = [option for option in OPTIONS if option.startswith("tales_")]
+ALGORITHMS = ["bpe", "unigram"]
 AWKWARD = [
     "",
     " ",
     "   two  spaces   ",
     "\u2581",
+    "\u2581 \u2581\u2581 leading",
+    "what sentencepiece reserves: \u2585",
     "a\u2581b \u2581 c",
     "\x00\x01\x1f\x7f",
     "\u0301 alone, e\u0301",
@@ -38,12 +51,34 @@ AWKWARD = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A tokenizer of 400 tokens, trained on made-up text."""
-    place = tmp_path_factory.mktemp("tokenizers") / "small"
-    model = train(made_up_texts(), [400])[400]
-    write(place, model)
-    return place
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A folder for each algorithm, of 400 tokens trained on made-up text, and one with a tokenizer.json."""
+    place = tmp_path_factory.mktemp("tokenizers")
+    for algorithm in ALGORITHMS:
+        write(place / algorithm, train(made_up_texts(), [400], algorithm)[400], pattern_of(algorithm))
+    (place / "hf").mkdir()
+    byte_level().save(str(place / "hf" / "tokenizer.json"))
+    return {name: place / name for name in (*ALGORITHMS, "hf")}
+
+
+@pytest.fixture(scope="module")
+def folder(folders) -> Path:
+    return folders["bpe"]
+
+
+@pytest.fixture(scope="module", params=[*OPTIONS, *ALGORITHMS])
+def tokenizer(request, folders) -> Tokenizer:
+    """Every option there is, and what is trained."""
+    if request.param == "chars":
+        return Chars(data=Corpus, documents=40)
+    return load(folders.get(request.param, request.param))
+
+
+class Corpus(Source):
+    """What a tokenizer may learn from."""
+
+    def documents(self, split):
+        return iter(made_up_texts())
 
 
 def made_up_texts() -> list[str]:
@@ -54,22 +89,27 @@ def made_up_texts() -> list[str]:
     return [" ".join(draw.choices(words, k=60)) for _ in range(60)]
 
 
-def write(place: Path, model: bytes) -> None:
-    from minllm.tokenizer.training import PATTERN
-
+def write(place: Path, model: bytes, pattern: str | None) -> None:
     place.mkdir()
     (place / "tokenizer.model").write_bytes(model)
-    metadata = {"pattern": PATTERN, "sha256": hashlib.sha256(model).hexdigest()}
+    metadata = {"pattern": pattern, "sha256": hashlib.sha256(model).hexdigest()}
     (place / "metadata.json").write_text(json.dumps(metadata))
 
 
-@pytest.fixture(scope="module", params=["bytes", "sentencepiece", *SHIPPED])
-def tokenizer(request, folder):
-    if request.param == "bytes":
-        return Bytes()
-    return SentencePiece(
-        folder=str(folder) if request.param == "sentencepiece" else f"tokenizers/{request.param}"
+def byte_level() -> tokenizers.Tokenizer:
+    """A tokenizer.json such as GPT-2's, with a normal form and a space put before, which ours leaves out."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.normalizer = tokenizers.normalizers.NFC()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    tokenizer.train_from_iterator(made_up_texts(), trainer)
+    return tokenizer
 
 
 @settings(max_examples=150, deadline=None)
@@ -89,21 +129,36 @@ def test_awkward_text_survives(tokenizer, text):
     assert_survives(tokenizer, text)
 
 
-def assert_survives(tokenizer, text: str) -> None:
+def assert_survives(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert tokenizer.eot not in ids
+    assert not {tokenizer.bos_id, tokenizer.eos_id} & {*ids}
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
     assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+    assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
 
 
 def test_a_batch_is_its_texts(tokenizer):
     assert tokenizer.encode_batch(AWKWARD) == [tokenizer.encode(text) for text in AWKWARD]
 
 
-def test_the_end_of_text_decodes_to_nothing(tokenizer):
-    assert tokenizer.decode([tokenizer.eot, *tokenizer.encode("so"), tokenizer.eot]) == "so"
-    assert tokenizer.token_bytes(tokenizer.eot) == b""
+def test_the_ends_of_a_text_decode_to_nothing(tokenizer):
+    begin, end, ids = tokenizer.bos_id, tokenizer.eos_id, tokenizer.encode("so")
+    assert tokenizer.encode("so", bos=True) == [begin, *ids]
+    assert tokenizer.encode("so", eos=True) == [*ids, end]
+    assert tokenizer.encode("", bos=True, eos=True) == [begin, end]
+    assert tokenizer.decode([begin, *ids, end]) == "so"
+    assert tokenizer.token_bytes(begin) == tokenizer.token_bytes(end) == b""
+
+
+def test_rows_are_filled_up_and_cut(tokenizer):
+    long, short = tokenizer.encode("the cat's hat", bos=True), tokenizer.encode("so", bos=True)
+    rows = tokenizer.encode_rows(["the cat's hat", "so"], bos=True)
+    assert rows.dtype == np.int64 and rows.shape == (2, len(long))
+    assert rows[0].tolist() == long
+    assert rows[1].tolist() == short + [tokenizer.pad_id] * (len(long) - len(short))
+    assert tokenizer.encode_rows(["the cat's hat"], 3, bos=True).tolist() == [long[:3]]
+    assert tokenizer.encode_rows([], 3).shape == (0, 3)
 
 
 def test_every_token_decodes_by_itself(tokenizer):
@@ -111,12 +166,74 @@ def test_every_token_decodes_by_itself(tokenizer):
         assert isinstance(tokenizer.decode([token]), str)
 
 
-def test_a_run_keeps_its_tokenizer(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
-    options = {"folder": "gone"} if isinstance(tokenizer, SentencePiece) else {}
-    again = type(tokenizer)(tmp_path, **options)
+def test_another_process_can_have_it(tokenizer):
+    tokenizer.encode("so that words are remembered")
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode_batch(AWKWARD) == tokenizer.encode_batch(AWKWARD)
     assert again.fingerprint == tokenizer.fingerprint
-    assert again.encode("The cat's hat.\n") == tokenizer.encode("The cat's hat.\n")
+
+
+def test_a_run_keeps_its_tokenizer(tokenizer, tmp_path):
+    """Whatever became of what its options name."""
+    gone = {SentencePiece: {"folder": "gone"}, HuggingFace: {"name": "gone"}, Chars: {"data": None}}
+    tokenizer.save(tmp_path)
+    again = type(tokenizer)(tmp_path, **gone.get(type(tokenizer), {}))
+    assert again.fingerprint == tokenizer.fingerprint
+    assert (again.vocab_size, again.bos_id) == (tokenizer.vocab_size, tokenizer.bos_id)
+    assert again.encode("The cat's hat.\n日") == tokenizer.encode("The cat's hat.\n日")
+
+
+# ---- by name -------------------------------------------------------------------------------------
+
+
+def test_names_of_tokenizers(folders, monkeypatch, tmp_path):
+    assert isinstance(load("bytes"), Bytes)
+    assert load("tales_512").vocab_size == 512
+    assert load(folders["unigram"]).vocab_size == 400
+    assert isinstance(load(str(folders["hf"])), HuggingFace)
+    load("tales_512").save(tmp_path / "run" / "tokenizer")
+    (tmp_path / "run" / "config.yaml").write_text(
+        "model: {}\nnorm: {}\nchoices: {}\n"
+        "tokenizer: {_target_: minllm.tokenizer.sentencepiece.SentencePiece, folder: gone}\n"
+    )
+    assert load(tmp_path / "run").fingerprint == load("tales_512").fingerprint
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nonsense"):
+        load("nonsense")
+    with pytest.raises(UserError, match="no run with a checkpoint"):
+        load("latest")
+    with pytest.raises(UserError, match="tokenizer.name has no value yet"):
+        load("hf")
+
+
+# ---- characters ----------------------------------------------------------------------------------
+
+
+def test_characters_of_the_corpus_have_tokens_and_others_are_bytes():
+    tokenizer = Chars(data=Corpus, documents=40)
+    assert tokenizer.characters == "".join(sorted(set("".join(made_up_texts()[:40]))))
+    assert len(tokenizer.encode("it's the cat")) == 12
+    assert tokenizer.encode("é") == [1 + byte for byte in "é".encode()]
+    again, fewer = Chars(data=Corpus, documents=40), Chars(data=Corpus, documents=1)
+    assert again.fingerprint == tokenizer.fingerprint != fewer.fingerprint
+
+
+def test_characters_are_those_of_the_data_that_is_chosen(tmp_path):
+    (tmp_path / "abc.txt").write_text("abc cab\n" * 60)
+    cfg = compose(["tokenizer=chars", "data=text", f"data.path={tmp_path / 'abc.txt'}"])
+    validate(cfg)
+    assert build(cfg.tokenizer).characters == "\n abc"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"characters": "ba"}', '{"characters": 3}'])
+def test_damaged_characters_are_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "characters.json").write_text(content)
+    with pytest.raises(UserError, match="characters.json"):
+        Chars(tmp_path, data=None)
+
+
+# ---- training ------------------------------------------------------------------------------------
 
 
 def test_no_token_reaches_across_chunks(folder):
@@ -125,7 +242,16 @@ def test_no_token_reaches_across_chunks(folder):
     pieces = [tokenizer.decode([token]) for token in tokenizer.encode("a 'sat 1234")]
     assert "".join(pieces) == "a 'sat 1234"
     assert "'s" not in pieces
-    assert not any("234" in piece and "123" not in piece or "1234" in piece for piece in pieces)
+    assert not any("23" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_every_character_is_in_one_chunk(text):
+    assert "".join(re.findall(pattern_of("bpe"), text)) == text
+
+
+def test_digits_come_in_twos():
+    assert re.findall(pattern_of("bpe"), "in 12345, 7") == ["in", " ", "12", "34", "5", ",", " ", "7"]
 
 
 def test_sizes_are_nested_and_are_what_training_for_each_would_give():
@@ -135,21 +261,56 @@ def test_sizes_are_nested_and_are_what_training_for_each_would_give():
     assert nested[320] == pieces(train(texts, [320])[320])
 
 
-def pieces(model: bytes) -> list[str]:
-    from sentencepiece import SentencePieceProcessor
+def test_unigram_models_are_trained_one_by_one():
+    texts = made_up_texts()
+    several = train(iter(texts), [380, 320], "unigram")
+    assert several == {size: train(texts, [size], "unigram")[size] for size in (320, 380)}
+    assert [len(pieces(model)) for model in several.values()] == [320, 380]
 
+
+def test_more_threads_find_the_same_merges(monkeypatch):
+    """Of a unigram model they needn't, so there is one."""
+    one = train(made_up_texts(), [400])[400]
+    monkeypatch.setattr(training, "THREADS", 4)
+    assert pieces(train(made_up_texts(), [400])[400]) == pieces(one)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("mark", ["", "\u2585", "\x00"], ids=["long", "reserved", "null"])
+def test_no_text_is_skipped(algorithm, mark):
+    """sentencepiece would skip what is longer than 4,192 bytes, or has its own mark in it."""
+    text = "zyzzyva " * 600 + mark
+    assert len(text) > 4_192
+    found = pieces(train([*made_up_texts(), text], [400], algorithm)[400])
+    assert any("zy" in piece for piece in found)  # letters that no other text has
+
+
+def pieces(model: bytes) -> list[str]:
     processor = SentencePieceProcessor(model_proto=model)
     return [processor.id_to_piece(token) for token in range(processor.vocab_size())]
 
 
-@pytest.mark.parametrize("sizes", [[100], [260, 400], [100_000]])
-def test_sizes_that_cannot_be_are_refused(sizes):
-    with pytest.raises(UserError, match="token"):
-        train(["abc def ghi jkl"] * 3, sizes)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_sizes_that_cannot_be_are_refused_with_those_that_can(algorithm):
+    texts = made_up_texts()
+    for size, says in (
+        (9_000, r"9,000 tokens .* the largest this text allows is (\d+)\."),
+        (100, r"need (\d+),"),
+    ):
+        with pytest.raises(UserError, match=says) as refusal:
+            train(texts, [size], algorithm)
+        allowed = int(re.search(says, str(refusal.value))[1])
+        assert len(pieces(train(texts, [allowed], algorithm)[allowed])) == allowed
+        with pytest.raises(UserError):
+            train(texts, [allowed + (1 if size > allowed else -1)], algorithm)
+    with pytest.raises(UserError, match="need"):
+        train(texts, [260, 400], algorithm)
+    with pytest.raises(UserError, match="no text"):
+        train([], [400], algorithm)
 
 
 def test_a_missing_tokenizer_names_those_there_are():
-    with pytest.raises(UserError, match="There is no tokenizer in 'nowhere'.*bytes"):
+    with pytest.raises(UserError, match="There is no tokenizer in 'nowhere'.*bytes or chars .*tales_512"):
         SentencePiece(folder="nowhere")
 
 
@@ -159,6 +320,8 @@ def test_a_missing_tokenizer_names_those_there_are():
         ("tokenizer.model", b"other", "sha256"),
         ("metadata.json", b"{", "isn't valid JSON"),
         ("metadata.json", b"{}", "lacks"),
+        ("metadata.json", b'{"pattern": "(", "sha256": ""}', "no regular expression"),
+        ("metadata.json", b'{"pattern": 3, "sha256": ""}', "no regular expression"),
         ("metadata.json", None, "metadata.json is missing"),
     ],
 )
@@ -170,37 +333,106 @@ def test_a_damaged_tokenizer_is_refused(folder, tmp_path, name, content, says):
         SentencePiece(folder=str(damaged))
 
 
-def test_the_task_trains_what_the_tokenizer_reads(tmp_path, capsys):
-    from omegaconf import OmegaConf
+# ---- task=tokenizer ------------------------------------------------------------------------------
 
-    from minllm.tasks.tokenize import tokenize
 
+@pytest.fixture
+def go(tmp_path, monkeypatch, capsys):
+    """Do the task in an empty folder, and return what it returns and prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple:
+        result = perform(compose(["task=tokenizer", *words]), tmp_path / "unused")
+        return result, capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path) -> list[str]:
     lines = [json.dumps({"text": text}) for text in made_up_texts()]
-    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
-    data = {"_target_": "minllm.data.text.TextFiles", "path": str(tmp_path / "texts.jsonl")}
-    cfg = OmegaConf.create({"data": data})
-    measured = tokenize(
-        cfg, tmp_path, name="made", sizes=[330, 360], documents=50, folder=str(tmp_path / "kept")
-    )
-    assert measured["made_360"] > measured["made_330"] > 1
-    node = {
-        "_target_": "minllm.tokenizer.sentencepiece.SentencePiece",
-        "folder": str(tmp_path / "kept" / "made_360"),
-    }
-    assert build(node).vocab_size == 360
-    metadata = json.loads((tmp_path / "kept" / "made_360" / "metadata.json").read_text())
-    assert metadata["held_out_bytes_per_token"] == measured["made_360"]
-    assert 40 <= metadata["documents"] <= 50
-    assert "tokenizer.folder=" in capsys.readouterr().out
+    (tmp_path / "notes.jsonl").write_text("\n".join(lines))
+    return ["data=text", f"data.path={tmp_path / 'notes.jsonl'}"]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_tokenizers_are_small_and_described(name):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_task_trains_what_the_tokenizer_reads(go, data, algorithm):
+    words = [*data, f"tokenizer.algorithm={algorithm}", "tokenizer.max_documents=50"]
+    measured, said = go(*words, "tokenizer.sizes=[330,360]")
+    small, large = f"notes-{algorithm}-330", f"notes-{algorithm}-360"
+    assert measured[large] > measured[small] > 1
+    metadata = json.loads(Path("tokenizers", large, "metadata.json").read_text())
+    assert metadata["held_out_bytes_per_token"] == measured[large]
+    assert (metadata["name"], metadata["algorithm"], metadata["vocab_size"]) == (large, algorithm, 360)
+    assert (metadata["corpus"]["name"], metadata["corpus"]["terms"]) == ("notes", "not said")
+    assert 40 <= metadata["corpus"]["documents"] <= 50
+    found = json.dumps(pieces(Path("tokenizers", large, "tokenizer.model").read_bytes()))
+    assert metadata["pieces_sha256"] == hashlib.sha256(found.encode()).hexdigest()
+    assert f"tokenizer.folder=tokenizers/{large}" in said and f"{measured[small]:.2f}" in said
+    ids, said = go(f"tokenizer.folder=tokenizers/{large}", "tokenizer.show=the cat")
+    assert load(f"tokenizers/{large}").decode(ids) == "the cat"
+
+
+def test_a_corpus_has_a_name(go, data, tmp_path):
+    (tmp_path / "more.jsonl").write_text(Path("notes.jsonl").read_text())
+    several = [data[0], f"data.path={tmp_path / '*.jsonl'}", "tokenizer.sizes=[330]"]
+    with pytest.raises(UserError, match="tokenizer.corpus=<name>"):
+        go(*several)
+    with pytest.raises(UserError, match="tokenizer.corpus=<name>"):
+        go(*several, "tokenizer.corpus=../up")
+    go(*several, "tokenizer.corpus=both", "tokenizer.into=elsewhere")
+    assert Path("elsewhere/both-bpe-330/metadata.json").is_file() and not Path("tokenizers").exists()
+
+
+def test_pieces_are_shown_with_bars_where_there_is_no_colour(go):
+    ids, said = go("tokenizer=bytes", "tokenizer.show='a é'")
+    assert ids == [97, 32, 0xC3, 0xA9]
+    assert said.splitlines() == [
+        "a │· │<C3>│<A9>",
+        "97│32│195 │169 ",
+        "4 tokens, 4 bytes, 1.00 bytes per token",
+    ]
+    _, said = go("tokenizer=bytes", "tokenizer.show='a\n\x1b[0m'")
+    assert said.splitlines()[:3] == ["a │⏎ ", "97│10", "<1B>│[ │0 │m  "]
+    assert go("tokenizer.show=''")[1] == "0 tokens, 0 bytes\n"
+
+
+def test_pieces_are_shown_in_colours_on_a_terminal(go, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    _, said = go("tokenizer=tales_4096", "tokenizer.show='Once upon a time there was'")
+    visible = re.sub("\x1b\\[[0-9;]*m", "", said)
+    assert "\x1b[30;48;5;153m" in said and "│" not in said and "·time" in visible
+    assert all(len(line) <= 20 for line in visible.splitlines()[:-1])
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in go("tokenizer.show=so")[1]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["tokenizer.sizes=[]"], ["tokenizer.sizes=[512]", "tokenizer.show=so"]]
+)
+def test_the_task_says_what_to_type(go, words):
+    with pytest.raises(UserError, match=r"'tokenizer\.sizes=\[.*'tokenizer\.show="):
+        go(*words)
+
+
+def test_the_tasks_options_are_none_of_a_tokenizers():
+    """They stand in one section."""
+    own = {*compose(["task=tokenizer", "tokenizer=bytes"]).tokenizer} - {"_target_"}
+    assert len(own) == 6
+    for one in (Bytes, Chars, HuggingFace, SentencePiece):
+        assert not own & options_of(one).keys()
+
+
+# ---- what is shipped -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", SHIPPED)
+def test_shipped_tokenizers_are_small_and_described(option):
+    name = option.replace("_", "-bpe-")
     place = REPOSITORY / "tokenizers" / name
     metadata = json.loads((place / "metadata.json").read_text())
-    assert (metadata["name"], metadata["vocab_size"]) == (
-        name,
-        SentencePiece(folder=f"tokenizers/{name}").vocab_size,
-    )
+    assert (metadata["name"], metadata["vocab_size"]) == (name, load(option).vocab_size)
+    assert metadata["pattern"] == pattern_of("bpe")
     assert (place / "tokenizer.model").stat().st_size < 100_000
-    assert (REPOSITORY / "conf" / "tokenizer" / f"{name}.yaml").is_file()

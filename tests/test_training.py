@@ -205,6 +205,53 @@ def test_init_from_another_kind_of_model_is_refused(words, change, said):
     assert not Path("second").exists()
 
 
+def performed(*words):
+    from minllm.config import perform
+
+    return perform(minllm.compose(list(words)), Path("unused"))
+
+
+def test_a_checkpoint_knows_its_tokenizer(words):
+    train(words, "train.steps=1", run_dir="run")
+    assert checkpoints.read_progress(checkpoints.find("run", "last")).tokenizer == "bytes"
+    said = (
+        r"run reads tokens of tokenizer=bytes \(bytes\), and those of tokenizer=tales_512 \(0192e751\).*Leave"
+    )
+    for task in ("generate", "evaluate"):
+        with pytest.raises(UserError, match=said):
+            performed(f"task={task}", "run=run", "tokenizer=tales_512")
+        performed(f"task={task}", "run=run", "tokenizer=bytes", "sample.max_new_tokens=2")
+
+
+def test_a_checkpoint_of_before_has_its_runs_tokenizer(words):
+    train(words, "train.steps=1", run_dir="run")
+    state = checkpoints.find("run", "last") / "state.json"
+    state.write_text(json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "tokenizer"}))
+    with pytest.raises(UserError, match="tokens of tokenizer=bytes"):
+        performed("task=evaluate", "run=run", "tokenizer=tales_512")
+    minllm.load("run")
+    minllm.train(minllm.compose(["resume=run", "train.steps=2"]))
+    assert checkpoints.read_progress(checkpoints.find("run", "last")).tokenizer == "bytes"
+
+
+def test_a_tokenizer_that_was_exchanged_is_noticed(words):
+    """A run of characters goes with its own, whatever the data are now, and not with another's."""
+    chars = [word.replace("tokenizer=bytes", "tokenizer=chars") for word in words]
+    train(chars, "train.steps=1", run_dir="run")
+    Path("other.txt").write_text("Zebras and other letters.\n" * 40)
+    other = ["data=text", "data.path=other.txt", "data.seq_len=16"]
+    performed("task=evaluate", "run=run", *other)
+    unsaid = [word for word in words if word != "tokenizer=bytes"]
+    train(unsaid, "init_from=run", "train.steps=1", *other, run_dir="tuned")
+    assert minllm.load("tuned")[1].fingerprint == minllm.load("run")[1].fingerprint
+    with pytest.raises(UserError, match="tokenizer=chars .* those of tokenizer=chars"):
+        performed("task=evaluate", "run=run", "tokenizer=chars", *other)
+    Path("run/tokenizer/characters.json").write_text('{"characters": "ab"}')
+    for typed in (["task=evaluate", "run=run"], ["resume=run", "train.steps=2"], ["init_from=run"]):
+        with pytest.raises(UserError, match=r"run/tokenizer \(\w{8}\) isn't the one that step-000001 was"):
+            performed(*typed)
+
+
 def test_a_resumed_run_remembers_what_it_began_from(words):
     train(words, "train.steps=1", run_dir="first")
     train(words, "init_from=first", "train.steps=2", run_dir="second")

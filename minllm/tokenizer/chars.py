@@ -37,7 +37,11 @@ class Chars(Tokenizer):
     ) -> None:
         self.characters = read(saved) if saved else found_in(islice(data().documents("train"), documents))
         self.vocab_size = FIRST_CHARACTER + len(self.characters)
-        self.table = [b"", *(bytes([byte]) for byte in range(256)), *(one.encode() for one in self.characters)]
+        self.table = [
+            b"",
+            *(bytes([byte]) for byte in range(256)),
+            *(one.encode() for one in self.characters),
+        ]
         self.fingerprint = hashlib.sha256(self.characters.encode()).hexdigest()
         self.spelled = Spelled({ord(one): chr(n) for n, one in enumerate(self.characters, FIRST_CHARACTER)})
 

@@ -97,6 +97,11 @@ class HuggingFace(Tokenizer):
             folder, {name: json.dumps(one, ensure_ascii=False).encode() for name, one in contents.items()}
         )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be the same in another process; what is set of the library's own tokenizer isn't in its pickle."""
+        vars(self).update(state)
+        self.tokenizer.encode_special_tokens = True
+
     def _encode_parts(self, text: str) -> list[int]:
         """Encode a text in which the character that stands for a space is meant: it is spelled in bytes."""
         first, *rest = (

@@ -21,8 +21,8 @@ THREADS = 1
 RESERVED = "\u2585"  # sentencepiece's own mark for what it doesn't know: it skips every text that has one
 
 # The expression of nanochat's tokenizer, in Python's `re`, which knows no \p{L}. Every character falls in exactly one
-# chunk. Python's \w is letters, numerals and _, so a letter is \w that is neither a digit nor _. Two things differ: a
-# numeral that is no \d (½, Ⅷ) counts as a letter, and a word takes no _ before it.
+# chunk. Python's \w is letters, numerals and _, so a letter is \w that is neither a digit nor _. Three things differ: a
+# numeral that is no \d (½, Ⅷ) counts as a letter, a word takes no _ before it, and U+001C to U+001F count as spaces.
 PATTERN = "|".join(
     (
         r"'(?i:[sdmt]|ll|ve|re)",  # the end of it's, don't, I'll
