@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from tests.tiny import groups_of_model, options
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+DATA = (ROOT / "docs" / "data.md").read_text()
 TINY = [
     "model.dim=16",
     "model.n_layers=1",
@@ -39,12 +43,12 @@ GROUPS = [
 ]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+def commands(page: str = README) -> list[list[str]]:
+    lines = [line for block in blocks("sh", page) for line in block.splitlines()]
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -52,14 +56,41 @@ def commands() -> list[list[str]]:
 def test_every_command_runs(tmp_path):
     """In the README's order, in an empty folder with the example's two files, each at a tiny size."""
     write_idea(tmp_path)
+    write_texts(tmp_path)
     for command in commands():
         if command[0] == "make":
             done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
         else:
             done = run_tiny(command, tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
-    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 4
+    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 4 + 2
     assert len(list(tmp_path.glob("outputs/*/*/*/summary.json"))) == 9 + 4 + 12
+
+
+@pytest.mark.slow  # each command is a process that imports torch
+def test_every_command_of_the_page_on_data_runs(tmp_path):
+    write_texts(tmp_path)
+    for command in commands(DATA):
+        done = run_tiny(command, tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 3
+
+
+def test_the_python_example_of_the_page_on_data_runs():
+    (lines,) = blocks("python", DATA)
+    names: dict[str, Any] = {}
+    exec(compile(lines, "docs/data.md", "exec"), names)
+    assert names["rows"].shape == (2, 8) and names["ids"][-1] == names["tokenizer"].eos_id
+
+
+def write_texts(folder: Path) -> None:
+    """Write a text of one's own, and what stands for a data set of the hub's."""
+    text = "Once upon a time there was a little hedgehog who lived under the old apple tree by the mill"
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(text.split(), k=40)).capitalize() + ".\n" for _ in range(60)]
+    texts += [" ".join("".join(draw.choices("aeioulmnrst", k=6)) for _ in range(40)) for _ in range(20)]
+    (folder / "notes.txt").write_text("".join(texts))
+    (folder / "stories.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
 
 
 def write_idea(folder: Path) -> None:
@@ -99,12 +130,21 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
         words = [word for word in words if not word.startswith("seed=")]
         words += [word for word in TINY if not word.startswith(("model", "tokenizer"))] + ["train.steps=2"]
     elif not continues and "--help" not in words:
-        words = [*words, *TINY, "train.steps=2"]
+        chosen = {word.partition("=")[0] for word in words}
+        words = [*words, *(word for word in TINY if is_free(word, chosen)), "train.steps=2"]
+        if any(word.startswith("data=tinystories") for word in words):
+            words.append("data.path=stories.jsonl")  # there may be no network
         if any(word.startswith("model.layout") for word in words):
             words.append("model.n_layers=2")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole = [sys.executable, str(ROOT / "run.py"), *words]
     return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def is_free(word: str, chosen: set[str]) -> bool:
+    """Whether a setting goes with what is chosen: not another choice, nor an option that another choice hasn't."""
+    is_of_tales = word.startswith(("data.train_stories", "data.val_stories"))
+    return not (word.partition("=")[0] in chosen or (is_of_tales and "data" in chosen))
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
