@@ -495,14 +495,38 @@ def test_a_source_that_fails_leaves_nothing(tmp_path):
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
+def test_a_corpus_that_changes_meanwhile_makes_no_store(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"text {number}"}) for number in range(99)))
+
+    class Changing(TextFiles):
+        def documents(self, split: Split) -> Iterator[str]:
+            yield from super().documents(split)
+            path.write_text(path.read_text().replace("text 9", "text 8"))
+
+    with pytest.raises(UserError, match="has changed while it was encoded"):
+        open_store(Changing(path=str(path), cache=str(tmp_path / "stores")), Bytes())
+    assert not [folder for folder in (tmp_path / "stores").iterdir() if folder.is_dir()]
+
+
+def test_a_source_without_documents_is_said(tmp_path):
+    class Empty(Letters):
+        def documents(self, split: Split) -> Iterator[str]:
+            return iter(())
+
+    with pytest.raises(UserError, match="no document for training"):
+        open_store(Empty(cache=str(tmp_path)), Bytes())
+
+
 def test_a_damaged_store_is_said(tmp_path):
     store = open_store(Letters(cache=str(tmp_path)), Bytes())
     (store.folder / "train.tokens").write_bytes(b"short")
     with pytest.raises(UserError, match="damaged. Delete"):
         store.split("train")
-    (store.folder / "meta.json").write_text("{")
-    with pytest.raises(UserError, match="damaged. Delete"):
-        open_store(Letters(cache=str(tmp_path)), Bytes())
+    for content in ("{", "{}", "[]"):
+        (store.folder / "meta.json").write_text(content)
+        with pytest.raises(UserError, match="damaged. Delete"):
+            open_store(Letters(cache=str(tmp_path)), Bytes())
 
 
 # ---- your own files -------------------------------------------------------------------------------------------------
@@ -518,6 +542,15 @@ def test_a_text_is_held_out_from_a_line_on(tmp_path):
     (train,), (val,) = both(TextFiles(path=str(tmp_path / "one.txt")))
     assert train + val == text and train.endswith("\r\n")
     assert 0.08 < len(val) / len(text) < 0.1
+
+
+@pytest.mark.parametrize(
+    "text", ["words and no lines " * 9, "日" * 99, "one line\n" + "and another of words " * 9]
+)
+def test_a_text_that_ends_with_its_line_is_cut_at_a_word(tmp_path, text):
+    (tmp_path / "one.txt").write_text(text + "\n", encoding="utf-8")
+    (train,), (val,) = both(TextFiles(path=str(tmp_path / "one.txt"), val_fraction=0.2))
+    assert train + val == text + "\n" and 0.1 < len(val) / len(text) < 0.3
 
 
 @pytest.mark.parametrize("character", ["ü", "日", "ab "])
@@ -614,6 +647,14 @@ def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path):
         both(TextFiles(path=str(tmp_path / "a.parquet")))
     with pytest.raises(UserError, match="'n' is not text but 1"):
         both(TextFiles(path=str(tmp_path / "a.parquet"), field="n"))
+
+
+def test_a_separator_that_does_not_come_for_long_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("minllm.data.text.PIECE", 64)
+    monkeypatch.setattr("minllm.data.text.LONGEST", 500)
+    (tmp_path / "one.txt").write_text("first # " + "no marks here" * 99)
+    with pytest.raises(UserError, match="has no '#' in .* from byte 7 on"):
+        both(TextFiles(path=str(tmp_path / "one.txt"), separator="#"))
 
 
 def test_a_separator_that_never_comes_is_said(tmp_path):

@@ -52,7 +52,7 @@ def test_it_removes_what_is_named(go):
     with pytest.raises(UserError, match=f"no store 'nope'.*{next(iter(mine))}"):
         go("remove=nope")
     left, out = go("remove=others")
-    assert set(left) == mine and f"Removed   {next(iter(others))}" in out
+    assert set(left) == mine and f"Removed  {next(iter(others))}" in out
     assert not go(f"remove=[{next(iter(mine))}]")[0]
 
 

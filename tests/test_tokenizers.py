@@ -29,7 +29,7 @@ from minllm.tokenizer.training import END_OF_TEXT, pattern_of, train
 from minllm.validation import options_of
 
 OPTIONS = sorted(path.stem for path in (CONF / "tokenizer").glob("*.yaml"))
-SHIPPED = [option for option in OPTIONS if option.startswith("tales_")]
+SHIPPED = sorted(path.parent.name for path in (REPOSITORY / "tokenizers").glob("*/metadata.json"))
 ALGORITHMS = ["bpe", "unigram"]
 AWKWARD = [
     "",
@@ -428,11 +428,12 @@ def test_the_tasks_options_are_none_of_a_tokenizers():
 # ---- what is shipped -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", SHIPPED)
-def test_shipped_tokenizers_are_small_and_described(option):
-    name = option.replace("_", "-bpe-")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_tokenizers_are_small_and_described(name):
     place = REPOSITORY / "tokenizers" / name
     metadata = json.loads((place / "metadata.json").read_text())
-    assert (metadata["name"], metadata["vocab_size"]) == (name, load(option).vocab_size)
-    assert metadata["pattern"] == pattern_of("bpe")
-    assert (place / "tokenizer.model").stat().st_size < 100_000
+    assert metadata["name"] == name and metadata["pattern"] == pattern_of("bpe")
+    assert load(name.replace("-bpe-", "_")).vocab_size == metadata["vocab_size"]
+    assert metadata["corpus"]["name"] == name.partition("-")[0] and metadata["corpus"]["terms"] != "not said"
+    assert metadata["held_out_bytes_per_token"] > 1.9
+    assert (place / "tokenizer.model").stat().st_size < 150_000

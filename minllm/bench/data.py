@@ -13,20 +13,21 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig
 
 from minllm.config import build
 from minllm.data.batches import open_data
-from minllm.data.source import Source
+from minllm.data.source import PACKINGS, Source
 from minllm.errors import UserError
-from minllm.tokenizer import Tokenizer
 from minllm.tokenizer.sentencepiece import SentencePiece
 
 TEXT_BYTES = 4_000_000  # of the training documents, at most
 TURNS = 5
 ROWS, BATCHES = 256, 40
+
+Encode = Callable[[list[str]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def made_rows(cfg: DictConfig, seq_lens: Sequence[int]) -> list[Rows]:
     """Measure each way to make rows of the training documents, in batches of `ROWS`."""
     source, tokenizer = build(cfg.data), build(cfg.tokenizer)
     found = []
-    for seq_len, packing in itertools.product(seq_lens, get_args(get_type_hints(Source)["packing"])):
+    for seq_len, packing in itertools.product(seq_lens, PACKINGS):
         corpus = open_data(replace(source, seq_len=seq_len, packing=packing), tokenizer)
         batches, shares = corpus.train(ROWS, seed=0), corpus.layout.shares()
         turns = []
@@ -110,9 +111,6 @@ def some_documents(source: Source) -> Iterator[str]:
             return
 
 
-Encode = Callable[[list[str]], Sequence[Any]]
-
-
 def others(tokenizer: SentencePiece, texts: Sequence[str]) -> dict[str, Encode]:
     """Return what encodes texts with a vocabulary of the same size, by other people's code."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, as the others
@@ -123,12 +121,13 @@ def others(tokenizer: SentencePiece, texts: Sequence[str]) -> dict[str, Encode]:
     return found
 
 
-def trained(tokenizer: Tokenizer, texts: Sequence[str]) -> Any:
+def trained(tokenizer: SentencePiece, texts: Sequence[str]) -> Any:
     """Return a byte-level tokenizer of Hugging Face's, trained on the texts."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, trainers
 
-    theirs = Tokenizer(models.BPE())
-    parted = pre_tokenizers.Split(Regex(tokenizer.metadata["pattern"]), "isolated")
+    theirs = tokenizers.Tokenizer(models.BPE())
+    parted = pre_tokenizers.Split(tokenizers.Regex(tokenizer.metadata["pattern"]), "isolated")
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     theirs.pre_tokenizer = pre_tokenizers.Sequence([parted, letters])
     alphabet = pre_tokenizers.ByteLevel.alphabet()

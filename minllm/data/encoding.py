@@ -65,14 +65,16 @@ def encoded_by(processes: int, batches: Iterable[list[str]], tokenizer: Tokenize
     waiting: deque = deque()
     try:
         for batch in batches:
-            waiting.append(pool.submit(encode_here, batch))
+            with deaf_to_ctrl_c():
+                waiting.append(pool.submit(encode_here, batch))
             if len(waiting) >= AHEAD * processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise UserError(
-            "A process that encodes was killed, perhaps since memory ran out. Try fewer: data.num_proc=1"
+            "A process that encodes couldn't start, or was killed, perhaps since memory ran out. Do without:"
+            " data.num_proc=1"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -85,10 +87,10 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     tokens = np.fromiter(chain.from_iterable(documents), np.uint32, lengths.sum())
     sizes = np.array([len(text.encode()) for text in texts], np.int64)
     spelled = np.add.reduceat(tokenizer.byte_lengths[tokens], np.cumsum(lengths) - lengths)
-    for text in (texts[number] for number in np.flatnonzero(spelled != sizes)):
+    if len(lost := np.flatnonzero(spelled != sizes)):
         raise UserError(
-            f"The tokenizer loses something of {text[:60]!r}…, so that bits a byte couldn't be told. Choose another:"
-            " tokenizer=<option>"
+            f"The tokenizer loses something of {texts[lost[0]][:60]!r}…, so that bits a byte couldn't be told. Choose"
+            " another: tokenizer=<option>"
         )
     return Encoded(tokens, lengths, sizes)
 
@@ -103,6 +105,19 @@ def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+@contextlib.contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment. A process that starts now does so for good: it's for the one that started it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where signals can't be set
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def usable_cpus() -> int:
@@ -120,7 +135,7 @@ tokenizer_here: Tokenizer
 def begin(tokenizer: Tokenizer) -> None:
     global tokenizer_here
     tokenizer_here = tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started us
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there's a process for each CPU already
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

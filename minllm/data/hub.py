@@ -5,6 +5,7 @@ This module's annotations are real objects, not strings, for the reason that `mi
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import re
@@ -25,7 +26,7 @@ from minllm.data.huggingface import (
     streams,
 )
 from minllm.data.source import Source, Split
-from minllm.data.text import bytes_of_text, identities, is_held_out
+from minllm.data.text import bytes_of_text, check_division, identities, is_held_out
 from minllm.errors import UserError, first_line, neighbour
 from minllm.network import can_download, endpoint, forbidden_by
 from minllm.options import Count, Fraction
@@ -80,10 +81,7 @@ class Hub(Source):
                 f"data.repo={self.repo} is no data set's name on the hub, which is owner/name."
                 " For a file or folder on this machine, say data.path=<path>."
             )
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"data.val_fraction={self.val_fraction} leaves nothing on one side. Try 0.1.")
-        if self.separator == "":
-            raise UserError("data.separator is empty. Name the text that ends a document, or null.")
+        check_division(self.separator, self.val_fraction)
         if self.val_split == self.train_split:
             raise UserError(
                 f"data.val_split={self.val_split} is the training split too. To hold documents out of it,"
@@ -149,7 +147,7 @@ class Hub(Source):
 
     def part_with(self, split: Split) -> tuple[Part, bool]:
         """Return the part of the set where a split's documents are, and whether the other's are there too."""
-        parts = self.parts()
+        parts = self.parts
         self.demand(self.train_split, parts, "train_split")
         if self.val_split is None or set(parts) == {self.train_split}:
             self.refuse_an_endless_search()
@@ -214,8 +212,9 @@ class Hub(Source):
 
     # ---- where the rows are ----------------------------------------------------------------------------------------
 
+    @functools.cached_property
     def parts(self) -> dict[str, Part]:
-        """Return the set's splits by name, opened for reading."""
+        """The set's splits by name, opened for reading: once, so that all are of the same commit."""
         if self.path is not None:
             path = self.local()
             if is_saved(path):
@@ -294,6 +293,10 @@ class Hub(Source):
         """Return the folder where `datasets` keeps the set that it made from an earlier download."""
         folders = [info.parent for info in cache_of_datasets().glob("*/*/*/*/dataset_info.json")]
         kept = [folder for folder in folders if self.is_kept_in(folder)]
+        if len(names := sorted({folder.parts[-3] for folder in kept})) > 1:
+            raise UserError(
+                f"{self.repo} has several configurations: {', '.join(names)}. Choose one: data.name=…"
+            )
         if kept:
             return max(kept, key=lambda folder: folder.stat().st_mtime)
         if variable := forbidden_by():
@@ -313,7 +316,7 @@ class Hub(Source):
         """Whether a folder <owner>___<name>/<configuration>/<version>/<commit> of the cache is this set's."""
         of_set, configuration, _, commit = folder.parts[-4:]
         return (
-            letters(of_set) == letters(self.repo)
+            list(map(letters, of_set.split("___"))) == list(map(letters, self.repo.split("/")))
             and (self.name is None or configuration == self.name)
             and (self.revision == "main" or commit.startswith(self.revision))
             # that of somebody's own choice of files has a name with a hash

@@ -11,14 +11,14 @@ from typing import Protocol
 
 import numpy as np
 
-from minllm.data.source import Source
+from minllm.data.source import Packing, Source
 from minllm.data.store import Documents
 
 Piece = tuple[int, int]  # where in the stream it starts, how many tokens it has
 
 
-def layout(packing: str, documents: Documents, source: Source) -> Layout:
-    """Return the rows that `packing`, a word of the source's option of that name, makes of documents."""
+def layout(packing: Packing, documents: Documents, source: Source) -> Layout:
+    """Return the rows that `packing`, a value of that option of the source, makes of documents."""
     if packing == "concat":
         return Concat(documents, source.seq_len)
     return {"pad": Pad, "pack": Pack}[packing](documents, source.seq_len, source.truncate)
@@ -176,9 +176,8 @@ def windows(documents: Documents, seq_len: int, stride: int | None = None, trunc
     counts = 1 + np.maximum(0, -(-(documents.lengths - seq_len) // stride))
     if truncate:
         counts = np.ones_like(counts)
-    number = np.arange(counts.sum()) - np.repeat(
-        np.cumsum(counts) - counts, counts
-    )  # of a window in its document
+    before = np.cumsum(counts) - counts
+    number = np.arange(counts.sum()) - np.repeat(before, counts)  # of a window in its document
     left = np.repeat(documents.lengths, counts) - number * stride
     return Windows(
         starts=np.repeat(documents.starts[:-1], counts) + number * stride,
@@ -194,9 +193,8 @@ def best_fit(lengths: np.ndarray, size: int) -> np.ndarray:
     """Return each piece's row, so that no row's lengths add up to more than `size`."""
     row_of = np.empty(len(lengths), np.int64)
     with_room: list[list[int]] = [[] for _ in range(size + 1)]  # the rows that have so much room
-    rooms = rows = (
-        0  # bit r of rooms is set if a row has room r, so the least room that is enough is found at once
-    )
+    rooms = 0  # bit r is set if a row has room r, so the least room that is enough is found at once
+    rows = 0
     longest_first = np.argsort(-lengths, kind="stable")
     for piece, length in zip(longest_first.tolist(), lengths[longest_first].tolist()):
         if enough := rooms >> length:

@@ -12,6 +12,8 @@ from minllm.options import Count
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
+Packing = Literal["concat", "pad", "pack"]
+PACKINGS: tuple[Packing, ...] = ("concat", "pad", "pack")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Source:
     """
 
     seq_len: Count = 256
-    packing: Literal["concat", "pad", "pack"] = "concat"
+    packing: Packing = "concat"
     truncate: bool = False
     stride: Count | None = None
     max_tokens: Count | None = None

@@ -22,7 +22,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -121,10 +121,14 @@ def place_of(source: Source, tokenizer: Tokenizer) -> Path:
 
 
 def read_store(folder: Path) -> Store:
+    """Return a store that is there. UserError if it's damaged, or of another version."""
     try:
-        return Store(folder, json.loads((folder / METADATA).read_bytes()))
+        metadata = json.loads((folder / METADATA).read_bytes())
     except (OSError, ValueError) as error:
         raise damaged(folder) from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise damaged(folder)
+    return Store(folder, metadata)
 
 
 def damaged(folder: Path) -> UserError:
@@ -172,6 +176,8 @@ def build_beside(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
     try:
         write_store(beside, source, tokenizer)
+        if place_of(replace(source), tokenizer) != folder:  # a copy looks again
+            raise UserError("The corpus has changed while it was encoded. Type the same once more.")
         beside.chmod(0o777 & ~umask())
         beside.rename(folder)
     except BaseException:
@@ -189,6 +195,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     dtype = "uint32" if tokenizer.vocab_size > 65_535 else "uint16"
     splits = {split: write_split(folder, split, source, tokenizer, dtype) for split in SPLITS}
     metadata = {
+        "format": FORMAT,
         "source": type(source).__qualname__,
         "options": {name: value for name, value in asdict(source).items() if name not in HOW_READ},
         "source_fingerprint": source.fingerprint,
@@ -214,7 +221,8 @@ def write_split(
     documents = position = size = 0
     digest = hashlib.sha256()
     limit = source.max_tokens if split == "train" else None
-    texts = shown(source.documents(split), split, source.size(split))
+    # with a limit, nobody knows how much of the corpus it is
+    texts = shown(source.documents(split), split, source.size(split) if limit is None else None)
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
         (folder / f"{split}.starts").open("wb") as starts_file,
@@ -236,6 +244,8 @@ def write_split(
         if not documents:
             raise UserError(
                 f"data.max_tokens={limit} has no room for a document. Give more, or null for all."
+                if limit
+                else f"The corpus has no document for {'training' if split == 'train' else 'validation'}."
             )
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
@@ -255,7 +265,7 @@ def shown(texts: Iterable[str], split: Split, size: int | None) -> Iterator[str]
     with tqdm(desc=f"Encoding {split}", total=size, **options) as bar:
         for text in texts:
             yield text
-            bar.update(len(text))
+            bar.update(len(text.encode()))
 
 
 def umask() -> int:

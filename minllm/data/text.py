@@ -16,7 +16,9 @@ from minllm.options import Fraction
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 PIECE = 1 << 20  # bytes of a text without separators that are one document
-HASHED = 1 << 26  # bytes of a corpus that are hashed, so that it costs a fraction of a second
+NEAR = 1 << 12  # bytes in which to look for a line's end where the validation part may begin
+LONGEST = 1 << 26  # bytes of a document that ends with a separator
+HASHED = 1 << 24  # bytes of a corpus that are hashed, so that it costs a hundredth of a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,7 @@ class TextFiles(Source):
     val_fraction: Fraction = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"data.val_fraction={self.val_fraction} leaves nothing on one side. Try 0.1.")
-        if self.separator == "":
-            raise UserError(
-                "data.separator is empty. Name the text between documents, or null if there is none."
-            )
+        check_division(self.separator, self.val_fraction)
 
     @property
     def fingerprint(self) -> str:
@@ -94,6 +91,14 @@ class TextFiles(Source):
             assert self.separator is not None
             return separated(path, self.separator)
         return (lines if path.suffix == ".jsonl" else rows)(path, self.field)
+
+
+def check_division(separator: str | None, val_fraction: float) -> None:
+    """Refuse what can't part documents, or training from validation."""
+    if separator == "":
+        raise UserError("data.separator is empty. Name the text between documents, or null if there is none.")
+    if not 0 < val_fraction < 1:
+        raise UserError(f"data.val_fraction={val_fraction} leaves nothing on one side. Try 0.1.")
 
 
 def find_files(path: str | list[str]) -> list[Path]:
@@ -149,7 +154,7 @@ def bytes_of_text(path: Path, field: str) -> int:
 
         try:
             metadata = pyarrow.parquet.read_metadata(path)
-        except pyarrow.ArrowException:
+        except (pyarrow.ArrowException, OSError):  # which reading it will say
             return path.stat().st_size
         groups = map(metadata.row_group, range(metadata.num_row_groups))
         columns = [group.column(index) for group in groups for index in range(group.num_columns)]
@@ -175,7 +180,7 @@ def part_of_text(path: Path, split: Split, fraction: float) -> Iterator[str]:
     with path.open("rb") as file:
         middle = int(size * (1 - fraction))
         file.seek(middle)
-        middle += good_cut(file.read(PIECE), first=True)
+        middle += first_cut(file.read(NEAR), size - middle)
         if not 0 < middle < size:
             raise UserError(f"{path} is too small to hold out {fraction:.0%} of it. Add text.")
         start, end = (0, middle) if split == "train" else (middle, size)
@@ -183,21 +188,30 @@ def part_of_text(path: Path, split: Split, fraction: float) -> Iterator[str]:
             file.seek(start)
             block = file.read(min(PIECE, end - start))
             if start + len(block) < end:
-                block = block[: good_cut(block, first=False)]
+                block = block[: last_cut(block)]
             text = decode(block, path, start)
             start += len(block)
             if text.strip():
                 yield text.removeprefix("\ufeff")
 
 
-def good_cut(block: bytes, *, first: bool) -> int:
-    """Return how many bytes of `block` come before its first or last good place to cut: a line, a word, a character."""
-    for mark in (b"\n", b" "):
-        at = block.find(mark) if first else block.rfind(mark)
-        if at >= 0:
-            return at + 1
-    places = range(len(block)) if first else range(len(block) - 1, 0, -1)
-    return next((at for at in places if block[at] & 0xC0 != 0x80), len(block))
+def first_cut(block: bytes, left: int) -> int:
+    """Return how many bytes come before the first good place to cut: after a line, a word, a character.
+
+    left: how many bytes the text has left; a cut after the last of them is none
+    """
+    found = [at for at in (block.find(mark, 0, left - 1) for mark in (b"\n", b" ")) if at >= 0]
+    if found:
+        return found[0] + 1
+    return next((at for at in range(len(block)) if block[at] & 0xC0 != 0x80), len(block))
+
+
+def last_cut(block: bytes) -> int:
+    """Return how many bytes come before the last good place to cut."""
+    found = [at for at in map(block.rfind, (b"\n", b" ")) if at >= 0]
+    if found:
+        return found[0] + 1
+    return next((at for at in range(len(block) - 1, 0, -1) if block[at] & 0xC0 != 0x80), len(block))
 
 
 def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
@@ -207,6 +221,11 @@ def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
         while block := file.read(PIECE):
             *pieces, rest = (rest + block).split(mark)
             found = found or bool(pieces)
+            if len(rest) > LONGEST:
+                raise UserError(
+                    f"{path} has no '{separator}' in {LONGEST / 1e6:,.0f} MB from byte {start:,} on. If it is one text,"
+                    " leave data.separator out."
+                )
             for piece in pieces:
                 yield decode(piece, path, start).removeprefix("\ufeff").strip(), f"{path}, byte {start:,}"
                 start += len(piece) + len(mark)
@@ -263,7 +282,7 @@ def rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
                 f"{path} has no column '{field}', only {', '.join(columns)}. Choose one: data.field=…"
             )
         number = 0
-        for batch in file.iter_batches(columns=[field]):
+        for batch in file.iter_batches(1000, columns=[field]):
             for value in batch.column(0).to_pylist():
                 number += 1
                 place = f"{path}, row {number:,}"

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig
 
 from minllm.config import build
 from minllm.data.packing import layout
-from minllm.data.source import SPLITS, Source
+from minllm.data.source import PACKINGS, SPLITS, Source
 from minllm.data.store import UNFINISHED, Store, is_being_built, open_store, place_of, read_store
 from minllm.errors import UserError
 
@@ -44,8 +44,8 @@ def prepare(cfg: DictConfig, run_dir: Path, *, remove: str | list[str] | None = 
     if remove is not None:
         names = [remove] if isinstance(remove, str) else remove
         for store in chosen(names, kept(source.cache), place_of(source, tokenizer).name):
-            shutil.rmtree(store.folder)
-            print(f"Removed {store}")
+            removed(store.folder)
+            print(f"Removed{store}")
     else:
         store = open_store(source, tokenizer)
         print("\n".join(contents(store)))
@@ -53,6 +53,13 @@ def prepare(cfg: DictConfig, run_dir: Path, *, remove: str | list[str] | None = 
     stores = kept(source.cache)
     print("\n".join(["", f"Stores of tokens in {source.cache}:", *map(str, stores)]))
     return {store.folder.name: store.size for store in stores}
+
+
+def removed(folder: Path) -> None:
+    """Remove a store; what is left of it if this is killed has the name of what's unfinished."""
+    if not folder.name.endswith(UNFINISHED):
+        folder = folder.rename(folder.with_name(f"{folder.name}.removed{UNFINISHED}"))
+    shutil.rmtree(folder)
 
 
 def contents(store: Store) -> Iterator[str]:
@@ -69,7 +76,7 @@ def shares(store: Store, source: Source) -> Iterator[str]:
     """Yield a table of what each way to make rows does with the training documents."""
     documents = store.split("train")
     yield f"{f'rows of {source.seq_len}':14}{'rows':>12}{'padding':>10}{'truncated':>12}{'cut off':>10}"
-    for packing in get_args(get_type_hints(Source)["packing"]):
+    for packing in PACKINGS:
         rows = layout(packing, documents, source)
         found = rows.shares()
         figures = f"{found.padding:10.1%}{found.truncated:12.1%}{found.beheaded:10.1%}"
