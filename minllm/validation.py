@@ -63,7 +63,9 @@ def validate(cfg: DictConfig) -> None:
     own = {name: option for name, option in options[at_root].items() if name not in sections}
     check_options(cfg, "", own, allowed, also={"task", *sections})
     for section in sections:
-        check_node(cfg.get(section), section, allowed, options[section])
+        if "_target_" not in cfg.get(section, {}):
+            raise UserError(f"{section} is missing. Choose one: {section}=<option>; --help lists them.")
+        check_node(cfg[section], section, allowed, options[section])
 
 
 def section_of(option: inspect.Parameter) -> str:
@@ -277,7 +279,7 @@ def hint(value: Any, kind: Any, key: str) -> str:
         return f" Write {key}={int(value)}."
     if isinstance(value, (int, float, bool)) and fits(str(value), kind):
         return f" Quote it: {key}='\"{value}\"'"
-    if isinstance(value, str) and fits([value], kind):
+    if fits([value], kind):
         return f" Put it in brackets: '{key}=[{value}]'"
     if words(kind).startswith("a section"):
         return f" Set one of its options instead: {key}.<option>=<value>"

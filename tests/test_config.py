@@ -184,7 +184,7 @@ def test_a_tasks_option_may_stand_in_a_section(idea: Path):
         ("tokenizer.tags=a", "tokenizer.tags must be a list, each item text, not 'a'. Put it in brackets"),
         ("tokenizer.case=???", "tokenizer.case has no value yet."),
         ("+times=2", "There is no option 'times'."),
-        ("~tokenizer", "tokenizer must be a section with a _target_"),
+        ("~tokenizer", "tokenizer is missing. Choose one: tokenizer=<option>"),
     ],
 )
 def test_a_tasks_option_in_a_section_is_checked_there(idea: Path, typed: str, says: str):

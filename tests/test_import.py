@@ -310,39 +310,6 @@ def test_ropes_before_version_5():
     ]
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (dict(normalizer={"type": "Lowercase"}), "doesn't keep every character"),
-        (dict(pre_tokenizer={"type": "Whitespace"}), "doesn't keep every character"),
-        (dict(model={"type": "Unheard"}), "can't be read"),
-        (dict(model=None), "describes no model"),
-        (dict(added_tokens=[]), "Nothing says which token"),
-    ],
-)
-def test_tokenizers_that_lose_something(tmp_path, change, words):
-    source = json.loads(byte_level().to_str()) | change
-    if not change.get("added_tokens", True):
-        source["model"]["vocab"] = {
-            token: n for token, n in source["model"]["vocab"].items() if token != "<|endoftext|>"
-        }
-    (tmp_path / "tokenizer.json").write_text(json.dumps(source))
-    with pytest.raises(UserError, match=words):
-        HuggingFace(name=str(tmp_path))
-
-
-def test_the_end_of_a_text_is_what_the_files_say(tmp_path):
-    byte_level().save(str(tmp_path / "tokenizer.json"))
-    assert HuggingFace(name=str(tmp_path)).eos_id == 1
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|pad|>"}}')
-    assert HuggingFace(name=str(tmp_path)).eos_id == 0
-    assert HuggingFace(name=str(tmp_path), eos="<|endoftext|>").eos_id == 1
-    with pytest.raises(UserError, match="no token '<end>'"):
-        HuggingFace(name=str(tmp_path), eos="<end>")
-    with pytest.raises(UserError, match="leaves out tokens"):
-        HuggingFace(name=str(tmp_path), vocab_size=300)
-
-
 OLDER = {
     "gemma3": (
         dict(sliding_window_pattern=6, rope_local_base_freq=20.0, rope_theta=500.0, rope_scaling=None),

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
-from minllm.config import CONF, build, compose, perform, validate
+from minllm.config import CONF, build, compose, validate
 from minllm.data.source import Source
 from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer, load, training
@@ -26,7 +26,6 @@ from minllm.tokenizer.chars import Chars
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.tokenizer.sentencepiece import REPOSITORY, SentencePiece
 from minllm.tokenizer.training import END_OF_TEXT, pattern_of, train
-from minllm.validation import options_of
 
 OPTIONS = sorted(path.stem for path in (CONF / "tokenizer").glob("*.yaml"))
 SHIPPED = sorted(path.parent.name for path in (REPOSITORY / "tokenizers").glob("*/metadata.json"))
@@ -331,98 +330,6 @@ def test_a_damaged_tokenizer_is_refused(folder, tmp_path, name, content, says):
     (damaged / name).unlink() if content is None else (damaged / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
         SentencePiece(folder=str(damaged))
-
-
-# ---- task=tokenizer ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def go(tmp_path, monkeypatch, capsys):
-    """Do the task in an empty folder, and return what it returns and prints."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple:
-        result = perform(compose(["task=tokenizer", *words]), tmp_path / "unused")
-        return result, capsys.readouterr().out
-
-    return call
-
-
-@pytest.fixture
-def data(tmp_path) -> list[str]:
-    lines = [json.dumps({"text": text}) for text in made_up_texts()]
-    (tmp_path / "notes.jsonl").write_text("\n".join(lines))
-    return ["data=text", f"data.path={tmp_path / 'notes.jsonl'}"]
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_task_trains_what_the_tokenizer_reads(go, data, algorithm):
-    words = [*data, f"tokenizer.algorithm={algorithm}", "tokenizer.max_documents=50"]
-    measured, said = go(*words, "tokenizer.sizes=[330,360]")
-    small, large = f"notes-{algorithm}-330", f"notes-{algorithm}-360"
-    assert measured[large] > measured[small] > 1
-    metadata = json.loads(Path("tokenizers", large, "metadata.json").read_text())
-    assert metadata["held_out_bytes_per_token"] == measured[large]
-    assert (metadata["name"], metadata["algorithm"], metadata["vocab_size"]) == (large, algorithm, 360)
-    assert (metadata["corpus"]["name"], metadata["corpus"]["terms"]) == ("notes", "not said")
-    assert 40 <= metadata["corpus"]["documents"] <= 50
-    found = json.dumps(pieces(Path("tokenizers", large, "tokenizer.model").read_bytes()))
-    assert metadata["pieces_sha256"] == hashlib.sha256(found.encode()).hexdigest()
-    assert f"tokenizer.folder=tokenizers/{large}" in said and f"{measured[small]:.2f}" in said
-    ids, said = go(f"tokenizer.folder=tokenizers/{large}", "tokenizer.show=the cat")
-    assert load(f"tokenizers/{large}").decode(ids) == "the cat"
-
-
-def test_a_corpus_has_a_name(go, data, tmp_path):
-    (tmp_path / "more.jsonl").write_text(Path("notes.jsonl").read_text())
-    several = [data[0], f"data.path={tmp_path / '*.jsonl'}", "tokenizer.sizes=[330]"]
-    with pytest.raises(UserError, match="tokenizer.corpus=<name>"):
-        go(*several)
-    with pytest.raises(UserError, match="tokenizer.corpus=<name>"):
-        go(*several, "tokenizer.corpus=../up")
-    go(*several, "tokenizer.corpus=both", "tokenizer.into=elsewhere")
-    assert Path("elsewhere/both-bpe-330/metadata.json").is_file() and not Path("tokenizers").exists()
-
-
-def test_pieces_are_shown_with_bars_where_there_is_no_colour(go):
-    ids, said = go("tokenizer=bytes", "tokenizer.show='a é'")
-    assert ids == [97, 32, 0xC3, 0xA9]
-    assert said.splitlines() == [
-        "a │· │<C3>│<A9>",
-        "97│32│195 │169 ",
-        "4 tokens, 4 bytes, 1.00 bytes per token",
-    ]
-    _, said = go("tokenizer=bytes", "tokenizer.show='a\n\x1b[0m'")
-    assert said.splitlines()[:3] == ["a │⏎ ", "97│10", "<1B>│[ │0 │m  "]
-    assert go("tokenizer.show=''")[1] == "0 tokens, 0 bytes\n"
-
-
-def test_pieces_are_shown_in_colours_on_a_terminal(go, monkeypatch):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "20")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    _, said = go("tokenizer=tales_4096", "tokenizer.show='Once upon a time there was'")
-    visible = re.sub("\x1b\\[[0-9;]*m", "", said)
-    assert "\x1b[30;48;5;153m" in said and "│" not in said and "·time" in visible
-    assert all(len(line) <= 20 for line in visible.splitlines()[:-1])
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in go("tokenizer.show=so")[1]
-
-
-@pytest.mark.parametrize(
-    "words", [[], ["tokenizer.sizes=[]"], ["tokenizer.sizes=[512]", "tokenizer.show=so"]]
-)
-def test_the_task_says_what_to_type(go, words):
-    with pytest.raises(UserError, match=r"'tokenizer\.sizes=\[.*'tokenizer\.show="):
-        go(*words)
-
-
-def test_the_tasks_options_are_none_of_a_tokenizers():
-    """They stand in one section."""
-    own = {*compose(["task=tokenizer", "tokenizer=bytes"]).tokenizer} - {"_target_"}
-    assert len(own) == 6
-    for one in (Bytes, Chars, HuggingFace, SentencePiece):
-        assert not own & options_of(one).keys()
 
 
 # ---- what is shipped -----------------------------------------------------------------------------

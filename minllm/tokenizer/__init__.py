@@ -11,8 +11,14 @@ import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from minllm.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 class Tokenizer:
@@ -83,32 +89,45 @@ class Tokenizer:
         raise NotImplementedError
 
 
-def load(name: str | Path) -> Tokenizer:
+def load(name: str | Path, *, extensions: Sequence[str] = ()) -> Tokenizer:
     """Return a tokenizer.
 
     Args:
         name: an option of conf/tokenizer (bytes, tales_4096), a folder that `task=tokenizer` or transformers wrote, the
             folder of a run or `latest`, or a name on Hugging Face's hub (gpt2).
+        extensions: packages besides minllm that a run's configuration may take code from; name only what you trust.
 
     Raises:
         UserError: there's no such tokenizer, or it can't be read.
     """
     from minllm.config import build, compose, find_run, read_run, validate
-    from minllm.help import CONF
+    from minllm.help import find_groups
     from minllm.tokenizer.huggingface import HuggingFace
-    from minllm.tokenizer.sentencepiece import MODEL, SentencePiece
+    from minllm.tokenizer.sentencepiece import SentencePiece, is_trained
 
-    folder = Path(name).expanduser()
-    if (CONF / "tokenizer" / f"{name}.yaml").is_file():
+    options = find_groups()["tokenizer"]
+    if name in options:
         cfg = compose([f"tokenizer={name}"])
         validate(cfg)
         return build(cfg.tokenizer)
-    if str(name) == "latest" or (folder / "config.yaml").is_file():
+    if str(name) == "latest" or Path(name, "config.yaml").expanduser().is_file():
         run = find_run(name)
-        return build(read_run(run).tokenizer, run / "tokenizer")
-    if (folder / MODEL).is_file():
-        return SentencePiece(folder=str(folder))
+        return of_run(run, read_run(run, extensions))
+    if is_trained(str(name)):
+        return SentencePiece(folder=str(name))
+    near = suggest(str(name), options)
+    if near.startswith(" Did") and not Path(name).expanduser().exists():
+        raise UserError(f"There is no tokenizer '{name}'.{near}")
     return HuggingFace(name=str(name))
+
+
+def of_run(run: Path, saved: DictConfig) -> Tokenizer:
+    """Return the tokenizer that a run has kept; `saved` is how the run was configured."""
+    from minllm.config import build
+    from minllm.validation import allowed_packages, check_node
+
+    check_node(saved.tokenizer, "tokenizer", allowed_packages(saved))
+    return build(saved.tokenizer, run / "tokenizer")
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -116,5 +135,8 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         beside = folder / f"{name}.{os.getpid()}.tmp"
-        beside.write_bytes(content)
-        os.replace(beside, folder / name)
+        try:
+            beside.write_bytes(content)
+            os.replace(beside, folder / name)
+        finally:
+            beside.unlink(missing_ok=True)

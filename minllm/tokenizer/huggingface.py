@@ -1,10 +1,7 @@
-"""Any tokenizer.json of Hugging Face's that can spell every byte, made lossless.
+"""Any tokenizer.json of Hugging Face's that can spell every byte, made lossless by `minllm.tokenizer.lossless`.
 
 There are two kinds. A byte-level vocabulary (GPT-2, Llama 3, Qwen) writes each byte as a letter of its own. The others
-(Llama 2, Gemma) write a space as ▁, and what they have no token for in bytes: <0xE2>.
-
-What a tokenizer.json does besides to a text is left out, since `decode(encode(text))` must be `text`: a space put
-before it, Unicode's normal form C, tokens added at its ends. No text makes a special token.
+(Llama 2, Gemma) write a space as ▁, and what they have no token for in bytes: <0xE2>. No text makes a special token.
 """
 
 from __future__ import annotations
@@ -16,14 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from minllm.errors import UserError, first_line, neighbour
-from minllm.network import can_download, endpoint, forbidden_by
+from minllm.errors import UserError, first_line
 from minllm.options import Count, Natural
 from minllm.tokenizer import Tokenizer, write_files
-from minllm.tokenizer.sentencepiece import SPACE
+from minllm.tokenizer.download import CONFIG, FILE, find_folder
+from minllm.tokenizer.lossless import SPACE, without_additions
+from minllm.validation import fits
 
-FILE, CONFIG, METADATA = "tokenizer.json", "tokenizer_config.json", "minllm.json"
-FILES = [FILE, CONFIG]  # what is taken from the hub
+METADATA = "minllm.json"
 ENDS = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"]
 """What the token that ends a text is called, where nothing else says it."""
 PROBE = " A  b\n\t Éé e\u0301 日本 \U0001f409 \u00a0\x00 I'LL 0123 <0x41></s><eos><s><|x|>  "
@@ -59,7 +56,7 @@ class HuggingFace(Tokenizer):
 
         self.folder = saved or find_folder(name, revision)
         self.source = read(self.folder)
-        lossless = json.dumps(without_additions(self.source))
+        lossless = json.dumps(without_additions(self.source, self.folder / FILE))
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(lossless)
         except Exception as error:  # the library raises nothing more exact
@@ -70,12 +67,12 @@ class HuggingFace(Tokenizer):
         self.is_bytes = not self.source["model"].get("byte_fallback")
 
         known = max(self.tokens.values()) + 1
-        self.vocab_size = vocab_size or known
+        self.vocab_size = vocab_size or self._said_size() or known
         self.table = self._table(max(known, self.vocab_size))
         if lost := [token for token, number in self.tokens.items() if self._is_lost(number)]:
             raise UserError(
-                f"tokenizer.vocab_size={vocab_size} leaves out tokens that texts have, such as {lost[0]!r}: make it"
-                f" {known} or more."
+                f"tokenizer.vocab_size={self.vocab_size} leaves out tokens that texts have, such as {lost[0]!r}: make"
+                f" it {known} or more."
             )
         self.eos_id = self.pad_id = self._end(eos)
         self.bos_id = self._begin(bos)
@@ -116,8 +113,8 @@ class HuggingFace(Tokenizer):
         for token, number in self.tokens.items():
             if number not in self.added:
                 table[number] = bytes_of(token)
-            elif not self.added[number].special:
-                table[number] = token.encode() if self.is_bytes else bytes_of(token)
+            elif not self.added[number].special:  # found in texts as it stands
+                table[number] = (token if self.is_bytes else token.replace(SPACE, " ")).encode()
         return table
 
     def _is_lost(self, number: int) -> bool:
@@ -138,13 +135,21 @@ class HuggingFace(Tokenizer):
         bos = self._said("bos_token") if bos is None else bos
         return self.eos_id if bos is None else self._number(bos, "tokenizer.bos")
 
-    def _said(self, token: str) -> int | str | None:
+    def _said(self, key: str) -> int | str | None:
         """Return the token that begins or ends a text, as files beside tokenizer.json say."""
-        for file in (METADATA, CONFIG):
-            if (self.folder / file).is_file():
-                said = read_json(self.folder / file).get(token)
-                return said.get("content") if isinstance(said, dict) else said
+        for file in (self.folder / METADATA, self.folder / CONFIG):
+            if file.is_file():
+                said = read_json(file).get(key)
+                said = said.get("content") if isinstance(said, dict) else said
+                if said is not None and not fits(said, Natural | str):
+                    raise UserError(f"{file} says {key}={said!r}, which is neither a token nor its number.")
+                return said
         return None
+
+    def _said_size(self) -> int | None:
+        """Return how many tokens the model has, if a run has kept it."""
+        metadata = self.folder / METADATA
+        return read_json(metadata).get("vocab_size") if metadata.is_file() else None
 
     def _number(self, token: int | str, key: str) -> int:
         """Return the number of a token that stands at a text's end, and in no text."""
@@ -168,59 +173,6 @@ class HuggingFace(Tokenizer):
                 f"{self.folder / FILE} doesn't keep every character of a text, and minllm counts bits for each byte of"
                 " it. A tokenizer whose tokens are bytes, or that falls back to bytes, is needed."
             )
-
-
-def find_folder(name: str, revision: str) -> Path:
-    """Return where a tokenizer's files are: in its folder, or where the hub's library has put them."""
-    folder = Path(name).expanduser()
-    if folder.exists():
-        return folder
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):  # no name that the hub could have
-        raise UserError(f"There is no folder '{name}' (looked in {Path.cwd()}).{neighbour(folder)}")
-    return in_cache(name, revision) or download(name, revision)
-
-
-def in_cache(name: str, revision: str) -> Path | None:
-    """Return the folder in the hub's cache that has the tokenizer already."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if (folder / FILE).is_file() else None
-
-
-def download(name: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    here = f"There is no folder '{name}' (looked in {Path.cwd()}),"
-    if variable := forbidden_by():
-        raise UserError(f"{here} and {variable} forbids looking for it on the hub.{neighbour(Path(name))}")
-    if not can_download():
-        raise UserError(
-            f"{here} and this machine can't reach {endpoint()} to look for a tokenizer of that name."
-            f"{neighbour(Path(name))} Elsewhere, type `hf download {name} {FILE} tokenizer_config.json --local-dir"
-            f" {Path(name).name}`, and here tokenizer.name={Path(name).name}"
-        )
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"{name} has no revision '{revision}' on the hub. Check tokenizer.revision."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{here} and the hub has no model '{name}', or doesn't show it to you.{neighbour(Path(name))} Check"
-            " tokenizer.name; if it's private, type: hf auth login"
-        ) from error
-    except HfHubHTTPError as error:
-        raise UserError(
-            f"The hub doesn't give '{name}': {first_line(error)}. If it asks to accept its terms, do so at"
-            f" {endpoint()}/{name}, then type: hf auth login"
-        ) from error
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -247,31 +199,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def _infinite(values: dict[str, Any]) -> Any:
     """Return what transformers writes for a number that JSON hasn't: {"__float__": "Infinity"}."""
     return float(values["__float__"]) if list(values) == ["__float__"] else values
-
-
-def without_additions(source: dict[str, Any]) -> dict[str, Any]:
-    """Return a tokenizer.json that takes a text as it is: nothing is put before or behind it, or taken away."""
-    added = [{**token, "lstrip": False, "rstrip": False} for token in source.get("added_tokens") or []]
-    return {
-        **source,
-        "normalizer": _kept(source.get("normalizer"), "normalizers"),
-        "pre_tokenizer": _kept(source.get("pre_tokenizer"), "pretokenizers"),
-        "post_processor": None,
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-    }
-
-
-def _kept(step: dict[str, Any] | None, inner: str) -> dict[str, Any] | None:
-    """Return a step of normalising or cutting without what adds to a text; None where nothing is left."""
-    if step is None or step["type"] in ("Prepend", "NFC"):
-        return None
-    if step["type"] == "Sequence":
-        kept = [one for one in (_kept(one, inner) for one in step[inner]) if one is not None]
-        return {**step, inner: kept} if kept else None
-    quiet = {"add_prefix_space": False, "prepend_scheme": "never"}
-    return {**step, **{key: value for key, value in quiet.items() if key in step}}
 
 
 def _letters() -> dict[str, int]:

@@ -24,10 +24,10 @@ from typing import Any
 from minllm.errors import UserError
 from minllm.help import CONF
 from minllm.tokenizer import Tokenizer, write_files
+from minllm.tokenizer.lossless import SPACE
 
 MODEL, METADATA = "tokenizer.model", "metadata.json"
 REPOSITORY = Path(__file__).resolve().parents[2]
-SPACE = "\u2581"  # what sentencepiece writes in place of a space
 CACHED_CHUNKS = 1 << 16  # words whose tokens are remembered: most of a text is made of few
 
 
@@ -43,10 +43,19 @@ class SentencePiece(Tokenizer):
     """
 
     def __init__(self, saved: Path | None = None, *, folder: str) -> None:
+        self.read(*read_folder(saved or find_folder(folder)))
+
+    @classmethod
+    def of(cls, metadata: dict[str, Any], model: bytes) -> SentencePiece:
+        """Return a tokenizer that has just been trained, before it's in a folder."""
+        tokenizer = cls.__new__(cls)
+        tokenizer.read(metadata, model)
+        return tokenizer
+
+    def read(self, metadata: dict[str, Any], model: bytes) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self.folder = saved if saved is not None else find_folder(folder)
-        self.metadata, self.model = read_folder(self.folder)
+        self.metadata, self.model = metadata, model
         self.processor = SentencePieceProcessor(model_proto=self.model)
         self.vocab_size = self.processor.vocab_size()
         self.bos_id = self.eos_id = self.pad_id = self.processor.eos_id()
@@ -90,11 +99,25 @@ class SentencePiece(Tokenizer):
         return piece.replace(SPACE, " ").encode()
 
 
-def find_folder(folder: str) -> Path:
-    """Return the tokenizer's folder, as seen from the working directory or else from the repository."""
+def is_trained(folder: str) -> bool:
+    """Whether a folder has a tokenizer that was trained here, or what is left of one."""
+    return any(map(is_there, places(folder)))
+
+
+def places(folder: str) -> list[Path]:
+    """Return where a folder may be: as seen from the working directory, or else from the repository."""
     here = Path(folder).expanduser()
-    for place in (here, REPOSITORY / here):
-        if (place / MODEL).is_file():
+    return [here, REPOSITORY / here]
+
+
+def is_there(place: Path) -> bool:
+    return (place / MODEL).is_file() or (place / METADATA).is_file()
+
+
+def find_folder(folder: str) -> Path:
+    """Return the tokenizer's folder."""
+    for place in places(folder):
+        if is_there(place):
             return place
     options = sorted(path.stem for path in (CONF / "tokenizer").glob("*.yaml"))
     raise UserError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from minllm.errors import UserError
-from minllm.tokenizer.sentencepiece import SPACE
+from minllm.tokenizer.lossless import SPACE
 
 Algorithm = Literal["bpe", "unigram"]
 
@@ -139,19 +139,26 @@ def first_pieces(model: bytes, size: int) -> bytes:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # its protobuf comes with wandb
 
     proto = ModelProto.FromString(model)
-    is_merge = [piece.type == piece.NORMAL and len(piece.piece) > 1 for piece in proto.pieces]
+    is_merge = [is_merged(piece) for piece in proto.pieces]
     order = sorted(range(len(proto.pieces)), key=lambda token: is_merge[token])
     if is_merge.count(False) > size:
         raise UserError(too_small(size, is_merge.count(False)))
     if len(order) < size:
         raise UserError(too_large(size, len(order)))
     kept = [proto.pieces[token] for token in order[:size]]
+    for piece in kept:
+        if not is_merged(piece):  # a score that nothing reads, and that depends on the largest size
+            piece.score = 0.0
     smaller = ModelProto()
     smaller.CopyFrom(proto)
     del smaller.pieces[:]
     smaller.pieces.extend(kept)
     smaller.trainer_spec.vocab_size = size
     return smaller.SerializeToString(deterministic=True)
+
+
+def is_merged(piece: Any) -> bool:
+    return piece.type == piece.NORMAL and len(piece.piece) > 1
 
 
 def whole(model: bytes, size: int) -> bytes:

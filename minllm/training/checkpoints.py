@@ -31,7 +31,7 @@ from minllm.config import build
 from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.lm import LM
-from minllm.tokenizer import Tokenizer
+from minllm.tokenizer import Tokenizer, of_run
 from minllm.training.rundir import to_json
 
 
@@ -221,7 +221,7 @@ def tokenizer_of(checkpoint: Path, cfg: DictConfig) -> Tokenizer:
     """
     run = run_of(checkpoint)
     saved = runs.read_run(run, cfg.extensions)
-    kept = build(saved.tokenizer, run / "tokenizer")
+    kept = of_run(run, saved)
     before = read_progress(checkpoint).tokenizer
     if before not in (None, kept.fingerprint):
         raise UserError(

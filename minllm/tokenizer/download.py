@@ -1,0 +1,64 @@
+"""Where the files of one of Hugging Face's tokenizers are: in a folder, or fetched from the hub into its cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from minllm.errors import UserError, first_line, neighbour
+from minllm.network import can_download, endpoint, forbidden_by
+
+FILES = FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+def find_folder(name: str, revision: str) -> Path:
+    """Return where a tokenizer's files are: in its folder, or where the hub's library has put them."""
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return folder
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):  # no name that the hub could have
+        raise UserError(f"There is no folder '{name}' (looked in {Path.cwd()}).{neighbour(folder)}")
+    return in_cache(name, revision) or download(name, revision)
+
+
+def in_cache(name: str, revision: str) -> Path | None:
+    """Return the folder in the hub's cache that has the tokenizer already."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if (folder / FILE).is_file() else None
+
+
+def download(name: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    here = f"There is no folder '{name}' (looked in {Path.cwd()}),"
+    if variable := forbidden_by():
+        raise UserError(f"{here} and {variable} forbids looking for it on the hub.{neighbour(Path(name))}")
+    if not can_download():
+        raise UserError(
+            f"{here} and this machine can't reach {endpoint()} to look for a tokenizer of that name."
+            f"{neighbour(Path(name))} Elsewhere, type `hf download {name} {' '.join(FILES)} --local-dir"
+            f" {Path(name).name}`, and here tokenizer.name={Path(name).name}"
+        )
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{name} has no revision '{revision}' on the hub. Check tokenizer.revision."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{here} and the hub has no model '{name}', or doesn't show it to you.{neighbour(Path(name))} Check"
+            " tokenizer.name; if it's private, type: hf auth login"
+        ) from error
+    except HfHubHTTPError as error:
+        raise UserError(
+            f"The hub doesn't give '{name}': {first_line(error)}. If it asks to accept its terms, do so at"
+            f" {endpoint()}/{name}, then type: hf auth login"
+        ) from error
