@@ -123,13 +123,14 @@ class Pack:
     def __init__(self, documents: Documents, seq_len: int, truncate: bool = False) -> None:
         self.windows = windows(documents, seq_len, truncate=truncate)
         row_of = best_fit(self.windows.lengths, seq_len)
-        self.by_row = np.argsort(row_of, kind="stable")  # the numbers of the pieces, row after row
-        self.first = np.searchsorted(row_of[self.by_row], np.arange(row_of.max() + 2))
+        by_row = np.argsort(row_of, kind="stable")
+        self.starts, self.lengths = self.windows.starts[by_row], self.windows.lengths[by_row]
+        self.first = np.searchsorted(row_of[by_row], np.arange(row_of.max() + 2))  # of each row's pieces
         self.rows = len(self.first) - 1
 
     def pieces(self, rows: np.ndarray, shift: float) -> list[Sequence[Piece]]:
         bounds = zip(self.first[rows].tolist(), self.first[rows + 1].tolist())
-        return [self.windows.pieces(self.by_row[first:last]) for first, last in bounds]
+        return [list(zip(self.starts[a:b].tolist(), self.lengths[a:b].tolist())) for a, b in bounds]
 
     def shares(self) -> Shares:
         return self.windows.shares(self.rows)
