@@ -119,6 +119,20 @@ def test_a_size_is_the_same_tokenizer_whatever_larger_ones_there_are(go, data):
     assert load("alone/notes-bpe-330").fingerprint == load("tokenizers/notes-bpe-330").fingerprint
 
 
+def test_a_tokenizer_of_another_text_is_not_replaced(go, data, tmp_path):
+    go(*data, "tokenizer.sizes=[330]")
+    before = load("tokenizers/notes-bpe-330").fingerprint
+    assert go(*data, "tokenizer.sizes=[330,340]")[0], "of the same text it is"
+    text = (tmp_path / "notes.jsonl").read_text()
+    (tmp_path / "notes.jsonl").write_text(text.replace("cat", "dog"))
+    with pytest.raises(UserError, match="notes-bpe-330 was trained on another text.*tokenizer.corpus=<name>"):
+        go(*data, "tokenizer.sizes=[320,330]")
+    assert not Path("tokenizers/notes-bpe-320").exists()
+    assert load("tokenizers/notes-bpe-330").fingerprint == before
+    Path("tokenizers/notes-bpe-330/metadata.json").write_text("{")
+    assert go(*data, "tokenizer.sizes=[330]")[0]
+
+
 def test_a_folder_that_lacks_a_file_is_said(go, data):
     go(*data, "tokenizer.sizes=[330]")
     Path("tokenizers/notes-bpe-330/tokenizer.model").unlink()

@@ -222,7 +222,8 @@ def write_split(
     digest = hashlib.sha256()
     limit = source.max_tokens if split == "train" else None
     # with a limit, nobody knows how much of the corpus it is
-    texts = shown(source.documents(split), split, source.size(split) if limit is None else None)
+    size_of_text = source.size(split) if limit is None else None
+    texts = shown(source.documents(split), f"Encoding {split}", size_of_text)
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
         (folder / f"{split}.starts").open("wb") as starts_file,
@@ -257,12 +258,12 @@ def append(file: BinaryIO, array: np.ndarray) -> None:
     file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
 
 
-def shown(texts: Iterable[str], split: Split, size: int | None) -> Iterator[str]:
+def shown(texts: Iterable[str], doing: str, size: int | None) -> Iterator[str]:
     """Pass texts on, with a bar of progress on a terminal when they take more than a second."""
     from tqdm import tqdm
 
     options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": None, "leave": False}
-    with tqdm(desc=f"Encoding {split}", total=size, **options) as bar:
+    with tqdm(desc=doing, total=size, **options) as bar:
         for text in texts:
             yield text
             bar.update(len(text.encode()))

@@ -20,11 +20,12 @@ from omegaconf import DictConfig
 
 from minllm.config import build
 from minllm.data.source import Source
+from minllm.data.store import shown
 from minllm.data.text import TextFiles, find_files
 from minllm.errors import UserError
 from minllm.options import Count, In
-from minllm.tokenizer.sentencepiece import SentencePiece, write_folder
-from minllm.tokenizer.show import shown
+from minllm.tokenizer.sentencepiece import METADATA, SentencePiece, write_folder
+from minllm.tokenizer.show import print_pieces
 from minllm.tokenizer.training import Algorithm, pattern_of, train
 
 HELD_OUT = 1_000  # documents to measure with
@@ -65,20 +66,20 @@ def train_or_show(
             " 'tokenizer.show=\"Once upon a time\"' to see how tokenizer=… cuts a text."
         )
     if show is not None:
-        return shown(build(cfg.tokenizer), show)
+        return print_pieces(build(cfg.tokenizer), show)
     source = build(cfg.data)
     name = f"{corpus_name(corpus, cfg, source)}-{algorithm}"
     return trained(source, name, sizes, algorithm, max_documents, Path(into))
-
-
-# ---- training ------------------------------------------------------------------------------------
 
 
 def trained(
     source: Source, name: str, sizes: Sequence[int], algorithm: Algorithm, documents: int, into: Path
 ) -> dict[str, float]:
     """Write a folder for each size, and return the bytes of held-out text to a token of each."""
-    texts = Counted(itertools.islice(source.documents("train"), documents))
+    for size in sizes:
+        refuse_another(into / f"{name}-{size}", source)
+    read = shown(itertools.islice(source.documents("train"), documents), "Reading", None)
+    texts = Counted(read)
     models = train(texts, sizes, algorithm)
     held_out = list(itertools.islice(source.documents("val"), HELD_OUT))
     corpus = {
@@ -96,6 +97,19 @@ def trained(
         write_folder(place, metadata, model)
     print("\n".join(table(measured, into)))
     return measured
+
+
+def refuse_another(place: Path, source: Source) -> None:
+    """Refuse to take the place of a tokenizer that was trained on another corpus: runs may need it."""
+    try:
+        before = json.loads((place / METADATA).read_bytes())["corpus"]["hash"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # there's none, or a damaged one
+    if before != source.fingerprint:
+        raise UserError(
+            f"The tokenizer in {place} was trained on another text. Give the new one another name,"
+            " tokenizer.corpus=<name>, or remove that folder."
+        )
 
 
 def corpus_name(typed: str | None, cfg: DictConfig, source: Source) -> str:

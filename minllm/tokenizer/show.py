@@ -19,7 +19,7 @@ Cell = tuple[str, str]  # a piece as it is shown, and its number
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
-def shown(tokenizer: Tokenizer, text: str) -> list[int]:
+def print_pieces(tokenizer: Tokenizer, text: str) -> list[int]:
     """Print the pieces of a text with their numbers beneath, and return the numbers."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # where it can't print every character
