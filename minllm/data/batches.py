@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minllm.data.packing import Layout, Piece, layout, windows
 from minllm.data.source import Source
-from minllm.data.store import Documents, Store, open_store
+from minllm.data.store import Documents, Store, open_store, place_of
 from minllm.errors import UserError
 from minllm.model.context import PAD
 from minllm.objective.cross_entropy import IGNORED
@@ -57,7 +57,22 @@ def open_data(source: Source, tokenizer: Tokenizer) -> Corpus:
     Raises:
         UserError: the source can't be read, or its tokens can't be written.
     """
+    check_data(source, tokenizer)
     return Corpus(source, open_store(source, tokenizer), tokenizer.pad_id)
+
+
+def check_data(source: Source, tokenizer: Tokenizer) -> None:
+    """Refuse soon what can't be: before anything else is done, and before a corpus is encoded.
+
+    Raises:
+        UserError: evaluation would pass over tokens, or the documents can't be had and there's no store of them yet.
+    """
+    if source.stride and source.stride > source.seq_len:
+        raise UserError(
+            f"data.stride={source.stride} would pass over tokens: give at most data.seq_len, {source.seq_len}."
+        )
+    if not place_of(source, tokenizer).is_dir():
+        source.check()
 
 
 class Corpus:
@@ -141,10 +156,6 @@ class Validation:
     """
 
     def __init__(self, documents: Documents, seq_len: int, stride: int, pad_id: int, batch_size: int) -> None:
-        if stride > seq_len:
-            raise UserError(
-                f"data.stride={stride} would pass over tokens: give at most data.seq_len, {seq_len}."
-            )
         self.documents, self.seq_len, self.pad_id, self.batch_size = documents, seq_len, pad_id, batch_size
         self.windows = windows(documents, seq_len, stride)
         self.order = np.argsort(-self.windows.lengths, kind="stable")

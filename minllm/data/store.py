@@ -108,12 +108,6 @@ def open_store(source: Source, tokenizer: Tokenizer) -> Store:
     return read_store(folder)
 
 
-def check_source(source: Source, tokenizer: Tokenizer) -> None:
-    """Raise `UserError` soon if there's no store yet and the documents can't be had: before anything else is done."""
-    if not place_of(source, tokenizer).is_dir():
-        source.check()
-
-
 def place_of(source: Source, tokenizer: Tokenizer) -> Path:
     """Return the folder where the store of a source's tokens is, or will be."""
     key = json.dumps([FORMAT, source.fingerprint, source.max_tokens, tokenizer.fingerprint])

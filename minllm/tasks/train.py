@@ -12,8 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.config import build
-from minllm.data.batches import open_data
-from minllm.data.store import check_source
+from minllm.data.batches import check_data, open_data
 from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
@@ -96,7 +95,7 @@ def prepare(
     tokenizer = checkpoints.tokenizer_of(origin, cfg) if origin else build(cfg.tokenizer)
     progress.tokenizer = tokenizer.fingerprint
     source = build(cfg.data)
-    check_source(source, tokenizer)
+    check_data(source, tokenizer)
     model = build_model(cfg, tokenizer).to(device)
     if init_from:
         checkpoints.load_weights(origin, model)
