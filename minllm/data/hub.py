@@ -19,6 +19,7 @@ from minllm.data.huggingface import (
     Part,
     arrow_files,
     cache_of_datasets,
+    kept_in_cache,
     library,
     mapped,
     offline,
@@ -291,8 +292,7 @@ class Hub(Source):
 
     def cached(self) -> Path:
         """Return the folder where `datasets` keeps the set that it made from an earlier download."""
-        folders = [info.parent for info in cache_of_datasets().glob("*/*/*/*/dataset_info.json")]
-        kept = [folder for folder in folders if self.is_kept_in(folder)]
+        kept = kept_in_cache(self.repo, self.name, self.revision)
         if len(names := sorted({folder.parts[-3] for folder in kept})) > 1:
             raise UserError(
                 f"{self.repo} has several configurations: {', '.join(names)}. Choose one: data.name=…"
@@ -310,17 +310,6 @@ class Hub(Source):
             f"This machine can't reach {endpoint()}, so {self.repo} can't be downloaded. Type data=tales for the"
             f" built-in corpus; or, where there is a network, `hf download {self.repo} --repo-type dataset{only}"
             f" --local-dir {folder}`, and here data.path={folder}"
-        )
-
-    def is_kept_in(self, folder: Path) -> bool:
-        """Whether a folder <owner>___<name>/<configuration>/<version>/<commit> of the cache is this set's."""
-        of_set, configuration, _, commit = folder.parts[-4:]
-        return (
-            list(map(letters, of_set.split("___"))) == list(map(letters, self.repo.split("/")))
-            and (self.name is None or configuration == self.name)
-            and (self.revision == "main" or commit.startswith(self.revision))
-            # that of somebody's own choice of files has a name with a hash
-            and json.loads((folder / "dataset_info.json").read_bytes()).get("config_name") == configuration
         )
 
     # ---- what went wrong -------------------------------------------------------------------------------------------
@@ -394,8 +383,3 @@ def visible_files(folder: Path) -> list[Path]:
 def glob_free(path: Path) -> str:
     """Return a path in which `datasets` finds no pattern."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
-
-
-def letters(name: str) -> str:
-    """What is left of a set's name in the name of its folder: TinyStories is kept in tiny_stories."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -131,3 +131,29 @@ def cache_of_datasets() -> Path:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     home = os.environ.get("HF_HOME") or caches / "huggingface"
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets").expanduser()
+
+
+def kept_in_cache(repo: str, name: str | None, revision: str) -> list[Path]:
+    """Return the folders where `datasets` keeps a set: <owner>___<set>/<configuration>/<version>/<commit>.
+
+    Args:
+        name: the configuration; None: any of them.
+        revision: the commit, or its beginning; main: any of them.
+    """
+    found = []
+    for info in cache_of_datasets().glob("*/*/*/*/dataset_info.json"):
+        of_set, configuration, _, commit = info.parent.parts[-4:]
+        is_asked_for = (
+            list(map(letters, of_set.split("___"))) == list(map(letters, repo.split("/")))
+            and name in (None, configuration)
+            and (revision == "main" or commit.startswith(revision))
+        )
+        # that of somebody's own choice of files has a name with a hash
+        if is_asked_for and json.loads(info.read_bytes()).get("config_name") == configuration:
+            found.append(info.parent)
+    return found
+
+
+def letters(name: str) -> str:
+    """What is left of a set's name in the name of its folder: TinyStories is kept in tiny_stories."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
