@@ -1,0 +1,31 @@
+"""What several files of tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.stories import TRAIN, VAL, write_parquet
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keep what `datasets` does out of the home, and this machine's variables out of the tests."""
+    offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    for name in ("HF_ENDPOINT", "HF_DATASETS_CACHE", *offline):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+
+@pytest.fixture
+def downloaded(tmp_path) -> Path:
+    """A folder as `hf download` leaves TinyStories."""
+    folder = tmp_path / "TinyStories"
+    write_parquet(folder / "data/train-00000-of-00002.parquet", [*TRAIN[:40], "", None])
+    write_parquet(folder / "data/train-00001-of-00002.parquet", TRAIN[40:])
+    write_parquet(folder / "data/validation-00000-of-00001.parquet", VAL)
+    (folder / "README.md").write_text("---\nlicense: cdla-sharing-1.0\n---\nStories.\n")
+    (folder / ".cache").mkdir()
+    (folder / ".cache/lock").write_text("hidden")
+    return folder
