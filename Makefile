@@ -15,7 +15,7 @@ train: .venv/installed
 test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	$(python) -m pytest
+	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # installed again when pyproject.toml changes
 .venv/installed: pyproject.toml | .venv/bin/pip
