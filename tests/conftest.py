@@ -11,7 +11,7 @@ from tests.stories import TRAIN, VAL, write_parquet
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Keep what `datasets` does out of the home, and this machine's variables out of the tests."""
+    """Keep what is downloaded out of the home, and this machine's variables out of the tests."""
     offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
     for name in ("HF_ENDPOINT", "HF_DATASETS_CACHE", *offline):
         monkeypatch.delenv(name, raising=False)
