@@ -86,13 +86,16 @@ class Corpus:
         self.floor_bits_per_byte: float | None = store.metadata["floor_bits_per_byte"]
 
     @functools.cached_property
+    def documents(self) -> Documents:
+        """Those to learn from."""
+        return self.store.split("train")
+
+    @functools.cached_property
     def layout(self) -> Layout:
-        return layout(self.source.packing, self.store.split("train"), self.source)
+        return layout(self.source.packing, self.documents, self.source)
 
     def train(self, batch_size: int, seed: int) -> TrainBatches:
-        return TrainBatches(
-            self.store.split("train"), self.layout, self.source.seq_len, self.pad_id, batch_size, seed
-        )
+        return TrainBatches(self.documents, self.layout, self.source.seq_len, self.pad_id, batch_size, seed)
 
     def validation(self, batch_size: int) -> Validation:
         stride = self.source.stride or max(1, self.source.seq_len // 2)
@@ -151,7 +154,7 @@ class Validation:
     there's little padding.
 
     batch_size: rows at a time; may be changed between iterations
-    tokens: how many are predicted, each exactly once, with the eot that ends each document
+    tokens: how many are predicted, each exactly once, with the eos that ends each document
     bytes: the length of the documents in UTF-8; the sum of all losses / ln 2 / bytes is the bits per byte
     """
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minllm.data.parquet import ParquetFiles
+
 
 @dataclass(frozen=True)
 class Part:
@@ -44,42 +46,6 @@ def streams(builder: Any) -> dict[str, Any]:
     if builder.name == "parquet":
         return {name: ParquetFiles(list(files)) for name, files in builder.config.data_files.items()}
     return builder.as_streaming_dataset()
-
-
-@dataclass(frozen=True)
-class ParquetFiles:
-    """The rows of parquet files, with as much of a data set's interface as is needed.
-
-    `datasets` reads them with threads that go on when a reader stops early, and that abort Python at its end if they
-    are still at it. It also reads every column.
-    """
-
-    files: list[str]
-    columns: list[str] | None = None
-
-    @property
-    def column_names(self) -> list[str]:
-        with opened(self.files[0]) as file:
-            return file.schema_arrow.names
-
-    def select_columns(self, columns: list[str]) -> ParquetFiles:
-        return ParquetFiles(self.files, columns)
-
-    def iter(self, batch_size: int) -> Iterator[dict[str, list[Any]]]:
-        for name in self.files:
-            with opened(name) as file:
-                for batch in file.iter_batches(batch_size, columns=self.columns, use_threads=False):
-                    yield batch.to_pydict()
-
-
-@contextlib.contextmanager
-def opened(name: str) -> Iterator[Any]:
-    """Open a parquet file of this machine or, by hf://…, of the hub."""
-    import fsspec
-    from pyarrow.parquet import ParquetFile
-
-    with fsspec.open(name) as file, ParquetFile(file) as parquet:
-        yield parquet
 
 
 def arrow_files(folder: Path) -> dict[str, Part]:

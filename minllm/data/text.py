@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minllm.data.parquet import ParquetFiles, bytes_of_column
 from minllm.data.source import Source, Split
 from minllm.errors import UserError, neighbour
 from minllm.options import Fraction
@@ -148,18 +149,7 @@ def identities(paths: list[Path]) -> list[str]:
 
 def bytes_of_text(path: Path, field: str) -> int:
     """Return about how many bytes of text a file holds, without reading it."""
-    if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            metadata = pyarrow.parquet.read_metadata(path)
-        except (pyarrow.ArrowException, OSError):  # which reading it will say
-            return path.stat().st_size
-        groups = map(metadata.row_group, range(metadata.num_row_groups))
-        columns = [group.column(index) for group in groups for index in range(group.num_columns)]
-        return sum(one.total_uncompressed_size for one in columns if one.path_in_schema == field)
-    return path.stat().st_size
+    return bytes_of_column(path, field) if path.suffix == ".parquet" else path.stat().st_size
 
 
 def is_held_out(text: str, place: str, fraction: float) -> bool:
@@ -272,18 +262,16 @@ def text_of(line: str, field: str, place: str) -> str:
 def rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
     """Yield the text in each row of a .parquet file; a missing value is passed over."""
     import pyarrow
-    import pyarrow.parquet
 
+    file = ParquetFiles([str(path)], [field])
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        columns = file.schema_arrow.names
-        if field not in columns:
+        if field not in file.column_names:
             raise UserError(
-                f"{path} has no column '{field}', only {', '.join(columns)}. Choose one: data.field=…"
+                f"{path} has no column '{field}', only {', '.join(file.column_names)}. Choose one: data.field=…"
             )
         number = 0
-        for batch in file.iter_batches(1000, columns=[field]):
-            for value in batch.column(0).to_pylist():
+        for batch in file.iter(1000):
+            for value in batch[field]:
                 number += 1
                 place = f"{path}, row {number:,}"
                 if value is not None:

@@ -22,9 +22,8 @@ from minllm.data.source import PACKINGS, SPLITS, Source
 from minllm.data.store import UNFINISHED, Store, is_being_built, open_store, place_of, read_store
 from minllm.errors import UserError
 
-NAME = re.compile(
-    rf"[0-9a-f]{{16}}(\.\w+{re.escape(UNFINISHED)})?"
-)  # of a store's folder, and nothing else's
+# of a store's folder, and nothing else's
+NAME = re.compile(rf"[0-9a-f]{{16}}(\.\w+{re.escape(UNFINISHED)})?")
 
 
 def prepare(cfg: DictConfig, run_dir: Path, *, remove: str | list[str] | None = None) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""The rows of parquet files, a thousand or so at a time, from this machine or over the network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """The rows of parquet files, with as much of a data set's interface as is needed.
+
+    `datasets` reads them with threads that go on when a reader stops early, and that abort Python at its end if they
+    are still at it. It also reads every column.
+    """
+
+    files: list[str]
+    columns: list[str] | None = None
+
+    @property
+    def column_names(self) -> list[str]:
+        with opened(self.files[0]) as file:
+            return file.schema_arrow.names
+
+    def select_columns(self, columns: list[str]) -> ParquetFiles:
+        return ParquetFiles(self.files, columns)
+
+    def iter(self, batch_size: int) -> Iterator[dict[str, list[Any]]]:
+        for name in self.files:
+            with opened(name) as file:
+                for batch in file.iter_batches(batch_size, columns=self.columns, use_threads=False):
+                    yield batch.to_pydict()
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[Any]:
+    """Open a parquet file of this machine or, by hf://…, of the hub."""
+    import fsspec
+    from pyarrow.parquet import ParquetFile
+
+    with fsspec.open(name) as file, ParquetFile(file) as parquet:
+        yield parquet
+
+
+def bytes_of_column(path: Path, column: str) -> int:
+    """Return about how many bytes a column holds; of a file that can't be read, which reading it will say, its size."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        metadata = read_metadata(path)
+    except (ArrowException, OSError):
+        return path.stat().st_size
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return sum(one.total_uncompressed_size for one in columns if one.path_in_schema == column)
