@@ -43,7 +43,9 @@ def test_without_a_split_for_validation_a_hash_holds_documents_out(downloaded, t
     )
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "odd[1]*.jsonl", "a.json", "a.parquet", "odd[1].parquet", "a.txt"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "odd[1]*.jsonl", "a.json", "a.parquet", "odd[1].parquet", "a.txt"]
+)
 def test_one_file_of_any_kind_will_do(tmp_path, name):
     path = tmp_path / name
     if path.suffix == ".parquet":
