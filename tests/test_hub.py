@@ -22,7 +22,7 @@ from minllm.config import build, compose
 from minllm.data.hub import Hub
 from minllm.errors import UserError
 from tests.stories import TRAIN, VAL, write_jsonl
-from tests.test_import import byte_level
+from tests.vocabularies import byte_level
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -9,8 +9,7 @@ import pytest
 from minllm.errors import UserError
 from minllm.tokenizer import load
 from minllm.tokenizer.huggingface import HuggingFace
-from tests.test_import import byte_fallback, byte_level
-from tests.test_tokenizers import AWKWARD, assert_survives
+from tests.vocabularies import AWKWARD, assert_survives, byte_fallback, byte_level
 
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 QQ = {"type": "Replace", "pattern": {"String": "qq"}, "content": "q"}

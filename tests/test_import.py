@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
 from minllm.config import compose, perform
 from minllm.convert.folder import family_of
@@ -20,57 +20,13 @@ from minllm.errors import UserError
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.training import checkpoints
 from tests.test_oracles import TINY, nodes, randomised
-from tests.test_tokenizers import AWKWARD, assert_survives, made_up_texts
+from tests.vocabularies import AWKWARD, TEXTS, assert_survives, byte_fallback, byte_level
 
 transformers = pytest.importorskip(
     "transformers", reason="the oracle is not installed: pip install -e .[test]"
 )
 
-TEXTS = [*made_up_texts(), "naïve café 日本 👩‍👩‍👧"]
 PADDED = 448  # tokens of each model, some more than its tokenizer has
-
-
-def byte_level() -> Tokenizer:
-    """A tokenizer such as GPT-NeoX's: bytes as letters, NFC, a token for several spaces."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|pad|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_tokens(["   "])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 1)]
-    )
-    return tokenizer
-
-
-def byte_fallback() -> Tokenizer:
-    """A tokenizer such as Llama 2's: ▁ for a space and one put before each text, bytes for what it doesn't know."""
-    trained = Tokenizer(models.BPE())
-    trained.normalizer = normalizers.Replace(" ", "▁")
-    spelled = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<unk>", "<s>", "</s>", *spelled], show_progress=False
-    )
-    trained.train_from_iterator([text for text in TEXTS if text.isascii()], trainer)
-    model = json.loads(trained.to_str())["model"]
-    merges = [tuple(merge) for merge in model["merges"]]
-    tokenizer = Tokenizer(
-        models.BPE(model["vocab"], merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    tokenizer.add_tokens(["▁▁", "<h1>"])  # as in Gemma
-    return tokenizer
 
 
 KINDS = {

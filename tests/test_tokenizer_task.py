@@ -17,7 +17,8 @@ from minllm.tokenizer.chars import Chars
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.tokenizer.sentencepiece import SentencePiece
 from minllm.validation import options_of
-from tests.test_tokenizers import ALGORITHMS, made_up_texts, pieces
+from tests.test_tokenizers import ALGORITHMS, pieces
+from tests.vocabularies import made_up_texts
 
 
 @pytest.fixture

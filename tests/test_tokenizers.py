@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import random
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
@@ -25,28 +23,12 @@ from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.chars import Chars
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.tokenizer.sentencepiece import REPOSITORY, SentencePiece
-from minllm.tokenizer.training import END_OF_TEXT, pattern_of, train
+from minllm.tokenizer.training import pattern_of, train
+from tests.vocabularies import AWKWARD, assert_survives, byte_level, made_up_texts
 
 OPTIONS = sorted(path.stem for path in (CONF / "tokenizer").glob("*.yaml"))
 SHIPPED = sorted(path.parent.name for path in (REPOSITORY / "tokenizers").glob("*/metadata.json"))
 ALGORITHMS = ["bpe", "unigram"]
-AWKWARD = [
-    "",
-    " ",
-    "   two  spaces   ",
-    "\u2581",
-    "\u2581 \u2581\u2581 leading",
-    "what sentencepiece reserves: \u2585",
-    "a\u2581b \u2581 c",
-    "\x00\x01\x1f\x7f",
-    "\u0301 alone, e\u0301",
-    "tabs\tand\r\nlines\n\n\n",
-    END_OF_TEXT,
-    "<unk></s><0x41>",
-    "\ufeffmark \ufffd \u2028",
-    "日本語 𝔘𝔫𝔦 👩‍👩‍👧 ٣٤٥ ½",
-    "it's 'sun, I'LL 1234567",
-]
 
 
 @pytest.fixture(scope="module")
@@ -80,35 +62,11 @@ class Corpus(Source):
         return iter(made_up_texts())
 
 
-def made_up_texts() -> list[str]:
-    draw = random.Random(0)
-    text = "the cat's hat sat on a mat and it's 1234 5123 times, isn't it?\n\nOh! So be it."
-    words = re.split(" ", text)
-    words += ["".join(draw.choices("abdegilmnorstu", k=6)) for _ in range(60)]
-    return [" ".join(draw.choices(words, k=60)) for _ in range(60)]
-
-
 def write(place: Path, model: bytes, pattern: str | None) -> None:
     place.mkdir()
     (place / "tokenizer.model").write_bytes(model)
     metadata = {"pattern": pattern, "sha256": hashlib.sha256(model).hexdigest()}
     (place / "metadata.json").write_text(json.dumps(metadata))
-
-
-def byte_level() -> tokenizers.Tokenizer:
-    """A tokenizer.json such as GPT-2's, with a normal form and a space put before, which ours leaves out."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.normalizer = tokenizers.normalizers.NFC()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(made_up_texts(), trainer)
-    return tokenizer
 
 
 @settings(max_examples=150, deadline=None)
@@ -126,15 +84,6 @@ def test_any_mixture_of_spaces_and_marks_survives(tokenizer, text):
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_text_survives(tokenizer, text):
     assert_survives(tokenizer, text)
-
-
-def assert_survives(tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
-    assert not {tokenizer.bos_id, tokenizer.eos_id} & {*ids}
-    assert all(0 <= token < tokenizer.vocab_size for token in ids)
-    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
-    assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
 
 
 def test_a_batch_is_its_texts(tokenizer):
