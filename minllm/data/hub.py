@@ -26,7 +26,7 @@ from minllm.data.huggingface import (
     streamed,
     streams,
 )
-from minllm.data.source import Source, Split
+from minllm.data.source import SPOKEN, Source, Split, at_least_one
 from minllm.data.text import bytes_of_text, check_division, identities, is_held_out
 from minllm.errors import UserError, first_line, neighbour
 from minllm.network import can_download, endpoint, forbidden_by
@@ -89,7 +89,7 @@ class Hub(Source):
                 " say data.val_split=null."
             )
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Depends on the name and revision, not on what the hub has there today; of a copy, on the files."""
         options = [self.field, self.separator, self.train_split, self.val_split]
@@ -118,15 +118,11 @@ class Hub(Source):
         texts = self.texts(part.rows)
         if is_shared:
             texts = (text for text in texts if self.is_held_out(text) == (split == "val"))
-        nothing = True
-        for text in islice(texts, self.val_documents if split == "val" else None):
-            nothing = False
-            yield text
-        if nothing:
-            raise UserError(
-                f"No document of {self.place} falls in the {'training' if split == 'train' else 'validation'} set."
-                + (f" Change data.val_fraction={self.val_fraction}." if is_shared else "")
-            )
+        cure = f" Change data.val_fraction={self.val_fraction}." if is_shared else ""
+        yield from at_least_one(
+            islice(texts, self.val_documents if split == "val" else None),
+            f"No document of {self.place} falls in the {SPOKEN[split]} set.{cure}",
+        )
 
     def size(self, split: Split) -> int | None:
         part, is_shared = self.part_with(split)

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from minllm.errors import UserError
 from minllm.options import Count
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
+SPOKEN: dict[Split, str] = {"train": "training", "val": "validation"}
 Packing = Literal["concat", "pad", "pack"]
 PACKINGS: tuple[Packing, ...] = ("concat", "pad", "pack")
 
@@ -43,7 +45,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """A string that changes whenever any document of either split does, cheap to compute.
+        """A string that changes whenever any document of either split does; it's asked for before every run.
 
         It must not depend on the options above: they say what is made of the documents.
         """
@@ -71,3 +73,12 @@ class Source:
         No model's expected `val_bpb` is lower. It is asked for once, when the store is built, and kept there.
         """
         return None
+
+
+def at_least_one(texts: Iterator[str], sentence: str) -> Iterator[str]:
+    """Pass texts on. UserError with this sentence if there are none."""
+    first = next(texts, None)
+    if first is None:
+        raise UserError(sentence)
+    yield first
+    yield from texts

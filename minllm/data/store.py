@@ -22,14 +22,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from minllm.data.encoding import encoded
-from minllm.data.source import SPLITS, Source, Split
+from minllm.data.source import SPLITS, SPOKEN, Source, Split
 from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer
 
@@ -205,7 +205,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
 
 
 # the options of a source that its documents' tokens don't depend on
-HOW_READ = ("seq_len", "packing", "truncate", "stride", "num_proc", "cache")
+HOW_READ = {option.name for option in fields(Source)} - {"max_tokens"}
 
 
 def write_split(
@@ -240,7 +240,7 @@ def write_split(
             raise UserError(
                 f"data.max_tokens={limit} has no room for a document. Give more, or null for all."
                 if limit
-                else f"The corpus has no document for {'training' if split == 'train' else 'validation'}."
+                else f"The corpus has no document for {SPOKEN[split]}."
             )
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.data.parquet import ParquetFiles, bytes_of_column
-from minllm.data.source import Source, Split
+from minllm.data.source import SPOKEN, Source, Split, at_least_one
 from minllm.errors import UserError, neighbour
 from minllm.options import Fraction
 
@@ -48,7 +49,7 @@ class TextFiles(Source):
     def __post_init__(self) -> None:
         check_division(self.separator, self.val_fraction)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         options = [self.field, self.separator, self.val_fraction]
         known = identities(find_files(self.path))
@@ -60,16 +61,12 @@ class TextFiles(Source):
         Raises:
             UserError: a file is missing, empty, not UTF-8 or malformed, or nothing falls in the split.
         """
-        nothing = True
-        for path in find_files(self.path):
-            for text in self.documents_of(path, split):
-                nothing = False
-                yield text
-        if nothing:
-            raise UserError(
-                f"No document of {self.path} falls in the {'training' if split == 'train' else 'validation'} set:"
-                f" there is too little text for data.val_fraction={self.val_fraction}. Add text or change the fraction."
-            )
+        found = (text for path in find_files(self.path) for text in self.documents_of(path, split))
+        yield from at_least_one(
+            found,
+            f"No document of {self.path} falls in the {SPOKEN[split]} set: there is too little text for"
+            f" data.val_fraction={self.val_fraction}. Add text or change the fraction.",
+        )
 
     def size(self, split: Split) -> int:
         share = self.val_fraction if split == "val" else 1 - self.val_fraction

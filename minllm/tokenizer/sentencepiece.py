@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import UserError
-from minllm.help import CONF
+from minllm.help import find_groups
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.lossless import SPACE
 
@@ -119,10 +119,9 @@ def find_folder(folder: str) -> Path:
     for place in places(folder):
         if is_there(place):
             return place
-    options = sorted(path.stem for path in (CONF / "tokenizer").glob("*.yaml"))
     raise UserError(
         f"There is no tokenizer in '{folder}'. Train one with python run.py task=tokenizer 'tokenizer.sizes=[4096]', or"
-        f" choose tokenizer={' or '.join(options)}."
+        f" choose tokenizer={' or '.join(find_groups()['tokenizer'])}."
     )
 
 
