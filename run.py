@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.errors import UserError, suggest
-from minllm.help import CONF, FLAGS, help_text
+from minllm.door import config_dirs, enter, refuse_environment
+from minllm.errors import UserError
+from minllm.help import CONF, help_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,24 +20,7 @@ if TYPE_CHECKING:
 
 def main(words: Sequence[str]) -> int:
     """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug."""
-    try:
-        check_flags(words)
-        if {"--help", "-h"} & set(words):
-            print(help_text(config_dirs(words)), flush=True)
-            return 0
-        if any(word.startswith("from=") for word in words):
-            from minllm.config import with_imported
-
-            sys.argv[1:] = with_imported(words)  # which is what Hydra reads
-        return compose_and_run(config_dirs(words))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return enter(words, help_text, lambda: compose_and_run(config_dirs(words)))
 
 
 def compose_and_run(folders: Sequence[str]) -> int:
@@ -92,27 +76,6 @@ def compose_and_run(folders: Sequence[str]) -> int:
     if table := grid_table(grid):
         print(table)
     return 1 if 1 in exit_codes else max(exit_codes)
-
-
-def refuse_environment(hydra_cfg: DictConfig) -> None:
-    """Environment variables can make other programs run code, so no file sets them: only the command line may."""
-    if hydra_cfg.job.env_set and not any("hydra.job.env_set" in word for word in hydra_cfg.overrides.hydra):
-        raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
-
-
-def check_flags(words: Sequence[str]) -> None:
-    """Refuse a flag that doesn't exist, which would otherwise be answered with a page of usage."""
-    known = {*FLAGS, *(short for short, _ in FLAGS.values())}
-    for word in words:
-        flag = word.partition("=")[0]
-        if flag.startswith("-") and flag not in known:
-            raise UserError(f"There is no flag {flag}.{suggest(flag, FLAGS)} Settings are written key=value.")
-
-
-def config_dirs(words: Sequence[str]) -> list[str]:
-    """Return the folders that --config-dir names."""
-    after = [value for flag, value in zip(words, words[1:]) if flag in ("--config-dir", "-cd")]
-    return after + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
 
 
 if __name__ == "__main__":
