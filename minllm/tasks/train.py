@@ -41,11 +41,18 @@ def train(cfg: DictConfig, run_dir: Path, *, resume: str | None = None, init_fro
         OSError: the run's folder can't be written, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint; 128 + the signal's number.
     """
-    run, tokenizer, notes = prepare(cfg, run_dir, resume, init_from)
+    prepared = prepare(cfg, run_dir, resume, init_from)
+    return carry_out(*prepared, cfg, resume)
+
+
+def carry_out(
+    run: Run, tokenizer: Tokenizer, notes: list[str | None], cfg: DictConfig, resume: str | None = None
+) -> dict:
+    """Train what `prepare` has prepared, and write the run's folder; return what summary.json says."""
     if resume:
         run.folder.resume_at(run.progress.step)
     run.folder.begin(cfg, tokenizer)
-    notes.append(run.logger.start(cfg, run_dir))
+    notes.append(run.logger.start(cfg, run.folder.path))
     for note in filter(None, notes):
         run.folder.say(note)
 
@@ -59,7 +66,7 @@ def train(cfg: DictConfig, run_dir: Path, *, resume: str | None = None, init_fro
     finally:
         run.logger.finish(summary)
     if signal is not None:
-        run.folder.say(f"Stopped at step {run.progress.step}. To go on: python run.py resume={run_dir}")
+        run.folder.say(f"Stopped at step {run.progress.step}. To go on: python run.py resume={run.folder.path}")
         raise SystemExit(128 + signal)
     for line in report(run, summary):
         run.folder.say(line)

@@ -48,6 +48,10 @@ class Budget:
             self.seconds is not None and seconds >= self.seconds
         )
 
+    def passed(self, parts: int | None) -> int:
+        """Return how many of `parts` equal parts of the run lie behind it; 0 if it isn't divided."""
+        return int(self.position * (parts or 0) // self.total_steps)
+
     def advance(self, step: int, seconds: float, step_seconds: float) -> None:
         """Take note that step number `step` (counted from 1) is done: it took `step_seconds`, all so far `seconds`."""
         rest = self.total_steps - self.position

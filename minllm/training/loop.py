@@ -33,6 +33,10 @@ from minllm.training.settings import Settings
 T = TypeVar("T")
 
 
+class Diverged(UserError):
+    """The loss or the gradient is no number any more."""
+
+
 @dataclass
 class Run:
     """All that a training run is made of."""
@@ -63,7 +67,8 @@ def fit(run: Run) -> int | None:
     """Train until a budget is used up. Return the signal that stopped it early, or None.
 
     Raises:
-        UserError: the loss is no number any more, or memory ran out at a single row.
+        Diverged: the loss is no number any more.
+        OutOfMemory: memory ran out at a single row.
         OSError: the disk is full. Earlier checkpoints are as they were.
     """
     settings, progress, budget = run.settings, run.progress, run.budget
@@ -95,6 +100,7 @@ def fit(run: Run) -> int | None:
                 progress.timed_steps += 1
                 progress.timed_seconds += step_seconds
             logged_steps, logged_seconds = logged_steps + 1, logged_seconds + step_seconds
+            evals = budget.passed(settings.evals)
             budget.advance(progress.step, progress.seconds, step_seconds)
             progress.position, progress.total_steps = budget.position, budget.total_steps
             last = budget.spent(progress.step, progress.seconds)
@@ -114,7 +120,7 @@ def fit(run: Run) -> int | None:
                 logged_steps, logged_seconds = 0, 0.0
 
             better = False
-            if due(settings.eval_every, progress.step, last):
+            if due(settings.eval_every, progress.step, last) or budget.passed(settings.evals) > evals:
                 figures = evaluation(run)
                 progress.seconds = time.perf_counter() - began
                 progress.val_loss, progress.val_bpb = figures["val_loss"], figures["val_bpb"]
@@ -163,7 +169,7 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
 
     loss = as_memory_allows(run, attempt)
     if not math.isfinite(loss):
-        raise UserError(diverged(run, "loss"))
+        raise Diverged(diverged(run, "loss"))
     return loss
 
 
@@ -218,7 +224,7 @@ def update(run: Run, lr: float) -> float:
     max_norm = math.inf if run.settings.clip is None else run.settings.clip
     grad_norm = clip_grad_norm_(run.model.parameters(), max_norm).item()
     if not math.isfinite(grad_norm):
-        raise UserError(diverged(run, "gradient"))
+        raise Diverged(diverged(run, "gradient"))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()

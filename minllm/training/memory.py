@@ -15,6 +15,11 @@ from minllm.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 GIGABYTE = 1 << 30
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a memory object", "std::bad_alloc")
+
+
+class OutOfMemory(UserError):
+    """Memory ran out where there was nothing left to make smaller."""
 
 
 def keep_pages() -> bool:
@@ -59,18 +64,22 @@ def peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def ran_out(error: BaseException) -> bool:
-    """Say whether `error` means that memory ran out, on whichever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+def ran_out(error: BaseException | None) -> bool:
+    """Say whether `error`, or one that it came from, means that memory ran out, on whichever device."""
+    if error is None:
+        return False
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, OutOfMemory)):
         return True
-    # torch's CPU allocator has no exception of its own
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # torch's CPU allocator and oneDNN have no exception of their own
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
+        return True
+    return ran_out(error.__cause__ or (None if error.__suppress_context__ else error.__context__))
 
 
 def halve(micro_batch_size: int) -> int:
-    """Return the next smaller micro-batch, or raise UserError if there is none."""
+    """Return the next smaller micro-batch, or raise OutOfMemory if there is none."""
     if micro_batch_size == 1:
-        raise UserError(
+        raise OutOfMemory(
             "Memory ran out with a single row at a time (train.micro_batch_size=1): make data.seq_len, model.dim or"
             " model.n_layers smaller, or end other programs that hold memory."
         )

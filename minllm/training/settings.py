@@ -20,6 +20,7 @@ class Settings:
     micro_batch_size: rows at a time; null begins with the whole batch, and halves when memory runs out
     log_every: steps between lines of metrics
     eval_every: steps between evaluations; 0 evaluates at the end only
+    evals: or this many evaluations, evenly over the run, whatever its budget
     checkpoint_every: steps between checkpoints; 0 leaves those at the best evaluations and at the end
     keep_checkpoints: how many of the newest are kept; the best is kept besides
     sample_every: steps between samples in samples.txt; 0 samples at the end only
@@ -37,6 +38,7 @@ class Settings:
     micro_batch_size: Count | None
     log_every: Count
     eval_every: Natural
+    evals: Count | None
     checkpoint_every: Natural
     keep_checkpoints: Count
     sample_every: Natural
