@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 MIB = 2**20
-DID_NOT_FIT = ("predicted", "memory", "killed")
+DID_NOT_FIT = ("pruned: predicted", "pruned: memory", "pruned: killed")
 MEANINGS = {
     "complete": "ran to its end",
     "reused": "had the configuration of an earlier trial, whose value was taken",
@@ -168,5 +169,7 @@ def in_words(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.state.is_finished()]
+def rerun(trial: FrozenTrial) -> str:
+    """Return the line that runs a trial again; "" where the search left no words of it."""
+    words = trial.user_attrs.get("overrides")
+    return "" if words is None else shlex.join(["python", "run.py", *words])
