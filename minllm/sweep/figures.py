@@ -20,7 +20,6 @@ from minllm.sweep.trials import (
     counted,
     described,
     in_words,
-    is_complete,
     short_names,
     shown,
     state_of,
@@ -28,7 +27,7 @@ from minllm.sweep.trials import (
 )
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure, Scatter
 
 MARKERS = {
     "complete": ("#0072b2", "circle"),
@@ -42,11 +41,12 @@ MARKERS = {
     "failed": ("#000000", "cross"),
 }
 UNMARKED = ("#8a8f98", "circle-open")
+MEMORY = "memory, MiB"
 
 
 def search_plots(study: optuna.Study, metric: str) -> dict[str, Figure | str]:
     """Return Optuna's plots by their headings; a sentence in place of one that can't be drawn."""
-    complete = sum(map(is_complete, study.get_trials(deepcopy=False)))
+    complete = sum(state_of(trial) == "complete" for trial in study.get_trials(deepcopy=False))
     headings = ["How the search went", "Which parameters decided", "Which settings did well"]
     if complete < 2:
         have = "one" if complete else "none"
@@ -72,57 +72,62 @@ def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
     """
     axes = _axes(trials)
     if not axes:
-        return "There are no two trials yet that differ in a parameter."
-    x, y = axes if len(axes) == 2 else (axes[0], None)
-    placed = [trial for trial in trials if x in trial.params and _height(trial, y) is not None]
+        return "No two trials differ in a parameter yet."
+    placed = [trial for trial in trials if all(_at(axis, trial) is not None for axis in axes)]
     if not placed:
         return "Nothing is known of the trials' memory."
-    from plotly.graph_objects import Figure, Scatter
+    from plotly.graph_objects import Figure
 
     shorts = short_names(varying(trials))
-    figure = Figure(
-        Scatter(
-            x=[_place(trial.params[x], x, trials) for trial in group],
-            y=[_height(trial, y) if y is None else _place(trial.params[y], y, trials) for trial in group],
-            name=state,
-            mode="markers",
-            marker={
-                **dict(zip(("color", "symbol"), MARKERS.get(state, UNMARKED))),
-                "size": 10,
-                "opacity": 0.75,
-                "line": {"width": 1},
-            },
-            text=[_hover(trial, metric, shorts) for trial in group],
-            hoverinfo="text",
-        )
-        for state in counted(placed)
-        if (group := [trial for trial in placed if state_of(trial) == state])
-    )
-    figure.update_xaxes(title=html.escape(shorts[x]), type=_scale(x, trials))
-    figure.update_yaxes(title="memory, MiB", rangemode="tozero")
-    if y is not None:
-        figure.update_yaxes(title=html.escape(shorts[y]), type=_scale(y, trials), rangemode="normal")
+    figure = Figure([_dots(placed, state, axes, metric, shorts) for state in counted(placed)])
+    for update, axis in zip((figure.update_xaxes, figure.update_yaxes), axes):
+        update(title=html.escape(shorts.get(axis, axis)), type=_scale(axis, trials))
     if len(placed) < len(trials):
-        missing = in_words(len(trials) - len(placed), "trial")
         figure.add_annotation(
-            text=f"{missing} without these parameters or their memory: not shown",
-            xref="paper", yref="paper", x=0, y=1.06, showarrow=False, xanchor="left",
-        )  # fmt: skip
+            text=f"{in_words(len(trials) - len(placed), 'trial')} without a place on these axes: not shown",
+            **dict(xref="paper", yref="paper", x=0, y=1.06, xanchor="left", showarrow=False),
+        )
     return figure
 
 
+def _dots(
+    placed: Sequence[FrozenTrial], state: str, axes: Sequence[str], metric: str, shorts: Mapping[str, str]
+) -> Scatter:
+    """Return the marks of the trials that came to the same."""
+    from plotly.graph_objects import Scatter
+
+    trials = [trial for trial in placed if state_of(trial) == state]
+    colour, symbol = MARKERS.get(state, UNMARKED)
+    return Scatter(
+        x=[_at(axes[0], trial) for trial in trials],
+        y=[_at(axes[1], trial) for trial in trials],
+        name=state,
+        mode="markers",
+        marker={"color": colour, "symbol": symbol, "size": 10, "opacity": 0.75, "line": {"width": 1}},
+        text=[_hover(trial, metric, shorts) for trial in trials],
+        hoverinfo="text",
+        showlegend=True,
+    )
+
+
 def _axes(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Return one or two parameters that differ between trials: numbers first, the most tied to memory first."""
-    differ = [name for name in varying(trials) if len({shown(value) for value in _values(name, trials)}) > 1]
-    return sorted(differ, key=lambda name: (not _is_number(name, trials), -_tie(name, trials)))[:2]
+    """Return what the map's two axes are: parameters that differ between trials, and MEMORY beside one alone.
+
+    Numbers come first, and of these the ones that memory follows most closely.
+    """
+    differ = [
+        name
+        for name in varying(trials)
+        if len({shown(trial.params[name]) for trial in trials if name in trial.params}) > 1
+    ]
+    names = sorted(differ, key=lambda name: (not _is_number(name, trials), -_tie(name, trials)))
+    return [*names, MEMORY][:2] if names else []
 
 
 def _tie(name: str, trials: Sequence[FrozenTrial]) -> float:
     """Return how closely the logarithm of memory follows a number; less where few trials have that parameter."""
-    if not _is_number(name, trials):
-        return 0.0
     known = [trial for trial in trials if name in trial.params and _memory(trial)]
-    if len(known) < 2:
+    if not _is_number(name, trials) or len(known) < 2:
         return 0.0
     values = [float(trial.params[name]) for trial in known]
     sizes = [math.log(_memory(trial)) for trial in known]
@@ -131,37 +136,37 @@ def _tie(name: str, trials: Sequence[FrozenTrial]) -> float:
     return abs(float(np.corrcoef(values, sizes)[0, 1])) * len(known) / len(trials)
 
 
-def _values(name: str, trials: Sequence[FrozenTrial]) -> list[Any]:
-    return [trial.params[name] for trial in trials if name in trial.params]
+def _memory(trial: FrozenTrial) -> float:
+    """Return the bytes a trial was predicted to take, which even one that never started has; else those measured."""
+    return trial.user_attrs.get("predicted_bytes") or trial.user_attrs.get("peak_bytes") or 0
+
+
+def _at(axis: str, trial: FrozenTrial) -> float | str | None:
+    """Return where a trial is on an axis; None where it has no place on it."""
+    if axis == MEMORY:
+        return _memory(trial) / MIB or None
+    if axis not in trial.params:
+        return None
+    value = trial.params[axis]
+    return value if _counts(value) else shown(value)
+
+
+def _scale(axis: str, trials: Sequence[FrozenTrial]) -> str:
+    if axis == MEMORY:
+        return "linear"
+    if not _is_number(axis, trials):
+        return "category"
+    distributions = [trial.distributions[axis] for trial in trials if axis in trial.distributions]
+    return "log" if all(getattr(distribution, "log", False) for distribution in distributions) else "linear"
 
 
 def _is_number(name: str, trials: Sequence[FrozenTrial]) -> bool:
     """Whether all values of a parameter are numbers, as those of a choice between widths are too."""
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in _values(name, trials))
+    return all(_counts(trial.params[name]) for trial in trials if name in trial.params)
 
 
-def _memory(trial: FrozenTrial) -> float | None:
-    """Return the bytes a trial was predicted to take, which even one that never started has; else those measured."""
-    return trial.user_attrs.get("predicted_bytes") or trial.user_attrs.get("peak_bytes")
-
-
-def _height(trial: FrozenTrial, y: str | None) -> Any:
-    """Return what a trial has on the other axis; None where it has no place on it."""
-    if y is not None:
-        return shown(trial.params[y]) if y in trial.params else None
-    memory = _memory(trial)
-    return memory / MIB if memory else None
-
-
-def _place(value: Any, name: str, trials: Sequence[FrozenTrial]) -> Any:
-    return value if _is_number(name, trials) else shown(value)
-
-
-def _scale(name: str, trials: Sequence[FrozenTrial]) -> str:
-    if not _is_number(name, trials):
-        return "category"
-    distributions = [trial.distributions[name] for trial in trials if name in trial.distributions]
-    return "log" if all(getattr(distribution, "log", False) for distribution in distributions) else "linear"
+def _counts(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _hover(trial: FrozenTrial, metric: str, shorts: Mapping[str, str]) -> str:

@@ -10,12 +10,12 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
-from minllm.sweep.trials import is_complete, short_names, varying
+from minllm.sweep.trials import short_names, state_of, varying
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
     """Return each parameter's share by its full name, the largest first; {} where too few trials tell."""
-    complete = list(filter(is_complete, study.get_trials(deepcopy=False)))
+    complete = [trial for trial in study.get_trials(deepcopy=False) if state_of(trial) == "complete"]
     names = varying(complete)
     if len(complete) < 2 or not names:
         return {}
@@ -34,9 +34,10 @@ def evaluator(complete: int) -> PedAnovaImportanceEvaluator:
 
 
 def retold(study: optuna.Study) -> optuna.Study:
-    """Return a copy of a study as people should see it: short names, and values only where they are a trial's own.
+    """Return a copy of a study with short names, and values only where a trial found one itself.
 
-    Optuna takes a value that stands in for a pruned trial's for a real one, and would call it the best.
+    Optuna would count a value that was taken from an earlier trial twice. One that stands in for a pruned trial's it
+    takes for real, and may call the best.
     """
     trials = study.get_trials(deepcopy=False)
     names = short_names(varying(trials))
@@ -51,7 +52,7 @@ def retold(study: optuna.Study) -> optuna.Study:
                     short: trial.distributions[name] for name, short in names.items() if name in trial.params
                 },
             )
-            if is_complete(trial)
+            if state_of(trial) == "complete"
             else create_trial(state=TrialState.FAIL)
         )
     return copy

@@ -91,13 +91,16 @@ def _best(best: FrozenTrial | None, metric: str, otherwise: str) -> list[str]:
 
 def _counts(found: Mapping[str, int]) -> str:
     total = ("all", "", str(sum(found.values())))
-    return _table([(escape(state), escape(MEANINGS.get(state, "")), str(n)) for state, n in found.items()] + [total])
+    return _table(
+        [(escape(state), escape(MEANINGS.get(state, "")), str(n)) for state, n in found.items()] + [total]
+    )
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
     """Return a table of cells of HTML; the last of each row is a figure."""
     lines = (
-        "".join(f"<td>{cell}</td>" for cell in cells[:-1]) + f'<td class="n">{cells[-1]}</td>' for cells in rows
+        "".join(f"<td>{cell}</td>" for cell in cells[:-1]) + f'<td class="n">{cells[-1]}</td>'
+        for cells in rows
     )
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 

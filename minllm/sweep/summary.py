@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -17,8 +18,6 @@ from minllm.sweep.trials import (
     counted,
     described,
     in_words,
-    is_complete,
-    mib,
     ranked,
     rerun,
     short_names,
@@ -58,7 +57,9 @@ def best_in_words(best: FrozenTrial, metric: str) -> str:
         seen.elapsed and f"took {seen.elapsed}",
     ]
     extra = ", ".join(filter(None, had))
-    return f"Trial {best.number} reached the lowest {metric}: {seen.value}" + (f" ({extra})." if extra else ".")
+    return f"Trial {best.number} reached the lowest {metric}: {seen.value}" + (
+        f" ({extra})." if extra else "."
+    )
 
 
 def memory_story(trials: Sequence[FrozenTrial]) -> list[str]:
@@ -96,7 +97,9 @@ def _predicted_or_peak(trial: FrozenTrial) -> int:
 def _sizes(trial: FrozenTrial) -> str:
     seen = described(trial)
     return ", ".join(
-        filter(None, [seen.predicted and f"{seen.predicted} predicted", seen.peak and f"{seen.peak} measured"])
+        filter(
+            None, [seen.predicted and f"{seen.predicted} predicted", seen.peak and f"{seen.peak} measured"]
+        )
     )
 
 
@@ -121,7 +124,7 @@ def _best(best: FrozenTrial | None, metric: str, trials: Sequence[FrozenTrial]) 
     line, folder = rerun(best), best.user_attrs.get("run")
     return [
         best_in_words(best, metric),
-        "\n".join(f"- {_code(name)}: {_code(shown(value))}" for name, value in best.params.items()),
+        "\n".join(f"- {_code(name)}: {_value(shown(value))}" for name, value in best.params.items()),
         *(["This runs it again:", *_sh(line)] if line else ["What ran it was not recorded."]),
         *([f"Its folder is {_code(folder)}."] if folder else []),
     ]
@@ -136,12 +139,15 @@ def _searched(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[str]:
         [
             _code(name),
             _ranges(name, trials),
-            _code(shown(chosen[name])) if name in chosen else "",
+            _value(shown(chosen[name])) if name in chosen else "",
             f"{shares[name]:.0%}" if name in shares else "",
         ]
         for name in sorted(names, key=lambda name: -shares.get(name, 0))
     ]
-    return [_table(["parameter", "searched", "best", "importance"], rows, "lllr"), _importance_note(trials, shares)]
+    return [
+        _table(["parameter", "searched", "best", "importance"], rows, "lllr"),
+        _importance_note(trials, shares),
+    ]
 
 
 def _ranges(name: str, trials: Sequence[FrozenTrial]) -> str:
@@ -152,13 +158,15 @@ def _ranges(name: str, trials: Sequence[FrozenTrial]) -> str:
 
 def _range(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
-        return ", ".join(_code(shown(choice)) for choice in distribution.choices)
+        return ", ".join(_value(shown(choice)) for choice in distribution.choices)
     step = f" in steps of {shown(distribution.step)}" if distribution.step not in (None, 1) else ""
-    return f"{shown(distribution.low)} to {shown(distribution.high)}{step}{', log' if distribution.log else ''}"
+    return (
+        f"{shown(distribution.low)} to {shown(distribution.high)}{step}{', log' if distribution.log else ''}"
+    )
 
 
 def _importance_note(trials: Sequence[FrozenTrial], shares: Mapping[str, float]) -> str:
-    complete = sum(map(is_complete, trials))
+    complete = sum(state_of(trial) == "complete" for trial in trials)
     if not shares:
         return f"Importances need two complete trials; there {'is' if complete == 1 else 'are'} {complete or 'none'}."
     return (
@@ -175,7 +183,10 @@ def _counts(trials: Sequence[FrozenTrial]) -> list[str]:
         for trial in trials
         if state_of(trial) == "failed"
     ]
-    return [_table(["", "what happened", "trials"], [*rows, ["all", "", str(len(trials))]], "llr"), *_lines(failed)]
+    return [
+        _table(["", "what happened", "trials"], [*rows, ["all", "", str(len(trials))]], "llr"),
+        *_lines(failed),
+    ]
 
 
 def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> list[str]:
@@ -185,16 +196,24 @@ def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> list[str]:
     shorts = short_names(varying(trials))
     rows = []
     for seen in map(described, best):
-        settings = [_code(seen.settings[name]) if name in seen.settings else "" for name in shorts]
+        settings = [_value(seen.settings[name]) if name in seen.settings else "" for name in shorts]
         rows.append([str(seen.number), seen.value, seen.params, seen.peak, *settings])
     head = ["trial", metric, "params", "peak", *map(_code, shorts.values())]
     return [_table(head, rows, "rrrr" + "l" * len(shorts))]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    """Return a Markdown table; `sides` has l or r for each column."""
-    rule = ["---:" if side == "r" else "---" for side in sides]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
+    """Return a Markdown table that reads well as text too; `sides` has l or r for each column."""
+    widths = [max(3, *map(len, column)) for column in zip(head, *rows)]
+    rule = ["-" * (width - 1) + (":" if side == "r" else "-") for side, width in zip(sides, widths)]
+    padded = [
+        [
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, side, width in zip(cells, sides, widths)
+        ]
+        for cells in [head, rule, *rows]
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
 
 
 def _lines(lines: Sequence[str]) -> list[str]:
@@ -203,6 +222,11 @@ def _lines(lines: Sequence[str]) -> list[str]:
 
 def _sh(line: str) -> list[str]:
     return [f"```sh\n{line}\n```"]
+
+
+def _value(text: str) -> str:
+    """Return a parameter's value as a plain word or number where Markdown makes nothing of it."""
+    return text if re.fullmatch(r"[A-Za-z0-9.+-]*", text) else _code(text)
 
 
 def _code(text: str) -> str:

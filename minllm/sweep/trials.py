@@ -74,9 +74,9 @@ def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def counted(trials: Iterable[FrozenTrial]) -> dict[str, int]:
     """Return how many trials came to what, in the order of MEANINGS; complete ones even where there are none."""
     found = Counter(map(state_of, trials))
-    return {state: found[state] for state in [*MEANINGS, *sorted(found.keys() - MEANINGS)] if found[state]} or {
-        "complete": 0
-    }
+    return {
+        state: found[state] for state in [*MEANINGS, *sorted(found.keys() - MEANINGS)] if found[state]
+    } or {"complete": 0}
 
 
 def varying(trials: Iterable[FrozenTrial]) -> list[str]:
