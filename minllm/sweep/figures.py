@@ -20,6 +20,7 @@ from minllm.sweep.trials import (
     counted,
     described,
     in_words,
+    memory_of,
     short_names,
     shown,
     state_of,
@@ -79,7 +80,9 @@ def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
     from plotly.graph_objects import Figure
 
     shorts = short_names(varying(trials))
-    figure = Figure([_dots(placed, state, axes, metric, shorts) for state in counted(placed)])
+    figure = Figure(
+        [_dots(placed, state, axes, metric, shorts) for state, count in counted(placed).items() if count]
+    )
     for update, axis in zip((figure.update_xaxes, figure.update_yaxes), axes):
         update(title=html.escape(shorts.get(axis, axis)), type=_scale(axis, trials))
     if len(placed) < len(trials):
@@ -126,25 +129,20 @@ def _axes(trials: Sequence[FrozenTrial]) -> list[str]:
 
 def _tie(name: str, trials: Sequence[FrozenTrial]) -> float:
     """Return how closely the logarithm of memory follows a number; less where few trials have that parameter."""
-    known = [trial for trial in trials if name in trial.params and _memory(trial)]
+    known = [trial for trial in trials if name in trial.params and memory_of(trial)]
     if not _is_number(name, trials) or len(known) < 2:
         return 0.0
     values = [float(trial.params[name]) for trial in known]
-    sizes = [math.log(_memory(trial)) for trial in known]
+    sizes = [math.log(memory_of(trial)) for trial in known]
     if np.std(values) == 0 or np.std(sizes) == 0:
         return 0.0
     return abs(float(np.corrcoef(values, sizes)[0, 1])) * len(known) / len(trials)
 
 
-def _memory(trial: FrozenTrial) -> float:
-    """Return the bytes a trial was predicted to take, which even one that never started has; else those measured."""
-    return trial.user_attrs.get("predicted_bytes") or trial.user_attrs.get("peak_bytes") or 0
-
-
 def _at(axis: str, trial: FrozenTrial) -> float | str | None:
     """Return where a trial is on an axis; None where it has no place on it."""
     if axis == MEMORY:
-        return _memory(trial) / MIB or None
+        return memory_of(trial) / MIB or None
     if axis not in trial.params:
         return None
     value = trial.params[axis]

@@ -18,6 +18,7 @@ from minllm.sweep.trials import (
     counted,
     described,
     in_words,
+    memory_of,
     ranked,
     rerun,
     short_names,
@@ -65,9 +66,9 @@ def best_in_words(best: FrozenTrial, metric: str) -> str:
 def memory_story(trials: Sequence[FrozenTrial]) -> list[str]:
     """Return sentences about what fitted in memory, what didn't, and how far the predictions lay off."""
     fitted = [trial for trial in trials if _fitted(trial)]
-    refused = [trial for trial in trials if state_of(trial) in DID_NOT_FIT and _predicted_or_peak(trial)]
-    largest = max(fitted, key=_predicted_or_peak, default=None)
-    smallest = min(refused, key=_predicted_or_peak, default=None)
+    refused = [trial for trial in trials if state_of(trial) in DID_NOT_FIT and memory_of(trial)]
+    largest = max(fitted, key=memory_of, default=None)
+    smallest = min(refused, key=memory_of, default=None)
     story = []
     if largest is not None:
         story.append(f"The largest trial that fitted was trial {largest.number}: {_sizes(largest)}.")
@@ -78,7 +79,7 @@ def memory_story(trials: Sequence[FrozenTrial]) -> list[str]:
         )
     elif largest is not None:
         story.append("No trial is known to have needed more memory than there was.")
-    if largest and smallest and _predicted_or_peak(largest) >= _predicted_or_peak(smallest):
+    if largest and smallest and memory_of(largest) >= memory_of(smallest):
         story.append("So the two overlap: a prediction alone doesn't tell what fits.")
     return [*story, *_accuracy(trials)] or ["Nothing is known of the trials' memory."]
 
@@ -87,11 +88,7 @@ def _fitted(trial: FrozenTrial) -> bool:
     """Whether a trial ran until something else than memory ended it."""
     state = state_of(trial)
     ran = state == "complete" or (state.startswith("pruned") and state not in DID_NOT_FIT)
-    return ran and _predicted_or_peak(trial) > 0
-
-
-def _predicted_or_peak(trial: FrozenTrial) -> int:
-    return trial.user_attrs.get("predicted_bytes", trial.user_attrs.get("peak_bytes", 0))
+    return ran and memory_of(trial) > 0
 
 
 def _sizes(trial: FrozenTrial) -> str:
@@ -124,7 +121,7 @@ def _best(best: FrozenTrial | None, metric: str, trials: Sequence[FrozenTrial]) 
     line, folder = rerun(best), best.user_attrs.get("run")
     return [
         best_in_words(best, metric),
-        "\n".join(f"- {_code(name)}: {_value(shown(value))}" for name, value in best.params.items()),
+        *_lines([f"- {_code(name)}: {_value(shown(value))}" for name, value in best.params.items()]),
         *(["This runs it again:", *_sh(line)] if line else ["What ran it was not recorded."]),
         *([f"Its folder is {_code(folder)}."] if folder else []),
     ]
@@ -171,7 +168,7 @@ def _importance_note(trials: Sequence[FrozenTrial], shares: Mapping[str, float])
         return f"Importances need two complete trials; there {'is' if complete == 1 else 'are'} {complete or 'none'}."
     return (
         f"Importance is each parameter's share in what sets the best {share_called_best(complete):.0%} of"
-        f" {complete} complete trials apart from the rest (PED-ANOVA). From a few dozen trials on, believe it."
+        f" {complete} complete trials apart from the rest (PED-ANOVA). Below a few dozen trials, it's a hint."
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Literal, TypeAlias
 
 import rich.box
 import rich.table
@@ -29,9 +30,9 @@ from minllm.sweep.trials import (
 
 ROWS = 15
 WIDEST = 14  # columns that a parameter may take
-BESIDE = 48  # columns of a line that the rest of it takes, but for the metric's name
 BELOW = 8  # lines of a terminal that the rest of the table takes
 STYLES = {"complete": "green", "reused": "green dim", "running": "cyan", "failed": "red"}
+Column: TypeAlias = tuple[str, list[str], Literal["left", "right"]]
 
 
 class Table:
@@ -87,26 +88,43 @@ class Table:
     def drawn(self, trials: Sequence[FrozenTrial], now: float) -> rich.table.Table:
         """Return the table of the trials that matter now."""
         rows = [described(trial, now) for trial in self._that_matter(trials)]
-        shorts = self._that_fit(short_names(varying(trials)), rows)
-        so_far = _best_so_far(trials)
         table = rich.table.Table(
             title=Text(self.study_name),
             caption=Text(self._caption(trials, now)),
             box=rich.box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
+            title_justify="left",
+            caption_justify="left",
         )
-        for name in ("trial", "state", *shorts.values(), self.metric, "best", "time"):
-            side = "left" if name in ("state", *shorts.values()) else "right"
-            table.add_column(Text(name), justify=side, max_width=WIDEST, no_wrap=True, overflow="ellipsis")
-        table.columns[1].max_width = None
-        for seen in rows:
-            # Text, since rich reads a plain string such as [a] as markup
-            cells = [str(seen.number), seen.state, *(seen.settings.get(name, "") for name in shorts)]
-            cells += [seen.value, so_far.get(seen.number, ""), seen.elapsed]
+        columns = self._columns(trials, rows)
+        for heading, _, side in columns:
+            table.add_column(Text(heading), justify=side, no_wrap=True, overflow="ellipsis")
+        for seen, *cells in zip(rows, *(cells for _, cells, _ in columns)):
             style = STYLES.get(seen.state, "yellow")
             bold = " bold" if self.best and seen.number == self.best.number else ""
+            # Text, since rich would read a plain string such as [a] as markup
             table.add_row(*map(Text, cells), style=style + bold)
         return table
+
+    def _columns(self, trials: Sequence[FrozenTrial], rows: Sequence[Description]) -> list[Column]:
+        """Return the table's columns, with as many of the search's parameters as the terminal has room for."""
+        so_far = _best_so_far(trials)
+        before = [
+            ("trial", [str(seen.number) for seen in rows], "right"),
+            ("state", [seen.state for seen in rows], "left"),
+        ]
+        after = [
+            (self.metric, [seen.value for seen in rows], "right"),
+            ("best", [so_far.get(seen.number, "") for seen in rows], "right"),
+            ("time", [seen.elapsed for seen in rows], "right"),
+        ]
+        settings = [
+            (_shortened(short), [_shortened(seen.settings.get(name, "")) for seen in rows], "left")
+            for name, short in short_names(varying(trials)).items()
+        ]
+        while settings and _width([*before, *settings, *after]) > self.console.width:
+            settings.pop()
+        return [*before, *settings, *after]
 
     def _that_matter(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials under way, the best one, and the last that ended, as the terminal has room for them."""
@@ -116,20 +134,10 @@ class Table:
         kept = {trial.number: trial for trial in [*running, *finished[-room:], *filter(None, [self.best])]}
         return [kept[number] for number in sorted(kept)]
 
-    def _that_fit(self, shorts: Mapping[str, str], rows: Sequence[Description]) -> dict[str, str]:
-        """Return the parameters that a line has room for, from the first on."""
-        room, fitting = self.console.width - BESIDE - len(self.metric), {}
-        for name, short in shorts.items():
-            room -= 2 + min(WIDEST, max(len(short), *(len(seen.settings.get(name, "")) for seen in rows), 0))
-            if room < 0:
-                break
-            fitting[name] = short
-        return fitting
-
     def _caption(self, trials: Sequence[FrozenTrial], now: float) -> str:
-        counts = ", ".join(f"{count} {state}" for state, count in counted(trials).items())
         best = f"best {self.best.value:.4f} (trial {self.best.number})" if self.best else "no best yet"
-        return f"{len(self.done)}/{self.n_trials} ended: {counts}; {best}; {self._left(trials, now)} left"
+        counts = ", ".join(f"{count} {state}" for state, count in counted(trials).items())
+        return f"{len(self.done)}/{self.n_trials} ended, {self._left(trials, now)} left, {best}\n{counts}"
 
     def _left(self, trials: Sequence[FrozenTrial], now: float) -> str:
         """Return how long the rest may take if it's like what has ended; "?" before anything has."""
@@ -148,6 +156,15 @@ class Table:
         if self.best.number == trial.number:
             return "the best so far"
         return f"best {self.best.value:.4f} (trial {self.best.number})"
+
+
+def _width(columns: Sequence[Column]) -> int:
+    """Return how much of a line columns take, each with two blanks beside it, and the table with one on either side."""
+    return 2 + sum(2 + max(map(len, [heading, *cells])) for heading, cells, _ in columns)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
 
 
 def _best_so_far(trials: Sequence[FrozenTrial]) -> dict[int, str]:

@@ -45,7 +45,7 @@ MEANINGS = {
 def state_of(trial: FrozenTrial) -> str:
     """Return what became of a trial: a word, and the reason where it was pruned."""
     if is_complete(trial):
-        return "reused" if "same_as" in trial.user_attrs else "complete"
+        return "complete" if trial.user_attrs.get("same_as") is None else "reused"
     if trial.state in (TrialState.PRUNED, TrialState.COMPLETE):
         reason = trial.user_attrs.get("reason")
         return f"pruned: {reason}" if reason else "pruned"
@@ -56,7 +56,7 @@ def is_complete(trial: FrozenTrial) -> bool:
     """Whether a trial has a value of its own, rather than one that stands in for a pruned trial's."""
     return (
         trial.state == TrialState.COMPLETE
-        and not trial.user_attrs.get("violation", 0) > 0
+        and not (trial.user_attrs.get("violation") or 0) > 0
         and math.isfinite(trial.value)
     )
 
@@ -74,9 +74,8 @@ def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def counted(trials: Iterable[FrozenTrial]) -> dict[str, int]:
     """Return how many trials came to what, in the order of MEANINGS; complete ones even where there are none."""
     found = Counter(map(state_of, trials))
-    return {
-        state: found[state] for state in [*MEANINGS, *sorted(found.keys() - MEANINGS)] if found[state]
-    } or {"complete": 0}
+    order = [*MEANINGS, *sorted(found.keys() - MEANINGS)]
+    return {state: found[state] for state in order if found[state] or state == "complete"}
 
 
 def varying(trials: Iterable[FrozenTrial]) -> list[str]:
@@ -122,7 +121,7 @@ class Description:
 
 def described(trial: FrozenTrial, now: float | None = None) -> Description:
     """Return a trial in words; `now`, in seconds since 1970, is what a running one has come to."""
-    known = trial.user_attrs
+    known = {name: value for name, value in trial.user_attrs.items() if value is not None}
     elapsed = seconds_of(trial, now)
     return Description(
         number=trial.number,
@@ -133,18 +132,23 @@ def described(trial: FrozenTrial, now: float | None = None) -> Description:
         predicted=mib(known["predicted_bytes"]) if "predicted_bytes" in known else "",
         peak=mib(known["peak_bytes"]) if "peak_bytes" in known else "",
         elapsed="" if elapsed is None else duration(elapsed),
-        why=known.get("text", ""),
+        why=" ".join(known.get("text", "").split()),
     )
 
 
 def seconds_of(trial: FrozenTrial, now: float | None = None) -> float | None:
     """Return how long a trial took, or has been running; None where it hasn't begun."""
-    if "seconds" in trial.user_attrs:
+    if trial.user_attrs.get("seconds") is not None:
         return trial.user_attrs["seconds"]
     if trial.datetime_start is None:
         return None
     end = trial.datetime_complete.timestamp() if trial.datetime_complete else now or time.time()
     return max(0.0, end - trial.datetime_start.timestamp())
+
+
+def memory_of(trial: FrozenTrial) -> float:
+    """Return the bytes a trial was predicted to take, which even one that never started has; else those measured."""
+    return trial.user_attrs.get("predicted_bytes") or trial.user_attrs.get("peak_bytes") or 0
 
 
 def shown(value: Any) -> str:
