@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
-from minllm.sweep.importance import evaluator, retold
+from minllm.sweep.importance import evaluator, importances, quietly, retold
 from minllm.sweep.trials import (
     MIB,
     counted,
@@ -48,22 +48,24 @@ MEMORY = "memory, MiB"
 def search_plots(study: optuna.Study, metric: str) -> dict[str, Figure | str]:
     """Return Optuna's plots by their headings; a sentence in place of one that can't be drawn."""
     complete = sum(state_of(trial) == "complete" for trial in study.get_trials(deepcopy=False))
-    headings = ["How the search went", "Which parameters decided", "Which settings did well"]
-    if complete < 2:
-        have = "one" if complete else "none"
-        return {heading: f"This needs two complete trials; there is {have}." for heading in headings}
     told = retold(study)
     names = varying(told.get_trials(deepcopy=False))
-    if not names:
-        return {heading: "No parameter was searched." for heading in headings}
-    from optuna import visualization
+    few = f"This needs two complete trials; there is {'one' if complete else 'none'}."
+    no_shares = "This needs two complete trials with different values."
+    from optuna import visualization as draw
 
-    figures = [
-        visualization.plot_optimization_history(told, target_name=metric),
-        visualization.plot_param_importances(told, evaluator(complete), names, target_name=metric),
-        visualization.plot_parallel_coordinate(told, names, target_name=metric),
-    ]
-    return dict(zip(headings, figures))
+    with quietly():
+        return {
+            "How the search went": draw.plot_optimization_history(told, target_name=metric)
+            if complete > 1
+            else few,
+            "Which parameters decided": draw.plot_param_importances(told, evaluator(complete), names)
+            if importances(study)
+            else no_shares,
+            "Which settings did well": draw.plot_parallel_coordinate(told, names, target_name=metric)
+            if complete > 1 and names
+            else few,
+        }
 
 
 def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:

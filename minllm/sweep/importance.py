@@ -6,9 +6,13 @@ the best, so a small search calls more of its trials that than the usual tenth.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from minllm.sweep.trials import short_names, state_of, varying
 
@@ -17,20 +21,21 @@ def importances(study: optuna.Study) -> dict[str, float]:
     """Return each parameter's share by its full name, the largest first; {} where too few trials tell."""
     complete = [trial for trial in study.get_trials(deepcopy=False) if state_of(trial) == "complete"]
     names = varying(complete)
-    if len(complete) < 2 or not names:
+    if not names or len({trial.value for trial in complete}) < 2:
         return {}
     shorts = short_names(varying(study.get_trials(deepcopy=False)))
-    shares = get_param_importances(retold(study), evaluator=evaluator(len(complete)))
+    with quietly():
+        shares = get_param_importances(retold(study), evaluator=evaluator(len(complete)))
     return dict(sorted(((name, shares[shorts[name]]) for name in names), key=lambda pair: -pair[1]))
+
+
+def evaluator(complete: int) -> PedAnovaImportanceEvaluator:
+    return PedAnovaImportanceEvaluator(target_quantile=share_called_best(complete))
 
 
 def share_called_best(complete: int) -> float:
     """Return which share of the complete trials is compared with all of them."""
     return min(0.5, max(0.1, 5 / complete))
-
-
-def evaluator(complete: int) -> PedAnovaImportanceEvaluator:
-    return PedAnovaImportanceEvaluator(target_quantile=share_called_best(complete))
 
 
 def retold(study: optuna.Study) -> optuna.Study:
@@ -41,28 +46,31 @@ def retold(study: optuna.Study) -> optuna.Study:
     """
     trials = study.get_trials(deepcopy=False)
     names = short_names(varying(trials))
-    copy = _silently_created(study)
-    for trial in trials:
-        # an ended trial without parameters keeps the place of what isn't drawn, so that the numbers stay
-        copy.add_trial(
-            create_trial(
-                value=trial.value,
-                params={short: trial.params[name] for name, short in names.items() if name in trial.params},
-                distributions={
-                    short: trial.distributions[name] for name, short in names.items() if name in trial.params
-                },
-            )
-            if state_of(trial) == "complete"
-            else create_trial(state=TrialState.FAIL)
-        )
+    with quietly():
+        copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
+    copy.add_trials(_retold(trial, names) for trial in trials)
     return copy
 
 
-def _silently_created(study: optuna.Study) -> optuna.Study:
-    """Return an empty study; Optuna would announce it to a user who asked for none."""
+def _retold(trial: FrozenTrial, names: Mapping[str, str]) -> FrozenTrial:
+    if state_of(trial) != "complete":
+        return create_trial(state=TrialState.FAIL)  # which keeps the place, so that the numbers stay
+    had = [(name, short) for name, short in names.items() if name in trial.params]
+    return create_trial(
+        value=trial.value,
+        params={short: trial.params[name] for name, short in had},
+        distributions={short: trial.distributions[name] for name, short in had},
+    )
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep Optuna from announcing the copy, and from warning of few trials: the report says how many there are."""
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        return optuna.create_study(study_name=study.study_name, direction=study.direction)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         optuna.logging.set_verbosity(verbosity)

@@ -87,7 +87,7 @@ def memory_story(trials: Sequence[FrozenTrial]) -> list[str]:
 def _fitted(trial: FrozenTrial) -> bool:
     """Whether a trial ran until something else than memory ended it."""
     state = state_of(trial)
-    ran = state == "complete" or (state.startswith("pruned") and state not in DID_NOT_FIT)
+    ran = state == "complete" or (state.startswith("pruned: ") and state not in DID_NOT_FIT)
     return ran and memory_of(trial) > 0
 
 
@@ -165,7 +165,7 @@ def _range(distribution: BaseDistribution) -> str:
 def _importance_note(trials: Sequence[FrozenTrial], shares: Mapping[str, float]) -> str:
     complete = sum(state_of(trial) == "complete" for trial in trials)
     if not shares:
-        return f"Importances need two complete trials; there {'is' if complete == 1 else 'are'} {complete or 'none'}."
+        return "Importances need two complete trials with different values."
     return (
         f"Importance is each parameter's share in what sets the best {share_called_best(complete):.0%} of"
         f" {complete} complete trials apart from the rest (PED-ANOVA). Below a few dozen trials, it's a hint."
