@@ -48,24 +48,25 @@ MEMORY = "memory, MiB"
 def search_plots(study: optuna.Study, metric: str) -> dict[str, Figure | str]:
     """Return Optuna's plots by their headings; a sentence in place of one that can't be drawn."""
     complete = sum(state_of(trial) == "complete" for trial in study.get_trials(deepcopy=False))
+    went, decided, well = "How the search went", "Which parameters decided", "Which settings did well"
+    if complete < 2:
+        have = "one" if complete else "none"
+        return dict.fromkeys((went, decided, well), f"This needs two complete trials; there is {have}.")
     told = retold(study)
     names = varying(told.get_trials(deepcopy=False))
-    few = f"This needs two complete trials; there is {'one' if complete else 'none'}."
-    no_shares = "This needs two complete trials with different values."
-    from optuna import visualization as draw
+    from optuna import visualization
 
     with quietly():
-        return {
-            "How the search went": draw.plot_optimization_history(told, target_name=metric)
-            if complete > 1
-            else few,
-            "Which parameters decided": draw.plot_param_importances(told, evaluator(complete), names)
-            if importances(study)
-            else no_shares,
-            "Which settings did well": draw.plot_parallel_coordinate(told, names, target_name=metric)
-            if complete > 1 and names
-            else few,
+        plots = {
+            went: visualization.plot_optimization_history(told, target_name=metric),
+            decided: "This needs two complete trials with different values.",
+            well: "No parameter was searched.",
         }
+        if importances(study):
+            plots[decided] = visualization.plot_param_importances(told, evaluator(complete), names)
+        if names:
+            plots[well] = visualization.plot_parallel_coordinate(told, names, target_name=metric)
+    return plots
 
 
 def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
