@@ -113,6 +113,6 @@ def _drawn(plot: Figure | str) -> str:
         title=None, template="plotly_white", height=460, margin={"l": 70, "r": 30, "t": 50, "b": 60}
     )
     drawn = plot.to_html(
-        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
     )
     return f'<div class="figure">{drawn}</div>'
