@@ -1,0 +1,183 @@
+"""What a search found, drawn: Optuna's own plots, and a map of what fitted in memory.
+
+plotly takes a second to import, so it's imported where something is drawn.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial
+
+from minllm.sweep.importance import evaluator, importances, quietly, retold
+from minllm.sweep.trials import (
+    MIB,
+    counted,
+    described,
+    in_words,
+    memory_of,
+    short_names,
+    shown,
+    state_of,
+    varying,
+)
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure, Scatter
+
+MARKERS = {
+    "complete": ("#0072b2", "circle"),
+    "reused": ("#56b4e9", "circle-open"),
+    "pruned: pruner": ("#e69f00", "diamond"),
+    "pruned: predicted": ("#d55e00", "x"),
+    "pruned: memory": ("#a50f15", "square"),
+    "pruned: killed": ("#67000d", "star"),
+    "pruned: diverged": ("#cc79a7", "triangle-up"),
+    "pruned: time": ("#009e73", "hourglass"),
+    "failed": ("#000000", "cross"),
+}
+UNMARKED = ("#8a8f98", "circle-open")
+MEMORY = "memory, MiB"
+
+
+def search_plots(study: optuna.Study, metric: str) -> dict[str, Figure | str]:
+    """Return Optuna's plots by their headings; a sentence in place of one that can't be drawn."""
+    complete = sum(state_of(trial) == "complete" for trial in study.get_trials(deepcopy=False))
+    went, decided, well = "How the search went", "Which parameters decided", "Which settings did well"
+    if complete < 2:
+        have = "one" if complete else "none"
+        return dict.fromkeys((went, decided, well), f"This needs two complete trials; there is {have}.")
+    told = retold(study)
+    names = varying(told.get_trials(deepcopy=False))
+    from optuna import visualization
+
+    with quietly():
+        plots = {
+            went: visualization.plot_optimization_history(told, target_name=metric),
+            decided: "This needs two complete trials with different values.",
+            well: "No parameter was searched.",
+        }
+        if importances(study):
+            plots[decided] = visualization.plot_param_importances(told, evaluator(complete), names)
+        if names:
+            plots[well] = visualization.plot_parallel_coordinate(told, names, target_name=metric)
+    return plots
+
+
+def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
+    """Return a scatter of what became of the trials, by the two parameters that matter most for memory.
+
+    Where the search has one parameter, the other axis is the memory itself.
+    """
+    axes = _axes(trials)
+    if not axes:
+        return "No two trials differ in a parameter yet."
+    placed = [trial for trial in trials if all(_at(axis, trial) is not None for axis in axes)]
+    if not placed:
+        return "Nothing is known of the trials' memory."
+    from plotly.graph_objects import Figure
+
+    shorts = short_names(varying(trials))
+    figure = Figure(
+        [_dots(placed, state, axes, metric, shorts) for state, count in counted(placed).items() if count]
+    )
+    for update, axis in zip((figure.update_xaxes, figure.update_yaxes), axes):
+        update(title=html.escape(shorts.get(axis, axis)), type=_scale(axis, trials))
+    if len(placed) < len(trials):
+        figure.add_annotation(
+            text=f"{in_words(len(trials) - len(placed), 'trial')} without a place on these axes: not shown",
+            **dict(xref="paper", yref="paper", x=0, y=1.06, xanchor="left", showarrow=False),
+        )
+    return figure
+
+
+def _dots(
+    placed: Sequence[FrozenTrial], state: str, axes: Sequence[str], metric: str, shorts: Mapping[str, str]
+) -> Scatter:
+    """Return the marks of the trials that came to the same."""
+    from plotly.graph_objects import Scatter
+
+    trials = [trial for trial in placed if state_of(trial) == state]
+    colour, symbol = MARKERS.get(state, UNMARKED)
+    return Scatter(
+        x=[_at(axes[0], trial) for trial in trials],
+        y=[_at(axes[1], trial) for trial in trials],
+        name=state,
+        mode="markers",
+        marker={"color": colour, "symbol": symbol, "size": 10, "opacity": 0.75, "line": {"width": 1}},
+        text=[_hover(trial, metric, shorts) for trial in trials],
+        hoverinfo="text",
+        showlegend=True,
+    )
+
+
+def _axes(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Return what the map's two axes are: parameters that differ between trials, and MEMORY beside one alone.
+
+    Numbers come first, and of these the ones that memory follows most closely.
+    """
+    differ = [
+        name
+        for name in varying(trials)
+        if len({shown(trial.params[name]) for trial in trials if name in trial.params}) > 1
+    ]
+    names = sorted(differ, key=lambda name: (not _is_number(name, trials), -_tie(name, trials)))
+    return [*names, MEMORY][:2] if names else []
+
+
+def _tie(name: str, trials: Sequence[FrozenTrial]) -> float:
+    """Return how closely the logarithm of memory follows a number; less where few trials have that parameter."""
+    known = [trial for trial in trials if name in trial.params and memory_of(trial)]
+    if not _is_number(name, trials) or len(known) < 2:
+        return 0.0
+    values = [float(trial.params[name]) for trial in known]
+    sizes = [math.log(memory_of(trial)) for trial in known]
+    if np.std(values) == 0 or np.std(sizes) == 0:
+        return 0.0
+    return abs(float(np.corrcoef(values, sizes)[0, 1])) * len(known) / len(trials)
+
+
+def _at(axis: str, trial: FrozenTrial) -> float | str | None:
+    """Return where a trial is on an axis; None where it has no place on it."""
+    if axis == MEMORY:
+        return memory_of(trial) / MIB or None
+    if axis not in trial.params:
+        return None
+    value = trial.params[axis]
+    return value if _counts(value) else shown(value)
+
+
+def _scale(axis: str, trials: Sequence[FrozenTrial]) -> str:
+    if axis == MEMORY:
+        return "linear"
+    if not _is_number(axis, trials):
+        return "category"
+    distributions = [trial.distributions[axis] for trial in trials if axis in trial.distributions]
+    return "log" if all(getattr(distribution, "log", False) for distribution in distributions) else "linear"
+
+
+def _is_number(name: str, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether all values of a parameter are numbers, as those of a choice between widths are too."""
+    return all(_counts(trial.params[name]) for trial in trials if name in trial.params)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _hover(trial: FrozenTrial, metric: str, shorts: Mapping[str, str]) -> str:
+    seen = described(trial)
+    lines = [
+        f"trial {seen.number}: {seen.state}",
+        seen.value and f"{metric} {seen.value}",
+        *(f"{short} {seen.settings[name]}" for name, short in shorts.items() if name in seen.settings),
+        seen.predicted and f"predicted {seen.predicted}",
+        seen.peak and f"measured {seen.peak}",
+        seen.why,
+    ]
+    return "<br>".join(html.escape(line) for line in lines if line)

@@ -1,0 +1,34 @@
+"""What a search found, in its folder: summary.md to read at once, report.html to look into.
+
+Both read a study and change nothing, so they may be written while it goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+
+from minllm.sweep.page import page
+from minllm.sweep.summary import summary
+from minllm.sweep.trials import best_of, state_of
+from minllm.training.rundir import write_text
+
+__all__ = ["best_of", "state_of", "write_report"]
+
+
+def write_report(study: optuna.Study, folder: Path, *, metric: str, command: str) -> list[Path]:
+    """Write summary.md and report.html into a folder, and return their paths.
+
+    Args:
+        metric: what the study minimises, by its name in a run's summary.json.
+        command: what was typed to search.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "summary.md": summary(study, metric=metric, command=command),
+        "report.html": page(study, metric=metric, command=command),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]

@@ -1,0 +1,231 @@
+"""What a search found, as a page of Markdown."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial
+
+from minllm.sweep.importance import importances, share_called_best
+from minllm.sweep.trials import (
+    DID_NOT_FIT,
+    MEANINGS,
+    best_of,
+    counted,
+    described,
+    in_words,
+    memory_of,
+    ranked,
+    rerun,
+    short_names,
+    shown,
+    state_of,
+    varying,
+)
+
+
+def summary(study: optuna.Study, *, metric: str, command: str) -> str:
+    """Return the text of summary.md."""
+    trials = study.get_trials(deepcopy=False)
+    sections = [
+        ["# What the search found", f"It looked for the lowest {metric}, asked by", *_sh(command)],
+        ["## The best trial", *_best(best_of(study), metric, trials)],
+        ["## What was searched", *_searched(study, trials)],
+        ["## What became of the trials", *_counts(trials)],
+        ["## The ten best", *_ten_best(trials, metric)],
+        ["## Memory", " ".join(memory_story(trials))],
+    ]
+    return "\n\n".join(part for section in sections for part in section) + "\n"
+
+
+def no_best(trials: Sequence[FrozenTrial]) -> str:
+    """Return why there's no best trial."""
+    if not any(trial.state.is_finished() for trial in trials):
+        return "No trial has ended yet."
+    return "No trial has come to its end with a value, so there is none to call the best."
+
+
+def best_in_words(best: FrozenTrial, metric: str) -> str:
+    """Return the sentence about the best trial: its value, size, memory and time."""
+    seen = described(best)
+    had = [
+        seen.params and f"{seen.params} parameters",
+        seen.peak and f"a peak of {seen.peak}",
+        seen.elapsed and f"took {seen.elapsed}",
+    ]
+    extra = ", ".join(filter(None, had))
+    return f"Trial {best.number} reached the lowest {metric}: {seen.value}" + (
+        f" ({extra})." if extra else "."
+    )
+
+
+def memory_story(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Return sentences about what fitted in memory, what didn't, and how far the predictions lay off."""
+    fitted = [trial for trial in trials if _fitted(trial)]
+    refused = [trial for trial in trials if state_of(trial) in DID_NOT_FIT and memory_of(trial)]
+    largest = max(fitted, key=memory_of, default=None)
+    smallest = min(refused, key=memory_of, default=None)
+    story = []
+    if largest is not None:
+        story.append(f"The largest trial that fitted was trial {largest.number}: {_sizes(largest)}.")
+    if smallest is not None:
+        story.append(
+            f"The smallest that didn't was trial {smallest.number}: {_sizes(smallest)};"
+            f" it {MEANINGS[state_of(smallest)]}."
+        )
+    elif largest is not None:
+        story.append("No trial is known to have needed more memory than there was.")
+    if largest and smallest and memory_of(largest) >= memory_of(smallest):
+        story.append("So the two overlap: a prediction alone doesn't tell what fits.")
+    return [*story, *_accuracy(trials)] or ["Nothing is known of the trials' memory."]
+
+
+def _fitted(trial: FrozenTrial) -> bool:
+    """Whether a trial ran until something else than memory ended it."""
+    state = state_of(trial)
+    ran = state == "complete" or (state.startswith("pruned: ") and state not in DID_NOT_FIT)
+    return ran and memory_of(trial) > 0
+
+
+def _sizes(trial: FrozenTrial) -> str:
+    seen = described(trial)
+    return ", ".join(
+        filter(
+            None, [seen.predicted and f"{seen.predicted} predicted", seen.peak and f"{seen.peak} measured"]
+        )
+    )
+
+
+def _accuracy(trials: Sequence[FrozenTrial]) -> list[str]:
+    ratios = [
+        trial.user_attrs["peak_bytes"] / trial.user_attrs["predicted_bytes"]
+        for trial in trials
+        if _fitted(trial) and trial.user_attrs.get("peak_bytes") and trial.user_attrs.get("predicted_bytes")
+    ]
+    if not ratios:
+        return []
+    return [
+        f"In the {in_words(len(ratios), 'trial')} with both, the measured peak was"
+        f" {statistics.median(ratios):.2f} times the predicted one in the middle, and"
+        f" {min(ratios):.2f} to {max(ratios):.2f} times at the ends."
+    ]
+
+
+def _best(best: FrozenTrial | None, metric: str, trials: Sequence[FrozenTrial]) -> list[str]:
+    if best is None:
+        return [no_best(trials)]
+    line, folder = rerun(best), best.user_attrs.get("run")
+    return [
+        best_in_words(best, metric),
+        *_lines([f"- {_code(name)}: {_value(shown(value))}" for name, value in best.params.items()]),
+        *(["This runs it again:", *_sh(line)] if line else ["What ran it was not recorded."]),
+        *([f"Its folder is {_code(folder)}."] if folder else []),
+    ]
+
+
+def _searched(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[str]:
+    names, shares, best = varying(trials), importances(study), best_of(study)
+    if not names:
+        return ["No parameter has been chosen yet."]
+    chosen = best.params if best else {}
+    rows = [
+        [
+            _code(name),
+            _ranges(name, trials),
+            _value(shown(chosen[name])) if name in chosen else "",
+            f"{shares[name]:.0%}" if name in shares else "",
+        ]
+        for name in sorted(names, key=lambda name: -shares.get(name, 0))
+    ]
+    return [
+        _table(["parameter", "searched", "best", "importance"], rows, "lllr"),
+        _importance_note(trials, shares),
+    ]
+
+
+def _ranges(name: str, trials: Sequence[FrozenTrial]) -> str:
+    """Return where a parameter was searched; in more than one place where the search has changed."""
+    places = [trial.distributions[name] for trial in trials if name in trial.distributions]
+    return "; ".join(dict.fromkeys(map(_range, places)))
+
+
+def _range(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(_value(shown(choice)) for choice in distribution.choices)
+    step = f" in steps of {shown(distribution.step)}" if distribution.step not in (None, 1) else ""
+    return (
+        f"{shown(distribution.low)} to {shown(distribution.high)}{step}{', log' if distribution.log else ''}"
+    )
+
+
+def _importance_note(trials: Sequence[FrozenTrial], shares: Mapping[str, float]) -> str:
+    complete = sum(state_of(trial) == "complete" for trial in trials)
+    if not shares:
+        return "Importances need two complete trials with different values."
+    return (
+        f"Importance is each parameter's share in what sets the best {share_called_best(complete):.0%} of"
+        f" {complete} complete trials apart from the rest (PED-ANOVA). Below a few dozen trials, it's a hint."
+    )
+
+
+def _counts(trials: Sequence[FrozenTrial]) -> list[str]:
+    found = counted(trials)
+    rows = [[state, MEANINGS.get(state, ""), str(count)] for state, count in found.items()]
+    failed = [
+        f"- Trial {trial.number} failed. {described(trial).why}".rstrip()
+        for trial in trials
+        if state_of(trial) == "failed"
+    ]
+    return [
+        _table(["", "what happened", "trials"], [*rows, ["all", "", str(len(trials))]], "llr"),
+        *_lines(failed),
+    ]
+
+
+def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> list[str]:
+    best = [trial for trial in ranked(trials) if state_of(trial) == "complete"][:10]
+    if not best:
+        return ["No trial is complete."]
+    shorts = short_names(varying(trials))
+    rows = []
+    for seen in map(described, best):
+        settings = [_value(seen.settings[name]) if name in seen.settings else "" for name in shorts]
+        rows.append([str(seen.number), seen.value, seen.params, seen.peak, *settings])
+    head = ["trial", metric, "params", "peak", *map(_code, shorts.values())]
+    return [_table(head, rows, "rrrr" + "l" * len(shorts))]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
+    """Return a Markdown table that reads well as text too; `sides` has l or r for each column."""
+    widths = [max(3, *map(len, column)) for column in zip(head, *rows)]
+    rule = ["-" * (width - 1) + (":" if side == "r" else "-") for side, width in zip(sides, widths)]
+    padded = [
+        [
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, side, width in zip(cells, sides, widths)
+        ]
+        for cells in [head, rule, *rows]
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
+
+
+def _lines(lines: Sequence[str]) -> list[str]:
+    return ["\n".join(lines)] if lines else []
+
+
+def _sh(line: str) -> list[str]:
+    return [f"```sh\n{line}\n```"]
+
+
+def _value(text: str) -> str:
+    """Return a parameter's value as a plain word or number where Markdown makes nothing of it."""
+    return text if re.fullmatch(r"[A-Za-z0-9.+-]*", text) else _code(text)
+
+
+def _code(text: str) -> str:
+    """Return text as Markdown leaves it alone, in a table too."""
+    return "`" + text.replace("|", "\\|").replace("`", "'") + "`" if text else ""

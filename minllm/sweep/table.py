@@ -1,0 +1,178 @@
+"""A search as it goes: a table on a terminal, and one line for each trial that ends anywhere else."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+import rich.box
+import rich.table
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from minllm.sweep.trials import (
+    Description,
+    counted,
+    described,
+    duration,
+    is_complete,
+    ranked,
+    seconds_of,
+    short_names,
+    varying,
+)
+
+ROWS = 15
+WIDEST = 14  # columns that a parameter may take
+BELOW = 8  # lines of a terminal that the rest of the table takes
+STYLES = {"complete": "green", "reused": "green dim", "running": "cyan", "failed": "red"}
+Column: TypeAlias = tuple[str, list[str], Literal["left", "right"]]
+
+
+class Table:
+    """Shows how a search goes on, for as long as its `with` lasts."""
+
+    def __init__(self, study_name: str, metric: str, n_trials: int, n_jobs: int):
+        self.study_name, self.metric, self.n_trials, self.n_jobs = study_name, metric, n_trials, n_jobs
+        self.console = Console(stderr=True)
+        # whoever calls update() knows when something has changed: no thread of rich's own
+        self.live = Live(console=self.console, auto_refresh=False) if sys.stderr.isatty() else None
+        self.done: set[int] = set()
+        self.best: FrozenTrial | None = None
+
+    def __enter__(self) -> Table:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def update(self, trials: Sequence[FrozenTrial], now: float | None = None) -> None:
+        """Show all trials of the study as they are `now`, in seconds since 1970."""
+        self.done = {trial.number for trial in trials if trial.state.is_finished()}
+        self.best = next(iter(ranked(trials)), None)
+        if self.live:
+            self.live.update(self.drawn(trials, now or time.time()), refresh=True)
+
+    def ended(self, trial: FrozenTrial) -> None:
+        """Say how a trial ended, where there's no table that shows it."""
+        self.done.add(trial.number)
+        self.best = next(iter(ranked([trial, *([self.best] if self.best else [])])), None)
+        if not self.live:
+            print(self.line(trial), flush=True)
+
+    def line(self, trial: FrozenTrial) -> str:
+        """Return the line about a trial that has ended."""
+        seen, shorts = described(trial), short_names(varying([trial]))
+        said = [
+            seen.state,
+            seen.value and f"{self.metric} {seen.value}",
+            self._best_beside(trial),
+            *(f"{short} {seen.settings[name]}" for name, short in shorts.items()),
+            seen.peak,
+            seen.elapsed,
+            seen.why,
+        ]
+        return f"[{len(self.done)}/{self.n_trials}] trial {trial.number}: " + ", ".join(filter(None, said))
+
+    def drawn(self, trials: Sequence[FrozenTrial], now: float) -> rich.table.Table:
+        """Return the table of the trials that matter now."""
+        rows = [described(trial, now) for trial in self._that_matter(trials)]
+        table = rich.table.Table(
+            title=Text(self.study_name),
+            caption=Text(self._caption(trials, now)),
+            box=rich.box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title_justify="left",
+            caption_justify="left",
+        )
+        columns = self._columns(trials, rows)
+        for heading, _, side in columns:
+            table.add_column(Text(heading), justify=side, no_wrap=True, overflow="ellipsis")
+        for seen, *cells in zip(rows, *(cells for _, cells, _ in columns)):
+            style = STYLES.get(seen.state, "yellow")
+            bold = " bold" if self.best and seen.number == self.best.number else ""
+            # Text, since rich would read a plain string such as [a] as markup
+            table.add_row(*map(Text, cells), style=style + bold)
+        return table
+
+    def _columns(self, trials: Sequence[FrozenTrial], rows: Sequence[Description]) -> list[Column]:
+        """Return the table's columns, with as many of the search's parameters as the terminal has room for."""
+        so_far = _best_so_far(trials)
+        before = [
+            ("trial", [str(seen.number) for seen in rows], "right"),
+            ("state", [seen.state for seen in rows], "left"),
+        ]
+        after = [
+            (self.metric, [seen.value for seen in rows], "right"),
+            ("best", [so_far.get(seen.number, "") for seen in rows], "right"),
+            ("time", [seen.elapsed for seen in rows], "right"),
+        ]
+        settings = [
+            (_shortened(short), [_shortened(seen.settings.get(name, "")) for seen in rows], "left")
+            for name, short in short_names(varying(trials)).items()
+        ]
+        while settings and _width([*before, *settings, *after]) > self.console.width:
+            settings.pop()
+        return [*before, *settings, *after]
+
+    def _that_matter(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials under way, the best one, and the last that ended, as the terminal has room for them."""
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        finished = [trial for trial in trials if trial.state.is_finished()]
+        room = max(1, min(ROWS, self.console.height - BELOW) - len(running))
+        kept = {trial.number: trial for trial in [*running, *finished[-room:], *filter(None, [self.best])]}
+        return [kept[number] for number in sorted(kept)]
+
+    def _caption(self, trials: Sequence[FrozenTrial], now: float) -> str:
+        best = f"best {self.best.value:.4f} (trial {self.best.number})" if self.best else "no best yet"
+        counts = ", ".join(f"{count} {state}" for state, count in counted(trials).items())
+        return f"{len(self.done)}/{self.n_trials} ended, {self._left(trials, now)} left, {best}\n{counts}"
+
+    def _left(self, trials: Sequence[FrozenTrial], now: float) -> str:
+        """Return how long the rest may take if it's like what has ended; "?" before anything has."""
+        took = [seconds_of(trial) or 0.0 for trial in trials if trial.state.is_finished()]
+        if not took:
+            return "?"
+        each = sum(took) / len(took)
+        running = [seconds_of(trial, now) or 0.0 for trial in trials if trial.state == TrialState.RUNNING]
+        unbegun = max(0, self.n_trials - len(took) - len(running))
+        rest = unbegun * each + sum(max(0.0, each - so_far) for so_far in running)
+        return duration(rest / self.n_jobs)
+
+    def _best_beside(self, trial: FrozenTrial) -> str:
+        if self.best is None:
+            return ""
+        if self.best.number == trial.number:
+            return "the best so far"
+        return f"best {self.best.value:.4f} (trial {self.best.number})"
+
+
+def _width(columns: Sequence[Column]) -> int:
+    """Return how much of a line columns take, each with two blanks beside it, and the table with one on either side."""
+    return 2 + sum(2 + max(map(len, [heading, *cells])) for heading, cells, _ in columns)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
+
+
+def _best_so_far(trials: Sequence[FrozenTrial]) -> dict[int, str]:
+    """Return the lowest value up to each trial that has ended, by their numbers."""
+    found, best = {}, math.inf
+    for trial in trials:
+        if is_complete(trial):
+            best = min(best, trial.value)
+        if trial.state.is_finished() and best < math.inf:
+            found[trial.number] = f"{best:.4f}"
+    return found
