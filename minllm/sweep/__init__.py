@@ -1,1 +1,1 @@
-"""Searches: many runs of one configuration, each a trial that learns from those before it."""
+"""Searching: Optuna asks, a process of its own answers, and what can't be answered is pruned with a reason."""

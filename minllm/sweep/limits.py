@@ -1,0 +1,116 @@
+"""What a trial may use, and how that is held: by the kernel, which doesn't forget."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from minllm.training import machine
+
+
+def free_bytes() -> int:
+    """Return the memory that a trial could have now: the first GPU's where there is one, else the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    free = _available_bytes()
+    return min([free, *_left_in_cgroup()])
+
+
+def hold_to(limit_bytes: int, threads: int) -> None:
+    """Let this process, and those it starts, have `limit_bytes` and no more: beyond it, allocating fails.
+
+    Call it before anything large is allocated, in a process that is the trial's own.
+    """
+    torch.set_num_threads(threads)
+    # threads start now: a limit that is hit while OpenMP starts its own ends the process, and can't be caught
+    torch.ones(1 << 16).mul(2.0).sum()
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total))
+        return
+    if sys.platform == "linux":  # elsewhere it holds for the heap alone, where malloc takes little from
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def lift() -> None:
+    """Let this process have what the machine has again."""
+    if sys.platform == "linux":
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def offer_to_the_kernel() -> None:
+    """Have the kernel end this process first, should the machine's memory run out, and not the search."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def out_of_memory_kills() -> int:
+    """Return how many processes the kernel has ended for their memory, as far as it tells: 0 where it doesn't."""
+    counts = [_count(Path("/proc/vmstat"))]
+    for folder in _cgroups():
+        counts += [_count(folder / name) for name in ("memory.events", "memory.oom_control")]
+    return sum(counts)
+
+
+def threads_for(n_jobs: int) -> int:
+    """Return a trial's share of the processors."""
+    return max(1, torch.get_num_threads() // n_jobs)
+
+
+def gpus() -> list[str]:
+    """Return the names by which CUDA's programs choose a GPU; none where there is none."""
+    if machine.choose_device("auto").type != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _available_bytes() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _left_in_cgroup() -> list[int]:
+    """Return what this process's control groups leave it, where they say (version 2, then 1)."""
+    left = []
+    for folder in _cgroups():
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            with contextlib.suppress(OSError, ValueError):
+                left.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
+    return left
+
+
+def _cgroups() -> list[Path]:
+    """Return the folders of this process's control groups that may say something of memory."""
+    file, top = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+    if not file.exists():
+        return []
+    found = []
+    for line in file.read_text().splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds in ("", "memory"):
+            folder = top / kinds / path.lstrip("/")
+            # inside a container the path is often the host's, and its own group is the top
+            found.append(folder if folder.is_dir() else top / kinds)
+    return found
+
+
+def _count(file: Path) -> int:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -1,0 +1,96 @@
+"""What Hydra is told of the search before it composes anything: a sweeper, and a launcher for this machine.
+
+Nothing here imports torch or Optuna, so that `--help`, `--cfg job` and the Tab key answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import MISSING, DictConfig
+
+
+def register() -> None:
+    """Let `hydra/sweeper=pruning` and `hydra/launcher=processes` be chosen; conf/sweep.yaml does."""
+    for group, name, plugin, node in (
+        ("hydra/sweeper", "pruning", PruningSweeper, SweeperOptions),
+        ("hydra/launcher", "processes", Processes, LauncherOptions),
+    ):
+        Plugins.instance().register(plugin)
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="minllm")
+
+
+@dataclass
+class SweeperOptions:
+    """`hydra.sweeper`: the options of Hydra's Optuna plugin that mean something here, by the same names."""
+
+    _target_: str = "minllm.sweep.plugin.PruningSweeper"
+    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}])
+    sampler: Any = MISSING
+    n_trials: int = 20
+    n_jobs: int = 1
+
+
+@dataclass
+class LauncherOptions:
+    _target_: str = "minllm.sweep.plugin.Processes"
+
+
+class PruningSweeper(Sweeper):
+    """Asks Optuna for trials, has a launcher run each, and tells Optuna what became of them.
+
+    Args:
+        sampler: the node of `hydra/sweeper/sampler`.
+        n_trials: how many trials the study has in the end, those of earlier calls included.
+        n_jobs: how many run at once.
+    """
+
+    def __init__(self, sampler: DictConfig, n_trials: int, n_jobs: int):
+        self.sampler, self.n_trials, self.n_jobs = sampler, n_trials, n_jobs
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        from minllm.sweep.search import search
+
+        search(self, arguments)
+
+
+class Processes(Launcher):
+    """A process for each trial on this machine, forked from one that has imported everything: see processes.py."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from minllm.sweep.processes import Server
+
+        self.server = Server(
+            Path(config.hydra.sweep.dir),
+            config.sweep.storage,
+            config.sweep.trial_minutes,
+            config.hydra.sweeper.n_jobs,
+        )
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run trials to their ends, one after the other. Threads may call it side by side."""
+        return [self._launch(initial_job_idx + i) for i in range(len(job_overrides))]
+
+    def close(self) -> None:
+        """End all trials that run."""
+        self.server.close()
+
+    def _launch(self, number: int) -> JobReturn:
+        done = JobReturn(status=JobStatus.COMPLETED)
+        try:
+            self.server.run(number)
+        except Exception as error:  # which whoever looks at the return value gets to see
+            done.status, done.return_value = JobStatus.FAILED, error
+        return done

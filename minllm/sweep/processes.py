@@ -1,0 +1,96 @@
+"""A process for each trial, forked from one that has imported everything: a start takes hundredths of a second.
+
+    the search  ──lines of JSON──▶  the server  ──fork──▶  trial 7
+                ◀──────────────────             ──fork──▶  trial 8
+
+The server is alone in its process: it starts no thread and computes nothing, so that what it forks is sound. Each trial
+leads a process group of its own, which the server ends when the trial has ended, when its time is up, and when the
+search is gone, however that went.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+
+NO_ROOM = 74  # EX_IOERR of sysexits.h: the disk is full, and a trial could leave no outcome
+
+
+class ProcessDied(Exception):
+    """A trial's process ended without an outcome.
+
+    status: its exit code, or minus the number of the signal that ended it
+    killed_for_memory: the kernel ended a process for its memory meanwhile
+    timed_out: the server ended it, since its time was up
+    """
+
+    def __init__(self, status: int, killed_for_memory: bool = False, timed_out: bool = False):
+        super().__init__(status, killed_for_memory, timed_out)
+        self.status, self.killed_for_memory, self.timed_out = status, killed_for_memory, timed_out
+
+
+class Server:
+    """The warm process, as the search sees it.
+
+    Args:
+        folder: the study's.
+        storage: the study's database, if it has one.
+        minutes: after which a trial is ended; None never.
+        slots: how many trials run at once; each has a number of its own, and with it a GPU.
+    """
+
+    def __init__(self, folder: Path, storage: str | None, minutes: float | None, slots: int):
+        self.order = {"folder": str(folder), "storage": storage, "minutes": minutes}
+        self.free_slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(slots):
+            self.free_slots.put(slot)
+        self.ends: dict[int, Future[ProcessDied | None]] = {}
+        self.writing = threading.Lock()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "minllm.sweep.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Ctrl-C on the terminal is for the search, which then ends the trials
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            text=True,
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def run(self, number: int) -> None:
+        """Run a trial to its end.
+
+        Raises:
+            ProcessDied: it left no outcome.
+        """
+        slot = self.free_slots.get()
+        end = self.ends[number] = Future()
+        try:
+            with self.writing:
+                self.process.stdin.write(json.dumps({**self.order, "number": number, "slot": slot}) + "\n")
+                self.process.stdin.flush()
+            died = end.result()
+        finally:
+            self.free_slots.put(slot)
+        if died is not None:
+            raise died
+
+    def close(self) -> None:
+        """End all trials that run, and the server."""
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _listen(self) -> None:
+        for line in self.process.stdout:
+            answer = json.loads(line)
+            end = self.ends.pop(answer.pop("number"))
+            end.set_result(ProcessDied(**answer) if answer["status"] else None)
+        for end in self.ends.values():  # the server is gone, and its trials with it
+            end.set_result(ProcessDied(status=1))

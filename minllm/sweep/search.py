@@ -1,0 +1,262 @@
+"""The loop of a search: ask for a trial, have it run, tell what became of it, and again until there are enough.
+
+The study on disk is the only memory. Whatever happens to the search or to a trial, the same command reads the study
+and goes on: what was told stays told, and what was cut off is put back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import optuna
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from optuna.trial import FrozenTrial, TrialState
+
+from minllm.config import build
+from minllm.errors import UserError
+from minllm.sweep import limits, outcome
+from minllm.sweep.dry_run import dry_run
+from minllm.sweep.plugin import Processes
+from minllm.sweep.question import OWN_SECTIONS, Question, fingerprint, leads, resolved
+from minllm.sweep.report import write_report
+from minllm.sweep.sampling import Grid, ask, make_sampler
+from minllm.sweep.settings import Memory, Settings
+from minllm.sweep.store import alone, open_study, put_back
+from minllm.sweep.summary import conclusion
+from minllm.sweep.table import Table
+from minllm.sweep.trial import Assignment
+from minllm.sweep.verdict import Verdicts, without_outcome
+from minllm.validation import allowed_packages, check_node
+
+if TYPE_CHECKING:
+    from minllm.sweep.plugin import PruningSweeper
+
+T = TypeVar("T")
+
+REFRESH_SECONDS = 0.5
+SAMPLERS = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
+
+
+def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
+    """Try what the command line asks for until the study has as many trials as it should, and write the report.
+
+    Args:
+        sweeper: what Hydra made of `hydra.sweeper`, and of the rest of the configuration.
+        typed: the command line's words, but for Hydra's own.
+
+    Raises:
+        UserError: there's nothing to search, the study asks something else, or the disk is full.
+        TooManyFailures: crashes in a row.
+    """
+    config = sweeper.config
+    for section in OWN_SECTIONS:
+        check_node(config[section], section, allowed_packages(config))
+    settings: Settings = build(config.sweep)
+    memory: Memory = build(config.memory)
+    question = Question(config, typed, sweeper.hydra_context)
+    chosen = instantiate(sweeper.sampler, _execution_whitelist_=SAMPLERS)
+    sampler = make_sampler(chosen, question.space, question.refusal)
+    if settings.dry_run:
+        print(dry_run(question))
+        return
+    with open_dict(config):  # no other machine need know how the name came about
+        config.hydra.sweep.dir = str(config.hydra.sweep.dir)
+    folder = Path(config.hydra.sweep.dir)
+    with alone(folder):
+        study = open_study(
+            settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner()
+        )
+        question.refuse_another(study)
+        Search(sweeper, settings, memory, question, study, folder).run()
+
+
+class Search:
+    """A search that begins, or goes on."""
+
+    def __init__(
+        self,
+        sweeper: PruningSweeper,
+        settings: Settings,
+        memory: Memory,
+        question: Question,
+        study: optuna.Study,
+        folder: Path,
+    ):
+        self.config, self.n_trials, self.n_jobs = sweeper.config, sweeper.n_trials, sweeper.n_jobs
+        self.settings, self.question, self.space = settings, question, question.space
+        self.study, self.folder = study, folder
+        self.predict = memory.predict
+        self.limit_bytes = memory.limit_bytes or limits.free_bytes() // self.n_jobs
+        self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
+        self.verdicts = Verdicts(study, settings, self.table)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            config=sweeper.config,
+            hydra_context=sweeper.hydra_context,
+            task_function=sweeper.task_function,
+        )
+        self.running: dict[Future[JobReturn], optuna.Trial] = {}
+        self.followers: dict[int, list[optuna.Trial]] = {}
+        """By the number of a running trial: those that turned out to ask the same."""
+
+    def run(self) -> None:
+        """Search until there are enough trials, and in any case leave the study so that the search can go on."""
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            self.recover()
+            with self.table:
+                self.table.update(self.trials())
+                self.loop()
+        finally:
+            if isinstance(self.launcher, Processes):
+                self.launcher.close()
+            self.recover()
+            signal.signal(signal.SIGTERM, before)
+            command = shlex.join(["python", "sweep.py", *self.question.shown_words()])
+            written = write_report(self.study, self.folder, metric=self.settings.metric, command=command)
+        print(conclusion(self.study, self.settings.metric, written))
+
+    def recover(self) -> None:
+        """Tell what trials have left that nobody was there to hear, and put back those that were cut off."""
+        for trial in self.trials():
+            attempt = trial.user_attrs.get("attempt")
+            if trial.state == TrialState.RUNNING and attempt:
+                left = outcome.read(self.run_dir(trial.number), attempt)
+                if left is not None:
+                    self.verdicts.tell(optuna.Trial(self.study, trial._trial_id), left)
+        put_back(self.study)
+
+    def loop(self) -> None:
+        while True:
+            while len(self.running) < self.n_jobs and self.more():
+                self.start(*ask(self.study, self.space))
+            if not self.running:
+                return
+            done, _ = wait(self.running, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                self.end(self.running.pop(future), future)
+            self.table.update(self.trials())
+
+    def more(self) -> bool:
+        """Say whether there's another trial to begin: one that was put back, or a new one."""
+        trials = self.trials()
+        if any(trial.state == TrialState.WAITING for trial in trials):
+            return True
+        sampler = self.study.sampler
+        exhausted = isinstance(sampler, Grid) and sampler.next(self.study) is None
+        return len(trials) < self.n_trials and not exhausted
+
+    def start(self, trial: optuna.Trial, values: dict[str, Any]) -> None:
+        """Have a trial run, unless one that asks the same has run already, or does."""
+        words, cfg = self.first_that_fits(values)
+        identity = fingerprint(cfg)
+        trial.set_user_attr("overrides", [word for word in words if not leads(word)])
+        trial.set_user_attr("fingerprint", identity)
+        twin = self.twin_of(trial, identity)
+        if twin is None:
+            self.launch(trial, words, cfg)
+        elif twin.state.is_finished():
+            self.verdicts.tell_the_same(trial, twin)
+        else:
+            self.followers.setdefault(twin.number, []).append(trial)
+
+    def launch(self, trial: optuna.Trial, words: list[str], cfg: DictConfig) -> None:
+        run_dir, attempt = self.run_dir(trial.number), uuid.uuid4().hex
+        trial.set_user_attr("run", str(run_dir))
+        trial.set_user_attr("attempt", attempt)  # by which a process that was given up knows that it was
+        shutil.rmtree(run_dir, ignore_errors=True)  # of a trial that was cut off and put back
+        if "group" in cfg.logger and cfg.logger.group is None:
+            cfg.logger.group = self.settings.name
+        Assignment(
+            number=trial.number,
+            trial_id=trial._trial_id,
+            attempt=attempt,
+            run_dir=str(run_dir),
+            config=resolved(cfg),
+            study=self.settings.name,
+            pruner=OmegaConf.to_container(self.config.sweep.pruner, resolve=True),
+            metric=self.settings.metric,
+            limit_bytes=self.limit_bytes,
+            predict=self.predict,
+            threads=limits.threads_for(self.n_jobs),
+        ).write(self.folder)
+        future = in_a_thread(lambda: self.launcher.launch([words], trial.number)[0])
+        self.running[future] = trial
+
+    def end(self, trial: optuna.Trial, future: Future[JobReturn]) -> None:
+        """Tell what became of a trial, and of those that wait for the same."""
+        run_dir = self.run_dir(trial.number)
+        left = outcome.read(run_dir, trial.user_attrs["attempt"])
+        result = left or without_outcome(future, run_dir)
+        told = self.verdicts.tell(trial, result)
+        for follower in self.followers.pop(trial.number, []):
+            self.verdicts.tell_the_same(follower, told)
+        if result.rows_were_halved and self.another_fits(trial) and len(self.trials()) < self.n_trials:
+            self.study.enqueue_trial(trial.params)
+        self.verdicts.stop_if_all_crash()
+
+    # ---- what was tried before -----------------------------------------------------------------------
+
+    def first_that_fits(self, values: dict[str, Any]) -> tuple[list[str], DictConfig]:
+        """Return a trial's words and configuration, with the first of the plan's alternatives that memory allows."""
+        for words, cfg in self.alternatives(values):
+            if not any(one.user_attrs.get("memory_ran_out") for one in self.alike(fingerprint(cfg))):
+                break
+        return words, cfg
+
+    def another_fits(self, trial: optuna.Trial) -> bool:
+        """Say whether the plan has an alternative to a trial that hasn't run out of memory yet."""
+        tried = [self.alike(fingerprint(cfg)) for _, cfg in self.alternatives(trial.params)]
+        return any(not trials for trials in tried)
+
+    def alternatives(self, values: dict[str, Any]) -> Iterator[tuple[list[str], DictConfig]]:
+        names = list(self.space.first_that_fits)
+        for chosen in itertools.product(*self.space.first_that_fits.values()):
+            words = self.space.words({**values, **dict(zip(names, chosen))})
+            yield words, self.question.settled(words)
+
+    def twin_of(self, trial: optuna.Trial, identity: str) -> FrozenTrial | None:
+        """Return the trial whose configuration computes the same, if it has a verdict or will have one."""
+        running = {one.number for one in self.running.values()}
+        for other in self.alike(identity):
+            has_verdict = other.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            if other.number != trial.number and (has_verdict or other.number in running):
+                return other
+        return None
+
+    def alike(self, identity: str) -> list[FrozenTrial]:
+        return [trial for trial in self.trials() if trial.user_attrs.get("fingerprint") == identity]
+
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def run_dir(self, number: int) -> Path:
+        with open_dict(self.config):
+            self.config.hydra.job.num = number
+        return self.folder / str(self.config.hydra.sweep.subdir)
+
+
+def in_a_thread(act: Callable[[], T]) -> Future[T]:
+    """Begin `act` beside everything else. The thread ends with the process, whatever it waits for."""
+    future: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=body, daemon=True).start()
+    return future

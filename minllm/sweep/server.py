@@ -1,0 +1,180 @@
+"""The warm process that trials are forked from: `python -m minllm.sweep.server`, see processes.py.
+
+It reads one order a line and writes one line for each trial that has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import selectors
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from minllm.explain import disk_error
+from minllm.sweep.processes import NO_ROOM
+
+PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
+
+
+@dataclass
+class Child:
+    """A trial that runs."""
+
+    number: int
+    pid: int
+    kills_before: int
+    """How many processes the kernel had ended for their memory when this one began."""
+    deadline: float
+    timed_out: bool = False
+
+
+def main() -> None:
+    """Serve until the search closes our standard input, or is gone."""
+    orders, answers = take_over_standard_streams()
+    imported = import_everything()
+    wake, woken = os.pipe()
+    for pipe in (wake, woken):
+        os.set_blocking(pipe, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal with a handler is written to the pipe, and wakes us
+    selector = selectors.DefaultSelector()
+    for source in (orders, wake):
+        selector.register(source, selectors.EVENT_READ)
+
+    children: dict[int, Child] = {}
+    unread = b""
+    while True:
+        ready = [key.fd for key, _ in selector.select(seconds_left(children))]
+        if wake in ready:
+            os.read(wake, 4096)
+        if orders in ready:
+            read = os.read(orders, 1 << 16)
+            if not read:
+                break
+            *lines, unread = (unread + read).split(b"\n")
+            for line in lines:
+                child = start(json.loads(line), imported, close=(orders, answers, wake, woken))
+                children[child.pid] = child
+        for end in reaped(children, imported):
+            os.write(answers, json.dumps(end).encode() + b"\n")
+        for child in children.values():
+            if time.monotonic() > child.deadline:
+                child.timed_out = True
+                end_group(child.pid)
+    for pid in children:
+        end_group(pid)
+
+
+def take_over_standard_streams() -> tuple[int, int]:
+    """Return where orders are read and answers written; what else is printed goes where errors go."""
+    orders, answers = os.dup(0), os.dup(1)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    return orders, answers
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What takes seconds to import, and is there at once in whatever is forked."""
+
+    perform: Any
+    out_of_memory_kills: Any
+    gpus: list[str]
+
+
+def import_everything() -> Imported:
+    from minllm.sweep import limits, prediction, trial
+
+    prediction.warm_up()
+    gc.collect()
+    gc.freeze()  # collecting garbage would copy pages that trials share
+    return Imported(trial.perform, limits.out_of_memory_kills, limits.gpus())
+
+
+def start(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) -> Child:
+    """Fork a trial's process."""
+    kills_before = imported.out_of_memory_kills()
+    pid = os.fork()
+    if pid == 0:
+        run_trial(order, imported, close)
+    lead_a_group(pid)  # here too: whoever is first
+    seconds = (order["minutes"] or float("inf")) * 60
+    return Child(order["number"], pid, kills_before, time.monotonic() + seconds)
+
+
+def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) -> NoReturn:
+    """Be the trial's process, from the fork to its exit."""
+    status = 1
+    try:
+        lead_a_group(os.getpid())
+        die_with_the_server()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for end in close:
+            os.close(end)
+        if imported.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = imported.gpus[order["slot"] % len(imported.gpus)]
+        imported.perform(Path(order["folder"]), order["number"], order["storage"])
+        status = 0
+    except BaseException as error:
+        status = NO_ROOM if disk_error(error) else 1
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+
+
+def reaped(children: dict[int, Child], imported: Imported) -> Iterator[dict[str, Any]]:
+    """Take out the children that have ended, and say how each did."""
+    for pid in [*children]:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            end_group(pid)  # what it has started itself, and left
+            yield answer(children.pop(pid), os.waitstatus_to_exitcode(status), imported.out_of_memory_kills())
+
+
+def answer(child: Child, status: int, kills: int) -> dict[str, Any]:
+    killed = status == -signal.SIGKILL and not child.timed_out
+    return {
+        "number": child.number,
+        "status": status,
+        "killed_for_memory": killed and kills > child.kills_before,
+        "timed_out": child.timed_out,
+    }
+
+
+def seconds_left(children: Mapping[int, Child]) -> float | None:
+    """Return how long nothing need be done."""
+    first = min((child.deadline for child in children.values() if not child.timed_out), default=float("inf"))
+    return None if first == float("inf") else max(0.0, first - time.monotonic()) + 0.01
+
+
+def lead_a_group(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.setpgid(pid, pid)
+
+
+def end_group(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def die_with_the_server() -> None:
+    """Have the kernel end this process when the server is gone, whatever becomes of it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

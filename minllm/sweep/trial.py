@@ -1,0 +1,245 @@
+"""One trial, in the process that is its own: it's held to its limits, trains, reports, and leaves its outcome.
+
+The same function serves the processes that this machine forks and the jobs of a cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig, OmegaConf
+
+from minllm.config import build
+from minllm.errors import first_line
+from minllm.explain import disk_error
+from minllm.sweep import limits, outcome
+from minllm.sweep.outcome import OUTPUT, Outcome
+from minllm.sweep.prediction import predicted_peak
+from minllm.sweep.store import open_study
+from minllm.tasks import train
+from minllm.training import memory
+from minllm.training.loggers import Logger
+from minllm.training.loop import Diverged, Run
+from minllm.training.rundir import to_json, write_text
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a trial's process has to know. It's handed over as a file in the study's folder."""
+
+    number: int
+    trial_id: int
+    attempt: str
+    """Distinguishes this attempt at the trial from one that was cut off before."""
+    run_dir: str
+    config: dict[str, Any]
+    """As `python run.py` would run it."""
+    study: str
+    pruner: dict[str, Any]
+    metric: str
+    limit_bytes: int
+    predict: bool
+    threads: int
+
+    @staticmethod
+    def file(folder: Path, number: int) -> Path:
+        return folder / ".assignments" / f"{number}.json"
+
+    def write(self, folder: Path) -> None:
+        file = self.file(folder, self.number)
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, to_json(asdict(self)))
+
+
+class DoesNotFit(Exception):
+    """What a trial would hold at its peak is more than its limit."""
+
+
+class GivenUp(Exception):
+    """The search has put this trial back, or has another process at it by now."""
+
+
+def perform(folder: Path, number: int, storage: str | None) -> None:
+    """Do what a trial was assigned, and leave its outcome and what it printed in its run's folder.
+
+    Args:
+        folder: the study's.
+        number: the trial's.
+        storage: where the study is, if not in its folder; it may hold a password, so it's in no file.
+
+    Raises:
+        OSError: the disk is full, so that no outcome can be left.
+    """
+    assignment = Assignment(**json.loads(Assignment.file(folder, number).read_text(encoding="utf-8")))
+    run_dir = Path(assignment.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with printing_to(run_dir / OUTPUT):
+        outcome.write(attempt(assignment, folder, storage), run_dir, assignment.attempt)
+
+
+def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcome:
+    """Train, and return what came of it, whatever came of it; a full disk alone is raised."""
+    began = time.perf_counter()
+    cfg = OmegaConf.create(assignment.config)
+    figures: dict[str, Any] = {"threads": assignment.threads}
+    try:
+        value = trained(assignment, cfg, folder, storage, figures)
+        result = Outcome("complete", value)
+    except Exception as error:
+        limits.lift()  # what is left to do needs some memory too
+        if disk_error(error):
+            raise
+        if not isinstance(error, (optuna.TrialPruned, DoesNotFit)):
+            traceback.print_exc()
+        result = judged(error)
+    figures["seconds"] = round(time.perf_counter() - began, 3)
+    return Outcome(result.state, result.value, result.reason, result.text, figures)
+
+
+def trained(
+    assignment: Assignment, cfg: DictConfig, folder: Path, storage: str | None, figures: dict[str, Any]
+) -> float:
+    """Return the metric of the trained model, and note what was measured in `figures`."""
+    limits.offer_to_the_kernel()
+    rows = rows_that_fit(cfg, assignment, figures)
+    limits.hold_to(assignment.limit_bytes, assignment.threads)
+    sampler = optuna.samplers.RandomSampler()  # nothing is sampled here
+    study = open_study(
+        assignment.study, storage, folder, sampler=sampler, pruner=build(OmegaConf.create(assignment.pruner))
+    )
+    run, tokenizer, notes = train.prepare(cfg, Path(assignment.run_dir), None, cfg.init_from)
+    asked = run.progress.decisions["micro_batch_size"]
+    if rows < asked:
+        run.progress.decisions["micro_batch_size"] = rows
+        notes.append(f"{asked} rows at a time wouldn't fit in memory: beginning with {rows}.")
+    run.logger = Judge(run, optuna.Trial(study, assignment.trial_id), assignment)
+    try:
+        summary = train.carry_out(run, tokenizer, notes, cfg)
+    finally:
+        figures |= {
+            "params": sum(p.numel() for p in run.model.parameters()),
+            "peak_bytes": memory.peak_bytes(run.device),
+            "steps": run.progress.step,
+            **run.progress.decisions,
+        }
+    return summary[assignment.metric]
+
+
+def rows_that_fit(cfg: DictConfig, assignment: Assignment, figures: dict[str, Any]) -> int:
+    """Return how many rows at a time fit in the limit, by what is predicted before anything is computed.
+
+    Raises:
+        DoesNotFit: not even one does.
+    """
+    rows = cfg.train.micro_batch_size or cfg.train.batch_size
+    if not assignment.predict:
+        return rows
+    whole = figures["predicted_bytes"] = predicted_peak(cfg, rows)
+    if whole <= assignment.limit_bytes or rows == 1:
+        one = whole
+    else:
+        one = figures["predicted_bytes"] = predicted_peak(cfg, 1)
+    if one > assignment.limit_bytes:
+        raise DoesNotFit(
+            f"It would hold {one / MIB:,.0f} MiB even with one row at a time, and has {assignment.limit_bytes / MIB:,.0f}."
+        )
+    each = (whole - one) / max(rows - 1, 1)
+    while rows > 1 and one + each * (rows - 1) > assignment.limit_bytes:
+        rows //= 2
+    return rows
+
+
+def judged(error: Exception) -> Outcome:
+    """Say what an error means for the search."""
+    if isinstance(error, optuna.TrialPruned):
+        return Outcome("pruned", reason="pruner", text=str(error))
+    if isinstance(error, DoesNotFit):
+        return Outcome("pruned", reason="predicted", text=str(error))
+    if isinstance(error, Diverged):
+        return Outcome("pruned", reason="diverged", text=str(error))
+    if memory.ran_out(error):
+        return Outcome("pruned", reason="memory", text=first_line(error) + ".")
+    return Outcome("failed", reason="crash", text=f"{type(error).__name__}: {first_line(error)}.")
+
+
+class Judge(Logger):
+    """Stands before a run's own logger: reports each evaluation to the study, and ends a run that isn't worth it.
+
+    Raises:
+        TrialPruned: the study's pruner says that others were better at this point.
+        Diverged: the loss is above that of the first step.
+    """
+
+    def __init__(self, run: Run, trial: optuna.Trial, assignment: Assignment):
+        self.run, self.trial = run, trial
+        self.metric, self.attempt = assignment.metric, assignment.attempt
+        self.own = run.logger
+        self.start_loss = math.inf
+        self.reported = 0
+
+    def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
+        return self.own.start(cfg, run_dir)
+
+    def samples(self, step: int, rows: list[tuple[str, str]]) -> None:
+        self.own.samples(step, rows)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.own.finish(summary)
+
+    def log(self, event: dict[str, Any]) -> None:
+        self.own.log(event)
+        if math.isinf(self.start_loss):
+            self.start_loss = self.run.progress.recent_losses[0]  # the first event comes before any is forgotten
+        if "val_loss" in event:
+            self._judge(event)
+
+    def _judge(self, event: dict[str, Any]) -> None:
+        if not event["val_loss"] <= self.start_loss:
+            raise Diverged(
+                f"The loss is {event['val_loss']:.3f} at step {event['step']}, above the {self.start_loss:.3f} that it"
+                " began with."
+            )
+        budget, evals = self.run.budget, self.run.settings.evals
+        last = budget.spent(event["step"], event["seconds"])
+        # trials of different speed are compared at the same share of their budget, where evaluations are spread so
+        place = event["step"] if evals is None else evals if last else budget.passed(evals)
+        if place <= self.reported:
+            return
+        self.reported = place
+        if self._latest().user_attrs.get("attempt") != self.attempt or self._latest().state.is_finished():
+            raise GivenUp("The search has given this attempt up.")
+        self.trial.report(event[self.metric], place)
+        if not last and self.trial.should_prune():
+            raise optuna.TrialPruned(
+                f"Its {self.metric} of {event[self.metric]:.4f} at step {event['step']} fell behind other trials'."
+            )
+
+
+@contextlib.contextmanager
+def printing_to(file: Path) -> Iterator[None]:
+    """Have what this process prints, and those it starts, in a file."""
+    before = [os.dup(1), os.dup(2)]
+    sys.stdout.flush(), sys.stderr.flush()
+    with file.open("w") as output:
+        os.dup2(output.fileno(), 1), os.dup2(output.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        for number, kept in enumerate(before, 1):
+            os.dup2(kept, number)
+            os.close(kept)
