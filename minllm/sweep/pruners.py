@@ -43,7 +43,10 @@ def hyperband(*, min_evals: Count, max_evals: Count, reduction_factor: Factor) -
 def patient(
     *, patience: Natural, min_delta: NonNegative, n_startup_trials: Natural, n_warmup_evals: Natural
 ) -> BasePruner:
-    """Judge by the median, but only a trial that hasn't got better for more than `patience` evaluations."""
+    """Judge by the median, but only a trial that has come to a halt.
+
+    That's one whose last `patience` + 1 losses are all above its best before them, by more than `min_delta`.
+    """
     judge = median(n_startup_trials=n_startup_trials, n_warmup_evals=n_warmup_evals, interval_evals=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # it's been that since 2021

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -121,8 +121,8 @@ def journal(path: Path) -> BaseStorage:
     return JournalStorage(backend)
 
 
-class JournalLock(BaseJournalFileLock):
-    """The kernel's lock beside the journal; who takes it, and who gives it back, sees to it that the last line is whole.
+class JournalLock:
+    """The kernel's lock beside the journal; who takes or gives it back sees to it that the last line is whole.
 
     Optuna's own locks are files that exist, and that of a killed process keeps everybody waiting for half a minute.
     """
@@ -235,6 +235,11 @@ def database(storage: str) -> BaseStorage:
         else:
             cure = f"Python has no module '{name}'"
         raise UserError(f"The driver of the database {bare(url)} isn't installed: {cure}") from error
+    except RuntimeError as error:
+        raise UserError(
+            f"The study's database {bare(url)} is of another version of Optuna. Type"
+            " `optuna storage upgrade --storage <its URL>`, or name another database."
+        ) from error
 
 
 def parsed(storage: str) -> URL:
@@ -253,7 +258,7 @@ def parsed(storage: str) -> URL:
 
 def bare(url: URL) -> str:
     """A URL without what may be secret: the user, the password, and the driver's options."""
-    return url.set(username=None, password=None, query={}).render_as_string()
+    return f"{url.get_backend_name()}://{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
 
 
 def engine_options(url: URL) -> dict[str, Any]:
