@@ -8,9 +8,9 @@ import warnings
 
 import optuna
 import pytest
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from minllm.config import build
 from minllm.errors import UserError
 from minllm.help import CONF
 from minllm.validation import check_node
@@ -32,7 +32,7 @@ def node(name, **options):
 
 def study_with(name, others=0, **options):
     """A study in which `others` trials are done, with losses from 0 to 1 at each evaluation."""
-    study = optuna.create_study(pruner=instantiate(node(name, **options)))
+    study = optuna.create_study(pruner=build(node(name, **options)))
     for number in range(others):
         trial, loss = study.ask(), number / max(others - 1, 1)
         for step in range(1, EVALS + 1):
@@ -57,7 +57,7 @@ def stopped_at(study, losses):
 def test_each_file_is_a_pruner(file):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert isinstance(instantiate(node(file.stem)), optuna.pruners.BasePruner)
+        assert isinstance(build(node(file.stem)), optuna.pruners.BasePruner)
     assert stopped_at(study_with(file.stem), [1.0] * EVALS) is None  # the first of all
 
 
@@ -81,6 +81,12 @@ def test_an_impossible_option_is_refused_before_anything_is_built(name, option, 
         node(name, **{option: value})
 
 
+def test_hyperband_needs_room_for_a_rung():
+    with pytest.raises(UserError, match=r"min_evals=11 .* max_evals=10"):
+        build(node("hyperband", min_evals=EVALS + 1))
+    assert stopped_at(study_with("hyperband", min_evals=EVALS), [1.0] * EVALS) is None
+
+
 def test_median_stops_the_worse_half_after_the_warm_up():
     for warmup in (0, 3, 5):
         study = study_with("median", others=5, n_warmup_evals=warmup)
@@ -91,19 +97,18 @@ def test_median_stops_the_worse_half_after_the_warm_up():
 
 
 def test_median_looks_only_at_every_so_many_evaluations():
-    # better than the median until the fourth evaluation is past
-    study = study_with("median", others=5, interval_evals=3)
-    assert stopped_at(study, [0.9] * EVALS) == 4
-    rising = optuna.create_study(pruner=instantiate(node("median", interval_evals=3)))
+    study = study_with("median", interval_evals=3)
     for _ in range(5):
-        assert stopped_at(rising, [0.5] * 4 + [0.1] * 6) is None
-    assert stopped_at(rising, [0.4] * EVALS) == 7
+        assert stopped_at(study, [0.5] * 4 + [0.1] * 6) is None
+    assert stopped_at(study, [0.9] * EVALS) == 4
+    assert stopped_at(study, [0.4] * EVALS) == 7  # worse from the fifth on
 
 
 def test_none_stops_nobody():
     assert stopped_at(study_with("none", others=20), [float("inf")] * EVALS) is None
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN")
 def test_a_loss_that_is_no_number_is_stopped():
     study = study_with("median", others=5)
     assert stopped_at(study, [float("nan")] * EVALS) == 4
@@ -111,7 +116,7 @@ def test_a_loss_that_is_no_number_is_stopped():
 
 def ends_of(name, trials=243, **options):
     """Return how many of so many trials, in a jumbled order, got to each evaluation."""
-    study = optuna.create_study(study_name=name, pruner=instantiate(node(name, **options)))
+    study = optuna.create_study(study_name=name, pruner=build(node(name, **options)))
     ends = [stopped_at(study, [(number * 100 % trials) / trials] * EVALS) for number in range(trials)]
     return [sum(end is None or end > step for end in ends) for step in range(EVALS)]
 
@@ -146,4 +151,4 @@ def test_patient_waits_as_long_as_a_trial_gets_better():
 
 def test_torch_is_not_imported():
     program = "import sys, minllm.sweep.pruners, minllm.sweep.store; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], cwd=CONF.parent).returncode == 0

@@ -280,6 +280,18 @@ def test_a_disk_that_fills_up_anywhere_in_a_trial_costs_that_trial_at_most(tmp_p
     assert len(again.trials) == 1
 
 
+def test_a_full_disk_under_a_database_is_said_and_room_is_all_it_needs(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = open_study(NAME, url, tmp_path)
+    trial = study.ask()
+    size = (tmp_path / "study.db").stat().st_size
+    with room(size), pytest.raises(UserError, match=r"study\.db can't be used: "), storage_errors(url):
+        for number in range(100):
+            trial.set_user_attr(f"heavy {number}", "x" * 1000)
+    study.tell(trial, 1.0)
+    assert states(open_study(NAME, url, tmp_path)) == ["COMPLETE"]
+
+
 # ---- locks ----------------------------------------------------------------------------------------
 
 
@@ -431,6 +443,19 @@ def test_a_database_that_goes_away_is_said_too(tmp_path):
     (tmp_path / "study.db").write_bytes(b"no database " * 1000)
     with pytest.raises(UserError, match=r"study\.db can't be used: file is not"), storage_errors(url):
         study.ask()
+
+
+@pytest.mark.parametrize("storage", ["postgresql"], indirect=True)
+def test_a_connection_that_was_dropped_is_made_anew(storage, tmp_path):
+    study = open_study(NAME, storage, tmp_path)
+    trial = study.ask()
+    with pytest.importorskip("psycopg").connect(storage, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid != pg_backend_pid()"
+        )
+    study.tell(trial, 1.0)
+    assert states(study) == ["COMPLETE"]
 
 
 def test_a_password_with_braces_is_none_of_a_templates(tmp_path):

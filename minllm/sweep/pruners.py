@@ -19,6 +19,7 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
 )
 
+from minllm.errors import UserError
 from minllm.options import Count, Natural, NonNegative, Range
 
 Factor = Annotated[int, Range("a whole number of 2 or more", 2)]
@@ -37,6 +38,8 @@ def asha(*, min_evals: Count, reduction_factor: Factor) -> BasePruner:
 
 def hyperband(*, min_evals: Count, max_evals: Count, reduction_factor: Factor) -> BasePruner:
     """Divide the trials among several successive halvings, the first of which judges early and the last late."""
+    if min_evals > max_evals:
+        raise UserError(f"sweep.pruner.min_evals={min_evals} can't be more than its max_evals={max_evals}.")
     return HyperbandPruner(min_evals, max_evals, reduction_factor)
 
 
