@@ -125,6 +125,7 @@ class JournalLock:
     """The kernel's lock beside the journal; who takes or gives it back sees to it that the last line is whole.
 
     Optuna's own locks are files that exist, and that of a killed process keeps everybody waiting for half a minute.
+    They share a base class, which isn't public, and has no more than these two methods.
     """
 
     def __init__(self, path: Path):
