@@ -1,0 +1,465 @@
+"""The study on disk, with what happens to it: processes killed as they write, full disks, two at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import signal
+import sqlite3
+import time
+import warnings
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from minllm.errors import UserError
+from minllm.sweep.store import JOURNAL, alone, open_study, put_back, storage_errors
+from tests import postgres
+
+NAME = "size"
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["minllm.sweep.store"])
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with postgres.server() as url:
+        yield url
+
+
+@pytest.fixture(params=["journal", "sqlite", "postgresql"])
+def storage(request, tmp_path):
+    """What `open_study` takes for a storage, of each kind, with nothing in it."""
+    if request.param == "journal":
+        return None
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    psycopg = pytest.importorskip("psycopg")
+    url = request.getfixturevalue("server")
+    name = f"db{time.monotonic_ns()}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return url.replace("/postgres?", f"/{name}?")
+
+
+def states(study):
+    return [trial.state.name for trial in study.get_trials(deepcopy=False)]
+
+
+# ---- opening --------------------------------------------------------------------------------------
+
+
+def test_what_one_process_writes_another_reads(storage, tmp_path):
+    study = open_study(NAME, storage, tmp_path / "a")
+    trial = study.ask()
+    trial.suggest_float("lr", 0, 1)
+    trial.report(2.5, 1)
+    study.tell(trial, 2.0)
+    again = open_study(NAME, storage, tmp_path / "a").trials
+    assert [one.value for one in again] == [2.0] and again[0].intermediate_values == {1: 2.5}
+    assert again[0].params == trial.params
+    assert [study.study_name for study in optuna.get_all_study_summaries(study._storage)] == [NAME]
+
+
+def test_opening_what_there_is_writes_nothing(tmp_path):
+    open_study(NAME, None, tmp_path)
+    before = (tmp_path / JOURNAL).read_bytes()
+    open_study(NAME, None, tmp_path)
+    assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_the_sampler_and_the_pruner_are_those_given(storage, tmp_path):
+    sampler, pruner = optuna.samplers.RandomSampler(), optuna.pruners.NopPruner()
+    for _ in range(2):
+        study = open_study(NAME, storage, tmp_path, sampler=sampler, pruner=pruner)
+        assert study.sampler is sampler and study.pruner is pruner
+
+
+@pytest.mark.parametrize("directions", [["maximize"], ["minimize", "minimize"]])
+def test_a_study_of_another_kind_is_refused(storage, tmp_path, directions):
+    place = open_study("mine", storage, tmp_path)._storage
+    optuna.create_study(study_name="theirs", storage=place, directions=directions)
+    with pytest.raises(UserError, match=r"'theirs' is of another kind.*another name"):
+        open_study("theirs", storage, tmp_path)
+
+
+# ---- processes that are killed, and several at once -----------------------------------------------
+
+
+def search(storage, folder, weight):
+    """Run trials until killed, and write down those that are told."""
+    study = open_study(NAME, storage, folder)
+    with (folder / f"told-{os.getpid()}").open("w", buffering=1) as told:
+        while True:
+            trial = study.ask()
+            trial.suggest_float("lr", 0, 1)
+            trial.set_user_attr("heavy", "x" * weight)  # several pages, which a kill can come between
+            for step in (1, 2, 3):
+                trial.report(step, step)
+            study.tell(trial, trial.number)
+            told.write(f"{trial.number}\n")
+
+
+def told_by(pid, folder):
+    path = folder / f"told-{pid}"
+    return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def begun(target, *args):
+    process = processes.Process(target=target, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def check_after_kills(storage, tmp_path, kills, chance):
+    """Kill one of two writers again and again while a third, this process, writes too and is never kept waiting."""
+    study = open_study(NAME, storage, tmp_path)
+    mine, waits, killed = [], [], []
+    writers = [begun(search, storage, tmp_path, 30_000) for _ in range(2)]
+    for _ in range(kills):
+        until = time.monotonic() + chance.uniform(0.05, 0.25)
+        while time.monotonic() < until or not told_by(writers[0].pid, tmp_path):
+            before = time.monotonic()
+            trial = study.ask()
+            waits.append(time.monotonic() - before)
+            study.tell(trial, -1.0)
+            mine.append(trial.number)
+            time.sleep(0.01)  # SQLite lets the one that never rests have it all
+        os.kill(writers[0].pid, signal.SIGKILL)
+        writers[0].join()
+        killed.append(writers[0].pid)
+        before = time.monotonic()
+        open_study(NAME, storage, tmp_path)
+        waits.append(time.monotonic() - before)
+        writers = [writers[1], begun(search, storage, tmp_path, 30_000)]
+    for writer in writers:
+        writer.kill()
+        writer.join()
+        killed.append(writer.pid)
+    trials = open_study(NAME, storage, tmp_path).trials
+    theirs = [number for pid in killed for number in told_by(pid, tmp_path)]
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert len({*mine, *theirs}) == len(mine) + len(theirs), "two were given one number"
+    assert all(trials[number].state is TrialState.COMPLETE for number in mine + theirs)
+    assert all(trials[number].intermediate_values == {1: 1, 2: 2, 3: 3} for number in theirs)
+    unfinished = [trial for trial in trials if trial.state is TrialState.RUNNING]
+    assert len(unfinished) <= len(killed) and theirs
+    assert max(waits) < (5 if storage else 1)  # whom a database lets wait it doesn't call, they look again
+
+
+def test_processes_killed_as_they_write_harm_nobody(storage, tmp_path):
+    check_after_kills(storage, tmp_path, kills=3 if storage else 10, chance=random.Random(1))
+
+
+@pytest.mark.slow  # a hundred processes are started and killed
+def test_a_hundred_kills(tmp_path):
+    check_after_kills(None, tmp_path, kills=100, chance=random.Random(2))
+
+
+def some_trials(storage, folder, count):
+    study = open_study(NAME, storage, folder)
+    for _ in range(count):
+        trial = study.ask()
+        trial.report(trial.number, 1)
+        study.tell(trial, trial.number)
+
+
+def test_two_write_at_once(storage, tmp_path):
+    study = open_study(NAME, storage, tmp_path)
+    both = [begun(some_trials, storage, tmp_path, 15) for _ in range(2)]
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    assert [trial.value for trial in study.trials] == list(range(30))
+
+
+# ---- the journal's last line ----------------------------------------------------------------------
+
+
+def test_half_a_line_is_passed_over_and_cut_before_the_next(tmp_path):
+    reader, writer = open_study(NAME, None, tmp_path), open_study(NAME, None, tmp_path)
+    reader.tell(reader.ask(), 1.0)
+    path = tmp_path / JOURNAL
+    whole = path.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    for cut in (1, 20, len(last) - 1):
+        path.write_bytes(whole + last[:cut])
+        assert states(reader) == ["COMPLETE"]
+        assert states(open_study(NAME, None, tmp_path)) == ["COMPLETE"]
+        assert path.read_bytes() == whole
+    path.write_bytes(whole + last[:20])
+    assert states(reader) == ["COMPLETE"]  # which has seen it, and reads on from there
+    assert writer.ask().number == 1
+    assert path.read_bytes().startswith(whole + b"{")
+    assert states(reader) == ["COMPLETE", "RUNNING"]
+    assert reader.ask().number == 2
+    assert [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_zeros_from_a_power_cut_are_half_a_line(tmp_path):
+    study = open_study(NAME, None, tmp_path)
+    with (tmp_path / JOURNAL).open("ab") as file:
+        file.write(bytes(5000))
+    assert study.ask().number == 0
+    assert states(open_study(NAME, None, tmp_path)) == ["RUNNING"]
+
+
+def test_the_first_line_may_be_the_half_one(tmp_path):
+    (tmp_path / JOURNAL).write_bytes(b'{"op_code":0,"wor')
+    assert open_study(NAME, None, tmp_path).ask().number == 0
+
+
+@pytest.mark.parametrize("line", [b"{oops\n", b"\n", b"12\n", b'{"op":1}\n', bytes(30) + b"\n", b"\xff\n"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    study = open_study(NAME, None, tmp_path)
+    study.tell(study.ask(), 1.0)
+    path = tmp_path / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], line, *lines[1:]]))
+    with pytest.raises(UserError, match=r"study\.journal is damaged: line 2 .*head -n 1"):
+        open_study(NAME, None, tmp_path)
+    path.write_bytes(b"".join([*lines, line]))  # Optuna wouldn't notice before the next line
+    with pytest.raises(UserError, match=f"line {len(lines) + 1} "):
+        open_study(NAME, None, tmp_path)
+
+
+# ---- a full disk ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def room(size):
+    """Let no file become larger than `size`: the write that goes beyond is cut off there, and the next fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores the signal
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("free", [0, 1, 60, 300])
+def test_a_full_disk_leaves_no_half_line_and_later_no_second_one(tmp_path, free):
+    study, other = open_study(NAME, None, tmp_path), open_study(NAME, None, tmp_path)
+    trial = study.ask()
+    path = tmp_path / JOURNAL
+    before = path.read_bytes()
+    with room(len(before) + free), pytest.raises(OSError, match="File too large"):
+        trial.set_user_attr("heavy", "x" * 1000)
+    assert path.read_bytes() == before
+    assert states(other) == ["RUNNING"]
+    other.tell(other.ask(), 3.0)
+    trial.set_user_attr("heavy", "y" * 1000)
+    trial.report(1.0, 1)
+    study.tell(trial, 1.0)
+    assert states(other) == states(open_study(NAME, None, tmp_path)) == ["COMPLETE", "COMPLETE"]
+    assert other.trials[0].user_attrs == {"heavy": "y" * 1000}
+    assert path.read_bytes().count(b"heavy") == 1
+
+
+@pytest.mark.parametrize("free", range(0, 400, 7))
+def test_a_disk_that_fills_up_anywhere_in_a_trial_costs_that_trial_at_most(tmp_path, free):
+    study = open_study(NAME, None, tmp_path)
+    size = (tmp_path / JOURNAL).stat().st_size
+    with room(size + free), contextlib.suppress(OSError):
+        trial = study.ask()
+        trial.suggest_float("lr", 0, 1)
+        study.tell(trial, 1.0)
+    again = open_study(NAME, None, tmp_path)
+    kept = len(again.trials)
+    assert put_back(again) == list(range(kept))
+    assert again.ask().number == 0
+    assert len(again.trials) == 1
+
+
+def test_a_full_disk_under_a_database_is_said_and_room_is_all_it_needs(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = open_study(NAME, url, tmp_path)
+    trial = study.ask()
+    size = (tmp_path / "study.db").stat().st_size
+    with room(size), pytest.raises(UserError, match=r"study\.db can't be used: "), storage_errors(url):
+        for number in range(100):
+            trial.set_user_attr(f"heavy {number}", "x" * 1000)
+    study.tell(trial, 1.0)
+    assert states(open_study(NAME, url, tmp_path)) == ["COMPLETE"]
+
+
+# ---- locks ----------------------------------------------------------------------------------------
+
+
+def hold(folder, ready):
+    with alone(folder):
+        ready.set()
+        time.sleep(600)
+
+
+def test_a_second_search_is_refused_until_the_first_is_dead(tmp_path):
+    ready = processes.Event()
+    first = begun(hold, tmp_path / "study", ready)
+    assert ready.wait(30)
+    said = rf"already: process {first.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\. Wait"
+    with pytest.raises(UserError, match=said), alone(tmp_path / "study"):
+        pass
+    first.kill()
+    first.join()
+    with alone(tmp_path / "study"):
+        said = re.escape(f"process {os.getpid()} ")
+        with pytest.raises(UserError, match=said), alone(tmp_path / "study"):
+            pass
+    with alone(tmp_path / "study"):
+        pass
+
+
+def hold_the_journal(folder, ready):
+    study = open_study(NAME, None, folder)
+    study._storage._backend._lock.acquire()
+    ready.set()
+    time.sleep(600)
+
+
+def test_the_lock_of_a_killed_writer_keeps_nobody_waiting(tmp_path):
+    study = open_study(NAME, None, tmp_path)
+    ready = processes.Event()
+    holder = begun(hold_the_journal, tmp_path, ready)
+    assert ready.wait(30)
+    holder.kill()
+    holder.join()
+    before = time.monotonic()
+    study.ask()
+    assert time.monotonic() - before < 0.5
+
+
+@pytest.mark.parametrize("age, stays", [(0, True), (25, True), (40, False)])
+def test_a_lock_of_optunas_own_goes_when_nobody_can_hold_it(tmp_path, age, stays):
+    study = open_study(NAME, None, tmp_path)
+    lock = tmp_path / f"{JOURNAL}.lock"
+    lock.symlink_to(tmp_path / JOURNAL)
+    then = time.time() - age
+    os.utime(lock, (then, then), follow_symlinks=False)
+    before = time.monotonic()
+    open_study(NAME, None, tmp_path)
+    study.ask()
+    assert time.monotonic() - before < 1 and lock.is_symlink() == stays
+
+
+# ---- trials that nobody runs any more -------------------------------------------------------------
+
+
+def start_and_die(storage, folder):
+    """One trial is done, one has all its settings and reports, one has half, and one has nothing."""
+    study = open_study(NAME, storage, folder)
+    study.tell(study.ask(), 1.0)
+    whole, half, _ = study.ask(), study.ask(), study.ask()
+    whole.suggest_float("lr", 0, 1)
+    whole.suggest_int("depth", 1, 100)
+    whole.report(5.0, 1)
+    whole.report(4.0, 2)
+    half.suggest_float("lr", 0, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_trials_of_a_crash_are_run_again_as_they_were(storage, tmp_path):
+    open_study(NAME, storage, tmp_path)
+    begun(start_and_die, storage, tmp_path).join()
+    study = open_study(NAME, storage, tmp_path)
+    before = study.trials
+    assert put_back(study) == [1, 2, 3]
+    assert put_back(study) == []
+    assert states(study) == ["COMPLETE", "WAITING", "WAITING", "WAITING"]
+    again = [study.ask() for _ in range(4)]
+    assert [trial.number for trial in again] == [1, 2, 3, 4]
+    for trial in again:
+        trial.suggest_float("lr", 0, 1)
+        trial.suggest_int("depth", 1, 100)
+    assert again[0].params == before[1].params
+    assert again[1].params["lr"] == before[2].params["lr"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        again[0].report(9.0, 1)
+    assert "ignored" in str(said[0].message)
+    again[0].report(3.0, 3)
+    for trial in again:
+        study.tell(trial, 0.5)
+    after = open_study(NAME, storage, tmp_path).trials
+    assert after[1].intermediate_values == {1: 5.0, 2: 4.0, 3: 3.0}
+    assert [trial.state.name for trial in after] == ["COMPLETE"] * 5
+    assert after[2].params.keys() == after[3].params.keys() == {"lr", "depth"}
+
+
+# ---- databases that can't be used -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url, said",
+    [
+        (
+            "postgresql://me:hunter2@127.0.0.1:1/db",
+            r"postgresql://127\.0\.0\.1:1/db can't be used: .*refused",
+        ),
+        ("postgresql:///db?host=127.0.0.1&port=1&user=me&password=hunter2", "can't be used: .*refused"),
+        ("sqlite:////nowhere/at/all/study.db", "study.db can't be used: unable to open"),
+        ("sqlite:///{FILE}", "can't be used: file is not a database"),
+        ("sqlite://", "in memory can't be shared"),
+        ("sqlite:///:memory:", "in memory can't be shared"),
+        ("study.db", "no database's URL"),
+        ("postgresql://me:hunter2@host:hunter2/db", "no database's URL"),
+        ("postgres://me:hunter2@host/db", r"no database 'postgres'.* Did you mean 'postgresql'\?"),
+        (
+            "postgresql+psycopg2://me:hunter2@host/db",
+            r"driver .*//host/db isn't .*pip install 'psycopg\[binary\]'",
+        ),
+        ("mysql://me:hunter2@host/db", "driver .* no module 'MySQLdb'"),
+    ],
+)
+def test_what_is_wrong_with_a_database_is_said_without_its_password(tmp_path, url, said):
+    (tmp_path / "text").write_text("no database " * 1000)
+    url = url.replace("{FILE}", str(tmp_path / "text"))
+    with pytest.raises(UserError, match=said) as error:
+        open_study(NAME, url, tmp_path)
+    assert "hunter2" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_database_of_another_version_is_refused(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    open_study(NAME, url, tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v1.3.0.a'")
+        connection.commit()
+    with pytest.raises(UserError, match=r"study\.db is of another version of Optuna.*storage upgrade"):
+        open_study(NAME, url, tmp_path)
+
+
+def test_a_database_that_goes_away_is_said_too(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = open_study(NAME, url, tmp_path)
+    (tmp_path / "study.db").write_bytes(b"no database " * 1000)
+    with pytest.raises(UserError, match=r"study\.db can't be used: file is not"), storage_errors(url):
+        study.ask()
+
+
+@pytest.mark.parametrize("storage", ["postgresql"], indirect=True)
+def test_a_connection_that_was_dropped_is_made_anew(storage, tmp_path):
+    study = open_study(NAME, storage, tmp_path)
+    trial = study.ask()
+    with pytest.importorskip("psycopg").connect(storage, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid != pg_backend_pid()"
+        )
+    study.tell(trial, 1.0)
+    assert states(study) == ["COMPLETE"]
+
+
+def test_a_password_with_braces_is_none_of_a_templates(tmp_path):
+    folder = Path(tmp_path / "{a}")
+    folder.mkdir()
+    assert open_study(NAME, f"sqlite:///{folder}/study.db", tmp_path).ask().number == 0
+    assert (folder / "study.db").exists()
