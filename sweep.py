@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from minllm.door import config_dirs, enter
 from minllm.help import CONF, sweep_help_text
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main(words: Sequence[str]) -> int:
@@ -23,13 +27,13 @@ def compose_and_search(folders: Sequence[str]) -> int:
 
     from minllm.explain import explained
     from minllm.runs import choice_words
-    from minllm.sweep.job import job
-    from minllm.sweep.plugin import TooManyFailures, register
+    from minllm.sweep.plugin import TooManyFailures, job, leads, register
 
-    def search_words(*, _root_):
+    # of the study and its folder: the same words are the same search
+    def search_words(*, _root_: DictConfig) -> str:
         chosen = _root_.hydra.runtime.choices.search
-        words = OmegaConf.to_container(_root_.hydra.overrides.task, resolve=False)
-        return "-".join([chosen, *filter(None, [choice_words(words)])])
+        typed = OmegaConf.to_container(_root_.hydra.overrides.task, resolve=False)
+        return choice_words([f"search/={chosen}", *(word for word in typed if not leads(word))])
 
     register()
     OmegaConf.register_resolver("search_words", search_words, replace=True, annotation_validation="off")

@@ -6,7 +6,7 @@ Nothing here imports Hydra, so that the answer comes at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,11 +49,40 @@ class Option:
     keys: frozenset[str]  # of the file's root, and those of its sections with a dot: tokenizer.show
 
 
+SWEEP_INTRODUCTION = """\
+Search the choices and settings of run.py with Optuna; what runs out of memory, diverges or falls behind is pruned.
+
+  python sweep.py search=size                                        the same command goes on where it stopped
+  python sweep.py search=size memory.limit=8GiB hydra.sweeper.n_trials=50 hydra.sweeper.n_jobs=2
+  python sweep.py search=none 'optim.lr=tag(log,interval(1e-4,1e-2))' 'model/attn=choice(mha,gqa,mqa)'
+  python sweep.py search=grid hydra/sweeper/sampler=grid sweep.dry_run=true
+
+hydra.sweeper.n_trials=20 is how many trials there are in the end, and hydra.sweeper.n_jobs=1 how many run at once.
+hydra/sweeper/sampler is tpe, random, grid, gp, cmaes, nsgaii, nsgaiii or qmc.
+"""
+
+
 def help_text(folders: Iterable[str] = ()) -> str:
-    """Return the page: examples, each group with its options, the settings with their defaults, the flags."""
-    parts = [INTRODUCTION, "Choices (group=option; * is the default):\n"]
-    defaults = default_choices()
-    for group, options in find_groups(folders).items():
+    """Return the page of run.py: examples, groups with their options, settings with their defaults, flags."""
+    groups = {group: options for group, options in find_groups(folders).items() if not of_search(group)}
+    return page(INTRODUCTION, groups, ["config"])
+
+
+def sweep_help_text(folders: Iterable[str] = ()) -> str:
+    """Return the page of sweep.py: what it adds to run.py's comes first."""
+    groups = sorted(find_groups(folders).items(), key=lambda one: not of_search(one[0]))
+    return page(SWEEP_INTRODUCTION, dict(groups), ["sweep", "config"])
+
+
+def of_search(group: str) -> bool:
+    """Whether a group is sweep.py's alone."""
+    return group.split("/")[0] in ("search", "sweep")
+
+
+def page(introduction: str, groups: Mapping[str, Mapping[str, Option]], primaries: Sequence[str]) -> str:
+    parts = [introduction, "Choices (group=option; * is the default):\n"]
+    defaults = {group: option for primary in primaries for group, option in default_choices(primary).items()}
+    for group, options in groups.items():
         width = max(map(len, options))
         parts.append(f"  {group}=")
         parts += [
@@ -61,7 +90,7 @@ def help_text(folders: Iterable[str] = ()) -> str:
             for name, option in options.items()
         ]
     parts += ["\nSettings (key=value, here with their defaults; --cfg job shows those of the choices too):\n"]
-    parts += settings()
+    parts += [line for primary in primaries for line in settings(primary)]
     parts += ["\nFlags:\n", *(f"  {short:3} {flag:20}  {text}" for flag, (short, text) in FLAGS.items())]
     return "\n".join(parts)
 
@@ -90,17 +119,16 @@ def keys_of(lines: Iterable[str]) -> Iterator[str]:
         yield f"{section}.{entry[2]}" if entry[1] else section
 
 
-def default_choices() -> dict[str, str]:
-    """Return the option of each group that config.yaml starts from."""
-    return dict(
-        re.findall(r"^\s+- /?([\w/]+): (\w+)", (CONF / "config.yaml").read_text(encoding="utf-8"), re.M)
-    )
+def default_choices(primary: str) -> dict[str, str]:
+    """Return the option of each group that config.yaml, or sweep.yaml, starts from."""
+    text = (CONF / f"{primary}.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^\s+- /?([\w/]+): (\w+)", text, re.M))
 
 
-def settings() -> list[str]:
-    """Return the settings of config.yaml as key=value lines, with their comments."""
+def settings(primary: str) -> list[str]:
+    """Return the settings of config.yaml, or sweep.yaml, as key=value lines, with their comments."""
     found, section = [], ""
-    for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
+    for line in (CONF / f"{primary}.yaml").read_text(encoding="utf-8").splitlines():
         entry = re.match(r"( *)(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)
         if not entry:
             continue

@@ -58,7 +58,13 @@ class Batches:
 
 def make_run(path, steps=8, **changed):
     options = {"steps": steps, "tokens": None, "minutes": None, "flops": None, "batch_size": ROWS}
-    options |= {"micro_batch_size": None, "log_every": 2, "eval_every": 3, "evals": None, "checkpoint_every": 4}
+    options |= {
+        "micro_batch_size": None,
+        "log_every": 2,
+        "eval_every": 3,
+        "evals": None,
+        "checkpoint_every": 4,
+    }
     options |= {
         "keep_checkpoints": 9,
         "sample_every": 0,

@@ -134,7 +134,14 @@ def settings(**budgets):
             "batch_size": 4,
             "micro_batch_size": None,
         }
-        | {"log_every": 1, "eval_every": 0, "evals": None, "checkpoint_every": 0, "keep_checkpoints": 1, "sample_every": 0}
+        | {
+            "log_every": 1,
+            "eval_every": 0,
+            "evals": None,
+            "checkpoint_every": 0,
+            "keep_checkpoints": 1,
+            "sample_every": 0,
+        }
         | {"precision": "fp32", "compile": False, "device": "cpu", "clip": 1.0, "malloc": "default"}
         | budgets
     )

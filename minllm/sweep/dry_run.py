@@ -15,13 +15,19 @@ def dry_run(question: Question) -> str:
     space = question.space
     lines = [f"{name}  {kind}" for name, kind in space.distributions.items()]
     if space.continuous:
-        lines += ["", f"{space.continuous[0]} is drawn from a range, so that there's no number of combinations."]
+        lines += [
+            "",
+            f"{space.continuous[0]} is drawn from a range, so that there's no number of combinations.",
+        ]
         return "\n".join(lines)
     combinations = list(space.grid())
     lines += [
         "",
         f"{len(combinations):,} combinations after the conditions, of {space.size_without_conditions():,} without.",
-        *[f"{name} is the first of {values} that memory allows." for name, values in space.first_that_fits.items()],
+        *[
+            f"{name} is the first of {values} that memory allows."
+            for name, values in space.first_that_fits.items()
+        ],
         "",
         f"The first {SHOWN} that can be built:" if len(combinations) > SHOWN else "Those that can be built:",
     ]

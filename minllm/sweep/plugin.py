@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig
+
+from minllm.errors import UserError
+
+OWN_SECTIONS = ("search", "sweep", "memory")
+"""Sections of the configuration that lead the search, and are no part of a trial."""
 
 
 def register() -> None:
@@ -43,6 +49,26 @@ class SweeperOptions:
 @dataclass
 class LauncherOptions:
     _target_: str = "minllm.sweep.plugin.Processes"
+
+
+class TooManyFailures(Exception):
+    """Trials crash one after the other: something is broken, and more of them would only hide it."""
+
+
+def leads(word: str) -> bool:
+    """Whether a word leads the search, and says nothing of a trial."""
+    key = word.partition("=")[0].lstrip("+~")
+    return key.replace("/", ".").partition(".")[0] in OWN_SECTIONS
+
+
+def job(cfg: DictConfig) -> None:
+    """What a launcher of Hydra's runs, on the machine that it has chosen: a trial, as the search has assigned it."""
+    now = HydraConfig.get()
+    if now.mode is None or now.mode.name != "MULTIRUN":
+        raise UserError("sweep.py searches; run.py runs once. Leave out hydra.mode.")
+    from minllm.sweep.trial import perform
+
+    perform(Path(now.sweep.dir), now.job.num, cfg.sweep.storage)
 
 
 class PruningSweeper(Sweeper):

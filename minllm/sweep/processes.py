@@ -19,7 +19,6 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
-
 NO_ROOM = 74  # EX_IOERR of sysexits.h: the disk is full, and a trial could leave no outcome
 
 

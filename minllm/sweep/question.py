@@ -16,10 +16,8 @@ from minllm.config import build, settle, validate
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.model.build import build_shapes
+from minllm.sweep.plugin import OWN_SECTIONS, leads
 from minllm.sweep.space import Plan, Space
-
-OWN_SECTIONS = ("search", "sweep", "memory")
-"""Sections of the configuration that lead the search, and are no part of a trial."""
 
 TRAINING = "minllm.tasks.train.train"
 
@@ -127,16 +125,12 @@ def trial_config(composed: DictConfig, words: Sequence[str], choices: Mapping[st
     return cfg
 
 
-def leads(word: str) -> bool:
-    """Whether a word leads the search, and says nothing of a trial."""
-    key = word.partition("=")[0].lstrip("+~")
-    return key.replace("/", ".").partition(".")[0] in OWN_SECTIONS
-
-
 def fingerprint(cfg: DictConfig) -> str:
     """Return what two configurations have in common that compute the same, however they were chosen."""
     plain = {name: value for name, value in resolved(cfg).items() if name not in ("choices", "logger")}
-    return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -5,16 +5,17 @@ Both read a study and change nothing, so they may be written while it goes on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
 
 from minllm.sweep.page import page
-from minllm.sweep.summary import summary
-from minllm.sweep.trials import best_of, state_of
+from minllm.sweep.summary import best_in_words, no_best, summary
+from minllm.sweep.trials import best_of, rerun, state_of
 from minllm.training.rundir import write_text
 
-__all__ = ["best_of", "state_of", "write_report"]
+__all__ = ["best_of", "conclusion", "state_of", "write_report"]
 
 
 def write_report(study: optuna.Study, folder: Path, *, metric: str, command: str) -> list[Path]:
@@ -32,3 +33,13 @@ def write_report(study: optuna.Study, folder: Path, *, metric: str, command: str
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]
+
+
+def conclusion(study: optuna.Study, *, metric: str, written: Sequence[Path]) -> str:
+    """Return the last lines a person reads: the best trial, how to run it again, and where to read more."""
+    best = best_of(study)
+    if best is None:
+        found = [no_best(study.get_trials(deepcopy=False))]
+    else:
+        found = [best_in_words(best, metric), f"To run it again: {rerun(best)}"]
+    return "\n".join([*found, f"More is in {' and '.join(map(str, written))}"])

@@ -89,9 +89,7 @@ class Buildable(BaseSampler):
             if self.space.asks_for(name, values):
                 known = kept if name in kept else together
                 values[name] = (
-                    known[name]
-                    if name in known
-                    else self.inner.sample_independent(study, trial, name, kind)
+                    known[name] if name in known else self.inner.sample_independent(study, trial, name, kind)
                 )
         return values
 

@@ -22,20 +22,18 @@ import optuna
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, read_write
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.config import build
-from minllm.errors import UserError
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
-from minllm.sweep.plugin import Processes
-from minllm.sweep.question import OWN_SECTIONS, Question, fingerprint, leads, resolved
-from minllm.sweep.report import write_report
+from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
+from minllm.sweep.question import Question, fingerprint, resolved
+from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.sampling import Grid, ask, make_sampler
 from minllm.sweep.settings import Memory, Settings
 from minllm.sweep.store import alone, open_study, put_back
-from minllm.sweep.summary import conclusion
 from minllm.sweep.table import Table
 from minllm.sweep.trial import Assignment
 from minllm.sweep.verdict import Verdicts, without_outcome
@@ -61,6 +59,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         UserError: there's nothing to search, the study asks something else, or the disk is full.
         TooManyFailures: crashes in a row.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = sweeper.config
     for section in OWN_SECTIONS:
         check_node(config[section], section, allowed_packages(config))
@@ -72,13 +71,11 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     if settings.dry_run:
         print(dry_run(question))
         return
-    with open_dict(config):  # no other machine need know how the name came about
+    with read_write(config.hydra):  # no other machine need know how the name came about
         config.hydra.sweep.dir = str(config.hydra.sweep.dir)
     folder = Path(config.hydra.sweep.dir)
     with alone(folder):
-        study = open_study(
-            settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner()
-        )
+        study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner())
         question.refuse_another(study)
         Search(sweeper, settings, memory, question, study, folder).run()
 
@@ -126,7 +123,7 @@ class Search:
             signal.signal(signal.SIGTERM, before)
             command = shlex.join(["python", "sweep.py", *self.question.shown_words()])
             written = write_report(self.study, self.folder, metric=self.settings.metric, command=command)
-        print(conclusion(self.study, self.settings.metric, written))
+        print(conclusion(self.study, metric=self.settings.metric, written=written))
 
     def recover(self) -> None:
         """Tell what trials have left that nobody was there to hear, and put back those that were cut off."""
@@ -211,15 +208,16 @@ class Search:
 
     def first_that_fits(self, values: dict[str, Any]) -> tuple[list[str], DictConfig]:
         """Return a trial's words and configuration, with the first of the plan's alternatives that memory allows."""
-        for words, cfg in self.alternatives(values):
-            if not any(one.user_attrs.get("memory_ran_out") for one in self.alike(fingerprint(cfg))):
-                break
-        return words, cfg
+        alternatives = list(self.alternatives(values))
+        fitting = (one for one in alternatives if not self.ran_out_of_memory(one[1]))
+        return next(fitting, alternatives[-1])
+
+    def ran_out_of_memory(self, cfg: DictConfig) -> bool:
+        return any(trial.user_attrs.get("memory_ran_out") for trial in self.alike(fingerprint(cfg)))
 
     def another_fits(self, trial: optuna.Trial) -> bool:
-        """Say whether the plan has an alternative to a trial that hasn't run out of memory yet."""
-        tried = [self.alike(fingerprint(cfg)) for _, cfg in self.alternatives(trial.params)]
-        return any(not trials for trials in tried)
+        """Say whether the plan has an alternative to a trial that wasn't tried yet."""
+        return any(not self.alike(fingerprint(cfg)) for _, cfg in self.alternatives(trial.params))
 
     def alternatives(self, values: dict[str, Any]) -> Iterator[tuple[list[str], DictConfig]]:
         names = list(self.space.first_that_fits)
@@ -243,7 +241,7 @@ class Search:
         return self.study.get_trials(deepcopy=False)
 
     def run_dir(self, number: int) -> Path:
-        with open_dict(self.config):
+        with read_write(self.config.hydra):
             self.config.hydra.job.num = number
         return self.folder / str(self.config.hydra.sweep.subdir)
 

@@ -46,7 +46,9 @@ def main() -> None:
     for pipe in (wake, woken):
         os.set_blocking(pipe, False)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal with a handler is written to the pipe, and wakes us
+    signal.signal(
+        signal.SIGCHLD, lambda *_: None
+    )  # a signal with a handler is written to the pipe, and wakes us
     selector = selectors.DefaultSelector()
     for source in (orders, wake):
         selector.register(source, selectors.EVENT_READ)

@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from typing import Any
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
+from optuna.trial import TrialState
 
 from minllm.config import build
 from minllm.errors import first_line
@@ -117,6 +117,7 @@ def trained(
     limits.offer_to_the_kernel()
     rows = rows_that_fit(cfg, assignment, figures)
     limits.hold_to(assignment.limit_bytes, assignment.threads)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.RandomSampler()  # nothing is sampled here
     study = open_study(
         assignment.study, storage, folder, sampler=sampler, pruner=build(OmegaConf.create(assignment.pruner))
@@ -155,7 +156,8 @@ def rows_that_fit(cfg: DictConfig, assignment: Assignment, figures: dict[str, An
         one = figures["predicted_bytes"] = predicted_peak(cfg, 1)
     if one > assignment.limit_bytes:
         raise DoesNotFit(
-            f"It would hold {one / MIB:,.0f} MiB even with one row at a time, and has {assignment.limit_bytes / MIB:,.0f}."
+            f"It would hold {one / MIB:,.0f} MiB even with one row at a time, and may have"
+            f" {assignment.limit_bytes / MIB:,.0f}."
         )
     each = (whole - one) / max(rows - 1, 1)
     while rows > 1 and one + each * (rows - 1) > assignment.limit_bytes:
@@ -203,7 +205,9 @@ class Judge(Logger):
     def log(self, event: dict[str, Any]) -> None:
         self.own.log(event)
         if math.isinf(self.start_loss):
-            self.start_loss = self.run.progress.recent_losses[0]  # the first event comes before any is forgotten
+            self.start_loss = self.run.progress.recent_losses[
+                0
+            ]  # the first event comes before any is forgotten
         if "val_loss" in event:
             self._judge(event)
 
@@ -220,9 +224,11 @@ class Judge(Logger):
         if place <= self.reported:
             return
         self.reported = place
-        if self._latest().user_attrs.get("attempt") != self.attempt or self._latest().state.is_finished():
-            raise GivenUp("The search has given this attempt up.")
-        self.trial.report(event[self.metric], place)
+        known = self.trial.storage.get_trial(self.trial._trial_id)
+        if known.state != TrialState.RUNNING or known.user_attrs["attempt"] != self.attempt:
+            raise GivenUp("The search has given this attempt at the trial up.")
+        if place not in known.intermediate_values:  # an attempt that was cut off has reported the same
+            self.trial.report(event[self.metric], place)
         if not last and self.trial.should_prune():
             raise optuna.TrialPruned(
                 f"Its {self.metric} of {event[self.metric]:.4f} at step {event['step']} fell behind other trials'."

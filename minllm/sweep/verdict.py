@@ -16,19 +16,25 @@ from optuna.trial import FrozenTrial, TrialState
 
 from minllm.errors import UserError, first_line
 from minllm.sweep.outcome import OUTPUT, Outcome
+from minllm.sweep.plugin import TooManyFailures
 from minllm.sweep.processes import NO_ROOM, ProcessDied
 from minllm.sweep.report import best_of
 from minllm.sweep.settings import Settings
 from minllm.sweep.table import Table
 
-OF_BOTH_TWINS = ("reason", "text", "violation", "params", "predicted_bytes", "peak_bytes", "memory_ran_out", "run")
+OF_BOTH_TWINS = (
+    "reason",
+    "text",
+    "violation",
+    "params",
+    "predicted_bytes",
+    "peak_bytes",
+    "memory_ran_out",
+    "run",
+)
 """What is known of a trial because it's known of another that computes the same."""
 
 TAIL = 4000  # characters of a trial's output that are shown
-
-
-class TooManyFailures(Exception):
-    """Trials crash one after the other: something is broken, and more of them would only hide it."""
 
 
 class Verdicts:
@@ -106,11 +112,13 @@ class Verdicts:
         if self.settings.keep_checkpoints == "all":
             return
         best = best_of(self.study) if self.settings.keep_checkpoints == "best" else None
-        for trial in (told, self.kept):
-            if trial is not None and "run" in trial.user_attrs:
-                if best is None or trial.user_attrs["run"] != best.user_attrs.get("run"):
-                    shutil.rmtree(Path(trial.user_attrs["run"]) / "checkpoints", ignore_errors=True)
+        for folder in {folder_of(told), folder_of(self.kept)} - {folder_of(best), None}:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         self.kept = best
+
+
+def folder_of(trial: FrozenTrial | None) -> Path | None:
+    return Path(trial.user_attrs["run"]) if trial is not None and "run" in trial.user_attrs else None
 
 
 def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
@@ -136,7 +144,9 @@ def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
     if death.timed_out:
         return Outcome("pruned", reason="time", text="It took longer than sweep.trial_minutes.")
     if death.killed_for_memory:
-        return Outcome("pruned", reason="killed", text="The kernel ended it, since the machine's memory ran out.")
+        return Outcome(
+            "pruned", reason="killed", text="The kernel ended it, since the machine's memory ran out."
+        )
     if death.status == -signal.SIGABRT and "bad_alloc" in said_in(run_dir):
         return Outcome("pruned", reason="memory", text="Memory ran out where that can't be caught.")
     how = f"exit code {death.status}" if death.status > 0 else signal.Signals(-death.status).name

@@ -66,7 +66,9 @@ def carry_out(
     finally:
         run.logger.finish(summary)
     if signal is not None:
-        run.folder.say(f"Stopped at step {run.progress.step}. To go on: python run.py resume={run.folder.path}")
+        run.folder.say(
+            f"Stopped at step {run.progress.step}. To go on: python run.py resume={run.folder.path}"
+        )
         raise SystemExit(128 + signal)
     for line in report(run, summary):
         run.folder.say(line)
