@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.config import build
+from minllm.data.batches import check_data, open_data
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
@@ -74,10 +75,23 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     with read_write(config.hydra):  # no other machine need know how the name came about
         config.hydra.sweep.dir = str(config.hydra.sweep.dir)
     folder = Path(config.hydra.sweep.dir)
+    encode_corpus(question)
     with alone(folder):
         study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner())
         question.refuse_another(study)
         Search(sweeper, settings, memory, question, study, folder).run()
+
+
+def encode_corpus(question: Question) -> None:
+    """Encode the corpus if all trials have the same, and refuse what is wrong with it, before any trial does."""
+    if any(
+        name.split("/")[0].split(".")[0] in ("data", "tokenizer") for name in question.space.distributions
+    ):
+        return
+    cfg = question.space.base
+    source, tokenizer = build(cfg.data), build(cfg.tokenizer)
+    check_data(source, tokenizer)
+    open_data(source, tokenizer)
 
 
 class Search:
