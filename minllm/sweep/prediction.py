@@ -4,10 +4,11 @@ Two training steps and an evaluation are taken by the run's own code on fake ten
 storage, and no memory. A dispatch mode follows their storages: when one is made its bytes are added, when it dies they
 are taken away, and the most that there were at once is the peak. On a GPU that is all.
 
-On a CPU the peak is the whole process's. What it holds besides tensors was measured on Linux and is in the constants
-below: holes that malloc can't fill, and what libraries keep for themselves.
+On a CPU the peak is the whole process's: what it holds already, the tensors, and what was measured on Linux and stands
+in the constants below, holes that malloc can't fill and what libraries keep for themselves.
 
-Compiled steps are predicted as eager ones: a run that compiles begins with these, and holds less afterwards.
+Compiled steps are predicted as eager ones: a run that compiles begins with these. A sample that is written between
+steps, one row by one token at a time, isn't looked at, nor are kernels for GPUs, in whose place the scans are taken.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import evaluate
 from minllm.training.loop import Run, accumulate, update
 
-aten = torch.ops.aten
+aten, prim = torch.ops.aten, torch.ops.prim
 
-FRAGMENTED = 1.3
-"""What a step's tensors take on the heap, for each of their bytes; 1.15 to 1.45 were measured.
+FRAGMENTED = 1.4
+"""What a step's tensors take on the heap, for each of their bytes; 1.15 to 1.45 were measured, 1.7 with bf16 scans.
 
 Small objects come to lie where a tensor was, and the next one of its size doesn't fit there any more."""
 
@@ -50,7 +51,9 @@ FIRST_STEP = 30 << 20
 """The bytes of what a process meets in its first step: code that is read in, buffers of libraries."""
 
 PRODUCT, MOST_PRODUCTS = 700 << 10, 1024
-"""The bytes that oneDNN keeps for each shape of a bf16 product that it has met, and how many shapes it keeps."""
+"""The bytes that oneDNN keeps for each shape of a bf16 product that it has met, and how many shapes it keeps.
+
+Experts read another number of rows in each step, so that they come to the most within a few."""
 
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
@@ -81,10 +84,11 @@ def predicted_peak(
     if precision is None:
         precision, _ = machine.choose_precision(settings.precision, device)
     rows = rows or settings.micro_batch_size or settings.batch_size
+    tokenizer = tokenizer or build(cfg.tokenizer)
     imagined = Imagined(device)
     try:
         with FakeTensorMode(), imagined:
-            lasting, varied = train(cfg, tokenizer or build(cfg.tokenizer), rows, device, precision, imagined)
+            lasting, varied = train(cfg, tokenizer, rows, device, precision, imagined)
     finally:
         FakeTensorMode.cache_clear()
     if device.type != "cpu":
@@ -107,9 +111,9 @@ def train(
     rows: int,
     device: torch.device,
     precision: machine.Precision,
-    imagined: Imagined,
+    storages: LiveStorages,
 ) -> tuple[int, bool]:
-    """Take two steps and evaluate, as a run does.
+    """Take two steps and evaluate, as a run does, while `storages` are followed.
 
     Returns the bytes that stay from step to step (weights, and what the optimizer remembers), and whether the shapes of
     products change from step to step.
@@ -120,7 +124,7 @@ def train(
     for _ in range(2):
         run.optimizer.zero_grad()
         before_step(run.model)
-        lasting = imagined.bytes
+        lasting = storages.bytes
         accumulate(run, run.objective.loss, batch, rows)
         update(run, lr=cfg.optim.lr)
     evaluate(run.model, run.objective, Few([few_rows(batch, rows)]), device, precision)
@@ -167,7 +171,7 @@ def few_rows(batch: Batch, rows: int) -> Batch:
 
 
 class Few(list):
-    """Batches to evaluate, and the sizes by which losses are divided."""
+    """Batches to evaluate, with the sizes that losses are divided by."""
 
     tokens = bytes = 1
 
@@ -196,10 +200,12 @@ class LiveStorages(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = self.run(func, args, kwargs or {})
-        # most return one tensor, and looking for it takes longer than following it
-        for one in (result,) if isinstance(result, Tensor) else tree_leaves(result):
-            if isinstance(one, Tensor):
-                self.follow(one)
+        if isinstance(result, Tensor):
+            self.follow(result)
+        elif isinstance(result, (tuple, list)):
+            for one in tree_leaves(result):
+                if isinstance(one, Tensor):
+                    self.follow(one)
         return result
 
     def run(self, func: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -225,9 +231,10 @@ class LiveStorages(TorchDispatchMode):
 
 
 class Imagined(LiveStorages):
-    """The same for fake tensors, and an answer where a value is asked for: as if each target counted, and all is well.
+    """The same for fake tensors, with an answer where one is asked for its value.
 
     products: the shapes of bf16 products that have been met
+    inside: what custom operations hold at most while they run, besides what they are given
     """
 
     def __init__(self, device: torch.device):
@@ -236,6 +243,8 @@ class Imagined(LiveStorages):
         self.inside: dict[tuple, int] = {}
 
     def run(self, func: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if func is prim.device.default:  # most of what is asked, and this is the quickest answer
+            return args[0].fake_device
         if func is aten._local_scalar_dense.default:
             return an_answer(args[0].dtype)
         if func in PRODUCTS and args[-1].dtype == torch.bfloat16:
@@ -245,9 +254,9 @@ class Imagined(LiveStorages):
         return func(*args, **kwargs)
 
     def run_custom(self, func: OpOverload, inside: Callable, args: tuple) -> Any:
-        """Take the steps inside a custom operation, of which its fake shows the results only.
+        """Take the steps inside a custom operation, since its fake shows only what comes out.
 
-        A scan has one for each token, so what they hold is remembered by the shapes.
+        A scan has one for each token: what they hold at most is remembered, for the next time with the same shapes.
         """
         key, before, peak = key_of(func, args), self.bytes, self.peak_bytes
         if key in self.inside:

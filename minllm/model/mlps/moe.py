@@ -101,7 +101,8 @@ class MoE(nn.Module):
     def rows(self, chosen_BTE: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Return the tokens and experts of all rows, expert after expert, and how many rows each expert has."""
         B, T, E = chosen_BTE.shape
-        if chosen_BTE.is_meta or isinstance(chosen_BTE, FakeTensor):  # there are shapes only: take the shares as even
+        if chosen_BTE.is_meta or isinstance(chosen_BTE, FakeTensor):
+            # there are shapes only: take the shares as even
             R = B * T * self.top_k
             row_R = torch.zeros(R, dtype=torch.int64, device=chosen_BTE.device)
             return row_R, row_R, [R // E + (e < R % E) for e in range(E)]
