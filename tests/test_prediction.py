@@ -204,10 +204,11 @@ def threads():
     return int(Path("/proc/self/status").read_text().split("Threads:")[1].split()[0])
 
 folder, shape, precision, *words = sys.argv[1:]
-words += [
+words = [
     "data=tales", "data.packing=concat", "data.train_stories=200", "data.val_stories=16", "data.num_proc=1",
     f"data.cache={folder}/stores", "train.steps=3", "train.eval_every=0", "train.checkpoint_every=0",
     "train.sample_every=0", "train.device=cpu", "train.compile=false", f"train.precision={precision}",
+    *words,
 ]
 cfg = config(SHAPES[shape], SETTINGS[f"eager_{precision}"], words=words) if shape else compose(words)
 warm_up()
@@ -251,9 +252,11 @@ def trial(folder: Path, shape: str, precision: str, *words: str) -> dict:
         ("", "fp32", [*SMALL, "model/mlp=moe"]),
         ("", "fp32", [*SMALL, "model/mlp=moe_sigmoid"]),
         ("", "fp32", [*SMALL, "model/mlp=moe_expert_choice"]),
-        # more steps: until oneDNN has met as many shapes of products as it keeps
+        ("", "bf16", [*SMALL, "model/mlp=moe"]),
+        # until oneDNN has met as many shapes of products as it keeps
         ("", "bf16", [*SMALL, "model/mlp=moe", "train.steps=12"]),
         *[("", "fp32", [*SMALL, rec, "model.layout=[rec mlp]"]) for rec in options("model/rec")],
+        ("", "bf16", [*SMALL, "model/rec=mamba", "model.layout=[rec mlp]"]),
         ("", "fp32", ["experiment=small_mamba"]),
         ("", "fp32", ["experiment=small_jamba"]),
         ("", "fp32", ["experiment=small_gla", "data.packing=pack"]),

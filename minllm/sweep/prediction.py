@@ -13,6 +13,7 @@ steps, one row by one token at a time, isn't looked at, nor are kernels for GPUs
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Callable
@@ -50,10 +51,10 @@ Small objects come to lie where a tensor was, and the next one of its size doesn
 FIRST_STEP = 30 << 20
 """The bytes of what a process meets in its first step: code that is read in, buffers of libraries."""
 
-PRODUCT, MOST_PRODUCTS = 700 << 10, 1024
+PRODUCT, MOST_PRODUCTS = 600 << 10, 1024
 """The bytes that oneDNN keeps for each shape of a bf16 product that it has met, and how many shapes it keeps.
 
-Experts read another number of rows in each step, so that they come to the most within a few."""
+Experts read another number of rows each time: within a few steps they come to the most."""
 
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
@@ -88,16 +89,18 @@ def predicted_peak(
     imagined = Imagined(device)
     try:
         with FakeTensorMode(), imagined:
-            lasting, varied = train(cfg, tokenizer, rows, device, precision, imagined)
+            lasting, fresh = train(cfg, tokenizer, rows, device, precision, imagined)
     finally:
         FakeTensorMode.cache_clear()
     if device.type != "cpu":
         return imagined.peak_bytes
     memory.trim()
-    passing = imagined.peak_bytes - lasting
-    products = MOST_PRODUCTS if varied and imagined.products else len(imagined.products)
-    tensors = lasting + round(FRAGMENTED * passing)
-    return memory.resident_bytes() + FIRST_STEP + tensors + products * PRODUCT
+    tensors = lasting + round(FRAGMENTED * (imagined.peak_bytes - lasting))
+    products = len(imagined.products)
+    if products:
+        products += fresh * math.ceil(settings.batch_size / rows) * (settings.steps or MOST_PRODUCTS)
+    kept = PRODUCT * min(products, MOST_PRODUCTS)
+    return memory.resident_bytes() + FIRST_STEP + tensors + kept
 
 
 def warm_up() -> None:
@@ -115,8 +118,8 @@ def train(
 ) -> tuple[int, bool]:
     """Take two steps and evaluate, as a run does, while `storages` are followed.
 
-    Returns the bytes that stay from step to step (weights, and what the optimizer remembers), and whether the shapes of
-    products change from step to step.
+    Returns the bytes that stay from step to step, weights and what the optimizer remembers, and how many of a
+    micro-batch's products have shapes that no other has.
     """
     run = run_of(cfg, tokenizer, rows, device, precision)
     batch = batch_of(cfg)
@@ -128,7 +131,7 @@ def train(
         accumulate(run, run.objective.loss, batch, rows)
         update(run, lr=cfg.optim.lr)
     evaluate(run.model, run.objective, Few([few_rows(batch, rows)]), device, precision)
-    return lasting, any(shares_vary(module, batch) for module in run.model.modules())
+    return lasting, sum(fresh_products(module, batch) for module in run.model.modules())
 
 
 def run_of(
@@ -176,11 +179,16 @@ class Few(list):
     tokens = bytes = 1
 
 
-def shares_vary(module: nn.Module, batch: Batch) -> bool:
-    """Whether an expert reads another number of rows in each step."""
-    return isinstance(module, MoE) and (
-        batch.segments_BT is not None or not isinstance(module.router, ExpertChoice)
-    )
+def fresh_products(module: nn.Module, batch: Batch) -> int:
+    """Return how many products a module makes of another number of rows each time: those with experts' matrices."""
+    if not isinstance(module, MoE):
+        return 0
+    if (
+        isinstance(module.router, ExpertChoice) and batch.segments_BT is None
+    ):  # all experts read the same number
+        return 0
+    # forwards, and the gradients of both factors
+    return 3 * sum(param.ndim == 2 for param in module.experts.parameters())
 
 
 class LiveStorages(TorchDispatchMode):
