@@ -115,7 +115,7 @@ def train(
     device: torch.device,
     precision: machine.Precision,
     storages: LiveStorages,
-) -> tuple[int, bool]:
+) -> tuple[int, int]:
     """Take two steps and evaluate, as a run does, while `storages` are followed.
 
     Returns the bytes that stay from step to step, weights and what the optimizer remembers, and how many of a
