@@ -56,12 +56,16 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        return _status("VmHWM")
     import resource  # not on every system
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Return what this process holds now; where the system doesn't tell, the most that it has held."""
+    return _status("VmRSS") if sys.platform == "linux" else peak_bytes(torch.device("cpu"))
 
 
 def ran_out(error: BaseException | None) -> bool:
@@ -86,6 +90,12 @@ def halve(micro_batch_size: int) -> int:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return micro_batch_size // 2
+
+
+def _status(name: str) -> int:
+    """Return a number of bytes that Linux tells of this process, see proc(5)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{name}:")[1].split()[0]) * 1024
 
 
 def _is_glibc() -> bool:

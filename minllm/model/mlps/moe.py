@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from minllm.errors import UserError
 from minllm.model.context import PAD, Context, Layer
@@ -100,9 +101,10 @@ class MoE(nn.Module):
     def rows(self, chosen_BTE: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Return the tokens and experts of all rows, expert after expert, and how many rows each expert has."""
         B, T, E = chosen_BTE.shape
-        if chosen_BTE.is_meta:  # there are shapes only: take the shares as even
+        if chosen_BTE.is_meta or isinstance(chosen_BTE, FakeTensor):
+            # there are shapes only: take the shares as even
             R = B * T * self.top_k
-            row_R = torch.zeros(R, dtype=torch.int64, device="meta")
+            row_R = torch.zeros(R, dtype=torch.int64, device=chosen_BTE.device)
             return row_R, row_R, [R // E + (e < R % E) for e in range(E)]
         expert_R, token_R = chosen_BTE.flatten(0, 1).T.nonzero(as_tuple=True)
         return token_R, expert_R, expert_R.bincount(minlength=E).tolist()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 
 def linear_kernel(
@@ -27,7 +28,8 @@ def kernel(module: str, name: str, x: Tensor) -> Callable | None:
 
 
 def _wanted(x: Tensor) -> bool:
-    return x.is_cuda and torch.is_autocast_enabled("cuda")
+    # a fake tensor has no values that a kernel could read
+    return x.is_cuda and torch.is_autocast_enabled("cuda") and not isinstance(x, FakeTensor)
 
 
 @torch.compiler.assume_constant_result
