@@ -99,7 +99,7 @@ def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcom
     try:
         value = trained(assignment, cfg, folder, storage, figures)
         result = Outcome("complete", value)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code that is searched may well exit, and SIGTERM makes it
         limits.lift()  # what is left to do needs some memory too
         if disk_error(error):
             raise
@@ -165,7 +165,7 @@ def rows_that_fit(cfg: DictConfig, assignment: Assignment, figures: dict[str, An
     return rows
 
 
-def judged(error: Exception) -> Outcome:
+def judged(error: BaseException) -> Outcome:
     """Say what an error means for the search."""
     if isinstance(error, optuna.TrialPruned):
         return Outcome("pruned", reason="pruner", text=str(error))
