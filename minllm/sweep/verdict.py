@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import shutil
 import signal
@@ -128,8 +130,9 @@ def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
         UserError: the disk is full.
     """
     try:
-        # raises what the launcher has to say
-        return crashed(f"Its process left no outcome, and returned {future.result().return_value!r}", run_dir)
+        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints a line of its own before it raises
+            future.result().return_value  # noqa: B018
+        return crashed("Its process ended as if all were well, and left no outcome", run_dir)
     except ProcessDied as death:
         return outcome_of(death, run_dir)
     except Exception as error:
