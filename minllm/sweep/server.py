@@ -131,9 +131,11 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
         status = 0
     except BaseException as error:
         status = NO_ROOM if disk_error(error) else 1
-        traceback.print_exc()
+        if status != NO_ROOM:
+            traceback.print_exc()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        with contextlib.suppress(OSError):  # on a full disk
+            sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)
 
 

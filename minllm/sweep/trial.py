@@ -245,7 +245,8 @@ def printing_to(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the disk is full, which whatever is raised already says
+            sys.stdout.flush(), sys.stderr.flush()
         for number, kept in enumerate(before, 1):
             os.dup2(kept, number)
             os.close(kept)
