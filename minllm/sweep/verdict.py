@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from minllm.errors import UserError, first_line
 from minllm.sweep.outcome import OUTPUT, Outcome
 from minllm.sweep.plugin import TooManyFailures
-from minllm.sweep.processes import NO_ROOM, ProcessDied
+from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
 from minllm.sweep.report import best_of
 from minllm.sweep.settings import Settings
 from minllm.sweep.table import Table
@@ -127,7 +127,7 @@ def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
     """Say what became of a trial whose process left no outcome.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or no trial can run any more.
     """
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints a line of its own before it raises
@@ -135,6 +135,11 @@ def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
         return crashed("Its process ended as if all were well, and left no outcome", run_dir)
     except ProcessDied as death:
         return outcome_of(death, run_dir)
+    except ServerDied:
+        raise UserError(
+            "The process that trials are started from has ended, as if somebody had killed it. Type the same command"
+            " again: the search goes on."
+        ) from None
     except Exception as error:
         return crashed(f"{type(error).__name__}: {first_line(error)}", run_dir)
 
