@@ -115,6 +115,8 @@ class Search:
             self.recover()
             with self.table:
                 self.table.update(self.trials())
+                if not self.more():
+                    print("There's nothing left to try: hydra.sweeper.n_trials=<more> goes on with the study.")
                 self.loop()
         finally:
             if isinstance(self.launcher, Processes):
@@ -159,7 +161,7 @@ class Search:
         """Have a trial run, unless one that asks the same has run already, or does."""
         words, cfg = self.first_that_fits(values)
         identity = fingerprint(cfg)
-        trial.set_user_attr("overrides", [word for word in words if not leads(word)])
+        trial.set_user_attr("overrides", [*self.question.flags, *(word for word in words if not leads(word))])
         trial.set_user_attr("fingerprint", identity)
         twin = self.twin_of(trial, identity)
         if twin is None:
