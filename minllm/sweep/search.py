@@ -26,12 +26,13 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.config import build
+from minllm.errors import UserError
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
 from minllm.sweep.question import Question, fingerprint, resolved
 from minllm.sweep.report import conclusion, write_report
-from minllm.sweep.sampling import Grid, ask, make_sampler
+from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
 from minllm.sweep.store import alone, open_study, put_back
 from minllm.sweep.table import Table
@@ -61,6 +62,8 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = sweeper.config
+    if sweeper.n_trials < 1 or sweeper.n_jobs < 1:
+        raise UserError("hydra.sweeper.n_trials and hydra.sweeper.n_jobs must be whole numbers of 1 or more.")
     for section in OWN_SECTIONS:
         check_node(config[section], section, allowed_packages(config))
     settings: Settings = build(config.sweep)
@@ -73,9 +76,11 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         return
     with read_write(config.hydra):  # no other machine need know how the name came about
         config.hydra.sweep.dir = str(config.hydra.sweep.dir)
+    refuse_hopeless(question.space, sampler)
     folder = Path(config.hydra.sweep.dir)
+    # before there is a folder, in case that a database can't be used
+    study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner())
     with alone(folder):
-        study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner())
         question.refuse_another(study)
         Search(sweeper, settings, memory, question, study, folder).run()
 
