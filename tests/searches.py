@@ -54,7 +54,11 @@ class Faulty(SGD):
         if fault in ("large_batch", "large_row"):
             per_row = GIGABYTE // 4 if fault == "large_batch" else 8 * GIGABYTE
             mixer = next(part for part in model.modules() if isinstance(part, Attention))
-            mixer.register_forward_pre_hook(lambda _, args: torch.empty(len(args[0]) * per_row, dtype=torch.int8))
+
+            def hold(mixer, args):
+                torch.empty(len(args[0]) * per_row, dtype=torch.int8)
+
+            mixer.register_forward_pre_hook(hold)
 
     def move(self):
         self.step_number += 1
@@ -105,7 +109,7 @@ class Faulty(SGD):
 
     def leaves_a_process(self): subprocess.Popen(["sleep", "1000"])
 
-    def nan(self):
+    def not_a_number(self):
         for p in self.weights():
             p.fill_(float("nan"))
 
@@ -241,7 +245,7 @@ def soon(is_so: Callable[[], object], seconds: float = PATIENCE) -> bool:
 
 
 def one_sentence(text: str) -> bool:
-    return text.count("\n") == 1 and "Traceback" not in text and text.endswith(".\n")
+    return text.count("\n") == 1 and "Error" not in text
 
 
 def by_fault(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
