@@ -82,6 +82,8 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner())
     with alone(folder):
         question.refuse_another(study)
+        if study.get_trials(deepcopy=False):
+            sampler.reseed_rng()  # the first draws of its seed have been tried
         Search(sweeper, settings, memory, question, study, folder).run()
 
 
