@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +20,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 import sweep as door
 from minllm.errors import UserError
-from minllm.sweep import outcome, server
+from minllm.sweep import outcome, processes, server
 from minllm.sweep.outcome import Outcome
 from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
 from minllm.sweep.verdict import outcome_of, without_outcome
-from tests.searches import SMALL, Workplace, by_fault, one_sentence
+from tests.searches import PATIENCE, SMALL, Workplace, by_fault, one_sentence
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is held to a limit on Linux alone")
 
@@ -238,6 +238,28 @@ def test_an_outcome_is_its_attempts_alone(tmp_path: Path):
     outcome.write(Outcome("complete", 1.5), tmp_path, "a")
     assert outcome.read(tmp_path, "a") == Outcome("complete", 1.5)
     assert outcome.read(tmp_path, "b") is None and outcome.read(tmp_path / "none", "a") is None
+
+
+# ---- the process that trials are forked from ------------------------------------------------------
+
+
+def test_a_server_that_is_killed_keeps_nobody_waiting(tmp_path: Path):
+    started = processes.Server(tmp_path, None, None, slots=2)
+    with ThreadPoolExecutor(2) as pool:
+        before = [pool.submit(started.run, number) for number in range(2)]
+        started.process.kill()
+        for future in before:
+            assert isinstance(future.exception(PATIENCE), ServerDied)
+        assert isinstance(pool.submit(started.run, 2).exception(PATIENCE), ServerDied)
+    started.close()
+
+
+def test_a_server_that_somebody_has_stopped_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.2)
+    started = processes.Server(tmp_path, None, None, slots=1)
+    started.process.send_signal(signal.SIGSTOP)
+    started.close()
+    assert started.process.returncode < 0
 
 
 # ---- what is refused before anything runs ---------------------------------------------------------

@@ -159,7 +159,7 @@ def test_a_search_that_is_killed_twenty_times_is_as_if_it_had_not_been(tmp_path:
     for kill in range(KILLS):
         began = time.monotonic()
         search = place.start(*SMALL, *words)
-        if kill % 3 == 0:
+        if kill % 2 == 0:
             time.sleep(chance.uniform(0, until_trials))
         else:  # the search, its server, and a trial; which takes about a second, as does its beginning
             assert soon(lambda: len(place.processes()) > 2 or search.poll() is not None)

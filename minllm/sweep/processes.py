@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 NO_ROOM = 74  # EX_IOERR of sysexits.h: the disk is full, and a trial could leave no outcome
-PATIENCE_SECONDS = 30.0  # for a server to end, which may have to import everything before it looks
+PATIENCE_SECONDS = 10.0  # for a server to end its trials and itself
 
 
 class ProcessDied(Exception):
@@ -98,6 +98,7 @@ class Server:
         """End all trials that run, and the server."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
+        self.process.terminate()  # which it heeds while it imports, and has no trials
         try:
             self.process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:  # somebody has stopped it; its trials die with it

@@ -42,6 +42,7 @@ def main() -> None:
     """Serve until the search closes our standard input, or is gone."""
     orders, answers = take_over_standard_streams()
     imported = import_everything()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until now there was nothing to end but ourselves
     wake, woken = os.pipe()
     for pipe in (wake, woken):
         os.set_blocking(pipe, False)
@@ -123,6 +124,7 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
         die_with_the_server()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for end in close:
             os.close(end)
         if imported.gpus:
