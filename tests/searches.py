@@ -213,6 +213,10 @@ class Workplace:
                 continue
         return found
 
+    def wait_for_a_trial(self, search: subprocess.Popen[str]) -> None:
+        """Wait until a search, its server and a trial of it live, or the search has ended."""
+        assert soon(lambda: len(self.processes()) > 2 or search.poll() is not None)
+
     def nobody_is_left(self) -> bool:
         return soon(lambda: not self.processes())
 

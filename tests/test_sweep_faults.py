@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from minllm.errors import UserError
 from minllm.sweep import outcome, processes, server
 from minllm.sweep.outcome import Outcome
 from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
+from minllm.sweep.trial import judged
 from minllm.sweep.verdict import outcome_of, without_outcome
 from tests.searches import PATIENCE, SMALL, Workplace, by_fault, one_sentence
 
@@ -101,7 +103,9 @@ def test_what_a_trial_printed_is_in_its_folder_and_not_on_the_terminal(faulty: S
         assert said in output_of(faulty.place, faulty.trials[fault])
         assert "a bug of step 2 with" not in faulty.done.stderr
     assert "Traceback" in output_of(faulty.place, faulty.trials["bug"])
-    assert faulty.done.stdout.count("\n[") + 1 >= len(ENDS) and "Error executing job" not in faulty.done.stderr
+    assert (
+        faulty.done.stdout.count("\n[") + 1 >= len(ENDS) and "Error executing job" not in faulty.done.stderr
+    )
 
 
 @linux
@@ -134,7 +138,9 @@ def test_trials_that_hang_are_ended_while_others_go_on(tmp_path: Path):
 @pytest.mark.slow  # a search of its own
 def test_a_search_stops_when_trials_crash_one_after_the_other(tmp_path: Path):
     place = Workplace(tmp_path)
-    done = place.search("optim.fault=bug", "optim.at=choice(2,3,4)", "hydra/sweeper/sampler=grid", "sweep.max_failures=2")
+    done = place.search(
+        "optim.fault=bug", "optim.at=choice(2,3,4)", "hydra/sweeper/sampler=grid", "sweep.max_failures=2"
+    )
     assert done.returncode == 1
     assert [trial.state.name for trial in place.trials()] == ["FAIL", "FAIL"]
     assert "2 trials in a row" in done.stderr and "The first, trial 0" in done.stderr
@@ -176,7 +182,9 @@ def test_a_full_disk_costs_a_sentence_and_no_trial(tmp_path: Path):
         assert done.returncode == 0, done.stderr
         trials = place.trials()
         assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
-        assert [trial.params for trial in trials[: len(before) - 1]] == [trial.params for trial in before[:-1]]
+        assert [trial.params for trial in trials[: len(before) - 1]] == [
+            trial.params for trial in before[:-1]
+        ]
         assert sorted(place.finishes()) == list(range(6))
 
 
@@ -220,6 +228,24 @@ def test_a_kill_is_for_memory_if_the_kernel_has_counted_one(
     assert (end.state, end.reason) == (state, reason)
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
+        (ImportError("libx.so: failed to map segment from shared object: Cannot allocate memory"), "memory"),
+        (SystemError("error return without exception set"), "memory"),
+        (RuntimeError("std::bad_alloc"), "memory"),
+        (ImportError("No module named 'x'"), "crash"),
+        (SystemError("bad argument to internal function"), "crash"),
+        (OSError(errno.EMFILE, "Too many open files"), "crash"),
+    ],
+    ids=repr,
+)
+def test_memory_runs_out_in_many_words(error: Exception, reason: str):
+    assert judged(error).reason == reason
+
+
 def test_what_is_not_a_trials_fault_ends_the_search(tmp_path: Path):
     for error, expected in ((ProcessDied(NO_ROOM), "disk is full"), (ServerDied(), "search goes on")):
         future: Future = Future()
@@ -228,7 +254,9 @@ def test_what_is_not_a_trials_fault_ends_the_search(tmp_path: Path):
             without_outcome(future, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"attempt": "a"}', '{"attempt": "a", "x": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"attempt": "a"}', '{"attempt": "a", "x": 1}']
+)
 def test_a_damaged_outcome_is_none(tmp_path: Path, text: str):
     (tmp_path / outcome.FILE).write_text(text)
     assert outcome.read(tmp_path, "a") is None

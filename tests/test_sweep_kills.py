@@ -105,7 +105,9 @@ def test_a_search_that_is_stopped_leaves_nobody_and_goes_on(tmp_path: Path):
         if whom == "group":
             os.killpg(search.pid, by)
         else:
-            (server,) = (pid for pid in children(search.pid) if "minllm.sweep.server" in place.processes()[pid])
+            (server,) = (
+                pid for pid in children(search.pid) if "minllm.sweep.server" in place.processes()[pid]
+            )
             os.kill(server if whom == "server" else search.pid, by)
         done = ended(search)
         assert place.nobody_is_left()
@@ -162,7 +164,7 @@ def test_a_search_that_is_killed_twenty_times_is_as_if_it_had_not_been(tmp_path:
         if kill % 2 == 0:
             time.sleep(chance.uniform(0, until_trials))
         else:  # the search, its server, and a trial; which takes about a second, as does its beginning
-            assert soon(lambda: len(place.processes()) > 2 or search.poll() is not None)
+            place.wait_for_a_trial(search)
             until_trials = time.monotonic() - began
             time.sleep(chance.uniform(0, 2))
         killed += search.poll() is None

@@ -42,7 +42,9 @@ def refuse_hopeless(space: Space, sampler: Buildable | Grid) -> None:
         if sampler.next(study) is None:
             last = sampler.combinations[-1:]
             why = [f" The last was refused with: {sampler.refusal(one)}" for one in last]
-            raise UserError(f"None of the combinations can be built, so there's nothing to search.{''.join(why)}")
+            raise UserError(
+                f"None of the combinations can be built, so there's nothing to search.{''.join(why)}"
+            )
         return
     study.sampler = Buildable(optuna.samplers.RandomSampler(seed=0), space, sampler.refusal)
     ask(study, space)

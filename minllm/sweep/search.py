@@ -123,7 +123,9 @@ class Search:
             with self.table:
                 self.table.update(self.trials())
                 if not self.more():
-                    print("There's nothing left to try: hydra.sweeper.n_trials=<more> goes on with the study.")
+                    print(
+                        "There's nothing left to try: hydra.sweeper.n_trials=<more> goes on with the study."
+                    )
                 self.loop()
         finally:
             if isinstance(self.launcher, Processes):
