@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from minllm.config import build
 from minllm.errors import UserError
+from minllm.explain import is_full
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
@@ -37,7 +38,7 @@ from minllm.sweep.settings import Memory, Settings
 from minllm.sweep.store import alone, open_study, put_back
 from minllm.sweep.table import Table
 from minllm.sweep.trial import Assignment
-from minllm.sweep.verdict import Verdicts, without_outcome
+from minllm.sweep.verdict import Verdicts, no_room, without_outcome
 from minllm.validation import allowed_packages, check_node
 
 if TYPE_CHECKING:
@@ -78,13 +79,19 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         config.hydra.sweep.dir = str(config.hydra.sweep.dir)
     refuse_hopeless(question.space, sampler)
     folder = Path(config.hydra.sweep.dir)
-    # before there is a folder, in case that a database can't be used
-    study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner())
-    with alone(folder):
-        question.refuse_another(study)
-        if study.get_trials(deepcopy=False):
-            sampler.reseed_rng()  # the first draws of its seed have been tried
-        Search(sweeper, settings, memory, question, study, folder).run()
+    pruner = settings.pruner()
+    try:
+        # before there is a folder, in case that a database can't be used
+        study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=pruner)
+        with alone(folder):
+            question.refuse_another(study)
+            if study.get_trials(deepcopy=False):
+                sampler.reseed_rng()  # the first draws of its seed have been tried
+            Search(sweeper, settings, memory, question, study, folder).run()
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise no_room(folder) from error
 
 
 class Search:

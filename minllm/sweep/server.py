@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minllm.explain import disk_error
+from minllm.explain import is_full
 from minllm.sweep.processes import NO_ROOM
 
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
@@ -132,7 +132,7 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
         imported.perform(Path(order["folder"]), order["number"], order["storage"])
         status = 0
     except BaseException as error:
-        status = NO_ROOM if disk_error(error) else 1
+        status = NO_ROOM if is_full(error) else 1
         if status != NO_ROOM:
             traceback.print_exc()
     finally:

@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from minllm.config import build
 from minllm.errors import first_line
-from minllm.explain import disk_error
+from minllm.explain import is_full
 from minllm.sweep import limits, outcome
 from minllm.sweep.outcome import OUTPUT, Outcome
 from minllm.sweep.prediction import predicted_peak
@@ -101,7 +101,7 @@ def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcom
         result = Outcome("complete", value)
     except (Exception, SystemExit) as error:  # code that is searched may well exit, and SIGTERM makes it
         limits.lift()  # what is left to do needs some memory too
-        if disk_error(error):
+        if is_full(error):
             raise
         if not isinstance(error, (optuna.TrialPruned, DoesNotFit)):
             traceback.print_exc()

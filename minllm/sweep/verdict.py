@@ -146,9 +146,7 @@ def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
 
 def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
     if death.status == NO_ROOM:
-        raise UserError(
-            f"The disk is full at {run_dir}. Make room and type the same command again: the search goes on."
-        )
+        raise no_room(run_dir)
     if death.timed_out:
         return Outcome("pruned", reason="time", text="It took longer than sweep.trial_minutes.")
     if death.killed_for_memory:
@@ -159,6 +157,12 @@ def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
         return Outcome("pruned", reason="memory", text="Memory ran out where that can't be caught.")
     how = f"exit code {death.status}" if death.status > 0 else signal.Signals(-death.status).name
     return crashed(f"Its process ended with {how}", run_dir)
+
+
+def no_room(folder: Path) -> UserError:
+    return UserError(
+        f"The disk is full at {folder}. Make room and type the same command again: the search goes on."
+    )
 
 
 def crashed(text: str, run_dir: Path) -> Outcome:
