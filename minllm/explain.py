@@ -104,7 +104,7 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
 def missing_option(path: str, options: Sequence[str], message: str) -> str:
     group, _, option = path.rpartition("/")
     asker = re.match(r"In '(.+?)'", message)
-    asked_by = f", which {asker[1]} asks for" if asker and asker[1] != "config" else ""
+    asked_by = f", which {asker[1]} asks for" if asker and asker[1] not in ("config", "sweep") else ""
     return f"There is no {group}={option}{asked_by}.{suggest(option, options)}"
 
 

@@ -119,7 +119,7 @@ def keys_of(lines: Iterable[str]) -> Iterator[str]:
         yield f"{section}.{entry[2]}" if entry[1] else section
 
 
-def default_choices(primary: str) -> dict[str, str]:
+def default_choices(primary: str = "config") -> dict[str, str]:
     """Return the option of each group that config.yaml, or sweep.yaml, starts from."""
     text = (CONF / f"{primary}.yaml").read_text(encoding="utf-8")
     return dict(re.findall(r"^\s+- /?([\w/]+): (\w+)", text, re.M))

@@ -14,7 +14,7 @@ import pytest
 
 import minllm
 import run as door
-from minllm.help import CONF, find_groups, help_text
+from minllm.help import CONF, find_groups, help_text, of_search, sweep_help_text
 from tests.test_config import MINE, OPTIONS, REFUSED, idea  # noqa: F401  (idea is a fixture)
 
 ROOT = Path(door.__file__).resolve().parent
@@ -128,13 +128,15 @@ def test_a_grid_in_which_nothing_is_written_leaves_nothing(go: Callable):
 
 
 def test_help_names_every_option_with_its_line(idea: Path):  # noqa: F811
-    text = help_text([str(idea / "conf")])
+    text, of_sweeps = help_text([str(idea / "conf")]), sweep_help_text([str(idea / "conf")])
     for group, options in find_groups([idea / "conf"]).items():
-        assert f"{group}=" in text
+        assert (f"{group}=" in text) != of_search(group) and f"{group}=" in of_sweeps
         for name, option in options.items():
             assert option.comment, f"{group}/{name}.yaml doesn't begin with a line of comment"
-            assert f"{name} " in text and option.comment in text
+            assert f"{name} " in of_sweeps and option.comment in of_sweeps
+            assert of_search(group) or (f"{name} " in text and option.comment in text)
     assert "My idea" in text and "seed=0" in text and "train.steps=" in text
+    assert "memory.limit=" in of_sweeps and "memory.limit=" not in text
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]], ids=" ".join)

@@ -12,8 +12,8 @@ from minllm.data.batches import Batch
 from minllm.errors import UserError
 from minllm.model.parameter import Linear, initialise, normal, parameter
 from minllm.objective.cross_entropy import IGNORED
-from minllm.training import checkpoints, machine
-from minllm.training.budget import Budget
+from minllm.training import checkpoints, machine, memory
+from minllm.training.budget import ENDLESS, Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.loggers import Silent
 from minllm.training.loop import Run, compile_loss, fit, whole_batch_gradient
@@ -127,6 +127,37 @@ def figures(path):
 def gradient(run):
     loss = whole_batch_gradient(run, run.objective.loss)
     return loss, [param.grad.clone() for param in run.model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "changed, steps",
+    [({"evals": 4}, [2, 4, 6, 8]), ({"evals": 3}, [3, 6, 8]), ({"evals": 2, "eval_every": 3}, [3, 4, 6, 8])],
+    ids=str,
+)
+def test_evaluations_can_be_spread_evenly_over_a_run(tmp_path, changed, steps):
+    fit(make_run(tmp_path, **{"eval_every": 0, **changed}))
+    assert [event["step"] for event in figures(tmp_path) if "val_loss" in event] == steps
+
+
+def test_a_run_whose_length_is_not_known_yet_is_not_divided():
+    budget = Budget(steps=None, seconds=60.0, total_steps=ENDLESS)
+    budget.advance(1, 0.1, 0.1)
+    assert budget.passed(10) == 0 and budget.passed(None) == 0
+
+
+def test_running_out_of_memory_is_known_by_what_an_error_came_from():
+    def chain(first: BaseException) -> BaseException:
+        try:
+            try:
+                raise first
+            except BaseException as error:
+                raise RuntimeError("a step failed") from error
+        except RuntimeError as error:
+            return error
+
+    assert memory.ran_out(chain(MemoryError())) and memory.ran_out(chain(torch.OutOfMemoryError()))
+    assert memory.ran_out(chain(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")))
+    assert not memory.ran_out(chain(ValueError("no")))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5])

@@ -40,6 +40,8 @@ GROUPS = [
     "logger",
     "experiment",
     "task",
+    "search",
+    "sweep/pruner",
 ]
 
 

@@ -28,7 +28,7 @@ def hold_to(limit_bytes: int, threads: int) -> None:
     """
     torch.set_num_threads(threads)
     # threads start now: a limit that is hit while OpenMP starts its own ends the process, and can't be caught
-    torch.ones(1 << 16).mul(2.0).sum()
+    torch.ones(threads << 16).mul(2.0).sum()
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total))

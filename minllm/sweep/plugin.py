@@ -63,11 +63,9 @@ def leads(word: str) -> bool:
 
 def job(cfg: DictConfig) -> None:
     """What a launcher of Hydra's runs, on the machine that it has chosen: a trial, as the search has assigned it."""
-    now = HydraConfig.get()
-    if now.mode is None or now.mode.name != "MULTIRUN":
-        raise UserError("sweep.py searches; run.py runs once. Leave out hydra.mode.")
     from minllm.sweep.trial import perform
 
+    now = HydraConfig.get()
     perform(Path(now.sweep.dir), now.job.num, cfg.sweep.storage)
 
 
@@ -81,6 +79,9 @@ class PruningSweeper(Sweeper):
     """
 
     def __init__(self, sampler: DictConfig, n_trials: int, n_jobs: int):
+        for name, number in (("n_trials", n_trials), ("n_jobs", n_jobs)):
+            if number < 1:
+                raise UserError(f"hydra.sweeper.{name} must be a whole number of 1 or more, not {number}.")
         self.sampler, self.n_trials, self.n_jobs = sampler, n_trials, n_jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

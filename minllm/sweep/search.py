@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.config import build
-from minllm.errors import UserError
+from minllm.data.batches import check_data, open_data
 from minllm.explain import is_full
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
@@ -63,8 +63,6 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = sweeper.config
-    if sweeper.n_trials < 1 or sweeper.n_jobs < 1:
-        raise UserError("hydra.sweeper.n_trials and hydra.sweeper.n_jobs must be whole numbers of 1 or more.")
     for section in OWN_SECTIONS:
         check_node(config[section], section, allowed_packages(config))
     settings: Settings = build(config.sweep)
@@ -79,6 +77,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         config.hydra.sweep.dir = str(config.hydra.sweep.dir)
     refuse_hopeless(question.space, sampler)
     folder = Path(config.hydra.sweep.dir)
+    encode_corpus(question)
     pruner = settings.pruner()
     try:
         # before there is a folder, in case that a database can't be used
@@ -92,6 +91,18 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         if not is_full(error):
             raise
         raise no_room(folder) from error
+
+
+def encode_corpus(question: Question) -> None:
+    """Encode the corpus if all trials have the same, and refuse what is wrong with it, before any trial does."""
+    if any(
+        name.split("/")[0].split(".")[0] in ("data", "tokenizer") for name in question.space.distributions
+    ):
+        return
+    cfg = question.space.base
+    source, tokenizer = build(cfg.data), build(cfg.tokenizer)
+    check_data(source, tokenizer)
+    open_data(source, tokenizer)
 
 
 class Search:

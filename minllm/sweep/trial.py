@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
 from minllm.config import build
-from minllm.errors import first_line
+from minllm.errors import UserError, first_line
 from minllm.explain import is_full
 from minllm.sweep import limits, outcome
 from minllm.sweep.outcome import OUTPUT, Outcome
@@ -35,6 +35,9 @@ from minllm.training.loop import Diverged, Run
 from minllm.training.rundir import to_json, write_text
 
 MIB = 1 << 20
+
+START_NOISE = 1.05
+"""How far above a run's first loss an evaluation may be: the one is of a batch, the other of the validation set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +106,10 @@ def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcom
         limits.lift()  # what is left to do needs some memory too
         if is_full(error):
             raise
-        if not isinstance(error, (optuna.TrialPruned, DoesNotFit)):
+        if not isinstance(error, (optuna.TrialPruned, DoesNotFit, UserError)):
             traceback.print_exc()
         result = judged(error)
+        print(result.text, flush=True)
     figures["seconds"] = round(time.perf_counter() - began, 3)
     return Outcome(result.state, result.value, result.reason, result.text, figures)
 
@@ -175,6 +179,8 @@ def judged(error: BaseException) -> Outcome:
         return Outcome("pruned", reason="diverged", text=str(error))
     if memory.ran_out(error):
         return Outcome("pruned", reason="memory", text=first_line(error) + ".")
+    if isinstance(error, UserError):
+        return Outcome("failed", reason="crash", text=str(error))
     return Outcome("failed", reason="crash", text=f"{type(error).__name__}: {first_line(error)}.")
 
 
@@ -212,7 +218,7 @@ class Judge(Logger):
             self._judge(event)
 
     def _judge(self, event: dict[str, Any]) -> None:
-        if not event["val_loss"] <= self.start_loss:
+        if not event["val_loss"] <= START_NOISE * self.start_loss:
             raise Diverged(
                 f"The loss is {event['val_loss']:.3f} at step {event['step']}, above the {self.start_loss:.3f} that it"
                 " began with."
