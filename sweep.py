@@ -23,7 +23,9 @@ def main(words: Sequence[str]) -> int:
 def compose_and_search(folders: Sequence[str]) -> int:
     """Let Hydra compose the search, and lead it."""
     if any(word.startswith("hydra.mode=") or word in ("--run", "-r") for word in sys.argv[1:]):
-        raise UserError("sweep.py searches, and run.py runs once: leave out hydra.mode and --run, or type run.py.")
+        raise UserError(
+            "sweep.py searches, and run.py runs once: leave out hydra.mode and --run, or type run.py."
+        )
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print at length; we say it shortly
     import hydra
     from omegaconf import OmegaConf

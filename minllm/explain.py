@@ -27,6 +27,9 @@ DISK_TROUBLE = {
 }
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextlib.contextmanager
 def explained(folders: Sequence[str] = ()) -> Iterator[None]:
     """Raise what goes wrong inside, while a configuration is composed, as a `UserError`.
@@ -60,9 +63,18 @@ def disk_error(error: BaseException) -> UserError | None:
 
 def disk_sentence(error: OSError) -> str:
     where = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return f"The disk is full{where}. Make room, or write elsewhere with hydra.run.dir=<folder>."
     return f"Can't write{where}: {error.strerror}. Choose another place with hydra.run.dir=<folder>."
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Say whether `error`, or one that it came from, means that there's no room left on the disk."""
+    if error is None:
+        return False
+    return (isinstance(error, OSError) and error.errno in FULL) or is_full(
+        error.__cause__ or error.__context__
+    )
 
 
 def composition_sentence(error: Exception, folders: Sequence[str]) -> str:

@@ -49,9 +49,12 @@ def write(outcome: Outcome, run_dir: Path, attempt: str) -> None:
 
 
 def read(run_dir: Path, attempt: str) -> Outcome | None:
-    """Return what a trial's process wrote at its end; None if it didn't come to that in this attempt."""
+    """Return what a trial's process wrote at its end; None if it didn't come to that in this attempt.
+
+    A file that isn't ours to read, or that something else has written to, is none: the trial then counts as crashed.
+    """
     try:
         left = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return Outcome(**left) if left.pop("attempt") == attempt else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return Outcome(**left) if left.pop("attempt") == attempt else None

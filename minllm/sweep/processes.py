@@ -10,6 +10,7 @@ search is gone, however that went.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -20,6 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 NO_ROOM = 74  # EX_IOERR of sysexits.h: the disk is full, and a trial could leave no outcome
+PATIENCE_SECONDS = 10.0  # for a server to end its trials and itself
 
 
 class ProcessDied(Exception):
@@ -33,6 +35,10 @@ class ProcessDied(Exception):
     def __init__(self, status: int, killed_for_memory: bool = False, timed_out: bool = False):
         super().__init__(status, killed_for_memory, timed_out)
         self.status, self.killed_for_memory, self.timed_out = status, killed_for_memory, timed_out
+
+
+class ServerDied(Exception):
+    """The process that trials are forked from is gone, and its trials with it: nothing can be said of them."""
 
 
 class Server:
@@ -51,6 +57,7 @@ class Server:
         for slot in range(slots):
             self.free_slots.put(slot)
         self.ends: dict[int, Future[ProcessDied | None]] = {}
+        self.has_died = False
         self.writing = threading.Lock()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "minllm.sweep.server"],
@@ -68,13 +75,19 @@ class Server:
 
         Raises:
             ProcessDied: it left no outcome.
+            ServerDied: it may not even have begun.
         """
         slot = self.free_slots.get()
-        end = self.ends[number] = Future()
+        end: Future[ProcessDied | None] = Future()
         try:
             with self.writing:
-                self.process.stdin.write(json.dumps({**self.order, "number": number, "slot": slot}) + "\n")
-                self.process.stdin.flush()
+                if self.has_died:
+                    raise ServerDied
+                self.ends[number] = end
+                order = json.dumps({**self.order, "number": number, "slot": slot})
+                with contextlib.suppress(BrokenPipeError):  # which whoever listens notices too
+                    self.process.stdin.write(order + "\n")
+                    self.process.stdin.flush()
             died = end.result()
         finally:
             self.free_slots.put(slot)
@@ -83,13 +96,21 @@ class Server:
 
     def close(self) -> None:
         """End all trials that run, and the server."""
-        self.process.stdin.close()
-        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.terminate()  # which it heeds while it imports, and has no trials
+        try:
+            self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:  # somebody has stopped it; its trials die with it
+            self.process.kill()
+            self.process.wait()
 
     def _listen(self) -> None:
         for line in self.process.stdout:
             answer = json.loads(line)
             end = self.ends.pop(answer.pop("number"))
             end.set_result(ProcessDied(**answer) if answer["status"] else None)
-        for end in self.ends.values():  # the server is gone, and its trials with it
-            end.set_result(ProcessDied(status=1))
+        with self.writing:
+            self.has_died = True
+        for end in self.ends.values():
+            end.set_exception(ServerDied())

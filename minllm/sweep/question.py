@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,6 +40,11 @@ class Question:
         plan: Plan = build(master.search)
         plan = replace(plan, fixed={**master.sweep.trial, **plan.fixed})
         self.typed = list(typed)
+        sources = master.hydra.runtime.config_sources
+        self.flags = [
+            f"--config-dir={os.path.relpath(one.path)}" for one in sources if one.provider == "command-line"
+        ]
+        """Without which nothing of an idea's own can be chosen."""
         self.space = Space(plan, typed, self.settled, context.config_loader)
         if not self.space.distributions:
             raise UserError(
@@ -71,7 +77,7 @@ class Question:
 
     def shown_words(self) -> list[str]:
         """Return the command line's words, without what is secret in them."""
-        words = [*self.typed, *self.master.hydra.overrides.hydra]
+        words = [*self.flags, *self.typed, *self.master.hydra.overrides.hydra]
         return ["sweep.storage=<database>" if word.startswith("sweep.storage") else word for word in words]
 
     def composed(self, words: Sequence[str]) -> DictConfig:

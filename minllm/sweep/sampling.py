@@ -35,6 +35,21 @@ def make_sampler(chosen: Any, space: Space, refusal: Refusal) -> BaseSampler:
     return Buildable(chosen, space, refusal)
 
 
+def refuse_hopeless(space: Space, sampler: Buildable | Grid) -> None:
+    """Raise UserError where nothing in the space can be built, as far as drawing at random tells."""
+    study = optuna.create_study()  # in memory
+    if isinstance(sampler, Grid):
+        if sampler.next(study) is None:
+            last = sampler.combinations[-1:]
+            why = [f" The last was refused with: {sampler.refusal(one)}" for one in last]
+            raise UserError(
+                f"None of the combinations can be built, so there's nothing to search.{''.join(why)}"
+            )
+        return
+    study.sampler = Buildable(optuna.samplers.RandomSampler(seed=0), space, sampler.refusal)
+    ask(study, space)
+
+
 def ask(study: Study, space: Space) -> tuple[Trial, dict[str, Any]]:
     """Return the next trial and its values: a new one, or one that was put back."""
     trial = study.ask()

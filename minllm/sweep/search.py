@@ -27,17 +27,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from minllm.config import build
 from minllm.data.batches import check_data, open_data
+from minllm.explain import is_full
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
 from minllm.sweep.question import Question, fingerprint, resolved
 from minllm.sweep.report import conclusion, write_report
-from minllm.sweep.sampling import Grid, ask, make_sampler
+from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
 from minllm.sweep.store import alone, open_study, put_back
 from minllm.sweep.table import Table
 from minllm.sweep.trial import Assignment
-from minllm.sweep.verdict import Verdicts, without_outcome
+from minllm.sweep.verdict import Verdicts, no_room, without_outcome
 from minllm.validation import allowed_packages, check_node
 
 if TYPE_CHECKING:
@@ -74,12 +75,22 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         return
     with read_write(config.hydra):  # no other machine need know how the name came about
         config.hydra.sweep.dir = str(config.hydra.sweep.dir)
+    refuse_hopeless(question.space, sampler)
     folder = Path(config.hydra.sweep.dir)
     encode_corpus(question)
-    with alone(folder):
-        study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner())
-        question.refuse_another(study)
-        Search(sweeper, settings, memory, question, study, folder).run()
+    pruner = settings.pruner()
+    try:
+        # before there is a folder, in case that a database can't be used
+        study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=pruner)
+        with alone(folder):
+            question.refuse_another(study)
+            if study.get_trials(deepcopy=False):
+                sampler.reseed_rng()  # the first draws of its seed have been tried
+            Search(sweeper, settings, memory, question, study, folder).run()
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise no_room(folder) from error
 
 
 def encode_corpus(question: Question) -> None:
@@ -129,6 +140,10 @@ class Search:
             self.recover()
             with self.table:
                 self.table.update(self.trials())
+                if not self.more():
+                    print(
+                        "There's nothing left to try: hydra.sweeper.n_trials=<more> goes on with the study."
+                    )
                 self.loop()
         finally:
             if isinstance(self.launcher, Processes):
@@ -173,7 +188,7 @@ class Search:
         """Have a trial run, unless one that asks the same has run already, or does."""
         words, cfg = self.first_that_fits(values)
         identity = fingerprint(cfg)
-        trial.set_user_attr("overrides", [word for word in words if not leads(word)])
+        trial.set_user_attr("overrides", [*self.question.flags, *(word for word in words if not leads(word))])
         trial.set_user_attr("fingerprint", identity)
         twin = self.twin_of(trial, identity)
         if twin is None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minllm.explain import disk_error
+from minllm.explain import is_full
 from minllm.sweep.processes import NO_ROOM
 
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
@@ -42,6 +42,7 @@ def main() -> None:
     """Serve until the search closes our standard input, or is gone."""
     orders, answers = take_over_standard_streams()
     imported = import_everything()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until now there was nothing to end but ourselves
     wake, woken = os.pipe()
     for pipe in (wake, woken):
         os.set_blocking(pipe, False)
@@ -123,6 +124,7 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
         die_with_the_server()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for end in close:
             os.close(end)
         if imported.gpus:
@@ -130,10 +132,12 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
         imported.perform(Path(order["folder"]), order["number"], order["storage"])
         status = 0
     except BaseException as error:
-        status = NO_ROOM if disk_error(error) else 1
-        traceback.print_exc()
+        status = NO_ROOM if is_full(error) else 1
+        if status != NO_ROOM:
+            traceback.print_exc()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        with contextlib.suppress(OSError):  # on a full disk
+            sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)
 
 

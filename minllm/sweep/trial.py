@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from minllm.config import build
 from minllm.errors import UserError, first_line
-from minllm.explain import disk_error
+from minllm.explain import is_full
 from minllm.sweep import limits, outcome
 from minllm.sweep.outcome import OUTPUT, Outcome
 from minllm.sweep.prediction import predicted_peak
@@ -102,9 +102,9 @@ def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcom
     try:
         value = trained(assignment, cfg, folder, storage, figures)
         result = Outcome("complete", value)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code that is searched may well exit, and SIGTERM makes it
         limits.lift()  # what is left to do needs some memory too
-        if disk_error(error):
+        if is_full(error):
             raise
         if not isinstance(error, (optuna.TrialPruned, DoesNotFit, UserError)):
             traceback.print_exc()
@@ -169,7 +169,7 @@ def rows_that_fit(cfg: DictConfig, assignment: Assignment, figures: dict[str, An
     return rows
 
 
-def judged(error: Exception) -> Outcome:
+def judged(error: BaseException) -> Outcome:
     """Say what an error means for the search."""
     if isinstance(error, optuna.TrialPruned):
         return Outcome("pruned", reason="pruner", text=str(error))
@@ -251,7 +251,8 @@ def printing_to(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the disk is full, which whatever is raised already says
+            sys.stdout.flush(), sys.stderr.flush()
         for number, kept in enumerate(before, 1):
             os.dup2(kept, number)
             os.close(kept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import shutil
 import signal
@@ -17,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from minllm.errors import UserError, first_line
 from minllm.sweep.outcome import OUTPUT, Outcome
 from minllm.sweep.plugin import TooManyFailures
-from minllm.sweep.processes import NO_ROOM, ProcessDied
+from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
 from minllm.sweep.report import best_of
 from minllm.sweep.settings import Settings
 from minllm.sweep.table import Table
@@ -125,22 +127,26 @@ def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
     """Say what became of a trial whose process left no outcome.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or no trial can run any more.
     """
     try:
-        # raises what the launcher has to say
-        return crashed(f"Its process left no outcome, and returned {future.result().return_value!r}", run_dir)
+        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints a line of its own before it raises
+            future.result().return_value  # noqa: B018
+        return crashed("Its process ended as if all were well, and left no outcome", run_dir)
     except ProcessDied as death:
         return outcome_of(death, run_dir)
+    except ServerDied:
+        raise UserError(
+            "The process that trials are started from has ended, as if somebody had killed it. Type the same command"
+            " again: the search goes on."
+        ) from None
     except Exception as error:
         return crashed(f"{type(error).__name__}: {first_line(error)}", run_dir)
 
 
 def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
     if death.status == NO_ROOM:
-        raise UserError(
-            f"The disk is full at {run_dir}. Make room and type the same command again: the search goes on."
-        )
+        raise no_room(run_dir)
     if death.timed_out:
         return Outcome("pruned", reason="time", text="It took longer than sweep.trial_minutes.")
     if death.killed_for_memory:
@@ -151,6 +157,12 @@ def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
         return Outcome("pruned", reason="memory", text="Memory ran out where that can't be caught.")
     how = f"exit code {death.status}" if death.status > 0 else signal.Signals(-death.status).name
     return crashed(f"Its process ended with {how}", run_dir)
+
+
+def no_room(folder: Path) -> UserError:
+    return UserError(
+        f"The disk is full at {folder}. Make room and type the same command again: the search goes on."
+    )
 
 
 def crashed(text: str, run_dir: Path) -> Outcome:

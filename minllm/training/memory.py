@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import platform
 import sys
@@ -15,7 +16,14 @@ from minllm.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 GIGABYTE = 1 << 30
-OUT_OF_MEMORY = ("can't allocate memory", "could not create a memory object", "std::bad_alloc")
+OUT_OF_MEMORY = {
+    # torch's CPU allocator and oneDNN have no exception of their own
+    RuntimeError: ("can't allocate memory", "could not create a memory object", "std::bad_alloc"),
+    # of a library that is loaded late
+    ImportError: ("Cannot allocate memory",),
+    # Python loses a MemoryError that there's no memory for
+    SystemError: ("without setting an exception", "without exception set"),
+}
 
 
 class OutOfMemory(UserError):
@@ -74,9 +82,11 @@ def ran_out(error: BaseException | None) -> bool:
         return False
     if isinstance(error, (MemoryError, torch.OutOfMemoryError, OutOfMemory)):
         return True
-    # torch's CPU allocator and oneDNN have no exception of their own
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
+    for kind, phrases in OUT_OF_MEMORY.items():
+        if isinstance(error, kind) and any(words in str(error) for words in phrases):
+            return True
     return ran_out(error.__cause__ or (None if error.__suppress_context__ else error.__context__))
 
 

@@ -1,0 +1,353 @@
+"""Trials that fail in every way, each in a process of its own: what the study is told, and what a person is."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+import sweep as door
+from minllm.errors import UserError
+from minllm.sweep import outcome, processes, server
+from minllm.sweep.outcome import Outcome
+from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
+from minllm.sweep.trial import judged
+from minllm.sweep.verdict import outcome_of, without_outcome
+from tests.searches import PATIENCE, SMALL, Workplace, by_fault, one_sentence
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is held to a limit on Linux alone")
+
+ENDS = {  # fault: the study's state of the trial, its reason, and what its text says
+    "large_batch": ("COMPLETE", None, ""),
+    "leaves_a_process": ("COMPLETE", None, ""),
+    "slow": ("PRUNED", "pruner", "fell behind other trials'"),
+    "large_row": ("PRUNED", "memory", "with a single row at a time"),
+    "allocates": ("PRUNED", "memory", "can't allocate memory"),
+    "chained": ("PRUNED", "memory", "an idea that didn't work out"),
+    "bad_alloc": ("PRUNED", "memory", "where that can't be caught"),
+    "not_a_number": ("PRUNED", "diverged", "The loss is nan at step 2"),
+    "diverges": ("PRUNED", "diverged", "above the 5."),
+    "kills_itself": ("FAIL", "crash", "ended with SIGKILL. See "),
+    "segfaults": ("FAIL", "crash", "ended with SIGSEGV. See "),
+    "bug": ("FAIL", "crash", "ValueError: a bug of step 2"),
+    "exits": ("FAIL", "crash", "SystemExit: 3"),
+    "vanishes": ("FAIL", "crash", "left no outcome. See "),
+    "scribbles": ("FAIL", "crash", "left no outcome. See "),
+    "removes_its_folder": ("FAIL", "crash", "ended with exit code 1. See "),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A search in which each fault has one trial, after it has ended."""
+    place = Workplace(tmp_path_factory.mktemp("faulty"))
+    done = place.search(
+        f"optim.fault=choice({','.join(ENDS)})",
+        "hydra/sweeper/sampler=grid",
+        "memory.limit=900MiB",
+        "train.steps=5",
+        "train.evals=5",
+        "sweep.max_failures=50",
+        "sweep.pruner.n_startup_trials=2",
+        "sweep.pruner.n_warmup_evals=2",
+    )
+    yield SimpleNamespace(place=place, done=done, trials=by_fault(place.trials()))
+    place.end_all()
+
+
+def output_of(place: Workplace, trial: FrozenTrial) -> str:
+    return (place.folder / trial.user_attrs["run"] / "output.txt").read_text(errors="replace")
+
+
+# a search with sixteen trials, which all tests of `faulty` share
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ENDS)
+def test_what_becomes_of_a_trial(faulty: SimpleNamespace, fault: str):
+    assert faulty.done.returncode == 0, faulty.done.stderr
+    trial, (state, reason, text) = faulty.trials[fault], ENDS[fault]
+    assert (trial.state.name, trial.user_attrs.get("reason")) == (state, reason)
+    assert text in trial.user_attrs.get("text", "")
+    if "See " in text and fault != "removes_its_folder":
+        assert (faulty.place.folder / trial.user_attrs["text"].split("See ")[1].rstrip(".")).is_file()
+
+
+@linux
+@pytest.mark.slow  # shares that search
+def test_fewer_rows_at_a_time_where_all_do_not_fit(faulty: SimpleNamespace):
+    known = faulty.trials["large_batch"].user_attrs
+    assert known["micro_batch_size_asked"] == 4 and known["micro_batch_size"] == 2
+    assert "train.batch_size=4" in known["overrides"] and "train.micro_batch_size=2" in known["overrides"]
+    assert "Memory ran out with 4 rows at a time" in output_of(faulty.place, faulty.trials["large_batch"])
+    same = faulty.trials["leaves_a_process"]
+    assert faulty.trials["large_batch"].value == pytest.approx(same.value, rel=1e-5), "it's the same batch"
+
+
+@linux
+@pytest.mark.slow  # shares that search
+def test_what_a_trial_printed_is_in_its_folder_and_not_on_the_terminal(faulty: SimpleNamespace):
+    for fault, said in (("bug", "ValueError: a bug"), ("exits", "SystemExit: 3"), ("bad_alloc", "bad_alloc")):
+        assert said in output_of(faulty.place, faulty.trials[fault])
+        assert "a bug of step 2 with" not in faulty.done.stderr
+    assert "Traceback" in output_of(faulty.place, faulty.trials["bug"])
+    assert (
+        faulty.done.stdout.count("\n[") + 1 >= len(ENDS) and "Error executing job" not in faulty.done.stderr
+    )
+
+
+@linux
+@pytest.mark.slow  # shares that search
+def test_what_a_trial_has_started_ends_with_it(faulty: SimpleNamespace):
+    assert faulty.place.nobody_is_left()
+
+
+@pytest.mark.slow  # its trials hang for half a minute, and meanwhile others run
+def test_trials_that_hang_are_ended_while_others_go_on(tmp_path: Path):
+    place = Workplace(tmp_path)
+    faults = ["hangs", "ignores", "stops", "none", "bug"]
+    done = place.search(
+        f"optim.fault=choice({','.join(faults)})",
+        "hydra/sweeper/sampler=grid",
+        "hydra.sweeper.n_jobs=4",
+        "sweep.trial_minutes=0.5",
+    )
+    assert done.returncode == 0, done.stderr
+    trials = by_fault(place.trials())
+    for fault in ("hangs", "ignores", "stops"):
+        assert trials[fault].state == TrialState.PRUNED and trials[fault].user_attrs["reason"] == "time"
+    hung = trials["hangs"]
+    for fault in faults[:4]:
+        assert trials[fault].datetime_start < trials["none"].datetime_complete, "four at once"
+    assert trials["none"].datetime_complete <= trials["bug"].datetime_start < hung.datetime_complete
+    assert place.nobody_is_left()
+
+
+@pytest.mark.slow  # a search of its own
+def test_a_search_stops_when_trials_crash_one_after_the_other(tmp_path: Path):
+    place = Workplace(tmp_path)
+    done = place.search(
+        "optim.fault=bug", "optim.at=choice(2,3,4)", "hydra/sweeper/sampler=grid", "sweep.max_failures=2"
+    )
+    assert done.returncode == 1
+    assert [trial.state.name for trial in place.trials()] == ["FAIL", "FAIL"]
+    assert "2 trials in a row" in done.stderr and "The first, trial 0" in done.stderr
+    assert "ValueError: a bug of step 2" in done.stderr and "a bug of step 3" not in done.stderr
+    assert done.stderr.count("Traceback") == 1 and place.nobody_is_left()
+
+
+# ---- a full disk ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("making a small disk takes the right to mount one")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@linux
+@pytest.mark.slow  # three searches
+def test_a_full_disk_costs_a_sentence_and_no_trial(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk, "8m"):
+        place = Workplace(disk)
+        filler = disk / "filler"
+        words = ["optim.at=choice(1,2,3,4,5,6)", "hydra/sweeper/sampler=grid", "sweep.keep_checkpoints=all"]
+        for room in (60 << 10, 600 << 10):  # too little for the tokens of the corpus, and for six checkpoints
+            filler.unlink(missing_ok=True)
+            filler.write_bytes(bytes(shutil.disk_usage(disk).free - room))
+            done = place.search(*words)
+            assert done.returncode == 2 and one_sentence(done.stderr), done.stderr
+            assert "Make room" in done.stderr and place.nobody_is_left()
+            before = place.trials()
+            assert len(before) < 6 and all(trial.state == TrialState.COMPLETE for trial in before[:-1])
+            assert all(trial.state in (TrialState.WAITING, TrialState.RUNNING) for trial in before[-1:])
+        assert before
+        filler.unlink()
+        done = place.search(*words)
+        assert done.returncode == 0, done.stderr
+        trials = place.trials()
+        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
+        assert [trial.params for trial in trials[: len(before) - 1]] == [
+            trial.params for trial in before[:-1]
+        ]
+        assert sorted(place.finishes()) == list(range(6))
+
+
+@linux
+def test_a_disk_without_room_for_a_last_word_is_still_said_to_be_full(tmp_path: Path):
+    """Of a child that has printed more than there's room for, so that flushing fails too."""
+
+    def perform(*_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        sys.stdout.write("never to be read")
+        raise OSError(28, "No space left on device")
+
+    pid = os.fork()
+    if pid == 0:
+        sys.stdout = sys.stderr = open(tmp_path / "out", "w")  # noqa: SIM115
+        imported = server.Imported(perform, lambda: 0, [])
+        server.run_trial({"folder": ".", "number": 0, "storage": None}, imported, ())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == NO_ROOM
+
+
+# ---- what a process's end means -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "timed_out", "kills", "state", "reason"),
+    [
+        (-signal.SIGKILL, False, 4, "pruned", "killed"),
+        (-signal.SIGKILL, False, 3, "failed", "crash"),
+        (-signal.SIGKILL, True, 4, "pruned", "time"),
+        (-signal.SIGSEGV, False, 4, "failed", "crash"),
+        (1, False, 4, "failed", "crash"),
+    ],
+)
+def test_a_kill_is_for_memory_if_the_kernel_has_counted_one(
+    tmp_path: Path, status: int, timed_out: bool, kills: int, state: str, reason: str
+):
+    child = server.Child(number=7, pid=1, kills_before=3, deadline=0.0, timed_out=timed_out)
+    answer = server.answer(child, status, kills)
+    assert answer.pop("number") == 7
+    end = outcome_of(ProcessDied(**answer), tmp_path)
+    assert (end.state, end.reason) == (state, reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
+        (ImportError("libx.so: failed to map segment from shared object: Cannot allocate memory"), "memory"),
+        (SystemError("error return without exception set"), "memory"),
+        (RuntimeError("std::bad_alloc"), "memory"),
+        (ImportError("No module named 'x'"), "crash"),
+        (SystemError("bad argument to internal function"), "crash"),
+        (OSError(errno.EMFILE, "Too many open files"), "crash"),
+    ],
+    ids=repr,
+)
+def test_memory_runs_out_in_many_words(error: Exception, reason: str):
+    assert judged(error).reason == reason
+
+
+def test_what_is_not_a_trials_fault_ends_the_search(tmp_path: Path):
+    for error, expected in ((ProcessDied(NO_ROOM), "disk is full"), (ServerDied(), "search goes on")):
+        future: Future = Future()
+        future.set_exception(error)
+        with pytest.raises(UserError, match=expected):
+            without_outcome(future, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"attempt": "a"}', '{"attempt": "a", "x": 1}']
+)
+def test_a_damaged_outcome_is_none(tmp_path: Path, text: str):
+    (tmp_path / outcome.FILE).write_text(text)
+    assert outcome.read(tmp_path, "a") is None
+
+
+def test_an_outcome_is_its_attempts_alone(tmp_path: Path):
+    outcome.write(Outcome("complete", 1.5), tmp_path, "a")
+    assert outcome.read(tmp_path, "a") == Outcome("complete", 1.5)
+    assert outcome.read(tmp_path, "b") is None and outcome.read(tmp_path / "none", "a") is None
+
+
+# ---- the process that trials are forked from ------------------------------------------------------
+
+
+def test_a_server_that_is_killed_keeps_nobody_waiting(tmp_path: Path):
+    started = processes.Server(tmp_path, None, None, slots=2)
+    with ThreadPoolExecutor(2) as pool:
+        before = [pool.submit(started.run, number) for number in range(2)]
+        started.process.kill()
+        for future in before:
+            assert isinstance(future.exception(PATIENCE), ServerDied)
+        assert isinstance(pool.submit(started.run, 2).exception(PATIENCE), ServerDied)
+    started.close()
+
+
+def test_a_server_that_somebody_has_stopped_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.2)
+    started = processes.Server(tmp_path, None, None, slots=1)
+    started.process.send_signal(signal.SIGSTOP)
+    started.close()
+    assert started.process.returncode < 0
+
+
+# ---- what is refused before anything runs ---------------------------------------------------------
+
+
+@pytest.fixture
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable]:
+    """Call the door in this process: `go("search=size")` gives (exit code, stdout, stderr)."""
+    Workplace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    handlers = logging.getLogger().handlers[:]
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *SMALL, *words])
+        return door.main([*SMALL, *words]), *capfd.readouterr()
+
+    yield call
+    sys.modules.pop("faulty", None)
+    logging.getLogger().handlers[:] = handlers  # Hydra's write to a stream that this test is about to close
+
+
+LR = "optim.lr=choice(0.1,0.2)"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["search=sise"], "There is no search=sise.* Did you mean 'size'"),
+        ([LR, "sweep.metrik=x"], "'metrik'.* Did you mean '(sweep.)?metric'"),
+        ([LR, "sweep.metric=loss"], "sweep.metric.*val_loss"),
+        ([LR, "hydra.sweeper.n_trails=3"], "n_trails.* Did you mean 'n_trials'"),
+        ([LR, "hydra.sweeper.n_trials=few"], "n_trials"),
+        ([LR, "hydra.sweeper.n_trials=-1"], "n_trials"),
+        ([LR, "hydra.sweeper.n_jobs=0"], "n_jobs"),
+        ([LR, "memory.limit=lots"], "memory.limit=lots is no size"),
+        ([LR, "task=generate"], "trains new models: leave out task="),
+        ([LR, "sweep/pruner=medain"], "Did you mean 'median'"),
+        ([LR, "sweep.storage=postgresql://nowhere.invalid/x"], "nowhere.invalid|driver"),
+        ([LR, "sweep.storage=nonsense"], "no database's URL"),
+        ([LR, "optim.fualt=bug"], "'fualt'.* Did you mean '(optim.)?fault'"),
+        ([LR, "optim.at=0"], "optim.at"),
+        ([], "There's nothing to search"),
+        (["optim.lr=tag(log,interval(1e-2,1e-4))"], "Can't search optim.lr"),
+        (["optim.lr=choice(0.1"], "Can't read"),
+        (["optim.lr=interval(0.1,0.2)", "hydra/sweeper/sampler=grid"], "more values than a grid can hold"),
+        (["model.dim=choice(15,17)"], "None of 300 combinations"),
+        ([LR, "hydra.mode=RUN"], "leave out hydra.mode"),
+        (["model.dim=choice(15,17)", "hydra/sweeper/sampler=grid"], "None of the combinations"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_costs_one_sentence_and_leaves_nothing(go: Callable, words: list[str], expected: str):
+    code, out, err = go(*words)
+    assert code == 2 and out == "" and one_sentence(err), err
+    assert re.search(expected, err), err
+    assert not Path("outputs").exists()
