@@ -7,9 +7,10 @@ again within the same trial, so that they never become trials.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
@@ -23,6 +24,9 @@ from minllm.sweep.space import Space
 
 ATTEMPTS = 300
 """Draws for one trial after which a space counts as holding next to nothing that can be built."""
+
+OWN_GUESSES = 30
+"""Draws after which chance decides: a sampler that is sure of its best guess makes the same guess again."""
 
 Refusal = Callable[[dict[str, Any]], str | None]
 """Says why a combination can't be built; None if it can."""
@@ -69,8 +73,9 @@ class Buildable(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        for _ in range(ATTEMPTS):
-            values = self._draw(study, trial)
+        kept, chance = already_chosen(trial), optuna.samplers.RandomSampler(seed=trial.number)
+        for attempt in range(ATTEMPTS):
+            values = self._draw(study, trial, kept, self.inner if attempt < OWN_GUESSES else chance)
             why = self.refusal(values)
             if why is None:
                 return values
@@ -79,17 +84,16 @@ class Buildable(BaseSampler):
             f" The last was refused with: {why}"
         )
 
-    def _draw(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        kept = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        together = self.inner.sample_relative(
-            study, trial, self.inner.infer_relative_search_space(study, trial)
-        )
+    def _draw(
+        self, study: Study, trial: FrozenTrial, kept: dict[str, Any], sampler: BaseSampler
+    ) -> dict[str, Any]:
+        together = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+        known = {**together, **kept}
         values: dict[str, Any] = {}
         for name, kind in self.space.distributions.items():
             if self.space.asks_for(name, values):
-                known = kept if name in kept else together
                 values[name] = (
-                    known[name] if name in known else self.inner.sample_independent(study, trial, name, kind)
+                    known[name] if name in known else sampler.sample_independent(study, trial, name, kind)
                 )
         return values
 
@@ -127,28 +131,62 @@ class Grid(BaseSampler):
     is_blind_to_pruned = False
 
     def __init__(self, space: Space, refusal: Refusal, seed: int | None):
-        self.refusal = refusal
-        self.combinations = list(space.grid())
-        self.distributions = dict(space.distributions)
-        if seed is not None:
-            random.Random(seed).shuffle(self.combinations)
+        self.space, self.refusal, self.seed = space, refusal, seed
+        self.upcoming = self._in_order()
+        self.first: dict[str, Any] | None = next(self.upcoming, None)
+        self.tried: set[str] = set()
+        self.known = 0  # trials at the study's beginning that have ended, and are among those tried
 
     def next(self, study: Study) -> dict[str, Any] | None:
         """Return the combination to try now; None if all have been."""
-        tried = {_key(trial.params) for trial in study.get_trials(deepcopy=False)}
-        untried = (one for one in self.combinations if _key(one) not in tried)
-        return next((one for one in untried if self.refusal(one) is None), None)
+        tried = self._tried(study)
+        while self.first is not None and (_key(self.first) in tried or self.refusal(self.first) is not None):
+            self.first = next(self.upcoming, None)
+        return self.first
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self.distributions
+        return dict(self.space.distributions)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.next(study) or {}
+        kept = already_chosen(trial)
+        if not kept:
+            return self.next(study) or {}
+        tried = self._tried(study)  # cut off when only a part of it was on disk
+        fitting = (one for one in self._in_order() if kept.items() <= one.items())
+        return next((one for one in fitting if _key(one) not in tried and self.refusal(one) is None), kept)
 
     def sample_independent(self, study: Study, trial: FrozenTrial, name: str, kind: BaseDistribution) -> Any:
         raise RuntimeError(f"A grid has no value for {name}: ask `next` first whether anything is left.")
+
+    def _in_order(self) -> Iterator[dict[str, Any]]:
+        size = self.space.size()
+        places = range(size) if self.seed is None else shuffled(size, self.seed)
+        return map(self.space.combination, places)
+
+    def _tried(self, study: Study) -> set[str]:
+        """Return what was tried or waits for it; a long study's trials aren't all looked at each time."""
+        trials = study.get_trials(deepcopy=False)[self.known :]
+        for trial in itertools.takewhile(lambda one: one.state.is_finished(), trials):
+            self.tried.add(_key(trial.params))
+            self.known += 1
+        return self.tried | {_key(already_chosen(trial)) for trial in trials}
+
+
+def already_chosen(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the values of a trial that was put back, or was given some when it was enqueued."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
+def shuffled(size: int, seed: int) -> Iterator[int]:
+    """Return the numbers below `size` in an order of chance, of which only as many are held as were asked for."""
+    moved: dict[int, int] = {}
+    chance = random.Random(seed)
+    for place in range(size):
+        other = chance.randrange(place, size)
+        yield moved.get(other, other)
+        moved[other] = moved.pop(place, place)
 
 
 def _key(values: dict[str, Any]) -> str:
