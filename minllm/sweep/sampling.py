@@ -7,6 +7,7 @@ again within the same trial, so that they never become trials.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import json
 import random
@@ -25,8 +26,11 @@ from minllm.sweep.space import Space
 ATTEMPTS = 300
 """Draws for one trial after which a space counts as holding next to nothing that can be built."""
 
-OWN_GUESSES = 30
-"""Draws after which chance decides: a sampler that is sure of its best guess makes the same guess again."""
+OWN_GUESSES = 5
+"""Draws after which chance helps: a sampler that is sure of its best guess makes the same guess again."""
+
+NEEDS = {"GPSampler": ("scipy",), "QMCSampler": ("scipy",), "CmaEsSampler": ("cmaes",)}
+"""What Optuna imports for a sampler only when it's asked for the first values that aren't drawn by chance."""
 
 Refusal = Callable[[dict[str, Any]], str | None]
 """Says why a combination can't be built; None if it can."""
@@ -36,6 +40,11 @@ def make_sampler(chosen: Any, space: Space, refusal: Refusal) -> BaseSampler:
     """Return the sampler that was chosen (`hydra/sweeper/sampler`), held to what can be built."""
     if isinstance(chosen, functools.partial) and chosen.func is optuna.samplers.GridSampler:
         return Grid(space, refusal, chosen.keywords.get("seed"))
+    for package in NEEDS.get(type(chosen).__name__, ()):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"This hydra/sweeper/sampler needs the package {package}: pip install {package}, or take tpe."
+            )
     return Buildable(chosen, space, refusal)
 
 
@@ -66,6 +75,7 @@ class Buildable(BaseSampler):
 
     def __init__(self, inner: BaseSampler, space: Space, refusal: Refusal):
         self.inner, self.space, self.refusal = inner, space, refusal
+        self.chance, self.by_chance = random.Random(0), optuna.samplers.RandomSampler(seed=0)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return dict(self.space.distributions)
@@ -73,9 +83,13 @@ class Buildable(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        kept, chance = already_chosen(trial), optuna.samplers.RandomSampler(seed=trial.number)
+        kept = already_chosen(trial)
+        guess: dict[str, Any] = {}
         for attempt in range(ATTEMPTS):
-            values = self._draw(study, trial, kept, self.inner if attempt < OWN_GUESSES else chance)
+            if attempt < OWN_GUESSES:
+                values = guess = self._guess(study, trial, kept)
+            else:
+                values = self._near(guess, (attempt - OWN_GUESSES + 1) / 100, study, trial, kept)
             why = self.refusal(values)
             if why is None:
                 return values
@@ -84,11 +98,22 @@ class Buildable(BaseSampler):
             f" The last was refused with: {why}"
         )
 
-    def _draw(
-        self, study: Study, trial: FrozenTrial, kept: dict[str, Any], sampler: BaseSampler
+    def _guess(self, study: Study, trial: FrozenTrial, kept: dict[str, Any]) -> dict[str, Any]:
+        """Return what the other sampler proposes."""
+        search_space = self.inner.infer_relative_search_space(study, trial)
+        together = self.inner.sample_relative(study, trial, search_space)
+        return self._completed({**together, **kept}, self.inner, study, trial)
+
+    def _near(
+        self, guess: dict[str, Any], share: float, study: Study, trial: FrozenTrial, kept: dict[str, Any]
     ) -> dict[str, Any]:
-        together = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
-        known = {**together, **kept}
+        """Return a guess of which chance has drawn a share anew: all of it, in the end."""
+        unchanged = {name: value for name, value in guess.items() if self.chance.random() >= share}
+        return self._completed({**unchanged, **kept}, self.by_chance, study, trial)
+
+    def _completed(
+        self, known: dict[str, Any], sampler: BaseSampler, study: Study, trial: FrozenTrial
+    ) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, kind in self.space.distributions.items():
             if self.space.asks_for(name, values):
