@@ -32,7 +32,7 @@ def register() -> None:
         ("hydra/launcher", "processes", Processes, LauncherOptions),
     ):
         Plugins.instance().register(plugin)
-        ConfigStore.instance().store(group=group, name=name, node=node, provider="minllm")
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="minllm", replace=True)
 
 
 @dataclass

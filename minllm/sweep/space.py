@@ -292,7 +292,11 @@ def distribution(override: Override) -> BaseDistribution:
 
 def as_word(value: ParsedElementType) -> Any:
     """Return a number as it is, and anything else as what is typed for it: Optuna keeps nothing but plain values."""
-    return value if isinstance(value, (bool, int, float)) else Override._get_value_element_as_str(value)
+    if isinstance(value, (bool, int, float)):
+        return value
+    word = Override._get_value_element_as_str(value)
+    bare = word.replace("\\ ", " ")  # Hydra puts a backslash before each blank, which most do without
+    return bare if means_the_same(bare, word) else word
 
 
 def choices(kind: BaseDistribution) -> Sequence[Any]:
@@ -331,6 +335,13 @@ def is_plain(text: str) -> bool:
     """Whether Hydra reads a string from these characters, and from each place inside a list too."""
     try:
         return read(f"[{text}]") == [text]
+    except HydraException:
+        return False
+
+
+def means_the_same(one: str, other: str) -> bool:
+    try:
+        return read(one) == read(other)
     except HydraException:
         return False
 
