@@ -13,7 +13,7 @@ from minllm.errors import UserError
 from minllm.sweep.outcome import Outcome
 from minllm.sweep.question import fingerprint
 from minllm.sweep.sampling import ask
-from tests.searches import question, searched
+from tests.questions import question, searched
 
 SEARCHES = sorted(path.stem for path in Path(CONF, "search").glob("*.yaml") if path.stem != "none")
 
@@ -177,6 +177,14 @@ def test_the_next_size_is_tried_only_where_memory_ran_out_with_the_one_before(he
     assert sorted(word for word in said if word.startswith("train.batch_size")) == sorted(
         f"train.batch_size={size}" for size in tried * 2
     )
+
+
+def test_the_next_size_is_tried_where_the_kernel_ended_the_one_before(here):
+    def outcome(cfg) -> Outcome:
+        return complete(cfg) if cfg.train.batch_size < 16 else Outcome("pruned", reason="killed")
+
+    study, launched = searched(outcome, *GRID, "seed=0,1", FITS)
+    assert [cfg.train.batch_size for cfg in launched] == [16, 8, 16, 8]
 
 
 def test_a_size_that_is_typed_is_the_only_one(here):

@@ -25,7 +25,7 @@ from minllm.sweep.outcome import Outcome
 from minllm.sweep.sampling import ATTEMPTS, NEEDS, ask, make_sampler
 from minllm.sweep.store import open_study, put_back
 from minllm.sweep.verdict import Verdicts
-from tests.searches import space, study_of
+from tests.questions import space, study_of
 
 
 def installed(sampler: type) -> bool:

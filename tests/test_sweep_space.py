@@ -18,7 +18,7 @@ from minllm.sweep.dry_run import dry_run
 from minllm.sweep.sampling import Grid, ask, make_sampler, shuffled
 from minllm.sweep.space import choices, spelled
 from minllm.sweep.store import open_study, put_back
-from tests.searches import plan, question, space, study_of
+from tests.questions import plan, question, space, study_of
 
 # ---- words become parameters -----------------------------------------------------------------------
 

@@ -134,7 +134,8 @@ class Buildable(BaseSampler):
         self.inner.after_trial(study, trial, state, values)
 
     def reseed_rng(self) -> None:
-        self.inner.reseed_rng()
+        self.inner.reseed_rng(), self.by_chance.reseed_rng()
+        self.chance = random.Random()
 
     @property
     def is_blind_to_pruned(self) -> bool:

@@ -95,7 +95,7 @@ def searched(
 ) -> tuple[optuna.Study, list[DictConfig]]:
     """Search in the current folder as `python sweep.py <words>` would, and return the study and what was launched."""
     Plugins.instance().register(Instant)
-    node = {"_target_": "tests.searches.Instant"}
+    node = {"_target_": "tests.questions.Instant"}
     ConfigStore.instance().store(group="hydra/launcher", name="instant", node=node, replace=True)
     Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
     with composed(*words, "hydra/launcher=instant", "sweep.keep_checkpoints=all") as (master, context):
