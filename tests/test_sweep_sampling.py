@@ -96,6 +96,19 @@ def search_through(made, given, trials: int) -> None:
     assert len({values["model.attn.n_heads"] for values in (trial.params for trial in study.trials)}) >= 3
 
 
+@each(CmaEsSampler)
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_again_for_each_trial(made, given, capfd):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = study_of(made(seed=0), given)
+    for _ in range(8):
+        trial, values = ask(study, given)
+        trial.set_constraint("trained", 1.0)
+        study.tell(trial, loss(values))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    assert capfd.readouterr().err == ""
+
+
 class Stubborn(optuna.samplers.BaseSampler):
     """Is sure of its guess, whatever it's told."""
 

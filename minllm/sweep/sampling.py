@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import json
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,6 +76,9 @@ class Buildable(BaseSampler):
 
     def __init__(self, inner: BaseSampler, space: Space, refusal: Refusal):
         self.inner, self.space, self.refusal = inner, space, refusal
+        inner._warn_independent_sampling = (
+            False  # CMA-ES would say for each draw that it draws choices by chance
+        )
         self.chance, self.by_chance = random.Random(0), optuna.samplers.RandomSampler(seed=0)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -131,7 +135,11 @@ class Buildable(BaseSampler):
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: list[float] | None
     ) -> None:
-        self.inner.after_trial(study, trial, state, values)
+        with (
+            warnings.catch_warnings()
+        ):  # CMA-ES learns from the value, and needn't say that it does without the rest
+            warnings.filterwarnings("ignore", "Constraints have been set")
+            self.inner.after_trial(study, trial, state, values)
 
     def reseed_rng(self) -> None:
         self.inner.reseed_rng(), self.by_chance.reseed_rng()
