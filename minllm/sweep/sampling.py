@@ -76,9 +76,8 @@ class Buildable(BaseSampler):
 
     def __init__(self, inner: BaseSampler, space: Space, refusal: Refusal):
         self.inner, self.space, self.refusal = inner, space, refusal
-        inner._warn_independent_sampling = (
-            False  # CMA-ES would say for each draw that it draws choices by chance
-        )
+        # CMA-ES would say for each draw that it leaves choices to chance
+        inner._warn_independent_sampling = False
         self.chance, self.by_chance = random.Random(0), optuna.samplers.RandomSampler(seed=0)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
