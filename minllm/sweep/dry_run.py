@@ -20,18 +20,18 @@ def dry_run(question: Question) -> str:
             f"{space.continuous[0]} is drawn from a range, so that there's no number of combinations.",
         ]
         return "\n".join(lines)
-    combinations = list(space.grid())
+    count = space.size()
     lines += [
         "",
-        f"{len(combinations):,} combinations after the conditions, of {space.size_without_conditions():,} without.",
+        f"{count:,} combinations after the conditions, of {space.size_without_conditions():,} without.",
         *[
             f"{name} is the first of {values} that memory allows."
             for name, values in space.first_that_fits.items()
         ],
         "",
-        f"The first {SHOWN} that can be built:" if len(combinations) > SHOWN else "Those that can be built:",
+        f"The first {SHOWN} that can be built:" if count > SHOWN else "Those that can be built:",
     ]
-    buildable = (one for one in combinations if question.refusal(one) is None)
+    buildable = (one for one in space.grid() if question.refusal(one) is None)
     for values in itertools.islice(buildable, SHOWN):
         lines.append(shlex.join(word for word in space.words(values) if word.partition("=")[0] in values))
     return "\n".join(lines)

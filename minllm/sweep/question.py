@@ -19,6 +19,7 @@ from minllm.explain import explained
 from minllm.model.build import build_shapes
 from minllm.sweep.plugin import OWN_SECTIONS, leads
 from minllm.sweep.space import Plan, Space
+from minllm.tasks.train import budget_of
 
 TRAINING = "minllm.tasks.train.train"
 
@@ -51,6 +52,11 @@ class Question:
                 "There's nothing to search. Choose a search=<space>, or give a key several values, such as"
                 " 'model.dim=choice(64,128)' or 'optim.lr=tag(log,interval(1e-4,1e-2))'."
             )
+        for name in self.space.distributions:
+            if leads(name):
+                raise UserError(
+                    f"{name} leads the search, and is the same for all its trials: give it one value."
+                )
         base = self.space.base
         if base.task._target_ != TRAINING or base.resume:
             raise UserError("A search trains new models: leave out task= and resume=.")
@@ -105,8 +111,10 @@ class Question:
         try:
             cfg = self.settled(words)
             validate(cfg)
-            build(cfg.train), build(cfg.schedule)
-            build_shapes(cfg, self._vocabulary_of(cfg.tokenizer))
+            settings, schedule = build(cfg.train), build(cfg.schedule)
+            model = build_shapes(cfg, self._vocabulary_of(cfg.tokenizer))
+            if settings.flops is None:  # which take a second or two to count
+                schedule.check(budget_of(settings, model, cfg.data.seq_len).total_steps)
         except UserError as error:
             return str(error)
         return None

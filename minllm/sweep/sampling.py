@@ -7,9 +7,12 @@ again within the same trial, so that they never become trials.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import itertools
 import json
 import random
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
@@ -24,6 +27,12 @@ from minllm.sweep.space import Space
 ATTEMPTS = 300
 """Draws for one trial after which a space counts as holding next to nothing that can be built."""
 
+OWN_GUESSES = 5
+"""Draws after which chance helps: a sampler that is sure of its best guess makes the same guess again."""
+
+NEEDS = {"GPSampler": ("scipy",), "QMCSampler": ("scipy",), "CmaEsSampler": ("cmaes",)}
+"""What Optuna imports for a sampler only when it's asked for the first values that aren't drawn by chance."""
+
 Refusal = Callable[[dict[str, Any]], str | None]
 """Says why a combination can't be built; None if it can."""
 
@@ -32,6 +41,11 @@ def make_sampler(chosen: Any, space: Space, refusal: Refusal) -> BaseSampler:
     """Return the sampler that was chosen (`hydra/sweeper/sampler`), held to what can be built."""
     if isinstance(chosen, functools.partial) and chosen.func is optuna.samplers.GridSampler:
         return Grid(space, refusal, chosen.keywords.get("seed"))
+    for package in NEEDS.get(type(chosen).__name__, ()):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"This hydra/sweeper/sampler needs the package {package}: pip install {package}, or take tpe."
+            )
     return Buildable(chosen, space, refusal)
 
 
@@ -77,6 +91,9 @@ class Buildable(BaseSampler):
 
     def __init__(self, inner: BaseSampler, space: Space, refusal: Refusal):
         self.inner, self.space, self.refusal = inner, space, refusal
+        # CMA-ES would say for each draw that it leaves choices to chance
+        inner._warn_independent_sampling = False
+        self.chance, self.by_chance = random.Random(0), optuna.samplers.RandomSampler(seed=0)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return dict(self.space.distributions)
@@ -84,8 +101,13 @@ class Buildable(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        for _ in range(ATTEMPTS):
-            values = self._draw(study, trial)
+        kept = already_chosen(trial)
+        guess: dict[str, Any] = {}
+        for attempt in range(ATTEMPTS):
+            if attempt < OWN_GUESSES:
+                values = guess = self._guess(study, trial, kept)
+            else:
+                values = self._near(guess, (attempt - OWN_GUESSES + 1) / 100, study, trial, kept)
             why = self.refusal(values)
             if why is None:
                 return values
@@ -94,17 +116,27 @@ class Buildable(BaseSampler):
             f" The last was refused with: {why}"
         )
 
-    def _draw(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        kept = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        together = self.inner.sample_relative(
-            study, trial, self.inner.infer_relative_search_space(study, trial)
-        )
+    def _guess(self, study: Study, trial: FrozenTrial, kept: dict[str, Any]) -> dict[str, Any]:
+        """Return what the other sampler proposes."""
+        search_space = self.inner.infer_relative_search_space(study, trial)
+        together = self.inner.sample_relative(study, trial, search_space)
+        return self._completed({**together, **kept}, self.inner, study, trial)
+
+    def _near(
+        self, guess: dict[str, Any], share: float, study: Study, trial: FrozenTrial, kept: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return a guess of which chance has drawn a share anew: all of it, in the end."""
+        unchanged = {name: value for name, value in guess.items() if self.chance.random() >= share}
+        return self._completed({**unchanged, **kept}, self.by_chance, study, trial)
+
+    def _completed(
+        self, known: dict[str, Any], sampler: BaseSampler, study: Study, trial: FrozenTrial
+    ) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, kind in self.space.distributions.items():
             if self.space.asks_for(name, values):
-                known = kept if name in kept else together
                 values[name] = (
-                    known[name] if name in known else self.inner.sample_independent(study, trial, name, kind)
+                    known[name] if name in known else sampler.sample_independent(study, trial, name, kind)
                 )
         return values
 
@@ -117,10 +149,15 @@ class Buildable(BaseSampler):
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: list[float] | None
     ) -> None:
-        self.inner.after_trial(study, trial, state, values)
+        with (
+            warnings.catch_warnings()
+        ):  # CMA-ES learns from the value, and needn't say that it does without the rest
+            warnings.filterwarnings("ignore", "Constraints have been set")
+            self.inner.after_trial(study, trial, state, values)
 
     def reseed_rng(self) -> None:
-        self.inner.reseed_rng()
+        self.inner.reseed_rng(), self.by_chance.reseed_rng()
+        self.chance = random.Random()
 
     @property
     def is_blind_to_pruned(self) -> bool:
@@ -142,28 +179,62 @@ class Grid(BaseSampler):
     is_blind_to_pruned = False
 
     def __init__(self, space: Space, refusal: Refusal, seed: int | None):
-        self.refusal = refusal
-        self.combinations = list(space.grid())
-        self.distributions = dict(space.distributions)
-        if seed is not None:
-            random.Random(seed).shuffle(self.combinations)
+        self.space, self.refusal, self.seed = space, refusal, seed
+        self.upcoming = self._in_order()
+        self.first: dict[str, Any] | None = next(self.upcoming, None)
+        self.tried: set[str] = set()
+        self.known = 0  # trials at the study's beginning that have ended, and are among those tried
 
     def next(self, study: Study) -> dict[str, Any] | None:
         """Return the combination to try now; None if all have been."""
-        tried = {_key(trial.params) for trial in study.get_trials(deepcopy=False)}
-        untried = (one for one in self.combinations if _key(one) not in tried)
-        return next((one for one in untried if self.refusal(one) is None), None)
+        tried = self._tried(study)
+        while self.first is not None and (_key(self.first) in tried or self.refusal(self.first) is not None):
+            self.first = next(self.upcoming, None)
+        return self.first
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self.distributions
+        return dict(self.space.distributions)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.next(study) or {}
+        kept = already_chosen(trial)
+        if not kept:
+            return self.next(study) or {}
+        tried = self._tried(study)  # cut off when only a part of it was on disk
+        fitting = (one for one in self._in_order() if kept.items() <= one.items())
+        return next((one for one in fitting if _key(one) not in tried and self.refusal(one) is None), kept)
 
     def sample_independent(self, study: Study, trial: FrozenTrial, name: str, kind: BaseDistribution) -> Any:
         raise RuntimeError(f"A grid has no value for {name}: ask `next` first whether anything is left.")
+
+    def _in_order(self) -> Iterator[dict[str, Any]]:
+        size = self.space.size()
+        places = range(size) if self.seed is None else shuffled(size, self.seed)
+        return map(self.space.combination, places)
+
+    def _tried(self, study: Study) -> set[str]:
+        """Return what was tried or waits for it; a long study's trials aren't all looked at each time."""
+        trials = study.get_trials(deepcopy=False)[self.known :]
+        for trial in itertools.takewhile(lambda one: one.state.is_finished(), trials):
+            self.tried.add(_key(trial.params))
+            self.known += 1
+        return self.tried | {_key(already_chosen(trial)) for trial in trials}
+
+
+def already_chosen(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the values of a trial that was put back, or was given some when it was enqueued."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
+def shuffled(size: int, seed: int) -> Iterator[int]:
+    """Return the numbers below `size` in an order of chance, of which only as many are held as were asked for."""
+    moved: dict[int, int] = {}
+    chance = random.Random(seed)
+    for place in range(size):
+        other = chance.randrange(place, size)
+        yield moved.get(other, other)
+        moved[other] = moved.pop(place, place)
 
 
 def _key(values: dict[str, Any]) -> str:

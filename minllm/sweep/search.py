@@ -229,7 +229,8 @@ class Search:
         told = self.verdicts.tell(trial, result)
         for follower in self.followers.pop(trial.number, []):
             self.verdicts.tell_the_same(follower, told)
-        if result.rows_were_halved and self.another_fits(trial) and len(self.trials()) < self.n_trials:
+        too_large = result.rows_were_halved or result.reason == "killed"  # before it could halve anything
+        if too_large and self.another_fits(trial) and len(self.trials()) < self.n_trials:
             self.study.enqueue_trial(trial.params)
         self.verdicts.stop_if_all_crash()
 

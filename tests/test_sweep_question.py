@@ -1,0 +1,192 @@
+"""What a search asks: files of conf/search, trials that ask the same, and the first of several sizes that fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from minllm.config import CONF
+from minllm.errors import UserError
+from minllm.sweep.outcome import Outcome
+from minllm.sweep.question import fingerprint
+from minllm.sweep.sampling import ask
+from tests.questions import question, searched
+
+SEARCHES = sorted(path.stem for path in Path(CONF, "search").glob("*.yaml") if path.stem != "none")
+
+
+# ---- the spaces that there are -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_file_says_in_its_first_line_what_it_is(search):
+    lines = Path(CONF, "search", f"{search}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ") and not lines[1].startswith("#")
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_what_is_drawn_from_a_file_is_built_or_refused_in_a_sentence(search):
+    draw_and_build(search, draws=15)
+
+
+@pytest.mark.slow  # a configuration takes a tenth of a second to compose
+@pytest.mark.parametrize("search", SEARCHES)
+def test_most_of_what_is_drawn_from_a_file_can_be_built(search):
+    assert draw_and_build(search, draws=100) < 0.3
+
+
+def draw_and_build(search: str, draws: int) -> float:
+    """Draw by chance, and return the share that is refused. Anything but a refusal is raised."""
+    with question(f"search={search}") as asked:
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=draws))
+        refused = [asked.refusal(ask(study, asked.space)[1]) for _ in range(draws)]
+    for why in filter(None, refused):
+        assert why.endswith(".") and "\n" not in why
+        assert "isn't an option" not in why and "no key" not in why, (
+            "a parameter is asked for where it isn't one"
+        )
+    return sum(map(bool, refused)) / draws
+
+
+def test_conditions_of_the_grid_hold():
+    with question("search=grid", "train.steps=800") as asked:
+        grid = list(asked.space.grid())
+    assert len(grid) == 3444
+    assert all(one["model.dim"] % one["model.attn.n_heads"] == 0 for one in grid)
+    flat = [one for one in grid if one["schedule"] == "constant"]
+    assert flat and all(
+        name.partition(".")[0] != "schedule" or name == "schedule" for one in flat for name in one
+    )
+    assert all(("schedule.t_mult" in one) == (one.get("schedule.restarts", 0) > 0) for one in grid)
+
+
+# ---- refusals ----------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_built_is_refused_in_a_sentence_and_judged_once(monkeypatch):
+    with question("search=none", "model.dim=choice(30,32)", "train.steps=10,1000") as asked:
+        composed, settled = [], asked.settled
+        monkeypatch.setattr(asked, "settled", lambda words: composed.append(words) or settled(words))
+        for _ in range(3):
+            assert asked.refusal({"model.dim": 32, "train.steps": 1000}) is None
+            assert asked.refusal({"model.dim": 30, "train.steps": 1000}).endswith(".")
+        assert len(composed) == 2
+
+
+def test_a_schedule_that_is_longer_than_the_run_is_refused_before_it_is_tried():
+    with question("search=none", "schedule.warmup_steps=5,50", "train.steps=20") as asked:
+        assert asked.refusal({"schedule.warmup_steps": 5}) is None
+        assert "The schedule's parts take 50 steps" in asked.refusal({"schedule.warmup_steps": 50})
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["search=none"], "There's nothing to search."),
+        (["search=size", "task=bench"], "A search trains new models"),
+        (["search=none", "seed=1,2", "sweep.metric=val_loss,val_bpb"], "sweep.metric leads the search"),
+        (["search=none", "model.dmi=1,2"], "dmi"),
+    ],
+)
+def test_what_is_no_search_is_said_to_be_none(words, sentence):
+    with pytest.raises(UserError, match=sentence), question(*words) as asked:
+        raise UserError(asked.refusal({"model.dmi": 1}))
+
+
+# ---- trials that ask the same ------------------------------------------------------------------------
+
+
+def test_configurations_that_compute_the_same_have_the_same_fingerprint():
+    with question("search=none", "seed=1,2") as asked:
+        one, same, other, seeded, logged = (
+            fingerprint(asked.settled(words))
+            for words in (
+                ["model/attn=mqa"],
+                ["model/attn=mha", "model.attn.n_kv_heads=1"],
+                ["model/attn=mha"],
+                ["model/attn=mqa", "seed=1"],
+                ["model/attn=mqa", "sweep.max_failures=7", "memory.limit=1GiB"],
+            )
+        )
+    assert one == same == logged and len({one, other, seeded}) == 3
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+GRID = ("search=none", "hydra/sweeper/sampler=grid")
+
+
+def complete(cfg, **figures) -> Outcome:
+    return Outcome("complete", 1.0 + cfg.model.dim / 1000, figures=figures)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_of_trials_that_ask_the_same_one_runs_and_all_are_told(here, jobs):
+    study, launched = searched(
+        complete,
+        *GRID,
+        "model/attn=choice(mha,gqa,mqa)",
+        "model.attn.n_kv_heads=1",
+        "model.dim=choice(32,64)",
+        f"hydra.sweeper.n_jobs={jobs}",
+    )
+    assert sorted(cfg.model.dim for cfg in launched) == [32, 64] and len(study.trials) == 6
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+    assert {trial.value for trial in study.trials if trial.params["model.dim"] == 32} == {1.032}
+    assert sum("same_as" in trial.user_attrs for trial in study.trials) == 4
+
+
+def test_the_same_command_goes_on_and_another_question_is_refused(here):
+    words = (*GRID, "model.dim=choice(32,48,64)")
+    study, launched = searched(complete, *words, "hydra.sweeper.n_trials=2")
+    assert [cfg.model.dim for cfg in launched] == [32, 48]
+    study, launched = searched(complete, *words, "hydra.sweeper.n_trials=9")
+    assert [cfg.model.dim for cfg in launched] == [64] and len(study.trials) == 3
+    with pytest.raises(UserError, match="has asked something else so far: model.dim was"):
+        searched(complete, *GRID, "model.dim=choice(32,48)")
+
+
+# ---- the first that fits -----------------------------------------------------------------------------
+
+FITS = "+search.first_that_fits={train.batch_size:[16,8,4]}"
+
+
+def halving_above(rows: int):
+    """What a trial leaves whose batch was taken in halves until memory was enough."""
+
+    def outcome(cfg) -> Outcome:
+        micro = min(cfg.train.batch_size, rows)
+        return complete(cfg, micro_batch_size=micro, micro_batch_size_asked=cfg.train.batch_size)
+
+    return outcome
+
+
+@pytest.mark.parametrize("rows, tried", [(16, [16]), (8, [16, 8]), (4, [16, 8, 4]), (2, [16, 8, 4])])
+def test_the_next_size_is_tried_only_where_memory_ran_out_with_the_one_before(here, rows, tried):
+    study, launched = searched(halving_above(rows), *GRID, "model.dim=choice(32,64)", FITS)
+    for dim in (32, 64):
+        assert [cfg.train.batch_size for cfg in launched if cfg.model.dim == dim] == tried
+    said = [word for trial in study.trials for word in trial.user_attrs["overrides"]]
+    assert sorted(word for word in said if word.startswith("train.batch_size")) == sorted(
+        f"train.batch_size={size}" for size in tried * 2
+    )
+
+
+def test_the_next_size_is_tried_where_the_kernel_ended_the_one_before(here):
+    def outcome(cfg) -> Outcome:
+        return complete(cfg) if cfg.train.batch_size < 16 else Outcome("pruned", reason="killed")
+
+    study, launched = searched(outcome, *GRID, "seed=0,1", FITS)
+    assert [cfg.train.batch_size for cfg in launched] == [16, 8, 16, 8]
+
+
+def test_a_size_that_is_typed_is_the_only_one(here):
+    study, launched = searched(halving_above(2), *GRID, "model.dim=choice(32,64)", FITS, "train.batch_size=8")
+    assert [cfg.train.batch_size for cfg in launched] == [8, 8]
