@@ -29,6 +29,7 @@ from minllm.config import build
 from minllm.data.batches import check_data, open_data
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
+from minllm.sweep.launchers import refuse_password
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
 from minllm.sweep.question import Question, fingerprint, resolved
 from minllm.sweep.report import conclusion, write_report
@@ -66,6 +67,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         check_node(config[section], section, allowed_packages(config))
     settings: Settings = build(config.sweep)
     memory: Memory = build(config.memory)
+    refuse_password(config)
     question = Question(config, typed, sweeper.hydra_context)
     chosen = instantiate(sweeper.sampler, _execution_whitelist_=SAMPLERS)
     sampler = make_sampler(chosen, question.space, question.refusal)
