@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
@@ -23,3 +26,17 @@ def refuse_password(config: DictConfig) -> None:
             " sweep.storage can't have a password. Leave it out of the URL, and put it into ~/.pgpass, where PostgreSQL"
             " looks for it on every machine."
         )
+
+
+def fresh(run_dir: Path) -> Path:
+    """Return a folder that nothing is in: a job that was given up may write to the old one until it notices."""
+    name, attempt = run_dir.name, 1
+    while run_dir.exists():
+        attempt += 1
+        run_dir = run_dir.with_name(f"{name}.{attempt}")
+    return run_dir
+
+
+def ends_a_job(error: BaseException) -> bool:
+    """Whether `error` is how submitit leaves a job, to have it begin again elsewhere, or how Ctrl-C reaches it."""
+    return isinstance(error, SystemExit) and "SUBMITIT_EXECUTOR" in os.environ

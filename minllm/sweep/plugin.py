@@ -69,7 +69,7 @@ def job(cfg: DictConfig) -> None:
     from minllm.sweep.trial import perform
 
     now = HydraConfig.get()
-    perform(Path(now.sweep.dir), now.job.num, cfg.sweep.storage)
+    perform(Path(now.sweep.dir), now.job.num, cfg.sweep.storage, cfg.sweep.get("attempt"))
 
 
 class PruningSweeper(Sweeper):

@@ -29,13 +29,13 @@ from minllm.config import build
 from minllm.data.batches import check_data, open_data
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
-from minllm.sweep.launchers import refuse_password
+from minllm.sweep.launchers import fresh, refuse_password
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
 from minllm.sweep.question import Question, fingerprint, resolved
 from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.sampling import Grid, ask, make_sampler
 from minllm.sweep.settings import Memory, Settings
-from minllm.sweep.store import alone, open_study, put_back
+from minllm.sweep.store import alone, open_study, put_back, storage_errors
 from minllm.sweep.table import Table
 from minllm.sweep.trial import Assignment
 from minllm.sweep.verdict import Verdicts, without_outcome
@@ -80,8 +80,9 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     encode_corpus(question)
     with alone(folder):
         study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=settings.pruner())
-        question.refuse_another(study)
-        Search(sweeper, settings, memory, question, study, folder).run()
+        with storage_errors(settings.storage):
+            question.refuse_another(study)
+            Search(sweeper, settings, memory, question, study, folder).run()
 
 
 def encode_corpus(question: Question) -> None:
@@ -146,7 +147,7 @@ class Search:
         for trial in self.trials():
             attempt = trial.user_attrs.get("attempt")
             if trial.state == TrialState.RUNNING and attempt:
-                left = outcome.read(self.run_dir(trial.number), attempt)
+                left = outcome.read(Path(trial.user_attrs["run"]), attempt)
                 if left is not None:
                     self.verdicts.tell(optuna.Trial(self.study, trial._trial_id), left)
         put_back(self.study)
@@ -187,9 +188,12 @@ class Search:
 
     def launch(self, trial: optuna.Trial, words: list[str], cfg: DictConfig) -> None:
         run_dir, attempt = self.run_dir(trial.number), uuid.uuid4().hex
+        if isinstance(self.launcher, Processes):
+            shutil.rmtree(run_dir, ignore_errors=True)  # of a trial that was cut off and put back
+        else:
+            run_dir = fresh(run_dir)
         trial.set_user_attr("run", str(run_dir))
         trial.set_user_attr("attempt", attempt)  # by which a process that was given up knows that it was
-        shutil.rmtree(run_dir, ignore_errors=True)  # of a trial that was cut off and put back
         if "group" in cfg.logger and cfg.logger.group is None:
             cfg.logger.group = self.settings.name
         Assignment(
@@ -205,12 +209,13 @@ class Search:
             predict=self.predict,
             threads=limits.threads_for(self.n_jobs),
         ).write(self.folder)
+        words = [*words, f"+sweep.attempt='{attempt}'"]
         future = in_a_thread(lambda: self.launcher.launch([words], trial.number)[0])
         self.running[future] = trial
 
     def end(self, trial: optuna.Trial, future: Future[JobReturn]) -> None:
         """Tell what became of a trial, and of those that wait for the same."""
-        run_dir = self.run_dir(trial.number)
+        run_dir = Path(trial.user_attrs["run"])
         left = outcome.read(run_dir, trial.user_attrs["attempt"])
         result = left or without_outcome(future, run_dir)
         told = self.verdicts.tell(trial, result)
