@@ -29,7 +29,7 @@ from minllm.config import build
 from minllm.data.batches import check_data, open_data
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
-from minllm.sweep.launchers import fresh, refuse_password
+from minllm.sweep.launchers import fresh, prepare, refuse_password, runs_here
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
 from minllm.sweep.question import Question, fingerprint, resolved
 from minllm.sweep.report import conclusion, write_report
@@ -113,7 +113,6 @@ class Search:
         self.settings, self.question, self.space = settings, question, question.space
         self.study, self.folder = study, folder
         self.predict = memory.predict
-        self.limit_bytes = memory.limit_bytes or limits.free_bytes() // self.n_jobs
         self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
         self.verdicts = Verdicts(study, settings, self.table)
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -121,6 +120,10 @@ class Search:
             hydra_context=sweeper.hydra_context,
             task_function=sweeper.task_function,
         )
+        prepare(self.launcher)
+        here = runs_here(self.launcher)
+        self.limit_bytes = memory.limit_bytes or (limits.free_bytes() // self.n_jobs if here else None)
+        self.threads = limits.threads_for(self.n_jobs) if here else None
         self.running: dict[Future[JobReturn], optuna.Trial] = {}
         self.followers: dict[int, list[optuna.Trial]] = {}
         """By the number of a running trial: those that turned out to ask the same."""
@@ -207,7 +210,8 @@ class Search:
             metric=self.settings.metric,
             limit_bytes=self.limit_bytes,
             predict=self.predict,
-            threads=limits.threads_for(self.n_jobs),
+            minutes=self.settings.trial_minutes,
+            threads=self.threads,
         ).write(self.folder)
         words = [*words, f"+sweep.attempt='{attempt}'"]
         future = in_a_thread(lambda: self.launcher.launch([words], trial.number)[0])

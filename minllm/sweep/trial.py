@@ -9,11 +9,12 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from minllm.config import build
 from minllm.errors import UserError, first_line
 from minllm.explain import disk_error
 from minllm.sweep import limits, outcome
-from minllm.sweep.launchers import ends_a_job
+from minllm.sweep.launchers import OF_THE_LAUNCHER, ends_a_job, time_was_up
 from minllm.sweep.outcome import OUTPUT, Outcome
 from minllm.sweep.prediction import predicted_peak
 from minllm.sweep.store import open_study, storage_errors
@@ -55,9 +56,11 @@ class Assignment:
     study: str
     pruner: dict[str, Any]
     metric: str
-    limit_bytes: int
+    limit_bytes: int | None
+    """None is what is free where it runs, as it begins; and likewise of `threads`."""
     predict: bool
-    threads: int
+    minutes: float | None
+    threads: int | None
 
     @staticmethod
     def file(folder: Path, number: int) -> Path:
@@ -71,6 +74,10 @@ class Assignment:
 
 class DoesNotFit(Exception):
     """What a trial would hold at its peak is more than its limit."""
+
+
+class TimeIsUp(Exception):
+    """The trial has taken longer than the search lets it."""
 
 
 class GivenUp(Exception):
@@ -92,8 +99,14 @@ def perform(folder: Path, number: int, storage: str | None, wanted: str | None =
     assignment = Assignment(**json.loads(Assignment.file(folder, number).read_text(encoding="utf-8")))
     if wanted not in (None, assignment.attempt):
         return  # the trial was assigned to another process meanwhile
+    assignment = replace(
+        assignment,
+        limit_bytes=assignment.limit_bytes or limits.free_bytes(),
+        threads=assignment.threads or limits.threads_for(1),
+    )
     run_dir = Path(assignment.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run_dir, ignore_errors=True)  # of this attempt itself, if a cluster has begun it again
+    run_dir.mkdir(parents=True)
     with printing_to(run_dir / OUTPUT):
         try:
             outcome.write(attempt(assignment, folder, storage), run_dir, assignment.attempt)
@@ -115,7 +128,7 @@ def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcom
         limits.lift()  # what is left to do needs some memory too
         if disk_error(error):
             raise
-        if not isinstance(error, (optuna.TrialPruned, DoesNotFit, UserError)):
+        if not isinstance(error, (optuna.TrialPruned, DoesNotFit, TimeIsUp, UserError)):
             traceback.print_exc()
         result = judged(error)
         print(result.text, flush=True)
@@ -185,6 +198,10 @@ def judged(error: BaseException) -> Outcome:
     """Say what an error means for the search."""
     if isinstance(error, optuna.TrialPruned):
         return Outcome("pruned", reason="pruner", text=str(error))
+    if isinstance(error, TimeIsUp):
+        return Outcome("pruned", reason="time", text=str(error))
+    if time_was_up(error):
+        return Outcome("pruned", reason="time", text=OF_THE_LAUNCHER)
     if isinstance(error, DoesNotFit):
         return Outcome("pruned", reason="predicted", text=str(error))
     if isinstance(error, Diverged):
@@ -202,13 +219,14 @@ class Judge(Logger):
     Raises:
         TrialPruned: the study's pruner says that others were better at this point.
         Diverged: the loss is above that of the first step.
-        GivenUp: nobody waits for it any more.
+        TimeIsUp, GivenUp: nobody waits for it any more.
         UserError: the study's database can't be used.
     """
 
     def __init__(self, trial: optuna.Trial, assignment: Assignment, storage: str | None):
         self.trial, self.storage = trial, storage
         self.metric, self.attempt = assignment.metric, assignment.attempt
+        self.deadline = time.monotonic() + (assignment.minutes or math.inf) * 60
         self.start_loss = math.inf
         self.reported = 0
 
@@ -230,6 +248,8 @@ class Judge(Logger):
             self.start_loss = self.run.progress.recent_losses[
                 0
             ]  # the first event comes before any is forgotten
+        if time.monotonic() > self.deadline:
+            raise TimeIsUp("It took longer than sweep.trial_minutes.")
         if "val_loss" in event:
             with storage_errors(self.storage):
                 self._judge(event)
