@@ -24,6 +24,9 @@ from minllm.errors import UserError
 OWN_SECTIONS = ("search", "sweep", "memory")
 """Sections of the configuration that lead the search, and are no part of a trial."""
 
+WITHOUT_PROCESSES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
+"""Launchers that run a trial in the search's own process, or several in one."""
+
 
 def register() -> None:
     """Let `hydra/sweeper=pruning` and `hydra/launcher=processes` be chosen; conf/sweep.yaml does."""
@@ -66,7 +69,7 @@ def job(cfg: DictConfig) -> None:
     from minllm.sweep.trial import perform
 
     now = HydraConfig.get()
-    perform(Path(now.sweep.dir), now.job.num, cfg.sweep.storage)
+    perform(Path(now.sweep.dir), now.job.num, cfg.sweep.storage, cfg.sweep.get("attempt"))
 
 
 class PruningSweeper(Sweeper):
@@ -88,6 +91,12 @@ class PruningSweeper(Sweeper):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
+        if self.config.hydra.launcher._target_.startswith(WITHOUT_PROCESSES):
+            raise UserError(
+                f"hydra/launcher={self.config.hydra.runtime.choices['hydra/launcher']} gives a trial no process"
+                " of its own, that could be held to its memory: choose hydra/launcher=processes, or submitit_slurm on"
+                " a cluster."
+            )
         from minllm.sweep.search import search
 
         search(self, arguments)

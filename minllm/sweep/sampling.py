@@ -54,7 +54,7 @@ def refuse_hopeless(space: Space, sampler: Buildable | Grid) -> None:
     study = optuna.create_study()  # in memory
     if isinstance(sampler, Grid):
         if sampler.next(study) is None:
-            last = sampler.combinations[-1:]
+            last = [space.combination(space.size() - 1)] if space.size() else []
             why = [f" The last was refused with: {sampler.refusal(one)}" for one in last]
             raise UserError(
                 f"None of the combinations can be built, so there's nothing to search.{''.join(why)}"

@@ -7,8 +7,8 @@ and goes on: what was told stays told, and what was cut off is put back.
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -30,12 +30,13 @@ from minllm.data.batches import check_data, open_data
 from minllm.explain import is_full
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
+from minllm.sweep.launchers import fresh, prepare, refuse_password, runs_here
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
 from minllm.sweep.question import Question, fingerprint, resolved
 from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
-from minllm.sweep.store import alone, open_study, put_back
+from minllm.sweep.store import alone, open_study, put_back, storage_errors
 from minllm.sweep.table import Table
 from minllm.sweep.trial import Assignment
 from minllm.sweep.verdict import Verdicts, no_room, without_outcome
@@ -67,6 +68,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         check_node(config[section], section, allowed_packages(config))
     settings: Settings = build(config.sweep)
     memory: Memory = build(config.memory)
+    refuse_password(config)
     question = Question(config, typed, sweeper.hydra_context)
     chosen = instantiate(sweeper.sampler, _execution_whitelist_=SAMPLERS)
     sampler = make_sampler(chosen, question.space, question.refusal)
@@ -82,7 +84,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     try:
         # before there is a folder, in case that a database can't be used
         study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=pruner)
-        with alone(folder):
+        with alone(folder), storage_errors(settings.storage):
             question.refuse_another(study)
             if study.get_trials(deepcopy=False):
                 sampler.reseed_rng()  # the first draws of its seed have been tried
@@ -95,9 +97,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
 
 def encode_corpus(question: Question) -> None:
     """Encode the corpus if all trials have the same, and refuse what is wrong with it, before any trial does."""
-    if any(
-        name.split("/")[0].split(".")[0] in ("data", "tokenizer") for name in question.space.distributions
-    ):
+    if {re.split("[./]", name)[0] for name in question.space.distributions} & {"data", "tokenizer"}:
         return
     cfg = question.space.base
     source, tokenizer = build(cfg.data), build(cfg.tokenizer)
@@ -121,7 +121,6 @@ class Search:
         self.settings, self.question, self.space = settings, question, question.space
         self.study, self.folder = study, folder
         self.predict = memory.predict
-        self.limit_bytes = memory.limit_bytes or limits.free_bytes() // self.n_jobs
         self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
         self.verdicts = Verdicts(study, settings, self.table)
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -129,6 +128,10 @@ class Search:
             hydra_context=sweeper.hydra_context,
             task_function=sweeper.task_function,
         )
+        prepare(self.launcher)
+        here = runs_here(self.launcher)
+        self.limit_bytes = memory.limit_bytes or (limits.free_bytes() // self.n_jobs if here else None)
+        self.threads = limits.threads_for(self.n_jobs) if here else None
         self.running: dict[Future[JobReturn], optuna.Trial] = {}
         self.followers: dict[int, list[optuna.Trial]] = {}
         """By the number of a running trial: those that turned out to ask the same."""
@@ -159,7 +162,7 @@ class Search:
         for trial in self.trials():
             attempt = trial.user_attrs.get("attempt")
             if trial.state == TrialState.RUNNING and attempt:
-                left = outcome.read(self.run_dir(trial.number), attempt)
+                left = outcome.read(Path(trial.user_attrs["run"]), attempt)
                 if left is not None:
                     self.verdicts.tell(optuna.Trial(self.study, trial._trial_id), left)
         put_back(self.study)
@@ -200,9 +203,10 @@ class Search:
 
     def launch(self, trial: optuna.Trial, words: list[str], cfg: DictConfig) -> None:
         run_dir, attempt = self.run_dir(trial.number), uuid.uuid4().hex
+        if not isinstance(self.launcher, Processes):  # whose processes are gone when a trial is put back
+            run_dir = fresh(run_dir)
         trial.set_user_attr("run", str(run_dir))
         trial.set_user_attr("attempt", attempt)  # by which a process that was given up knows that it was
-        shutil.rmtree(run_dir, ignore_errors=True)  # of a trial that was cut off and put back
         if "group" in cfg.logger and cfg.logger.group is None:
             cfg.logger.group = self.settings.name
         Assignment(
@@ -216,14 +220,16 @@ class Search:
             metric=self.settings.metric,
             limit_bytes=self.limit_bytes,
             predict=self.predict,
-            threads=limits.threads_for(self.n_jobs),
+            minutes=self.settings.trial_minutes,
+            threads=self.threads,
         ).write(self.folder)
+        words = [*words, f"+sweep.attempt='{attempt}'"]
         future = in_a_thread(lambda: self.launcher.launch([words], trial.number)[0])
         self.running[future] = trial
 
     def end(self, trial: optuna.Trial, future: Future[JobReturn]) -> None:
         """Tell what became of a trial, and of those that wait for the same."""
-        run_dir = self.run_dir(trial.number)
+        run_dir = Path(trial.user_attrs["run"])
         left = outcome.read(run_dir, trial.user_attrs["attempt"])
         result = left or without_outcome(future, run_dir)
         told = self.verdicts.tell(trial, result)

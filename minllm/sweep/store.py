@@ -206,8 +206,8 @@ def storage_errors(storage: str | None) -> Iterator[None]:
         url = parsed(storage)
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
         said = first_line(getattr(cause, "orig", None) or cause)
-        for secret in filter(None, (url.password, url.query.get("password"))):
-            said = said.replace(str(secret), "***")
+        for secret in secrets(url):
+            said = said.replace(secret, "***")
         raise UserError(
             f"The study's database {bare(url)} can't be used: {said}. Mend that, and type the same again: the study"
             " goes on where it was."
@@ -255,6 +255,11 @@ def parsed(storage: str) -> URL:
             " postgresql://<user>:<password>@<host>:<port>/<database>, in which @, : and / within a password are %40,"
             " %3A and %2F; or null for a file of its own."
         ) from None  # the cause may have the password in it
+
+
+def secrets(url: URL) -> list[str]:
+    """Return what nobody else may read of a URL."""
+    return [str(one) for one in (url.password, url.query.get("password")) if one]
 
 
 def bare(url: URL) -> str:

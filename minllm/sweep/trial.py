@@ -9,25 +9,27 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from minllm.config import build
 from minllm.errors import UserError, first_line
 from minllm.explain import is_full
 from minllm.sweep import limits, outcome
+from minllm.sweep.launchers import OF_THE_LAUNCHER, ends_a_job, time_was_up
 from minllm.sweep.outcome import OUTPUT, Outcome
 from minllm.sweep.prediction import predicted_peak
-from minllm.sweep.store import open_study
+from minllm.sweep.store import open_study, storage_errors
 from minllm.tasks import train
 from minllm.training import memory
 from minllm.training.loggers import Logger
@@ -54,9 +56,11 @@ class Assignment:
     study: str
     pruner: dict[str, Any]
     metric: str
-    limit_bytes: int
+    limit_bytes: int | None
+    """None is what is free where it runs, as it begins; and likewise of `threads`."""
     predict: bool
-    threads: int
+    minutes: float | None
+    threads: int | None
 
     @staticmethod
     def file(folder: Path, number: int) -> Path:
@@ -72,30 +76,46 @@ class DoesNotFit(Exception):
     """What a trial would hold at its peak is more than its limit."""
 
 
+class TimeIsUp(Exception):
+    """The trial has taken longer than the search lets it."""
+
+
 class GivenUp(Exception):
     """The search has put this trial back, or has another process at it by now."""
 
 
-def perform(folder: Path, number: int, storage: str | None) -> None:
+def perform(folder: Path, number: int, storage: str | None, wanted: str | None = None) -> None:
     """Do what a trial was assigned, and leave its outcome and what it printed in its run's folder.
 
     Args:
         folder: the study's.
         number: the trial's.
         storage: where the study is, if not in its folder; it may hold a password, so it's in no file.
+        wanted: the attempt that this process was started for, where it may have waited for its turn for long.
 
     Raises:
         OSError: the disk is full, so that no outcome can be left.
     """
     assignment = Assignment(**json.loads(Assignment.file(folder, number).read_text(encoding="utf-8")))
+    if wanted not in (None, assignment.attempt):
+        return  # the trial was assigned to another process meanwhile
+    assignment = replace(
+        assignment,
+        limit_bytes=assignment.limit_bytes or limits.free_bytes(),
+        threads=assignment.threads or limits.threads_for(1),
+    )
     run_dir = Path(assignment.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run_dir, ignore_errors=True)  # of this attempt itself, if a cluster has begun it again
+    run_dir.mkdir(parents=True)
     with printing_to(run_dir / OUTPUT):
-        outcome.write(attempt(assignment, folder, storage), run_dir, assignment.attempt)
+        try:
+            outcome.write(attempt(assignment, folder, storage), run_dir, assignment.attempt)
+        except GivenUp as error:
+            print(error)
 
 
 def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcome:
-    """Train, and return what came of it, whatever came of it; a full disk alone is raised."""
+    """Train, and return what came of it, whatever came of it; a full disk alone is raised, and GivenUp."""
     began = time.perf_counter()
     cfg = OmegaConf.create(assignment.config)
     figures: dict[str, Any] = {"threads": assignment.threads}
@@ -103,10 +123,12 @@ def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcom
         value = trained(assignment, cfg, folder, storage, figures)
         result = Outcome("complete", value)
     except (Exception, SystemExit) as error:  # code that is searched may well exit, and SIGTERM makes it
+        if isinstance(error, GivenUp) or ends_a_job(error):
+            raise
         limits.lift()  # what is left to do needs some memory too
         if is_full(error):
             raise
-        if not isinstance(error, (optuna.TrialPruned, DoesNotFit, UserError)):
+        if not isinstance(error, (optuna.TrialPruned, DoesNotFit, TimeIsUp, UserError)):
             traceback.print_exc()
         result = judged(error)
         print(result.text, flush=True)
@@ -126,12 +148,15 @@ def trained(
     study = open_study(
         assignment.study, storage, folder, sampler=sampler, pruner=build(OmegaConf.create(assignment.pruner))
     )
+    judge = Judge(optuna.Trial(study, assignment.trial_id), assignment, storage)
+    with storage_errors(storage):
+        judge.refuse_if_given_up()
     run, tokenizer, notes = train.prepare(cfg, Path(assignment.run_dir), None, cfg.init_from)
     asked = run.progress.decisions["micro_batch_size"]
     if rows < asked:
         run.progress.decisions["micro_batch_size"] = rows
         notes.append(f"{asked} rows at a time wouldn't fit in memory: beginning with {rows}.")
-    run.logger = Judge(run, optuna.Trial(study, assignment.trial_id), assignment)
+    judge.watch(run)
     try:
         summary = train.carry_out(run, tokenizer, notes, cfg)
     finally:
@@ -173,6 +198,10 @@ def judged(error: BaseException) -> Outcome:
     """Say what an error means for the search."""
     if isinstance(error, optuna.TrialPruned):
         return Outcome("pruned", reason="pruner", text=str(error))
+    if isinstance(error, TimeIsUp):
+        return Outcome("pruned", reason="time", text=str(error))
+    if time_was_up(error):
+        return Outcome("pruned", reason="time", text=OF_THE_LAUNCHER)
     if isinstance(error, DoesNotFit):
         return Outcome("pruned", reason="predicted", text=str(error))
     if isinstance(error, Diverged):
@@ -190,14 +219,19 @@ class Judge(Logger):
     Raises:
         TrialPruned: the study's pruner says that others were better at this point.
         Diverged: the loss is above that of the first step.
+        TimeIsUp, GivenUp: nobody waits for it any more.
+        UserError: the study's database can't be used.
     """
 
-    def __init__(self, run: Run, trial: optuna.Trial, assignment: Assignment):
-        self.run, self.trial = run, trial
+    def __init__(self, trial: optuna.Trial, assignment: Assignment, storage: str | None):
+        self.trial, self.storage = trial, storage
         self.metric, self.attempt = assignment.metric, assignment.attempt
-        self.own = run.logger
+        self.deadline = time.monotonic() + (assignment.minutes or math.inf) * 60
         self.start_loss = math.inf
         self.reported = 0
+
+    def watch(self, run: Run) -> None:
+        self.run, self.own, run.logger = run, run.logger, self
 
     def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
         return self.own.start(cfg, run_dir)
@@ -211,11 +245,20 @@ class Judge(Logger):
     def log(self, event: dict[str, Any]) -> None:
         self.own.log(event)
         if math.isinf(self.start_loss):
-            self.start_loss = self.run.progress.recent_losses[
-                0
-            ]  # the first event comes before any is forgotten
+            # the first event comes before any loss is forgotten
+            self.start_loss = self.run.progress.recent_losses[0]
+        if time.monotonic() > self.deadline:
+            raise TimeIsUp("It took longer than sweep.trial_minutes.")
         if "val_loss" in event:
-            self._judge(event)
+            with storage_errors(self.storage):
+                self._judge(event)
+
+    def refuse_if_given_up(self) -> FrozenTrial:
+        """Return the trial as the study has it. GivenUp if that counts on another process by now, or on none."""
+        known = self.trial.storage.get_trial(self.trial._trial_id)
+        if known.state != TrialState.RUNNING or known.user_attrs["attempt"] != self.attempt:
+            raise GivenUp("The search has given this attempt at the trial up.")
+        return known
 
     def _judge(self, event: dict[str, Any]) -> None:
         if not event["val_loss"] <= START_NOISE * self.start_loss:
@@ -230,9 +273,7 @@ class Judge(Logger):
         if place <= self.reported:
             return
         self.reported = place
-        known = self.trial.storage.get_trial(self.trial._trial_id)
-        if known.state != TrialState.RUNNING or known.user_attrs["attempt"] != self.attempt:
-            raise GivenUp("The search has given this attempt at the trial up.")
+        known = self.refuse_if_given_up()
         if place not in known.intermediate_values:  # an attempt that was cut off has reported the same
             self.trial.report(event[self.metric], place)
         if not last and self.trial.should_prune():

@@ -16,7 +16,8 @@ import optuna
 from hydra.core.utils import JobReturn
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.errors import UserError, first_line
+from minllm.errors import UserError
+from minllm.sweep.launchers import outcome_of_job
 from minllm.sweep.outcome import OUTPUT, Outcome
 from minllm.sweep.plugin import TooManyFailures
 from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
@@ -141,7 +142,7 @@ def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
             " again: the search goes on."
         ) from None
     except Exception as error:
-        return crashed(f"{type(error).__name__}: {first_line(error)}", run_dir)
+        return outcome_of_job(error, run_dir)
 
 
 def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
