@@ -20,6 +20,7 @@ from tests.tiny import groups_of_model, options
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DATA = (ROOT / "docs" / "data.md").read_text()
+SEARCH = (ROOT / "docs" / "search.md").read_text()
 TINY = [
     "model.dim=16",
     "model.n_layers=1",
@@ -78,6 +79,15 @@ def test_every_command_of_the_page_on_data_runs(tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 3
 
 
+@pytest.mark.slow  # each command is a search, whose trials are processes
+def test_every_command_of_the_page_on_searching_runs(tmp_path):
+    write_files(blocks("yaml", SEARCH), tmp_path)
+    for command in commands(SEARCH):
+        done = run_tiny(command, tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+        assert "sweep.dry_run=true" in command or "reached the lowest val_loss" in done.stdout
+
+
 def test_the_python_example_of_the_page_on_data_runs():
     (lines,) = blocks("python", DATA)
     names: dict[str, Any] = {}
@@ -97,7 +107,12 @@ def write_texts(folder: Path) -> None:
 
 def write_idea(folder: Path) -> None:
     """Write the files of "Add your idea" where the README says that they are."""
-    for block in blocks("python")[:1] + blocks("yaml"):
+    write_files(blocks("python")[:1] + blocks("yaml"), folder)
+
+
+def write_files(blocks: list[str], folder: Path) -> None:
+    """Write files whose first line is a comment with their path."""
+    for block in blocks:
         path = folder / block.splitlines()[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block)
@@ -123,10 +138,14 @@ def test_the_idea_obeys_the_laws_of_every_option(law, tmp_path_factory, monkeypa
 
 
 def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
-    assert command[:2] == ["python", "run.py"]
+    assert command[0] == "python" and command[1] in ("run.py", "sweep.py")
     words = command[2:]
     continues = any(word.startswith(("run=", "resume=")) for word in words)
-    if "resume=latest" in words:
+    if command[1] == "sweep.py":
+        words = [word for word in words if not word.startswith("hydra.sweeper.n_trials")]
+        words += [*TINY, "train.minutes=null", "train.evals=1", "hydra.sweeper.n_trials=1"]
+        words.append("train.steps=2")
+    elif "resume=latest" in words:
         words = [word for word in words if not word.startswith("train.steps")] + ["train.steps=4"]
     elif any("small_" in word for word in words):  # models of their own sizes
         words = [word for word in words if not word.startswith("seed=")]
@@ -139,7 +158,7 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
         if any(word.startswith("model.layout") for word in words):
             words.append("model.n_layers=2")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole = [sys.executable, str(ROOT / "run.py"), *words]
+    whole = [sys.executable, str(ROOT / command[1]), *words]
     return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 

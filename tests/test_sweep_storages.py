@@ -29,12 +29,12 @@ def server():
         yield url.replace("tests@", f"tests:{PASSWORD}@")
 
 
-@pytest.fixture(params=["journal", "sqlite", "postgresql"])
-def storage(request, tmp_path):
+@pytest.fixture
+def storage(request, kind, tmp_path):
     """Where the study is, with nothing in it."""
-    if request.param == "journal":
+    if kind == "journal":
         return None
-    if request.param == "sqlite":
+    if kind == "sqlite":
         return f"sqlite:///{tmp_path}/studies.db"
     return new_database(request.getfixturevalue("server"), f"db{os.getpid()}_{abs(hash(str(tmp_path)))}")
 
@@ -48,7 +48,15 @@ def new_database(server, name):
 
 
 @pytest.mark.slow  # two searches
-@pytest.mark.parametrize("launcher", ["processes", "submitit_local"])
+@pytest.mark.parametrize(
+    "launcher, kind",  # our own processes with a journal are killed many times elsewhere
+    [
+        ("processes", "sqlite"),
+        ("processes", "postgresql"),
+        ("submitit_local", "journal"),
+        ("submitit_local", "postgresql"),
+    ],
+)
 def test_a_search_that_is_killed_goes_on_and_no_trial_is_lost_or_doubled(tmp_path, storage, launcher):
     """And the database's password is known to nobody who reads the folder, or looks on."""
     if launcher == "submitit_local":
