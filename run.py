@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.door import config_dirs, enter, refuse_environment
+from minllm.door import config_dirs, enter, refuse_environment, run_hydra, typed_words
 from minllm.errors import UserError
-from minllm.help import CONF, help_text
+from minllm.help import help_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,20 +24,14 @@ def main(words: Sequence[str]) -> int:
 
 def compose_and_run(folders: Sequence[str]) -> int:
     """Let Hydra compose the configuration and run the task once, or once for each combination of a grid."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print at length; we say it shortly
     gc.disable()  # composing makes many small objects and no garbage: a tenth of the time to --cfg's answer
-    import hydra
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
-    from minllm.explain import disk_error, explained
+    from minllm.explain import disk_error
     from minllm.grid import grid_table
     from minllm.runs import OUTPUTS, choice_words, remove_if_empty
 
     exit_codes, grid = [0], []
-
-    def typed(hydra_cfg: DictConfig) -> list[str]:
-        return OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
 
     # a job keeps its own trouble to itself: one impossible combination mustn't cost the rest of a grid
     def job(composed: DictConfig) -> None:
@@ -46,7 +39,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
 
         gc.enable()
         now = HydraConfig.get()
-        overrides, run_dir = typed(now), Path(now.runtime.output_dir)
+        overrides, run_dir = typed_words(now), Path(now.runtime.output_dir)
         before = ""
         if now.mode and now.mode.name == "MULTIRUN":
             before = f"{' '.join(overrides)}: "
@@ -64,12 +57,10 @@ def compose_and_run(folders: Sequence[str]) -> int:
             remove_if_empty(run_dir)
 
     def folder_words(*, _root_: DictConfig) -> str:
-        return choice_words(typed(_root_.hydra))
+        return choice_words(typed_words(_root_.hydra))
 
-    OmegaConf.register_resolver("choice_words", folder_words, replace=True, annotation_validation="off")
     try:
-        with explained(folders):
-            hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=["minllm.*"])(job)()
+        run_hydra(job, "config", folders, {"choice_words": folder_words})
     finally:
         for folder in OUTPUTS.glob("*/*-grid-*"):
             remove_if_empty(folder)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from minllm.errors import UserError, suggest
-from minllm.help import FLAGS
+from minllm.help import CONF, FLAGS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +40,41 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
     except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def run_hydra(
+    job: Callable[[DictConfig], None],
+    config_name: str,
+    folders: Sequence[str],
+    resolvers: Mapping[str, Callable[..., str]],
+) -> None:
+    """Let Hydra read `sys.argv`, compose the configuration, and do `job` with it as often as it takes.
+
+    Args:
+        config_name: the file of conf/ that it starts from.
+        folders: the further folders of options that the command line names.
+        resolvers: what a configuration may refer to as `${name:}`; called with `_root_`, all that was composed.
+
+    Raises:
+        UserError: the command line makes no configuration.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print at length; we say it shortly
+    import hydra
+    from omegaconf import OmegaConf
+
+    from minllm.explain import explained
+
+    for name, resolver in resolvers.items():
+        OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+    with explained(folders):
+        hydra.main(config_path=str(CONF), config_name=config_name, execution_whitelist=["minllm.*"])(job)()
+
+
+def typed_words(hydra_cfg: DictConfig) -> list[str]:
+    """Return the command line's words, but for Hydra's own."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
 
 
 def refuse_environment(hydra_cfg: DictConfig) -> None:

@@ -23,10 +23,10 @@ from optuna.trial import FrozenTrial, TrialState
 import sweep as door
 from minllm.errors import UserError
 from minllm.sweep import outcome, processes, server
+from minllm.sweep.ends import outcome_of, without_outcome
 from minllm.sweep.outcome import Outcome
 from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
 from minllm.sweep.trial import judged
-from minllm.sweep.verdict import outcome_of, without_outcome
 from tests.searches import PATIENCE, SMALL, Workplace, by_fault, one_sentence
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is held to a limit on Linux alone")
@@ -277,7 +277,7 @@ def test_an_outcome_is_its_attempts_alone(tmp_path: Path):
 
 
 def test_a_server_that_is_killed_keeps_nobody_waiting(tmp_path: Path):
-    started = processes.Server(tmp_path, None, None, slots=2)
+    started = processes.ForkServer(tmp_path, None, None, slots=2)
     with ThreadPoolExecutor(2) as pool:
         before = [pool.submit(started.run, number) for number in range(2)]
         started.process.kill()
@@ -289,7 +289,7 @@ def test_a_server_that_is_killed_keeps_nobody_waiting(tmp_path: Path):
 
 def test_a_server_that_somebody_has_stopped_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.2)
-    started = processes.Server(tmp_path, None, None, slots=1)
+    started = processes.ForkServer(tmp_path, None, None, slots=1)
     started.process.send_signal(signal.SIGSTOP)
     started.close()
     assert started.process.returncode < 0

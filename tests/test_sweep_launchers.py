@@ -16,7 +16,8 @@ import pytest
 from optuna.trial import TrialState
 
 from minllm.sweep import limits, processes, server, trial
-from minllm.sweep.launchers import fresh, outcome_of_job
+from minllm.sweep.ends import outcome_of_job
+from minllm.sweep.launchers import fresh
 from minllm.sweep.outcome import OUTPUT
 from tests.small_search import (
     ENDLESS,
@@ -305,7 +306,7 @@ class Pretended:
 
 def test_a_slot_is_given_back_when_its_trial_has_ended(monkeypatch):
     monkeypatch.setattr(processes.subprocess, "Popen", Pretended)
-    search = processes.Server(Path(), None, None, slots=2)
+    search = processes.ForkServer(Path(), None, None, slots=2)
     orders, ends = search.process.orders, search.process.ends
     for number in range(3):
         threading.Thread(target=search.run, args=(number,), daemon=True).start()

@@ -16,11 +16,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from minllm.sweep.importance import importances
-from minllm.sweep.report import best_of, state_of, write_report
-from minllm.sweep.summary import memory_story, summary
-from minllm.sweep.table import Table
-from minllm.sweep.trials import MIB, counted, duration, short_names, shown
+from minllm.sweep.report import write_report
+from minllm.sweep.report.importance import importances
+from minllm.sweep.report.summary import memory_story, summary
+from minllm.sweep.report.table import Table
+from minllm.sweep.report.trials import MIB, best_of, counted, duration, short_names, shown, state_of
 
 SPACE = {
     "model.dim": IntDistribution(64, 1024, step=64),

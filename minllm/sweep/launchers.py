@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from minllm.errors import UserError, first_line
-from minllm.sweep.outcome import OUTPUT, Outcome
+from minllm.errors import UserError
 from minllm.sweep.plugin import LauncherOptions, Processes
 from minllm.sweep.store import parsed, secrets
-
-OF_THE_LAUNCHER = "It took longer than its launcher allows (hydra.launcher.timeout_min)."
 
 
 def refuse_password(config: DictConfig) -> None:
@@ -64,21 +60,6 @@ def fresh(run_dir: Path) -> Path:
         attempt += 1
         run_dir = run_dir.with_name(f"{name}.{attempt}")
     return run_dir
-
-
-def outcome_of_job(error: Exception, run_dir: Path) -> Outcome:
-    """Say what became of a trial whose launcher has only an error to show, which is added to what the trial printed."""
-    said = f"{type(error).__name__}: {error}"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / OUTPUT).open("a", encoding="utf-8") as output:
-        output.write(said + "\n")
-    state = re.search(r"\(state: (\w+)", said)  # as Slurm has it
-    if "timed-out too many times" in said or (state and state[1] == "TIMEOUT"):
-        return Outcome("pruned", reason="time", text=OF_THE_LAUNCHER)
-    if type(error).__name__ == "OutOfMemoryError" or (state and state[1] == "OUT_OF_MEMORY"):
-        return Outcome("pruned", reason="killed", text="Its launcher ended it, since its memory ran out.")
-    text = f"{type(error).__name__}: {first_line(error)}. See {run_dir / OUTPUT}."
-    return Outcome("failed", reason="crash", text=text)
 
 
 def ends_a_job(error: BaseException) -> bool:

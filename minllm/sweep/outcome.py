@@ -17,6 +17,9 @@ FILE = "trial.json"
 OUTPUT = "output.txt"
 """What a trial's process has printed, beside it."""
 
+TOO_LONG = "It took longer than sweep.trial_minutes."
+OF_THE_LAUNCHER = "It took longer than its launcher allows (hydra.launcher.timeout_min)."
+
 State = Literal["complete", "pruned", "failed"]
 Reason = Literal["pruner", "predicted", "memory", "killed", "diverged", "time", "crash"]
 

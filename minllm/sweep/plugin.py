@@ -106,9 +106,9 @@ class Processes(Launcher):
     """A process for each trial on this machine, forked from one that has imported everything: see processes.py."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from minllm.sweep.processes import Server
+        from minllm.sweep.processes import ForkServer
 
-        self.server = Server(
+        self.server = ForkServer(
             Path(config.hydra.sweep.dir),
             config.sweep.storage,
             config.sweep.trial_minutes,

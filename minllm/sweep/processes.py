@@ -41,7 +41,7 @@ class ServerDied(Exception):
     """The process that trials are forked from is gone, and its trials with it: nothing can be said of them."""
 
 
-class Server:
+class ForkServer:
     """The warm process, as the search sees it.
 
     Args:

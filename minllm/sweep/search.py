@@ -6,14 +6,13 @@ and goes on: what was told stays told, and what was cut off is put back.
 
 from __future__ import annotations
 
-import itertools
 import re
 import shlex
 import signal
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,16 +29,18 @@ from minllm.data.batches import check_data, open_data
 from minllm.explain import is_full
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
+from minllm.sweep.ends import no_room, without_outcome
+from minllm.sweep.history import History
 from minllm.sweep.launchers import fresh, prepare, refuse_password, runs_here
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
 from minllm.sweep.question import Question, fingerprint, resolved
 from minllm.sweep.report import conclusion, write_report
+from minllm.sweep.report.table import Table
 from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
 from minllm.sweep.store import alone, open_study, put_back, storage_errors
-from minllm.sweep.table import Table
 from minllm.sweep.trial import Assignment
-from minllm.sweep.verdict import Verdicts, no_room, without_outcome
+from minllm.sweep.verdict import Verdicts
 from minllm.validation import allowed_packages, check_node
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Search:
         self.config, self.n_trials, self.n_jobs = sweeper.config, sweeper.n_trials, sweeper.n_jobs
         self.settings, self.question, self.space = settings, question, question.space
         self.study, self.folder = study, folder
+        self.history = History(study, question)
         self.predict = memory.predict
         self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
         self.verdicts = Verdicts(study, settings, self.table)
@@ -189,11 +191,11 @@ class Search:
 
     def start(self, trial: optuna.Trial, values: dict[str, Any]) -> None:
         """Have a trial run, unless one that asks the same has run already, or does."""
-        words, cfg = self.first_that_fits(values)
+        words, cfg = self.history.first_that_fits(values)
         identity = fingerprint(cfg)
         trial.set_user_attr("overrides", [*self.question.flags, *(word for word in words if not leads(word))])
         trial.set_user_attr("fingerprint", identity)
-        twin = self.twin_of(trial, identity)
+        twin = self.history.twin_of(trial, identity, {one.number for one in self.running.values()})
         if twin is None:
             self.launch(trial, words, cfg)
         elif twin.state.is_finished():
@@ -236,42 +238,9 @@ class Search:
         for follower in self.followers.pop(trial.number, []):
             self.verdicts.tell_the_same(follower, told)
         too_large = result.rows_were_halved or result.reason == "killed"  # before it could halve anything
-        if too_large and self.another_fits(trial) and len(self.trials()) < self.n_trials:
+        if too_large and self.history.another_fits(trial) and len(self.trials()) < self.n_trials:
             self.study.enqueue_trial(trial.params)
         self.verdicts.stop_if_all_crash()
-
-    # ---- what was tried before -----------------------------------------------------------------------
-
-    def first_that_fits(self, values: dict[str, Any]) -> tuple[list[str], DictConfig]:
-        """Return a trial's words and configuration, with the first of the plan's alternatives that memory allows."""
-        alternatives = list(self.alternatives(values))
-        fitting = (one for one in alternatives if not self.ran_out_of_memory(one[1]))
-        return next(fitting, alternatives[-1])
-
-    def ran_out_of_memory(self, cfg: DictConfig) -> bool:
-        return any(trial.user_attrs.get("memory_ran_out") for trial in self.alike(fingerprint(cfg)))
-
-    def another_fits(self, trial: optuna.Trial) -> bool:
-        """Say whether the plan has an alternative to a trial that wasn't tried yet."""
-        return any(not self.alike(fingerprint(cfg)) for _, cfg in self.alternatives(trial.params))
-
-    def alternatives(self, values: dict[str, Any]) -> Iterator[tuple[list[str], DictConfig]]:
-        names = list(self.space.first_that_fits)
-        for chosen in itertools.product(*self.space.first_that_fits.values()):
-            words = self.space.words({**values, **dict(zip(names, chosen))})
-            yield words, self.question.settled(words)
-
-    def twin_of(self, trial: optuna.Trial, identity: str) -> FrozenTrial | None:
-        """Return the trial whose configuration computes the same, if it has a verdict or will have one."""
-        running = {one.number for one in self.running.values()}
-        for other in self.alike(identity):
-            has_verdict = other.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            if other.number != trial.number and (has_verdict or other.number in running):
-                return other
-        return None
-
-    def alike(self, identity: str) -> list[FrozenTrial]:
-        return [trial for trial in self.trials() if trial.user_attrs.get("fingerprint") == identity]
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from minllm.errors import UserError
-from minllm.options import Natural, Positive
+from minllm.options import Count, Positive
 from minllm.validation import Node
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -32,7 +32,7 @@ class Settings:
     metric: Literal["val_loss", "val_bpb"]
     storage: str | None
     trial_minutes: Positive | None
-    max_failures: Natural
+    max_failures: Count
     keep_checkpoints: Literal["best", "all", "none"]
     dry_run: bool
     trial: dict[str, Any]

@@ -26,8 +26,8 @@ from minllm.config import build
 from minllm.errors import UserError, first_line
 from minllm.explain import is_full
 from minllm.sweep import limits, outcome
-from minllm.sweep.launchers import OF_THE_LAUNCHER, ends_a_job, time_was_up
-from minllm.sweep.outcome import OUTPUT, Outcome
+from minllm.sweep.launchers import ends_a_job, time_was_up
+from minllm.sweep.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
 from minllm.sweep.prediction import predicted_peak
 from minllm.sweep.store import open_study, storage_errors
 from minllm.tasks import train
@@ -248,7 +248,7 @@ class Judge(Logger):
             # the first event comes before any loss is forgotten
             self.start_loss = self.run.progress.recent_losses[0]
         if time.monotonic() > self.deadline:
-            raise TimeIsUp("It took longer than sweep.trial_minutes.")
+            raise TimeIsUp(TOO_LONG)
         if "val_loss" in event:
             with storage_errors(self.storage):
                 self._judge(event)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import shutil
-import signal
 from collections.abc import Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.core.utils import JobReturn
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.errors import UserError
-from minllm.sweep.launchers import outcome_of_job
+from minllm.sweep.ends import said_in
 from minllm.sweep.outcome import OUTPUT, Outcome
 from minllm.sweep.plugin import TooManyFailures
-from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
-from minllm.sweep.report import best_of
+from minllm.sweep.report.table import Table
+from minllm.sweep.report.trials import best_of
 from minllm.sweep.settings import Settings
-from minllm.sweep.table import Table
 
 OF_BOTH_TWINS = (
     "reason",
@@ -36,8 +29,6 @@ OF_BOTH_TWINS = (
     "run",
 )
 """What is known of a trial because it's known of another that computes the same."""
-
-TAIL = 4000  # characters of a trial's output that are shown
 
 
 class Verdicts:
@@ -79,14 +70,13 @@ class Verdicts:
 
     def stop_if_all_crash(self) -> None:
         """Raise TooManyFailures when as many in a row have crashed as the search puts up with."""
-        if len(self.crashes) < max(self.settings.max_failures, 1):
+        if len(self.crashes) < self.settings.max_failures:
             return
         first = self.crashes[0]
-        output = Path(first.user_attrs["run"]) / OUTPUT
-        said = output.read_text(encoding="utf-8", errors="replace")[-TAIL:] if output.exists() else ""
+        run_dir = Path(first.user_attrs["run"])
         raise TooManyFailures(
             f"{len(self.crashes)} trials in a row have crashed, so the search stops. The first, trial {first.number},"
-            f" said (in {output}):\n\n{said}\n{first.user_attrs['text']}"
+            f" said (in {run_dir / OUTPUT}):\n\n{said_in(run_dir)}\n{first.user_attrs['text']}"
         )
 
     def _tell_state(self, trial: optuna.Trial, state: str, value: float | None) -> FrozenTrial:
@@ -122,59 +112,6 @@ class Verdicts:
 
 def folder_of(trial: FrozenTrial | None) -> Path | None:
     return Path(trial.user_attrs["run"]) if trial is not None and "run" in trial.user_attrs else None
-
-
-def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
-    """Say what became of a trial whose process left no outcome.
-
-    Raises:
-        UserError: the disk is full, or no trial can run any more.
-    """
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints a line of its own before it raises
-            future.result().return_value  # noqa: B018
-        return crashed("Its process ended as if all were well, and left no outcome", run_dir)
-    except ProcessDied as death:
-        return outcome_of(death, run_dir)
-    except ServerDied:
-        raise UserError(
-            "The process that trials are started from has ended, as if somebody had killed it. Type the same command"
-            " again: the search goes on."
-        ) from None
-    except Exception as error:
-        return outcome_of_job(error, run_dir)
-
-
-def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
-    if death.status == NO_ROOM:
-        raise no_room(run_dir)
-    if death.timed_out:
-        return Outcome("pruned", reason="time", text="It took longer than sweep.trial_minutes.")
-    if death.killed_for_memory:
-        return Outcome(
-            "pruned", reason="killed", text="The kernel ended it, since the machine's memory ran out."
-        )
-    if death.status == -signal.SIGABRT and "bad_alloc" in said_in(run_dir):
-        return Outcome("pruned", reason="memory", text="Memory ran out where that can't be caught.")
-    how = f"exit code {death.status}" if death.status > 0 else signal.Signals(-death.status).name
-    return crashed(f"Its process ended with {how}", run_dir)
-
-
-def no_room(folder: Path) -> UserError:
-    return UserError(
-        f"The disk is full at {folder}. Make room and type the same command again: the search goes on."
-    )
-
-
-def crashed(text: str, run_dir: Path) -> Outcome:
-    return Outcome("failed", reason="crash", text=f"{text}. See {run_dir / OUTPUT}.")
-
-
-def said_in(run_dir: Path) -> str:
-    try:
-        return (run_dir / OUTPUT).read_text(encoding="utf-8", errors="replace")[-TAIL:]
-    except FileNotFoundError:
-        return ""
 
 
 def exactly(words: list[str], figures: Mapping[str, Any]) -> list[str]:

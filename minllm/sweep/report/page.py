@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import FrozenTrial
 
-from minllm.sweep.figures import memory_map, search_plots
-from minllm.sweep.summary import best_in_words, memory_story, no_best
-from minllm.sweep.trials import MEANINGS, best_of, counted, rerun, shown
+from minllm.sweep.report.figures import memory_map, search_plots
+from minllm.sweep.report.summary import best_in_words, memory_story, no_best
+from minllm.sweep.report.trials import MEANINGS, best_of, counted, rerun, shown
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -10,8 +10,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from minllm.sweep.importance import importances, share_called_best
-from minllm.sweep.trials import (
+from minllm.sweep.report.importance import importances, share_called_best
+from minllm.sweep.report.trials import (
     DID_NOT_FIT,
     MEANINGS,
     best_of,

@@ -14,8 +14,8 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
-from minllm.sweep.importance import evaluator, importances, quietly, retold
-from minllm.sweep.trials import (
+from minllm.sweep.report.importance import evaluator, importances, quietly, retold
+from minllm.sweep.report.trials import (
     MIB,
     counted,
     described,

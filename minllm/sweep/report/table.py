@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from minllm.sweep.trials import (
+from minllm.sweep.report.trials import (
     Description,
     counted,
     described,

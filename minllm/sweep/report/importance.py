@@ -14,7 +14,7 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from minllm.sweep.trials import short_names, state_of, varying
+from minllm.sweep.report.trials import short_names, state_of, varying
 
 
 def importances(study: optuna.Study) -> dict[str, float]:

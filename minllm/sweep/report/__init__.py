@@ -10,12 +10,10 @@ from pathlib import Path
 
 import optuna
 
-from minllm.sweep.page import page
-from minllm.sweep.summary import best_in_words, no_best, summary
-from minllm.sweep.trials import best_of, rerun, state_of
+from minllm.sweep.report.page import page
+from minllm.sweep.report.summary import best_in_words, no_best, summary
+from minllm.sweep.report.trials import best_of, rerun
 from minllm.training.rundir import write_text
-
-__all__ = ["best_of", "conclusion", "state_of", "write_report"]
 
 
 def write_report(study: optuna.Study, folder: Path, *, metric: str, command: str) -> list[Path]:

@@ -1,0 +1,57 @@
+"""What a study has tried already, by what it computes and not by how it was chosen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container, Iterator, Mapping
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig
+from optuna.trial import FrozenTrial, TrialState
+
+from minllm.sweep.question import Question, fingerprint
+
+
+class History:
+    """The trials so far, and what they mean for the next one."""
+
+    def __init__(self, study: optuna.Study, question: Question):
+        self.study, self.question, self.space = study, question, question.space
+
+    def first_that_fits(self, values: Mapping[str, Any]) -> tuple[list[str], DictConfig]:
+        """Return a trial's words and configuration, with the first of the plan's alternatives that memory allows."""
+        for alternative in self._alternatives(values):
+            if not any(one.user_attrs.get("memory_ran_out") for one in self._alike(alternative)):
+                break
+        return alternative
+
+    def another_fits(self, trial: optuna.Trial) -> bool:
+        """Say whether the plan has an alternative to a trial that wasn't tried yet."""
+        return any(not self._alike(alternative) for alternative in self._alternatives(trial.params))
+
+    def twin_of(self, trial: optuna.Trial, identity: str, running: Container[int]) -> FrozenTrial | None:
+        """Return the trial whose configuration computes the same, if it has a verdict or will have one.
+
+        Args:
+            identity: the trial's fingerprint.
+            running: the numbers of the trials that run.
+        """
+        for other in self._with(identity):
+            has_verdict = other.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            if other.number != trial.number and (has_verdict or other.number in running):
+                return other
+        return None
+
+    def _alternatives(self, values: Mapping[str, Any]) -> Iterator[tuple[list[str], DictConfig]]:
+        names = list(self.space.first_that_fits)
+        for chosen in itertools.product(*self.space.first_that_fits.values()):
+            words = self.space.words({**values, **dict(zip(names, chosen))})
+            yield words, self.question.settled(words)
+
+    def _alike(self, alternative: tuple[list[str], DictConfig]) -> list[FrozenTrial]:
+        return self._with(fingerprint(alternative[1]))
+
+    def _with(self, identity: str) -> list[FrozenTrial]:
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.user_attrs.get("fingerprint") == identity]
