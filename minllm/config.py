@@ -13,7 +13,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,7 @@ def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str,
         group: choice for group, choice in sorted(choices.items()) if not group.startswith("hydra/")
     }
     named = named_keys(overrides)
-    if cfg.get("extensions") and "extensions" not in named:
-        listed = ",".join(cfg.extensions)
-        raise UserError(
-            f"A file can't allow itself to run code. If you trust it, add 'extensions=[{listed}]'."
-        )
+    refuse_unnamed_code(cfg, named)
     if cfg.get("extensions") and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where my_idea/ stands
     for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
@@ -107,6 +103,15 @@ def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str,
             break  # a resumed run may have begun from another's weights, and has its own now
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def refuse_unnamed_code(cfg: DictConfig, named: Container[str]) -> None:
+    """Raise UserError if packages may give code that the command line doesn't name."""
+    if cfg.get("extensions") and "extensions" not in named:
+        listed = ",".join(cfg.extensions)
+        raise UserError(
+            f"A file can't allow itself to run code. If you trust it, add 'extensions=[{listed}]'."
+        )
 
 
 def perform(cfg: DictConfig, run_dir: Path) -> Any:

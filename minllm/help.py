@@ -28,6 +28,9 @@ FLAGS = {  # flag: (its short form, what it does)
     "--version": ("", "Hydra's version"),
 }
 
+OF_RUN = ("--multirun", "--run", "--config-name", "--shell-completion")
+"""Flags that sweep.py has no use for."""
+
 INTRODUCTION = """\
 Train a small language model, one choice of its architecture at a time.
 
@@ -57,7 +60,7 @@ Search the choices and settings of run.py with Optuna; what runs out of memory, 
   python sweep.py search=none 'optim.lr=tag(log,interval(1e-4,1e-2))' 'model/attn=choice(mha,gqa,mqa)'
   python sweep.py search=grid hydra/sweeper/sampler=grid sweep.dry_run=true
 
-hydra.sweeper.n_trials=20 is how many trials there are in the end, and hydra.sweeper.n_jobs=1 how many run at once.
+hydra.sweeper.n_trials is how many trials there are in the end, and hydra.sweeper.n_jobs how many run at once.
 hydra/sweeper/sampler is tpe, random, grid, gp, cmaes, nsgaii, nsgaiii or qmc.
 """
 
@@ -65,13 +68,14 @@ hydra/sweeper/sampler is tpe, random, grid, gp, cmaes, nsgaii, nsgaiii or qmc.
 def help_text(folders: Iterable[str] = ()) -> str:
     """Return the page of run.py: examples, groups with their options, settings with their defaults, flags."""
     groups = {group: options for group, options in find_groups(folders).items() if not of_search(group)}
-    return page(INTRODUCTION, groups, ["config"])
+    return page(INTRODUCTION, groups, ["config"], FLAGS)
 
 
 def sweep_help_text(folders: Iterable[str] = ()) -> str:
     """Return the page of sweep.py: what it adds to run.py's comes first."""
     groups = sorted(find_groups(folders).items(), key=lambda one: not of_search(one[0]))
-    return page(SWEEP_INTRODUCTION, dict(groups), ["sweep", "config"])
+    flags = {flag: said for flag, said in FLAGS.items() if flag not in OF_RUN}
+    return page(SWEEP_INTRODUCTION, dict(groups), ["sweep", "config"], flags)
 
 
 def of_search(group: str) -> bool:
@@ -79,7 +83,12 @@ def of_search(group: str) -> bool:
     return group.split("/")[0] in ("search", "sweep")
 
 
-def page(introduction: str, groups: Mapping[str, Mapping[str, Option]], primaries: Sequence[str]) -> str:
+def page(
+    introduction: str,
+    groups: Mapping[str, Mapping[str, Option]],
+    primaries: Sequence[str],
+    flags: Mapping[str, tuple[str, str]],
+) -> str:
     parts = [introduction, "Choices (group=option; * is the default):\n"]
     defaults = {group: option for primary in primaries for group, option in default_choices(primary).items()}
     for group, options in groups.items():
@@ -91,7 +100,7 @@ def page(introduction: str, groups: Mapping[str, Mapping[str, Option]], primarie
         ]
     parts += ["\nSettings (key=value, here with their defaults; --cfg job shows those of the choices too):\n"]
     parts += [line for primary in primaries for line in settings(primary)]
-    parts += ["\nFlags:\n", *(f"  {short:3} {flag:20}  {text}" for flag, (short, text) in FLAGS.items())]
+    parts += ["\nFlags:\n", *(f"  {short:3} {flag:20}  {text}" for flag, (short, text) in flags.items())]
     return "\n".join(parts)
 
 

@@ -26,8 +26,20 @@ class History:
                 break
         return alternative
 
-    def another_fits(self, trial: optuna.Trial) -> bool:
-        """Say whether the plan has an alternative to a trial that wasn't tried yet."""
+    def smaller_to_try(self) -> dict[str, Any] | None:
+        """Return the values of a trial that ran out of memory, and to which the plan has an alternative left.
+
+        It's read from the study each time, so that none is forgotten when a search is cut off or has had its trials.
+        """
+        if not self.space.first_that_fits:
+            return None
+        trials = self.study.get_trials(deepcopy=False)
+        under_way = [trial.params for trial in trials if not trial.state.is_finished()]
+        ran_out = (trial for trial in trials if trial.user_attrs.get("smaller_may_fit"))
+        left = (trial.params for trial in ran_out if trial.params not in under_way and self._any_left(trial))
+        return next(left, None)
+
+    def _any_left(self, trial: FrozenTrial) -> bool:
         return any(not self._alike(alternative) for alternative in self._alternatives(trial.params))
 
     def twin_of(self, trial: optuna.Trial, identity: str, running: Container[int]) -> FrozenTrial | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import sys
@@ -10,18 +11,16 @@ from pathlib import Path
 
 import torch
 
-from minllm.training import machine
+
+def free_bytes(device: torch.device, n_jobs: int = 1) -> int:
+    """Return the memory that each of `n_jobs` trials could have now: of its GPU, or of the machine."""
+    if device.type == "cuda":
+        on_one_gpu = math.ceil(n_jobs / torch.cuda.device_count())
+        return torch.cuda.mem_get_info()[0] // on_one_gpu
+    return min([_available_bytes(), *_left_in_cgroups()]) // n_jobs
 
 
-def free_bytes() -> int:
-    """Return the memory that a trial could have now: the first GPU's where there is one, else the machine's."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    free = _available_bytes()
-    return min([free, *_left_in_cgroup()])
-
-
-def hold_to(limit_bytes: int, threads: int) -> None:
+def hold_to(limit_bytes: int, threads: int, device: torch.device) -> None:
     """Let this process, and those it starts, have `limit_bytes` and no more: beyond it, allocating fails.
 
     Call it before anything large is allocated, in a process that is the trial's own.
@@ -29,7 +28,7 @@ def hold_to(limit_bytes: int, threads: int) -> None:
     torch.set_num_threads(threads)
     # threads start now: a limit that is hit while OpenMP starts its own ends the process, and can't be caught
     torch.ones(threads << 16).mul(2.0).sum()
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total))
         return
@@ -53,9 +52,9 @@ def offer_to_the_kernel() -> None:
 
 def out_of_memory_kills() -> int:
     """Return how many processes the kernel has ended for their memory, as far as it tells: 0 where it doesn't."""
-    counts = [_count(Path("/proc/vmstat"))]
+    counts = [_count(Path("/proc/vmstat"), "oom_kill")]
     for folder in _cgroups():
-        counts += [_count(folder / name) for name in ("memory.events", "memory.oom_control")]
+        counts += [_count(folder / name, "oom_kill") for name in ("memory.events", "memory.oom_control")]
     return sum(counts)
 
 
@@ -66,7 +65,7 @@ def threads_for(n_jobs: int) -> int:
 
 def gpus() -> list[str]:
     """Return the names by which CUDA's programs choose a GPU; none where there is none."""
-    if machine.choose_device("auto").type != "cuda":
+    if not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
@@ -80,16 +79,18 @@ def _available_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _left_in_cgroup() -> list[int]:
-    """Return what this process's control groups leave it, where they say (version 2, then 1)."""
+def _left_in_cgroups() -> list[int]:
+    """Return what this process's control groups, and those around them, leave it, where they say."""
+    files = (  # of version 2, then 1; what was read from files and isn't in use is given back when it's needed
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
     left = []
-    for folder in _cgroups():
-        for limit, used in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
+    for folder in {group for leaf in _cgroups() for group in (leaf, *leaf.parents)}:
+        for limit, used, given_back in files:
             with contextlib.suppress(OSError, ValueError):
-                left.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
+                free = int((folder / limit).read_text()) - int((folder / used).read_text())
+                left.append(max(0, free + _count(folder / "memory.stat", given_back)))
     return left
 
 
@@ -108,9 +109,10 @@ def _cgroups() -> list[Path]:
     return found
 
 
-def _count(file: Path) -> int:
+def _count(file: Path, name: str) -> int:
+    """Return the number that a line of a file gives `name`; 0 where it doesn't."""
     try:
         lines = file.read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{name} "))

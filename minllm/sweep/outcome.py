@@ -43,6 +43,13 @@ class Outcome:
         return asked is not None and self.figures["micro_batch_size"] < asked
 
     @property
+    def smaller_may_fit(self) -> bool:
+        """Whether a smaller batch is worth a try: memory ran out, and not with a single row."""
+        if self.reason == "killed" or (self.reason == "memory" and "micro_batch_size" not in self.figures):
+            return True  # before anything could be halved
+        return self.rows_were_halved and (self.state == "complete" or self.figures["micro_batch_size"] > 1)
+
+    @property
     def memory_ran_out(self) -> bool:
         return self.rows_were_halved or self.reason in ("predicted", "memory", "killed")
 

@@ -19,6 +19,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig
 
+from minllm.door import refuse_environment
 from minllm.errors import UserError
 
 OWN_SECTIONS = ("search", "sweep", "memory")
@@ -45,8 +46,8 @@ class SweeperOptions:
     _target_: str = "minllm.sweep.plugin.PruningSweeper"
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}])
     sampler: Any = MISSING
-    n_trials: int = 20
-    n_jobs: int = 1
+    n_trials: int = MISSING
+    n_jobs: int = MISSING
 
 
 @dataclass
@@ -97,6 +98,10 @@ class PruningSweeper(Sweeper):
                 " of its own, that could be held to its memory: choose hydra/launcher=processes, or submitit_slurm on"
                 " a cluster."
             )
+        refuse_environment(self.config.hydra)
+        typed = " ".join(self.config.hydra.overrides.hydra)
+        if self.config.hydra.launcher.get("setup") and "hydra.launcher.setup" not in typed:
+            raise UserError("A file can't have a launcher run commands (hydra.launcher.setup). Type them.")
         from minllm.sweep.search import search
 
         search(self, arguments)

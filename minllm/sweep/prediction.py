@@ -183,9 +183,8 @@ def fresh_products(module: nn.Module, batch: Batch) -> int:
     """Return how many products a module makes of another number of rows each time: those with experts' matrices."""
     if not isinstance(module, MoE):
         return 0
-    if (
-        isinstance(module.router, ExpertChoice) and batch.segments_BT is None
-    ):  # all experts read the same number
+    # where experts choose, all read the same number
+    if isinstance(module.router, ExpertChoice) and batch.segments_BT is None:
         return 0
     # forwards, and the gradients of both factors
     return 3 * sum(param.ndim == 2 for param in module.experts.parameters())

@@ -24,6 +24,10 @@ NO_ROOM = 74  # EX_IOERR of sysexits.h: the disk is full, and a trial could leav
 PATIENCE_SECONDS = 10.0  # for a server to end its trials and itself
 
 
+ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""Have torch count GPUs without starting CUDA, which can't be used any more in what is forked after that."""
+
+
 class ProcessDied(Exception):
     """A trial's process ended without an outcome.
 
@@ -65,7 +69,7 @@ class ForkServer:
             stdout=subprocess.PIPE,
             # Ctrl-C on the terminal is for the search, which then ends the trials
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             text=True,
         )
         threading.Thread(target=self._listen, daemon=True).start()

@@ -18,7 +18,7 @@ from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.model.build import build_shapes
 from minllm.sweep.plugin import OWN_SECTIONS, leads
-from minllm.sweep.space import Plan, Space
+from minllm.sweep.space import Plan, Space, written
 from minllm.tasks.train import budget_of
 
 TRAINING = "minllm.tasks.train.train"
@@ -58,6 +58,8 @@ class Question:
                     f"{name} leads the search, and is the same for all its trials: give it one value."
                 )
         base = self.space.base
+        if "init_from" in self.space.fixed:  # `latest` would be another run for each trial
+            self.space.fixed["init_from"] = written(base.init_from)
         if base.task._target_ != TRAINING or base.resume:
             raise UserError("A search trains new models: leave out task= and resume=.")
         self._refusals: dict[str, str | None] = {}
@@ -65,10 +67,11 @@ class Question:
 
     def refuse_another(self, study: Study) -> None:
         """Raise UserError if the study has asked something else so far: trials of two questions can't be compared."""
-        space, metric = self.space, self.master.sweep.metric
+        space, sweep = self.space, self.master.sweep
         asked = {name: str(kind) for name, kind in space.distributions.items()}
         asked |= {name: value for name, value in space.fixed.items() if not leads(name)}
-        asked |= {"sweep.metric": metric, **{word: "" for word in space.deleted}}
+        asked |= {"sweep.metric": sweep.metric, "sweep.trial_minutes": str(sweep.trial_minutes)}
+        asked |= {"memory.limit": str(self.master.memory.limit), **{word: "" for word in space.deleted}}
         asked |= {name: str(values) for name, values in space.first_that_fits.items()}
         before = study.user_attrs.get("asks")
         if before is None:
@@ -84,7 +87,7 @@ class Question:
     def shown_words(self) -> list[str]:
         """Return the command line's words, without what is secret in them."""
         words = [*self.flags, *self.typed, *self.master.hydra.overrides.hydra]
-        return ["sweep.storage=<database>" if word.startswith("sweep.storage") else word for word in words]
+        return ["sweep.storage=<database>" if says_storage(word) else word for word in words]
 
     def composed(self, words: Sequence[str]) -> DictConfig:
         """Return what Hydra composes of `words`, its own section and the search's included."""
@@ -139,12 +142,16 @@ def trial_config(composed: DictConfig, words: Sequence[str], choices: Mapping[st
     return cfg
 
 
+def says_storage(word: str) -> bool:
+    key, _, value = word.partition("=")
+    return key.lstrip("+~") in ("sweep", "sweep.storage")
+
+
 def fingerprint(cfg: DictConfig) -> str:
     """Return what two configurations have in common that compute the same, however they were chosen."""
     plain = {name: value for name, value in resolved(cfg).items() if name not in ("choices", "logger")}
-    return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
+    text = OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -149,14 +149,14 @@ class Buildable(BaseSampler):
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: list[float] | None
     ) -> None:
-        with (
-            warnings.catch_warnings()
-        ):  # CMA-ES learns from the value, and needn't say that it does without the rest
+        with warnings.catch_warnings():
+            # CMA-ES learns from the value, and needn't say that it does without the rest
             warnings.filterwarnings("ignore", "Constraints have been set")
             self.inner.after_trial(study, trial, state, values)
 
     def reseed_rng(self) -> None:
-        self.inner.reseed_rng(), self.by_chance.reseed_rng()
+        self.inner.reseed_rng()
+        self.by_chance.reseed_rng()
         self.chance = random.Random()
 
     @property

@@ -6,11 +6,13 @@ and goes on: what was told stays told, and what was cut off is put back.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -24,9 +26,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, read_write
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.config import build
+from minllm.config import build, refuse_unnamed_code
 from minllm.data.batches import check_data, open_data
 from minllm.explain import is_full
+from minllm.runs import named_keys
 from minllm.sweep import limits, outcome
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.ends import no_room, without_outcome
@@ -38,9 +41,10 @@ from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
 from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
-from minllm.sweep.store import alone, open_study, put_back, storage_errors
+from minllm.sweep.store import Leader, alone, open_study, put_back, storage_errors
 from minllm.sweep.trial import Assignment
 from minllm.sweep.verdict import Verdicts
+from minllm.training import machine
 from minllm.validation import allowed_packages, check_node
 
 if TYPE_CHECKING:
@@ -65,6 +69,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = sweeper.config
+    refuse_unnamed_code(config, named_keys(typed))  # before any of it is imported
     for section in OWN_SECTIONS:
         check_node(config[section], section, allowed_packages(config))
     settings: Settings = build(config.sweep)
@@ -87,9 +92,10 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=pruner)
         with alone(folder), storage_errors(settings.storage):
             question.refuse_another(study)
+            leader = Leader(study, folder) if settings.storage else None
             if study.get_trials(deepcopy=False):
                 sampler.reseed_rng()  # the first draws of its seed have been tried
-            Search(sweeper, settings, memory, question, study, folder).run()
+            Search(sweeper, settings, memory, question, study, folder, leader).run()
     except OSError as error:
         if not is_full(error):
             raise
@@ -117,10 +123,12 @@ class Search:
         question: Question,
         study: optuna.Study,
         folder: Path,
+        leader: Leader | None,
     ):
         self.config, self.n_trials, self.n_jobs = sweeper.config, sweeper.n_trials, sweeper.n_jobs
         self.settings, self.question, self.space = settings, question, question.space
         self.study, self.folder = study, folder
+        self.leader = leader
         self.history = History(study, question)
         self.predict = memory.predict
         self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
@@ -132,8 +140,12 @@ class Search:
         )
         prepare(self.launcher)
         here = runs_here(self.launcher)
-        self.limit_bytes = memory.limit_bytes or (limits.free_bytes() // self.n_jobs if here else None)
+        device = machine.choose_device(question.space.base.train.device)
+        self.limit_bytes = memory.limit_bytes or (limits.free_bytes(device, self.n_jobs) if here else None)
         self.threads = limits.threads_for(self.n_jobs) if here else None
+        # measured once, and not under the load of other trials, so that all have the same
+        self.precision = machine.choose_precision("auto", device)[0] if here else "auto"
+        self.ends = time.monotonic() + (settings.minutes or math.inf) * 60
         self.running: dict[Future[JobReturn], optuna.Trial] = {}
         self.followers: dict[int, list[optuna.Trial]] = {}
         """By the number of a running trial: those that turned out to ask the same."""
@@ -146,14 +158,17 @@ class Search:
             with self.table:
                 self.table.update(self.trials())
                 if not self.more():
-                    print(
-                        "There's nothing left to try: hydra.sweeper.n_trials=<more> goes on with the study."
-                    )
+                    print(self.why_no_more())
                 self.loop()
+        except (KeyboardInterrupt, SystemExit):
+            print("Stopped. The same command goes on.", file=sys.stderr)
+            raise
         finally:
             if isinstance(self.launcher, Processes):
                 self.launcher.close()
             self.recover()
+            if self.leader:
+                self.leader.leave()
             signal.signal(signal.SIGTERM, before)
             command = shlex.join(["python", "sweep.py", *self.question.shown_words()])
             written = write_report(self.study, self.folder, metric=self.settings.metric, command=command)
@@ -178,16 +193,33 @@ class Search:
             done, _ = wait(self.running, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
                 self.end(self.running.pop(future), future)
+            if self.leader:
+                self.leader.beat()
             self.table.update(self.trials())
 
     def more(self) -> bool:
         """Say whether there's another trial to begin: one that was put back, or a new one."""
+        if time.monotonic() > self.ends:
+            return False
         trials = self.trials()
         if any(trial.state == TrialState.WAITING for trial in trials):
             return True
+        if len(trials) >= self.n_trials:
+            return False
+        if smaller := self.history.smaller_to_try():
+            self.study.enqueue_trial(smaller)
+            return True
+        return not self.grid_is_done()
+
+    def grid_is_done(self) -> bool:
         sampler = self.study.sampler
-        exhausted = isinstance(sampler, Grid) and sampler.next(self.study) is None
-        return len(trials) < self.n_trials and not exhausted
+        return isinstance(sampler, Grid) and sampler.next(self.study) is None
+
+    def why_no_more(self) -> str:
+        if self.grid_is_done():
+            return "All combinations of the grid have been tried."
+        n = len(self.trials())
+        return f"The study has its {n} trials already. To go on: hydra.sweeper.n_trials={2 * n}"
 
     def start(self, trial: optuna.Trial, values: dict[str, Any]) -> None:
         """Have a trial run, unless one that asks the same has run already, or does."""
@@ -211,6 +243,8 @@ class Search:
         trial.set_user_attr("attempt", attempt)  # by which a process that was given up knows that it was
         if "group" in cfg.logger and cfg.logger.group is None:
             cfg.logger.group = self.settings.name
+        if cfg.train.precision == "auto":
+            cfg.train.precision = self.precision
         Assignment(
             number=trial.number,
             trial_id=trial._trial_id,
@@ -231,15 +265,14 @@ class Search:
 
     def end(self, trial: optuna.Trial, future: Future[JobReturn]) -> None:
         """Tell what became of a trial, and of those that wait for the same."""
+        if self.trials()[trial.number].state != TrialState.RUNNING:
+            return  # somebody else has put it back, or told it
         run_dir = Path(trial.user_attrs["run"])
         left = outcome.read(run_dir, trial.user_attrs["attempt"])
         result = left or without_outcome(future, run_dir)
         told = self.verdicts.tell(trial, result)
         for follower in self.followers.pop(trial.number, []):
             self.verdicts.tell_the_same(follower, told)
-        too_large = result.rows_were_halved or result.reason == "killed"  # before it could halve anything
-        if too_large and self.history.another_fits(trial) and len(self.trials()) < self.n_trials:
-            self.study.enqueue_trial(trial.params)
         self.verdicts.stop_if_all_crash()
 
     def trials(self) -> list[FrozenTrial]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -16,13 +17,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from minllm.explain import is_full
 from minllm.sweep.processes import NO_ROOM
 
+GRACE_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
@@ -38,44 +40,77 @@ class Child:
     timed_out: bool = False
 
 
+@dataclass(frozen=True)
+class Pipes:
+    """What the server reads and writes, by file descriptors."""
+
+    orders: int
+    answers: int
+    wake: int
+    """Readable when a signal has come."""
+    woken: int
+
+
 def main() -> None:
     """Serve until the search closes our standard input, or is gone."""
     orders, answers = take_over_standard_streams()
     imported = import_everything()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until now there was nothing to end but ourselves
-    wake, woken = os.pipe()
-    for pipe in (wake, woken):
-        os.set_blocking(pipe, False)
-    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    signal.signal(
-        signal.SIGCHLD, lambda *_: None
-    )  # a signal with a handler is written to the pipe, and wakes us
-    selector = selectors.DefaultSelector()
-    for source in (orders, wake):
-        selector.register(source, selectors.EVENT_READ)
-
+    pipes = Pipes(orders, answers, *os.pipe())
+    os.set_blocking(pipes.wake, False)
+    os.set_blocking(pipes.woken, False)
+    signal.set_wakeup_fd(pipes.woken, warn_on_full_buffer=False)
+    # a signal that has a handler is written to the pipe, and wakes us
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     children: dict[int, Child] = {}
+    try:
+        serve(pipes, imported, children)
+    finally:
+        for pid in children:
+            end_group(pid)
+
+
+def serve(pipes: Pipes, imported: Imported, children: dict[int, Child]) -> None:
+    selector = selectors.DefaultSelector()
+    selector.register(pipes.orders, selectors.EVENT_READ)
+    selector.register(pipes.wake, selectors.EVENT_READ)
     unread = b""
     while True:
         ready = [key.fd for key, _ in selector.select(seconds_left(children))]
-        if wake in ready:
-            os.read(wake, 4096)
-        if orders in ready:
-            read = os.read(orders, 1 << 16)
+        if pipes.wake in ready:
+            os.read(pipes.wake, 4096)
+        if pipes.orders in ready:
+            read = os.read(pipes.orders, 1 << 16)
             if not read:
-                break
+                return
             *lines, unread = (unread + read).split(b"\n")
             for line in lines:
-                child = start(json.loads(line), imported, close=(orders, answers, wake, woken))
-                children[child.pid] = child
+                begin(json.loads(line), pipes, imported, children)
         for end in reaped(children, imported):
-            os.write(answers, json.dumps(end).encode() + b"\n")
+            say(end, pipes)
         for child in children.values():
             if time.monotonic() > child.deadline:
                 child.timed_out = True
                 end_group(child.pid)
-    for pid in children:
-        end_group(pid)
+
+
+def begin(order: Mapping[str, Any], pipes: Pipes, imported: Imported, children: dict[int, Child]) -> None:
+    """Have a trial begin; if there can be no process for it, that is its end."""
+    try:
+        child = start(order, imported, close=astuple(pipes))
+    except OSError as error:
+        traceback.print_exc()
+        no_memory = error.errno == errno.ENOMEM
+        say(
+            {"number": order["number"], "status": 1, "killed_for_memory": no_memory, "timed_out": False},
+            pipes,
+        )
+    else:
+        children[child.pid] = child
+
+
+def say(answer: Mapping[str, Any], pipes: Pipes) -> None:
+    os.write(pipes.answers, json.dumps(answer).encode() + b"\n")
 
 
 def take_over_standard_streams() -> tuple[int, int]:
@@ -108,20 +143,21 @@ def import_everything() -> Imported:
 def start(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) -> Child:
     """Fork a trial's process."""
     kills_before = imported.out_of_memory_kills()
-    pid = os.fork()
+    server, pid = os.getpid(), os.fork()
     if pid == 0:
-        run_trial(order, imported, close)
+        run_trial(order, imported, close, server)
     lead_a_group(pid)  # here too: whoever is first
-    seconds = (order["minutes"] or float("inf")) * 60
+    # with a little more than its time, since a trial that notices by itself leaves its figures
+    seconds = (order["minutes"] or float("inf")) * 60 + GRACE_SECONDS
     return Child(order["number"], pid, kills_before, time.monotonic() + seconds)
 
 
-def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) -> NoReturn:
+def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...], server: int) -> NoReturn:
     """Be the trial's process, from the fork to its exit."""
     status = 1
     try:
         lead_a_group(os.getpid())
-        die_with_the_server()
+        die_with(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -176,10 +212,12 @@ def end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def die_with_the_server() -> None:
-    """Have the kernel end this process when the server is gone, whatever becomes of it."""
+def die_with(server: int) -> None:
+    """Have the kernel end this process when its parent, the server, is gone, whatever becomes of it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:
+            os._exit(1)  # it has gone already
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ class Settings:
     name: the study's name, which is its folder's too
     metric: what is made small; nats a token, or bits a byte where trials differ in their tokenizers
     storage: null is a journal in the study's folder; or a database, such as sqlite:///studies.db or postgresql://…
+    minutes: after which no trial begins
     trial_minutes: a trial that takes longer is ended, and counts as pruned
     max_failures: crashes in a row after which the search stops
     keep_checkpoints: those of the best trial so far, of all or of none
@@ -31,6 +32,7 @@ class Settings:
     name: str
     metric: Literal["val_loss", "val_bpb"]
     storage: str | None
+    minutes: Positive | None
     trial_minutes: Positive | None
     max_failures: Count
     keep_checkpoints: Literal["best", "all", "none"]

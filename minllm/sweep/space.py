@@ -307,9 +307,8 @@ def choices(kind: BaseDistribution) -> Sequence[Any]:
         return range(kind.low, kind.high + 1, kind.step)
     if isinstance(kind, IntDistribution):
         return range(kind.low, kind.high + 1)
-    low, high, step = (
-        Decimal(str(one)) for one in (kind.low, kind.high, kind.step)
-    )  # 0.3, and not 0.1 + 0.1 + 0.1
+    # 0.3, and not 0.1 + 0.1 + 0.1
+    low, high, step = (Decimal(str(one)) for one in (kind.low, kind.high, kind.step))
     return [float(low + i * step) for i in range(int((high - low) / step) + 1)]
 
 

@@ -58,7 +58,7 @@ def open_study(
     if study.directions != [StudyDirection.MINIMIZE]:
         raise UserError(
             f"The study '{name}' is of another kind: it doesn't look for the smallest of one figure."
-            " Give this search another name."
+            " Give this search another name: sweep.name=<name>."
         )
     return study
 
@@ -79,7 +79,7 @@ def alone(folder: Path) -> Iterator[None]:
         holder = path.read_text(encoding="utf-8") or "a process that has just begun"
         raise UserError(
             f"A search is at work in {folder} already: {holder}. Wait until it's done, stop it, or give this one"
-            " another name."
+            " another name: sweep.name=<name>."
         ) from None
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -87,6 +87,39 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+class Leader:
+    """Which search leads a study in a database, where a lock in a folder says nothing to searches elsewhere.
+
+    It's written into the study, with the time; one that was killed there is believed to be alive for a while.
+
+    Raises:
+        UserError: another leads it.
+    """
+
+    BEAT_SECONDS, DEAD_SECONDS = 30, 120
+
+    def __init__(self, study: optuna.Study, folder: Path):
+        self.study, self.beaten = study, 0.0
+        self.where = f"{folder.resolve()} on {platform.node()}"
+        other = study.user_attrs.get("leader")
+        # whoever led it from this folder is gone, since we are alone in it
+        if other and other["where"] != self.where and time.time() - other["beat"] < self.DEAD_SECONDS:
+            raise UserError(
+                f"Another search leads the study '{study.study_name}', from {other['where']}. Wait until it's done,"
+                " stop it, or give this one another name: sweep.name=<name>."
+            )
+        self.beat()
+
+    def beat(self) -> None:
+        """Say that the search is alive, if it's time to."""
+        if time.monotonic() - self.beaten > self.BEAT_SECONDS:
+            self.study.set_user_attr("leader", {"where": self.where, "beat": time.time()})
+            self.beaten = time.monotonic()
+
+    def leave(self) -> None:
+        self.study.set_user_attr("leader", None)
 
 
 def put_back(study: optuna.Study) -> list[int]:

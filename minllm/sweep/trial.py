@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
@@ -29,14 +30,13 @@ from minllm.sweep import limits, outcome
 from minllm.sweep.launchers import ends_a_job, time_was_up
 from minllm.sweep.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
 from minllm.sweep.prediction import predicted_peak
+from minllm.sweep.report.trials import mib
 from minllm.sweep.store import open_study, storage_errors
 from minllm.tasks import train
-from minllm.training import memory
+from minllm.training import machine, memory
 from minllm.training.loggers import Logger
 from minllm.training.loop import Diverged, Run
 from minllm.training.rundir import to_json, write_text
-
-MIB = 1 << 20
 
 START_NOISE = 1.05
 """How far above a run's first loss an evaluation may be: the one is of a batch, the other of the validation set."""
@@ -101,7 +101,7 @@ def perform(folder: Path, number: int, storage: str | None, wanted: str | None =
         return  # the trial was assigned to another process meanwhile
     assignment = replace(
         assignment,
-        limit_bytes=assignment.limit_bytes or limits.free_bytes(),
+        limit_bytes=assignment.limit_bytes or limits.free_bytes(device_of(assignment)),
         threads=assignment.threads or limits.threads_for(1),
     )
     run_dir = Path(assignment.run_dir)
@@ -142,7 +142,7 @@ def trained(
     """Return the metric of the trained model, and note what was measured in `figures`."""
     limits.offer_to_the_kernel()
     rows = rows_that_fit(cfg, assignment, figures)
-    limits.hold_to(assignment.limit_bytes, assignment.threads)
+    limits.hold_to(assignment.limit_bytes, assignment.threads, device_of(assignment))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.RandomSampler()  # nothing is sampled here
     study = open_study(
@@ -178,20 +178,29 @@ def rows_that_fit(cfg: DictConfig, assignment: Assignment, figures: dict[str, An
     rows = cfg.train.micro_batch_size or cfg.train.batch_size
     if not assignment.predict:
         return rows
-    whole = figures["predicted_bytes"] = predicted_peak(cfg, rows)
-    if whole <= assignment.limit_bytes or rows == 1:
-        one = whole
-    else:
+    try:
+        whole = figures["predicted_bytes"] = predicted_peak(cfg, rows)
+        if whole <= assignment.limit_bytes:
+            return rows
         one = figures["predicted_bytes"] = predicted_peak(cfg, 1)
+    except UserError:
+        raise
+    except Exception as error:  # an idea may well look at values, and fake tensors have none
+        print(f"Its peak can't be predicted: {first_line(error)}.")
+        return rows
     if one > assignment.limit_bytes:
         raise DoesNotFit(
-            f"It would hold {one / MIB:,.0f} MiB even with one row at a time, and may have"
-            f" {assignment.limit_bytes / MIB:,.0f}."
+            f"It would hold {mib(one)} even with one row at a time, and may have {mib(assignment.limit_bytes)}."
         )
     each = (whole - one) / max(rows - 1, 1)
     while rows > 1 and one + each * (rows - 1) > assignment.limit_bytes:
         rows //= 2
+    figures["predicted_bytes"] = round(one + each * (rows - 1))
     return rows
+
+
+def device_of(assignment: Assignment) -> torch.device:
+    return machine.choose_device(assignment.config["train"]["device"])
 
 
 def judged(error: BaseException) -> Outcome:
@@ -226,6 +235,8 @@ class Judge(Logger):
     def __init__(self, trial: optuna.Trial, assignment: Assignment, storage: str | None):
         self.trial, self.storage = trial, storage
         self.metric, self.attempt = assignment.metric, assignment.attempt
+        # a model that was trained before begins so low that its first evaluation may well be above its first batch
+        self.begins_trained = assignment.config["init_from"] is not None
         self.deadline = time.monotonic() + (assignment.minutes or math.inf) * 60
         self.start_loss = math.inf
         self.reported = 0
@@ -244,7 +255,7 @@ class Judge(Logger):
 
     def log(self, event: dict[str, Any]) -> None:
         self.own.log(event)
-        if math.isinf(self.start_loss):
+        if math.isinf(self.start_loss) and not self.begins_trained:
             # the first event comes before any loss is forgotten
             self.start_loss = self.run.progress.recent_losses[0]
         if time.monotonic() > self.deadline:
@@ -261,6 +272,8 @@ class Judge(Logger):
         return known
 
     def _judge(self, event: dict[str, Any]) -> None:
+        if math.isinf(self.start_loss):
+            self.start_loss = event["val_loss"]
         if not event["val_loss"] <= START_NOISE * self.start_loss:
             raise Diverged(
                 f"The loss is {event['val_loss']:.3f} at step {event['step']}, above the {self.start_loss:.3f} that it"

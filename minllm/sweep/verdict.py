@@ -26,6 +26,7 @@ OF_BOTH_TWINS = (
     "predicted_bytes",
     "peak_bytes",
     "memory_ran_out",
+    "overrides",
     "run",
 )
 """What is known of a trial because it's known of another that computes the same."""
@@ -47,6 +48,7 @@ class Verdicts:
             trial.set_user_attr(name, value)
         trial.set_user_attr("overrides", exactly(trial.user_attrs["overrides"], result.figures))
         trial.set_user_attr("memory_ran_out", result.memory_ran_out)
+        trial.set_user_attr("smaller_may_fit", result.smaller_may_fit)
         if result.reason:
             trial.set_user_attr("reason", result.reason)
             trial.set_user_attr("text", result.text)

@@ -192,7 +192,7 @@ def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
         rows = run.progress.decisions["micro_batch_size"]
         try:
             return attempt(rows)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not memory.ran_out(error):
                 raise
         # only here is the error gone, and with it the tensors that its traceback holds

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 MIB = 2**20
@@ -174,6 +175,12 @@ def in_words(count: int, noun: str) -> str:
 
 
 def rerun(trial: FrozenTrial) -> str:
-    """Return the line that runs a trial again; "" where the search left no words of it."""
-    words = trial.user_attrs.get("overrides")
-    return "" if words is None else shlex.join(["python", "run.py", *words])
+    """Return the line that runs a trial again; "" where the search left no words of it.
+
+    A sum depends on how many threads it's cut into, so a trial that had fewer than a run has says how many.
+    """
+    words, threads = trial.user_attrs.get("overrides"), trial.user_attrs.get("threads")
+    if words is None:
+        return ""
+    own = [] if threads in (None, torch.get_num_threads()) else [f"OMP_NUM_THREADS={threads}"]
+    return " ".join([*own, shlex.join(["python", "run.py", *words])])
