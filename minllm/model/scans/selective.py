@@ -60,7 +60,7 @@ def _selective_scan(
     for u, dt, write, read, keep in _chunks(u_BTD, dt_BTD, B_BTN, C_BTN, keep_BT):
         h_BLDN = _states(_decay(dt, A_DN, keep), u, write, h_BDN)
         ys.append(torch.einsum("bldn,bln->bld", h_BLDN, read))
-        h_BDN = h_BLDN[:, -1]
+        h_BDN = h_BLDN[:, -1].clone()  # a view would keep the states of the whole chunk alive
         states.append(h_BDN)
     return torch.cat(ys, dim=1), torch.stack(states, dim=1)
 
