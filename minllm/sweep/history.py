@@ -27,7 +27,7 @@ class History:
         return alternative
 
     def smaller_to_try(self) -> dict[str, Any] | None:
-        """Return the values of a trial that ran out of memory, and to which the plan has an alternative left.
+        """Return the values of a trial that ran out of memory, if the plan has an alternative that wasn't tried.
 
         It's read from the study each time, so that none is forgotten when a search is cut off or has had its trials.
         """
@@ -36,11 +36,8 @@ class History:
         trials = self.study.get_trials(deepcopy=False)
         under_way = [trial.params for trial in trials if not trial.state.is_finished()]
         ran_out = (trial for trial in trials if trial.user_attrs.get("smaller_may_fit"))
-        left = (trial.params for trial in ran_out if trial.params not in under_way and self._any_left(trial))
-        return next(left, None)
-
-    def _any_left(self, trial: FrozenTrial) -> bool:
-        return any(not self._alike(alternative) for alternative in self._alternatives(trial.params))
+        left = (trial.params for trial in ran_out if trial.params not in under_way)
+        return next((values for values in left if not self._alike(self.first_that_fits(values))), None)
 
     def twin_of(self, trial: optuna.Trial, identity: str, running: Container[int]) -> FrozenTrial | None:
         """Return the trial whose configuration computes the same, if it has a verdict or will have one.

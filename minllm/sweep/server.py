@@ -143,21 +143,21 @@ def import_everything() -> Imported:
 def start(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) -> Child:
     """Fork a trial's process."""
     kills_before = imported.out_of_memory_kills()
-    server, pid = os.getpid(), os.fork()
+    pid = os.fork()
     if pid == 0:
-        run_trial(order, imported, close, server)
+        run_trial(order, imported, close)
     lead_a_group(pid)  # here too: whoever is first
     # with a little more than its time, since a trial that notices by itself leaves its figures
     seconds = (order["minutes"] or float("inf")) * 60 + GRACE_SECONDS
     return Child(order["number"], pid, kills_before, time.monotonic() + seconds)
 
 
-def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...], server: int) -> NoReturn:
+def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) -> NoReturn:
     """Be the trial's process, from the fork to its exit."""
     status = 1
     try:
         lead_a_group(os.getpid())
-        die_with(server)
+        die_with_the_server()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -212,12 +212,10 @@ def end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def die_with(server: int) -> None:
+def die_with_the_server() -> None:
     """Have the kernel end this process when its parent, the server, is gone, whatever becomes of it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != server:
-            os._exit(1)  # it has gone already
 
 
 if __name__ == "__main__":
