@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -184,6 +185,7 @@ import resource, sys
 from minllm.sweep import server
 
 def perform(*_):
+    sys.stdout = sys.stderr = open("out", "w")
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     sys.stdout.write("never to be read")
     raise OSError(28, "No space left on device")
@@ -195,8 +197,8 @@ server.run_trial({"folder": ".", "number": 0, "storage": None}, server.Imported(
 @linux
 def test_a_disk_without_room_for_a_last_word_is_still_said_to_be_full(tmp_path: Path):
     """Of a trial's process that has printed more than there's room for, so that flushing fails too."""
-    with (tmp_path / "out").open("w") as out:
-        child = subprocess.run([sys.executable, "-c", LAST_WORD], cwd=ROOT, stdout=out, stderr=out)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-c", LAST_WORD], cwd=tmp_path, env=environment)
     assert child.returncode == NO_ROOM
 
 
