@@ -18,6 +18,9 @@ from minllm.sweep.store import open_study
 from minllm.sweep.trial import Assignment
 from tests.questions import composed
 
+LITTLE = ("tokenizer=bytes", "data.train_stories=32", "data.val_stories=2")
+"""A corpus that is encoded at once."""
+
 
 class Instant(Launcher):
     """Runs no trial, and leaves the outcome at once that a test gives for its configuration."""
@@ -46,6 +49,7 @@ def search_at_once(
     node = {"_target_": "tests.instant.Instant"}
     ConfigStore.instance().store(group="hydra/launcher", name="instant", node=node, replace=True)
     Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
+    words = (*LITTLE, *words)
     with composed(*words, "hydra/launcher=instant", "sweep.keep_checkpoints=all") as (master, context):
         sweeper = Plugins.instance().instantiate_sweeper(
             config=master, hydra_context=context, task_function=lambda cfg: None
