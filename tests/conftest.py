@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests import postgres
 from tests.stories import TRAIN, VAL, write_parquet
 
 
@@ -29,3 +32,11 @@ def downloaded(tmp_path) -> Path:
     (folder / ".cache").mkdir()
     (folder / ".cache/lock").write_text("hidden")
     return folder
+
+
+@pytest.fixture(scope="session")
+def new_database() -> Iterator[Callable[[], str]]:
+    """Make an empty database with each call, on a PostgreSQL server for the tests alone, and return its URL."""
+    pytest.importorskip("psycopg", reason="psycopg isn't installed")
+    with postgres.server() as url:
+        yield partial(postgres.new_database, url)

@@ -8,10 +8,13 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+PASSWORD = "correct-horse"  # which the server takes, as it would any other
 
 
 @contextlib.contextmanager
@@ -34,11 +37,20 @@ def server() -> Iterator[str]:
             if done.returncode:
                 pytest.skip(f"PostgreSQL can't be started here: {command[0]} says {done.stdout[-300:]!r}")
         try:
-            yield f"postgresql://tests@/postgres?host={folder}"
+            yield f"postgresql://tests:{PASSWORD}@/postgres?host={folder}"
         finally:
             run(programs, ["pg_ctl", "-D", data, "-m", "fast", "stop"], account)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def new_database(url: str) -> str:
+    import psycopg
+
+    name = f"db{uuid.uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return url.replace("/postgres?", f"/{name}?")
 
 
 def folder_of_programs() -> Path | None:

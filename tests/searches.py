@@ -2,134 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.sweep.store import JOURNAL, open_study
 
+T = TypeVar("T")
+
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 180  # seconds for what takes a few, on a machine that others use too
-
-FAULTS = '''
-"""An optimizer that does what `fault` says at step `at`."""
-
-import ctypes
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
-import torch
-
-from minllm.model.mixers.attention import Attention
-from minllm.options import Count
-from minllm.training.optimizers import SGD
-
-GIGABYTE = 1 << 30
-FOLDER = Path.cwd()
-
-
-def run_dir():
-    return Path(os.readlink("/proc/self/fd/1")).parent
-
-
-class Faulty(SGD):
-    def __init__(self, model, *, fault: str, at: Count, lr: float, weight_decay: float, momentum: float,
-                 nesterov: bool, decay_embeddings: bool, cautious_decay: bool):
-        super().__init__(model, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov,
-                         decay_embeddings=decay_embeddings, cautious_decay=cautious_decay)
-        self.act, self.at, self.step_number = getattr(self, fault), at, 0
-        if fault in ("large_batch", "large_row"):
-            per_row = GIGABYTE // 4 if fault == "large_batch" else 8 * GIGABYTE
-            mixer = next(part for part in model.modules() if isinstance(part, Attention))
-
-            def hold(mixer, args):
-                torch.empty(len(args[0]) * per_row, dtype=torch.int8)
-
-            mixer.register_forward_pre_hook(hold)
-
-    def move(self):
-        self.step_number += 1
-        if self.step_number == self.at:
-            self.act()
-        super().move()
-
-    def weights(self):
-        return [p for group in self.param_groups for p in group["params"]]
-
-    def none(self): pass
-
-    large_batch = large_row = none
-
-    def slow(self):
-        self.at = self.step_number + 1  # again at the next step
-        for p in self.weights():
-            p.grad.mul_(1e-3)
-
-    def allocates(self):
-        held = []
-        while True:
-            held.append(torch.empty(GIGABYTE // 4, dtype=torch.int8))
-
-    def chained(self):
-        try:
-            bytearray(64 * GIGABYTE)
-        except MemoryError as error:
-            raise ValueError("an idea that didn't work out") from error
-
-    def bad_alloc(self): ctypes.CDLL("libstdc++.so.6")._ZSt17__throw_bad_allocv()
-
-    def kills_itself(self): os.kill(os.getpid(), signal.SIGKILL)
-
-    def segfaults(self): ctypes.string_at(0)
-
-    def bug(self): raise ValueError(f"a bug of step {self.step_number} with lr {self.param_groups[0]['lr']:.3f}")
-
-    def exits(self): sys.exit(3)
-
-    def vanishes(self): os._exit(0)
-
-    def scribbles(self):
-        (run_dir() / "trial.json").write_bytes(b"{oops" + bytes(range(256)))
-        os._exit(0)
-
-    def removes_its_folder(self): shutil.rmtree(run_dir())
-
-    def leaves_a_process(self): subprocess.Popen(["sleep", "1000"])
-
-    def not_a_number(self):
-        for p in self.weights():
-            p.fill_(float("nan"))
-
-    def diverges(self):
-        for p in self.weights():
-            p.mul_(-100)
-
-    def hangs(self): time.sleep(1e6)
-
-    def stops(self): os.kill(os.getpid(), signal.SIGSTOP)
-
-    def ignores(self):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        while True:
-            pass
-
-    def waits(self):
-        while not (FOLDER / "go").exists():
-            time.sleep(0.02)
-'''
+PATIENCE = 240  # seconds for what takes a few, on a machine that others use too
 
 OPTION = """# An optimizer with a fault
 _target_: faulty.Faulty
@@ -167,39 +61,124 @@ SMALL = [
 ]
 """The smallest search; what it searches is added."""
 
+ANY_LR = "optim.lr=tag(log,interval(1e-3,1e-2))"
+GRID = "hydra/sweeper/sampler=grid"
+ENDLESS = ["train.steps=1000000", "train.evals=100000", "sweep/pruner=none"]
+"""What makes a trial go on for longer than any test, and look up every few steps."""
 
-class Workplace:
-    """A folder in which searches run as processes, and are looked for."""
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        (folder / "conf/optim").mkdir(parents=True)
-        (folder / "faulty.py").write_text(FAULTS)
-        (folder / "conf/optim/faulty.yaml").write_text(OPTION)
 
-    def start(self, *words: str, script: str = "sweep.py", **options: object) -> subprocess.Popen[str]:
-        """Start a search, or a run; `words` come after those of SMALL, and win."""
-        path = os.pathsep.join([str(ROOT), str(self.folder)])
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / script), *words],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            **options,
+class Search(subprocess.Popen):
+    """A search that has begun, and leads a session of its own; what it says goes where no test fills the disk."""
+
+    def __init__(self, words: Sequence[str | Path], **options: object):
+        # whatever it writes goes to the end, though we have read from the start
+        self.files: list[IO[str]] = [tempfile.TemporaryFile("a+") for _ in range(2)]  # noqa: SIM115
+        out, err = self.files
+        super().__init__(
+            words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, **options
         )
 
-    def search(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return ended(self.start(*SMALL, *words))
+    @property
+    def out(self) -> str:
+        return self._read(0)
 
-    def trials(self, name: str = "test") -> list[FrozenTrial]:
-        """Return what the study on disk says; nothing where there's none yet."""
-        folder = self.folder / "outputs/sweeps" / name
-        if not (folder / JOURNAL).exists():
-            return []
-        return open_study(name, None, folder).get_trials(deepcopy=False)
+    @property
+    def err(self) -> str:
+        return self._read(1)
+
+    def ended(self) -> Search:
+        """Wait until it has."""
+        self.wait(PATIENCE)
+        return self
+
+    def well(self) -> Search:
+        """Wait until it has ended, which must be a good end."""
+        assert self.ended().returncode == 0, self.err
+        return self
+
+    def _read(self, number: int) -> str:
+        self.files[number].seek(0)
+        return self.files[number].read()
+
+
+class Workplace:
+    """A folder in which searches run as processes, and are looked for; with it ends whatever runs there.
+
+    Args:
+        folder: an empty one.
+        words: which every search has, after those of SMALL.
+        storage: the study's database, if it has one; searches find its URL in a variable.
+        variables: of every search's environment.
+    """
+
+    def __init__(self, folder: Path, *words: str, storage: str | None = None, **variables: str):
+        self.folder, self.study_folder = folder, folder / "outputs/sweeps/test"
+        self.words, self.storage, self.variables = [*SMALL, *words], storage, variables
+        self.searches: list[Search] = []
+        if storage is not None:
+            self.words.append("sweep.storage='${oc.env:STUDY}'")
+            self.variables["STUDY"] = storage
+        (folder / "conf/optim").mkdir(parents=True)
+        shutil.copy(ROOT / "tests/faulty.py", folder)
+        (folder / "conf/optim/faulty.yaml").write_text(OPTION)
+
+    def __enter__(self) -> Workplace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for search in self.searches:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(search.pid, signal.SIGKILL)
+            search.wait()
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    # ---- searches
+
+    def start(self, *words: str) -> Search:
+        """Start a search; `words` come after the workplace's, and win."""
+        return self.start_program(ROOT / "sweep.py", *self.words, *words)
+
+    def search(self, *words: str) -> Search:
+        """Search to the end, whichever that is."""
+        return self.start(*words).ended()
+
+    def start_program(self, program: Path, *words: str) -> Search:
+        path = os.pathsep.join([str(ROOT), str(self.folder)])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **self.variables}
+        self.searches.append(Search([sys.executable, program, *words], cwd=self.folder, env=environment))
+        return self.searches[-1]
+
+    # ---- the study
+
+    def study(self) -> optuna.Study:
+        return open_study("test", self.storage, self.study_folder)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return what the study says; nothing where there's none yet."""
+        return self.study().get_trials(deepcopy=False) if self.study_folder.exists() else []
+
+    def states(self) -> list[str]:
+        return [trial.state.name for trial in self.trials()]
+
+    def by_fault(self) -> dict[str, FrozenTrial]:
+        return {trial.params["optim.fault"]: trial for trial in self.trials()}
+
+    def all_were_evaluated(self) -> bool:
+        trials = self.trials()
+        return bool(trials) and all(trial.intermediate_values for trial in trials)
+
+    def finishes(self) -> list[int]:
+        """Return the number of each trial as often as the journal says that it was finished."""
+        numbers = {trial._trial_id: trial.number for trial in self.trials()}
+        lines = map(json.loads, (self.study_folder / JOURNAL).read_text().splitlines())
+        told = (line for line in lines if TrialState(line.get("state", TrialState.RUNNING)).is_finished())
+        return [numbers[line["trial_id"]] for line in told if "trial_id" in line]
+
+    # ---- processes
 
     def processes(self) -> dict[int, str]:
         """Return the processes that live and have this folder for their own: searches, servers, trials, their own."""
@@ -213,47 +192,24 @@ class Workplace:
                 continue
         return found
 
-    def wait_for_a_trial(self, search: subprocess.Popen[str]) -> None:
-        """Wait until a search, its server and a trial of it live, or the search has ended."""
-        assert soon(lambda: len(self.processes()) > 2 or search.poll() is not None)
-
     def nobody_is_left(self) -> bool:
-        return soon(lambda: not self.processes())
-
-    def finishes(self, name: str = "test") -> list[int]:
-        """Return the number of each trial as often as the journal says that it was finished."""
-        journal = self.folder / "outputs/sweeps" / name / JOURNAL
-        numbers = {trial._trial_id: trial.number for trial in self.trials(name)}
-        lines = map(json.loads, journal.read_text().splitlines())
-        told = (line for line in lines if TrialState(line.get("state", TrialState.RUNNING)).is_finished())
-        return [numbers[line["trial_id"]] for line in told if "trial_id" in line]
-
-    def end_all(self) -> None:
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+        """Wait until it is so: what was killed, and what dies with it, takes a moment."""
+        return wait_until(lambda: not self.processes())
 
 
-def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    out, err = process.communicate(timeout=PATIENCE)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def soon(is_so: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    """Wait until something is so; False if it never was."""
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
+def wait_until(act: Callable[[], T], process: subprocess.Popen | None = None) -> T:
+    """Call `act` until it returns something true, as long as `process` lives, and return that."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := act()):
+        assert time.monotonic() < deadline, "it took too long"
+        assert process is None or process.poll() is None, f"it has ended already: {said_by(process)}"
         time.sleep(0.05)
-    return True
+    return found
+
+
+def said_by(process: subprocess.Popen) -> str:
+    return process.out + process.err if isinstance(process, Search) else ""
 
 
 def one_sentence(text: str) -> bool:
     return text.count("\n") == 1 and "Error" not in text
-
-
-def by_fault(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
-    return {trial.params["optim.fault"]: trial for trial in trials}
-
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)

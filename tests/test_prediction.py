@@ -17,9 +17,9 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from minllm.config import compose
 from minllm.errors import UserError
+from minllm.model.build import build_shapes
 from minllm.sweep import prediction
 from minllm.sweep.prediction import Imagined, LiveStorages, predicted_peak
-from minllm.training import memory
 from tests.tiny import VOCAB, completed, options, tiny_cfg
 
 CPU = torch.device("cpu")
@@ -166,7 +166,10 @@ READS_MEMORY = "model/attn=cross"  # which only an objective of the tests gives 
 @pytest.mark.parametrize("choice", [one for one in MIXERS if one != READS_MEMORY])
 def test_every_mixer_can_be_predicted(choice):
     cfg = tiny_cfg(*completed(choice))
-    assert predicted_peak(cfg, tokenizer=LETTERS, precision="fp32") > memory.resident_bytes()
+    weights = sum(4 * p.numel() for p in build_shapes(cfg, VOCAB).parameters())
+    with FakeTensorMode(), Imagined(CPU) as fake:
+        lasting, _ = prediction.train(cfg, LETTERS, cfg.train.batch_size, CPU, "fp32", fake)
+    assert fake.peak_bytes > lasting > 2 * weights  # Adam's means of gradients, and of their squares
 
 
 def test_more_rows_at_a_time_hold_more():
@@ -199,7 +202,6 @@ from minllm.bench.contestants import SETTINGS, SHAPES, config
 from minllm.config import compose
 from minllm.sweep.prediction import predicted_peak, warm_up
 from minllm.tasks.train import train
-from minllm.training import memory
 
 def threads():
     return int(Path("/proc/self/status").read_text().split("Threads:")[1].split()[0])
@@ -300,6 +302,6 @@ def test_the_peak_is_predicted_within_15_percent(trial, tmp_path, shape, precisi
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_predicting_takes_little_time_no_thread_and_hardly_any_memory(trial, tmp_path):
     figures = trial(tmp_path, "", "fp32")
-    assert figures["seconds"] < 3  # 0.6 were measured
+    assert figures["seconds"] < 10  # of computing; 0.6 were measured
     assert figures["threads_after"] == figures["threads"]
     assert figures["grown"] < 64 * 2**20

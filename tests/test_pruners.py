@@ -61,10 +61,6 @@ def test_each_file_is_a_pruner(file):
     assert stopped_at(study_with(file.stem), [1.0] * EVALS) is None  # the first of all
 
 
-def test_there_are_as_many_files_as_are_spoken_of():
-    assert {file.stem for file in GROUP.glob("*")} == {"median", "asha", "hyperband", "patient", "none"}
-
-
 @pytest.mark.parametrize(
     "name, option, value",
     [

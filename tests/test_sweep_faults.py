@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +17,13 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-import sweep as door
 from minllm.errors import UserError
 from minllm.sweep import outcome, processes, server
 from minllm.sweep.ends import outcome_of, without_outcome
 from minllm.sweep.outcome import Outcome
 from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
 from minllm.sweep.trial import judged
-from tests.searches import PATIENCE, SMALL, Workplace, by_fault, one_sentence
+from tests.searches import GRID, PATIENCE, ROOT, Workplace, one_sentence
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is held to a limit on Linux alone")
 
@@ -54,19 +50,24 @@ ENDS = {  # fault: the study's state of the trial, its reason, and what its text
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """A search in which each fault has one trial, after it has ended."""
-    place = Workplace(tmp_path_factory.mktemp("faulty"))
-    done = place.search(
-        f"optim.fault=choice({','.join(ENDS)})",
-        "hydra/sweeper/sampler=grid",
-        "memory.limit=900MiB",
-        "train.steps=5",
-        "train.evals=5",
-        "sweep.max_failures=50",
-        "sweep.pruner.n_startup_trials=2",
-        "sweep.pruner.n_warmup_evals=2",
-    )
-    yield SimpleNamespace(place=place, done=done, trials=by_fault(place.trials()))
-    place.end_all()
+    with Workplace(tmp_path_factory.mktemp("faulty")) as place:
+        done = place.search(
+            f"optim.fault=choice({','.join(ENDS)})",
+            GRID,
+            "memory.limit=900MiB",
+            "train.steps=5",
+            "train.evals=5",
+            "sweep.max_failures=50",
+            "sweep.pruner.n_startup_trials=2",
+            "sweep.pruner.n_warmup_evals=2",
+        )
+        yield SimpleNamespace(place=place, done=done, trials=place.by_fault())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Workplace]:
+    with Workplace(tmp_path) as place:
+        yield place
 
 
 def output_of(place: Workplace, trial: FrozenTrial) -> str:
@@ -78,7 +79,7 @@ def output_of(place: Workplace, trial: FrozenTrial) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ENDS)
 def test_what_becomes_of_a_trial(faulty: SimpleNamespace, fault: str):
-    assert faulty.done.returncode == 0, faulty.done.stderr
+    assert faulty.done.returncode == 0, faulty.done.err
     trial, (state, reason, text) = faulty.trials[fault], ENDS[fault]
     assert (trial.state.name, trial.user_attrs.get("reason")) == (state, reason)
     assert text in trial.user_attrs.get("text", "")
@@ -102,11 +103,9 @@ def test_fewer_rows_at_a_time_where_all_do_not_fit(faulty: SimpleNamespace):
 def test_what_a_trial_printed_is_in_its_folder_and_not_on_the_terminal(faulty: SimpleNamespace):
     for fault, said in (("bug", "ValueError: a bug"), ("exits", "SystemExit: 3"), ("bad_alloc", "bad_alloc")):
         assert said in output_of(faulty.place, faulty.trials[fault])
-        assert "a bug of step 2 with" not in faulty.done.stderr
+        assert said not in faulty.done.err
     assert "Traceback" in output_of(faulty.place, faulty.trials["bug"])
-    assert (
-        faulty.done.stdout.count("\n[") + 1 >= len(ENDS) and "Error executing job" not in faulty.done.stderr
-    )
+    assert faulty.done.out.count("\n[") + 1 >= len(ENDS) and "Error executing job" not in faulty.done.err
 
 
 @linux
@@ -115,38 +114,27 @@ def test_what_a_trial_has_started_ends_with_it(faulty: SimpleNamespace):
     assert faulty.place.nobody_is_left()
 
 
-@pytest.mark.slow  # its trials hang for half a minute, and meanwhile others run
-def test_trials_that_hang_are_ended_while_others_go_on(tmp_path: Path):
-    place = Workplace(tmp_path)
-    faults = ["hangs", "ignores", "stops", "none", "bug"]
+@pytest.mark.slow  # a search whose trials hang for seconds
+def test_trials_that_hang_are_ended_whatever_they_do_against_it(place: Workplace):
+    """Those that don't are tested where nobody looks at the clock: on a busy machine they would be late too."""
     done = place.search(
-        f"optim.fault=choice({','.join(faults)})",
-        "hydra/sweeper/sampler=grid",
-        "hydra.sweeper.n_jobs=4",
-        "sweep.trial_minutes=0.5",
+        "optim.fault=choice(hangs,ignores,stops)", GRID, "hydra.sweeper.n_jobs=3", "sweep.trial_minutes=0.05"
     )
-    assert done.returncode == 0, done.stderr
-    trials = by_fault(place.trials())
-    for fault in ("hangs", "ignores", "stops"):
-        assert trials[fault].state == TrialState.PRUNED and trials[fault].user_attrs["reason"] == "time"
-    hung = trials["hangs"]
-    for fault in faults[:4]:
-        assert trials[fault].datetime_start < trials["none"].datetime_complete, "four at once"
-    assert trials["none"].datetime_complete <= trials["bug"].datetime_start < hung.datetime_complete
+    assert done.returncode == 0, done.err
+    trials = place.trials()
+    assert [(trial.state.name, trial.user_attrs["reason"]) for trial in trials] == [("PRUNED", "time")] * 3
+    assert max(trial.datetime_start for trial in trials) < min(trial.datetime_complete for trial in trials)
     assert place.nobody_is_left()
 
 
 @pytest.mark.slow  # a search of its own
-def test_a_search_stops_when_trials_crash_one_after_the_other(tmp_path: Path):
-    place = Workplace(tmp_path)
-    done = place.search(
-        "optim.fault=bug", "optim.at=choice(2,3,4)", "hydra/sweeper/sampler=grid", "sweep.max_failures=2"
-    )
+def test_a_search_stops_when_trials_crash_one_after_the_other(place: Workplace):
+    done = place.search("optim.fault=bug", "optim.at=choice(2,3,4)", GRID, "sweep.max_failures=2")
     assert done.returncode == 1
-    assert [trial.state.name for trial in place.trials()] == ["FAIL", "FAIL"]
-    assert "2 trials in a row" in done.stderr and "The first, trial 0" in done.stderr
-    assert "ValueError: a bug of step 2" in done.stderr and "a bug of step 3" not in done.stderr
-    assert done.stderr.count("Traceback") == 1 and place.nobody_is_left()
+    assert place.states() == ["FAIL", "FAIL"]
+    assert "2 trials in a row" in done.err and "The first, trial 0" in done.err
+    assert "ValueError: a bug of step 2" in done.err and "a bug of step 3" not in done.err
+    assert done.err.count("Traceback") == 1 and place.nobody_is_left()
 
 
 # ---- a full disk ----------------------------------------------------------------------------------
@@ -168,23 +156,22 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 def test_a_full_disk_costs_a_sentence_and_no_trial(tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    with small_disk(disk, "8m"):
-        place = Workplace(disk)
+    with small_disk(disk, "8m"), Workplace(disk) as place:
         filler = disk / "filler"
-        words = ["optim.at=choice(1,2,3,4,5,6)", "hydra/sweeper/sampler=grid", "sweep.keep_checkpoints=all"]
+        words = ["optim.at=choice(1,2,3,4,5,6)", GRID, "sweep.keep_checkpoints=all"]
         for room in (60 << 10, 600 << 10):  # too little for the tokens of the corpus, and for six checkpoints
             filler.unlink(missing_ok=True)
             filler.write_bytes(bytes(shutil.disk_usage(disk).free - room))
             done = place.search(*words)
-            assert done.returncode == 2 and one_sentence(done.stderr), done.stderr
-            assert "Make room" in done.stderr and place.nobody_is_left()
+            assert done.returncode == 2 and one_sentence(done.err), done.err
+            assert "Make room" in done.err and place.nobody_is_left()
             before = place.trials()
             assert len(before) < 6 and all(trial.state == TrialState.COMPLETE for trial in before[:-1])
             assert all(trial.state in (TrialState.WAITING, TrialState.RUNNING) for trial in before[-1:])
         assert before
         filler.unlink()
         done = place.search(*words)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.err
         trials = place.trials()
         assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
         assert [trial.params for trial in trials[: len(before) - 1]] == [
@@ -193,21 +180,26 @@ def test_a_full_disk_costs_a_sentence_and_no_trial(tmp_path: Path):
         assert sorted(place.finishes()) == list(range(6))
 
 
+LAST_WORD = """
+import resource, sys
+from minllm.sweep import server
+
+def perform(*_):
+    sys.stdout = sys.stderr = open("out", "w")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    sys.stdout.write("never to be read")
+    raise OSError(28, "No space left on device")
+
+server.run_trial({"folder": ".", "number": 0, "storage": None}, server.Imported(perform, lambda: 0, []), ())
+"""
+
+
 @linux
 def test_a_disk_without_room_for_a_last_word_is_still_said_to_be_full(tmp_path: Path):
-    """Of a child that has printed more than there's room for, so that flushing fails too."""
-
-    def perform(*_: object) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        sys.stdout.write("never to be read")
-        raise OSError(28, "No space left on device")
-
-    pid = os.fork()
-    if pid == 0:
-        sys.stdout = sys.stderr = open(tmp_path / "out", "w")  # noqa: SIM115
-        imported = server.Imported(perform, lambda: 0, [])
-        server.run_trial({"folder": ".", "number": 0, "storage": None}, imported, ())
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == NO_ROOM
+    """Of a trial's process that has printed more than there's room for, so that flushing fails too."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-c", LAST_WORD], cwd=tmp_path, env=environment)
+    assert child.returncode == NO_ROOM
 
 
 # ---- what a process's end means -------------------------------------------------------------------
@@ -293,61 +285,3 @@ def test_a_server_that_somebody_has_stopped_is_ended(tmp_path: Path, monkeypatch
     started.process.send_signal(signal.SIGSTOP)
     started.close()
     assert started.process.returncode < 0
-
-
-# ---- what is refused before anything runs ---------------------------------------------------------
-
-
-@pytest.fixture
-def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable]:
-    """Call the door in this process: `go("search=size")` gives (exit code, stdout, stderr)."""
-    Workplace(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    handlers = logging.getLogger().handlers[:]
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sweep.py", *SMALL, *words])
-        return door.main([*SMALL, *words]), *capfd.readouterr()
-
-    yield call
-    sys.modules.pop("faulty", None)
-    logging.getLogger().handlers[:] = handlers  # Hydra's write to a stream that this test is about to close
-
-
-LR = "optim.lr=choice(0.1,0.2)"
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["search=sise"], "There is no search=sise.* Did you mean 'size'"),
-        ([LR, "sweep.metrik=x"], "'metrik'.* Did you mean '(sweep.)?metric'"),
-        ([LR, "sweep.metric=loss"], "sweep.metric.*val_loss"),
-        ([LR, "hydra.sweeper.n_trails=3"], "n_trails.* Did you mean 'n_trials'"),
-        ([LR, "hydra.sweeper.n_trials=few"], "n_trials"),
-        ([LR, "hydra.sweeper.n_trials=-1"], "n_trials"),
-        ([LR, "hydra.sweeper.n_jobs=0"], "n_jobs"),
-        ([LR, "memory.limit=lots"], "memory.limit=lots is no size"),
-        ([LR, "task=generate"], "trains new models: leave out task="),
-        ([LR, "sweep/pruner=medain"], "Did you mean 'median'"),
-        ([LR, "sweep.storage=postgresql://nowhere.invalid/x"], "nowhere.invalid|driver"),
-        ([LR, "sweep.storage=nonsense"], "no database's URL"),
-        ([LR, "optim.fualt=bug"], "'fualt'.* Did you mean '(optim.)?fault'"),
-        ([LR, "optim.at=0"], "optim.at"),
-        ([], "There's nothing to search"),
-        (["optim.lr=tag(log,interval(1e-2,1e-4))"], "Can't search optim.lr"),
-        (["optim.lr=choice(0.1"], "Can't read"),
-        (["optim.lr=interval(0.1,0.2)", "hydra/sweeper/sampler=grid"], "more values than a grid can hold"),
-        (["model.dim=choice(15,17)"], "None of 300 combinations"),
-        ([LR, "hydra.mode=RUN"], "leave out hydra.mode"),
-        (["model.dim=choice(15,17)", "hydra/sweeper/sampler=grid"], "None of the combinations"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_mistake_costs_one_sentence_and_leaves_nothing(go: Callable, words: list[str], expected: str):
-    code, out, err = go(*words)
-    assert code == 2 and out == "" and one_sentence(err), err
-    assert re.search(expected, err), err
-    assert not Path("outputs").exists()

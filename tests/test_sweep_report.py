@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
 from minllm.sweep.report import write_report
+from minllm.sweep.report.figures import search_plots
 from minllm.sweep.report.importance import importances
 from minllm.sweep.report.summary import memory_story, summary
 from minllm.sweep.report.table import Table
@@ -196,7 +197,11 @@ def test_the_page_has_the_facts_and_escapes_them(tmp_path):
     assert "<window>" not in page and "b<c" not in page
     assert page.count('<div class="figure">') == 4
     assert "trial 3: pruned: killed" in page and "predicted 2,000 MiB" in page
-    assert "0.5" not in re.findall(r'"name":"val_bpb".*?"y":\[(.*?)\]', page)
+
+
+def test_a_value_that_stands_in_for_none_is_not_drawn():
+    history = search_plots(everything(), "val_bpb")["How the search went"]
+    assert {value for line in history.data for value in line.y} == {2.5, 3.0}
 
 
 def test_a_search_without_a_best_trial_says_so(tmp_path):
@@ -380,10 +385,10 @@ def test_a_terminal_has_the_table_alone(monkeypatch, capsys):
 def test_the_table_is_cheap():
     trials = [trial(settings(64), 2.0) for _ in range(500)]
     table = Table("size", "val_bpb", 500, 2)
-    began = time.perf_counter()
+    began = time.process_time()
     table.update(trials)
     table.drawn(trials, time.time())
-    assert time.perf_counter() - began < 0.25
+    assert time.process_time() - began < 1  # hundredths were measured; it's drawn twice a second
 
 
 def test_a_pipe_in_a_value_keeps_the_tables_columns():
