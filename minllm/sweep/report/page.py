@@ -49,7 +49,7 @@ def page(study: optuna.Study, *, metric: str, command: str) -> str:
             f"<script>{_plotly_js()}</script>",
             "</head><body>",
             "<h1>What the search found</h1>",
-            f'<p class="soft">It looked for the lowest {escape(metric)}, asked by</p>',
+            f'<p class="soft">The lowest {escape(metric)} was searched with</p>',
             f"<pre>{escape(command)}</pre>",
             *_best(best_of(study), metric, no_best(trials)),
             *_section("What became of the trials", _counts(counted(trials))),

@@ -32,7 +32,7 @@ def summary(study: optuna.Study, *, metric: str, command: str) -> str:
     """Return the text of summary.md."""
     trials = study.get_trials(deepcopy=False)
     sections = [
-        ["# What the search found", f"It looked for the lowest {metric}, asked by", *_sh(command)],
+        ["# What the search found", f"The lowest {metric} was searched with", *_sh(command)],
         ["## The best trial", *_best(best_of(study), metric, trials)],
         ["## What was searched", *_searched(study, trials)],
         ["## What became of the trials", *_counts(trials)],
@@ -109,9 +109,8 @@ def _accuracy(trials: Sequence[FrozenTrial]) -> list[str]:
     if not ratios:
         return []
     return [
-        f"In the {in_words(len(ratios), 'trial')} with both, the measured peak was"
-        f" {statistics.median(ratios):.2f} times the predicted one in the middle, and"
-        f" {min(ratios):.2f} to {max(ratios):.2f} times at the ends."
+        f"In the {in_words(len(ratios), 'trial')} with both figures, measured / predicted was"
+        f" {statistics.median(ratios):.2f} at the median ({min(ratios):.2f} to {max(ratios):.2f})."
     ]
 
 
