@@ -6,9 +6,10 @@ from pathlib import Path
 
 import optuna
 import pytest
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from minllm.config import CONF
+from minllm.config import CONF, compose
 from minllm.errors import UserError
 from minllm.sweep.outcome import Outcome
 from minllm.sweep.question import fingerprint
@@ -107,6 +108,22 @@ def test_configurations_that_compute_the_same_have_the_same_fingerprint():
             )
         )
     assert one == same == logged and len({one, other, seeded}) == 3
+
+
+@pytest.mark.parametrize("key", ["sweep.storage", "++sweep.storage"])
+def test_where_a_study_is_stays_out_of_what_is_shown(key):
+    with question("search=none", "seed=1,2", f"{key}=postgresql://me:secret@host/db") as asked:
+        assert "secret" not in " ".join(asked.shown_words()) and "seed=1,2" in asked.shown_words()
+
+
+def test_all_trials_begin_with_the_weights_of_one_run(here):
+    """`latest` is another run as soon as a trial has saved its own."""
+    run = here / "outputs/2026-01-01/00-00-00-train"
+    (run / "checkpoints/step-1").mkdir(parents=True)
+    OmegaConf.save(compose(["seed=3"]), run / "config.yaml")
+    with question("search=none", "seed=1,2", "init_from=latest") as asked:
+        assert asked.settled(asked.space.words({"seed": 1})).init_from == str(run.resolve())
+        assert not any(word == "init_from=latest" for word in asked.space.words({"seed": 1}))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,9 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Calla
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     handlers = logging.getLogger().handlers[:]
 
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sweep.py", *SMALL, *words])
-        return door.main([*SMALL, *words]), *capfd.readouterr()
+    def call(*words: str, before: Sequence[str] = SMALL) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *before, *words])
+        return door.main([*before, *words]), *capfd.readouterr()
 
     yield call
     sys.modules.pop("faulty", None)
@@ -76,3 +76,29 @@ def test_no_password_is_handed_to_a_launcher_that_writes_it_down(go: Callable):
     code, _, err = go(LR, "hydra/launcher=submitit_local", storage)
     assert code == 2 and one_sentence(err) and "put it into ~/.pgpass" in err
     assert "hunter2" not in err and not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "expected"),
+    [
+        ("extensions: [evil]\nsweep: {pruner: {_target_: evil.run}}", [], "can't allow itself to run code"),
+        ("hydra: {job: {env_set: {LD_PRELOAD: evil.so}}}", [], "can't set environment variables"),
+        (
+            "hydra: {launcher: {setup: [touch evil]}}",
+            ["hydra/launcher=submitit_slurm"],
+            "can't have a launcher run commands",
+        ),
+    ],
+)
+def test_a_file_from_elsewhere_runs_nothing(go: Callable, lines: str, words: list[str], expected: str):
+    if words:
+        pytest.importorskip("submitit", reason="submitit isn't installed")
+    space = "search: {_target_: minllm.sweep.space.Plan, params: {seed: 'choice(0,1)'}, fixed: {}, when: {},"
+    Path("conf/search").mkdir()
+    Path("conf/search/evil.yaml").write_text(
+        f"# @package _global_\n# A space\n{space} multiples: {{}}, first_that_fits: {{}}}}\n{lines}\n"
+    )
+    Path("evil.py").write_text("open('evil', 'w')\ndef run(): pass\n")
+    code, _, err = go("search=evil", *words, before=["--config-dir=conf"])
+    assert code == 2 and one_sentence(err) and expected in err, err
+    assert not Path("evil").exists() and not Path("outputs").exists()

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from minllm.errors import UserError
-from minllm.sweep.store import JOURNAL, alone, open_study, put_back, storage_errors
+from minllm.sweep.store import JOURNAL, Leader, alone, open_study, put_back, storage_errors
 from tests.searches import PATIENCE
 
 NAME = "size"
@@ -340,3 +340,24 @@ def test_a_password_with_braces_is_none_of_a_templates(tmp_path):
     folder.mkdir()
     assert open_study(NAME, f"sqlite:///{folder}/study.db", tmp_path).ask().number == 0
     assert (folder / "study.db").exists()
+
+
+# ---- who leads a study in a database --------------------------------------------------------------
+
+
+def test_a_study_is_led_from_one_place_at_a_time(tmp_path):
+    study = optuna.create_study()
+    leader = Leader(study, tmp_path / "here")
+    with pytest.raises(UserError, match="Another search leads the study .*here on .*sweep.name="):
+        Leader(study, tmp_path / "there")
+    Leader(study, tmp_path / "here")  # where a lock has told that nobody is left
+    leader.leave()
+    Leader(study, tmp_path / "there")
+
+
+def test_a_leader_that_is_not_heard_of_is_dead(tmp_path, monkeypatch):
+    study = optuna.create_study()
+    Leader(study, tmp_path / "here")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + Leader.DEAD_SECONDS + 1)
+    Leader(study, tmp_path / "there")
