@@ -236,7 +236,7 @@ for line in sys.stdin:
         print("null", flush=True)
 """
 
-SMALL = ["model.dim=192", "model.n_layers=3", "train.batch_size=8", "data.seq_len=256"]
+SMALL = ["model.dim=192", "model.n_layers=2", "train.batch_size=8", "data.seq_len=192"]
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ def trial() -> Iterator[Callable[..., dict]]:
         (
             "",
             "fp32",
-            ["optim=muon", "model.dim=768", "model.n_layers=3", "train.batch_size=1", "tokenizer=bytes"],
+            ["optim=muon", "model.dim=512", "model.n_layers=3", "train.batch_size=1", "tokenizer=bytes"],
         ),
         ("", "fp32", [*SMALL, "train.malloc=default", "train.micro_batch_size=4"]),
     ],
