@@ -275,6 +275,8 @@ def trial() -> Iterator[Callable[..., dict]]:
     "shape, precision, words",
     [
         ("S1", "fp32", []),
+        ("S1", "bf16", []),
+        ("S3", "fp32", []),
         ("S3", "bf16", []),
         ("", "fp32", [*SMALL, "model/mlp=moe"]),
         ("", "fp32", [*SMALL, "model/mlp=moe_expert_choice"]),
