@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -18,13 +18,19 @@ class History:
 
     def __init__(self, study: optuna.Study, question: Question):
         self.study, self.question, self.space = study, question, question.space
+        self._identities: dict[tuple[str, ...], str] = {}
 
     def first_that_fits(self, values: Mapping[str, Any]) -> tuple[list[str], DictConfig]:
         """Return a trial's words and configuration, with the first of the plan's alternatives that memory allows."""
-        for alternative in self._alternatives(values):
-            if not any(one.user_attrs.get("memory_ran_out") for one in self._alike(alternative)):
-                break
-        return alternative
+        words = self._words_that_fit(values)
+        return words, self.question.settled(words)
+
+    def identity(self, words: Sequence[str]) -> str:
+        """Return the fingerprint of what a trial's words compose."""
+        key = tuple(words)
+        if key not in self._identities:
+            self._identities[key] = fingerprint(self.question.settled(words))
+        return self._identities[key]
 
     def smaller_to_try(self) -> dict[str, Any] | None:
         """Return the values of a trial that ran out of memory, if the plan has an alternative that wasn't tried.
@@ -37,7 +43,7 @@ class History:
         under_way = [trial.params for trial in trials if not trial.state.is_finished()]
         ran_out = (trial for trial in trials if trial.user_attrs.get("smaller_may_fit"))
         left = (trial.params for trial in ran_out if trial.params not in under_way)
-        return next((values for values in left if not self._alike(self.first_that_fits(values))), None)
+        return next((values for values in left if not self._alike(self._words_that_fit(values))), None)
 
     def twin_of(self, trial: optuna.Trial, identity: str, running: Container[int]) -> FrozenTrial | None:
         """Return the trial whose configuration computes the same, if it has a verdict or will have one.
@@ -52,14 +58,16 @@ class History:
                 return other
         return None
 
-    def _alternatives(self, values: Mapping[str, Any]) -> Iterator[tuple[list[str], DictConfig]]:
+    def _words_that_fit(self, values: Mapping[str, Any]) -> list[str]:
         names = list(self.space.first_that_fits)
         for chosen in itertools.product(*self.space.first_that_fits.values()):
             words = self.space.words({**values, **dict(zip(names, chosen))})
-            yield words, self.question.settled(words)
+            if not any(one.user_attrs.get("memory_ran_out") for one in self._alike(words)):
+                break
+        return words
 
-    def _alike(self, alternative: tuple[list[str], DictConfig]) -> list[FrozenTrial]:
-        return self._with(fingerprint(alternative[1]))
+    def _alike(self, words: Sequence[str]) -> list[FrozenTrial]:
+        return self._with(self.identity(words))
 
     def _with(self, identity: str) -> list[FrozenTrial]:
         trials = self.study.get_trials(deepcopy=False)

@@ -36,7 +36,7 @@ from minllm.sweep.ends import no_room, without_outcome
 from minllm.sweep.history import History
 from minllm.sweep.launchers import fresh, prepare, refuse_password, runs_here
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
-from minllm.sweep.question import Question, fingerprint, resolved
+from minllm.sweep.question import Question, resolved
 from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
 from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
@@ -224,7 +224,7 @@ class Search:
     def start(self, trial: optuna.Trial, values: dict[str, Any]) -> None:
         """Have a trial run, unless one that asks the same has run already, or does."""
         words, cfg = self.history.first_that_fits(values)
-        identity = fingerprint(cfg)
+        identity = self.history.identity(words)
         trial.set_user_attr("overrides", [*self.question.flags, *(word for word in words if not leads(word))])
         trial.set_user_attr("fingerprint", identity)
         twin = self.history.twin_of(trial, identity, {one.number for one in self.running.values()})
