@@ -67,7 +67,7 @@ def test_every_command_runs(tmp_path):
             done = run_tiny(command, tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 4 + 2
-    assert len(list(tmp_path.glob("outputs/*/*/*/summary.json"))) == 9 + 4 + 12
+    assert len(list(tmp_path.glob("outputs/*/*/*/summary.json"))) == 9 + 4 + 12 + 2
 
 
 @pytest.mark.slow  # each command is a process that imports torch

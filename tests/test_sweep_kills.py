@@ -60,7 +60,11 @@ def test_a_study_that_has_its_trials_is_left_as_it_is(searched: SimpleNamespace)
     journal = place.study_folder / "study.journal"
     before = journal.read_bytes()
     done = place.search(*TWINS, "hydra.sweeper.n_trials=4")
-    assert done.returncode == 0 and "nothing left to try" in done.out and "[4/4]" not in done.out
+    assert (
+        done.returncode == 0
+        and "All combinations of the grid have been tried" in done.out
+        and "[4/4]" not in done.out
+    )
     assert journal.read_bytes() == before
     other = place.search("optim.lr=choice(0.1,0.3)", GRID)
     assert other.returncode == 2 and one_sentence(other.err) and "sweep.name=<name>" in other.err

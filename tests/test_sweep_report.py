@@ -181,7 +181,10 @@ def test_the_story_of_memory():
     story = " ".join(memory_story(everything().trials))
     assert "The largest trial that fitted was trial 4: 800 MiB predicted." in story
     assert "The smallest that didn't was trial 3: 2,000 MiB predicted; it was killed by the kernel" in story
-    assert "In the 2 trials with both, the measured peak was 1.04 times" in story and "0.97 to 1.11" in story
+    assert (
+        "In the 2 trials with both figures, measured / predicted was 1.04 at the median (0.97 to 1.11)."
+        in story
+    )
     assert "overlap" not in story
     overlapping = [*everything().trials, trial(settings(64), reason="memory", peak_bytes=700 * MIB)]
     assert "overlap" in " ".join(memory_story(overlapping))
