@@ -97,11 +97,11 @@ def test_a_job_that_goes_on_after_ctrl_c_stops_by_itself_and_does_no_harm(place)
     wait_until(lambda: [one.user_attrs["attempt"] for one in place.trials()] != [attempt], again)
     os.kill(given_up, signal.SIGCONT)
     wait_until(lambda: not Path(f"/proc/{given_up}").exists())
-    wait_until(place.all_were_evaluated, again)
-    again.send_signal(signal.SIGINT)
-    assert again.ended().returncode == 130
     (one,) = place.trials()
     old, new = place.study_folder / "trial-0", Path(place.folder, one.user_attrs["run"])
+    wait_until((new / "metrics.jsonl").exists, again)
+    again.send_signal(signal.SIGINT)
+    assert again.ended().returncode == 130
     assert "has given this attempt at the trial up" in (old / OUTPUT).read_text()
     assert not (old / "trial.json").exists() and new != old
     steps = [json.loads(line)["step"] for line in (new / "metrics.jsonl").read_text().splitlines()]
