@@ -61,8 +61,11 @@ class TooManyFailures(Exception):
 
 def leads(word: str) -> bool:
     """Whether a word leads the search, and says nothing of a trial."""
-    key = word.partition("=")[0].lstrip("+~")
-    return key.replace("/", ".").partition(".")[0] in OWN_SECTIONS
+    return key_of(word).replace("/", ".").partition(".")[0] in OWN_SECTIONS
+
+
+def key_of(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
 
 
 def job(cfg: DictConfig) -> None:

@@ -17,7 +17,7 @@ from minllm.config import build, settle, validate
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.model.build import build_shapes
-from minllm.sweep.plugin import OWN_SECTIONS, leads
+from minllm.sweep.plugin import OWN_SECTIONS, key_of, leads
 from minllm.sweep.space import Plan, Space, written
 from minllm.tasks.train import budget_of
 
@@ -87,7 +87,8 @@ class Question:
     def shown_words(self) -> list[str]:
         """Return the command line's words, without what is secret in them."""
         words = [*self.flags, *self.typed, *self.master.hydra.overrides.hydra]
-        return ["sweep.storage=<database>" if says_storage(word) else word for word in words]
+        names_storage = ("sweep", "sweep.storage")
+        return ["sweep.storage=<database>" if key_of(word) in names_storage else word for word in words]
 
     def composed(self, words: Sequence[str]) -> DictConfig:
         """Return what Hydra composes of `words`, its own section and the search's included."""
@@ -140,11 +141,6 @@ def trial_config(composed: DictConfig, words: Sequence[str], choices: Mapping[st
     }
     OmegaConf.set_struct(cfg, True)
     return cfg
-
-
-def says_storage(word: str) -> bool:
-    key, _, value = word.partition("=")
-    return key.lstrip("+~") in ("sweep", "sweep.storage")
 
 
 def fingerprint(cfg: DictConfig) -> str:
