@@ -46,7 +46,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
             grid.append((overrides, run_dir))
         try:
             refuse_environment(now)
-            perform(settle(composed, overrides, now.runtime.choices), run_dir)
+            perform(settle(composed, overrides, now.runtime), run_dir)
         except BrokenPipeError:
             raise
         except Exception as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from minllm.errors import UserError
 from minllm.explain import explained
@@ -47,7 +49,7 @@ def compose(
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
-    return settle(composed, overrides, composed.hydra.runtime.choices)
+    return settle(composed, overrides, composed.hydra.runtime)
 
 
 def with_imported(words: Sequence[str]) -> list[str]:
@@ -77,21 +79,27 @@ def with_imported(words: Sequence[str]) -> list[str]:
     return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
 
 
-def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
+def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return the configuration to run: what was composed, on top of the run that it continues or looks at.
 
     `resume=<run>`, `run=<run>` and `init_from=<run>` mean "as that run was configured", so the run's own
     configuration takes the place of the defaults, and only what `overrides` name is taken from `composed`. The choices
-    made (group → option) are written into the configuration, and packages of code count only where the command line
-    names them.
+    made (group → option) and what was typed are written into the configuration, and packages of code count only where
+    the command line names them.
+
+    Args:
+        composed: the configuration that Hydra composed.
+        overrides: the words that it was composed of.
+        runtime: its `hydra.runtime`, which knows what was chosen, and from where.
 
     Raises:
         UserError: the run isn't there, or the overrides would make it another run.
     """
     cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
     cfg.choices = {
-        group: choice for group, choice in sorted(choices.items()) if not group.startswith("hydra/")
+        group: choice for group, choice in sorted(runtime.choices.items()) if not group.startswith("hydra/")
     }
+    cfg.typed = [*named_folders(runtime), *(as_kept(cfg, word) for word in overrides)]
     named = named_keys(overrides)
     refuse_unnamed_code(cfg, named)
     if cfg.get("extensions") and os.getcwd() not in sys.path:
@@ -103,6 +111,25 @@ def settle(composed: DictConfig, overrides: Sequence[str], choices: Mapping[str,
             break  # a resumed run may have begun from another's weights, and has its own now
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def named_folders(runtime: DictConfig) -> list[str]:
+    """Return the flags that name further folders of options, without which nothing of theirs can be chosen."""
+    folders = [one.path for one in runtime.config_sources if one.provider == "command-line"]
+    return [f"--config-dir={os.path.relpath(folder)}" for folder in folders]
+
+
+def as_kept(cfg: DictConfig, word: str) -> str:
+    """Return a word as a configuration may hold it: what refers to other values is replaced by what it came to."""
+    if "${" not in word:
+        return word
+    key = word.partition("=")[0]
+    try:
+        value = OmegaConf.select(cfg, key.lstrip("+"))
+        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException:
+        return key  # validation says what is wrong
+    return f"{key}={json.dumps(value)}"
 
 
 def refuse_unnamed_code(cfg: DictConfig, named: Container[str]) -> None:

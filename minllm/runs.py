@@ -142,6 +142,8 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
             )
     result = revisited(cfg, saved, named - {"experiment"})
     result.init_from = saved.get("init_from")
+    went_on = [word for word in cfg.typed if not word.startswith(("resume=", "task="))]
+    result.typed = [*(saved.get("typed") or []), *went_on]
     return result
 
 

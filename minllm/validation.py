@@ -28,6 +28,7 @@ def root_options(
     seed: Natural,
     extensions: list[str],
     choices: dict[str, str | None],
+    typed: list[str] | None = None,
     model: Node,
     norm: Node,
     objective: Node,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
-from minllm.config import build, settle, validate
+from minllm.config import build, named_folders, settle, validate
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.model.build import build_shapes
@@ -41,11 +40,7 @@ class Question:
         plan: Plan = build(master.search)
         plan = replace(plan, fixed={**master.sweep.trial, **plan.fixed})
         self.typed = list(typed)
-        sources = master.hydra.runtime.config_sources
-        self.flags = [
-            f"--config-dir={os.path.relpath(one.path)}" for one in sources if one.provider == "command-line"
-        ]
-        """Without which nothing of an idea's own can be chosen."""
+        self.flags = named_folders(master.hydra.runtime)
         self.space = Space(plan, typed, self.settled, context.config_loader)
         if not self.space.distributions:
             raise UserError(
@@ -98,7 +93,7 @@ class Question:
     def settled(self, words: Sequence[str]) -> DictConfig:
         """Return a trial's configuration, as `python run.py <words>` would run it."""
         composed = self.composed(words)
-        return trial_config(composed, words, composed.hydra.runtime.choices)
+        return trial_config(composed, words, composed.hydra.runtime)
 
     def refusal(self, values: Mapping[str, Any]) -> str | None:
         """Say why a combination of values makes no model; None if it does. Nothing is allocated."""
@@ -130,9 +125,9 @@ class Question:
         return self._vocabulary[key]
 
 
-def trial_config(composed: DictConfig, words: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
+def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return a trial's configuration out of what was composed for it: that of a run like any other."""
-    cfg = settle(composed, [word for word in words if not leads(word)], choices)
+    cfg = settle(composed, [word for word in words if not leads(word)], runtime)
     OmegaConf.set_struct(cfg, False)
     for section in OWN_SECTIONS:
         cfg.pop(section, None)
@@ -145,7 +140,9 @@ def trial_config(composed: DictConfig, words: Sequence[str], choices: Mapping[st
 
 def fingerprint(cfg: DictConfig) -> str:
     """Return what two configurations have in common that compute the same, however they were chosen."""
-    plain = {name: value for name, value in resolved(cfg).items() if name not in ("choices", "logger")}
+    plain = {
+        name: value for name, value in resolved(cfg).items() if name not in ("choices", "typed", "logger")
+    }
     text = OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
