@@ -36,7 +36,7 @@ from minllm.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from filelock import FileLock
 
-FORMAT = 3  # part of the key: a change of the files' meaning makes other stores
+FORMAT = 4  # part of the key: a change of the files' meaning makes other stores
 METADATA = "meta.json"
 UNFINISHED = ".tmp"  # what the folder of a store ends with until it's complete
 
@@ -187,7 +187,11 @@ def unfinished(folder: Path) -> list[Path]:
 def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     """Write a store's files, and last its metadata."""
     dtype = "uint32" if tokenizer.vocab_size > 65_535 else "uint16"
-    splits = {split: write_split(folder, split, source, tokenizer, dtype) for split in SPLITS}
+    read = hashlib.sha256()
+    splits = {
+        split: write_split(folder, split, source, tokenizer, dtype, read if split == "val" else None)
+        for split in SPLITS
+    }
     metadata = {
         "format": FORMAT,
         "source": type(source).__qualname__,
@@ -199,6 +203,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
         "dtype": dtype,
         "shared_ends": tokenizer.bos_id == tokenizer.eos_id,
         "splits": splits,
+        "validation_text": read.hexdigest(),  # the same whatever the tokenizer
         "floor_bits_per_byte": source.floor_bits_per_byte(),
     }
     (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
@@ -209,15 +214,26 @@ HOW_READ = {option.name for option in fields(Source)} - {"max_tokens"}
 
 
 def write_split(
-    folder: Path, split: Split, source: Source, tokenizer: Tokenizer, dtype: str
+    folder: Path,
+    split: Split,
+    source: Source,
+    tokenizer: Tokenizer,
+    dtype: str,
+    text_digest: hashlib._Hash | None,
 ) -> dict[str, int | str]:
-    """Write one split's two files, and return how much is in them, and a hash that tells what."""
+    """Write one split's two files, and return how much is in them, and a hash that tells what.
+
+    Args:
+        text_digest: is fed the documents themselves.
+    """
     documents = position = size = 0
     digest = hashlib.sha256()
     limit = source.max_tokens if split == "train" else None
     # with a limit, nobody knows how much of the corpus it is
     size_of_text = source.size(split) if limit is None else None
     texts = shown(source.documents(split), f"Encoding {split}", size_of_text)
+    if text_digest is not None:
+        texts = fed_to(text_digest, texts)
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
         (folder / f"{split}.starts").open("wb") as starts_file,
@@ -245,6 +261,14 @@ def write_split(
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
     return {"documents": documents, "tokens": position + 1, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def fed_to(digest: hashlib._Hash, texts: Iterable[str]) -> Iterator[str]:
+    """Pass texts on, and feed each to a digest; its length before it tells where one ends and the next begins."""
+    for text in texts:
+        spelled = text.encode()
+        digest.update(len(spelled).to_bytes(8, "little") + spelled)
+        yield text
 
 
 def append(file: BinaryIO, array: np.ndarray) -> None:

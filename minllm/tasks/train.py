@@ -52,19 +52,19 @@ def carry_out(
     if resume:
         run.folder.resume_at(run.progress.step)
     run.folder.begin(cfg, tokenizer)
-    notes.append(run.logger.start(cfg, run.folder.path))
-    for note in filter(None, notes):
-        run.folder.say(note)
-
-    summary: dict[str, Any] = {}
-    try:
-        signal = fit(run)
-        if signal is None:
-            figures = summarise(run, cfg)
-            run.folder.summary(figures)
-            summary = figures
-    finally:
-        run.logger.finish(summary)
+    with run.folder.alone():
+        notes.append(run.logger.start(cfg, run.folder.path))
+        for note in filter(None, notes):
+            run.folder.say(note)
+        summary: dict[str, Any] = {}
+        try:
+            signal = fit(run)
+            if signal is None:
+                figures = summarise(run, cfg)
+                run.folder.summary(figures)
+                summary = figures
+        finally:
+            run.logger.finish(summary)
     if signal is not None:
         run.folder.say(
             f"Stopped at step {run.progress.step}. To go on: python run.py resume={run.folder.path}"
@@ -138,6 +138,7 @@ def prepare(
         device=device,
         precision=precision,
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
+        validation_text=corpus.store.metadata["validation_text"],
     )
     params = sum(p.numel() for p in model.parameters())
     notes = [
@@ -204,6 +205,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
         "wall_seconds": progress.seconds,
         "peak_memory_bytes": peak,
         "seed": run.seed,
+        "validation_text": run.validation_text,
         "device": str(run.device),
         "decisions": progress.decisions,
         "choices": OmegaConf.to_container(cfg.choices),

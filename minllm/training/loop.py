@@ -61,6 +61,8 @@ class Run:
     precision: machine.Precision
     tokens_per_step: int
     latest_samples: list[tuple[str, str]] = field(default_factory=list)
+    validation_text: str | None = None
+    """A hash of the validation set's text, whatever the tokenizer: runs that have the same may be compared."""
 
 
 def fit(run: Run) -> int | None:

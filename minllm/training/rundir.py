@@ -12,6 +12,7 @@ checkpoints/
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -19,6 +20,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -28,6 +30,9 @@ from tqdm import tqdm
 from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer
 
+LOCK = ".lock"
+LOOKED_AT_SECONDS = 1.0
+"""Longer than anyone holds a run's lock who only looks whether it's held."""
 SAMPLE_HEAD = re.compile(r"^=== step (\d+) ===$", re.MULTILINE)
 
 
@@ -54,6 +59,27 @@ class RunDir:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_text(self.path / "environment.json", to_json(environment()))
         tokenizer.save(self.path / "tokenizer")
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only process that trains in this folder, as long as the context lasts; a kill ends it too.
+
+        Raises:
+            UserError: another does.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=LOOKED_AT_SECONDS)
+        except Timeout as error:
+            raise UserError(
+                f"Another process is training in {self.path}. Wait for its end, or stop it."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def resume_at(self, step: int) -> None:
         """Cut what was written after `step`, and a last line torn by a kill, as if the run had stopped there."""
@@ -93,6 +119,19 @@ class RunDir:
     def _append(self, name: str, text: str) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(text)
+
+
+def is_going_on(run: Path) -> bool:
+    """Whether a process of this machine is training in a run's folder right now."""
+    from filelock import FileLock, Timeout
+
+    if not (run / LOCK).exists():
+        return False
+    try:
+        with FileLock(run / LOCK).acquire(timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def write_text(path: Path, text: str) -> None:
