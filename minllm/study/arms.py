@@ -1,0 +1,213 @@
+"""Arms: runs that differ in nothing but their seed, what they are called, and what they have in common.
+
+Two arms are compared in pairs of the same seed, which begin with the same weights wherever they share a parameter and
+see the same batches in the same order. What else was equal is a matter of fact, and is looked up here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from minllm.errors import UserError
+from minllm.study.runs import LeftOut, TrainedRun, leaves
+
+SECTIONS_ASIDE = (
+    "seed",
+    "typed",
+    "tags",
+    "choices",
+    "extensions",
+    "logger",
+    "sample",
+    "size",
+    "task",
+    "resume",
+)
+"""Sections that say nothing of what is learnt; a size that was asked for shows in the widths it led to."""
+
+KEYS_ASIDE = (
+    *(f"train.{key}" for key in ("log_every", "eval_every", "evals", "checkpoint_every", "keep_checkpoints")),
+    *("train.sample_every", "train.malloc", "data.cache", "data.num_proc"),
+)
+
+NEAR = 0.01
+"""Amounts that differ by no more than this share are called equal."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one configuration, by their seeds.
+
+    name: what sets it apart, as it would be typed
+    runs: in the order of their seeds
+    """
+
+    name: str
+    runs: Mapping[int, TrainedRun]
+
+    @property
+    def any(self) -> TrainedRun:
+        """The run with the first seed, for what is the same in all."""
+        return next(iter(self.runs.values()))
+
+    def values(self, key: str) -> list[Any]:
+        """Return a figure of summary.json of all its runs, in the order of their seeds."""
+        return [run.summary.get(key) for run in self.runs.values()]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that arms may have in common.
+
+    what: such as "parameters"
+    equal: whether all arms have the same, or nearly the same amount
+    said: how much, or what each has
+    """
+
+    what: str
+    equal: bool
+    said: str
+
+
+def arms_of(runs: Sequence[TrainedRun]) -> tuple[list[Arm], list[LeftOut]]:
+    """Return the arms that some runs make up, in the order in which they appear.
+
+    Where two runs are of the same arm and seed, the later one counts, whichever is better.
+    """
+    grouped: dict[tuple[Any, ...], dict[int, TrainedRun]] = {}
+    left_out = []
+    for run in runs:
+        seeds = grouped.setdefault(identity(run.cfg), {})
+        if run.seed in seeds:
+            earlier, later = sorted([seeds[run.seed], run], key=finished_at)
+            left_out.append(LeftOut(earlier.folder, f"The same was run again in {later.folder.name}."))
+            run = later
+        seeds[run.seed] = run
+    groups = list(grouped.values())
+    names = names_of([next(iter(seeds.values())).cfg for seeds in groups])
+    return [Arm(name, dict(sorted(seeds.items()))) for name, seeds in zip(names, groups)], left_out
+
+
+def identity(cfg: DictConfig) -> tuple[Any, ...]:
+    """Return what the runs of one arm have in common."""
+    return tuple(sorted((key, repr(value)) for key, value in learnt_from(cfg).items()))
+
+
+def learnt_from(cfg: DictConfig) -> dict[str, Any]:
+    """Return the values of a configuration on which depends what is learnt, but for the seed."""
+    return {
+        key: value
+        for key, value in leaves(cfg).items()
+        if key.partition(".")[0] not in SECTIONS_ASIDE and key not in KEYS_ASIDE
+    }
+
+
+def finished_at(run: TrainedRun) -> float:
+    return (run.folder / "summary.json").stat().st_mtime
+
+
+def names_of(cfgs: Sequence[DictConfig]) -> list[str]:
+    """Return what sets each configuration apart: the choices that differ, and values where these don't suffice."""
+    choices = [{group: str(option) for group, option in cfg.choices.items()} for cfg in cfgs]
+    presets = [one.get("experiment") for one in choices]
+    if len(set(presets)) == len(presets):
+        return [f"experiment={preset}" if len(presets) > 1 else "" for preset in presets]
+    names = [" ".join(words) for words in words_apart(choices)]
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [i for i, one in enumerate(names) if one == name]
+        values = [{key: str(value) for key, value in learnt_from(cfgs[i]).items()} for i in same]
+        for i, words in zip(same, words_apart(values)):
+            names[i] = " ".join(filter(None, [name, *words]))
+    return names
+
+
+def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """Return for each of some mappings its values that not all have, as `key=value` with the key's last part."""
+    keys = dict.fromkeys(key for values in named for key in values)
+    differ = [key for key in keys if len({values.get(key) for values in named}) > 1]
+    last = {key: re.split("[./]", key)[-1] for key in differ}
+    short = {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+    return [[f"{short[key]}={values[key]}" for key in differ if key in values] for values in named]
+
+
+# ---- what arms have in common --------------------------------------------------------------------
+
+
+def refuse_incomparable(arms: Sequence[Arm]) -> None:
+    """Raise UserError unless all arms were validated on the same text."""
+    texts: dict[str, Arm] = {}
+    for arm in arms:
+        for run in arm.runs.values():
+            texts.setdefault(run.summary["validation_text"], arm)
+    if len(texts) > 1:
+        one, other = list(texts.values())[:2]
+        named = [
+            f"{arm.name or arm.any.folder.name} (data={arm.any.cfg.choices.data})" for arm in (one, other)
+        ]
+        raise UserError(
+            f"{named[0]} and {named[1]} were validated on different text, so their bits a byte say nothing of each"
+            " other. Compare runs with the same validation set: leave one out, or train it again with the other's data=."
+        )
+
+
+def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+    """Return the keys in which the arms' configurations differ, with each arm's value; None where it has no such."""
+    plain = [learnt_from(arm.any.cfg) for arm in arms]
+    keys = dict.fromkeys(key for values in plain for key in values)
+    found = {key: [values.get(key) for values in plain] for key in keys if not key.endswith("_target_")}
+    return {key: values for key, values in found.items() if len({repr(value) for value in values}) > 1}
+
+
+def facts(arms: Sequence[Arm]) -> list[Fact]:
+    """Return what was equal between arms and what wasn't, what matters most first."""
+    return [
+        Fact("validation text", True, "the same to the byte"),
+        said_by_config(arms, "tokenizer", "the same", "different, and so compared in bits a byte"),
+        said_by_config(arms, "data", "the same, in the same order", "different"),
+        said_by_config(arms, "objective", "the same", "different"),
+        amount(arms, "parameters", lambda run: run.summary["params"]),
+        amount(arms, "FLOPs a token", lambda run: run.summary["flops_per_token"]),
+        amount(arms, "tokens trained on", lambda run: run.summary["tokens"]),
+        amount(arms, "FLOPs of training", lambda run: run.summary["tokens"] * run.summary["flops_per_token"]),
+        amount(arms, "seconds of training", lambda run: run.summary["wall_seconds"]),
+        label(arms, "precision", lambda run: run.summary["decisions"].get("precision")),
+        label(arms, "machine", lambda run: run.environment["gpu"] or run.environment["cpu"]),
+        label(arms, "threads", lambda run: run.environment["threads"]),
+        label(arms, "torch", lambda run: run.environment["versions"]["torch"]),
+        label(arms, "version of minllm", version),
+    ]
+
+
+def said_by_config(arms: Sequence[Arm], section: str, same: str, different: str) -> Fact:
+    values = [
+        {k: v for k, v in learnt_from(arm.any.cfg).items() if k.split(".")[0] == section} for arm in arms
+    ]
+    equal = all(one == values[0] for one in values)
+    choices = dict.fromkeys(str(arm.any.cfg.choices.get(section)) for arm in arms)
+    return Fact(
+        section, equal, f"{same} ({', '.join(choices)})" if equal else f"{different} ({', '.join(choices)})"
+    )
+
+
+def amount(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], float]) -> Fact:
+    """Compare the arms' mean amounts; equal are those within NEAR of each other."""
+    means = [sum(map(of, arm.runs.values())) / len(arm.runs) for arm in arms]
+    low, high = min(means), max(means)
+    equal = high <= low * (1 + NEAR)
+    return Fact(what, equal, f"{low:,.4g}" if low == high else f"{low:,.4g} to {high:,.4g}")
+
+
+def label(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:
+    values = dict.fromkeys(str(of(run)) for arm in arms for run in arm.runs.values())
+    return Fact(what, len(values) == 1, " and ".join(values))
+
+
+def version(run: TrainedRun) -> str:
+    git = run.environment["git"]
+    number = run.environment["versions"]["minllm"]
+    return f"{number}, {(git['commit'] or 'no commit')[:9]}{' with changes' if git['dirty'] else ''}"

@@ -1,0 +1,212 @@
+"""A comparison: arms, in pairs of the same seed, and a word for each contest between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minllm.errors import UserError, suggest
+from minllm.study.arms import Arm, Fact, arms_of, facts, refuse_incomparable
+from minllm.study.runs import LeftOut, Wanted, find
+from minllm.study.statistics import Verdict, noise_floor, verdicts
+
+METRIC = "val_bpb"
+"""Bits a byte: the loss that doesn't depend on how a tokenizer cuts the text."""
+
+ALL = "all"
+MARGIN = 0.005
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One arm against another, in pairs of the same seed."""
+
+    arm: Arm
+    baseline: Arm
+    seeds: Sequence[int]
+    verdict: Verdict
+
+    @property
+    def sentence(self) -> str:
+        link = {
+            "better": "is better than",
+            "worse": "is worse than",
+            "equivalent": "is equivalent to",
+            "inconclusive": "against",
+        }[self.verdict.word]
+        end = ": inconclusive" if self.verdict.word == "inconclusive" else ""
+        return f"{self.arm.name} {link} {self.baseline.name}{end}. {self.verdict.why}"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """An arm against itself: its runs in pairs of different seeds.
+
+    floor: the difference of two of its runs is within ± this, 95 times in a hundred, in bits a byte
+    """
+
+    arm: Arm
+    verdict: Verdict
+    floor: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an arm's learning rate was chosen: the rates that were tried, with the metric of each, and the one taken."""
+
+    tried: Mapping[float, float | None]
+    chosen: float
+
+    @property
+    def at_edge(self) -> bool:
+        return self.chosen in (min(self.tried), max(self.tried))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What several runs say of the arms that they belong to.
+
+    arms: the baseline first
+    contests: each arm against the baseline, or every arm against every other
+    margin: differences of this share of the baseline's bits a byte don't matter
+    noise: what an arm differs from itself by, where that was asked for
+    facts: what was equal between arms, and what wasn't
+    left_out: runs that couldn't be compared
+    tuning: by an arm's name, where its learning rate was searched
+    commands: what makes the runs again, and this comparison of them
+    """
+
+    arms: Sequence[Arm]
+    contests: Sequence[Contest]
+    margin: float
+    noise: Sequence[Noise]
+    facts: Sequence[Fact]
+    left_out: Sequence[LeftOut]
+    tuning: Mapping[str, Tuning] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+
+    @property
+    def baseline(self) -> Arm:
+        return self.arms[0]
+
+    @property
+    def shared_seed(self) -> int:
+        """The first seed that most arms have: what one run of each arm is shown by."""
+        seeds = [seed for arm in self.arms for seed in arm.runs]
+        return max(sorted(set(seeds)), key=seeds.count)
+
+    @property
+    def headline(self) -> str:
+        """The answer in one sentence."""
+        if not self.contests:
+            return "Noise floor: each arm against itself."
+        if len(self.contests) == 1:
+            return self.contests[0].sentence.partition(". ")[0] + "."
+        best = [arm for arm in self.arms if self._beats_all(arm)]
+        if best:
+            return f"{best[0].name} is better than {'all others' if len(self.arms) > 2 else 'the other'}."
+        words = [(contest.verdict.word, contest.arm.name, contest.baseline.name) for contest in self.contests]
+        return "; ".join(f"{arm} against {baseline}: {word}" for word, arm, baseline in words) + "."
+
+    def _beats_all(self, arm: Arm) -> bool:
+        won = {id(one.baseline) for one in self.contests if one.arm is arm and one.verdict.word == "better"}
+        won |= {id(one.arm) for one in self.contests if one.baseline is arm and one.verdict.word == "worse"}
+        return won == {id(other) for other in self.arms if other is not arm}
+
+
+def compare(
+    runs: Sequence[str | Path] | Wanted,
+    *,
+    baseline: str | None = None,
+    margin: float = MARGIN,
+    aa: bool = False,
+    alpha: float = 0.05,
+    looks: int = 1,
+    extensions: Iterable[str] = (),
+) -> Comparison:
+    """Compare the arms that some runs make up.
+
+    Args:
+        runs: folders of runs, or of grids and searches that hold them; or what else the runs are known by.
+        baseline: the arm that the others are held against, by its name or a part of it; `all` holds every arm against
+            every other. None is the arm of the first run.
+        margin: the share of the baseline's bits a byte by which a difference doesn't matter, chosen in advance.
+        aa: hold each arm against itself, too: two of its seeds are a pair.
+        alpha: how often a difference may be claimed where there's none.
+        looks: how often the verdict is looked at while seeds are added.
+        extensions: packages besides minllm that the runs' configurations may take code from; name only what you trust.
+
+    Raises:
+        UserError: no such runs, a single arm, no arm of that name, or different validation texts.
+    """
+    wanted = runs if isinstance(runs, Wanted) else Wanted([str(run) for run in runs])
+    found, left_out = find(wanted, extensions)
+    arms, repeated = arms_of(found)
+    return of_arms(arms, [*left_out, *repeated], baseline, margin, aa, alpha, looks)
+
+
+def of_arms(
+    arms: Sequence[Arm],
+    left_out: Sequence[LeftOut] = (),
+    baseline: str | None = None,
+    margin: float = MARGIN,
+    aa: bool = False,
+    alpha: float = 0.05,
+    looks: int = 1,
+) -> Comparison:
+    """Compare arms, which have their names already; see `compare`."""
+    refuse_too_few(arms, left_out, aa)
+    refuse_incomparable(arms)
+    every = baseline == ALL
+    if not every and baseline is not None:
+        first = arm_named(baseline, arms)
+        arms = [first, *(arm for arm in arms if arm is not first)]
+    contested = [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
+    values = arms[0].values(METRIC)
+    judging = {"margin": margin * sum(values) / len(values), "alpha": alpha, "looks": looks}
+    seeds = [[seed for seed in arm.runs if seed in other.runs] for arm, other in contested]
+    judged = verdicts(
+        [[bpb(arm, seed) - bpb(other, seed) for seed in one] for one, (arm, other) in zip(seeds, contested)],
+        **judging,
+    )
+    halves = [arm.values(METRIC) for arm in arms if aa]
+    apart = verdicts([[b - a for a, b in zip(half[::2], half[1::2])] for half in halves], **judging)
+    return Comparison(
+        arms=arms,
+        contests=[Contest(*pair, one, verdict) for pair, one, verdict in zip(contested, seeds, judged)],
+        margin=margin,
+        noise=[Noise(arm, verdict, noise_floor(half)) for arm, verdict, half in zip(arms, apart, halves)],
+        facts=facts(arms),
+        left_out=left_out,
+    )
+
+
+def bpb(arm: Arm, seed: int) -> float:
+    return arm.runs[seed].summary[METRIC]
+
+
+def refuse_too_few(arms: Sequence[Arm], left_out: Sequence[LeftOut], aa: bool) -> None:
+    reasons = "".join(f"\n  {one.folder}: {one.why}" for one in left_out)
+    if not arms:
+        raise UserError(f"None of these runs can be compared:{reasons}")
+    if len(arms) == 1 and not aa:
+        raise UserError(
+            f"All runs are of one arm{' (and others are left out)' if left_out else ''}: name those of another too. How"
+            f" far its own runs lie apart is shown by aa=true.{reasons}"
+        )
+    if len(arms) == 1 and len(arms[0].runs) < 2:
+        raise UserError("A noise floor needs two seeds or more, and there is one run.")
+
+
+def arm_named(word: str, arms: Sequence[Arm]) -> Arm:
+    """Return the arm of a name, or the only one whose name has this part. UserError if there's none, or several."""
+    exact = [arm for arm in arms if arm.name == word]
+    parts = exact or [
+        arm for arm in arms if word in arm.name.replace("=", " ").split() or word in arm.name.split()
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    names = [arm.name for arm in arms]
+    what = "several arms" if parts else "no arm"
+    raise UserError(f"baseline={word} names {what}. The arms are {', '.join(names)}.{suggest(word, names)}")

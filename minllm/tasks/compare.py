@@ -1,0 +1,49 @@
+"""`python run.py task=compare 'runs=[outputs/…]'`: which arms are better, how sure that is, and a report to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from minllm.options import Natural, Positive
+from minllm.study.comparison import Comparison
+from minllm.study.comparison import compare as compared
+from minllm.study.report import summary, write_report
+from minllm.study.runs import Wanted
+
+
+def compare(
+    cfg: DictConfig,
+    run_dir: Path,
+    *,
+    runs: list[str],
+    name: str | None,
+    tag: str | None,
+    choice: list[str],
+    date: str | None,
+    baseline: str | None,
+    margin: Positive,
+    aa: bool,
+    prompts: list[str],
+    stories: Natural,
+) -> Comparison:
+    """Print what some runs say of the arms they belong to, and write report.html, .md and .json.
+
+    Args:
+        run_dir: where the report is written.
+        runs, name, tag, choice, date: which runs; see `minllm.study.runs.Wanted`.
+        baseline, margin, aa: see `minllm.study.comparison.compare`.
+        prompts: what one run of each arm continues, side by side.
+        stories: how many held-out texts the report shows each arm reading.
+
+    Raises:
+        UserError: no such runs, a single arm, or runs that can't be compared.
+        OSError: the report can't be written.
+    """
+    wanted = Wanted(runs, name, tag, choice, date)
+    comparison = compared(wanted, baseline=baseline, margin=margin, aa=aa, extensions=cfg.extensions)
+    written = write_report(comparison, run_dir, cfg, prompts=prompts, stories=stories)
+    print(summary(comparison))
+    print(f"The report is in {' and '.join(map(str, written))}")
+    return comparison
