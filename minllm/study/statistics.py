@@ -68,7 +68,7 @@ def verdicts(
         raise ValueError(f"margin={margin}, alpha={alpha} and looks={looks}: one of them is out of range")
     if not all(math.isfinite(difference) for arm in differences for difference in arm):
         raise ValueError("a difference that isn't a finite number can't be judged; leave its pair out")
-    rule = _Rule(margin, alpha / looks, arms=len(differences), looks=looks)
+    rule = _Rule(margin, alpha / looks, strictest=alpha / looks / max(1, len(differences)))
     arms = [_arm(pairs, rule) for pairs in differences]
     families = (_t_test, _sign_flip_test, _equivalence_test)
     p_values = zip(*(_holm([test(arm, rule) for arm in arms]) for test in families))
@@ -91,7 +91,7 @@ def noise_floor(values: Sequence[float]) -> float | None:
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and the standard deviation (over n − 1; 0.0 for one value). No value is a ValueError."""
-    if not values:
+    if len(values) == 0:
         raise ValueError("no values, so no mean")
     mean = math.fsum(values) / len(values)  # fsum: the order of the seeds changes not even the last bit
     squares = math.fsum((value - mean) ** 2 for value in values)
@@ -104,37 +104,28 @@ class _Rule:
 
     margin: float
     level: float  # alpha at each look
-    arms: int
-    looks: int
-
-    @property
-    def strictest(self) -> float:
-        """The level that one arm must meet whatever the others do: Bonferroni, where Holm depends on them."""
-        return self.level / max(1, self.arms)
+    strictest: float  # what an arm must meet if no other does: Bonferroni's level, for what can't know Holm's
 
     @property
     def least(self) -> int:
-        """The fewest pairs with which the sign-flip test can meet that level."""
+        """The fewest pairs with which the sign-flip test can meet the strictest level."""
         return next(n for n in itertools.count(LEAST_PAIRS) if 2 / 2**n <= self.strictest)
 
 
 @dataclass(frozen=True)
 class _Arm:
     differences: Sequence[float]
+    pairs: int
     mean: float
     sd: float
 
-    @property
-    def pairs(self) -> int:
-        return len(self.differences)
-
 
 def _arm(differences: Sequence[float], rule: _Rule) -> _Arm:
-    """Return an arm whose spread isn't zero, so that nothing below divides by it, and whose zeros are zeros."""
+    """Return an arm whose zeros are zeros, and whose spread isn't, so that nothing below divides by it."""
     noise = NOISE * max(rule.margin, *map(abs, differences), 0.0)
     differences = [0.0 if abs(difference) <= noise else difference for difference in differences]
     mean, sd = spread(differences) if differences else (0.0, 0.0)
-    return _Arm(differences, mean, max(sd, noise))
+    return _Arm(differences, len(differences), mean, max(sd, noise))
 
 
 def _t_test(arm: _Arm, rule: _Rule) -> float:
@@ -183,19 +174,11 @@ def _judge(arm: _Arm, rule: _Rule, p_t: float, p_sign_flip: float, p_equivalence
         word = "equivalent"
     elif differs:
         word = "better" if arm.mean < 0 else "worse"
-    return Verdict(
-        word,
-        arm.pairs,
-        arm.mean,
-        _interval(arm, rule),
-        1 - rule.level,
-        rule.margin,
-        p_t,
-        p_sign_flip,
-        p_equivalence,
-        _seeds_to_settle(arm, rule) if word == "inconclusive" else arm.pairs,
-        _why(word, differs, arm, rule, p_sign_flip, p_equivalence),
-    )
+    p_values = (p_t, p_sign_flip, p_equivalence)
+    seeds = _seeds_to_settle(arm, rule) if word == "inconclusive" else arm.pairs
+    why = f"{_found(arm, rule, p_sign_flip)} {_so(word, differs, arm, rule, p_equivalence)}".strip()
+    interval, confidence = _interval(arm, rule), 1 - rule.level
+    return Verdict(word, arm.pairs, arm.mean, interval, confidence, rule.margin, *p_values, seeds, why)
 
 
 def _interval(arm: _Arm, rule: _Rule) -> tuple[float, float]:
@@ -243,40 +226,30 @@ def _power(distance: float, arm: _Arm, pairs: int, level: float) -> float:
     return 1 - float(nctdtr(pairs - 1, shift, stdtrit(pairs - 1, 1 - level)))
 
 
-def _why(word: Word, differs: bool, arm: _Arm, rule: _Rule, p_sign_flip: float, p_equivalence: float) -> str:
+def _found(arm: _Arm, rule: _Rule, p_sign_flip: float) -> str:
+    """Return the sentence with the figures."""
     if arm.pairs == 0:
         return "No pair of runs has finished."
-    found = f"{arm.pairs} pair{'s' * (arm.pairs > 1)}: {_signed(arm.mean)}{_interval_in_words(arm, rule)}"
-    how = f"sign-flip p (of {DRAWS:,} draws)" if arm.pairs > EXACT_PAIRS else "exact sign-flip p"
-    found += f", {how} {_p(p_sign_flip)}."
-    within = f"± {rule.margin:.4g}"
-    if word == "equivalent":
-        found += f" It lies within {within}, p {_p(p_equivalence)}"
-        return found + (": real, and too small to matter by the margin set in advance." if differs else ".")
-    if word != "inconclusive":
-        return found
-    if arm.pairs < rule.least:
-        several = [f"{n} {what}" for n, what in ((rule.arms, "arms"), (rule.looks, "looks")) if n > 1]
-        among = f" with {' and '.join(several)}" if several else ""
-        return f"{found} Fewer than {rule.least} pairs{among} can't say more by the sign-flip test."
-    return f"{found} Neither a difference nor its absence within {within} (p {_p(p_equivalence)}) is certain."
-
-
-def _interval_in_words(arm: _Arm, rule: _Rule) -> str:
     low, high = _interval(arm, rule)
-    if math.isinf(low):
-        return ""
     near, far = sorted((abs(low), abs(high)))
     ends = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"
-    return f" ({100 * (1 - rule.level):.3g} % interval {ends})"
+    interval = f" ({100 * (1 - rule.level):.3g} % interval {ends})" if arm.pairs > 1 else ""
+    direction = "lower" if arm.mean < 0 else "higher"
+    mean = f"{abs(arm.mean):.4f} bits a byte {direction}" if arm.mean else "no difference"
+    test = "exact sign-flip p" if arm.pairs <= EXACT_PAIRS else f"sign-flip p (of {DRAWS:,} draws)"
+    return f"{arm.pairs} pair{'s' * (arm.pairs > 1)}: {mean}{interval}, {test} {_p(p_sign_flip)}."
 
 
-def _signed(difference: float) -> str:
-    return (
-        f"{abs(difference):.4f} bits a byte {'lower' if difference < 0 else 'higher'}"
-        if difference
-        else "no difference"
-    )
+def _so(word: Word, differs: bool, arm: _Arm, rule: _Rule, p_equivalence: float) -> str:
+    """Return the sentence with what follows from them; "" where they say it themselves."""
+    within = f"within ± {rule.margin:.4g} (p {_p(p_equivalence)})"
+    if word == "equivalent":
+        return f"It lies {within}{': real, and too small to matter by the margin set in advance' * differs}."
+    if word == "inconclusive" and arm.pairs >= rule.least:
+        return f"Neither a difference nor its absence {within} is certain."
+    so_many = " with so many arms and looks" * (rule.least > LEAST_PAIRS)
+    few = f"Fewer than {rule.least} pairs{so_many} can't say more by the sign-flip test."
+    return few if word == "inconclusive" else ""
 
 
 def _p(p_value: float) -> str:
