@@ -151,7 +151,7 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
         ]
         raise UserError(
             f"{named[0]} and {named[1]} were validated on different text, so their bits a byte say nothing of each"
-            " other. Compare runs with the same validation set: leave one out, or train it again with the other's data=."
+            " other. Leave one out, or train it again with the other's data=."
         )
 
 
