@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +9,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
+from minllm.markdown import code, lines, sh, table, word
 from minllm.sweep.report.importance import importances, share_called_best
 from minllm.sweep.report.trials import (
     DID_NOT_FIT,
@@ -32,7 +32,7 @@ def summary(study: optuna.Study, *, metric: str, command: str) -> str:
     """Return the text of summary.md."""
     trials = study.get_trials(deepcopy=False)
     sections = [
-        ["# What the search found", f"The lowest {metric} was searched with", *_sh(command)],
+        ["# What the search found", f"The lowest {metric} was searched with", sh(command)],
         ["## The best trial", *_best(best_of(study), metric, trials)],
         ["## What was searched", *_searched(study, trials)],
         ["## What became of the trials", *_counts(trials)],
@@ -120,9 +120,9 @@ def _best(best: FrozenTrial | None, metric: str, trials: Sequence[FrozenTrial]) 
     line, folder = rerun(best), best.user_attrs.get("run")
     return [
         best_in_words(best, metric),
-        *_lines([f"- {_code(name)}: {_value(shown(value))}" for name, value in best.params.items()]),
-        *(["This runs it again:", *_sh(line)] if line else ["What ran it was not recorded."]),
-        *([f"Its folder is {_code(folder)}."] if folder else []),
+        *lines([f"- {code(name)}: {word(shown(value))}" for name, value in best.params.items()]),
+        *(["This runs it again:", sh(line)] if line else ["What ran it was not recorded."]),
+        *([f"Its folder is {code(folder)}."] if folder else []),
     ]
 
 
@@ -133,15 +133,15 @@ def _searched(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[str]:
     chosen = best.params if best else {}
     rows = [
         [
-            _code(name),
+            code(name),
             _ranges(name, trials),
-            _value(shown(chosen[name])) if name in chosen else "",
+            word(shown(chosen[name])) if name in chosen else "",
             f"{shares[name]:.0%}" if name in shares else "",
         ]
         for name in sorted(names, key=lambda name: -shares.get(name, 0))
     ]
     return [
-        _table(["parameter", "searched", "best", "importance"], rows, "lllr"),
+        table(["parameter", "searched", "best", "importance"], rows, "lllr"),
         _importance_note(trials, shares),
     ]
 
@@ -154,7 +154,7 @@ def _ranges(name: str, trials: Sequence[FrozenTrial]) -> str:
 
 def _range(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
-        return ", ".join(_value(shown(choice)) for choice in distribution.choices)
+        return ", ".join(word(shown(choice)) for choice in distribution.choices)
     step = f" in steps of {shown(distribution.step)}" if distribution.step not in (None, 1) else ""
     return (
         f"{shown(distribution.low)} to {shown(distribution.high)}{step}{', log' if distribution.log else ''}"
@@ -180,8 +180,8 @@ def _counts(trials: Sequence[FrozenTrial]) -> list[str]:
         if state_of(trial) == "failed"
     ]
     return [
-        _table(["", "what happened", "trials"], [*rows, ["all", "", str(len(trials))]], "llr"),
-        *_lines(failed),
+        table(["", "what happened", "trials"], [*rows, ["all", "", str(len(trials))]], "llr"),
+        *lines(failed),
     ]
 
 
@@ -192,39 +192,7 @@ def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> list[str]:
     shorts = short_names(varying(trials))
     rows = []
     for seen in map(described, best):
-        settings = [_value(seen.settings[name]) if name in seen.settings else "" for name in shorts]
+        settings = [word(seen.settings[name]) if name in seen.settings else "" for name in shorts]
         rows.append([str(seen.number), seen.value, seen.params, seen.peak, *settings])
-    head = ["trial", metric, "params", "peak", *map(_code, shorts.values())]
-    return [_table(head, rows, "rrrr" + "l" * len(shorts))]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    """Return a Markdown table that reads well as text too; `sides` has l or r for each column."""
-    widths = [max(3, *map(len, column)) for column in zip(head, *rows)]
-    rule = ["-" * (width - 1) + (":" if side == "r" else "-") for side, width in zip(sides, widths)]
-    padded = [
-        [
-            cell.rjust(width) if side == "r" else cell.ljust(width)
-            for cell, side, width in zip(cells, sides, widths)
-        ]
-        for cells in [head, rule, *rows]
-    ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
-
-
-def _lines(lines: Sequence[str]) -> list[str]:
-    return ["\n".join(lines)] if lines else []
-
-
-def _sh(line: str) -> list[str]:
-    return [f"```sh\n{line}\n```"]
-
-
-def _value(text: str) -> str:
-    """Return a parameter's value as a plain word or number where Markdown makes nothing of it."""
-    return text if re.fullmatch(r"[A-Za-z0-9.+-]*", text) else _code(text)
-
-
-def _code(text: str) -> str:
-    """Return text as Markdown leaves it alone, in a table too."""
-    return "`" + text.replace("|", "\\|").replace("`", "'") + "`" if text else ""
+    head = ["trial", metric, "params", "peak", *map(code, shorts.values())]
+    return [table(head, rows, "rrrr" + "l" * len(shorts))]

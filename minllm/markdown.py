@@ -1,0 +1,45 @@
+"""Markdown that reads well as plain text too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
+    """Return a table of cells of Markdown; `sides` has l or r for each column."""
+    widths = [max(3, *map(len, column)) for column in zip(head, *rows)]
+    rule = ["-" * (width - 1) + (":" if side == "r" else "-") for side, width in zip(sides, widths)]
+    padded = [
+        [
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, side, width in zip(cells, sides, widths)
+        ]
+        for cells in [head, rule, *rows]
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
+
+
+def lines(texts: Sequence[str]) -> list[str]:
+    """Return one part of a page with a line for each text; none where there are no texts."""
+    return ["\n".join(texts)] if texts else []
+
+
+def sh(line: str) -> str:
+    """Return what is typed in a shell, in a block."""
+    return f"```sh\n{line}\n```"
+
+
+def word(text: str) -> str:
+    """Return a value as a plain word or number where Markdown makes nothing of it."""
+    return text if re.fullmatch(r"[A-Za-z0-9.+-]*", text) else code(text)
+
+
+def code(text: str) -> str:
+    """Return text as Markdown leaves it alone, in a table too."""
+    return "`" + text.replace("|", "\\|").replace("`", "'") + "`" if text else ""
+
+
+def plain(text: str) -> str:
+    """Return a sentence in which nothing is taken for markup, in a table either."""
+    return re.sub(r"([\\`*<\[|])", r"\\\1", text).replace("\n", " ")

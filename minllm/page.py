@@ -1,0 +1,106 @@
+"""A page of HTML that needs nothing beside it, no network either: plotly's code is in it, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2026; --soft: #626a75; --paper: #fbfaf8; --line: #dedbd5; --box: #f1efeb; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e3; --soft: #9aa1ab; --paper: #16181c; --line: #33373e; --box: #20242a; }
+}
+body { margin: 0 auto; max-width: 60rem; padding: 3rem 1.5rem 5rem; background: var(--paper); color: var(--ink);
+  font: 17px/1.55 Charter, "Bitstream Charter", Cambria, Georgia, serif; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }
+h2 { font-size: 1.25rem; margin: 3rem 0 .75rem; }
+pre, code { font: .82em/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; }
+pre { background: var(--box); padding: .75rem 1rem; border-radius: 6px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td { padding: .3rem 1.5rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.n { text-align: right; padding-right: 0; }
+.soft { color: var(--soft); }
+.figure { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
+.switch { display: inline-flex; margin: .25rem .75rem .25rem .25rem; border: 1px solid var(--line); border-radius: 6px;
+  overflow: hidden; }
+.switch button { border: 0; padding: .35rem .8rem; background: none; color: var(--soft); cursor: pointer;
+  font: 14px/1.4 system-ui, sans-serif; }
+.switch button[aria-pressed=true] { background: var(--box); color: var(--ink); }
+"""
+
+SWITCHING = """
+for (const button of document.querySelectorAll('.switch button')) button.addEventListener('click', () => {
+  const figure = button.closest('.figure').querySelector('.js-plotly-plot');
+  Plotly.update(figure, ...JSON.parse(button.dataset.update));
+  for (const one of button.parentNode.children) one.setAttribute('aria-pressed', one === button);
+});
+"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A button beside a figure, and what changes in its traces and its layout when it's pressed."""
+
+    label: str
+    traces: Mapping[str, Any]
+    layout: Mapping[str, Any]
+
+
+def document(title: str, body: Sequence[str], style: str = "") -> str:
+    """Return a page around the HTML of its parts.
+
+    Args:
+        style: rules of CSS that come after STYLE.
+    """
+    from plotly.offline import get_plotlyjs
+
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{STYLE}{style}</style>",
+            f"<script>{get_plotlyjs()}</script>",
+            "</head><body>",
+            *body,
+            f"<script>{SWITCHING}</script>" if any('class="switch"' in part for part in body) else "",
+            "</body></html>",
+            "",
+        ]
+    )
+
+
+def drawn(
+    figure: Figure, name: str | None = None, switches: Mapping[str, Sequence[Choice]] | None = None
+) -> str:
+    """Return a figure's place in a page.
+
+    Args:
+        name: what it's found by in the page.
+        switches: rows of buttons by what they choose; the first of each is how the figure is to begin with.
+    """
+    plot = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"displayModeBar": False, "responsive": True},
+        div_id=name,
+    )
+    rows = "".join(_switch(what, choices) for what, choices in (switches or {}).items())
+    return f'<div class="figure">{rows}{plot}</div>'
+
+
+def _switch(what: str, choices: Sequence[Choice]) -> str:
+    buttons = "".join(
+        f'<button type="button" aria-pressed="{str(choice is choices[0]).lower()}"'
+        f' data-update="{escape(json.dumps([choice.traces, choice.layout]))}">{escape(choice.label)}</button>'
+        for choice in choices
+    )
+    return f'<div class="switch" role="group" aria-label="{escape(what)}">{buttons}</div>'
