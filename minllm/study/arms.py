@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from minllm.errors import UserError
+from minllm.study import units
 from minllm.study.runs import LeftOut, TrainedRun, leaves
 
 SECTIONS_ASIDE = (
@@ -174,7 +175,7 @@ def facts(arms: Sequence[Arm]) -> list[Fact]:
         amount(arms, "FLOPs a token", lambda run: run.summary["flops_per_token"]),
         amount(arms, "tokens trained on", lambda run: run.summary["tokens"]),
         amount(arms, "FLOPs of training", lambda run: run.summary["tokens"] * run.summary["flops_per_token"]),
-        amount(arms, "seconds of training", lambda run: run.summary["wall_seconds"]),
+        amount(arms, "time of training", lambda run: run.summary["wall_seconds"], units.duration),
         label(arms, "precision", lambda run: run.summary["decisions"].get("precision")),
         label(arms, "machine", lambda run: run.environment["gpu"] or run.environment["cpu"]),
         label(arms, "threads", lambda run: run.environment["threads"]),
@@ -194,12 +195,18 @@ def said_by_config(arms: Sequence[Arm], section: str, same: str, different: str)
     )
 
 
-def amount(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], float]) -> Fact:
+def amount(
+    arms: Sequence[Arm],
+    what: str,
+    of: Callable[[TrainedRun], float],
+    unit: Callable[[float], str] = units.count,
+) -> Fact:
     """Compare the arms' mean amounts; equal are those within NEAR of each other."""
     means = [sum(map(of, arm.runs.values())) / len(arm.runs) for arm in arms]
     low, high = min(means), max(means)
     equal = high <= low * (1 + NEAR)
-    return Fact(what, equal, f"{low:,.4g}" if low == high else f"{low:,.4g} to {high:,.4g}")
+    said = list(dict.fromkeys(map(unit, (low, high))))
+    return Fact(what, equal, " to ".join(said))
 
 
 def label(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:

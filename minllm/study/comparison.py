@@ -106,8 +106,20 @@ class Comparison:
         best = [arm for arm in self.arms if self._beats_all(arm)]
         if best:
             return f"{best[0].name} is better than {'all others' if len(self.arms) > 2 else 'the other'}."
-        words = [(contest.verdict.word, contest.arm.name, contest.baseline.name) for contest in self.contests]
-        return "; ".join(f"{arm} against {baseline}: {word}" for word, arm, baseline in words) + "."
+        if len(self.contests) <= 3:
+            words = [
+                f"{one.arm.name} against {one.baseline.name}: {one.verdict.word}" for one in self.contests
+            ]
+            return "; ".join(words) + "."
+        return self._counted()
+
+    def _counted(self) -> str:
+        """The answer where there are too many contests to name."""
+        if any(contest.baseline is not self.baseline for contest in self.contests):
+            return f"None of the {len(self.arms)} arms is better than all others."
+        words = [contest.verdict.word for contest in self.contests]
+        counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
+        return f"Of {len(words)} arms against {self.baseline.name}: {', '.join(counts)}."
 
     def _beats_all(self, arm: Arm) -> bool:
         won = {id(one.baseline) for one in self.contests if one.arm is arm and one.verdict.word == "better"}

@@ -41,8 +41,11 @@ class TrainedRun:
 
     @functools.cached_property
     def evaluations(self) -> list[dict[str, float]]:
-        """Its metrics' lines with a validation loss: step, tokens, seconds, val_loss, val_bpb."""
-        events = map(json.loads, (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        """Its metrics' lines with a validation loss: step, tokens, seconds, val_loss, val_bpb; none if they are lost."""
+        metrics = self.folder / "metrics.jsonl"
+        if not metrics.exists():
+            return []
+        events = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
         return [event for event in events if "val_bpb" in event]
 
 

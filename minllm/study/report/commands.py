@@ -1,0 +1,78 @@
+"""The lines that make the runs of a comparison again, and compare them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from minllm.study.arms import Arm
+from minllm.study.comparison import ALL, Comparison
+from minllm.study.report.words import called
+
+
+def commands(comparison: Comparison) -> list[str]:
+    """Return what to type: what the comparison was made by if that's known, a line for each arm, and the comparison."""
+    arms = [line for arm in comparison.arms for line in lines_of(arm)]
+    return [*comparison.commands, *arms, compared(comparison)]
+
+
+def lines_of(arm: Arm) -> list[str]:
+    """Return what trains an arm's runs again; more than one line where they were typed differently."""
+    seeds: dict[tuple[str, ...], list[int]] = {}
+    for seed, run in arm.runs.items():
+        words = run.cfg.get("typed")
+        if words is None:
+            return [f"# {called(arm)}: an older minllm made it, which didn't note what was typed"]
+        seeds.setdefault(tuple(word for word in words if not is_seed(word)), []).append(seed)
+    return [trained(words, typed) for words, typed in seeds.items()]
+
+
+def is_seed(word: str) -> bool:
+    return word.lstrip("+").startswith("seed=")
+
+
+def trained(words: Sequence[str], seeds: Sequence[int]) -> str:
+    several = ["-m"] if len(seeds) > 1 else []
+    return shlex.join(["python", "run.py", *several, *words, f"seed={','.join(map(str, seeds))}"])
+
+
+def compared(comparison: Comparison) -> str:
+    """Return what compares these runs again. Runs that were made anew have other folders."""
+    each = any(contest.baseline is not comparison.baseline for contest in comparison.contests)
+    name = comparison.baseline.name
+    baseline = ALL if each else name
+    words = [f"runs=[{','.join(quoted(folder) for folder in folders(comparison))}]"]
+    words += [f"baseline={quoted(baseline)}"] if baseline else []
+    words += [f"margin={comparison.margin:g}"] + ["aa=true"] * bool(comparison.noise)
+    return shlex.join(["python", "run.py", "task=compare", *words])
+
+
+def folders(comparison: Comparison) -> list[str]:
+    """Return the folders of the runs, or of grids that hold these runs and no other."""
+    runs = [run.folder for arm in comparison.arms for run in arm.runs.values()]
+    looked_at = {*runs, *(one.folder for one in comparison.left_out)}
+    grids = {grid for grid in {run.parent for run in runs} if holds_no_other(grid, looked_at)}
+    named = dict.fromkeys(run.parent if run.parent in grids else run for run in runs)
+    return [shortened(folder) for folder in named]
+
+
+def holds_no_other(grid: Path, looked_at: set[Path]) -> bool:
+    try:
+        return {file.parent for file in grid.rglob("config.yaml")} <= looked_at
+    except OSError:
+        return False
+
+
+def shortened(folder: Path) -> str:
+    """Return a folder as seen from here, where it's below."""
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+def quoted(word: str) -> str:
+    """Return a word as Hydra reads it: in quotes if it is no plain one."""
+    return word if re.fullmatch(r"[\w./-]+", word) else QuotedString(word, Quote.double).with_quotes()

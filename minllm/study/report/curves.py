@@ -1,0 +1,89 @@
+"""Learning curves: what an arm's validation loss was along the way, over all its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minllm.study.arms import Arm
+from minllm.study.comparison import METRIC
+from minllm.study.runs import TrainedRun
+from minllm.study.units import finite
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Bits a byte at some points of training: mean, lowest and highest over the seeds.
+
+    tokens, flops, seconds: where the points are, on each of the axes
+    """
+
+    arm: str
+    seeds: int
+    tokens: list[float]
+    flops: list[float]
+    seconds: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def curve(arm: Arm) -> Curve:
+    """Return an arm's curve; without a point where no run of it was evaluated.
+
+    Where the runs were evaluated at different points, as with a budget in minutes, each is followed in a straight line
+    from one of its evaluations to the next.
+    """
+    followed = [lines for lines in map(_evaluated, arm.runs.values()) if len(lines)]
+    points = _common([lines[:, 0] for lines in followed])
+    seconds, values = (
+        np.array([np.interp(points, lines[:, 0], lines[:, column]) for lines in followed]).reshape(
+            len(followed), len(points)
+        )
+        for column in (1, 2)
+    )
+    if not followed:
+        return Curve(arm.name, 0, [], [], [], [], [], [])
+    return Curve(
+        arm.name,
+        len(followed),
+        points.tolist(),
+        (points * arm.any.summary["flops_per_token"]).tolist(),
+        seconds.mean(0).tolist(),
+        values.mean(0).tolist(),
+        values.min(0).tolist(),
+        values.max(0).tolist(),
+    )
+
+
+def at_quarters(one: Curve) -> list[float | None]:
+    """Return the mean at each quarter of training; None before the first evaluation."""
+    if not one.tokens:
+        return [None] * 4
+    quarters = [one.tokens[-1] * share for share in (0.25, 0.5, 0.75, 1.0)]
+    return [
+        float(np.interp(tokens, one.tokens, one.mean)) if tokens >= one.tokens[0] else None
+        for tokens in quarters
+    ]
+
+
+def _evaluated(run: TrainedRun) -> np.ndarray:
+    """Return a run's evaluations as rows of tokens, seconds and bits a byte, as far as these are numbers."""
+    rows = [(event["tokens"], event["seconds"], event[METRIC]) for event in run.evaluations]
+    return np.array(
+        [row for row in rows if all(finite(value) is not None for value in row)], dtype=float
+    ).reshape(-1, 3)
+
+
+def _common(tokens: Sequence[np.ndarray]) -> np.ndarray:
+    """Return points that lie within every run: their own where they have the same, and else evenly spaced ones."""
+    if not tokens:
+        return np.array([])
+    if all(np.array_equal(one, tokens[0]) for one in tokens):
+        return tokens[0]
+    begin, end = max(one[0] for one in tokens), min(one[-1] for one in tokens)
+    if begin >= end:  # such as one evaluation each, at the end
+        return np.array([np.mean([one[-1] for one in tokens])])
+    return np.linspace(begin, end, max(2, min(map(len, tokens))))

@@ -1,0 +1,85 @@
+"""What a comparison found, as data: report.json has what the page shows, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from minllm.study.arms import Arm, differences
+from minllm.study.comparison import METRIC, Comparison, Contest
+from minllm.study.reading import Reading
+from minllm.study.report import words
+from minllm.study.report.commands import commands
+from minllm.study.report.curves import curve
+from minllm.study.report.figures import floor_of, seed_differences
+from minllm.study.report.rows import row
+
+FORMAT = 1
+
+
+def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
+    """Return the text of report.json. Numbers that are none, or infinite, are null in it."""
+    content = {
+        "format": FORMAT,
+        "headline": comparison.headline,
+        "metric": METRIC,
+        "baseline": comparison.baseline.name,
+        "margin": comparison.margin,
+        "contests": [_contest(contest) for contest in comparison.contests],
+        "noise": [
+            {"arm": one.arm.name, "floor": one.floor, "verdict": asdict(one.verdict)}
+            for one in comparison.noise
+        ],
+        "facts": [asdict(fact) for fact in comparison.facts],
+        "floor_bpb": floor_of(comparison.arms),
+        "curves": [asdict(curve(arm)) for arm in comparison.arms],
+        "arms": [{**row(arm), "runs": _runs(arm)} for arm in comparison.arms],
+        "tuning": {
+            name: {
+                "tried": [{"rate": rate, METRIC: value} for rate, value in sorted(one.tried.items())],
+                "chosen": one.chosen,
+                "at_edge": one.at_edge,
+            }
+            for name, one in comparison.tuning.items()
+        },
+        "differences": [
+            {"key": key, "values": dict(zip((arm.name for arm in comparison.arms), values))}
+            for key, values in differences(comparison.arms).items()
+        ],
+        "readings": [asdict(reading) for reading in readings],
+        "left_out": [{"folder": folder, "why": why} for folder, why in words.left_out(comparison)],
+        "commands": commands(comparison),
+    }
+    return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _contest(contest: Contest) -> dict[str, Any]:
+    return {
+        "arm": contest.arm.name,
+        "baseline": contest.baseline.name,
+        "sentence": contest.sentence,
+        "verdict": asdict(contest.verdict),
+        "pairs": [{"seed": seed, "difference": value} for seed, value in seed_differences(contest).items()],
+    }
+
+
+def _runs(arm: Arm) -> list[dict[str, Any]]:
+    return [
+        {"seed": seed, METRIC: run.summary[METRIC], "folder": str(run.folder)}
+        for seed, run in arm.runs.items()
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

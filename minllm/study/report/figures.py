@@ -1,0 +1,242 @@
+"""What a comparison found, drawn: each contest's difference with its interval, and the learning curves.
+
+plotly takes a second to import, so it's imported where something is drawn. Lines and letters get their colours from
+the page's style, which has two of each, for light and dark.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from minllm.page import Choice
+from minllm.study.arms import Arm
+from minllm.study.comparison import METRIC, Comparison, Contest
+from minllm.study.report.curves import Curve
+from minllm.study.units import bits, finite
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8f98")
+DASHES = ("solid", "dash", "dot")
+WORDS = {"better": "#0072b2", "equivalent": "#009e73", "worse": "#d55e00", "inconclusive": "#8a8f98"}
+AXES = {"tokens": "tokens trained on", "FLOPs": "FLOPs of training", "seconds": "seconds of training"}
+CLEAR = "rgba(0,0,0,0)"
+LINE_LETTERS = 46  # what a phone has room for
+FLOOR = "the corpus's floor"
+
+
+def colour(index: int) -> str:
+    """Return the colour of the arm in this place; those after the seventh have a dashed line, too."""
+    return COLOURS[index % len(COLOURS)]
+
+
+# ---- differences ---------------------------------------------------------------------------------
+
+
+def intervals(comparison: Comparison) -> Figure:
+    """Return a row for each contest: its difference with the interval, each seed's own, and the margin shaded."""
+    from plotly.graph_objects import Figure
+
+    contests = comparison.contests
+    labels = [_label(contest, comparison) for contest in contests]
+    step = 1 + 0.3 * max(label.count("<br>") for label in labels)
+    places = [-step * i for i in range(len(contests))]
+    figure = Figure([trace for pair in zip(contests, places) for trace in _interval(*pair)])
+    for label, place in zip(labels, places):
+        figure.add_annotation(
+            text=label, x=0, xref="paper", y=place + 0.2, xanchor="left", yanchor="bottom", align="left"
+        )
+    figure.update_annotations(showarrow=False, font={"size": 14})
+    margin = contests[0].verdict.margin
+    figure.add_vrect(-margin, margin, fillcolor="rgba(138,143,152,.22)", line_width=0, layer="below")
+    figure.add_vline(0, line={"color": "#8a8f98", "width": 1}, layer="below")
+    figure.update_layout(**_layout(height=round(66 * step * len(contests) + 80)), showlegend=False)
+    figure.update_layout(margin={"l": 12, "r": 12, "t": 8, "b": 56})
+    figure.update_xaxes(
+        title="difference in bits a byte; left of 0, the arm is better",
+        range=_reach(contests),
+        tickformat="~g",
+    )
+    figure.update_yaxes(visible=False, range=[places[-1] - 0.5, step - 0.2], fixedrange=True)
+    return figure
+
+
+def seed_differences(contest: Contest) -> dict[int, float]:
+    """Return the difference within each pair by its seed."""
+    arm, baseline = contest.arm.runs, contest.baseline.runs
+    return {seed: arm[seed].summary[METRIC] - baseline[seed].summary[METRIC] for seed in contest.seeds}
+
+
+def _label(contest: Contest, comparison: Comparison) -> str:
+    same = all(one.baseline is comparison.baseline for one in comparison.contests)
+    against = "" if same and len(comparison.contests) > 1 else f" against {contest.baseline.name}"
+    words = f"{contest.arm.name}{against}: {contest.verdict.word}"
+    return "<br>".join(escape(line) for line in textwrap.wrap(words, LINE_LETTERS))
+
+
+def _interval(contest: Contest, place: float) -> Iterator[Any]:
+    from plotly.graph_objects import Scatter
+
+    verdict = contest.verdict
+    own, shade = seed_differences(contest), WORDS[verdict.word]
+    yield Scatter(
+        x=list(own.values()),
+        y=[place - 0.22] * len(own),
+        mode="markers",
+        marker={"color": shade, "size": 6, "opacity": 0.55},
+        text=[f"seed {seed}: {value:+.4f}" for seed, value in own.items()],
+        hoverinfo="text",
+    )
+    ends = [end for end in verdict.interval if finite(end) is not None]
+    if len(ends) == 2:
+        yield Scatter(
+            x=ends, y=[place] * 2, mode="lines", line={"color": shade, "width": 4}, hoverinfo="skip"
+        )
+    if own:
+        interval = f"{ends[0]:+.4f} to {ends[1]:+.4f}" if len(ends) == 2 else "no interval from one pair"
+        yield Scatter(
+            x=[verdict.difference],
+            y=[place],
+            mode="markers",
+            marker={"color": shade, "size": 13, "symbol": "diamond"},
+            text=[f"{verdict.difference:+.4f}<br>{interval}"],
+            hoverinfo="text",
+        )
+
+
+def _reach(contests: Sequence[Contest]) -> list[float]:
+    """Return where the axis of differences begins and ends."""
+    verdicts = [contest.verdict for contest in contests]
+    values = [
+        *(value for contest in contests for value in seed_differences(contest).values()),
+        *(end for verdict in verdicts for end in (*verdict.interval, verdict.margin, -verdict.margin)),
+    ]
+    known = [value for value in values if finite(value) is not None]
+    room = 0.06 * (max(known) - min(known))
+    return [min(known) - room, max(known) + room]
+
+
+# ---- learning curves -----------------------------------------------------------------------------
+
+
+def learning_curves(
+    curves: Sequence[Curve], floor: float | None
+) -> tuple[Figure, Mapping[str, Sequence[Choice]]]:
+    """Return the arms' curves against tokens, and the buttons that change the axis."""
+    from plotly.graph_objects import Figure
+
+    shown = [(i, one) for i, one in enumerate(curves) if one.tokens]
+    figure = Figure([trace for i, one in shown for trace in _curve(one, i)])
+    if floor is not None:
+        figure.add_trace(_floor(floor, curves))
+    figure.update_layout(**_layout(height=430 + 10 * len(shown)), hovermode="closest")
+    figure.update_layout(
+        margin={"l": 56, "r": 12, "t": 12, "b": 56},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "font": {"size": 13},
+        },
+    )
+    figure.update_xaxes(title=AXES["tokens"], type="linear")
+    figure.update_yaxes(title="bits a byte")
+    return figure, _switches([one for _, one in shown], floor is not None)
+
+
+def floor_of(arms: Sequence[Arm]) -> float | None:
+    """Return the bits a byte that no model can go below, where the corpus's are known."""
+    known = [finite(value) for arm in arms for value in arm.values("floor_bpb")]
+    return next((value for value in known if value is not None), None)
+
+
+def _curve(one: Curve, index: int) -> Iterator[Any]:
+    """Yield an arm's band and its line, which the legend toggles together."""
+    from plotly.graph_objects import Scatter
+
+    red, green, blue = (int(colour(index)[at : at + 2], 16) for at in (1, 3, 5))
+    together = {"legendgroup": str(index), "name": escape(one.arm)}
+    yield Scatter(
+        x=_around(one.tokens),
+        y=[*one.high, *one.low[::-1]],
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},.18)",
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        **together,
+    )
+    yield Scatter(
+        x=one.tokens,
+        y=one.mean,
+        mode="lines+markers" if len(one.tokens) <= 20 else "lines",
+        line={"color": colour(index), "width": 2.5, "dash": DASHES[index // len(COLOURS) % len(DASHES)]},
+        marker={"size": 6},
+        customdata=[f"{bits(low)} to {bits(high)}" for low, high in zip(one.low, one.high)],
+        hovertemplate="%{y:.4f} (%{customdata})<extra>" + escape(one.arm) + "</extra>",
+        **together,
+    )
+
+
+def _floor(floor: float, curves: Sequence[Curve]) -> Any:
+    """Return the floor's line; hidden to begin with where it would take most of the room from the curves."""
+    from plotly.graph_objects import Scatter
+
+    values = [value for one in curves for value in (*one.low, *one.high)]
+    far = bool(values) and min(values) - floor > 1.5 * (max(values) - min(values))
+    return Scatter(
+        x=_ends(curves, "tokens"),
+        y=[floor] * 2,
+        mode="lines",
+        line={"color": "#8a8f98", "width": 1.5, "dash": "dash"},
+        name=f"{FLOOR}, {bits(floor)}{' (far below; click to show)' * far}",
+        visible="legendonly" if far else True,
+        hovertemplate=f"{bits(floor)}<extra>{FLOOR}</extra>",
+    )
+
+
+def _switches(curves: Sequence[Curve], has_floor: bool) -> dict[str, list[Choice]]:
+    def along(axis: str) -> list[list[float]]:
+        places = [getattr(one, axis.lower()) for one in curves]
+        lines = [line for place in places for line in (_around(place), place)]
+        return [*lines, *([_ends(curves, axis.lower())] if has_floor else [])]
+
+    def turned(title: str) -> dict[str, Any]:
+        return {"xaxis.title.text": title, "xaxis.autorange": True}
+
+    return {
+        "horizontal axis": [Choice(axis, {"x": along(axis)}, turned(title)) for axis, title in AXES.items()],
+        "its scale": [
+            Choice(scale, {}, {"xaxis.type": scale, "xaxis.autorange": True}) for scale in ("linear", "log")
+        ],
+    }
+
+
+def _around(places: Sequence[float]) -> list[float]:
+    """Return where a band goes: along its upper edge, and back along its lower."""
+    return [*places, *places[::-1]]
+
+
+def _ends(curves: Sequence[Curve], axis: str) -> list[float]:
+    places = [place for one in curves for place in getattr(one, axis)]
+    return [min(places), max(places)] if places else []
+
+
+def _layout(height: int) -> dict[str, Any]:
+    return {
+        "template": "none",
+        "height": height,
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "xaxis": {"zeroline": False, "automargin": True},
+        "yaxis": {"zeroline": False, "automargin": True},
+        "dragmode": False,
+    }

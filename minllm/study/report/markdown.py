@@ -1,0 +1,125 @@
+"""What a comparison found, as Markdown for a paper's appendix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minllm.markdown import code, lines, plain, sh, table
+from minllm.study import units
+from minllm.study.arms import differences
+from minllm.study.comparison import METRIC, Comparison
+from minllm.study.reading import Reading
+from minllm.study.report import words
+from minllm.study.report.commands import commands
+from minllm.study.report.curves import at_quarters, curve
+from minllm.study.report.figures import seed_differences
+from minllm.study.report.rows import COLUMNS, cells, shown_value
+from minllm.study.report.texts import texts_markdown
+
+
+def markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
+    """Return the text of report.md."""
+    sections = [
+        [f"# {plain(comparison.headline)}", plain(words.introduction(comparison)), *_verdict(comparison)],
+        [f"{plain(words.equal(comparison))}", plain(words.unequal(comparison))],
+        _listed("## The noise floor", words.noise(comparison)),
+        ["## Learning curves", *_curves(comparison)],
+        ["## The arms", *_arms(comparison)],
+        _listed(
+            "Learning rates were tuned, each arm's with the bits a byte that it reached:",
+            words.tuning(comparison),
+        ),
+        ["## What differs in their configurations", *_differences(comparison)],
+        ["## What they write, and how they read", texts_markdown(readings)],
+        ["## Runs left out", *_left_out(comparison)],
+        ["## How it was judged", *map(plain, words.judged(comparison))],
+        ["## To repeat it", *_commands(comparison)],
+        ["## Every run", _runs(comparison)],
+    ]
+    return "\n\n".join(part for section in sections for part in section) + "\n"
+
+
+def _verdict(comparison: Comparison) -> list[str]:
+    rows = [
+        [
+            code(contest.arm.name),
+            code(contest.baseline.name),
+            contest.verdict.word,
+            f"{contest.verdict.difference:+.4f}",
+            _interval(contest.verdict.interval),
+            f"± {contest.verdict.margin:.4f}",
+            str(contest.verdict.pairs),
+            f"{contest.verdict.p_t:.2g}",
+            f"{contest.verdict.p_sign_flip:.2g}",
+            f"{contest.verdict.p_equivalence:.2g}",
+        ]
+        for contest in comparison.contests
+    ]
+    if not rows:
+        return []
+    head = ["arm", "against", "word", "difference", "interval", "margin", "pairs", "p (t)", "p (sign flips)"]
+    return [
+        *lines([f"- {plain(contest.sentence)}" for contest in comparison.contests]),
+        table([*head, "p (equivalence)"], rows, "lllrrrrrrr"),
+        "Each seed's own difference:",
+        *lines(
+            [
+                f"- {code(contest.arm.name)} against {code(contest.baseline.name)}: "
+                + ", ".join(f"seed {seed} {value:+.4f}" for seed, value in seed_differences(contest).items())
+                for contest in comparison.contests
+            ]
+        ),
+    ]
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return units.NONE if None in map(units.finite, ends) else f"{ends[0]:+.4f} to {ends[1]:+.4f}"
+
+
+def _curves(comparison: Comparison) -> list[str]:
+    rows = [[code(words.called(arm)), *map(units.bits, at_quarters(curve(arm)))] for arm in comparison.arms]
+    head = ["arm", "a quarter", "a half", "three quarters", "the end"]
+    return ["Bits a byte, the mean over the seeds, at each quarter of training:", table(head, rows, "lrrrr")]
+
+
+def _arms(comparison: Comparison) -> list[str]:
+    rows = [[code(words.called(arm)), *cells(arm, comparison)] for arm in comparison.arms]
+    head = ["arm", *(column.heading for column in COLUMNS)]
+    return [table(head, rows, "l" + "r" * len(COLUMNS))]
+
+
+def _differences(comparison: Comparison) -> list[str]:
+    rows = [
+        [code(key), *(code(shown_value(value)) for value in values)]
+        for key, values in differences(comparison.arms).items()
+    ]
+    if not rows:
+        return ["Nothing but the seeds."]
+    return [table(["", *(code(words.called(arm)) for arm in comparison.arms)], rows, "l" * len(rows[0]))]
+
+
+def _left_out(comparison: Comparison) -> list[str]:
+    found = words.left_out(comparison)
+    return lines([f"- {code(folder)}: {plain(why)}" for folder, why in found]) or [
+        "None: every run that was found is in the comparison."
+    ]
+
+
+def _commands(comparison: Comparison) -> list[str]:
+    return [
+        sh("\n".join(commands(comparison))),
+        "Runs that are made anew have other folders, which the last line is to name then.",
+    ]
+
+
+def _runs(comparison: Comparison) -> str:
+    rows = [
+        [code(words.called(arm)), str(seed), units.bits(run.summary[METRIC]), code(str(run.folder))]
+        for arm in comparison.arms
+        for seed, run in arm.runs.items()
+    ]
+    return table(["arm", "seed", "bits a byte", "folder"], rows, "lrrl")
+
+
+def _listed(heading: str, sentences: Sequence[str]) -> list[str]:
+    return [heading, *lines([f"- {plain(sentence)}" for sentence in sentences])] if sentences else []

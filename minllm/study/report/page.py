@@ -1,0 +1,193 @@
+"""What a comparison found, as one page: the verdict first, and how to repeat it last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from minllm.page import document, drawn
+from minllm.study import units
+from minllm.study.arms import differences
+from minllm.study.comparison import METRIC, Comparison
+from minllm.study.reading import Reading
+from minllm.study.report import words
+from minllm.study.report.commands import commands
+from minllm.study.report.curves import curve
+from minllm.study.report.figures import colour, floor_of, intervals, learning_curves
+from minllm.study.report.rows import COLUMNS, cells, shown_value
+from minllm.study.report.texts import texts_html
+
+STYLE = """
+body { max-width: 72rem; }
+h1 { font-size: clamp(1.5rem, 1rem + 2.4vw, 2.2rem); text-wrap: balance; }
+h1, p, li { overflow-wrap: anywhere; }
+p, ul, ol { max-width: 46rem; }
+.verdicts { list-style: none; padding: 0; margin: 1.5rem 0; }
+.verdicts li { margin: 0 0 1rem; padding-left: 1rem; border-left: 4px solid var(--word); }
+.word { color: var(--word); font: 600 .82rem/1.4 system-ui, sans-serif; letter-spacing: .02em; }
+.better { --word: #0072b2; } .equivalent { --word: #00795a; } .worse { --word: #b84f00; }
+.inconclusive { --word: #666d78; }
+@media (prefers-color-scheme: dark) {
+  .better { --word: #5bb5ec; } .equivalent { --word: #2fc79b; } .worse { --word: #f28a3c; }
+  .inconclusive { --word: #9aa1ab; }
+}
+.figure { background: none; margin: 1.5rem 0; padding: .5rem 0 0; border-width: 1px 0; border-radius: 0; }
+.figure .main-svg { background: none !important; }
+.figure .main-svg text:not(.hoverlayer *) { fill: var(--ink) !important; }
+.figure .gridlayer path { stroke: var(--line) !important; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+.scroll table { font: 14px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { text-align: left; vertical-align: bottom; font-weight: 600; color: var(--soft);
+  padding: .3rem 1.25rem .3rem 0; border-bottom: 1px solid var(--line); }
+.scroll td { padding-right: 1.25rem; }
+th.n, .scroll td.n { text-align: right; padding: .3rem 0 .3rem 1.25rem; }
+.scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--paper); }
+.swatch { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em; }
+summary { cursor: pointer; }
+@media (max-width: 40rem) {
+  body { padding: 1.5rem 1rem 3rem; font-size: 16px; }
+  .scroll td:first-child { white-space: normal; min-width: 7rem; max-width: 9rem; overflow-wrap: anywhere; }
+}
+"""
+
+
+def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
+    """Return the text of report.html."""
+    return document(
+        comparison.headline,
+        [
+            *_verdict(comparison),
+            *_noise(comparison),
+            *_curves(comparison),
+            *_arms(comparison),
+            *_differences(comparison),
+            "<h2>What they write, and how they read</h2>",
+            texts_html(readings),
+            *_left_out(comparison),
+            "<h2>How it was judged</h2>",
+            *(f"<p>{escape(paragraph)}</p>" for paragraph in words.judged(comparison)),
+            *_commands(comparison),
+            *_runs(comparison),
+        ],
+        STYLE,
+    )
+
+
+def _verdict(comparison: Comparison) -> Iterator[str]:
+    yield f"<h1>{escape(comparison.headline)}</h1>"
+    yield f'<p class="soft">{escape(words.introduction(comparison))}</p>'
+    if comparison.contests:
+        yield '<ul class="verdicts">'
+        for contest in comparison.contests:
+            word = contest.verdict.word
+            yield f'<li class="{word}"><span class="word">{word}</span><br>{escape(contest.sentence)}</li>'
+        yield "</ul>"
+        yield drawn(intervals(comparison), "intervals")
+        yield (
+            '<p class="soft">Bars are intervals, diamonds the means, and dots each seed’s own difference. What lies in'
+            " the shaded band is too small to matter.</p>"
+        )
+    yield f"<p>{escape(words.equal(comparison))}</p>"
+    yield f"<p>{escape(words.unequal(comparison))}</p>"
+
+
+def _noise(comparison: Comparison) -> Iterator[str]:
+    if comparison.noise:
+        yield "<h2>The noise floor</h2>"
+        yield _list(words.noise(comparison))
+
+
+def _curves(comparison: Comparison) -> Iterator[str]:
+    curves = [curve(arm) for arm in comparison.arms]
+    yield "<h2>Learning curves</h2>"
+    if not any(one.tokens for one in curves):
+        yield "<p>No run has an evaluation to draw.</p>"
+        return
+    figure, switches = learning_curves(curves, floor_of(comparison.arms))
+    yield drawn(figure, "curves", switches)
+    yield (
+        '<p class="soft">A line is the mean over an arm’s seeds, and its band goes from the lowest seed to the highest.'
+        " A click on a name hides its arm.</p>"
+    )
+
+
+def _arms(comparison: Comparison) -> Iterator[str]:
+    yield "<h2>The arms</h2>"
+    yield _table(
+        ["arm", *(column.heading for column in COLUMNS)],
+        [
+            [
+                f'<span class="swatch" style="background:{colour(i)}"></span>{escape(words.called(arm))}',
+                *map(escape, cells(arm, comparison)),
+            ]
+            for i, arm in enumerate(comparison.arms)
+        ],
+    )
+    if comparison.tuning:
+        yield "<p>Learning rates were tuned, each arm’s with the bits a byte that it reached:</p>"
+        yield _list(words.tuning(comparison))
+
+
+def _differences(comparison: Comparison) -> Iterator[str]:
+    found = differences(comparison.arms)
+    yield "<h2>What differs in their configurations</h2>"
+    if not found:
+        yield "<p>Nothing but the seeds.</p>"
+        return
+    yield _table(
+        ["", *(escape(words.called(arm)) for arm in comparison.arms)],
+        [
+            [f"<code>{escape(key)}</code>", *(escape(shown_value(value)) for value in values)]
+            for key, values in found.items()
+        ],
+        numbers=False,
+    )
+    yield '<p class="soft">All else is the same.</p>'
+
+
+def _left_out(comparison: Comparison) -> Iterator[str]:
+    yield "<h2>Runs left out</h2>"
+    rows = words.left_out(comparison)
+    if not rows:
+        yield "<p>None: every run that was found is in the comparison.</p>"
+        return
+    items = "".join(f"<li><code>{escape(folder)}</code><br>{escape(why)}</li>" for folder, why in rows)
+    yield f"<ul>{items}</ul>"
+
+
+def _commands(comparison: Comparison) -> Iterator[str]:
+    yield "<h2>To repeat it</h2>"
+    lines = "\n\n".join(commands(comparison))
+    yield f"<pre>{escape(lines)}</pre>"
+    yield '<p class="soft">Runs that are made anew have other folders, which the last line is to name then.</p>'
+
+
+def _runs(comparison: Comparison) -> Iterator[str]:
+    rows = [
+        [escape(words.called(arm)), str(seed), units.bits(run.summary[METRIC]), escape(str(run.folder))]
+        for arm in comparison.arms
+        for seed, run in arm.runs.items()
+    ]
+    yield f"<details><summary>Every run: {len(rows)} in all</summary>"
+    yield _table(["arm", "seed", "bits a byte", "folder"], rows, numbers=False)
+    yield "</details>"
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
+    """Return a table of cells of HTML, wide ones with a scroll bar of their own; all but the first may be figures."""
+    side = ' class="n"' if numbers else ""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        first, *others = cells
+        return (
+            f"<tr><{tag}>{first}</{tag}>"
+            + "".join(f"<{tag}{side}>{cell}</{tag}>" for cell in others)
+            + "</tr>"
+        )
+
+    body = "".join(line(cells, "td") for cells in rows)
+    return f'<div class="scroll" tabindex="0"><table>{line(head, "th")}{body}</table></div>'

@@ -1,0 +1,86 @@
+"""The table with a row for each arm: what it reached, what it is, and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from minllm.study import units
+from minllm.study.arms import Arm
+from minllm.study.comparison import METRIC, Comparison
+from minllm.study.statistics import spread
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of an arm.
+
+    key: its name in report.json
+    heading: its name for people
+    of: the figure; None where it isn't known
+    unit: how it's shown
+    """
+
+    key: str
+    heading: str
+    of: Callable[[Arm], float | None]
+    unit: Callable[[float | None], str]
+
+
+def mean(key: str) -> Callable[[Arm], float | None]:
+    """Return what tells the mean of a figure of summary.json over an arm's runs, as far as they have it."""
+
+    def of(arm: Arm) -> float | None:
+        known = [value for value in arm.values(key) if units.finite(value) is not None]
+        return spread(known)[0] if known else None
+
+    return of
+
+
+def deviation(arm: Arm) -> float | None:
+    """Return the standard deviation of an arm's bits a byte over its seeds."""
+    return spread(arm.values(METRIC))[1] if len(arm.runs) > 1 else None
+
+
+def learning_rate(arm: Arm) -> float | None:
+    return OmegaConf.select(arm.any.cfg, "optim.lr")
+
+
+COLUMNS = (
+    Column("seeds", "seeds", lambda arm: len(arm.runs), units.count),
+    Column("val_bpb", "bits a byte", mean(METRIC), units.bits),
+    Column("val_bpb_sd", "± sd", deviation, units.bits),
+    Column("bpb_above_floor", "above the floor", mean("bpb_above_floor"), units.bits),
+    Column("params", "parameters", mean("params"), units.count),
+    Column("params_active", "active", mean("params_active"), units.count),
+    Column("params_non_embedding", "non-embedding", mean("params_non_embedding"), units.count),
+    Column("flops_per_token", "FLOPs a token", mean("flops_per_token"), units.count),
+    Column("state_bytes_per_sequence", "state", mean("state_bytes_per_sequence"), units.memory),
+    Column("tokens_per_second", "tokens a second", mean("tokens_per_second"), units.count),
+    Column("wall_seconds", "time", mean("wall_seconds"), units.duration),
+    Column("peak_memory_bytes", "peak memory", mean("peak_memory_bytes"), units.memory),
+    Column("learning_rate", "learning rate", learning_rate, units.rate),
+)
+"""What a row has after the arm's name. Distances to a corpus's floor are known where the floor is."""
+
+
+def cells(arm: Arm, comparison: Comparison) -> list[str]:
+    """Return an arm's figures as they're shown, and beside its learning rate how that was chosen."""
+    tuning = comparison.tuning.get(arm.name)
+    mark = "" if tuning is None else " (tuned, at an edge)" if tuning.at_edge else " (tuned)"
+    return [column.unit(column.of(arm)) + mark * (column.key == "learning_rate") for column in COLUMNS]
+
+
+def row(arm: Arm) -> dict[str, Any]:
+    """Return an arm's figures by their keys."""
+    return {"arm": arm.name, **{column.key: column.of(arm) for column in COLUMNS}}
+
+
+def shown_value(value: Any) -> str:
+    """Return a value of a configuration as it's typed."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

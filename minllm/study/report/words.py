@@ -1,0 +1,91 @@
+"""What a report says in sentences, on whichever page it's said."""
+
+from __future__ import annotations
+
+from minllm.study import units
+from minllm.study.arms import Arm
+from minllm.study.comparison import METRIC, Comparison, Tuning
+from minllm.study.statistics import EXACT_PAIRS
+
+
+def called(arm: Arm) -> str:
+    """Return an arm's name, which a single one has none of."""
+    return arm.name or "the only arm"
+
+
+def introduction(comparison: Comparison) -> str:
+    """Return what was compared, by what, and which differences matter."""
+    seeds = sorted({len(arm.runs) for arm in comparison.arms})
+    each = f"{seeds[0]} {'seeds' if seeds[0] != 1 else 'seed'}"
+    each = f"{each} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    arms = f"{len(comparison.arms)} arms" if len(comparison.arms) > 1 else "One arm"
+    return (
+        f"{arms} with {each}, measured in bits a byte of held-out text: less is better."
+        f" A difference of up to {units.bits(margin(comparison))} bits a byte ({100 * comparison.margin:.3g} % of the"
+        f" baseline, {called(comparison.baseline)}) was to count as too small to matter."
+    )
+
+
+def margin(comparison: Comparison) -> float:
+    """Return the margin in bits a byte."""
+    values = comparison.baseline.values(METRIC)
+    return comparison.margin * sum(values) / len(values)
+
+
+def equal(comparison: Comparison) -> str:
+    facts = [f"{fact.what} ({fact.said})" for fact in comparison.facts if fact.equal]
+    return f"Held equal: {'; '.join(facts)}." if facts else "Nothing was held equal."
+
+
+def unequal(comparison: Comparison) -> str:
+    facts = [f"{fact.what} ({fact.said})" for fact in comparison.facts if not fact.equal]
+    return f"Not equal: {'; '.join(facts)}." if facts else "Nothing that was looked at was unequal."
+
+
+def noise(comparison: Comparison) -> list[str]:
+    """Return a sentence for each arm that was held against itself."""
+    return [
+        f"Two runs of {called(one.arm)} that differ in nothing but their seed lie within"
+        f" ± {units.bits(one.floor)} bits a byte of each other, 95 times in a hundred"
+        f" ({len(one.arm.runs)} seeds). Held against itself: {one.verdict.word}. {one.verdict.why}"
+        if one.floor is not None
+        else f"{called(one.arm)} has a single seed, so how far its runs lie apart is unknown."
+        for one in comparison.noise
+    ]
+
+
+def tuning(comparison: Comparison) -> list[str]:
+    """Return a sentence for each arm whose learning rate was searched."""
+    return [f"{name}: {_tuned(one)}" for name, one in comparison.tuning.items()]
+
+
+def left_out(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return the folder of each run that isn't compared, and why."""
+    return [(str(one.folder), one.why) for one in comparison.left_out]
+
+
+def judged(comparison: Comparison) -> list[str]:
+    """Return how the words were found, and which run is shown where only one can be."""
+    confidence = {contest.verdict.confidence for contest in comparison.contests} or {0.95}
+    return [
+        "Runs of the same seed are a pair: they begin with the same weights wherever both have a parameter, and see the"
+        " same batches in the same order. What is judged is the difference within each pair, the arm less the"
+        f" baseline, in bits a byte at the end of training; the interval is Student's t at"
+        f" {100 * min(confidence):.4g} %.",
+        "An arm is called better or worse where both the paired t test and the sign-flip test (all flips up to"
+        f" {EXACT_PAIRS} pairs) exclude that there is no difference. It is called equivalent where two one-sided t"
+        " tests exclude a difference as large as the margin, which was chosen in advance. Holm's correction is for the"
+        " number of contests. Anything else is inconclusive.",
+        f"Where one run of an arm is shown, such as its texts, it is that of seed {comparison.shared_seed}: the first"
+        " seed that most arms have, and never the best. Where two runs were of the same arm and seed, the later one"
+        " counts.",
+    ]
+
+
+def _tuned(one: Tuning) -> str:
+    tried = ", ".join(
+        f"{units.rate(rate)} ({'failed' if units.finite(value) is None else units.bits(value)})"
+        for rate, value in sorted(one.tried.items())
+    )
+    edge = ", at an edge of what was tried: a better one may lie beyond" if one.at_edge else ""
+    return f"tried {tried}, and took {units.rate(one.chosen)}{edge}."
