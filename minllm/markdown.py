@@ -40,6 +40,7 @@ def code(text: str) -> str:
     return "`" + text.replace("|", "\\|").replace("`", "'") + "`" if text else ""
 
 
-def plain(text: str) -> str:
-    """Return a sentence in which nothing is taken for markup, in a table either."""
-    return re.sub(r"([\\`*<\[|])", r"\\\1", text).replace("\n", " ")
+def plain(line: str) -> str:
+    """Return a line in which nothing means anything to Markdown."""
+    escaped = re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", line)
+    return re.sub(r"^(\s*\d*)([-+=.)])", r"\1\\\2", escaped)  # what would begin a list or end a heading

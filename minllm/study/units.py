@@ -35,7 +35,7 @@ def duration(value: float | None) -> str:
     if finite(value) is None:
         return NONE
     if value < 59.5:
-        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     minutes = round(value / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from minllm.options import Natural, Positive
 from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
+from minllm.study.reading import read_arms
 from minllm.study.report import summary, write_report
 from minllm.study.runs import Wanted
 
@@ -43,7 +44,8 @@ def compare(
     """
     wanted = Wanted(runs, name, tag, choice, date)
     comparison = compared(wanted, baseline=baseline, margin=margin, aa=aa, extensions=cfg.extensions)
-    written = write_report(comparison, run_dir, cfg, prompts=prompts, stories=stories)
+    readings = read_arms(comparison, cfg, prompts, stories)
+    written = write_report(comparison, run_dir, readings)
     print(summary(comparison))
     print(f"The report is in {' and '.join(map(str, written))}")
     return comparison

@@ -1,1 +1,62 @@
-"""The report of a comparison."""
+"""The report of a comparison: a page to show, Markdown for a paper, and the same as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from minllm import markdown as marked
+from minllm.study.comparison import Comparison
+from minllm.study.reading import Reading
+from minllm.study.report import words
+from minllm.study.report.data import to_json
+from minllm.study.report.markdown import markdown
+from minllm.study.report.page import page
+from minllm.study.report.rows import COLUMNS, cells
+from minllm.training.rundir import write_text
+
+IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
+
+
+def write_report(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> list[Path]:
+    """Write report.html, report.md and report.json into a folder, and return their paths.
+
+    Args:
+        readings: what a run of each arm writes, and how it reads; see `minllm.study.reading.read_arms`.
+
+    Raises:
+        OSError: they can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"report.html": page, "report.md": markdown, "report.json": to_json}
+    for name, text in texts.items():
+        write_text(folder / name, text(comparison, readings))
+    return [folder / name for name in texts]
+
+
+def summary(comparison: Comparison) -> str:
+    """Return what a terminal gets: the answer, the figures behind it, and what to be wary of."""
+    return "\n".join(_summary(comparison))
+
+
+def _summary(comparison: Comparison) -> Iterator[str]:
+    yield comparison.headline
+    yield ""
+    yield from (f"- {contest.sentence}" for contest in comparison.contests)
+    yield from (f"- {sentence}" for sentence in words.noise(comparison))
+    yield ""
+    yield _table(comparison)
+    yield ""
+    yield words.unequal(comparison)
+    yield from (f"Learning rate of {sentence}" for sentence in words.tuning(comparison))
+    yield from (f"Left out: {folder}: {why}" for folder, why in words.left_out(comparison))
+
+
+def _table(comparison: Comparison) -> str:
+    wanted = [i for i, column in enumerate(COLUMNS) if column.key in IN_A_TERMINAL]
+    head = ["arm", *(COLUMNS[i].heading for i in wanted)]
+    rows = []
+    for arm in comparison.arms:
+        shown = cells(arm, comparison)
+        rows.append([words.called(arm), *(shown[i] for i in wanted)])
+    return marked.table(head, rows, "l" + "r" * len(wanted))

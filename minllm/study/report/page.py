@@ -15,7 +15,7 @@ from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve
 from minllm.study.report.figures import colour, floor_of, intervals, learning_curves
 from minllm.study.report.rows import COLUMNS, cells, shown_value
-from minllm.study.report.texts import texts_html
+from minllm.study.report.texts import STYLE_TEXTS, texts_html
 
 STYLE = """
 body { max-width: 72rem; }
@@ -69,7 +69,7 @@ def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_commands(comparison),
             *_runs(comparison),
         ],
-        STYLE,
+        STYLE + STYLE_TEXTS,
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from minllm.markdown import plain
 from minllm.study.reading import Guess, Reading, accuracy, bits_a_byte
 from minllm.tokenizer.show import visible
 
@@ -178,9 +178,3 @@ def quoted_name(reading: Reading) -> str:
 def quotation(text: str) -> str:
     """Return a text as a blockquote that keeps its lines."""
     return "\\\n".join(f"> {plain(line)}" for line in text.split("\n"))
-
-
-def plain(line: str) -> str:
-    """Return a line in which nothing means anything to Markdown."""
-    escaped = re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", line)
-    return re.sub(r"^(\s*\d*)([-+=.)])", r"\1\\\2", escaped)  # what would begin a list or end a heading

@@ -33,12 +33,12 @@ def margin(comparison: Comparison) -> float:
 
 
 def equal(comparison: Comparison) -> str:
-    facts = [f"{fact.what} ({fact.said})" for fact in comparison.facts if fact.equal]
+    facts = [f"{fact.what}, {fact.said}" for fact in comparison.facts if fact.equal]
     return f"Held equal: {'; '.join(facts)}." if facts else "Nothing was held equal."
 
 
 def unequal(comparison: Comparison) -> str:
-    facts = [f"{fact.what} ({fact.said})" for fact in comparison.facts if not fact.equal]
+    facts = [f"{fact.what}, {fact.said}" for fact in comparison.facts if not fact.equal]
     return f"Not equal: {'; '.join(facts)}." if facts else "Nothing that was looked at was unequal."
 
 
