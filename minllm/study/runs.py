@@ -41,7 +41,7 @@ class TrainedRun:
 
     @functools.cached_property
     def evaluations(self) -> list[dict[str, float]]:
-        """Its metrics' lines with a validation loss: step, tokens, seconds, val_loss, val_bpb; none if they are lost."""
+        """Its metrics' lines with a validation loss: step, tokens, seconds, val_loss, val_bpb. None if it's lost."""
         metrics = self.folder / "metrics.jsonl"
         if not metrics.exists():
             return []

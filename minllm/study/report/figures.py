@@ -26,7 +26,6 @@ WORDS = {"better": "#0072b2", "equivalent": "#009e73", "worse": "#d55e00", "inco
 AXES = {"tokens": "tokens trained on", "FLOPs": "FLOPs of training", "seconds": "seconds of training"}
 CLEAR = "rgba(0,0,0,0)"
 LINE_LETTERS = 46  # what a phone has room for
-FLOOR = "the corpus's floor"
 
 
 def colour(index: int) -> str:
@@ -38,7 +37,10 @@ def colour(index: int) -> str:
 
 
 def intervals(comparison: Comparison) -> Figure:
-    """Return a row for each contest: its difference with the interval, each seed's own, and the margin shaded."""
+    """Return a row for each contest: its difference with the interval, each seed's own, and the margin shaded.
+
+    What is whose stands above it, since a phone has no room beside it.
+    """
     from plotly.graph_objects import Figure
 
     contests = comparison.contests
@@ -48,16 +50,16 @@ def intervals(comparison: Comparison) -> Figure:
     figure = Figure([trace for pair in zip(contests, places) for trace in _interval(*pair)])
     for label, place in zip(labels, places):
         figure.add_annotation(
-            text=label, x=0, xref="paper", y=place + 0.2, xanchor="left", yanchor="bottom", align="left"
+            text=label, x=0, xref="paper", y=place + 0.14, xanchor="left", yanchor="bottom", align="left"
         )
     figure.update_annotations(showarrow=False, font={"size": 14})
     margin = contests[0].verdict.margin
     figure.add_vrect(-margin, margin, fillcolor="rgba(138,143,152,.22)", line_width=0, layer="below")
     figure.add_vline(0, line={"color": "#8a8f98", "width": 1}, layer="below")
-    figure.update_layout(**_layout(height=round(66 * step * len(contests) + 80)), showlegend=False)
+    figure.update_layout(**_layout(height=round(76 * step * len(contests) + 80)), showlegend=False)
     figure.update_layout(margin={"l": 12, "r": 12, "t": 8, "b": 56})
     figure.update_xaxes(
-        title="difference in bits a byte; left of 0, the arm is better",
+        title_text="← better · difference in bits a byte · worse →",
         range=_reach(contests),
         tickformat="~g",
     )
@@ -85,7 +87,7 @@ def _interval(contest: Contest, place: float) -> Iterator[Any]:
     own, shade = seed_differences(contest), WORDS[verdict.word]
     yield Scatter(
         x=list(own.values()),
-        y=[place - 0.22] * len(own),
+        y=[place - 0.2] * len(own),
         mode="markers",
         marker={"color": shade, "size": 6, "opacity": 0.55},
         text=[f"seed {seed}: {value:+.4f}" for seed, value in own.items()],
@@ -145,8 +147,8 @@ def learning_curves(
             "font": {"size": 13},
         },
     )
-    figure.update_xaxes(title=AXES["tokens"], type="linear")
-    figure.update_yaxes(title="bits a byte")
+    figure.update_xaxes(title_text=AXES["tokens"], type="linear")
+    figure.update_yaxes(title_text="bits a byte")
     return figure, _switches([one for _, one in shown], floor is not None)
 
 
@@ -196,9 +198,9 @@ def _floor(floor: float, curves: Sequence[Curve]) -> Any:
         y=[floor] * 2,
         mode="lines",
         line={"color": "#8a8f98", "width": 1.5, "dash": "dash"},
-        name=f"{FLOOR}, {bits(floor)}{' (far below; click to show)' * far}",
+        name=f"floor {bits(floor)}{' (click to show)' * far}",
         visible="legendonly" if far else True,
-        hovertemplate=f"{bits(floor)}<extra>{FLOOR}</extra>",
+        hovertemplate=f"{bits(floor)}<extra>floor</extra>",
     )
 
 
@@ -236,7 +238,7 @@ def _layout(height: int) -> dict[str, Any]:
         "paper_bgcolor": CLEAR,
         "plot_bgcolor": CLEAR,
         "font": {"family": "system-ui, sans-serif", "size": 13},
-        "xaxis": {"zeroline": False, "automargin": True},
-        "yaxis": {"zeroline": False, "automargin": True},
+        "xaxis": {"zeroline": False, "automargin": True, "title": {"font": {"size": 13}}},
+        "yaxis": {"zeroline": False, "automargin": True, "title": {"font": {"size": 13}}},
         "dragmode": False,
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
 from minllm.page import document, drawn
 from minllm.study import units
-from minllm.study.arms import differences
+from minllm.study.arms import Fact, differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import words
@@ -30,6 +31,7 @@ p, ul, ol { max-width: 46rem; }
 @media (prefers-color-scheme: dark) {
   .better { --word: #5bb5ec; } .equivalent { --word: #2fc79b; } .worse { --word: #f28a3c; }
   .inconclusive { --word: #9aa1ab; }
+  .figure .scatterlayer, .figure .legend .layers, .swatch { filter: brightness(1.35); }
 }
 .figure { background: none; margin: 1.5rem 0; padding: .5rem 0 0; border-width: 1px 0; border-radius: 0; }
 .figure .main-svg { background: none !important; }
@@ -37,11 +39,12 @@ p, ul, ol { max-width: 46rem; }
 .figure .gridlayer path { stroke: var(--line) !important; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 .scroll table { font: 14px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { text-align: left; vertical-align: bottom; font-weight: 600; color: var(--soft);
+th { text-align: left; vertical-align: bottom; white-space: normal; font-weight: 600; color: var(--soft);
   padding: .3rem 1.25rem .3rem 0; border-bottom: 1px solid var(--line); }
 .scroll td { padding-right: 1.25rem; }
-th.n, .scroll td.n { text-align: right; padding: .3rem 0 .3rem 1.25rem; }
+th.n, .scroll td.n { text-align: right; padding: .3rem 0 .3rem 1.1rem; }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--paper); }
+.scroll td:last-child, .scroll th:last-child { padding-right: 0; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em; }
 summary { cursor: pointer; }
 @media (max-width: 40rem) {
@@ -49,6 +52,16 @@ summary { cursor: pointer; }
   .scroll td:first-child { white-space: normal; min-width: 7rem; max-width: 9rem; overflow-wrap: anywhere; }
 }
 """
+
+ABOUT_INTERVALS = (
+    "Bars are intervals, diamonds the means, and dots each seed’s own difference. What lies in the shaded band is too"
+    " small to matter."
+)
+ABOUT_CURVES = (
+    "A line is the mean over an arm’s seeds, and its band goes from the lowest seed to the highest. A click on a name"
+    " hides its arm."
+)
+ABOUT_FLOOR = " The floor is the text’s true entropy, which no model can go below."
 
 
 def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
@@ -65,7 +78,7 @@ def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
             texts_html(readings),
             *_left_out(comparison),
             "<h2>How it was judged</h2>",
-            *(f"<p>{escape(paragraph)}</p>" for paragraph in words.judged(comparison)),
+            *(f"<p>{_said(paragraph)}</p>" for paragraph in words.judged(comparison)),
             *_commands(comparison),
             *_runs(comparison),
         ],
@@ -75,20 +88,22 @@ def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
 
 def _verdict(comparison: Comparison) -> Iterator[str]:
     yield f"<h1>{escape(comparison.headline)}</h1>"
-    yield f'<p class="soft">{escape(words.introduction(comparison))}</p>'
+    yield f'<p class="soft">{_said(words.introduction(comparison))}</p>'
     if comparison.contests:
         yield '<ul class="verdicts">'
         for contest in comparison.contests:
             word = contest.verdict.word
-            yield f'<li class="{word}"><span class="word">{word}</span><br>{escape(contest.sentence)}</li>'
+            yield f'<li class="{word}"><span class="word">{word}</span><br>{_said(contest.sentence)}</li>'
         yield "</ul>"
         yield drawn(intervals(comparison), "intervals")
-        yield (
-            '<p class="soft">Bars are intervals, diamonds the means, and dots each seed’s own difference. What lies in'
-            " the shaded band is too small to matter.</p>"
-        )
-    yield f"<p>{escape(words.equal(comparison))}</p>"
-    yield f"<p>{escape(words.unequal(comparison))}</p>"
+        yield f'<p class="soft">{ABOUT_INTERVALS}</p>'
+    yield from _facts("Held equal", [fact for fact in comparison.facts if fact.equal])
+    yield from _facts("Not equal", [fact for fact in comparison.facts if not fact.equal])
+
+
+def _facts(what: str, facts: Sequence[Fact]) -> Iterator[str]:
+    said = [f'{escape(fact.what)} <span class="soft">{escape(fact.said)}</span>' for fact in facts]
+    yield f"<p><b>{what}:</b> {'; '.join(said) or 'nothing that was looked at'}.</p>"
 
 
 def _noise(comparison: Comparison) -> Iterator[str]:
@@ -103,12 +118,10 @@ def _curves(comparison: Comparison) -> Iterator[str]:
     if not any(one.tokens for one in curves):
         yield "<p>No run has an evaluation to draw.</p>"
         return
-    figure, switches = learning_curves(curves, floor_of(comparison.arms))
+    floor = floor_of(comparison.arms)
+    figure, switches = learning_curves(curves, floor)
     yield drawn(figure, "curves", switches)
-    yield (
-        '<p class="soft">A line is the mean over an arm’s seeds, and its band goes from the lowest seed to the highest.'
-        " A click on a name hides its arm.</p>"
-    )
+    yield f'<p class="soft">{ABOUT_CURVES}{ABOUT_FLOOR if floor is not None else ""}</p>'
 
 
 def _arms(comparison: Comparison) -> Iterator[str]:
@@ -174,7 +187,12 @@ def _runs(comparison: Comparison) -> Iterator[str]:
 
 
 def _list(sentences: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
+    return "<ul>" + "".join(f"<li>{_said(sentence)}</li>" for sentence in sentences) + "</ul>"
+
+
+def _said(sentence: str) -> str:
+    """Return a sentence whose figures keep their signs and units beside them."""
+    return escape(re.sub(r" (?=%)|(?<=[±=<]) ", "\u00a0", sentence))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:

@@ -1,0 +1,71 @@
+"""Comparisons of runs that were never trained: folders and figures made up by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from minllm.study.arms import Arm
+from minllm.study.comparison import Comparison, of_arms
+from minllm.study.reading import Guess, Reading
+from minllm.study.runs import TrainedRun
+
+FLOOR = 1.5
+ENVIRONMENT = {
+    "cpu": "an abacus",
+    "gpu": None,
+    "threads": 1,
+    "versions": {"torch": "2.13.0", "minllm": "0.1.0"},
+    "git": {"commit": "0123456789abcdef", "dirty": False},
+}
+
+
+def run(folder: Path, name: str, seed: int, bpb: float, **changed: Any) -> TrainedRun:
+    """Make the folder of a run whose loss falls to `bpb`. What is changed is its summary, `typed` or `tokens`."""
+    tokens = changed.pop("tokens", [1000, 2000, 3000, 4000])
+    typed = changed.pop("typed", [f"norm={name}", f"seed={seed}", "model.layout=[attn mlp]"])
+    words = {} if typed is None else {"typed": typed}
+    cfg = {"seed": seed, "norm": {"kind": name}, "optim": {"lr": 0.003}, "choices": {"norm": name}, **words}
+    summary = {
+        **{"val_bpb": bpb, "floor_bpb": FLOOR, "bpb_above_floor": bpb - FLOOR, "validation_text": "abc"},
+        **{"params": 1_234_567, "params_active": 1_000_000, "params_non_embedding": 900_000},
+        **{"flops_per_token": 6e6, "state_bytes_per_sequence": 4096, "tokens": tokens[-1], "seed": seed},
+        **{"tokens_per_second": 1e5, "wall_seconds": 130.0, "peak_memory_bytes": 3 * 2**28},
+        **{"decisions": {"precision": "bf16"}},
+        **changed,
+    }
+    events = [
+        {"step": i + 1, "tokens": at, "seconds": at / 1000 + seed / 10, "val_bpb": bpb + 4000 / at - 1}
+        for i, at in enumerate(tokens)
+    ]
+    folder = folder / f"{name.replace('/', '_')}-{seed}"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return TrainedRun(folder, OmegaConf.create(cfg), summary, ENVIRONMENT)
+
+
+def comparison(
+    folder: Path,
+    means: Mapping[str, float],
+    seeds: Sequence[int] = range(7),
+    changed: Mapping[str, Any] | None = None,
+    **asked: Any,
+) -> Comparison:
+    """Compare arms around some means, the first of which is the baseline."""
+    chance = random.Random(0)
+    arms = [
+        Arm(name, {s: run(folder, name, s, mean + chance.gauss(0, 0.003), **(changed or {})) for s in seeds})
+        for name, mean in means.items()
+    ]
+    return of_arms(arms, **asked)
+
+
+def readings(one: Comparison) -> list[Reading]:
+    story = [Guess("Once", 6.5, 40, 4), Guess(" upon", 0.1, 1, 5), Guess("<E2>", 3.0, 4, 1)]
+    return [Reading(arm.name, 0, [("Once", " there was a fox.")], [story], None) for arm in one.arms]
