@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from minllm.markdown import plain
+from minllm import markdown as marked
 from minllm.study.reading import Guess, Reading, accuracy, bits_a_byte
 from minllm.tokenizer.show import visible
 
@@ -42,15 +42,14 @@ def texts_html(readings: Sequence[Reading]) -> str:
 
 def texts_markdown(readings: Sequence[Reading]) -> str:
     """Return the samples as quotations, and how well each arm's run guesses the held-out texts as a table."""
-    lines = [whose(readings), *(f"{quoted_name(one)}: {one.why_not}" for one in readings if one.why_not)]
+    lines = [whose(readings), *(f"{marked.code(one.arm)}: {one.why_not}" for one in readings if one.why_not)]
     for place, prompt in enumerate(prompts_of(readings)):
-        lines.append(f"**{plain(title_of(prompt))}**")
+        lines.append(f"**{marked.plain(title_of(prompt))}**")
         for one in readings:
             if one.samples:
-                lines += [quoted_name(one), quotation(f"…{one.samples[place][1]}")]
-    if rows := list(figures(readings)):
-        table = [HEADINGS, ("---", "---:", "---:", "---:"), *((f"`{arm}`", *cells) for arm, *cells in rows)]
-        lines.append("\n".join(f"| {' | '.join(cells)} |" for cells in table))
+                lines += [marked.code(one.arm), quotation(f"…{one.samples[place][1]}")]
+    if rows := [[marked.code(arm), *cells] for arm, *cells in figures(readings)]:
+        lines.append(marked.table(HEADINGS, rows, "lrrr"))
     return "\n\n".join(lines) + "\n"
 
 
@@ -171,10 +170,6 @@ LEGEND = (
 # ---- as Markdown ---------------------------------------------------------------------------------
 
 
-def quoted_name(reading: Reading) -> str:
-    return f"`{reading.arm}`"
-
-
 def quotation(text: str) -> str:
     """Return a text as a blockquote that keeps its lines."""
-    return "\\\n".join(f"> {plain(line)}" for line in text.split("\n"))
+    return "\\\n".join(f"> {marked.plain(line)}" for line in text.split("\n"))
