@@ -22,7 +22,7 @@ from omegaconf import MISSING, DictConfig
 from minllm.door import refuse_environment
 from minllm.errors import UserError
 
-OWN_SECTIONS = ("search", "sweep", "memory")
+OWN_SECTIONS = ("search", "sweep", "memory", "arms")
 """Sections of the configuration that lead the search, and are no part of a trial."""
 
 WITHOUT_PROCESSES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
