@@ -73,21 +73,21 @@ def test_of_three_arms_as_far_away_as_the_margin_rarely_any_is_called_equivalent
     assert false <= 0.05 * STUDIES + CHANCE * STUDIES
 
 
-def peeked(looks, at=(8, 12, 16)):
-    """Return the share of studies without a difference that claim one at any of the looks."""
+def peeked(looks, count):
+    """Return the share of studies without a difference that claim one at any of three looks."""
 
     def claims(study):
-        found = (verdicts([study[0][:pairs]], margin=0.01, looks=looks)[0] for pairs in at)
+        found = (verdicts([study[0][:pairs]], margin=0.01, looks=looks)[0] for pairs in (8, 10, 13))
         return any(verdict.word in ("better", "worse") for verdict in found)
 
-    return sum(map(claims, studies(0, at[-1]))) / STUDIES
+    return sum(map(claims, studies(0, 13, count=count))) / count
 
 
-# 30,000 verdicts, some of 16 pairs, take longer than five seconds
+# 30,000 verdicts take longer than five seconds
 @pytest.mark.slow
 def test_who_looks_three_times_is_no_more_often_wrong():
-    assert peeked(looks=3) <= 0.05
-    assert peeked(looks=1) > 0.07  # the reason for the correction
+    assert peeked(looks=3, count=STUDIES) <= 0.05
+    assert peeked(looks=1, count=STUDIES // 4) > 0.06  # the reason for the correction
 
 
 @pytest.mark.parametrize(
@@ -105,24 +105,15 @@ def test_differences_that_are_not_normal_are_rarely_called_one(draw):
     assert false <= 0.05 * len(drawn)
 
 
-@pytest.mark.parametrize("mean", [-3.0, -1.45, -1.2, -0.9])
-def test_a_clear_difference_is_found_as_often_as_promised(mean):
-    promised = judge(*pilot(mean), margin=0.01).seeds_to_settle
-    found = words(mean, promised, margin=0.01, count=4000)["better"]
-    assert 0.77 <= found <= (0.87 if promised > LEAST_PAIRS else 1)
-
-
-@pytest.mark.parametrize("arms, looks", [(3, 1), (1, 2), (3, 2)])
-def test_the_promise_holds_for_the_arm_alone_among_others_and_for_several_looks(arms, looks):
+@pytest.mark.parametrize("mean", [-3.0, -1.8, -1.45, -1.2, -0.9])
+@pytest.mark.parametrize("arms, looks", [(1, 1), (3, 1), (1, 2), (3, 2)])
+def test_a_clear_difference_is_found_as_often_as_promised(mean, arms, looks):
     others = [[1.0, -1.0] * 4] * (arms - 1)
-    settled = [verdicts([pilot(mean), *others], margin=0.01, looks=looks)[0] for mean in (-1.7, -1.4)]
-    for mean, promised in zip((-1.7, -1.4), (verdict.seeds_to_settle for verdict in settled)):
-        assert promised is not None
-        drawn = studies(mean, promised, count=1000)
-        found = sum(
-            verdicts([study[0], *others], margin=0.01, looks=looks)[0].word == "better" for study in drawn
-        )
-        assert 0.76 <= found / len(drawn) <= 0.88
+    promised = verdicts([pilot(mean), *others], margin=0.01, looks=looks)[0].seeds_to_settle
+    drawn = studies(mean, promised, count=1000)
+    said = [verdicts([*study, *others], margin=0.01, looks=looks)[0].word for study in drawn]
+    # One pair more or less is much where there are few, so that far more than 80 % may be found there.
+    assert 0.76 <= said.count("better") / len(drawn) <= (0.88 if promised > 9 else 1)
 
 
 @pytest.mark.parametrize("mean, margin", [(0.0, 1.0), (0.2, 0.9)])
@@ -159,7 +150,7 @@ def permuted(differences, draws=np.inf):
     return stats.permutation_test((differences,), np.mean, **options).pvalue
 
 
-@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+@given(st.lists(st.integers(-4, 4), min_size=2, max_size=9))
 def test_ties_count_as_scipys_do(differences):
     assert judge(*differences).p_sign_flip == pytest.approx(permuted(np.array(differences, dtype=float)))
 
@@ -267,7 +258,7 @@ def test_better_reads_like_a_sentence():
     verdict = judge(-0.013, -0.010, -0.014, -0.012, -0.016, -0.009, margin=0.002)
     assert verdict.word == "better"
     assert verdict.why == (
-        "6 pairs: 0.0123 bits a byte lower (95 % interval 0.0096 to 0.0151), exact sign-flip p = 0.031."
+        "6 pairs: 0.0123 bits a byte lower (95 % interval 0.0096 to 0.0150), exact sign-flip p = 0.031."
     )
 
 

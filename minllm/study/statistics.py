@@ -94,14 +94,11 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     if len(values) == 0:
         raise ValueError("no values, so no mean")
     mean = math.fsum(values) / len(values)  # fsum: the order of the seeds changes not even the last bit
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    return mean, math.sqrt(squares / max(1, len(values) - 1))
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """What all arms are judged by."""
-
     margin: float
     level: float  # alpha at each look
     strictest: float  # what an arm must meet if no other does: Bonferroni's level, for what can't know Holm's
@@ -229,9 +226,10 @@ def _found(arm: _Arm, rule: _Rule, p_sign_flip: float) -> str:
     near, far = sorted((abs(low), abs(high)))
     ends = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"
     interval = f" ({100 * (1 - rule.level):.3g} % interval {ends})" if arm.pairs > 1 else ""
-    mean = f"{abs(arm.mean):.4f} bits a byte {'lower' if arm.mean < 0 else 'higher'}"
+    direction = "lower" if arm.mean < 0 else "higher" if arm.mean > 0 else "apart"
+    mean = f"{abs(arm.mean):.4f} bits a byte {direction}"
     test = "exact sign-flip p" if arm.pairs <= EXACT_PAIRS else f"sign-flip p (of {DRAWS:,} draws)"
-    return f"{arm.pairs} pair{'s' * (arm.pairs > 1)}: {mean if arm.mean else 'no difference'}{interval}, {test} {_p(p_sign_flip)}."
+    return f"{arm.pairs} pair{'s' * (arm.pairs > 1)}: {mean}{interval}, {test} {_p(p_sign_flip)}."
 
 
 def _so(word: Word, differs: bool, arm: _Arm, rule: _Rule, p_equivalence: float) -> str:
