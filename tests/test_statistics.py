@@ -105,15 +105,15 @@ def test_differences_that_are_not_normal_are_rarely_called_one(draw):
     assert false <= 0.05 * len(drawn)
 
 
-@pytest.mark.parametrize("mean", [-3.0, -1.8, -1.45, -1.2, -0.9])
+@pytest.mark.parametrize("mean", [-3.0, -1.8, -1.45, -1.2, -1.0])
 @pytest.mark.parametrize("arms, looks", [(1, 1), (3, 1), (1, 2), (3, 2)])
 def test_a_clear_difference_is_found_as_often_as_promised(mean, arms, looks):
     others = [[1.0, -1.0] * 4] * (arms - 1)
     promised = verdicts([pilot(mean), *others], margin=0.01, looks=looks)[0].seeds_to_settle
     drawn = studies(mean, promised, count=1000)
     said = [verdicts([*study, *others], margin=0.01, looks=looks)[0].word for study in drawn]
-    # One pair more or less is much where there are few, so that far more than 80 % may be found there.
-    assert 0.76 <= said.count("better") / len(drawn) <= (0.88 if promised > 9 else 1)
+    # Where there are few pairs, one more is much: 7 may find far more than the 80 % that 6 just miss.
+    assert 0.76 <= said.count("better") / len(drawn) <= (0.9 if promised > 12 else 1)
 
 
 @pytest.mark.parametrize("mean, margin", [(0.0, 1.0), (0.2, 0.9)])
