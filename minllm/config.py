@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minllm.door import quoted
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.help import CONF
@@ -45,7 +46,7 @@ def compose(
     """
     import hydra
 
-    overrides = with_imported(list(overrides))
+    overrides = with_imported([quoted(word) for word in overrides])
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)

@@ -105,9 +105,11 @@ class PruningSweeper(Sweeper):
         typed = " ".join(self.config.hydra.overrides.hydra)
         if self.config.hydra.launcher.get("setup") and "hydra.launcher.setup" not in typed:
             raise UserError("A file can't have a launcher run commands (hydra.launcher.setup). Type them.")
-        from minllm.sweep.search import search
-
-        search(self, arguments)
+        if "arms" in self.config:
+            from minllm.study.verdict import verdict as lead
+        else:
+            from minllm.sweep.search import search as lead
+        lead(self, arguments)
 
 
 class Processes(Launcher):

@@ -127,10 +127,9 @@ class Question:
 
 def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return a trial's configuration out of what was composed for it: that of a run like any other."""
-    cfg = settle(composed, [word for word in words if not leads(word)], runtime)
+    own = OmegaConf.masked_copy(composed, [key for key in composed if key not in (*OWN_SECTIONS, "hydra")])
+    cfg = settle(own, [word for word in words if not leads(word)], runtime)
     OmegaConf.set_struct(cfg, False)
-    for section in OWN_SECTIONS:
-        cfg.pop(section, None)
     cfg.choices = {
         group: choice for group, choice in cfg.choices.items() if group.split("/")[0] not in OWN_SECTIONS
     }
