@@ -22,6 +22,8 @@ from minllm.sweep.space import Plan, Space, written
 from minllm.tasks.train import budget_of
 
 TRAINING = "minllm.tasks.train.train"
+WATCHING = ("choices", "logger", "tags")
+"""What a run is called and where it is shown, which changes nothing that is computed."""
 
 composing = threading.Lock()
 """Hydra composes one configuration at a time."""
@@ -145,7 +147,7 @@ def trial_config(composed: DictConfig, words: Sequence[str], choices: Mapping[st
 
 def fingerprint(cfg: DictConfig) -> str:
     """Return what two configurations have in common that compute the same, however they were chosen."""
-    plain = {name: value for name, value in resolved(cfg).items() if name not in ("choices", "logger")}
+    plain = {name: value for name, value in resolved(cfg).items() if name not in WATCHING}
     text = OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
