@@ -14,6 +14,10 @@ from typing import Any, Literal, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
+# characters that W&B's server takes; longer ones it refuses, and an offline run's only when it's sent
+GROUP_LIMIT = 128
+WORD_LIMIT = 64  # of a tag, or a job type
+
 
 class Logger(Protocol):
     def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
@@ -74,7 +78,7 @@ class WandB:
 
         mode = self.mode
         if mode == "auto":
-            mode = "online" if _has_api_key() else "offline"
+            mode = "online" if has_api_key() else "offline"
         choices = {
             group.split("/")[-1]: choice for group, choice in cfg.choices.items() if choice is not None
         }
@@ -82,15 +86,15 @@ class WandB:
         logging.getLogger("wandb").setLevel(logging.ERROR)
         self.run = wandb.init(
             project=self.project,
-            group=short(self.group or " ".join(chosen), 128),
-            job_type=short(self.job_type or " ".join(chosen), 64),
+            group=short(self.group or " ".join(chosen), GROUP_LIMIT),
+            job_type=short(self.job_type or " ".join(chosen), WORD_LIMIT),
             name=run_dir.name,
             # the same folder is the same run, so that a resumed run goes on with its curves
             id=hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16],
             resume="allow",
             dir=run_dir,
             mode=mode,
-            tags=[short(tag, 64) for tag in [*chosen, *cfg.get("tags", [])]],
+            tags=[short(tag, WORD_LIMIT) for tag in [*chosen, *cfg.get("tags", [])]],
             config={**OmegaConf.to_container(cfg, resolve=True), "choices": choices},
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
         )
@@ -117,14 +121,14 @@ class WandB:
 
 
 def short(name: str, limit: int) -> str:
-    """Return a name of at most `limit` characters, which W&B's server insists on, and still one that is its own."""
+    """Return a name of at most `limit` characters, and still one that is its own."""
     if len(name) <= limit:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{name[: limit - len(digest) - 1]}-{digest}"
 
 
-def _has_api_key() -> bool:
+def has_api_key() -> bool:
     """Look for an API key where wandb does, without reading it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
