@@ -21,6 +21,8 @@ from minllm.sweep.space import Plan, Space, written
 from minllm.tasks.train import budget_of
 
 TRAINING = "minllm.tasks.train.train"
+WATCHING = ("choices", "typed", "size", "logger", "tags")
+"""What was asked for and where a run is shown, which changes nothing that is computed."""
 
 composing = threading.Lock()
 """Hydra composes one configuration at a time."""
@@ -139,9 +141,7 @@ def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig
 
 def fingerprint(cfg: DictConfig) -> str:
     """Return what two configurations have in common that compute the same, however they were chosen."""
-    plain = {
-        name: value for name, value in resolved(cfg).items() if name not in ("choices", "typed", "logger")
-    }
+    plain = {name: value for name, value in resolved(cfg).items() if name not in WATCHING}
     text = OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
