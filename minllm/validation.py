@@ -38,6 +38,7 @@ def root_options(
     logger: Node,
     train: Node,
     sample: Node,
+    size: Node | None = None,
 ) -> None:
     """The keys at the root of every configuration; a task's own keyword-only parameters come on top.
 

@@ -145,7 +145,9 @@ def trial_config(composed: DictConfig, words: Sequence[str], choices: Mapping[st
 
 def fingerprint(cfg: DictConfig) -> str:
     """Return what two configurations have in common that compute the same, however they were chosen."""
-    plain = {name: value for name, value in resolved(cfg).items() if name not in ("choices", "logger")}
+    # how the widths were come by makes no difference, only what they are
+    apart = ("choices", "logger", "size")
+    plain = {name: value for name, value in resolved(cfg).items() if name not in apart}
     text = OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

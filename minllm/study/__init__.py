@@ -1,0 +1,1 @@
+"""Comparing architectures on an equal footing."""
