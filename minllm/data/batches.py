@@ -98,8 +98,13 @@ class Corpus:
         return TrainBatches(self.documents, self.layout, self.source.seq_len, self.pad_id, batch_size, seed)
 
     def validation(self, batch_size: int) -> Validation:
-        stride = self.source.stride or max(1, self.source.seq_len // 2)
-        return Validation(self.store.split("val"), self.source.seq_len, stride, self.pad_id, batch_size)
+        documents, stride = self.store.split("val"), stride_of(self.source)
+        return Validation(documents, self.source.seq_len, stride, self.pad_id, batch_size)
+
+
+def stride_of(source: Source) -> int:
+    """Return how many tokens the windows of evaluation go on by."""
+    return source.stride or max(1, source.seq_len // 2)
 
 
 class TrainBatches:

@@ -1,0 +1,179 @@
+"""How one run of each arm writes and reads: the same prompts continued, and the same held-out texts, token by token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from minllm.config import build, validate
+from minllm.data.batches import Batch, Validation, open_data, stride_of
+from minllm.data.source import Source
+from minllm.data.store import Documents
+from minllm.errors import UserError
+from minllm.generation.generate import generate
+from minllm.model.lm import LM
+from minllm.objective.cross_entropy import IGNORED
+from minllm.study.arms import Arm
+from minllm.study.comparison import Comparison
+from minllm.study.runs import TrainedRun
+from minllm.tokenizer import Tokenizer, of_run
+from minllm.tokenizer.show import visible
+from minllm.training import checkpoints, machine
+from minllm.training.evaluation import FLATTERING
+
+NEEDS_MEMORY = "It reads a memory beside the tokens, and there is none here to give it."
+OTHER_TEXT = "The data isn't what it was when these runs were made, so none of its texts is shown."
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token of a held-out text, as a model read it.
+
+    text: its characters; <E2> for each byte of one that is no whole character
+    nats: its loss
+    rank: 1 if it was the model's first guess, 2 if its second, …
+    bytes: how many it has in UTF-8
+    """
+
+    text: str
+    nats: float
+    rank: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one run of an arm writes and reads.
+
+    arm: its name
+    seed: the run's; the same for all arms that have it, and never chosen for its result
+    samples: each prompt with its continuation
+    stories: the held-out texts
+    why_not: why something isn't shown; None if all is
+    """
+
+    arm: str
+    seed: int
+    samples: list[tuple[str, str]]
+    stories: list[list[Guess]]
+    why_not: str | None
+
+
+def read_arms(comparison: Comparison, cfg: DictConfig, prompts: Sequence[str], stories: int) -> list[Reading]:
+    """Let one run of each arm continue the same prompts and read the same validation texts.
+
+    Args:
+        cfg: how to sample (`sample:`), where to compute (`train.device`), and which packages code may come from.
+        stories: how many texts. Those that fit a window of the baseline's come first, to be shown whole.
+
+    Raises:
+        UserError: `cfg` asks for a device that isn't there, or for a way to sample that can't be.
+    """
+    seeds = [next(s for s in (comparison.shared_seed, *arm.runs) if s in arm.runs) for arm in comparison.arms]
+    try:
+        texts, no_texts = held_out(comparison.baseline.runs[seeds[0]], stories), None
+    except UserError as error:
+        texts, no_texts = [], str(error)
+    arms = zip(comparison.arms, seeds)
+    return [read_arm(arm, seed, cfg, prompts, texts, no_texts) for arm, seed in arms]
+
+
+def accuracy(reading: Reading, k: int) -> float:
+    """Return the share of tokens that were among the model's first k guesses; nan where no text was read."""
+    ranks = [guess.rank for story in reading.stories for guess in story]
+    return sum(rank <= k for rank in ranks) / len(ranks) if ranks else math.nan
+
+
+def bits_a_byte(reading: Reading) -> float:
+    """Return the loss over all texts shown, in bits a byte; nan where no text was read."""
+    guesses = [guess for story in reading.stories for guess in story]
+    n_bytes = sum(guess.bytes for guess in guesses)
+    return sum(guess.nats for guess in guesses) / math.log(2) / n_bytes if n_bytes else math.nan
+
+
+# ---- the texts, and one run ----------------------------------------------------------------------
+
+
+def held_out(run: TrainedRun, count: int) -> list[str]:
+    """Return the first validation texts of a run's data; one longer than its window is cut at the window's end.
+
+    Raises:
+        UserError: the data can't be read any more, or isn't what the run was judged by.
+    """
+    validate(run.cfg)
+    source, tokenizer = build(run.cfg.data), of_run(run.folder, run.cfg)
+    store = open_data(source, tokenizer).store
+    if store.metadata["validation_text"] != run.summary["validation_text"]:
+        raise UserError(OTHER_TEXT)
+    documents = store.split("val")
+    chosen = np.argsort(documents.lengths > source.seq_len, kind="stable")[:count]
+    starts = documents.starts[chosen] + 1  # after the bos
+    sizes = np.minimum(documents.lengths[chosen] - 1, source.seq_len)  # without the end
+    pieces = [documents.tokens[start : start + size].tolist() for start, size in zip(starts, sizes)]
+    # a cut may go through a character
+    return [b"".join(map(tokenizer.token_bytes, ids)).decode(errors="ignore") for ids in pieces]
+
+
+def read_arm(
+    arm: Arm, seed: int, cfg: DictConfig, prompts: Sequence[str], texts: Sequence[str], no_texts: str | None
+) -> Reading:
+    """Let the run of one seed write and read; `no_texts` says why there are no texts."""
+    run = arm.runs[seed]
+    device, sampling = machine.choose_device(build(cfg.train).device), asdict(build(cfg.sample))
+    try:
+        model, tokenizer, _ = checkpoints.load(
+            run.folder, which="last", device=device, extensions=cfg.extensions
+        )
+        if model.reads_memory:
+            raise UserError(NEEDS_MEMORY)
+        source = build(run.cfg.data)
+        stories = [read_text(model, tokenizer, source, text) for text in texts]
+    except UserError as error:
+        return Reading(arm.name, seed, [], [], str(error))
+    reasons = [FLATTERING if stories and model.cannot_generate else None, no_texts]
+    try:
+        samples = list(zip(prompts, generate(model, tokenizer, prompts, **sampling)))
+    except UserError as error:
+        samples, reasons = [], [str(error), *reasons]
+    return Reading(arm.name, seed, samples, stories, " ".join(filter(None, reasons)) or None)
+
+
+@torch.inference_mode()
+def read_text(model: LM, tokenizer: Tokenizer, source: Source, text: str) -> list[Guess]:
+    """Return what a model makes of each token of a text. It reads as evaluation does, in windows of `seq_len`.
+
+    A text may be longer than a window where another arm's tokens are longer.
+    """
+    guesses = []
+    for batch in windows_of(tokenizer, source, text):
+        batch = batch.to(model.embedding.device)
+        counted_BT = batch.targets_BT != IGNORED
+        x_BTD = model.hidden(batch.tokens_BT, counted_BT=counted_BT)
+        logits_NV, targets_N1 = model.logits(x_BTD[counted_BT]).float(), batch.targets_BT[counted_BT][:, None]
+        right_N1 = logits_NV.gather(1, targets_N1)
+        nats_N = -logits_NV.log_softmax(-1).gather(1, targets_N1)[:, 0]
+        ranks_N = 1 + (logits_NV > right_N1).sum(-1)
+        for token, nats, rank in zip(targets_N1[:, 0].tolist(), nats_N.tolist(), ranks_N.tolist()):
+            piece = tokenizer.token_bytes(token)
+            guesses.append(Guess(characters(piece), nats, rank, len(piece)))
+    return guesses
+
+
+def windows_of(tokenizer: Tokenizer, source: Source, text: str) -> Iterator[Batch]:
+    """Yield a text's windows in its order; together their targets are its tokens, each once."""
+    ids = np.array(tokenizer.encode(text, bos=True))
+    length = len(ids) - 1
+    document = Documents(ids, np.array([0, length]), np.array([length]), len(text.encode()))
+    yield from Validation(document, source.seq_len, stride_of(source), tokenizer.pad_id, batch_size=1)
+
+
+def characters(piece: bytes) -> str:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return visible(piece)
