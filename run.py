@@ -28,7 +28,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from minllm.explain import disk_error
-    from minllm.grid import grid_table
+    from minllm.grid import grid_table, name_for_logger
     from minllm.runs import OUTPUTS, choice_words, remove_if_empty
 
     exit_codes, grid = [0], []
@@ -40,13 +40,17 @@ def compose_and_run(folders: Sequence[str]) -> int:
         gc.enable()
         now = HydraConfig.get()
         overrides, run_dir = typed_words(now), Path(now.runtime.output_dir)
-        before = ""
-        if now.mode and now.mode.name == "MULTIRUN":
-            before = f"{' '.join(overrides)}: "
-            grid.append((overrides, run_dir))
+        in_grid = now.mode is not None and now.mode.name == "MULTIRUN"
+        before = f"{' '.join(overrides)}: " if in_grid else ""
         try:
             refuse_environment(now)
-            perform(settle(composed, overrides, now.runtime), run_dir)
+            cfg = settle(composed, overrides, now.runtime)
+            if in_grid:
+                grid.append((overrides, run_dir))
+                # a word that was typed as it stands is the same in all runs
+                varied = [word for word in overrides if word not in sys.argv]
+                name_for_logger(cfg, Path(now.sweep.dir), varied)
+            perform(cfg, run_dir)
         except BrokenPipeError:
             raise
         except Exception as error:

@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minllm.door import quoted
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.help import CONF
@@ -45,7 +46,7 @@ def compose(
     """
     import hydra
 
-    overrides = with_imported(list(overrides))
+    overrides = with_imported([quoted(word) for word in overrides])
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
@@ -85,7 +86,7 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     `resume=<run>`, `run=<run>` and `init_from=<run>` mean "as that run was configured", so the run's own
     configuration takes the place of the defaults, and only what `overrides` name is taken from `composed`. The choices
     made (group → option) and what was typed are written into the configuration, and packages of code count only where
-    the command line names them.
+    the command line names them. A new model's size, if one is asked for (`size.params=1e6`), is turned into widths.
 
     Args:
         composed: the configuration that Hydra composed.
@@ -93,8 +94,10 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
         runtime: its `hydra.runtime`, which knows what was chosen, and from where.
 
     Raises:
-        UserError: the run isn't there, or the overrides would make it another run.
+        UserError: the run isn't there, the overrides would make it another run, or no widths give the size.
     """
+    from minllm.study.size import refuse_size, sized  # which builds models with what stands here
+
     cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
     cfg.choices = {
         group: choice for group, choice in sorted(runtime.choices.items()) if not group.startswith("hydra/")
@@ -107,8 +110,11 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
         if cfg.get(key):
             cfg[key] = str(find_run(cfg[key]))
+            refuse_size(cfg, key, named)
             cfg = go_on(cfg, read_run(cfg[key], cfg.extensions), named)
             break  # a resumed run may have begun from another's weights, and has its own now
+    else:
+        cfg = sized(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
     """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug.
 
     Args:
-        words: the command line; the words of a model that is imported are added to it.
+        words: the command line; the words of a model that is imported are added to it, and what Hydra wants in
+            quotes is quoted.
         help_text: makes the page of --help, given the folders of options.
         act: does the rest, reading `sys.argv` as Hydra does.
     """
@@ -27,10 +29,12 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         if {"--help", "-h"} & set(words):
             print(help_text(config_dirs(words)), flush=True)
             return 0
+        words = [quoted(word) for word in words]
         if any(word.startswith("from=") for word in words):
             from minllm.config import with_imported
 
-            sys.argv[1:] = with_imported(words)  # which is what Hydra reads
+            words = with_imported(words)
+        sys.argv[1:] = words  # which is what Hydra reads
         return act()
     except UserError as error:
         print(error, file=sys.stderr)
@@ -81,6 +85,40 @@ def refuse_environment(hydra_cfg: DictConfig) -> None:
     """Environment variables can make other programs run code, so no file sets them: only the command line may."""
     if hydra_cfg.job.env_set and not any("hydra.job.env_set" in word for word in hydra_cfg.overrides.hydra):
         raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
+
+
+def quoted(word: str) -> str:
+    """Return a word with quotes where Hydra wants them: in `arms.a=[norm=pre]`, whose list holds words itself."""
+    listed = re.fullmatch(r"([^=\[\]'\"]+=)\[(.+)\]", word, re.DOTALL)
+    if not listed:
+        return word
+    parts = [part.strip() for part in parts_of(listed[2])]
+    return f"{listed[1]}[{','.join(in_quotes(part) if is_word(part) else part for part in parts)}]"
+
+
+def is_word(part: str) -> bool:
+    return "=" in part and part[0] not in "'\"{["
+
+
+def in_quotes(part: str) -> str:
+    return "'" + part.replace("'", "\\'") + "'"
+
+
+def parts_of(text: str) -> list[str]:
+    """Split a list's text at its own commas, and not at those inside brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if char == "," and not depth and not quote:
+            parts.append("")
+            continue
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        else:
+            depth += (char in "[{(") - (char in "]})")
+        parts[-1] += char
+    return parts
 
 
 def check_flags(words: Sequence[str]) -> None:

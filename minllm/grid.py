@@ -1,6 +1,6 @@
-"""What a grid found, at a glance: the table that `python run.py -m …` ends with.
+"""A grid, `python run.py -m …`: what a logger calls its runs, and the table that it ends with.
 
-It is a first look. Runs that differ in their seed alone are one row, with the mean and how far they lie from it.
+The table is a first look. Runs that differ in their seed alone are one row, with the mean and how far they lie from it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 HEAD = ["", "params", "val_bpb", "above the floor", "tokens/s", "state, bytes"]
+
+
+def name_for_logger(cfg: DictConfig, grid: Path, varied: Sequence[str]) -> None:
+    """Let a logger that groups runs show a grid as one comparison: its folder is the group, an arm is a job type.
+
+    Args:
+        cfg: one run's configuration; names that it gives itself are kept.
+        grid: the grid's folder.
+        varied: the words that the grid varies, as this run has them; an arm is all but the seed.
+    """
+    names = {"group": grid.name, "job_type": " ".join(_arm(varied)) or None}
+    logger = cfg.get("logger")
+    for option in names.keys() & (logger or {}).keys():
+        if logger[option] is None:
+            logger[option] = names[option]
 
 
 def grid_table(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
@@ -24,13 +41,18 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
         return ""
     arms: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for words, summary in trained:
-        arms.setdefault(tuple(word for word in words if not word.startswith("seed=")), []).append(summary)
+        arms.setdefault(_arm(words), []).append(summary)
     shared = set.intersection(*(set(words) for words in arms))
     rows = sorted(arms.items(), key=lambda arm: _mean(arm[1], "val_bpb"))
     lines = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)]]
     lines += [_row([word for word in words if word not in shared], summaries) for words, summaries in rows]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     return f"{table}\n\n{_under_it([summary for _, summary in trained])}"
+
+
+def _arm(words: Sequence[str]) -> tuple[str, ...]:
+    """Return what runs have in common that differ in their seed alone."""
+    return tuple(word for word in words if not word.startswith("seed="))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ OUTPUTS = Path("outputs")
 # the parts of a configuration that are a trained model
 MODEL_KEYS = ("model", "norm", "tokenizer")
 # what may change when a run goes on from where it stopped: how it's trained and watched, not what is learnt from what
-RESUME_MAY_CHANGE = ("train", "logger", "sample")
+RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
 
 
 def new_run_dir(overrides: Iterable[str] = ()) -> Path:
@@ -32,7 +32,7 @@ def choice_words(overrides: Iterable[str]) -> str:
     words = []
     for key, _, value in (one.partition("=") for one in overrides):
         if key.startswith(
-            ("hydra", "resume", "init_from", "run", "prompts", "extensions", "data.path", "from")
+            ("hydra", "resume", "init_from", "run", "prompts", "extensions", "tags", "data.path", "from")
         ):
             continue
         name = re.split(r"[./@+~]", key)[-1]

@@ -39,6 +39,8 @@ def root_options(
     logger: Node,
     train: Node,
     sample: Node,
+    tags: Sequence[str] = (),  # which runs from before there were tags don't have
+    size: Node | None = None,
 ) -> None:
     """The keys at the root of every configuration; a task's own keyword-only parameters come on top.
 

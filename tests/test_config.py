@@ -292,6 +292,14 @@ def test_find_run(run: Path):
     assert find_run("latest") == find_run(run) == run.resolve()
 
 
+def test_a_run_from_before_there_were_tags(run: Path):
+    cfg = OmegaConf.load(run / "config.yaml")
+    del cfg.tags
+    OmegaConf.save(cfg, run / "config.yaml")
+    validate(read_run(run, ["my_idea"]))
+    assert composed(f"run={run}").tags == []
+
+
 def test_a_run_is_looked_at_as_it_was_configured(run: Path):
     cfg = composed(f"run={run}", "data.seq_len=4", "sample.temperature=0")
     assert (cfg.seed, cfg.model.dim, cfg.data.seq_len, cfg.sample.temperature) == (7, 48, 4, 0)
@@ -305,6 +313,7 @@ def test_resuming_changes_how_long_and_nothing_else(run: Path):
     assert composed("resume=latest", "train={eval_every: 3}").train.batch_size == cfg.train.batch_size
     assert perform(cfg, Path("elsewhere"))["run_dir"] == str(run.resolve())
     composed("resume=latest", "seed=7")  # said again, and no change
+    assert composed("resume=latest", "tags=[better]").tags == ["better"]
 
 
 @pytest.mark.parametrize("change", ["seed=8", "train.batch_size=3", "norm=post", "model.dim=64"])
@@ -350,7 +359,7 @@ def test_what_overrides_name():
         ([], "train"),
         (["model/attn=mqa", "norm=post", "seed=1"], "mqa-post-seed1"),
         (["task=generate", "run=/a/b", "prompts=[x y]"], "generate"),
-        (["optim.lr=0.5", "hydra.run.dir=/x", "data.path=/a/b"], "lr0.5"),
+        (["optim.lr=0.5", "hydra.run.dir=/x", "data.path=/a/b", "tags=[mine]"], "lr0.5"),
         (["model/attn=" + "x" * 200], "x" * 48),
     ],
 )

@@ -1,17 +1,24 @@
 """W&B, held against the files that it writes offline."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from minllm.training.loggers import Silent, WandB
+from minllm.config import compose
+from minllm.grid import name_for_logger
+from minllm.training.loggers import Silent, WandB, short
+from tests.test_readme import TINY
 from tests.tiny import tiny_cfg
 
 wandb = pytest.importorskip("wandb")
 
+ROOT = Path(__file__).resolve().parent.parent
 BLOCK, HEADER = 32768, 7
 
 
@@ -79,20 +86,89 @@ def test_the_configuration_is_nested_and_the_choices_are_keys_and_tags(written):
     assert config(written)["choices"]["attn"] == "mqa" and config(written)["choices"]["norm"] == "post"
     assert {"attn=mqa", "norm=post"} <= set(run_record(written).tags)
     assert "attn=mqa" in run_record(written).run_group
+    assert 0 < len(run_record(written).job_type) <= 64
 
 
-def test_runs_that_differ_in_their_seed_are_one_group(tmp_path, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What wandb.init is asked, once for each run; nothing is written."""
 
     class Run:
+        url = "https://wandb.example/run"
+
         def define_metric(self, *args, **options):
             pass
 
-    monkeypatch.setattr(wandb, "init", lambda **options: asked.append(options) or Run())
+    calls = []
+    monkeypatch.setattr(wandb, "init", lambda **options: calls.append(options) or Run())
+    return calls
+
+
+def test_runs_that_differ_in_their_seed_are_one_group_and_one_arm(asked, tmp_path):
     for seed in (0, 1):
         cfg = OmegaConf.merge(tiny_cfg(), {"seed": seed})
         WandB(project="tests", mode="offline", group=None).start(cfg, tmp_path / str(seed))
-    assert asked[0]["group"] == asked[1]["group"] and asked[0]["id"] != asked[1]["id"]
+    one, other = asked
+    assert (one["group"], one["job_type"]) == (other["group"], other["job_type"]) and one["id"] != other["id"]
+
+
+def test_tags_are_the_choices_and_the_words_of_ones_own(asked, tmp_path):
+    cfg = OmegaConf.merge(tiny_cfg("norm=post"), {"tags": ["mine", "x" * 100]})
+    WandB(project="tests", mode="offline", group=None).start(cfg, tmp_path)
+    tags = asked[0]["tags"]
+    assert {"norm=post", "mine"} <= set(tags) and max(map(len, tags)) == 64
+
+
+def test_a_long_name_is_cut_and_stays_its_own():
+    assert short("x" * 64, 64) == "x" * 64
+    assert len(short("x" * 65, 64)) == 64 and short("x" * 65, 64) != short("x" * 66, 64)
+
+
+@pytest.mark.parametrize(
+    ("varied", "arm"),
+    [
+        (["model/attn=mqa", "seed=1"], "model/attn=mqa"),
+        (["model/attn=mqa", "optim.lr=0.1"], "model/attn=mqa optim.lr=0.1"),
+        (["seed=1"], None),
+    ],
+)
+def test_a_grid_is_one_group_of_its_arms(varied, arm, tmp_path):
+    cfg = compose(["logger=wandb"])
+    name_for_logger(cfg, tmp_path / "12-00-00-grid-1", varied)
+    assert (cfg.logger.group, cfg.logger.job_type) == ("12-00-00-grid-1", arm)
+
+
+def test_a_grid_keeps_the_names_that_were_given(tmp_path):
+    cfg = compose(["logger=wandb", "logger.group=mine", "logger.job_type=old"])
+    name_for_logger(cfg, tmp_path, ["seed=1"])
+    assert (cfg.logger.group, cfg.logger.job_type) == ("mine", "old")
+    silent = compose()
+    name_for_logger(silent, tmp_path, ["seed=1"])
+    assert "group" not in silent.logger
+
+
+@pytest.mark.slow  # a grid
+def test_run_py_names_the_runs_of_a_grid(tmp_path):
+    words = [
+        "-m",
+        "model/attn=mha,mqa",
+        "seed=0,1",
+        "logger=wandb",
+        "logger.mode=offline",
+        *TINY,
+        "train.steps=2",
+    ]
+    environment = {**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    python = [sys.executable, str(ROOT / "run.py")]
+    done = subprocess.run([*python, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (grid,) = tmp_path.glob("outputs/*/*-grid-*")
+    runs = [
+        next(record.run for record in records(file) if record.HasField("run"))
+        for file in grid.glob("*/wandb/offline-run-*/run-*.wandb")
+    ]
+    assert {run.run_group for run in runs} == {grid.name} and len(runs) == 4
+    assert sorted(run.job_type for run in runs) == ["model/attn=mha"] * 2 + ["model/attn=mqa"] * 2
 
 
 def test_metrics_have_steps_and_tokens_as_axes(written):
@@ -118,19 +194,10 @@ def test_the_summary_is_that_of_the_run(written):
     assert updates["val_loss"] == 2.5
 
 
-def test_an_api_key_means_online_and_is_not_written(tmp_path, monkeypatch):
-    asked = {}
-
-    class Run:
-        url = "https://wandb.example/run"
-
-        def define_metric(self, *args, **options):
-            pass
-
-    monkeypatch.setattr(wandb, "init", lambda **options: asked.update(options) or Run())
+def test_an_api_key_means_online_and_is_not_written(asked, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "secret-of-forty-characters")
     line = WandB(project="tests", mode="auto", group="mine").start(tiny_cfg(), tmp_path)
-    assert asked["mode"] == "online" and asked["group"] == "mine" and Run.url in line
+    assert asked[0]["mode"] == "online" and asked[0]["group"] == "mine" and "https://wandb.example" in line
     assert "secret" not in str(asked) + line
 
 

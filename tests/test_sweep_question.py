@@ -97,7 +97,7 @@ def test_a_parameter_that_there_is_none_of_is_refused_by_name():
 
 def test_configurations_that_compute_the_same_have_the_same_fingerprint():
     with question("search=none", "seed=1,2") as asked:
-        one, same, other, seeded, logged = (
+        one, same, other, seeded, logged, tagged = (
             fingerprint(asked.settled(words))
             for words in (
                 ["model/attn=mqa"],
@@ -105,9 +105,10 @@ def test_configurations_that_compute_the_same_have_the_same_fingerprint():
                 ["model/attn=mha"],
                 ["model/attn=mqa", "seed=1"],
                 ["model/attn=mqa", "sweep.max_failures=7", "memory.limit=1GiB"],
+                ["model/attn=mqa", "tags=[mine]"],
             )
         )
-    assert one == same == logged and len({one, other, seeded}) == 3
+    assert one == same == logged == tagged and len({one, other, seeded}) == 3
 
 
 @pytest.mark.parametrize("key", ["sweep.storage", "++sweep.storage"])

@@ -27,17 +27,33 @@ class Cost:
 
 def cost(model: LM, seq_len: int) -> Cost:
     """Measure what `model` costs at sequences of `seq_len` tokens. Nothing is computed: tensors have shapes only."""
-    params = sum(p.numel() for p in model.parameters())
+    return Cost(
+        params=params(model),
+        params_non_embedding=params_non_embedding(model),
+        params_active=params_active(model),
+        flops_per_token=flops_per_token(model, seq_len),
+        state_bytes_per_sequence=state_bytes(model, 1, seq_len),
+    )
+
+
+def params(model: LM) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def params_non_embedding(model: LM) -> int:
     outside = sum(p.numel() for p in model.parameters() if p.role.kind == "embedding")
     if model.head is not None:
         outside += model.head.weight.numel()
-    return Cost(
-        params=params,
-        params_non_embedding=params - outside,
-        params_active=round(sum(p.numel() * p.role.active for p in model.parameters())),
-        flops_per_token=3 * forward_flops(model, seq_len) / seq_len,
-        state_bytes_per_sequence=state_bytes(model, 1, seq_len),
-    )
+    return params(model) - outside
+
+
+def params_active(model: LM) -> int:
+    return round(sum(p.numel() * p.role.active for p in model.parameters()))
+
+
+def flops_per_token(model: LM, seq_len: int) -> float:
+    """Return the FLOPs of training, forward and backward: 3 × forward."""
+    return 3 * forward_flops(model, seq_len) / seq_len
 
 
 def state_bytes(model: LM, batch: int, seq_len: int) -> int | None:

@@ -23,7 +23,7 @@ EXACT_PAIRS = 20  # up to here all the sign flips are tried, a million at most; 
 DRAWS = 20_000
 POWER = 0.8
 MOST_SEEDS = 1_000
-NOISE = 1e-9  # a spread this small beside the figures is rounding
+NOISE = 1e-9  # what is smaller beside the figures is rounding
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,11 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     if len(values) == 0:
         raise ValueError("no values, so no mean")
     mean = math.fsum(values) / len(values)  # fsum: the order of the seeds changes not even the last bit
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    return mean, math.sqrt(squares / max(1, len(values) - 1))
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """What all arms are judged by."""
-
     margin: float
     level: float  # alpha at each look
     strictest: float  # what an arm must meet if no other does: Bonferroni's level, for what can't know Holm's
@@ -192,12 +189,9 @@ def _seeds_to_settle(arm: _Arm, rule: _Rule) -> int | None:
     """Return how many pairs settle it in four of five studies, if the mean and the spread are what they seem."""
     if arm.pairs < 2:
         return None
-
-    def power(pairs: int) -> float:
-        return max(_power_of_difference(arm, rule, pairs), _power_of_equivalence(arm, rule, pairs))
-
+    powers = (_power_of_difference, _power_of_equivalence)  # neither falls as pairs are added
     choices = range(max(rule.least, arm.pairs + 1), MOST_SEEDS + 1)
-    first = bisect_left(choices, POWER, key=power)
+    first = bisect_left(choices, POWER, key=lambda pairs: max(power(arm, rule, pairs) for power in powers))
     return choices[first] if first < len(choices) else None
 
 
@@ -220,9 +214,7 @@ def _power_of_equivalence(arm: _Arm, rule: _Rule, pairs: int) -> float:
 
 def _power(distance: float, arm: _Arm, pairs: int, level: float) -> float:
     """Return how probably a one-sided t test sees that the mean lies this far from what it's tested against."""
-    shift = min(
-        max(0.0, distance / arm.sd * math.sqrt(pairs)), 30.0
-    )  # beyond 0 and 30, nctdtr may return nan
+    shift = min(max(distance / arm.sd * math.sqrt(pairs), 0.0), 30.0)  # outside, nctdtr may return nan
     return 1 - float(nctdtr(pairs - 1, shift, stdtrit(pairs - 1, 1 - level)))
 
 
@@ -234,8 +226,8 @@ def _found(arm: _Arm, rule: _Rule, p_sign_flip: float) -> str:
     near, far = sorted((abs(low), abs(high)))
     ends = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"
     interval = f" ({100 * (1 - rule.level):.3g} % interval {ends})" if arm.pairs > 1 else ""
-    direction = "lower" if arm.mean < 0 else "higher"
-    mean = f"{abs(arm.mean):.4f} bits a byte {direction}" if arm.mean else "no difference"
+    direction = "lower" if arm.mean < 0 else "higher" if arm.mean > 0 else "apart"
+    mean = f"{abs(arm.mean):.4f} bits a byte {direction}"
     test = "exact sign-flip p" if arm.pairs <= EXACT_PAIRS else f"sign-flip p (of {DRAWS:,} draws)"
     return f"{arm.pairs} pair{'s' * (arm.pairs > 1)}: {mean}{interval}, {test} {_p(p_sign_flip)}."
 
@@ -245,11 +237,12 @@ def _so(word: Word, differs: bool, arm: _Arm, rule: _Rule, p_equivalence: float)
     within = f"within ± {rule.margin:.4g} (p {_p(p_equivalence)})"
     if word == "equivalent":
         return f"It lies {within}{': real, and too small to matter by the margin set in advance' * differs}."
-    if word == "inconclusive" and arm.pairs >= rule.least:
+    if word != "inconclusive":
+        return ""
+    if arm.pairs >= rule.least:
         return f"Neither a difference nor its absence {within} is certain."
     so_many = " with so many arms and looks" * (rule.least > LEAST_PAIRS)
-    few = f"Fewer than {rule.least} pairs{so_many} can't say more by the sign-flip test."
-    return few if word == "inconclusive" else ""
+    return f"Fewer than {rule.least} pairs{so_many} can't say more by the sign-flip test."
 
 
 def _p(p_value: float) -> str:

@@ -22,7 +22,7 @@ from omegaconf import MISSING, DictConfig
 from minllm.door import refuse_environment
 from minllm.errors import UserError
 
-OWN_SECTIONS = ("search", "sweep", "memory")
+OWN_SECTIONS = ("search", "sweep", "memory", "arms")
 """Sections of the configuration that lead the search, and are no part of a trial."""
 
 WITHOUT_PROCESSES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
@@ -105,9 +105,11 @@ class PruningSweeper(Sweeper):
         typed = " ".join(self.config.hydra.overrides.hydra)
         if self.config.hydra.launcher.get("setup") and "hydra.launcher.setup" not in typed:
             raise UserError("A file can't have a launcher run commands (hydra.launcher.setup). Type them.")
-        from minllm.sweep.search import search
-
-        search(self, arguments)
+        if "arms" in self.config:
+            from minllm.study.verdict import verdict as lead
+        else:
+            from minllm.sweep.search import search as lead
+        lead(self, arguments)
 
 
 class Processes(Launcher):

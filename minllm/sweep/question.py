@@ -21,6 +21,8 @@ from minllm.sweep.space import Plan, Space, written
 from minllm.tasks.train import budget_of
 
 TRAINING = "minllm.tasks.train.train"
+WATCHING = ("choices", "typed", "size", "logger", "tags")
+"""What was asked for and where a run is shown, which changes nothing that is computed."""
 
 composing = threading.Lock()
 """Hydra composes one configuration at a time."""
@@ -127,10 +129,9 @@ class Question:
 
 def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return a trial's configuration out of what was composed for it: that of a run like any other."""
-    cfg = settle(composed, [word for word in words if not leads(word)], runtime)
+    own = OmegaConf.masked_copy(composed, [key for key in composed if key not in (*OWN_SECTIONS, "hydra")])
+    cfg = settle(own, [word for word in words if not leads(word)], runtime)
     OmegaConf.set_struct(cfg, False)
-    for section in OWN_SECTIONS:
-        cfg.pop(section, None)
     cfg.choices = {
         group: choice for group, choice in cfg.choices.items() if group.split("/")[0] not in OWN_SECTIONS
     }
@@ -140,9 +141,7 @@ def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig
 
 def fingerprint(cfg: DictConfig) -> str:
     """Return what two configurations have in common that compute the same, however they were chosen."""
-    plain = {
-        name: value for name, value in resolved(cfg).items() if name not in ("choices", "typed", "logger")
-    }
+    plain = {name: value for name, value in resolved(cfg).items() if name not in WATCHING}
     text = OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -6,6 +6,7 @@ and goes on: what was told stays told, and what was cut off is put back.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shlex
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,39 +68,16 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         UserError: there's nothing to search, the study asks something else, or the disk is full.
         TooManyFailures: crashes in a row.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    config = sweeper.config
-    refuse_unnamed_code(config, named_keys(typed))  # before any of it is imported
-    for section in OWN_SECTIONS:
-        check_node(config[section], section, allowed_packages(config))
-    settings: Settings = build(config.sweep)
-    memory: Memory = build(config.memory)
-    refuse_password(config)
-    question = Question(config, typed, sweeper.hydra_context)
-    chosen = instantiate(sweeper.sampler, _execution_whitelist_=SAMPLERS)
-    sampler = make_sampler(chosen, question.space, question.refusal)
-    if settings.dry_run:
-        print(dry_run(question))
+    search = Search(sweeper, typed)
+    if search.settings.dry_run:
+        print(dry_run(search.question))
         return
-    with read_write(config.hydra):  # no other machine need know how the name came about
-        config.hydra.sweep.dir = str(config.hydra.sweep.dir)
-    refuse_hopeless(question.space, sampler)
-    folder = Path(config.hydra.sweep.dir)
-    encode_corpus(question)
-    pruner = settings.pruner()
-    try:
-        # before there is a folder, in case that a database can't be used
-        study = open_study(settings.name, settings.storage, folder, sampler=sampler, pruner=pruner)
-        with alone(folder), storage_errors(settings.storage):
-            question.refuse_another(study)
-            leader = Leader(study, folder) if settings.storage else None
-            if study.get_trials(deepcopy=False):
-                sampler.reseed_rng()  # the first draws of its seed have been tried
-            Search(sweeper, settings, memory, question, study, folder, leader).run()
-    except OSError as error:
-        if not is_full(error):
-            raise
-        raise no_room(folder) from error
+    with search.opened():
+        try:
+            search.run()
+        finally:
+            written = search.report()
+        print(conclusion(search.study, metric=search.settings.metric, written=written))
 
 
 def encode_corpus(question: Question) -> None:
@@ -115,33 +93,63 @@ def encode_corpus(question: Question) -> None:
 class Search:
     """A search that begins, or goes on."""
 
-    def __init__(
-        self,
-        sweeper: PruningSweeper,
-        settings: Settings,
-        memory: Memory,
-        question: Question,
-        study: optuna.Study,
-        folder: Path,
-        leader: Leader | None,
-    ):
+    def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.sweeper = sweeper
         self.config, self.n_trials, self.n_jobs = sweeper.config, sweeper.n_trials, sweeper.n_jobs
-        self.settings, self.question, self.space = settings, question, question.space
-        self.study, self.folder = study, folder
-        self.leader = leader
-        self.history = History(study, question)
-        self.predict = memory.predict
+        refuse_unnamed_code(self.config, named_keys(typed))  # before any of it is imported
+        for section in OWN_SECTIONS:
+            if section in self.config:
+                check_node(self.config[section], section, allowed_packages(self.config))
+        self.settings: Settings = build(self.config.sweep)
+        self.memory: Memory = build(self.config.memory)
+        refuse_password(self.config)
+        self.question = Question(self.config, typed, sweeper.hydra_context)
+        self.space = self.question.space
+        chosen = instantiate(sweeper.sampler, _execution_whitelist_=SAMPLERS)
+        self.sampler = make_sampler(chosen, self.space, self.question.refusal)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Open the study, a new one or one that goes on, and be the only one to lead it."""
+        settings = self.settings
+        with read_write(self.config.hydra):  # no other machine need know how the name came about
+            self.config.hydra.sweep.dir = str(self.config.hydra.sweep.dir)
+        refuse_hopeless(self.space, self.sampler)
+        self.folder = Path(self.config.hydra.sweep.dir)
+        encode_corpus(self.question)
+        pruner = settings.pruner()
+        try:
+            # before there is a folder, in case that a database can't be used
+            self.study = open_study(
+                settings.name, settings.storage, self.folder, sampler=self.sampler, pruner=pruner
+            )
+            with alone(self.folder), storage_errors(settings.storage):
+                self.question.refuse_another(self.study)
+                self.leader = Leader(self.study, self.folder) if settings.storage else None
+                if self.study.get_trials(deepcopy=False):
+                    self.sampler.reseed_rng()  # the first draws of its seed have been tried
+                self.make_ready()
+                yield
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise no_room(self.folder) from error
+
+    def make_ready(self) -> None:
+        """Find out what trials may use here, and who runs them."""
+        sweeper, settings = self.sweeper, self.settings
+        self.history = History(self.study, self.question)
         self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
-        self.verdicts = Verdicts(study, settings, self.table)
+        self.verdicts = Verdicts(self.study, settings, self.table)
         self.launcher = Plugins.instance().instantiate_launcher(
-            config=sweeper.config,
-            hydra_context=sweeper.hydra_context,
-            task_function=sweeper.task_function,
+            config=self.config, hydra_context=sweeper.hydra_context, task_function=sweeper.task_function
         )
         prepare(self.launcher)
         here = runs_here(self.launcher)
-        device = machine.choose_device(question.space.base.train.device)
-        self.limit_bytes = memory.limit_bytes or (limits.free_bytes(device, self.n_jobs) if here else None)
+        device = machine.choose_device(self.space.base.train.device)
+        free = limits.free_bytes(device, self.n_jobs) if here else None
+        self.limit_bytes = self.memory.limit_bytes or free
         self.threads = limits.threads_for(self.n_jobs) if here else None
         # measured once, and not under the load of other trials, so that all have the same
         self.precision = machine.choose_precision("auto", device)[0] if here else "auto"
@@ -170,9 +178,11 @@ class Search:
             if self.leader:
                 self.leader.leave()
             signal.signal(signal.SIGTERM, before)
-            command = shlex.join(["python", "sweep.py", *self.question.shown_words()])
-            written = write_report(self.study, self.folder, metric=self.settings.metric, command=command)
-        print(conclusion(self.study, metric=self.settings.metric, written=written))
+
+    def report(self) -> list[Path]:
+        """Write what the study has found so far, and return the files' paths."""
+        command = shlex.join(["python", "sweep.py", *self.question.shown_words()])
+        return write_report(self.study, self.folder, metric=self.settings.metric, command=command)
 
     def recover(self) -> None:
         """Tell what trials have left that nobody was there to hear, and put back those that were cut off."""
@@ -255,7 +265,7 @@ class Search:
             pruner=OmegaConf.to_container(self.config.sweep.pruner, resolve=True),
             metric=self.settings.metric,
             limit_bytes=self.limit_bytes,
-            predict=self.predict,
+            predict=self.memory.predict,
             minutes=self.settings.trial_minutes,
             threads=self.threads,
         ).write(self.folder)

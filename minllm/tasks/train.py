@@ -18,6 +18,7 @@ from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.cost import cost
 from minllm.model.lm import LM
+from minllm.study.size import in_words
 from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import Budget
@@ -144,6 +145,7 @@ def prepare(
     notes = [
         f"{'Going on' if resume else 'Training'} in {run_dir}",
         f"{params:,} parameters; {device}, {torch.get_num_threads()} threads; {precision}: {why}.",
+        in_words(cfg, model),
         f"Rows of {source.seq_len} tokens, packing={source.packing}: {corpus.layout.shares()}.",
         "glibc keeps the pages it has: faster steps for some memory (train.malloc=default turns it off)."
         if pages

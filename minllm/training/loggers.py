@@ -14,6 +14,10 @@ from typing import Any, Literal, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
+# characters that W&B's server takes; longer ones it refuses, and an offline run's only when it's sent
+GROUP_LIMIT = 128
+WORD_LIMIT = 64  # of a tag, or a job type
+
 
 class Logger(Protocol):
     def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
@@ -53,34 +57,44 @@ class WandB:
     Args:
         project: the project's name.
         mode: auto is online if an API key is found, and offline otherwise.
-        group: the runs that belong together; null names the group after the choices, so that the seeds of one arm
-            of a comparison are together.
+        group: the runs that belong together, such as those of one comparison; run.py names a grid's runs after its
+            folder, and sweep.py a search's after the study. null is named after the choices.
+        job_type: the arm of the comparison, by which a group's runs can be grouped again; run.py says what a grid
+            varies, but for the seed. null is named after the choices.
     """
 
-    def __init__(self, *, project: str, mode: Literal["auto", "online", "offline"], group: str | None):
-        self.project, self.mode, self.group = project, mode, group
+    def __init__(
+        self,
+        *,
+        project: str,
+        mode: Literal["auto", "online", "offline"],
+        group: str | None,
+        job_type: str | None = None,
+    ):
+        self.project, self.mode, self.group, self.job_type = project, mode, group, job_type
 
     def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
         import wandb  # takes a second, and most runs don't use it
 
         mode = self.mode
         if mode == "auto":
-            mode = "online" if _has_api_key() else "offline"
+            mode = "online" if has_api_key() else "offline"
         choices = {
             group.split("/")[-1]: choice for group, choice in cfg.choices.items() if choice is not None
         }
-        tags = [f"{group}={choice}"[:64] for group, choice in choices.items()]
+        chosen = [f"{group}={choice}" for group, choice in choices.items()]
         logging.getLogger("wandb").setLevel(logging.ERROR)
         self.run = wandb.init(
             project=self.project,
-            group=self.group or " ".join(tags)[:128],
+            group=short(self.group or " ".join(chosen), GROUP_LIMIT),
+            job_type=short(self.job_type or " ".join(chosen), WORD_LIMIT),
             name=run_dir.name,
             # the same folder is the same run, so that a resumed run goes on with its curves
             id=hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16],
             resume="allow",
             dir=run_dir,
             mode=mode,
-            tags=tags,
+            tags=[short(tag, WORD_LIMIT) for tag in [*chosen, *cfg.get("tags", [])]],
             config={**OmegaConf.to_container(cfg, resolve=True), "choices": choices},
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
         )
@@ -106,7 +120,15 @@ class WandB:
         self.run.finish(exit_code=0 if summary else 1)
 
 
-def _has_api_key() -> bool:
+def short(name: str, limit: int) -> str:
+    """Return a name of at most `limit` characters, and still one that is its own."""
+    if len(name) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: limit - len(digest) - 1]}-{digest}"
+
+
+def has_api_key() -> bool:
     """Look for an API key where wandb does, without reading it."""
     if os.environ.get("WANDB_API_KEY"):
         return True

@@ -19,7 +19,7 @@ STYLE_TEXTS = """
 .sample h4, .story h4 { margin: 0; font-size: .85rem; font-weight: 600; opacity: .75; overflow-wrap: anywhere; }
 .story p { line-height: 1.9; }
 .token { --surprise: 0; background: rgb(222 92 24 / calc(var(--surprise) * .72)); padding: .15em 0;
-  border-bottom: 2px none; box-decoration-break: clone; -webkit-box-decoration-break: clone; }
+  border-bottom: 2px none color-mix(in srgb, currentColor 65%, transparent); }
 .token.first { border-bottom-style: solid; }
 .token.among-five { border-bottom-style: dotted; }
 .white { opacity: .4; }
@@ -55,7 +55,7 @@ def texts_markdown(readings: Sequence[Reading]) -> str:
 
 # ---- what both say -------------------------------------------------------------------------------
 
-HEADINGS = ("arm", "first guess right", "among its first five", "bits a byte")
+HEADINGS = ("arm", "top-1", "top-5", "bits a byte")
 
 
 def whose(readings: Sequence[Reading]) -> str:
@@ -161,9 +161,9 @@ LEGEND = (
     + "".join(token(nats, "", "", f"{nats}" if nats < DARKEST else f"{nats} or more") for nats in range(7))
     + ". At 2.3 nats the model had given it 1 chance in 10, at 4.6 nats 1 in 100. Beneath it, "
     + token(0, " first", "", "a line")
-    + " says that it was the model’s first guess, and "
+    + " says that it was the model’s first guess (top-1), and "
     + token(0, " among-five", "", "dots")
-    + " that it was among the first five.</p>"
+    + " that it was among its first five (top-5).</p>"
 )
 
 

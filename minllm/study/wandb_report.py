@@ -1,0 +1,71 @@
+"""A comparison as a report at Weights & Biases: its text, and the curves of its arms, beside the runs themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import re
+
+from minllm.errors import first_line
+from minllm.training.loggers import GROUP_LIMIT, has_api_key, short
+
+TITLE_LIMIT = 128
+
+
+def publish(*, project: str, entity: str | None, group: str, title: str, markdown: str) -> str:
+    """Make a report of a finished comparison, and return a line that says where it is, or why there is none.
+
+    The comparison stands whether or not there is a report, so nothing that goes wrong here is raised.
+
+    Args:
+        project: where the runs are.
+        entity: the user or team whose project it is; None is the account's default.
+        group: the runs' group, as `logger.group` names it.
+        title: the report's heading.
+        markdown: its text, which comes before the curves.
+    """
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        return "W&B: no report, since wandb-workspaces isn't installed. Type: pip install -e '.[wandb]'"
+    if not has_api_key():
+        return "W&B: no report, since no API key was found. Type: wandb login"
+    try:
+        # their library says where the report is too, on stderr
+        with contextlib.redirect_stderr(io.StringIO()):
+            address = _save(project, entity, group, title, markdown)
+    except Exception as error:  # whatever the service, the network or their library comes up with
+        return f"W&B: no report, since this went wrong: {without_secrets(first_line(error))}"
+    return f"W&B: the report is at {address}"
+
+
+def _save(project: str, entity: str | None, group: str, title: str, markdown: str) -> str:
+    """Write the report, and return its address."""
+    import wandb
+    import wandb_workspaces.reports.v2 as reports
+
+    entity = entity or wandb.Api().default_entity
+    runs = reports.Runset(
+        entity=entity,
+        project=project,
+        name=group,
+        filters=f"Metric('Group') == {short(group, GROUP_LIMIT)!r}",
+        groupby=["JobType"],
+    )
+    curves = reports.LinePlot(
+        title="Bits per byte on the validation set: each arm's mean, and its seeds' range",
+        x="tokens",
+        y=["val_bpb"],
+        groupby="JobType",
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+        layout=reports.Layout(w=24, h=12),
+    )
+    blocks = [reports.MarkdownBlock(markdown), reports.PanelGrid(runsets=[runs], panels=[curves])]
+    report = reports.Report(project=project, entity=entity, title=title[:TITLE_LIMIT], blocks=blocks)
+    return report.save().url
+
+
+def without_secrets(text: str) -> str:
+    """Return a message without what may be an API key, or a password in an address."""
+    text = re.sub(r"//[^/@\s]+@", "//…@", text)
+    return re.sub(r"[\w-]{40,}", "…", text)

@@ -1,0 +1,379 @@
+"""The four words keep their promises in simulated studies, and the pieces agree with SciPy's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import stats
+
+from minllm.study import statistics
+from minllm.study.statistics import LEAST_PAIRS, noise_floor, spread, verdicts
+
+STUDIES = 10_000
+MARGIN = 0.5  # with a standard deviation of 1
+CHANCE = 3 * math.sqrt(0.05 * 0.95 / STUDIES)  # three standard errors of a share of 5 % among the studies
+
+
+def studies(mean, pairs, count=STUDIES, arms=1, sd=1.0, seed=0):
+    """Return the differences of many studies' arms: each arm less the study's one baseline, so they're correlated."""
+    random = np.random.default_rng(seed)
+    runs = random.normal(0, sd / math.sqrt(2), size=(count, arms + 1, pairs))
+    return (mean + runs[:, 1:] - runs[:, :1]).tolist()
+
+
+def words(mean, pairs, margin=MARGIN, **options):
+    """Return how often each word is said of a single arm, as a share."""
+    said = Counter(verdicts(study, margin=margin)[0].word for study in studies(mean, pairs, **options))
+    return {word: times / said.total() for word, times in said.items()}
+
+
+def judge(*differences, margin=MARGIN, **options):
+    return verdicts([list(differences)], margin=margin, **options)[0]
+
+
+# What is promised of many studies
+
+
+@pytest.fixture
+def words_only(monkeypatch):
+    """Leave out how many seeds would settle it: more than half of the time, and no word depends on it."""
+    monkeypatch.setattr(statistics, "_seeds_to_settle", lambda arm, rule: None)
+
+
+@pytest.mark.parametrize("pairs", [6, 8])
+def test_no_difference_is_rarely_called_one_and_the_interval_covers_it(pairs, words_only):
+    found = [verdicts(study, margin=MARGIN)[0] for study in studies(0, pairs)]
+    said = Counter(verdict.word for verdict in found)
+    assert said["better"] <= 0.025 * STUDIES
+    assert said["worse"] <= 0.025 * STUDIES
+    covered = sum(verdict.interval[0] <= 0 <= verdict.interval[1] for verdict in found)
+    assert 0.94 <= covered / STUDIES <= 0.96
+
+
+def test_of_three_arms_that_differ_in_nothing_rarely_any_is_called_different(words_only):
+    false = sum(
+        any(verdict.word in ("better", "worse") for verdict in verdicts(study, margin=MARGIN))
+        for study in studies(0, 8, arms=3)
+    )
+    assert false <= 0.05 * STUDIES
+
+
+@pytest.mark.parametrize("sd", [0.1, 1.0])
+def test_a_difference_of_the_margin_is_rarely_called_equivalent(sd, words_only):
+    assert words(MARGIN, 8, sd=sd).get("equivalent", 0) <= 0.05 + CHANCE
+
+
+def test_of_three_arms_as_far_away_as_the_margin_rarely_any_is_called_equivalent(words_only):
+    false = sum(
+        any(verdict.word == "equivalent" for verdict in verdicts(study, margin=MARGIN))
+        for study in studies(MARGIN, 8, arms=3, sd=0.1)
+    )
+    assert false <= 0.05 * STUDIES + CHANCE * STUDIES
+
+
+def peeked(looks, count):
+    """Return the share of studies without a difference that claim one at any of three looks."""
+
+    def claims(study):
+        found = (verdicts([study[0][:pairs]], margin=0.01, looks=looks)[0] for pairs in (8, 10, 13))
+        return any(verdict.word in ("better", "worse") for verdict in found)
+
+    return sum(map(claims, studies(0, 13, count=count))) / count
+
+
+# 30,000 verdicts take about five seconds, and more on a busy machine
+@pytest.mark.slow
+def test_who_looks_three_times_is_no_more_often_wrong(words_only):
+    assert peeked(looks=3, count=STUDIES) <= 0.05
+    assert peeked(looks=1, count=STUDIES // 4) > 0.06  # the reason for the correction
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda random, shape: random.laplace(size=shape),
+        lambda random, shape: random.standard_t(2, size=shape),
+        lambda random, shape: random.choice((-1.0, 0.0, 1.0), size=shape),
+    ],
+    ids=["laplace", "heavy tails", "ties"],
+)
+def test_differences_that_are_not_normal_are_rarely_called_one(draw, words_only):
+    drawn = draw(np.random.default_rng(0), (STUDIES // 4, 8)).tolist()
+    false = sum(verdicts([study], margin=0.01)[0].word in ("better", "worse") for study in drawn)
+    assert false <= 0.05 * len(drawn)
+
+
+@pytest.mark.parametrize("mean", [-3.0, -1.8, -1.45, -1.2, -1.0])
+@pytest.mark.parametrize("arms, looks", [(1, 1), (3, 1), (1, 2), (3, 2)])
+def test_a_clear_difference_is_found_as_often_as_promised(mean, arms, looks):
+    others = [[1.0, -1.0] * 4] * (arms - 1)
+    promised = verdicts([pilot(mean), *others], margin=0.01, looks=looks)[0].seeds_to_settle
+    drawn = studies(mean, promised, count=1000)
+    said = [verdicts([*study, *others], margin=0.01, looks=looks)[0].word for study in drawn]
+    # Where there are few pairs, one more is much: 7 may find far more than the 80 % that 6 just miss.
+    assert 0.76 <= said.count("better") / len(drawn) <= (0.9 if promised > 12 else 1)
+
+
+@pytest.mark.parametrize("mean, margin", [(0.0, 1.0), (0.2, 0.9)])
+def test_equivalence_is_found_as_often_as_promised(mean, margin):
+    promised = judge(*pilot(mean), margin=margin).seeds_to_settle
+    found = words(mean, promised, margin=margin, count=4000)["equivalent"]
+    assert 0.77 <= found <= 0.87
+
+
+def pilot(mean, sd=1.0):
+    """Return two differences with exactly this mean and standard deviation."""
+    return [mean - sd / math.sqrt(2), mean + sd / math.sqrt(2)]
+
+
+# What SciPy says
+
+
+@pytest.mark.parametrize("pairs", [2, 5, 6, 9, 13])
+def test_the_tests_are_scipys(pairs):
+    random = np.random.default_rng(pairs)
+    arm, baseline = random.normal(1.0, 0.1, size=(2, pairs))
+    verdict = judge(*(arm - baseline), margin=0.05)
+    oracle = stats.ttest_rel(arm, baseline)
+    assert verdict.p_t == pytest.approx(oracle.pvalue)
+    assert verdict.interval == pytest.approx(tuple(oracle.confidence_interval(0.95)))
+    sides = (("greater", -0.05), ("less", 0.05))
+    one_sided = [stats.ttest_1samp(arm - baseline, at, alternative=side).pvalue for side, at in sides]
+    assert verdict.p_equivalence == pytest.approx(max(one_sided))
+    assert verdict.p_sign_flip == pytest.approx(permuted(arm - baseline))
+
+
+def permuted(differences, draws=np.inf):
+    options = {"permutation_type": "samples", "n_resamples": draws, "vectorized": True}
+    return stats.permutation_test((differences,), np.mean, **options).pvalue
+
+
+@given(st.lists(st.integers(-4, 4), min_size=2, max_size=9))
+def test_ties_count_as_scipys_do(differences):
+    assert judge(*differences).p_sign_flip == pytest.approx(permuted(np.array(differences, dtype=float)))
+
+
+def test_many_sign_flips_are_drawn_and_few_are_all_tried():
+    differences = np.random.default_rng(0).normal(0.3, 1, statistics.EXACT_PAIRS + 1)
+    drawn, tried = judge(*differences), judge(*differences[1:])
+    assert drawn.p_sign_flip == pytest.approx(permuted(differences, 100_000), abs=0.01)
+    assert "sign-flip p (of 20,000 draws)" in drawn.why
+    assert tried.p_sign_flip == pytest.approx(permuted(differences[1:], 100_000), abs=0.01)
+    assert "exact sign-flip p" in tried.why
+
+
+def test_the_power_of_one_t_test_is_what_simulation_and_scipy_find():
+    pairs, distance, level = 9, 1.0, 0.025
+    arm = statistics._Arm([], pairs, mean=0, sd=1)
+    power = statistics._power(distance, arm, pairs, level)
+    limit = stats.t.ppf(1 - level, pairs - 1)
+    assert power == pytest.approx(stats.nct.sf(limit, pairs - 1, distance * math.sqrt(pairs)))
+    drawn = np.random.default_rng(0).normal(distance, 1, size=(STUDIES, pairs))
+    found = stats.ttest_1samp(drawn, 0, axis=1, alternative="greater").pvalue <= level
+    assert power == pytest.approx(found.mean(), abs=0.015)
+
+
+@pytest.mark.parametrize("level", [1e-4, 1e-3, 0.05])
+def test_the_power_is_a_number_and_never_falls_as_pairs_are_added(level):
+    for mean in (0.0, 0.01, 0.3, 2.0, 1e9):
+        arm, rule = statistics._Arm([], 2, mean, 1.0), statistics._Rule(0.4, level, level)
+        for power in (statistics._power_of_difference, statistics._power_of_equivalence):
+            grown = [power(arm, rule, pairs) for pairs in range(rule.least, 1001)]
+            assert all(b >= a - 1e-9 for a, b in zip(grown, grown[1:]))
+
+
+def test_holm_by_hand():
+    assert statistics._holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics._holm([0.5, 0.9, 0.02]) == pytest.approx([1, 1, 0.06])
+    assert statistics._holm([]) == []
+
+
+def test_each_family_of_p_values_is_adjusted_over_the_arms():
+    random = np.random.default_rng(1)
+    arms = random.normal(0.4, 1, size=(3, 8)).tolist()
+    alone = [judge(*arm) for arm in arms]
+    for name in ("p_t", "p_sign_flip", "p_equivalence"):
+        together = [getattr(verdict, name) for verdict in verdicts(arms, margin=MARGIN)]
+        assert together == statistics._holm([getattr(verdict, name) for verdict in alone])
+
+
+# What changes nothing
+
+figures = st.floats(-2, 2).map(lambda x: round(x, 3))
+arms_of_pairs = st.lists(st.lists(figures, min_size=0, max_size=9), min_size=1, max_size=3)
+
+
+def numbers(verdict):
+    return [verdict.p_t, verdict.p_sign_flip, verdict.p_equivalence, verdict.seeds_to_settle, verdict.pairs]
+
+
+@given(arms_of_pairs)
+def test_with_all_signs_flipped_better_is_worse(arms):
+    opposite = {"better": "worse", "worse": "better"}
+    there = verdicts(arms, margin=MARGIN)
+    back = verdicts([[-difference for difference in arm] for arm in arms], margin=MARGIN)
+    assert [opposite.get(verdict.word, verdict.word) for verdict in there] == [one.word for one in back]
+    assert list(map(numbers, there)) == list(map(numbers, back))
+    assert [one.interval for one in there] == [(-one.interval[1], -one.interval[0]) for one in back]
+
+
+@given(arms_of_pairs, st.sampled_from([2**-20, 0.25, 1024]))
+def test_the_unit_is_of_no_matter(arms, unit):
+    scaled = verdicts([[difference * unit for difference in arm] for arm in arms], margin=MARGIN * unit)
+    for here, there in zip(verdicts(arms, margin=MARGIN), scaled):
+        assert (here.word, numbers(here)) == (there.word, numbers(there))
+        assert here.difference * unit == there.difference
+
+
+@given(arms_of_pairs, st.randoms(use_true_random=False))
+def test_the_order_of_pairs_is_of_no_matter(arms, random):
+    shuffled = [random.sample(arm, len(arm)) for arm in arms]
+    assert verdicts(arms, margin=MARGIN) == verdicts(shuffled, margin=MARGIN)
+
+
+@given(arms_of_pairs, st.integers(1, 5))
+def test_nothing_is_ever_nan_and_what_is_not_settled_needs_more_pairs(arms, looks):
+    for verdict in verdicts(arms, margin=MARGIN, looks=looks):
+        assert "nan" not in repr(verdict)
+        if verdict.word != "inconclusive":
+            assert verdict.seeds_to_settle == verdict.pairs >= LEAST_PAIRS
+        elif verdict.seeds_to_settle is not None:
+            assert verdict.seeds_to_settle > verdict.pairs
+
+
+@given(st.lists(figures, min_size=6, max_size=9), st.integers(1, 4))
+def test_who_looks_more_often_is_never_surer(arm, looks):
+    first, last = judge(*arm), judge(*arm, looks=looks)
+    assume(first.word == "inconclusive")
+    assert last.word == "inconclusive"
+    assert last.interval[0] <= first.interval[0] and last.interval[1] >= first.interval[1]
+
+
+# The edges, and what a person reads
+
+
+def test_better_reads_like_a_sentence():
+    verdict = judge(-0.013, -0.010, -0.014, -0.012, -0.016, -0.009, margin=0.002)
+    assert verdict.word == "better"
+    assert verdict.why == (
+        "6 pairs: 0.0123 bits a byte lower (95 % interval 0.0096 to 0.0150), exact sign-flip p = 0.031."
+    )
+
+
+def test_a_real_difference_below_the_margin_is_equivalent_and_says_so():
+    verdict = judge(0.001, 0.0012, 0.0011, 0.0009, 0.001, 0.0011, margin=0.005)
+    assert (verdict.word, verdict.seeds_to_settle) == ("equivalent", 6)
+    assert verdict.why.endswith(
+        "It lies within ± 0.005 (p < 0.0001): real, and too small to matter by the margin set in advance."
+    )
+    unreal = judge(0.001, -0.0012, 0.0011, -0.0009, 0.001, -0.0011, margin=0.005)
+    assert unreal.word == "equivalent" and "real" not in unreal.why
+
+
+def test_an_uncertain_difference_says_so():
+    verdict = judge(*[0.001, -0.002] * 4, margin=0.0006)
+    assert verdict.word == "inconclusive"
+    assert verdict.why == (
+        "8 pairs: 0.0005 bits a byte lower (95 % interval 0.0018 lower to 0.0008 higher), exact sign-flip p = 0.52."
+        " Neither a difference nor its absence within ± 0.0006 (p = 0.43) is certain."
+    )
+
+
+@pytest.mark.parametrize("pairs", range(6))
+def test_fewer_than_six_pairs_never_suffice(pairs):
+    verdict = judge(*[-0.2, -0.2001, -0.2, -0.1999, -0.2][:pairs], margin=0.001)
+    assert verdict.word == "inconclusive"
+    assert verdict.why.endswith("Fewer than 6 pairs can't say more by the sign-flip test.")
+    assert verdict.seeds_to_settle == (6 if pairs >= 2 else None)
+
+
+@pytest.mark.parametrize("arms, looks, needed", [(1, 1, 6), (2, 1, 7), (3, 2, 8), (20, 10, 13)])
+def test_more_arms_and_looks_need_more_pairs(arms, looks, needed):
+    clear = [-0.2, -0.21, -0.19, -0.2, -0.22, -0.18, -0.2]
+    some = verdicts([clear[:5]] * arms, margin=0.001, looks=looks)[0]
+    assert f"Fewer than {needed} pairs" in some.why
+    assert some.seeds_to_settle == needed
+    for pairs in (needed - 1, needed):
+        found = {
+            verdict.word for verdict in verdicts([(clear * 2)[:pairs]] * arms, margin=0.001, looks=looks)
+        }
+        assert found == {"better" if pairs == needed else "inconclusive"}
+
+
+@pytest.mark.parametrize("noise", [0, 1e-16])
+def test_differences_without_spread(noise):
+    wobble = [noise, -noise, noise, noise, -noise, 0]
+    same, small, large = ([middle + w for w in wobble] for middle in (0, 0.001, -0.1))
+    found = [judge(*arm, margin=0.005) for arm in (same, small, large)]
+    assert [verdict.word for verdict in found] == ["equivalent", "equivalent", "better"]
+    assert found[0].p_t == found[0].p_sign_flip == 1
+    assert found[2].interval == pytest.approx((-0.1, -0.1))
+
+
+@pytest.mark.parametrize("differences", [[], [0.1]])
+def test_no_pair_and_one_pair_know_nothing(differences):
+    verdict = judge(*differences)
+    assert verdict.interval == (-math.inf, math.inf)
+    assert verdict.p_t == verdict.p_sign_flip == verdict.p_equivalence == 1
+    assert verdict.difference == sum(differences)
+
+
+def test_what_a_thousand_seeds_would_not_settle_has_no_number():
+    assert judge(*pilot(0.001), margin=0.002).seeds_to_settle is None
+
+
+def test_two_looks_widen_the_interval_and_say_so():
+    verdict = judge(*pilot(-0.1), looks=2)
+    assert verdict.confidence == 0.975
+    assert "(97.5 % interval" in verdict.why
+
+
+def test_arms_may_have_different_numbers_of_pairs_and_there_may_be_none():
+    assert [verdict.pairs for verdict in verdicts([[], [0.1], [0.1, 0.2]], margin=1)] == [0, 1, 2]
+    assert verdicts([], margin=1) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused(value):
+    with pytest.raises(ValueError, match="leave its pair out"):
+        judge(0.1, value)
+
+
+@pytest.mark.parametrize("option", [{"margin": 0}, {"margin": math.nan}, {"alpha": 1}, {"looks": 0}])
+def test_what_is_out_of_range_is_refused(option):
+    with pytest.raises(ValueError, match="out of range"):
+        judge(0.1, **option)
+
+
+def test_a_verdict_can_be_written_as_json():
+    assert {type(value) for value in dataclasses.asdict(judge(*[0.1] * 6)).values()} <= {
+        str,
+        int,
+        float,
+        tuple,
+    }
+
+
+# The noise of one arm
+
+
+def test_the_noise_floor_covers_95_of_100_pairs_of_runs():
+    random = np.random.default_rng(0)
+    known = [noise_floor(values) for values in random.normal(1, 0.1, size=(STUDIES, 5)).tolist()]
+    apart = np.abs(np.diff(random.normal(1, 0.1, size=(STUDIES, 2)))[:, 0])
+    assert np.mean(apart <= known) == pytest.approx(0.95, abs=0.01)
+    assert noise_floor([1.0, 1.2]) == pytest.approx(12.7062 * math.sqrt(0.02) * math.sqrt(2), rel=1e-4)
+    assert noise_floor([1.0]) is None and noise_floor([]) is None
+
+
+def test_the_spread_of_values():
+    assert spread([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1)))
+    assert spread([3.0]) == (3.0, 0.0)
+    with pytest.raises(ValueError, match="no values"):
+        spread([])
