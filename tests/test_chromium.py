@@ -1,0 +1,137 @@
+"""The report in a real browser: it opens without a word of complaint, can be used, and reads well on a phone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from minllm.study.report import write_report
+from tests.comparisons import comparison, readings
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+NAMES = ("pre", "none", "an arm of a very long name norm=sandwich model/attn=differential optim.lr=0.003")
+PHONE, DESKTOP = (390, 844), (1280, 900)
+READABLE = 4.5
+"""The contrast that WCAG asks of text."""
+
+CONTRAST = """() => {
+  const light = colour => {
+    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(one => one / 255);
+    const linear = parts.map(one => one <= .03928 ? one / 12.92 : ((one + .055) / 1.055) ** 2.4);
+    return .2126 * linear[0] + .7152 * linear[1] + .0722 * linear[2];
+  };
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  const ratios = {};
+  for (const selector of ['body', 'h1', '.soft', '.word', '.figure text', 'th', 'pre', 'summary', '.switch button']) {
+    const style = getComputedStyle(document.querySelector(selector));
+    const ink = light(selector === '.figure text' ? style.fill : style.color);
+    ratios[selector] = (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
+  }
+  return ratios;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        yield started.chromium.launch(
+            executable_path=found, args=["--no-sandbox"]
+        )  # a container's user is root
+
+
+@pytest.fixture(scope="module")
+def report(browser, tmp_path_factory):
+    """A page with a report, what it complained of, and what it asked for besides itself."""
+    folder = tmp_path_factory.mktemp("compared")
+    one = comparison(folder, dict(zip(NAMES, (2.0, 1.9, 2.0005))))
+    address = write_report(one, folder / "report", readings(one))[0].as_uri()
+    page, complaints, requests = browser.new_page(), [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("#curves .scatterlayer .trace")
+    return page, complaints, lambda: [request for request in requests if request != address]
+
+
+@pytest.fixture
+def opened(report):
+    """Show the report in a window of some size. Whatever it complains of, or asks for, fails the test."""
+    page, complaints, requests = report
+
+    def at(size: tuple[int, int], scheme: str = "light"):
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.emulate_media(color_scheme=scheme)
+        page.evaluate("scrollTo(0, 0)")
+        page.wait_for_function(
+            "document.querySelector('#curves .main-svg').getBoundingClientRect().width <= innerWidth"
+        )
+        return page
+
+    yield at
+    assert complaints == [] and requests() == []
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_the_page_fits_and_begins_with_the_headline(opened, size):
+    page = opened(size)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    box = page.locator("h1").bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] <= size[1]
+    for name in ("#intervals", "#curves"):
+        drawn = page.locator(f"{name} .main-svg").first.bounding_box()
+        assert 300 <= drawn["width"] <= size[0]
+    page.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator("summary").click()
+
+
+def test_a_click_in_the_legend_hides_an_arm_and_its_band(opened):
+    page = opened(DESKTOP)
+    shown = "document.querySelector('#curves').data.map(one => one.visible ?? true)"
+    lines = page.locator("#curves .scatterlayer .trace")
+    assert lines.count() == 7  # three arms' bands and lines, and the floor
+    page.locator("#curves .legendtoggle").nth(1).click()
+    page.wait_for_function(f"{shown}[2] === 'legendonly'")
+    assert page.evaluate(shown) == [True, True, "legendonly", "legendonly", True, True, True]
+    page.wait_for_function("document.querySelectorAll('#curves .scatterlayer .trace').length === 5")
+    page.locator("#curves .legendtoggle").nth(1).click()
+    page.wait_for_function("document.querySelectorAll('#curves .scatterlayer .trace').length === 7")
+
+
+def test_buttons_change_the_axis(opened):
+    page = opened(PHONE)
+    title = page.locator("#curves .xtitle")
+    ends = "document.querySelector('#curves').data.map(one => Math.max(...one.x))"
+    assert title.text_content() == "tokens trained on" and page.evaluate(ends) == [4000] * 7
+    page.get_by_role("button", name="FLOPs").click()
+    assert title.text_content() == "FLOPs of training" and page.evaluate(ends) == [2.4e10] * 7
+    page.get_by_role("button", name="log").click()
+    assert page.evaluate("document.querySelector('#curves')._fullLayout.xaxis.type") == "log"
+    page.get_by_role("button", name="seconds").click()
+    assert title.text_content() == "seconds of training"
+    assert page.evaluate(ends) == pytest.approx([4.3] * 7)
+    pressed = page.locator(".switch button[aria-pressed=true]").all_inner_texts()
+    assert pressed == ["seconds", "log"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(opened, scheme):
+    page = opened(PHONE, scheme)
+    ratios = page.evaluate(CONTRAST)
+    assert min(ratios.values()) >= READABLE, ratios
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(paper.strip("rgb()").split(",")[0]) < 64) == (scheme == "dark")
+
+
+def test_wide_tables_scroll_inside_their_own_place(opened):
+    page = opened(PHONE)
+    assert page.evaluate(
+        "(() => { const one = document.querySelector('.scroll'); return one.scrollWidth > one.clientWidth })()"
+    )
