@@ -135,7 +135,7 @@ def learning_curves(
     figure = Figure([trace for i, one in shown for trace in _curve(one, i)])
     if floor is not None:
         figure.add_trace(_floor(floor, curves))
-    figure.update_layout(**_layout(height=430 + 10 * len(shown)), hovermode="closest")
+    figure.update_layout(**_layout(height=420 + 22 * len(shown)), hovermode="closest")
     figure.update_layout(
         margin={"l": 56, "r": 12, "t": 12, "b": 56},
         legend={
@@ -144,7 +144,7 @@ def learning_curves(
             "xanchor": "left",
             "y": 1.02,
             "yanchor": "bottom",
-            "font": {"size": 13},
+            "maxheight": 0.7,
         },
     )
     figure.update_xaxes(title_text=AXES["tokens"], type="linear")

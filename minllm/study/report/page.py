@@ -23,8 +23,9 @@ body { max-width: 72rem; }
 h1 { font-size: clamp(1.5rem, 1rem + 2.4vw, 2.2rem); text-wrap: balance; }
 h1, p, li { overflow-wrap: anywhere; }
 p, ul, ol { max-width: 46rem; }
-.verdicts { list-style: none; padding: 0; margin: 1.5rem 0; }
-.verdicts li { margin: 0 0 1rem; padding-left: 1rem; border-left: 4px solid var(--word); }
+.verdicts { list-style: none; padding: 0; margin: 1.5rem 0; max-width: none;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.25rem 2rem; }
+.verdicts li { max-width: 46rem; padding-left: 1rem; border-left: 4px solid var(--word); }
 .word { color: var(--word); font: 600 .82rem/1.4 system-ui, sans-serif; letter-spacing: .02em; }
 .better { --word: #0072b2; } .equivalent { --word: #00795a; } .worse { --word: #b84f00; }
 .inconclusive { --word: #666d78; }
@@ -42,14 +43,15 @@ p, ul, ol { max-width: 46rem; }
 th { text-align: left; vertical-align: bottom; white-space: normal; font-weight: 600; color: var(--soft);
   padding: .3rem 1.25rem .3rem 0; border-bottom: 1px solid var(--line); }
 .scroll td { padding-right: 1.25rem; }
-th.n, .scroll td.n { text-align: right; padding: .3rem 0 .3rem 1.1rem; }
+th.n, .scroll td.n { text-align: right; padding: .3rem 0 .3rem .9rem; }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--paper); }
 .scroll td:last-child, .scroll th:last-child { padding-right: 0; }
+.arm { padding-left: 1.2em; text-indent: -1.2em; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em; }
 summary { cursor: pointer; }
 @media (max-width: 40rem) {
   body { padding: 1.5rem 1rem 3rem; font-size: 16px; }
-  .scroll td:first-child { white-space: normal; min-width: 7rem; max-width: 9rem; overflow-wrap: anywhere; }
+  .scroll td:first-child { white-space: normal; max-width: 10rem; overflow-wrap: break-word; }
 }
 """
 
@@ -127,10 +129,11 @@ def _curves(comparison: Comparison) -> Iterator[str]:
 def _arms(comparison: Comparison) -> Iterator[str]:
     yield "<h2>The arms</h2>"
     yield _table(
-        ["arm", *(column.heading for column in COLUMNS)],
+        ["arm", *(_said(column.heading) for column in COLUMNS)],
         [
             [
-                f'<span class="swatch" style="background:{colour(i)}"></span>{escape(words.called(arm))}',
+                f'<div class="arm"><span class="swatch" style="background:{colour(i)}"></span>'
+                f"{escape(words.called(arm))}</div>",
                 *map(escape, cells(arm, comparison)),
             ]
             for i, arm in enumerate(comparison.arms)
@@ -191,8 +194,8 @@ def _list(sentences: Sequence[str]) -> str:
 
 
 def _said(sentence: str) -> str:
-    """Return a sentence whose figures keep their signs and units beside them."""
-    return escape(re.sub(r" (?=%)|(?<=[±=<]) ", "\u00a0", sentence))
+    """Return a sentence whose figures keep their signs and units beside them, and words their articles."""
+    return escape(re.sub(r" (?=[%=<])|(?<=[±=<]) |(?<= a) |(?<= the) ", "\u00a0", sentence))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
