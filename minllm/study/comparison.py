@@ -28,6 +28,11 @@ class Contest:
     verdict: Verdict
 
     @property
+    def differences(self) -> dict[int, float]:
+        """The difference within each pair, by its seed."""
+        return {seed: bpb(self.arm, seed) - bpb(self.baseline, seed) for seed in self.seeds}
+
+    @property
     def sentence(self) -> str:
         link = {
             "better": "is better than",

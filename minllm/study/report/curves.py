@@ -37,15 +37,13 @@ def curve(arm: Arm) -> Curve:
     from one of its evaluations to the next.
     """
     followed = [lines for lines in map(_evaluated, arm.runs.values()) if len(lines)]
-    points = _common([lines[:, 0] for lines in followed])
-    seconds, values = (
-        np.array([np.interp(points, lines[:, 0], lines[:, column]) for lines in followed]).reshape(
-            len(followed), len(points)
-        )
-        for column in (1, 2)
-    )
     if not followed:
         return Curve(arm.name, 0, [], [], [], [], [], [])
+    points = _common([lines[:, 0] for lines in followed])
+    seconds, values = (
+        np.array([np.interp(points, lines[:, 0], lines[:, column]) for lines in followed])
+        for column in (1, 2)
+    )
     return Curve(
         arm.name,
         len(followed),
@@ -69,6 +67,12 @@ def at_quarters(one: Curve) -> list[float | None]:
     ]
 
 
+def floor_of(arms: Sequence[Arm]) -> float | None:
+    """Return the bits a byte that no model can go below, where the corpus's are known."""
+    known = [finite(value) for arm in arms for value in arm.values("floor_bpb")]
+    return next((value for value in known if value is not None), None)
+
+
 def _evaluated(run: TrainedRun) -> np.ndarray:
     """Return a run's evaluations as rows of tokens, seconds and bits a byte, as far as these are numbers."""
     rows = [(event["tokens"], event["seconds"], event[METRIC]) for event in run.evaluations]
@@ -79,8 +83,6 @@ def _evaluated(run: TrainedRun) -> np.ndarray:
 
 def _common(tokens: Sequence[np.ndarray]) -> np.ndarray:
     """Return points that lie within every run: their own where they have the same, and else evenly spaced ones."""
-    if not tokens:
-        return np.array([])
     if all(np.array_equal(one, tokens[0]) for one in tokens):
         return tokens[0]
     begin, end = max(one[0] for one in tokens), min(one[-1] for one in tokens)

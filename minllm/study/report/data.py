@@ -14,8 +14,7 @@ from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.reading import Reading
 from minllm.study.report import words
 from minllm.study.report.commands import commands
-from minllm.study.report.curves import curve
-from minllm.study.report.figures import floor_of, seed_differences
+from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.rows import row
 
 FORMAT = 1
@@ -63,7 +62,7 @@ def _contest(contest: Contest) -> dict[str, Any]:
         "baseline": contest.baseline.name,
         "sentence": contest.sentence,
         "verdict": asdict(contest.verdict),
-        "pairs": [{"seed": seed, "difference": value} for seed, value in seed_differences(contest).items()],
+        "pairs": [{"seed": seed, "difference": value} for seed, value in contest.differences.items()],
     }
 
 

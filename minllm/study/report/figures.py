@@ -12,8 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from minllm.page import Choice
-from minllm.study.arms import Arm
-from minllm.study.comparison import METRIC, Comparison, Contest
+from minllm.study.comparison import Comparison, Contest
 from minllm.study.report.curves import Curve
 from minllm.study.units import bits, finite
 
@@ -67,12 +66,6 @@ def intervals(comparison: Comparison) -> Figure:
     return figure
 
 
-def seed_differences(contest: Contest) -> dict[int, float]:
-    """Return the difference within each pair by its seed."""
-    arm, baseline = contest.arm.runs, contest.baseline.runs
-    return {seed: arm[seed].summary[METRIC] - baseline[seed].summary[METRIC] for seed in contest.seeds}
-
-
 def _label(contest: Contest, comparison: Comparison) -> str:
     same = all(one.baseline is comparison.baseline for one in comparison.contests)
     against = "" if same and len(comparison.contests) > 1 else f" against {contest.baseline.name}"
@@ -84,7 +77,7 @@ def _interval(contest: Contest, place: float) -> Iterator[Any]:
     from plotly.graph_objects import Scatter
 
     verdict = contest.verdict
-    own, shade = seed_differences(contest), WORDS[verdict.word]
+    own, shade = contest.differences, WORDS[verdict.word]
     yield Scatter(
         x=list(own.values()),
         y=[place - 0.2] * len(own),
@@ -114,7 +107,7 @@ def _reach(contests: Sequence[Contest]) -> list[float]:
     """Return where the axis of differences begins and ends."""
     verdicts = [contest.verdict for contest in contests]
     values = [
-        *(value for contest in contests for value in seed_differences(contest).values()),
+        *(value for contest in contests for value in contest.differences.values()),
         *(end for verdict in verdicts for end in (*verdict.interval, verdict.margin, -verdict.margin)),
     ]
     known = [value for value in values if finite(value) is not None]
@@ -150,12 +143,6 @@ def learning_curves(
     figure.update_xaxes(title_text=AXES["tokens"], type="linear")
     figure.update_yaxes(title_text="bits a byte")
     return figure, _switches([one for _, one in shown], floor is not None)
-
-
-def floor_of(arms: Sequence[Arm]) -> float | None:
-    """Return the bits a byte that no model can go below, where the corpus's are known."""
-    known = [finite(value) for arm in arms for value in arm.values("floor_bpb")]
-    return next((value for value in known if value is not None), None)
 
 
 def _curve(one: Curve, index: int) -> Iterator[Any]:

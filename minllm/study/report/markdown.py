@@ -12,7 +12,6 @@ from minllm.study.reading import Reading
 from minllm.study.report import words
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
-from minllm.study.report.figures import seed_differences
 from minllm.study.report.rows import COLUMNS, cells, shown_value
 from minllm.study.report.texts import texts_markdown
 
@@ -65,7 +64,7 @@ def _verdict(comparison: Comparison) -> list[str]:
         *lines(
             [
                 f"- {code(contest.arm.name)} against {code(contest.baseline.name)}: "
-                + ", ".join(f"seed {seed} {value:+.4f}" for seed, value in seed_differences(contest).items())
+                + ", ".join(f"seed {seed} {value:+.4f}" for seed, value in contest.differences.items())
                 for contest in comparison.contests
             ]
         ),

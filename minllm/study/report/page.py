@@ -13,8 +13,8 @@ from minllm.study.comparison import METRIC, Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import words
 from minllm.study.report.commands import commands
-from minllm.study.report.curves import curve
-from minllm.study.report.figures import colour, floor_of, intervals, learning_curves
+from minllm.study.report.curves import curve, floor_of
+from minllm.study.report.figures import colour, intervals, learning_curves
 from minllm.study.report.rows import COLUMNS, cells, shown_value
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minllm.study import units
-from minllm.study.arms import Arm
+from minllm.study.arms import NEAR, Arm
 from minllm.study.comparison import METRIC, Comparison, Tuning
 from minllm.study.statistics import EXACT_PAIRS
 
@@ -78,7 +78,7 @@ def judged(comparison: Comparison) -> list[str]:
         " number of contests. Anything else is inconclusive.",
         f"Where one run of an arm is shown, such as its texts, it is that of seed {comparison.shared_seed}: the first"
         " seed that most arms have, and never the best. Where two runs were of the same arm and seed, the later one"
-        " counts.",
+        f" counts. Amounts within {100 * NEAR:g} % of each other are called equal.",
     ]
 
 
