@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from minllm.config import build, compose, perform
 from minllm.errors import UserError
 from minllm.model.build import build_model, build_shapes
 from minllm.model.cost import cost
 from minllm.model.lm import LM
-from minllm.study.size import in_words
+from minllm.study.size import in_words, sized
 from minllm.study.solve import crossing, figure_of
 from tests.tiny import completed, groups_of_model, options, reads_memory
 
@@ -25,15 +25,15 @@ COARSE = {"model/mlp=none"}
 """Where nothing has a hidden width, and a multiple of eight channels is all there is to choose."""
 
 
-def said(choices: tuple[str, ...]) -> list[str]:
-    """Return the words for some choices, with a layout that says them and what it needs."""
-    words = ["model/layout=recurrent"] * choices[0].startswith("model/rec=") + [*choices]
-    if any(reads_memory(node) for node in compose(words).model.values() if OmegaConf.is_dict(node)):
-        words += ["objective._target_=tests.tiny.Told", "extensions=[tests]"]
-    return words
+def chosen(choices: tuple[str, ...]) -> DictConfig:
+    """Return the configuration of some choices, with a layout that says them and what they need."""
+    cfg = compose(["model/layout=recurrent"] * choices[0].startswith("model/rec=") + [*choices])
+    if any(reads_memory(node) for node in cfg.model.values() if OmegaConf.is_dict(node)):
+        cfg.objective._target_, cfg.extensions = "tests.tiny.Told", ["tests"]
+    return cfg
 
 
-def shapes(cfg) -> LM:
+def shapes(cfg: DictConfig) -> LM:
     return build_shapes(cfg, build(cfg.tokenizer).vocab_size)
 
 
@@ -43,8 +43,10 @@ def params(model: LM) -> int:
 
 @pytest.mark.parametrize(("choices", "wanted"), SIZED, ids=[f"{c[0]} {n:.0e}" for c, n in SIZED])
 def test_every_option_has_the_parameters_asked_for(choices, wanted):
+    cfg = chosen(choices)
+    cfg.size.params = wanted
     try:
-        cfg = compose([*said(choices), f"size.params={wanted}"])
+        cfg = sized(cfg)
     except UserError as error:
         assert COARSE & {*choices} and "can't be met within 1 %: the nearest is" in str(error)
         return
