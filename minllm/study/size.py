@@ -78,6 +78,10 @@ class Size:
         """The figure itself."""
         return getattr(self, self.target)
 
+    def off(self, figure: float) -> float:
+        """Return how far a figure is from the one that is wanted, as a share of that."""
+        return abs(figure - self.wanted) / self.wanted
+
 
 def sized(cfg: DictConfig) -> DictConfig:
     """Return the configuration with the widths that give the model the size asked for; as it is if none is.
@@ -92,7 +96,7 @@ def sized(cfg: DictConfig) -> DictConfig:
     validate(cfg)
     size: Size = build(cfg.size)
     found, figure = solve(cfg, size)
-    if off(figure, size) > size.within:
+    if size.off(figure) > size.within:
         raise UserError(cannot_be_met(size, found, figure))
     result = cfg.copy()
     for key, before in configured(cfg).items():
@@ -127,24 +131,23 @@ def in_words(cfg: DictConfig, model: LM) -> str | None:
 
     size: Size = build(cfg.size)
     figure = figure_of(model, size.target, cfg.data.seq_len)
-    return (
-        f"Sized by {size.by}: {settings_in_words(size, configured(cfg))} give {figure:,.0f} {TARGETS[size.target]}"
-        f" ({distance(figure, size)} {size.wanted:,.0f})."
-    )
+    apart = f"{distance(figure, size)} {size.wanted:,.0f}" if figure != size.wanted else "as asked"
+    settings = settings_in_words(size, configured(cfg))
+    return f"Sized by {size.by} to {figure:,.0f} {TARGETS[size.target]} ({apart}): {settings}."
 
 
 # ---- sentences -----------------------------------------------------------------------------------
 
 
 def cannot_be_met(size: Size, nearest: Settings, figure: float) -> str:
-    error = off(figure, size)
+    error = size.off(figure)
     if error < 0.2:
         cure = f"Accept it with size.within={math.ceil(error * 1000) / 1000:g}"
     else:
         cure = f"Ask for {'more' if figure > size.wanted else 'less'}"
     return (
         f"size.{size.target}={size.wanted:.0f} can't be met within {100 * size.within:g} %: the nearest is"
-        f" {figure:,.0f} ({distance(figure, size)} it), with {settings_in_words(size, nearest)}. {cure}, or let"
+        f" {figure:,.0f} ({distance(figure, size)}), with {settings_in_words(size, nearest)}. {cure}, or let"
         f" something else give way: size.by={GIVES_WAY[size.by]}."
     )
 
@@ -157,12 +160,7 @@ def settings_in_words(size: Size, settings: Settings) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def off(figure: float, size: Size) -> float:
-    """Return how far a figure is from what is wanted, as a share of that."""
-    return abs(figure - size.wanted) / size.wanted
-
-
 def distance(figure: float, size: Size) -> str:
-    percent = 100 * off(figure, size)
-    digits = 2 if percent < 1 else 1 if percent < 10 else 0
-    return f"{percent:,.{digits}f} % {'below' if figure < size.wanted else 'above'}"
+    percent = 100 * size.off(figure)
+    number = f"{percent:.2g}" if percent < 10 else f"{percent:,.0f}"
+    return f"{number} % {'below' if figure < size.wanted else 'above'}"

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, int | None]
 """Keys of the configuration and what they are set to: {"model.dim": 176, "model.n_layers": 4, …}."""
+Figure = Callable[[int], float | None]
+"""The figure at a number; None where it makes no model."""
 
 LAST = {"model.dim": 2**16, "model.n_layers": 2**8, "hidden": 2**20}
 """Where the search ends: beyond, no machine that this is meant for could hold the model."""
-TRIES = 256
-"""Numbers in a row that are refused before the search gives up; of 4096 channels, 1 in 128 can be cut into heads."""
+TRIES = 128
+"""Numbers that are refused before the search gives up: GPT-J's heads take a width in so many, and none takes fewer."""
 NEIGHBOURS = 4
-"""Widths on both sides of the target that hidden widths are fitted to, the nearest first."""
+"""Widths around the target, the nearest first, for each of which hidden widths are fitted until one will do."""
 
 
 def solve(cfg: DictConfig, size: Size) -> tuple[Settings, float]:
@@ -43,20 +45,19 @@ def solve(cfg: DictConfig, size: Size) -> tuple[Settings, float]:
         UserError: no setting makes a model, or there's nothing to set.
     """
     measure = Measure(cfg, size.target)
-    best: tuple[float, Settings, float] | None = None
+    best: tuple[Settings, float] | None = None
     for settings in candidates(measure, configured(cfg), size):
         figure = measure(settings)
-        error = abs(figure - size.wanted) / size.wanted
-        if best is None or error < best[0]:
-            best = error, settings, figure
-        if error <= size.within:
+        if best is None or size.off(figure) < size.off(best[1]):
+            best = settings, figure
+        if size.off(figure) <= size.within:
             break
     if best is None:
         raise UserError(
             "size.by=hidden changes the hidden width of MLPs, and this model has none that it could change: type"
             " size.by=width or size.by=layers instead."
         )
-    return best[1:]
+    return best
 
 
 def configured(cfg: DictConfig) -> Settings:
@@ -137,8 +138,7 @@ def candidates(measure: Measure, start: Settings, size: Size) -> Iterator[Settin
 
 
 def wider(settings: Settings, dim: int) -> Settings:
-    """Return the settings at another width. Hidden widths keep their proportion to it: those that are null by
-    themselves."""
+    """Return the settings at another width, to which all hidden widths keep their proportion; null does by itself."""
     widths = {key: value for key, value in settings.items() if key.endswith(".hidden") and value is not None}
     scale = dim / settings["model.dim"]
     return {
@@ -190,7 +190,6 @@ def nearest(
         UserError: none can be built around `start`; it's the refusal of `start` itself.
     """
 
-    @functools.cache
     def figure(n: int) -> float | None:
         try:
             return measure(settings_of(n))
@@ -201,29 +200,19 @@ def nearest(
     start = buildable(figure, start, numbers) or start
     measure(settings_of(start))
     middle = crossing(figure, start, numbers, wanted)
-    around = (n for n in itertools.islice(outward(middle, numbers), TRIES) if figure(n) is not None)
+    around = (n for n in itertools.islice(outward(middle, numbers), count * TRIES) if figure(n) is not None)
     yield from map(settings_of, itertools.islice(around, count))
 
 
-def crossing(figure: Callable[[int], float | None], start: int, numbers: range, wanted: float) -> float:
+def crossing(figure: Figure, start: int, numbers: range, wanted: float) -> float:
     """Return where the figure would be what is wanted, between two numbers that have none between them.
 
     It's the first or the last number where what is wanted lies beyond, or where the figure doesn't grow.
     """
-    low = high = start
-    while figure(low) > wanted:
-        n = buildable(figure, low // 2, range(numbers.start, low))
-        if n is None:
-            return low
-        low, high = n, low
-    while figure(high) < wanted:
-        n = buildable(figure, 2 * high, range(high + 1, numbers.stop))
-        if n is None or figure(n) <= figure(high):
-            return high
-        low, high = high, n
+    low, high = bracket(figure, start, numbers, wanted)
     for step in itertools.count():
-        if figure(low) == wanted:
-            return low
+        if figure(low) == wanted or low == high:
+            break
         share = (wanted - figure(low)) / (figure(high) - figure(low))
         secant = low + share * (high - low)
         # a curved figure's secants may creep up from one side; halving now and then ends that
@@ -231,10 +220,26 @@ def crossing(figure: Callable[[int], float | None], start: int, numbers: range, 
         if n is None:
             return secant
         low, high = (n, high) if figure(n) <= wanted else (low, n)
-    raise AssertionError
+    return low
 
 
-def buildable(figure: Callable[[int], float | None], middle: float, numbers: range) -> int | None:
+def bracket(figure: Figure, start: int, numbers: range, wanted: float) -> tuple[int, int]:
+    """Return two numbers with what is wanted between their figures; the same one twice where it lies beyond."""
+    low = high = start
+    while figure(low) > wanted:
+        n = buildable(figure, low // 2, range(numbers.start, low))
+        if n is None:
+            return low, low
+        low, high = n, low
+    while figure(high) < wanted:
+        n = buildable(figure, 2 * high, range(high + 1, numbers.stop))
+        if n is None or figure(n) <= figure(high):
+            return high, high
+        low, high = high, n
+    return low, high
+
+
+def buildable(figure: Figure, middle: float, numbers: range) -> int | None:
     """Return the number nearest to `middle` that makes a model; None if none around does."""
     tried = itertools.islice(outward(middle, numbers), TRIES)
     return next((n for n in tried if figure(n) is not None), None)
