@@ -29,7 +29,7 @@ from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.runs import named_keys
 from minllm.study.arms import Arm, arms_of
-from minllm.study.comparison import Comparison, Tuning, of_arms
+from minllm.study.comparison import METRIC, Comparison, Tuning, of_arms
 from minllm.study.protocol import SEEDS, Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.reading import read_arms
 from minllm.study.report import summary, write_report
@@ -73,7 +73,7 @@ def verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     comparison = inquiry.settle(inquiry.tune())
     readings = read_arms(comparison, inquiry.config, inquiry.protocol.prompts, inquiry.protocol.stories)
     written = write_report(comparison, inquiry.folder, readings)
-    print(f"\n{summary(comparison)}\n\nThe report is in {' and '.join(map(str, written))}")
+    print(f"\n{summary(comparison)}\n\nThe report is {' and '.join(map(str, written))}")
 
 
 class Inquiry:
@@ -194,6 +194,7 @@ class Inquiry:
         config = self.without_arms()
         with read_write(config.hydra):
             config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{phase}", keep
+            config.sweep.metric = METRIC
             config.sweep.minutes = (
                 None if math.isinf(self.ends) else max(self.ends - time.monotonic(), 1e-3) / 60
             )

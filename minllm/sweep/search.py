@@ -75,6 +75,8 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     with search.opened():
         try:
             search.run()
+            if not search.begun:
+                print(search.why_no_more())
         finally:
             written = search.report()
         print(conclusion(search.study, metric=search.settings.metric, written=written))
@@ -157,6 +159,7 @@ class Search:
         self.running: dict[Future[JobReturn], optuna.Trial] = {}
         self.followers: dict[int, list[optuna.Trial]] = {}
         """By the number of a running trial: those that turned out to ask the same."""
+        self.begun = 0  # trials of this call
 
     def run(self) -> None:
         """Search until there are enough trials, and in any case leave the study so that the search can go on."""
@@ -165,8 +168,6 @@ class Search:
             self.recover()
             with self.table:
                 self.table.update(self.trials())
-                if not self.more():
-                    print(self.why_no_more())
                 self.loop()
         except (KeyboardInterrupt, SystemExit):
             print("Stopped. The same command goes on.", file=sys.stderr)
@@ -233,6 +234,7 @@ class Search:
 
     def start(self, trial: optuna.Trial, values: dict[str, Any]) -> None:
         """Have a trial run, unless one that asks the same has run already, or does."""
+        self.begun += 1
         words, cfg = self.history.first_that_fits(values)
         identity = self.history.identity(words)
         trial.set_user_attr("overrides", [*self.question.flags, *(word for word in words if not leads(word))])

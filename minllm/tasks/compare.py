@@ -47,5 +47,5 @@ def compare(
     readings = read_arms(comparison, cfg, prompts, stories)
     written = write_report(comparison, run_dir, readings)
     print(summary(comparison))
-    print(f"The report is in {' and '.join(map(str, written))}")
+    print(f"The report is {' and '.join(map(str, written))}")
     return comparison
