@@ -31,9 +31,9 @@ class WandB(ThreadingHTTPServer):
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         if "upsertView" in query:
             self.saved.append(variables)
-            project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+            where = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
             named = {"name": variables["name"], "displayName": variables["displayName"]}
-            view = {**named, "id": "one", "type": "runs", "project": project, "spec": variables["spec"]}
+            view = {**named, "id": "one", "type": "runs", "project": where, "spec": variables["spec"]}
             return {"upsertView": {"view": {**view, "description": ""}, "inserted": True}}
         if "ProjectInternalId" in query:
             is_there = variables["projectName"] in self.projects

@@ -234,7 +234,7 @@ def _found(arm: _Arm, rule: _Rule, p_sign_flip: float) -> str:
 
 def _so(word: Word, differs: bool, arm: _Arm, rule: _Rule, p_equivalence: float) -> str:
     """Return the sentence with what follows from them; "" where they say it themselves."""
-    within = f"within ± {rule.margin:.4g} (p {_p(p_equivalence)})"
+    within = f"within ± {rule.margin:.4f} (p {_p(p_equivalence)})"
     if word == "equivalent":
         return f"It lies {within}{': real, and too small to matter by the margin set in advance' * differs}."
     if word != "inconclusive":

@@ -32,7 +32,7 @@ from minllm.study.arms import Arm, arms_of
 from minllm.study.comparison import METRIC, Comparison, Tuning, of_arms
 from minllm.study.protocol import SEEDS, Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.reading import read_arms
-from minllm.study.report import summary, write_report
+from minllm.study.report import tell
 from minllm.study.runs import LeftOut, Wanted, find
 from minllm.study.size import TARGETS
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper, key_of
@@ -72,8 +72,8 @@ def verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         return
     comparison = inquiry.settle(inquiry.tune())
     readings = read_arms(comparison, inquiry.config, inquiry.protocol.prompts, inquiry.protocol.stories)
-    written = write_report(comparison, inquiry.folder, readings)
-    print(f"\n{summary(comparison)}\n\nThe report is {' and '.join(map(str, written))}")
+    print()
+    tell(comparison, inquiry.folder, readings)
 
 
 class Inquiry:
@@ -100,9 +100,9 @@ class Inquiry:
         """Say what will be run."""
         protocol, arms = self.protocol, len(self.arms)
         lines = [f"{name}: {' '.join(words) or 'as it is'}" for name, words in self.arms.items()]
-        size = next((word for word in self.shared if word.startswith("size.")), None)
-        if size:
-            lines.append(f"Each has the size of the first: {size}.")
+        sizes = [word for word in (*self.shared, *self.typed) if word.startswith("size.")]
+        if sizes:
+            lines.append(f"Each is sized alike: {' '.join(sizes)}.")
         if protocol.rates:
             tuned = arms * len(protocol.rates) * len(protocol.tuning_seeds)
             lines += [f"{name} tries optim.lr={', '.join(map(str, self.rates[name]))}." for name in self.arms]

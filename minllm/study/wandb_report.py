@@ -8,9 +8,24 @@ import io
 import re
 
 from minllm.errors import first_line
+from minllm.study.comparison import Comparison
 from minllm.training.loggers import GROUP_LIMIT, has_api_key, short
 
 TITLE_LIMIT = 128
+
+
+def publish_if_mirrored(comparison: Comparison, markdown: str) -> str | None:
+    """Make a report if Weights & Biases has the runs; return what came of it, or None if it doesn't have them."""
+    loggers = [run.cfg.logger for arm in comparison.arms for run in arm.runs.values()]
+    places = {(logger.project, logger.group) for logger in loggers if "project" in logger}
+    if not places:
+        return None
+    if len(places) > 1:
+        return (
+            "W&B: no report, since the runs are in several groups: train them with one logger.group=<name>."
+        )
+    ((project, group),) = places
+    return publish(project=project, entity=None, group=group, title=comparison.headline, markdown=markdown)
 
 
 def publish(*, project: str, entity: str | None, group: str, title: str, markdown: str) -> str:

@@ -10,7 +10,7 @@ from minllm.options import Natural, Positive
 from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
 from minllm.study.reading import read_arms
-from minllm.study.report import summary, write_report
+from minllm.study.report import tell
 from minllm.study.runs import Wanted
 
 
@@ -45,7 +45,5 @@ def compare(
     wanted = Wanted(runs, name, tag, choice, date)
     comparison = compared(wanted, baseline=baseline, margin=margin, aa=aa, extensions=cfg.extensions)
     readings = read_arms(comparison, cfg, prompts, stories)
-    written = write_report(comparison, run_dir, readings)
-    print(summary(comparison))
-    print(f"The report is {' and '.join(map(str, written))}")
+    tell(comparison, run_dir, readings)
     return comparison

@@ -13,9 +13,18 @@ from minllm.study.report.data import to_json
 from minllm.study.report.markdown import markdown
 from minllm.study.report.page import page
 from minllm.study.report.rows import COLUMNS, cells
+from minllm.study.wandb_report import publish_if_mirrored
 from minllm.training.rundir import write_text
 
 IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
+
+
+def tell(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> None:
+    """Write the report into a folder, also at Weights & Biases if the runs are there, and print the summary."""
+    written = write_report(comparison, folder, readings)
+    mirrored = publish_if_mirrored(comparison, markdown(comparison, readings))
+    print(summary(comparison))
+    print("\n".join(filter(None, [mirrored, f"The report is {' and '.join(map(str, written))}"])))
 
 
 def write_report(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> list[Path]:

@@ -16,9 +16,9 @@ from minllm.study.report.words import called
 
 
 def commands(comparison: Comparison) -> list[str]:
-    """Return what to type: what the comparison was made by if that's known, a line for each arm, and the comparison."""
+    """Return what to type: what made the runs and compared them if that's known; and a line for each arm."""
     arms = [line for arm in comparison.arms for line in lines_of(arm)]
-    return [*comparison.commands, *arms, compared(comparison)]
+    return [*comparison.commands, *arms] if comparison.commands else [*arms, compared(comparison)]
 
 
 def lines_of(arm: Arm) -> list[str]:
