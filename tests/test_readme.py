@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DATA = (ROOT / "docs" / "data.md").read_text()
 SEARCH = (ROOT / "docs" / "search.md").read_text()
+COMPARE = (ROOT / "docs" / "compare.md").read_text()
+MIXERS = (ROOT / "docs" / "mixers.md").read_text()
 TINY = [
     "model.dim=16",
     "model.n_layers=1",
@@ -51,8 +53,8 @@ def blocks(language: str, page: str = README) -> list[str]:
 
 
 def commands(page: str = README) -> list[list[str]]:
-    lines = [line for block in blocks("sh", page) for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines]
+    whole = [block.replace("\\\n", "") for block in blocks("sh", page)]  # a line may go on in the next
+    return [shlex.split(line, comments=True) for block in whole for line in block.splitlines()]
 
 
 @pytest.mark.slow  # each command is a process that imports torch
@@ -60,14 +62,15 @@ def test_every_command_runs(tmp_path):
     """In the README's order, in an empty folder with the example's two files, each at a tiny size."""
     write_idea(tmp_path)
     write_texts(tmp_path)
-    for command in commands():
+    for command in [*commands(), *commands(MIXERS)[-1:]]:
         if command[0] == "make":
             done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
         else:
             done = run_tiny(command, tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 4 + 2
-    assert len(list(tmp_path.glob("outputs/*/*/*/summary.json"))) == 9 + 4 + 12 + 2
+    assert len(list(tmp_path.glob("outputs/*/*-grid-*/*/summary.json"))) == 9 + 4 + 12 + 12
+    assert len(list(tmp_path.glob("outputs/*/*/report.html"))) == 1 + 3
 
 
 @pytest.mark.slow  # each command is a process that imports torch
@@ -86,6 +89,25 @@ def test_every_command_of_the_page_on_searching_runs(tmp_path):
         done = run_tiny(command, tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
         assert "sweep.dry_run=true" in command or "reached the lowest val_loss" in done.stdout
+
+
+@pytest.mark.slow  # each command is a process, or a search with processes of its own
+def test_every_command_of_the_page_on_comparing_runs(tmp_path):
+    in_readme = [command for command in commands() if command[1] == "sweep.py"]
+    for command in [command for command in commands(COMPARE) if command not in in_readme]:
+        done = run_tiny(command, tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+        if "sweep.dry_run=true" not in command and "-m" not in command:
+            assert "The report is " in done.stdout
+    lines = blocks("python", COMPARE)[0]
+    done = subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert "differential" in done.stdout, done.stderr
 
 
 def test_the_python_example_of_the_page_on_data_runs():
@@ -141,7 +163,10 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     assert command[0] == "python" and command[1] in ("run.py", "sweep.py")
     words = command[2:]
     continues = any(word.startswith(("run=", "resume=")) for word in words)
-    if command[1] == "sweep.py":
+    words = ["size.params=2e4" if word.startswith("size.params") else word for word in words]
+    if "search=verdict" in words:
+        words += [*TINY, "train.evals=1", "train.steps=2", "search.rates=[]", "search.looks=[2]"]
+    elif command[1] == "sweep.py":
         words = [word for word in words if not word.startswith("hydra.sweeper.n_trials")]
         words += [*TINY, "train.minutes=null", "train.evals=1", "hydra.sweeper.n_trials=1"]
         words.append("train.steps=2")
@@ -150,7 +175,7 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     elif any("small_" in word for word in words):  # models of their own sizes
         words = [word for word in words if not word.startswith("seed=")]
         words += [word for word in TINY if not word.startswith(("model", "tokenizer"))] + ["train.steps=2"]
-    elif not continues and "--help" not in words:
+    elif not continues and not {"--help", "task=compare"} & set(words):
         chosen = {word.partition("=")[0] for word in words}
         words = [*words, *(word for word in TINY if is_free(word, chosen)), "train.steps=2"]
         if any(word.startswith("data=tinystories") for word in words):

@@ -61,7 +61,8 @@ class LeftOut:
 class Wanted:
     """Which runs to look at: those in `folders`, or all under outputs/, as far as the rest says.
 
-    folders: of runs, of grids and searches, or anything above them; a * stands for anything
+    folders: of runs, of grids and searches, or anything above them; a * stands for anything, and latest for the grid
+        that was begun last
     name: a part of the folder's name, or of its grid's
     tag: one of its tags
     choice: choices that it has made, such as norm=pre
@@ -126,7 +127,8 @@ def folders_of(named: Sequence[str]) -> list[Path]:
     """Return the folders of all runs in some folders, each once."""
     found: dict[Path, None] = {}
     for word in named or [str(OUTPUTS)]:
-        matches = sorted(glob.glob(str(Path(word).expanduser())), key=in_natural_order)
+        place = latest_grid() if word == "latest" else Path(word).expanduser()
+        matches = sorted(glob.glob(str(place)), key=in_natural_order)
         inside = [folder for match in matches for folder in runs_in(Path(match))]
         if not inside:
             where = f"There is no folder '{word}'" if not matches else f"There is no run in '{word}'"
@@ -135,6 +137,16 @@ def folders_of(named: Sequence[str]) -> list[Path]:
             )
         found.update(dict.fromkeys(folder.resolve() for folder in inside))
     return list(found)
+
+
+def latest_grid() -> Path:
+    """Return the folder of the grid that was begun last."""
+    grids = sorted(OUTPUTS.glob("*/*-grid-*"))
+    if not grids:
+        raise UserError(
+            f"There is no grid under {OUTPUTS.resolve()} yet. Train one: python run.py -m norm=pre,post seed=0,1,2"
+        )
+    return grids[-1]
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
