@@ -7,6 +7,7 @@
     summary = minllm.train(cfg)
     model, tokenizer, cfg = minllm.load("latest")
     texts = minllm.generate(model, tokenizer, ["Once upon a time"])
+    print(minllm.compare(["outputs/multirun/…"]).headline)                    # which arm is better, if any
 
 What goes wrong by the caller's doing is raised as `minllm.UserError`, in a sentence.
 """
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from minllm.errors import UserError as UserError
     from minllm.generation.generate import generate as generate
     from minllm.model.build import build_model as build_model
+    from minllm.study.comparison import compare as compare
     from minllm.tracing import trace as trace
     from minllm.training.checkpoints import load as load
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 HOMES = {
     "UserError": "minllm.errors",
     "build_model": "minllm.model.build",
+    "compare": "minllm.study.comparison",
     "compose": "minllm.config",
     "generate": "minllm.generation.generate",
     "load": "minllm.training.checkpoints",
