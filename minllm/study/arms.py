@@ -168,6 +168,7 @@ def facts(arms: Sequence[Arm]) -> list[Fact]:
     """Return what was equal between arms and what wasn't, what matters most first."""
     return [
         Fact("validation text", True, "the same to the byte"),
+        same_words("seeds", [", ".join(map(str, arm.runs)) for arm in arms]),
         said_by_config(arms, "tokenizer", "the same", "different, and so compared in bits a byte"),
         said_by_config(arms, "data", "the same, in the same order", "different"),
         said_by_config(arms, "objective", "the same", "different"),
@@ -210,8 +211,12 @@ def amount(
 
 
 def label(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:
-    values = dict.fromkeys(str(of(run)) for arm in arms for run in arm.runs.values())
-    return Fact(what, len(values) == 1, " and ".join(values))
+    return same_words(what, [str(of(run)) for arm in arms for run in arm.runs.values()])
+
+
+def same_words(what: str, said: Sequence[str]) -> Fact:
+    different = dict.fromkeys(said)
+    return Fact(what, len(different) == 1, " and ".join(different))
 
 
 def version(run: TrainedRun) -> str:

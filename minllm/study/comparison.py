@@ -16,6 +16,7 @@ METRIC = "val_bpb"
 
 ALL = "all"
 MARGIN = 0.005
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def compare(
     baseline: str | None = None,
     margin: float = MARGIN,
     aa: bool = False,
-    alpha: float = 0.05,
+    alpha: float = ALPHA,
     looks: int = 1,
     extensions: Iterable[str] = (),
 ) -> Comparison:
@@ -169,7 +170,7 @@ def of_arms(
     baseline: str | None = None,
     margin: float = MARGIN,
     aa: bool = False,
-    alpha: float = 0.05,
+    alpha: float = ALPHA,
     looks: int = 1,
 ) -> Comparison:
     """Compare arms, which have their names already; see `compare`."""

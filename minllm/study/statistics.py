@@ -75,6 +75,11 @@ def verdicts(
     return [_judge(arm, rule, *ps) for arm, ps in zip(arms, p_values)]
 
 
+def least_pairs(level: float) -> int:
+    """Return the fewest pairs with which the sign-flip test can meet a level: its smallest p is 2/2^n."""
+    return next(n for n in itertools.count(LEAST_PAIRS) if 2 / 2**n <= level)
+
+
 def noise_floor(values: Sequence[float]) -> float | None:
     """Return how far apart two runs of the same arm may be by their seeds alone, in 95 of 100 cases.
 
@@ -105,8 +110,7 @@ class _Rule:
 
     @property
     def least(self) -> int:
-        """The fewest pairs with which the sign-flip test can meet the strictest level."""
-        return next(n for n in itertools.count(LEAST_PAIRS) if 2 / 2**n <= self.strictest)
+        return least_pairs(self.strictest)
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,13 @@ from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.runs import named_keys
 from minllm.study.arms import Arm, arms_of
-from minllm.study.comparison import METRIC, Comparison, Tuning, of_arms
+from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_arms
 from minllm.study.protocol import SEEDS, Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.reading import read_arms
 from minllm.study.report import tell
 from minllm.study.runs import LeftOut, Wanted, find
 from minllm.study.size import TARGETS
+from minllm.study.statistics import least_pairs
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper, key_of
 from minllm.sweep.question import Question
 from minllm.sweep.report.trials import is_complete, seconds_of
@@ -109,6 +110,10 @@ class Inquiry:
             lines.append(f"Tuning: {tuned} runs, of seed {', '.join(map(str, protocol.tuning_seeds))}.")
         looks = " or ".join(map(str, protocol.looks))
         lines.append(f"Pairs: seeds 0, 1, 2, …; the verdict is looked at after {looks} of them.")
+        if protocol.looks[0] < (least := self.least_pairs()):
+            lines.append(
+                f"With fewer than {least} pairs no arm can be called better or worse in so many looks."
+            )
         return "\n".join(lines)
 
     # ---- the steps -------------------------------------------------------------------------------
@@ -154,6 +159,11 @@ class Inquiry:
         if comparison is None:
             raise UserError(TIME_WAS_UP.format("before every arm had a run"))
         return comparison
+
+    def least_pairs(self) -> int:
+        """Return the fewest pairs that can settle a difference in every contest, with so many looks."""
+        contests = math.comb(len(self.arms), 2) if self.protocol.baseline == ALL else len(self.arms) - 1
+        return least_pairs(ALPHA / len(self.protocol.looks) / max(1, contests))
 
     def pairs_in_time(self, seconds: float) -> float:
         """Return how many more pairs there is time for, if a run takes so many seconds."""
