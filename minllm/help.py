@@ -37,6 +37,7 @@ Train a small language model, one choice of its architecture at a time.
   python run.py                                      train the default model on the built-in corpus
   python run.py model/attn=mqa norm=post             the same, two choices changed
   python run.py -m model/attn=mha,gqa,mqa seed=0,1   a grid: every combination, one after the other
+  python run.py task=compare 'runs=[latest]'         which arms of the last grid are better, and how sure that is
   python run.py resume=latest                        go on with the newest run
   python run.py task=generate run=latest 'prompts=[Once upon a time]'
   python run.py task=trace model/attn=mqa            shapes, parameters and FLOPs of every step
@@ -59,6 +60,7 @@ Search the choices and settings of run.py with Optuna; what runs out of memory, 
   python sweep.py search=size memory.limit=8GiB hydra.sweeper.n_trials=50 hydra.sweeper.n_jobs=2
   python sweep.py search=none 'optim.lr=tag(log,interval(1e-4,1e-2))' 'model/attn=choice(mha,gqa,mqa)'
   python sweep.py search=grid hydra/sweeper/sampler=grid sweep.dry_run=true
+  python sweep.py search=verdict 'arms.a=[model/attn=gqa]' 'arms.b=[model/attn=differential]'   which is better
 
 hydra.sweeper.n_trials is how many trials there are in the end, and hydra.sweeper.n_jobs how many run at once.
 hydra/sweeper/sampler is tpe, random, grid, gp, cmaes, nsgaii, nsgaiii or qmc.

@@ -106,7 +106,7 @@ class Comparison:
     def headline(self) -> str:
         """The answer in one sentence."""
         if not self.contests:
-            return "Noise floor: each arm against itself."
+            return "; ".join(f"{one.arm.name} against itself: {one.verdict.word}" for one in self.noise) + "."
         if len(self.contests) == 1:
             return self.contests[0].sentence.partition(". ")[0] + "."
         best = [arm for arm in self.arms if self._beats_all(arm)]
