@@ -96,7 +96,12 @@ def arms_of(runs: Sequence[TrainedRun]) -> tuple[list[Arm], list[LeftOut]]:
 
 def identity(cfg: DictConfig) -> tuple[Any, ...]:
     """Return what the runs of one arm have in common."""
-    return tuple(sorted((key, repr(value)) for key, value in learnt_from(cfg).items()))
+    return tuple(sorted((key, as_it_counts(value)) for key, value in learnt_from(cfg).items()))
+
+
+def as_it_counts(value: Any) -> str:
+    """Return the same for values that mean the same: 1 and 1.0."""
+    return repr(float(value) if type(value) is int else value)
 
 
 def learnt_from(cfg: DictConfig) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     plain = [learnt_from(arm.any.cfg) for arm in arms]
     keys = dict.fromkeys(key for values in plain for key in values)
     found = {key: [values.get(key) for values in plain] for key in keys if not key.endswith("_target_")}
-    return {key: values for key, values in found.items() if len({repr(value) for value in values}) > 1}
+    return {key: values for key, values in found.items() if len(set(map(as_it_counts, values))) > 1}
 
 
 def facts(arms: Sequence[Arm]) -> list[Fact]:
