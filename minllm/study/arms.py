@@ -106,11 +106,11 @@ def as_it_counts(value: Any) -> str:
 
 def learnt_from(cfg: DictConfig) -> dict[str, Any]:
     """Return the values of a configuration on which depends what is learnt, but for the seed."""
-    return {
-        key: value
-        for key, value in leaves(cfg).items()
-        if key.partition(".")[0] not in SECTIONS_ASIDE and key not in KEYS_ASIDE
-    }
+    return {key: value for key, value in leaves(cfg).items() if not is_aside(key)}
+
+
+def is_aside(key: str) -> bool:
+    return re.split("[./]", key)[0] in SECTIONS_ASIDE or key in KEYS_ASIDE
 
 
 def finished_at(run: TrainedRun) -> float:
@@ -119,7 +119,9 @@ def finished_at(run: TrainedRun) -> float:
 
 def names_of(cfgs: Sequence[DictConfig]) -> list[str]:
     """Return what sets each configuration apart: the choices that differ, and values where these don't suffice."""
-    choices = [{group: str(option) for group, option in cfg.choices.items()} for cfg in cfgs]
+    choices = [
+        {group: str(option) for group, option in cfg.choices.items() if not is_aside(group)} for cfg in cfgs
+    ]
     presets = [one.get("experiment") for one in choices]
     if len(set(presets)) == len(presets):
         return [f"experiment={preset}" if len(presets) > 1 else "" for preset in presets]
