@@ -128,10 +128,18 @@ def names_of(cfgs: Sequence[DictConfig]) -> list[str]:
     names = [" ".join(words) for words in words_apart(choices)]
     for name in {name for name in names if names.count(name) > 1}:
         same = [i for i, one in enumerate(names) if one == name]
-        values = [{key: str(value) for key, value in learnt_from(cfgs[i]).items()} for i in same]
-        for i, words in zip(same, words_apart(values)):
+        for i, words in zip(same, values_apart([cfgs[i] for i in same])):
             names[i] = " ".join(filter(None, [name, *words]))
     return names
+
+
+def values_apart(cfgs: Sequence[DictConfig]) -> list[list[str]]:
+    """Return the values that set each configuration apart: those that were typed, if they do, or all."""
+    typed = tuple(f"{word.partition('=')[0].lstrip('+')}." for cfg in cfgs for word in cfg.get("typed") or [])
+    values = [{key: str(value) for key, value in learnt_from(cfg).items()} for cfg in cfgs]
+    chosen = [{key: one[key] for key in one if f"{key}.".startswith(typed)} for one in values]
+    words = words_apart(chosen)
+    return words if len(set(map(tuple, words))) == len(cfgs) else words_apart(values)
 
 
 def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
