@@ -70,6 +70,7 @@ def verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     print(inquiry.plan(), flush=True)
     if inquiry.config.sweep.dry_run:
         return
+    inquiry.note()
     comparison = inquiry.settle(inquiry.tune())
     readings = read_arms(comparison, inquiry.config, inquiry.protocol.prompts, inquiry.protocol.stories)
     written = write_report(comparison, inquiry.folder, readings)
@@ -89,7 +90,8 @@ class Inquiry:
         self.name, self.folder = self.config.sweep.name, Path(str(self.config.hydra.sweep.dir))
         self.typed = [word for word in typed if key_of(word).partition(".")[0] != "arms"]
         self.ends = time.monotonic() + (self.config.sweep.minutes or math.inf) * 60
-        self.shared = [*self.logged_together(), *self.same_precision()]
+        self.precision = self.same_precision()
+        self.shared = [*self.logged_together(), *self.precision]
         self.bases = {name: self.composed(name) for name in self.arms}
         self.shared += self.same_size()
         for name in self.arms:
@@ -232,26 +234,24 @@ class Inquiry:
         return [f"size.{equal}={had:.12g}"]
 
     def same_precision(self) -> list[str]:
-        """Return the word that has all runs compute alike, which is measured once.
-
-        It's kept with the protocol: a later call goes on with both, and a protocol that has changed is refused.
-        """
-        file, asked = self.folder / NOTES, asdict(self.protocol)
+        """Return the word that has all runs compute alike, which is measured once, when the verdict begins."""
+        file = self.folder / NOTES
         if file.exists():
             kept = json.loads(file.read_text(encoding="utf-8"))
-            refuse_changes(kept["protocol"], asked, self.name)
+            refuse_changes(kept["protocol"], asdict(self.protocol), self.name)
             return kept["words"]
-        words = []
         if (
             self.config.train.precision == "auto"
             and self.config.hydra.launcher._target_ == LauncherOptions._target_
         ):
             device = machine.choose_device(self.config.train.device)
-            words = [f"train.precision={machine.choose_precision('auto', device)[0]}"]
-        if not self.config.sweep.dry_run:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(file, to_json({"protocol": asked, "words": words}))
-        return words
+            return [f"train.precision={machine.choose_precision('auto', device)[0]}"]
+        return []
+
+    def note(self) -> None:
+        """Write down the protocol, and how all runs compute: a later call goes on with both, and changes neither."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / NOTES, to_json({"protocol": asdict(self.protocol), "words": self.precision}))
 
     def logged_together(self) -> list[str]:
         """Return the word by which Weights & Biases knows the runs of this verdict as one group."""
