@@ -33,7 +33,7 @@ from minllm.study.comparison import METRIC, Comparison, Tuning, of_arms
 from minllm.study.protocol import SEEDS, Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.reading import read_arms
 from minllm.study.report import summary, write_report
-from minllm.study.runs import LeftOut, Wanted, find
+from minllm.study.runs import LeftOut, Wanted, find, runs_in
 from minllm.study.size import TARGETS
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper, key_of
 from minllm.sweep.question import Question
@@ -147,14 +147,10 @@ class Inquiry:
                 trials = self.trials(f"seeds-{name}", words, pairs * self.protocol.runs_of_a_pair, keep="all")
                 took += [seconds_of(trial) or 0.0 for trial in trials if is_complete(trial)]
             comparison = self.compared(tuning)
-            if comparison is None:
-                break
             done, seconds = pairs, sum(took) / len(took)
             print(f"After {pairs} pairs: {comparison.headline}", flush=True)
             if is_settled(comparison):
                 break
-        if comparison is None:
-            raise UserError(TIME_WAS_UP.format("before every arm had a run"))
         return comparison
 
     def pairs_in_time(self, seconds: float) -> float:
@@ -164,17 +160,20 @@ class Inquiry:
         seconds_of_a_pair = seconds * len(self.arms) * self.protocol.runs_of_a_pair / self.sweeper.n_jobs
         return max(0, int((self.ends - time.monotonic()) / seconds_of_a_pair))
 
-    def compared(self, tuning: Mapping[str, Tuning]) -> Comparison | None:
-        """Compare what has been trained so far; None where an arm has no run yet."""
+    def compared(self, tuning: Mapping[str, Tuning]) -> Comparison:
+        """Compare what has been trained so far. UserError where an arm has no run that came to its end."""
         arms: list[Arm] = []
         left_out: list[LeftOut] = []
         for name in self.arms:
-            runs, others = find(Wanted([str(self.folder / f"seeds-{name}")]), self.config.extensions)
+            folder = self.folder / f"seeds-{name}"
+            if not any(runs_in(folder)):
+                raise UserError(TIME_WAS_UP.format("before every arm had a run"))
+            runs, others = find(Wanted([str(folder)]), self.config.extensions)
+            if not runs:
+                raise UserError(f"No run of arm {name} came to its end. {others[0].folder}: {others[0].why}")
             found, repeated = arms_of(runs)
             left_out += [*others, *repeated]
             arms += [replace(arm, name=self.called(name)) for arm in found]
-        if len(arms) < len(self.arms):
-            return None
         comparison = of_arms(
             arms,
             left_out,
