@@ -89,11 +89,15 @@ def refuse_environment(hydra_cfg: DictConfig) -> None:
 
 def quoted(word: str) -> str:
     """Return a word with quotes where Hydra wants them: in `arms.a=[norm=pre]`, whose list holds words itself."""
-    listed = re.fullmatch(r"([^=\[\]'\"]+=)\[(.+)\]", word, re.DOTALL)
-    if not listed:
+    key, _, value = word.partition("=")
+    lists = [part.strip() for part in parts_of(value)]
+    if not all(one.startswith("[") and one.endswith("]") for one in lists):
         return word
-    parts = [part.strip() for part in parts_of(listed[2])]
-    return f"{listed[1]}[{','.join(in_quotes(part) if is_word(part) else part for part in parts)}]"
+    return f"{key}={','.join(f'[{words_quoted(one[1:-1])}]' for one in lists)}"
+
+
+def words_quoted(listed: str) -> str:
+    return ",".join(in_quotes(part.strip()) if is_word(part.strip()) else part for part in parts_of(listed))
 
 
 def is_word(part: str) -> bool:
@@ -101,23 +105,26 @@ def is_word(part: str) -> bool:
 
 
 def in_quotes(part: str) -> str:
+    part = re.sub(r"\\+(?='|\Z)", lambda backslashes: 2 * backslashes[0], part)
     return "'" + part.replace("'", "\\'") + "'"
 
 
 def parts_of(text: str) -> list[str]:
-    """Split a list's text at its own commas, and not at those inside brackets or quotes."""
-    parts, depth, quote = [""], 0, ""
+    """Split a list's text at its own commas, and not at those inside brackets or quotes, or behind a backslash."""
+    parts, depth, quote, escaped = [""], 0, "", False
     for char in text:
-        if char == "," and not depth and not quote:
+        if char == "," and not depth and not quote and not escaped:
             parts.append("")
             continue
-        if quote:
+        parts[-1] += char
+        if escaped or char == "\\":
+            escaped = not escaped
+        elif quote:
             quote = "" if char == quote else quote
         elif char in "'\"":
             quote = char
         else:
             depth += (char in "[{(") - (char in "]})")
-        parts[-1] += char
     return parts
 
 

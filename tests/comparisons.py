@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from minllm.config import compose
 from minllm.study.arms import Arm
 from minllm.study.comparison import Comparison, of_arms
 from minllm.study.reading import Guess, Reading
@@ -31,23 +33,65 @@ def run(folder: Path, name: str, seed: int, bpb: float, **changed: Any) -> Train
     typed = changed.pop("typed", [f"norm={name}", f"seed={seed}", "model.layout=[attn mlp]"])
     words = {} if typed is None else {"typed": typed}
     cfg = {"seed": seed, "norm": {"kind": name}, "optim": {"lr": 0.003}, "choices": {"norm": name}, **words}
-    summary = {
+    folder = folder / f"{name.replace('/', '_')}-{seed}"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    write_metrics(folder, bpb, seed, tokens)
+    return TrainedRun(
+        folder, OmegaConf.create(cfg), figures(bpb, seed, tokens=tokens[-1], **changed), ENVIRONMENT
+    )
+
+
+def figures(bpb: float, seed: int, **changed: Any) -> dict[str, Any]:
+    """Return what summary.json says of a run."""
+    return {
         **{"val_bpb": bpb, "floor_bpb": FLOOR, "bpb_above_floor": bpb - FLOOR, "validation_text": "abc"},
         **{"params": 1_234_567, "params_active": 1_000_000, "params_non_embedding": 900_000},
-        **{"flops_per_token": 6e6, "state_bytes_per_sequence": 4096, "tokens": tokens[-1], "seed": seed},
+        **{"flops_per_token": 6e6, "state_bytes_per_sequence": 4096, "tokens": 4000, "seed": seed},
         **{"tokens_per_second": 1e5, "wall_seconds": 130.0, "peak_memory_bytes": 3 * 2**28},
         **{"decisions": {"precision": "bf16"}},
         **changed,
     }
+
+
+def write_metrics(folder: Path, bpb: float, seed: int, tokens: Sequence[int]) -> None:
     events = [
         {"step": i + 1, "tokens": at, "seconds": at / 1000 + seed / 10, "val_bpb": bpb + 4000 / at - 1}
         for i, at in enumerate(tokens)
     ]
-    folder = folder / f"{name.replace('/', '_')}-{seed}"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").touch()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    return TrainedRun(folder, OmegaConf.create(cfg), summary, ENVIRONMENT)
+
+
+def finished(
+    folder: Path,
+    *words: str,
+    seed: int = 0,
+    bpb: float = 2.0,
+    environment: Mapping[str, Any] = ENVIRONMENT,
+    **changed: Any,
+) -> Path:
+    """Write what `python run.py <words> seed=<seed>` leaves when it has ended; what is changed is its summary."""
+    begun(folder, *words, seed=seed)
+    write_metrics(folder, bpb, seed, [1000, 2000, 4000])
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (folder / "summary.json").write_text(json.dumps(figures(bpb, seed, **changed)))
+    (folder / "log.txt").write_text("Training.\nThe last line.\n")
+    return folder
+
+
+def begun(folder: Path, *words: str, seed: int = 0) -> Path:
+    """Write the folder of a run that has come as far as its configuration."""
+    cfg = composed(*words).copy()
+    cfg.seed, cfg.typed = seed, [*words, f"seed={seed}"]
+    folder.mkdir(parents=True)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    return folder
+
+
+@functools.cache
+def composed(*words: str) -> DictConfig:
+    """Return what `words` compose, which takes a tenth of a second; nobody changes it."""
+    return compose(words)
 
 
 def comparison(

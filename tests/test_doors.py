@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import minllm
 import run as door
+from minllm.config import compose
+from minllm.door import quoted
 from minllm.help import CONF, find_groups, help_text, of_search, sweep_help_text
 from tests.test_config import MINE, OPTIONS, REFUSED, idea  # noqa: F401  (idea is a fixture)
 
@@ -122,6 +125,63 @@ def test_a_typo_in_a_grid_is_refused_before_anything_runs(go: Callable):
 def test_a_grid_in_which_nothing_is_written_leaves_nothing(go: Callable):
     assert go("-m", "seed=0,1")[0] == 0
     assert not Path("outputs").exists()
+
+
+# ---- lists of words ------------------------------------------------------------------------------
+
+
+def read_by_hydra(word: str) -> object:
+    (read,) = OverridesParser.create().parse_overrides([word])
+    return list(read.sweep_string_iterator()) if read.is_sweep_override() else read.value()
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("choice=[norm=pre]", ["norm=pre"]),
+        ("choice=[norm=pre, model/attn=gqa]", ["norm=pre", "model/attn=gqa"]),
+        ("+arms.a=[optim.lr=1e-3,plain]", ["optim.lr=1e-3", "plain"]),
+        ("arms.a=[model.layout=[attn mlp,rec mlp],seed=1]", ["model.layout=[attn mlp,rec mlp]", "seed=1"]),
+        ("arms.a=[train={steps: 1,evals: 2}]", ["train={steps: 1,evals: 2}"]),
+        ("arms.a=[model.layout=['attn mlp','mlp']]", ["model.layout=['attn mlp','mlp']"]),
+        ("arms.a=[data.path=it's]", ["data.path=it's"]),
+        ("arms.a=[data.path=C:\\]", ["data.path=C:\\"]),
+        (r"arms.a=[data.path=a\'b]", [r"data.path=a\'b"]),
+        ("arms.a=[size.params=${seed}]", ["size.params=${seed}"]),
+        ("choice=[norm=pre],[norm=post]", ["['norm=pre']", "['norm=post']"]),
+    ],
+)
+def test_words_in_a_list_need_no_quotes_of_their_own(typed: str, words: list[str]):
+    assert read_by_hydra(quoted(typed)) == words
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "norm=pre",
+        "seed=0,1",
+        "tags=[a, b]",
+        "tags=[]",
+        "model.layout=[attn mlp],[mlp attn]",
+        "runs=[outputs/2026-11-25/x,y]",
+        "choice=['norm=pre',\"norm=post\"]",
+        r"arms.a=['data.path=it\'s, or not','norm=post']",
+        "train={steps: 5}",
+        "optim.lr=tag(log,interval(1e-4,1e-2))",
+        "~logger",
+        "--config-dir=[x]",
+        "x=",
+    ],
+)
+def test_what_hydra_reads_by_itself_stays_as_it_is_typed(typed: str):
+    assert quoted(typed) == typed
+
+
+def test_words_in_a_list_need_no_quotes_in_python_either():
+    assert compose(["task=compare", "choice=[norm=pre, model/attn=gqa]"]).choice == [
+        "norm=pre",
+        "model/attn=gqa",
+    ]
 
 
 # ---- answers that come at once -------------------------------------------------------------------

@@ -17,20 +17,26 @@ from minllm.sweep.sampling import ask
 from tests.instant import search_at_once
 from tests.questions import question
 
-SEARCHES = sorted(path.stem for path in Path(CONF, "search").glob("*.yaml") if path.stem != "none")
+SEARCHES = {path.stem: path.read_text() for path in sorted(Path(CONF, "search").glob("*.yaml"))}
+SPACES = [name for name, text in SEARCHES.items() if "\n_target_: minllm.sweep.space.Plan\n" in text]
+SPACES.remove("none")
 
 
 # ---- the spaces that there are -----------------------------------------------------------------------
 
 
+def test_a_verdict_is_a_search_but_no_space():
+    assert {*SPACES, "none", "verdict"} == {*SEARCHES}
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 def test_a_file_says_in_its_first_line_what_it_is(search):
-    lines = Path(CONF, "search", f"{search}.yaml").read_text().splitlines()
-    assert lines[0].startswith("# ") and not lines[1].startswith("#")
+    comment, after = SEARCHES[search].removeprefix("# @package _global_\n").splitlines()[:2]
+    assert comment.startswith("# ") and not after.startswith("#")
 
 
 @pytest.mark.slow  # a configuration takes a tenth of a second to compose
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", SPACES)
 def test_most_of_what_is_drawn_from_a_file_is_built_and_the_rest_refused_in_a_sentence(search):
     with question(f"search={search}") as asked:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

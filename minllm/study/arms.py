@@ -96,16 +96,21 @@ def arms_of(runs: Sequence[TrainedRun]) -> tuple[list[Arm], list[LeftOut]]:
 
 def identity(cfg: DictConfig) -> tuple[Any, ...]:
     """Return what the runs of one arm have in common."""
-    return tuple(sorted((key, repr(value)) for key, value in learnt_from(cfg).items()))
+    return tuple(sorted((key, as_it_counts(value)) for key, value in learnt_from(cfg).items()))
+
+
+def as_it_counts(value: Any) -> str:
+    """Return the same for values that mean the same: 1 and 1.0."""
+    return repr(float(value) if type(value) is int else value)
 
 
 def learnt_from(cfg: DictConfig) -> dict[str, Any]:
     """Return the values of a configuration on which depends what is learnt, but for the seed."""
-    return {
-        key: value
-        for key, value in leaves(cfg).items()
-        if key.partition(".")[0] not in SECTIONS_ASIDE and key not in KEYS_ASIDE
-    }
+    return {key: value for key, value in leaves(cfg).items() if not is_aside(key)}
+
+
+def is_aside(key: str) -> bool:
+    return re.split("[./]", key)[0] in SECTIONS_ASIDE or key in KEYS_ASIDE
 
 
 def finished_at(run: TrainedRun) -> float:
@@ -114,17 +119,27 @@ def finished_at(run: TrainedRun) -> float:
 
 def names_of(cfgs: Sequence[DictConfig]) -> list[str]:
     """Return what sets each configuration apart: the choices that differ, and values where these don't suffice."""
-    choices = [{group: str(option) for group, option in cfg.choices.items()} for cfg in cfgs]
+    choices = [
+        {group: str(option) for group, option in cfg.choices.items() if not is_aside(group)} for cfg in cfgs
+    ]
     presets = [one.get("experiment") for one in choices]
     if len(set(presets)) == len(presets):
         return [f"experiment={preset}" if len(presets) > 1 else "" for preset in presets]
     names = [" ".join(words) for words in words_apart(choices)]
     for name in {name for name in names if names.count(name) > 1}:
         same = [i for i, one in enumerate(names) if one == name]
-        values = [{key: str(value) for key, value in learnt_from(cfgs[i]).items()} for i in same]
-        for i, words in zip(same, words_apart(values)):
+        for i, words in zip(same, values_apart([cfgs[i] for i in same])):
             names[i] = " ".join(filter(None, [name, *words]))
     return names
+
+
+def values_apart(cfgs: Sequence[DictConfig]) -> list[list[str]]:
+    """Return the values that set each configuration apart: those that were typed, if they do, or all."""
+    typed = tuple(f"{word.partition('=')[0].lstrip('+')}." for cfg in cfgs for word in cfg.get("typed") or [])
+    values = [{key: str(value) for key, value in learnt_from(cfg).items()} for cfg in cfgs]
+    chosen = [{key: one[key] for key in one if f"{key}.".startswith(typed)} for one in values]
+    words = words_apart(chosen)
+    return words if len(set(map(tuple, words))) == len(cfgs) else words_apart(values)
 
 
 def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
@@ -161,7 +176,7 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     plain = [learnt_from(arm.any.cfg) for arm in arms]
     keys = dict.fromkeys(key for values in plain for key in values)
     found = {key: [values.get(key) for values in plain] for key in keys if not key.endswith("_target_")}
-    return {key: values for key, values in found.items() if len({repr(value) for value in values}) > 1}
+    return {key: values for key, values in found.items() if len(set(map(as_it_counts, values))) > 1}
 
 
 def facts(arms: Sequence[Arm]) -> list[Fact]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from minllm.errors import UserError, suggest
 from minllm.study.arms import Arm, Fact, arms_of, facts, refuse_incomparable
@@ -49,12 +50,13 @@ class Contest:
 class Noise:
     """An arm against itself: its runs in pairs of different seeds.
 
-    floor: the difference of two of its runs is within ± this, 95 times in a hundred, in bits a byte
+    floor: the difference of two of its runs is within ± this, 95 times in a hundred, in bits a byte; None from a
+        single seed
     """
 
     arm: Arm
     verdict: Verdict
-    floor: float
+    floor: float | None
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,21 @@ def compare(
     wanted = runs if isinstance(runs, Wanted) else Wanted([str(run) for run in runs])
     found, left_out = find(wanted, extensions)
     arms, repeated = arms_of(found)
-    return of_arms(arms, [*left_out, *repeated], baseline, margin, aa, alpha, looks)
+    return of_arms(
+        arms,
+        [*left_out, *repeated],
+        baseline=baseline,
+        margin=margin,
+        aa=aa,
+        alpha=alpha,
+        looks=looks,
+    )
 
 
 def of_arms(
     arms: Sequence[Arm],
     left_out: Sequence[LeftOut] = (),
+    *,
     baseline: str | None = None,
     margin: float = MARGIN,
     aa: bool = False,
@@ -198,6 +209,16 @@ def of_arms(
         facts=facts(arms),
         left_out=left_out,
     )
+
+
+def undecided(comparison: Comparison, why: str) -> Comparison:
+    """Return a comparison of which nothing may be said yet, for a reason."""
+
+    def put_off(one: Contest | Noise) -> Any:
+        return replace(one, verdict=replace(one.verdict, word="inconclusive", why=f"{why} {one.verdict.why}"))
+
+    contests, noise = map(put_off, comparison.contests), map(put_off, comparison.noise)
+    return replace(comparison, contests=list(contests), noise=list(noise))
 
 
 def bpb(arm: Arm, seed: int) -> float:

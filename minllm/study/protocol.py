@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from minllm.errors import UserError
 from minllm.options import Count, Natural, Positive
+from minllm.study.comparison import ALL
 from minllm.sweep.plugin import key_of
 from minllm.validation import fits
 
@@ -50,6 +51,9 @@ class Protocol:
             raise UserError(
                 f"search.looks may end at {SEEDS // self.runs_of_a_pair} pairs, and this ends at {self.looks[-1]}."
             )
+        for key in ("rates", "tuning_seeds"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise UserError(f"search.{key} names the same twice: {getattr(self, key)}. Leave one out.")
         if any(seed < SEEDS for seed in self.tuning_seeds):
             raise UserError(f"search.tuning_seeds must be {SEEDS} or above: the verdict never sees those.")
 
@@ -74,6 +78,8 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
             "A verdict needs two arms: 'arms.b=[model/attn=mqa]' against arms.a, which is the default model unless"
             " you say. To hold one arm against itself, type search.aa=true."
         )
+    if protocol.baseline not in (None, ALL, *arms):
+        raise UserError(f"search.baseline={protocol.baseline} is no arm. Choose {', '.join(arms)}, or all.")
     return {name: list(words) for name, words in arms.items()}
 
 
@@ -89,7 +95,8 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str)
     """Raise UserError if a protocol isn't what it was when the verdict began."""
     for key, value in now.items():
         if key not in ("prompts", "stories") and before.get(key) != value:
+            asked = key if key == "arms" else f"search.{key}"
             raise UserError(
-                f"The verdict '{name}' began with search.{key}={before.get(key)}, and what is chosen after a look"
+                f"The verdict '{name}' began with {asked}={before.get(key)}, and what is chosen after a look"
                 " proves nothing. Go on with that, or begin another: sweep.name=<name>."
             )

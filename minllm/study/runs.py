@@ -176,16 +176,17 @@ def unfinished(folder: Path) -> str | None:
         return "It's still going."
     if pruned := pruned_by_search(folder):
         return pruned
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / "summary.json").exists():
         if not (folder / "metrics.jsonl").exists():
             return "It wasn't trained: it has no metrics.jsonl."
         if "Stopped at step" in last_line(folder / "log.txt"):
             return f"It was stopped before its end. {go_on}"
         return f"It crashed or was killed before its end. {go_on}"
+    try:
+        summary, environment = notes(folder)
     except (OSError, ValueError):
+        summary = environment = None
+    if not isinstance(summary, dict) or not isinstance(environment, dict):
         return "Its summary.json or environment.json is damaged."
     if not math.isfinite(summary.get("val_bpb") or math.nan):
         return "Its validation loss is no number."
@@ -208,11 +209,15 @@ def last_line(file: Path) -> str:
 
 
 def trained(folder: Path, cfg: DictConfig) -> TrainedRun:
-    summary, environment = (
+    return TrainedRun(folder, cfg, *notes(folder))
+
+
+def notes(folder: Path) -> list[Any]:
+    """Return what a run's summary.json and environment.json hold."""
+    return [
         json.loads((folder / name).read_text(encoding="utf-8"))
         for name in ("summary.json", "environment.json")
-    )
-    return TrainedRun(folder, cfg, summary, environment)
+    ]
 
 
 def leaves(cfg: DictConfig) -> dict[str, Any]:

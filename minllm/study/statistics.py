@@ -75,9 +75,9 @@ def verdicts(
     return [_judge(arm, rule, *ps) for arm, ps in zip(arms, p_values)]
 
 
-def least_pairs(level: float) -> int:
-    """Return the fewest pairs with which the sign-flip test can meet a level: its smallest p is 2/2^n."""
-    return next(n for n in itertools.count(LEAST_PAIRS) if 2 / 2**n <= level)
+def least_pairs(alpha: float, looks: int, contests: int) -> int:
+    """Return the fewest pairs with which the sign-flip test can decide any of the contests: its smallest p is 2/2^n."""
+    return next(n for n in itertools.count(LEAST_PAIRS) if 2 / 2**n <= alpha / looks / max(1, contests))
 
 
 def noise_floor(values: Sequence[float]) -> float | None:
@@ -110,7 +110,7 @@ class _Rule:
 
     @property
     def least(self) -> int:
-        return least_pairs(self.strictest)
+        return least_pairs(self.strictest, 1, 1)
 
 
 @dataclass(frozen=True)

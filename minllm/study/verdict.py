@@ -1,12 +1,12 @@
 """`python sweep.py search=verdict 'arms.a=[model/attn=gqa]' 'arms.b=[model/attn=differential]'`: an answer in one line.
 
 1. Size: each arm gets as many parameters as the first.
-2. Tuning: each arm tries the same learning rates, or multiples of its own, on seeds that the verdict never sees.
+2. Tuning: each arm tries the same multiples of its learning rate, on seeds that the verdict never sees.
 3. Pairs: the arms train with the same fresh seeds, until a look at them settles the verdict or the time is up.
 4. The report.
 
 Each arm's tuning and its seeds are a search of their own, in a folder of their own, so that whatever is cut off goes on
-with the same command. How often the seeds are looked at is fixed beforehand, and each look must be so much surer.
+with the same command. At how many pairs they are looked at is fixed beforehand, and each look must be so much surer.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.trial import FrozenTrial
 
-from minllm.config import build, refuse_unnamed_code
+from minllm.config import build, named_folders, refuse_unnamed_code
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.runs import named_keys
 from minllm.study.arms import Arm, arms_of
-from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_arms
+from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_arms, undecided
 from minllm.study.protocol import SEEDS, Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.reading import read_arms
 from minllm.study.report import tell
-from minllm.study.runs import LeftOut, Wanted, find
+from minllm.study.runs import LeftOut, Wanted, find, runs_in
 from minllm.study.size import TARGETS
 from minllm.study.statistics import least_pairs
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper, key_of
-from minllm.sweep.question import Question
+from minllm.sweep.question import Question, without_storage
 from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search
+from minllm.sweep.space import spelled
 from minllm.training import machine
 from minllm.training.rundir import to_json, write_text
 from minllm.validation import allowed_packages, check_node
@@ -54,9 +56,10 @@ EACH_ONCE = {"_target_": "optuna.samplers.GridSampler", "_partial_": True, "sear
 TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
 
 NOTES = "verdict.json"
+TIME_WAS_UP = "The time was up {}. The same command goes on; give it more with sweep.minutes=<minutes>."
 
 
-def verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
+def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     """Size the arms, tune them, train them in pairs, and write the report.
 
     Args:
@@ -67,18 +70,19 @@ def verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         UserError: the arms can't be built, or one of them has no learning rate that works.
         TooManyFailures: crashes in a row.
     """
-    inquiry = Inquiry(sweeper, typed)
-    print(inquiry.plan(), flush=True)
-    if inquiry.config.sweep.dry_run:
+    search = VerdictSearch(sweeper, typed)
+    print(search.plan(), flush=True)
+    if search.config.sweep.dry_run:
         return
-    comparison = inquiry.settle(inquiry.tune())
-    readings = read_arms(comparison, inquiry.config, inquiry.protocol.prompts, inquiry.protocol.stories)
+    search.keep_protocol()
+    comparison = search.train_pairs(search.tune())
+    protocol = search.protocol
     print()
-    tell(comparison, inquiry.folder, readings)
+    tell(comparison, search.folder, read_arms(comparison, search.config, protocol.prompts, protocol.stories))
 
 
-class Inquiry:
-    """A question about arms, and the searches that answer it."""
+class VerdictSearch:
+    """The arms, and the searches that train them."""
 
     def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
         self.sweeper, self.config = sweeper, sweeper.config
@@ -90,29 +94,35 @@ class Inquiry:
         self.name, self.folder = self.config.sweep.name, Path(str(self.config.hydra.sweep.dir))
         self.typed = [word for word in typed if key_of(word).partition(".")[0] != "arms"]
         self.ends = time.monotonic() + (self.config.sweep.minutes or math.inf) * 60
-        self.shared = [*self.logged_together(), *self.same_precision()]
-        self.bases = {name: self.composed(name) for name in self.arms}
-        self.shared += self.same_size()
-        for name in self.arms:
+        self.seconds: list[float] = []
+        """What each run of this call took."""
+        self.precision = self.precision_word()
+        self.size: list[str] = []
+        bases = {name: self.composed(name) for name in self.arms}
+        self.rates = {name: rates_of(cfg, self.protocol) for name, cfg in bases.items()}
+        self.size = self.size_word(next(iter(bases.values())))
+        for name in self.arms if self.size else ():
             self.composed(name)  # what can't be sized is refused before anything is run
-        self.rates = {name: rates_of(cfg, self.protocol) for name, cfg in self.bases.items()}
 
     def plan(self) -> str:
         """Say what will be run."""
-        protocol, arms = self.protocol, len(self.arms)
+        protocol = self.protocol
         lines = [f"{name}: {' '.join(words) or 'as it is'}" for name, words in self.arms.items()]
-        sizes = [word for word in (*self.shared, *self.typed) if word.startswith("size.")]
-        if sizes:
+        if sizes := [word for word in (*self.size, *self.typed) if word.startswith("size.")]:
             lines.append(f"Each is sized alike: {' '.join(sizes)}.")
         if protocol.rates:
-            tuned = arms * len(protocol.rates) * len(protocol.tuning_seeds)
+            seeds = protocol.tuning_seeds
+            runs = sum(map(len, self.rates.values())) * len(seeds)
             lines += [f"{name} tries optim.lr={', '.join(map(str, self.rates[name]))}." for name in self.arms]
-            lines.append(f"Tuning: {tuned} runs, of seed {', '.join(map(str, protocol.tuning_seeds))}.")
+            lines.append(f"Tuning: {runs} runs, of seed {', '.join(map(str, seeds))}.")
         looks = " or ".join(map(str, protocol.looks))
         lines.append(f"Pairs: seeds 0, 1, 2, …; the verdict is looked at after {looks} of them.")
-        if protocol.looks[0] < (least := self.least_pairs()):
+        contests = math.comb(len(self.arms), 2) if protocol.baseline == ALL else len(self.arms) - 1
+        least = least_pairs(ALPHA, len(protocol.looks), contests)
+        if protocol.looks[0] < least:
             lines.append(
-                f"With fewer than {least} pairs no arm can be called better or worse in so many looks."
+                f"With fewer than {least} pairs no arm can be called better or worse, since {len(protocol.looks)} looks"
+                " are planned."
             )
         return "\n".join(lines)
 
@@ -123,150 +133,164 @@ class Inquiry:
         seeds = self.protocol.tuning_seeds
         found = {}
         for name, rates in self.rates.items() if self.protocol.rates else ():
-            words = [
-                f"optim.lr=choice({','.join(map(repr, rates))})",
-                f"seed=choice({','.join(map(str, seeds))})",
-            ]
-            trials = self.trials(
-                f"tune-{name}", [*self.arms[name], *words], len(rates) * len(seeds), keep="none"
-            )
-            found[name] = tuning(name, rates, trials, len(seeds))
-            print(
-                f"{name}: optim.lr={found[name].chosen:g}{', at an edge of what was tried' * found[name].at_edge}."
-            )
+            tried = [f"optim.lr=choice({','.join(map(repr, rates))})"]
+            tried += [f"seed=choice({','.join(map(str, seeds))})", *self.logged_as(name, "-tuning")]
+            trials = self.run_search(f"tune-{name}", name, tried, len(rates) * len(seeds), keep="none")
+            found[name] = chosen_rate(name, rates, trials, len(seeds))
+            edge = ", at an edge of what was tried" * found[name].at_edge
+            print(f"{name}: optim.lr={found[name].chosen:g}{edge}.", flush=True)
         return found
 
-    def settle(self, tuning: Mapping[str, Tuning]) -> Comparison:
-        """Train pairs of seeds until a look at them settles every contest, or looks or time run out."""
-        comparison, done, seconds = None, 0, math.nan
+    def train_pairs(self, tuning: Mapping[str, Tuning]) -> Comparison:
+        """Train pairs of seeds until a look at them settles every contest, or looks or time run out.
+
+        Returns the comparison at the last look that there was; before the first, nothing is decided.
+        """
+        done, comparison = 0, None
         for look in self.protocol.looks:
-            pairs = min(look, done + self.pairs_in_time(seconds))
-            if pairs == done:
+            while done < look and (more := self.pairs_in_time()):
+                done = int(min(look, done + more))
+                for name in self.arms:
+                    self.train_seeds(name, tuning, done * self.protocol.runs_of_a_pair)
+            if done < look:
                 break
-            took = []
-            for name, words in self.arms.items():
-                rate = [f"optim.lr={tuning[name].chosen!r}"] if name in tuning else []
-                words = [*words, *rate, f"seed=range(0,{SEEDS})", "train.keep_checkpoints=1"]
-                trials = self.trials(f"seeds-{name}", words, pairs * self.protocol.runs_of_a_pair, keep="all")
-                took += [seconds_of(trial) or 0.0 for trial in trials if is_complete(trial)]
-            comparison = self.compared(tuning)
-            if comparison is None:
-                break
-            done, seconds = pairs, sum(took) / len(took)
-            print(f"After {pairs} pairs: {comparison.headline}", flush=True)
+            comparison = self.compared(tuning, look)
+            print(f"After {look} pairs: {comparison.headline}", flush=True)
             if is_settled(comparison):
-                break
+                return comparison
         if comparison is None:
-            raise UserError(TIME_WAS_UP.format("before every arm had a run"))
+            before = f"before the first look at {self.protocol.looks[0]} pairs"
+            return undecided(self.compared(tuning, done), TIME_WAS_UP.format(before))
         return comparison
 
-    def least_pairs(self) -> int:
-        """Return the fewest pairs that can settle a difference in every contest, with so many looks."""
-        contests = math.comb(len(self.arms), 2) if self.protocol.baseline == ALL else len(self.arms) - 1
-        return least_pairs(ALPHA / len(self.protocol.looks) / max(1, contests))
+    def train_seeds(self, name: str, tuning: Mapping[str, Tuning], seeds: int) -> None:
+        rate = [f"optim.lr={tuning[name].chosen!r}"] if name in tuning else []
+        words = [*rate, f"seed=range(0,{SEEDS})", "train.keep_checkpoints=1", *self.logged_as(name)]
+        self.run_search(f"seeds-{name}", name, words, seeds, keep="all")
 
-    def pairs_in_time(self, seconds: float) -> float:
-        """Return how many more pairs there is time for, if a run takes so many seconds."""
-        if math.isinf(self.ends) or math.isnan(seconds):
+    def pairs_in_time(self) -> float:
+        """Return how many more pairs there is time for, by what runs took so far; some to learn that, at first."""
+        left = self.ends - time.monotonic()
+        if math.isinf(left):
             return math.inf
-        seconds_of_a_pair = seconds * len(self.arms) * self.protocol.runs_of_a_pair / self.sweeper.n_jobs
-        return max(0, int((self.ends - time.monotonic()) / seconds_of_a_pair))
+        if not self.seconds:
+            return self.sweeper.n_jobs if left > 0 else 0
+        runs = len(self.arms) * self.protocol.runs_of_a_pair
+        return max(0, int(left * self.sweeper.n_jobs / (runs * sum(self.seconds) / len(self.seconds))))
 
-    def compared(self, tuning: Mapping[str, Tuning]) -> Comparison | None:
-        """Compare what has been trained so far; None where an arm has no run yet."""
+    def compared(self, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
+        """Compare the first so many pairs. UserError where an arm has no run that came to its end."""
         arms: list[Arm] = []
         left_out: list[LeftOut] = []
         for name in self.arms:
-            runs, others = find(Wanted([str(self.folder / f"seeds-{name}")]), self.config.extensions)
-            found, repeated = arms_of(runs)
+            folder = self.folder / f"seeds-{name}"
+            if not any(runs_in(folder)):
+                raise UserError(TIME_WAS_UP.format("before every arm had a run"))
+            runs, others = find(Wanted([str(folder)]), self.config.extensions)
+            within = [run for run in runs if run.seed < pairs * self.protocol.runs_of_a_pair]
+            if not within:
+                raise UserError(f"No run of arm {name} came to its end. {others[0].folder}: {others[0].why}")
+            found, repeated = arms_of(within)
+            if len(found) > 1:
+                raise UserError(
+                    f"The runs in {folder} aren't of one arm: conf/ has changed since some of them were made. Begin"
+                    " another verdict: sweep.name=<name>."
+                )
+            arms.append(replace(found[0], name=self.called(name)))
             left_out += [*others, *repeated]
-            arms += [replace(arm, name=self.called(name)) for arm in found]
-        if len(arms) < len(self.arms):
-            return None
+        protocol = self.protocol
         comparison = of_arms(
             arms,
             left_out,
-            self.protocol.baseline,
-            self.protocol.margin,
-            self.protocol.aa,
-            looks=len(self.protocol.looks),
+            baseline=self.baseline(),
+            margin=protocol.margin,
+            aa=protocol.aa,
+            looks=len(protocol.looks),
         )
-        return replace(
-            comparison,
-            tuning={self.called(name): found for name, found in tuning.items()},
-            commands=[self.command()],
-        )
+        tuned = {self.called(name): found for name, found in tuning.items()}
+        return replace(comparison, tuning=tuned, commands=[self.command()])
+
+    def baseline(self) -> str | None:
+        baseline = self.protocol.baseline
+        return self.called(baseline) if baseline in self.arms else baseline
 
     # ---- what all searches share -----------------------------------------------------------------
 
-    def trials(self, phase: str, words: Sequence[str], n_trials: int, keep: str) -> list[FrozenTrial]:
-        """Run a search with these words besides the command line's until it has so many trials, and return them."""
+    def run_search(
+        self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
+    ) -> list[FrozenTrial]:
+        """Run an arm with further words until that search has so many trials, and return them."""
         config = self.without_arms()
+        left = self.ends - time.monotonic()
         with read_write(config.hydra):
             config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{phase}", keep
             config.sweep.metric = METRIC
-            config.sweep.minutes = (
-                None if math.isinf(self.ends) else max(self.ends - time.monotonic(), 1e-3) / 60
-            )
+            config.sweep.minutes = None if math.isinf(left) else max(left, 1e-3) / 60
             config.hydra.sweep.dir = str(self.folder / phase)
         own = PruningSweeper(OmegaConf.create(EACH_ONCE), n_trials, self.sweeper.n_jobs)
-        own.setup(
-            hydra_context=self.sweeper.hydra_context,
-            task_function=self.sweeper.task_function,
-            config=config,
-        )
-        search = Search(own, [*self.typed, *self.shared, *words])
+        context, function = self.sweeper.hydra_context, self.sweeper.task_function
+        own.setup(hydra_context=context, task_function=function, config=config)
+        search = Search(own, [*self.words_of(name), *words])
         with search.opened():
             search.run()
-            return search.trials()
+            trials = search.trials()
+        self.seconds += [seconds_of(trial) or 0.0 for trial in trials if is_complete(trial)]
+        return trials
 
     def composed(self, name: str) -> DictConfig:
         """Return what an arm is configured as by the words so far."""
-        words = [*self.typed, *self.shared, *self.arms[name], f"seed=range(0,{SEEDS})"]
-        question = Question(self.without_arms(), words, self.sweeper.hydra_context)
-        if others := set(question.space.distributions) - {"seed"}:
+        question = Question(
+            self.without_arms(), [*self.words_of(name), f"seed=range(0,{SEEDS})"], self.sweeper.hydra_context
+        )
+        for key in sorted(set(question.space.distributions) - {"seed"}):
             raise UserError(
-                f"{min(others)} has several values, and a verdict is between arms: give each its own in arms."
+                f"{key} has several values. Give each an arm of its own: 'arms.b=[{key}=<value>]'."
             )
         return question.space.base
 
-    def same_size(self) -> list[str]:
+    def words_of(self, name: str) -> list[str]:
+        return [*self.typed, *self.precision, *self.size, *self.arms[name]]
+
+    def size_word(self, first: DictConfig) -> list[str]:
         """Return the word that gives each arm as much as the first has, unless a size is typed."""
-        cfg, equal = next(iter(self.bases.values())), self.protocol.equal
-        if equal is None or any(cfg.size[name] is not None for name in TARGETS):
+        equal = self.protocol.equal
+        if equal is None or any(first.size[name] is not None for name in TARGETS):
             return []
-        figures = cost(build_shapes(cfg, build(cfg.tokenizer).vocab_size), cfg.data.seq_len)
+        if first.init_from:
+            raise UserError("With init_from= the arms have their sizes already: add search.equal=null.")
+        figures = cost(build_shapes(first, build(first.tokenizer).vocab_size), first.data.seq_len)
         had = getattr(figures, "state_bytes_per_sequence" if equal == "state_bytes" else equal)
         if had is None:
             raise UserError("search.equal=state_bytes needs a first arm that can generate.")
         return [f"size.{equal}={had:.12g}"]
 
-    def same_precision(self) -> list[str]:
-        """Return the word that has all runs compute alike, which is measured once.
-
-        It's kept with the protocol: a later call goes on with both, and a protocol that has changed is refused.
-        """
-        file, asked = self.folder / NOTES, asdict(self.protocol)
+    def precision_word(self) -> list[str]:
+        """Return the word that has all runs compute alike; what `auto` chooses is measured once, when it begins."""
+        file = self.folder / NOTES
         if file.exists():
             kept = json.loads(file.read_text(encoding="utf-8"))
-            refuse_changes(kept["protocol"], asked, self.name)
+            if any(self.folder.glob("seeds-*")):
+                refuse_changes(kept["protocol"], self.asked(), self.name)
             return kept["words"]
-        words = []
-        if (
-            self.config.train.precision == "auto"
-            and self.config.hydra.launcher._target_ == LauncherOptions._target_
-        ):
-            device = machine.choose_device(self.config.train.device)
-            words = [f"train.precision={machine.choose_precision('auto', device)[0]}"]
-        if not self.config.sweep.dry_run:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(file, to_json({"protocol": asked, "words": words}))
-        return words
+        runs_here = self.config.hydra.launcher._target_ == LauncherOptions._target_
+        if self.config.train.precision != "auto" or not runs_here:
+            return []
+        device = machine.choose_device(self.config.train.device)
+        return [f"train.precision={machine.choose_precision('auto', device)[0]}"]
 
-    def logged_together(self) -> list[str]:
-        """Return the word by which Weights & Biases knows the runs of this verdict as one group."""
-        unnamed = "group" in self.config.logger and self.config.logger.group is None
-        return [f"logger.group='{self.name}'"] if unnamed else []
+    def keep_protocol(self) -> None:
+        """Write down what was asked for, and how all runs compute: a later call goes on with both."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / NOTES, to_json({"protocol": self.asked(), "words": self.precision}))
+
+    def asked(self) -> dict[str, Any]:
+        return {**asdict(self.protocol), "arms": self.arms}
+
+    def logged_as(self, name: str, of: str = "") -> list[str]:
+        """Return the words by which Weights & Biases knows the runs of this verdict as a group, and the arm in it."""
+        logger = self.config.logger
+        names = {"group": f"{self.name}{of}", "job_type": self.called(name)}
+        return [f"logger.{key}={spelled(said)}" for key, said in names.items() if logger.get(key, "") is None]
 
     def without_arms(self) -> DictConfig:
         """Return the configuration of a search for what its words say, each combination once and to its end."""
@@ -280,31 +304,30 @@ class Inquiry:
         return " ".join(self.arms[name]) or name
 
     def command(self) -> str:
+        """Return what was typed, without what is secret in it."""
+        hydra = self.config.hydra
         arms = [f"arms.{name}=[{','.join(words)}]" for name, words in self.arms.items()]
-        return shlex.join(["python", "sweep.py", *self.typed, *arms, *self.config.hydra.overrides.hydra])
-
-
-TIME_WAS_UP = "The time was up {}. The same command goes on; give it more with sweep.minutes=<minutes>."
+        words = [*named_folders(hydra.runtime), *self.typed, *arms, *hydra.overrides.hydra]
+        return shlex.join(["python", "sweep.py", *without_storage(words)])
 
 
 def rates_of(cfg: DictConfig, protocol: Protocol) -> list[float]:
     """Return the learning rates that an arm tries, lowest first, to three digits."""
-    return [float(f"{cfg.optim.lr * rate:.3g}") for rate in sorted(protocol.rates)]
+    return list(dict.fromkeys(float(f"{cfg.optim.lr * rate:.3g}") for rate in sorted(protocol.rates)))
 
 
-def tuning(name: str, rates: Sequence[float], trials: Sequence[FrozenTrial], seeds: int) -> Tuning:
+def chosen_rate(name: str, rates: Sequence[float], trials: Sequence[FrozenTrial], seeds: int) -> Tuning:
     """Choose the rate with the lowest mean over the seeds, of those that came to their end with each seed."""
     if sum(trial.state.is_finished() for trial in trials) < len(rates) * seeds:
         raise UserError(TIME_WAS_UP.format(f"while learning rates of arm {name} were tried"))
-    found = {
-        rate: [one.value for one in trials if is_complete(one) and one.params["optim.lr"] == rate]
-        for rate in rates
-    }
+    found: dict[float, list[float]] = {rate: [] for rate in rates}
+    for trial in filter(is_complete, trials):
+        found[trial.params["optim.lr"]].append(trial.value)
     means = {rate: sum(values) / seeds if len(values) == seeds else None for rate, values in found.items()}
     known = {rate: mean for rate, mean in means.items() if mean is not None}
     if not known:
         raise UserError(
-            f"No learning rate of arm {name} came to its end. Try others: search.rates=[0.03,0.1]."
+            f"Every learning rate that arm {name} tried failed. Try others: search.rates=[0.03,0.1]."
         )
     return Tuning(means, min(known, key=known.__getitem__))
 

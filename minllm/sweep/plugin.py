@@ -106,7 +106,7 @@ class PruningSweeper(Sweeper):
         if self.config.hydra.launcher.get("setup") and "hydra.launcher.setup" not in typed:
             raise UserError("A file can't have a launcher run commands (hydra.launcher.setup). Type them.")
         if "arms" in self.config:
-            from minllm.study.verdict import verdict as lead
+            from minllm.study.verdict import reach_verdict as lead
         else:
             from minllm.sweep.search import search as lead
         lead(self, arguments)

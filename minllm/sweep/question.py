@@ -83,9 +83,7 @@ class Question:
 
     def shown_words(self) -> list[str]:
         """Return the command line's words, without what is secret in them."""
-        words = [*self.flags, *self.typed, *self.master.hydra.overrides.hydra]
-        names_storage = ("sweep", "sweep.storage")
-        return ["sweep.storage=<database>" if key_of(word) in names_storage else word for word in words]
+        return without_storage([*self.flags, *self.typed, *self.master.hydra.overrides.hydra])
 
     def composed(self, words: Sequence[str]) -> DictConfig:
         """Return what Hydra composes of `words`, its own section and the search's included."""
@@ -137,6 +135,12 @@ def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig
     }
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def without_storage(words: Sequence[str]) -> list[str]:
+    """Return words without the database's address, which may hold a password."""
+    named = ("sweep", "sweep.storage")
+    return ["sweep.storage=<database>" if key_of(word) in named else word for word in words]
 
 
 def fingerprint(cfg: DictConfig) -> str:

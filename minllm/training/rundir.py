@@ -122,7 +122,7 @@ class RunDir:
 
 
 def is_going_on(run: Path) -> bool:
-    """Whether a process of this machine is training in a run's folder right now."""
+    """Whether a process of this machine is training in a run's folder right now, as far as we may look."""
     from filelock import FileLock, Timeout
 
     if not (run / LOCK).exists():
@@ -130,8 +130,10 @@ def is_going_on(run: Path) -> bool:
     try:
         with FileLock(run / LOCK).acquire(timeout=0):
             return False
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:  # its lock isn't ours to open: that of a colleague, or on a disk that is only read
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

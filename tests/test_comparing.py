@@ -1,0 +1,534 @@
+"""Which runs a comparison finds, which arms they make up, and what it says of those that can't be compared."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import run as door
+from minllm.config import compose
+from minllm.errors import UserError
+from minllm.study.comparison import Comparison, compare
+from minllm.study.runs import Wanted, find
+from minllm.sweep.outcome import Outcome, write
+from minllm.training import rundir
+from minllm.training.rundir import RunDir, is_going_on
+from tests.comparisons import ENVIRONMENT, begun, figures, finished
+from tests.test_config import idea  # noqa: F401  (a fixture)
+from tests.test_doors import go  # noqa: F401  (a fixture)
+
+PRE, POST = "norm=pre", "norm=post"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def two_arms(folder: Path, seeds: int = 2, apart: float = 0.1) -> Path:
+    """Write the runs of a grid of norm=pre and norm=post, which is so much worse."""
+    for number, norm in enumerate([PRE, POST]):
+        for seed in range(seeds):
+            where, bpb = folder / f"{number * seeds + seed}-{norm}", 2 + number * apart + seed / 1000
+            finished(where, norm, seed=seed, bpb=bpb)
+    return folder
+
+
+def names(*folders: Path, **asked) -> list[str]:
+    return [arm.name for arm in compare(folders, **asked).arms]
+
+
+def reasons(comparison: Comparison) -> dict[str, str]:
+    return {one.folder.name: one.why for one in comparison.left_out}
+
+
+def fact(comparison: Comparison, what: str) -> tuple[bool, str]:
+    (found,) = (one for one in comparison.facts if one.what == what)
+    return found.equal, found.said
+
+
+def refusal(*folders: Path, **asked) -> str:
+    with pytest.raises(UserError) as refused:
+        compare(folders, **asked)
+    return str(refused.value)
+
+
+# ---- finding runs --------------------------------------------------------------------------------
+
+
+def found(**asked) -> list[str]:
+    runs, _ = find(Wanted(**{"folders": [], **asked}))
+    return [run.folder.name for run in runs]
+
+
+def test_a_folder_stands_for_all_runs_in_it(here):
+    two_arms(here / "outputs/2026-11-25/12-00-00-grid")
+    all_four = ["0-norm=pre", "1-norm=pre", "2-norm=post", "3-norm=post"]
+    grid = "outputs/2026-11-25/12-00-00-grid"
+    assert found(folders=["outputs"]) == found(folders=[grid]) == all_four
+    assert found(folders=["outputs/*/*/1-*"]) == found(folders=[f"{grid}/1-norm=pre"]) == ["1-norm=pre"]
+    assert found(folders=[f"{grid}/3-norm=post", grid]) == ["3-norm=post", *all_four[:3]], "each once"
+
+
+def test_runs_are_known_by_what_their_folder_and_configuration_say(here):
+    finished(here / "outputs/2026-11-25/a-grid/0", PRE, "tags=[mine,first]")
+    finished(here / "outputs/2026-11-26/another", POST, "model/attn=mqa")
+    assert found(name="grid") == found(tag="mine") == found(date="2026-11-25") == ["0"]
+    assert found(choice=["norm=post"]) == found(choice=["model/attn=mqa"]) == ["another"]
+    assert found(choice=["attn=mqa", "norm=post"], date="2026-11-26") == ["another"]
+    assert sorted(found(folders=["outputs"])) == ["0", "another"]
+    for nobody in ({"tag": "min"}, {"choice": ["norm=post", "attn=gqa"]}, {"name": "grid", "tag": "third"}):
+        with pytest.raises(UserError, match="No run is as you say"):
+            find(Wanted([], **nobody))
+
+
+def test_a_run_in_a_folder_without_a_date_was_made_when_its_files_were(here):
+    run = finished(here / "outputs/mine", PRE)
+    os.utime(run / "config.yaml", (0, 1_700_000_000))  # 14 November 2023
+    assert found(date="2023-11-14") == ["mine"]
+
+
+def test_the_second_run_of_a_grid_comes_before_its_tenth(here):
+    for number in (10, 2, 1):
+        finished(here / f"grid/{number}-mqa", PRE, seed=number)
+    assert found(folders=["grid"]) == found(folders=["grid/*"]) == ["1-mqa", "2-mqa", "10-mqa"]
+
+
+def test_who_says_nothing_or_names_nothing_is_told_what_to_type(here):
+    (here / "empty").mkdir()
+    with pytest.raises(UserError, match=r"^Say which runs to compare: 'runs=\[outputs/…\]'"):
+        Wanted([])
+    for word, sentence in {
+        "nowhere": "There is no folder 'nowhere'. Name",
+        "empty": "There is no run in 'em",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            find(Wanted([word]))
+
+
+# ---- runs that are left out ----------------------------------------------------------------------
+
+
+def without_validation_text(folder: Path) -> None:
+    old = figures(2.0, 0)
+    del old["validation_text"]
+    (finished(folder, PRE) / "summary.json").write_text(json.dumps(old))
+
+
+def stopped(folder: Path) -> None:
+    finished(folder, PRE)
+    (folder / "summary.json").unlink()
+    (folder / "log.txt").write_text("Training.\nStopped at step 3. To go on: python run.py resume=x\n")
+
+
+def pruned(folder: Path) -> None:
+    finished(folder, PRE)
+    write(Outcome("pruned", reason="pruner", text="Others were better at step 20."), folder, "1")
+
+
+def of_an_extension(folder: Path) -> None:
+    file = finished(folder, PRE) / "config.yaml"
+    file.write_text(file.read_text().replace("extensions: []", "extensions: [my_idea]"))
+
+
+LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "stopped by Ctrl-C": (stopped, "It was stopped before its end. To go on: python run.py resume="),
+    "killed": (
+        lambda folder: (finished(folder, PRE) / "summary.json").unlink(),
+        "It crashed or was killed before its end. To go on: python run.py resume=",
+    ),
+    "pruned by its search": (pruned, "Its search ended it. Others were better at step 20."),
+    "lost": (lambda folder: finished(folder, PRE, bpb=math.nan), "Its validation loss is no number."),
+    "infinite": (lambda folder: finished(folder, PRE, bpb=math.inf), "Its validation loss is no number."),
+    "torn": (
+        lambda folder: (finished(folder, PRE) / "summary.json").write_text('{"val_bpb": 2.'),
+        "Its summary.json or environment.json is damaged.",
+    ),
+    "another file's": (
+        lambda folder: (finished(folder, PRE) / "summary.json").write_text("[1, 2]"),
+        "Its summary.json or environment.json is damaged.",
+    ),
+    "without an environment": (
+        lambda folder: (finished(folder, PRE) / "environment.json").unlink(),
+        "Its summary.json or environment.json is damaged.",
+    ),
+    "of an older version": (without_validation_text, "It was made by an older minllm"),
+    "with code of somebody's": (
+        of_an_extension,
+        "uses code of my_idea. If you trust it, add 'extensions=[my_idea]'",
+    ),
+    "imported": (lambda folder: begun(folder, PRE), "It wasn't trained: it has no metrics.jsonl."),
+    "damaged": (
+        lambda folder: (begun(folder, PRE) / "config.yaml").write_text("model: ["),
+        "is damaged: it can't be read as YAML.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_a_run_without_a_result_is_named_with_its_reason_and_the_rest_is_compared(tmp_path, kind):
+    make, reason = LEFT_OUT[kind]
+    make(two_arms(tmp_path, seeds=1) / "odd")
+    comparison = compare([tmp_path])
+    assert list(reasons(comparison)) == ["odd"] and reason in reasons(comparison)["odd"]
+    assert [len(arm.runs) for arm in comparison.arms] == [1, 1]
+
+
+def test_a_run_that_is_still_going_is_left_out_until_it_ends(tmp_path):
+    run = two_arms(tmp_path) / "3-norm=post"
+    with RunDir(run).alone():
+        assert reasons(compare([tmp_path])) == {run.name: "It's still going."}
+    assert compare([tmp_path]).left_out == []
+
+
+def test_where_no_run_has_a_result_each_has_its_reason(tmp_path):
+    stopped(tmp_path / "one")
+    pruned(tmp_path / "other")
+    said = refusal(tmp_path)
+    assert said.startswith("None of these runs can be compared:\n") and said.count("\n") == 2
+    assert f"{tmp_path}/one: It was stopped" in said and f"{tmp_path}/other: Its search ended it" in said
+
+
+def test_of_the_same_run_twice_the_later_one_counts_even_if_it_is_worse(tmp_path):
+    two_arms(tmp_path)
+    again = finished(tmp_path / "again", PRE, seed=1, bpb=3.0)
+    for place, when in (("1-norm=pre", 2000), ("again", 3000)):
+        os.utime(tmp_path / place / "summary.json", (when, when))
+    comparison = compare([tmp_path])
+    assert comparison.arms[0].runs[1].folder == again and comparison.arms[0].values("val_bpb")[1] == 3.0
+    assert reasons(comparison) == {"1-norm=pre": "The same was run again in again."}
+    os.utime(again / "summary.json", (1000, 1000))
+    assert reasons(compare([tmp_path])) == {"again": "The same was run again in 1-norm=pre."}
+
+
+# ---- who trains in a folder ----------------------------------------------------------------------
+
+
+def test_a_folder_has_one_process_that_trains_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "LOOKED_AT_SECONDS", 0.01)
+    assert not is_going_on(tmp_path)
+    with RunDir(tmp_path).alone():
+        assert is_going_on(tmp_path)
+        with pytest.raises(UserError, match=f"Another process is training in {tmp_path}. Wait"):
+            RunDir(tmp_path).alone().__enter__()
+    assert not is_going_on(tmp_path)
+    with RunDir(tmp_path).alone():  # once more, since looking must not have taken it
+        assert is_going_on(tmp_path)
+
+
+def test_a_process_that_was_killed_trains_no_more(tmp_path):
+    script = (
+        "import os, sys; from pathlib import Path; from minllm.training.rundir import RunDir\n"
+        f"with RunDir(Path({str(tmp_path)!r})).alone(): print('.', flush=True); sys.stdin.read()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(door.__file__).parent,
+    )
+    with child:
+        assert child.stdout.readline() == b".\n" and is_going_on(tmp_path)
+        child.kill()
+        child.wait()
+        assert not is_going_on(tmp_path)
+
+
+def test_a_folder_whose_lock_is_not_ours_to_open_is_not_taken_for_a_run_that_goes_on(tmp_path):
+    """As that of a colleague's run, which nobody else may write to."""
+    (tmp_path / ".lock").mkdir()
+    assert not is_going_on(tmp_path)
+
+
+# ---- what can be compared ------------------------------------------------------------------------
+
+
+def test_runs_that_were_validated_on_different_text_are_refused(tmp_path):
+    finished(tmp_path / "a", PRE)
+    finished(tmp_path / "b", POST, "data=tinystories", validation_text="another")
+    said = refusal(tmp_path)
+    assert (
+        "norm=pre (data=tales) and data=tinystories norm=post (data=tinystories) were validated on diff"
+        in said
+    )
+    assert "\n" not in said and "Leave one out" in said
+
+
+def test_another_tokenizer_is_compared_in_bits_a_byte(tmp_path):
+    finished(tmp_path / "a", "tokenizer=bytes")
+    finished(tmp_path / "b", "tokenizer=tales_512")
+    comparison = compare([tmp_path])
+    assert [arm.name for arm in comparison.arms] == ["tokenizer=bytes", "tokenizer=tales_512"]
+    assert fact(comparison, "tokenizer") == (
+        False,
+        "different, and so compared in bits a byte (bytes, tales_512)",
+    )
+    assert fact(comparison, "data") == (True, "the same, in the same order (tales)")
+
+
+def test_what_arms_have_in_common_is_said(tmp_path):
+    comparison = compare([two_arms(tmp_path)])
+    assert all(one.equal for one in comparison.facts)
+    assert fact(comparison, "tokens trained on")[1] == "4,000"
+    assert fact(comparison, "parameters")[1] == "1.235 M"
+    assert fact(comparison, "version of minllm")[1] == "0.1.0, 012345678"
+
+
+@pytest.mark.parametrize(
+    ("words", "changed", "what", "said"),
+    [
+        (["train.steps=400"], {"tokens": 2000}, "tokens trained on", "2,000 to 4,000"),
+        ([POST], {"params": 1_300_000}, "parameters", "1.235 M to 1.3 M"),
+        ([POST], {"wall_seconds": 260.0}, "time of training", "2 min to 4 min"),
+        (["data.seq_len=128"], {}, "data", "different (tales)"),
+        (["data.packing=concat"], {}, "data", "different (tales)"),
+        ([POST], {"decisions": {"precision": "fp32"}}, "precision", "bf16 and fp32"),
+        ([POST], {"environment": {**ENVIRONMENT, "threads": 2}}, "threads", "1 and 2"),
+        ([POST], {"environment": {**ENVIRONMENT, "gpu": "H100"}}, "machine", "an abacus and H100"),
+        (
+            [POST],
+            {"environment": {**ENVIRONMENT, "git": {"commit": None, "dirty": True}}},
+            "version of minllm",
+            "0.1.0, 012345678 and 0.1.0, no commit with changes",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_arms_do_not_have_in_common_is_said(tmp_path, words, changed, what, said):
+    finished(tmp_path / "a", PRE)
+    finished(tmp_path / "b", *words, **changed)
+    assert fact(compare([tmp_path]), what) == (False, said)
+
+
+def test_amounts_that_are_within_a_hundredth_are_equal(tmp_path):
+    finished(tmp_path / "a", PRE, params=1_000_000)
+    finished(tmp_path / "b", POST, params=1_009_000)
+    assert fact(compare([tmp_path]), "parameters") == (True, "1 M to 1.009 M")
+
+
+# ---- arms ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arms", "expected"),
+    [
+        ([["model/attn=gqa"], ["model/attn=mqa"]], ["attn=gqa", "attn=mqa"]),
+        ([[PRE, "model/attn=mqa"], [POST]], ["attn=mqa norm=pre", "attn=gqa norm=post"]),
+        ([["optim.lr=1e-3"], []], ["lr=0.001", "lr=0.003"]),
+        ([["optim.lr=1e-3"], [PRE], [POST]], ["norm=pre lr=0.001", "norm=pre lr=0.003", "norm=post"]),
+        ([["experiment=small_mamba"], ["experiment=small_gla"]], ["experiment=small_mamba", "experiment=small_gla"]),
+        ([["model.attn.dropout=0.1"], ["model.mlp.dropout=0.1"]], [
+            "model.attn.dropout=0.1 model.mlp.dropout=0.0",
+            "model.attn.dropout=0.0 model.mlp.dropout=0.1",
+        ]),
+        ([[PRE, "logger=wandb"], [POST]], ["norm=pre", "norm=post"]),
+        ([["model.layout=[attn mlp]"], ["model.layout=[attn+mlp]"]], ["layout=['attn mlp']", "layout=['attn+mlp']"]),
+    ],
+    ids=lambda arms: " against ".join(map(str, arms)),
+)  # fmt: skip
+def test_an_arm_is_called_what_sets_it_apart(tmp_path, arms, expected):
+    for number, words in enumerate(arms):
+        finished(tmp_path / str(number), *words)
+    assert names(tmp_path) == expected
+
+
+def test_arms_of_one_size_are_called_by_their_choice_and_not_by_the_widths_that_follow(tmp_path):
+    sized = ["size.params=1e5", "tokenizer=bytes", "model.n_layers=2"]
+    for choice in ("mha", "mqa"):
+        finished(tmp_path / choice, f"model/attn={choice}", *sized)
+    comparison = compare([tmp_path])
+    assert [arm.name for arm in comparison.arms] == ["attn=mha", "attn=mqa"]
+    widths = [arm.any.cfg.model.mlp.hidden or arm.any.cfg.model.dim for arm in comparison.arms]
+    assert widths[0] != widths[1]
+
+
+ASIDE = [
+    "train.log_every=7",
+    "train.evals=9",
+    "train.sample_every=0",
+    "train.keep_checkpoints=1",
+    "logger=wandb",
+    "tags=[mine]",
+    "data.cache=elsewhere",
+    "data.num_proc=2",
+    "sample.top_k=3",
+    "train.clip=1",  # as 1.0
+]
+
+
+def test_what_changes_nothing_that_is_learnt_makes_no_arm(tmp_path):
+    for seed, words in enumerate([[], *([word] for word in ASIDE)]):
+        finished(tmp_path / f"{seed}", PRE, *words, seed=seed)
+    finished(tmp_path / "other", POST)
+    comparison = compare([tmp_path])
+    assert {arm.name: len(arm.runs) for arm in comparison.arms} == {PRE: 1 + len(ASIDE), POST: 1}
+
+
+# ---- contests ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three_arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven seeds of each of three arms, in the order of how bad they are."""
+    folder = tmp_path_factory.mktemp("three")
+    for number, words in enumerate([[PRE], [POST, "model/attn=mqa"], [POST]]):
+        for seed in range(7):
+            bpb = 2 + number / 10 + seed / 1000 + number * seed**2 / 10_000
+            finished(folder / f"{number}/{seed}", *words, seed=seed, bpb=bpb)
+    return folder
+
+
+def test_the_first_arm_is_the_baseline_unless_another_is_named(three_arms):
+    in_order = ["attn=gqa norm=pre", "attn=mqa norm=post", "attn=gqa norm=post"]
+    assert names(three_arms) == in_order
+    assert names(three_arms, baseline="mqa") == names(three_arms, baseline="attn=mqa") == [
+        *in_order[1:2], in_order[0], in_order[2],
+    ]  # fmt: skip
+    assert names(three_arms, baseline="attn=gqa norm=post")[0] == "attn=gqa norm=post"
+
+
+def test_a_baseline_that_is_none_or_several_is_refused_with_the_arms_there_are(three_arms):
+    listed = "The arms are attn=gqa norm=pre, attn=mqa norm=post, attn=gqa norm=post."
+    assert refusal(three_arms, baseline="post").startswith(f"baseline=post names several arms. {listed}")
+    assert refusal(three_arms, baseline="sandwich").startswith(f"baseline=sandwich names no arm. {listed}")
+
+
+def test_each_against_each_asks_for_more_pairs(three_arms):
+    comparison = compare([three_arms], baseline="all")
+    assert [one.verdict.word for one in comparison.contests] == ["worse", "worse", "worse"]
+    assert comparison.headline == "attn=gqa norm=pre is better than all others."
+    six = compare([three_arms / f"*/{seed}" for seed in range(6)], baseline="all")
+    assert [one.verdict.word for one in six.contests] == ["inconclusive"] * 3
+    assert "Fewer than 7 pairs with so many arms and looks can't say more" in six.contests[0].sentence
+
+
+def test_fewer_than_six_pairs_are_inconclusive_however_far_apart(three_arms):
+    five = [three_arms / f"{arm}/{seed}" for arm in (0, 1) for seed in range(5)]
+    comparison = compare(five)
+    assert comparison.headline == "attn=mqa norm=post against attn=gqa norm=pre: inconclusive."
+    assert "5 pairs: 0.1006 bits a byte higher" in comparison.contests[0].sentence
+    assert "Fewer than 6 pairs can't say more by the sign-flip test." in comparison.contests[0].sentence
+
+
+def test_a_seed_that_one_arm_lacks_makes_no_pair(three_arms):
+    runs = [
+        *(three_arms / f"0/{seed}" for seed in range(6)),
+        *(three_arms / f"1/{seed}" for seed in (1, 3, 5)),
+    ]
+    contest = compare(runs).contests[0]
+    assert contest.seeds == [1, 3, 5] and contest.verdict.pairs == 3
+    assert contest.differences == pytest.approx({1: 0.1001, 3: 0.1009, 5: 0.1025})
+
+
+def test_a_single_arm_has_a_noise_floor_and_no_rival(three_arms):
+    said = refusal(three_arms / "0")
+    assert said.startswith("All runs are of one arm: name those of another too.") and "aa=true" in said
+    comparison = compare([three_arms / "0"], aa=True)
+    (noise,) = comparison.noise
+    assert comparison.contests == [] and comparison.headline == "Noise floor: each arm against itself."
+    assert noise.verdict.pairs == 3 and noise.verdict.difference == pytest.approx(
+        0.001
+    )  # (0,1), (2,3), (4,5)
+    assert 0 < noise.floor < 0.02
+    assert "needs two seeds or more" in refusal(three_arms / "0/0", aa=True)
+
+
+def test_a_run_of_one_arm_says_which_others_were_left_out(tmp_path):
+    finished(tmp_path / "a", PRE)
+    stopped(tmp_path / "b")
+    said = refusal(tmp_path)
+    assert said.startswith("All runs are of one arm (and others are left out):")
+    assert f"\n  {tmp_path}/b: It was stopped before its end." in said
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def typed(here: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable]:
+    """Type a command in this process: `typed("task=compare")` gives (exit code, stdout, stderr)."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    handlers = logging.getLogger().handlers[:]
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        code = door.main(words)
+        return code, *capfd.readouterr()
+
+    yield call
+    logging.getLogger().handlers[:] = handlers  # Hydra's write to a stream that this test is about to close
+
+
+def test_the_command_says_the_verdict_and_writes_a_report(typed, here):
+    two_arms(here / "outputs/a-grid", seeds=7)
+    finished(here / "outputs/a-grid/odd", "norm=none")
+    code, out, err = typed(
+        "task=compare",
+        "runs=[outputs/a-grid]",
+        "choice=[model/attn=gqa]",
+        "hydra.run.dir=there",
+        "baseline=post",
+    )
+    assert (code, err) == (0, "")
+    assert "norm=pre against norm=post: better" in out and "there/report.html" in out
+    assert {"report.html", "report.md", "report.json"} == {file.name for file in Path("there").iterdir()}
+    data = json.loads(Path("there/report.json").read_text())
+    assert data["baseline"] == "norm=post" and [one["verdict"]["word"] for one in data["contests"]] == [
+        *("better", "inconclusive")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "Say which runs to compare"),
+        (["runs=[nowhere]"], "There is no folder 'nowhere'"),
+        (["choice=[norm=none]"], "No run is as you say"),
+        (["choice=[norm=pre]"], "All runs are of one arm"),
+        (["runs=[outputs]", "baseline=sandwich"], "baseline=sandwich names no arm"),
+        (["runs=[outputs]", "margin=0"], "margin"),
+    ],
+)
+def test_what_cannot_be_compared_costs_one_line_and_leaves_nothing(typed, here, words, sentence):
+    two_arms(here / "outputs/a-grid", seeds=1)
+    before = sorted(here.rglob("*"))
+    code, out, err = typed("task=compare", *words)
+    assert (code, out) == (2, "") and sentence in err and err.count("\n") == 1
+    assert sorted(here.rglob("*")) == before
+
+
+# ---- what was typed ------------------------------------------------------------------------------
+
+
+def test_a_configuration_holds_what_was_typed():
+    words = ["norm=post", "seed=3", "model.layout=[attn mlp,attn mlp]"]
+    assert compose(words).typed == words
+
+
+def test_a_word_that_refers_to_others_is_kept_as_what_it_came_to():
+    assert compose(["optim.lr=${oc.decode:'0.25'}", "+tags=[a${seed}]"]).typed == [
+        "optim.lr=0.25", '+tags=["a0"]',
+    ]  # fmt: skip
+
+
+def test_each_run_of_a_grid_holds_its_own_words(go):  # noqa: F811
+    assert go("-m", "word=write", "seed=1,2", "model.dim=8")[0] == 0
+    typed = [OmegaConf.load(file).typed for file in sorted(Path("outputs").rglob("config.yaml"))]
+    assert [[word for word in words if "seed" in word] for words in typed] == [["seed=1"], ["seed=2"]]
+    assert all(words[0] == "--config-dir=conf" and words[-1] == "model.dim=8" for words in typed)
+
+
+def test_a_run_that_goes_on_holds_what_was_typed_both_times(here):
+    begun(here / "run", "norm=post")
+    cfg = compose(["resume=run", "train.steps=900"])
+    assert cfg.typed == ["norm=post", "seed=0", "train.steps=900"]

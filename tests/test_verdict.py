@@ -1,0 +1,474 @@
+"""From arms to a verdict in one command: what is refused, when it's looked at, and that it goes on after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+from optuna.trial import FrozenTrial, TrialState
+
+from minllm.door import quoted
+from minllm.errors import UserError
+from minllm.study.comparison import Tuning
+from minllm.study.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
+from minllm.study.verdict import Inquiry, tuning, verdict
+from minllm.sweep.outcome import Outcome
+from tests.comparisons import finished
+from tests.instant import LITTLE, Instant
+from tests.questions import composed
+from tests.searches import ROOT, Search, Workplace, one_sentence, wait_until
+
+ASKED = {
+    **{"equal": "params", "rates": [0.5, 1.0], "tuning_seeds": [1000], "looks": [6, 8], "margin": 0.005},
+    **{"baseline": None, "aa": False, "prompts": [], "stories": 0},
+}
+PROTOCOL = Protocol(**ASKED)
+
+
+# ---- the protocol --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"looks": []}, "search.looks must be numbers of pairs that grow"),
+        ({"looks": [8, 8]}, "search.looks must be numbers of pairs that grow"),
+        ({"looks": [12, 8]}, "search.looks must be numbers of pairs that grow"),
+        ({"looks": [8, 1001]}, "search.looks may end at 1000 pairs, and this ends at 1001"),
+        ({"looks": [501], "aa": True}, "search.looks may end at 500 pairs"),
+        ({"tuning_seeds": [1000, 7]}, "search.tuning_seeds must be 1000 or above"),
+        ({"tuning_seeds": []}, "search.tuning_seeds has no seed to try learning rates on"),
+    ],
+)
+def test_a_protocol_that_proves_nothing_is_refused(changed, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Protocol(**{**ASKED, **changed})
+
+
+def test_without_rates_there_is_no_seed_to_tune_on():
+    assert Protocol(**{**ASKED, "rates": [], "tuning_seeds": []}).runs_of_a_pair == 1
+
+
+@pytest.mark.parametrize(
+    ("arms", "sentence"),
+    [
+        ({"a": []}, "A verdict needs two arms"),
+        ({"a": [], "b": None}, "A verdict needs two arms"),
+        ({"a": [], "b": "norm=pre"}, "arms.b must be a list of words for the command line"),
+        ({"a": [], "b": ["pre"]}, "arms.b must be a list of words"),
+        ({"a": [], "b": [3]}, "arms.b must be a list of words"),
+        ({"a": ["seed=3"], "b": []}, "arms.a has a seed"),
+        ({"a": ["++seed=3"], "b": []}, "arms.a has a seed"),
+    ],
+)
+def test_arms_that_are_none_are_refused(arms, sentence):
+    with pytest.raises(UserError, match=sentence):
+        arms_in(arms, PROTOCOL)
+
+
+def test_an_only_arm_is_held_against_itself():
+    assert arms_in({"a": [], "b": None}, replace(PROTOCOL, aa=True)) == {"a": []}
+
+
+@pytest.mark.parametrize("word", ["seed=3", "+seed=3", "seed=1,2"])
+def test_a_seed_that_is_typed_is_refused(word):
+    with pytest.raises(UserError, match="A verdict chooses its seeds: leave seed= out."):
+        refuse_own_seeds(["norm=pre", word])
+
+
+def test_what_is_chosen_after_a_look_is_refused_and_what_is_shown_is_not():
+    refuse_changes(ASKED, {**ASKED, "prompts": ["Once"], "stories": 3}, "mine")
+    with pytest.raises(UserError, match=r"'mine' began with search.margin=0.005, and .* sweep.name=<name>"):
+        refuse_changes(ASKED, {**ASKED, "margin": 0.01}, "mine")
+
+
+# ---- what is run, before anything is -------------------------------------------------------------
+
+ARMS = ("arms.a=[norm=pre]", "arms.b=[norm=post,model/attn=mha]")
+SMALL = (
+    "model.dim=16",
+    "model.n_layers=1",
+    "model.attn.n_heads=2",
+    "model.attn.n_kv_heads=1",
+    "data.seq_len=32",
+)
+
+
+@contextlib.contextmanager
+def inquiry(*words: str) -> Iterator[Inquiry]:
+    """What `python sweep.py search=verdict <words>` asks, with trials that end at once."""
+    Plugins.instance().register(Instant)
+    node = {"_target_": "tests.instant.Instant"}
+    ConfigStore.instance().store(group="hydra/launcher", name="instant", node=node, replace=True)
+    typed = [quoted(word) for word in ("search=verdict", *LITTLE, *SMALL, *words)]
+    with composed(*typed, "hydra/launcher=instant") as (master, context):
+        sweeper = Plugins.instance().instantiate_sweeper(
+            config=master, hydra_context=context, task_function=lambda cfg: None
+        )
+        yield Inquiry(sweeper, [word for word in typed if not word.startswith("hydra")])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_dry_run_says_what_would_be_run_and_writes_nothing(here, capfd):
+    words = ("search.rates=[2,1]", "search.looks=[6,8]", "search.tuning_seeds=[1000,1001]", "optim.lr=0.01")
+    with inquiry(*ARMS, *words, "sweep.dry_run=true") as asked:
+        verdict(asked.sweeper, [*asked.typed, *map(quoted, ARMS)])
+    size = next(word for word in asked.shared if word.startswith("size.params="))
+    assert capfd.readouterr().out.splitlines() == [
+        "a: norm=pre",
+        "b: norm=post model/attn=mha",
+        f"Each has the size of the first: {size}.",
+        "a tries optim.lr=0.01, 0.02.",
+        "b tries optim.lr=0.01, 0.02.",
+        "Tuning: 8 runs, of seed 1000, 1001.",
+        "Pairs: seeds 0, 1, 2, …; the verdict is looked at after 6 or 8 of them.",
+    ]
+    assert list(here.iterdir()) == []
+
+
+def test_the_command_that_is_given_back_asks_the_same(here):
+    with inquiry(
+        *ARMS, "arms.c=['model.layout=[attn mlp,mlp]']", "search.looks=[6]", "search.equal=null"
+    ) as asked:
+        program, door, *words = shlex.split(asked.command())
+        assert (program, door) == ("python", "sweep.py") and words.count("search.looks=[6]") == 1
+    with inquiry(*(word for word in words if not word.startswith(("hydra", "search=")))) as again:
+        assert again.arms == asked.arms == {
+            "a": ["norm=pre"],
+            "b": ["norm=post", "model/attn=mha"],
+            "c": ["model.layout=[attn mlp,mlp]"],
+        }  # fmt: skip
+        assert again.protocol == asked.protocol
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["model.dim=choice(32,64)"], "model.dim has several values, and a verdict is between arms"),
+        (["arms.c=[model.n_layers=64]"], "size.params="),
+        (["arms.c=[norm=pro]"], "norm"),
+        (["seed=3"], "A verdict chooses its seeds"),
+        (["task=bench"], "leave out task="),
+    ],
+    ids=lambda value: str(value),
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_run(here, words, sentence):
+    with pytest.raises(UserError, match=sentence) as refused, inquiry(*ARMS, *words):
+        pass
+    assert "\n" not in str(refused.value) and list(here.iterdir()) == []
+
+
+def test_a_margin_that_is_changed_on_the_way_is_refused(here):
+    with inquiry(*ARMS, "search.margin=0.01") as asked:
+        asked.note()
+    with (
+        pytest.raises(UserError, match="The verdict 'a-search' began with search.margin=0.01"),
+        inquiry(*ARMS),
+    ):
+        pass
+
+
+# ---- learning rates ------------------------------------------------------------------------------
+
+
+def tried(rate: float, value: float | None, seed: int = 1000) -> FrozenTrial:
+    """Return a trial of a learning rate; without a value, it was pruned."""
+    return optuna.trial.create_trial(
+        state=TrialState.PRUNED if value is None else TrialState.COMPLETE,
+        value=value,
+        params={"optim.lr": rate, "seed": seed},
+        distributions={
+            "optim.lr": optuna.distributions.CategoricalDistribution([0.1, 0.2, 0.4]),
+            "seed": optuna.distributions.IntDistribution(0, 9999),
+        },
+    )
+
+
+def test_the_rate_with_the_lowest_mean_over_its_seeds_is_taken():
+    trials = [tried(0.1, 2.0), tried(0.1, 2.4, 1001), tried(0.2, 2.1), tried(0.2, 2.1, 1001)]
+    found = tuning("a", [0.1, 0.2], trials, seeds=2)
+    assert found.chosen == 0.2 and found.tried == pytest.approx({0.1: 2.2, 0.2: 2.1}) and found.at_edge
+
+
+def test_a_rate_that_one_seed_was_lost_with_is_not_taken():
+    trials = [tried(0.1, 1.0), tried(0.1, None, 1001), tried(0.2, 2.1), tried(0.2, 2.1, 1001)]
+    trials += [tried(0.4, 2.2), tried(0.4, 2.2, 1001)]
+    found = tuning("a", [0.1, 0.2, 0.4], trials, seeds=2)
+    assert found.chosen == 0.2 and found.tried[0.1] is None and not found.at_edge
+
+
+def test_where_every_rate_is_lost_others_are_asked_for():
+    with pytest.raises(
+        UserError, match=r"No learning rate of arm a came to its end. Try others: search.rates="
+    ):
+        tuning("a", [0.1], [tried(0.1, None)], seeds=1)
+
+
+def test_a_time_that_is_up_while_rates_are_tried_is_said():
+    with pytest.raises(
+        UserError, match="The time was up while learning rates of arm a were tried. The same command"
+    ):
+        tuning("a", [0.1, 0.2], [tried(0.1, 2.0)], seeds=1)
+
+
+def test_each_arm_tries_multiples_of_its_own_rate_on_the_tuning_seeds(here, capfd):
+    def outcome_of(cfg) -> Outcome:
+        return Outcome("complete", abs(cfg.optim.lr - 0.02) + cfg.seed)
+
+    words = ("search.rates=[0.5,1]", "search.tuning_seeds=[1234]", "arms.a=[norm=pre,optim.lr=0.04]")
+    with inquiry(*ARMS[1:], *words, "optim.lr=0.01", "search.equal=null") as asked:
+        Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
+        found = asked.tune()
+    assert found["a"].tried == pytest.approx({0.02: 1234.0, 0.04: 1234.02}) and found["a"].chosen == 0.02
+    assert found["b"].tried == pytest.approx({0.005: 1234.015, 0.01: 1234.01}) and found["b"].chosen == 0.01
+    assert [(cfg.optim.lr, cfg.seed, cfg.norm.before) for cfg in Instant.launched] == [
+        *((0.02, 1234, True), (0.04, 1234, True), (0.005, 1234, False), (0.01, 1234, False))
+    ]
+    assert "a: optim.lr=0.02, at an edge of what was tried." in capfd.readouterr().out
+
+
+def test_an_arm_that_diverges_with_every_rate_is_named(here):
+    def outcome_of(cfg) -> Outcome:
+        return Outcome("complete", 2.0) if cfg.optim.lr < 1 else Outcome("pruned", reason="diverged")
+
+    with inquiry(
+        "arms.a=[norm=pre]", "arms.b=[norm=pre,optim.lr=7]", "search.rates=[1]", "search.equal=null"
+    ) as asked:
+        Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
+        with pytest.raises(UserError, match="No learning rate of arm b came to its end. Try others"):
+            asked.tune()
+
+
+def test_a_time_that_is_too_short_for_one_run_is_said(here):
+    with inquiry(*ARMS, "sweep.minutes=1e-6", "search.equal=null") as asked:
+        Instant.outcome_of, Instant.launched = staticmethod(lambda cfg: Outcome("complete", 2.0)), []
+        with pytest.raises(UserError, match="The time was up while learning rates of arm a were tried."):
+            asked.tune()
+        assert len(Instant.launched) <= 1
+
+
+# ---- looks ---------------------------------------------------------------------------------------
+
+
+class Trained:
+    """Stands in for an inquiry's trials: runs by hand, whose bits a byte are what a test says."""
+
+    def __init__(self, asked: Inquiry, bpb, seconds: float = 1.0, allowed: float = math.inf):
+        self.asked, self.bpb, self.seconds, self.allowed = asked, bpb, seconds, allowed
+        self.asked_for: list[tuple[str, int]] = []
+
+    def __call__(self, phase: str, words: Sequence[str], n_trials: int, keep: str) -> list[FrozenTrial]:
+        assert keep == "all" and f"optim.lr={0.02!r}" in words
+        self.asked_for.append((phase, n_trials))
+        n_trials = min(n_trials, self.allowed)
+        for seed in range(n_trials):
+            folder, name = self.asked.folder / phase / f"trial-{seed}", phase.removeprefix("seeds-")
+            if not folder.exists():
+                finished(folder, *self.asked.arms[name], seed=seed, bpb=self.bpb(name, seed))
+        return [
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE, value=1.0, user_attrs={"seconds": self.seconds}
+            )
+        ] * n_trials
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inquiry]:
+    with inquiry(*ARMS, "search.equal=null") as asked:
+        yield asked
+
+
+@pytest.fixture
+def settled(asked: Inquiry, here: Path, monkeypatch: pytest.MonkeyPatch):
+    """Settle it with trials whose bits a byte are given, and return the comparison and what was asked for."""
+
+    def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=math.inf, **protocol):
+        shutil.rmtree(asked.folder, ignore_errors=True)
+        trials = Trained(asked, bpb, seconds, allowed)
+        monkeypatch.setattr(asked, "trials", trials)
+        monkeypatch.setattr(asked, "ends", time.monotonic() + time_left)
+        monkeypatch.setattr(asked, "protocol", replace(PROTOCOL, **protocol))
+        rates = {name: Tuning({0.01: 2.0, 0.02: 1.9, 0.04: 2.0}, 0.02) for name in asked.arms}
+        return asked.settle(rates), trials.asked_for
+
+    return settle
+
+
+def clear(name: str, seed: int) -> float:
+    return 2 + (name == "b") * (0.1 + seed / 1000)
+
+
+def unclear(name: str, seed: int) -> float:
+    return 2 + (name == "b") * (0.1 + seed / 1000) * (-1) ** seed
+
+
+def alike(name: str, seed: int) -> float:
+    return 2 + (name == "b") * 1e-5 * seed
+
+
+def test_the_first_look_that_settles_it_is_the_last(settled, capfd):
+    comparison, asked_for = settled(clear, looks=[7, 9])
+    assert asked_for == [("seeds-a", 7), ("seeds-b", 7)]
+    assert comparison.headline == "norm=post model/attn=mha is worse than norm=pre."
+    assert comparison.contests[0].seeds == list(range(7))
+    assert capfd.readouterr().out == f"After 7 pairs: {comparison.headline}\n"
+    assert set(comparison.tuning) == {"norm=pre", "norm=post model/attn=mha"}
+    assert comparison.commands[0].startswith("python sweep.py search=verdict")
+
+
+def test_arms_that_are_equivalent_settle_it_too(settled):
+    comparison, asked_for = settled(alike, looks=[7, 9])
+    assert comparison.contests[0].verdict.word == "equivalent" and len(asked_for) == 2
+
+
+def test_each_look_must_be_surer_where_there_are_several(settled):
+    """Six pairs of one sign settle it if they are looked at once, and not if that was the first look of two."""
+    assert settled(clear, looks=[6])[0].contests[0].verdict.word == "worse"
+    comparison, asked_for = settled(clear, looks=[6, 8])
+    assert [pairs for _, pairs in asked_for] == [6, 6, 8, 8]
+    assert (
+        comparison.contests[0].verdict.word == "worse" and comparison.contests[0].verdict.confidence == 0.975
+    )
+
+
+def test_what_no_look_settles_is_inconclusive_after_the_last(settled):
+    comparison, asked_for = settled(unclear, looks=[6, 7])
+    assert [pairs for _, pairs in asked_for] == [6, 6, 7, 7]
+    assert comparison.headline == "norm=post model/attn=mha against norm=pre: inconclusive."
+
+
+def test_pairs_that_there_is_no_time_for_are_not_begun(settled):
+    """Two runs of ten seconds make a pair: 45 seconds are enough for two of them, and five for none."""
+    comparison, asked_for = settled(unclear, looks=[6, 20], seconds=10, time_left=45)
+    assert [pairs for _, pairs in asked_for] == [6, 6, 8, 8] and comparison.contests[0].verdict.pairs == 8
+    comparison, asked_for = settled(unclear, looks=[6, 20], seconds=10, time_left=5)
+    assert [pairs for _, pairs in asked_for] == [6, 6] and comparison.headline.endswith("inconclusive.")
+
+
+def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled):
+    with pytest.raises(
+        UserError, match="The time was up before every arm had a run. The same command goes on"
+    ):
+        settled(clear, allowed=0)
+
+
+def test_an_arm_whose_runs_are_all_lost_is_named_with_the_reason(settled):
+    with pytest.raises(
+        UserError, match=r"No run of arm b came to its end. \S+seeds-b/trial-0: Its validation loss is"
+    ):
+        settled(lambda name, seed: 2.0 if name == "a" else math.nan)
+
+
+def test_each_against_each_and_each_against_itself(settled):
+    comparison, asked_for = settled(clear, looks=[6], aa=True, baseline="post")
+    assert asked_for == [("seeds-a", 12), ("seeds-b", 12)], "two seeds of an arm make a pair with itself"
+    assert comparison.headline == "norm=pre is better than norm=post model/attn=mha."
+    assert [noise.verdict.pairs for noise in comparison.noise] == [6, 6]
+
+
+def test_an_only_arm_has_a_noise_floor(settled, asked, monkeypatch):
+    monkeypatch.setattr(asked, "arms", {"a": ["norm=pre"]})
+    comparison, asked_for = settled(lambda name, seed: 2 + seed % 3 / 1e5, looks=[6, 8], aa=True)
+    assert asked_for == [("seeds-a", 12), ("seeds-a", 16)][: len(asked_for)]
+    assert comparison.contests == [] and comparison.noise[0].verdict.word == "equivalent"
+
+
+# ---- the whole of it, with processes -------------------------------------------------------------
+
+WORDS = [
+    *(
+        "search=verdict",
+        *ARMS,
+        "search.rates=[1]",
+        "search.looks=[6]",
+        "search.prompts=['']",
+        "search.stories=1",
+    ),
+    *("tokenizer=tales_512", "data.train_stories=64", "data.val_stories=4", "data.packing=pack", *SMALL),
+    *("train.device=cpu", "train.steps=4", "train.batch_size=4", "memory.predict=false", "sweep.name=test"),
+    *("sample.max_new_tokens=4", "logger=wandb", "logger.mode=disabled"),
+]
+
+
+@pytest.fixture(scope="module")
+def killed_and_gone_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A verdict that is killed once it has two of its runs, and then typed again."""
+    with Workplace(tmp_path_factory.mktemp("verdict")) as place:
+
+        def summaries() -> dict[Path, int]:
+            files = place.study_folder.glob("seeds-*/trial-*/summary.json")
+            return {file: file.stat().st_mtime_ns for file in files}
+
+        def start(*words: str) -> Search:
+            return place.start_program(ROOT / "sweep.py", *WORDS, *words)
+
+        first = start()
+        wait_until(lambda: len(summaries()) > 1, first)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        assert place.nobody_is_left()
+        before, again = summaries(), start().ended()
+        yield SimpleNamespace(
+            place=place, start=start, before=before, after=summaries(), first=first, again=again
+        )
+
+
+@pytest.mark.slow  # two arms of seven runs each, with processes
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+def test_a_verdict_that_was_killed_goes_on_and_no_run_is_made_twice(killed_and_gone_on):
+    one = killed_and_gone_on
+    assert one.again.returncode == 0, one.again.err
+    assert 2 <= len(one.before) < 12 and len(one.after) == 12
+    assert {file: when for file, when in one.after.items() if file in one.before} == one.before
+    data = json.loads((one.place.study_folder / "report.json").read_text())
+    assert [pair["seed"] for pair in data["contests"][0]["pairs"]] == list(range(6))
+    assert data["left_out"] == [] and data["headline"] in one.again.out
+    assert {name: found["chosen"] for name, found in data["tuning"].items()} == {
+        "norm=pre": 0.003,
+        "norm=post model/attn=mha": 0.003,
+    }
+    assert len(data["readings"]) == 2 and all(reading["samples"] for reading in data["readings"])
+    for name in ("report.html", "report.md"):
+        assert data["headline"] in (one.place.study_folder / name).read_text()
+
+
+@pytest.mark.slow  # where it's the first of this file that needs them
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+def test_arms_are_trained_alike(killed_and_gone_on):
+    one = killed_and_gone_on
+    cfgs = {file.parent.parent.name: OmegaConf.load(file.with_name("config.yaml")) for file in one.after}
+    a, b = cfgs["seeds-a"], cfgs["seeds-b"]
+    assert a.norm != b.norm and a.optim == b.optim and a.data == b.data
+    assert a.train == b.train and a.train.precision in ("bf16", "fp32")
+    assert a.size == b.size and a.size.params > 0
+    params = [json.loads(file.read_text())["params"] for file in one.after]
+    assert max(params) <= 1.01 * min(params)
+    assert a.logger.group == b.logger.group == "test"
+
+
+@pytest.mark.slow  # where it's the first of this file that needs them
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+def test_a_margin_that_is_changed_is_refused_in_one_line(killed_and_gone_on):
+    done = killed_and_gone_on.start("search.margin=0.1").ended()
+    assert done.returncode == 2 and one_sentence(done.err) and "began with search.margin=0.005" in done.err
