@@ -143,7 +143,8 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     result = revisited(cfg, saved, named - {"experiment"})
     result.init_from = saved.get("init_from")
     went_on = [word for word in cfg.typed if not word.startswith(("resume=", "task="))]
-    result.typed = [*(saved.get("typed") or []), *went_on]
+    words = {word.partition("=")[0]: word for word in [*(saved.get("typed") or []), *went_on]}
+    result.typed = list(words.values())
     return result
 
 

@@ -18,7 +18,7 @@ import run as door
 from minllm.config import compose
 from minllm.errors import UserError
 from minllm.study.comparison import Comparison, compare
-from minllm.study.runs import Wanted, find
+from minllm.study.runs import Selection, find
 from minllm.sweep.outcome import Outcome, write
 from minllm.training import rundir
 from minllm.training.rundir import RunDir, is_going_on
@@ -67,7 +67,7 @@ def refusal(*folders: Path, **asked) -> str:
 
 
 def found(**asked) -> list[str]:
-    runs, _ = find(Wanted(**{"folders": [], **asked}))
+    runs, _ = find(Selection(**{"folders": [], **asked}))
     return [run.folder.name for run in runs]
 
 
@@ -88,8 +88,8 @@ def test_runs_are_known_by_what_their_folder_and_configuration_say(here):
     assert found(choice=["attn=mqa", "norm=post"], date="2026-11-26") == ["another"]
     assert sorted(found(folders=["outputs"])) == ["0", "another"]
     for nobody in ({"tag": "min"}, {"choice": ["norm=post", "attn=gqa"]}, {"name": "grid", "tag": "third"}):
-        with pytest.raises(UserError, match="No run is as you say"):
-            find(Wanted([], **nobody))
+        with pytest.raises(UserError, match="No run matches"):
+            find(Selection([], **nobody))
 
 
 def test_a_run_in_a_folder_without_a_date_was_made_when_its_files_were(here):
@@ -107,13 +107,13 @@ def test_the_second_run_of_a_grid_comes_before_its_tenth(here):
 def test_who_says_nothing_or_names_nothing_is_told_what_to_type(here):
     (here / "empty").mkdir()
     with pytest.raises(UserError, match=r"^Say which runs to compare: 'runs=\[outputs/…\]'"):
-        Wanted([])
+        Selection([])
     for word, sentence in {
         "nowhere": "There is no folder 'nowhere'. Name",
         "empty": "There is no run in 'em",
     }.items():
         with pytest.raises(UserError, match=sentence):
-            find(Wanted([word]))
+            find(Selection([word]))
 
 
 # ---- runs that are left out ----------------------------------------------------------------------
@@ -148,8 +148,14 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
         "It crashed or was killed before its end. To go on: python run.py resume=",
     ),
     "pruned by its search": (pruned, "Its search ended it. Others were better at step 20."),
-    "lost": (lambda folder: finished(folder, PRE, bpb=math.nan), "Its validation loss is no number."),
-    "infinite": (lambda folder: finished(folder, PRE, bpb=math.inf), "Its validation loss is no number."),
+    "lost": (
+        lambda folder: finished(folder, PRE, bpb=math.nan),
+        "Its validation loss isn't a finite number.",
+    ),
+    "infinite": (
+        lambda folder: finished(folder, PRE, bpb=math.inf),
+        "Its validation loss isn't a finite number.",
+    ),
     "torn": (
         lambda folder: (finished(folder, PRE) / "summary.json").write_text('{"val_bpb": 2.'),
         "Its summary.json or environment.json is damaged.",
@@ -273,7 +279,7 @@ def test_another_tokenizer_is_compared_in_bits_a_byte(tmp_path):
         False,
         "different, and so compared in bits a byte (bytes, tales_512)",
     )
-    assert fact(comparison, "data") == (True, "the same, in the same order (tales)")
+    assert fact(comparison, "data") == (True, "the same (tales)")
 
 
 def test_what_arms_have_in_common_is_said(tmp_path):
@@ -348,7 +354,7 @@ def test_arms_of_one_size_are_called_by_their_choice_and_not_by_the_widths_that_
         finished(tmp_path / choice, f"model/attn={choice}", *sized)
     comparison = compare([tmp_path])
     assert [arm.name for arm in comparison.arms] == ["attn=mha", "attn=mqa"]
-    widths = [arm.any.cfg.model.mlp.hidden or arm.any.cfg.model.dim for arm in comparison.arms]
+    widths = [arm.first.cfg.model.mlp.hidden or arm.first.cfg.model.dim for arm in comparison.arms]
     assert widths[0] != widths[1]
 
 
@@ -435,7 +441,7 @@ def test_a_single_arm_has_a_noise_floor_and_no_rival(three_arms):
     assert said.startswith("All runs are of one arm: name those of another too.") and "aa=true" in said
     comparison = compare([three_arms / "0"], aa=True)
     (noise,) = comparison.noise
-    assert comparison.contests == [] and comparison.headline == "Noise floor: each arm against itself."
+    assert comparison.contests == [] and comparison.headline == "The arm against itself: inconclusive."
     assert noise.verdict.pairs == 3 and noise.verdict.difference == pytest.approx(
         0.001
     )  # (0,1), (2,3), (4,5)
@@ -493,7 +499,7 @@ def test_the_command_says_the_verdict_and_writes_a_report(typed, here):
     [
         ([], "Say which runs to compare"),
         (["runs=[nowhere]"], "There is no folder 'nowhere'"),
-        (["choice=[norm=none]"], "No run is as you say"),
+        (["choice=[norm=none]"], "No run matches"),
         (["choice=[norm=pre]"], "All runs are of one arm"),
         (["runs=[outputs]", "baseline=sandwich"], "baseline=sandwich names no arm"),
         (["runs=[outputs]", "margin=0"], "margin"),

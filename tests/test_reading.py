@@ -11,10 +11,20 @@ import torch
 
 import minllm
 from minllm.objective.causal import Causal
-from minllm.study.arms import Arm
+from minllm.study.arms import Arm, arms_of
 from minllm.study.comparison import compare
-from minllm.study.reading import OTHER_TEXT, Guess, Reading, accuracy, bits_a_byte, held_out, read_arms
+from minllm.study.reading import (
+    OTHER_TEXT,
+    Guess,
+    Reading,
+    accuracy,
+    bits_a_byte,
+    held_out,
+    read_arm,
+    read_arms,
+)
 from minllm.study.report.texts import STYLE_TEXTS, coloured, texts_html, texts_markdown
+from minllm.study.runs import Selection, find
 from minllm.training import checkpoints
 from minllm.training.evaluation import FLATTERING
 
@@ -43,7 +53,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def comparison(trained):
-    return compare([trained / "runs"], baseline="tales_512")
+    return compare([trained / "runs" / name for name in ("words", "bytes")])
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +99,7 @@ def test_losses_and_ranks_are_those_of_the_model(trained, readings):
 
 
 def test_the_texts_are_held_out_and_those_that_fit_a_window_come_first(trained, comparison):
-    run = comparison.baseline.any
+    run = comparison.baseline.first
     source = minllm.config.build(run.cfg.data)
     documents = list(source.documents("val"))
     _, tokenizer, _ = minllm.load(run.folder)
@@ -104,7 +114,7 @@ def test_the_texts_are_held_out_and_those_that_fit_a_window_come_first(trained, 
 
 def test_all_arms_read_the_same_texts_whatever_their_tokens(comparison, readings):
     words, letters = readings["words"], readings["bytes"]
-    texts = held_out(comparison.baseline.any, 3)
+    texts = held_out(comparison.baseline.first, 3)
     assert [joined(story) for story in words.stories] == texts
     assert [joined(story) for story in letters.stories] == texts
     assert [len(story) for story in letters.stories] == [len(text.encode()) for text in texts]
@@ -113,10 +123,10 @@ def test_all_arms_read_the_same_texts_whatever_their_tokens(comparison, readings
         assert [sum(g.bytes for g in story) for story in reading.stories] == [len(t.encode()) for t in texts]
 
 
-def test_a_text_longer_than_a_window_is_read_as_evaluation_reads_it(trained, readings):
+def test_a_text_longer_than_a_window_is_read_as_evaluation_reads_it(trained, comparison, readings):
     """Each token from the first window that has it; windows of 32 tokens go on by 16."""
     model, tokenizer, _ = checkpoints.load(trained / "runs" / "bytes", which="last")
-    text = max(held_out(compare([trained / "runs"], baseline="tales_512").baseline.any, 3), key=len)
+    text = max(held_out(comparison.baseline.first, 3), key=len)
     tokens = tokenizer.encode(text, bos=True)
     story = next(one for one in readings["bytes"].stories if len(one) == len(tokens) - 1)
     for place, guess in enumerate(story):
@@ -136,21 +146,24 @@ def test_the_same_seed_writes_the_same(trained, comparison, cfg, readings):
     assert sample == ("Née", minllm.generate(model, tokenizer, ["Née"], **options)[0])
 
 
-def test_a_model_that_looks_ahead_reads_and_does_not_write(readings):
-    reading = readings["choosing"]
+def test_a_model_that_looks_ahead_reads_and_does_not_write(trained, cfg):
+    (arm,), _ = arms_of(find(Selection([str(trained / "runs" / "choosing")]))[0])
+    reading = read_arm(arm, arm.first.seed, cfg, ["Née"], held_out(arm.first, 3), None)
     assert reading.samples == [] and len(reading.stories) == 3
     assert "can't generate" in reading.why_not and FLATTERING in reading.why_not
 
 
 def test_a_run_without_its_checkpoint_says_so_and_the_others_are_shown(movable, cfg):
+    shutil.rmtree(movable / "choosing")
     shutil.rmtree(movable / "bytes" / "checkpoints")
-    weights = next((movable / "choosing").rglob("model.safetensors"))
-    weights.write_bytes(b"no weights")
-    readings = by_arm(read_arms(compare([movable], baseline="tales_512"), cfg, ["Née"], stories=1))
+    comparison = compare([movable], baseline="tales_512")
+    readings = by_arm(read_arms(comparison, cfg, ["Née"], stories=1))
     assert "has no checkpoint" in readings["bytes"].why_not
-    assert "is damaged" in readings["choosing"].why_not
     assert readings["words"].why_not is None
-    page = texts_html(list(readings.values()))
+    next((movable / "words").rglob("model.safetensors")).write_bytes(b"no weights")
+    damaged = by_arm(read_arms(comparison, cfg, ["Née"], stories=1))
+    assert "is damaged" in damaged["words"].why_not
+    page = texts_html(list(damaged.values()))
     assert page.count('class="why-not"') == 2 and "has no checkpoint" in page
     assert "has no checkpoint" in texts_markdown(list(readings.values()))
 
@@ -173,7 +186,7 @@ def test_without_the_text_that_was_held_out_there_are_samples_only(trained, mova
 
 def test_the_run_shown_is_that_of_the_shared_seed_or_else_the_first(comparison, cfg):
     def seeded(arm, *seeds):
-        return Arm(arm.name, {seed: arm.any for seed in seeds})
+        return Arm(arm.name, {seed: arm.first for seed in seeds})
 
     words, letters, choosing = comparison.arms
     arms = [seeded(words, 1, 3), seeded(letters, 2, 3), seeded(choosing, 5, 6)]

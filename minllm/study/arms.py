@@ -7,14 +7,13 @@ see the same batches in the same order. What else was equal is a matter of fact,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
 
 from minllm.errors import UserError
-from minllm.study import units
 from minllm.study.runs import LeftOut, TrainedRun, leaves
 
 SECTIONS_ASIDE = (
@@ -36,9 +35,6 @@ KEYS_ASIDE = (
     *("train.sample_every", "train.malloc", "data.cache", "data.num_proc"),
 )
 
-NEAR = 0.01
-"""Amounts that differ by no more than this share are called equal."""
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -52,27 +48,13 @@ class Arm:
     runs: Mapping[int, TrainedRun]
 
     @property
-    def any(self) -> TrainedRun:
+    def first(self) -> TrainedRun:
         """The run with the first seed, for what is the same in all."""
         return next(iter(self.runs.values()))
 
     def values(self, key: str) -> list[Any]:
         """Return a figure of summary.json of all its runs, in the order of their seeds."""
         return [run.summary.get(key) for run in self.runs.values()]
-
-
-@dataclass(frozen=True)
-class Fact:
-    """Something that arms may have in common.
-
-    what: such as "parameters"
-    equal: whether all arms have the same, or nearly the same amount
-    said: how much, or what each has
-    """
-
-    what: str
-    equal: bool
-    said: str
 
 
 def arms_of(runs: Sequence[TrainedRun]) -> tuple[list[Arm], list[LeftOut]]:
@@ -148,14 +130,17 @@ def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
     differ = [key for key in keys if len({values.get(key) for values in named}) > 1]
     last = {key: re.split("[./]", key)[-1] for key in differ}
     short = {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
-    return [[f"{short[key]}={values[key]}" for key in differ if key in values] for values in named]
-
-
-# ---- what arms have in common --------------------------------------------------------------------
+    return [[f"{short[key]}={values.get(key, '–')}" for key in differ] for values in named]
 
 
 def refuse_incomparable(arms: Sequence[Arm]) -> None:
-    """Raise UserError unless all arms were validated on the same text."""
+    """Raise UserError unless all arms were validated on the same text, and looked ahead in it either all or none."""
+    ahead = [arm for arm in arms if arm.first.summary["state_bytes_per_sequence"] is None]
+    if ahead and len(ahead) < len(arms):
+        raise UserError(
+            f"{ahead[0].name} can't generate, since it looks ahead: its loss is lower than that of a model which sees"
+            " only what came before. Leave it out."
+        )
     texts: dict[str, Arm] = {}
     for arm in arms:
         for run in arm.runs.values():
@@ -163,7 +148,7 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
     if len(texts) > 1:
         one, other = list(texts.values())[:2]
         named = [
-            f"{arm.name or arm.any.folder.name} (data={arm.any.cfg.choices.data})" for arm in (one, other)
+            f"{arm.name or arm.first.folder.name} (data={arm.first.cfg.choices.data})" for arm in (one, other)
         ]
         raise UserError(
             f"{named[0]} and {named[1]} were validated on different text, so their bits a byte say nothing of each"
@@ -173,68 +158,7 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
 
 def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     """Return the keys in which the arms' configurations differ, with each arm's value; None where it has no such."""
-    plain = [learnt_from(arm.any.cfg) for arm in arms]
+    plain = [learnt_from(arm.first.cfg) for arm in arms]
     keys = dict.fromkeys(key for values in plain for key in values)
     found = {key: [values.get(key) for values in plain] for key in keys if not key.endswith("_target_")}
     return {key: values for key, values in found.items() if len(set(map(as_it_counts, values))) > 1}
-
-
-def facts(arms: Sequence[Arm]) -> list[Fact]:
-    """Return what was equal between arms and what wasn't, what matters most first."""
-    return [
-        Fact("validation text", True, "the same to the byte"),
-        same_words("seeds", [", ".join(map(str, arm.runs)) for arm in arms]),
-        said_by_config(arms, "tokenizer", "the same", "different, and so compared in bits a byte"),
-        said_by_config(arms, "data", "the same, in the same order", "different"),
-        said_by_config(arms, "objective", "the same", "different"),
-        amount(arms, "parameters", lambda run: run.summary["params"]),
-        amount(arms, "FLOPs a token", lambda run: run.summary["flops_per_token"]),
-        amount(arms, "tokens trained on", lambda run: run.summary["tokens"]),
-        amount(arms, "FLOPs of training", lambda run: run.summary["tokens"] * run.summary["flops_per_token"]),
-        amount(arms, "time of training", lambda run: run.summary["wall_seconds"], units.duration),
-        label(arms, "precision", lambda run: run.summary["decisions"].get("precision")),
-        label(arms, "machine", lambda run: run.environment["gpu"] or run.environment["cpu"]),
-        label(arms, "threads", lambda run: run.environment["threads"]),
-        label(arms, "torch", lambda run: run.environment["versions"]["torch"]),
-        label(arms, "version of minllm", version),
-    ]
-
-
-def said_by_config(arms: Sequence[Arm], section: str, same: str, different: str) -> Fact:
-    values = [
-        {k: v for k, v in learnt_from(arm.any.cfg).items() if k.split(".")[0] == section} for arm in arms
-    ]
-    equal = all(one == values[0] for one in values)
-    choices = dict.fromkeys(str(arm.any.cfg.choices.get(section)) for arm in arms)
-    return Fact(
-        section, equal, f"{same} ({', '.join(choices)})" if equal else f"{different} ({', '.join(choices)})"
-    )
-
-
-def amount(
-    arms: Sequence[Arm],
-    what: str,
-    of: Callable[[TrainedRun], float],
-    unit: Callable[[float], str] = units.count,
-) -> Fact:
-    """Compare the arms' mean amounts; equal are those within NEAR of each other."""
-    means = [sum(map(of, arm.runs.values())) / len(arm.runs) for arm in arms]
-    low, high = min(means), max(means)
-    equal = high <= low * (1 + NEAR)
-    said = list(dict.fromkeys(map(unit, (low, high))))
-    return Fact(what, equal, " to ".join(said))
-
-
-def label(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:
-    return same_words(what, [str(of(run)) for arm in arms for run in arm.runs.values()])
-
-
-def same_words(what: str, said: Sequence[str]) -> Fact:
-    different = dict.fromkeys(said)
-    return Fact(what, len(different) == 1, " and ".join(different))
-
-
-def version(run: TrainedRun) -> str:
-    git = run.environment["git"]
-    number = run.environment["versions"]["minllm"]
-    return f"{number}, {(git['commit'] or 'no commit')[:9]}{' with changes' if git['dirty'] else ''}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from minllm.errors import UserError, suggest
-from minllm.study.arms import Arm, Fact, arms_of, facts, refuse_incomparable
-from minllm.study.runs import LeftOut, Wanted, find
+from minllm.study.arms import Arm, arms_of, identity, refuse_incomparable
+from minllm.study.facts import Fact, facts
+from minllm.study.runs import LeftOut, Selection, find
 from minllm.study.statistics import Verdict, noise_floor, verdicts
 
 METRIC = "val_bpb"
@@ -57,6 +58,9 @@ class Noise:
     arm: Arm
     verdict: Verdict
     floor: float | None
+
+
+Judged = TypeVar("Judged", Contest, Noise)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,12 @@ class Comparison:
     def headline(self) -> str:
         """The answer in one sentence."""
         if not self.contests:
-            return "; ".join(f"{one.arm.name} against itself: {one.verdict.word}" for one in self.noise) + "."
+            return (
+                "; ".join(
+                    f"{one.arm.name or 'The arm'} against itself: {one.verdict.word}" for one in self.noise
+                )
+                + "."
+            )
         if len(self.contests) == 1:
             return self.contests[0].sentence.partition(". ")[0] + "."
         best = [arm for arm in self.arms if self._beats_all(arm)]
@@ -136,7 +145,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[str | Path] | Wanted,
+    runs: Sequence[str | Path] | Selection,
     *,
     baseline: str | None = None,
     margin: float = MARGIN,
@@ -160,8 +169,8 @@ def compare(
     Raises:
         UserError: no such runs, a single arm, no arm of that name, or different validation texts.
     """
-    wanted = runs if isinstance(runs, Wanted) else Wanted([str(run) for run in runs])
-    found, left_out = find(wanted, extensions)
+    selection = runs if isinstance(runs, Selection) else Selection([str(run) for run in runs])
+    found, left_out = find(selection, extensions)
     arms, repeated = arms_of(found)
     return of_arms(
         arms,
@@ -203,7 +212,10 @@ def of_arms(
     apart = verdicts([[b - a for a, b in zip(half[::2], half[1::2])] for half in halves], **judging)
     return Comparison(
         arms=arms,
-        contests=[Contest(*pair, one, verdict) for pair, one, verdict in zip(contested, seeds, judged)],
+        contests=[
+            without_lost_seeds(Contest(*pair, one, verdict), left_out)
+            for pair, one, verdict in zip(contested, seeds, judged)
+        ],
         margin=margin,
         noise=[Noise(arm, verdict, noise_floor(half)) for arm, verdict, half in zip(arms, apart, halves)],
         facts=facts(arms),
@@ -211,14 +223,26 @@ def of_arms(
     )
 
 
+def without_lost_seeds(contest: Contest, left_out: Sequence[LeftOut]) -> Contest:
+    """Return a contest, undecided if training failed at some seeds: the others may be the lucky ones."""
+    for arm in (contest.arm, contest.baseline):
+        own = identity(arm.first.cfg)
+        failed = {one.cfg.seed for one in left_out if one.failed and one.cfg and identity(one.cfg) == own}
+        if lost := sorted(failed - set(arm.runs)):
+            seeds = ", ".join(map(str, lost))
+            why = f"{arm.name} failed with seed {seeds}, and the seeds that are left may be the lucky ones."
+            return put_off(contest, why)
+    return contest
+
+
 def undecided(comparison: Comparison, why: str) -> Comparison:
     """Return a comparison of which nothing may be said yet, for a reason."""
+    contests = [put_off(contest, why) for contest in comparison.contests]
+    return replace(comparison, contests=contests, noise=[put_off(one, why) for one in comparison.noise])
 
-    def put_off(one: Contest | Noise) -> Any:
-        return replace(one, verdict=replace(one.verdict, word="inconclusive", why=f"{why} {one.verdict.why}"))
 
-    contests, noise = map(put_off, comparison.contests), map(put_off, comparison.noise)
-    return replace(comparison, contests=list(contests), noise=list(noise))
+def put_off(one: Judged, why: str) -> Judged:
+    return replace(one, verdict=replace(one.verdict, word="inconclusive", why=f"{why} {one.verdict.why}"))
 
 
 def bpb(arm: Arm, seed: int) -> float:

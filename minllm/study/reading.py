@@ -14,7 +14,7 @@ from minllm.config import build, validate
 from minllm.data.batches import Batch, Validation, open_data, stride_of
 from minllm.data.source import Source
 from minllm.data.store import Documents
-from minllm.errors import UserError
+from minllm.errors import UserError, first_line
 from minllm.generation.generate import generate
 from minllm.model.lm import LM
 from minllm.objective.cross_entropy import IGNORED
@@ -133,14 +133,18 @@ def read_arm(
             raise UserError(NEEDS_MEMORY)
         source = build(run.cfg.data)
         stories = [read_text(model, tokenizer, source, text) for text in texts]
-    except UserError as error:
-        return Reading(arm.name, seed, [], [], str(error))
+    except Exception as error:  # of an idea's own too: the comparison stands without its texts
+        return Reading(arm.name, seed, [], [], reason(error))
     reasons = [FLATTERING if stories and model.cannot_generate else None, no_texts]
     try:
         samples = list(zip(prompts, generate(model, tokenizer, prompts, **sampling)))
-    except UserError as error:
-        samples, reasons = [], [str(error), *reasons]
+    except Exception as error:
+        samples, reasons = [], [reason(error), *reasons]
     return Reading(arm.name, seed, samples, stories, " ".join(filter(None, reasons)) or None)
+
+
+def reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}."
 
 
 @torch.inference_mode()

@@ -18,7 +18,28 @@ from omegaconf import DictConfig, OmegaConf
 from minllm.errors import UserError
 from minllm.runs import OUTPUTS, read_run
 from minllm.sweep import outcome
-from minllm.training.rundir import is_going_on
+from minllm.training.rundir import STOPPED, is_going_on
+
+NEEDED = (
+    "val_bpb",
+    "validation_text",
+    "seed",
+    "params",
+    "params_active",
+    "params_non_embedding",
+    "flops_per_token",
+)
+NEEDED += (
+    "state_bytes_per_sequence",
+    "tokens",
+    "tokens_per_second",
+    "wall_seconds",
+    "peak_memory_bytes",
+    "decisions",
+)
+NEEDED_OF_ENVIRONMENT = ("versions", "cpu", "gpu", "threads", "git")
+POINT = {"step", "tokens", "seconds", "val_bpb"}
+"""What a line of metrics has that is a point of a learning curve."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +66,35 @@ class TrainedRun:
         metrics = self.folder / "metrics.jsonl"
         if not metrics.exists():
             return []
-        events = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
-        return [event for event in events if "val_bpb" in event]
+        events = map(parsed, metrics.read_text(encoding="utf-8", errors="replace").splitlines())
+        return [event for event in events if event.keys() >= POINT]
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """Return a line of metrics; one that is torn or isn't ours is empty."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A run that isn't compared, and the reason in a sentence."""
+    """A run that isn't compared, and the reason in a sentence.
+
+    cfg: what it was configured with, if that is known
+    failed: whether training it failed, so that its seed may be missing because of what it was
+    """
 
     folder: Path
     why: str
+    cfg: DictConfig | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Selection:
     """Which runs to look at: those in `folders`, or all under outputs/, as far as the rest says.
 
     folders: of runs, of grids and searches, or anything above them; a * stands for anything, and latest for the grid
@@ -76,13 +112,17 @@ class Wanted:
     date: str | None = None
 
     def __post_init__(self):
-        if not (self.folders or self.name or self.tag or self.choice or self.date):
+        if not self.folders and self.is_by_folder:
             raise UserError(
                 "Say which runs to compare: 'runs=[outputs/…]', where a grid's folder stands for its runs, or by"
                 " name=, tag=, 'choice=[norm=pre]' or date=."
             )
 
-    def has(self, folder: Path, cfg: DictConfig) -> bool:
+    @property
+    def is_by_folder(self) -> bool:
+        return not (self.name or self.tag or self.choice or self.date)
+
+    def matches(self, folder: Path, cfg: DictConfig) -> bool:
         made = {f"{group}={option}" for group, option in cfg.choices.items()}
         made |= {choice.rpartition("/")[2] for choice in made}
         return (
@@ -93,7 +133,7 @@ class Wanted:
         )
 
 
-def find(wanted: Wanted, extensions: Iterable[str] = ()) -> tuple[list[TrainedRun], list[LeftOut]]:
+def find(selection: Selection, extensions: Iterable[str] = ()) -> tuple[list[TrainedRun], list[LeftOut]]:
     """Return the runs that came to their end, in the order of their folders, and the others with the reason.
 
     Args:
@@ -104,21 +144,20 @@ def find(wanted: Wanted, extensions: Iterable[str] = ()) -> tuple[list[TrainedRu
     """
     found: list[TrainedRun] = []
     left_out: list[LeftOut] = []
-    for folder in folders_of(wanted.folders):
+    for folder in folders_of(selection.folders):
         try:
             cfg = read_run(folder, extensions)
         except UserError as error:
-            left_out.append(LeftOut(folder, str(error)))
+            if selection.is_by_folder:  # else nobody knows whether it was meant
+                left_out.append(LeftOut(folder, str(error)))
             continue
-        if wanted.has(folder, cfg):
-            why = unfinished(folder)
-            if why is None:
-                found.append(trained(folder, cfg))
-            else:
-                left_out.append(LeftOut(folder, why))
+        if selection.matches(folder, cfg):
+            run = read(folder, cfg)
+            (left_out if isinstance(run, LeftOut) else found).append(run)
     if not found and not left_out:
         raise UserError(
-            "No run is as you say. Each run's folder has its choices, tags and date in config.yaml."
+            "No run matches. A run's config.yaml has its `choices` and `tags`, and its date is the day in its folder's"
+            " name: date=2026-11-25."
         )
     return found, left_out
 
@@ -128,7 +167,7 @@ def folders_of(named: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for word in named or [str(OUTPUTS)]:
         place = latest_grid() if word == "latest" else Path(word).expanduser()
-        matches = sorted(glob.glob(str(place)), key=in_natural_order)
+        matches = [str(place)] if place.exists() else sorted(glob.glob(str(place)), key=in_natural_order)
         inside = [folder for match in matches for folder in runs_in(Path(match))]
         if not inside:
             where = f"There is no folder '{word}'" if not matches else f"There is no run in '{word}'"
@@ -150,11 +189,12 @@ def latest_grid() -> Path:
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
-    """Yield the runs in a folder, which may be one itself."""
+    """Yield the runs in a folder, which may be one itself: what is inside a run, such as W&B's files, is none."""
     if (folder / "config.yaml").is_file():
         yield folder
-    else:
-        yield from sorted((file.parent for file in folder.rglob("config.yaml")), key=in_natural_order)
+    elif folder.is_dir():
+        for inside in sorted(filter(Path.is_dir, folder.iterdir()), key=in_natural_order):
+            yield from runs_in(inside)
 
 
 def in_natural_order(path: str | Path) -> list[tuple[int, str]]:
@@ -169,30 +209,53 @@ def date_of(folder: Path) -> str:
     return dated[-1] if dated else f"{made:%Y-%m-%d}"
 
 
-def unfinished(folder: Path) -> str | None:
-    """Say why a run can't be compared; None if it came to its end as it should."""
+def read(folder: Path, cfg: DictConfig) -> TrainedRun | LeftOut:
+    """Return a run, or why it can't be compared."""
+
+    def left_out(why: str, failed: bool = False) -> LeftOut:
+        return LeftOut(folder, why, cfg, failed)
+
     go_on = f"To go on: python run.py resume={folder}"
+    if "${" in (folder / "config.yaml").read_text(encoding="utf-8"):
+        return LeftOut(folder, "Its config.yaml refers to other values (${…}), which a run's own never does.")
     if is_going_on(folder):
-        return "It's still going."
+        return left_out("It's still going.")
+    if tried_a_rate(folder):
+        return left_out("It tried a learning rate for a verdict.")
     if pruned := pruned_by_search(folder):
-        return pruned
+        return left_out(pruned, failed=True)
     if not (folder / "summary.json").exists():
         if not (folder / "metrics.jsonl").exists():
-            return "It wasn't trained: it has no metrics.jsonl."
-        if "Stopped at step" in last_line(folder / "log.txt"):
-            return f"It was stopped before its end. {go_on}"
-        return f"It crashed or was killed before its end. {go_on}"
+            return left_out("It wasn't trained: it has no metrics.jsonl.")
+        if STOPPED in last_line(folder / "log.txt"):
+            return left_out(f"It was stopped before its end. {go_on}")
+        return left_out(f"It crashed or was killed before its end. {go_on}", failed=True)
     try:
-        summary, environment = notes(folder)
-    except (OSError, ValueError):
-        summary = environment = None
-    if not isinstance(summary, dict) or not isinstance(environment, dict):
-        return "Its summary.json or environment.json is damaged."
-    if not math.isfinite(summary.get("val_bpb") or math.nan):
-        return "Its validation loss is no number."
-    if "validation_text" not in summary:
-        return "It was made by an older minllm, which didn't note its validation text. Train it again."
-    return None
+        summary, environment = (
+            json.loads((folder / name).read_text(encoding="utf-8"))
+            for name in ("summary.json", "environment.json")
+        )
+        if not isinstance(summary, dict) or not isinstance(environment, dict):
+            raise TypeError("another file's")
+        lacking = [name for name in NEEDED if name not in summary]
+        lacking += [name for name in NEEDED_OF_ENVIRONMENT if name not in environment]
+        finite = lacking or math.isfinite(summary["val_bpb"])
+    except (OSError, ValueError, TypeError):
+        return left_out("Its summary.json or environment.json is damaged.")
+    if lacking[:1] == ["validation_text"]:
+        return left_out(
+            "It was made by an older minllm, which didn't note its validation text. Train it again."
+        )
+    if lacking:
+        return left_out(f"Its summary.json or environment.json has no '{lacking[0]}'.")
+    if not finite:
+        return left_out("Its validation loss isn't a finite number.", failed=True)
+    return TrainedRun(folder, cfg, summary, environment)
+
+
+def tried_a_rate(folder: Path) -> bool:
+    """Whether a run is one of those that a verdict tunes learning rates with."""
+    return folder.parent.name.startswith("tune-") and (folder.parents[1] / "verdict.json").is_file()
 
 
 def pruned_by_search(folder: Path) -> str | None:
@@ -206,18 +269,6 @@ def pruned_by_search(folder: Path) -> str | None:
 def last_line(file: Path) -> str:
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
     return lines[-1] if lines else ""
-
-
-def trained(folder: Path, cfg: DictConfig) -> TrainedRun:
-    return TrainedRun(folder, cfg, *notes(folder))
-
-
-def notes(folder: Path) -> list[Any]:
-    """Return what a run's summary.json and environment.json hold."""
-    return [
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("summary.json", "environment.json")
-    ]
 
 
 def leaves(cfg: DictConfig) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_a
 from minllm.study.protocol import SEEDS, Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.reading import read_arms
 from minllm.study.report import tell
-from minllm.study.runs import LeftOut, Wanted, find, runs_in
+from minllm.study.runs import LeftOut, Selection, find, runs_in
 from minllm.study.size import TARGETS
 from minllm.study.statistics import least_pairs
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper, key_of
@@ -186,7 +186,7 @@ class VerdictSearch:
             folder = self.folder / f"seeds-{name}"
             if not any(runs_in(folder)):
                 raise UserError(TIME_WAS_UP.format("before every arm had a run"))
-            runs, others = find(Wanted([str(folder)]), self.config.extensions)
+            runs, others = find(Selection([str(folder)]), self.config.extensions)
             within = [run for run in runs if run.seed < pairs * self.protocol.runs_of_a_pair]
             if not within:
                 raise UserError(f"No run of arm {name} came to its end. {others[0].folder}: {others[0].why}")

@@ -11,7 +11,7 @@ from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
 from minllm.study.reading import read_arms
 from minllm.study.report import tell
-from minllm.study.runs import Wanted
+from minllm.study.runs import Selection
 
 
 def compare(
@@ -33,7 +33,7 @@ def compare(
 
     Args:
         run_dir: where the report is written.
-        runs, name, tag, choice, date: which runs; see `minllm.study.runs.Wanted`.
+        runs, name, tag, choice, date: which runs; see `minllm.study.runs.Selection`.
         baseline, margin, aa: see `minllm.study.comparison.compare`.
         prompts: what one run of each arm continues, side by side.
         stories: how many held-out texts the report shows each arm reading.
@@ -42,8 +42,8 @@ def compare(
         UserError: no such runs, a single arm, or runs that can't be compared.
         OSError: the report can't be written.
     """
-    wanted = Wanted(runs, name, tag, choice, date)
-    comparison = compared(wanted, baseline=baseline, margin=margin, aa=aa, extensions=cfg.extensions)
+    selection = Selection(runs, name, tag, choice, date)
+    comparison = compared(selection, baseline=baseline, margin=margin, aa=aa, extensions=cfg.extensions)
     readings = read_arms(comparison, cfg, prompts, stories)
     tell(comparison, run_dir, readings)
     return comparison

@@ -25,7 +25,7 @@ from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import FLATTERING, above_floor
 from minllm.training.loop import Run, fit
-from minllm.training.rundir import RunDir
+from minllm.training.rundir import STOPPED, RunDir
 from minllm.training.settings import Settings
 
 
@@ -50,10 +50,10 @@ def carry_out(
     run: Run, tokenizer: Tokenizer, notes: list[str | None], cfg: DictConfig, resume: str | None = None
 ) -> dict:
     """Train what `prepare` has prepared, and write the run's folder; return what summary.json says."""
-    if resume:
-        run.folder.resume_at(run.progress.step)
-    run.folder.begin(cfg, tokenizer)
     with run.folder.alone():
+        if resume:
+            run.folder.resume_at(run.progress.step)
+        run.folder.begin(cfg, tokenizer)
         notes.append(run.logger.start(cfg, run.folder.path))
         for note in filter(None, notes):
             run.folder.say(note)
@@ -67,9 +67,7 @@ def carry_out(
         finally:
             run.logger.finish(summary)
     if signal is not None:
-        run.folder.say(
-            f"Stopped at step {run.progress.step}. To go on: python run.py resume={run.folder.path}"
-        )
+        run.folder.say(f"{STOPPED} {run.progress.step}. To go on: python run.py resume={run.folder.path}")
         raise SystemExit(128 + signal)
     for line in report(run, summary):
         run.folder.say(line)

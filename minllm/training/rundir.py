@@ -33,6 +33,8 @@ from minllm.tokenizer import Tokenizer
 LOCK = ".lock"
 LOOKED_AT_SECONDS = 1.0
 """Longer than anyone holds a run's lock who only looks whether it's held."""
+STOPPED = "Stopped at step"
+"""How the last line of a log begins when a run was stopped before its end."""
 SAMPLE_HEAD = re.compile(r"^=== step (\d+) ===$", re.MULTILINE)
 
 
@@ -62,16 +64,19 @@ class RunDir:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Be the only process that trains in this folder, as long as the context lasts; a kill ends it too.
+        """Make the folder, and be the only process that trains in it while the context lasts; a kill ends that too.
 
         Raises:
             UserError: another does.
         """
         from filelock import FileLock, Timeout
 
+        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=LOOKED_AT_SECONDS)
+        except NotImplementedError:  # a disk without locks
+            pass
         except Timeout as error:
             raise UserError(
                 f"Another process is training in {self.path}. Wait for its end, or stop it."
@@ -83,6 +88,7 @@ class RunDir:
 
     def resume_at(self, step: int) -> None:
         """Cut what was written after `step`, and a last line torn by a kill, as if the run had stopped there."""
+        (self.path / "summary.json").unlink(missing_ok=True)  # of an end that isn't the end any more
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

@@ -22,9 +22,10 @@ IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second"
 def tell(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> None:
     """Write the report into a folder, also at Weights & Biases if the runs are there, and print the summary."""
     written = write_report(comparison, folder, readings)
-    mirrored = publish_if_mirrored(comparison, markdown(comparison, readings))
     print(summary(comparison))
-    print("\n".join(filter(None, [mirrored, f"The report is {' and '.join(map(str, written))}"])))
+    print(f"The report is {' and '.join(map(str, written))}", flush=True)
+    if mirrored := publish_if_mirrored(comparison, markdown(comparison, readings)):
+        print(mirrored)
 
 
 def write_report(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> list[Path]:

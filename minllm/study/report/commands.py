@@ -27,7 +27,9 @@ def lines_of(arm: Arm) -> list[str]:
     for seed, run in arm.runs.items():
         words = run.cfg.get("typed")
         if words is None:
-            return [f"# {called(arm)}: an older minllm made it, which didn't note what was typed"]
+            return [
+                f"# {' '.join(called(arm).split())}: an older minllm made it, which didn't note what was typed"
+            ]
         seeds.setdefault(tuple(word for word in words if not is_seed(word)), []).append(seed)
     return [trained(words, typed) for words, typed in seeds.items()]
 

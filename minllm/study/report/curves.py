@@ -48,7 +48,7 @@ def curve(arm: Arm) -> Curve:
         arm.name,
         len(followed),
         points.tolist(),
-        (points * arm.any.summary["flops_per_token"]).tolist(),
+        (points * arm.first.summary["flops_per_token"]).tolist(),
         seconds.mean(0).tolist(),
         values.mean(0).tolist(),
         values.min(0).tolist(),

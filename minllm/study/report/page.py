@@ -8,8 +8,9 @@ from html import escape
 
 from minllm.page import document, drawn
 from minllm.study import units
-from minllm.study.arms import Fact, differences
+from minllm.study.arms import differences
 from minllm.study.comparison import METRIC, Comparison
+from minllm.study.facts import Fact
 from minllm.study.reading import Reading
 from minllm.study.report import words
 from minllm.study.report.commands import commands

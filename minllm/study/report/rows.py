@@ -46,7 +46,7 @@ def deviation(arm: Arm) -> float | None:
 
 
 def learning_rate(arm: Arm) -> float | None:
-    return OmegaConf.select(arm.any.cfg, "optim.lr")
+    return OmegaConf.select(arm.first.cfg, "optim.lr")
 
 
 COLUMNS = (

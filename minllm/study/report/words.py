@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from minllm.study import units
-from minllm.study.arms import NEAR, Arm
+from minllm.study.arms import Arm
 from minllm.study.comparison import METRIC, Comparison, Tuning
+from minllm.study.facts import NEAR
 from minllm.study.statistics import EXACT_PAIRS
 
 
@@ -22,7 +23,7 @@ def introduction(comparison: Comparison) -> str:
     return (
         f"{arms} with {each}, measured in bits a byte of held-out text: less is better."
         f" A difference of up to {units.bits(margin(comparison))} bits a byte ({100 * comparison.margin:.3g} % of the"
-        f" baseline, {called(comparison.baseline)}) was to count as too small to matter."
+        f" baseline, {called(comparison.baseline)}) counts as too small to matter; this was set in advance."
     )
 
 
@@ -68,14 +69,14 @@ def judged(comparison: Comparison) -> list[str]:
     """Return how the words were found, and which run is shown where only one can be."""
     confidence = {contest.verdict.confidence for contest in comparison.contests} or {0.95}
     return [
-        "Runs of the same seed are a pair: they begin with the same weights wherever both have a parameter, and see the"
-        " same batches in the same order. What is judged is the difference within each pair, the arm less the"
-        f" baseline, in bits a byte at the end of training; the interval is Student's t at"
+        "Runs of the same seed are a pair: they begin with the same weights wherever both have a parameter of the same"
+        " shape, and see the same data in the same order. What is judged is the difference within each"
+        " pair, the arm less the baseline, in bits a byte at the end of training; the interval is Student's t at"
         f" {100 * min(confidence):.4g} %.",
         "An arm is called better or worse where both the paired t test and the sign-flip test (all flips up to"
         f" {EXACT_PAIRS} pairs) exclude that there is no difference. It is called equivalent where two one-sided t"
-        " tests exclude a difference as large as the margin, which was chosen in advance. Holm's correction is for the"
-        " number of contests. Anything else is inconclusive.",
+        " tests exclude a difference as large as the margin, which was chosen in advance. The p-values are corrected"
+        " for the number of contests by Holm's method. Anything else is inconclusive.",
         f"Where one run of an arm is shown, such as its texts, it is that of seed {comparison.shared_seed}: the first"
         " seed that most arms have, and never the best. Where two runs were of the same arm and seed, the later one"
         f" counts. Amounts within {100 * NEAR:g} % of each other are called equal.",

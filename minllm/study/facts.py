@@ -1,0 +1,110 @@
+"""What was equal between arms, and what wasn't: looked up, and not taken for granted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from minllm.study import units
+from minllm.study.arms import Arm, learnt_from
+from minllm.study.runs import TrainedRun
+
+NEAR = 0.01
+"""Amounts that differ by no more than this share are called equal."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that arms may have in common.
+
+    what: such as "parameters"
+    equal: whether all arms have the same, or nearly the same amount
+    said: how much, or what each has
+    """
+
+    what: str
+    equal: bool
+    said: str
+
+
+def facts(arms: Sequence[Arm]) -> list[Fact]:
+    """Return what was equal between arms and what wasn't, what matters most first."""
+    return [
+        Fact("validation text", True, "the same to the byte"),
+        words_fact("seeds", [", ".join(map(str, arm.runs)) for arm in arms]),
+        config_fact(arms, "tokenizer", "the same", "different, and so compared in bits a byte"),
+        config_fact(arms, "data", "the same", "different"),
+        config_fact(arms, "train.batch_size", "the same", "different"),
+        config_fact(arms, "objective", "the same", "different"),
+        amount_fact(arms, "parameters", lambda run: run.summary["params"]),
+        amount_fact(arms, "FLOPs a token", lambda run: run.summary["flops_per_token"]),
+        amount_fact(arms, "tokens trained on", lambda run: run.summary["tokens"]),
+        amount_fact(
+            arms, "FLOPs of training", lambda run: run.summary["tokens"] * run.summary["flops_per_token"]
+        ),
+        amount_fact(arms, "time of training", lambda run: run.summary["wall_seconds"], units.duration),
+        label_fact(arms, "precision", lambda run: run.summary["decisions"].get("precision")),
+        label_fact(arms, "compiled", compiled),
+        label_fact(arms, "machine", lambda run: run.environment["gpu"] or run.environment["cpu"]),
+        label_fact(arms, "threads", lambda run: run.environment["threads"]),
+        label_fact(arms, "torch", lambda run: run.environment["versions"]["torch"]),
+        label_fact(arms, "version of minllm", version),
+    ]
+
+
+def config_fact(arms: Sequence[Arm], key: str, same: str, different: str) -> Fact:
+    """Compare what the arms' configurations say of a section, or of one key."""
+    values = [
+        {
+            name: value
+            for name, value in learnt_from(arm.first.cfg).items()
+            if f"{name}.".startswith(f"{key}.")
+        }
+        for arm in arms
+    ]
+    equal = all(one == values[0] for one in values)
+    chosen = dict.fromkeys(
+        str(arm.first.cfg.choices.get(key) or one.get(key)) for arm, one in zip(arms, values)
+    )
+    return Fact(
+        key.rpartition(".")[2].replace("_", " "),
+        equal,
+        f"{same if equal else different} ({', '.join(chosen)})",
+    )
+
+
+def amount_fact(
+    arms: Sequence[Arm],
+    what: str,
+    of: Callable[[TrainedRun], float],
+    unit: Callable[[float], str] = units.count,
+) -> Fact:
+    """Compare the arms' mean amounts; equal are those within NEAR of each other."""
+    means = [sum(map(of, arm.runs.values())) / len(arm.runs) for arm in arms]
+    low, high = min(means), max(means)
+    equal = high <= low * (1 + NEAR)
+    said = list(dict.fromkeys(map(unit, (low, high))))
+    return Fact(what, equal, " to ".join(said))
+
+
+def label_fact(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:
+    return words_fact(what, [str(of(run)) for arm in arms for run in arm.runs.values()])
+
+
+def words_fact(what: str, said: Sequence[str]) -> Fact:
+    different = dict.fromkeys(said)
+    return Fact(what, len(different) == 1, " and ".join(different))
+
+
+def compiled(run: TrainedRun) -> bool:
+    asked = OmegaConf.select(run.cfg, "train.compile")
+    return run.summary["decisions"].get("compile", False) if asked == "auto" else bool(asked)
+
+
+def version(run: TrainedRun) -> str:
+    git = run.environment["git"]
+    number = run.environment["versions"]["minllm"]
+    return f"{number}, {(git['commit'] or 'no commit')[:9]}{' with changes' if git['dirty'] else ''}"
