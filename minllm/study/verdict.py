@@ -93,9 +93,10 @@ class Inquiry:
         self.precision = self.same_precision()
         self.shared = [*self.logged_together(), *self.precision]
         self.bases = {name: self.composed(name) for name in self.arms}
-        self.shared += self.same_size()
-        for name in self.arms:
-            self.composed(name)  # what can't be sized is refused before anything is run
+        if size := self.same_size():
+            self.shared += size
+            for name in self.arms:
+                self.composed(name)  # what can't be sized is refused before anything is run
         self.rates = {name: rates_of(cfg, self.protocol) for name, cfg in self.bases.items()}
 
     def plan(self) -> str:
