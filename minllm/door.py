@@ -88,12 +88,18 @@ def refuse_environment(hydra_cfg: DictConfig) -> None:
 
 
 def quoted(word: str) -> str:
-    """Return a word with quotes where Hydra wants them: in `arms.a=[norm=pre]`, whose list holds words itself."""
+    """Return a word with quotes where Hydra wants them: in `arms.a=[norm=pre]` or `baseline=norm=pre`."""
     key, _, value = word.partition("=")
-    lists = [part.strip() for part in parts_of(value)]
-    if not all(one.startswith("[") and one.endswith("]") for one in lists):
+    if key.startswith("-") or "=" not in value:
         return word
-    return f"{key}={','.join(f'[{words_quoted(one[1:-1])}]' for one in lists)}"
+    return f"{key}={','.join(map(value_quoted, parts_of(value)))}"
+
+
+def value_quoted(value: str) -> str:
+    bare = value.strip()
+    if bare.startswith("[") and bare.endswith("]"):
+        return f"[{words_quoted(bare[1:-1])}]"
+    return in_quotes(bare) if is_word(bare) and len(parts_of(bare, at="=")) > 1 else value
 
 
 def words_quoted(listed: str) -> str:
@@ -109,11 +115,11 @@ def in_quotes(part: str) -> str:
     return "'" + part.replace("'", "\\'") + "'"
 
 
-def parts_of(text: str) -> list[str]:
+def parts_of(text: str, at: str = ",") -> list[str]:
     """Split a list's text at its own commas, and not at those inside brackets or quotes, or behind a backslash."""
     parts, depth, quote, escaped = [""], 0, "", False
     for char in text:
-        if char == "," and not depth and not quote and not escaped:
+        if char == at and not depth and not quote and not escaped:
             parts.append("")
             continue
         parts[-1] += char

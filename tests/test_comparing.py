@@ -296,6 +296,7 @@ def test_what_arms_have_in_common_is_said(tmp_path):
         (["train.steps=400"], {"tokens": 2000}, "tokens trained on", "2,000 to 4,000"),
         ([POST], {"params": 1_300_000}, "parameters", "1.235 M to 1.3 M"),
         ([POST], {"wall_seconds": 260.0}, "time of training", "2 min to 4 min"),
+        ([POST], {"wall_seconds": 133.0}, "time of training", "about 2 min"),
         (["data.seq_len=128"], {}, "data", "different (tales)"),
         (["data.packing=concat"], {}, "data", "different (tales)"),
         ([POST], {"decisions": {"precision": "fp32"}}, "precision", "bf16 and fp32"),

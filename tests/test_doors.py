@@ -148,10 +148,13 @@ def read_by_hydra(word: str) -> object:
         ("arms.a=[data.path=C:\\]", ["data.path=C:\\"]),
         (r"arms.a=[data.path=a\'b]", [r"data.path=a\'b"]),
         ("arms.a=[size.params=${seed}]", ["size.params=${seed}"]),
+        ("baseline=norm=pre", "norm=pre"),
+        ("baseline=attn=gqa norm=pre", "attn=gqa norm=pre"),
+        ("baseline=norm=pre,norm=post", ["'norm=pre'", "'norm=post'"]),
         ("choice=[norm=pre],[norm=post]", ["['norm=pre']", "['norm=post']"]),
     ],
 )
-def test_words_in_a_list_need_no_quotes_of_their_own(typed: str, words: list[str]):
+def test_words_within_a_word_need_no_quotes_of_their_own(typed: str, words: str | list[str]):
     assert read_by_hydra(quoted(typed)) == words
 
 
@@ -168,8 +171,11 @@ def test_words_in_a_list_need_no_quotes_of_their_own(typed: str, words: list[str
         r"arms.a=['data.path=it\'s, or not','norm=post']",
         "train={steps: 5}",
         "optim.lr=tag(log,interval(1e-4,1e-2))",
+        "seed=range(start=0,stop=4)",
+        "data.path=${oc.env:A,b=c}",
+        "data.path='a=b'",
         "~logger",
-        "--config-dir=[x]",
+        "--config-dir=x=y",
         "x=",
     ],
 )

@@ -32,7 +32,7 @@ from minllm.sweep.outcome import Outcome
 from tests.comparisons import finished
 from tests.instant import LITTLE, Instant
 from tests.questions import composed
-from tests.searches import ROOT, Search, Workplace, one_sentence, wait_until
+from tests.searches import ROOT, Search, Workplace, wait_until
 
 ASKED = {
     **{"equal": "params", "rates": [0.5, 1.0], "tuning_seeds": [1000], "looks": [6, 8], "margin": 0.005},
@@ -130,6 +130,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inquiry]:
+    """An inquiry that several tests look at, and none runs."""
+    with inquiry(
+        "arms.a=['norm=pre','model.layout=[attn mlp,mlp]']", *ARMS[1:], "search.equal=null"
+    ) as asked:
+        yield asked
+
+
 def test_a_dry_run_says_what_would_be_run_and_writes_nothing(here, capfd):
     words = ("search.rates=[2,1]", "search.looks=[6,8]", "search.tuning_seeds=[1000,1001]", "optim.lr=0.01")
     with inquiry(*ARMS, *words, "sweep.dry_run=true") as asked:
@@ -147,19 +156,15 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(here, capfd):
     assert list(here.iterdir()) == []
 
 
-def test_the_command_that_is_given_back_asks_the_same(here):
-    with inquiry(
-        *ARMS, "arms.c=['model.layout=[attn mlp,mlp]']", "search.looks=[6]", "search.equal=null"
-    ) as asked:
-        program, door, *words = shlex.split(asked.command())
-        assert (program, door) == ("python", "sweep.py") and words.count("search.looks=[6]") == 1
-    with inquiry(*(word for word in words if not word.startswith(("hydra", "search=")))) as again:
-        assert again.arms == asked.arms == {
-            "a": ["norm=pre"],
+def test_the_command_that_is_given_back_asks_the_same(asked):
+    program, door, *words = shlex.split(asked.command())
+    assert (program, door) == ("python", "sweep.py") and words.count("search.equal=null") == 1
+    with composed(*map(quoted, words)) as (master, _):
+        assert master.search == asked.config.search and master.model == asked.config.model
+        assert arms_in(master.arms, PROTOCOL) == asked.arms == {
+            "a": ["norm=pre", "model.layout=[attn mlp,mlp]"],
             "b": ["norm=post", "model/attn=mha"],
-            "c": ["model.layout=[attn mlp,mlp]"],
         }  # fmt: skip
-        assert again.protocol == asked.protocol
 
 
 @pytest.mark.parametrize(
@@ -237,7 +242,7 @@ def test_each_arm_tries_multiples_of_its_own_rate_on_the_tuning_seeds(here, capf
         return Outcome("complete", abs(cfg.optim.lr - 0.02) + cfg.seed)
 
     words = ("search.rates=[0.5,1]", "search.tuning_seeds=[1234]", "arms.a=[norm=pre,optim.lr=0.04]")
-    with inquiry(*ARMS[1:], *words, "optim.lr=0.01", "search.equal=null") as asked:
+    with inquiry(*ARMS[1:], *words, "optim.lr=0.01", "search.equal=null", "logger=wandb") as asked:
         Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
         found = asked.tune()
     assert found["a"].tried == pytest.approx({0.02: 1234.0, 0.04: 1234.02}) and found["a"].chosen == 0.02
@@ -245,6 +250,7 @@ def test_each_arm_tries_multiples_of_its_own_rate_on_the_tuning_seeds(here, capf
     assert [(cfg.optim.lr, cfg.seed, cfg.norm.before) for cfg in Instant.launched] == [
         *((0.02, 1234, True), (0.04, 1234, True), (0.005, 1234, False), (0.01, 1234, False))
     ]
+    assert {cfg.logger.group for cfg in Instant.launched} == {"a-search"}
     assert "a: optim.lr=0.02, at an edge of what was tried." in capfd.readouterr().out
 
 
@@ -293,12 +299,6 @@ class Trained:
         ] * n_trials
 
 
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inquiry]:
-    with inquiry(*ARMS, "search.equal=null") as asked:
-        yield asked
-
-
 @pytest.fixture
 def settled(asked: Inquiry, here: Path, monkeypatch: pytest.MonkeyPatch):
     """Settle it with trials whose bits a byte are given, and return the comparison and what was asked for."""
@@ -330,10 +330,12 @@ def alike(name: str, seed: int) -> float:
 def test_the_first_look_that_settles_it_is_the_last(settled, capfd):
     comparison, asked_for = settled(clear, looks=[7, 9])
     assert asked_for == [("seeds-a", 7), ("seeds-b", 7)]
-    assert comparison.headline == "norm=post model/attn=mha is worse than norm=pre."
+    assert (
+        comparison.headline == "norm=post model/attn=mha is worse than norm=pre model.layout=[attn mlp,mlp]."
+    )
     assert comparison.contests[0].seeds == list(range(7))
     assert capfd.readouterr().out == f"After 7 pairs: {comparison.headline}\n"
-    assert set(comparison.tuning) == {"norm=pre", "norm=post model/attn=mha"}
+    assert set(comparison.tuning) == {"norm=pre model.layout=[attn mlp,mlp]", "norm=post model/attn=mha"}
     assert comparison.commands[0].startswith("python sweep.py search=verdict")
 
 
@@ -355,7 +357,10 @@ def test_each_look_must_be_surer_where_there_are_several(settled):
 def test_what_no_look_settles_is_inconclusive_after_the_last(settled):
     comparison, asked_for = settled(unclear, looks=[6, 7])
     assert [pairs for _, pairs in asked_for] == [6, 6, 7, 7]
-    assert comparison.headline == "norm=post model/attn=mha against norm=pre: inconclusive."
+    assert (
+        comparison.headline
+        == "norm=post model/attn=mha against norm=pre model.layout=[attn mlp,mlp]: inconclusive."
+    )
 
 
 def test_pairs_that_there_is_no_time_for_are_not_begun(settled):
@@ -383,7 +388,9 @@ def test_an_arm_whose_runs_are_all_lost_is_named_with_the_reason(settled):
 def test_each_against_each_and_each_against_itself(settled):
     comparison, asked_for = settled(clear, looks=[6], aa=True, baseline="post")
     assert asked_for == [("seeds-a", 12), ("seeds-b", 12)], "two seeds of an arm make a pair with itself"
-    assert comparison.headline == "norm=pre is better than norm=post model/attn=mha."
+    assert (
+        comparison.headline == "norm=pre model.layout=[attn mlp,mlp] is better than norm=post model/attn=mha."
+    )
     assert [noise.verdict.pairs for noise in comparison.noise] == [6, 6]
 
 
@@ -401,13 +408,13 @@ WORDS = [
         "search=verdict",
         *ARMS,
         "search.rates=[1]",
-        "search.looks=[6]",
+        "search.looks=[3]",
         "search.prompts=['']",
         "search.stories=1",
     ),
     *("tokenizer=tales_512", "data.train_stories=64", "data.val_stories=4", "data.packing=pack", *SMALL),
     *("train.device=cpu", "train.steps=4", "train.batch_size=4", "memory.predict=false", "sweep.name=test"),
-    *("sample.max_new_tokens=4", "logger=wandb", "logger.mode=disabled"),
+    "sample.max_new_tokens=4",
 ]
 
 
@@ -429,20 +436,18 @@ def killed_and_gone_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim
         first.wait()
         assert place.nobody_is_left()
         before, again = summaries(), start().ended()
-        yield SimpleNamespace(
-            place=place, start=start, before=before, after=summaries(), first=first, again=again
-        )
+        yield SimpleNamespace(place=place, before=before, after=summaries(), again=again)
 
 
-@pytest.mark.slow  # two arms of seven runs each, with processes
+@pytest.mark.slow  # two arms of four runs each, with processes
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
 def test_a_verdict_that_was_killed_goes_on_and_no_run_is_made_twice(killed_and_gone_on):
     one = killed_and_gone_on
     assert one.again.returncode == 0, one.again.err
-    assert 2 <= len(one.before) < 12 and len(one.after) == 12
+    assert 2 <= len(one.before) < 6 and len(one.after) == 6
     assert {file: when for file, when in one.after.items() if file in one.before} == one.before
     data = json.loads((one.place.study_folder / "report.json").read_text())
-    assert [pair["seed"] for pair in data["contests"][0]["pairs"]] == list(range(6))
+    assert [pair["seed"] for pair in data["contests"][0]["pairs"]] == [0, 1, 2]
     assert data["left_out"] == [] and data["headline"] in one.again.out
     assert {name: found["chosen"] for name, found in data["tuning"].items()} == {
         "norm=pre": 0.003,
@@ -464,11 +469,3 @@ def test_arms_are_trained_alike(killed_and_gone_on):
     assert a.size == b.size and a.size.params > 0
     params = [json.loads(file.read_text())["params"] for file in one.after]
     assert max(params) <= 1.01 * min(params)
-    assert a.logger.group == b.logger.group == "test"
-
-
-@pytest.mark.slow  # where it's the first of this file that needs them
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
-def test_a_margin_that_is_changed_is_refused_in_one_line(killed_and_gone_on):
-    done = killed_and_gone_on.start("search.margin=0.1").ended()
-    assert done.returncode == 2 and one_sentence(done.err) and "began with search.margin=0.005" in done.err

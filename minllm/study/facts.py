@@ -87,7 +87,8 @@ def amount_fact(
     low, high = min(means), max(means)
     equal = high <= low * (1 + NEAR)
     said = list(dict.fromkeys(map(unit, (low, high))))
-    return Fact(what, equal, " to ".join(said))
+    about = "about " * (not equal and len(said) == 1)  # whose difference is lost in rounding
+    return Fact(what, equal, about + " to ".join(said))
 
 
 def label_fact(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:
