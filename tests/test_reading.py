@@ -188,8 +188,8 @@ def test_the_run_shown_is_that_of_the_shared_seed_or_else_the_first(comparison, 
     def seeded(arm, *seeds):
         return Arm(arm.name, {seed: arm.first for seed in seeds})
 
-    words, letters, choosing = comparison.arms
-    arms = [seeded(words, 1, 3), seeded(letters, 2, 3), seeded(choosing, 5, 6)]
+    words, letters = comparison.arms
+    arms = [seeded(words, 1, 3), seeded(letters, 2, 3), seeded(letters, 5, 6)]
     readings = read_arms(replace(comparison, arms=arms), cfg, [], stories=0)
     assert [reading.seed for reading in readings] == [3, 3, 5]
     assert f"{words.name}: seed 3" in texts_html(readings)

@@ -27,7 +27,7 @@ from minllm.door import quoted
 from minllm.errors import UserError
 from minllm.study.comparison import Tuning
 from minllm.study.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
-from minllm.study.verdict import Inquiry, tuning, verdict
+from minllm.study.verdict import VerdictSearch, chosen_rate, reach_verdict
 from minllm.sweep.outcome import Outcome
 from tests.comparisons import finished
 from tests.instant import LITTLE, Instant
@@ -111,7 +111,7 @@ SMALL = (
 
 
 @contextlib.contextmanager
-def inquiry(*words: str) -> Iterator[Inquiry]:
+def inquiry(*words: str) -> Iterator[VerdictSearch]:
     """What `python sweep.py search=verdict <words>` asks, with trials that end at once."""
     Plugins.instance().register(Instant)
     node = {"_target_": "tests.instant.Instant"}
@@ -121,7 +121,7 @@ def inquiry(*words: str) -> Iterator[Inquiry]:
         sweeper = Plugins.instance().instantiate_sweeper(
             config=master, hydra_context=context, task_function=lambda cfg: None
         )
-        yield Inquiry(sweeper, [word for word in typed if not word.startswith("hydra")])
+        yield VerdictSearch(sweeper, [word for word in typed if not word.startswith("hydra")])
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inquiry]:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VerdictSearch]:
     """An inquiry that several tests look at, and none runs."""
     with inquiry(
         "arms.a=['norm=pre','model.layout=[attn mlp,mlp]']", *ARMS[1:], "search.equal=null"
@@ -142,16 +142,17 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inquiry]:
 def test_a_dry_run_says_what_would_be_run_and_writes_nothing(here, capfd):
     words = ("search.rates=[2,1]", "search.looks=[6,8]", "search.tuning_seeds=[1000,1001]", "optim.lr=0.01")
     with inquiry(*ARMS, *words, "sweep.dry_run=true") as asked:
-        verdict(asked.sweeper, [*asked.typed, *map(quoted, ARMS)])
-    size = next(word for word in asked.shared if word.startswith("size.params="))
+        reach_verdict(asked.sweeper, [*asked.typed, *map(quoted, ARMS)])
+    size = asked.size[0]
     assert capfd.readouterr().out.splitlines() == [
         "a: norm=pre",
         "b: norm=post model/attn=mha",
-        f"Each has the size of the first: {size}.",
+        f"Each is sized alike: {size}.",
         "a tries optim.lr=0.01, 0.02.",
         "b tries optim.lr=0.01, 0.02.",
         "Tuning: 8 runs, of seed 1000, 1001.",
         "Pairs: seeds 0, 1, 2, …; the verdict is looked at after 6 or 8 of them.",
+        "With fewer than 7 pairs no arm can be called better or worse, since 2 looks are planned.",
     ]
     assert list(here.iterdir()) == []
 
@@ -170,7 +171,7 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["model.dim=choice(32,64)"], "model.dim has several values, and a verdict is between arms"),
+        (["model.dim=choice(32,64)"], "model.dim has several values. Give each an arm of its own"),
         (["arms.c=[model.n_layers=64]"], "size.params="),
         (["arms.c=[norm=pro]"], "norm"),
         (["seed=3"], "A verdict chooses its seeds"),
@@ -186,7 +187,8 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_run(here, words, sen
 
 def test_a_margin_that_is_changed_on_the_way_is_refused(here):
     with inquiry(*ARMS, "search.margin=0.01") as asked:
-        asked.note()
+        asked.keep_protocol()
+        (asked.folder / "seeds-a").mkdir()
     with (
         pytest.raises(UserError, match="The verdict 'a-search' began with search.margin=0.01"),
         inquiry(*ARMS),
@@ -212,29 +214,29 @@ def tried(rate: float, value: float | None, seed: int = 1000) -> FrozenTrial:
 
 def test_the_rate_with_the_lowest_mean_over_its_seeds_is_taken():
     trials = [tried(0.1, 2.0), tried(0.1, 2.4, 1001), tried(0.2, 2.1), tried(0.2, 2.1, 1001)]
-    found = tuning("a", [0.1, 0.2], trials, seeds=2)
+    found = chosen_rate("a", [0.1, 0.2], trials, seeds=2)
     assert found.chosen == 0.2 and found.tried == pytest.approx({0.1: 2.2, 0.2: 2.1}) and found.at_edge
 
 
 def test_a_rate_that_one_seed_was_lost_with_is_not_taken():
     trials = [tried(0.1, 1.0), tried(0.1, None, 1001), tried(0.2, 2.1), tried(0.2, 2.1, 1001)]
     trials += [tried(0.4, 2.2), tried(0.4, 2.2, 1001)]
-    found = tuning("a", [0.1, 0.2, 0.4], trials, seeds=2)
+    found = chosen_rate("a", [0.1, 0.2, 0.4], trials, seeds=2)
     assert found.chosen == 0.2 and found.tried[0.1] is None and not found.at_edge
 
 
 def test_where_every_rate_is_lost_others_are_asked_for():
     with pytest.raises(
-        UserError, match=r"No learning rate of arm a came to its end. Try others: search.rates="
+        UserError, match=r"Every learning rate that arm a tried failed. Try others: search.rates="
     ):
-        tuning("a", [0.1], [tried(0.1, None)], seeds=1)
+        chosen_rate("a", [0.1], [tried(0.1, None)], seeds=1)
 
 
 def test_a_time_that_is_up_while_rates_are_tried_is_said():
     with pytest.raises(
         UserError, match="The time was up while learning rates of arm a were tried. The same command"
     ):
-        tuning("a", [0.1, 0.2], [tried(0.1, 2.0)], seeds=1)
+        chosen_rate("a", [0.1, 0.2], [tried(0.1, 2.0)], seeds=1)
 
 
 def test_each_arm_tries_multiples_of_its_own_rate_on_the_tuning_seeds(here, capfd):
@@ -250,7 +252,7 @@ def test_each_arm_tries_multiples_of_its_own_rate_on_the_tuning_seeds(here, capf
     assert [(cfg.optim.lr, cfg.seed, cfg.norm.before) for cfg in Instant.launched] == [
         *((0.02, 1234, True), (0.04, 1234, True), (0.005, 1234, False), (0.01, 1234, False))
     ]
-    assert {cfg.logger.group for cfg in Instant.launched} == {"a-search"}
+    assert {cfg.logger.group for cfg in Instant.launched} == {"a-search-tuning"}
     assert "a: optim.lr=0.02, at an edge of what was tried." in capfd.readouterr().out
 
 
@@ -262,7 +264,7 @@ def test_an_arm_that_diverges_with_every_rate_is_named(here):
         "arms.a=[norm=pre]", "arms.b=[norm=pre,optim.lr=7]", "search.rates=[1]", "search.equal=null"
     ) as asked:
         Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
-        with pytest.raises(UserError, match="No learning rate of arm b came to its end. Try others"):
+        with pytest.raises(UserError, match="Every learning rate that arm b tried failed. Try others"):
             asked.tune()
 
 
@@ -280,17 +282,20 @@ def test_a_time_that_is_too_short_for_one_run_is_said(here):
 class Trained:
     """Stands in for an inquiry's trials: runs by hand, whose bits a byte are what a test says."""
 
-    def __init__(self, asked: Inquiry, bpb, seconds: float = 1.0, allowed: float = math.inf):
+    def __init__(self, asked: VerdictSearch, bpb, seconds: float = 1.0, allowed: float = math.inf):
         self.asked, self.bpb, self.seconds, self.allowed = asked, bpb, seconds, allowed
         self.asked_for: list[tuple[str, int]] = []
 
-    def __call__(self, phase: str, words: Sequence[str], n_trials: int, keep: str) -> list[FrozenTrial]:
+    def __call__(
+        self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
+    ) -> list[FrozenTrial]:
         assert keep == "all" and f"optim.lr={0.02!r}" in words
         self.asked_for.append((phase, n_trials))
         n_trials = min(n_trials, self.allowed)
         for seed in range(n_trials):
-            folder, name = self.asked.folder / phase / f"trial-{seed}", phase.removeprefix("seeds-")
+            folder = self.asked.folder / phase / f"trial-{seed}"
             if not folder.exists():
+                self.asked.ends -= self.seconds
                 finished(folder, *self.asked.arms[name], seed=seed, bpb=self.bpb(name, seed))
         return [
             optuna.trial.create_trial(
@@ -300,17 +305,18 @@ class Trained:
 
 
 @pytest.fixture
-def settled(asked: Inquiry, here: Path, monkeypatch: pytest.MonkeyPatch):
+def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
     """Settle it with trials whose bits a byte are given, and return the comparison and what was asked for."""
 
     def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=math.inf, **protocol):
         shutil.rmtree(asked.folder, ignore_errors=True)
         trials = Trained(asked, bpb, seconds, allowed)
-        monkeypatch.setattr(asked, "trials", trials)
+        monkeypatch.setattr(asked, "run_search", trials)
+        monkeypatch.setattr(asked, "seconds", [])
         monkeypatch.setattr(asked, "ends", time.monotonic() + time_left)
         monkeypatch.setattr(asked, "protocol", replace(PROTOCOL, **protocol))
         rates = {name: Tuning({0.01: 2.0, 0.02: 1.9, 0.04: 2.0}, 0.02) for name in asked.arms}
-        return asked.settle(rates), trials.asked_for
+        return asked.train_pairs(rates), trials.asked_for
 
     return settle
 
@@ -364,11 +370,27 @@ def test_what_no_look_settles_is_inconclusive_after_the_last(settled):
 
 
 def test_pairs_that_there_is_no_time_for_are_not_begun(settled):
-    """Two runs of ten seconds make a pair: 45 seconds are enough for two of them, and five for none."""
-    comparison, asked_for = settled(unclear, looks=[6, 20], seconds=10, time_left=45)
-    assert [pairs for _, pairs in asked_for] == [6, 6, 8, 8] and comparison.contests[0].verdict.pairs == 8
-    comparison, asked_for = settled(unclear, looks=[6, 20], seconds=10, time_left=5)
-    assert [pairs for _, pairs in asked_for] == [6, 6] and comparison.headline.endswith("inconclusive.")
+    """Two runs of ten seconds make a pair, and a look at a number that wasn't planned would be one too many."""
+    comparison, asked_for = settled(clear, looks=[6, 20], seconds=10, time_left=170)
+    assert asked_for[-1] == ("seeds-b", 8) and list(comparison.contests[0].seeds) == list(range(6))
+    comparison, asked_for = settled(clear, looks=[6, 20], seconds=10, time_left=45)
+    assert [pairs for _, pairs in asked_for] == [1, 1, 2, 2]
+    verdict = comparison.contests[0].verdict
+    assert (verdict.word, verdict.pairs) == ("inconclusive", 2)
+    assert verdict.why.startswith(
+        "The time was up before the first look at 6 pairs. The same command goes on"
+    )
+
+
+def test_a_seed_that_failed_leaves_it_undecided(settled):
+    comparison, _ = settled(
+        lambda name, seed: math.nan if (name, seed) == ("b", 3) else clear(name, seed), looks=[9]
+    )
+    verdict = comparison.contests[0].verdict
+    assert (verdict.word, verdict.pairs) == ("inconclusive", 8)
+    assert verdict.why.startswith(
+        "norm=post model/attn=mha failed with seed 3, and the seeds that are left may be"
+    )
 
 
 def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled):
@@ -386,7 +408,7 @@ def test_an_arm_whose_runs_are_all_lost_is_named_with_the_reason(settled):
 
 
 def test_each_against_each_and_each_against_itself(settled):
-    comparison, asked_for = settled(clear, looks=[6], aa=True, baseline="post")
+    comparison, asked_for = settled(clear, looks=[6], aa=True, baseline="b")
     assert asked_for == [("seeds-a", 12), ("seeds-b", 12)], "two seeds of an arm make a pair with itself"
     assert (
         comparison.headline == "norm=pre model.layout=[attn mlp,mlp] is better than norm=post model/attn=mha."

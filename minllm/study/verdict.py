@@ -95,7 +95,7 @@ class VerdictSearch:
         self.typed = [word for word in typed if key_of(word).partition(".")[0] != "arms"]
         self.ends = time.monotonic() + (self.config.sweep.minutes or math.inf) * 60
         self.seconds: list[float] = []
-        """What each run of this call took."""
+        """What runs took."""
         self.precision = self.precision_word()
         self.size: list[str] = []
         bases = {name: self.composed(name) for name in self.arms}
@@ -136,6 +136,7 @@ class VerdictSearch:
             tried = [f"optim.lr=choice({','.join(map(repr, rates))})"]
             tried += [f"seed=choice({','.join(map(str, seeds))})", *self.logged_as(name, "-tuning")]
             trials = self.run_search(f"tune-{name}", name, tried, len(rates) * len(seeds), keep="none")
+            self.seconds += seconds_of_runs(trials)
             found[name] = chosen_rate(name, rates, trials, len(seeds))
             edge = ", at an edge of what was tried" * found[name].at_edge
             print(f"{name}: optim.lr={found[name].chosen:g}{edge}.", flush=True)
@@ -166,7 +167,7 @@ class VerdictSearch:
     def train_seeds(self, name: str, tuning: Mapping[str, Tuning], seeds: int) -> None:
         rate = [f"optim.lr={tuning[name].chosen!r}"] if name in tuning else []
         words = [*rate, f"seed=range(0,{SEEDS})", "train.keep_checkpoints=1", *self.logged_as(name)]
-        self.run_search(f"seeds-{name}", name, words, seeds, keep="all")
+        self.seconds += seconds_of_runs(self.run_search(f"seeds-{name}", name, words, seeds, keep="all"))
 
     def pairs_in_time(self) -> float:
         """Return how many more pairs there is time for, by what runs took so far; some to learn that, at first."""
@@ -233,9 +234,7 @@ class VerdictSearch:
         search = Search(own, [*self.words_of(name), *words])
         with search.opened():
             search.run()
-            trials = search.trials()
-        self.seconds += [seconds_of(trial) or 0.0 for trial in trials if is_complete(trial)]
-        return trials
+            return search.trials()
 
     def composed(self, name: str) -> DictConfig:
         """Return what an arm is configured as by the words so far."""
@@ -330,6 +329,10 @@ def chosen_rate(name: str, rates: Sequence[float], trials: Sequence[FrozenTrial]
             f"Every learning rate that arm {name} tried failed. Try others: search.rates=[0.03,0.1]."
         )
     return Tuning(means, min(known, key=known.__getitem__))
+
+
+def seconds_of_runs(trials: Sequence[FrozenTrial]) -> list[float]:
+    return [seconds_of(trial) or 0.0 for trial in trials if is_complete(trial)]
 
 
 def is_settled(comparison: Comparison) -> bool:
