@@ -140,7 +140,7 @@ def server_of(place: Workplace, search: Search) -> int:
 
 # ---- a search that is killed again and again ------------------------------------------------------
 
-KILLS = 20
+KILLS = 10
 
 
 # a minute of kills: at a search's start, in its trials and between them
