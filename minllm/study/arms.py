@@ -156,7 +156,7 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
         )
 
 
-def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+def config_differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     """Return the keys in which the arms' configurations differ, with each arm's value; None where it has no such."""
     plain = [learnt_from(arm.first.cfg) for arm in arms]
     keys = dict.fromkeys(key for values in plain for key in values)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minllm.study.arms import Arm, differences
+from minllm.study.arms import Arm, config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.reading import Reading
 from minllm.study.report import words
@@ -47,7 +47,7 @@ def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
         },
         "differences": [
             {"key": key, "values": dict(zip((arm.name for arm in comparison.arms), values))}
-            for key, values in differences(comparison.arms).items()
+            for key, values in config_differences(comparison.arms).items()
         ],
         "readings": [asdict(reading) for reading in readings],
         "left_out": [{"folder": folder, "why": why} for folder, why in words.left_out(comparison)],

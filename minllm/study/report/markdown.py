@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from minllm.markdown import code, lines, plain, sh, table
 from minllm.study import units
-from minllm.study.arms import differences
+from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import words
@@ -90,7 +90,7 @@ def _arms(comparison: Comparison) -> list[str]:
 def _differences(comparison: Comparison) -> list[str]:
     rows = [
         [code(key), *(code(shown_value(value)) for value in values)]
-        for key, values in differences(comparison.arms).items()
+        for key, values in config_differences(comparison.arms).items()
     ]
     if not rows:
         return ["Nothing but the seeds."]

@@ -8,7 +8,7 @@ from html import escape
 
 from minllm.page import document, drawn
 from minllm.study import units
-from minllm.study.arms import differences
+from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
 from minllm.study.reading import Reading
@@ -146,7 +146,7 @@ def _arms(comparison: Comparison) -> Iterator[str]:
 
 
 def _differences(comparison: Comparison) -> Iterator[str]:
-    found = differences(comparison.arms)
+    found = config_differences(comparison.arms)
     yield "<h2>What differs in their configurations</h2>"
     if not found:
         yield "<p>Nothing but the seeds.</p>"
