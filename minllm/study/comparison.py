@@ -255,11 +255,13 @@ def refuse_too_few(arms: Sequence[Arm], left_out: Sequence[LeftOut], aa: bool) -
         raise UserError(f"None of these runs can be compared:{reasons}")
     if len(arms) == 1 and not aa:
         raise UserError(
-            f"All runs are of one arm{' (and others are left out)' if left_out else ''}: name those of another too. How"
-            f" far its own runs lie apart is shown by aa=true.{reasons}"
+            "All these runs are of one arm. Name runs of another too, or type aa=true to see how far this arm's own"
+            f" runs lie apart.{' Left out are:' if left_out else ''}{reasons}"
         )
     if len(arms) == 1 and len(arms[0].runs) < 2:
-        raise UserError("A noise floor needs two seeds or more, and there is one run.")
+        raise UserError(
+            "A noise floor needs two seeds or more, and this arm has one. Train more: seed=0,1,2,3,4,5."
+        )
 
 
 def arm_named(word: str, arms: Sequence[Arm]) -> Arm:
