@@ -143,9 +143,13 @@ def test_commands_are_those_that_were_typed(tmp_path):
     assert last == f"python run.py task=compare 'runs=[{tmp_path}/grid]' baseline=pre margin=0.005"
     page, text, data = written(one, tmp_path)
     assert data["commands"] == [*arms, last]
+    assert all(line in page.sections["To repeat it"] and line in text for line in data["commands"])
+    remark = "If you train the runs again, name their new folders in the last line."
+    assert remark in page.sections["To repeat it"] and remark in text
     found = dataclasses.replace(one, commands=["python sweep.py search=verdict"])
     assert commands(found) == ["python sweep.py search=verdict", *arms]
-    assert all(line in page.sections["To repeat it"] and line in text for line in data["commands"])
+    page, text, _ = written(found, tmp_path / "verdict")
+    assert remark not in page.sections["To repeat it"] and remark not in text
 
 
 def test_commands_of_other_runs(tmp_path):

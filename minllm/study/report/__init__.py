@@ -8,7 +8,7 @@ from pathlib import Path
 from minllm import markdown as marked
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
-from minllm.study.report import words
+from minllm.study.report import sentences
 from minllm.study.report.data import to_json
 from minllm.study.report.markdown import markdown
 from minllm.study.report.page import page
@@ -53,13 +53,13 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield comparison.headline
     yield ""
     yield from (f"- {contest.sentence}" for contest in comparison.contests)
-    yield from (f"- {sentence}" for sentence in words.noise(comparison))
+    yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
     yield ""
     yield _table(comparison)
     yield ""
-    yield words.unequal(comparison)
-    yield from (f"Learning rate of {sentence}" for sentence in words.tuning(comparison))
-    yield from (f"Left out: {folder}: {why}" for folder, why in words.left_out(comparison))
+    yield sentences.unequal(comparison)
+    yield from (f"Learning rate of {sentence}" for sentence in sentences.tuning(comparison))
+    yield from (f"Left out: {folder}: {why}" for folder, why in sentences.left_out(comparison))
 
 
 def _table(comparison: Comparison) -> str:
@@ -68,5 +68,5 @@ def _table(comparison: Comparison) -> str:
     rows = []
     for arm in comparison.arms:
         shown = cells(arm, comparison)
-        rows.append([words.called(arm), *(shown[i] for i in wanted)])
+        rows.append([sentences.called(arm), *(shown[i] for i in wanted)])
     return marked.table(head, rows, "l" + "r" * len(wanted))

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from minllm.study.arms import Arm
 from minllm.study.comparison import ALL, Comparison
-from minllm.study.report.words import called
+from minllm.study.report.sentences import called
 
 
 def commands(comparison: Comparison) -> list[str]:
@@ -44,7 +44,7 @@ def trained(words: Sequence[str], seeds: Sequence[int]) -> str:
 
 
 def compared(comparison: Comparison) -> str:
-    """Return what compares these runs again. Runs that were made anew have other folders."""
+    """Return what compares these runs again."""
     each = any(contest.baseline is not comparison.baseline for contest in comparison.contests)
     name = comparison.baseline.name
     baseline = ALL if each else name

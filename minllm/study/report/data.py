@@ -12,7 +12,7 @@ from typing import Any
 from minllm.study.arms import Arm, config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.reading import Reading
-from minllm.study.report import words
+from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.rows import row
@@ -50,7 +50,7 @@ def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
             for key, values in config_differences(comparison.arms).items()
         ],
         "readings": [asdict(reading) for reading in readings],
-        "left_out": [{"folder": folder, "why": why} for folder, why in words.left_out(comparison)],
+        "left_out": [{"folder": folder, "why": why} for folder, why in sentences.left_out(comparison)],
         "commands": commands(comparison),
     }
     return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

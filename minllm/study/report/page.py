@@ -12,7 +12,7 @@ from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
 from minllm.study.reading import Reading
-from minllm.study.report import words
+from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
@@ -81,7 +81,7 @@ def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
             texts_html(readings),
             *_left_out(comparison),
             "<h2>How it was judged</h2>",
-            *(f"<p>{_said(paragraph)}</p>" for paragraph in words.judged(comparison)),
+            *(f"<p>{_said(paragraph)}</p>" for paragraph in sentences.judged(comparison)),
             *_commands(comparison),
             *_runs(comparison),
         ],
@@ -91,7 +91,7 @@ def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
 
 def _verdict(comparison: Comparison) -> Iterator[str]:
     yield f"<h1>{escape(comparison.headline)}</h1>"
-    yield f'<p class="soft">{_said(words.introduction(comparison))}</p>'
+    yield f'<p class="soft">{_said(sentences.introduction(comparison))}</p>'
     if comparison.contests:
         yield '<ul class="verdicts">'
         for contest in comparison.contests:
@@ -112,7 +112,7 @@ def _facts(what: str, facts: Sequence[Fact]) -> Iterator[str]:
 def _noise(comparison: Comparison) -> Iterator[str]:
     if comparison.noise:
         yield "<h2>The noise floor</h2>"
-        yield _list(words.noise(comparison))
+        yield _list(sentences.noise(comparison))
 
 
 def _curves(comparison: Comparison) -> Iterator[str]:
@@ -134,25 +134,25 @@ def _arms(comparison: Comparison) -> Iterator[str]:
         [
             [
                 f'<div class="arm"><span class="swatch" style="background:{colour(i)}"></span>'
-                f"{escape(words.called(arm))}</div>",
+                f"{escape(sentences.called(arm))}</div>",
                 *map(escape, cells(arm, comparison)),
             ]
             for i, arm in enumerate(comparison.arms)
         ],
     )
     if comparison.tuning:
-        yield "<p>Learning rates were tuned, each arm’s with the bits a byte that it reached:</p>"
-        yield _list(words.tuning(comparison))
+        yield f"<p>{escape(sentences.TUNED)}</p>"
+        yield _list(sentences.tuning(comparison))
 
 
 def _differences(comparison: Comparison) -> Iterator[str]:
     found = config_differences(comparison.arms)
     yield "<h2>What differs in their configurations</h2>"
     if not found:
-        yield "<p>Nothing but the seeds.</p>"
+        yield f"<p>{escape(sentences.NO_DIFFERENCES)}</p>"
         return
     yield _table(
-        ["", *(escape(words.called(arm)) for arm in comparison.arms)],
+        ["", *(escape(sentences.called(arm)) for arm in comparison.arms)],
         [
             [f"<code>{escape(key)}</code>", *(escape(shown_value(value)) for value in values)]
             for key, values in found.items()
@@ -164,9 +164,9 @@ def _differences(comparison: Comparison) -> Iterator[str]:
 
 def _left_out(comparison: Comparison) -> Iterator[str]:
     yield "<h2>Runs left out</h2>"
-    rows = words.left_out(comparison)
+    rows = sentences.left_out(comparison)
     if not rows:
-        yield "<p>None: every run that was found is in the comparison.</p>"
+        yield f"<p>{escape(sentences.NONE_LEFT_OUT)}</p>"
         return
     items = "".join(f"<li><code>{escape(folder)}</code><br>{escape(why)}</li>" for folder, why in rows)
     yield f"<ul>{items}</ul>"
@@ -176,12 +176,12 @@ def _commands(comparison: Comparison) -> Iterator[str]:
     yield "<h2>To repeat it</h2>"
     lines = "\n\n".join(commands(comparison))
     yield f"<pre>{escape(lines)}</pre>"
-    yield '<p class="soft">Runs that are made anew have other folders, which the last line is to name then.</p>'
+    yield from (f'<p class="soft">{escape(sentence)}</p>' for sentence in sentences.repeating(comparison))
 
 
 def _runs(comparison: Comparison) -> Iterator[str]:
     rows = [
-        [escape(words.called(arm)), str(seed), units.bits(run.summary[METRIC]), escape(str(run.folder))]
+        [escape(sentences.called(arm)), str(seed), units.bits(run.summary[METRIC]), escape(str(run.folder))]
         for arm in comparison.arms
         for seed, run in arm.runs.items()
     ]
@@ -190,8 +190,8 @@ def _runs(comparison: Comparison) -> Iterator[str]:
     yield "</details>"
 
 
-def _list(sentences: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_said(sentence)}</li>" for sentence in sentences) + "</ul>"
+def _list(items: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_said(item)}</li>" for item in items) + "</ul>"
 
 
 def _said(sentence: str) -> str:

@@ -8,6 +8,10 @@ from minllm.study.comparison import METRIC, Comparison, Tuning
 from minllm.study.facts import NEAR
 from minllm.study.statistics import EXACT_PAIRS
 
+NO_DIFFERENCES = "Nothing but the seeds."
+NONE_LEFT_OUT = "None: every run that was found is in the comparison."
+TUNED = "Learning rates were tuned, each arm's with the bits a byte that it reached:"
+
 
 def called(arm: Arm) -> str:
     """Return an arm's name, which a single one has none of."""
@@ -65,13 +69,21 @@ def left_out(comparison: Comparison) -> list[tuple[str, str]]:
     return [(str(one.folder), one.why) for one in comparison.left_out]
 
 
+def repeating(comparison: Comparison) -> list[str]:
+    """Return what to mind where the last line to type names the runs' folders."""
+    if comparison.commands:
+        return []
+    return ["If you train the runs again, name their new folders in the last line."]
+
+
 def judged(comparison: Comparison) -> list[str]:
     """Return how the words were found, and which run is shown where only one can be."""
     confidence = {contest.verdict.confidence for contest in comparison.contests} or {0.95}
     return [
-        "Runs of the same seed are a pair: they begin with the same weights wherever both have a parameter of the same"
-        " shape, and see the same data in the same order. What is judged is the difference within each"
-        " pair, the arm less the baseline, in bits a byte at the end of training; the interval is Student's t at"
+        "A contest is one arm against another. Runs of the same seed are a pair: they begin with the same weights"
+        " wherever both have a parameter of the same shape, and see the same data in the same order. What is judged is"
+        " the difference within each pair, the arm less the baseline, in bits a byte at the end of training; the"
+        " interval is Student's t at"
         f" {100 * min(confidence):.4g} %.",
         "An arm is called better or worse where both the paired t test and the sign-flip test (all flips up to"
         f" {EXACT_PAIRS} pairs) exclude that there is no difference. It is called equivalent where two one-sided t"
