@@ -14,6 +14,7 @@ import pytest
 
 from minllm.study import units
 from minllm.study.comparison import Comparison, Tuning, of_arms
+from minllm.study.reading import Reading
 from minllm.study.report import summary, write_report
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
@@ -61,9 +62,9 @@ class Page(HTMLParser):
             )
 
 
-def written(one: Comparison, folder: Path) -> tuple[Page, str, dict]:
+def written(one: Comparison, folder: Path, read: list[Reading] | None = None) -> tuple[Page, str, dict]:
     """Return the three files of a report, each read as what it is."""
-    paths = write_report(one, folder / "report", readings(one))
+    paths = write_report(one, folder / "report", readings(one) if read is None else read)
     assert [path.name for path in paths] == ["report.html", "report.md", "report.json"]
     assert sorted(paths) == sorted((folder / "report").iterdir())
     page, text, data = (path.read_text(encoding="utf-8") for path in paths)
@@ -207,6 +208,13 @@ def test_unknown_figures_are_a_dash(tmp_path):
     assert data["arms"][0]["state_bytes_per_sequence"] is None and data["floor_bpb"] is None
     assert "–" in page.sections["The arms"] and "The floor" not in page.sections["Learning curves"]
     assert "nan" not in page.sections["The arms"]
+
+
+def test_what_no_arm_has_read_is_nowhere(tmp_path):
+    unread = [Reading(name, 0, [], [], None) for name in THREE]
+    page, text, data = written(comparison(tmp_path, THREE), tmp_path, unread)
+    assert [one["stories"] for one in data["readings"]] == [[], [], []]
+    assert "top-1" not in text + page.sections["What they write, and how they read"]
 
 
 def test_runs_left_out_have_their_reason(tmp_path):

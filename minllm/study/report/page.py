@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from minllm.page import document, drawn
+from minllm.page import document, drawn, table
 from minllm.study import units
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
@@ -39,12 +39,10 @@ p, ul, ol { max-width: 46rem; }
 .figure .main-svg { background: none !important; }
 .figure .main-svg text:not(.hoverlayer *) { fill: var(--ink) !important; }
 .figure .gridlayer path { stroke: var(--line) !important; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
 .scroll table { font: 14px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { text-align: left; vertical-align: bottom; white-space: normal; font-weight: 600; color: var(--soft);
-  padding: .3rem 1.25rem .3rem 0; border-bottom: 1px solid var(--line); }
-.scroll td { padding-right: 1.25rem; }
-th.n, .scroll td.n { text-align: right; padding: .3rem 0 .3rem .9rem; }
+.scroll th { white-space: normal; }
+.scroll th, .scroll td { padding-right: 1.25rem; }
+.scroll th.n, .scroll td.n { padding: .3rem 0 .3rem .9rem; }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--paper); }
 .scroll td:last-child, .scroll th:last-child { padding-right: 0; }
 .arm { padding-left: 1.2em; text-indent: -1.2em; }
@@ -129,7 +127,7 @@ def _curves(comparison: Comparison) -> Iterator[str]:
 
 def _arms(comparison: Comparison) -> Iterator[str]:
     yield "<h2>The arms</h2>"
-    yield _table(
+    yield table(
         ["arm", *(_said(column.heading) for column in COLUMNS)],
         [
             [
@@ -139,6 +137,7 @@ def _arms(comparison: Comparison) -> Iterator[str]:
             ]
             for i, arm in enumerate(comparison.arms)
         ],
+        "l" + "r" * len(COLUMNS),
     )
     if comparison.tuning:
         yield f"<p>{escape(sentences.TUNED)}</p>"
@@ -151,13 +150,13 @@ def _differences(comparison: Comparison) -> Iterator[str]:
     if not found:
         yield f"<p>{escape(sentences.NO_DIFFERENCES)}</p>"
         return
-    yield _table(
+    yield table(
         ["", *(escape(sentences.called(arm)) for arm in comparison.arms)],
         [
             [f"<code>{escape(key)}</code>", *(escape(shown_value(value)) for value in values)]
             for key, values in found.items()
         ],
-        numbers=False,
+        "l" * (1 + len(comparison.arms)),
     )
     yield '<p class="soft">All else is the same.</p>'
 
@@ -186,7 +185,7 @@ def _runs(comparison: Comparison) -> Iterator[str]:
         for seed, run in arm.runs.items()
     ]
     yield f"<details><summary>Every run: {len(rows)} in all</summary>"
-    yield _table(["arm", "seed", "bits a byte", "folder"], rows, numbers=False)
+    yield table(["arm", "seed", "bits a byte", "folder"], rows, "llll")
     yield "</details>"
 
 
@@ -197,19 +196,3 @@ def _list(items: Sequence[str]) -> str:
 def _said(sentence: str) -> str:
     """Return a sentence whose figures keep their signs and units beside them, and words their articles."""
     return escape(re.sub(r" (?=[%=<])|(?<=[±=<]) |(?<= a) |(?<= the) ", "\u00a0", sentence))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
-    """Return a table of cells of HTML, wide ones with a scroll bar of their own; all but the first may be figures."""
-    side = ' class="n"' if numbers else ""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        first, *others = cells
-        return (
-            f"<tr><{tag}>{first}</{tag}>"
-            + "".join(f"<{tag}{side}>{cell}</{tag}>" for cell in others)
-            + "</tr>"
-        )
-
-    body = "".join(line(cells, "td") for cells in rows)
-    return f'<div class="scroll" tabindex="0"><table>{line(head, "th")}{body}</table></div>'
