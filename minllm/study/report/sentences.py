@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minllm.study import units
 from minllm.study.arms import Arm
-from minllm.study.comparison import METRIC, Comparison, Tuning
+from minllm.study.comparison import Comparison, Tuning
 from minllm.study.facts import NEAR
 from minllm.study.statistics import EXACT_PAIRS
 
@@ -26,15 +26,9 @@ def introduction(comparison: Comparison) -> str:
     arms = f"{len(comparison.arms)} arms" if len(comparison.arms) > 1 else "One arm"
     return (
         f"{arms} with {each}, measured in bits a byte of held-out text: less is better."
-        f" A difference of up to {units.bits(margin(comparison))} bits a byte ({100 * comparison.margin:.3g} % of the"
-        f" baseline, {called(comparison.baseline)}) counts as too small to matter; this was set in advance."
+        f" A difference of up to {units.bits(comparison.margin_bpb)} bits a byte ({100 * comparison.margin:.3g} % of"
+        f" the baseline, {called(comparison.baseline)}) counts as too small to matter; this was set in advance."
     )
-
-
-def margin(comparison: Comparison) -> float:
-    """Return the margin in bits a byte."""
-    values = comparison.baseline.values(METRIC)
-    return comparison.margin * sum(values) / len(values)
 
 
 def equal(comparison: Comparison) -> str:
