@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from minllm import markdown as marked
+from minllm.markdown import table
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import sentences
 from minllm.study.report.data import to_json
-from minllm.study.report.markdown import markdown
-from minllm.study.report.page import page
+from minllm.study.report.markdown import to_markdown
+from minllm.study.report.page import to_html
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.wandb_report import publish_if_mirrored
 from minllm.training.rundir import write_text
@@ -24,7 +24,7 @@ def tell(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> N
     written = write_report(comparison, folder, readings)
     print(summary(comparison))
     print(f"The report is {' and '.join(map(str, written))}", flush=True)
-    if mirrored := publish_if_mirrored(comparison, markdown(comparison, readings)):
+    if mirrored := publish_if_mirrored(comparison, to_markdown(comparison, readings)):
         print(mirrored)
 
 
@@ -38,7 +38,7 @@ def write_report(comparison: Comparison, folder: Path, readings: Sequence[Readin
         OSError: they can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"report.html": page, "report.md": markdown, "report.json": to_json}
+    texts = {"report.html": to_html, "report.md": to_markdown, "report.json": to_json}
     for name, text in texts.items():
         write_text(folder / name, text(comparison, readings))
     return [folder / name for name in texts]
@@ -69,4 +69,4 @@ def _table(comparison: Comparison) -> str:
     for arm in comparison.arms:
         shown = cells(arm, comparison)
         rows.append([sentences.called(arm), *(shown[i] for i in wanted)])
-    return marked.table(head, rows, "l" + "r" * len(wanted))
+    return table(head, rows, "l" + "r" * len(wanted))

@@ -16,7 +16,7 @@ from minllm.study.report.rows import COLUMNS, cells, shown_value
 from minllm.study.report.texts import texts_markdown
 
 
-def markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
+def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
     """Return the text of report.md."""
     sections = [
         [f"# {plain(comparison.headline)}", plain(sentences.introduction(comparison)), *_verdict(comparison)],

@@ -65,7 +65,7 @@ ABOUT_CURVES = (
 ABOUT_FLOOR = " The floor is the text’s true entropy, which no model can go below."
 
 
-def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
+def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
     """Return the text of report.html."""
     return document(
         comparison.headline,
