@@ -12,6 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from minllm.words import is_seed
+
 HEAD = ["", "params", "val_bpb", "above the floor", "tokens/s", "state, bytes"]
 
 
@@ -52,7 +54,7 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
 
 def _arm(words: Sequence[str]) -> tuple[str, ...]:
     """Return what runs have in common that differ in their seed alone."""
-    return tuple(word for word in words if not word.startswith("seed="))
+    return tuple(word for word in words if not is_seed(word))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

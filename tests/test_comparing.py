@@ -335,8 +335,8 @@ def test_amounts_that_are_within_a_hundredth_are_equal(tmp_path):
         ([["optim.lr=1e-3"], [PRE], [POST]], ["norm=pre lr=0.001", "norm=pre lr=0.003", "norm=post"]),
         ([["experiment=small_mamba"], ["experiment=small_gla"]], ["experiment=small_mamba", "experiment=small_gla"]),
         ([["model.attn.dropout=0.1"], ["model.mlp.dropout=0.1"]], [
-            "model.attn.dropout=0.1 model.mlp.dropout=0.0",
-            "model.attn.dropout=0.0 model.mlp.dropout=0.1",
+            "attn.dropout=0.1 mlp.dropout=0.0",
+            "attn.dropout=0.0 mlp.dropout=0.1",
         ]),
         ([[PRE, "logger=wandb"], [POST]], ["norm=pre", "norm=post"]),
         ([["model.layout=[attn mlp]"], ["model.layout=[attn+mlp]"]], ["layout=['attn mlp']", "layout=['attn+mlp']"]),

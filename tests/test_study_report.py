@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minllm.study import units
+from minllm import units
 from minllm.study.comparison import Comparison, Tuning, of_arms
 from minllm.study.reading import Reading
 from minllm.study.report import summary, write_report
@@ -306,3 +306,7 @@ def test_units():
     assert [units.duration(value) for value in (1.95, 42, 61, 7500, math.inf)] == [
         *("1.9 s", "42 s", "1 min", "2 h 5 min", "–")
     ]
+    assert [units.duration(value, tenths=False) for value in (0.2, 59, 61, 3599, 5400)] == [
+        *("0 s", "59 s", "1 min", "1 h 0 min", "1 h 30 min")
+    ]
+    assert [units.mib(value) for value in (0, 2**20, 2000 * 2**20)] == ["0 MiB", "1 MiB", "2,000 MiB"]

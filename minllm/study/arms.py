@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from minllm.errors import UserError
 from minllm.study.runs import LeftOut, TrainedRun, leaves
+from minllm.words import short_names
 
 SECTIONS_ASIDE = (
     "seed",
@@ -125,11 +126,10 @@ def values_apart(cfgs: Sequence[DictConfig]) -> list[list[str]]:
 
 
 def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
-    """Return for each of some mappings its values that not all have, as `key=value` with the key's last part."""
+    """Return for each of some mappings its values that not all have, as `key=value` with short keys."""
     keys = dict.fromkeys(key for values in named for key in values)
     differ = [key for key in keys if len({values.get(key) for values in named}) > 1]
-    last = {key: re.split("[./]", key)[-1] for key in differ}
-    short = {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+    short = short_names(differ)
     return [[f"{short[key]}={values.get(key, '–')}" for key in differ] for values in named]
 
 

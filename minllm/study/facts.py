@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from minllm.study import units
+from minllm import units
 from minllm.study.arms import Arm, learnt_from
 from minllm.study.runs import TrainedRun
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from minllm.errors import UserError
 from minllm.options import Count, Natural, Positive
 from minllm.study.comparison import ALL
-from minllm.sweep.plugin import key_of
 from minllm.validation import fits
+from minllm.words import is_seed
 
 FIRST_TUNING_SEED = 1000
 """Seeds below this are the verdict's; learning rates are tuned on this one and those above."""
@@ -74,7 +74,7 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
             raise UserError(
                 f"arms.{name} must be a list of words for the command line: 'arms.{name}=[model/attn=mqa]'."
             )
-        if any(key_of(word) == "seed" for word in words):
+        if any(map(is_seed, words)):
             raise UserError(f"arms.{name} has a seed, and all arms are trained with the same: leave it out.")
     if len(arms) < 2 and not protocol.aa:
         raise UserError(
@@ -87,7 +87,7 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
 
 
 def refuse_own_seeds(typed: Sequence[str]) -> None:
-    if any(key_of(word) == "seed" for word in typed):
+    if any(map(is_seed, typed)):
         raise UserError(
             "A verdict chooses its seeds: leave seed= out. How many there are is search.looks, and those that learning"
             " rates are tuned on are search.tuning_seeds."

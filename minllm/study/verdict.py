@@ -37,7 +37,7 @@ from minllm.study.report import tell
 from minllm.study.runs import LeftOut, Selection, find, runs_in
 from minllm.study.size import TARGETS
 from minllm.study.statistics import least_pairs
-from minllm.sweep.plugin import LauncherOptions, PruningSweeper, key_of
+from minllm.sweep.plugin import LauncherOptions, PruningSweeper
 from minllm.sweep.question import Question, without_storage
 from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search
@@ -45,6 +45,7 @@ from minllm.sweep.space import spelled
 from minllm.training import machine
 from minllm.training.rundir import to_json, write_text
 from minllm.validation import allowed_packages, check_node
+from minllm.words import key_of
 
 WORDS_ALONE = {
     "_target_": "minllm.sweep.space.Plan",

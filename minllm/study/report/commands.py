@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from minllm.study.arms import Arm
 from minllm.study.comparison import ALL, Comparison
 from minllm.study.report.sentences import called
+from minllm.words import is_seed
 
 
 def commands(comparison: Comparison) -> list[str]:
@@ -32,10 +33,6 @@ def lines_of(arm: Arm) -> list[str]:
             ]
         seeds.setdefault(tuple(word for word in words if not is_seed(word)), []).append(seed)
     return [trained(words, typed) for words, typed in seeds.items()]
-
-
-def is_seed(word: str) -> bool:
-    return word.lstrip("+").startswith("seed=")
 
 
 def trained(words: Sequence[str], seeds: Sequence[int]) -> str:

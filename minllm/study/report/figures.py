@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from minllm.page import Choice
 from minllm.study.comparison import Comparison, Contest
 from minllm.study.report.curves import Curve
-from minllm.study.units import bits, finite
+from minllm.units import bits, finite
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

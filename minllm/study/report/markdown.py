@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minllm import units
 from minllm.markdown import code, lines, plain, sh, table
-from minllm.study import units
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
-from minllm.study.report.rows import COLUMNS, cells, shown_value
+from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import texts_markdown
+from minllm.words import written
 
 
 def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
@@ -88,7 +89,7 @@ def _arms(comparison: Comparison) -> list[str]:
 
 def _differences(comparison: Comparison) -> list[str]:
     rows = [
-        [code(key), *(code(shown_value(value)) for value in values)]
+        [code(key), *(code(written(value)) for value in values)]
         for key, values in config_differences(comparison.arms).items()
     ]
     if not rows:

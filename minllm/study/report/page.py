@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from minllm import units
 from minllm.page import document, drawn, table
-from minllm.study import units
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
@@ -16,8 +16,9 @@ from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
-from minllm.study.report.rows import COLUMNS, cells, shown_value
+from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
+from minllm.words import written
 
 STYLE = """
 body { max-width: 72rem; }
@@ -153,7 +154,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
     yield table(
         ["", *(escape(sentences.called(arm)) for arm in comparison.arms)],
         [
-            [f"<code>{escape(key)}</code>", *(escape(shown_value(value)) for value in values)]
+            [f"<code>{escape(key)}</code>", *(escape(written(value)) for value in values)]
             for key, values in found.items()
         ],
         "l" * (1 + len(comparison.arms)),

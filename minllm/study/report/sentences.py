@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minllm.study import units
+from minllm import units
 from minllm.study.arms import Arm
 from minllm.study.comparison import Comparison, Tuning
 from minllm.study.facts import NEAR
