@@ -14,21 +14,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from minllm.errors import UserError
+from minllm.runs import WATCHING
 from minllm.study.runs import LeftOut, TrainedRun, leaves
 from minllm.words import short_names
 
-SECTIONS_ASIDE = (
-    "seed",
-    "typed",
-    "tags",
-    "choices",
-    "extensions",
-    "logger",
-    "sample",
-    "size",
-    "task",
-    "resume",
-)
+SECTIONS_ASIDE = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
 """Sections that say nothing of what is learnt; a size that was asked for shows in the widths it led to."""
 
 KEYS_ASIDE = (
