@@ -21,12 +21,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minllm.door import quoted
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.help import CONF
 from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
 from minllm.validation import allowed_packages, branches_of, locate, options_of, section_of, validate
+from minllm.words import quoted
 
 __all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from minllm.errors import UserError, suggest
 from minllm.help import CONF, FLAGS
+from minllm.words import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -85,53 +85,6 @@ def refuse_environment(hydra_cfg: DictConfig) -> None:
     """Environment variables can make other programs run code, so no file sets them: only the command line may."""
     if hydra_cfg.job.env_set and not any("hydra.job.env_set" in word for word in hydra_cfg.overrides.hydra):
         raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
-
-
-def quoted(word: str) -> str:
-    """Return a word with quotes where Hydra wants them: in `arms.a=[norm=pre]` or `baseline=norm=pre`."""
-    key, _, value = word.partition("=")
-    if key.startswith("-") or "=" not in value:
-        return word
-    return f"{key}={','.join(map(value_quoted, parts_of(value)))}"
-
-
-def value_quoted(value: str) -> str:
-    bare = value.strip()
-    if bare.startswith("[") and bare.endswith("]"):
-        return f"[{words_quoted(bare[1:-1])}]"
-    return in_quotes(bare) if is_word(bare) and len(parts_of(bare, at="=")) > 1 else value
-
-
-def words_quoted(listed: str) -> str:
-    return ",".join(in_quotes(part.strip()) if is_word(part.strip()) else part for part in parts_of(listed))
-
-
-def is_word(part: str) -> bool:
-    return "=" in part and part[0] not in "'\"{["
-
-
-def in_quotes(part: str) -> str:
-    part = re.sub(r"\\+(?='|\Z)", lambda backslashes: 2 * backslashes[0], part)
-    return "'" + part.replace("'", "\\'") + "'"
-
-
-def parts_of(text: str, at: str = ",") -> list[str]:
-    """Split a list's text at its own commas, and not at those inside brackets or quotes, or behind a backslash."""
-    parts, depth, quote, escaped = [""], 0, "", False
-    for char in text:
-        if char == at and not depth and not quote and not escaped:
-            parts.append("")
-            continue
-        parts[-1] += char
-        if escaped or char == "\\":
-            escaped = not escaped
-        elif quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        else:
-            depth += (char in "[{(") - (char in "]})")
-    return parts
 
 
 def check_flags(words: Sequence[str]) -> None:

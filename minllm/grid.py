@@ -12,6 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from minllm.markdown import code, table
+from minllm.words import is_seed
+
 HEAD = ["", "params", "val_bpb", "above the floor", "tokens/s", "state, bytes"]
 
 
@@ -44,15 +47,14 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
         arms.setdefault(_arm(words), []).append(summary)
     shared = set.intersection(*(set(words) for words in arms))
     rows = sorted(arms.items(), key=lambda arm: _mean(arm[1], "val_bpb"))
-    lines = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)]]
-    lines += [_row([word for word in words if word not in shared], summaries) for words, summaries in rows]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return f"{table}\n\n{_under_it([summary for _, summary in trained])}"
+    cells = [_row([word for word in words if word not in shared], summaries) for words, summaries in rows]
+    below = _under_it([summary for _, summary in trained])
+    return f"{table(HEAD, cells, 'l' + 'r' * (len(HEAD) - 1))}\n\n{below}"
 
 
 def _arm(words: Sequence[str]) -> tuple[str, ...]:
     """Return what runs have in common that differ in their seed alone."""
-    return tuple(word for word in words if not word.startswith("seed="))
+    return tuple(word for word in words if not is_seed(word))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
@@ -68,7 +70,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
 def _row(words: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     first = summaries[0]
     return [
-        " ".join(f"`{word}`" for word in words) or "as it is",
+        " ".join(map(code, words)) or "as it is",
         f"{first['params']:,}",
         _spread(summaries, "val_bpb"),
         _spread(summaries, "bpb_above_floor")

@@ -24,8 +24,11 @@ pre, code { font: .82em/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, mono
 pre { background: var(--box); padding: .75rem 1rem; border-radius: 6px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td { padding: .3rem 1.5rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n { text-align: right; padding-right: 0; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+th, td { padding: .3rem 1.5rem .3rem 0; border-bottom: 1px solid var(--line); }
+th { text-align: left; vertical-align: bottom; font-weight: 600; color: var(--soft); }
+td { vertical-align: top; }
+th.n, td.n { text-align: right; padding-right: 0; }
 .soft { color: var(--soft); }
 .figure { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
 .switch { display: inline-flex; margin: .25rem .75rem .25rem .25rem; border: 1px solid var(--line); border-radius: 6px;
@@ -76,6 +79,24 @@ def document(title: str, body: Sequence[str], style: str = "") -> str:
             "",
         ]
     )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
+    """Return a table of cells of HTML, wide ones with a scroll bar of their own.
+
+    Args:
+        head: the columns' headings; [] for none.
+        sides: l or r for each column, where r is for figures.
+    """
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        side = {"l": "", "r": ' class="n"'}
+        return (
+            "<tr>" + "".join(f"<{tag}{side[at]}>{cell}</{tag}>" for cell, at in zip(cells, sides)) + "</tr>"
+        )
+
+    lines = [*([line(head, "th")] if head else []), *(line(cells, "td") for cells in rows)]
+    return f'<div class="scroll" tabindex="0"><table>{"".join(lines)}</table></div>'
 
 
 def drawn(

@@ -17,6 +17,8 @@ from minllm.validation import options_of, root_options
 OUTPUTS = Path("outputs")
 # the parts of a configuration that are a trained model
 MODEL_KEYS = ("model", "norm", "tokenizer")
+# what was asked for and where a run is shown, which changes nothing that is computed
+WATCHING = ("choices", "typed", "size", "logger", "tags")
 # what may change when a run goes on from where it stopped: how it's trained and watched, not what is learnt from what
 RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
 

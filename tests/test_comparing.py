@@ -335,8 +335,8 @@ def test_amounts_that_are_within_a_hundredth_are_equal(tmp_path):
         ([["optim.lr=1e-3"], [PRE], [POST]], ["norm=pre lr=0.001", "norm=pre lr=0.003", "norm=post"]),
         ([["experiment=small_mamba"], ["experiment=small_gla"]], ["experiment=small_mamba", "experiment=small_gla"]),
         ([["model.attn.dropout=0.1"], ["model.mlp.dropout=0.1"]], [
-            "model.attn.dropout=0.1 model.mlp.dropout=0.0",
-            "model.attn.dropout=0.0 model.mlp.dropout=0.1",
+            "attn.dropout=0.1 mlp.dropout=0.0",
+            "attn.dropout=0.0 mlp.dropout=0.1",
         ]),
         ([[PRE, "logger=wandb"], [POST]], ["norm=pre", "norm=post"]),
         ([["model.layout=[attn mlp]"], ["model.layout=[attn+mlp]"]], ["layout=['attn mlp']", "layout=['attn+mlp']"]),
@@ -416,7 +416,7 @@ def test_each_against_each_asks_for_more_pairs(three_arms):
     assert comparison.headline == "attn=gqa norm=pre is better than all others."
     six = compare([three_arms / f"*/{seed}" for seed in range(6)], baseline="all")
     assert [one.verdict.word for one in six.contests] == ["inconclusive"] * 3
-    assert "Fewer than 7 pairs with so many arms and looks can't say more" in six.contests[0].sentence
+    assert "Fewer than 7 pairs with so many contests and looks can't say more" in six.contests[0].sentence
 
 
 def test_fewer_than_six_pairs_are_inconclusive_however_far_apart(three_arms):
@@ -439,7 +439,7 @@ def test_a_seed_that_one_arm_lacks_makes_no_pair(three_arms):
 
 def test_a_single_arm_has_a_noise_floor_and_no_rival(three_arms):
     said = refusal(three_arms / "0")
-    assert said.startswith("All runs are of one arm: name those of another too.") and "aa=true" in said
+    assert said.startswith("All these runs are of one arm. Name runs of another too") and "aa=true" in said
     comparison = compare([three_arms / "0"], aa=True)
     (noise,) = comparison.noise
     assert comparison.contests == [] and comparison.headline == "The arm against itself: inconclusive."
@@ -454,8 +454,8 @@ def test_a_run_of_one_arm_says_which_others_were_left_out(tmp_path):
     finished(tmp_path / "a", PRE)
     stopped(tmp_path / "b")
     said = refusal(tmp_path)
-    assert said.startswith("All runs are of one arm (and others are left out):")
-    assert f"\n  {tmp_path}/b: It was stopped before its end." in said
+    assert said.startswith("All these runs are of one arm.")
+    assert f" Left out are:\n  {tmp_path}/b: It was stopped before its end." in said
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -501,7 +501,7 @@ def test_the_command_says_the_verdict_and_writes_a_report(typed, here):
         ([], "Say which runs to compare"),
         (["runs=[nowhere]"], "There is no folder 'nowhere'"),
         (["choice=[norm=none]"], "No run matches"),
-        (["choice=[norm=pre]"], "All runs are of one arm"),
+        (["choice=[norm=pre]"], "All these runs are of one arm"),
         (["runs=[outputs]", "baseline=sandwich"], "baseline=sandwich names no arm"),
         (["runs=[outputs]", "margin=0"], "margin"),
     ],

@@ -11,6 +11,7 @@ import torch
 
 import minllm
 from minllm.objective.causal import Causal
+from minllm.page import STYLE
 from minllm.study.arms import Arm, arms_of
 from minllm.study.comparison import compare
 from minllm.study.reading import (
@@ -232,7 +233,7 @@ def test_colour_grows_with_loss_and_lines_tell_the_first_guesses():
     }
     assert classes == {1: "token first", 5: "token among-five", 6: "token"}
     used = {name for one in re.findall(r'class="([^"]+)"', texts_html([SHOWN])) for name in one.split()}
-    assert used - {"story", "sample"} == {name for name in used if f".{name}" in STYLE_TEXTS} - {
+    assert used - {"story", "sample"} == {name for name in used if f".{name}" in STYLE + STYLE_TEXTS} - {
         "story",
         "sample",
     }
@@ -244,3 +245,17 @@ def test_markdown_means_nothing_of_what_was_written():
     assert "> … a \\<i\\>time\\</i\\>\\\n> \\- and \\_so\\_ on" in text
     row = ["`norm=<pre>`", "25.0%", "50.0%", "2.960"]
     assert row in [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+
+
+def test_the_same_reason_is_given_once_for_all_its_arms_and_means_nothing_to_markup():
+    readings = [Reading(arm, 0, [], [], "No *such* <file>.") for arm in ("norm=pre", "norm=post")]
+    assert "<b>norm=pre, norm=post</b>: No *such* &lt;file&gt;." in texts_html(readings)
+    assert "`norm=pre`, `norm=post`: No \\*such\\* \\<file\\>." in texts_markdown(readings).splitlines()
+
+
+@pytest.mark.parametrize("stories", [[], [[]]], ids=["no text", "an empty text"])
+def test_where_nothing_was_read_no_figure_is_shown(stories):
+    reading = Reading("norm=pre", 0, [("", "fox")], stories, None)
+    assert math.isnan(accuracy(reading, 5)) and math.isnan(bits_a_byte(reading))
+    for text in (texts_html([reading]), texts_markdown([reading])):
+        assert "fox" in text and "nan" not in text and "top-5" not in text

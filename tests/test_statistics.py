@@ -43,7 +43,7 @@ def judge(*differences, margin=MARGIN, **options):
 @pytest.fixture
 def words_only(monkeypatch):
     """Leave out how many seeds would settle it: more than half of the time, and no word depends on it."""
-    monkeypatch.setattr(statistics, "_seeds_to_settle", lambda arm, rule: None)
+    monkeypatch.setattr(statistics, "_seeds_to_settle", lambda sample, rule: None)
 
 
 @pytest.mark.parametrize("pairs", [6, 8])
@@ -170,8 +170,8 @@ def test_many_sign_flips_are_drawn_and_few_are_all_tried():
 
 def test_the_power_of_one_t_test_is_what_simulation_and_scipy_find():
     pairs, distance, level = 9, 1.0, 0.025
-    arm = statistics._Arm([], pairs, mean=0, sd=1)
-    power = statistics._power(distance, arm, pairs, level)
+    sample = statistics._Sample([], pairs, mean=0, sd=1)
+    power = statistics._power(distance, sample, pairs, level)
     limit = stats.t.ppf(1 - level, pairs - 1)
     assert power == pytest.approx(stats.nct.sf(limit, pairs - 1, distance * math.sqrt(pairs)))
     drawn = np.random.default_rng(0).normal(distance, 1, size=(STUDIES, pairs))
@@ -182,9 +182,9 @@ def test_the_power_of_one_t_test_is_what_simulation_and_scipy_find():
 @pytest.mark.parametrize("level", [1e-4, 1e-3, 0.05])
 def test_the_power_is_a_number_and_never_falls_as_pairs_are_added(level):
     for mean in (0.0, 0.01, 0.3, 2.0, 1e9):
-        arm, rule = statistics._Arm([], 2, mean, 1.0), statistics._Rule(0.4, level, level)
+        sample, rule = statistics._Sample([], 2, mean, 1.0), statistics._Rule(0.4, level, level)
         for power in (statistics._power_of_difference, statistics._power_of_equivalence):
-            grown = [power(arm, rule, pairs) for pairs in range(rule.least, 1001)]
+            grown = [power(sample, rule, pairs) for pairs in range(rule.least, 1001)]
             assert all(b >= a - 1e-9 for a, b in zip(grown, grown[1:]))
 
 

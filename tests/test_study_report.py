@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from minllm.study import units
+from minllm import units
 from minllm.study.comparison import Comparison, Tuning, of_arms
+from minllm.study.reading import Reading
 from minllm.study.report import summary, write_report
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
@@ -61,9 +62,9 @@ class Page(HTMLParser):
             )
 
 
-def written(one: Comparison, folder: Path) -> tuple[Page, str, dict]:
+def written(one: Comparison, folder: Path, read: list[Reading] | None = None) -> tuple[Page, str, dict]:
     """Return the three files of a report, each read as what it is."""
-    paths = write_report(one, folder / "report", readings(one))
+    paths = write_report(one, folder / "report", readings(one) if read is None else read)
     assert [path.name for path in paths] == ["report.html", "report.md", "report.json"]
     assert sorted(paths) == sorted((folder / "report").iterdir())
     page, text, data = (path.read_text(encoding="utf-8") for path in paths)
@@ -143,9 +144,13 @@ def test_commands_are_those_that_were_typed(tmp_path):
     assert last == f"python run.py task=compare 'runs=[{tmp_path}/grid]' baseline=pre margin=0.005"
     page, text, data = written(one, tmp_path)
     assert data["commands"] == [*arms, last]
+    assert all(line in page.sections["To repeat it"] and line in text for line in data["commands"])
+    remark = "If you train the runs again, name their new folders in the last line."
+    assert remark in page.sections["To repeat it"] and remark in text
     found = dataclasses.replace(one, commands=["python sweep.py search=verdict"])
     assert commands(found) == ["python sweep.py search=verdict", *arms]
-    assert all(line in page.sections["To repeat it"] and line in text for line in data["commands"])
+    page, text, _ = written(found, tmp_path / "verdict")
+    assert remark not in page.sections["To repeat it"] and remark not in text
 
 
 def test_commands_of_other_runs(tmp_path):
@@ -203,6 +208,13 @@ def test_unknown_figures_are_a_dash(tmp_path):
     assert data["arms"][0]["state_bytes_per_sequence"] is None and data["floor_bpb"] is None
     assert "–" in page.sections["The arms"] and "The floor" not in page.sections["Learning curves"]
     assert "nan" not in page.sections["The arms"]
+
+
+def test_what_no_arm_has_read_is_nowhere(tmp_path):
+    unread = [Reading(name, 0, [], [], None) for name in THREE]
+    page, text, data = written(comparison(tmp_path, THREE), tmp_path, unread)
+    assert [one["stories"] for one in data["readings"]] == [[], [], []]
+    assert "top-1" not in text + page.sections["What they write, and how they read"]
 
 
 def test_runs_left_out_have_their_reason(tmp_path):
@@ -294,3 +306,7 @@ def test_units():
     assert [units.duration(value) for value in (1.95, 42, 61, 7500, math.inf)] == [
         *("1.9 s", "42 s", "1 min", "2 h 5 min", "–")
     ]
+    assert [units.duration(value, tenths=False) for value in (0.2, 59, 61, 3599, 5400)] == [
+        *("0 s", "59 s", "1 min", "1 h 0 min", "1 h 30 min")
+    ]
+    assert [units.mib(value) for value in (0, 2**20, 2000 * 2**20)] == ["0 MiB", "1 MiB", "2,000 MiB"]

@@ -23,12 +23,12 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.door import quoted
 from minllm.errors import UserError
 from minllm.study.comparison import Tuning
 from minllm.study.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.verdict import VerdictSearch, chosen_rate, reach_verdict
 from minllm.sweep.outcome import Outcome
+from minllm.words import quoted
 from tests.comparisons import finished
 from tests.instant import LITTLE, Instant
 from tests.questions import composed

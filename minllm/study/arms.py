@@ -14,20 +14,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from minllm.errors import UserError
+from minllm.runs import WATCHING
 from minllm.study.runs import LeftOut, TrainedRun, leaves
+from minllm.words import short_names
 
-SECTIONS_ASIDE = (
-    "seed",
-    "typed",
-    "tags",
-    "choices",
-    "extensions",
-    "logger",
-    "sample",
-    "size",
-    "task",
-    "resume",
-)
+SECTIONS_ASIDE = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
 """Sections that say nothing of what is learnt; a size that was asked for shows in the widths it led to."""
 
 KEYS_ASIDE = (
@@ -125,11 +116,10 @@ def values_apart(cfgs: Sequence[DictConfig]) -> list[list[str]]:
 
 
 def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
-    """Return for each of some mappings its values that not all have, as `key=value` with the key's last part."""
+    """Return for each of some mappings its values that not all have, as `key=value` with short keys."""
     keys = dict.fromkeys(key for values in named for key in values)
     differ = [key for key in keys if len({values.get(key) for values in named}) > 1]
-    last = {key: re.split("[./]", key)[-1] for key in differ}
-    short = {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+    short = short_names(differ)
     return [[f"{short[key]}={values.get(key, '–')}" for key in differ] for values in named]
 
 
@@ -156,7 +146,7 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
         )
 
 
-def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+def config_differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     """Return the keys in which the arms' configurations differ, with each arm's value; None where it has no such."""
     plain = [learnt_from(arm.first.cfg) for arm in arms]
     keys = dict.fromkeys(key for values in plain for key in values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from minllm.errors import UserError, suggest
 from minllm.study.arms import Arm, arms_of, identity, refuse_incomparable
@@ -23,17 +23,19 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Contest:
-    """One arm against another, in pairs of the same seed."""
+    """One arm against another, in pairs of the same seed.
+
+    differences: the arm's bits a byte less the baseline's, by the seed of the pair
+    """
 
     arm: Arm
     baseline: Arm
-    seeds: Sequence[int]
+    differences: Mapping[int, float]
     verdict: Verdict
 
     @property
-    def differences(self) -> dict[int, float]:
-        """The difference within each pair, by its seed."""
-        return {seed: bpb(self.arm, seed) - bpb(self.baseline, seed) for seed in self.seeds}
+    def seeds(self) -> list[int]:
+        return list(self.differences)
 
     @property
     def sentence(self) -> str:
@@ -101,6 +103,11 @@ class Comparison:
     @property
     def baseline(self) -> Arm:
         return self.arms[0]
+
+    @property
+    def margin_bpb(self) -> float:
+        """The margin in bits a byte."""
+        return share_of(self.margin, self.baseline)
 
     @property
     def shared_seed(self) -> int:
@@ -196,31 +203,43 @@ def of_arms(
     """Compare arms, which have their names already; see `compare`."""
     refuse_too_few(arms, left_out, aa)
     refuse_incomparable(arms)
-    every = baseline == ALL
-    if not every and baseline is not None:
+    if baseline not in (None, ALL):
         first = arm_named(baseline, arms)
         arms = [first, *(arm for arm in arms if arm is not first)]
-    contested = [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
-    values = arms[0].values(METRIC)
-    judging = {"margin": margin * sum(values) / len(values), "alpha": alpha, "looks": looks}
-    seeds = [[seed for seed in arm.runs if seed in other.runs] for arm, other in contested]
-    judged = verdicts(
-        [[bpb(arm, seed) - bpb(other, seed) for seed in one] for one, (arm, other) in zip(seeds, contested)],
-        **judging,
-    )
-    halves = [arm.values(METRIC) for arm in arms if aa]
-    apart = verdicts([[b - a for a, b in zip(half[::2], half[1::2])] for half in halves], **judging)
+    judging = {"margin": share_of(margin, arms[0]), "alpha": alpha, "looks": looks}
+    contests = contests_between(arms, judging, every=baseline == ALL)
     return Comparison(
         arms=arms,
-        contests=[
-            without_lost_seeds(Contest(*pair, one, verdict), left_out)
-            for pair, one, verdict in zip(contested, seeds, judged)
-        ],
+        contests=[without_lost_seeds(contest, left_out) for contest in contests],
         margin=margin,
-        noise=[Noise(arm, verdict, noise_floor(half)) for arm, verdict, half in zip(arms, apart, halves)],
+        noise=noises(arms, judging) if aa else [],
         facts=facts(arms),
         left_out=left_out,
     )
+
+
+def contests_between(arms: Sequence[Arm], judging: Mapping[str, Any], *, every: bool) -> list[Contest]:
+    """Return the contests of all arms with the first, or of `every` arm with each that is named before it."""
+    pairs = [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
+    differences = [
+        {seed: bpb(arm, seed) - bpb(other, seed) for seed in arm.runs if seed in other.runs}
+        for arm, other in pairs
+    ]
+    judged = verdicts([list(one.values()) for one in differences], **judging)
+    return [Contest(*pair, one, verdict) for pair, one, verdict in zip(pairs, differences, judged)]
+
+
+def noises(arms: Sequence[Arm], judging: Mapping[str, Any]) -> list[Noise]:
+    """Return what each arm differs from itself by: its first seed and its second are a pair, and so on."""
+    values = [arm.values(METRIC) for arm in arms]
+    judged = verdicts([[b - a for a, b in zip(one[::2], one[1::2])] for one in values], **judging)
+    return [Noise(arm, verdict, noise_floor(one)) for arm, verdict, one in zip(arms, judged, values)]
+
+
+def share_of(share: float, arm: Arm) -> float:
+    """Return a share of an arm's bits a byte, the mean over its seeds."""
+    values = arm.values(METRIC)
+    return share * sum(values) / len(values)
 
 
 def without_lost_seeds(contest: Contest, left_out: Sequence[LeftOut]) -> Contest:
@@ -255,11 +274,13 @@ def refuse_too_few(arms: Sequence[Arm], left_out: Sequence[LeftOut], aa: bool) -
         raise UserError(f"None of these runs can be compared:{reasons}")
     if len(arms) == 1 and not aa:
         raise UserError(
-            f"All runs are of one arm{' (and others are left out)' if left_out else ''}: name those of another too. How"
-            f" far its own runs lie apart is shown by aa=true.{reasons}"
+            "All these runs are of one arm. Name runs of another too, or type aa=true to see how far this arm's own"
+            f" runs lie apart.{' Left out are:' if left_out else ''}{reasons}"
         )
     if len(arms) == 1 and len(arms[0].runs) < 2:
-        raise UserError("A noise floor needs two seeds or more, and there is one run.")
+        raise UserError(
+            "A noise floor needs two seeds or more, and this arm has one. Train more: seed=0,1,2,3,4,5."
+        )
 
 
 def arm_named(word: str, arms: Sequence[Arm]) -> Arm:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from minllm.study import units
+from minllm import units
 from minllm.study.arms import Arm, learnt_from
 from minllm.study.runs import TrainedRun
 
@@ -34,7 +34,7 @@ def facts(arms: Sequence[Arm]) -> list[Fact]:
     """Return what was equal between arms and what wasn't, what matters most first."""
     return [
         Fact("validation text", True, "the same to the byte"),
-        words_fact("seeds", [", ".join(map(str, arm.runs)) for arm in arms]),
+        seeds_fact(arms),
         config_fact(arms, "tokenizer", "the same", "different, and so compared in bits a byte"),
         config_fact(arms, "data", "the same", "different"),
         config_fact(arms, "train.batch_size", "the same", "different"),
@@ -92,11 +92,16 @@ def amount_fact(
 
 
 def label_fact(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:
-    return words_fact(what, [str(of(run)) for arm in arms for run in arm.runs.values()])
+    """Compare what each run says of itself in a word or two."""
+    return agreed(what, [str(of(run)) for arm in arms for run in arm.runs.values()])
 
 
-def words_fact(what: str, said: Sequence[str]) -> Fact:
-    different = dict.fromkeys(said)
+def seeds_fact(arms: Sequence[Arm]) -> Fact:
+    return agreed("seeds", [", ".join(map(str, arm.runs)) for arm in arms])
+
+
+def agreed(what: str, labels: Sequence[str]) -> Fact:
+    different = dict.fromkeys(labels)
     return Fact(what, len(different) == 1, " and ".join(different))
 
 

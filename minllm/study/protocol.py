@@ -9,11 +9,11 @@ from typing import Any, Literal
 from minllm.errors import UserError
 from minllm.options import Count, Natural, Positive
 from minllm.study.comparison import ALL
-from minllm.sweep.plugin import key_of
 from minllm.validation import fits
+from minllm.words import is_seed
 
-SEEDS = 1000
-"""Seeds below this are the verdict's; those that learning rates are tuned on lie above."""
+FIRST_TUNING_SEED = 1000
+"""Seeds below this are the verdict's; learning rates are tuned on this one and those above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +47,18 @@ class Protocol:
             raise UserError(
                 "search.tuning_seeds has no seed to try learning rates on: give it one, or search.rates=[]."
             )
-        if self.looks[-1] * self.runs_of_a_pair > SEEDS:
+        if self.looks[-1] * self.runs_of_a_pair > FIRST_TUNING_SEED:
             raise UserError(
-                f"search.looks may end at {SEEDS // self.runs_of_a_pair} pairs, and this ends at {self.looks[-1]}."
+                f"search.looks may end at {FIRST_TUNING_SEED // self.runs_of_a_pair} pairs, and this ends at"
+                f" {self.looks[-1]}."
             )
         for key in ("rates", "tuning_seeds"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise UserError(f"search.{key} names the same twice: {getattr(self, key)}. Leave one out.")
-        if any(seed < SEEDS for seed in self.tuning_seeds):
-            raise UserError(f"search.tuning_seeds must be {SEEDS} or above: the verdict never sees those.")
+        if any(seed < FIRST_TUNING_SEED for seed in self.tuning_seeds):
+            raise UserError(
+                f"search.tuning_seeds must be {FIRST_TUNING_SEED} or above: the verdict never sees those."
+            )
 
     @property
     def runs_of_a_pair(self) -> int:
@@ -71,7 +74,7 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
             raise UserError(
                 f"arms.{name} must be a list of words for the command line: 'arms.{name}=[model/attn=mqa]'."
             )
-        if any(key_of(word) == "seed" for word in words):
+        if any(map(is_seed, words)):
             raise UserError(f"arms.{name} has a seed, and all arms are trained with the same: leave it out.")
     if len(arms) < 2 and not protocol.aa:
         raise UserError(
@@ -84,7 +87,7 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
 
 
 def refuse_own_seeds(typed: Sequence[str]) -> None:
-    if any(key_of(word) == "seed" for word in typed):
+    if any(map(is_seed, typed)):
         raise UserError(
             "A verdict chooses its seeds: leave seed= out. How many there are is search.looks, and those that learning"
             " rates are tuned on are search.tuning_seeds."

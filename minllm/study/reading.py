@@ -26,7 +26,7 @@ from minllm.tokenizer.show import visible
 from minllm.training import checkpoints, machine
 from minllm.training.evaluation import FLATTERING
 
-NEEDS_MEMORY = "It reads a memory beside the tokens, and there is none here to give it."
+NEEDS_MEMORY = "It reads a memory beside the tokens, and none is given here."
 OTHER_TEXT = "The data isn't what it was when these runs were made, so none of its texts is shown."
 
 

@@ -28,7 +28,7 @@ NOISE = 1e-9  # what is smaller beside the figures is rounding
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the seeds so far say of one arm beside the baseline. Every p-value is after Holm over the arms."""
+    """What the seeds so far say of one arm beside the baseline. Every p-value is after Holm over the contests."""
 
     word: Word
     pairs: int
@@ -46,17 +46,17 @@ class Verdict:
 def verdicts(
     differences: Sequence[Sequence[float]], *, margin: float, alpha: float = 0.05, looks: int = 1
 ) -> list[Verdict]:
-    """Judge each arm by its differences from the baseline.
+    """Judge each contest by its differences between an arm and a baseline.
 
     An arm is better or worse where both the t test and the sign-flip test exclude that there is no difference: the
     first trusts the differences to be normal, the second only their symmetry. It is equivalent where two one-sided
     t tests exclude a difference as large as the margin, and stays so where a smaller difference is certain.
 
-    False claims of a difference stay below `alpha` over all the arms (Holm) and all the looks (Bonferroni) together;
-    so do false claims of equivalence.
+    False claims of a difference stay below `alpha` over all the contests (Holm) and all the looks (Bonferroni)
+    together; so do false claims of equivalence.
 
     Args:
-        differences: for each arm, arm − baseline of every pair, in val_bpb. Arms may have different numbers of pairs.
+        differences: for each contest, arm − baseline of every pair, in val_bpb. Each may have its own number of pairs.
         margin: the largest difference that doesn't matter, in val_bpb, set before the first look.
         alpha: the probability of a false claim, if nothing is different.
         looks: how often the study is judged in all while seeds are added. Who looks more often must be surer each time.
@@ -66,13 +66,13 @@ def verdicts(
     """
     if not (0 < margin < math.inf and 0 < alpha < 1 and looks >= 1):
         raise ValueError(f"margin={margin}, alpha={alpha} and looks={looks}: one of them is out of range")
-    if not all(math.isfinite(difference) for arm in differences for difference in arm):
+    if not all(math.isfinite(difference) for contest in differences for difference in contest):
         raise ValueError("a difference that isn't a finite number can't be judged; leave its pair out")
     rule = _Rule(margin, alpha / looks, strictest=alpha / looks / max(1, len(differences)))
-    arms = [_arm(pairs, rule) for pairs in differences]
+    samples = [_sample(contest, rule) for contest in differences]
     families = (_t_test, _sign_flip_test, _equivalence_test)
-    p_values = zip(*(_holm([test(arm, rule) for arm in arms]) for test in families))
-    return [_judge(arm, rule, *ps) for arm, ps in zip(arms, p_values)]
+    p_values = zip(*(_holm([test(sample, rule) for sample in samples]) for test in families))
+    return [_judge(sample, rule, *ps) for sample, ps in zip(samples, p_values)]
 
 
 def least_pairs(alpha: float, looks: int, contests: int) -> int:
@@ -106,7 +106,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 class _Rule:
     margin: float
     level: float  # alpha at each look
-    strictest: float  # what an arm must meet if no other does: Bonferroni's level, for what can't know Holm's
+    strictest: float  # what a contest must meet if no other does: Bonferroni's, for what can't know Holm's
 
     @property
     def least(self) -> int:
@@ -114,48 +114,50 @@ class _Rule:
 
 
 @dataclass(frozen=True)
-class _Arm:
+class _Sample:
+    """The differences of one contest, and what sums them up."""
+
     differences: Sequence[float]
     pairs: int
     mean: float
     sd: float
 
 
-def _arm(differences: Sequence[float], rule: _Rule) -> _Arm:
-    """Return an arm whose zeros are zeros, and whose spread isn't, so that nothing below divides by it."""
+def _sample(differences: Sequence[float], rule: _Rule) -> _Sample:
+    """Return a sample whose zeros are zeros, and whose spread isn't, so that nothing below divides by it."""
     noise = NOISE * max(rule.margin, *map(abs, differences), 0.0)
     differences = [0.0 if abs(difference) <= noise else difference for difference in differences]
     mean, sd = spread(differences) if differences else (0.0, 0.0)
-    return _Arm(differences, len(differences), mean, max(sd, noise))
+    return _Sample(differences, len(differences), mean, max(sd, noise))
 
 
-def _t_test(arm: _Arm, rule: _Rule) -> float:
-    return min(1.0, 2 * _tail(abs(arm.mean), arm))
+def _t_test(sample: _Sample, rule: _Rule) -> float:
+    return min(1.0, 2 * _tail(abs(sample.mean), sample))
 
 
-def _equivalence_test(arm: _Arm, rule: _Rule) -> float:
+def _equivalence_test(sample: _Sample, rule: _Rule) -> float:
     """Return the larger p-value of the two one-sided tests: that at the nearer end of ± margin."""
-    return _tail(rule.margin - abs(arm.mean), arm)
+    return _tail(rule.margin - abs(sample.mean), sample)
 
 
-def _tail(distance: float, arm: _Arm) -> float:
+def _tail(distance: float, sample: _Sample) -> float:
     """Return how probably chance alone takes the mean this far from the value it's tested against."""
-    if arm.pairs < 2:
+    if sample.pairs < 2:
         return 1.0
-    return float(stdtr(arm.pairs - 1, -distance / arm.sd * math.sqrt(arm.pairs)))
+    return float(stdtr(sample.pairs - 1, -distance / sample.sd * math.sqrt(sample.pairs)))
 
 
-def _sign_flip_test(arm: _Arm, rule: _Rule) -> float:
+def _sign_flip_test(sample: _Sample, rule: _Rule) -> float:
     """Return the share of all ways to flip the differences' signs that take their sum as far from 0, or farther."""
-    sizes = np.sort(np.abs(arm.differences))
-    observed = abs(math.fsum(arm.differences)) - NOISE * sizes.sum()  # a tie may be an ulp away
-    if arm.pairs > EXACT_PAIRS:
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(DRAWS, arm.pairs))
+    sizes = np.sort(np.abs(sample.differences))
+    observed = abs(math.fsum(sample.differences)) - NOISE * sizes.sum()  # a tie may be an ulp away
+    if sample.pairs > EXACT_PAIRS:
+        signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(DRAWS, sample.pairs))
         return float((1 + np.count_nonzero(abs(signs @ sizes) >= observed)) / (1 + DRAWS))
     sums = sizes[:1]  # whose sign stays: flipping all of them changes no distance from 0
     for size in sizes[1:]:
         sums = np.concatenate([sums + size, sums - size])
-    return float((abs(sums) >= observed).mean()) if arm.pairs else 1.0
+    return float((abs(sums) >= observed).mean()) if sample.pairs else 1.0
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
@@ -167,85 +169,85 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _judge(arm: _Arm, rule: _Rule, p_t: float, p_sign_flip: float, p_equivalence: float) -> Verdict:
-    enough = arm.pairs >= LEAST_PAIRS
+def _judge(sample: _Sample, rule: _Rule, p_t: float, p_sign_flip: float, p_equivalence: float) -> Verdict:
+    enough = sample.pairs >= LEAST_PAIRS
     differs = enough and max(p_t, p_sign_flip) <= rule.level
     word: Word = "inconclusive"
     if enough and p_equivalence <= rule.level:
         word = "equivalent"
     elif differs:
-        word = "better" if arm.mean < 0 else "worse"
+        word = "better" if sample.mean < 0 else "worse"
     p_values = (p_t, p_sign_flip, p_equivalence)
-    seeds = _seeds_to_settle(arm, rule) if word == "inconclusive" else arm.pairs
-    why = f"{_found(arm, rule, p_sign_flip)} {_so(word, differs, arm, rule, p_equivalence)}".strip()
-    interval, confidence = _interval(arm, rule), 1 - rule.level
-    return Verdict(word, arm.pairs, arm.mean, interval, confidence, rule.margin, *p_values, seeds, why)
+    seeds = _seeds_to_settle(sample, rule) if word == "inconclusive" else sample.pairs
+    why = f"{_found(sample, rule, p_sign_flip)} {_so(word, differs, sample, rule, p_equivalence)}".strip()
+    interval, confidence = _interval(sample, rule), 1 - rule.level
+    return Verdict(word, sample.pairs, sample.mean, interval, confidence, rule.margin, *p_values, seeds, why)
 
 
-def _interval(arm: _Arm, rule: _Rule) -> tuple[float, float]:
-    if arm.pairs < 2:
+def _interval(sample: _Sample, rule: _Rule) -> tuple[float, float]:
+    if sample.pairs < 2:
         return -math.inf, math.inf
-    half = float(stdtrit(arm.pairs - 1, 1 - rule.level / 2)) * arm.sd / math.sqrt(arm.pairs)
-    return arm.mean - half, arm.mean + half
+    half = float(stdtrit(sample.pairs - 1, 1 - rule.level / 2)) * sample.sd / math.sqrt(sample.pairs)
+    return sample.mean - half, sample.mean + half
 
 
-def _seeds_to_settle(arm: _Arm, rule: _Rule) -> int | None:
+def _seeds_to_settle(sample: _Sample, rule: _Rule) -> int | None:
     """Return how many pairs settle it in four of five studies, if the mean and the spread are what they seem."""
-    if arm.pairs < 2:
+    if sample.pairs < 2:
         return None
     powers = (_power_of_difference, _power_of_equivalence)  # neither falls as pairs are added
-    choices = range(max(rule.least, arm.pairs + 1), MOST_SEEDS + 1)
-    first = bisect_left(choices, POWER, key=lambda pairs: max(power(arm, rule, pairs) for power in powers))
+    choices = range(max(rule.least, sample.pairs + 1), MOST_SEEDS + 1)
+    first = bisect_left(choices, POWER, key=lambda pairs: max(power(sample, rule, pairs) for power in powers))
     return choices[first] if first < len(choices) else None
 
 
-def _power_of_difference(arm: _Arm, rule: _Rule, pairs: int) -> float:
+def _power_of_difference(sample: _Sample, rule: _Rule, pairs: int) -> float:
     """Return how probably both tests see the difference.
 
     What the sign-flip test asks beyond the t test is worth about one pair. With the fewest pairs it is worth more,
     and known: if only one of all the flips may count against it, the differences must all have the same sign.
     """
-    power = _power(abs(arm.mean), arm, pairs - 1, rule.strictest / 2)
-    same_sign = float(ndtr(abs(arm.mean) / arm.sd)) ** pairs
+    power = _power(abs(sample.mean), sample, pairs - 1, rule.strictest / 2)
+    same_sign = float(ndtr(abs(sample.mean) / sample.sd)) ** pairs
     return power if 4 / 2**pairs <= rule.strictest else min(power, same_sign)
 
 
-def _power_of_equivalence(arm: _Arm, rule: _Rule, pairs: int) -> float:
+def _power_of_equivalence(sample: _Sample, rule: _Rule, pairs: int) -> float:
     """Return how probably both one-sided tests succeed: at least the two probabilities' sum less one."""
-    near, far = rule.margin - abs(arm.mean), rule.margin + abs(arm.mean)
-    return sum(_power(distance, arm, pairs, rule.strictest) for distance in (near, far)) - 1
+    near, far = rule.margin - abs(sample.mean), rule.margin + abs(sample.mean)
+    return sum(_power(distance, sample, pairs, rule.strictest) for distance in (near, far)) - 1
 
 
-def _power(distance: float, arm: _Arm, pairs: int, level: float) -> float:
+def _power(distance: float, sample: _Sample, pairs: int, level: float) -> float:
     """Return how probably a one-sided t test sees that the mean lies this far from what it's tested against."""
-    shift = min(max(distance / arm.sd * math.sqrt(pairs), 0.0), 30.0)  # outside, nctdtr may return nan
+    shift = min(max(distance / sample.sd * math.sqrt(pairs), 0.0), 30.0)  # outside, nctdtr may return nan
     return 1 - float(nctdtr(pairs - 1, shift, stdtrit(pairs - 1, 1 - level)))
 
 
-def _found(arm: _Arm, rule: _Rule, p_sign_flip: float) -> str:
+def _found(sample: _Sample, rule: _Rule, p_sign_flip: float) -> str:
     """Return the sentence with the figures."""
-    if arm.pairs == 0:
+    if sample.pairs == 0:
         return "No pair of runs has finished."
-    low, high = _interval(arm, rule)
+    low, high = _interval(sample, rule)
     near, far = sorted((abs(low), abs(high)))
     ends = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"
-    interval = f" ({100 * (1 - rule.level):.3g} % interval {ends})" if arm.pairs > 1 else ""
-    direction = "lower" if arm.mean < 0 else "higher" if arm.mean > 0 else "apart"
-    mean = f"{abs(arm.mean):.4f} bits a byte {direction}"
-    test = "exact sign-flip p" if arm.pairs <= EXACT_PAIRS else f"sign-flip p (of {DRAWS:,} draws)"
-    return f"{arm.pairs} pair{'s' * (arm.pairs > 1)}: {mean}{interval}, {test} {_p(p_sign_flip)}."
+    interval = f" ({100 * (1 - rule.level):.3g} % interval {ends})" if sample.pairs > 1 else ""
+    direction = "lower" if sample.mean < 0 else "higher" if sample.mean > 0 else "apart"
+    mean = f"{abs(sample.mean):.4f} bits a byte {direction}"
+    test = "exact sign-flip p" if sample.pairs <= EXACT_PAIRS else f"sign-flip p (of {DRAWS:,} draws)"
+    return f"{sample.pairs} pair{'s' * (sample.pairs > 1)}: {mean}{interval}, {test} {_p(p_sign_flip)}."
 
 
-def _so(word: Word, differs: bool, arm: _Arm, rule: _Rule, p_equivalence: float) -> str:
+def _so(word: Word, differs: bool, sample: _Sample, rule: _Rule, p_equivalence: float) -> str:
     """Return the sentence with what follows from them; "" where they say it themselves."""
     within = f"within ± {rule.margin:.4f} (p {_p(p_equivalence)})"
     if word == "equivalent":
         return f"It lies {within}{': real, and too small to matter by the margin set in advance' * differs}."
     if word != "inconclusive":
         return ""
-    if arm.pairs >= rule.least:
+    if sample.pairs >= rule.least:
         return f"Neither a difference nor its absence {within} is certain."
-    so_many = " with so many arms and looks" * (rule.least > LEAST_PAIRS)
+    so_many = " with so many contests and looks" * (rule.least > LEAST_PAIRS)
     return f"Fewer than {rule.least} pairs{so_many} can't say more by the sign-flip test."
 
 

@@ -31,13 +31,13 @@ from minllm.model.cost import cost
 from minllm.runs import named_keys
 from minllm.study.arms import Arm, arms_of
 from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_arms, undecided
-from minllm.study.protocol import SEEDS, Protocol, arms_in, refuse_changes, refuse_own_seeds
+from minllm.study.protocol import FIRST_TUNING_SEED, Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.reading import read_arms
 from minllm.study.report import tell
 from minllm.study.runs import LeftOut, Selection, find, runs_in
 from minllm.study.size import TARGETS
 from minllm.study.statistics import least_pairs
-from minllm.sweep.plugin import LauncherOptions, PruningSweeper, key_of
+from minllm.sweep.plugin import LauncherOptions, PruningSweeper
 from minllm.sweep.question import Question, without_storage
 from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search
@@ -45,6 +45,7 @@ from minllm.sweep.space import spelled
 from minllm.training import machine
 from minllm.training.rundir import to_json, write_text
 from minllm.validation import allowed_packages, check_node
+from minllm.words import key_of
 
 WORDS_ALONE = {
     "_target_": "minllm.sweep.space.Plan",
@@ -166,7 +167,12 @@ class VerdictSearch:
 
     def train_seeds(self, name: str, tuning: Mapping[str, Tuning], seeds: int) -> None:
         rate = [f"optim.lr={tuning[name].chosen!r}"] if name in tuning else []
-        words = [*rate, f"seed=range(0,{SEEDS})", "train.keep_checkpoints=1", *self.logged_as(name)]
+        words = [
+            *rate,
+            f"seed=range(0,{FIRST_TUNING_SEED})",
+            "train.keep_checkpoints=1",
+            *self.logged_as(name),
+        ]
         self.seconds += seconds_of_runs(self.run_search(f"seeds-{name}", name, words, seeds, keep="all"))
 
     def pairs_in_time(self) -> float:
@@ -239,7 +245,9 @@ class VerdictSearch:
     def composed(self, name: str) -> DictConfig:
         """Return what an arm is configured as by the words so far."""
         question = Question(
-            self.without_arms(), [*self.words_of(name), f"seed=range(0,{SEEDS})"], self.sweeper.hydra_context
+            self.without_arms(),
+            [*self.words_of(name), f"seed=range(0,{FIRST_TUNING_SEED})"],
+            self.sweeper.hydra_context,
         )
         for key in sorted(set(question.space.distributions) - {"seed"}):
             raise UserError(

@@ -21,6 +21,7 @@ from omegaconf import MISSING, DictConfig
 
 from minllm.door import refuse_environment
 from minllm.errors import UserError
+from minllm.words import key_of
 
 OWN_SECTIONS = ("search", "sweep", "memory", "arms")
 """Sections of the configuration that lead the search, and are no part of a trial."""
@@ -62,10 +63,6 @@ class TooManyFailures(Exception):
 def leads(word: str) -> bool:
     """Whether a word leads the search, and says nothing of a trial."""
     return key_of(word).replace("/", ".").partition(".")[0] in OWN_SECTIONS
-
-
-def key_of(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
 
 
 def job(cfg: DictConfig) -> None:

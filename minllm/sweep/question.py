@@ -16,13 +16,13 @@ from minllm.config import build, named_folders, settle, validate
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.model.build import build_shapes
-from minllm.sweep.plugin import OWN_SECTIONS, key_of, leads
-from minllm.sweep.space import Plan, Space, written
+from minllm.runs import WATCHING
+from minllm.sweep.plugin import OWN_SECTIONS, leads
+from minllm.sweep.space import Plan, Space
 from minllm.tasks.train import budget_of
+from minllm.words import key_of, written
 
 TRAINING = "minllm.tasks.train.train"
-WATCHING = ("choices", "typed", "size", "logger", "tags")
-"""What was asked for and where a run is shown, which changes nothing that is computed."""
 
 composing = threading.Lock()
 """Hydra composes one configuration at a time."""

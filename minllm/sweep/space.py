@@ -32,6 +32,7 @@ from optuna.distributions import (
 )
 
 from minllm.errors import UserError, first_line, suggest
+from minllm.words import written
 
 Values = Mapping[str, Any]  # parameter → value
 
@@ -312,15 +313,8 @@ def choices(kind: BaseDistribution) -> Sequence[Any]:
     return [float(low + i * step) for i in range(int((high - low) / step) + 1)]
 
 
-def written(value: Any) -> str:
-    """Return a parameter's value as it's typed."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def spelled(value: Any) -> str:
     """Return a value out of a file as it's typed: in quotes where a bare string would be read as something else."""
-    if value is None:
-        return "null"
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(spelled, value))}]"
     if isinstance(value, Mapping):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from minllm import markdown as marked
+from minllm.markdown import table
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
-from minllm.study.report import words
+from minllm.study.report import sentences
 from minllm.study.report.data import to_json
-from minllm.study.report.markdown import markdown
-from minllm.study.report.page import page
+from minllm.study.report.markdown import to_markdown
+from minllm.study.report.page import to_html
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.wandb_report import publish_if_mirrored
 from minllm.training.rundir import write_text
@@ -24,7 +24,7 @@ def tell(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> N
     written = write_report(comparison, folder, readings)
     print(summary(comparison))
     print(f"The report is {' and '.join(map(str, written))}", flush=True)
-    if mirrored := publish_if_mirrored(comparison, markdown(comparison, readings)):
+    if mirrored := publish_if_mirrored(comparison, to_markdown(comparison, readings)):
         print(mirrored)
 
 
@@ -38,7 +38,7 @@ def write_report(comparison: Comparison, folder: Path, readings: Sequence[Readin
         OSError: they can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"report.html": page, "report.md": markdown, "report.json": to_json}
+    texts = {"report.html": to_html, "report.md": to_markdown, "report.json": to_json}
     for name, text in texts.items():
         write_text(folder / name, text(comparison, readings))
     return [folder / name for name in texts]
@@ -53,13 +53,13 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield comparison.headline
     yield ""
     yield from (f"- {contest.sentence}" for contest in comparison.contests)
-    yield from (f"- {sentence}" for sentence in words.noise(comparison))
+    yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
     yield ""
     yield _table(comparison)
     yield ""
-    yield words.unequal(comparison)
-    yield from (f"Learning rate of {sentence}" for sentence in words.tuning(comparison))
-    yield from (f"Left out: {folder}: {why}" for folder, why in words.left_out(comparison))
+    yield sentences.unequal(comparison)
+    yield from (f"Learning rate of {sentence}" for sentence in sentences.tuning(comparison))
+    yield from (f"Left out: {folder}: {why}" for folder, why in sentences.left_out(comparison))
 
 
 def _table(comparison: Comparison) -> str:
@@ -68,5 +68,5 @@ def _table(comparison: Comparison) -> str:
     rows = []
     for arm in comparison.arms:
         shown = cells(arm, comparison)
-        rows.append([words.called(arm), *(shown[i] for i in wanted)])
-    return marked.table(head, rows, "l" + "r" * len(wanted))
+        rows.append([sentences.called(arm), *(shown[i] for i in wanted)])
+    return table(head, rows, "l" + "r" * len(wanted))

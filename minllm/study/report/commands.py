@@ -12,7 +12,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from minllm.study.arms import Arm
 from minllm.study.comparison import ALL, Comparison
-from minllm.study.report.words import called
+from minllm.study.report.sentences import called
+from minllm.words import is_seed
 
 
 def commands(comparison: Comparison) -> list[str]:
@@ -34,17 +35,13 @@ def lines_of(arm: Arm) -> list[str]:
     return [trained(words, typed) for words, typed in seeds.items()]
 
 
-def is_seed(word: str) -> bool:
-    return word.lstrip("+").startswith("seed=")
-
-
 def trained(words: Sequence[str], seeds: Sequence[int]) -> str:
     several = ["-m"] if len(seeds) > 1 else []
     return shlex.join(["python", "run.py", *several, *words, f"seed={','.join(map(str, seeds))}"])
 
 
 def compared(comparison: Comparison) -> str:
-    """Return what compares these runs again. Runs that were made anew have other folders."""
+    """Return what compares these runs again."""
     each = any(contest.baseline is not comparison.baseline for contest in comparison.contests)
     name = comparison.baseline.name
     baseline = ALL if each else name

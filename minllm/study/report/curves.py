@@ -10,7 +10,7 @@ import numpy as np
 from minllm.study.arms import Arm
 from minllm.study.comparison import METRIC
 from minllm.study.runs import TrainedRun
-from minllm.study.units import finite
+from minllm.units import finite
 
 
 @dataclass(frozen=True)

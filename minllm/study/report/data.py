@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minllm.study.arms import Arm, differences
+from minllm.study.arms import Arm, config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.reading import Reading
-from minllm.study.report import words
+from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.rows import row
@@ -47,10 +47,10 @@ def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
         },
         "differences": [
             {"key": key, "values": dict(zip((arm.name for arm in comparison.arms), values))}
-            for key, values in differences(comparison.arms).items()
+            for key, values in config_differences(comparison.arms).items()
         ],
         "readings": [asdict(reading) for reading in readings],
-        "left_out": [{"folder": folder, "why": why} for folder, why in words.left_out(comparison)],
+        "left_out": [{"folder": folder, "why": why} for folder, why in sentences.left_out(comparison)],
         "commands": commands(comparison),
     }
     return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

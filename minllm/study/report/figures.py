@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 from minllm.page import Choice
 from minllm.study.comparison import Comparison, Contest
 from minllm.study.report.curves import Curve
-from minllm.study.units import bits, finite
+from minllm.units import bits, finite
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8f98")
+GREY = "#8a8f98"
+BAND = "rgba(138,143,152,.22)"  # the same, to see through
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", GREY)
 DASHES = ("solid", "dash", "dot")
-WORDS = {"better": "#0072b2", "equivalent": "#009e73", "worse": "#d55e00", "inconclusive": "#8a8f98"}
+WORDS = {"better": "#0072b2", "equivalent": "#009e73", "worse": "#d55e00", "inconclusive": GREY}
+"""Colours of dots and lines; the page has darker ones for letters, which need more contrast."""
+
 AXES = {"tokens": "tokens trained on", "FLOPs": "FLOPs of training", "seconds": "seconds of training"}
 CLEAR = "rgba(0,0,0,0)"
 LINE_LETTERS = 46  # what a phone has room for
@@ -53,8 +57,8 @@ def intervals(comparison: Comparison) -> Figure:
         )
     figure.update_annotations(showarrow=False, font={"size": 14})
     margin = contests[0].verdict.margin
-    figure.add_vrect(-margin, margin, fillcolor="rgba(138,143,152,.22)", line_width=0, layer="below")
-    figure.add_vline(0, line={"color": "#8a8f98", "width": 1}, layer="below")
+    figure.add_vrect(-margin, margin, fillcolor=BAND, line_width=0, layer="below")
+    figure.add_vline(0, line={"color": GREY, "width": 1}, layer="below")
     figure.update_layout(**_layout(height=round(76 * step * len(contests) + 80)), showlegend=False)
     figure.update_layout(margin={"l": 12, "r": 12, "t": 8, "b": 56})
     figure.update_xaxes(
@@ -184,7 +188,7 @@ def _floor(floor: float, curves: Sequence[Curve]) -> Any:
         x=_ends(curves, "tokens"),
         y=[floor] * 2,
         mode="lines",
-        line={"color": "#8a8f98", "width": 1.5, "dash": "dash"},
+        line={"color": GREY, "width": 1.5, "dash": "dash"},
         name=f"floor {bits(floor)}{' (click to show)' * far}",
         visible="legendonly" if far else True,
         hovertemplate=f"{bits(floor)}<extra>floor</extra>",

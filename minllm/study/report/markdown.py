@@ -4,34 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minllm import units
 from minllm.markdown import code, lines, plain, sh, table
-from minllm.study import units
-from minllm.study.arms import differences
+from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.reading import Reading
-from minllm.study.report import words
+from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
-from minllm.study.report.rows import COLUMNS, cells, shown_value
+from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import texts_markdown
+from minllm.words import written
 
 
-def markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
+def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
     """Return the text of report.md."""
     sections = [
-        [f"# {plain(comparison.headline)}", plain(words.introduction(comparison)), *_verdict(comparison)],
-        [f"{plain(words.equal(comparison))}", plain(words.unequal(comparison))],
-        _listed("## The noise floor", words.noise(comparison)),
+        [f"# {plain(comparison.headline)}", plain(sentences.introduction(comparison)), *_verdict(comparison)],
+        [f"{plain(sentences.equal(comparison))}", plain(sentences.unequal(comparison))],
+        _listed("## The noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],
         ["## The arms", *_arms(comparison)],
-        _listed(
-            "Learning rates were tuned, each arm's with the bits a byte that it reached:",
-            words.tuning(comparison),
-        ),
+        _listed(plain(sentences.TUNED), sentences.tuning(comparison)),
         ["## What differs in their configurations", *_differences(comparison)],
         ["## What they write, and how they read", texts_markdown(readings)],
         ["## Runs left out", *_left_out(comparison)],
-        ["## How it was judged", *map(plain, words.judged(comparison))],
+        ["## How it was judged", *map(plain, sentences.judged(comparison))],
         ["## To repeat it", *_commands(comparison)],
         ["## Every run", _runs(comparison)],
     ]
@@ -76,49 +74,47 @@ def _interval(ends: tuple[float, float]) -> str:
 
 
 def _curves(comparison: Comparison) -> list[str]:
-    rows = [[code(words.called(arm)), *map(units.bits, at_quarters(curve(arm)))] for arm in comparison.arms]
+    rows = [
+        [code(sentences.called(arm)), *map(units.bits, at_quarters(curve(arm)))] for arm in comparison.arms
+    ]
     head = ["arm", "a quarter", "a half", "three quarters", "the end"]
     return ["Bits a byte, the mean over the seeds, at each quarter of training:", table(head, rows, "lrrrr")]
 
 
 def _arms(comparison: Comparison) -> list[str]:
-    rows = [[code(words.called(arm)), *cells(arm, comparison)] for arm in comparison.arms]
+    rows = [[code(sentences.called(arm)), *cells(arm, comparison)] for arm in comparison.arms]
     head = ["arm", *(column.heading for column in COLUMNS)]
     return [table(head, rows, "l" + "r" * len(COLUMNS))]
 
 
 def _differences(comparison: Comparison) -> list[str]:
     rows = [
-        [code(key), *(code(shown_value(value)) for value in values)]
-        for key, values in differences(comparison.arms).items()
+        [code(key), *(code(written(value)) for value in values)]
+        for key, values in config_differences(comparison.arms).items()
     ]
     if not rows:
-        return ["Nothing but the seeds."]
-    return [table(["", *(code(words.called(arm)) for arm in comparison.arms)], rows, "l" * len(rows[0]))]
+        return [plain(sentences.NO_DIFFERENCES)]
+    return [table(["", *(code(sentences.called(arm)) for arm in comparison.arms)], rows, "l" * len(rows[0]))]
 
 
 def _left_out(comparison: Comparison) -> list[str]:
-    found = words.left_out(comparison)
-    return lines([f"- {code(folder)}: {plain(why)}" for folder, why in found]) or [
-        "None: every run that was found is in the comparison."
-    ]
+    found = sentences.left_out(comparison)
+    listed = lines([f"- {code(folder)}: {plain(why)}" for folder, why in found])
+    return listed or [plain(sentences.NONE_LEFT_OUT)]
 
 
 def _commands(comparison: Comparison) -> list[str]:
-    return [
-        sh("\n".join(commands(comparison))),
-        "Runs that are made anew have other folders, which the last line is to name then.",
-    ]
+    return [sh("\n".join(commands(comparison))), *map(plain, sentences.repeating(comparison))]
 
 
 def _runs(comparison: Comparison) -> str:
     rows = [
-        [code(words.called(arm)), str(seed), units.bits(run.summary[METRIC]), code(str(run.folder))]
+        [code(sentences.called(arm)), str(seed), units.bits(run.summary[METRIC]), code(str(run.folder))]
         for arm in comparison.arms
         for seed, run in arm.runs.items()
     ]
     return table(["arm", "seed", "bits a byte", "folder"], rows, "lrrl")
 
 
-def _listed(heading: str, sentences: Sequence[str]) -> list[str]:
-    return [heading, *lines([f"- {plain(sentence)}" for sentence in sentences])] if sentences else []
+def _listed(heading: str, items: Sequence[str]) -> list[str]:
+    return [heading, *lines([f"- {plain(item)}" for item in items])] if items else []

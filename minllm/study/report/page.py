@@ -6,18 +6,19 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from minllm.page import document, drawn
-from minllm.study import units
-from minllm.study.arms import differences
+from minllm import units
+from minllm.page import document, drawn, table
+from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
 from minllm.study.reading import Reading
-from minllm.study.report import words
+from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
-from minllm.study.report.rows import COLUMNS, cells, shown_value
+from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
+from minllm.words import written
 
 STYLE = """
 body { max-width: 72rem; }
@@ -39,12 +40,10 @@ p, ul, ol { max-width: 46rem; }
 .figure .main-svg { background: none !important; }
 .figure .main-svg text:not(.hoverlayer *) { fill: var(--ink) !important; }
 .figure .gridlayer path { stroke: var(--line) !important; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
 .scroll table { font: 14px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { text-align: left; vertical-align: bottom; white-space: normal; font-weight: 600; color: var(--soft);
-  padding: .3rem 1.25rem .3rem 0; border-bottom: 1px solid var(--line); }
-.scroll td { padding-right: 1.25rem; }
-th.n, .scroll td.n { text-align: right; padding: .3rem 0 .3rem .9rem; }
+.scroll th { white-space: normal; }
+.scroll th, .scroll td { padding-right: 1.25rem; }
+.scroll th.n, .scroll td.n { padding: .3rem 0 .3rem .9rem; }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--paper); }
 .scroll td:last-child, .scroll th:last-child { padding-right: 0; }
 .arm { padding-left: 1.2em; text-indent: -1.2em; }
@@ -67,7 +66,7 @@ ABOUT_CURVES = (
 ABOUT_FLOOR = " The floor is the text’s true entropy, which no model can go below."
 
 
-def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
+def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
     """Return the text of report.html."""
     return document(
         comparison.headline,
@@ -81,7 +80,7 @@ def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
             texts_html(readings),
             *_left_out(comparison),
             "<h2>How it was judged</h2>",
-            *(f"<p>{_said(paragraph)}</p>" for paragraph in words.judged(comparison)),
+            *(f"<p>{_said(paragraph)}</p>" for paragraph in sentences.judged(comparison)),
             *_commands(comparison),
             *_runs(comparison),
         ],
@@ -91,7 +90,7 @@ def page(comparison: Comparison, readings: Sequence[Reading]) -> str:
 
 def _verdict(comparison: Comparison) -> Iterator[str]:
     yield f"<h1>{escape(comparison.headline)}</h1>"
-    yield f'<p class="soft">{_said(words.introduction(comparison))}</p>'
+    yield f'<p class="soft">{_said(sentences.introduction(comparison))}</p>'
     if comparison.contests:
         yield '<ul class="verdicts">'
         for contest in comparison.contests:
@@ -112,7 +111,7 @@ def _facts(what: str, facts: Sequence[Fact]) -> Iterator[str]:
 def _noise(comparison: Comparison) -> Iterator[str]:
     if comparison.noise:
         yield "<h2>The noise floor</h2>"
-        yield _list(words.noise(comparison))
+        yield _list(sentences.noise(comparison))
 
 
 def _curves(comparison: Comparison) -> Iterator[str]:
@@ -129,44 +128,45 @@ def _curves(comparison: Comparison) -> Iterator[str]:
 
 def _arms(comparison: Comparison) -> Iterator[str]:
     yield "<h2>The arms</h2>"
-    yield _table(
+    yield table(
         ["arm", *(_said(column.heading) for column in COLUMNS)],
         [
             [
                 f'<div class="arm"><span class="swatch" style="background:{colour(i)}"></span>'
-                f"{escape(words.called(arm))}</div>",
+                f"{escape(sentences.called(arm))}</div>",
                 *map(escape, cells(arm, comparison)),
             ]
             for i, arm in enumerate(comparison.arms)
         ],
+        "l" + "r" * len(COLUMNS),
     )
     if comparison.tuning:
-        yield "<p>Learning rates were tuned, each arm’s with the bits a byte that it reached:</p>"
-        yield _list(words.tuning(comparison))
+        yield f"<p>{escape(sentences.TUNED)}</p>"
+        yield _list(sentences.tuning(comparison))
 
 
 def _differences(comparison: Comparison) -> Iterator[str]:
-    found = differences(comparison.arms)
+    found = config_differences(comparison.arms)
     yield "<h2>What differs in their configurations</h2>"
     if not found:
-        yield "<p>Nothing but the seeds.</p>"
+        yield f"<p>{escape(sentences.NO_DIFFERENCES)}</p>"
         return
-    yield _table(
-        ["", *(escape(words.called(arm)) for arm in comparison.arms)],
+    yield table(
+        ["", *(escape(sentences.called(arm)) for arm in comparison.arms)],
         [
-            [f"<code>{escape(key)}</code>", *(escape(shown_value(value)) for value in values)]
+            [f"<code>{escape(key)}</code>", *(escape(written(value)) for value in values)]
             for key, values in found.items()
         ],
-        numbers=False,
+        "l" * (1 + len(comparison.arms)),
     )
     yield '<p class="soft">All else is the same.</p>'
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:
     yield "<h2>Runs left out</h2>"
-    rows = words.left_out(comparison)
+    rows = sentences.left_out(comparison)
     if not rows:
-        yield "<p>None: every run that was found is in the comparison.</p>"
+        yield f"<p>{escape(sentences.NONE_LEFT_OUT)}</p>"
         return
     items = "".join(f"<li><code>{escape(folder)}</code><br>{escape(why)}</li>" for folder, why in rows)
     yield f"<ul>{items}</ul>"
@@ -176,40 +176,24 @@ def _commands(comparison: Comparison) -> Iterator[str]:
     yield "<h2>To repeat it</h2>"
     lines = "\n\n".join(commands(comparison))
     yield f"<pre>{escape(lines)}</pre>"
-    yield '<p class="soft">Runs that are made anew have other folders, which the last line is to name then.</p>'
+    yield from (f'<p class="soft">{escape(sentence)}</p>' for sentence in sentences.repeating(comparison))
 
 
 def _runs(comparison: Comparison) -> Iterator[str]:
     rows = [
-        [escape(words.called(arm)), str(seed), units.bits(run.summary[METRIC]), escape(str(run.folder))]
+        [escape(sentences.called(arm)), str(seed), units.bits(run.summary[METRIC]), escape(str(run.folder))]
         for arm in comparison.arms
         for seed, run in arm.runs.items()
     ]
     yield f"<details><summary>Every run: {len(rows)} in all</summary>"
-    yield _table(["arm", "seed", "bits a byte", "folder"], rows, numbers=False)
+    yield table(["arm", "seed", "bits a byte", "folder"], rows, "llll")
     yield "</details>"
 
 
-def _list(sentences: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_said(sentence)}</li>" for sentence in sentences) + "</ul>"
+def _list(items: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_said(item)}</li>" for item in items) + "</ul>"
 
 
 def _said(sentence: str) -> str:
     """Return a sentence whose figures keep their signs and units beside them, and words their articles."""
     return escape(re.sub(r" (?=[%=<])|(?<=[±=<]) |(?<= a) |(?<= the) ", "\u00a0", sentence))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
-    """Return a table of cells of HTML, wide ones with a scroll bar of their own; all but the first may be figures."""
-    side = ' class="n"' if numbers else ""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        first, *others = cells
-        return (
-            f"<tr><{tag}>{first}</{tag}>"
-            + "".join(f"<{tag}{side}>{cell}</{tag}>" for cell in others)
-            + "</tr>"
-        )
-
-    body = "".join(line(cells, "td") for cells in rows)
-    return f'<div class="scroll" tabindex="0"><table>{line(head, "th")}{body}</table></div>'

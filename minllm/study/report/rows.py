@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from minllm.study import units
+from minllm import units
 from minllm.study.arms import Arm
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.statistics import spread
@@ -77,10 +77,3 @@ def cells(arm: Arm, comparison: Comparison) -> list[str]:
 def row(arm: Arm) -> dict[str, Any]:
     """Return an arm's figures by their keys."""
     return {"arm": arm.name, **{column.key: column.of(arm) for column in COLUMNS}}
-
-
-def shown_value(value: Any) -> str:
-    """Return a value of a configuration as it's typed."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)

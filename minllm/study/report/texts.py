@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from minllm import markdown as marked
+from minllm import markdown, page
 from minllm.study.reading import Guess, Reading, accuracy, bits_a_byte
 from minllm.tokenizer.show import visible
 
@@ -25,10 +25,6 @@ STYLE_TEXTS = """
 .white { opacity: .4; }
 .legend { font-size: .85rem; line-height: 2; }
 .legend .token { padding: .15em .5em; }
-.accuracy { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: 1rem 0; }
-.accuracy th { font-weight: 600; vertical-align: bottom; }
-.accuracy th, .accuracy td { padding: .25rem 0 .25rem 1rem; text-align: right; }
-.accuracy th:first-child, .accuracy td:first-child { padding-left: 0; text-align: left; overflow-wrap: anywhere; }
 """
 """One hue whose strength grows with the loss: mixed in sRGB, even steps look even, on white paper and on black."""
 
@@ -42,14 +38,16 @@ def texts_html(readings: Sequence[Reading]) -> str:
 
 def texts_markdown(readings: Sequence[Reading]) -> str:
     """Return the samples as quotations, and how well each arm's run guesses the held-out texts as a table."""
-    lines = [whose(readings), *(f"{marked.code(one.arm)}: {one.why_not}" for one in readings if one.why_not)]
+    lines = [markdown.plain(whose(readings))]
+    for arms, why in not_shown(readings):
+        lines.append(f"{', '.join(map(markdown.code, arms))}: {markdown.plain(why)}")
     for place, prompt in enumerate(prompts_of(readings)):
-        lines.append(f"**{marked.plain(title_of(prompt))}**")
+        lines.append(f"**{markdown.plain(title_of(prompt))}**")
         for one in readings:
             if one.samples:
-                lines += [marked.code(one.arm), quotation(f"…{one.samples[place][1]}")]
-    if rows := [[marked.code(arm), *cells] for arm, *cells in figures(readings)]:
-        lines.append(marked.table(HEADINGS, rows, "lrrr"))
+                lines += [markdown.code(one.arm), quotation(f"…{one.samples[place][1]}")]
+    if rows := [[markdown.code(one.arm), *figures(one)] for one in readers(readings)]:
+        lines.append(markdown.table(HEADINGS, rows, "lrrr"))
     return "\n\n".join(lines) + "\n"
 
 
@@ -76,21 +74,28 @@ def title_of(prompt: str) -> str:
     return f"After “{prompt}”" if prompt.strip() else "From nothing"
 
 
-def figures(readings: Sequence[Reading]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield a row for each arm that has read the texts."""
-    for one in readings:
-        if one.stories:
-            yield one.arm, f"{accuracy(one, 1):.1%}", f"{accuracy(one, 5):.1%}", f"{bits_a_byte(one):.3f}"
+def not_shown(readings: Sequence[Reading]) -> Iterator[tuple[list[str], str]]:
+    """Yield each reason why something isn't shown, after the arms that it holds for."""
+    for why in dict.fromkeys(reading.why_not for reading in readings if reading.why_not):
+        yield [reading.arm for reading in readings if reading.why_not == why], why
+
+
+def readers(readings: Sequence[Reading]) -> list[Reading]:
+    """Return those that have read a token: the others have no figures."""
+    return [reading for reading in readings if any(reading.stories)]
+
+
+def figures(reading: Reading) -> list[str]:
+    """Return how well an arm guesses, as it's shown below HEADINGS."""
+    return [f"{accuracy(reading, 1):.1%}", f"{accuracy(reading, 5):.1%}", f"{bits_a_byte(reading):.3f}"]
 
 
 # ---- as HTML -------------------------------------------------------------------------------------
 
 
 def missing(readings: Sequence[Reading]) -> Iterator[str]:
-    """Yield a line for each reason why something isn't shown, with the arms that it holds for."""
-    for why in dict.fromkeys(reading.why_not for reading in readings if reading.why_not):
-        arms = ", ".join(reading.arm for reading in readings if reading.why_not == why)
-        yield f'<p class="why-not"><b>{escape(arms)}</b>: {escape(why)}</p>'
+    for arms, why in not_shown(readings):
+        yield f'<p class="why-not"><b>{escape(", ".join(arms))}</b>: {escape(why)}</p>'
 
 
 def written(readings: Sequence[Reading]) -> Iterator[str]:
@@ -106,29 +111,21 @@ def written(readings: Sequence[Reading]) -> Iterator[str]:
 
 def read(readings: Sequence[Reading]) -> Iterator[str]:
     """Yield a block for each held-out text, in which the arms stand one beneath the other."""
-    readers = [reading for reading in readings if reading.stories]
-    if not readers:
+    shown = readers(readings)
+    if not shown:
         return
     yield f"<h3>Reading held-out text</h3>\n{LEGEND}"
-    yield from table(HEADINGS, figures(readers))
-    for place in range(len(readers[0].stories)):
+    yield page.table(HEADINGS, [[escape(one.arm), *figures(one)] for one in shown], "lrrr")
+    for place in range(len(shown[0].stories)):
         yield f"<h3>Held-out text {place + 1}</h3>"
         yield '<div class="stories">'
-        for one in readers:
+        for one in shown:
             yield block("story", one, "".join(map(coloured, one.stories[place])))
         yield "</div>"
 
 
 def block(name: str, reading: Reading, text: str) -> str:
     return f'<article class="{name}"><h4>{escape(reading.arm)}</h4><p>{text}</p></article>'
-
-
-def table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
-    yield '<table class="accuracy">'
-    yield "<tr>" + "".join(f"<th>{escape(heading)}</th>" for heading in headings) + "</tr>"
-    for row in rows:
-        yield "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-    yield "</table>"
 
 
 def coloured(guess: Guess) -> str:
@@ -172,4 +169,4 @@ LEGEND = (
 
 def quotation(text: str) -> str:
     """Return a text as a blockquote that keeps its lines."""
-    return "\\\n".join(f"> {marked.plain(line)}" for line in text.split("\n"))
+    return "\\\n".join(f"> {markdown.plain(line)}" for line in text.split("\n"))

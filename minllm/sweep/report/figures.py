@@ -16,16 +16,16 @@ from optuna.trial import FrozenTrial
 
 from minllm.sweep.report.importance import evaluator, importances, quietly, retold
 from minllm.sweep.report.trials import (
-    MIB,
     counted,
     described,
     in_words,
     memory_of,
-    short_names,
     shown,
     state_of,
     varying,
 )
+from minllm.units import MIB
+from minllm.words import short_names
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter

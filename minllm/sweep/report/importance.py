@@ -14,7 +14,8 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from minllm.sweep.report.trials import short_names, state_of, varying
+from minllm.sweep.report.trials import state_of, varying
+from minllm.words import short_names
 
 
 def importances(study: optuna.Study) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import FrozenTrial
 
-from minllm.page import document, drawn
+from minllm.page import document, drawn, table
 from minllm.sweep.report.figures import memory_map, search_plots
 from minllm.sweep.report.summary import best_in_words, memory_story, no_best
 from minllm.sweep.report.trials import MEANINGS, best_of, counted, rerun, shown
@@ -47,30 +47,19 @@ def _section(heading: str, body: str) -> list[str]:
 def _best(best: FrozenTrial | None, metric: str, otherwise: str) -> list[str]:
     if best is None:
         return _section("The best trial", f"<p>{escape(otherwise)}</p>")
-    rows = [(f"<code>{escape(name)}</code>", escape(shown(value))) for name, value in best.params.items()]
+    rows = [[f"<code>{escape(name)}</code>", escape(shown(value))] for name, value in best.params.items()]
     folder = best.user_attrs.get("run")
     return [
         *_section("The best trial", f"<p>{escape(best_in_words(best, metric))}</p>"),
-        _table(rows),
+        table([], rows, "lr"),
         f"<pre>{escape(rerun(best))}</pre>" if rerun(best) else "",
         f'<p class="soft">Its folder is <code>{escape(folder)}</code>.</p>' if folder else "",
     ]
 
 
 def _counts(found: Mapping[str, int]) -> str:
-    total = ("all", "", str(sum(found.values())))
-    return _table(
-        [(escape(state), escape(MEANINGS.get(state, "")), str(n)) for state, n in found.items()] + [total]
-    )
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Return a table of cells of HTML; the last of each row is a figure."""
-    lines = (
-        "".join(f"<td>{cell}</td>" for cell in cells[:-1]) + f'<td class="n">{cells[-1]}</td>'
-        for cells in rows
-    )
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    rows = [[escape(state), escape(MEANINGS.get(state, "")), str(count)] for state, count in found.items()]
+    return table([], [*rows, ["all", "", str(sum(found.values()))]], "llr")
 
 
 def _drawn(plot: Figure | str) -> str:

@@ -21,11 +21,11 @@ from minllm.sweep.report.trials import (
     memory_of,
     ranked,
     rerun,
-    short_names,
     shown,
     state_of,
     varying,
 )
+from minllm.words import short_names
 
 
 def summary(study: optuna.Study, *, metric: str, command: str) -> str:

@@ -16,17 +16,17 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from minllm import units
 from minllm.sweep.report.trials import (
     Description,
     counted,
     described,
-    duration,
     is_complete,
     ranked,
     seconds_of,
-    short_names,
     varying,
 )
+from minllm.words import short_names
 
 ROWS = 15
 WIDEST = 14  # columns that a parameter may take
@@ -148,7 +148,7 @@ class Table:
         running = [seconds_of(trial, now) or 0.0 for trial in trials if trial.state == TrialState.RUNNING]
         unbegun = max(0, self.n_trials - len(took) - len(running))
         rest = unbegun * each + sum(max(0.0, each - so_far) for so_far in running)
-        return duration(rest / self.n_jobs)
+        return units.duration(rest / self.n_jobs, tenths=False)
 
     def _best_beside(self, trial: FrozenTrial) -> str:
         if self.best is None:

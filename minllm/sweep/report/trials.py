@@ -13,7 +13,6 @@ The search tells Optuna how a trial ended, and leaves the rest in its user attri
 from __future__ import annotations
 
 import math
-import re
 import shlex
 import time
 from collections import Counter
@@ -25,7 +24,9 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-MIB = 2**20
+from minllm import units
+from minllm.words import written
+
 DID_NOT_FIT = ("pruned: predicted", "pruned: memory", "pruned: killed")
 MEANINGS = {
     "complete": "ran to its end",
@@ -91,19 +92,6 @@ def varying(trials: Iterable[FrozenTrial]) -> list[str]:
     )
 
 
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Return the shortest ending of each name that no other name ends with: `n_heads` for `model.attn.n_heads`."""
-    names = list(dict.fromkeys(names))
-    endings = Counter(ending for name in names for ending in _endings(name))
-    return {name: next((end for end in _endings(name) if endings[end] == 1), name) for name in names}
-
-
-def _endings(name: str) -> list[str]:
-    """Return the endings of a name that begin with a whole word of it, the shortest first."""
-    starts = [0, *(point.end() for point in re.finditer(r"[./]", name))]
-    return [name[start:] for start in reversed(starts)]
-
-
 @dataclass(frozen=True)
 class Description:
     """A trial as people are shown it; "" is what it has none of."""
@@ -130,9 +118,9 @@ def described(trial: FrozenTrial, now: float | None = None) -> Description:
         value=f"{trial.value:.4f}" if is_complete(trial) else "",
         settings={name: shown(value) for name, value in trial.params.items()},
         params=f"{known['params']:,}" if "params" in known else "",
-        predicted=mib(known["predicted_bytes"]) if "predicted_bytes" in known else "",
-        peak=mib(known["peak_bytes"]) if "peak_bytes" in known else "",
-        elapsed="" if elapsed is None else duration(elapsed),
+        predicted=units.mib(known["predicted_bytes"]) if "predicted_bytes" in known else "",
+        peak=units.mib(known["peak_bytes"]) if "peak_bytes" in known else "",
+        elapsed="" if elapsed is None else units.duration(elapsed, tenths=False),
         why=" ".join(known.get("text", "").split()),
     )
 
@@ -153,21 +141,8 @@ def memory_of(trial: FrozenTrial) -> float:
 
 
 def shown(value: Any) -> str:
-    """Return a parameter's value as it's typed."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def mib(count: float) -> str:
-    return f"{count / MIB:,.0f} MiB"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    """Return a parameter's value as it's typed, but for digits that no one asks for."""
+    return f"{value:.4g}" if isinstance(value, float) else written(value)
 
 
 def in_words(count: int, noun: str) -> str:

@@ -7,6 +7,7 @@ import math
 NONE = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P")
 BINARY = ("bytes", "KiB", "MiB", "GiB", "TiB")
+MIB = 2**20
 
 
 def finite(value: float | None) -> float | None:
@@ -25,17 +26,24 @@ def count(value: float | None) -> str:
 
 
 def memory(value: float | None) -> str:
+    """Return bytes in the unit that suits them: 1.5 GiB."""
     if finite(value) is None:
         return NONE
     power = min(int(math.log2(max(1.0, value)) / 10), len(BINARY) - 1)
     return f"{value / 1024**power:,.3g} {BINARY[power]}" if power else f"{value:,.0f} bytes"
 
 
-def duration(value: float | None) -> str:
+def mib(value: float) -> str:
+    """Return bytes in MiB whatever they are, for what is compared."""
+    return f"{value / MIB:,.0f} MiB"
+
+
+def duration(value: float | None, *, tenths: bool = True) -> str:
+    """Return seconds, minutes or hours; of less than ten seconds, `tenths` too."""
     if finite(value) is None:
         return NONE
     if value < 59.5:
-        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+        return f"{value:.1f} s" if tenths and value < 10 else f"{value:.0f} s"
     minutes = round(value / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from minllm.study import units
+from minllm import units
 from minllm.study.arms import Arm
-from minllm.study.comparison import METRIC, Comparison, Tuning
+from minllm.study.comparison import Comparison, Tuning
 from minllm.study.facts import NEAR
 from minllm.study.statistics import EXACT_PAIRS
+
+NO_DIFFERENCES = "Nothing but the seeds."
+NONE_LEFT_OUT = "None: every run that was found is in the comparison."
+TUNED = "Learning rates were tuned, each arm's with the bits a byte that it reached:"
 
 
 def called(arm: Arm) -> str:
@@ -22,15 +26,9 @@ def introduction(comparison: Comparison) -> str:
     arms = f"{len(comparison.arms)} arms" if len(comparison.arms) > 1 else "One arm"
     return (
         f"{arms} with {each}, measured in bits a byte of held-out text: less is better."
-        f" A difference of up to {units.bits(margin(comparison))} bits a byte ({100 * comparison.margin:.3g} % of the"
-        f" baseline, {called(comparison.baseline)}) counts as too small to matter; this was set in advance."
+        f" A difference of up to {units.bits(comparison.margin_bpb)} bits a byte ({100 * comparison.margin:.3g} % of"
+        f" the baseline, {called(comparison.baseline)}) counts as too small to matter; this was set in advance."
     )
-
-
-def margin(comparison: Comparison) -> float:
-    """Return the margin in bits a byte."""
-    values = comparison.baseline.values(METRIC)
-    return comparison.margin * sum(values) / len(values)
 
 
 def equal(comparison: Comparison) -> str:
@@ -65,13 +63,21 @@ def left_out(comparison: Comparison) -> list[tuple[str, str]]:
     return [(str(one.folder), one.why) for one in comparison.left_out]
 
 
+def repeating(comparison: Comparison) -> list[str]:
+    """Return what to mind where the last line to type names the runs' folders."""
+    if comparison.commands:
+        return []
+    return ["If you train the runs again, name their new folders in the last line."]
+
+
 def judged(comparison: Comparison) -> list[str]:
     """Return how the words were found, and which run is shown where only one can be."""
     confidence = {contest.verdict.confidence for contest in comparison.contests} or {0.95}
     return [
-        "Runs of the same seed are a pair: they begin with the same weights wherever both have a parameter of the same"
-        " shape, and see the same data in the same order. What is judged is the difference within each"
-        " pair, the arm less the baseline, in bits a byte at the end of training; the interval is Student's t at"
+        "A contest is one arm against another. Runs of the same seed are a pair: they begin with the same weights"
+        " wherever both have a parameter of the same shape, and see the same data in the same order. What is judged is"
+        " the difference within each pair, the arm less the baseline, in bits a byte at the end of training; the"
+        " interval is Student's t at"
         f" {100 * min(confidence):.4g} %.",
         "An arm is called better or worse where both the paired t test and the sign-flip test (all flips up to"
         f" {EXACT_PAIRS} pairs) exclude that there is no difference. It is called equivalent where two one-sided t"
