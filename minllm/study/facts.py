@@ -105,9 +105,9 @@ def agreed(what: str, labels: Sequence[str]) -> Fact:
     return Fact(what, len(different) == 1, " and ".join(different))
 
 
-def compiled(run: TrainedRun) -> bool:
+def compiled(run: TrainedRun) -> str:
     asked = OmegaConf.select(run.cfg, "train.compile")
-    return run.summary["decisions"].get("compile", False) if asked == "auto" else bool(asked)
+    return "yes" if (run.summary["decisions"].get("compile") if asked == "auto" else asked) else "no"
 
 
 def version(run: TrainedRun) -> str:
