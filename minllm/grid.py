@@ -48,8 +48,10 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
     shared = set.intersection(*(set(words) for words in arms))
     rows = sorted(arms.items(), key=lambda arm: _mean(arm[1], "val_bpb"))
     cells = [_row([word for word in words if word not in shared], summaries) for words, summaries in rows]
-    below = _under_it([summary for _, summary in trained])
-    return f"{table(HEAD, cells, 'l' + 'r' * (len(HEAD) - 1))}\n\n{below}"
+    below = [_under_it([summary for _, summary in trained])]
+    if len(arms) > 1:
+        below.append("What is sure of this is said by: python run.py task=compare 'runs=[latest]'")
+    return "\n\n".join([table(HEAD, cells, "l" + "r" * (len(HEAD) - 1)), *below])
 
 
 def _arm(words: Sequence[str]) -> tuple[str, ...]:

@@ -194,7 +194,8 @@ class VerdictSearch:
             if not any(runs_in(folder)):
                 raise UserError(TIME_WAS_UP.format("before every arm had a run"))
             runs, others = find(Selection([str(folder)]), self.config.extensions)
-            within = [run for run in runs if run.seed < pairs * self.protocol.runs_of_a_pair]
+            seeds = range(pairs * self.protocol.runs_of_a_pair)
+            within = [run for run in runs if run.seed in seeds]
             if not within:
                 raise UserError(f"No run of arm {name} came to its end. {others[0].folder}: {others[0].why}")
             found, repeated = arms_of(within)
@@ -204,7 +205,7 @@ class VerdictSearch:
                     " another verdict: sweep.name=<name>."
                 )
             arms.append(replace(found[0], name=self.called(name)))
-            left_out += [*others, *repeated]
+            left_out += [*(one for one in others if one.cfg is None or one.cfg.seed in seeds), *repeated]
         protocol = self.protocol
         comparison = of_arms(
             arms,
