@@ -430,7 +430,7 @@ WORDS = [
         "search=verdict",
         *ARMS,
         "search.rates=[1]",
-        "search.looks=[3]",
+        "search.looks=[2]",
         "search.prompts=['']",
         "search.stories=1",
     ),
@@ -453,7 +453,7 @@ def killed_and_gone_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim
             return place.start_program(ROOT / "sweep.py", *WORDS, *words)
 
         first = start()
-        wait_until(lambda: len(summaries()) > 1, first)
+        wait_until(lambda: len(summaries()) > 0, first)
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         assert place.nobody_is_left()
@@ -461,15 +461,15 @@ def killed_and_gone_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim
         yield SimpleNamespace(place=place, before=before, after=summaries(), again=again)
 
 
-@pytest.mark.slow  # two arms of four runs each, with processes
+@pytest.mark.slow  # two arms of three runs each, with processes
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
 def test_a_verdict_that_was_killed_goes_on_and_no_run_is_made_twice(killed_and_gone_on):
     one = killed_and_gone_on
     assert one.again.returncode == 0, one.again.err
-    assert 2 <= len(one.before) < 6 and len(one.after) == 6
+    assert 1 <= len(one.before) < 4 and len(one.after) == 4
     assert {file: when for file, when in one.after.items() if file in one.before} == one.before
     data = json.loads((one.place.study_folder / "report.json").read_text())
-    assert [pair["seed"] for pair in data["contests"][0]["pairs"]] == [0, 1, 2]
+    assert [pair["seed"] for pair in data["contests"][0]["pairs"]] == [0, 1]
     assert data["left_out"] == [] and data["headline"] in one.again.out
     assert {name: found["chosen"] for name, found in data["tuning"].items()} == {
         "norm=pre": 0.003,
