@@ -1,8 +1,6 @@
 # `make train` and `make test` set up what they need, in .venv, once.
 
 python := .venv/bin/python
-# one more than processors: many tests wait for processes of their own
-workers = $(shell $(python) -c 'import os; print(os.cpu_count() + 1)')
 
 .PHONY: help train test clean
 
@@ -17,7 +15,7 @@ train: .venv/installed
 test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses $(workers) --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # installed again when pyproject.toml changes
 .venv/installed: pyproject.toml | .venv/bin/pip
