@@ -28,8 +28,6 @@ NEEDED = (
     "params_active",
     "params_non_embedding",
     "flops_per_token",
-)
-NEEDED += (
     "state_bytes_per_sequence",
     "tokens",
     "tokens_per_second",
@@ -38,6 +36,8 @@ NEEDED += (
     "decisions",
 )
 NEEDED_OF_ENVIRONMENT = ("versions", "cpu", "gpu", "threads", "git")
+VERDICT = "verdict.json"
+"""What lies in the folder of a verdict, above those of its searches."""
 POINT = {"step", "tokens", "seconds", "val_bpb"}
 """What a line of metrics has that is a point of a learning curve."""
 
@@ -255,7 +255,7 @@ def read(folder: Path, cfg: DictConfig) -> TrainedRun | LeftOut:
 
 def tried_a_rate(folder: Path) -> bool:
     """Whether a run is one of those that a verdict tunes learning rates with."""
-    return folder.parent.name.startswith("tune-") and (folder.parents[1] / "verdict.json").is_file()
+    return folder.parent.name.startswith("tune-") and (folder.parents[1] / VERDICT).is_file()
 
 
 def pruned_by_search(folder: Path) -> str | None:

@@ -34,7 +34,7 @@ from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_a
 from minllm.study.protocol import FIRST_TUNING_SEED, Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.reading import read_arms
 from minllm.study.report import tell
-from minllm.study.runs import LeftOut, Selection, find, runs_in
+from minllm.study.runs import VERDICT, LeftOut, Selection, find, runs_in
 from minllm.study.size import TARGETS
 from minllm.study.statistics import least_pairs
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper
@@ -56,7 +56,6 @@ WORDS_ALONE = {
 EACH_ONCE = {"_target_": "optuna.samplers.GridSampler", "_partial_": True, "search_space": {}}
 TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
 
-NOTES = "verdict.json"
 TIME_WAS_UP = "The time was up {}. The same command goes on; give it more with sweep.minutes=<minutes>."
 
 
@@ -274,7 +273,7 @@ class VerdictSearch:
 
     def precision_word(self) -> list[str]:
         """Return the word that has all runs compute alike; what `auto` chooses is measured once, when it begins."""
-        file = self.folder / NOTES
+        file = self.folder / VERDICT
         if file.exists():
             kept = json.loads(file.read_text(encoding="utf-8"))
             if any(self.folder.glob("seeds-*")):
@@ -289,7 +288,7 @@ class VerdictSearch:
     def keep_protocol(self) -> None:
         """Write down what was asked for, and how all runs compute: a later call goes on with both."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / NOTES, to_json({"protocol": self.asked(), "words": self.precision}))
+        write_text(self.folder / VERDICT, to_json({"protocol": self.asked(), "words": self.precision}))
 
     def asked(self) -> dict[str, Any]:
         return {**asdict(self.protocol), "arms": self.arms}

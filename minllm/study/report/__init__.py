@@ -24,7 +24,7 @@ def tell(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> N
     written = write_report(comparison, folder, readings)
     print(summary(comparison))
     print(f"The report is {' and '.join(map(str, written))}", flush=True)
-    if mirrored := publish_if_mirrored(comparison, to_markdown(comparison, readings)):
+    if mirrored := publish_if_mirrored(comparison, (folder / "report.md").read_text(encoding="utf-8")):
         print(mirrored)
 
 

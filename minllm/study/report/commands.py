@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from minllm.study.arms import Arm
 from minllm.study.comparison import ALL, Comparison
 from minllm.study.report.sentences import called
+from minllm.study.runs import runs_in
 from minllm.words import is_seed
 
 
@@ -62,7 +63,7 @@ def folders(comparison: Comparison) -> list[str]:
 
 def holds_no_other(grid: Path, looked_at: set[Path]) -> bool:
     try:
-        return {file.parent for file in grid.rglob("config.yaml")} <= looked_at
+        return set(runs_in(grid)) <= looked_at
     except OSError:
         return False
 
