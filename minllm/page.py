@@ -30,7 +30,10 @@ th { text-align: left; vertical-align: bottom; font-weight: 600; color: var(--so
 td { vertical-align: top; }
 th.n, td.n { text-align: right; padding-right: 0; }
 .soft { color: var(--soft); }
-.figure { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
+.figure { border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
+.figure .main-svg { background: none !important; }
+.figure .main-svg text:not(.hoverlayer *) { fill: var(--ink) !important; }
+.figure .gridlayer path { stroke: var(--line) !important; }
 .switch { display: inline-flex; margin: .25rem .75rem .25rem .25rem; border: 1px solid var(--line); border-radius: 6px;
   overflow: hidden; }
 .switch button { border: 0; padding: .35rem .8rem; background: none; color: var(--soft); cursor: pointer;

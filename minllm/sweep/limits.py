@@ -20,6 +20,14 @@ def free_bytes(device: torch.device, n_jobs: int = 1) -> int:
     return min([_available_bytes(), *_left_in_cgroups()]) // n_jobs
 
 
+def at_most_hard_limit(limit_bytes: int) -> int:
+    """Return `limit_bytes`, or this process's hard limit on its data (`ulimit -Hd`) where that is lower."""
+    if sys.platform != "linux":
+        return limit_bytes
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    return limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
+
+
 def hold_to(limit_bytes: int, threads: int, device: torch.device) -> None:
     """Let this process, and those it starts, have `limit_bytes` and no more: beyond it, allocating fails.
 
@@ -33,7 +41,8 @@ def hold_to(limit_bytes: int, threads: int, device: torch.device) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total))
         return
     if sys.platform == "linux":  # elsewhere it holds for the heap alone, where malloc takes little from
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (at_most_hard_limit(limit_bytes), hard))
 
 
 def lift() -> None:

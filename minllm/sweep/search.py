@@ -44,7 +44,7 @@ from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
 from minllm.sweep.store import Leader, alone, open_study, put_back, storage_errors
 from minllm.sweep.trial import Assignment
-from minllm.sweep.verdict import Verdicts
+from minllm.sweep.verdict import Verdicts, folder_of
 from minllm.training import machine
 from minllm.validation import allowed_packages, check_node
 
@@ -66,7 +66,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
 
     Raises:
         UserError: there's nothing to search, the study asks something else, or the disk is full.
-        TooManyFailures: crashes in a row.
+        TooManyFailures: crashes in a row, or all trials of the study have crashed.
     """
     search = Search(sweeper, typed)
     if search.settings.dry_run:
@@ -80,6 +80,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         finally:
             written = search.report()
         print(conclusion(search.study, metric=search.settings.metric, written=written))
+    search.verdicts.refuse_only_crashes()
 
 
 def encode_corpus(question: Question) -> None:
@@ -143,7 +144,7 @@ class Search:
         sweeper, settings = self.sweeper, self.settings
         self.history = History(self.study, self.question)
         self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
-        self.verdicts = Verdicts(self.study, settings, self.table)
+        self.verdicts = Verdicts(self.study, settings, self.table, self.folder)
         self.launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=sweeper.hydra_context, task_function=sweeper.task_function
         )
@@ -188,9 +189,9 @@ class Search:
     def recover(self) -> None:
         """Tell what trials have left that nobody was there to hear, and put back those that were cut off."""
         for trial in self.trials():
-            attempt = trial.user_attrs.get("attempt")
-            if trial.state == TrialState.RUNNING and attempt:
-                left = outcome.read(Path(trial.user_attrs["run"]), attempt)
+            attempt, run_dir = trial.user_attrs.get("attempt"), folder_of(trial, self.folder)
+            if trial.state == TrialState.RUNNING and attempt and run_dir:
+                left = outcome.read(run_dir, attempt)
                 if left is not None:
                     self.verdicts.tell(optuna.Trial(self.study, trial._trial_id), left)
         put_back(self.study)

@@ -285,10 +285,25 @@ def distribution(override: Override) -> BaseDistribution:
     """Return Optuna's distribution for a word such as `model.dim=choice(64,128)`."""
     try:
         if override.is_choice_sweep() or not (override.is_range_sweep() or override.is_interval_sweep()):
-            return CategoricalDistribution(list(override.sweep_iterator(as_word)))  # choice(…) or glob(…)
-        return create_optuna_distribution_from_override(override)
+            return categorical(list(override.sweep_iterator(as_word)))  # choice(…) or glob(…)
+        kind = create_optuna_distribution_from_override(override)
+        if not all(math.isfinite(end) for end in (kind.low, kind.high)):
+            raise ValueError("its ends must be finite numbers")
+        return kind
     except (ValueError, AssertionError, NotImplementedError, HydraException) as error:
         raise UserError(f"Can't search {override.input_line}: {first_line(error)}.") from error
+
+
+def categorical(values: list[Any]) -> CategoricalDistribution:
+    """Return the choice between `values`. ValueError if there is none, one is NaN, or one is there twice."""
+    if not values:
+        raise ValueError("it has no values")
+    if any(isinstance(value, float) and math.isnan(value) for value in values):
+        raise ValueError("NaN is no value to try")
+    for place, value in enumerate(values):
+        if any(same(meaning(value), meaning(other)) for other in values[:place]):
+            raise ValueError(f"{written(value)} is there twice")
+    return CategoricalDistribution(values)
 
 
 def as_word(value: ParsedElementType) -> Any:

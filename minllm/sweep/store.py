@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,25 +94,46 @@ def alone(folder: Path) -> Iterator[None]:
 class Leader:
     """Which search leads a study in a database, where a lock in a folder says nothing to searches elsewhere.
 
-    It's written into the study, with the time; one that was killed there is believed to be alive for a while.
+    The leader writes the time into the study again and again, by its own clock. The clocks of two machines differ, so
+    a record that can't be judged by its time is watched: it changes only if its leader is alive.
 
     Raises:
-        UserError: another leads it.
+        UserError: another search leads the study.
     """
 
     BEAT_SECONDS, DEAD_SECONDS = 30, 120
 
     def __init__(self, study: optuna.Study, folder: Path):
-        self.study, self.beaten = study, 0.0
-        self.where = f"{folder.resolve()} on {platform.node()}"
+        self.study, self.beaten = study, -math.inf
+        self.machine = platform.node()
+        self.where = f"{folder.resolve()} on {self.machine}"
         other = study.user_attrs.get("leader")
-        # whoever led it from this folder is gone, since we are alone in it
-        if other and other["where"] != self.where and time.time() - other["beat"] < self.DEAD_SECONDS:
+        # whoever led it from this folder is gone, because we hold the folder's lock
+        if other and other["where"] != self.where and self._is_alive(other):
             raise UserError(
-                f"Another search leads the study '{study.study_name}', from {other['where']}. Wait until it's done,"
-                " stop it, or give this one another name: sweep.name=<name>."
+                f"Another search leads the study '{study.study_name}', from {other['where']}. Wait until it has"
+                " finished, stop it, or give this one another name: sweep.name=<name>."
             )
         self.beat()
+
+    def _is_alive(self, other: dict[str, Any]) -> bool:
+        silent_seconds = time.time() - other["beat"]
+        if 0 <= silent_seconds < self.DEAD_SECONDS:
+            return True
+        if silent_seconds >= self.DEAD_SECONDS and other["where"].endswith(f" on {self.machine}"):
+            return False  # one clock, and long ago by it
+        watched_seconds = 2 * self.BEAT_SECONDS
+        print(
+            f"A search led this study from {other['where']}, whose clock differs from this machine's. Waiting up to"
+            f" {watched_seconds} s to see whether it is still running.",
+            file=sys.stderr,
+        )
+        until = time.monotonic() + watched_seconds
+        while time.monotonic() < until:
+            time.sleep(1)
+            if self.study.user_attrs.get("leader") != other:
+                return True
+        return False
 
     def beat(self) -> None:
         """Say that the search is alive, if it's time to."""
@@ -146,12 +169,18 @@ def journal(path: Path) -> BaseStorage:
     remove_stale_lock(path)
     lock = JournalLock(path)
     backend = JournalFileBackend(str(path), lock_obj=lock)
-    lock.acquire()  # so that nobody is in the middle of a line
     try:
-        check_lines(path)
-    finally:
-        lock.release()
-    return JournalStorage(backend)
+        return JournalStorage(backend)  # which reads all of it
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        lock.acquire()  # so that nobody is in the middle of a line
+        try:
+            check_lines(path)
+        finally:
+            lock.release()
+        raise UserError(
+            f"{path} is damaged: a record in it can't be used ({type(error).__name__}: {first_line(error)}). Give this"
+            " search another name: sweep.name=<name>."
+        ) from error
 
 
 class JournalLock:

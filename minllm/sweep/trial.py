@@ -99,9 +99,12 @@ def perform(folder: Path, number: int, storage: str | None, wanted: str | None =
     assignment = Assignment(**json.loads(Assignment.file(folder, number).read_text(encoding="utf-8")))
     if wanted not in (None, assignment.attempt):
         return  # the trial was assigned to another process meanwhile
+    device = device_of(assignment)
+    limit_bytes = assignment.limit_bytes or limits.free_bytes(device)
     assignment = replace(
         assignment,
-        limit_bytes=assignment.limit_bytes or limits.free_bytes(device_of(assignment)),
+        # what is predicted is held against what the kernel will allow
+        limit_bytes=limit_bytes if device.type == "cuda" else limits.at_most_hard_limit(limit_bytes),
         threads=assignment.threads or limits.threads_for(1),
     )
     run_dir = Path(assignment.run_dir)

@@ -35,8 +35,8 @@ OF_BOTH_TWINS = (
 class Verdicts:
     """Tells the study, and the person who looks on, what became of trials."""
 
-    def __init__(self, study: optuna.Study, settings: Settings, table: Table):
-        self.study, self.settings, self.table = study, settings, table
+    def __init__(self, study: optuna.Study, settings: Settings, table: Table, folder: Path):
+        self.study, self.settings, self.table, self.folder = study, settings, table, folder
         self.kept = best_of(study)
         """The trial whose checkpoints are kept."""
         self.crashes: list[FrozenTrial] = []
@@ -71,14 +71,26 @@ class Verdicts:
         return self._tell_state(trial, "pruned" if was_pruned else "complete", twin.value)
 
     def stop_if_all_crash(self) -> None:
-        """Raise TooManyFailures when as many in a row have crashed as the search puts up with."""
-        if len(self.crashes) < self.settings.max_failures:
-            return
+        """Raise TooManyFailures when as many trials in a row have crashed as the search allows."""
+        if len(self.crashes) >= self.settings.max_failures:
+            raise TooManyFailures(
+                f"{len(self.crashes)} trials in a row have crashed, so the search stops. {self._first_crash()}"
+            )
+
+    def refuse_only_crashes(self) -> None:
+        """Raise TooManyFailures when trials of this call have crashed and the study has no other result."""
+        finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        if self.crashes and all(trial.state == TrialState.FAIL for trial in finished):
+            raise TooManyFailures(f"Every trial has crashed. {self._first_crash()}")
+
+    def _first_crash(self) -> str:
         first = self.crashes[0]
-        run_dir = Path(first.user_attrs["run"])
-        raise TooManyFailures(
-            f"{len(self.crashes)} trials in a row have crashed, so the search stops. The first, trial {first.number},"
-            f" said (in {run_dir / OUTPUT}):\n\n{said_in(run_dir)}\n{first.user_attrs['text']}"
+        folder = folder_of(first, self.folder)
+        if folder is None:
+            return f"The first was trial {first.number}: {first.user_attrs['text']}"
+        return (
+            f"The first was trial {first.number}, whose output ({folder / OUTPUT}) ends with:\n\n"
+            f"{said_in(folder)}\n{first.user_attrs['text']}"
         )
 
     def _tell_state(self, trial: optuna.Trial, state: str, value: float | None) -> FrozenTrial:
@@ -107,13 +119,25 @@ class Verdicts:
         if self.settings.keep_checkpoints == "all":
             return
         best = best_of(self.study) if self.settings.keep_checkpoints == "best" else None
-        for folder in {folder_of(told), folder_of(self.kept)} - {folder_of(best), None}:
+        ended = {folder_of(trial, self.folder) for trial in (told, self.kept)}
+        for folder in ended - {folder_of(best, self.folder), None}:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         self.kept = best
 
 
-def folder_of(trial: FrozenTrial | None) -> Path | None:
-    return Path(trial.user_attrs["run"]) if trial is not None and "run" in trial.user_attrs else None
+def folder_of(trial: FrozenTrial | None, study_folder: Path) -> Path | None:
+    """Return the folder of a trial's run; None where the study names none, or one that isn't below its own folder.
+
+    A study may have been copied from anywhere, and the paths in it are not to be trusted: what is read, shown or
+    removed has to stand below the study, links followed.
+    """
+    if trial is None or not isinstance(named := trial.user_attrs.get("run"), str):
+        return None
+    try:
+        folder = Path(named).resolve()
+        return folder if study_folder.resolve() in folder.parents else None
+    except (OSError, ValueError, RuntimeError):  # a loop of links, or no path at all
+        return None
 
 
 def exactly(words: list[str], figures: Mapping[str, Any]) -> list[str]:

@@ -37,9 +37,6 @@ p, ul, ol { max-width: 46rem; }
   .figure .scatterlayer, .figure .legend .layers, .swatch { filter: brightness(1.35); }
 }
 .figure { background: none; margin: 1.5rem 0; padding: .5rem 0 0; border-width: 1px 0; border-radius: 0; }
-.figure .main-svg { background: none !important; }
-.figure .main-svg text:not(.hoverlayer *) { fill: var(--ink) !important; }
-.figure .gridlayer path { stroke: var(--line) !important; }
 .scroll table { font: 14px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .scroll th { white-space: normal; }
 .scroll th, .scroll td { padding-right: 1.25rem; }

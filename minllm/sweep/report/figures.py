@@ -20,6 +20,7 @@ from minllm.sweep.report.trials import (
     described,
     in_words,
     memory_of,
+    ranked,
     shown,
     state_of,
     varying,
@@ -43,6 +44,8 @@ MARKERS = {
 }
 UNMARKED = ("#8a8f98", "circle-open")
 MEMORY = "memory, MiB"
+BLUE = "#0072b2"
+MOST_LINES = 300
 
 
 def search_plots(study: optuna.Study, metric: str) -> dict[str, Figure | str]:
@@ -64,9 +67,19 @@ def search_plots(study: optuna.Study, metric: str) -> dict[str, Figure | str]:
         }
         if importances(study):
             plots[decided] = visualization.plot_param_importances(told, evaluator(complete), names)
+            plots[decided].update_traces(marker={"color": BLUE})
         if names:
-            plots[well] = visualization.plot_parallel_coordinate(told, names, target_name=metric)
+            plots[well] = visualization.plot_parallel_coordinate(best_part(told), names, target_name=metric)
     return plots
+
+
+def best_part(study: optuna.Study) -> optuna.Study:
+    """Return a study of the best trials alone where there are more than a drawing of lines can show."""
+    if len(study.get_trials(deepcopy=False)) <= MOST_LINES:
+        return study
+    part = optuna.create_study(study_name=study.study_name, direction=study.direction)
+    part.add_trials(ranked(study.get_trials(deepcopy=False))[:MOST_LINES])
+    return part
 
 
 def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
@@ -88,6 +101,8 @@ def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
     )
     for update, axis in zip((figure.update_xaxes, figure.update_yaxes), axes):
         update(title=html.escape(shorts.get(axis, axis)), type=_scale(axis, trials))
+        if _scale(axis, trials) == "log":
+            update(tickformat="~g", **_decades([_at(axis, trial) for trial in placed]))
     if len(placed) < len(trials):
         figure.add_annotation(
             text=f"{in_words(len(trials) - len(placed), 'trial')} without a place on these axes: not shown",
@@ -159,6 +174,12 @@ def _scale(axis: str, trials: Sequence[FrozenTrial]) -> str:
         return "category"
     distributions = [trial.distributions[axis] for trial in trials if axis in trial.distributions]
     return "log" if all(getattr(distribution, "log", False) for distribution in distributions) else "linear"
+
+
+def _decades(values: Sequence[float]) -> dict[str, Any]:
+    """Return where a logarithmic axis has labels: at powers of ten, and at 2 and 5 too where there are few of them."""
+    decades = math.log10(max(values) / min(values)) if min(values) > 0 else 0
+    return {"dtick": 1 if decades > 2 else "D2"}
 
 
 def _is_number(name: str, trials: Sequence[FrozenTrial]) -> bool:

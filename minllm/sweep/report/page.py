@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,16 @@ from optuna.trial import FrozenTrial
 
 from minllm.page import document, drawn, table
 from minllm.sweep.report.figures import memory_map, search_plots
-from minllm.sweep.report.summary import best_in_words, memory_story, no_best
+from minllm.sweep.report.summary import FIGURES, best_in_words, memory_story, no_best, ten_best
 from minllm.sweep.report.trials import MEANINGS, best_of, counted, rerun, shown
+
+CLEAR = "rgba(0,0,0,0)"
+STYLE = """
+th.n:not(:last-child), td.n:not(:last-child) { padding-right: 1.25rem; }
+h2:last-of-type + .figure { background: #e9e7e3; }
+h2:last-of-type + .figure .main-svg text:not(.hoverlayer *) { fill: #1c2026 !important; }
+"""
+"""The last figure's lines go from dark blue to white, which needs a light ground on a dark page too."""
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -28,6 +36,7 @@ def page(study: optuna.Study, *, metric: str, command: str) -> str:
             f'<p class="soft">The lowest {escape(metric)} was searched with</p>',
             f"<pre>{escape(command)}</pre>",
             *_best(best_of(study), metric, no_best(trials)),
+            *_section("The ten best", _ten_best(trials, metric)),
             *_section("What became of the trials", _counts(counted(trials))),
             *_section("What fitted in memory", f"<p>{escape(' '.join(memory_story(trials)))}</p>"),
             _drawn(memory_map(trials, metric)),
@@ -37,6 +46,7 @@ def page(study: optuna.Study, *, metric: str, command: str) -> str:
                 for part in _section(heading, _drawn(plot))
             ),
         ],
+        STYLE,
     )
 
 
@@ -57,6 +67,14 @@ def _best(best: FrozenTrial | None, metric: str, otherwise: str) -> list[str]:
     ]
 
 
+def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> str:
+    head, rows = ten_best(trials, metric)
+    if not rows:
+        return "<p>No trial is complete.</p>"
+    sides = "r" * len(FIGURES) + "l" * (len(head) - len(FIGURES))
+    return table([escape(name) for name in head], [[escape(cell) for cell in row] for row in rows], sides)
+
+
 def _counts(found: Mapping[str, int]) -> str:
     rows = [[escape(state), escape(MEANINGS.get(state, "")), str(count)] for state, count in found.items()]
     return table([], [*rows, ["all", "", str(sum(found.values()))]], "llr")
@@ -67,6 +85,16 @@ def _drawn(plot: Figure | str) -> str:
     if isinstance(plot, str):
         return f"<p>{escape(plot)}</p>"
     plot.update_layout(
-        title=None, template="plotly_white", height=460, margin={"l": 70, "r": 30, "t": 50, "b": 60}
+        title=None,
+        template="none",  # the page's style has the colours, for light and dark
+        height=420,
+        margin={"l": 70, "r": 24, "t": 48, "b": 56},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": CLEAR},
+        colorway=["#0072b2", "#d55e00"],
     )
+    plot.update_xaxes(zeroline=False, automargin=True)
+    plot.update_yaxes(zeroline=False, automargin=True)
     return drawn(plot)

@@ -186,13 +186,30 @@ def _counts(trials: Sequence[FrozenTrial]) -> list[str]:
 
 
 def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> list[str]:
-    best = [trial for trial in ranked(trials) if state_of(trial) == "complete"][:10]
-    if not best:
+    head, rows = ten_best(trials, metric)
+    if not rows:
         return ["No trial is complete."]
+    settings = len(head) - len(FIGURES)
+    cells = [[*row[:-settings], *map(word, row[-settings:])] if settings else row for row in rows]
+    return [table([*head[: len(FIGURES)], *map(code, head[len(FIGURES) :])], cells, "rrrr" + "l" * settings)]
+
+
+FIGURES = ("trial", "metric", "params", "peak")
+"""What the ten best are shown with, before their settings."""
+
+
+def ten_best(trials: Sequence[FrozenTrial], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and rows of the ten best trials: the FIGURES of each, then its settings."""
     shorts = short_names(varying(trials))
-    rows = []
-    for seen in map(described, best):
-        settings = [word(seen.settings[name]) if name in seen.settings else "" for name in shorts]
-        rows.append([str(seen.number), seen.value, seen.params, seen.peak, *settings])
-    head = ["trial", metric, "params", "peak", *map(code, shorts.values())]
-    return [table(head, rows, "rrrr" + "l" * len(shorts))]
+    best = [described(trial) for trial in ranked(trials) if state_of(trial) == "complete"][:10]
+    rows = [
+        [
+            str(seen.number),
+            seen.value,
+            seen.params,
+            seen.peak,
+            *(seen.settings.get(name, "") for name in shorts),
+        ]
+        for seen in best
+    ]
+    return ["trial", metric, "params", "peak", *shorts.values()], rows
