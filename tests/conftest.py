@@ -6,10 +6,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import postgres
 from tests.stories import TRAIN, VAL, write_parquet
+
+# a busy machine may be slow to draw an example or to run it: that is no failure
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
 
 
 @pytest.fixture(autouse=True)

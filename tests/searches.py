@@ -23,7 +23,9 @@ from minllm.sweep.store import JOURNAL, open_study
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 240  # seconds for what takes a few, on a machine that others use too
+PATIENCE = (
+    1800  # seconds after which a process counts as stuck: only a hang may fail a test, not a busy machine
+)
 
 OPTION = """# An optimizer with a fault
 _target_: faulty.Faulty

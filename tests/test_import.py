@@ -136,7 +136,7 @@ def test_a_run_of_an_import_is_a_run_like_others(gpt2, tmp_path):
         door = Path(__file__).resolve().parent.parent / "run.py"
         whole = [sys.executable, str(door), *words]
         done = subprocess.run(
-            whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

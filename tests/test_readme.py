@@ -186,7 +186,7 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
             words.append("model.n_layers=2")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole = [sys.executable, str(ROOT / command[1]), *words]
-    return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def is_free(word: str, chosen: set[str]) -> bool:

@@ -109,7 +109,7 @@ def test_two_processes_share_one_build(tmp_path):
     command = [sys.executable, "-c", BUILDING, str(tmp_path)]
     options = dict(cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     both = [subprocess.Popen(command, **options) for _ in range(2)]
-    printed = [process.communicate(timeout=60) for process in both]
+    printed = [process.communicate(timeout=1800) for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     assert sorted(out for out, _ in printed) == ["", "builds\nbuilds\n"], "a line for each split"
     assert "Another process" in "".join(error for _, error in printed)

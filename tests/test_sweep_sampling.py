@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
 
@@ -191,7 +192,7 @@ def walks_into_the_wall(sampler, sizes, tell_memory, trials: int = 60) -> int:
     """Search where larger is better as long as memory lasts, and count how often it didn't after the first trials."""
     study = study_of(sampler, sizes)
     quiet = SimpleNamespace(ended=lambda trial: None)
-    verdicts = Verdicts(study, SimpleNamespace(keep_checkpoints="none", max_failures=3), quiet)
+    verdicts = Verdicts(study, SimpleNamespace(keep_checkpoints="none", max_failures=3), quiet, Path("study"))
     hits = 0
     for number in range(trials):
         trial, values = ask(study, sizes)
@@ -241,7 +242,7 @@ def hits(made, sizes, tell_memory, seeds, trials: int = 60) -> float:
 def test_the_stand_in_for_a_value_is_the_worst_seen_and_breaks_a_constraint(made, sizes):
     study = study_of(seeded(made, 0), sizes)
     quiet = SimpleNamespace(ended=lambda trial: None)
-    verdicts = Verdicts(study, SimpleNamespace(keep_checkpoints="none", max_failures=3), quiet)
+    verdicts = Verdicts(study, SimpleNamespace(keep_checkpoints="none", max_failures=3), quiet, Path("study"))
     told = []
     for outcome in (Outcome("complete", 3.0), Outcome("complete", 5.0), Outcome("pruned", reason="memory")):
         trial, _ = ask(study, sizes)

@@ -361,3 +361,35 @@ def test_a_leader_that_is_not_heard_of_is_dead(tmp_path, monkeypatch):
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + Leader.DEAD_SECONDS + 1)
     Leader(study, tmp_path / "there")
+
+
+class Watching:
+    """A monotonic clock that only moves while somebody sleeps, and what happens meanwhile."""
+
+    def __init__(self, monkeypatch, meanwhile=lambda: None):
+        self.seconds, self.meanwhile = 0.0, meanwhile
+        monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.meanwhile()
+
+
+@pytest.mark.parametrize("off_seconds", [-1e6, -3600, -121, 121, 3600])
+def test_a_leader_on_another_machine_is_judged_by_what_it_writes_and_not_by_its_clock(
+    off_seconds, tmp_path, monkeypatch
+):
+    study = optuna.create_study()
+
+    def beat() -> None:
+        study.set_user_attr("leader", {"where": "/there on other", "beat": time.time() - off_seconds})
+
+    beat()
+    Watching(monkeypatch, meanwhile=beat)
+    with pytest.raises(UserError, match="Another search leads the study .*/there on other"):
+        Leader(study, tmp_path)
+    clock = Watching(monkeypatch)  # it is killed, and its record stays as it is
+    Leader(study, tmp_path)
+    assert clock.seconds >= 2 * Leader.BEAT_SECONDS
+    assert study.user_attrs["leader"]["where"].startswith(str(tmp_path))

@@ -178,7 +178,7 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_it_had_not_been(words):
 def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(words):
     process = started(words, "train.steps=100000", run="run")
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=1800)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
     step = checkpoints.step_of(checkpoints.find("run", "last"))
     assert f"Stopped at step {step}. To go on: python run.py resume=" in Path("run/log.txt").read_text()

@@ -90,7 +90,7 @@ def published(server: WandB, home: Path, **changes: Any) -> str:
         env={**os.environ, **own},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     assert KEY not in done.stdout + done.stderr and "Saved report" not in done.stderr

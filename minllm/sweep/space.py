@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -300,9 +301,9 @@ def categorical(values: list[Any]) -> CategoricalDistribution:
         raise ValueError("it has no values")
     if any(isinstance(value, float) and math.isnan(value) for value in values):
         raise ValueError("NaN is no value to try")
-    for place, value in enumerate(values):
-        if any(same(meaning(value), meaning(other)) for other in values[:place]):
-            raise ValueError(f"{written(value)} is there twice")
+    for word, count in Counter(map(written, values)).items():
+        if count > 1:
+            raise ValueError(f"{word} is there more than once")
     return CategoricalDistribution(values)
 
 

@@ -87,9 +87,9 @@ class Verdicts:
         first = self.crashes[0]
         folder = folder_of(first, self.folder)
         if folder is None:
-            return f"The first was trial {first.number}: {first.user_attrs['text']}"
+            return f"The first, trial {first.number}: {first.user_attrs['text']}"
         return (
-            f"The first was trial {first.number}, whose output ({folder / OUTPUT}) ends with:\n\n"
+            f"The first, trial {first.number}, left this output (in {folder / OUTPUT}):\n\n"
             f"{said_in(folder)}\n{first.user_attrs['text']}"
         )
 
