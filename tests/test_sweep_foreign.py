@@ -35,6 +35,7 @@ def verdicts_of(study: optuna.Study, folder: Path, keep: str = "none") -> Verdic
 
 
 def told(study: optuna.Study, folder: Path, run: object, state: str = "complete") -> Verdicts:
+    study.sampler.is_blind_to_pruned = False
     trial = study.ask()
     trial.set_user_attr("run", run)
     trial.set_user_attr("overrides", [])
