@@ -17,7 +17,7 @@ from minllm.help import default_choices
 from minllm.model.build import build_model
 from minllm.model.lm import LM
 from minllm.objective.causal import Causal
-from minllm.validation import allowed_packages, locate
+from minllm.validation import allowed_packages, locate, place_of
 
 VOCAB = 61
 T = 24
@@ -115,7 +115,8 @@ def tiny_cfg(*choices: str) -> DictConfig:
 
 
 def reads_memory(node: DictConfig) -> bool:
-    return getattr(locate(node._target_, allowed_packages(node._get_root())), "reads_memory", False)
+    target = locate(node._target_, allowed_packages(node._get_root()), *place_of(node))
+    return getattr(target, "reads_memory", False)
 
 
 class Told(Causal):
