@@ -21,12 +21,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minllm.elsewhere import files_checked, frozen
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.help import CONF
-from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
 from minllm.kinds import BRANCH, PLACES
 from minllm.options import Kind
+from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
 from minllm.validation import (
     allowed_packages,
     branches_of,
@@ -61,7 +62,7 @@ def compose(
 
     overrides = with_imported([quoted(word) for word in overrides])
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
-    with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
+    with explained([] if config_dir is None else [str(config_dir)]), own_hydra(), files_checked():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
     return settle(composed, overrides, composed.hydra.runtime)
 
@@ -116,6 +117,7 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
         group: choice for group, choice in sorted(runtime.choices.items()) if not group.startswith("hydra/")
     }
     cfg.typed = [*named_folders(runtime), *(as_kept(cfg, word) for word in overrides)]
+    cfg = frozen(cfg)  # a run's file may not read the environment of whoever looks at it
     named = named_keys(overrides)
     refuse_unnamed_code(cfg, named)
     if cfg.get("extensions") and os.getcwd() not in sys.path:

@@ -15,7 +15,6 @@ import importlib
 import inspect
 import types
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from minllm.options import Kind, is_factory
