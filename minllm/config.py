@@ -34,6 +34,7 @@ from minllm.validation import (
     has_target,
     kind_for,
     locate,
+    means_float,
     options_of,
     place_of,
     section_of,
@@ -60,7 +61,7 @@ def compose(
     """
     import hydra
 
-    overrides = with_imported([quoted(word) for word in overrides])
+    overrides = of_its_data(with_imported([quoted(word) for word in overrides]))
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra(), files_checked():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
@@ -94,6 +95,13 @@ def with_imported(words: Sequence[str]) -> list[str]:
     return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
 
 
+def of_its_data(words: Sequence[str]) -> list[str]:
+    """Return a command line whose words for `data` may set options of the run's data, whatever the default's are."""
+    goes_on = any(word.startswith(("resume=", "run=")) for word in words)
+    chosen = any(word.startswith("data=") for word in words)
+    return [f"++{word}" if goes_on and not chosen and word.startswith("data.") else word for word in words]
+
+
 def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return the configuration to run: what was composed, on top of the run that it continues or looks at.
 
@@ -120,6 +128,11 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     cfg = frozen(cfg)  # a run's file may not read the environment of whoever looks at it
     named = named_keys(overrides)
     refuse_unnamed_code(cfg, named)
+    for key in named:
+        if key.partition(".")[0] in ("choices", "typed"):
+            raise UserError(
+                f"{key} can't be set: minllm writes down itself what was chosen and typed. Leave it out."
+            )
     if cfg.get("extensions") and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where my_idea/ stands
     for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
@@ -220,7 +233,7 @@ def plain(value: Any, annotation: Any, key: str) -> Any:
         return {name: plain(value[name], annotation, f"{key}.{name}") for name in value}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(one, annotation, key) for one in value]
-    return value
+    return float(value) if type(value) is int and means_float(annotation) else value
 
 
 @contextlib.contextmanager

@@ -38,6 +38,10 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
             from minllm.config import with_imported
 
             words = with_imported(words)
+        if any(word.startswith("data.") for word in words):
+            from minllm.config import of_its_data
+
+            words = of_its_data(words)
         sys.argv[1:] = words  # which is what Hydra reads
         return act()
     except UserError as error:

@@ -23,6 +23,9 @@ from minllm.errors import UserError, first_line, suggest
 from minllm.kinds import BRANCH, PLACES, by_position, kind_in, why_not
 from minllm.options import In, Kind, Natural, Range
 
+SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of single precision, in which models compute
+LARGEST_INT = 2**63 - 1
+
 Node = Mapping[str, Any]  # a part of the config with its own `_target_`
 
 
@@ -359,9 +362,9 @@ def fits(value: Any, kind: Any) -> bool:
     if kind in (None, type(None)):
         return value is None
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and is_single(value)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
     if kind in (str, bool):
         return isinstance(value, kind)
     if is_list(kind):
@@ -375,6 +378,21 @@ def fits(value: Any, kind: Any) -> bool:
         inner = args[1] if args else Any
         return isinstance(value, Mapping) and all(fits(value[name], inner) for name in value)
     return has_target(value)
+
+
+def is_single(number: float) -> bool:
+    """Whether single precision has this number: neither infinite or NaN, nor so small that it would be 0."""
+    return number == 0 or SMALLEST <= abs(number) <= LARGEST
+
+
+def means_float(kind: Any) -> bool:
+    """Whether an annotation takes numbers with a fraction, and whole numbers only as such."""
+    if get_origin(kind) is Annotated:
+        return means_float(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        others = [one for one in get_args(kind) if not means_float(one)]
+        return len(others) < len(get_args(kind)) and not any(fits(1, one) for one in others)
+    return kind is float
 
 
 def words(kind: Any) -> str:
@@ -396,6 +414,10 @@ def words(kind: Any) -> str:
 
 def hint(value: Any, kind: Any, key: str) -> str:
     """A word more where the mistake is a likely one."""
+    if type(value) is int and abs(value) > LARGEST_INT:
+        return " It takes more than 64 bits."
+    if type(value) is float and not is_single(value) and fits(1.0, kind):
+        return f" Single precision has numbers from {SMALLEST} to {LARGEST}."
     if isinstance(value, float) and value.is_integer() and fits(int(value), kind):
         return f" Write {key}={int(value)}."
     if isinstance(value, (int, float, bool)) and fits(str(value), kind):

@@ -44,6 +44,7 @@ def go(here: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable]
     handlers = logging.getLogger().handlers[:]
 
     def call(*words: str, through=door) -> tuple[int, str]:
+        Path("evil").mkdir(exist_ok=True)
         words = ("--config-dir", "evil", *words)
         monkeypatch.setattr(sys, "argv", [f"{through.__name__}.py", *words])
         return through.main(words), capfd.readouterr().err
@@ -91,7 +92,7 @@ WRONG_KINDS = [
     ("model.attn", "minllm.model.residual.Plain", "a mixer or an MLP"),
     ("model.attn", "minllm.model.norm.RMSNorm", "a mixer or an MLP"),
     ("model.attn", "minllm.model.mixers.timestep_norm.TimestepNorm", "a mixer or an MLP"),
-    ("model.attn", "minllm.model.parameter.Linear", "forward must take"),
+    ("model.attn", "minllm.model.parameter.Linear", "its n_out is int"),
     ("model.attn", "minllm.model.lm.LM", "a mixer or an MLP"),
     ("model.mlp", "minllm.model.mlps.router.Softmax", "a mixer or an MLP"),
     ("model.pos", "minllm.model.residual.ReZero", "a Position"),
@@ -196,7 +197,7 @@ OF_HYDRA = [
 def test_a_file_gives_no_orders(go: Callable, lines: str, mode: list[str]):
     write("experiment/x", f"# @package _global_\n# x\n{lines}\n")
     code, err = go("experiment=x", *mode)
-    assert code == 2 and err.count("\n") == 1 and ("experiment/x.yaml" in err or "'" in err), err
+    assert code == 2 and err.count("\n") == 1 and ("experiment/x" in err or "${data}" in lines), err
     assert sorted(Path.cwd().iterdir()) == [Path.cwd() / "evil"]
 
 
@@ -216,7 +217,7 @@ def test_nor_does_the_file_of_a_search(go: Callable, lines: str):
         ("data/x", f"# @package hydra.callbacks\n# x\n{CALLBACK[1:-1]}\n", ["+data@y=x"]),
         ("experiment/x", f"# x\n{CALLBACK[1:-1]}\n", ["+experiment@hydra.callbacks=x"]),
         ("mine", f"defaults: [config, _self_]\nhydra: {{callbacks: {CALLBACK}}}\n", ["--config-name", "mine"]),
-        ("model/attn/x", "# @package _global_\n# x\ntask: {_target_: minllm.tasks.prepare.prepare}\n", ["model/attn=x"]),
+        ("norm/x", "# @package _global_\n# x\ntask: {_target_: minllm.tasks.prepare.prepare}\n", ["norm=x"]),
         ("task/x", "# @package _global_\n# x\ntask: {_target_: minllm.config.perform}\n", ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.removed"), ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.prepare") + "extensions: [a]\n", ["task=x"]),
@@ -234,11 +235,8 @@ def test_files_choose_and_set_options_as_ever(here: Path):
     write(
         "experiment/x",
         "# @package _global_\n# x\ndefaults: [override /model/attn: mqa, override /norm: post]\nseed: 3\n"
-        "model: {dim: '${oc.select:data.seq_len,8}', attn: {n_heads: 2}}\nhydra: {sweeper: {n_trials: 7}}\n",
+        "model: {dim: '${oc.select:data.seq_len,8}', attn: {n_heads: 2}}\n",
     )
-    with pytest.raises(UserError, match="n_trials"):  # which run.py's sweeper doesn't have
-        compose(["experiment=x"], config_dir="evil")
-    write("experiment/x", Path("evil/experiment/x.yaml").read_text().partition("hydra:")[0])
     cfg = compose(["experiment=x", "tags=['${oc.env:HOME}']"], config_dir="evil")
     validate(cfg)
     assert (cfg.seed, cfg.model.dim, cfg.choices.norm) == (3, 256, "post")
@@ -271,7 +269,8 @@ def test_what_an_interpolation_may_call(text: str, harmless: bool):
 
 
 def a_run(folder: Path, *words: str, **sections: object) -> Path:
-    cfg = OmegaConf.merge(compose(["tokenizer=bytes", *words]), sections)
+    cfg = OmegaConf.create(OmegaConf.to_container(compose(["tokenizer=bytes", *words])))
+    cfg = OmegaConf.merge(cfg, sections)
     folder.mkdir(parents=True)
     OmegaConf.save(cfg, folder / "config.yaml")
     return folder
