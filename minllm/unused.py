@@ -71,7 +71,7 @@ def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
             f"{as_typed(cfg, of_position[0])} would do nothing: this model has no attention that asks it for places."
             " Leave it out, or choose a model/layout with attention."
         )
-    of_samples = sorted(key for key in typed if key.startswith("sample.") or key == "train.sample_every")
+    of_samples = sorted(key for key in typed if key.startswith("sample."))
     if of_samples and model.cannot_generate:
         raise UserError(f"{of_samples[0]} would do nothing, because this model can't generate. Leave it out.")
 
@@ -164,6 +164,7 @@ def differs(
 def small(cfg: DictConfig) -> DictConfig:
     """Return a configuration with as few layers as show each sentence of the layout twice."""
     result = cfg.copy()
+    OmegaConf.set_readonly(result, False)
     needed = len(cfg.model.first) + 2 * len(cfg.model.layout)
     OmegaConf.update(result, "model.n_layers", min(cfg.model.n_layers, needed))
     return result
