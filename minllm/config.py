@@ -21,11 +21,26 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minllm.elsewhere import files_checked, frozen
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.help import CONF
+from minllm.kinds import BRANCH, PLACES
+from minllm.options import Kind
 from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
-from minllm.validation import allowed_packages, branches_of, locate, options_of, section_of, validate
+from minllm.validation import (
+    allowed_packages,
+    branches_of,
+    has_target,
+    kind_for,
+    locate,
+    means_float,
+    options_of,
+    place_of,
+    section_of,
+    target_of,
+    validate,
+)
 from minllm.words import quoted
 
 __all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
@@ -46,9 +61,9 @@ def compose(
     """
     import hydra
 
-    overrides = with_imported([quoted(word) for word in overrides])
+    overrides = of_its_data(with_imported([quoted(word) for word in overrides]))
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
-    with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
+    with explained([] if config_dir is None else [str(config_dir)]), own_hydra(), files_checked():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
     return settle(composed, overrides, composed.hydra.runtime)
 
@@ -80,6 +95,13 @@ def with_imported(words: Sequence[str]) -> list[str]:
     return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
 
 
+def of_its_data(words: Sequence[str]) -> list[str]:
+    """Return a command line whose words for `data` may set options of the run's data, whatever the default's are."""
+    goes_on = any(word.startswith(("resume=", "run=")) for word in words)
+    chosen = any(word.startswith("data=") for word in words)
+    return [f"++{word}" if goes_on and not chosen and word.startswith("data.") else word for word in words]
+
+
 def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return the configuration to run: what was composed, on top of the run that it continues or looks at.
 
@@ -103,8 +125,14 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
         group: choice for group, choice in sorted(runtime.choices.items()) if not group.startswith("hydra/")
     }
     cfg.typed = [*named_folders(runtime), *(as_kept(cfg, word) for word in overrides)]
+    cfg = frozen(cfg)  # a run's file may not read the environment of whoever looks at it
     named = named_keys(overrides)
     refuse_unnamed_code(cfg, named)
+    for key in named:
+        if key.partition(".")[0] in ("choices", "typed"):
+            raise UserError(
+                f"{key} can't be set: minllm writes down itself what was chosen and typed. Leave it out."
+            )
     if cfg.get("extensions") and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where my_idea/ stands
     for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
@@ -154,45 +182,58 @@ def perform(cfg: DictConfig, run_dir: Path) -> Any:
     are marked with (`minllm.options.In`). A resumed run goes on in its own folder.
     """
     validate(cfg)
-    task = locate(cfg.task._target_, allowed_packages(cfg))
+    task = locate(cfg.task._target_, allowed_packages(cfg), "task", PLACES["task"])
     own = {}
     for key, option in options_of(task).items():
         section = section_of(option)
         place = cfg[section] if section else cfg
         if key in place:
-            own[option.name] = plain(place[key])
+            own[option.name] = plain(place[key], option.annotation, f"{section}.{key}".lstrip("."))
     return task(cfg, Path(cfg.get("resume") or run_dir), **own)
 
 
-def build(node: Mapping[str, Any], *args: Any) -> Any:
+def build(node: Mapping[str, Any], *args: Any, place: str | None = None) -> Any:
     """Return what a node configures: its `_target_`, called with `args` and, by keyword, the node's options.
 
     A node inside it arrives as a `functools.partial` of its own target and options: the owner calls it with what
     only the owner knows, such as a layer's width.
 
+    Args:
+        place: where it stands, for a node that has been taken out of its configuration.
+
     Raises:
-        UserError: the target isn't this project's, or its constructor refuses the combination of options.
+        UserError: the target isn't of the kind that stands there, or its constructor refuses the options.
     """
-    return part(node)(*args)
+    return part(node, place)(*args)
 
 
-def part(node: Mapping[str, Any]) -> functools.partial[Any]:
+def part(node: Mapping[str, Any], key: str | None = None, kind: Kind | None = None) -> functools.partial[Any]:
     """Return a node's target with the node's options filled in."""
     root = node._get_root() if isinstance(node, DictConfig) else node
-    target = locate(node["_target_"], allowed_packages(root))
+    if key is None:
+        key, kind = place_of(node)
+    target = locate(target_of(node, key), allowed_packages(root), key, kind or PLACES[key])
     options = options_of(target)
-    filled = {options[key].name: plain(node[key]) for key in node if key in options}
-    branches = {name: part(node[name]) for name in branches_of(node, target, options)}
+    filled = {
+        options[name].name: plain(node[name], options[name].annotation, f"{key}.{name}")
+        for name in node
+        if name in options
+    }
+    branches = {
+        name: part(node[name], f"{key}.{name}", BRANCH) for name in branches_of(node, target, options)
+    }
     return functools.partial(target, **filled, **({"branches": branches} if branches else {}))
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, annotation: Any, key: str) -> Any:
     """Return a value of the configuration as Python's own: lists, dicts, and partials for nodes with a target."""
+    if has_target(value):
+        return part(value, key, kind_for(annotation, key))
     if isinstance(value, Mapping):
-        return part(value) if "_target_" in value else {name: plain(value[name]) for name in value}
+        return {name: plain(value[name], annotation, f"{key}.{name}") for name in value}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(one) for one in value]
-    return value
+        return [plain(one, annotation, key) for one in value]
+    return float(value) if type(value) is int and means_float(annotation) else value
 
 
 @contextlib.contextmanager

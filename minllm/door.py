@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+OF_HYDRA = ["minllm.sweep.plugin.PruningSweeper", "minllm.sweep.plugin.Processes"]
+"""All of minllm's that Hydra itself may make."""
+
+
 def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]) -> int:
     """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug.
 
@@ -34,6 +38,10 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
             from minllm.config import with_imported
 
             words = with_imported(words)
+        if any(word.startswith("data.") for word in words):
+            from minllm.config import of_its_data
+
+            words = of_its_data(words)
         sys.argv[1:] = words  # which is what Hydra reads
         return act()
     except UserError as error:
@@ -66,12 +74,13 @@ def run_hydra(
     import hydra
     from omegaconf import OmegaConf
 
+    from minllm.elsewhere import files_checked
     from minllm.explain import explained
 
     for name, resolver in resolvers.items():
         OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
-    with explained(folders):
-        hydra.main(config_path=str(CONF), config_name=config_name, execution_whitelist=["minllm.*"])(job)()
+    with explained(folders), files_checked():
+        hydra.main(config_path=str(CONF), config_name=config_name, execution_whitelist=OF_HYDRA)(job)()
 
 
 def typed_words(hydra_cfg: DictConfig) -> list[str]:

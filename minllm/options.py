@@ -7,8 +7,11 @@ anything is built, that `optim.lr=-1` can't be.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,30 @@ class In:
     """Where a task's option stands if not at the root: `show: Annotated[str, In("tokenizer")]` is tokenizer.show."""
 
     section: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What may stand in a section with a `_target_`: `pruner: Annotated[Node, Kind("a pruner", (…,))]`.
+
+    words: what it is called in a message, with its article
+    bases: its base classes, or their dotted paths where importing them takes time
+    calls: how many arguments it is given by position; None where that is not known
+    """
+
+    words: str
+    bases: tuple[str | type, ...]
+    calls: int | None = 0
+
+
+def factory(function: Function) -> Function:
+    """Declare that a function makes an option, so that a `_target_` may name it; its annotation says what it makes."""
+    function.is_minllm_factory = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_factory(function: Any) -> bool:
+    return getattr(function, "is_minllm_factory", False) is True
 
 
 Count = Annotated[int, Range("a whole number of 1 or more", 1)]

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from minllm.elsewhere import check_interpolations, without_places
 from minllm.errors import UserError
-from minllm.validation import options_of, root_options
+from minllm.validation import fits, options_of, root_options
 
 OUTPUTS = Path("outputs")
 # the parts of a configuration that are a trained model
@@ -21,6 +22,8 @@ MODEL_KEYS = ("model", "norm", "tokenizer")
 WATCHING = ("choices", "typed", "size", "logger", "tags")
 # what may change when a run goes on from where it stopped: how it's trained and watched, not what is learnt from what
 RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
+# where the documents are and how they're read, which must be the same ones: they have a fingerprint
+PLACES_OF_DATA = ("data.path", "data.cache", "data.num_proc")
 
 
 def new_run_dir(overrides: Iterable[str] = ()) -> Path:
@@ -92,7 +95,8 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     """Return the configuration that a run was made with.
 
     A run may come from anyone, so the packages that its configuration takes code from count only where `extensions`
-    names them too.
+    names them too, and it can't refer to the environment. Of a run that isn't under outputs/, the files and folders
+    outside the working directory count only where the command line names them.
     """
     run = find_run(run)
     file = run / "config.yaml"
@@ -105,6 +109,15 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     ]
     if lacking:
         raise UserError(f"{file} is damaged, or isn't minllm's: it has no '{lacking[0]}'.")
+    check_interpolations(cfg, str(file))
+    shapes = {
+        "choices": dict[str, str | list[str] | None],
+        "extensions": list[str] | None,
+        "typed": list[str] | None,
+    }
+    for name, shape in shapes.items():
+        if not fits(cfg.get(name), shape):
+            raise UserError(f"{file} is damaged: its '{name}' is {cfg.get(name)!r}.")
     unknown = [name for name in cfg.get("extensions") or [] if name not in set(extensions)]
     if unknown:
         named = ",".join([*extensions, *unknown])
@@ -112,7 +125,7 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
             f"{run} uses code of {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'."
         )
     cfg.extensions = list(extensions)
-    return cfg
+    return cfg if run.is_relative_to(OUTPUTS.resolve()) else without_places(cfg)
 
 
 # ---- going on from a run: its configuration, with what the command line named changed ------------
@@ -132,6 +145,7 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`resume=`: train on in the same run. Only how long, how it's watched and how it's sampled may change."""
     for key in sorted(named - {"resume", "task", "extensions"}):
         may_change = key.partition(".")[0] in RESUME_MAY_CHANGE and key != "train.batch_size"
+        may_change = may_change or key in PLACES_OF_DATA
         group = key.replace(".", "/")
         if group in cfg.choices:
             before, now = saved.choices.get(group), cfg.choices[group]

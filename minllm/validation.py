@@ -8,8 +8,10 @@ code's to supply. So a new option is one typed parameter, and there's no second 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -18,7 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.options import In, Natural, Range
+from minllm.kinds import BRANCH, PLACES, by_position, kind_in, why_not
+from minllm.options import In, Kind, Natural, Range
+
+SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of single precision, in which models compute
+LARGEST_INT = 2**63 - 1
 
 Node = Mapping[str, Any]  # a part of the config with its own `_target_`
 
@@ -56,7 +62,7 @@ def validate(cfg: DictConfig) -> None:
     """
     allowed = allowed_packages(cfg)
     check_groups(cfg)
-    task = locate(target_of(cfg.get("task"), "task"), allowed, "task._target_")
+    task = locate(target_of(section_in(cfg, "task"), "task"), allowed, "task", PLACES["task"])
     check_options(cfg.task, "task", {}, allowed, also={"_target_"})
     # a task's options stand at the root, beside its node, or in the section that they are marked with
     options: dict[str, dict[str, inspect.Parameter]] = {"": options_of(root_options)}
@@ -66,7 +72,7 @@ def validate(cfg: DictConfig) -> None:
     own = {name: option for name, option in options[at_root].items() if name not in sections}
     check_options(cfg, "", own, allowed, also={"task", *sections})
     for section in sections:
-        if "_target_" not in cfg.get(section, {}):
+        if not has_target(section_in(cfg, section)):
             raise UserError(f"{section} is missing. Choose one: {section}=<option>; --help lists them.")
         check_node(cfg[section], section, allowed, options[section])
 
@@ -82,14 +88,20 @@ def check_node(
     path: str,
     allowed: set[str],
     of_task: Mapping[str, inspect.Parameter] = types.MappingProxyType({}),
+    kind: Kind | None = None,
 ) -> None:
-    """Check a node with its own `_target_` against that target's constructor, and the task's options in it."""
-    target = locate(target_of(node, path), allowed, f"{path}._target_")
+    """Check a node with its own `_target_` against the kind of its place, and its options against the constructor.
+
+    Args:
+        of_task: the task's options, which may stand in it too.
+        kind: of its place; by default that of `path`, a place at the root.
+    """
+    target = locate(target_of(node, path), allowed, path, kind or PLACES[path])
     options = {**options_of(target), **of_task}
     branches = branches_of(node, target, options)
     for name in branches:
-        check_node(node[name], f"{path}.{name}", allowed)
-    check_options(node, path, options, allowed, also={"_target_", *branches})
+        check_node(read(node, name, f"{path}.{name}"), f"{path}.{name}", allowed, kind=BRANCH)
+    check_options(node, path, options, allowed, {"_target_", *branches}, target)
 
 
 def check_options(
@@ -98,10 +110,16 @@ def check_options(
     options: dict[str, inspect.Parameter],
     allowed: set[str],
     also: Iterable[str] = (),
+    target: Callable[..., Any] | None = None,
 ) -> None:
     """Check that a node's keys are `options`, or are spoken for by `also`, and that its values fit."""
     for name in node:
         if name not in options and name not in also:
+            if target and name in [one.name for one in by_position(target)]:
+                raise UserError(
+                    f"{path}.{name} can't be set, because {target.__qualname__} takes {name} by position. If it is an"
+                    f" option, make it keyword-only: write a * before it, def __init__(self, dim, layer, *, {name})."
+                )
             where = f"{path} has no option" if path else "There is no option"
             raise UserError(f"{where} '{name}'.{suggest(str(name), options)}")
     for name, option in options.items():
@@ -118,8 +136,14 @@ def check_options(
 
 def check_value(value: Any, kind: Any, key: str, allowed: set[str]) -> None:
     """Check one value: a node against its own target, anything else against the annotation `kind`."""
-    if isinstance(value, Mapping) and "_target_" in value:
-        check_node(value, key, allowed)
+    if has_target(value):
+        check_node(value, key, allowed, kind=kind_for(kind, key))
+    elif isinstance(value, Sequence) and not isinstance(value, str) and any(map(has_target, value)):
+        for i, one in enumerate(value):
+            check_value(one, kind, f"{key}[{i}]", allowed)
+    elif isinstance(value, Mapping) and any(has_target(value[name]) for name in value):
+        for name in value:
+            check_value(value[name], kind, f"{key}.{name}", allowed)
     elif not fits(value, kind):
         said = repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
         raise UserError(f"{key} must be {words(kind)}, not {said}.{hint(value, kind, key)}")
@@ -147,9 +171,20 @@ def read(node: Any, name: Any, key: str) -> Any:
         raise UserError(f"{key} refers to {raw}, which can't be found: {first_line(error)}") from error
 
 
+def section_in(cfg: Mapping[str, Any], name: str) -> Any:
+    """Return a section of the root; an empty one if it isn't there."""
+    return read(cfg, name, name) if name in list(cfg) else {}
+
+
+def has_target(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in list(
+        value
+    )  # `in` alone denies what can't be resolved
+
+
 def target_of(node: Any, key: str) -> str:
     """Return the `_target_` of a node: the dotted path of a class or function."""
-    target = node.get("_target_") if isinstance(node, Mapping) else None
+    target = read(node, "_target_", f"{key}._target_") if has_target(node) else None
     if not isinstance(target, str):
         raise UserError(f"{key} must be a section with a _target_, the class it configures, not {node!r}.")
     return target
@@ -168,47 +203,129 @@ def allowed_packages(cfg: Any) -> set[str]:
     return {"minllm", *(name.partition(".")[0] for name in extensions or [])}
 
 
-def locate(target: str, allowed: Iterable[str], key: str = "_target_") -> Callable[..., Any]:
-    """Return the class or function that `target` names, which must be defined in one of the `allowed` packages.
+def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callable[..., Any]:
+    """Return the class or function that `target` names, if it is of the kind that the place `key` takes.
 
-    A configuration file may come from anywhere, so this is the gate: `os.system` is refused by its first word, and
-    `minllm.config.os.system`, which starts well, because `os` isn't a module of minllm's.
+    It must be defined in one of the `allowed` packages. A configuration file may come from anywhere, so this is the
+    gate: `os.system` is refused by its first word, `minllm.config.os.system` because `os` isn't a module of minllm's,
+    and `minllm.tasks.prepare.removed` because it is no tokenizer, mixer or whatever else stands at `key`.
     """
     module_name, _, name = target.rpartition(".")
     package = module_name.partition(".")[0]
     if package not in allowed:
         raise UserError(
-            f"{key}={target} is refused: code is only taken from {' and '.join(sorted(allowed))}. If you trust"
-            f" '{package or target}' to run on this machine, add 'extensions=[{package or target}]'."
+            f"{key}._target_={target} is refused: code is only taken from {' and '.join(sorted(allowed))}. If you"
+            f" trust '{package or target}' to run on this machine, add 'extensions=[{package or target}]'."
         )
+    refusal = f"{key} takes {kind.words}, and {target} is none"
+    if any(word.startswith("_") for word in target.split(".")):
+        raise UserError(f"{refusal}: names with an underscore are private.")
     try:
         found = getattr(importlib.import_module(module_name), name)
     except AttributeError as error:
-        raise UserError(f"{key}={target}: {module_name} has no '{name}'.") from error
+        raise UserError(f"{key}._target_={target}: {module_name} has no '{name}'.") from error
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and something that it imports isn't
-        raise UserError(f"{key}={target}: there is no module '{error.name}'.") from error
+        raise UserError(f"{key}._target_={target}: there is no module '{error.name}'.") from error
     defined_in = str(getattr(found, "__module__", "")).partition(".")[0]
     if not (inspect.isclass(found) or inspect.isfunction(found)) or defined_in not in allowed:
-        raise UserError(f"{key}={target} is refused: it's no class or function of {package}'s own.")
+        raise UserError(f"{key}._target_={target} is refused: it's no class or function of {package}'s own.")
+    if (why := why_not(found, kind, set(allowed) - {"minllm"})) is not None:
+        raise UserError(f"{refusal}{why}.")
     return found
+
+
+def place_of(node: DictConfig) -> tuple[str, Kind]:
+    """Return where a node of a configuration stands, and the kind of code that this place takes."""
+    key = node._get_full_key(None)
+    if key in PLACES:
+        return key, PLACES[key]
+    parent = node._get_parent()
+    if key == "" or parent is None or not has_target(parent):
+        raise ValueError(f"nothing says which kind of code stands at '{key}'")
+    owner = locate(target_of(parent, key), allowed_packages(node._get_root()), *place_of(parent))
+    options, name = options_of(owner), node._key()
+    return key, BRANCH if name not in options else kind_for(options[name].annotation, key)
+
+
+def kind_for(annotation: Any, key: str) -> Kind:
+    """Return the kind of node that an option takes: that of its place at the root, or what its annotation asks for."""
+    kind = PLACES.get(key) or kind_in(annotation)
+    if kind is None:
+        cure = (
+            ""
+            if annotation is not Any
+            else (
+                " If it should, its constructor must say of which kind, such as Callable[[int, Layer], nn.Module]."
+            )
+        )
+        raise UserError(f"{key} takes no section with a _target_.{cure}")
+    return kind
+
+
+# ---- the options of a class or function ----------------------------------------------------------
 
 
 def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the keyword-only parameters of a class or function by key, with their annotations evaluated.
 
-    Where a key is a word of Python's own, such as from, the parameter's name has an underscore more: from_.
+    A constructor that ends with `**options`, and hands them to its base's, has the base's options too, but for those
+    that it hands over itself. Where a key is a word of Python's own, such as from, the parameter's name has an
+    underscore more: from_.
     """
-    parameters = inspect.signature(target).parameters.values()
+    options: dict[str, inspect.Parameter] = {}
+    settled: set[str] = set()
+    for owner, function in constructors(target):
+        own = keyword_only(owner, function)
+        options = {name: one for name, one in own.items() if name not in settled} | options
+        settled |= handed_over(function) if takes_more(function) else set()
+    return options
+
+
+def constructors(target: Callable[..., Any]) -> Iterable[tuple[Callable[..., Any], Callable[..., Any]]]:
+    """Yield what makes a target: its constructor, and its bases' as long as each takes `**options` for the next."""
+    if not inspect.isclass(target):
+        yield target, target
+        return
+    for owner in target.__mro__:
+        if "__init__" in vars(owner) and owner is not object:
+            yield owner, vars(owner)["__init__"]
+            if not takes_more(vars(owner)["__init__"]):
+                return
+
+
+def takes_more(function: Callable[..., Any]) -> bool:
+    kinds = [one.kind for one in inspect.signature(function).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def handed_over(function: Callable[..., Any]) -> set[str]:
+    """Return the options that a constructor gives its base itself: {"rate"} for super().__init__(rate=1, **options)."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # such as code that was typed, and stands in no file
+        return set()
+    calls = [one for one in ast.walk(tree) if isinstance(one, ast.Call)]
+    onwards = [call for call in calls if any(word.arg is None for word in call.keywords)]
+    return {word.arg for call in onwards for word in call.keywords if word.arg is not None}
+
+
+def keyword_only(owner: Callable[..., Any], function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.values()
     options = {one.name: one for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
     written = types.SimpleNamespace(__annotations__={name: one.annotation for name, one in options.items()})
-    # an annotation means what it means where it is written, which for an inherited constructor is elsewhere
-    owners = reversed(target.__mro__) if inspect.isclass(target) else [target]
+    # an annotation means what it means where it is written, which for an inherited field is elsewhere
     names: dict[str, Any] = {}
-    for owner in owners:
-        names |= vars(importlib.import_module(owner.__module__))
-    kinds = get_type_hints(written, globalns=names, include_extras=True)
+    for place in reversed(owner.__mro__) if inspect.isclass(owner) else [owner]:
+        names |= vars(importlib.import_module(place.__module__))
+    try:
+        kinds = get_type_hints(written, globalns=names, include_extras=True)
+    except NameError as error:
+        raise UserError(
+            f"{owner.__module__}.{owner.__qualname__} annotates an option with '{error.name}', which its module doesn't"
+            " import, or only under TYPE_CHECKING: import it at the top."
+        ) from error
     kinds = {name: Any if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
     return {name.removesuffix("_"): one.replace(annotation=kinds[name]) for name, one in options.items()}
 
@@ -221,7 +338,11 @@ def branches_of(node: Mapping[str, Any], target: Callable[..., Any], options: It
     """
     if "branches" not in inspect.signature(target).parameters:
         return []
-    return [name for name in node if name not in options and isinstance(node[name], Mapping)]
+    return [name for name in node if name not in options and isinstance(branch_in(node, name), Mapping)]
+
+
+def branch_in(node: Mapping[str, Any], name: str) -> Any:
+    return None if OmegaConf.is_missing(node, name) else read(node, name, name)
 
 
 # ---- values and annotations ----------------------------------------------------------------------
@@ -241,9 +362,9 @@ def fits(value: Any, kind: Any) -> bool:
     if kind in (None, type(None)):
         return value is None
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and is_single(value)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
     if kind in (str, bool):
         return isinstance(value, kind)
     if is_list(kind):
@@ -256,7 +377,22 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is dict or kind is dict:
         inner = args[1] if args else Any
         return isinstance(value, Mapping) and all(fits(value[name], inner) for name in value)
-    return isinstance(value, Mapping) and "_target_" in value
+    return has_target(value)
+
+
+def is_single(number: float) -> bool:
+    """Whether single precision has this number: neither infinite or NaN, nor so small that it would be 0."""
+    return number == 0 or SMALLEST <= abs(number) <= LARGEST
+
+
+def means_float(kind: Any) -> bool:
+    """Whether an annotation takes numbers with a fraction, and whole numbers only as such."""
+    if get_origin(kind) is Annotated:
+        return means_float(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        others = [one for one in get_args(kind) if not means_float(one)]
+        return len(others) < len(get_args(kind)) and not any(fits(1, one) for one in others)
+    return kind is float
 
 
 def words(kind: Any) -> str:
@@ -278,6 +414,10 @@ def words(kind: Any) -> str:
 
 def hint(value: Any, kind: Any, key: str) -> str:
     """A word more where the mistake is a likely one."""
+    if type(value) is int and abs(value) > LARGEST_INT:
+        return " It takes more than 64 bits."
+    if type(value) is float and not is_single(value) and fits(1.0, kind):
+        return f" Single precision has numbers from {SMALLEST} to {LARGEST}."
     if isinstance(value, float) and value.is_integer() and fits(int(value), kind):
         return f" Write {key}={int(value)}."
     if isinstance(value, (int, float, bool)) and fits(str(value), kind):

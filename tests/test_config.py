@@ -23,31 +23,40 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from omegaconf import OmegaConf
+from torch import nn
 
 from minllm.config import build
+from minllm.data.source import Source
 from minllm.errors import UserError
+from minllm.model.lm import LM
 from minllm.options import Count, In
+from minllm.tokenizer import Tokenizer
 
 
-class Corpus:
+class Corpus(Source):
     def __init__(self, *, seq_len: Count, path: str | None = None, kind: Literal["long", "short"] = "long"):
-        self.seq_len, self.path, self.kind = seq_len, path, kind
+        pass
 
 
-class Letters:
+class Letters(Tokenizer):
     def __init__(self, *, tags: list[str]):
         self.tags = tags
 
 
-class Mixer:
-    def __init__(self, dim: int, layer: int, *, heads: Count, groups: Count):
+class Mixer(nn.Module):
+    def __init__(self, dim: int, layer, *, heads: Count, groups: Count):
+        super().__init__()
         if heads % groups:
             raise UserError(f"heads={heads} can't share groups={groups}.")
         self.dim, self.layer, self.heads = dim, layer, heads
 
+    def forward(self, x_BTD, ctx, state=None):
+        return x_BTD
 
-class Model:
-    def __init__(self, vocab_size: int, branches, *, dim: Count, layout: list[str] | None = None, **_):
+
+class Model(LM):
+    def __init__(self, vocab_size: int, branches, *, dim: Count):
+        nn.Module.__init__(self)
         self.vocab_size, self.branches, self.dim = vocab_size, branches, dim
 
 

@@ -274,4 +274,4 @@ def test_a_file_cannot_set_environment_variables(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *words], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 2 and "environment variables" in done.stderr, done.stderr
+    assert done.returncode == 2 and "sets hydra.job.env_set.GIT_CONFIG_COUNT" in done.stderr, done.stderr

@@ -1,5 +1,6 @@
 """How runs write and read: held against the objective's own loss, and as the report shows it."""
 
+import contextlib
 import math
 import re
 import shutil
@@ -49,7 +50,8 @@ def trained(tmp_path_factory):
     data = [f"data.path={folder / 'foxes.txt'}", f"data.cache={folder / 'stores'}"]
     for name, choices in ARMS.items():
         minllm.train(minllm.compose([*choices, *TINY, *data]), folder / "runs" / name)
-    return folder
+    with contextlib.chdir(folder):  # where runs that aren't under outputs/ may name files
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -82,11 +82,11 @@ def test_no_password_is_handed_to_a_launcher_that_writes_it_down(go: Callable):
     ("lines", "words", "expected"),
     [
         ("extensions: [evil]\nsweep: {pruner: {_target_: evil.run}}", [], "can't allow itself to run code"),
-        ("hydra: {job: {env_set: {LD_PRELOAD: evil.so}}}", [], "can't set environment variables"),
+        ("hydra: {job: {env_set: {LD_PRELOAD: evil.so}}}", [], "sets hydra.job.env_set.LD_PRELOAD"),
         (
             "hydra: {launcher: {setup: [touch evil]}}",
             ["hydra/launcher=submitit_slurm"],
-            "can't have a launcher run commands",
+            "sets hydra.launcher.setup",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from minllm.help import default_choices
 from minllm.model.build import build_model
 from minllm.model.lm import LM
 from minllm.objective.causal import Causal
-from minllm.validation import allowed_packages, locate
+from minllm.validation import allowed_packages, locate, place_of
 
 VOCAB = 61
 T = 24
@@ -77,14 +77,24 @@ def go_together(choices: Sequence[str]) -> bool:
 
 
 def has_no_word(one: str, other: str) -> bool:
-    """Whether one of two choices is a layout, and the other is for a word that it doesn't say."""
+    """Whether one of two choices is a layout, and the other is for what it doesn't have."""
     layout, choice = (one, other) if one.startswith("model/layout=") else (other, one)
-    return choice.startswith("model/rec=") and layout.startswith("model/layout=") and not says_rec(layout)
+    if not layout.startswith("model/layout=") or not choice.startswith("model/"):
+        return False
+    part = re.split("[/=]", choice)[1]
+    if part == "pos":
+        return choice not in EMBEDDED and not {"attn", "local", "cross"} & words_of(layout)
+    return part in ("attn", "mlp", "rec") and part not in words_of(layout)
+
+
+EMBEDDED = {f"model/pos={name}" for name in ("none", "learned", "sinusoidal")}
+"""Positions that matter without attention, too."""
 
 
 @functools.cache
-def says_rec(layout: str) -> bool:
-    return "rec" in " ".join(compose([layout]).model.layout).split()
+def words_of(layout: str) -> set[str]:
+    cfg = compose([layout])
+    return set(" ".join([*cfg.model.first, *cfg.model.layout]).replace("+", " ").split())
 
 
 refused_pairs = refused()
@@ -106,7 +116,8 @@ def tiny_cfg(*choices: str) -> DictConfig:
     shrink(cfg.model)
     chosen = {choice.split("=")[0] for choice in choices}
     if "model/rec" in chosen and "model/layout" not in chosen:
-        cfg.model.layout = ["rec mlp"]
+        attends = any(re.match("model/(attn|pos)", choice) for choice in choices)
+        cfg.model.layout = ["rec mlp", "attn mlp"] if attends else ["rec mlp"]
     if any(reads_memory(node) for node in cfg.model.values() if OmegaConf.is_dict(node)):
         cfg.objective._target_, cfg.extensions = "tests.tiny.Told", ["tests"]
     cfg.model.n_layers = max(2, len(cfg.model.first) + len(cfg.model.layout))
@@ -115,7 +126,8 @@ def tiny_cfg(*choices: str) -> DictConfig:
 
 
 def reads_memory(node: DictConfig) -> bool:
-    return getattr(locate(node._target_, allowed_packages(node._get_root())), "reads_memory", False)
+    target = locate(node._target_, allowed_packages(node._get_root()), *place_of(node))
+    return getattr(target, "reads_memory", False)
 
 
 class Told(Causal):

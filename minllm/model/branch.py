@@ -14,9 +14,11 @@ from minllm.errors import UserError
 from minllm.model.context import Context, Layer, State
 from minllm.model.norm import Norms
 from minllm.model.residual import Plain
+from minllm.options import factory
 
 
-def nothing(dim: int, layer: Layer) -> None:
+@factory
+def nothing(dim: int, layer: Layer) -> nn.Module | None:
     """No branch: a layout's word that names this stands for nothing (`model/mlp=none`)."""
 
 

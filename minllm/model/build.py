@@ -11,7 +11,7 @@ from minllm.config import build, part, validate
 from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
-from minllm.validation import branches_of, options_of
+from minllm.unused import refuse_unsaid, refuse_unused
 
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer
@@ -30,6 +30,7 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     validate(cfg)
     tokenizer = tokenizer or build(cfg.tokenizer)
     build_shapes(cfg, tokenizer.vocab_size)  # refuses what doesn't go together before anything is allocated
+    refuse_unused(cfg)
     model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
     initialise(model, cfg.seed)
     # two tokens show at once whether the parts fit together, before anything is read or trained
@@ -60,15 +61,3 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
             " which the model's follows by itself."
         )
     return model.eval()
-
-
-def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
-    """Refuse a module that was chosen and that no sentence of the layout names; attn and mlp are always there."""
-    said = {word for branch in model.branches() for word in branch.words}
-    chosen = branches_of(cfg.model, LM, options_of(LM))
-    if unsaid := [word for word in chosen if word not in {*said, "attn", "mlp"}]:
-        word = unsaid[0]
-        raise UserError(
-            f"model.{word} is chosen, and no sentence of model.layout says '{word}', so it would do nothing: choose a"
-            f" model/layout that says it, or write one: 'model.layout=[{word} mlp]'."
-        )

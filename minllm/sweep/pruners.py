@@ -20,22 +20,25 @@ from optuna.pruners import (
 )
 
 from minllm.errors import UserError
-from minllm.options import Count, Natural, NonNegative, Range
+from minllm.options import Count, Natural, NonNegative, Range, factory
 
 Factor = Annotated[int, Range("a whole number of 2 or more", 2)]
 
 
+@factory
 def median(*, n_startup_trials: Natural, n_warmup_evals: Natural, interval_evals: Count) -> BasePruner:
     """Stop a trial whose best loss so far is above the median of the losses that others had at this point."""
     # Optuna counts from step 0, so its warm-up would be one evaluation shorter
     return MedianPruner(n_startup_trials, n_warmup_evals + 1, interval_evals)
 
 
+@factory
 def asha(*, min_evals: Count, reduction_factor: Factor) -> BasePruner:
     """Let the best 1/reduction_factor go on at min_evals, and of these at reduction_factor times that, and so on."""
     return SuccessiveHalvingPruner(min_evals, reduction_factor)
 
 
+@factory
 def hyperband(*, min_evals: Count, max_evals: Count, reduction_factor: Factor) -> BasePruner:
     """Divide the trials among several successive halvings, the first of which judges early and the last late."""
     if min_evals > max_evals:
@@ -43,6 +46,7 @@ def hyperband(*, min_evals: Count, max_evals: Count, reduction_factor: Factor) -
     return HyperbandPruner(min_evals, max_evals, reduction_factor)
 
 
+@factory
 def patient(
     *, patience: Natural, min_delta: NonNegative, n_startup_trials: Natural, n_warmup_evals: Natural
 ) -> BasePruner:
@@ -56,6 +60,7 @@ def patient(
         return PatientPruner(judge, patience, min_delta)
 
 
+@factory
 def none() -> BasePruner:
     """Never stop a trial."""
     return NopPruner()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from minllm.errors import UserError
+from minllm.kinds import PLACES
 from minllm.options import Count, Positive
 from minllm.validation import Node
 
@@ -38,7 +39,7 @@ class Settings:
     keep_checkpoints: Literal["best", "all", "none"]
     dry_run: bool
     trial: dict[str, Any]
-    pruner: Node
+    pruner: Annotated[Node, PLACES["sweep.pruner"]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,9 +148,8 @@ def trained(
     limits.hold_to(assignment.limit_bytes, assignment.threads, device_of(assignment))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.RandomSampler()  # nothing is sampled here
-    study = open_study(
-        assignment.study, storage, folder, sampler=sampler, pruner=build(OmegaConf.create(assignment.pruner))
-    )
+    pruner = build(OmegaConf.create(assignment.pruner), place="sweep.pruner")
+    study = open_study(assignment.study, storage, folder, sampler=sampler, pruner=pruner)
     judge = Judge(optuna.Trial(study, assignment.trial_id), assignment, storage)
     with storage_errors(storage):
         judge.refuse_if_given_up()
