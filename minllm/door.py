@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from minllm.errors import UserError, suggest
 from minllm.help import CONF, FLAGS
-from minllm.words import quoted
+from minllm.words import comma_note, quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,6 +29,8 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         if {"--help", "-h"} & set(words):
             print(help_text(config_dirs(words)), flush=True)
             return 0
+        for note in filter(None, map(comma_note, words)):
+            print(note, file=sys.stderr)
         words = [quoted(word) for word in words]
         if any(word.startswith("from=") for word in words):
             from minllm.config import with_imported
