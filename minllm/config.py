@@ -24,8 +24,18 @@ from omegaconf.errors import OmegaConfBaseException
 from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.help import CONF
+from minllm.options import Place, RunPlace
 from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
-from minllm.validation import allowed_packages, branches_of, locate, options_of, section_of, validate
+from minllm.validation import (
+    allowed_packages,
+    branches_of,
+    check_value,
+    locate,
+    options_of,
+    read,
+    section_of,
+    validate,
+)
 from minllm.words import quoted
 
 __all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
@@ -68,10 +78,7 @@ def with_imported(words: Sequence[str]) -> list[str]:
     with explained():
         named = named_keys(word for word in words if "=" in word and not word.startswith("-"))
         folder = OverridesParser.create().parse_overrides(folders[:1])[0].value()
-    if not isinstance(folder, str):
-        raise UserError(
-            f"from= takes one folder, in quotes if its name is no plain word; {folders[0]} is none."
-        )
+    check_value(folder, Place, "from", set())
     if "experiment" in named:
         raise UserError(
             "experiment= can't be combined with from=, since the folder says which preset it is. Leave one out."
@@ -108,6 +115,8 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     if cfg.get("extensions") and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where my_idea/ stands
     for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
+        if key in cfg:
+            check_value(read(cfg, key, key), RunPlace | None, key, set())
         if cfg.get(key):
             cfg[key] = str(find_run(cfg[key]))
             refuse_size(cfg, key, named)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.errors import UserError, suggest
+from minllm.errors import UserError, neighbour, suggest
 from minllm.help import CONF, FLAGS
-from minllm.words import comma_note, quoted
+from minllm.words import UNSET, comma_note, key_of, quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,6 +27,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
     """
     try:
         check_flags(words)
+        check_folders(words)
         if {"--help", "-h"} & set(words):
             print(help_text(config_dirs(words)), flush=True)
             return 0
@@ -96,6 +98,23 @@ def check_flags(words: Sequence[str]) -> None:
         flag = word.partition("=")[0]
         if flag.startswith("-") and flag not in known:
             raise UserError(f"There is no flag {flag}.{suggest(flag, FLAGS)} Settings are written key=value.")
+
+
+def check_folders(words: Sequence[str]) -> None:
+    """Refuse a folder of options that isn't there, and an empty name of any folder of Hydra's."""
+    for folder in config_dirs(words):
+        if not folder.strip():
+            raise UserError(f"--config-dir must name a folder, not {folder!r}.{UNSET}")
+        try:
+            next(Path(folder).iterdir(), None)
+        except OSError as error:
+            raise UserError(
+                f"--config-dir {folder} can't be read: {error.strerror}.{neighbour(Path(folder))}"
+            ) from error
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key_of(word).startswith("hydra.") and not value.strip("'\" \t"):
+            raise UserError(f"{key} must not be empty.{UNSET}")
 
 
 def config_dirs(words: Sequence[str]) -> list[str]:

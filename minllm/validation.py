@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import shlex
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -18,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.options import In, Natural, Range
+from minllm.options import In, Natural, NotBlank, Range
+from minllm.words import UNSET
 
 Node = Mapping[str, Any]  # a part of the config with its own `_target_`
 
@@ -233,7 +235,9 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is Any:
         return True
     if origin is Annotated:
-        return fits(value, args[0]) and all(value in mark for mark in args[1:] if isinstance(mark, Range))
+        return fits(value, args[0]) and all(
+            value in mark for mark in args[1:] if isinstance(mark, (Range, NotBlank))
+        )
     if origin is Literal:
         return any(value == word and type(value) is type(word) for word in args)
     if origin in (Union, types.UnionType):
@@ -263,7 +267,7 @@ def words(kind: Any) -> str:
     """Say in words which values an annotation allows."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return next((mark.words for mark in args[1:] if isinstance(mark, Range)), words(args[0]))
+        return next((mark.words for mark in args[1:] if isinstance(mark, (Range, NotBlank))), words(args[0]))
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(str(word) for word in args)
     if origin in (Union, types.UnionType):
@@ -278,18 +282,27 @@ def words(kind: Any) -> str:
 
 def hint(value: Any, kind: Any, key: str) -> str:
     """A word more where the mistake is a likely one."""
+    if is_blank(value):
+        return UNSET
     if isinstance(value, float) and value.is_integer() and fits(int(value), kind):
         return f" Write {key}={int(value)}."
     if isinstance(value, (int, float, bool)) and fits(str(value), kind):
         return f" Quote it: {key}='\"{value}\"'"
     if fits([value], kind):
-        return f" Put it in brackets: '{key}=[{value}]'"
+        return f" Put it in brackets: {shlex.quote(f'{key}=[{value}]')}"
     if words(kind).startswith("a section"):
         return f" Set one of its options instead: {key}.<option>=<value>"
     if isinstance(value, str):
         literals = [word for word in literal_words(kind) if isinstance(word, str)]
         return suggest(value, literals) if literals and suggest(value, literals).startswith(" Did") else ""
     return ""
+
+
+def is_blank(value: Any) -> bool:
+    """Whether there is nothing in a value, or nothing in an item of a list."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return any(map(is_blank, value))
+    return isinstance(value, str) and not value.strip()
 
 
 def literal_words(kind: Any) -> list[Any]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from minllm.errors import UserError, suggest
 
+UNSET = " If it comes from a variable of the shell or of a script, that variable isn't set."
+
 
 def key_of(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")

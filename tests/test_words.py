@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from minllm.config import compose
 from minllm.errors import UserError
 from minllm.words import comma_note, quoted
 
