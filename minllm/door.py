@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.errors import UserError, neighbour, suggest
+from minllm.errors import UserError, neighbour, printable, suggest
 from minllm.help import CONF, FLAGS
 from minllm.words import UNSET, comma_note, key_of, quoted
 
@@ -25,14 +26,16 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         help_text: makes the page of --help, given the folders of options.
         act: does the rest, reading `sys.argv` as Hydra does.
     """
+    write_anything()
     try:
+        check_text(words)
         check_flags(words)
         check_folders(words)
         if {"--help", "-h"} & set(words):
             print(help_text(config_dirs(words)), flush=True)
             return 0
         for note in filter(None, map(comma_note, words)):
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)
         words = [quoted(word) for word in words]
         if any(word.startswith("from=") for word in words):
             from minllm.config import with_imported
@@ -41,7 +44,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         sys.argv[1:] = words  # which is what Hydra reads
         return act()
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -98,6 +101,25 @@ def check_flags(words: Sequence[str]) -> None:
         flag = word.partition("=")[0]
         if flag.startswith("-") and flag not in known:
             raise UserError(f"There is no flag {flag}.{suggest(flag, FLAGS)} Settings are written key=value.")
+
+
+def write_anything() -> None:
+    """Have characters that the terminal's or file's encoding lacks written as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
+            stream.reconfigure(errors="backslashreplace")
+
+
+def check_text(words: Sequence[str]) -> None:
+    """Refuse bytes of the command line that Python couldn't decode, because no file could hold them."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            shown = word.encode("ascii", "backslashreplace").decode()
+            raise UserError(
+                f"{shown} isn't text in this terminal's encoding. If it is UTF-8, set PYTHONUTF8=1 and try again."
+            ) from error
 
 
 def check_folders(words: Sequence[str]) -> None:
