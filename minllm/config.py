@@ -26,17 +26,19 @@ from minllm.errors import UserError
 from minllm.explain import explained
 from minllm.help import CONF
 from minllm.kinds import BRANCH, PLACES
-from minllm.options import Kind
+from minllm.options import Kind, Place, RunPlace
 from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
 from minllm.validation import (
     allowed_packages,
     branches_of,
+    check_value,
     has_target,
     kind_for,
     locate,
     means_float,
     options_of,
     place_of,
+    read,
     section_of,
     target_of,
     validate,
@@ -83,10 +85,7 @@ def with_imported(words: Sequence[str]) -> list[str]:
     with explained():
         named = named_keys(word for word in words if "=" in word and not word.startswith("-"))
         folder = OverridesParser.create().parse_overrides(folders[:1])[0].value()
-    if not isinstance(folder, str):
-        raise UserError(
-            f"from= takes one folder, in quotes if its name is no plain word; {folders[0]} is none."
-        )
+    check_value(folder, Place, "from", set())
     if "experiment" in named:
         raise UserError(
             "experiment= can't be combined with from=, since the folder says which preset it is. Leave one out."
@@ -136,6 +135,8 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     if cfg.get("extensions") and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where my_idea/ stands
     for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
+        if key in cfg:
+            check_value(read(cfg, key, key), RunPlace | None, key, set())
         if cfg.get(key):
             cfg[key] = str(find_run(cfg[key]))
             refuse_size(cfg, key, named)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.errors import UserError, suggest
+from minllm.errors import UserError, neighbour, printable, suggest
 from minllm.help import CONF, FLAGS
-from minllm.words import quoted
+from minllm.words import UNSET, comma_note, key_of, quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,11 +30,16 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         help_text: makes the page of --help, given the folders of options.
         act: does the rest, reading `sys.argv` as Hydra does.
     """
+    write_anything()
     try:
+        check_text(words)
         check_flags(words)
+        check_folders(words)
         if {"--help", "-h"} & set(words):
             print(help_text(config_dirs(words)), flush=True)
             return 0
+        for note in filter(None, map(comma_note, words)):
+            print(printable(note), file=sys.stderr)
         words = [quoted(word) for word in words]
         if any(word.startswith("from=") for word in words):
             from minllm.config import with_imported
@@ -45,7 +52,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         sys.argv[1:] = words  # which is what Hydra reads
         return act()
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -103,6 +110,42 @@ def check_flags(words: Sequence[str]) -> None:
         flag = word.partition("=")[0]
         if flag.startswith("-") and flag not in known:
             raise UserError(f"There is no flag {flag}.{suggest(flag, FLAGS)} Settings are written key=value.")
+
+
+def write_anything() -> None:
+    """Have characters that the terminal's or file's encoding lacks written as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
+            stream.reconfigure(errors="backslashreplace")
+
+
+def check_text(words: Sequence[str]) -> None:
+    """Refuse bytes of the command line that Python couldn't decode, because no file could hold them."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            shown = word.encode("ascii", "backslashreplace").decode()
+            raise UserError(
+                f"{shown} isn't text in this terminal's encoding. If it is UTF-8, set PYTHONUTF8=1 and try again."
+            ) from error
+
+
+def check_folders(words: Sequence[str]) -> None:
+    """Refuse a folder of options that isn't there, and an empty name of any folder of Hydra's."""
+    for folder in config_dirs(words):
+        if not folder.strip():
+            raise UserError(f"--config-dir must name a folder, not {folder!r}.{UNSET}")
+        try:
+            next(Path(folder).iterdir(), None)
+        except OSError as error:
+            raise UserError(
+                f"--config-dir {folder} can't be read: {error.strerror}.{neighbour(Path(folder))}"
+            ) from error
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key_of(word).startswith("hydra.") and not value.strip("'\" \t"):
+            raise UserError(f"{key} must not be empty.{UNSET}")
 
 
 def config_dirs(words: Sequence[str]) -> list[str]:

@@ -62,8 +62,8 @@ def _arm(words: Sequence[str]) -> tuple[str, ...]:
 def _read(folder: Path) -> dict[str, Any] | None:
     """Return what a run that trained has found; None for what failed or was another task."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        machine = json.loads((folder / "environment.json").read_text())
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        machine = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return {**summary, "machine": machine} if "val_bpb" in summary else None

@@ -31,6 +31,16 @@ class Range:
 
 
 @dataclass(frozen=True)
+class NotBlank:
+    """Text that says something: what a script gives for a variable that isn't set is refused."""
+
+    words: str
+
+    def __contains__(self, text: str) -> bool:
+        return bool(text.strip())
+
+
+@dataclass(frozen=True)
 class In:
     """Where a task's option stands if not at the root: `show: Annotated[str, In("tokenizer")]` is tokenizer.show."""
 
@@ -67,3 +77,6 @@ Positive = Annotated[float, Range("a number above 0", 0, low_open=True)]
 NonNegative = Annotated[float, Range("a number of 0 or more", 0)]
 BelowOne = Annotated[float, Range("a number from 0 to below 1", 0, high=1, high_open=True)]
 Fraction = Annotated[float, Range("a number from 0 to 1", 0, high=1)]
+Name = Annotated[str, NotBlank("text that isn't empty")]
+Place = Annotated[str, NotBlank("the path of a file or folder")]
+RunPlace = Annotated[str, NotBlank("a run's folder or latest")]

@@ -51,7 +51,10 @@ def remove_if_empty(run_dir: Path) -> None:
     """Remove a run's folder in which nothing was written, and the folders above it that stand empty then."""
     top, run_dir = OUTPUTS.resolve(), run_dir.resolve()
     above = [folder for folder in run_dir.parents if folder == top or top in folder.parents]
+    here = Path.cwd()
     for folder in (run_dir, *above):
+        if folder == here or folder in here.parents:
+            return  # hydra.run.dir=. is the working directory
         grid = folder / "multirun.yaml"  # Hydra's note about a grid is of no use where no job wrote anything
         if grid.is_file() and list(folder.iterdir()) == [grid]:
             grid.unlink()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import shlex
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,8 @@ from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
 from minllm.kinds import BRANCH, PLACES, by_position, kind_in, why_not
-from minllm.options import In, Kind, Natural, Range
+from minllm.options import In, Kind, Natural, NotBlank, Range
+from minllm.words import UNSET
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of single precision, in which models compute
 LARGEST_INT = 2**63 - 1
@@ -354,7 +356,9 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is Any:
         return True
     if origin is Annotated:
-        return fits(value, args[0]) and all(value in mark for mark in args[1:] if isinstance(mark, Range))
+        return fits(value, args[0]) and all(
+            value in mark for mark in args[1:] if isinstance(mark, (Range, NotBlank))
+        )
     if origin is Literal:
         return any(value == word and type(value) is type(word) for word in args)
     if origin in (Union, types.UnionType):
@@ -399,7 +403,7 @@ def words(kind: Any) -> str:
     """Say in words which values an annotation allows."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return next((mark.words for mark in args[1:] if isinstance(mark, Range)), words(args[0]))
+        return next((mark.words for mark in args[1:] if isinstance(mark, (Range, NotBlank))), words(args[0]))
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(str(word) for word in args)
     if origin in (Union, types.UnionType):
@@ -418,18 +422,27 @@ def hint(value: Any, kind: Any, key: str) -> str:
         return " It takes more than 64 bits."
     if type(value) is float and not is_single(value) and fits(1.0, kind):
         return f" Single precision has numbers from {SMALLEST} to {LARGEST}."
+    if is_blank(value):
+        return UNSET
     if isinstance(value, float) and value.is_integer() and fits(int(value), kind):
         return f" Write {key}={int(value)}."
     if isinstance(value, (int, float, bool)) and fits(str(value), kind):
         return f" Quote it: {key}='\"{value}\"'"
     if fits([value], kind):
-        return f" Put it in brackets: '{key}=[{value}]'"
+        return f" Put it in brackets: {shlex.quote(f'{key}=[{value}]')}"
     if words(kind).startswith("a section"):
         return f" Set one of its options instead: {key}.<option>=<value>"
     if isinstance(value, str):
         literals = [word for word in literal_words(kind) if isinstance(word, str)]
         return suggest(value, literals) if literals and suggest(value, literals).startswith(" Did") else ""
     return ""
+
+
+def is_blank(value: Any) -> bool:
+    """Whether there is nothing in a value, or nothing in an item of a list."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return any(map(is_blank, value))
+    return isinstance(value, str) and not value.strip()
 
 
 def literal_words(kind: Any) -> list[Any]:

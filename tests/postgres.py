@@ -70,7 +70,7 @@ def unprivileged() -> str | None:
 
 def run(programs: Path, command: list, account: str | None) -> subprocess.CompletedProcess:
     # to a file, as a server that inherits a pipe would keep it open
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         done = subprocess.run(
             [programs / command[0], *command[1:]], stdout=said, stderr=said, user=account, cwd="/"
         )

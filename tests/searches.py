@@ -76,7 +76,7 @@ class Search(subprocess.Popen):
 
     def __init__(self, words: Sequence[str | Path], **options: object):
         # whatever it writes goes to the end, though we have read from the start
-        self.files: list[IO[str]] = [tempfile.TemporaryFile("a+") for _ in range(2)]  # noqa: SIM115
+        self.files: list[IO[str]] = [tempfile.TemporaryFile("a+", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
         out, err = self.files
         super().__init__(
             words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, **options

@@ -29,5 +29,5 @@ def write_parquet(path: Path, texts: list[str | None], **columns) -> None:
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in texts))
+    path.write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in texts), encoding="utf-8")
     return path

@@ -489,7 +489,7 @@ def test_the_command_says_the_verdict_and_writes_a_report(typed, here):
     assert (code, err) == (0, "")
     assert "norm=pre against norm=post: better" in out and "there/report.html" in out
     assert {"report.html", "report.md", "report.json"} == {file.name for file in Path("there").iterdir()}
-    data = json.loads(Path("there/report.json").read_text())
+    data = json.loads(Path("there/report.json").read_text(encoding="utf-8"))
     assert data["baseline"] == "norm=post" and [one["verdict"]["word"] for one in data["contests"]] == [
         *("better", "inconclusive")
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import io
 import logging
 import os
 import subprocess
@@ -16,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import minllm
 import run as door
 from minllm.config import compose
+from minllm.door import write_anything
 from minllm.help import CONF, find_groups, help_text, of_search, sweep_help_text
 from minllm.words import quoted
 from tests.test_config import MINE, OPTIONS, REFUSED, idea  # noqa: F401  (idea is a fixture)
@@ -83,7 +86,7 @@ def test_a_folder_of_options_that_is_not_there(go: Callable, monkeypatch: pytest
 
 
 def test_outputs_that_cannot_be_written(go: Callable):
-    Path("outputs").write_text("a file where a folder should be")
+    Path("outputs").write_text("a file where a folder should be", encoding="utf-8")
     code, _, err = go()
     assert code == 2 and "Can't write" in err and "hydra.run.dir=" in err and err.count("\n") == 1
 
@@ -275,3 +278,39 @@ def test_a_file_cannot_set_environment_variables(tmp_path):
         [sys.executable, str(ROOT / "run.py"), *words], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2 and "sets hydra.job.env_set.GIT_CONFIG_COUNT" in done.stderr, done.stderr
+
+
+# ---- encodings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin1", "cp1252"])
+def test_a_terminal_without_utf_8_shows_escapes(idea: Path, encoding: str, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert door.main(["task=从"]) == 2
+    write_anything()
+    print("Once — 从前 😀", file=out)
+    err.flush(), out.flush()
+    assert rb"task=\u4ece" in err.buffer.getvalue() and rb"\U0001f600" in out.buffer.getvalue()
+
+
+def test_bytes_that_are_no_text_are_refused(go: Callable):
+    code, _, err = go("tags=[\udcc3]")
+    assert code == 2 and err.count("\n") == 1 and "PYTHONUTF8=1" in err
+
+
+def test_no_file_is_opened_in_the_machines_own_encoding():
+    """Beside ruff's PLW1514, which can't tell a path from the variable that holds it."""
+    for file in [ROOT / "run.py", ROOT / "sweep.py", *(ROOT / "minllm").rglob("*.py")]:
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                read, written = call.func.attr == "read_text", call.func.attr == "write_text"
+                given = len(call.args) > written or any(one.arg == "encoding" for one in call.keywords)
+                assert not (read or written) or given, f"{file}:{call.lineno} names no encoding"
+
+
+def test_control_characters_never_reach_the_terminal(go: Callable):
+    for word in ("task=\x1b[31mred", "\x1b]0;title\x07=1", "run=\x9b2J", "data.path=\u202eevil", "-\x1b[2J"):
+        code, out, err = go("task=trace", word)
+        assert code == 2 and not set("\x1b\x07\x9b\u202e") & set(out + err), repr(err)

@@ -41,7 +41,7 @@ def test_it_is_shown_as_it_ran_and_without_errors(path: Path):
 
 @each_notebook
 def test_it_names_no_place_of_the_machine_that_wrote_it(path: Path):
-    assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)\b", path.read_text())
+    assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)\b", path.read_text(encoding="utf-8"))
 
 
 @each_notebook

@@ -243,7 +243,7 @@ SMALL = ["model.dim=192", "model.n_layers=2", "train.batch_size=8", "data.seq_le
 def trial() -> Iterator[Callable[..., dict]]:
     """Return what a process predicts that it will hold, what it then holds when it trains, and what it says besides."""
     root = Path(__file__).parents[1]
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         warm = subprocess.Popen(
             [sys.executable, "-c", WARM],
             stdin=subprocess.PIPE,

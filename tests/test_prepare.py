@@ -23,7 +23,7 @@ def go(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS, k=draw.randrange(2, 30))) for _ in range(300)]
-    Path("texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    Path("texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
 
     def call(*words: str):
         data = ["data=text", "data.path=texts.jsonl", "data.seq_len=64", "tokenizer=bytes"]

@@ -133,7 +133,7 @@ def test_a_search_that_is_stopped_leaves_nobody_and_goes_on(place: Workplace):
 
 
 def server_of(place: Workplace, search: Search) -> int:
-    children = Path(f"/proc/{search.pid}/task/{search.pid}/children").read_text().split()
+    children = Path(f"/proc/{search.pid}/task/{search.pid}/children").read_text(encoding="utf-8").split()
     (server,) = (int(pid) for pid in children if "minllm.sweep.server" in place.processes()[int(pid)])
     return server
 

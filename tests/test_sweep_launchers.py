@@ -42,7 +42,9 @@ def jobs(place: Workplace) -> list[int]:
     found = []
     for controller in (place.study_folder / ".submitit").glob("[0-9]*"):
         children = Path(f"/proc/{controller.name}/task/{controller.name}/children")
-        found += [int(pid) for pid in children.read_text().split()] if children.exists() else []
+        found += (
+            [int(pid) for pid in children.read_text(encoding="utf-8").split()] if children.exists() else []
+        )
     return found
 
 
@@ -63,7 +65,7 @@ def test_a_job_that_is_killed_and_one_whose_time_is_up(place):
     assert by_reason["crash"].state == TrialState.FAIL and by_reason["time"].state == TrialState.PRUNED
     assert "hydra.launcher.timeout_min" in by_reason["time"].user_attrs["text"]
     log = Path(place.folder, by_reason["crash"].user_attrs["text"].rpartition("See ")[2].rstrip("."))
-    assert "has not produced any output" in log.read_text()
+    assert "has not produced any output" in log.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow  # a search whose trial begins twice

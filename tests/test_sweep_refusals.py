@@ -96,9 +96,10 @@ def test_a_file_from_elsewhere_runs_nothing(go: Callable, lines: str, words: lis
     space = "search: {_target_: minllm.sweep.space.Plan, params: {seed: 'choice(0,1)'}, fixed: {}, when: {},"
     Path("conf/search").mkdir()
     Path("conf/search/evil.yaml").write_text(
-        f"# @package _global_\n# A space\n{space} multiples: {{}}, first_that_fits: {{}}}}\n{lines}\n"
+        f"# @package _global_\n# A space\n{space} multiples: {{}}, first_that_fits: {{}}}}\n{lines}\n",
+        encoding="utf-8",
     )
-    Path("evil.py").write_text("open('evil', 'w')\ndef run(): pass\n")
+    Path("evil.py").write_text("open('evil', 'w')\ndef run(): pass\n", encoding="utf-8")
     code, _, err = go("search=evil", *words, before=["--config-dir=conf"])
     assert code == 2 and one_sentence(err) and expected in err, err
     assert not Path("evil").exists() and not Path("outputs").exists()

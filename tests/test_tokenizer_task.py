@@ -46,7 +46,7 @@ def test_the_task_trains_what_the_tokenizer_reads(go, data, algorithm):
     measured, said = go(*words, "tokenizer.sizes=[330,360]")
     small, large = f"notes-{algorithm}-330", f"notes-{algorithm}-360"
     assert measured[large] > measured[small] > 1
-    metadata = json.loads(Path("tokenizers", large, "metadata.json").read_text())
+    metadata = json.loads(Path("tokenizers", large, "metadata.json").read_text(encoding="utf-8"))
     assert metadata["held_out_bytes_per_token"] == measured[large]
     assert (metadata["name"], metadata["algorithm"], metadata["vocab_size"]) == (large, algorithm, 360)
     assert (metadata["corpus"]["name"], metadata["corpus"]["terms"]) == ("notes", "not said")
@@ -59,7 +59,7 @@ def test_the_task_trains_what_the_tokenizer_reads(go, data, algorithm):
 
 
 def test_a_corpus_has_a_name(go, data, tmp_path):
-    (tmp_path / "more.jsonl").write_text(Path("notes.jsonl").read_text())
+    (tmp_path / "more.jsonl").write_text(Path("notes.jsonl").read_text(encoding="utf-8"))
     several = [data[0], f"data.path={tmp_path / '*.jsonl'}", "tokenizer.sizes=[330]"]
     with pytest.raises(UserError, match="tokenizer.corpus=<name>"):
         go(*several)
@@ -130,7 +130,7 @@ def test_a_tokenizer_of_another_text_is_not_replaced(go, data, tmp_path):
         go(*data, "tokenizer.sizes=[320,330]")
     assert not Path("tokenizers/notes-bpe-320").exists()
     assert load("tokenizers/notes-bpe-330").fingerprint == before
-    Path("tokenizers/notes-bpe-330/metadata.json").write_text("{")
+    Path("tokenizers/notes-bpe-330/metadata.json").write_text("{", encoding="utf-8")
     assert go(*data, "tokenizer.sizes=[330]")[0]
 
 

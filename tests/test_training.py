@@ -37,7 +37,7 @@ def words(tmp_path, monkeypatch):
     """What is typed for the smallest run, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     text = "\n".join(f"{number} times {number} is {number**2}." for number in range(60))
-    Path("squares.txt").write_text(text)
+    Path("squares.txt").write_text(text, encoding="utf-8")
     return [*TINY, f"data.path={tmp_path / 'squares.txt'}", f"data.cache={tmp_path / 'stores'}"]
 
 
@@ -47,7 +47,9 @@ def train(words, *more, run_dir=None):
 
 def figures(run):
     """The metrics of a run without what depends on the clock."""
-    events = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    events = [
+        json.loads(line) for line in Path(run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return [{name: value for name, value in event.items() if name not in CLOCK} for event in events]
 
 
@@ -81,7 +83,7 @@ def test_compiled_steps_compute_what_eager_ones_do(words, packing):
 
 def test_a_run_leaves_a_folder_that_tells_all_about_it(words):
     summary = train(words, "train.steps=5", "seed=3", run_dir="run")
-    assert json.loads(Path("run/summary.json").read_text()) == summary
+    assert json.loads(Path("run/summary.json").read_text(encoding="utf-8")) == summary
     assert summary.keys() >= {
         "val_loss", "val_bpb", "params", "params_active", "params_non_embedding", "flops_per_token",
         "state_bytes_per_sequence", "tokens", "tokens_per_second", "wall_seconds", "peak_memory_bytes", "seed",
@@ -90,7 +92,7 @@ def test_a_run_leaves_a_folder_that_tells_all_about_it(words):
     assert summary["tokens"] == 5 * 4 * 16 and summary["seed"] == 3
     assert summary["choices"]["model/attn"] == "gqa" and summary["choices"]["tokenizer"] == "bytes"
 
-    events = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(event.keys() >= {"step", "tokens", "seconds"} for event in events)
     steps = [event["step"] for event in events if "train_loss" in event]
     assert steps == [2, 4, 5]
@@ -98,18 +100,18 @@ def test_a_run_leaves_a_folder_that_tells_all_about_it(words):
     logged = events[0].keys()
     assert logged >= {"train_loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes"}
 
-    environment = json.loads(Path("run/environment.json").read_text())
+    environment = json.loads(Path("run/environment.json").read_text(encoding="utf-8"))
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["threads"] == torch.get_num_threads() and "commit" in environment["git"]
-    assert Path("run/samples.txt").read_text().startswith("=== step 5 ===\n")
-    assert "Validation: " in Path("run/log.txt").read_text()
+    assert Path("run/samples.txt").read_text(encoding="utf-8").startswith("=== step 5 ===\n")
+    assert "Validation: " in Path("run/log.txt").read_text(encoding="utf-8")
     assert not list(Path("run").rglob("*.partial"))
 
 
 def test_bits_a_byte_are_those_of_the_whole_validation_set(words):
     summary = train(words, "train.steps=1", run_dir="run")
     # with bytes as tokens there is one prediction a byte, and one more for each document's end
-    text = Path("squares.txt").read_text()
+    text = Path("squares.txt").read_text(encoding="utf-8")
     bytes_, nats = round(len(text) * 0.1), summary["val_loss"]
     assert summary["val_bpb"] == pytest.approx(nats / 0.6931 * (bytes_ + 1) / bytes_, rel=0.02)
 
@@ -129,7 +131,10 @@ def test_a_trained_run_loads_and_writes_what_it_wrote(words):
     last, _, _ = checkpoints.load("run", which="last")
     options = {"max_new_tokens": 8, "temperature": cfg.sample.temperature, "min_p": cfg.sample.min_p}
     text = minllm.generate(last, tokenizer, [""], **options, seed=cfg.sample.seed)[0]
-    assert text.rstrip() == Path("run/samples.txt").read_text().split("=== step 6 ===\n")[1].rstrip()
+    assert (
+        text.rstrip()
+        == Path("run/samples.txt").read_text(encoding="utf-8").split("=== step 6 ===\n")[1].rstrip()
+    )
 
 
 def test_evaluate_finds_what_training_found(words):
@@ -171,7 +176,7 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_it_had_not_been(words):
     assert figures("killed") == figures("whole")
     assert not list(Path("killed").rglob("*.partial"))
     if platform.libc_ver()[0] == "glibc":
-        assert "glibc keeps the pages it has" in Path("killed/log.txt").read_text()
+        assert "glibc keeps the pages it has" in Path("killed/log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow  # a process of its own, which imports torch
@@ -181,7 +186,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(words):
     _, err = process.communicate(timeout=1800)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
     step = checkpoints.step_of(checkpoints.find("run", "last"))
-    assert f"Stopped at step {step}. To go on: python run.py resume=" in Path("run/log.txt").read_text()
+    assert f"Stopped at step {step}. To go on: python run.py resume=" in Path("run/log.txt").read_text(
+        encoding="utf-8"
+    )
     assert not Path("run/summary.json").exists()
     minllm.train(minllm.compose(["resume=run", f"train.steps={step + 1}"]))
     assert figures("run")[-1]["step"] == step + 1
@@ -236,7 +243,7 @@ def test_a_tokenizer_that_was_exchanged_is_noticed(words):
     """A run of characters goes with its own, whatever the data are now, and not with another's."""
     chars = [word.replace("tokenizer=bytes", "tokenizer=chars") for word in words]
     train(chars, "train.steps=1", run_dir="run")
-    Path("other.txt").write_text("Zebras and other letters.\n" * 40)
+    Path("other.txt").write_text("Zebras and other letters.\n" * 40, encoding="utf-8")
     other = ["data=text", "data.path=other.txt", "data.seq_len=16"]
     performed("task=evaluate", "run=run", *other)
     unsaid = [word for word in words if word != "tokenizer=bytes"]
@@ -244,7 +251,7 @@ def test_a_tokenizer_that_was_exchanged_is_noticed(words):
     assert minllm.load("tuned")[1].fingerprint == minllm.load("run")[1].fingerprint
     with pytest.raises(UserError, match="tokenizer=chars .* those of tokenizer=chars"):
         performed("task=evaluate", "run=run", "tokenizer=chars", *other)
-    Path("run/tokenizer/characters.json").write_text('{"characters": "ab"}')
+    Path("run/tokenizer/characters.json").write_text('{"characters": "ab"}', encoding="utf-8")
     for typed in (["task=evaluate", "run=run"], ["resume=run", "train.steps=2"], ["init_from=run"]):
         with pytest.raises(UserError, match=r"run/tokenizer \(\w{8}\) isn't the one that step-000001 was"):
             performed(*typed)
@@ -262,9 +269,9 @@ def test_a_resumed_run_remembers_what_it_began_from(words):
 def test_resume_refuses_documents_that_have_changed(words, change):
     train(words, "train.steps=2", run_dir="run")
     before = figures("run")
-    text = Path("squares.txt").read_text()
+    text = Path("squares.txt").read_text(encoding="utf-8")
     Path("squares.txt").write_text(
-        text + "One more." if change == "more of them" else text.replace("times", "cubes")
+        text + "One more." if change == "more of them" else text.replace("times", "cubes"), encoding="utf-8"
     )
     with pytest.raises(UserError, match="documents .* have changed"):
         minllm.train(minllm.compose(["resume=run", "train.steps=4"]))
@@ -273,12 +280,12 @@ def test_resume_refuses_documents_that_have_changed(words, change):
 
 def test_damaged_metrics_are_named_before_anything_is_written(words):
     train(words, "train.steps=2", run_dir="run")
-    config = Path("run/config.yaml").read_text()
-    with Path("run/metrics.jsonl").open("a") as file:
+    config = Path("run/config.yaml").read_text(encoding="utf-8")
+    with Path("run/metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write("no event\n")
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line \d"):
         minllm.train(minllm.compose(["resume=run", "train.steps=4"]))
-    assert Path("run/config.yaml").read_text() == config
+    assert Path("run/config.yaml").read_text(encoding="utf-8") == config
 
 
 def test_the_logger_is_ended_whatever_ends_the_run(words, monkeypatch):

@@ -56,7 +56,7 @@ def go(here: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable]
 def write(name: str, text: str) -> None:
     file = Path("evil", f"{name}.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
 
 
 # ---- each place takes its own kind ---------------------------------------------------------------

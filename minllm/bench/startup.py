@@ -27,7 +27,7 @@ def first_step_seconds(overrides: list[str] = TINY) -> float:
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder, "run", "metrics.jsonl")
         command = [sys.executable, str(ROOT / "run.py"), f"hydra.run.dir={metrics.parent}", *overrides]
-        with tempfile.TemporaryFile("w+") as said:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
             begun = time.perf_counter()
             process = subprocess.Popen(command, stdout=said, stderr=said)
             try:

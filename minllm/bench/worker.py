@@ -68,7 +68,7 @@ class Worker:
             cwd=Path(__file__).resolve().parents[2],
             # each compiles anew: what earlier runs have compiled would change the memory that is left after it
             env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
-            text=True,
+            encoding="utf-8",
         )
 
     def ask(self, name: str, **arguments: float) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class Contest:
 
 def main() -> None:
     # stdout is for answers alone: what libraries print goes where errors go
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     contest = Contest(Job.read(sys.argv[1]))
     for line in sys.stdin:

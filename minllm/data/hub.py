@@ -30,7 +30,7 @@ from minllm.data.source import SPOKEN, Source, Split, at_least_one
 from minllm.data.text import bytes_of_text, check_division, identities, is_held_out
 from minllm.errors import UserError, first_line, neighbour
 from minllm.network import can_download, endpoint, forbidden_by
-from minllm.options import Count, Fraction
+from minllm.options import Count, Fraction, Name, Place
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
 READ_AT_ONCE = 1000  # rows
@@ -63,11 +63,11 @@ class Hub(Source):
     licence: the terms that the set's owner gives
     """
 
-    repo: str
-    name: str | None = None
-    revision: str = "main"
-    path: str | None = None
-    field: str = "text"
+    repo: Name
+    name: Name | None = None
+    revision: Name = "main"
+    path: Place | None = None
+    field: Name = "text"
     separator: str | None = None
     train_split: str = "train"
     val_split: str | None = "validation"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minllm.errors import UserError
-from minllm.options import Count
+from minllm.options import Count, Place
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -41,7 +41,7 @@ class Source:
     stride: Count | None = None
     max_tokens: Count | None = None
     num_proc: Count | None = None
-    cache: str = ".cache/stores"
+    cache: Place = ".cache/stores"
 
     @property
     def fingerprint(self) -> str:

@@ -206,7 +206,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
         "validation_text": read.hexdigest(),  # the same whatever the tokenizer
         "floor_bits_per_byte": source.floor_bits_per_byte(),
     }
-    (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+    (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
 # the options of a source that its documents' tokens don't depend on

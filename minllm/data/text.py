@@ -14,7 +14,7 @@ from typing import Any
 from minllm.data.parquet import ParquetFiles, bytes_of_column
 from minllm.data.source import SPOKEN, Source, Split, at_least_one
 from minllm.errors import UserError, neighbour
-from minllm.options import Fraction
+from minllm.options import Fraction, Place
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 PIECE = 1 << 20  # bytes of a text without separators that are one document
@@ -41,7 +41,7 @@ class TextFiles(Source):
     val_fraction: about how much is held out: of the documents, or of the bytes of each text that is one document
     """
 
-    path: str | list[str]
+    path: Place | list[Place]
     field: str = "text"
     separator: str | None = None
     val_fraction: Fraction = 0.1

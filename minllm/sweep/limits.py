@@ -56,7 +56,7 @@ def offer_to_the_kernel() -> None:
     """Have the kernel end this process first, should the machine's memory run out, and not the search."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000")
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
 
 
 def out_of_memory_kills() -> int:
@@ -83,7 +83,11 @@ def gpus() -> list[str]:
 def _available_bytes() -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        line = next(
+            line
+            for line in meminfo.read_text(encoding="utf-8").splitlines()
+            if line.startswith("MemAvailable")
+        )
         return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -98,7 +102,7 @@ def _left_in_cgroups() -> list[int]:
     for folder in {group for leaf in _cgroups() for group in (leaf, *leaf.parents)}:
         for limit, used, given_back in files:
             with contextlib.suppress(OSError, ValueError):
-                free = int((folder / limit).read_text()) - int((folder / used).read_text())
+                free = int((folder / limit).read_text("utf-8")) - int((folder / used).read_text("utf-8"))
                 left.append(max(0, free + _count(folder / "memory.stat", given_back)))
     return left
 
@@ -109,7 +113,7 @@ def _cgroups() -> list[Path]:
     if not file.exists():
         return []
     found = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         _, kinds, path = line.split(":", 2)
         if kinds in ("", "memory"):
             folder = top / kinds / path.lstrip("/")
@@ -121,7 +125,7 @@ def _cgroups() -> list[Path]:
 def _count(file: Path, name: str) -> int:
     """Return the number that a line of a file gives `name`; 0 where it doesn't."""
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith(f"{name} "))

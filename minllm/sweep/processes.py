@@ -70,7 +70,7 @@ class ForkServer:
             # Ctrl-C on the terminal is for the search, which then ends the trials
             start_new_session=True,
             env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            text=True,
+            encoding="utf-8",
         )
         threading.Thread(target=self._listen, daemon=True).start()
 

@@ -21,6 +21,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from minllm.door import write_anything
 from minllm.explain import is_full
 from minllm.sweep.processes import NO_ROOM
 
@@ -53,6 +54,7 @@ class Pipes:
 
 def main() -> None:
     """Serve until the search closes our standard input, or is gone."""
+    write_anything()
     orders, answers = take_over_standard_streams()
     imported = import_everything()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until now there was nothing to end but ourselves
@@ -116,7 +118,7 @@ def say(answer: Mapping[str, Any], pipes: Pipes) -> None:
 def take_over_standard_streams() -> tuple[int, int]:
     """Return where orders are read and answers written; what else is printed goes where errors go."""
     orders, answers = os.dup(0), os.dup(1)
-    with open(os.devnull) as nothing:
+    with open(os.devnull, encoding="utf-8") as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     return orders, answers

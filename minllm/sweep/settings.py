@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from minllm.errors import UserError
 from minllm.kinds import PLACES
-from minllm.options import Count, Positive
+from minllm.options import Count, Name, Positive
 from minllm.validation import Node
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -30,9 +30,9 @@ class Settings:
     pruner: which trials are ended early
     """
 
-    name: str
+    name: Name
     metric: Literal["val_loss", "val_bpb"]
-    storage: str | None
+    storage: Name | None
     minutes: Positive | None
     trial_minutes: Positive | None
     max_failures: Count
@@ -50,7 +50,7 @@ class Memory:
     predict: compute a trial's peak before it starts, and prune at once what can't fit
     """
 
-    limit: str | int | None
+    limit: Name | int | None
     predict: bool
 
     def __post_init__(self):

@@ -302,7 +302,7 @@ def printing_to(file: Path) -> Iterator[None]:
     """Have what this process prints, and those it starts, in a file."""
     before = [os.dup(1), os.dup(2)]
     sys.stdout.flush(), sys.stderr.flush()
-    with file.open("w") as output:
+    with file.open("w", encoding="utf-8") as output:
         os.dup2(output.fileno(), 1), os.dup2(output.fileno(), 2)
     try:
         yield

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from minllm.options import Natural, Positive
+from minllm.options import Name, Natural, Place, Positive
 from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
 from minllm.study.reading import read_arms
@@ -18,12 +18,12 @@ def compare(
     cfg: DictConfig,
     run_dir: Path,
     *,
-    runs: list[str],
-    name: str | None,
-    tag: str | None,
-    choice: list[str],
-    date: str | None,
-    baseline: str | None,
+    runs: list[Place],
+    name: Name | None,
+    tag: Name | None,
+    choice: list[Name],
+    date: Name | None,
+    baseline: Name | None,
     margin: Positive,
     aa: bool,
     prompts: list[str],

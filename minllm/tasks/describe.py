@@ -18,11 +18,12 @@ from minllm.errors import UserError, first_line
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.lm import LM
+from minllm.options import Name
 
 Column = dict[str, str]  # what a row says of one model, by the row's name
 
 
-def describe(cfg: DictConfig, run_dir: Path, *, against: str | None) -> None:
+def describe(cfg: DictConfig, run_dir: Path, *, against: Name | None) -> None:
     """Print the table of the model that `cfg` describes; nothing is allocated or trained.
 
     Args:

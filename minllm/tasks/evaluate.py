@@ -8,12 +8,13 @@ from omegaconf import DictConfig
 
 from minllm.config import build
 from minllm.data.batches import open_data
+from minllm.options import RunPlace
 from minllm.training import checkpoints, machine
 from minllm.training.evaluation import FLATTERING, above_floor
 from minllm.training.evaluation import evaluate as measure
 
 
-def evaluate(cfg: DictConfig, run_dir: Path, *, run: str) -> dict[str, float]:
+def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, float]:
     """Print and return how good a run's best model is on the validation set of `cfg.data`.
 
     Args:

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from minllm.config import build
 from minllm.errors import UserError
 from minllm.generation.generate import generate as continued
+from minllm.options import RunPlace
 from minllm.training import checkpoints, machine
 
 
-def generate(cfg: DictConfig, run_dir: Path, *, run: str, prompts: list[str]) -> list[str]:
+def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str]) -> list[str]:
     """Print what a run's best model makes of each prompt, and return the continuations.
 
     Args:

@@ -14,11 +14,12 @@ from minllm.convert.table import fill
 from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.cost import cost
+from minllm.options import Place
 from minllm.training import checkpoints
 from minllm.training.rundir import RunDir
 
 
-def import_weights(cfg: DictConfig, run_dir: Path, *, from_: str) -> dict[str, Any]:
+def import_weights(cfg: DictConfig, run_dir: Path, *, from_: Place) -> dict[str, Any]:
     """Write a run with the weights and the tokenizer of a model of transformers; return what summary.json says.
 
     `task=generate run=latest`, `task=evaluate run=latest` and `init_from=latest` go on from there.

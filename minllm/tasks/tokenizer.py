@@ -23,7 +23,7 @@ from minllm.data.source import Source
 from minllm.data.store import shown
 from minllm.data.text import TextFiles, find_files
 from minllm.errors import UserError
-from minllm.options import Count, In
+from minllm.options import Count, In, Name, Place
 from minllm.tokenizer.sentencepiece import METADATA, SentencePiece, write_folder
 from minllm.tokenizer.show import print_pieces
 from minllm.tokenizer.training import Algorithm, pattern_of, train
@@ -38,9 +38,9 @@ def train_or_show(
     sizes: Annotated[list[Count] | None, In("tokenizer")] = None,
     show: Annotated[str | None, In("tokenizer")] = None,
     algorithm: Annotated[Algorithm, In("tokenizer")] = "bpe",
-    corpus: Annotated[str | None, In("tokenizer")] = None,
+    corpus: Annotated[Name | None, In("tokenizer")] = None,
     max_documents: Annotated[Count, In("tokenizer")] = 100_000,
-    into: Annotated[str, In("tokenizer")] = "tokenizers",
+    into: Annotated[Place, In("tokenizer")] = "tokenizers",
 ) -> dict[str, float] | list[int]:
     """Train a tokenizer of each size on `cfg.data`, or show the tokens of a text.
 

@@ -15,15 +15,15 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from minllm.options import Count
+from minllm.options import Count, Name
 
 
 def trace(
     cfg: DictConfig,
     run_dir: Path,
     *,
-    inside: str | None,
-    hide: list[str],
+    inside: Name | None,
+    hide: list[Name],
     depth: Count | None,
     layers: Literal["folded", "all"],
     batch: Count,

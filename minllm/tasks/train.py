@@ -18,6 +18,7 @@ from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.cost import cost
 from minllm.model.lm import LM
+from minllm.options import RunPlace
 from minllm.study.size import in_words
 from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
@@ -29,7 +30,9 @@ from minllm.training.rundir import STOPPED, RunDir
 from minllm.training.settings import Settings
 
 
-def train(cfg: DictConfig, run_dir: Path, *, resume: str | None = None, init_from: str | None = None) -> dict:
+def train(
+    cfg: DictConfig, run_dir: Path, *, resume: RunPlace | None = None, init_from: RunPlace | None = None
+) -> dict:
     """Train the model that `cfg` describes; return what summary.json says.
 
     Args:

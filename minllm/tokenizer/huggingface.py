@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import UserError, first_line
-from minllm.options import Count, Natural
+from minllm.options import Count, Name, Natural
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.download import CONFIG, FILE, find_folder
 from minllm.tokenizer.lossless import SPACE, without_additions
@@ -46,8 +46,8 @@ class HuggingFace(Tokenizer):
         self,
         saved: Path | None = None,
         *,
-        name: str,
-        revision: str = "main",
+        name: Name,
+        revision: Name = "main",
         bos: Natural | str | None = None,
         eos: Natural | str | None = None,
         vocab_size: Count | None = None,

@@ -23,6 +23,7 @@ from typing import Any
 
 from minllm.errors import UserError
 from minllm.help import find_groups
+from minllm.options import Place
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.lossless import SPACE
 
@@ -42,7 +43,7 @@ class SentencePiece(Tokenizer):
         UserError: the folder isn't there, or its files are damaged or don't belong together.
     """
 
-    def __init__(self, saved: Path | None = None, *, folder: str) -> None:
+    def __init__(self, saved: Path | None = None, *, folder: Place) -> None:
         self.read(*read_folder(saved or find_folder(folder)))
 
     @classmethod

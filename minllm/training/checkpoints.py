@@ -89,7 +89,7 @@ def save(
             save_model(model, str(beside / "model.safetensors"))
             with (beside / "optimizer.pt").open("wb") as file:
                 torch.save(optimizer.state_dict(), file)
-        (beside / "state.json").write_text(to_json(asdict(progress)))
+        (beside / "state.json").write_text(to_json(asdict(progress)), encoding="utf-8")
         _sync(beside)
         os.replace(beside, target)
     finally:
@@ -137,7 +137,7 @@ def run_of(checkpoint: Path) -> Path:
 def read_progress(checkpoint: Path) -> Progress:
     """Return how far the run was. UserError if the checkpoint is damaged."""
     with _damage(checkpoint, "state.json") as path:
-        progress = Progress(**json.loads(path.read_text()))
+        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
         if not (isinstance(progress.step, int) and isinstance(progress.decisions, dict)):
             raise ValueError("step or decisions are of another type")
         return progress

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
+from minllm.options import Name
+
 # characters that W&B's server takes; longer ones it refuses, and an offline run's only when it's sent
 GROUP_LIMIT = 128
 WORD_LIMIT = 64  # of a tag, or a job type
@@ -66,10 +68,10 @@ class WandB:
     def __init__(
         self,
         *,
-        project: str,
+        project: Name,
         mode: Literal["auto", "online", "offline"],
-        group: str | None,
-        job_type: str | None = None,
+        group: Name | None,
+        job_type: Name | None = None,
     ):
         self.project, self.mode, self.group, self.job_type = project, mode, group, job_type
 

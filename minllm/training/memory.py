@@ -56,7 +56,9 @@ def reset_peak(device: torch.device) -> None:
     elif sys.platform == "linux":
         # some containers forbid it; the peak is then that of the process's whole life
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # 5 resets the peak alone, see proc(5)
+            Path("/proc/self/clear_refs").write_text(
+                "5", encoding="utf-8"
+            )  # 5 resets the peak alone, see proc(5)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -104,7 +106,7 @@ def halve(micro_batch_size: int) -> int:
 
 def _status(name: str) -> int:
     """Return a number of bytes that Linux tells of this process, see proc(5)."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{name}:")[1].split()[0]) * 1024
 
 

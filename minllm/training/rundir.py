@@ -188,7 +188,9 @@ def _version(package: str) -> str | None:
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     named = (
-        re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+        re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+        if cpuinfo.exists()
+        else None
     )
     return named[1] if named else platform.processor() or platform.machine()
 
@@ -197,7 +199,12 @@ def _git(*command: str) -> str | None:
     """Return what git says of the folder that this code is in; None where there is no git."""
     try:
         done = subprocess.run(
-            ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+            ["git", *command],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
