@@ -17,14 +17,12 @@ from minllm.errors import UserError, first_line
 from minllm.options import Count, Natural
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.download import CONFIG, FILE, find_folder
-from minllm.tokenizer.lossless import SPACE, without_additions
+from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored, without_additions
 from minllm.validation import fits
 
 METADATA = "minllm.json"
 ENDS = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"]
 """What the token that ends a text is called, where nothing else says it."""
-PROBE = " A  b\n\t Éé e\u0301 日本 \U0001f409 \u00a0\x00 I'LL 0123 <0x41></s><eos><s><|x|>  "
-"""A text with much that a lossy tokenizer loses."""
 
 
 class HuggingFace(Tokenizer):
@@ -82,7 +80,7 @@ class HuggingFace(Tokenizer):
 
     def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
         texts = list(texts)
-        if self.is_bytes or not any(SPACE in text for text in texts):
+        if self.is_bytes or (SPACE in self.tokens and not any(SPACE in text for text in texts)):
             found = self.tokenizer.encode_batch(texts, add_special_tokens=False)
             return [one.ids for one in found]
         return [self._encode_parts(text) for text in texts]
@@ -101,11 +99,12 @@ class HuggingFace(Tokenizer):
 
     def _encode_parts(self, text: str) -> list[int]:
         """Encode a text in which the character that stands for a space is meant: it is spelled in bytes."""
-        first, *rest = (
-            self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(SPACE)
-        )
-        spelled = [self.tokens[f"<0x{byte:02X}>"] for byte in SPACE.encode()]
-        return first + [token for ids in rest for token in (*spelled, *ids)]
+        byte_tokens = [self.tokens[f"<0x{byte:02X}>"] for byte in range(256)]
+        parts = [self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(SPACE)]
+        if SPACE not in self.tokens:
+            parts = [spaces_restored(ids, byte_tokens) for ids in parts]
+        spelled = [byte_tokens[byte] for byte in SPACE.encode()]
+        return parts[0] + [token for ids in parts[1:] for token in (*spelled, *ids)]
 
     def _table(self, size: int) -> list[bytes]:
         """Return the bytes of each token; special ones and those that only fill up have none."""
