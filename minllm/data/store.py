@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from minllm.data.encoding import encoded
-from minllm.data.source import SPLITS, SPOKEN, Source, Split
+from minllm.data.source import SPLITS, SPOKEN, Source, Split, expanded
 from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer
 
@@ -111,7 +111,7 @@ def open_store(source: Source, tokenizer: Tokenizer) -> Store:
 def place_of(source: Source, tokenizer: Tokenizer) -> Path:
     """Return the folder where the store of a source's tokens is, or will be."""
     key = json.dumps([FORMAT, source.fingerprint, source.max_tokens, tokenizer.fingerprint])
-    return Path(source.cache).expanduser() / hashlib.sha256(key.encode()).hexdigest()[:16]
+    return expanded(source.cache, "data.cache") / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def read_store(folder: Path) -> Store:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from minllm.data.signatures import SAMPLE, other_kind
 from minllm.errors import UserError, first_line
 from minllm.options import Count, Natural
 from minllm.tokenizer import Tokenizer, write_files
@@ -187,8 +188,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_hook=_infinite)
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8-sig")  # some programs begin a file with a mark
+        values = json.loads(text, object_hook=_infinite)
+    except UnicodeDecodeError as error:
+        what = other_kind(path.read_bytes()[:SAMPLE])
+        raise UserError(f"{path} is damaged: it is {what[0] if what else 'not UTF-8 text'}.") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it can't be read as JSON.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: it is no section of settings.")

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from minllm.data.source import expanded
 from minllm.errors import UserError
 from minllm.help import find_groups
 from minllm.tokenizer import Tokenizer, write_files
@@ -122,7 +123,7 @@ def is_trained(folder: str) -> bool:
 
 def places(folder: str) -> list[Path]:
     """Return where a folder may be: as seen from the working directory, or else from the repository."""
-    here = Path(folder).expanduser()
+    here = expanded(folder, "tokenizer.folder")
     return [here, REPOSITORY / here]
 
 
