@@ -158,7 +158,9 @@ def test_processes_that_encode_end_with_the_one_that_is_killed():
     assert done.returncode == -9 and len(children) >= 2, done.stderr
 
     def left() -> list[Path]:
-        return [child for child in children if child.exists() and b"minllm.data.encoding" in child.read_bytes()]
+        return [
+            child for child in children if child.exists() and b"minllm.data.encoding" in child.read_bytes()
+        ]
 
     deadline = time.monotonic() + 20
     while left() and time.monotonic() < deadline:

@@ -235,12 +235,12 @@ class Hub(Source):
     def local(self) -> Path:
         """Return where the copy is, if it's something that can be read."""
         path = expanded(str(self.path), "data.path")
-        if not path.exists():
-            raise UserError(
-                f"There is no file or folder data.path={self.path} (looked in {Path.cwd()}).{neighbour(path)}"
-            )
-        if not path.is_dir():
-            with readable(path):
+        with readable(path):
+            if not path.exists():
+                raise UserError(
+                    f"There is no file or folder data.path={self.path} (looked in {Path.cwd()}).{neighbour(path)}"
+                )
+            if not path.is_dir():
                 refuse_unfit(path, READERS)
                 refuse_other_kinds(path)
         return path.resolve()

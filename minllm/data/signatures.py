@@ -24,12 +24,12 @@ BYTE_ORDER_MARKS = {
 EXTRACT = "Extract the text first"
 SIGNATURES: list[tuple[bytes, str, str]] = [
     # a regular expression at the beginning, what such a file is, and what to do with it
-    (rb"\x1f\x8b", "compressed by gzip", "Decompress it: gunzip -c {path} > <file>"),
-    (rb"\xfd7zXZ\x00", "compressed by xz", "Decompress it: xz -dc {path} > <file>"),
-    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "compressed by bzip2", "Decompress it: bzip2 -dc {path} > <file>"),
-    (rb"\x28\xb5\x2f\xfd", "compressed by zstd", "Decompress it: zstd -dc {path} > <file>"),
-    (rb"\x04\x22\x4d\x18", "compressed by lz4", "Decompress it: lz4 -dc {path} > <file>"),
-    (rb"\x1f[\x9d\xa0]", "compressed by compress", "Decompress it: uncompress -c {path} > <file>"),
+    (rb"\x1f\x8b", "compressed by gzip", "Decompress it: gunzip -c {path} > {text}"),
+    (rb"\xfd7zXZ\x00", "compressed by xz", "Decompress it: xz -dc {path} > {text}"),
+    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "compressed by bzip2", "Decompress it: bzip2 -dc {path} > {text}"),
+    (rb"\x28\xb5\x2f\xfd", "compressed by zstd", "Decompress it: zstd -dc {path} > {text}"),
+    (rb"\x04\x22\x4d\x18", "compressed by lz4", "Decompress it: lz4 -dc {path} > {text}"),
+    (rb"\x1f[\x9d\xa0]", "compressed by compress", "Decompress it: uncompress -c {path} > {text}"),
     (
         rb"PK(\x03\x04|\x05\x06|\x07\x08)",
         "a zip archive, as are .docx, .xlsx, .epub, .npz and PyTorch's .pt files",
@@ -87,7 +87,14 @@ def refuse_other_kinds(path: Path) -> None:
     is_as_named = path.suffix == ".parquet" and sample.startswith(b"PAR1")
     if not is_as_named and (said := other_kind(sample)):
         what, cure = said
-        raise UserError(f"{path} is {what}. {cure.format(path=shlex.quote(str(path)))}")
+        raise UserError(f"{path} is {what}. {filled(cure, path)}")
+
+
+def filled(cure: str, path: Path) -> str:
+    """Return what to do with a file, such as a command with its name and one for the text that is made of it."""
+    is_inside = path.with_suffix("").suffix in (".txt", ".jsonl")  # of notes.txt.gz
+    text = path.with_suffix("") if is_inside else path.with_name(f"{path.stem}-text{path.suffix}")
+    return cure.format(path=shlex.quote(str(path)), text=shlex.quote(str(text)))
 
 
 def other_kind(sample: bytes) -> tuple[str, str] | None:
@@ -96,7 +103,7 @@ def other_kind(sample: bytes) -> tuple[str, str] | None:
         if re.match(pattern, sample):
             return what, cure
     if encoding := wide_encoding(sample):
-        return f"{encoding} text", f"Convert it: iconv -f {encoding} -t UTF-8 {{path}} > <file>"
+        return f"{encoding} text", f"Convert it: iconv -f {encoding} -t UTF-8 {{path}} > {{text}}"
     return None
 
 
@@ -135,8 +142,10 @@ def decode(block: bytes, path: Path, start: int) -> str:
         text = block.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 text: byte {start + error.start:,} is 0x{block[error.start]:02x}. If you know its"
-            f" encoding, convert it: iconv -f <encoding> -t UTF-8 {shlex.quote(str(path))} > <file>"
+            f"{path} is not UTF-8 text: byte {start + error.start:,} is 0x{block[error.start]:02x}."
+            + filled(
+                " If you know its encoding, convert it: iconv -f <encoding> -t UTF-8 {path} > {text}", path
+            )
         ) from error
     refuse_nuls(text, f"{path}, from byte {start:,} on")
     return text

@@ -7,7 +7,6 @@ import functools
 import glob
 import hashlib
 import json
-import shlex
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.data.parquet import ParquetFiles, bytes_of_column
-from minllm.data.signatures import decode, other_kind, refuse_nuls, refuse_other_kinds
+from minllm.data.signatures import decode, filled, other_kind, refuse_nuls, refuse_other_kinds
 from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
 from minllm.errors import UserError, neighbour
 from minllm.options import Fraction
@@ -159,7 +158,7 @@ def refuse_unfit(file: Path, suffixes: Collection[str]) -> None:
     if file.suffix not in suffixes:
         with file.open("rb") as opened:
             said = other_kind(opened.read(1 << 10))
-        what = f" It is {said[0]}. {said[1].format(path=shlex.quote(str(file)))}" if said else ""
+        what = f" It is {said[0]}. {filled(said[1], file)}" if said else ""
         raise UserError(
             f"{file} is not one of {', '.join(suffixes)}, the kinds of file that can be read.{what}"
         )
