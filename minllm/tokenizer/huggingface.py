@@ -22,6 +22,7 @@ from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored, without_add
 from minllm.validation import fits
 
 METADATA = "minllm.json"
+MOST = 1 << 24  # tokens: more is a slip, and would fill the memory
 ENDS = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"]
 """What the token that ends a text is called, where nothing else says it."""
 
@@ -67,6 +68,10 @@ class HuggingFace(Tokenizer):
 
         known = max(self.tokens.values()) + 1
         self.vocab_size = vocab_size or self._said_size() or known
+        if self.vocab_size > MOST:
+            raise UserError(
+                f"A vocabulary of {self.vocab_size:,} tokens is too large: {MOST:,} are the most."
+            )
         self.table = self._table(max(known, self.vocab_size))
         if lost := [token for token, number in self.tokens.items() if self._is_lost(number)]:
             raise UserError(
@@ -149,7 +154,10 @@ class HuggingFace(Tokenizer):
     def _said_size(self) -> int | None:
         """Return how many tokens the model has, if a run has kept it."""
         metadata = self.folder / METADATA
-        return read_json(metadata).get("vocab_size") if metadata.is_file() else None
+        size = read_json(metadata).get("vocab_size") if metadata.is_file() else None
+        if not fits(size, Count | None):
+            raise UserError(f"{metadata} is damaged: its vocab_size {size!r} isn't a number of tokens.")
+        return size
 
     def _number(self, token: int | str, key: str) -> int:
         """Return the number of a token that stands at a text's end, and in no text."""

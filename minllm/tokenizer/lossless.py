@@ -43,6 +43,12 @@ def without_additions(source: dict[str, Any], file: Path) -> dict[str, Any]:
     Raises:
         UserError: `file`, from which it was read, is damaged, or has a step that changes texts.
     """
+    # the library aborts the whole process when it reads merges with such a prefix, and none keeps every character
+    if source["model"].get("continuing_subword_prefix") and "merges" in source["model"]:
+        raise UserError(
+            f"{file} marks the pieces inside a word (continuing_subword_prefix), so it doesn't keep every character of"
+            " a text. minllm counts bits for each byte, so it needs a tokenizer that does."
+        )
     try:
         return {
             **source,
