@@ -26,7 +26,7 @@ from minllm.explain import explained
 from minllm.help import CONF
 from minllm.runs import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
 from minllm.validation import allowed_packages, branches_of, locate, options_of, section_of, validate
-from minllm.words import quoted
+from minllm.words import quoted, with_runs_data
 
 __all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
 
@@ -46,7 +46,7 @@ def compose(
     """
     import hydra
 
-    overrides = with_imported([quoted(word) for word in overrides])
+    overrides = with_imported(with_runs_data([quoted(word) for word in overrides]))
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from minllm.errors import UserError, suggest
 from minllm.help import CONF, FLAGS
-from minllm.words import quoted
+from minllm.words import quoted, with_runs_data
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,7 +29,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         if {"--help", "-h"} & set(words):
             print(help_text(config_dirs(words)), flush=True)
             return 0
-        words = [quoted(word) for word in words]
+        words = with_runs_data([quoted(word) for word in words])
         if any(word.startswith("from=") for word in words):
             from minllm.config import with_imported
 
