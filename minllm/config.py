@@ -43,7 +43,7 @@ from minllm.validation import (
     target_of,
     validate,
 )
-from minllm.words import quoted
+from minllm.words import quoted, with_runs_data
 
 __all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
 
@@ -63,7 +63,7 @@ def compose(
     """
     import hydra
 
-    overrides = of_its_data(with_imported([quoted(word) for word in overrides]))
+    overrides = with_imported(with_runs_data([quoted(word) for word in overrides]))
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra(), files_checked():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
@@ -92,13 +92,6 @@ def with_imported(words: Sequence[str]) -> list[str]:
         )
     typed = Pretrained(folder).typed(named)
     return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
-
-
-def of_its_data(words: Sequence[str]) -> list[str]:
-    """Return a command line whose words for `data` may set options of the run's data, whatever the default's are."""
-    goes_on = any(word.startswith(("resume=", "run=")) for word in words)
-    chosen = any(word.startswith("data=") for word in words)
-    return [f"++{word}" if goes_on and not chosen and word.startswith("data.") else word for word in words]
 
 
 def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:

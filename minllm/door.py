@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from minllm.errors import UserError, neighbour, printable, suggest
 from minllm.help import CONF, FLAGS
-from minllm.words import UNSET, comma_note, key_of, quoted
+from minllm.words import UNSET, comma_note, key_of, quoted, with_runs_data
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,15 +40,11 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
             return 0
         for note in filter(None, map(comma_note, words)):
             print(printable(note), file=sys.stderr)
-        words = [quoted(word) for word in words]
+        words = with_runs_data([quoted(word) for word in words])
         if any(word.startswith("from=") for word in words):
             from minllm.config import with_imported
 
             words = with_imported(words)
-        if any(word.startswith("data.") for word in words):
-            from minllm.config import of_its_data
-
-            words = of_its_data(words)
         sys.argv[1:] = words  # which is what Hydra reads
         return act()
     except UserError as error:

@@ -22,8 +22,8 @@ MODEL_KEYS = ("model", "norm", "tokenizer")
 WATCHING = ("choices", "typed", "size", "logger", "tags")
 # what may change when a run goes on from where it stopped: how it's trained and watched, not what is learnt from what
 RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
-# where the documents are and how they're read, which must be the same ones: they have a fingerprint
-PLACES_OF_DATA = ("data.path", "data.cache", "data.num_proc")
+# where the data stand and how they're read; training then makes sure that they're the same documents
+WHERE_DATA_STAND = ("data.path", "data.cache", "data.num_proc", "data.streaming")
 
 
 def new_run_dir(overrides: Iterable[str] = ()) -> Path:
@@ -148,7 +148,7 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`resume=`: train on in the same run. Only how long, how it's watched and how it's sampled may change."""
     for key in sorted(named - {"resume", "task", "extensions"}):
         may_change = key.partition(".")[0] in RESUME_MAY_CHANGE and key != "train.batch_size"
-        may_change = may_change or key in PLACES_OF_DATA
+        may_change |= key in WHERE_DATA_STAND
         group = key.replace(".", "/")
         if group in cfg.choices:
             before, now = saved.choices.get(group), cfg.choices[group]
@@ -162,6 +162,7 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     result = revisited(cfg, saved, named - {"experiment"})
     result.init_from = saved.get("init_from")
     went_on = [word for word in cfg.typed if not word.startswith(("resume=", "task="))]
+    went_on = [word.removeprefix("++") if word.startswith("++data.") else word for word in went_on]
     words = {word.partition("=")[0]: word for word in [*(saved.get("typed") or []), *went_on]}
     result.typed = list(words.values())
     return result

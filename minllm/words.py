@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from minllm.errors import UserError, suggest
@@ -29,6 +29,17 @@ def written(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
+
+
+def with_runs_data(words: Sequence[str]) -> list[str]:
+    """Return a command line whose `data.path=…` is taken for the data of the run that it goes on with or looks at.
+
+    The default data, which Hydra composes first, may not have that option; the run's own are held to it afterwards.
+    """
+    goes_on = any(word.startswith(("resume=", "run=")) for word in words)
+    if not goes_on or any(word.startswith("data=") for word in words):
+        return list(words)
+    return [f"++{word}" if word.startswith("data.") else word for word in words]
 
 
 # ---- short names ---------------------------------------------------------------------------------

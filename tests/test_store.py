@@ -24,6 +24,7 @@ from minllm.data.source import Source, Split
 from minllm.data.store import open_store
 from minllm.data.text import TextFiles
 from minllm.errors import UserError
+from minllm.tasks.prepare import kept, looked_at
 from minllm.tokenizer.bytes import Bytes
 from tests.letters import LENGTHS, Letters, expected, tally
 
@@ -158,7 +159,9 @@ def test_processes_that_encode_end_with_the_one_that_is_killed():
     assert done.returncode == -9 and len(children) >= 2, done.stderr
 
     def left() -> list[Path]:
-        return [child for child in children if child.exists() and b"multiprocessing" in child.read_bytes()]
+        return [
+            child for child in children if child.exists() and b"minllm.data.encoding" in child.read_bytes()
+        ]
 
     deadline = time.monotonic() + 20
     while left() and time.monotonic() < deadline:
@@ -279,3 +282,96 @@ def test_a_damaged_store_is_said(tmp_path):
         (store.folder / "meta.json").write_text(content)
         with pytest.raises(UserError, match="damaged. Delete"):
             open_store(Letters(cache=str(tmp_path)), Bytes())
+
+
+NO_TEXT = [None, 0, 1.5, True, [], {}]
+NO_COUNT = [None, "x", -1, 0, 1.5, 10**30, True, [], {}]
+NO_SECTION = [None, "x", 0, True, ["train"]]
+WRONG = {
+    "format": [None, "4", 3, 5, [4]],
+    "source": NO_TEXT,
+    "options": NO_SECTION,
+    "tokenizer": NO_TEXT,
+    "vocab_size": NO_COUNT,
+    "dtype": [*NO_TEXT, "x", "int64", "object"],
+    "shared_ends": [None, "true", 0, []],
+    "splits": [*NO_SECTION, {}],
+    "splits.train": [*NO_SECTION, {}],
+    "splits.val.documents": NO_COUNT,
+    "splits.train.tokens": NO_COUNT,
+    "splits.train.bytes": NO_COUNT,
+    "splits.train.sha256": NO_TEXT,
+    "validation_text": NO_TEXT,
+    "floor_bits_per_byte": ["x", -1, float("nan"), float("inf"), [], {}],
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_metadata_of_wrong_types_is_a_damaged_store(tmp_path, key):
+    """Opened, or listed by task=prepare."""
+    folder = open_store(Letters(cache=str(tmp_path)), Bytes()).folder
+    whole = (folder / "meta.json").read_text()
+    *above, last = key.split(".")
+    for value in WRONG[key]:
+        metadata = json.loads(whole)
+        inner = metadata
+        for name in above:
+            inner = inner[name]
+        inner[last] = value
+        (folder / "meta.json").write_text(json.dumps(metadata))
+        with pytest.raises(UserError, match="damaged. Delete"):
+            open_store(Letters(cache=str(tmp_path)), Bytes())
+        assert "damaged" in str(looked_at(folder))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "\0", '{"format": 4}', "4", '"x"', "NaN"])
+def test_metadata_that_is_none_is_a_damaged_store(tmp_path, content):
+    folder = open_store(Letters(cache=str(tmp_path)), Bytes()).folder
+    (folder / "meta.json").write_text(content)
+    with pytest.raises(UserError, match="damaged. Delete"):
+        open_store(Letters(cache=str(tmp_path)), Bytes())
+    (folder / "meta.json").unlink()
+    os.mkfifo(folder / "meta.json")
+    with pytest.raises(UserError, match="damaged. Delete"):
+        open_store(Letters(cache=str(tmp_path)), Bytes())
+
+
+@pytest.mark.parametrize("name", ["train.tokens", "val.tokens", "train.starts", "val.starts"])
+@pytest.mark.parametrize("damage", ["cut", "longer", "gone", "zeros", "changed", "folder"])
+def test_damaged_arrays_are_said(tmp_path, name, damage):
+    store = open_store(Letters(cache=str(tmp_path)), Bytes())
+    path = store.folder / name
+    content = path.read_bytes()
+    if damage in ("gone", "folder"):
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+    else:
+        changed = content[:8] + bytes([content[8] ^ 1]) + content[9:]
+        path.write_bytes(
+            {
+                "cut": content[:-8],
+                "longer": content + b"8 longer",
+                "zeros": bytes(len(content)),
+                "changed": changed,
+            }[damage]
+        )
+    with pytest.raises(UserError, match="damaged. Delete"):
+        store.split(name.partition(".")[0])
+
+
+@pytest.mark.parametrize("cache", ["", " "])
+def test_an_empty_cache_is_refused(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="data.cache is empty"):
+        open_data(Letters(cache=cache), Bytes())
+    with pytest.raises(UserError, match="data.cache is empty"):
+        kept(cache)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_may_be_below_home_and_have_any_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = open_store(Letters(cache='~/it\'s my "cache"'), Bytes()).folder
+    assert folder.parent == tmp_path / 'it\'s my "cache"'
+    assert [store.folder for store in kept('~/it\'s my "cache"')] == [folder]

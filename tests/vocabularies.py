@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -40,7 +41,7 @@ def made_up_texts() -> list[str]:
 TEXTS = [*made_up_texts(), "naïve café 日本 👩‍👩‍👧"]
 
 
-def byte_level() -> Tokenizer:
+def byte_level(texts: Sequence[str] = TEXTS) -> Tokenizer:
     """A tokenizer such as GPT-NeoX's: bytes as letters, NFC, a token for several spaces."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -52,7 +53,7 @@ def byte_level() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens(["   "])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 1)]
@@ -60,7 +61,7 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
-def byte_fallback() -> Tokenizer:
+def byte_fallback(texts: Sequence[str] = TEXTS) -> Tokenizer:
     """A tokenizer such as Llama 2's: ▁ for a space and one put before each text, bytes for what it doesn't know."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
@@ -68,7 +69,7 @@ def byte_fallback() -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<unk>", "<s>", "</s>", *spelled], show_progress=False
     )
-    trained.train_from_iterator([text for text in TEXTS if text.isascii()], trainer)
+    trained.train_from_iterator([text for text in texts if text.isascii()], trainer)
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = Tokenizer(

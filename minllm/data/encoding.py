@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import signal
-import threading
+import pickle
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
-from multiprocessing import connection, get_context, parent_process
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -21,7 +22,11 @@ from minllm.tokenizer import Tokenizer
 
 AT_ONCE = 1 << 18  # characters: enough that handing them over costs nothing beside encoding them
 ALONE = 32  # batches that are encoded before other processes are worth starting: a second's work
-AHEAD = 3  # batches in each process's hands
+AHEAD = 3  # batches for each process, in its hands or waiting
+COULD_NOT_ENCODE = (
+    "A process that encodes couldn't start, or was killed, perhaps because memory ran out. Do without:"
+    " data.num_proc=1"
+)
 
 
 @dataclass(frozen=True)
@@ -60,24 +65,106 @@ def encoded(texts: Iterable[str], tokenizer: Tokenizer, processes: int | None = 
 
 
 def encoded_by(processes: int, batches: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    """Encode in other processes. They are started afresh, since a fork would copy torch's threads half."""
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), begin, [tokenizer])
-    waiting: deque = deque()
+    """Encode in other processes, each of which has a thread here that hands it batches."""
+    if (pickled := portable(tokenizer)) is None:
+        yield from (encode(tokenizer, batch) for batch in batches)
+        return
+    helpers: list[Helper] = []
+    idle: SimpleQueue[Helper] = SimpleQueue()
+    waiting: deque[Future[Encoded]] = deque()
+    pool = ThreadPoolExecutor(processes)
+
+    def encode_there(batch: list[str]) -> Encoded:
+        helper = idle.get()
+        try:
+            return helper.encode(batch)
+        finally:
+            idle.put(helper)
+
     try:
+        for _ in range(processes):
+            helpers.append(Helper(pickled))
+            idle.put(helpers[-1])
         for batch in batches:
-            with deaf_to_ctrl_c():
-                waiting.append(pool.submit(encode_here, batch))
+            waiting.append(pool.submit(encode_there, batch))
             if len(waiting) >= AHEAD * processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A process that encodes couldn't start, or was killed, perhaps since memory ran out. Do without:"
-            " data.num_proc=1"
-        ) from error
     finally:
+        for helper in helpers:
+            helper.process.kill()  # first, so that no thread waits for an answer any longer
         pool.shutdown(cancel_futures=True)
+        for helper in helpers:
+            helper.close()
+
+
+def portable(tokenizer: Tokenizer) -> bytes | None:
+    """Return what makes a tokenizer again in another process; None if only this program's main module can."""
+    try:
+        pickled = pickle.dumps(tokenizer)
+    except (pickle.PicklingError, AttributeError, TypeError):  # such as of a class inside a function
+        return None
+    return None if b"__main__" in pickled else pickled
+
+
+class Helper:
+    """Another process that encodes, seen from this one.
+
+    It runs `serve` below. `multiprocessing` would run this program's main module again in each process, and with it
+    whatever a script does without `if __name__ == "__main__"`; a fork would copy torch's threads half.
+    """
+
+    def __init__(self, pickled: bytes) -> None:
+        paths = json.dumps([os.path.abspath(path) for path in sys.path])
+        try:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    "-c",
+                    START,
+                    paths,
+                ],  # isolated: nothing is imported but from where we import
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C on the terminal is for the process that started this one
+                env={
+                    **os.environ,
+                    "TOKENIZERS_PARALLELISM": "false",
+                },  # there's a process for each CPU already
+            )
+        except OSError as error:
+            raise UserError(COULD_NOT_ENCODE) from error
+        self.pickled: bytes | None = pickled
+
+    def encode(self, texts: list[str]) -> Encoded:
+        """Return the tokens of texts.
+
+        Raises:
+            UserError: the tokenizer loses something of a text, or the process was killed.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            if self.pickled is not None:
+                self.process.stdin.write(self.pickled)
+                self.pickled = None
+            pickle.dump(texts, self.process.stdin)
+            self.process.stdin.flush()
+            answer = pickle.load(self.process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(COULD_NOT_ENCODE) from error
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Leave nothing of a process that has been killed."""
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):  # there may be something left to write to it
+                if pipe is not None:
+                    pipe.close()
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
@@ -107,19 +194,6 @@ def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-@contextlib.contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Ignore Ctrl-C for a moment. A process that starts now does so for good: it's for the one that started it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where signals can't be set
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def usable_cpus() -> int:
     """Return how many CPUs this process may use, which a container or `taskset` may have limited."""
     with contextlib.suppress(AttributeError):  # only Linux can tell
@@ -129,23 +203,28 @@ def usable_cpus() -> int:
 
 # ---- in the other processes ------------------------------------------------------------------------
 
-tokenizer_here: Tokenizer
+START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from minllm.data.encoding import serve
+serve()
+"""
 
 
-def begin(tokenizer: Tokenizer) -> None:
-    global tokenizer_here
-    tokenizer_here = tokenizer
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there's a process for each CPU already
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def serve() -> None:
+    """Answer each list of texts on standard input with their tokens, until the process that asks is gone.
 
-
-def end_with_parent() -> None:
-    """Stop when the process that started this one is gone: it may have been killed, and nobody else would say so."""
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def encode_here(texts: list[str]) -> Encoded:
-    return encode(tokenizer_here, texts)
+    What is unpickled here comes from that process alone.
+    """
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        tokenizer = pickle.load(sys.stdin.buffer)
+        while True:
+            texts = pickle.load(sys.stdin.buffer)
+            try:
+                answer: Encoded | UserError = encode(tokenizer, texts)
+            except UserError as error:
+                answer = error
+            pickle.dump(answer, answers)
+            answers.flush()

@@ -26,8 +26,9 @@ from minllm.data.huggingface import (
     streamed,
     streams,
 )
-from minllm.data.source import SPOKEN, Source, Split, at_least_one
-from minllm.data.text import bytes_of_text, check_division, identities, is_held_out
+from minllm.data.signatures import refuse_nuls, refuse_other_kinds
+from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
+from minllm.data.text import bytes_of_text, check_division, identities, is_held_out, readable, refuse_unfit
 from minllm.errors import UserError, first_line, neighbour
 from minllm.network import can_download, endpoint, forbidden_by
 from minllm.options import Count, Fraction, Name, Place
@@ -171,7 +172,7 @@ class Hub(Source):
     def texts(self, rows: Any) -> Iterator[str]:
         """Yield the documents in rows, but for empty ones."""
         values = self.values(rows)
-        documents = values if self.separator is None else self.regrouped(values, self.separator)
+        documents = values if self.separator is None else self.regrouped(values, unescaped(self.separator))
         return (text for text in documents if text and not text.isspace())
 
     def values(self, rows: Any) -> Iterator[str]:
@@ -189,6 +190,7 @@ class Hub(Source):
                 if not isinstance(value, str | None):
                     said = json.dumps(value, default=str)[:40]
                     raise UserError(f"{self.place}: '{self.field}' is not text but {said}.")
+                refuse_nuls(value or "", self.place)
                 yield value or ""
 
     def regrouped(self, rows: Iterable[str], separator: str) -> Iterator[str]:
@@ -232,15 +234,15 @@ class Hub(Source):
 
     def local(self) -> Path:
         """Return where the copy is, if it's something that can be read."""
-        path = Path(str(self.path)).expanduser()
-        if not path.exists():
-            raise UserError(
-                f"There is no file or folder data.path={self.path} (looked in {Path.cwd()}).{neighbour(path)}"
-            )
-        if path.is_file() and path.suffix not in READERS:
-            raise UserError(f"{path} is not one of {', '.join(READERS)}, the kinds of file that can be read.")
-        if path.is_file() and path.stat().st_size == 0:
-            raise UserError(f"{path} is empty.")
+        path = expanded(str(self.path), "data.path")
+        with readable(path):
+            if not path.exists():
+                raise UserError(
+                    f"There is no file or folder data.path={self.path} (looked in {Path.cwd()}).{neighbour(path)}"
+                )
+            if not path.is_dir():
+                refuse_unfit(path, READERS)
+                refuse_other_kinds(path)
         return path.resolve()
 
     def files_and_identities(self) -> list[list[str]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minllm.errors import UserError
+
 
 @dataclass(frozen=True)
 class ParquetFiles:
@@ -31,8 +33,38 @@ class ParquetFiles:
     def iter(self, batch_size: int) -> Iterator[dict[str, list[Any]]]:
         for name in self.files:
             with opened(name) as file:
+                first = 0
                 for batch in file.iter_batches(batch_size, columns=self.columns, use_threads=False):
-                    yield batch.to_pydict()
+                    yield {
+                        column: values(batch.column(index), f"{name}, column '{column}'", first)
+                        for index, column in enumerate(batch.schema.names)
+                    }
+                    first += batch.num_rows
+
+
+def values(column: Any, place: str, first: int) -> list[Any]:
+    """Return a column's values as Python's own.
+
+    Args:
+        place: the words for where it is.
+        first: the number of its first row, from 0.
+    """
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError as error:
+        row = next(row for row, value in enumerate(column) if not is_text(value))
+        raise UserError(
+            f"{place}, row {first + row + 1:,}: the text is not UTF-8: byte {error.start:,} is"
+            f" 0x{error.object[error.start]:02x}. Write the file again from a text in UTF-8, or leave that row out."
+        ) from error
+
+
+def is_text(value: Any) -> bool:
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

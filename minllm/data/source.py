@@ -4,8 +4,10 @@ This module's annotations are real objects, not strings: a source in another mod
 `minllm.config.validate` reads their types there.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from minllm.errors import UserError
@@ -73,6 +75,22 @@ class Source:
         No model's expected `val_bpb` is lower. It is asked for once, when the store is built, and kept there.
         """
         return None
+
+
+def expanded(path: str, key: str) -> Path:
+    """Return a path that was typed, whose ~ is a home folder. UserError if it's empty, or nobody's home is meant."""
+    if not path.strip():
+        raise UserError(f"{key} is empty. Name a file or folder, or leave it out.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}={path}: there is no such home folder. Type the whole path.") from error
+
+
+def unescaped(separator: str) -> str:
+    r"""Return a separator in which \n, \t and \r, as they're typed on a command line, are what they stand for."""
+    meant = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}
+    return re.sub(r"\\[ntr\\]", lambda typed: meant[typed[0]], separator)
 
 
 def at_least_one(texts: Iterator[str], sentence: str) -> Iterator[str]:

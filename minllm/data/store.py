@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from minllm.data.encoding import encoded
-from minllm.data.source import SPLITS, SPOKEN, Source, Split
+from minllm.data.source import SPLITS, SPOKEN, Source, Split, expanded
 from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT = 4  # part of the key: a change of the files' meaning makes other stores
 METADATA = "meta.json"
+CHECKED = 1 << 24  # bytes of tokens that are held against their hash, which takes a hundredth of a second
 UNFINISHED = ".tmp"  # what the folder of a store ends with until it's complete
 
 
@@ -70,8 +72,16 @@ class Store:
         """
         known = self.metadata["splits"][split]
         starts = self.array(f"{split}.starts", "int64", known["documents"] + 1)
+        tokens = self.array(f"{split}.tokens", self.metadata["dtype"], known["tokens"])
+        # what takes no time is looked at: all starts, and the tokens of a small corpus
+        is_whole = starts[0] == 0 and starts[-1] == len(tokens) - 1 and (np.diff(starts) > 0).all()
+        if is_whole and tokens.nbytes <= CHECKED:
+            is_whole = hashlib.sha256(tokens[:-1]).hexdigest() == known["sha256"]
+            is_whole &= bool((tokens[starts] == tokens[-1]).all())  # bos
+        if not is_whole:
+            raise damaged(self.folder)
         return Documents(
-            tokens=self.array(f"{split}.tokens", self.metadata["dtype"], known["tokens"]),
+            tokens=tokens,
             starts=starts,
             lengths=np.diff(starts) - (not self.metadata["shared_ends"]),
             bytes=known["bytes"],
@@ -111,18 +121,47 @@ def open_store(source: Source, tokenizer: Tokenizer) -> Store:
 def place_of(source: Source, tokenizer: Tokenizer) -> Path:
     """Return the folder where the store of a source's tokens is, or will be."""
     key = json.dumps([FORMAT, source.fingerprint, source.max_tokens, tokenizer.fingerprint])
-    return Path(source.cache).expanduser() / hashlib.sha256(key.encode()).hexdigest()[:16]
+    return expanded(source.cache, "data.cache") / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def read_store(folder: Path) -> Store:
     """Return a store that is there. UserError if it's damaged, or of another version."""
+    if not (folder / METADATA).is_file():
+        raise damaged(folder)
     try:
         metadata = json.loads((folder / METADATA).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(folder) from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    if not is_metadata(metadata):
         raise damaged(folder)
     return Store(folder, metadata)
+
+
+def is_metadata(known: Any) -> bool:
+    """Whether a store's metadata has all that `write_store` writes and that is read again."""
+    if not isinstance(known, dict) or known.get("format") != FORMAT:
+        return False
+    splits, floor = known.get("splits"), known.get("floor_bits_per_byte")
+    return (
+        all(isinstance(known.get(name), str) for name in ("source", "tokenizer", "validation_text"))
+        and isinstance(known.get("options"), dict)
+        and is_count(known.get("vocab_size"))
+        and known.get("dtype") in ("uint16", "uint32")
+        and isinstance(known.get("shared_ends"), bool)
+        and (floor is None or (isinstance(floor, int | float) and 0 <= floor < math.inf))
+        and isinstance(splits, dict)
+        and all(is_split(splits.get(split)) for split in SPLITS)
+    )
+
+
+def is_split(known: Any) -> bool:
+    if not isinstance(known, dict) or not isinstance(known.get("sha256"), str):
+        return False
+    return all(is_count(known.get(name)) for name in ("documents", "tokens", "bytes"))
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 53
 
 
 def damaged(folder: Path) -> UserError:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minllm.data.parquet import ParquetFiles, bytes_of_column
-from minllm.data.source import SPOKEN, Source, Split, at_least_one
+from minllm.data.signatures import decode, filled, other_kind, refuse_nuls, refuse_other_kinds
+from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
 from minllm.errors import UserError, neighbour
 from minllm.options import Fraction, Place
 
@@ -55,6 +58,12 @@ class TextFiles(Source):
         known = identities(find_files(self.path))
         return hashlib.sha256(json.dumps([options, known]).encode()).hexdigest()
 
+    def check(self) -> None:
+        """Raise `UserError` if a file is missing, or is of another kind by its first bytes."""
+        for path in find_files(self.path):
+            with readable(path):
+                refuse_other_kinds(path)
+
     def documents(self, split: Split) -> Iterator[str]:
         """Yield the split's documents.
 
@@ -73,22 +82,35 @@ class TextFiles(Source):
         return int(share * sum(bytes_of_text(path, self.field) for path in find_files(self.path)))
 
     def documents_of(self, path: Path, split: Split) -> Iterator[str]:
-        try:
+        missing = 0
+        with readable(path):
+            refuse_other_kinds(path)
             if path.suffix == ".txt" and self.separator is None:
                 yield from part_of_text(path, split, self.val_fraction)
                 return
             for text, place in self.all_of(path):
-                if text and is_held_out(text, place, self.val_fraction) == (split == "val"):
+                if text is None:
+                    missing += 1
+                elif text and is_held_out(text, place, self.val_fraction) == (split == "val"):
                     yield text
-        except OSError as error:
-            raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
+        if missing and split == "train":
+            print(f"{path}: passed over {missing:,} documents whose '{self.field}' is null.", file=sys.stderr)
 
-    def all_of(self, path: Path) -> Iterator[tuple[str, str]]:
-        """Yield every document of a file, with the words for where it stands."""
+    def all_of(self, path: Path) -> Iterator[tuple[str | None, str]]:
+        """Yield every document of a file, None where there's no text, with the words for where it stands."""
         if path.suffix == ".txt":
             assert self.separator is not None
-            return separated(path, self.separator)
+            return separated(path, unescaped(self.separator))
         return (lines if path.suffix == ".jsonl" else rows)(path, self.field)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise as a `UserError` that a file can't be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
 
 
 def check_division(separator: str | None, val_fraction: float) -> None:
@@ -103,26 +125,45 @@ def find_files(path: str | list[str]) -> list[Path]:
     """Return the files that paths and globs name, each once."""
     found: dict[Path, None] = {}
     for one in [path] if isinstance(path, str) else path:
-        here = Path(one).expanduser()
-        if here.is_dir():
-            raise UserError(
-                f"data.path={one} is a folder. Name its files: 'data.path={one.rstrip('/')}/*.txt'"
-            )
-        matches = [here] if here.is_file() else sorted(map(Path, glob.glob(str(here), recursive=True)))
-        if not matches:
-            what = "No file matches" if glob.has_magic(one) else "There is no file"
-            raise UserError(f"{what} data.path={one} (looked in {Path.cwd()}).{neighbour(here)}")
-        found.update(dict.fromkeys(file for file in matches if not file.is_dir()))
+        here = expanded(one, "data.path")
+        with readable(here):
+            found.update(dict.fromkeys(matches(here, one)))
     for file in found:
-        if file.suffix not in SUFFIXES:
-            raise UserError(
-                f"{file} is not one of {', '.join(SUFFIXES)}, the kinds of file that data=text reads."
-            )
-        if file.stat().st_size == 0:
-            raise UserError(f"{file} is empty.")
+        with readable(file):
+            refuse_unfit(file, SUFFIXES)
     if not found:
         raise UserError(f"data.path={path} names no file. Name one, such as data.path=notes.txt")
     return list(found)
+
+
+def matches(here: Path, typed: str) -> list[Path]:
+    """Return the files that one path or glob names."""
+    if here.is_dir():
+        raise UserError(
+            f"data.path={typed} is a folder. Name its files: 'data.path={typed.rstrip('/')}/*.txt'"
+        )
+    if here.exists():
+        return [here]
+    found = sorted(map(Path, glob.glob(str(here), recursive=True)))
+    if not found:
+        what = "No file matches" if glob.has_magic(typed) else "There is no file"
+        raise UserError(f"{what} data.path={typed} (looked in {Path.cwd()}).{neighbour(here)}")
+    return [file for file in found if not file.is_dir()]
+
+
+def refuse_unfit(file: Path, suffixes: Collection[str]) -> None:
+    """Raise `UserError` if a file isn't one that can be read again and again, and whose name says how."""
+    if not file.is_file():
+        raise UserError(f"{file} is not a file on disk but a pipe or device. Write its text to a file first.")
+    if file.suffix not in suffixes:
+        with file.open("rb") as opened:
+            said = other_kind(opened.read(1 << 10))
+        what = f" It is {said[0]}. {filled(said[1], file)}" if said else ""
+        raise UserError(
+            f"{file} is not one of {', '.join(suffixes)}, the kinds of file that can be read.{what}"
+        )
+    if file.stat().st_size == 0:
+        raise UserError(f"{file} is empty.")
 
 
 def identities(paths: list[Path]) -> list[str]:
@@ -176,10 +217,10 @@ def part_of_text(path: Path, split: Split, fraction: float) -> Iterator[str]:
             block = file.read(min(PIECE, end - start))
             if start + len(block) < end:
                 block = block[: last_cut(block)]
-            text = decode(block, path, start)
+            text = text_from(block, path, start)
             start += len(block)
             if text.strip():
-                yield text.removeprefix("\ufeff")
+                yield text
 
 
 def first_cut(block: bytes, left: int) -> int:
@@ -214,39 +255,46 @@ def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
                     " leave data.separator out."
                 )
             for piece in pieces:
-                yield decode(piece, path, start).removeprefix("\ufeff").strip(), f"{path}, byte {start:,}"
+                yield text_from(piece, path, start).strip(), f"{path}, byte {start:,}"
                 start += len(piece) + len(mark)
     if not found:
-        raise UserError(f"{path} has no '{separator}' in it. If it is one text, leave data.separator out.")
-    yield decode(rest, path, start).strip(), f"{path}, byte {start:,}"
+        raise UserError(no_separator(path, separator))
+    yield text_from(rest, path, start).strip(), f"{path}, byte {start:,}"
 
 
-def decode(block: bytes, path: Path, start: int) -> str:
-    try:
-        return block.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text: byte {start + error.start:,} is 0x{block[error.start]:02x}."
-            f" Convert it: iconv -f latin1 -t utf-8 {path}"
-        ) from error
+def no_separator(path: Path, separator: str) -> str:
+    """Return the sentence for a separator that doesn't come, which may be that lines end otherwise."""
+    with path.open("rb") as file:
+        sample = file.read(PIECE)
+    windows = separator.replace("\n", "\r\n")
+    if windows != separator and windows.encode() in sample:
+        typed = windows.replace("\r", r"\r").replace("\n", r"\n")
+        return f"{path} has lines that end with \\r\\n. Type 'data.separator=\"{typed}\"'"
+    return f"{path} has no {separator!r} in it. If it is one text, leave data.separator out."
+
+
+def text_from(block: bytes, path: Path, start: int) -> str:
+    """Return the text of a file's bytes from `start` on, without the mark that some programs begin a file with."""
+    text = decode(block, path, start)
+    return text.removeprefix("\ufeff") if start == 0 else text
 
 
 # ---- .jsonl and .parquet ------------------------------------------------------------------------------------------
 
 
-def lines(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    """Yield the text in each line of a .jsonl file; blank lines are passed over."""
+def lines(path: Path, field: str) -> Iterator[tuple[str | None, str]]:
+    """Yield the text in each line of a .jsonl file, None for null; blank lines are passed over."""
     start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             place = f"{path}, line {number:,}"
-            text = decode(line, path, start).removeprefix("\ufeff")
+            text = text_from(line, path, start)
             start += len(line)
             if text.strip():
                 yield text_of(text, field, place), place
 
 
-def text_of(line: str, field: str, place: str) -> str:
+def text_of(line: str, field: str, place: str) -> str | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -256,8 +304,8 @@ def text_of(line: str, field: str, place: str) -> str:
     return checked(record, field, place)
 
 
-def rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    """Yield the text in each row of a .parquet file; a missing value is passed over."""
+def rows(path: Path, field: str) -> Iterator[tuple[str | None, str]]:
+    """Yield the text in each row of a .parquet file, None for a missing value."""
     import pyarrow
 
     file = ParquetFiles([str(path)], [field])
@@ -271,18 +319,23 @@ def rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
             for value in batch[field]:
                 number += 1
                 place = f"{path}, row {number:,}"
-                if value is not None:
-                    yield checked({field: value}, field, place), place
+                yield checked({field: value}, field, place), place
     except pyarrow.ArrowException as error:
         raise UserError(
             f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}"
         ) from error
 
 
-def checked(record: dict[str, Any], field: str, place: str) -> str:
+def checked(record: dict[str, Any], field: str, place: str) -> str | None:
     if field not in record:
         has = f"only {', '.join(map(str, record))}" if record else "or anything else"
         raise UserError(f"{place} has no '{field}', {has}. Name the key that holds the text: data.field=…")
-    if not isinstance(record[field], str):
-        raise UserError(f"{place}: '{field}' is not text but {json.dumps(record[field], default=str)[:40]}.")
-    return record[field]
+    text = record[field]
+    if not isinstance(text, str | None):
+        said = json.dumps(text, default=str)[:40]
+        raise UserError(
+            f"{place}: '{field}' is not text but {said}. Name the key that holds the text: data.field=…"
+        )
+    if text is not None:
+        refuse_nuls(text, place)
+    return text

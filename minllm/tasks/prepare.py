@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from minllm.config import build
 from minllm.data.packing import layout
-from minllm.data.source import PACKINGS, SPLITS, Source
+from minllm.data.source import PACKINGS, SPLITS, Source, expanded
 from minllm.data.store import UNFINISHED, Store, is_being_built, open_store, place_of, read_store
 from minllm.errors import UserError
 from minllm.options import Name
@@ -98,7 +98,7 @@ class Kept:
 
 def kept(cache: str) -> list[Kept]:
     """Return what is in the cache, the newest first; what another process is building is left alone."""
-    folders = (one for one in Path(cache).expanduser().glob("*") if one.is_dir())
+    folders = (one for one in expanded(cache, "data.cache").glob("*") if one.is_dir())
     found = {one: NAME.fullmatch(one.name) for one in folders}
     stores = [one for one, match in found.items() if match and not (match[1] and is_being_built(one))]
     return sorted(map(looked_at, stores), key=lambda one: one.made, reverse=True)

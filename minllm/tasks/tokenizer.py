@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from omegaconf import DictConfig
 
 from minllm.config import build
-from minllm.data.source import Source
+from minllm.data.source import Source, expanded
 from minllm.data.store import shown
 from minllm.data.text import TextFiles, find_files
 from minllm.errors import UserError
@@ -69,7 +69,7 @@ def train_or_show(
         return print_pieces(build(cfg.tokenizer), show)
     source = build(cfg.data)
     name = f"{corpus_name(corpus, cfg, source)}-{algorithm}"
-    return trained(source, name, sizes, algorithm, max_documents, Path(into))
+    return trained(source, name, sizes, algorithm, max_documents, expanded(into, "tokenizer.into"))
 
 
 def trained(
@@ -114,7 +114,7 @@ def refuse_another(place: Path, source: Source) -> None:
 
 def corpus_name(typed: str | None, cfg: DictConfig, source: Source) -> str:
     """Return what a corpus is called in the names of folders."""
-    name = typed or cfg.choices["data"]
+    name = cfg.choices["data"] if typed is None else typed
     if typed is None and isinstance(source, TextFiles):
         files = find_files(source.path)
         name = files[0].stem if len(files) == 1 else ""

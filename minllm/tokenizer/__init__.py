@@ -47,7 +47,12 @@ class Tokenizer:
         return self.encode_batch([text], bos=bos, eos=eos)[0]
 
     def encode_batch(self, texts: Iterable[str], *, bos: bool = False, eos: bool = False) -> list[list[int]]:
-        """Return the tokens of each text."""
+        """Return the tokens of each text.
+
+        Raises:
+            UserError: a text has half of a surrogate pair, which no bytes stand for.
+        """
+        texts = [whole(text) for text in texts]
         before, after = [self.bos_id] * bos, [self.eos_id] * eos
         return [before + ids + after if bos or eos else ids for ids in self.encode_texts(texts)]
 
@@ -119,6 +124,19 @@ def load(name: str | Path, *, extensions: Sequence[str] = ()) -> Tokenizer:
     if near.startswith(" Did") and not Path(name).expanduser().exists():
         raise UserError(f"There is no tokenizer '{name}'.{near}")
     return HuggingFace(name=str(name))
+
+
+def whole(text: str) -> str:
+    """Return a text that can be spelled in bytes. UserError for any other."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise UserError(
+            f"Character {error.start + 1} of {text[:60]!r} is {code}, half of a surrogate pair, which can't be encoded."
+            " Leave it out, or type the text in UTF-8."
+        ) from error
+    return text
 
 
 def of_run(run: Path, saved: DictConfig) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from minllm.data.source import expanded
 from minllm.errors import UserError, first_line, neighbour
 from minllm.network import can_download, endpoint, forbidden_by
 
@@ -13,7 +14,7 @@ FILES = FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 def find_folder(name: str, revision: str) -> Path:
     """Return where a tokenizer's files are: in its folder, or where the hub's library has put them."""
-    folder = Path(name).expanduser()
+    folder = expanded(name, "tokenizer.name")
     if folder.exists():
         return folder
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):  # no name that the hub could have

@@ -13,18 +13,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from minllm.data.signatures import SAMPLE, other_kind
 from minllm.errors import UserError, first_line
 from minllm.options import Count, Name, Natural
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.download import CONFIG, FILE, find_folder
-from minllm.tokenizer.lossless import SPACE, without_additions
+from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored, without_additions
 from minllm.validation import fits
 
 METADATA = "minllm.json"
+MOST = 1 << 24  # tokens: more is a slip, and would fill the memory
 ENDS = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"]
 """What the token that ends a text is called, where nothing else says it."""
-PROBE = " A  b\n\t Éé e\u0301 日本 \U0001f409 \u00a0\x00 I'LL 0123 <0x41></s><eos><s><|x|>  "
-"""A text with much that a lossy tokenizer loses."""
 
 
 class HuggingFace(Tokenizer):
@@ -68,6 +68,10 @@ class HuggingFace(Tokenizer):
 
         known = max(self.tokens.values()) + 1
         self.vocab_size = vocab_size or self._said_size() or known
+        if self.vocab_size > MOST:
+            raise UserError(
+                f"A vocabulary of {self.vocab_size:,} tokens is too large: {MOST:,} are the most."
+            )
         self.table = self._table(max(known, self.vocab_size))
         if lost := [token for token, number in self.tokens.items() if self._is_lost(number)]:
             raise UserError(
@@ -82,7 +86,7 @@ class HuggingFace(Tokenizer):
 
     def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
         texts = list(texts)
-        if self.is_bytes or not any(SPACE in text for text in texts):
+        if self.is_bytes or (SPACE in self.tokens and not any(SPACE in text for text in texts)):
             found = self.tokenizer.encode_batch(texts, add_special_tokens=False)
             return [one.ids for one in found]
         return [self._encode_parts(text) for text in texts]
@@ -101,11 +105,12 @@ class HuggingFace(Tokenizer):
 
     def _encode_parts(self, text: str) -> list[int]:
         """Encode a text in which the character that stands for a space is meant: it is spelled in bytes."""
-        first, *rest = (
-            self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(SPACE)
-        )
-        spelled = [self.tokens[f"<0x{byte:02X}>"] for byte in SPACE.encode()]
-        return first + [token for ids in rest for token in (*spelled, *ids)]
+        byte_tokens = [self.tokens[f"<0x{byte:02X}>"] for byte in range(256)]
+        parts = [self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(SPACE)]
+        if SPACE not in self.tokens:
+            parts = [spaces_restored(ids, byte_tokens) for ids in parts]
+        spelled = [byte_tokens[byte] for byte in SPACE.encode()]
+        return parts[0] + [token for ids in parts[1:] for token in (*spelled, *ids)]
 
     def _table(self, size: int) -> list[bytes]:
         """Return the bytes of each token; special ones and those that only fill up have none."""
@@ -149,7 +154,10 @@ class HuggingFace(Tokenizer):
     def _said_size(self) -> int | None:
         """Return how many tokens the model has, if a run has kept it."""
         metadata = self.folder / METADATA
-        return read_json(metadata).get("vocab_size") if metadata.is_file() else None
+        size = read_json(metadata).get("vocab_size") if metadata.is_file() else None
+        if not fits(size, Count | None):
+            raise UserError(f"{metadata} is damaged: its vocab_size {size!r} isn't a number of tokens.")
+        return size
 
     def _number(self, token: int | str, key: str) -> int:
         """Return the number of a token that stands at a text's end, and in no text."""
@@ -188,8 +196,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_hook=_infinite)
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8-sig")  # some programs begin a file with a mark
+        values = json.loads(text, object_hook=_infinite)
+    except UnicodeDecodeError as error:
+        what = other_kind(path.read_bytes()[:SAMPLE])
+        raise UserError(f"{path} is damaged: it is {what[0] if what else 'not UTF-8 text'}.") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it can't be read as JSON.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: it is no section of settings.")

@@ -6,6 +6,7 @@ is added at its ends, and chance takes no part. What can't be left out, such as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,25 @@ SPACE = "\u2581"  # what many vocabularies write in place of a space
 CUTS = ("ByteLevel", "Digits", "FixedLength", "Metaspace", "Punctuation", "Split", "UnicodeScripts")
 """Steps that part a text and keep all of it."""
 DROPPED = ("Prepend", "NFC")
+PROBE = " A  b\n\t Éé e\u0301 日本 \U0001f409 \u00a0\x00 I'LL 0123 <0x41></s><eos><s><|x|>  "
+"""A text with much that a lossy tokenizer loses."""
+
+
+def spaces_restored(tokens: list[int], byte_tokens: Sequence[int]) -> list[int]:
+    """Return the tokens of a text that has no ▁, where a vocabulary without ▁ has spelled each space as one in bytes.
+
+    UTF-8 makes sure that three such bytes in a row are one character, and in this text only a space becomes it.
+
+    Args:
+        byte_tokens: the token of each byte.
+    """
+    mark, space = [byte_tokens[byte] for byte in SPACE.encode()], byte_tokens[ord(" ")]
+    restored: list[int] = []
+    for token in tokens:
+        restored.append(token)
+        if restored[-len(mark) :] == mark:
+            restored[-len(mark) :] = [space]
+    return restored
 
 
 def without_additions(source: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -23,6 +43,12 @@ def without_additions(source: dict[str, Any], file: Path) -> dict[str, Any]:
     Raises:
         UserError: `file`, from which it was read, is damaged, or has a step that changes texts.
     """
+    # the library aborts the whole process when it reads merges with such a prefix, and none keeps every character
+    if source["model"].get("continuing_subword_prefix") and "merges" in source["model"]:
+        raise UserError(
+            f"{file} marks the pieces inside a word (continuing_subword_prefix), so it doesn't keep every character of"
+            " a text. minllm counts bits for each byte, so it needs a tokenizer that does."
+        )
     try:
         return {
             **source,

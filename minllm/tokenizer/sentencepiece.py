@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from minllm.data.source import expanded
 from minllm.errors import UserError
 from minllm.help import find_groups
 from minllm.options import Place
 from minllm.tokenizer import Tokenizer, write_files
-from minllm.tokenizer.lossless import SPACE
+from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored
 
 MODEL, METADATA = "tokenizer.model", "metadata.json"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,7 +45,19 @@ class SentencePiece(Tokenizer):
     """
 
     def __init__(self, saved: Path | None = None, *, folder: Place) -> None:
-        self.read(*read_folder(saved or find_folder(folder)))
+        place = saved or find_folder(folder)
+        metadata, model = read_folder(place)
+        try:
+            self.read(metadata, model)
+        except (RuntimeError, TypeError) as error:  # what sentencepiece raises for a file that isn't a model
+            raise UserError(
+                f"The tokenizer in '{place}' is damaged: {MODEL} isn't a sentencepiece model."
+            ) from error
+        if self.eos_id < 0 or self.decode(self.encode(PROBE)) != PROBE:
+            raise UserError(
+                f"The tokenizer in '{place}' doesn't keep every character of a text or has no token that ends one."
+                " minllm needs both. Train another: python run.py task=tokenizer 'tokenizer.sizes=[4096]'"
+            )
 
     @classmethod
     def of(cls, metadata: dict[str, Any], model: bytes) -> SentencePiece:
@@ -57,11 +70,13 @@ class SentencePiece(Tokenizer):
         from sentencepiece import SentencePieceProcessor
 
         self.metadata, self.model = metadata, model
-        self.processor = SentencePieceProcessor(model_proto=self.model)
+        self.processor = SentencePieceProcessor()
+        self.processor.LoadFromSerializedProto(self.model)
         self.vocab_size = self.processor.vocab_size()
         self.bos_id = self.eos_id = self.pad_id = self.processor.eos_id()
         self.table = [self.bytes_of(token) for token in range(self.vocab_size)]
         self.byte_tokens = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        self.has_space = self.processor.piece_to_id(SPACE) != self.processor.unk_id()
         pattern = self.metadata["pattern"]
         self.split = re.compile(pattern).findall if pattern else None
         self.fingerprint = hashlib.sha256(self.model + (pattern or "").encode()).hexdigest()
@@ -85,11 +100,13 @@ class SentencePiece(Tokenizer):
 
     def encode_chunk(self, chunk: str) -> list[int]:
         """Return a chunk's tokens; the character that stands for a space is spelled in bytes, lest it become one."""
-        first, *rest = chunk.split(SPACE)
-        tokens = self.processor.encode(first)
-        for part in rest:
-            tokens += [self.byte_tokens[byte] for byte in SPACE.encode()] + self.processor.encode(part)
-        return tokens
+        first, *rest = map(self.encode_part, chunk.split(SPACE))
+        spelled = [self.byte_tokens[byte] for byte in SPACE.encode()]
+        return first + [token for tokens in rest for token in (*spelled, *tokens)]
+
+    def encode_part(self, part: str) -> list[int]:
+        tokens = self.processor.encode(part)
+        return tokens if self.has_space else spaces_restored(tokens, self.byte_tokens)
 
     def bytes_of(self, token: int) -> bytes:
         piece = self.processor.id_to_piece(token)
@@ -107,7 +124,7 @@ def is_trained(folder: str) -> bool:
 
 def places(folder: str) -> list[Path]:
     """Return where a folder may be: as seen from the working directory, or else from the repository."""
-    here = Path(folder).expanduser()
+    here = expanded(folder, "tokenizer.folder")
     return [here, REPOSITORY / here]
 
 
@@ -143,7 +160,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise UserError(f"The tokenizer in '{folder}' is damaged: {METADATA} lacks sha256 or pattern.")
     if not is_pattern(metadata["pattern"]):
         raise UserError(
-            f"The tokenizer in '{folder}' is damaged: the pattern in {METADATA} is no regular expression, nor null."
+            f"The tokenizer in '{folder}' is damaged: the pattern in {METADATA} is no regular expression without"
+            " groups, nor null."
         )
     if hashlib.sha256(model).hexdigest() != metadata["sha256"]:
         raise UserError(
@@ -155,7 +173,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 def is_pattern(pattern: object) -> bool:
     try:
-        return pattern is None or bool(re.compile(pattern))
+        return pattern is None or re.compile(pattern).groups == 0  # with groups, `findall` returns only those
     except (re.error, TypeError):
         return False
 

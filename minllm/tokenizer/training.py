@@ -108,6 +108,8 @@ def training_sentence(message: str, size: int) -> str:
         return too_small(size, int(fewest[1]))
     if "sentences_.empty()" in message:
         return "There is no text to learn tokens from."
+    if "no pieces are loaded" in message:
+        return "The text is too uniform to learn tokens from. Give other text, or choose tokenizer=bytes."
     reason = message.strip().rpartition("] ")[2]  # without the place in the library's code
     return f"sentencepiece can't make {size:,} tokens of this text: {reason}"
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -229,7 +229,7 @@ def tokenizer_of(checkpoint: Path, cfg: DictConfig) -> Tokenizer:
             f" trained with ({before[:8]}). Put that one's files back; the model can't read another's tokens."
         )
     # what is typed for the tokenizer may call the same one by another name
-    asked = kept if cfg.tokenizer == saved.tokenizer else build(cfg.tokenizer)
+    asked = kept if unresolved(cfg.tokenizer) == unresolved(saved.tokenizer) else build(cfg.tokenizer)
     if asked.fingerprint != kept.fingerprint:
         raise UserError(
             f"The model of {run} reads tokens of tokenizer={saved.choices.get('tokenizer')} ({kept.fingerprint[:8]}),"
@@ -237,6 +237,11 @@ def tokenizer_of(checkpoint: Path, cfg: DictConfig) -> Tokenizer:
             " it. Leave out what you typed for the tokenizer: a run keeps its own."
         )
     return kept
+
+
+def unresolved(node: DictConfig) -> Any:
+    """Return a node as it was chosen: what it refers to, such as the data it was made from, may be elsewhere now."""
+    return OmegaConf.to_container(node, resolve=False)
 
 
 @contextmanager

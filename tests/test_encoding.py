@@ -1,0 +1,167 @@
+"""Other processes encode without running the caller's program again, and none of them outlives its use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minllm.data import encoding
+from minllm.errors import UserError
+from minllm.tokenizer import Tokenizer, load
+from minllm.tokenizer.bytes import Bytes
+from minllm.tokenizer.huggingface import HuggingFace
+from tests.test_readme import TINY, blocks
+from tests.vocabularies import AWKWARD, byte_level
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = [f"{number} {text}" for number in range(20) for text in AWKWARD]
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(encoding, "AT_ONCE", 200)
+    monkeypatch.setattr(encoding, "ALONE", 1)
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[subprocess.Popen]:
+    """The processes that encode, as they are started."""
+    found = []
+
+    class Noted(encoding.Helper):
+        def __init__(self, pickled):
+            super().__init__(pickled)
+            found.append(self.process)
+
+    monkeypatch.setattr(encoding, "Helper", Noted)
+    return found
+
+
+def joined(batches) -> list[list[int]]:
+    batches = list(batches)
+    arrays = [[getattr(batch, name) for batch in batches] for name in ("tokens", "lengths", "bytes")]
+    return [np.concatenate(array).tolist() for array in arrays]
+
+
+UNGUARDED = """
+import minllm.data.encoding as encoding
+
+print("the script runs", flush=True)
+encoding.AT_ONCE = encoding.ALONE = 1
+"""
+
+
+def test_the_python_example_runs_as_a_script_whose_corpus_is_encoded_by_several_processes(tmp_path):
+    words = ", ".join(map(repr, ["train.steps=2", "data.num_proc=2", *TINY]))
+    example = blocks("python")[1].replace('"train.steps=200"', words)
+    (tmp_path / "script.py").write_text(UNGUARDED + example)
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        errors="replace",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the script runs") == 1
+    assert "Another process" not in done.stderr
+    assert len(list((tmp_path / ".cache/stores").glob("*/meta.json"))) == 1
+
+
+def test_several_processes_find_what_one_finds(tmp_path, started):
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    for tokenizer in (Bytes(), load("tales_512"), HuggingFace(name=str(tmp_path))):
+        several = joined(encoding.encoded(TEXTS, tokenizer, 3))
+        assert several == joined(encoding.encoded(TEXTS, tokenizer, 1))
+    assert len(started) == 9 and all(process.poll() is not None for process in started)
+
+
+def test_a_reader_that_stops_early_leaves_no_process(started):
+    batches = encoding.encoded(TEXTS, Bytes(), 2)
+    for _ in range(3):
+        next(batches)
+    assert len(started) == 2 and all(process.poll() is None for process in started)
+    batches.close()
+    assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError("no room"), OSError("broken")])
+def test_trouble_meanwhile_leaves_no_process(started, error):
+    batches = encoding.encoded(TEXTS, Bytes(), 2)
+    for _ in range(3):
+        next(batches)
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        batches.throw(error)
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
+
+
+def test_never_much_of_a_corpus_is_read_ahead():
+    read = 0
+
+    def texts():
+        nonlocal read
+        for number in range(2000):
+            read += 1
+            yield f"{number} " * 100
+
+    batches = encoding.encoded(texts(), Bytes(), 2)
+    for _ in range(2):
+        next(batches)
+    assert read < 20
+    batches.close()
+
+
+def test_a_tokenizer_that_loses_something_is_refused_by_other_processes_too():
+    with pytest.raises(UserError, match="loses something of '19 "):
+        list(encoding.encoded(TEXTS, Lossy(), 2))
+
+
+class Lossy(Bytes):
+    def encode_texts(self, texts):
+        return super().encode_texts([text.replace("19 ", "") for text in texts])
+
+
+def test_what_a_tokenizer_prints_is_no_answer():
+    assert joined(encoding.encoded(TEXTS, Talkative(), 2)) == joined(encoding.encoded(TEXTS, Bytes(), 1))
+
+
+class Talkative(Bytes):
+    def encode_texts(self, texts):
+        print("encoding", flush=True)
+        os.write(1, b"more")
+        return super().encode_texts(texts)
+
+
+def test_a_tokenizer_that_only_this_program_knows_is_used_here(started):
+    class Local(Bytes):
+        pass
+
+    class OfMain(Bytes):
+        __module__, __qualname__ = "__main__", "OfMain"
+
+    main = sys.modules["__main__"]
+    main.OfMain = OfMain  # type: ignore[attr-defined]
+    try:
+        tokenizers: list[Tokenizer] = [Local(), OfMain()]
+        for tokenizer in tokenizers:
+            found = joined(encoding.encoded(TEXTS, tokenizer, 2))
+            assert found == joined(encoding.encoded(TEXTS, Bytes(), 1))
+    finally:
+        del main.OfMain  # type: ignore[attr-defined]
+    assert not started
+
+
+def test_a_process_that_does_not_start_is_said(monkeypatch):
+    monkeypatch.setattr(encoding, "START", "raise SystemExit(1)")
+    with pytest.raises(UserError, match="couldn't start.*data.num_proc=1"):
+        list(encoding.encoded(TEXTS, Bytes(), 2))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(UserError, match="couldn't start.*data.num_proc=1"):
+        list(encoding.encoded(TEXTS, Bytes(), 2))
