@@ -72,7 +72,12 @@ class Budget:
     def go_on(self, step: int, seconds: float, position: float, total_steps: int | None) -> None:
         """Go on with a run that has taken `step` steps in `seconds`, and may have used up this budget."""
         total_steps = ENDLESS if total_steps is None else total_steps
-        if self.steps is None and position > total_steps - 1 and seconds > 0 and not self.spent(step, seconds):
+        if (
+            self.steps is None
+            and position > total_steps - 1
+            and seconds > 0
+            and not self.spent(step, seconds)
+        ):
             # its time was up, and there is more now: the pace so far tells the length anew
             position, total_steps = step, round(step * self.seconds / seconds)
         self.position = position

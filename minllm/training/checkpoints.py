@@ -90,8 +90,7 @@ def save(
     """
     target = folder / f"step-{progress.step:06d}"
     beside = folder / f".{target.name}.partial"
-    for partial in folder.glob(".step-*.partial"):  # what a killed run left half written
-        shutil.rmtree(partial)
+    tidy(folder, progress, keep)
     beside.mkdir(parents=True)
     try:
         with _write_errors():
@@ -103,10 +102,17 @@ def save(
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    tidy(folder, progress, keep)
+
+
+def tidy(folder: Path, progress: Progress, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep` and the best, and what a killed run left half written or removed."""
     best = progress.best["step"] if progress.best else None
     for old in all_in(folder)[:-keep]:
         if step_of(old) != best:
-            shutil.rmtree(old.rename(folder / f".{old.name}.partial"))
+            old.rename(folder / f".{old.name}.partial")
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial)
 
 
 def save_progress(folder: Path, progress: Progress) -> None:

@@ -153,6 +153,7 @@ def fit(run: Run) -> int | None:
 def catch_up(run: Run, last: bool) -> None:
     """Do what a kill or a failure has kept a resumed run from doing at the step of its checkpoint."""
     settings, progress = run.settings, run.progress
+    checkpoints.tidy(run.folder.checkpoints, progress, settings.keep_checkpoints)
     if "train_loss" in run.recorded:
         progress.recent_losses.clear(), progress.recent_figures.clear()
     elif due(settings.log_every, progress.step, last) and progress.recent_losses and progress.lr is not None:
