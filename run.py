@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -74,4 +75,9 @@ def compose_and_run(folders: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # while Python shuts down, Ctrl-C would print a traceback

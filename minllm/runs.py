@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -72,8 +73,12 @@ def find_run(word: str | Path) -> Path:
     """
     if str(word) == "latest":
         return latest_run()
-    run = Path(word).expanduser()
-    if not run.is_dir():
+    try:
+        run = Path(str(word)).expanduser()  # the command line may have made it a number
+        is_folder = run.is_dir()
+    except (OSError, RuntimeError):  # a name that is too long, or a home that nobody has
+        is_folder = False
+    if not is_folder:
         raise UserError(
             f"There is no folder '{word}'. Name a run's folder, such as outputs/<date>/<time>-…, or latest."
         )
@@ -102,6 +107,7 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     outside the working directory count only where the command line names them.
     """
     run = find_run(run)
+    refuse_special_files(run)
     file = run / "config.yaml"
     try:
         cfg = OmegaConf.load(file)
@@ -129,6 +135,18 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
         )
     cfg.extensions = list(extensions)
     return cfg if run.is_relative_to(OUTPUTS.resolve()) else without_places(cfg)
+
+
+def refuse_special_files(run: Path) -> None:
+    """Raise UserError if a run has a pipe or a device in place of a file, which reading might never come back from."""
+    for pattern in ("*", "tokenizer/*", "checkpoints/step-*", "checkpoints/step-*/*"):
+        for path in run.glob(pattern):
+            try:
+                mode = path.stat().st_mode
+            except OSError:  # a link to nothing
+                continue
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise UserError(f"{path} is not a regular file, so this run can't be read. Remove it.")
 
 
 # ---- going on from a run: its configuration, with what the command line named changed ------------

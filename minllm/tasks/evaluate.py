@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from minllm.config import build
 from minllm.data.batches import open_data
 from minllm.options import RunPlace
-from minllm.training import checkpoints, machine
+from minllm.training import checkpoints, machine, memory
 from minllm.training.evaluation import FLATTERING, above_floor
 from minllm.training.evaluation import evaluate as measure
 
@@ -27,6 +27,11 @@ def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, floa
     Raises:
         UserError: there is no such run, its checkpoint is damaged, or the data can't be read.
     """
+    with memory.running_out("the model was evaluated"):
+        return measured(cfg, run)
+
+
+def measured(cfg: DictConfig, run: str) -> dict[str, float]:
     settings = build(cfg.train)
     device = machine.choose_device(settings.device)
     precision, _ = machine.choose_precision(settings.precision, device)

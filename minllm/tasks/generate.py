@@ -9,10 +9,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from minllm.config import build
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.generation.generate import generate as continued
 from minllm.options import RunPlace
-from minllm.training import checkpoints, machine
+from minllm.training import checkpoints, machine, memory
 
 
 def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str]) -> list[str]:
@@ -25,6 +25,11 @@ def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str
     Raises:
         UserError: there is no such run, its checkpoint is damaged, or its model can't generate.
     """
+    with memory.running_out("the model wrote"):
+        return written(cfg, run, prompts)
+
+
+def written(cfg: DictConfig, run: str, prompts: list[str]) -> list[str]:
     device = machine.choose_device(build(cfg.train).device)
     model, tokenizer = checkpoints.load_as(cfg, run, device=device)
     if model.cannot_generate:
@@ -36,10 +41,10 @@ def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str
         show("\n")
         return texts
     texts = continued(model, tokenizer, prompts, **options)
-    print("\n\n".join(prompt + text for prompt, text in zip(prompts, texts)))
+    print(printable("\n\n".join(prompt + text for prompt, text in zip(prompts, texts))))
     return texts
 
 
 def show(piece: str) -> None:
-    sys.stdout.write(piece)
+    sys.stdout.write(printable(piece))
     sys.stdout.flush()

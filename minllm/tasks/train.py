@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from minllm.config import build
 from minllm.data.batches import check_data, open_data
 from minllm.errors import UserError
+from minllm.explain import DISK_TROUBLE, disk_sentence
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.cost import cost
@@ -45,8 +47,13 @@ def train(
         OSError: the run's folder can't be written, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint; 128 + the signal's number.
     """
-    prepared = prepare(cfg, run_dir, resume, init_from)
-    return carry_out(*prepared, cfg, resume)
+    with memory.running_out("the run was prepared or ended"):
+        if not resume:
+            return carry_out(*prepare(cfg, run_dir, None, init_from), cfg)
+        folder = RunDir(run_dir)
+        # how far the run is must not change between reading it and going on
+        with folder.alone():
+            return carry_out(*prepare(cfg, run_dir, resume, init_from, folder), cfg, resume)
 
 
 def carry_out(
@@ -54,19 +61,23 @@ def carry_out(
 ) -> dict:
     """Train what `prepare` has prepared, and write the run's folder; return what summary.json says."""
     with run.folder.alone():
-        if resume:
-            run.folder.resume_at(run.progress.step)
-        run.folder.begin(cfg, tokenizer)
+        if not resume:
+            run.folder.refuse_another_run()  # another may have begun meanwhile
+        # before anything is written, since a service may refuse what the logger asks for
         notes.append(run.logger.start(cfg, run.folder.path))
-        for note in filter(None, notes):
-            run.folder.say(note)
         summary: dict[str, Any] = {}
         try:
-            signal = fit(run)
-            if signal is None:
-                figures = summarise(run, cfg)
-                run.folder.summary(figures)
-                summary = figures
+            if resume:
+                run.folder.resume_at(run.progress.step)
+            run.folder.begin(cfg, tokenizer)
+            for note in filter(None, notes):
+                run.folder.say(note)
+            with explained(run):
+                signal = fit(run)
+                if signal is None:
+                    figures = summarise(run, cfg)
+                    run.folder.summary(figures)
+                    summary = figures
         finally:
             run.logger.finish(summary)
     if signal is not None:
@@ -77,21 +88,46 @@ def carry_out(
     return summary
 
 
+@contextlib.contextmanager
+def explained(run: Run) -> Iterator[None]:
+    """Turn a failure to write the run's folder into a sentence that says where the run can go on."""
+    try:
+        yield
+    except OSError as error:
+        inside = str(error.filename or "").startswith(str(run.folder.path))
+        if not inside and error.errno not in DISK_TROUBLE:
+            raise
+        kept = checkpoints.all_in(run.folder.checkpoints)
+        where = f"The last checkpoint is {kept[-1].name}" if kept else "There is no checkpoint yet"
+        raise UserError(
+            f"{disk_sentence(error)} Training stopped at step {run.progress.step}. {where}. To go on, once that is"
+            f" possible again: python run.py resume={run.folder.path}"
+        ) from error
+
+
 def prepare(
-    cfg: DictConfig, run_dir: Path, resume: str | None, init_from: str | None
+    cfg: DictConfig,
+    run_dir: Path,
+    resume: str | None,
+    init_from: str | None,
+    folder: RunDir | None = None,
 ) -> tuple[Run, Tokenizer, list[str | None]]:
     """Build all that the run is made of, and refuse what can't be trained; nothing is written in `run_dir` yet.
 
     Returns the run, its tokenizer, and what the log should say first.
+
+    Args:
+        folder: the run's folder, where the caller is alone in it already.
     """
     settings: Settings = build(cfg.train)
-    folder = RunDir(run_dir)
-    if resume:
-        init_from = None  # it has weights of its own by now
-    else:
+    folder = folder or RunDir(run_dir)
+    if not resume:
         folder.refuse_another_run()
-    checkpoint = checkpoints.find(resume, "last") if resume else None
+    checkpoint = last_checkpoint(folder, resume) if resume else None
+    if checkpoint:
+        init_from = None  # it has weights of its own by now
     progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
+    kept = folder.kept(progress.step) if resume else None
 
     device = machine.choose_device(settings.device)
     pages = memory.keep_pages() if settings.malloc == "keep" and device.type == "cpu" else False
@@ -107,7 +143,8 @@ def prepare(
     progress.tokenizer = tokenizer.fingerprint
     source = build(cfg.data)
     check_data(source, tokenizer)
-    model = build_model(cfg, tokenizer).to(device)
+    with memory.running_out("the model was built"):
+        model = build_model(cfg, tokenizer).to(device)
     if init_from:
         checkpoints.load_weights(origin, model)
     optimizer = build(cfg.optim, model)
@@ -117,6 +154,8 @@ def prepare(
     if checkpoint:
         checkpoints.load_weights(checkpoint, model)
         checkpoints.load_optimizer(checkpoint, optimizer)
+        if budget.spent(progress.step, progress.seconds) and folder.is_finished(progress.step):
+            raise budget.used_up(progress.step, progress.seconds)
         budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
 
     # last, since encoding a corpus takes time: all that can be refused has been
@@ -142,6 +181,10 @@ def prepare(
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
         validation_text=corpus.store.metadata["validation_text"],
     )
+    if kept:
+        run.recorded = kept.recorded
+        run.is_sampled = kept.sample is not None
+        run.latest_samples = [("", kept.sample)] if run.is_sampled else []
     params = sum(p.numel() for p in model.parameters())
     notes = [
         f"{'Going on' if resume else 'Training'} in {run_dir}",
@@ -152,10 +195,22 @@ def prepare(
         if pages
         else None,
         f"The weights begin as those of {init_from}." if init_from else None,
-        f"Going on from step {progress.step}." if resume else None,
+        f"Going on from step {progress.step}." if checkpoint else None,
+        "It had no checkpoint yet, so it begins anew." if resume and not checkpoint else None,
         f"There will be no samples. {model.cannot_generate}" if model.cannot_generate else None,
     ]
     return run, tokenizer, notes
+
+
+def last_checkpoint(folder: RunDir, resume: str) -> Path | None:
+    """Return where a run goes on from; None if it was stopped before its first checkpoint.
+
+    Raises:
+        UserError: a finished run has no checkpoint any more.
+    """
+    if checkpoints.all_in(folder.checkpoints) or (folder.path / "summary.json").exists():
+        return checkpoints.find(resume, "last")
+    return None
 
 
 def choose_precision(settings: Settings, device: torch.device, progress: Progress) -> tuple[Any, str]:

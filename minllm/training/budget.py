@@ -48,9 +48,9 @@ class Budget:
             self.seconds is not None and seconds >= self.seconds
         )
 
-    def passed(self, parts: int | None) -> int:
-        """Return how many of `parts` equal parts of the run lie behind it; 0 if it isn't divided."""
-        return int(self.position * (parts or 0) // self.total_steps)
+    def passed(self, parts: int | None, back: float = 0.0) -> int:
+        """Return how many of `parts` equal parts lay behind the run `back` steps ago; 0 if it isn't divided."""
+        return int((self.position - back) * (parts or 0) // self.total_steps)
 
     def advance(self, step: int, seconds: float, step_seconds: float) -> None:
         """Take note that step number `step` (counted from 1) is done: it took `step_seconds`, all so far `seconds`."""
@@ -62,14 +62,22 @@ class Budget:
         if self.steps is None and step == PACE_STEPS:
             self.total_steps = max(step + 1, round(step * self.seconds / seconds))
 
-    def go_on(self, step: int, seconds: float, position: float, total_steps: int) -> None:
-        """Go on with a run that has taken `step` steps in `seconds`. UserError if it has used up this budget."""
-        if self.spent(step, seconds):
-            raise UserError(
-                f"This run has used up its budget: it has taken {step} steps in {seconds / 60:.1f} minutes. Give it"
-                " more, such as train.steps=" + str(2 * step) + "."
-            )
-        if self.steps is None and position > total_steps - 1:
+    def used_up(self, step: int, seconds: float) -> UserError:
+        """Return what a finished run answers to whoever wants it to go on."""
+        return UserError(
+            f"This run has used up its budget: it has taken {step} steps in {seconds / 60:.1f} minutes. Give it"
+            " more, such as train.steps=" + str(2 * step) + "."
+        )
+
+    def go_on(self, step: int, seconds: float, position: float, total_steps: int | None) -> None:
+        """Go on with a run that has taken `step` steps in `seconds`, and may have used up this budget."""
+        total_steps = ENDLESS if total_steps is None else total_steps
+        if (
+            self.steps is None
+            and position > total_steps - 1
+            and seconds > 0
+            and not self.spent(step, seconds)
+        ):
             # its time was up, and there is more now: the pace so far tells the length anew
             position, total_steps = step, round(step * self.seconds / seconds)
         self.position = position

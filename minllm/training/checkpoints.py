@@ -11,6 +11,7 @@ A checkpoint is written in a folder beside and renamed, so that one that has its
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -32,7 +33,12 @@ from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.lm import LM
 from minllm.tokenizer import Tokenizer, of_run
+from minllm.training import memory
+from minllm.training.files import write_text
 from minllm.training.rundir import to_json
+
+LARGEST = 2**62
+"""Above any number of steps or tokens."""
 
 
 @dataclass
@@ -57,6 +63,9 @@ class Progress:
     """The fingerprint of the tokenizer whose tokens the model reads; None in checkpoints of before."""
     data: dict | None = None
     """How many documents, tokens and bytes it learns from, and their hash; a resumed run learns from the same."""
+    lr: float | None = None
+    grad_norm: float | None = None
+    """Of the latest step."""
     recent_losses: list[float] = field(default_factory=list)
     """Of the steps since the last line of metrics."""
     recent_figures: list[dict[str, float]] = field(default_factory=list)
@@ -67,7 +76,7 @@ class Progress:
     def tokens_per_second(self, tokens_per_step: int) -> float:
         """Return the pace of training alone, without evaluations, checkpoints and compiling."""
         if not self.timed_steps:
-            return self.tokens / self.seconds
+            return self.tokens / self.seconds if self.seconds else 0.0
         return self.timed_steps * tokens_per_step / self.timed_seconds
 
 
@@ -81,8 +90,7 @@ def save(
     """
     target = folder / f"step-{progress.step:06d}"
     beside = folder / f".{target.name}.partial"
-    for partial in folder.glob(".step-*.partial"):  # what a killed run left half written
-        shutil.rmtree(partial)
+    tidy(folder, progress, keep)
     beside.mkdir(parents=True)
     try:
         with _write_errors():
@@ -94,10 +102,26 @@ def save(
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    tidy(folder, progress, keep)
+
+
+def tidy(folder: Path, progress: Progress, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep` and the best, and what a killed run left half written or removed."""
     best = progress.best["step"] if progress.best else None
     for old in all_in(folder)[:-keep]:
         if step_of(old) != best:
-            shutil.rmtree(old)
+            old.rename(folder / f".{old.name}.partial")
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial)
+
+
+def save_progress(folder: Path, progress: Progress) -> None:
+    """Write what a step has found since its checkpoint was saved."""
+    write_text(folder / f"step-{progress.step:06d}" / "state.json", to_json(asdict(progress)))
+
+
+def is_saved(folder: Path, step: int) -> bool:
+    return (folder / f"step-{step:06d}").is_dir()
 
 
 def all_in(folder: Path) -> list[Path]:
@@ -138,9 +162,62 @@ def read_progress(checkpoint: Path) -> Progress:
     """Return how far the run was. UserError if the checkpoint is damaged."""
     with _damage(checkpoint, "state.json") as path:
         progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
-        if not (isinstance(progress.step, int) and isinstance(progress.decisions, dict)):
-            raise ValueError("step or decisions are of another type")
+        if wrong := wrong_values(progress, step_of(checkpoint)):
+            raise UserError(
+                f"{path} is damaged: {wrong[0]} has a value that no run writes. {cure(checkpoint)}"
+            )
         return progress
+
+
+def wrong_values(progress: Progress, step: int) -> list[str]:
+    """Return the names of the values that a checkpoint of `step` can't have."""
+    best, decisions = progress.best, progress.decisions
+    fits = {
+        "step": is_count(progress.step) and progress.step == step,
+        "tokens": is_count(progress.tokens),
+        "seconds": is_time(progress.seconds) and (progress.seconds > 0 or not progress.tokens),
+        "position": is_time(progress.position) and progress.position <= LARGEST,
+        "total_steps": progress.total_steps is None
+        or (is_count(progress.total_steps) and progress.total_steps > 0),
+        "timed_steps": is_count(progress.timed_steps),
+        "timed_seconds": is_time(progress.timed_seconds)
+        and (progress.timed_seconds > 0 or not progress.timed_steps),
+        "val_loss": progress.val_loss is None or is_number(progress.val_loss),
+        "val_bpb": progress.val_bpb is None or is_number(progress.val_bpb),
+        "best": best is None
+        or (isinstance(best, dict) and is_count(best.get("step")) and is_number(best.get("val_loss"))),
+        "tokenizer": progress.tokenizer is None or isinstance(progress.tokenizer, str),
+        "data": progress.data is None or isinstance(progress.data, dict),
+        "lr": progress.lr is None or is_number(progress.lr),
+        "grad_norm": progress.grad_norm is None or is_number(progress.grad_norm),
+        "recent_losses": isinstance(progress.recent_losses, list)
+        and all(map(is_number, progress.recent_losses)),
+        "recent_figures": isinstance(progress.recent_figures, list)
+        and all(
+            isinstance(one, dict) and all(map(is_number, one.values())) for one in progress.recent_figures
+        ),
+        "decisions": isinstance(decisions, dict)
+        and decisions.get("precision", "fp32") in ("fp32", "bf16")
+        and isinstance(decisions.get("compile", False), bool)
+        and all(
+            is_count(decisions.get(name, 1)) and decisions.get(name, 1) > 0
+            for name in ("micro_batch_size", "micro_batch_size_asked")
+        ),
+    }
+    return [name for name, fit in fits.items() if not fit]
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number. It may be NaN, as the validation loss of a model that diverged."""
+    return type(value) is float or (type(value) is int and abs(value) <= LARGEST)
+
+
+def is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def is_time(value: object) -> bool:
+    return is_number(value) and math.isfinite(value) and value >= 0
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
@@ -250,17 +327,26 @@ def _damage(checkpoint: Path, name: str) -> Iterator[Path]:
     path = checkpoint / name
     try:
         yield path
+    except UserError:
+        raise
     # a damaged file may fail in as many ways as there are parsers; none of them is a bug of ours
     except Exception as error:
+        if memory.ran_out(error):
+            raise
+        if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise UserError(f"{path} can't be read: {error.strerror}.") from error
         what = (
             "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({type(error).__name__})"
         )
-        earlier = [other for other in all_in(checkpoint.parent) if step_of(other) < step_of(checkpoint)]
-        if earlier:
-            cure = f"Remove the folder {checkpoint}, and step {step_of(earlier[-1])} takes its place."
-        else:
-            cure = "The run has no earlier checkpoint, so train it again."
-        raise UserError(f"{path} {what}. {cure}") from error
+        raise UserError(f"{path} {what}. {cure(checkpoint)}") from error
+
+
+def cure(checkpoint: Path) -> str:
+    """Return what can be done about a damaged checkpoint."""
+    earlier = [other for other in all_in(checkpoint.parent) if step_of(other) < step_of(checkpoint)]
+    if earlier:
+        return f"Remove the folder {checkpoint}, and step {step_of(earlier[-1])} takes its place."
+    return "The run has no earlier checkpoint, so train it again."
 
 
 @contextmanager

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+
+STOPPING = b"\nStopping after this step; once more stops at once.\n"
 
 
 class Interruption:
@@ -13,9 +18,9 @@ class Interruption:
     Threads other than the main one, where Python doesn't allow signal handlers, go on undisturbed.
     """
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self) -> None:
         self.signal: int | None = None
-        self._say = say
+        self._held = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
@@ -29,7 +34,21 @@ class Interruption:
             signal.signal(number, handler)
         self._before.clear()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no signal stop what is inside, such as writing the checkpoint that the first one asked for."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
     def _note(self, number: int, frame: object) -> None:
-        self.signal = number
-        self.__exit__()
-        self._say("Stopping after this step; once more stops at once.")
+        if self.signal is None:
+            self.signal = number
+            # a handler may run in the middle of a print, where another print would be an error
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.write(sys.__stderr__.fileno(), STOPPING)
+        elif not self._held:
+            self.__exit__()
+            signal.raise_signal(number)

@@ -5,15 +5,20 @@ A logger has four methods: `start(cfg, run_dir)`, `log(event)`, `samples(step, r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import netrc
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
+from minllm.errors import UserError, first_line, printable
 from minllm.options import Name
 
 # characters that W&B's server takes; longer ones it refuses, and an offline run's only when it's sent
@@ -54,6 +59,8 @@ class Silent:
 class WandB:
     """Weights & Biases. Its files lie in the run's folder; `wandb sync` sends those of an offline run.
 
+    What it refuses at the start is an error of the user's. What fails later is told once, and training goes on without.
+
     Each choice is a tag (`attn=mqa`) and a key of the config (`choices.attn`), by which a dashboard can group.
 
     Args:
@@ -74,8 +81,20 @@ class WandB:
         job_type: Name | None = None,
     ):
         self.project, self.mode, self.group, self.job_type = project, mode, group, job_type
+        self.works = True
 
     def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
+        with left_as_it_was(run_dir / "wandb"):
+            try:
+                return self._start(cfg, run_dir)
+            # it raises exceptions of its own, of pydantic's and of the network's, and none of them is a bug of ours
+            except Exception as error:
+                raise UserError(
+                    f"Weights & Biases can't be used: {reason(error)}. Check logger.project, logger.group, tags and the"
+                    " API key, or use logger.mode=offline or logger=none."
+                ) from error
+
+    def _start(self, cfg: DictConfig, run_dir: Path) -> str:
         import wandb  # takes a second, and most runs don't use it
 
         mode = self.mode
@@ -110,16 +129,66 @@ class WandB:
         return f"Weights & Biases: {where}{why}."
 
     def log(self, event: dict[str, Any]) -> None:
-        self.run.log({name: value for name, value in event.items() if name != "step"}, step=event["step"])
+        figures = {name: value for name, value in event.items() if name != "step"}
+        self._send(lambda: self.run.log(figures, step=event["step"]))
 
     def samples(self, step: int, rows: list[tuple[str, str]]) -> None:
-        for prompt, text in rows:
-            self.table.add_data(step, prompt, text)
-        self.run.log({"samples": self.table}, step=step)
+        def send() -> None:
+            for prompt, text in rows:
+                self.table.add_data(step, prompt, text)
+            self.run.log({"samples": self.table}, step=step)
+
+        self._send(send)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        self.run.summary.update(summary)
-        self.run.finish(exit_code=0 if summary else 1)
+        self._send(lambda: self.run.summary.update(summary))
+        self._send(lambda: self.run.finish(exit_code=0 if summary else 1))
+
+    def _send(self, send: Callable[[], None]) -> None:
+        if not self.works:
+            return
+        try:
+            send()
+        # whatever fails in a service, the run's folder has it all and the training is worth more
+        except Exception as error:
+            self.works = False
+            tqdm.write(printable(f"Weights & Biases failed: {reason(error)}. The run goes on without it."))
+
+
+@contextlib.contextmanager
+def left_as_it_was(folder: Path) -> Iterator[None]:
+    """Remove what was put into a folder, and point its links where they pointed, if what is inside fails."""
+    before = {path: link_of(path) for path in folder.glob("*")} if folder.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for path in folder.glob("*"):
+            if path in before and before[path] == link_of(path):
+                continue
+            if path.is_symlink() or path.is_file():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        for path, link in before.items():
+            if link is not None and not path.is_symlink():
+                path.symlink_to(link)
+        raise
+
+
+def link_of(path: Path) -> str | None:
+    return os.readlink(path) if path.is_symlink() else None
+
+
+def reason(error: Exception) -> str:
+    """Return what is wrong in one line; pydantic has that in its last but one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in lines if line.startswith("Value error, ")), None)
+    return (
+        told.removeprefix("Value error, ").partition(" [type=")[0].rstrip(".") if told else first_line(error)
+    )
 
 
 def short(name: str, limit: int) -> str:

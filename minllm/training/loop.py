@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from minllm.data.batches import Batch, TrainBatches, Validation
 from minllm.errors import UserError
@@ -21,11 +21,12 @@ from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
 from minllm.objective.cross_entropy import IGNORED
 from minllm.training import checkpoints, machine, memory
-from minllm.training.budget import ENDLESS, PACE_STEPS, Budget
+from minllm.training.budget import PACE_STEPS, Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import autocast, evaluate
 from minllm.training.interruption import Interruption
 from minllm.training.loggers import Logger
+from minllm.training.progress import ProgressBar
 from minllm.training.rundir import RunDir
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
@@ -63,37 +64,51 @@ class Run:
     latest_samples: list[tuple[str, str]] = field(default_factory=list)
     validation_text: str | None = None
     """A hash of the validation set's text, whatever the tokenizer: runs that have the same may be compared."""
+    recorded: frozenset[str] = frozenset()
+    """Which figures metrics.jsonl has of the step that a resumed run goes on from."""
+    is_sampled: bool = False
+    """Whether samples.txt has a text of that step."""
+    began: float = 0.0
+    """When the run would have begun if it had never stopped, on the clock of `time.perf_counter`."""
 
 
 def fit(run: Run) -> int | None:
     """Train until a budget is used up. Return the signal that stopped it early, or None.
 
+    Whatever is raised, a checkpoint of the last whole step is kept where the disk allows it.
+
     Raises:
         Diverged: the loss is no number any more.
         OutOfMemory: memory ran out at a single row.
-        OSError: the disk is full. Earlier checkpoints are as they were.
+        OSError: the disk is full, or the folder can't be written. Earlier checkpoints are as they were.
     """
     settings, progress, budget = run.settings, run.progress, run.budget
     compiling = progress.decisions.get("compile", False) if settings.compile == "auto" else settings.compile
     loss_of = compile_loss(run) if compiling else run.objective.loss
     logged_steps, logged_seconds = 0, 0.0
     fastest_seconds = math.inf  # what else the machine does can only slow a step down
-    began = time.perf_counter() - progress.seconds
+    run.began = time.perf_counter() - progress.seconds
     last, stopping = False, None
     run.model.train()
 
-    with Interruption(run.folder.say) as interruption, progress_bar(run) as bar:
+    with Interruption() as interruption, ProgressBar(shown=run.folder.on_terminal) as bar:
+        if progress.step > 0:
+            last = budget.spent(progress.step, progress.seconds)
+            catch_up(run, last)
+            stopping = interruption.signal
         while not last and stopping is None:
             step_began = time.perf_counter()
             lr = run.schedule.lr(progress.position, budget.total_steps)
-            loss = whole_batch_gradient(run, loss_of)
+            with keeping(run):
+                loss = whole_batch_gradient(run, loss_of)
             grad_norm = update(run, lr)
 
             step_seconds = time.perf_counter() - step_began
             fastest_seconds = min(fastest_seconds, step_seconds)
             progress.step += 1
             progress.tokens += run.tokens_per_step
-            progress.seconds = time.perf_counter() - began
+            progress.seconds = time.perf_counter() - run.began
+            progress.lr, progress.grad_norm = lr, grad_norm
             progress.recent_losses.append(loss)
             if compiling:
                 memory.trim()
@@ -106,30 +121,15 @@ def fit(run: Run) -> int | None:
             budget.advance(progress.step, progress.seconds, step_seconds)
             progress.position, progress.total_steps = budget.position, budget.total_steps
             last = budget.spent(progress.step, progress.seconds)
-            show(bar, run, loss, run.tokens_per_step / step_seconds)
+            bar.show(progress, budget, loss, run.tokens_per_step / step_seconds)
 
             if due(settings.log_every, progress.step, last):
-                record(
-                    run,
-                    train_loss=sum(progress.recent_losses) / len(progress.recent_losses),
-                    lr=lr,
-                    grad_norm=grad_norm,
-                    tokens_per_second=logged_steps * run.tokens_per_step / logged_seconds,
-                    memory_bytes=memory.peak_bytes(run.device),
-                    **means(progress.recent_figures),
-                )
-                progress.recent_losses.clear(), progress.recent_figures.clear()
+                record_training(run, tokens_per_second=logged_steps * run.tokens_per_step / logged_seconds)
                 logged_steps, logged_seconds = 0, 0.0
 
             better = False
             if due(settings.eval_every, progress.step, last) or budget.passed(settings.evals) > evals:
-                figures = evaluation(run)
-                progress.seconds = time.perf_counter() - began
-                progress.val_loss, progress.val_bpb = figures["val_loss"], figures["val_bpb"]
-                better = progress.best is None or progress.val_loss < progress.best["val_loss"]
-                if better:
-                    progress.best = {"step": progress.step, "val_loss": progress.val_loss}
-                record(run, **figures)
+                better = record_evaluation(run)
 
             undecided = settings.compile == "auto" and "compile" not in progress.decisions
             if undecided and progress.step >= PACE_STEPS:
@@ -142,21 +142,55 @@ def fit(run: Run) -> int | None:
 
             stopping = interruption.signal
             if better or stopping or due(settings.checkpoint_every, progress.step, last):
-                progress.seconds = time.perf_counter() - began
-                checkpoints.save(
-                    run.folder.checkpoints, run.model, run.optimizer, progress, settings.keep_checkpoints
-                )
+                with interruption.held():
+                    save(run)
 
             if due(settings.sample_every, progress.step, last):
-                run.latest_samples = run.sample()
-                if run.latest_samples:
-                    run.folder.samples(progress.step, [prompt + text for prompt, text in run.latest_samples])
-                    run.logger.samples(progress.step, run.latest_samples)
+                write_sample(run)
     return None if last else stopping
+
+
+def catch_up(run: Run, last: bool) -> None:
+    """Do what a kill or a failure has kept a resumed run from doing at the step of its checkpoint."""
+    settings, progress = run.settings, run.progress
+    checkpoints.tidy(run.folder.checkpoints, progress, settings.keep_checkpoints)
+    if "train_loss" in run.recorded:
+        progress.recent_losses.clear(), progress.recent_figures.clear()
+    elif due(settings.log_every, progress.step, last) and progress.recent_losses and progress.lr is not None:
+        record_training(run, tokens_per_second=progress.tokens_per_second(run.tokens_per_step))
+    part_ended = run.budget.passed(settings.evals) > run.budget.passed(settings.evals, back=1.0)
+    evaluates = due(settings.eval_every, progress.step, last) or part_ended
+    if evaluates and "val_loss" not in run.recorded:
+        record_evaluation(run)
+        run.folder.written(lambda: checkpoints.save_progress(run.folder.checkpoints, progress))
+    if due(settings.sample_every, progress.step, last) and not run.is_sampled:
+        write_sample(run)
 
 
 def due(every: int, step: int, last: bool) -> bool:
     return last or (every > 0 and step % every == 0)
+
+
+def save(run: Run) -> None:
+    """Save a checkpoint."""
+    run.progress.seconds = time.perf_counter() - run.began
+    run.folder.mend()
+    keep, folder = run.settings.keep_checkpoints, run.folder.checkpoints
+    run.folder.written(lambda: checkpoints.save(folder, run.model, run.optimizer, run.progress, keep))
+
+
+@contextlib.contextmanager
+def keeping(run: Run) -> Iterator[None]:
+    """Save a checkpoint of the last whole step if what is inside fails, and raise the error as it is."""
+    try:
+        yield
+    except Exception as error:
+        saved = checkpoints.is_saved(run.folder.checkpoints, run.progress.step)
+        if run.progress.step > 0 and not saved and not isinstance(error, Diverged):
+            # the disk or the memory may be what failed; the first error is the one to tell
+            with contextlib.suppress(OSError, MemoryError, RuntimeError, UserError):
+                save(run)
+        raise
 
 
 def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
@@ -265,6 +299,35 @@ def compile_loss(run: Run) -> Callable[..., Tensor]:
     return torch.compile(run.objective.loss)
 
 
+def record_training(run: Run, tokens_per_second: float) -> None:
+    """Write a line on the steps since the last one."""
+    progress = run.progress
+    record(
+        run,
+        train_loss=sum(progress.recent_losses) / len(progress.recent_losses),
+        lr=progress.lr,
+        grad_norm=progress.grad_norm,
+        tokens_per_second=tokens_per_second,
+        memory_bytes=memory.peak_bytes(run.device),
+        **means(progress.recent_figures),
+    )
+    progress.recent_losses.clear(), progress.recent_figures.clear()
+
+
+def record_evaluation(run: Run) -> bool:
+    """Evaluate, and write a line on it; return whether no evaluation was as good before."""
+    progress = run.progress
+    with keeping(run):
+        figures = evaluation(run)
+    progress.seconds = time.perf_counter() - run.began
+    progress.val_loss, progress.val_bpb = figures["val_loss"], figures["val_bpb"]
+    better = progress.best is None or progress.val_loss < progress.best["val_loss"]
+    if better:
+        progress.best = {"step": progress.step, "val_loss": progress.val_loss}
+    record(run, **figures)
+    return better
+
+
 def record(run: Run, **figures: float) -> None:
     """Write a line of metrics, here and wherever the run is watched."""
     event = {
@@ -272,8 +335,25 @@ def record(run: Run, **figures: float) -> None:
         "tokens": run.progress.tokens,
         "seconds": round(run.progress.seconds, 3),
     }
-    run.folder.event({**event, **figures})
+    with keeping(run):
+        run.folder.event({**event, **figures})
     run.logger.log({**event, **figures})
+
+
+def write_sample(run: Run) -> None:
+    """Have the model write a text, here and wherever the run is watched."""
+    step = run.progress.step
+    try:
+        with keeping(run):
+            run.latest_samples = run.sample()
+            if run.latest_samples:
+                run.folder.samples(step, [prompt + text for prompt, text in run.latest_samples])
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+        run.folder.say(f"Memory ran out while the model wrote a sample: step {step} has none.")
+    if run.latest_samples:
+        run.logger.samples(step, run.latest_samples)
 
 
 def means(figures: list[dict[str, float]]) -> dict[str, float]:
@@ -281,22 +361,3 @@ def means(figures: list[dict[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for one in figures for name in one)
     found = {name: [one[name] for one in figures if name in one] for name in names}
     return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-def progress_bar(run: Run) -> tqdm:
-    return tqdm(
-        initial=run.progress.position,
-        total=None if run.budget.total_steps == ENDLESS else run.budget.total_steps,
-        disable=not run.folder.on_terminal,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left, {postfix}",
-        desc="Training",
-        leave=False,
-    )
-
-
-def show(bar: tqdm, run: Run, loss: float, tokens_per_second: float) -> None:
-    bar.total = None if run.budget.total_steps == ENDLESS else run.budget.total_steps
-    bar.set_postfix_str(
-        f"step {run.progress.step}, loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False
-    )
-    bar.update(run.progress.position - bar.n)

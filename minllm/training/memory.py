@@ -8,17 +8,27 @@ import errno
 import gc
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from minllm.errors import UserError
+from minllm.errors import UserError, first_line
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 GIGABYTE = 1 << 30
 OUT_OF_MEMORY = {
     # torch's CPU allocator and oneDNN have no exception of their own
-    RuntimeError: ("can't allocate memory", "could not create a memory object", "std::bad_alloc"),
+    RuntimeError: (
+        "can't allocate memory",
+        "Cannot allocate memory",
+        "not enough memory",
+        "out of memory",
+        "could not create a memory object",
+        "std::bad_alloc",
+        "STATUS_ALLOC_FAILED",
+        "can't start new thread",
+    ),
     # of a library that is loaded late
     ImportError: ("Cannot allocate memory",),
     # Python loses a MemoryError that there's no memory for
@@ -90,6 +100,22 @@ def ran_out(error: BaseException | None) -> bool:
         if isinstance(error, kind) and any(words in str(error) for words in phrases):
             return True
     return ran_out(error.__cause__ or (None if error.__suppress_context__ else error.__context__))
+
+
+@contextlib.contextmanager
+def running_out(doing: str) -> Iterator[None]:
+    """Raise OutOfMemory, which says what was being done, when memory runs out inside."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory(
+            f"Memory ran out while {doing} ({first_line(error)}). Make model.dim, model.n_layers, data.seq_len or"
+            " train.batch_size smaller, or end other programs that hold memory."
+        ) from error
 
 
 def halve(micro_batch_size: int) -> int:

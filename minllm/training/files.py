@@ -1,0 +1,70 @@
+"""Files that are never half written, and that are never written through a link that leads elsewhere."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Container
+from pathlib import Path
+
+from minllm.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside `path` and rename it, so that `path` is always whole."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        beside.unlink(missing_ok=True)  # it may be a link, or have a second name elsewhere
+        with open(beside, "wb", opener=without_links) as file:
+            file.write(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def without_links(path: str, flags: int) -> int:
+    """Open a file for `open(..., opener=without_links)`, which fails where `path` is a symbolic link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def contents(path: Path) -> bytes:
+    """Return a file's bytes; none if it isn't there, or isn't a regular file."""
+    return path.read_bytes() if path.is_file() else b""
+
+
+def set_aside(path: Path) -> None:
+    """Rename what stands where something else has to be written."""
+    free = (path.with_name(f"{path.name}.aside-{number}") for number in range(1, 10_000))
+    os.rename(path, next(place for place in free if not os.path.lexists(place)))
+
+
+def refuse_links(folder: Path, appended: Container[str]) -> None:
+    """Raise UserError if writing a run into `folder` could write or delete anything outside of it.
+
+    Args:
+        appended: the names of files that are written in place, where a hard link is another file's content.
+    """
+    root = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            found, first = path.lstat(), path.relative_to(folder).parts[0]
+            if stat.S_ISLNK(found.st_mode):
+                # W&B links the newest of its own files
+                if first != "wandb" or root not in Path(os.path.realpath(path)).parents:
+                    raise refused(path, "is a symbolic link")
+            elif stat.S_ISREG(found.st_mode):
+                if found.st_nlink > 1 and path.parent == folder and path.name in appended:
+                    raise refused(path, "has a second name elsewhere (a hard link)")
+            elif not stat.S_ISDIR(found.st_mode):
+                raise refused(path, "is not a regular file")
+
+
+def refused(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} {what}, so writing this run could change files outside of its folder. Replace it with a copy of what"
+        " it names, or remove it."
+    )

@@ -1,0 +1,92 @@
+"""What a kill leaves: a copy of a folder before each action that changes it, as if the process had died right there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+
+
+class Moments:
+    """Copies `folder` into `into`, once for each state of it that another kill would leave.
+
+    A text that is being appended may be half written, so there's a copy with the first half of each.
+    """
+
+    def __init__(self, folder: Path, into: Path):
+        self.folder, self.into = folder, into
+        self.copies: dict[Path, str] = {}
+        """Each copy, and before which action it was made."""
+        self.states: set[Any] = set()
+        self.appended: tuple[Path, int] | None = None
+
+    def see(self, event: str, args: tuple[Any, ...]) -> None:
+        path = str(args[0])
+        relative = (
+            event in ("os.remove", "os.rmdir") and args[1] != -1
+        )  # inside a folder that is being removed
+        writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if (
+            self.folder.exists()
+            and (path.startswith(str(self.folder)) or relative)
+            and (writes or event in CHANGES)
+        ):
+            self.copy(f"{event} {path}")
+            if writes and args[2] & os.O_APPEND:
+                self.appended = Path(path), os.path.getsize(path) if os.path.isfile(path) else 0
+
+    def copy(self, action: str) -> None:
+        if self.appended and (half := self.half(*self.appended)):
+            self.keep(f"the end of writing {self.appended[0]}", half)
+            self.appended = None
+        self.keep(action)
+
+    def half(self, path: Path, size_before: int) -> tuple[Path, bytes] | None:
+        text = path.read_bytes() if path.is_file() else b""
+        written = len(text) - size_before
+        return (path.relative_to(self.folder), text[: size_before + written // 2]) if written > 0 else None
+
+    def keep(self, action: str, changed: tuple[Path, bytes] | None = None) -> None:
+        files = {path.relative_to(self.folder): path for path in sorted(self.folder.rglob("*"))}
+        state = {name: path.read_bytes() if path.is_file() else None for name, path in files.items()}
+        state |= dict([changed]) if changed else {}
+        state = {name: content for name, content in state.items() if name.name != "log.txt"}
+        if frozenset(state.items()) not in self.states:
+            self.states.add(frozenset(state.items()))
+            copy = self.into / str(len(self.copies))
+            shutil.copytree(self.folder, copy)
+            if changed:
+                (copy / changed[0]).write_bytes(changed[1])
+            self.copies[copy] = action
+
+
+watching: list[Moments] = []
+
+
+def hook(event: str, args: tuple[Any, ...]) -> None:
+    if watching and (event == "open" or event in CHANGES):
+        moments = watching.pop()  # what it does itself isn't looked at
+        try:
+            moments.see(event, args)
+        finally:
+            watching.append(moments)
+
+
+sys.addaudithook(hook)
+
+
+@contextmanager
+def every_moment(folder: Path, into: Path) -> Iterator[Moments]:
+    """Keep a copy of `folder` of every moment while the context lasts."""
+    moments = Moments(folder, into)
+    watching.append(moments)
+    try:
+        yield moments
+    finally:
+        watching.remove(moments)
