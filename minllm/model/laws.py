@@ -1,5 +1,6 @@
 """The laws that every model must obey before its figures mean anything, checked on the model as configured.
 
+    repeatable          the same text gives the same outputs when it is evaluated again
     no look-ahead       changing a token changes no output at an earlier token, nor in another row
     documents apart     documents packed in a row give what they give alone, and padding changes nothing
     decoding            a prompt, then one token at a time, gives what the whole text gives at once
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from minllm.config import validate
 from minllm.errors import UserError
-from minllm.model.build import build_shapes, try_out
+from minllm.model.build import try_out
 from minllm.model.context import PAD
 from minllm.model.lm import LM, ModelState
 from minllm.model.passes import Pass, first_difference, joined, recorded
@@ -41,6 +42,7 @@ EXACT, ROUNDED, DECODED = 1e-5, 1e-4, 1e-3
 """Differences, as shares of a part's output, that rounding may make: between passes of the same shape, where nothing but
 the rows of experts differs; between passes of other lengths; and between decoding and the whole."""
 
+UNCHECKED = "Unchecked: nobody knows whether this model looks ahead (train.check=false)."
 TURN_OFF = " To train it unchecked all the same: train.check=false."
 
 
@@ -52,13 +54,14 @@ def check_laws(cfg: DictConfig) -> str:
     """
     began = time.perf_counter()
     validate(cfg)
-    build_shapes(cfg, VOCABULARY)
     # modules from outside may draw numbers as they are built
     with torch.random.fork_rng(devices=[]):
         model = specimen(cfg)
         check_specimen(model)
     names = [name for name, law in LAWS.items() if holds_for(model, law)]
-    share = f", in {len(model.layers)} of {cfg.model.n_layers} layers" * (len(model.layers) < cfg.model.n_layers)
+    share = f", in {len(model.layers)} of {cfg.model.n_layers} layers" * (
+        len(model.layers) < cfg.model.n_layers
+    )
     declared = " It is declared to look ahead." * bool(model.cannot_generate)
     return f"Checked{share}: {', '.join(names)}; {time.perf_counter() - began:.1f} s.{declared}"
 
@@ -90,6 +93,16 @@ def holds_for(model: LM, law: Law) -> bool:
 
 
 # ---- the laws ------------------------------------------------------------------------------------
+
+
+def repeatable(model: LM, texts: Texts) -> str | None:
+    found = first_difference(texts.whole, texts.read(texts.tokens_BT, torch_seed=1), None, EXACT)
+    if found:
+        return (
+            f"{found} gives other outputs for the same text the second time, in evaluation mode: draw random numbers only"
+            " where self.training is true, and keep nothing between passes but in the state."
+        )
+    return None
 
 
 def no_look_ahead(model: LM, texts: Texts) -> str | None:
@@ -132,7 +145,9 @@ def documents_apart(model: LM, texts: Texts) -> str | None:
     repadded_BT[:, end:] = (tokens_BT[:, end:] + 1) % VOCABULARY
     found = first_difference(packed.at(0, end), texts.read(repadded_BT, segments_BT).at(0, end), None, EXACT)
     if found:
-        return f"{found} reads padding: other tokens in it give other outputs. Nothing may read segment {PAD}."
+        return (
+            f"{found} reads padding: other tokens in it give other outputs. Nothing may read segment {PAD}."
+        )
     return None
 
 
@@ -191,6 +206,7 @@ def gradients(model: LM, texts: Texts) -> str | None:
 
 Law = Callable[[LM, "Texts"], str | None]
 LAWS: dict[str, Law] = {
+    "repeatable": repeatable,
     "no look-ahead": no_look_ahead,
     "documents apart": documents_apart,
     "decoding as in training": decoding,
@@ -218,10 +234,16 @@ class Texts:
             if self.whole.is_sound:
                 break
 
-    def read(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, state: ModelState | None = None) -> Pass:
+    def read(
+        self,
+        tokens_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        state: ModelState | None = None,
+        torch_seed: int = 0,
+    ) -> Pass:
         memory_BSD = self.memory(len(tokens_BT))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(torch_seed)
             return recorded(self.model, tokens_BT, segments_BT, state, memory_BSD)
 
     def decode(self, tokens_BT: Tensor, ends: Sequence[int], segments_BT: Tensor | None = None) -> Pass:

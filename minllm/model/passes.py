@@ -127,9 +127,7 @@ def _apart(one_BT: Tensor, other_BT: Tensor, same_BT: Tensor | None) -> float:
 def _parts(branch: Branch) -> list[nn.Module]:
     """Return a branch's modules that are recorded by themselves: its words, and its norms."""
     before = branch.before.values() if isinstance(branch.before, nn.ModuleDict) else [branch.before]
-    return [
-        part for part in (*before, *branch.words.values(), branch.after, branch.norm) if part is not None
-    ]
+    return [part for part in (*before, *branch.words.values(), branch.after, branch.norm) if part is not None]
 
 
 def _began(events: list[Event], branch: Branch, args: tuple[Any, ...]) -> None:
@@ -147,6 +145,8 @@ def _from_outside(part: nn.Module) -> str:
     """Name the classes inside a part of minllm's own that come from elsewhere."""
     if not type(part).__module__.startswith("minllm."):
         return ""
-    classes = {type(one) for one in part.modules() if not type(one).__module__.startswith(("minllm.", "torch."))}
+    classes = {
+        type(one) for one in part.modules() if not type(one).__module__.startswith(("minllm.", "torch."))
+    }
     names = " and ".join(sorted(one.__name__ for one in classes))
     return f" with {names}" if names else ""

@@ -68,14 +68,17 @@ def narrowed(cfg: DictConfig) -> DictConfig:
     """Return a configuration whose model has no more than LARGE parameters, as far as halving widths leads there."""
     size = parameters(cfg)
     while size is not None and size > LARGE:
-        before = size
-        for path in widths(OmegaConf.to_container(cfg.model, resolve=False)):
-            smaller = changed(cfg, path, OmegaConf.select(cfg.model, ".".join(path)) // 2)
+        wide = list(widths(OmegaConf.to_container(cfg.model, resolve=False)))
+        for paths in (wide, *([path] for path in wide)):  # all at once, or else one by one
+            smaller = cfg
+            for path in paths:
+                smaller = changed(smaller, path, OmegaConf.select(smaller.model, ".".join(path)) // 2)
             now = parameters(smaller)
             if now is not None and now < size:
-                cfg, size = smaller, now
-        if size == before:
+                break
+        else:
             break
+        cfg, size = smaller, now
     return cfg
 
 

@@ -17,6 +17,7 @@ from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.cost import cost
+from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
 from minllm.study.size import in_words
 from minllm.tokenizer import Tokenizer
@@ -105,6 +106,7 @@ def prepare(
     source = build(cfg.data)
     check_data(source, tokenizer)
     model = build_model(cfg, tokenizer).to(device)
+    checked = check_laws(cfg) if settings.check else None
     if init_from:
         checkpoints.load_weights(origin, model)
     optimizer = build(cfg.optim, model)
@@ -144,6 +146,7 @@ def prepare(
         f"{'Going on' if resume else 'Training'} in {run_dir}",
         f"{params:,} parameters; {device}, {torch.get_num_threads()} threads; {precision}: {why}.",
         in_words(cfg, model),
+        checked or UNCHECKED,
         f"Rows of {source.seq_len} tokens, packing={source.packing}: {corpus.layout.shares()}.",
         "glibc keeps the pages it has: faster steps for some memory (train.malloc=default turns it off)."
         if pages
@@ -208,6 +211,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
         "validation_text": run.validation_text,
         "device": str(run.device),
         "decisions": progress.decisions,
+        "checked": run.settings.check,
         "choices": OmegaConf.to_container(cfg.choices),
     }
 

@@ -59,9 +59,8 @@ class MoE(nn.Module):
         self.n_experts, self.top_k, self.capacity = n_experts, top_k, capacity
         self.router = made("the router", router, dim=dim, n_experts=n_experts, top_k=top_k)
         part = replace(layer, share=layer.share / (top_k + (shared is not None)))
-        self.experts = nn.ModuleList(
-            made_branch("an expert", expert, dim=dim, layer=part) for _ in range(n_experts)
-        )
+        first = made_branch("an expert", expert, dim=dim, layer=part)  # whose like the others are
+        self.experts = nn.ModuleList([first, *(expert(dim, part) for _ in range(n_experts - 1))])
         if any(isinstance(module, MoE) for module in self.experts.modules()):
             raise UserError("An expert can't be a mixture of experts itself: choose another MLP as expert.")
         for param in self.experts.parameters():
