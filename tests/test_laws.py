@@ -17,7 +17,7 @@ from minllm.model.norm import Norms, RMSNorm
 from minllm.model.parameter import Linear, constant, parameter
 from minllm.model.position import Position
 from minllm.model.residual import Plain
-from tests.tiny import VOCAB, tiny_cfg
+from tests.tiny import tiny_cfg
 
 # ---- mixers, each with one thing wrong -----------------------------------------------------------
 

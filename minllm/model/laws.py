@@ -39,18 +39,23 @@ SEEDS = (0, 1, 2)
 """Seeds of weights and tokens. A law is broken if it is with two: rounding may let one token choose another expert."""
 
 EXACT, ROUNDED, DECODED = 1e-5, 1e-4, 1e-3
-"""Differences, as shares of a part's output, that rounding may make: between passes of the same shape, where nothing but
-the rows of experts differs; between passes of other lengths; and between decoding and the whole."""
+"""Differences, as shares of a part's output, that rounding may make: between passes of the same shape, where nothing
+but the rows of experts differs; between passes of other lengths; and between decoding and the whole."""
 
 UNCHECKED = "Unchecked: nobody knows whether this model looks ahead (train.check=false)."
 TURN_OFF = " To train it unchecked all the same: train.check=false."
+
+
+class BrokenLaw(UserError):
+    """A model breaks a law; every figure of it may be wrong."""
 
 
 def check_laws(cfg: DictConfig) -> str:
     """Check the model that `cfg` configures; return a sentence for the log about what was checked.
 
     Raises:
-        UserError: the model can't be built, or it breaks a law.
+        BrokenLaw: it breaks a law.
+        UserError: it can't be built.
     """
     began = time.perf_counter()
     validate(cfg)
@@ -67,15 +72,14 @@ def check_laws(cfg: DictConfig) -> str:
 
 
 def check_specimen(model: LM) -> None:
-    """Raise UserError if a model breaks a law. Its weights are drawn anew."""
+    """Raise BrokenLaw if a model breaks a law. Its weights are drawn anew."""
     randomise(model, 0, strength=0.0)
     try_out(model)
     broken = {name: complaint for name, complaint in complaints(model, SEEDS[0]).items() if complaint}
     for seed in SEEDS[1:] if broken else ():
         again = complaints(model, seed, only=broken)
-        for name, complaint in again.items():
-            if complaint:
-                raise UserError(complaint + TURN_OFF)
+        for complaint in filter(None, again.values()):
+            raise BrokenLaw(complaint + TURN_OFF)
 
 
 def complaints(model: LM, seed: int, only: Sequence[str] | None = None) -> dict[str, str | None]:
@@ -99,8 +103,8 @@ def repeatable(model: LM, texts: Texts) -> str | None:
     found = first_difference(texts.whole, texts.read(texts.tokens_BT, torch_seed=1), None, EXACT)
     if found:
         return (
-            f"{found} gives other outputs for the same text the second time, in evaluation mode: draw random numbers only"
-            " where self.training is true, and keep nothing between passes but in the state."
+            f"{found} gives other outputs for the same text the second time, in evaluation mode: draw random numbers"
+            " only where self.training is true, and keep nothing between passes but in the state."
         )
     return None
 
@@ -122,8 +126,8 @@ def no_look_ahead(model: LM, texts: Texts) -> str | None:
     found = first_difference(texts.whole, other, same_BT, EXACT, spared=declares)
     if found:
         return (
-            f"{found} looks ahead: changing a token changes its output at earlier tokens, so it would be told what it has"
-            " to predict. The output at a token may depend on that token and earlier ones only."
+            f"{found} looks ahead: changing a token changes its output at earlier tokens, so it would be told what it"
+            " has to predict. The output at a token may depend on that token and earlier ones only."
         )
     return None
 
@@ -138,8 +142,9 @@ def documents_apart(model: LM, texts: Texts) -> str | None:
         found = first_difference(alone, packed.at(start, stop), None, ROUNDED)
         if found:
             return (
-                f"{found} doesn't keep the documents of a row apart: packed with another one, a document gets other outputs"
-                " than alone. A token may see its own segment only (ctx.segments_BT, ctx.positions_BT, ctx.begins())."
+                f"{found} doesn't keep the documents of a row apart: packed with another one, a document gets other"
+                " outputs than alone. A token may see its own segment only (ctx.segments_BT, ctx.positions_BT,"
+                " ctx.begins())."
             )
     repadded_BT = tokens_BT.clone()
     repadded_BT[:, end:] = (tokens_BT[:, end:] + 1) % VOCABULARY

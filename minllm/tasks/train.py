@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from minllm.config import build
 from minllm.data.batches import check_data, open_data
 from minllm.errors import UserError
+from minllm.floor import above_floor
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.cost import cost
@@ -24,7 +25,7 @@ from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
-from minllm.training.evaluation import FLATTERING, above_floor
+from minllm.training.evaluation import FLATTERING
 from minllm.training.loop import Run, fit
 from minllm.training.rundir import STOPPED, RunDir
 from minllm.training.settings import Settings
@@ -199,7 +200,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
     return {
         "val_loss": progress.val_loss,
         "val_bpb": progress.val_bpb,
-        **above_floor(progress.val_bpb, run.floor_bpb),
+        **above_floor(progress.val_bpb, run.floor_bpb, run.validation.bytes),
         "best": progress.best,
         **asdict(cost(run.model, cfg.data.seq_len)),
         "steps": progress.step,
@@ -225,6 +226,7 @@ def report(run: Run, summary: dict) -> list[str]:
         "",
         f"Validation: {summary['val_loss']:.4f} nats a token, {summary['val_bpb']:.4f} bits a byte{floor}.",
         *[FLATTERING] * bool(run.model.cannot_generate),
+        *([summary["below_floor"]] if "below_floor" in summary else []),
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"
         f" {summary['wall_seconds']:.0f} s, at most {summary['peak_memory_bytes'] / 2**20:,.0f} MiB.",
         f"The run is in {run.folder.path}",
