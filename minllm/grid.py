@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from minllm.floor import below_floor
 from minllm.markdown import code, table
 from minllm.words import is_seed
 
@@ -46,9 +47,13 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
     for words, summary in trained:
         arms.setdefault(_arm(words), []).append(summary)
     shared = set.intersection(*(set(words) for words in arms))
-    rows = sorted(arms.items(), key=lambda arm: _mean(arm[1], "val_bpb"))
+    # what is impossibly good is no result, and stands last
+    rows = sorted(arms.items(), key=lambda arm: (_error(arm[1]) is not None, _mean(arm[1], "val_bpb")))
     cells = [_row([word for word in words if word not in shared], summaries) for words, summaries in rows]
     below = [_under_it([summary for _, summary in trained])]
+    for words, summaries in rows:
+        if error := _error(summaries):
+            below.append(f"{' '.join(words) or 'All runs'}: {error}")
     if len(arms) > 1:
         below.append("What is sure of this is said by: python run.py task=compare 'runs=[latest]'")
     return "\n\n".join([table(HEAD, cells, "l" + "r" * (len(HEAD) - 1)), *below])
@@ -81,6 +86,11 @@ def _row(words: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[s
         f"{_mean(summaries, 'tokens_per_second'):,.0f}",
         "none" if first["state_bytes_per_sequence"] is None else f"{first['state_bytes_per_sequence']:,}",
     ]
+
+
+def _error(summaries: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return what is wrong if a run's figure is below the corpus's floor."""
+    return next(filter(None, map(below_floor, summaries)), None)
 
 
 def _spread(summaries: Sequence[Mapping[str, Any]], key: str) -> str:

@@ -49,7 +49,7 @@ def figures(bpb: float, seed: int, **changed: Any) -> dict[str, Any]:
         **{"params": 1_234_567, "params_active": 1_000_000, "params_non_embedding": 900_000},
         **{"flops_per_token": 6e6, "state_bytes_per_sequence": 4096, "tokens": 4000, "seed": seed},
         **{"tokens_per_second": 1e5, "wall_seconds": 130.0, "peak_memory_bytes": 3 * 2**28},
-        **{"decisions": {"precision": "bf16"}},
+        **{"decisions": {"precision": "bf16"}, "checked": True},
         **changed,
     }
 

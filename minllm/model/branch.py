@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minllm.errors import UserError
 from minllm.model.context import Context, Layer, State
+from minllm.model.contract import check_state, made, made_norm, offers
 from minllm.model.norm import Norms
 from minllm.model.residual import Plain
 from minllm.options import factory
@@ -49,12 +48,16 @@ class Branch(nn.Module):
             norms.before and len(words) > 1 and (len(normed) < len(words) or not norms.shared)
         )
         if self.each_has_norm:
-            self.before = nn.ModuleDict({word: norms.make(dim) for word in normed})
+            self.before = nn.ModuleDict({word: made_norm(norms, dim) for word in normed})
         else:
-            self.before = norms.make(dim) if norms.before and normed else None
-        self.after = norms.make(dim) if norms.after else None
-        self.residual = residual(dim, layer)
-        self.norm = norms.make(dim) if norms.residual else None
+            self.before = made_norm(norms, dim) if norms.before and normed else None
+        self.after = made_norm(norms, dim) if norms.after else None
+        self.residual = offers(
+            made("model.residual", residual, dim=dim, layer=layer),
+            "minllm.model.residual.Plain",
+            *("start", "read", "write", "finish"),
+        )
+        self.norm = made_norm(norms, dim) if norms.residual else None
         self.dropout = dropout
 
     def forward(self, stream: Tensor, ctx: Context, states: Mapping[str, State] = {}) -> Tensor:
@@ -79,12 +82,7 @@ class Branch(nn.Module):
         """Return an empty state for each word that is a mixer; an MLP remembers nothing."""
         states = {}
         for word, module in self.words.items():
-            if "state" not in inspect.signature(module.forward).parameters:
-                continue
-            if not hasattr(module, "init_state"):
-                name = type(module).__name__
-                raise UserError(
-                    f"model.{word} can't generate: {name} takes a state, and has no init_state to make one."
-                )
-            states[word] = module.init_state(batch, max_len, device=device, dtype=dtype)
+            if hasattr(module, "init_state"):
+                state = module.init_state(batch, max_len, device=device, dtype=dtype)
+                states[word] = check_state(module, state)
         return states

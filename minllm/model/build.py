@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from minllm.config import build, part, validate
 from minllm.errors import UserError
+from minllm.model.contract import outputs_checked
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
 from minllm.unused import refuse_unsaid, refuse_unused
@@ -33,10 +34,24 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     refuse_unused(cfg)
     model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
     initialise(model, cfg.seed)
-    # two tokens show at once whether the parts fit together, before anything is read or trained
-    with torch.no_grad():
-        model(torch.zeros(1, 2, dtype=torch.int64), memory_BSD=model.blank_memory(1, 2))
+    try_out(model)
     return model
+
+
+@torch.no_grad()
+def try_out(model: LM) -> None:
+    """Show a model two tokens, together and one by one: whether its parts fit together is known at once.
+
+    Raises:
+        UserError: a part returns what it must not, or changes its input.
+    """
+    tokens_BT, memory_BSD = torch.zeros(1, 2, dtype=torch.int64), model.blank_memory(1, 2)
+    with outputs_checked(model):
+        model(tokens_BT, memory_BSD=memory_BSD)
+        if not model.cannot_generate:
+            state = model.init_state(1, 2)
+            for token_B1 in tokens_BT.split(1, dim=1):
+                model(token_B1, state=state, memory_BSD=memory_BSD)
 
 
 def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:

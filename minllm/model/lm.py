@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from minllm.errors import UserError, suggest
 from minllm.model.branch import Branch, nothing
-from minllm.model.context import Context, Layer, State
+from minllm.model.context import PAD, Context, Layer, State
+from minllm.model.contract import made, made_branch, made_norm, offers
 from minllm.model.norm import Norms
 from minllm.model.parameter import Linear, constant, linear, normal, parameter
 from minllm.model.position import Position
@@ -86,8 +87,12 @@ class LM(nn.Module):
         # what is embedded has the same size at the start whether or not it is scaled
         draw = normal(0.02 / self.embedding_scale)
         self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")
-        self.embedding_norm = norms.make(dim) if norms.embedding else None
-        self.position = pos(dim)
+        self.embedding_norm = made_norm(norms, dim) if norms.embedding else None
+        self.position = offers(
+            made("model.pos", pos, dim=dim),
+            "minllm.model.position.Position",
+            *("check", "embed", "rotate", "bias"),
+        )
 
         written = _written(first, layout, n_layers)
         sentences = [_parse(sentence, branches) for sentence in written + predict_ahead * written[-1:]]
@@ -99,21 +104,24 @@ class LM(nn.Module):
 
         self.layers, self.ahead = nn.ModuleList(), nn.ModuleList()
         for i, sentence in enumerate(sentences):
-            made = nn.ModuleDict()
+            in_layer = nn.ModuleDict()
             for place, (name, words) in enumerate(sentence.items()):
                 layer = Layer(i, n_layers, total, norms, place=place)
-                modules = {word: branches[word](dim, layer) for word in words}
-                made[name] = Branch(modules, dim, layer, norms, residual, dropout)
-            (self.layers if i < n_layers else self.ahead).append(made)
+                modules = {
+                    word: made_branch(f"model.{word}", branches[word], dim=dim, layer=layer) for word in words
+                }
+                in_layer[name] = Branch(modules, dim, layer, norms, residual, dropout)
+            (self.layers if i < n_layers else self.ahead).append(in_layer)
         if not self.branches():
             raise UserError("No branch is left in model.layout: choose another model/mlp than none.")
         for module in self.modules():
             if isinstance(module, Position):
                 module.check(self)
 
-        self.norm = norms.make(dim) if norms.final else None
+        self.norm = made_norm(norms, dim) if norms.final else None
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
+        self.sees_padding = self.cannot_generate is not None
 
     def forward(
         self,
@@ -153,6 +161,8 @@ class LM(nn.Module):
             losses: branches that have auxiliary losses add them here, in nats a token of those that count.
             ahead: what the head reads for the tokens after the next one is added here, (B, T, D) for each of these.
         """
+        if self.sees_padding and segments is None and counted_BT is not None:
+            segments = _without_padding(counted_BT)
         past = state.past if state else 0
         segments_BS = state.advance(tokens_BT, segments) if state else segments
         positions_BS = _positions(past + tokens_BT.shape[1], segments_BS, tokens_BT.device)
@@ -264,6 +274,15 @@ class ModelState:
         """The memory that the mixers' states take."""
         tensors = [t for states in self.branches for state in states.values() for t in state.tensors()]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _without_padding(counted_BT: Tensor) -> Tensor:
+    """Return the segments of rows of one document each, in which what follows the last token that counts is padding.
+
+    A causal model needs none: it doesn't see what follows.
+    """
+    to_come_BT = counted_BT.flip(1).long().cumsum(dim=1).flip(1)
+    return torch.where(to_come_BT > 0, 0, PAD)
 
 
 def _positions(length: int, segments_BS: Tensor | None, device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ SECTIONS_ASIDE = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
 
 KEYS_ASIDE = (
     *(f"train.{key}" for key in ("log_every", "eval_every", "evals", "checkpoint_every", "keep_checkpoints")),
-    *("train.sample_every", "train.malloc", "data.cache", "data.num_proc"),
+    *("train.sample_every", "train.malloc", "train.check", "data.cache", "data.num_proc"),
 )
 
 

@@ -12,6 +12,7 @@ from minllm.study.arms import Arm, arms_of, identity, refuse_incomparable
 from minllm.study.facts import Fact, facts
 from minllm.study.runs import LeftOut, Selection, find
 from minllm.study.statistics import Verdict, noise_floor, verdicts
+from minllm.study.trust import impossible, refuse_broken
 
 METRIC = "val_bpb"
 """Bits a byte: the loss that doesn't depend on how a tokenizer cuts the text."""
@@ -179,6 +180,7 @@ def compare(
     selection = runs if isinstance(runs, Selection) else Selection([str(run) for run in runs])
     found, left_out = find(selection, extensions)
     arms, repeated = arms_of(found)
+    refuse_broken(arms)
     return of_arms(
         arms,
         [*left_out, *repeated],
@@ -210,7 +212,7 @@ def of_arms(
     contests = contests_between(arms, judging, every=baseline == ALL)
     return Comparison(
         arms=arms,
-        contests=[without_lost_seeds(contest, left_out) for contest in contests],
+        contests=[without_impossible(without_lost_seeds(contest, left_out)) for contest in contests],
         margin=margin,
         noise=noises(arms, judging) if aa else [],
         facts=facts(arms),
@@ -251,6 +253,14 @@ def without_lost_seeds(contest: Contest, left_out: Sequence[LeftOut]) -> Contest
             seeds = ", ".join(map(str, lost))
             why = f"{arm.name} failed with seed {seeds}, and the seeds that are left may be the lucky ones."
             return put_off(contest, why)
+    return contest
+
+
+def without_impossible(contest: Contest) -> Contest:
+    """Return a contest, undecided if an arm is below what no model can be below."""
+    for arm in (contest.arm, contest.baseline):
+        if error := impossible(arm):
+            return put_off(contest, f"{arm.name}: {error}")
     return contest
 
 

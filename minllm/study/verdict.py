@@ -28,6 +28,7 @@ from minllm.config import build, named_folders, refuse_unnamed_code
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
+from minllm.model.laws import check_laws
 from minllm.runs import named_keys
 from minllm.study.arms import Arm, arms_of
 from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_arms, undecided
@@ -101,8 +102,10 @@ class VerdictSearch:
         bases = {name: self.composed(name) for name in self.arms}
         self.rates = {name: rates_of(cfg, self.protocol) for name, cfg in bases.items()}
         self.size = self.size_word(next(iter(bases.values())))
-        for name in self.arms if self.size else ():
-            self.composed(name)  # what can't be sized is refused before anything is run
+        for name in self.arms:  # what can't be sized, or breaks a law, is refused before anything is run
+            cfg = self.composed(name) if self.size else bases[name]
+            if build(cfg.train).check:
+                refuse_broken_arm(name, cfg)
 
     def plan(self) -> str:
         """Say what will be run."""
@@ -341,6 +344,14 @@ def chosen_rate(name: str, rates: Sequence[float], trials: Sequence[FrozenTrial]
 
 def seconds_of_runs(trials: Sequence[FrozenTrial]) -> list[float]:
     return [seconds_of(trial) or 0.0 for trial in trials if is_complete(trial)]
+
+
+def refuse_broken_arm(name: str, cfg: DictConfig) -> None:
+    """Raise UserError if an arm's model breaks a law, such as that it may not look ahead."""
+    try:
+        check_laws(cfg)
+    except UserError as error:
+        raise UserError(f"Arm {name}: {error}") from error
 
 
 def is_settled(comparison: Comparison) -> bool:

@@ -168,6 +168,8 @@ def trained(
             "steps": run.progress.step,
             **run.progress.decisions,
         }
+    if "below_floor" in summary:
+        raise UserError(summary["below_floor"])  # else it would be the best trial of all
     return summary[assignment.metric]
 
 

@@ -17,6 +17,7 @@ from minllm.config import build, compose, validate
 from minllm.errors import UserError, first_line
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
+from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
 from minllm.options import Name
 
@@ -24,7 +25,8 @@ Column = dict[str, str]  # what a row says of one model, by the row's name
 
 
 def describe(cfg: DictConfig, run_dir: Path, *, against: Name | None) -> None:
-    """Print the table of the model that `cfg` describes; nothing is allocated or trained.
+    """Print the table of the model that `cfg` describes; nothing is trained, and no more than a few
+    layers are computed with, to check that it obeys the laws (`minllm.model.laws`).
 
     Args:
         cfg: the composed configuration.
@@ -32,10 +34,12 @@ def describe(cfg: DictConfig, run_dir: Path, *, against: Name | None) -> None:
         against: the words of another command line, for a second column.
 
     Raises:
-        UserError: a configuration describes no model.
+        UserError: a configuration describes no model, or one that breaks a law.
     """
     cfgs = [cfg] if against is None else [cfg, compose(words_of(against))]
-    print("\n".join(table([column(one) for one in cfgs])))
+    columns = [column(one) for one in cfgs]
+    notes = [check_laws(one) if build(one.train).check else UNCHECKED for one in cfgs]
+    print("\n".join([*table(columns), "", *notes]))
 
 
 def words_of(line: str) -> list[str]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from minllm.config import build
 from minllm.data.batches import open_data
+from minllm.floor import above_floor
 from minllm.options import RunPlace
 from minllm.training import checkpoints, machine, memory
-from minllm.training.evaluation import FLATTERING, above_floor
+from minllm.training.evaluation import FLATTERING
 from minllm.training.evaluation import evaluate as measure
 
 
-def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, float]:
+def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, Any]:
     """Print and return how good a run's best model is on the validation set of `cfg.data`.
 
     Args:
@@ -22,7 +24,7 @@ def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, floa
 
     Returns:
         `val_loss` in nats a token, `val_bpb` in bits a byte, and where the corpus's entropy is known `floor_bpb`
-        and `bpb_above_floor`.
+        and `bpb_above_floor`, and in `below_floor` what is wrong if it is below.
 
     Raises:
         UserError: there is no such run, its checkpoint is damaged, or the data can't be read.
@@ -39,9 +41,12 @@ def measured(cfg: DictConfig, run: str) -> dict[str, float]:
     corpus = open_data(build(cfg.data), tokenizer)
     validation = corpus.validation(settings.batch_size)
     figures = measure(model, build(cfg.objective), validation, device, precision)
-    figures |= above_floor(figures["val_bpb"], corpus.floor_bits_per_byte)
-    for name, value in figures.items():
-        print(f"{name:16}{value:.6f}")
+    figures |= above_floor(figures["val_bpb"], corpus.floor_bits_per_byte, validation.bytes)
+    for name in ("val_loss", "val_bpb", "floor_bpb", "bpb_above_floor"):
+        if name in figures:
+            print(f"{name:16}{figures[name]:.6f}")
+    if "below_floor" in figures:
+        print(figures["below_floor"])
     if model.cannot_generate:
         print(FLATTERING)
     return figures

@@ -16,9 +16,11 @@ from minllm.config import build
 from minllm.data.batches import check_data, open_data
 from minllm.errors import UserError
 from minllm.explain import DISK_TROUBLE, disk_sentence
+from minllm.floor import above_floor
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.cost import cost
+from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
 from minllm.options import RunPlace
 from minllm.study.size import in_words
@@ -26,7 +28,7 @@ from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
-from minllm.training.evaluation import FLATTERING, above_floor
+from minllm.training.evaluation import FLATTERING
 from minllm.training.loop import Run, fit
 from minllm.training.rundir import STOPPED, RunDir
 from minllm.training.settings import Settings
@@ -145,6 +147,7 @@ def prepare(
     check_data(source, tokenizer)
     with memory.running_out("the model was built"):
         model = build_model(cfg, tokenizer).to(device)
+        checked = check_laws(cfg) if settings.check else None
     if init_from:
         checkpoints.load_weights(origin, model)
     optimizer = build(cfg.optim, model)
@@ -190,6 +193,7 @@ def prepare(
         f"{'Going on' if resume else 'Training'} in {run_dir}",
         f"{params:,} parameters; {device}, {torch.get_num_threads()} threads; {precision}: {why}.",
         in_words(cfg, model),
+        checked or UNCHECKED,
         f"Rows of {source.seq_len} tokens, packing={source.packing}: {corpus.layout.shares()}.",
         "glibc keeps the pages it has: faster steps for some memory (train.malloc=default turns it off)."
         if pages
@@ -254,7 +258,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
     return {
         "val_loss": progress.val_loss,
         "val_bpb": progress.val_bpb,
-        **above_floor(progress.val_bpb, run.floor_bpb),
+        **above_floor(progress.val_bpb, run.floor_bpb, run.validation.bytes),
         "best": progress.best,
         **asdict(cost(run.model, cfg.data.seq_len)),
         "steps": progress.step,
@@ -266,6 +270,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
         "validation_text": run.validation_text,
         "device": str(run.device),
         "decisions": progress.decisions,
+        "checked": run.settings.check,
         "choices": OmegaConf.to_container(cfg.choices),
     }
 
@@ -279,6 +284,7 @@ def report(run: Run, summary: dict) -> list[str]:
         "",
         f"Validation: {summary['val_loss']:.4f} nats a token, {summary['val_bpb']:.4f} bits a byte{floor}.",
         *[FLATTERING] * bool(run.model.cannot_generate),
+        *([summary["below_floor"]] if "below_floor" in summary else []),
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"
         f" {summary['wall_seconds']:.0f} s, at most {summary['peak_memory_bytes'] / 2**20:,.0f} MiB.",
         f"The run is in {run.folder.path}",

@@ -39,8 +39,3 @@ def evaluate(
         "val_loss": nats.item() / validation.tokens,
         "val_bpb": nats.item() / math.log(2) / validation.bytes,
     }
-
-
-def above_floor(val_bpb: float, floor_bpb: float | None) -> dict[str, float]:
-    """Return how far a figure is above its corpus's entropy; nothing where that isn't known."""
-    return {} if floor_bpb is None else {"floor_bpb": floor_bpb, "bpb_above_floor": val_bpb - floor_bpb}

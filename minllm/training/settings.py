@@ -28,6 +28,7 @@ class Settings:
     compile: auto compiles when the run is long enough to win the time back
     clip: largest norm of the gradient, or null
     malloc: keep tells glibc to keep the pages it has, on CPU; default leaves it alone
+    check: check before training that the model obeys the laws of `minllm.model.laws`
     """
 
     steps: Count | None
@@ -47,6 +48,7 @@ class Settings:
     device: Literal["auto", "cpu", "cuda", "mps"]
     clip: Positive | None
     malloc: Literal["keep", "default"]
+    check: bool = True  # which runs from before there was a check don't have
 
     def __post_init__(self):
         if all(getattr(self, budget) is None for budget in BUDGETS):

@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensor
 
 from minllm.errors import UserError
 from minllm.model.context import PAD, Context, Layer
+from minllm.model.contract import made, made_branch
 from minllm.model.mlps.router import Router, counted
 from minllm.options import Count, Positive
 
@@ -56,14 +57,17 @@ class MoE(nn.Module):
                 f"A token can't meet top_k={top_k} of n_experts={n_experts} experts: type top_k={n_experts} or less."
             )
         self.n_experts, self.top_k, self.capacity = n_experts, top_k, capacity
-        self.router = router(dim, n_experts, top_k)
+        self.router = made("the router", router, dim=dim, n_experts=n_experts, top_k=top_k)
         part = replace(layer, share=layer.share / (top_k + (shared is not None)))
-        self.experts = nn.ModuleList(expert(dim, part) for _ in range(n_experts))
+        first = made_branch("an expert", expert, dim=dim, layer=part)  # whose like the others are
+        self.experts = nn.ModuleList([first, *(expert(dim, part) for _ in range(n_experts - 1))])
         if any(isinstance(module, MoE) for module in self.experts.modules()):
             raise UserError("An expert can't be a mixture of experts itself: choose another MLP as expert.")
         for param in self.experts.parameters():
             param.role = replace(param.role, active=top_k / n_experts)
-        self.shared = None if shared is None else shared(dim, part)
+        self.shared = (
+            None if shared is None else made_branch("the shared expert", shared, dim=dim, layer=part)
+        )
         self.register_buffer("wanted", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("kept", torch.zeros((), dtype=torch.int64), persistent=False)
 

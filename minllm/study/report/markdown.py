@@ -14,13 +14,18 @@ from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import texts_markdown
+from minllm.study.trust import warnings
 from minllm.words import written
 
 
 def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
     """Return the text of report.md."""
     sections = [
-        [f"# {plain(comparison.headline)}", plain(sentences.introduction(comparison)), *_verdict(comparison)],
+        [
+            f"# {plain(comparison.headline)}",
+            *(f"**{plain(warning)}**" for warning in warnings(comparison.arms)),
+        ],
+        [plain(sentences.introduction(comparison)), *_verdict(comparison)],
         [f"{plain(sentences.equal(comparison))}", plain(sentences.unequal(comparison))],
         _listed("## The noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],

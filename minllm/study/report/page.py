@@ -18,6 +18,7 @@ from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
+from minllm.study.trust import warnings
 from minllm.words import written
 
 STYLE = """
@@ -87,6 +88,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
 
 def _verdict(comparison: Comparison) -> Iterator[str]:
     yield f"<h1>{escape(comparison.headline)}</h1>"
+    yield from (f"<p><b>{_said(warning)}</b></p>" for warning in warnings(comparison.arms))
     yield f'<p class="soft">{_said(sentences.introduction(comparison))}</p>'
     if comparison.contests:
         yield '<ul class="verdicts">'

@@ -12,6 +12,7 @@ from minllm import units
 from minllm.study.arms import Arm
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.statistics import spread
+from minllm.study.trust import impossible
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def cells(arm: Arm, comparison: Comparison) -> list[str]:
     """Return an arm's figures as they're shown, and beside its learning rate how that was chosen."""
     tuning = comparison.tuning.get(arm.name)
     mark = "" if tuning is None else " (tuned, at an edge)" if tuning.at_edge else " (tuned)"
-    return [column.unit(column.of(arm)) + mark * (column.key == "learning_rate") for column in COLUMNS]
+    marks = {"learning_rate": mark, "bpb_above_floor": " IMPOSSIBLE" if impossible(arm) else ""}
+    return [column.unit(column.of(arm)) + marks.get(column.key, "") for column in COLUMNS]
 
 
 def row(arm: Arm) -> dict[str, Any]:

@@ -1,0 +1,281 @@
+"""What the parts of a model must offer, and what they may not do: the first mistakes of a new idea, in sentences.
+
+    made("model.attn", factory, dim, layer)     build a part; its signatures and its parameters are checked
+    with outputs_checked(model): model(tokens)      check what each part returns, and that it leaves its input alone
+
+All of this is known before anything is trained. What a module computes is held to the laws in `minllm.model.laws`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minllm.errors import UserError
+from minllm.model.context import State
+
+WRITE_INIT = "def __init__(self, {}, *, <its options>)"
+WRITE_FORWARD = (
+    "def forward(self, x_BTD, ctx) for an MLP, def forward(self, x_BTD, ctx, state=None) for a mixer"
+)
+WRITE_INIT_STATE = "def init_state(self, batch, max_len, *, device, dtype)"
+
+
+def made(place: str, factory: Callable[..., Any], /, **given: Any) -> Any:
+    """Build the part that stands at `place` (such as model.attn) from what only its owner knows.
+
+    Args:
+        given: the constructor's positional arguments, by the names that they usually have.
+
+    Raises:
+        UserError: the constructor doesn't take them, what it makes is no module, or it has parameters without a role.
+    """
+    _check_constructor(place, factory, list(given))
+    try:
+        part = factory(*given.values())
+    except AttributeError as error:
+        if "Module.__init__() call" not in str(error):
+            raise
+        raise UserError(
+            f"{place}: {_name_of(factory)}.__init__ must begin with super().__init__(), since it is an nn.Module."
+        ) from error
+    if not isinstance(part, nn.Module):
+        raise UserError(f"{place}: {_name_of(factory)} must make a torch.nn.Module, not {_article(part)}.")
+    refuse_plain_parameters(place, part)
+    part.stands_as = place
+    return part
+
+
+def made_branch(place: str, factory: Callable[..., Any], /, **given: Any) -> nn.Module:
+    """Build a mixer or an MLP, and check its `forward` and its `init_state` too."""
+    part = made(place, factory, **given)
+    name, forward = type(part).__name__, inspect.signature(part.forward)
+    if not _takes(part.forward, 2):
+        raise UserError(
+            f"{place}: {name}.forward{forward} doesn't take an input and the context: write {WRITE_FORWARD}."
+        )
+    if "state" in forward.parameters:
+        if forward.parameters["state"].default is not None or not _takes(part.forward, 3):
+            raise UserError(
+                f"{place}: {name}.forward{forward} must take state as its third argument, with None for its default:"
+                " write def forward(self, x_BTD, ctx, state=None)."
+            )
+        if not hasattr(part, "init_state") and not getattr(part, "looks_ahead", None):
+            raise UserError(
+                f"{place} can't generate: {name}.forward takes a state, and {name} has no init_state to make one."
+                f" Write {WRITE_INIT_STATE}; it returns an object whose tensors() lists all that it remembers."
+            )
+        if hasattr(part, "init_state") and not _takes(part.init_state, 2, "device", "dtype"):
+            raise UserError(
+                f"{place}: {name}.init_state{inspect.signature(part.init_state)} can't be called as it will be: write"
+                f" {WRITE_INIT_STATE}."
+            )
+    elif hasattr(part, "init_state"):
+        raise UserError(
+            f"{place}: {name} has an init_state, and its forward{forward} takes no state: write"
+            " def forward(self, x_BTD, ctx, state=None), and go on from the state where it is given."
+        )
+    part.keeps_shape = True
+    return part
+
+
+def made_norm(norms: Any, dim: int) -> nn.Module:
+    """Build one of the model's norms."""
+    norm = made("norm", norms.make, dim=dim)
+    norm.keeps_shape = True
+    return norm
+
+
+def offers(part: Any, base: str, *methods: str) -> Any:
+    """Return a part that has all of some methods. UserError if one is missing; inheriting from `base` gives it."""
+    for method in methods:
+        if not callable(getattr(part, method, None)):
+            raise UserError(
+                f"{part.stands_as}: {type(part).__name__} has no method {method}: inherit from {base}, and replace what"
+                " yours does differently."
+            )
+    return part
+
+
+def refuse_plain_parameters(place: str, part: nn.Module) -> None:
+    """Refuse parameters that don't say what they are: nothing would know how they begin, or how to optimise them."""
+    for path, param in part.named_parameters():
+        if hasattr(param, "role"):
+            continue
+        owner = part.get_submodule(path.rpartition(".")[0])
+        what = f"{type(part).__name__}.{path} is a plain nn.Parameter"
+        if owner is not part and type(owner).__module__.startswith("torch."):
+            what = f"{type(part).__name__}.{path} belongs to a plain nn.{type(owner).__name__}"
+        raise UserError(
+            f"{place}: {what}, which doesn't say how it is initialised and optimised. {_cure(owner)}"
+        )
+
+
+def check_state(module: nn.Module, state: State) -> State:
+    """Return a state that a module has made, if it can tell what it holds."""
+    tensors = getattr(state, "tensors", None)
+    if not callable(tensors):
+        raise UserError(
+            f"{called(module)}: init_state() returns {_article(state)}, which has no method tensors(): return an object"
+            " whose tensors() lists all tensors that it holds, so that its memory can be counted."
+        )
+    held = tensors()
+    if not isinstance(held, (list, tuple)) or not all(isinstance(one, Tensor) for one in held):
+        raise UserError(f"{called(module)}: {type(state).__name__}.tensors() must return a list of tensors.")
+    return state
+
+
+@contextlib.contextmanager
+def outputs_checked(model: nn.Module) -> Iterator[None]:
+    """Check what all parts of a model return while this lasts. UserError from the pass where one returns wrong."""
+    hooks = []
+    for part in model.modules():
+        if getattr(part, "keeps_shape", False) or hasattr(part, "residual"):
+            versions: list[int] = []
+            before, after = (
+                (_before_branch, _after_branch) if hasattr(part, "residual") else (_before, _after)
+            )
+            hooks.append(part.register_forward_pre_hook(functools.partial(before, versions)))
+            hooks.append(part.register_forward_hook(functools.partial(after, versions)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def called(part: nn.Module) -> str:
+    """Return a part's place and class, such as model.attn (Attention)."""
+    return f"{part.stands_as} ({type(part).__name__})"
+
+
+def _before(versions: list[int], part: nn.Module, args: tuple[Any, ...]) -> None:
+    versions.append(args[0]._version)
+
+
+def _after(versions: list[int], part: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+    _check_output(part, args[0], out)
+    if args[0]._version != versions.pop():
+        raise UserError(
+            f"{called(part)} changes its input in place, which others read too: write x = x + y in place of x += y, and"
+            " x.masked_fill(…) in place of x.masked_fill_(…)."
+        )
+
+
+def _before_branch(versions: list[int], branch: nn.Module, args: tuple[Any, ...]) -> None:
+    (stream, ctx), residual = args[:2], branch.residual
+    versions.append(stream._version)
+    read = residual.read(stream, ctx)
+    if not isinstance(read, Tensor) or read.shape != ctx.x0_BTD.shape:
+        raise UserError(
+            f"{called(residual)}: read() returns {_shape(read)}, and a branch reads"
+            f" {_shape(ctx.x0_BTD)}, (batch, tokens, model.dim)."
+        )
+
+
+def _after_branch(versions: list[int], branch: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+    stream, residual = args[0], branch.residual
+    if not isinstance(out, Tensor) or out.shape != stream.shape:
+        raise UserError(
+            f"{called(residual)}: write() returns {_shape(out)}, and must return the stream as it was given,"
+            f" {_shape(stream)}."
+        )
+    if stream._version != versions.pop():
+        raise UserError(
+            f"{called(residual)}: write() changes the stream in place, which others read too: write"
+            " return stream + y_BTD in place of stream += y_BTD."
+        )
+
+
+def _check_output(part: nn.Module, x: Tensor, out: Any) -> None:
+    if isinstance(out, (tuple, list)):
+        raise UserError(
+            f"{called(part)} returns {_article(out)} of {len(out)}: return the output alone. What it remembers is"
+            " written into the state."
+        )
+    if not isinstance(out, Tensor):
+        raise UserError(
+            f"{called(part)} returns {_article(out)}: its forward must return a tensor of its input's shape,"
+            f" {tuple(x.shape)}."
+        )
+    if out.shape != x.shape:
+        raise UserError(
+            f"{called(part)} returns shape {tuple(out.shape)} for an input of {tuple(x.shape)}: it must return the"
+            " shape that it is given, (batch, tokens, model.dim)."
+        )
+    if out.dtype != x.dtype:
+        raise UserError(
+            f"{called(part)} returns {out.dtype} for an input of {x.dtype}: end its forward with .to(x_BTD.dtype)."
+        )
+    if not out.is_meta and not torch.isfinite(out).all() and torch.isfinite(x).all():
+        raise UserError(
+            f"{called(part)} returns NaN or infinity for finite input, at its initial weights: look for a division by"
+            " zero, a logarithm or a root of what isn't positive, or a softmax over nothing."
+        )
+
+
+def _check_constructor(place: str, factory: Callable[..., Any], names: list[str]) -> None:
+    """Refuse a constructor that doesn't take what its owner gives, or takes it in another order."""
+    signature, listed = inspect.signature(factory), ", ".join(names)
+    takes = [
+        one.name
+        for one in signature.parameters.values()
+        if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+    ]
+    try:
+        signature.bind(*names)
+        in_order = [name for name in takes if name in names] in (
+            [],
+            [name for name in names if name in takes],
+        )
+    except TypeError:
+        in_order = False
+    if not in_order:
+        raise UserError(
+            f"{place}: {_name_of(factory)} can't be made from ({listed}): write {WRITE_INIT.format(listed)}, with its"
+            " options after the *."
+        )
+
+
+def _takes(function: Callable[..., Any], positional: int, *keywords: str) -> bool:
+    try:
+        inspect.signature(function).bind(*range(positional), **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    return True
+
+
+def _cure(owner: nn.Module) -> str:
+    if isinstance(owner, nn.Linear):
+        return (
+            "Use minllm.model.parameter.Linear(n_in, n_out, stream=…) in place of nn.Linear; stream is 'reads' where it"
+            " reads the residual stream, 'writes' where its output goes there, 'within' elsewhere."
+        )
+    if "Norm" in type(owner).__name__ and type(owner).__module__.startswith("torch."):
+        return "Use layer.norms.make(dim), a norm of the model's own kind, in place of torch's."
+    return (
+        "Use minllm.model.parameter.parameter(*shape, kind=…, draw=…) in place of nn.Parameter: kind is 'matrix',"
+        " 'vector' or 'embedding', and draw fills in the initial values, such as normal(0.02) or constant(0)."
+    )
+
+
+def _name_of(factory: Callable[..., Any]) -> str:
+    made_by = getattr(factory, "func", factory)
+    return getattr(made_by, "__name__", type(made_by).__name__)
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else _article(value)
+
+
+def _article(value: Any) -> str:
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"

@@ -1,0 +1,289 @@
+"""The laws that every model must obey before its figures mean anything, checked on the model as configured.
+
+    repeatable          the same text gives the same outputs when it is evaluated again
+    no look-ahead       changing a token changes no output at an earlier token, nor in another row
+    documents apart     documents packed in a row give what they give alone, and padding changes nothing
+    decoding            a prompt, then one token at a time, gives what the whole text gives at once
+    gradients           every parameter has a gradient
+
+A model that reads the next token would reach any loss, so what breaks a law is refused before anything is trained. The
+laws hold for a specimen of the model (see `minllm.model.specimen`), on the CPU and in fp32, whatever the run computes
+with: its own weights, and torch's random numbers, stay as they are.
+
+Two passes are compared part by part, in the order in which the parts are computed. The first part whose outputs differ,
+where everything before it was the same, is the one that breaks the law.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from minllm.config import validate
+from minllm.errors import UserError
+from minllm.model.build import try_out
+from minllm.model.context import PAD
+from minllm.model.lm import LM, ModelState
+from minllm.model.passes import Pass, first_difference, joined, recorded
+from minllm.model.specimen import STRENGTHS, VOCABULARY, randomise, specimen
+
+LENGTH = 37  # a prime, so that no chunk ends where a document or a change does by chance
+FIRST, SECOND, PADS = 13, 17, 7
+"""How the row of packed documents is made up."""
+SEEDS = (0, 1, 2)
+"""Seeds of weights and tokens. A law is broken if it is with two: rounding may let one token choose another expert."""
+
+EXACT, ROUNDED, DECODED = 1e-5, 1e-4, 1e-3
+"""Differences, as shares of a part's output, that rounding may make: between passes of the same shape, where nothing
+but the rows of experts differs; between passes of other lengths; and between decoding and the whole."""
+
+UNCHECKED = "Unchecked: nobody knows whether this model looks ahead (train.check=false)."
+TURN_OFF = " To train it unchecked all the same: train.check=false."
+
+
+class BrokenLaw(UserError):
+    """A model breaks a law; every figure of it may be wrong."""
+
+
+def check_laws(cfg: DictConfig) -> str:
+    """Check the model that `cfg` configures; return a sentence for the log about what was checked.
+
+    Raises:
+        BrokenLaw: it breaks a law.
+        UserError: it can't be built.
+    """
+    began = time.perf_counter()
+    validate(cfg)
+    # modules from outside may draw numbers as they are built
+    with torch.random.fork_rng(devices=[]):
+        model = specimen(cfg)
+        check_specimen(model)
+    names = [name for name, law in LAWS.items() if holds_for(model, law)]
+    share = f", in {len(model.layers)} of {cfg.model.n_layers} layers" * (
+        len(model.layers) < cfg.model.n_layers
+    )
+    declared = " It is declared to look ahead." * bool(model.cannot_generate)
+    return f"Checked{share}: {', '.join(names)}; {time.perf_counter() - began:.1f} s.{declared}"
+
+
+def check_specimen(model: LM) -> None:
+    """Raise BrokenLaw if a model breaks a law. Its weights are drawn anew."""
+    randomise(model, 0, strength=0.0)
+    try_out(model)
+    broken = {name: complaint for name, complaint in complaints(model, SEEDS[0]).items() if complaint}
+    for seed in SEEDS[1:] if broken else ():
+        again = complaints(model, seed, only=broken)
+        for complaint in filter(None, again.values()):
+            raise BrokenLaw(complaint + TURN_OFF)
+
+
+def complaints(model: LM, seed: int, only: Sequence[str] | None = None) -> dict[str, str | None]:
+    """Return for each law what breaks it, in a sentence; None where it holds with this seed's weights and tokens."""
+    texts = Texts(model, seed)
+    return {
+        name: law(model, texts)
+        for name, law in LAWS.items()
+        if holds_for(model, law) and (only is None or name in only)
+    }
+
+
+def holds_for(model: LM, law: Law) -> bool:
+    return not (model.cannot_generate and law is decoding)
+
+
+# ---- the laws ------------------------------------------------------------------------------------
+
+
+def repeatable(model: LM, texts: Texts) -> str | None:
+    found = first_difference(texts.whole, texts.read(texts.tokens_BT, torch_seed=1), None, EXACT)
+    if found:
+        return (
+            f"{found} gives other outputs for the same text the second time, in evaluation mode: draw random numbers"
+            " only where self.training is true, and keep nothing between passes but in the state."
+        )
+    return None
+
+
+def no_look_ahead(model: LM, texts: Texts) -> str | None:
+    """Row 0 stays as it is; rows 1 and 2 change from a token on."""
+    tokens_BT, T = texts.tokens_BT, texts.length
+    changed_BT, same_BT = tokens_BT.clone(), torch.ones_like(tokens_BT, dtype=torch.bool)
+    for row, place in ((1, T // 2 + 1), (2, T // 4 + 1)):
+        changed_BT[row, place:] = (tokens_BT[row, place:] + 1 + row) % VOCABULARY
+        same_BT[row, place:] = False
+    other = texts.read(changed_BT)
+    found = first_difference(texts.whole, other, same_BT[:1], EXACT, rows=slice(0, 1))
+    if found:
+        return (
+            f"{found} mixes rows: with other texts beside it in the batch, a text gets other outputs. Each row is"
+            " computed by itself."
+        )
+    found = first_difference(texts.whole, other, same_BT, EXACT, spared=declares)
+    if found:
+        return (
+            f"{found} looks ahead: changing a token changes its output at earlier tokens, so it would be told what it"
+            " has to predict. The output at a token may depend on that token and earlier ones only."
+        )
+    return None
+
+
+def documents_apart(model: LM, texts: Texts) -> str | None:
+    first, end = texts.first, texts.first + texts.second
+    tokens_BT, segments_BT = texts.tokens_BT[:2], torch.full((2, texts.length), PAD)
+    segments_BT[:, :first], segments_BT[:, first:end] = 0, 1
+    packed = texts.read(tokens_BT, segments_BT)
+    for start, stop in ((0, first), (first, end)):
+        alone = texts.read(tokens_BT[:, start:stop])
+        found = first_difference(alone, packed.at(start, stop), None, ROUNDED)
+        if found:
+            return (
+                f"{found} doesn't keep the documents of a row apart: packed with another one, a document gets other"
+                " outputs than alone. A token may see its own segment only (ctx.segments_BT, ctx.positions_BT,"
+                " ctx.begins())."
+            )
+    repadded_BT = tokens_BT.clone()
+    repadded_BT[:, end:] = (tokens_BT[:, end:] + 1) % VOCABULARY
+    found = first_difference(packed.at(0, end), texts.read(repadded_BT, segments_BT).at(0, end), None, EXACT)
+    if found:
+        return (
+            f"{found} reads padding: other tokens in it give other outputs. Nothing may read segment {PAD}."
+        )
+    return None
+
+
+def decoding(model: LM, texts: Texts) -> str | None:
+    T = min(18, texts.length)
+    prompt = max(1, T // 2)
+    ends = [end for end in (prompt, prompt + 3, *range(prompt + 4, T + 1)) if end <= T]
+    decoded = texts.decode(texts.tokens_BT[:, : ends[-1]], ends)
+    found = first_difference(texts.whole.at(0, ends[-1]), decoded, None, DECODED)
+    if found:
+        return (
+            f"{found} doesn't decode as it trains: read one token at a time, going on from its state, a text gets other"
+            f" outputs than read at once. {_cure(found.part)}"
+        )
+    pads, ends = T // 4, [end for end in range(prompt, prompt + 4) if end <= T]
+    segments_BT = torch.zeros_like(texts.tokens_BT[:2, :T])
+    segments_BT[1, :pads] = PAD
+    together = texts.decode(texts.tokens_BT[:2, : ends[-1]], ends, segments_BT[:, : ends[-1]])
+    alone = texts.read(texts.tokens_BT[:2, pads : ends[-1]])
+    found = first_difference(alone, together.at(pads, ends[-1]), None, DECODED, rows=slice(1, 2))
+    if found:
+        return (
+            f"{found} reads padding in decoding: beside a longer prompt, a shorter one, padded on its left, gets other"
+            f" outputs than alone. {_cure(found.part)}"
+        )
+    return None
+
+
+def gradients(model: LM, texts: Texts) -> str | None:
+    """Parameters that the optimizer is given must learn; an expert that no token chose has a gradient of zero."""
+    model.train()
+    ahead: list[Tensor] = []
+    losses: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)  # of dropout
+        x_BTD = model.hidden(texts.tokens_BT, memory_BSD=texts.memory(3), losses=losses, ahead=ahead)
+        outputs = [model.logits(one) for one in (x_BTD, *ahead)]
+        weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(0))
+        total = sum((weights * one).mean() for one in outputs) + sum(losses)
+        total.backward()
+    without = [
+        path
+        for path, param in model.named_parameters()
+        if param.requires_grad and (param.grad is None or (param.role.active == 1 and not param.grad.any()))
+    ]
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    if not without:
+        return None
+    more = f" (and {len(without) - 1} others)" if len(without) > 1 else ""
+    return (
+        f"{_owner(model, without[0])} has a parameter that no gradient reaches, so that it would never learn:"
+        f" {without[0]}{more}. Use it in forward, without detach() or no_grad() on the way, or leave it out."
+    )
+
+
+Law = Callable[[LM, "Texts"], str | None]
+LAWS: dict[str, Law] = {
+    "repeatable": repeatable,
+    "no look-ahead": no_look_ahead,
+    "documents apart": documents_apart,
+    "decoding as in training": decoding,
+    "a gradient for each parameter": gradients,
+}
+
+
+# ---- what they are tried on ----------------------------------------------------------------------
+
+
+class Texts:
+    """Random tokens, and how a model with random weights reads them."""
+
+    def __init__(self, model: LM, seed: int):
+        self.model = model.eval()
+        self.length = min(LENGTH, model.position.places or LENGTH)
+        scale = self.length / LENGTH
+        self.first, self.second = max(1, math.floor(FIRST * scale)), max(1, math.floor(SECOND * scale))
+        generator = torch.Generator().manual_seed(seed)
+        self.tokens_BT = torch.randint(0, VOCABULARY, (3, self.length), generator=generator)
+        self.memory_1SD = torch.randn(1, 5, model.dim, generator=generator) if model.reads_memory else None
+        for strength in STRENGTHS:
+            randomise(model, seed, strength)
+            self.whole = self.read(self.tokens_BT)
+            if self.whole.is_sound:
+                break
+
+    def read(
+        self,
+        tokens_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        state: ModelState | None = None,
+        torch_seed: int = 0,
+    ) -> Pass:
+        memory_BSD = self.memory(len(tokens_BT))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed)
+            return recorded(self.model, tokens_BT, segments_BT, state, memory_BSD)
+
+    def decode(self, tokens_BT: Tensor, ends: Sequence[int], segments_BT: Tensor | None = None) -> Pass:
+        """Read tokens in pieces with a state: up to each of `ends`."""
+        state = self.model.init_state(len(tokens_BT), tokens_BT.shape[1])
+        passes = []
+        for start, end in zip([0, *ends], ends):
+            # what comes without segments goes on with the last one
+            segments = segments_BT[:, start:end] if segments_BT is not None and start == 0 else None
+            passes.append(self.read(tokens_BT[:, start:end], segments, state))
+        return joined(passes)
+
+    def memory(self, rows: int) -> Tensor | None:
+        return None if self.memory_1SD is None else self.memory_1SD.expand(rows, -1, -1)
+
+
+def declares(part: torch.nn.Module | None) -> bool:
+    """Whether a part is declared to look ahead."""
+    return part is not None and any(getattr(one, "looks_ahead", None) for one in part.modules())
+
+
+def _cure(part: torch.nn.Module | None) -> str:
+    if part is not None and not hasattr(part, "init_state"):
+        return (
+            "It has no state: a module that mixes tokens needs forward(self, x_BTD, ctx, state=None) and"
+            " init_state(self, batch, max_len, *, device, dtype)."
+        )
+    return "Its forward must read what the state holds of earlier tokens, and write these tokens into it."
+
+
+def _owner(model: LM, path: str) -> str:
+    """Return how the part of a parameter is called."""
+    found = [
+        f"{part.stands_as} ({type(part).__name__})"
+        for name, part in model.named_modules()
+        if "stands_as" in vars(part) and path.startswith(f"{name}.")
+    ]
+    return found[0] if found else "The model"

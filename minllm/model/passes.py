@@ -1,0 +1,152 @@
+"""Two forward passes side by side: what each part of a model gave, and which was the first to give something else."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minllm.model.branch import Branch
+from minllm.model.contract import called
+from minllm.model.lm import LM, ModelState
+
+GROWTH = 30
+"""A difference that came in may grow by this in a part, as rounding does, without being its own."""
+FAINT = 0.01
+"""Outputs below this share of a part's largest are measured against that share: near zero, all rounding is large."""
+LARGEST = 1e6
+"""Beyond this, differences say nothing."""
+
+Spared = Callable[["nn.Module | None"], bool]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one part of a model gave in a pass, (B, T, …); the model itself is None."""
+
+    part: nn.Module | None
+    y_BT: Tensor
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all parts gave, in the order in which they were computed."""
+
+    events: Sequence[Event]
+
+    def at(self, start: int, stop: int) -> Pass:
+        """Return what was given at some of the tokens."""
+        return Pass([replace(event, y_BT=event.y_BT[:, start:stop]) for event in self.events])
+
+    @property
+    def is_sound(self) -> bool:
+        return all(float(event.y_BT.abs().max()) < LARGEST for event in self.events)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first part that gave something else."""
+
+    part: nn.Module | None
+
+    def __str__(self) -> str:
+        return "The model" if self.part is None else called(self.part) + _from_outside(self.part)
+
+
+def recorded(
+    model: LM,
+    tokens_BT: Tensor,
+    segments_BT: Tensor | None,
+    state: ModelState | None,
+    memory_BSD: Tensor | None,
+) -> Pass:
+    """Run a model on some tokens, and return what its parts gave."""
+    below: list[Event] = []
+    above: list[Event] = []
+    hooks = []
+    for layers, events in ((model.layers, below), (model.ahead, above)):
+        for branch in (branch for layer in layers for branch in layer.values()):
+            hooks.append(branch.register_forward_pre_hook(functools.partial(_began, events)))
+            for part in _parts(branch):
+                hooks.append(part.register_forward_hook(functools.partial(_gave, events)))
+    ahead: list[Tensor] | None = [] if state is None else None  # a state knows nothing of the layers above
+    try:
+        x_BTD = model.hidden(tokens_BT, segments_BT, state, memory_BSD=memory_BSD, ahead=ahead)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Pass([*below, Event(None, x_BTD), *above, *(Event(None, one) for one in ahead or [])])
+
+
+def joined(passes: Sequence[Pass]) -> Pass:
+    """Return passes over tokens that follow each other as one."""
+    together = zip(*(one.events for one in passes))
+    return Pass([Event(events[0].part, torch.cat([e.y_BT for e in events], dim=1)) for events in together])
+
+
+def first_difference(
+    one: Pass,
+    other: Pass,
+    same_BT: Tensor | None,
+    tolerance: float,
+    *,
+    rows: slice = slice(None),
+    spared: Spared = lambda part: False,
+) -> Difference | None:
+    """Return the first part whose outputs differ where they should be the same; None if all are.
+
+    Args:
+        same_BT: where they should be; None is everywhere.
+        tolerance: the difference, as a share of a part's outputs, that rounding may make.
+        rows: the rows that are compared.
+        spared: parts that may differ. What differs behind them isn't told from what they did.
+    """
+    so_far = 0.0
+    for before, after in zip(one.events, other.events):
+        apart = _apart(before.y_BT[rows], after.y_BT[rows], same_BT)
+        if apart > max(tolerance, GROWTH * so_far) and not spared(before.part):
+            return Difference(before.part)
+        so_far = max(so_far, apart)
+    return None
+
+
+def _apart(one_BT: Tensor, other_BT: Tensor, same_BT: Tensor | None) -> float:
+    one_BTN, other_BTN = (y.flatten(2) if y.ndim > 2 else y[..., None] for y in (one_BT, other_BT))
+    sizes_BT = one_BTN.abs().amax(-1)
+    sizes_BT = sizes_BT.clamp(min=max(FAINT * float(sizes_BT.max()), 1e-30))
+    apart_BT = (one_BTN - other_BTN).abs().amax(-1) / sizes_BT
+    apart = float((apart_BT if same_BT is None else apart_BT[same_BT]).max())
+    return apart if math.isfinite(apart) else math.inf
+
+
+def _parts(branch: Branch) -> list[nn.Module]:
+    """Return a branch's modules that are recorded by themselves: its words, and its norms."""
+    before = branch.before.values() if isinstance(branch.before, nn.ModuleDict) else [branch.before]
+    return [part for part in (*before, *branch.words.values(), branch.after, branch.norm) if part is not None]
+
+
+def _began(events: list[Event], branch: Branch, args: tuple[Any, ...]) -> None:
+    stream, ctx = args[:2]
+    if not events:
+        events.append(Event(ctx.position, ctx.x0_BTD))
+    events.append(Event(branch.residual, branch.residual.read(stream, ctx)))
+
+
+def _gave(events: list[Event], part: nn.Module, args: tuple[Any, ...], y_BT: Tensor) -> None:
+    events.append(Event(part, y_BT))
+
+
+def _from_outside(part: nn.Module) -> str:
+    """Name the classes inside a part of minllm's own that come from elsewhere."""
+    if not type(part).__module__.startswith("minllm."):
+        return ""
+    classes = {
+        type(one) for one in part.modules() if not type(one).__module__.startswith(("minllm.", "torch."))
+    }
+    names = " and ".join(sorted(one.__name__ for one in classes))
+    return f" with {names}" if names else ""

@@ -1,0 +1,48 @@
+"""Whether an arm's figures can be trusted: its models obey the laws, and it isn't below what no model can be below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minllm.errors import UserError
+from minllm.floor import below_floor
+from minllm.model.laws import BrokenLaw, check_laws
+from minllm.study.arms import Arm
+
+OLDER = "made by a minllm that didn't check models"
+TURNED_OFF = "trained with train.check=false"
+
+
+def impossible(arm: Arm) -> str | None:
+    """Return the error that an arm is below the corpus's floor; None if it isn't."""
+    errors = (below_floor(run.summary) for run in arm.runs.values())
+    return next(filter(None, errors), None)
+
+
+def warnings(arms: Sequence[Arm]) -> list[str]:
+    """Return a sentence for each arm that can't be trusted."""
+    found = []
+    for arm in arms:
+        called = arm.name or "The only arm"
+        if error := impossible(arm):
+            found.append(f"{called}: {error}")
+        checked = [run.summary.get("checked") for run in arm.runs.values()]
+        if not all(checked):
+            reasons = [OLDER] * (None in checked) + [TURNED_OFF] * (False in checked)
+            found.append(
+                f"{called} is unchecked ({' and '.join(reasons)}): nobody knows whether it looks ahead, or decodes as"
+                " it was trained."
+            )
+    return found
+
+
+def refuse_broken(arms: Sequence[Arm]) -> None:
+    """Raise UserError if an arm from before models were checked breaks a law."""
+    for arm in arms:
+        if any("checked" not in run.summary for run in arm.runs.values()):
+            try:
+                check_laws(arm.first.cfg)
+            except BrokenLaw as error:
+                raise UserError(f"{arm.name} can't be compared. {error}") from error
+            except Exception:  # what can't be built any more stays unchecked, which the report says
+                continue
