@@ -13,7 +13,7 @@ from typing import Any
 
 from minllm.convert import families
 from minllm.convert.settings import Settings, override
-from minllm.errors import UserError, first_line
+from minllm.errors import UserError
 from minllm.tokenizer.huggingface import read_json
 
 
@@ -43,13 +43,8 @@ class Pretrained:
         Args:
             named: the keys that are typed already; a tokenizer that is chosen stays.
         """
-        settings = Settings(self.config, f"{self.folder / 'config.json'}")
-        try:
-            words = self.family.typed(settings)
-        except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-            raise UserError(
-                f"{settings.name} has a setting of the wrong type: {first_line(error)}."
-            ) from error
+        settings = self.settings
+        words = self.family.typed(settings)
         settings.finish()
         return [*words, *([] if "tokenizer" in named else self.tokenizer())]
 
@@ -65,15 +60,19 @@ class Pretrained:
             override("tokenizer.name", json.dumps(str(self.folder.resolve()))),
             override("tokenizer.vocab_size", self.vocab_size),
         ]
-        ends = {"bos": self.config.get("bos_token_id"), "eos": self.config.get("eos_token_id")}
+        ends = {name: self.settings.take(f"{name}_token_id") for name in ("bos", "eos")}
         numbers = {name: end[0] if isinstance(end, list) and end else end for name, end in ends.items()}
         return words + [
             override(f"tokenizer.{name}", number) for name, number in numbers.items() if number is not None
         ]
 
     @property
+    def settings(self) -> Settings:
+        return Settings(self.config, f"{self.folder / 'config.json'}").declare(self.family.Config)
+
+    @property
     def vocab_size(self) -> int:
-        return Settings(self.config).take("vocab_size")
+        return self.settings.take("vocab_size")
 
     @cached_property
     def weights(self) -> Weights:

@@ -1,16 +1,23 @@
-"""Reads a config.json: every setting of it is translated, is known not to matter, or is refused."""
+"""Reads a config.json: every setting of it is translated, is known not to matter, or is refused.
+
+A config.json may leave out a setting, and what it means then is a matter of its class in transformers, never of the
+preset. So each family has a `Config`: the settings that its class reads, with their types and the class's defaults.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
 
 from minllm.errors import UserError
+from minllm.options import Count, Fraction, Positive
+from minllm.validation import fits, words
 
 ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -21,32 +28,6 @@ ACTIVATIONS = {
 }
 """Their names of activations, and ours."""
 
-ROPES = {
-    "default": ("rope", {}),
-    "linear": ("rope_linear", {"factor": "factor"}),
-    "llama3": (
-        "rope_llama3",
-        {
-            "factor": "factor",
-            "original_max_position_embeddings": "original_len",
-            "low_freq_factor": "low",
-            "high_freq_factor": "high",
-        },
-    ),
-    "yarn": (
-        "rope_yarn",
-        {
-            "factor": "factor",
-            "original_max_position_embeddings": "original_len",
-            "beta_fast": "fast",
-            "beta_slow": "slow",
-            "truncate": "truncate",
-            "attention_factor": "magnitude",
-        },
-    ),
-}
-"""Their rope types: our model/pos, and what each setting is called there."""
-
 HARMLESS = re.compile(
     r"""_.* | architectures | model_type | auto_map | transformers_version | torch_dtype | dtype | init_device
     | (bos|eos|pad|unk|sep|cls|mask|decoder_start)_token_id | vocab_size | tokenizer_class | tokenizer_name
@@ -55,49 +36,106 @@ HARMLESS = re.compile(
     | id2label | label2id | num_labels | problem_type | finetuning_task | task_specific_params | classifier_dropout
     | summary_.* | initializer_range | n_ctx | seq_length | pretraining_tp | slow_but_exact | attn_impl | verbose
     | attention_softmax_in_fp32 | masked_softmax_fusion | bias_dropout_fusion | skip_bias_add(_qkv)? | offset_alibi
-    | reorder_and_upcast_attn | init_config | embedding_fraction | max_window_layers
-    | attn_uses_sequence_id""",
+    | reorder_and_upcast_attn | init_config | embedding_fraction | attn_uses_sequence_id
+    | torchscript | use_bfloat16 | tf_legacy_loss
+    | do_sample | (max|min)_(length|new_tokens) | temperature | top_[kp] | typical_p | num_beams | num_beam_groups
+    | num_return_sequences | early_stopping | length_penalty | repetition_penalty | diversity_penalty
+    | (encoder_)?no_repeat_ngram_size | bad_words_ids | suppress_tokens | begin_suppress_tokens
+    | forced_(bos|eos)_token_id | remove_invalid_values | exponential_decay_length_penalty | output_scores""",
     re.VERBOSE,
 )
-"""Settings that change no logits: bookkeeping, first values, tasks that aren't language modelling, fused kernels."""
+"""Settings that change no logits: bookkeeping, first values, tasks that aren't language modelling, fused kernels, and
+how to sample."""
+
+
+class WithRope:
+    """What every class with a rope reads; all but the first are its form before version 5 of transformers."""
+
+    rope_parameters: dict | None = None
+    rope_scaling: dict | None = None
+    rope_theta: Positive = 10000.0
+    partial_rotary_factor: Fraction | None = None
+    original_max_position_embeddings: Count | None = None
 
 
 class Settings:
     """The settings of a config.json, each to be asked for once.
 
-    name: what sentences call it
+    name: what error messages call it
     """
 
     def __init__(self, values: Mapping[str, Any], name: str = "config.json") -> None:
         self.values, self.name = dict(values), name
         self.unread = {key for key in values if not HARMLESS.fullmatch(key)}
+        self.table: type = object
+        self.kinds: dict[str, Any] = {}
 
-    def take(self, *keys: str, default: Any = ...) -> Any:
-        """Return the value of the first of `keys` that is there; older files call some settings otherwise."""
-        found = [key for key in keys if key in self.values]
-        self.unread -= set(found)
-        if not found and default is ...:
-            raise UserError(f"{self.name} has no '{keys[0]}', so it isn't known what model this is.")
-        return self.values[found[0]] if found else default
+    def declare(self, table: type) -> Settings:
+        """Take the types and the defaults of settings from the annotations and the values of a class.
+
+        Its `aliases`, if there are any, are names that transformers replaces by others.
+        """
+        self.table, self.kinds = table, get_type_hints(table, include_extras=True)
+        for alias, key in getattr(table, "aliases", {}).items():
+            if alias in self.values:
+                value = self.values.pop(alias)
+                self.unread = (self.unread - {alias}) | {key}
+                if self.values.setdefault(key, value) != value:
+                    raise UserError(
+                        f"{self.name} has {key}={self.values[key]} and {alias}={value}, which are two names of one"
+                        f" setting: remove one of them."
+                    )
+        return self
+
+    def take(self, key: str, *, default: Any = ...) -> Any:
+        """Return the value of `key`; where it is left out, the default of the table.
+
+        Args:
+            default: of a setting that the table doesn't have.
+        """
+        self.unread.discard(key)
+        if key not in self.values:
+            default = getattr(self.table, key, default)
+            if default is ...:
+                raise UserError(f"{self.name} has no '{key}', so it isn't known what model this is.")
+            return default
+        value = self.values[key]
+        if key in self.kinds and not fits(value, self.kinds[key]):
+            raise UserError(
+                f"{self.name} has a setting of the wrong type: {key} must be {words(self.kinds[key])}, not {value!r}."
+            )
+        return value
+
+    def unused(self, *keys: str) -> None:
+        """Pass over settings that change no logits in this family."""
+        self.unread -= set(keys)
+
+    def ignored(self, key: str, used: Any) -> None:
+        """Refuse a setting that the class ignores, unless it has the value that is used anyway."""
+        if key in self.values and (value := self.take(key)) != used:
+            raise UserError(
+                f"{self.name} has {key}={value}, which transformers ignores for this kind of model: it uses {used}."
+                f" Remove {key}, or write {used}."
+            )
 
     def only(self, key: str, *allowed: Any) -> None:
-        """Refuse the setting `key` unless it isn't there or has one of the values that are `allowed`."""
+        """Refuse the setting `key` unless it has one of the values that are `allowed`."""
         value = self.take(key, default=allowed[0])
         if value not in allowed:
             known = " or ".join(map(str, allowed))
-            raise UserError(f"{self.name} has {key}={value}, and minllm has a counterpart for {known} only.")
-
-    def inner(self, key: str) -> Settings | None:
-        """Return the settings inside one, if there are any."""
-        values = self.take(key, default=None)
-        return None if values is None else Settings(values, f"{self.name}'s {key}")
-
-    def activation(self, *keys: str) -> str:
-        said = self.take(*keys)
-        if said not in ACTIVATIONS:
+            default = "" if key in self.values else ", which is what leaving it out means"
             raise UserError(
-                f"{self.name} has {keys[0]}={said}, and minllm knows {', '.join(ACTIVATIONS)} only."
+                f"{self.name} has {key}={value}{default}, and minllm has a counterpart for {known} only."
             )
+
+    def inner(self, key: str, table: type) -> Settings:
+        """Return the settings inside one; null is none."""
+        return Settings(self.take(key) or {}, f"{self.name}'s {key}").declare(table)
+
+    def activation(self, key: str) -> str:
+        said = self.take(key)
+        if said not in ACTIVATIONS:
+            raise UserError(f"{self.name} has {key}={said}, and minllm knows {', '.join(ACTIVATIONS)} only.")
         return ACTIVATIONS[said]
 
     def finish(self) -> None:
@@ -119,23 +157,22 @@ def overrides(values: Mapping[str, Any]) -> list[str]:
     return [override(key, value) for key, value in values.items()]
 
 
-def llama_like(config: Settings, *, tied: bool = False, mlp: str = "model.mlp") -> list[str]:
+def llama_like(config: Settings, *, mlp: str = "model.mlp") -> list[str]:
     """Return the sizes of Llama and of all that name them as it does.
 
     Args:
-        tied: what silence about the head means.
         mlp: where the MLP is that the intermediate size is meant for.
     """
-    hidden, heads = config.take("hidden_size"), config.take("num_attention_heads")
+    heads = config.take("num_attention_heads")
     return overrides(
         {
-            "model.dim": hidden,
+            "model.dim": config.take("hidden_size"),
             "model.n_layers": config.take("num_hidden_layers"),
-            "model.tie_embeddings": config.take("tie_word_embeddings", default=tied),
+            "model.tie_embeddings": config.take("tie_word_embeddings"),
             "model.attn.n_heads": heads,
-            "model.attn.n_kv_heads": config.take("num_key_value_heads", default=None) or heads,
-            "model.attn.head_dim": config.take("head_dim", default=None) or hidden // heads,
-            "model.attn.dropout": config.take("attention_dropout", default=0.0),
+            "model.attn.n_kv_heads": config.take("num_key_value_heads") or heads,
+            "model.attn.head_dim": head_dim(config),
+            "model.attn.dropout": config.take("attention_dropout") or 0.0,
             f"{mlp}.hidden": config.take("intermediate_size"),
             "norm.eps": config.take("rms_norm_eps"),
             "data.seq_len": config.take("max_position_embeddings"),
@@ -143,80 +180,51 @@ def llama_like(config: Settings, *, tied: bool = False, mlp: str = "model.mlp") 
     )
 
 
-def attention_biases(config: Settings, *, usual: bool = False) -> list[str]:
-    has = config.take("attention_bias", default=usual)
-    return overrides({"model.attn.qkv_bias": has, "model.attn.out_bias": has})
+def head_dim(config: Settings) -> int:
+    said = config.take("head_dim", default=None)
+    return said or config.take("hidden_size") // config.take("num_attention_heads")
 
 
-def rope(
-    config: Settings,
-    at: str = "model.pos",
-    *,
-    kind: str | None = None,
-    theta: float = 10000.0,
-    share: float = 1.0,
-) -> list[str]:
-    """Return the choice of a RoPE and its settings.
-
-    Args:
-        at: the place of the positions that are chosen.
-        kind: which layers are meant, where layers have ropes of their own.
-        theta, share: θ and the part of a head that turns, where nothing says them.
-    """
-    theta, scaling = config.take("rope_theta", default=theta), config.inner("rope_scaling")
-    share = config.take("partial_rotary_factor", default=share)
-    if (parameters := config.inner("rope_parameters")) is not None:
-        parameters = (parameters.inner(kind) or Settings({})) if kind else parameters
-        theta, share = parameters.take("rope_theta"), parameters.take("partial_rotary_factor", default=share)
-    given = parameters or scaling or Settings({})
-    their_type = given.take("rope_type", "type", default="default")
-    if their_type not in ROPES:
-        raise UserError(f"{given.name} has rope_type={their_type}, and minllm knows {', '.join(ROPES)} only.")
-    ours, names = ROPES[their_type]
-    values = {name: given.take(key, default=None) for key, name in names.items()}
-    given.finish()
-    if "original_len" in values and values["original_len"] is None:
-        values["original_len"] = config.take("max_position_embeddings")
-    return [
-        f"model/pos={ours}" if at == "model.pos" else f"model/pos@{at}={ours}",
-        *overrides({f"{at}.theta": theta, f"{at}.fraction": turning(config, share)}),
-        *overrides({f"{at}.{name}": value for name, value in values.items() if value is not None}),
-    ]
+def attention_biases(config: Settings, at: str = "model.attn") -> list[str]:
+    has = config.take("attention_bias")
+    return overrides({f"{at}.qkv_bias": has, f"{at}.out_bias": has})
 
 
-def turning(config: Settings, share: float) -> float:
-    """Return the share of a head's channels that turn: transformers cuts their number down to a whole one."""
-    width = config.take("head_dim", default=None)
-    width = width or config.take("hidden_size") // config.take("num_attention_heads")
-    return int(width * share) / width
-
+# ---- layers of several kinds -----------------------------------------------------------------------
 
 SENTENCES = {"sliding_attention": "local mlp", "full_attention": "attn mlp"}
 """What a layer of a kind does, where two kinds of attention take turns."""
 
+OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
+"""What transformers calls kinds of layers now."""
 
-def layout(
-    config: Settings,
-    key: str = "layer_types",
-    *,
-    words: Mapping[str, str] = SENTENCES,
-    every: int = 1,
-) -> str:
-    """Return the sentences for the kinds of layers, as few as repeat: `model.layout=[local mlp,attn mlp]`.
+
+def layer_types(config: Settings, words: Mapping[str, str] = SENTENCES, *, every: int) -> list[str]:
+    """Return the kind of each layer.
 
     Args:
-        key: the setting that lists the kinds.
         words: the sentence of each kind.
-        every: older files don't list them. Each layer whose number this divides has the last of the kinds then, and
-            all others the first.
+        every: where kinds aren't listed, each layer whose number this divides has the last of them, and all others
+            the first.
     """
     usual, last = list(words)[0], list(words)[-1]
-    numbers = range(1, config.take("num_hidden_layers") + 1)
-    kinds = config.take(key, default=None) or [usual if number % every else last for number in numbers]
+    n_layers = config.take("num_hidden_layers")
+    said = config.take("layer_types", default=None)
+    kinds = [usual if i % every else last for i in range(1, n_layers + 1)] if said is None else said
+    kinds = [OLDER.get(kind, kind) for kind in kinds]
     if unknown := sorted(set(kinds) - set(words)):
         raise UserError(
             f"{config.name} has layers of type {unknown[0]}, and minllm knows {', '.join(words)} only."
         )
+    if len(kinds) != n_layers:
+        raise UserError(
+            f"{config.name} has num_hidden_layers={n_layers}, and its layer_types are {len(kinds)}: make them as many."
+        )
+    return kinds
+
+
+def layout(kinds: Sequence[str], words: Mapping[str, str] = SENTENCES) -> str:
+    """Return the sentences for the kinds of layers: `model.layout=[local mlp,attn mlp]`."""
     return repeated([words[kind] for kind in kinds])
 
 

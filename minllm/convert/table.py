@@ -2,10 +2,10 @@
 
     "layers.{i}.attn.words.attn.qkv.*": "layers.{i}.self_attn.[q k v]_proj.*"
 
-Left is ours, right is theirs: `{i}` is a layer's number, `{attn}` the word
-that the layer has for its attention (attn or local), `{e}` an expert's number, `*` is weight or bias, and `[q k v]`
-stands for several of theirs, one on top of the other. An expert without a number in their name is one of a stack. Where
-a weight is laid out otherwise, a function around their name says how.
+Left is ours, right is theirs: `{i}` is a layer's number, `{attn}` the word that the layer has for its attention (attn
+or local), `{e}` an expert's number, `*` is weight or bias, and `[q k v]` stands for several of theirs, one on top of
+the other, `(a|b)` for whichever of two there is. An expert without a number in their name is one of a stack. Where a
+weight is laid out otherwise, a function around their name says how.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def fill(
     with torch.no_grad():
         for ours, param in model.state_dict(keep_vars=True).items():  # a balancing bias is no parameter
             theirs, make, expert = _source(ours, rows)
+            theirs = [_whichever(name, names) for name in theirs]
             if absent := [name for name in theirs if name not in names]:
                 raise UserError(
                     f"The weights lack {', '.join(absent)}, which the model needs for its {ours}. Is a file missing,"
@@ -130,6 +131,15 @@ def _source(ours: str, rows: list[tuple[re.Pattern, Row]]) -> tuple[list[str], C
     raise UserError(
         f"The model has a {ours}, and nothing in the weights stands for it: leave out what adds it."
     )
+
+
+def _whichever(name: str, names: Mapping[str, str]) -> str:
+    """Return a name without its alternatives: the first that there is, or else the first."""
+    before, *between = re.split(r"[()]", name)
+    if not between:
+        return name
+    choices = [f"{before}{choice}{between[1]}" for choice in between[0].split("|")]
+    return next((choice for choice in choices if choice in names), choices[0])
 
 
 def _pattern(ours: str) -> re.Pattern:

@@ -166,15 +166,31 @@ class Yarn(Linear):
         self.magnitude = magnitude or 0.1 * math.log(max(factor, 1)) + 1
         self.key += (fast, slow, original_len, truncate, self.magnitude)
 
+    def check(self, model: nn.Module) -> None:
+        super().check(model)
+        for reader in self.readers(model):
+            low, high = self._ramp(self._turning(reader.rotated_dim))
+            if low > high:
+                raise UserError(
+                    "YaRN's ramp lies outside the pairs of channels: over a length of"
+                    f" model.pos.original_len={self.original_len}, all of them turn more often than"
+                    f" model.pos.fast={self.fast:g}, or all turn less often than model.pos.slow={self.slow:g}. Set"
+                    " another original_len or theta."
+                )
+
     def rates(self, R: int, device: torch.device) -> Tensor:
         rates = Rope.rates(self, R, device)
+        low, high = self._ramp(R)
+        ramp = (torch.arange(R // 2, device=device) - low) / ((high - low) or 0.001)
+        slowed = ramp.clamp(0, 1)
+        return rates * (1 - slowed + slowed / self.factor)
+
+    def _ramp(self, R: int) -> tuple[float, float]:
+        """Return the places among the pairs where the ramp begins and ends."""
         low, high = self._pair(self.fast, R), self._pair(self.slow, R)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, R - 1)
-        ramp = (torch.arange(R // 2, device=device) - low) / max(high - low, 0.001)
-        slowed = ramp.clamp(0, 1)
-        return rates * (1 - slowed + slowed / self.factor)
+        return max(low, 0), min(high, R - 1)
 
     def _pair(self, rounds: float, R: int) -> float:
         """Return the place among the pairs of one that turns so many rounds in the original length."""

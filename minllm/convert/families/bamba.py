@@ -1,52 +1,112 @@
 """Bamba: Mamba-2 and an MLP in each layer, attention instead of Mamba-2 in a few."""
 
+import math
+from typing import Any, Literal
+
 from minllm.convert.families import jamba, mamba2
+from minllm.convert.ropes import one_form, rope
 from minllm.convert.settings import (
     Settings,
+    WithRope,
     attention_biases,
+    head_dim,
     llama_like,
     override,
     overrides,
     repeated,
-    rope,
 )
+from minllm.errors import UserError
+from minllm.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = jamba.PREFIX
 TABLE = jamba.layers(mamba2.mixer("layers.{i}.mamba"))
 
 
+class Config(WithRope):
+    """What BambaConfig reads, and its defaults."""
+
+    vocab_size: Count = 128000
+    bos_token_id: Natural | None = 1
+    eos_token_id: Natural | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    hidden_size: Count = 4096
+    intermediate_size: Count = 14336
+    num_hidden_layers: Count = 32
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count | None = 8
+    hidden_act: str = "silu"
+    rms_norm_eps: Positive = 1e-5
+    max_position_embeddings: Count = 262144
+    attention_dropout: Fraction | None = 0.0
+    attn_layer_indices: list[int] | None = None
+    mamba_n_heads: Count = 128
+    mamba_d_head: Count | Literal["auto"] = "auto"
+    mamba_n_groups: Count = 1
+    mamba_d_state: Count = 256
+    mamba_d_conv: Count = 4
+    mamba_expand: Count = 2
+    mamba_chunk_size: Count = 256
+    mamba_conv_bias: bool | None = True
+    mamba_proj_bias: bool | None = False
+    time_step_limit: list[float] = (0.0, math.inf)
+    z_loss_coefficient: NonNegative | None = 0.0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    # no field of the class, but its attention reads it
+    head_dim: Count | None = None
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("hidden_act", "silu")  # the mixers' too
-    how_trained = "z_loss_coefficient", "num_logits_to_keep", "use_mamba_kernels"
-    config.take(*how_trained, "mamba_n_heads", "layer_types", default=None)
+    config.declare(Config).only("hidden_act", "silu")  # the mixers' too
+    config.unused("z_loss_coefficient", "num_logits_to_keep", "use_mamba_kernels")
+    config.unused("layer_types", "layers_block_type")  # follow from attn_layer_indices
     mamba2.no_limit(config)
     return [
         "experiment=bamba",
         *llama_like(config),
         *layout(config),
         *attention_biases(config),
-        override("model.mlp.bias", config.take("mlp_bias", default=False)),
+        override("model.mlp.bias", config.take("mlp_bias")),
         *overrides(
             {
-                "model.rec.head_dim": config.take("mamba_d_head"),
+                "model.rec.head_dim": mixer_width(config),
                 "model.rec.n_groups": config.take("mamba_n_groups"),
                 "model.rec.chunk": config.take("mamba_chunk_size"),
                 **jamba.mamba_like(config),
             }
         ),
-        *rope(config, share=share(config)),
+        *rope(config, merged(config), partly=True),
     ]
 
 
-def share(config: Settings) -> float:
-    """Return the part of a head that turns; older files say how many of its channels."""
-    width = config.take("hidden_size") // config.take("num_attention_heads")
-    return config.take("attn_rotary_emb", default=width / 2) / width
+def mixer_width(config: Settings) -> int:
+    """Return the width of a mixer's head."""
+    inner, heads = config.take("mamba_expand") * config.take("hidden_size"), config.take("mamba_n_heads")
+    said = config.take("mamba_d_head")
+    width = inner // heads if said == "auto" else said
+    if width * heads != inner:
+        raise UserError(
+            f"{config.name} has mamba_n_heads={heads} and mamba_d_head={said}, whose product must be mamba_expand times"
+            f" hidden_size, {inner}."
+        )
+    return width
+
+
+def merged(config: Settings) -> dict[str, Any]:
+    """Return the rope's settings. Half a head turns unless they say otherwise; what is said beside them is ignored."""
+    said = one_form(config)
+    share = said.setdefault("partial_rotary_factor", 0.5)
+    config.ignored("partial_rotary_factor", share)
+    if "attn_rotary_emb" in config.values:
+        config.ignored("attn_rotary_emb", int(head_dim(config) * share))
+    said.setdefault("rope_theta", config.take("rope_theta"))
+    config.ignored("rope_theta", said["rope_theta"])
+    return said
 
 
 def layout(config: Settings) -> list[str]:
     """Return the first layer, and the sentences of the others: in the published models these repeat."""
-    attends = set(config.take("attn_layer_indices", default=None) or ())
+    attends = set(config.take("attn_layer_indices") or ())
     first, *others = [
         "attn mlp" if i in attends else "rec mlp" for i in range(config.take("num_hidden_layers"))
     ]

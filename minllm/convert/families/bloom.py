@@ -2,6 +2,7 @@
 
 from minllm.convert.settings import Settings, overrides
 from minllm.convert.table import per_head
+from minllm.options import Count, Fraction, Natural, Positive
 
 PREFIX = "transformer."
 TABLE = {
@@ -18,21 +19,42 @@ TABLE = {
 }
 
 
+class Config:
+    """What BloomConfig reads, and its defaults."""
+
+    aliases = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+
+    vocab_size: Count = 250880
+    bos_token_id: Natural | None = 1
+    eos_token_id: Natural | list[int] | None = 2
+    hidden_size: Count = 64
+    n_layer: Count = 2
+    n_head: Count = 8
+    layer_norm_epsilon: Positive = 1e-5
+    apply_residual_connection_post_layernorm: bool = False
+    hidden_dropout: Fraction = 0.0
+    attention_dropout: Fraction = 0.0
+    tie_word_embeddings: bool = True
+    # no field of the class, but it reads it
+    n_embed: Count | None = None
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("apply_residual_connection_post_layernorm", False)
-    dim = config.take("hidden_size", "n_embed")
-    config.only("n_inner", None, 4 * dim)
+    config.declare(Config).only("apply_residual_connection_post_layernorm", False)
+    dim = config.take("n_embed") or config.take("hidden_size")
+    config.ignored("hidden_size", dim)
+    config.only("n_inner", None, 4 * dim)  # ignored
     return [
         "experiment=bloom",
         *overrides(
             {
                 "model.dim": dim,
-                "model.n_layers": config.take("n_layer", "num_hidden_layers"),
-                "model.tie_embeddings": config.take("tie_word_embeddings", default=True),
-                "model.dropout": config.take("hidden_dropout", default=0.0),
-                "model.attn.n_heads": config.take("n_head", "num_attention_heads"),
-                "model.attn.dropout": config.take("attention_dropout", default=0.0),
-                "norm.eps": config.take("layer_norm_epsilon", default=1e-5),
+                "model.n_layers": config.take("n_layer"),
+                "model.tie_embeddings": config.take("tie_word_embeddings"),
+                "model.dropout": config.take("hidden_dropout"),
+                "model.attn.n_heads": config.take("n_head"),
+                "model.attn.dropout": config.take("attention_dropout"),
+                "norm.eps": config.take("layer_norm_epsilon"),
             }
         ),
     ]

@@ -1,8 +1,12 @@
 """DeepSeek-V3 (2412.19437): latent attention, and experts chosen by sigmoids behind some dense layers."""
 
-import math
+from collections.abc import Mapping
+from typing import Any
 
-from minllm.convert.settings import Settings, override, overrides, rope
+from minllm.convert.ropes import longer, merged, rope
+from minllm.convert.settings import Settings, WithRope, override, overrides
+from minllm.errors import UserError
+from minllm.options import Count, Fraction, Natural, Positive
 
 PREFIX = "model."
 TABLE = {
@@ -10,7 +14,7 @@ TABLE = {
     "layers.{i}.attn.before.*": "layers.{i}.input_layernorm.*",
     "layers.{i}.attn.words.attn.query_down.*": "layers.{i}.self_attn.q_a_proj.*",
     "layers.{i}.attn.words.attn.query_norm.*": "layers.{i}.self_attn.q_a_layernorm.*",
-    "layers.{i}.attn.words.attn.query_up.*": "layers.{i}.self_attn.q_b_proj.*",
+    "layers.{i}.attn.words.attn.query_up.*": "layers.{i}.self_attn.(q_b_proj|q_proj).*",
     "layers.{i}.attn.words.attn.down.*": "layers.{i}.self_attn.kv_a_proj_with_mqa.*",
     "layers.{i}.attn.words.attn.norm.*": "layers.{i}.self_attn.kv_a_layernorm.*",
     "layers.{i}.attn.words.attn.up.*": "layers.{i}.self_attn.kv_b_proj.*",
@@ -30,48 +34,107 @@ TABLE = {
 }
 
 
+class Config(WithRope):
+    """What DeepseekV3Config reads, and its defaults."""
+
+    aliases = {"num_local_experts": "n_routed_experts"}
+
+    vocab_size: Count = 129280
+    bos_token_id: Natural | None = 0
+    eos_token_id: Natural | list[int] | None = 1
+    hidden_size: Count = 7168
+    intermediate_size: Count = 18432
+    moe_intermediate_size: Count = 2048
+    num_hidden_layers: Count = 61
+    num_attention_heads: Count = 128
+    num_key_value_heads: Count | None = 128
+    n_shared_experts: Natural = 1
+    n_routed_experts: Count = 256
+    output_router_logits: bool = False
+    routed_scaling_factor: Positive = 2.5
+    kv_lora_rank: Count = 512
+    q_lora_rank: Count | None = 1536
+    qk_rope_head_dim: Count = 64
+    v_head_dim: Count = 128
+    qk_nope_head_dim: Count = 128
+    n_group: Count = 8
+    topk_group: Count = 4
+    num_experts_per_tok: Count = 8
+    first_k_dense_replace: Natural = 3
+    norm_topk_prob: bool | None = True
+    hidden_act: str = "silu"
+    max_position_embeddings: Count = 4096
+    rms_norm_eps: Positive = 1e-6
+    tie_word_embeddings: bool = False
+    rope_interleave: bool | None = True
+    attention_bias: bool = False
+    attention_dropout: Fraction | None = 0.0
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("attention_bias", False)
+    config.declare(Config).only("attention_bias", False)
     config.only("rms_norm_eps", 1e-6)  # that of the norms of latents, whatever is said
     config.only("hidden_act", "silu")
-    config.take("num_nextn_predict_layers", "output_router_logits", "num_key_value_heads", "qk_head_dim")
-    without, turning = config.take("qk_nope_head_dim"), config.take("qk_rope_head_dim")
-    words, sharper = ropes(config)
+    config.unused("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits", "qk_head_dim")
+    as_published(config)
+    heads, width = config.take("num_attention_heads"), config.take("qk_rope_head_dim")
+    config.only("head_dim", width)
+    if heads // (config.take("num_key_value_heads") or heads) != 1:
+        config.only("num_key_value_heads", heads)
+    said = merged(config)
+    ropes = rope(config, said, width=width, preset=("factor", "original_len", "magnitude"))
     return [
         "experiment=deepseek_v3",
-        override("model.first", ["attn mlp"] * config.take("first_k_dense_replace")),
         *overrides(
             {
                 "model.dim": config.take("hidden_size"),
                 "model.n_layers": config.take("num_hidden_layers"),
-                "model.tie_embeddings": config.take("tie_word_embeddings", default=False),
-                "model.attn.n_heads": config.take("num_attention_heads"),
+                "model.tie_embeddings": config.take("tie_word_embeddings"),
+                "model.attn.n_heads": heads,
                 "model.attn.latent_dim": config.take("kv_lora_rank"),
                 "model.attn.query_latent_dim": config.take("q_lora_rank"),
-                "model.attn.head_dim": without,
-                "model.attn.rope_dim": turning,
+                "model.attn.head_dim": config.take("qk_nope_head_dim"),
+                "model.attn.rope_dim": width,
                 "model.attn.value_dim": config.take("v_head_dim"),
-                "model.attn.scale": (without + turning) ** -0.5 * sharper**2,
-                "model.attn.dropout": config.take("attention_dropout", default=0.0),
+                "model.attn.scale": (config.take("qk_nope_head_dim") + width) ** -0.5
+                * sharper(config, said) ** 2,
+                "model.attn.dropout": config.take("attention_dropout") or 0.0,
                 "model.mlp.hidden": config.take("intermediate_size"),
                 "norm.eps": 1e-6,
                 "data.seq_len": config.take("max_position_embeddings"),
             }
         ),
-        *experts(config),
-        *words,
+        *layout(config),
+        *ropes,
+        override("model.pos.interleaved", bool(config.take("rope_interleave"))),
     ]
+
+
+def as_published(config: Settings) -> None:
+    """Pass over what the published files say and transformers doesn't read, where it is what transformers does."""
+    config.only("moe_layer_freq", 1)
+    config.only("scoring_func", "sigmoid")
+    config.only("topk_method", "noaux_tc")
+    config.unused("aux_loss_alpha", "seq_aux", "ep_size")
+
+
+def layout(config: Settings) -> list[str]:
+    """Return the dense layers and the mixtures behind them, if there are any."""
+    n_dense, mixtures = config.take("first_k_dense_replace"), experts(config)
+    if n_dense >= config.take("num_hidden_layers"):
+        return ["model.first=[]", override("model.layout", ["attn mlp"]), "~model.moe"]
+    return [override("model.first", ["attn mlp"] * n_dense), *mixtures]
 
 
 def experts(config: Settings) -> list[str]:
     hidden = config.take("moe_intermediate_size")
     return overrides(
         {
-            "model.moe.n_experts": config.take("n_routed_experts", "num_local_experts"),
+            "model.moe.n_experts": config.take("n_routed_experts"),
             "model.moe.top_k": config.take("num_experts_per_tok"),
             "model.moe.expert.hidden": hidden,
             "model.moe.shared.hidden": hidden * config.take("n_shared_experts"),
-            "model.moe.router.renormalise": config.take("norm_topk_prob"),
+            "model.moe.router.renormalise": bool(config.take("norm_topk_prob")),
             "model.moe.router.scale": config.take("routed_scaling_factor"),
             "model.moe.router.n_groups": config.take("n_group"),
             "model.moe.router.top_groups": config.take("topk_group"),
@@ -79,19 +142,11 @@ def experts(config: Settings) -> list[str]:
     )
 
 
-def ropes(config: Settings) -> tuple[list[str], float]:
-    """Return what is typed for the rope, and how much sharper than 1/√K attention is by each of its two sides."""
-    interleaved = config.take("rope_interleave", default=True)
-    key = "rope_parameters" if config.values.get("rope_parameters") else "rope_scaling"
-    said = dict(config.values.get(key) or {})
-    each, all_of_it = said.pop("mscale", None), said.pop("mscale_all_dim", None)
-    factor = said.get("factor", 1.0)
-    if each and all_of_it:  # queries and keys are made longer by the one, and scores all in all by the other
-        said["attention_factor"] = _longer(factor, each) / _longer(factor, all_of_it)
-    config.values[key] = said or None
-    words = [*rope(config), override("model.pos.interleaved", interleaved)]
-    return words, _longer(factor, all_of_it or 0)
-
-
-def _longer(factor: float, mscale: float) -> float:
-    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+def sharper(config: Settings, said: Mapping[str, Any]) -> float:
+    """Return how much sharper than 1/√K attention is by each of its two sides."""
+    mscale, factor = said.get("mscale_all_dim"), said.get("factor")
+    if not mscale:
+        return 1.0
+    if factor is None:
+        raise UserError(f"{config.name}'s rope has mscale_all_dim, which needs a factor that is a number.")
+    return longer(factor, mscale)

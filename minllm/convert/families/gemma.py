@@ -1,13 +1,42 @@
 """Gemma (2403.08295): Llama's names, and a GELU that is the approximate one whatever the file says."""
 
 from minllm.convert.families.llama import PREFIX, TABLE
-from minllm.convert.settings import Settings, attention_biases, llama_like, rope
+from minllm.convert.ropes import merged, rope
+from minllm.convert.settings import Settings, WithRope, attention_biases, llama_like, override
+from minllm.options import Count, Fraction, Natural, Positive
 
 __all__ = ["PREFIX", "TABLE", "typed"]
 
 
+class Config(WithRope):
+    """What GemmaConfig reads, and its defaults."""
+
+    vocab_size: Count = 256000
+    bos_token_id: Natural | None = 2
+    eos_token_id: Natural | list[int] | None = 1
+    hidden_size: Count = 3072
+    intermediate_size: Count = 24576
+    num_hidden_layers: Count = 28
+    num_attention_heads: Count = 16
+    num_key_value_heads: Count = 16
+    head_dim: Count = 256
+    hidden_act: str = "gelu_pytorch_tanh"
+    max_position_embeddings: Count = 8192
+    rms_norm_eps: Positive = 1e-6
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    attention_dropout: Fraction = 0.0
+    use_bidirectional_attention: bool | None = None
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("hidden_act", "gelu_pytorch_tanh", "gelu")
-    config.only("hidden_activation", None, "gelu_pytorch_tanh")
-    config.only("use_bidirectional_attention", None, False)
-    return ["experiment=gemma", *llama_like(config, tied=True), *attention_biases(config), *rope(config)]
+    config.declare(Config).only("use_bidirectional_attention", None, False)
+    config.only("hidden_activation", None, "gelu_pytorch_tanh")  # ignored
+    activation = config.activation("hidden_act")
+    return [
+        "experiment=gemma",
+        *llama_like(config),
+        *attention_biases(config),
+        override("model.mlp.activation", "gelu_tanh" if config.take("hidden_act") == "gelu" else activation),
+        *rope(config, merged(config)),
+    ]

@@ -1,6 +1,18 @@
 """Gemma 2 (2408.00118): a norm on each side of each branch, and two kinds of layers."""
 
-from minllm.convert.settings import Settings, layout, llama_like, overrides, rope
+from minllm.convert.ropes import merged, rope
+from minllm.convert.settings import (
+    Settings,
+    WithRope,
+    attention_biases,
+    layer_types,
+    layout,
+    llama_like,
+    override,
+    overrides,
+)
+from minllm.errors import UserError
+from minllm.options import Count, Fraction, Natural, Positive
 
 PREFIX = "model."
 TABLE = {
@@ -18,22 +30,66 @@ TABLE = {
 }
 
 
+class Config(WithRope):
+    """What Gemma2Config reads, and its defaults."""
+
+    vocab_size: Count = 256000
+    bos_token_id: Natural | None = 2
+    eos_token_id: Natural | list[int] | None = 1
+    hidden_size: Count = 2304
+    intermediate_size: Count = 9216
+    num_hidden_layers: Count = 26
+    num_attention_heads: Count = 8
+    num_key_value_heads: Count = 4
+    head_dim: Count = 256
+    hidden_activation: str = "gelu_pytorch_tanh"
+    max_position_embeddings: Count = 8192
+    rms_norm_eps: Positive = 1e-6
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    attention_dropout: Fraction | None = 0.0
+    query_pre_attn_scalar: Count = 256
+    sliding_window: Count | None = 4096
+    layer_types: list[str] | None = None
+    final_logit_softcapping: Positive | None = 30.0
+    attn_logit_softcapping: Positive | None = 50.0
+    use_bidirectional_attention: bool | None = None
+
+
 def typed(config: Settings) -> list[str]:
-    softcaps = {
-        "model.softcap": config.take("final_logit_softcapping", default=30.0),
-        "model.attn.softcap": config.take("attn_logit_softcapping", default=50.0),
-    }
-    return ["experiment=gemma2", *alike(config), *overrides(softcaps), layout(config, every=2), *rope(config)]
+    kinds = layer_types(config.declare(Config), every=2)
+    softcap = config.take("attn_logit_softcapping")
+    return [
+        "experiment=gemma2",
+        *alike(config, kinds),
+        override("model.attn.softcap", softcap),
+        *rope(config, merged(config)),
+    ]
 
 
-def alike(config: Settings) -> list[str]:
+def alike(config: Settings, kinds: list[str]) -> list[str]:
     """Return what Gemma 2 and Gemma 3 say in the same words."""
-    config.only("hidden_activation", "gelu_pytorch_tanh")
-    config.only("hidden_act", "gelu_pytorch_tanh", "gelu")  # read by nobody
+    config.only("hidden_act", "gelu_pytorch_tanh", "gelu")  # ignored
     config.only("use_bidirectional_attention", None, False)
-    config.only("attention_bias", False)
     more = {
-        "model.attn.scale": config.take("query_pre_attn_scalar", default=256) ** -0.5,
-        "model.local.mask.window": config.take("sliding_window"),
+        "model.attn.scale": config.take("query_pre_attn_scalar") ** -0.5,
+        "model.softcap": config.take("final_logit_softcapping"),
+        "model.mlp.activation": config.activation("hidden_activation"),
     }
-    return [*llama_like(config, tied=True), *overrides(more)]
+    return [
+        *llama_like(config),
+        *attention_biases(config),
+        *overrides(more),
+        layout(kinds),
+        *local(config, kinds),
+    ]
+
+
+def local(config: Settings, kinds: list[str]) -> list[str]:
+    """Return what is local layers' own, if there are any."""
+    window = config.take("sliding_window")
+    if "sliding_attention" not in kinds:
+        return []
+    if window is None:
+        raise UserError(f"{config.name} has layers of type sliding_attention, and no sliding_window.")
+    return [override("model.local.mask.window", window), *attention_biases(config, "model.local")]

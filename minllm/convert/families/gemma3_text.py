@@ -1,7 +1,10 @@
 """Gemma 3 without eyes (2503.19786): Gemma 2's names, norms of queries and keys, and a θ for each kind of layer."""
 
 from minllm.convert.families import gemma2
-from minllm.convert.settings import Settings, layout, override, rope
+from minllm.convert.ropes import rope
+from minllm.convert.settings import Settings, layer_types
+from minllm.errors import UserError
+from minllm.options import Count, Positive
 
 PREFIX = gemma2.PREFIX
 TABLE = {
@@ -11,20 +14,47 @@ TABLE = {
 }
 
 
+class Config(gemma2.Config):
+    """What Gemma3TextConfig reads, and its defaults."""
+
+    vocab_size: Count = 262208
+    max_position_embeddings: Count = 131072
+    final_logit_softcapping: Positive | None = None
+    attn_logit_softcapping: Positive | None = None
+    use_bidirectional_attention: bool | None = False
+    # before version 5
+    sliding_window_pattern: Count = 6
+    rope_theta: Positive = 1e6
+    rope_local_base_freq: Positive = 10000.0
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("attn_logit_softcapping", None)
-    every = config.take("sliding_window_pattern", default=6)
-    return [
-        "experiment=gemma3",
-        *gemma2.alike(config),
-        override("model.softcap", config.take("final_logit_softcapping", default=None)),
-        layout(config, every=every),
-        *ropes(config),
-    ]
+    config.declare(Config).only("attn_logit_softcapping", None)
+    kinds = layer_types(config, every=config.take("sliding_window_pattern"))
+    return ["experiment=gemma3", *gemma2.alike(config, kinds), *ropes(config, kinds)]
 
 
-def ropes(config: Settings) -> list[str]:
-    at, local_theta = "model.local.pos", config.take("rope_local_base_freq", default=10000.0)
-    if "rope_parameters" in config.values:
-        return [*rope(config, kind="full_attention"), *rope(config, at, kind="sliding_attention")]
-    return [*rope(config, theta=1e6), f"model/pos@{at}=rope", override(f"{at}.theta", local_theta)]
+def ropes(config: Settings, kinds: list[str]) -> list[str]:
+    """Return what is typed for the ropes of the kinds of layers that there are."""
+    said = dict(config.take("rope_parameters") or {})
+    for kind, key in (("full_attention", "rope_theta"), ("sliding_attention", "rope_local_base_freq")):
+        of_kind = dict(said.get(kind) or {"rope_type": "default"})
+        of_kind |= (config.take("rope_scaling") or {}) if kind == "full_attention" else {}
+        of_kind.setdefault("rope_theta", config.take(key))
+        config.ignored(key, of_kind["rope_theta"])
+        said[kind] = of_kind
+    if unknown := sorted(set(said) - {"full_attention", "sliding_attention"}):
+        raise UserError(
+            f"{config.name}'s rope_parameters have {', '.join(unknown)}, which transformers ignores: they must be"
+            " sections named full_attention and sliding_attention."
+        )
+    words = []
+    for kind, at in (("full_attention", "model.pos"), ("sliding_attention", "model.local.pos")):
+        if kind in kinds:
+            if not said[kind].get("truncate", True):
+                raise UserError(
+                    f"{config.name}'s rope for {kind} has truncate={said[kind]['truncate']}, which transformers ignores"
+                    " there: remove it."
+                )
+            words += rope(config, said[kind], at)
+    return words

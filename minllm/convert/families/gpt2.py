@@ -2,6 +2,7 @@
 
 from minllm.convert.settings import Settings, overrides
 from minllm.convert.table import transposed
+from minllm.options import Count, Fraction, Natural, Positive
 
 PREFIX = "transformer."
 TABLE = {
@@ -18,11 +19,40 @@ TABLE = {
 }
 
 
+class Config:
+    """What GPT2Config reads, and its defaults."""
+
+    aliases = {
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
+
+    vocab_size: Count = 50257
+    bos_token_id: Natural | None = 50256
+    eos_token_id: Natural | list[int] | None = 50256
+    n_positions: Count = 1024
+    n_embd: Count = 768
+    n_layer: Count = 12
+    n_head: Count = 12
+    n_inner: Count | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: Fraction = 0.1
+    embd_pdrop: Fraction = 0.1
+    attn_pdrop: Fraction = 0.1
+    layer_norm_epsilon: Positive = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("scale_attn_weights", True)
+    config.declare(Config).only("scale_attn_weights", True)
     config.only("scale_attn_by_inverse_layer_idx", False)
     config.only("add_cross_attention", False)
-    dropout = config.take("resid_pdrop", default=0.1)
+    dropout = config.take("resid_pdrop")
     config.only("embd_pdrop", dropout)  # one number is for both
     places = config.take("n_positions")
     return [
@@ -31,14 +61,14 @@ def typed(config: Settings) -> list[str]:
             {
                 "model.dim": config.take("n_embd"),
                 "model.n_layers": config.take("n_layer"),
-                "model.tie_embeddings": config.take("tie_word_embeddings", default=True),
+                "model.tie_embeddings": config.take("tie_word_embeddings"),
                 "model.dropout": dropout,
                 "model.attn.n_heads": config.take("n_head"),
-                "model.attn.dropout": config.take("attn_pdrop", default=0.1),
-                "model.mlp.hidden": config.take("n_inner", default=None),
+                "model.attn.dropout": config.take("attn_pdrop"),
+                "model.mlp.hidden": config.take("n_inner"),
                 "model.mlp.activation": config.activation("activation_function"),
                 "model.pos.max_len": places,
-                "norm.eps": config.take("layer_norm_epsilon", default=1e-5),
+                "norm.eps": config.take("layer_norm_epsilon"),
                 "data.seq_len": places,
             }
         ),

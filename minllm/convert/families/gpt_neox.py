@@ -1,7 +1,11 @@
 """GPT-NeoX (2204.06745) and Pythia: queries, keys and values packed for each head, two norms side by side."""
 
-from minllm.convert.settings import Settings, attention_biases, overrides, rope
+from typing import Any
+
+from minllm.convert.ropes import one_form, rope
+from minllm.convert.settings import Settings, WithRope, attention_biases, overrides
 from minllm.convert.table import per_head
+from minllm.options import Count, Fraction, Natural, Positive
 
 PREFIX = "gpt_neox."
 TABLE = {
@@ -18,26 +22,60 @@ TABLE = {
 RENAMED = {"embed_out.": "lm_head."}  # in files before version 5
 
 
+class Config(WithRope):
+    """What GPTNeoXConfig reads, and its defaults."""
+
+    vocab_size: Count = 50432
+    bos_token_id: Natural | None = 0
+    eos_token_id: Natural | list[int] | None = 2
+    hidden_size: Count = 6144
+    num_hidden_layers: Count = 44
+    num_attention_heads: Count = 64
+    intermediate_size: Count = 24576
+    hidden_act: str = "gelu"
+    attention_dropout: Fraction = 0.0
+    hidden_dropout: Fraction = 0.0
+    max_position_embeddings: Count = 2048
+    layer_norm_eps: Positive = 1e-5
+    tie_word_embeddings: bool = False
+    use_parallel_residual: bool = True
+    attention_bias: bool = True
+    # before version 5
+    rotary_emb_base: Positive = 10000.0
+    rotary_pct: Fraction = 0.25
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("use_parallel_residual", True)
-    # what the rope is called in files before version 5
-    theta, share = config.take("rotary_emb_base", default=10000.0), config.take("rotary_pct", default=0.25)
+    config.declare(Config).only("use_parallel_residual", True)
+    dim, heads = config.take("hidden_size"), config.take("num_attention_heads")
+    config.ignored("head_dim", dim // heads)
     return [
         "experiment=gpt_neox",
         *overrides(
             {
-                "model.dim": config.take("hidden_size"),
+                "model.dim": dim,
                 "model.n_layers": config.take("num_hidden_layers"),
-                "model.tie_embeddings": config.take("tie_word_embeddings", default=False),
-                "model.dropout": config.take("hidden_dropout", default=0.0),
-                "model.attn.n_heads": config.take("num_attention_heads"),
-                "model.attn.dropout": config.take("attention_dropout", default=0.0),
+                "model.tie_embeddings": config.take("tie_word_embeddings"),
+                "model.dropout": config.take("hidden_dropout"),
+                "model.attn.n_heads": heads,
+                "model.attn.dropout": config.take("attention_dropout"),
                 "model.mlp.hidden": config.take("intermediate_size"),
                 "model.mlp.activation": config.activation("hidden_act"),
-                "norm.eps": config.take("layer_norm_eps", default=1e-5),
+                "norm.eps": config.take("layer_norm_eps"),
                 "data.seq_len": config.take("max_position_embeddings"),
             }
         ),
-        *attention_biases(config, usual=True),
-        *rope(config, theta=theta, share=share),
+        *attention_biases(config),
+        *rope(config, merged(config), partly=True, width=dim // heads),
     ]
+
+
+def merged(config: Settings) -> dict[str, Any]:
+    """Return the rope's settings; before version 5 they have names of their own here."""
+    said = one_form(config)
+    names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+    for name, older in names.items():
+        said.setdefault(name, config.take(older))
+        config.ignored(older, said[name])
+        config.ignored(name, said[name])
+    return said

@@ -1,8 +1,19 @@
 """gpt-oss (2508.10925): local layers by turns, sinks, and experts whose weights are stacked."""
 
+from minllm.convert.families.gemma2 import local
 from minllm.convert.families.mixtral import experts
-from minllm.convert.settings import Settings, attention_biases, layout, llama_like, overrides, rope
+from minllm.convert.ropes import merged, rope
+from minllm.convert.settings import (
+    Settings,
+    WithRope,
+    attention_biases,
+    layer_types,
+    layout,
+    llama_like,
+    override,
+)
 from minllm.convert.table import interleaved, transposed
+from minllm.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = "model."
 TABLE = {
@@ -24,20 +35,61 @@ TABLE = {
 }
 
 
+class Config(WithRope):
+    """What GptOssConfig reads, and its defaults."""
+
+    vocab_size: Count = 201088
+    bos_token_id: Natural | None = None
+    eos_token_id: Natural | list[int] | None = None
+    hidden_size: Count = 2880
+    intermediate_size: Count = 2880
+    num_hidden_layers: Count = 36
+    num_attention_heads: Count = 64
+    num_key_value_heads: Count = 8
+    head_dim: Count = 64
+    hidden_act: str = "silu"
+    max_position_embeddings: Count = 131072
+    rms_norm_eps: Positive = 1e-5
+    tie_word_embeddings: bool = False
+    sliding_window: Count | None = 128
+    layer_types: list[str] | None = None
+    attention_bias: bool = True
+    attention_dropout: Fraction = 0.0
+    num_local_experts: Count = 128
+    num_experts_per_tok: Count = 4
+    swiglu_alpha: Positive = 1.702
+    swiglu_limit: Positive = 7.0
+    router_aux_loss_coef: NonNegative = 0.001
+    output_router_logits: bool = False
+    rope_theta: Positive = 150000.0
+
+
+USUAL_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+"""The rope of a config.json that says nothing of it."""
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("hidden_act", "silu")
+    config.declare(Config).only("hidden_act", "silu")
     config.only("swiglu_alpha", 1.702)
-    config.take("output_router_logits", default=False)  # whether the balance loss is returned too
-    more = {
-        "model.mlp.expert.limit": config.take("swiglu_limit", default=7.0),
-        "model.local.mask.window": config.take("sliding_window"),
-    }
+    config.unused("output_router_logits")  # whether the balance loss is returned too
+    config.ignored("experts_per_token", config.take("num_experts_per_tok"))
+    kinds = layer_types(config, every=2)
+    said = merged(config, usual=USUAL_ROPE)
+    config.ignored("initial_context_length", said.get("original_max_position_embeddings"))
     return [
         "experiment=gpt_oss",
         *llama_like(config, mlp="model.mlp.expert"),
-        *attention_biases(config, usual=True),
+        *attention_biases(config),
         *experts(config),
-        *overrides(more),
-        layout(config, every=2),
-        *rope(config, theta=150000.0),
+        override("model.mlp.expert.limit", config.take("swiglu_limit")),
+        layout(kinds),
+        *local(config, kinds),
+        *rope(config, said, preset=("factor", "original_len", "truncate")),
     ]

@@ -1,6 +1,7 @@
 """GPT-J: one norm for attention and MLP side by side, rotation of neighbouring channels, a bias at the head."""
 
 from minllm.convert.settings import Settings, overrides
+from minllm.options import Count, Fraction, Natural, Positive
 
 PREFIX = "transformer."
 TABLE = {
@@ -16,11 +17,38 @@ TABLE = {
 }
 
 
+class Config:
+    """What GPTJConfig reads, and its defaults."""
+
+    aliases = {
+        "max_position_embeddings": "n_positions",
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
+
+    vocab_size: Count = 50400
+    bos_token_id: Natural | None = 50256
+    eos_token_id: Natural | list[int] | None = 50256
+    n_positions: Count = 2048
+    n_embd: Count = 4096
+    n_layer: Count = 28
+    n_head: Count = 16
+    rotary_dim: Count = 64
+    n_inner: Count | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: Fraction = 0.0
+    embd_pdrop: Fraction = 0.0
+    attn_pdrop: Fraction = 0.0
+    layer_norm_epsilon: Positive = 1e-5
+    tie_word_embeddings: bool = False
+
+
 def typed(config: Settings) -> list[str]:
-    dim, heads = config.take("n_embd"), config.take("n_head")
+    dim, heads = config.declare(Config).take("n_embd"), config.take("n_head")
     config.only("rotary", True)
     config.only("scale_attn_weights", True)
-    dropout = config.take("resid_pdrop", default=0.0)
+    dropout = config.take("resid_pdrop")
     config.only("embd_pdrop", dropout)  # one number is for both
     return [
         "experiment=gptj",
@@ -28,14 +56,14 @@ def typed(config: Settings) -> list[str]:
             {
                 "model.dim": dim,
                 "model.n_layers": config.take("n_layer"),
-                "model.tie_embeddings": config.take("tie_word_embeddings", default=False),
+                "model.tie_embeddings": config.take("tie_word_embeddings"),
                 "model.dropout": dropout,
                 "model.attn.n_heads": heads,
-                "model.attn.dropout": config.take("attn_pdrop", default=0.0),
-                "model.mlp.hidden": config.take("n_inner", default=None),
+                "model.attn.dropout": config.take("attn_pdrop"),
+                "model.mlp.hidden": config.take("n_inner"),
                 "model.mlp.activation": config.activation("activation_function"),
-                "model.pos.fraction": config.take("rotary_dim") / (dim // heads),
-                "norm.eps": config.take("layer_norm_epsilon", default=1e-5),
+                "model.pos.fraction": config.take("rotary_dim") * heads / dim,
+                "norm.eps": config.take("layer_norm_epsilon"),
                 "data.seq_len": config.take("n_positions"),
             }
         ),

@@ -1,8 +1,11 @@
 """Jamba (2403.19887): Mamba with inner norms, attention in some layers, experts in some."""
 
+from typing import Literal
+
 from minllm.convert.families import llama, mamba
 from minllm.convert.settings import Settings, llama_like, override, overrides, repeated
 from minllm.convert.table import Row
+from minllm.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = llama.PREFIX
 
@@ -36,23 +39,63 @@ TABLE = {
 }
 
 
+class Config:
+    """What JambaConfig reads, and its defaults."""
+
+    aliases = {"num_local_experts": "num_experts"}
+
+    vocab_size: Count = 65536
+    bos_token_id: Natural | None = 1
+    eos_token_id: Natural | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    hidden_size: Count = 4096
+    intermediate_size: Count = 14336
+    num_hidden_layers: Count = 32
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count = 8
+    hidden_act: str = "silu"
+    rms_norm_eps: Positive = 1e-6
+    output_router_logits: bool = False
+    router_aux_loss_coef: NonNegative = 0.001
+    max_position_embeddings: Count = 262144
+    attention_dropout: Fraction = 0.0
+    num_experts_per_tok: Count = 2
+    num_experts: Count = 16
+    expert_layer_period: Count = 2
+    expert_layer_offset: Natural = 1
+    attn_layer_period: Count = 8
+    attn_layer_offset: Natural = 4
+    use_mamba_kernels: bool = True
+    mamba_d_state: Count = 16
+    mamba_d_conv: Count = 4
+    mamba_expand: Count = 2
+    mamba_dt_rank: Count | Literal["auto"] = "auto"
+    mamba_conv_bias: bool = True
+    mamba_proj_bias: bool = False
+    use_mambapy: bool = False
+    use_associative_scan: bool = True
+    # no field of the class, but its attention reads it
+    head_dim: Count | None = None
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("hidden_act", "silu")  # the mixers' too
+    config.declare(Config).only("hidden_act", "silu")  # the mixers' too
     config.only("mamba_inner_layernorms", True)
     config.only("sliding_window", None)
-    how_computed = "use_mamba_kernels", "use_mambapy", "use_associative_scan", "output_router_logits"
-    config.take(*how_computed, "num_logits_to_keep", "calc_logits_for_entire_prompt", default=None)
-    n_experts = config.take("num_experts", "num_local_experts")
+    config.unused("use_mamba_kernels", "use_mambapy", "use_associative_scan", "output_router_logits")
+    config.unused("num_logits_to_keep", "calc_logits_for_entire_prompt")
+    n_experts = config.take("num_experts")
     moe = {
         "model.moe.n_experts": n_experts,
         "model.moe.top_k": config.take("num_experts_per_tok"),
         "model.moe.router.balance": config.take("router_aux_loss_coef"),
     }
+    layers = sentences(config, n_experts)
     return [
         "experiment=jamba",
         *llama_like(config),
-        repeated(sentences(config, n_experts)),
-        *(overrides(moe) if n_experts > 1 else ["~model.moe"]),
+        repeated(layers),
+        *(overrides(moe) if any("moe" in layer for layer in layers) else ["~model.moe"]),
         override("model.rec.dt_rank", mamba.rank(config, "mamba_dt_rank")),
         *overrides(mamba_like(config)),
     ]
@@ -76,6 +119,6 @@ def mamba_like(config: Settings) -> dict[str, object]:
         "model.rec.expand": config.take("mamba_expand"),
         "model.rec.n_state": config.take("mamba_d_state"),
         "model.rec.conv_width": config.take("mamba_d_conv"),
-        "model.rec.conv_bias": config.take("mamba_conv_bias"),
-        "model.rec.bias": config.take("mamba_proj_bias"),
+        "model.rec.conv_bias": bool(config.take("mamba_conv_bias")),
+        "model.rec.bias": bool(config.take("mamba_proj_bias")),
     }

@@ -1,6 +1,8 @@
 """Llama (2302.13971, 2407.21783)."""
 
-from minllm.convert.settings import Settings, attention_biases, llama_like, override, rope
+from minllm.convert.ropes import merged, rope
+from minllm.convert.settings import Settings, WithRope, attention_biases, llama_like, override
+from minllm.options import Count, Fraction, Natural, Positive
 
 PREFIX = "model."
 TABLE = {
@@ -16,14 +18,36 @@ TABLE = {
 }
 
 
+class Config(WithRope):
+    """What LlamaConfig reads, and its defaults."""
+
+    vocab_size: Count = 32000
+    bos_token_id: Natural | None = 1
+    eos_token_id: Natural | list[int] | None = 2
+    hidden_size: Count = 4096
+    intermediate_size: Count = 11008
+    num_hidden_layers: Count = 32
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: Count = 2048
+    rms_norm_eps: Positive = 1e-6
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    attention_dropout: Fraction | None = 0.0
+    mlp_bias: bool = False
+
+
 def typed(config: Settings) -> list[str]:
-    ropes = rope(config)
+    config.declare(Config)
+    ropes = rope(config, merged(config))
     return [
         # what differs is the rope alone, and options of one kind would stand in the way of another
         "experiment=llama3" if "model/pos=rope_llama3" in ropes else "experiment=min_llama3",
         *llama_like(config),
         *attention_biases(config),
         override("model.mlp.activation", config.activation("hidden_act")),
-        override("model.mlp.bias", config.take("mlp_bias", default=False)),
+        override("model.mlp.bias", config.take("mlp_bias")),
         *ropes,
     ]

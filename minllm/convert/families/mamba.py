@@ -1,9 +1,11 @@
 """Mamba (2312.00752)."""
 
 import math
+from typing import Literal
 
 from minllm.convert.settings import Settings, override, overrides
 from minllm.convert.table import Row, convolution
+from minllm.options import Count, Natural, NonNegative, Positive
 
 PREFIX = "backbone."
 AROUND = {
@@ -33,11 +35,42 @@ def mixer(theirs: str) -> dict[str, str | Row]:
 TABLE = {**AROUND, **mixer("layers.{i}.mixer")}
 
 
+class Config:
+    """What MambaConfig reads, and its defaults."""
+
+    vocab_size: Count = 50280
+    bos_token_id: Natural | None = 0
+    eos_token_id: Natural | list[int] | None = 0
+    hidden_size: Count = 768
+    state_size: Count = 16
+    num_hidden_layers: Count = 32
+    layer_norm_epsilon: Positive = 1e-5
+    expand: Count = 2
+    conv_kernel: Count = 4
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    hidden_act: str = "silu"
+    residual_in_fp32: bool = True
+    time_step_rank: Count | Literal["auto"] = "auto"
+    time_step_scale: Positive = 1.0
+    time_step_min: Positive = 0.001
+    time_step_max: Positive = 0.1
+    time_step_init_scheme: str = "random"
+    time_step_floor: NonNegative = 1e-4
+    rescale_prenorm_residual: bool = False
+    use_mambapy: bool = False
+    use_associative_scan: bool = True
+    tie_word_embeddings: bool = True
+
+
 def typed(config: Settings) -> list[str]:
-    config.take("intermediate_size", default=None)  # expand says it
+    config.declare(Config)
+    inner = config.take("expand") * config.take("hidden_size")
+    config.only("intermediate_size", inner)
+    config.ignored("d_inner", inner)
     return [
         "experiment=mamba",
-        *alike(config, tied=True),
+        *alike(config),
         *overrides(
             {
                 "model.rec.n_state": config.take("state_size"),
@@ -48,25 +81,23 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def alike(config: Settings, *, tied: bool) -> list[str]:
-    """Return what Mamba and Mamba-2 say in the same words.
-
-    Args:
-        tied: what silence about the head means.
-    """
+def alike(config: Settings) -> list[str]:
+    """Return what Mamba and Mamba-2 say in the same words."""
     config.only("hidden_act", "silu")
     config.only("rms_norm", True)
-    config.only("norm_before_gate", False)
-    how_computed = "use_mambapy", "use_associative_scan", "residual_in_fp32", "fused_add_norm"
-    first_values = "rescale_prenorm_residual", "time_step_init_scheme", "time_step_floor", "time_step_scale"
-    older = "d_model", "d_inner", "n_layer", "ssm_cfg", "pad_vocab_size_multiple"
-    config.take(*how_computed, *first_values, *older, default=None)
+    config.ignored("d_model", config.take("hidden_size"))
+    config.ignored("n_layer", config.take("num_hidden_layers"))
+    config.unused(
+        "use_mambapy", "use_associative_scan", "residual_in_fp32", "fused_add_norm"
+    )  # how it is computed
+    config.unused("rescale_prenorm_residual", "time_step_init_scheme", "time_step_floor", "time_step_scale")
+    config.unused("ssm_cfg", "pad_vocab_size_multiple", "norm_before_gate")  # of older files, ignored
     return [
         *overrides(
             {
                 "model.dim": config.take("hidden_size"),
                 "model.n_layers": config.take("num_hidden_layers"),
-                "model.tie_embeddings": config.take("tie_word_embeddings", default=tied),
+                "model.tie_embeddings": config.take("tie_word_embeddings"),
                 "model.rec.expand": config.take("expand"),
                 "model.rec.conv_width": config.take("conv_kernel"),
                 "model.rec.conv_bias": config.take("use_conv_bias"),

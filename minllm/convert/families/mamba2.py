@@ -1,10 +1,13 @@
 """Mamba-2 (2405.21060)."""
 
 import math
+from typing import Literal
 
 from minllm.convert.families import mamba
 from minllm.convert.settings import Settings, overrides
 from minllm.convert.table import Row, convolution
+from minllm.errors import UserError
+from minllm.options import Count, Natural, NonNegative, Positive
 
 PREFIX = mamba.PREFIX
 
@@ -26,15 +29,52 @@ def mixer(theirs: str) -> dict[str, str | Row]:
 TABLE = {**mamba.AROUND, **mixer("layers.{i}.mixer")}
 
 
+class Config:
+    """What Mamba2Config reads, and its defaults."""
+
+    vocab_size: Count = 32768
+    bos_token_id: Natural | None = 0
+    eos_token_id: Natural | list[int] | None = 2
+    num_heads: Count = 128
+    head_dim: Count = 64
+    hidden_size: Count = 4096
+    state_size: Count = 128
+    num_hidden_layers: Count = 64
+    layer_norm_epsilon: Positive = 1e-5
+    expand: Count = 2
+    conv_kernel: Count = 4
+    n_groups: Count = 8
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    hidden_act: str = "silu"
+    residual_in_fp32: bool = True
+    time_step_rank: Count | Literal["auto"] = "auto"
+    time_step_min: Positive = 0.001
+    time_step_max: Positive = 0.1
+    time_step_floor: NonNegative = 1e-4
+    time_step_limit: list[float] = (0.0, math.inf)
+    rescale_prenorm_residual: bool = False
+    chunk_size: Count = 256
+    tie_word_embeddings: bool = False
+
+
 def typed(config: Settings) -> list[str]:
-    config.take("time_step_rank", "num_heads", default=None)  # expand and head_dim say how many heads
+    config.declare(Config).unused("time_step_rank")
     no_limit(config)
+    inner, width = config.take("expand") * config.take("hidden_size"), config.take("head_dim")
+    config.ignored("d_inner", inner)
+    config.unused("intermediate_size")  # ignored
+    if config.take("num_heads") * width != inner:
+        raise UserError(
+            f"{config.name} has num_heads={config.take('num_heads')} and head_dim={width}, whose product must be"
+            f" expand times hidden_size, {inner}."
+        )
     return [
         "experiment=mamba2",
-        *mamba.alike(config, tied=False),
+        *mamba.alike(config),
         *overrides(
             {
-                "model.rec.head_dim": config.take("head_dim"),
+                "model.rec.head_dim": width,
                 "model.rec.n_groups": config.take("n_groups"),
                 "model.rec.n_state": config.take("state_size"),
                 "model.rec.chunk": config.take("chunk_size"),
@@ -45,4 +85,9 @@ def typed(config: Settings) -> list[str]:
 
 
 def no_limit(config: Settings) -> None:
-    config.only("time_step_limit", [0.0, math.inf], (0.0, math.inf), None)
+    """Refuse a limit of the steps."""
+    if list(config.take("time_step_limit")) != [0.0, math.inf]:
+        raise UserError(
+            f"{config.name} has time_step_limit={config.take('time_step_limit')}, and minllm's steps have no limit:"
+            " [0.0, Infinity]."
+        )

@@ -1,6 +1,7 @@
 """MPT: ALiBi, and no biases."""
 
 from minllm.convert.settings import Settings, overrides
+from minllm.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = "transformer."
 TABLE = {
@@ -16,22 +17,58 @@ TABLE = {
 }
 
 
+class Attention:
+    """What MptAttentionConfig reads, and its defaults."""
+
+    attn_type: str = "multihead_attention"
+    attn_pdrop: Fraction = 0
+    clip_qkv: NonNegative | None = None
+    softmax_scale: Positive | None = None
+    prefix_lm: bool = False
+    qk_ln: bool = False
+    alibi: bool = True
+    alibi_bias_max: Count = 8
+
+
+class Config:
+    """What MptConfig reads, and its defaults."""
+
+    aliases = {"num_attention_heads": "n_heads", "hidden_size": "d_model", "num_hidden_layers": "n_layers"}
+
+    vocab_size: Count = 50368
+    bos_token_id: Natural | None = None
+    eos_token_id: Natural | list[int] | None = None
+    d_model: Count = 2048
+    n_heads: Count = 16
+    n_layers: Count = 24
+    expansion_ratio: Count = 4
+    max_seq_len: Count = 2048
+    resid_pdrop: Fraction = 0.0
+    layer_norm_epsilon: Positive = 1e-5
+    emb_pdrop: Fraction = 0.0
+    learned_pos_emb: bool = True
+    attn_config: dict | None = None
+    logit_scale: float | str | None = None
+    no_bias: bool = True
+    norm_type: str = "low_precision_layernorm"
+    tie_word_embeddings: bool = True
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("expansion_ratio", 4)
+    config.declare(Config).only("expansion_ratio", 4)
     config.only("no_bias", True)
     config.only("logit_scale", None)
     config.only("norm_type", "low_precision_layernorm", "layernorm")
-    for unused in ("learned_pos_emb", "emb_pdrop", "resid_pdrop"):  # by transformers neither
-        config.take(unused, default=None)
-    attention = config.inner("attn_config") or Settings({})
+    config.unused("learned_pos_emb", "emb_pdrop", "resid_pdrop")  # by transformers neither
+    attention = config.inner("attn_config", Attention)
     attention.only("attn_type", "multihead_attention")
     attention.only("alibi", True)
     attention.only("alibi_bias_max", 8)
-    attention.only("clip_qkv", None)
+    attention.only("clip_qkv", None, 0)
     attention.only("qk_ln", False)
     attention.only("prefix_lm", False)
-    dropout = attention.take("attn_pdrop", default=0.0)  # everywhere
-    scale = attention.take("softmax_scale", default=None)
+    dropout = attention.take("attn_pdrop")  # everywhere
+    scale = attention.take("softmax_scale")
     attention.finish()
     return [
         "experiment=mpt",
@@ -39,12 +76,12 @@ def typed(config: Settings) -> list[str]:
             {
                 "model.dim": config.take("d_model"),
                 "model.n_layers": config.take("n_layers"),
-                "model.tie_embeddings": config.take("tie_word_embeddings", default=True),
+                "model.tie_embeddings": config.take("tie_word_embeddings"),
                 "model.dropout": dropout,
                 "model.attn.n_heads": config.take("n_heads"),
                 "model.attn.scale": scale,
                 "model.attn.dropout": dropout,
-                "norm.eps": config.take("layer_norm_epsilon", default=1e-5),
+                "norm.eps": config.take("layer_norm_epsilon"),
                 "data.seq_len": config.take("max_seq_len"),
             }
         ),

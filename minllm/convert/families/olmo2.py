@@ -1,6 +1,8 @@
 """OLMo 2 (2501.00656): norms behind the branches, and over all heads' queries and keys together."""
 
-from minllm.convert.settings import Settings, attention_biases, llama_like, override, rope
+from minllm.convert.ropes import merged, rope
+from minllm.convert.settings import Settings, WithRope, attention_biases, llama_like, override
+from minllm.options import Count, Fraction, Natural, Positive
 
 PREFIX = "model."
 TABLE = {
@@ -18,11 +20,33 @@ TABLE = {
 }
 
 
+class Config(WithRope):
+    """What Olmo2Config reads, and its defaults."""
+
+    vocab_size: Count = 50304
+    bos_token_id: Natural | None = None
+    eos_token_id: Natural | list[int] | None = 50279
+    hidden_size: Count = 4096
+    intermediate_size: Count = 11008
+    num_hidden_layers: Count = 32
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: Count = 2048
+    rms_norm_eps: Positive = 1e-5
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    attention_dropout: Fraction = 0.0
+    # no field of the class, but its attention reads it
+    head_dim: Count | None = None
+
+
 def typed(config: Settings) -> list[str]:
+    config.declare(Config)
     return [
         "experiment=olmo2",
         *llama_like(config),
         *attention_biases(config),
         override("model.mlp.activation", config.activation("hidden_act")),
-        *rope(config),
+        *rope(config, merged(config)),
     ]

@@ -4,8 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from minllm.convert.families import qwen3
-from minllm.convert.settings import Settings, layout, llama_like, overrides, rope
+from minllm.convert.ropes import merged, rope
+from minllm.convert.settings import Settings, WithRope, layer_types, layout, llama_like, overrides
 from minllm.convert.table import Row, convolution
+from minllm.errors import UserError
+from minllm.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = qwen3.PREFIX
 
@@ -63,23 +66,53 @@ TABLE = {
 }
 
 
+class Config(WithRope):
+    """What Qwen3NextConfig reads, and its defaults."""
+
+    vocab_size: Count = 151936
+    bos_token_id: Natural | None = None
+    eos_token_id: Natural | list[int] | None = None
+    hidden_size: Count = 2048
+    intermediate_size: Count = 5632
+    num_hidden_layers: Count = 48
+    num_attention_heads: Count = 16
+    num_key_value_heads: Count = 2
+    hidden_act: str = "silu"
+    max_position_embeddings: Count = 32768
+    rms_norm_eps: Positive = 1e-6
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    attention_dropout: Fraction = 0.0
+    head_dim: Count = 256
+    linear_conv_kernel_dim: Count = 4
+    linear_key_head_dim: Count = 128
+    linear_value_head_dim: Count = 128
+    linear_num_key_heads: Count = 16
+    linear_num_value_heads: Count = 32
+    decoder_sparse_step: Count = 1
+    moe_intermediate_size: Natural = 512
+    shared_expert_intermediate_size: Natural = 512
+    num_experts_per_tok: Natural = 10
+    num_experts: Natural = 512
+    norm_topk_prob: bool = True
+    output_router_logits: bool = False
+    router_aux_loss_coef: NonNegative = 0.001
+    mlp_only_layers: list[int] | None = None
+    layer_types: list[str] | None = None
+    # no fields of the class, but it reads them
+    partial_rotary_factor: Fraction | None = 0.25
+    full_attention_interval: Count = 4
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("num_experts", 0)
-    config.only("attention_bias", False)
+    config.declare(Config).only("attention_bias", False)
     config.only("hidden_act", "silu")  # the mixers' too
-    unused = (
-        "moe_intermediate_size",
-        "shared_expert_intermediate_size",
-        "num_experts_per_tok",
-        "norm_topk_prob",
-    )
-    config.take(*unused, "router_aux_loss_coef", "output_router_logits", default=None)
-    config.take("decoder_sparse_step", "mlp_only_layers", default=None)
-    every = config.take("full_attention_interval", default=4)
+    refuse_experts(config)
+    words = {"linear_attention": "rec mlp", "full_attention": "attn mlp"}
     return [
         "experiment=qwen3_next",
         *llama_like(config),
-        layout(config, words={"linear_attention": "rec mlp", "full_attention": "attn mlp"}, every=every),
+        layout(layer_types(config, words, every=config.take("full_attention_interval")), words),
         *overrides(
             {
                 "model.rec.n_heads": config.take("linear_num_key_heads"),
@@ -89,5 +122,20 @@ def typed(config: Settings) -> list[str]:
                 "model.rec.conv_width": config.take("linear_conv_kernel_dim"),
             }
         ),
-        *rope(config, share=0.25),
+        *rope(config, merged(config), partly=True),
     ]
+
+
+def refuse_experts(config: Settings) -> None:
+    """Refuse a model with a mixture of experts in a layer."""
+    config.unused("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts_per_tok")
+    config.unused("norm_topk_prob", "router_aux_loss_coef", "output_router_logits")
+    n_experts, step = config.take("num_experts"), config.take("decoder_sparse_step")
+    dense = config.take("mlp_only_layers") or ()
+    if n_experts and any(
+        i not in dense and (i + 1) % step == 0 for i in range(config.take("num_hidden_layers"))
+    ):
+        raise UserError(
+            f"{config.name} has num_experts={n_experts}, and minllm's qwen3_next has none: num_experts must be 0, and"
+            " leaving it out means 512."
+        )

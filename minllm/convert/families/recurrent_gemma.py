@@ -2,8 +2,11 @@
 
 import torch
 
-from minllm.convert.settings import Settings, layout, overrides, rope
+from minllm.convert.ropes import merged, rope
+from minllm.convert.settings import Settings, WithRope, head_dim, overrides, repeated
 from minllm.convert.table import convolution, side_by_side
+from minllm.errors import UserError
+from minllm.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = "model."
 TABLE = {
@@ -31,33 +34,72 @@ TABLE = {
 }
 
 
+class Config(WithRope):
+    """What RecurrentGemmaConfig reads, and its defaults."""
+
+    aliases = {"sliding_window": "attention_window_size"}
+
+    vocab_size: Count = 256000
+    bos_token_id: Natural | None = 2
+    eos_token_id: Natural | list[int] | None = 1
+    num_hidden_layers: Count = 26
+    hidden_size: Count = 2560
+    intermediate_size: Count = 7680
+    num_attention_heads: Count = 10
+    lru_width: Count | None = None
+    attention_window_size: Count = 2048
+    conv1d_width: Count = 4
+    logits_soft_cap: Positive = 30.0
+    rms_norm_eps: Positive = 1e-6
+    hidden_activation: str = "gelu_pytorch_tanh"
+    block_types: list[str] = ("recurrent", "recurrent", "attention")
+    attention_dropout: Fraction = 0.0
+    num_key_value_heads: Count | None = None
+    attention_bias: bool = False
+    w_init_variance_scale: NonNegative = 0.01
+    tie_word_embeddings: bool = True
+    # no fields of the class, but it reads them
+    partial_rotary_factor: Fraction | None = 0.5
+    head_dim: Count | None = None
+
+
 def typed(config: Settings) -> list[str]:
-    config.only("hidden_activation", "gelu_pytorch_tanh")  # the mixers' too
-    config.take("layer_types", "w_init_variance_scale", "final_w_init_variance_scale", default=None)
+    config.declare(Config).only("hidden_activation", "gelu_pytorch_tanh")  # the mixers' too
+    config.unused("w_init_variance_scale", "final_w_init_variance_scale")
     dim, heads = config.take("hidden_size"), config.take("num_attention_heads")
-    width = config.take("lru_width", default=None)
+    width = config.take("lru_width")
     return [
         "experiment=recurrent_gemma",
-        layout(config, "block_types", words={"recurrent": "rec mlp", "attention": "attn mlp"}),
         *overrides(
             {
                 "model.dim": dim,
                 "model.n_layers": config.take("num_hidden_layers"),
-                "model.tie_embeddings": config.take("tie_word_embeddings", default=True),
+                "model.tie_embeddings": config.take("tie_word_embeddings"),
                 "model.scale_embedding": torch.tensor(dim**0.5).bfloat16().item(),
                 "model.softcap": config.take("logits_soft_cap"),
                 "model.rec.width": None if width == dim else width,
                 "model.rec.n_blocks": heads,
                 "model.rec.conv_width": config.take("conv1d_width"),
                 "model.attn.n_heads": heads,
-                "model.attn.n_kv_heads": config.take("num_key_value_heads", default=None) or heads,
-                "model.attn.head_dim": config.take("head_dim", default=None) or dim // heads,
-                "model.attn.qkv_bias": config.take("attention_bias", default=False),
-                "model.attn.mask.window": config.take("attention_window_size", "sliding_window"),
-                "model.attn.dropout": config.take("attention_dropout", default=0.0),
+                "model.attn.n_kv_heads": config.take("num_key_value_heads") or heads,
+                "model.attn.head_dim": head_dim(config),
+                "model.attn.qkv_bias": config.take("attention_bias"),
+                "model.attn.mask.window": config.take("attention_window_size"),
+                "model.attn.dropout": config.take("attention_dropout"),
                 "model.mlp.hidden": config.take("intermediate_size") // 2,  # of gate and up together
                 "norm.eps": config.take("rms_norm_eps"),
             }
         ),
-        *rope(config, share=0.5),
+        layout(config),
+        *rope(config, merged(config), partly=True),
     ]
+
+
+def layout(config: Settings) -> str:
+    """Return the sentences of the layers, whose kinds repeat as the class has it."""
+    words = {"recurrent": "rec mlp", "attention": "attn mlp"}
+    kinds, n_layers = list(config.take("block_types")), config.take("num_hidden_layers")
+    config.unused("layer_types", "layers_block_type")  # follow from them
+    if not kinds or set(kinds) - set(words):
+        raise UserError(f"{config.name} has block_types={kinds}, and minllm knows {', '.join(words)} only.")
+    return repeated([words[kinds[i % len(kinds)]] for i in range(n_layers)])
