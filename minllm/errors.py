@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+# control characters but \t and \n, and what changes the direction of the text around it
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
 
 class UserError(Exception):
     """Something the user can mend: one sentence that says what is wrong, where, and what to type instead.
@@ -36,3 +39,15 @@ def neighbour(path: Path) -> str:
     names = [beside.name for beside in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     return f" Did you mean '{path.with_name(near[0])}'?" if near else ""
+
+
+def printable(text: str) -> str:
+    r"""Return text that a terminal shows and doesn't obey: control characters as \xNN, bidirectional marks as \uNNNN.
+
+    Line breaks and tabs stay.
+    """
+    return UNPRINTABLE.sub(lambda found: escaped(found[0]), text)
+
+
+def escaped(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"

@@ -158,15 +158,15 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "torn": (
         lambda folder: (finished(folder, PRE) / "summary.json").write_text('{"val_bpb": 2.'),
-        "Its summary.json or environment.json is damaged.",
+        "Its summary.json is damaged: it isn't an object in JSON.",
     ),
     "another file's": (
         lambda folder: (finished(folder, PRE) / "summary.json").write_text("[1, 2]"),
-        "Its summary.json or environment.json is damaged.",
+        "Its summary.json is damaged: it isn't an object in JSON.",
     ),
     "without an environment": (
         lambda folder: (finished(folder, PRE) / "environment.json").unlink(),
-        "Its summary.json or environment.json is damaged.",
+        "Its environment.json can't be read: No such file or directory.",
     ),
     "of an older version": (without_validation_text, "It was made by an older minllm"),
     "with code of somebody's": (

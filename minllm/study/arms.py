@@ -26,6 +26,9 @@ KEYS_ASIDE = (
     *("train.sample_every", "train.malloc", "data.cache", "data.num_proc"),
 )
 
+EXACT = 2**53
+"""Up to here every whole number is a float too."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -74,7 +77,8 @@ def identity(cfg: DictConfig) -> tuple[Any, ...]:
 
 def as_it_counts(value: Any) -> str:
     """Return the same for values that mean the same: 1 and 1.0."""
-    return repr(float(value) if type(value) is int else value)
+    whole = type(value) is int and abs(value) <= EXACT
+    return repr(float(value) if whole else value)
 
 
 def learnt_from(cfg: DictConfig) -> dict[str, Any]:
