@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from minllm.errors import UserError
+from minllm.markdown import one_line
 from minllm.runs import WATCHING
 from minllm.study.runs import LeftOut, TrainedRun, leaves
 from minllm.words import short_names
@@ -96,6 +97,10 @@ def finished_at(run: TrainedRun) -> float:
 
 def names_of(cfgs: Sequence[DictConfig]) -> list[str]:
     """Return what sets each configuration apart: the choices that differ, and values where these don't suffice."""
+    return [one_line(name) for name in names_apart(cfgs)]
+
+
+def names_apart(cfgs: Sequence[DictConfig]) -> list[str]:
     choices = [
         {group: str(option) for group, option in cfg.choices.items() if not is_aside(group)} for cfg in cfgs
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from minllm import units
+from minllm.markdown import one_line
 from minllm.study.arms import Arm, learnt_from
 from minllm.study.runs import TrainedRun
 
@@ -67,7 +68,7 @@ def config_fact(arms: Sequence[Arm], key: str, same: str, different: str) -> Fac
     ]
     equal = all(one == values[0] for one in values)
     chosen = dict.fromkeys(
-        str(arm.first.cfg.choices.get(key) or one.get(key)) for arm, one in zip(arms, values)
+        one_line(str(arm.first.cfg.choices.get(key) or one.get(key))) for arm, one in zip(arms, values)
     )
     return Fact(
         key.rpartition(".")[2].replace("_", " "),
@@ -93,7 +94,7 @@ def amount_fact(
 
 def label_fact(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:
     """Compare what each run says of itself in a word or two."""
-    return agreed(what, [str(of(run)) for arm in arms for run in arm.runs.values()])
+    return agreed(what, [one_line(str(of(run))) for arm in arms for run in arm.runs.values()])
 
 
 def seeds_fact(arms: Sequence[Arm]) -> Fact:

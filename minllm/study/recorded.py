@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -231,8 +231,11 @@ def check(
     for key, kind in kinds.items():
         if key not in content and needed:
             raise Damaged(f"Its {file} has no '{above}{key}'.")
-        if key in content and not fits(content[key], kind):
-            raise Damaged(f"Its {file} is damaged: {above}{key} is {shown(content[key])}, not {words(kind)}.")
+        value = content.get(key)
+        if get_origin(kind) is dict and isinstance(value, Mapping):  # whose names are told one by one
+            check(value, dict.fromkeys(value, get_args(kind)[1]), file, f"{above}{key}.")
+        elif key in content and not fits(value, kind):
+            raise Damaged(f"Its {file} is damaged: {above}{key} is {shown(value)}, not {words(kind)}.")
 
 
 def shown(value: Any) -> str:
