@@ -47,7 +47,11 @@ SUMMARY: Mapping[str, Any] = {
     "peak_memory_bytes": Amount | None,
     "decisions": dict[str, Any],
 }
-SUMMARY_WHERE_GIVEN: Mapping[str, Any] = {"floor_bpb": Loss | None, "bpb_above_floor": Signed | None}
+SUMMARY_WHERE_GIVEN: Mapping[str, Any] = {
+    "floor_bpb": Loss | None,
+    "bpb_above_floor": Signed | None,
+    "device": str,
+}
 DECISIONS_WHERE_GIVEN: Mapping[str, Any] = {"precision": str | None, "compile": bool | None}
 
 ENVIRONMENT: Mapping[str, Any] = {

@@ -158,7 +158,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
         ],
         "l" * (1 + len(comparison.arms)),
     )
-    yield '<p class="soft">All else is the same.</p>'
+    yield '<p class="soft">All other settings that affect what is learnt are the same.</p>'
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:
