@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from minllm.errors import printable
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
     """Return a table of cells of Markdown; `sides` has l or r for each column."""
@@ -26,8 +28,9 @@ def lines(texts: Sequence[str]) -> list[str]:
 
 
 def sh(line: str) -> str:
-    """Return what is typed in a shell, in a block."""
-    return f"```sh\n{line}\n```"
+    """Return what is typed in a shell, in a block that nothing in it can end."""
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", line))]))
+    return f"{fence}sh\n{printable(line)}\n{fence}"
 
 
 def word(text: str) -> str:
@@ -36,11 +39,20 @@ def word(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Return text as Markdown leaves it alone, in a table too."""
-    return "`" + text.replace("|", "\\|").replace("`", "'") + "`" if text else ""
+    """Return text as Markdown leaves it alone, in a table too; as plain text where it would end the code or look like
+    markup to a reader that knows no code.
+    """
+    if re.search(r"[`<]|\]\(", text):
+        return plain(text)
+    return "`" + one_line(text).replace("|", "\\|") + "`" if text else ""
 
 
 def plain(line: str) -> str:
     """Return a line in which nothing means anything to Markdown."""
-    escaped = re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", line)
+    escaped = re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", one_line(line))
     return re.sub(r"^(\s*\d*)([-+=.)])", r"\1\\\2", escaped)  # what would begin a list or end a heading
+
+
+def one_line(text: str) -> str:
+    """Return text without line breaks and control characters, which would end a cell or a paragraph."""
+    return printable(text).replace("\n", "\\n").replace("\t", " ")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
+
+from minllm.errors import printable
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -57,6 +59,11 @@ class Choice:
     label: str
     traces: Mapping[str, Any]
     layout: Mapping[str, Any]
+
+
+def escape(text: str) -> str:
+    """Return text as a page shows it: nothing in it is markup, and nothing changes how the text around it is shown."""
+    return html.escape(printable(text))
 
 
 def document(title: str, body: Sequence[str], style: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ import run as door
 from minllm.config import compose
 from minllm.errors import UserError
 from minllm.study.comparison import Comparison, compare
+from minllm.study.report import sentences, summary, write_report
 from minllm.study.runs import Selection, find
 from minllm.sweep.outcome import Outcome, write
 from minllm.training import rundir
@@ -158,15 +160,15 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "torn": (
         lambda folder: (finished(folder, PRE) / "summary.json").write_text('{"val_bpb": 2.'),
-        "Its summary.json or environment.json is damaged.",
+        "Its summary.json is damaged: it isn't an object in JSON.",
     ),
     "another file's": (
         lambda folder: (finished(folder, PRE) / "summary.json").write_text("[1, 2]"),
-        "Its summary.json or environment.json is damaged.",
+        "Its summary.json is damaged: it isn't an object in JSON.",
     ),
     "without an environment": (
         lambda folder: (finished(folder, PRE) / "environment.json").unlink(),
-        "Its summary.json or environment.json is damaged.",
+        "Its environment.json can't be read: No such file or directory.",
     ),
     "of an older version": (without_validation_text, "It was made by an older minllm"),
     "with code of somebody's": (
@@ -279,7 +281,7 @@ def test_another_tokenizer_is_compared_in_bits_a_byte(tmp_path):
         False,
         "different, and so compared in bits a byte (bytes, tales_512)",
     )
-    assert fact(comparison, "data") == (True, "the same (tales)")
+    assert fact(comparison, "data") == (True, "the same settings (tales)")
 
 
 def test_what_arms_have_in_common_is_said(tmp_path):
@@ -301,12 +303,12 @@ def test_what_arms_have_in_common_is_said(tmp_path):
         (["data.packing=concat"], {}, "data", "different (tales)"),
         ([POST], {"decisions": {"precision": "fp32"}}, "precision", "bf16 and fp32"),
         ([POST], {"environment": {**ENVIRONMENT, "threads": 2}}, "threads", "1 and 2"),
-        ([POST], {"environment": {**ENVIRONMENT, "gpu": "H100"}}, "machine", "an abacus and H100"),
+        ([POST], {"environment": {**ENVIRONMENT, "gpu": "H100"}}, "processor", "an abacus and H100"),
         (
             [POST],
             {"environment": {**ENVIRONMENT, "git": {"commit": None, "dirty": True}}},
             "version of minllm",
-            "0.1.0, 012345678 and 0.1.0, no commit with changes",
+            "0.1.0, 012345678 and 0.1.0, no commit with uncommitted changes",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -435,6 +437,66 @@ def test_a_seed_that_one_arm_lacks_makes_no_pair(three_arms):
     contest = compare(runs).contests[0]
     assert contest.seeds == [1, 3, 5] and contest.verdict.pairs == 3
     assert contest.differences == pytest.approx({1: 0.1001, 3: 0.1009, 5: 0.1025})
+
+
+def test_what_is_inconclusive_says_how_many_pairs_would_settle_it(three_arms, tmp_path):
+    arms = (0, 1)
+    expected = {
+        1: "How many pairs would settle it can't be estimated from fewer than two.",
+        5: "pairs in all would settle it, if the mean and the spread stay as they are.",
+    }
+    for seeds, sentence in expected.items():
+        comparison = compare([three_arms / f"{arm}/{seed}" for arm in arms for seed in range(seeds)])
+        write_report(comparison, tmp_path, [])
+        page, text, _ = (tmp_path / f"report.{kind}" for kind in ("html", "md", "json"))
+        plainly = html.unescape(page.read_text()).replace("\xa0", " ")
+        for shown in (summary(comparison), plainly, text.read_text()):
+            assert sentence in shown
+    noise = compare([three_arms / f"0/{seed}" for seed in range(5)], aa=True)
+    assert "pairs in all would settle it" in summary(noise)
+    settled = compare([three_arms / "0", three_arms / "1"])
+    assert settled.contests[0].verdict.word == "worse" and "settle it" not in summary(settled)
+
+
+def test_a_report_claims_nothing_of_when_its_margin_was_chosen(three_arms, tmp_path):
+    comparison = compare([three_arms], margin=0.02)
+    for file in write_report(comparison, tmp_path, []):
+        said = html.unescape(file.read_text()).replace("\xa0", " ").replace("\\'", "'")
+        assert "in advance" not in said.partition("<body>")[2] + said.partition("</style>")[0][:2000]
+        assert "isn't recorded" in said or file.suffix == ".json"
+
+
+def test_a_pair_is_said_to_have_in_common_what_its_settings_give_it(tmp_path):
+    finished(tmp_path / "a", PRE)
+    finished(tmp_path / "b", POST)
+    alike = compare([tmp_path])
+    assert "give both the same batches in the same order." in sentences.judged(alike)[0]
+    finished(tmp_path / "c", "data.seq_len=128", "tokenizer=bytes")
+    said = sentences.judged(compare([tmp_path]))[0]
+    assert "They don't see the same batches, because their settings differ (data, tokenizer)." in said
+    changes = {**ENVIRONMENT, "git": {"commit": "0" * 40, "dirty": True}}
+    for folder, norm in (("d", PRE), ("e", POST)):
+        finished(tmp_path / "changed" / folder, norm, environment=changes)
+    changed = compare([tmp_path / "changed"])
+    assert fact(changed, "version of minllm") == (
+        False,
+        "0.1.0, 000000000 with uncommitted changes, which may differ",
+    )
+    assert "Their code isn't known to be the same (version of minllm)" in sentences.judged(changed)[0]
+
+
+def test_the_processor_that_is_named_is_the_one_that_computed(tmp_path):
+    with_gpu = {**ENVIRONMENT, "gpu": "H100"}
+    for folder, norm in (("a", PRE), ("b", POST)):
+        finished(tmp_path / folder, norm, environment=with_gpu, device="cpu")
+    assert fact(compare([tmp_path]), "processor") == (True, "an abacus")
+
+
+def test_arms_that_computed_the_same_are_told(tmp_path):
+    for seed in range(7):
+        for word in (PRE, POST):
+            finished(tmp_path / f"{word}-{seed}", word, seed=seed, bpb=2 + seed / 100)
+    assert "Every pair reached exactly the same loss" in summary(compare([tmp_path]))
 
 
 def test_a_single_arm_has_a_noise_floor_and_no_rival(three_arms):

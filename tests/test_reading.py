@@ -245,7 +245,7 @@ def test_markdown_means_nothing_of_what_was_written():
     text = texts_markdown([SHOWN])
     assert "**After “Once \\*upon\\*”**" in text
     assert "> … a \\<i\\>time\\</i\\>\\\n> \\- and \\_so\\_ on" in text
-    row = ["`norm=<pre>`", "25.0%", "50.0%", "2.960"]
+    row = ["norm=\\<pre\\>", "25.0%", "50.0%", "2.960"]
     assert row in [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
 
 

@@ -270,7 +270,7 @@ def test_a_real_difference_below_the_margin_is_equivalent_and_says_so():
     verdict = judge(0.001, 0.0012, 0.0011, 0.0009, 0.001, 0.0011, margin=0.005)
     assert (verdict.word, verdict.seeds_to_settle) == ("equivalent", 6)
     assert verdict.why.endswith(
-        "It lies within ± 0.0050 (p < 0.0001): real, and too small to matter by the margin set in advance."
+        "It lies within ± 0.0050 (p < 0.0001): real, and too small to matter by the margin."
     )
     unreal = judge(0.001, -0.0012, 0.0011, -0.0009, 0.001, -0.0011, margin=0.005)
     assert unreal.word == "equivalent" and "real" not in unreal.why

@@ -271,11 +271,14 @@ def test_curves_on_common_points(tmp_path):
     assert curve(dataclasses.replace(one, runs=ends)).tokens == [4000.5]
 
 
+LOST = '{"step": 1, "tokens": 10, "seconds": 1, "val_bpb": NaN}\n'
+
+
 def test_lost_and_broken_evaluations(tmp_path):
     one = comparison(tmp_path, {"pre": 2.0, "none": 2.0})
     for number, seed in enumerate(one.arms[0].runs):
         metrics = one.arms[0].runs[seed].folder / "metrics.jsonl"
-        metrics.unlink() if number else metrics.write_text('{"tokens": 10, "seconds": 1, "val_bpb": NaN}\n')
+        metrics.unlink() if number else metrics.write_text(LOST)
     page, text, data = written(one, tmp_path)
     assert data["curves"][0]["mean"] == [] and data["curves"][1]["seeds"] == 7
 

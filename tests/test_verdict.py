@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from minllm.errors import UserError
 from minllm.study.comparison import Tuning
 from minllm.study.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
+from minllm.study.report import sentences, summary
 from minllm.study.verdict import VerdictSearch, chosen_rate, reach_verdict
 from minllm.sweep.outcome import Outcome
 from minllm.words import quoted
@@ -183,6 +184,64 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_run(here, words, sen
     with pytest.raises(UserError, match=sentence) as refused, inquiry(*ARMS, *words):
         pass
     assert "\n" not in str(refused.value) and list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["arms.a=[]", "arms.b=[]"],
+        ["arms.a=[norm=post]", "arms.b=['norm=post']"],
+        ["arms.a=[norm=post,model/attn=mha]", "arms.b=[model/attn=mha,norm=post]"],
+        ["arms.a=[]", "arms.b=[norm=pre,model/attn=gqa]"],
+        ["arms.a=[]", "arms.b=['tags=[mine]',train.evals=7,train.log_every=3]"],
+        ["arms.a=[]", "arms.b=[data.num_proc=2,sample.top_k=3]"],
+        ["arms.a=[optim.lr=1e-3]", "arms.b=[optim.lr=0.001]"],
+        ["arms.a=[train.clip=1]", "arms.b=[++train.clip=1.0]"],
+        ["arms.a=[model.attn.qk_norm=head]", "arms.b=['model.attn={qk_norm: head}']"],
+        ["arms.a=[norm=pre,norm.kind=layer]", "arms.b=[norm.kind=layer]", "arms.c=[norm=post]"],
+        ["arms.a=[norm=post]", "arms.b=[norm=sandwich]", "arms.c=[norm=post]"],
+    ],
+    ids=" ".join,
+)
+def test_arms_that_are_the_same_are_refused_however_they_are_spelled(here, words):
+    said = "are the same: nothing that affects what is learnt differs"
+    with pytest.raises(UserError, match=said), inquiry(*words, "search.equal=null"):
+        pass
+    assert list(here.iterdir()) == []
+
+
+def test_arms_that_compute_the_same_are_refused_once_that_shows(here):
+    words = ("arms.a=[norm=pre]", "arms.b=[norm=post]", "search.rates=[0.5,1]", "search.equal=null")
+    with inquiry(*words) as asked:
+        Instant.outcome_of, Instant.launched = staticmethod(lambda cfg: Outcome("complete", cfg.optim.lr)), []
+        with pytest.raises(UserError, match="arms.a and arms.b reached exactly the same loss"):
+            asked.tune()
+
+
+@pytest.mark.parametrize(
+    "word", ["interval(nan,1)", "interval(0,inf)", "nan", "inf", "choice(nan,1)", "1,2", "range(0)"]
+)
+def test_an_arm_with_a_value_that_is_none_is_refused(here, word):
+    with pytest.raises(UserError) as refused, inquiry("arms.a=[]", f"arms.b=['optim.lr={word}']"):
+        pass
+    assert "optim.lr" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_protocol_that_is_missing_or_damaged_is_no_protocol(here):
+    with inquiry(*ARMS) as asked:
+        asked.keep_protocol()
+        (asked.folder / "seeds-a").mkdir()
+    file = asked.folder / "verdict.json"
+    for text in ("{", "[]", '{"protocol": 5, "words": []}', '{"protocol": {}, "words": [1]}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match="Its verdict.json .* Put the file back"), inquiry(*ARMS):
+            pass
+    file.unlink()
+    with (
+        pytest.raises(UserError, match="verdict.json is missing, so nothing says which margin"),
+        inquiry(*ARMS),
+    ):
+        pass
 
 
 def test_a_margin_that_is_changed_on_the_way_is_refused(here):
@@ -393,6 +452,28 @@ def test_a_seed_that_failed_leaves_it_undecided(settled):
     )
 
 
+def test_where_a_seed_failed_no_further_pairs_are_trained(settled, capfd):
+    comparison, asked_for = settled(
+        lambda name, seed: math.nan if (name, seed) == ("b", 3) else clear(name, seed), looks=[7, 9, 11]
+    )
+    assert max(pairs for _, pairs in asked_for) == 7 and comparison.contests[0].is_settled
+    assert "would settle it" not in summary(comparison) + capfd.readouterr().out
+    assert "failed with seed 3, and the seeds that are left may be the lucky ones" in summary(comparison)
+
+
+def test_what_would_settle_it_is_said_after_each_look(settled, capfd):
+    comparison, _ = settled(unclear, looks=[6, 7])
+    settling = comparison.contests[0].verdict.settling
+    assert settling.startswith("About ") and settling.endswith("stay as they are.")
+    looks = [line for line in capfd.readouterr().out.splitlines() if line.startswith("After ")]
+    assert len(looks) == 2 and looks[1] == f"After 7 pairs: {comparison.headline} {settling}"
+
+
+def test_the_margin_is_said_to_be_kept_where_it_was(settled):
+    comparison, _ = settled(clear, looks=[7])
+    assert sentences.KEPT in sentences.introduction(comparison)
+
+
 def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled):
     with pytest.raises(
         UserError, match="The time was up before every arm had a run. The same command goes on"
@@ -402,7 +483,8 @@ def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled):
 
 def test_an_arm_whose_runs_are_all_lost_is_named_with_the_reason(settled):
     with pytest.raises(
-        UserError, match=r"No run of arm b came to its end. \S+seeds-b/trial-0: Its validation loss is"
+        UserError,
+        match=r"No run of arm b \(norm=post .* out of 6. The first is \S+seeds-b/trial-0: Its validation loss is",
     ):
         settled(lambda name, seed: 2.0 if name == "a" else math.nan)
 

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from minllm.errors import UserError
+from minllm.markdown import one_line
 from minllm.runs import WATCHING
 from minllm.study.runs import LeftOut, TrainedRun, leaves
 from minllm.words import short_names
@@ -25,6 +26,9 @@ KEYS_ASIDE = (
     *(f"train.{key}" for key in ("log_every", "eval_every", "evals", "checkpoint_every", "keep_checkpoints")),
     *("train.sample_every", "train.malloc", "train.check", "data.cache", "data.num_proc"),
 )
+
+EXACT = 2**53
+"""Up to here every whole number is a float too."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def identity(cfg: DictConfig) -> tuple[Any, ...]:
 
 def as_it_counts(value: Any) -> str:
     """Return the same for values that mean the same: 1 and 1.0."""
-    return repr(float(value) if type(value) is int else value)
+    whole = type(value) is int and abs(value) <= EXACT
+    return repr(float(value) if whole else value)
 
 
 def learnt_from(cfg: DictConfig) -> dict[str, Any]:
@@ -92,6 +97,10 @@ def finished_at(run: TrainedRun) -> float:
 
 def names_of(cfgs: Sequence[DictConfig]) -> list[str]:
     """Return what sets each configuration apart: the choices that differ, and values where these don't suffice."""
+    return [one_line(name) for name in names_apart(cfgs)]
+
+
+def names_apart(cfgs: Sequence[DictConfig]) -> list[str]:
     choices = [
         {group: str(option) for group, option in cfg.choices.items() if not is_aside(group)} for cfg in cfgs
     ]

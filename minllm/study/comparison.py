@@ -18,6 +18,7 @@ METRIC = "val_bpb"
 """Bits a byte: the loss that doesn't depend on how a tokenizer cuts the text."""
 
 ALL = "all"
+SAME = "Every pair reached exactly the same loss, so what differs between the two changed nothing that is computed."
 MARGIN = 0.005
 ALPHA = 0.05
 
@@ -27,12 +28,24 @@ class Contest:
     """One arm against another, in pairs of the same seed.
 
     differences: the arm's bits a byte less the baseline's, by the seed of the pair
+    failed: whether training failed at some seeds, so that no number of further ones settles it
     """
 
     arm: Arm
     baseline: Arm
     differences: Mapping[int, float]
     verdict: Verdict
+    failed: bool = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether more pairs wouldn't change anything."""
+        return self.failed or self.verdict.word != "inconclusive"
+
+    @property
+    def is_the_same(self) -> bool:
+        """Whether every pair reached the same loss to the last bit, as two arms do that compute the same."""
+        return len(self.differences) > 1 and not any(self.differences.values())
 
     @property
     def seeds(self) -> list[int]:
@@ -47,7 +60,14 @@ class Contest:
             "inconclusive": "against",
         }[self.verdict.word]
         end = ": inconclusive" if self.verdict.word == "inconclusive" else ""
-        return f"{self.arm.name} {link} {self.baseline.name}{end}. {self.verdict.why}"
+        same = SAME * self.is_the_same
+        said = [
+            f"{self.arm.name} {link} {self.baseline.name}{end}.",
+            self.verdict.why,
+            self.verdict.settling,
+            same,
+        ]
+        return " ".join(filter(None, said))
 
 
 @dataclass(frozen=True)
@@ -56,11 +76,17 @@ class Noise:
 
     floor: the difference of two of its runs is within ± this, 95 times in a hundred, in bits a byte; None from a
         single seed
+    failed: whether training failed at some seeds
     """
 
     arm: Arm
     verdict: Verdict
     floor: float | None
+    failed: bool = False
+
+    @property
+    def is_settled(self) -> bool:
+        return self.failed or self.verdict.word != "inconclusive"
 
 
 Judged = TypeVar("Judged", Contest, Noise)
@@ -90,6 +116,7 @@ class Comparison:
     left_out: runs that couldn't be compared
     tuning: by an arm's name, where its learning rate was searched
     commands: what makes the runs again, and this comparison of them
+    kept_margin: whether the margin was stored with the runs, in a protocol, before they were trained
     """
 
     arms: Sequence[Arm]
@@ -100,6 +127,7 @@ class Comparison:
     left_out: Sequence[LeftOut]
     tuning: Mapping[str, Tuning] = field(default_factory=dict)
     commands: Sequence[str] = ()
+    kept_margin: bool = False
 
     @property
     def baseline(self) -> Arm:
@@ -168,7 +196,7 @@ def compare(
         runs: folders of runs, or of grids and searches that hold them; or what else the runs are known by.
         baseline: the arm that the others are held against, by its name or a part of it; `all` holds every arm against
             every other. None is the arm of the first run.
-        margin: the share of the baseline's bits a byte by which a difference doesn't matter, chosen in advance.
+        margin: the share of the baseline's bits a byte by which a difference doesn't matter.
         aa: hold each arm against itself, too: two of its seeds are a pair.
         alpha: how often a difference may be claimed where there's none.
         looks: how often the verdict is looked at while seeds are added.
@@ -212,9 +240,12 @@ def of_arms(
     contests = contests_between(arms, judging, every=baseline == ALL)
     return Comparison(
         arms=arms,
-        contests=[without_impossible(without_lost_seeds(contest, left_out)) for contest in contests],
+        contests=[
+            without_impossible(without_lost_seeds(contest, [contest.arm, contest.baseline], left_out))
+            for contest in contests
+        ],
         margin=margin,
-        noise=noises(arms, judging) if aa else [],
+        noise=[without_lost_seeds(one, [one.arm], left_out) for one in noises(arms, judging)] if aa else [],
         facts=facts(arms),
         left_out=left_out,
     )
@@ -244,16 +275,19 @@ def share_of(share: float, arm: Arm) -> float:
     return share * sum(values) / len(values)
 
 
-def without_lost_seeds(contest: Contest, left_out: Sequence[LeftOut]) -> Contest:
-    """Return a contest, undecided if training failed at some seeds: the others may be the lucky ones."""
-    for arm in (contest.arm, contest.baseline):
+def without_lost_seeds(judged: Judged, arms: Sequence[Arm], left_out: Sequence[LeftOut]) -> Judged:
+    """Return what was judged, undecided if training failed at some seeds: the others may be the lucky ones."""
+    for arm in arms:
         own = identity(arm.first.cfg)
         failed = {one.cfg.seed for one in left_out if one.failed and one.cfg and identity(one.cfg) == own}
         if lost := sorted(failed - set(arm.runs)):
-            seeds = ", ".join(map(str, lost))
-            why = f"{arm.name} failed with seed {seeds}, and the seeds that are left may be the lucky ones."
-            return put_off(contest, why)
-    return contest
+            seeds = f"seed{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
+            why = f"{arm.name or 'The arm'} failed with {seeds}, and the seeds that are left may be the lucky ones."
+            undecided = put_off(judged, why)
+            # what the other seeds say of how many would do doesn't hold
+            verdict = replace(undecided.verdict, settling="", seeds_to_settle=None)
+            return replace(undecided, verdict=verdict, failed=True)
+    return judged
 
 
 def without_impossible(contest: Contest) -> Contest:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from minllm import units
+from minllm.markdown import one_line
 from minllm.study.arms import Arm, learnt_from
 from minllm.study.runs import TrainedRun
 
@@ -36,7 +37,7 @@ def facts(arms: Sequence[Arm]) -> list[Fact]:
         Fact("validation text", True, "the same to the byte"),
         seeds_fact(arms),
         config_fact(arms, "tokenizer", "the same", "different, and so compared in bits a byte"),
-        config_fact(arms, "data", "the same", "different"),
+        config_fact(arms, "data", "the same settings", "different"),
         config_fact(arms, "train.batch_size", "the same", "different"),
         config_fact(arms, "objective", "the same", "different"),
         amount_fact(arms, "parameters", lambda run: run.summary["params"]),
@@ -48,10 +49,10 @@ def facts(arms: Sequence[Arm]) -> list[Fact]:
         amount_fact(arms, "time of training", lambda run: run.summary["wall_seconds"], units.duration),
         label_fact(arms, "precision", lambda run: run.summary["decisions"].get("precision")),
         label_fact(arms, "compiled", compiled),
-        label_fact(arms, "machine", lambda run: run.environment["gpu"] or run.environment["cpu"]),
+        label_fact(arms, "processor", processor),
         label_fact(arms, "threads", lambda run: run.environment["threads"]),
         label_fact(arms, "torch", lambda run: run.environment["versions"]["torch"]),
-        label_fact(arms, "version of minllm", version),
+        version_fact(arms),
     ]
 
 
@@ -67,7 +68,7 @@ def config_fact(arms: Sequence[Arm], key: str, same: str, different: str) -> Fac
     ]
     equal = all(one == values[0] for one in values)
     chosen = dict.fromkeys(
-        str(arm.first.cfg.choices.get(key) or one.get(key)) for arm, one in zip(arms, values)
+        one_line(str(arm.first.cfg.choices.get(key) or one.get(key))) for arm, one in zip(arms, values)
     )
     return Fact(
         key.rpartition(".")[2].replace("_", " "),
@@ -93,7 +94,7 @@ def amount_fact(
 
 def label_fact(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:
     """Compare what each run says of itself in a word or two."""
-    return agreed(what, [str(of(run)) for arm in arms for run in arm.runs.values()])
+    return agreed(what, [one_line(str(of(run))) for arm in arms for run in arm.runs.values()])
 
 
 def seeds_fact(arms: Sequence[Arm]) -> Fact:
@@ -110,7 +111,28 @@ def compiled(run: TrainedRun) -> str:
     return "yes" if (run.summary["decisions"].get("compile") if asked == "auto" else asked) else "no"
 
 
+def processor(run: TrainedRun) -> str:
+    """Return the name of what computed; an older run doesn't say whether that was its GPU."""
+    gpu = run.environment["gpu"]
+    return (
+        gpu
+        if gpu and str(run.summary.get("device", gpu)).startswith(("cuda", gpu))
+        else run.environment["cpu"]
+    )
+
+
+def version_fact(arms: Sequence[Arm]) -> Fact:
+    """Compare the versions; those with changes that aren't committed are never known to be the same."""
+    fact = label_fact(arms, "version of minllm", version)
+    changed = any(run.environment["git"]["dirty"] for arm in arms for run in arm.runs.values())
+    return (
+        replace(fact, equal=False, said=f"{fact.said}, which may differ") if changed and fact.equal else fact
+    )
+
+
 def version(run: TrainedRun) -> str:
     git = run.environment["git"]
     number = run.environment["versions"]["minllm"]
-    return f"{number}, {(git['commit'] or 'no commit')[:9]}{' with changes' if git['dirty'] else ''}"
+    return (
+        f"{number}, {(git['commit'] or 'no commit')[:9]}{' with uncommitted changes' if git['dirty'] else ''}"
+    )

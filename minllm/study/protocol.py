@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omegaconf import DictConfig
+
 from minllm.errors import UserError
 from minllm.options import Count, Natural, Positive
-from minllm.study.comparison import ALL
+from minllm.study.arms import identity
+from minllm.study.comparison import ALL, Tuning
 from minllm.validation import fits
 from minllm.words import is_seed
 
@@ -102,4 +106,27 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str)
             raise UserError(
                 f"The verdict '{name}' began with {asked}={before.get(key)}, and what is chosen after a look"
                 " proves nothing. Go on with that, or begin another: sweep.name=<name>."
+            )
+
+
+def refuse_the_same(cfgs: Mapping[str, DictConfig]) -> None:
+    """Raise UserError if two arms are configured the same, however that was typed."""
+    known: dict[tuple[Any, ...], str] = {}
+    for name, cfg in cfgs.items():
+        other = known.setdefault(identity(cfg), name)
+        if other != name:
+            raise UserError(
+                f"arms.{other} and arms.{name} are the same: nothing that affects what is learnt differs between them."
+                " Change one of them, or type search.aa=true with a single arm to compare it with itself."
+            )
+
+
+def refuse_same_results(tuning: Mapping[str, Tuning]) -> None:
+    """Raise UserError if two arms had exactly the same loss at each of their rates: they compute the same."""
+    found = [(name, one.tried) for name, one in tuning.items()]
+    for (name, tried), (other, others) in itertools.combinations(found, 2):
+        if tried == others and None not in tried.values():
+            raise UserError(
+                f"arms.{name} and arms.{other} reached exactly the same loss with each learning rate, so what differs"
+                " between them changes nothing that is computed. Change one of them."
             )

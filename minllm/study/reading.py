@@ -77,8 +77,8 @@ def read_arms(comparison: Comparison, cfg: DictConfig, prompts: Sequence[str], s
     seeds = [next(s for s in (comparison.shared_seed, *arm.runs) if s in arm.runs) for arm in comparison.arms]
     try:
         texts, no_texts = held_out(comparison.baseline.runs[seeds[0]], stories), None
-    except UserError as error:
-        texts, no_texts = [], str(error)
+    except Exception as error:  # of the data's files too: the comparison stands without its texts
+        texts, no_texts = [], reason(error)
     arms = zip(comparison.arms, seeds)
     return [read_arm(arm, seed, cfg, prompts, texts, no_texts) for arm, seed in arms]
 

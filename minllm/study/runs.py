@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,30 +14,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
-from minllm.runs import OUTPUTS, read_run
-from minllm.sweep import outcome
+from minllm.runs import OUTPUTS
+from minllm.study import recorded
 from minllm.training.rundir import STOPPED, is_going_on
 
-NEEDED = (
-    "val_bpb",
-    "validation_text",
-    "seed",
-    "params",
-    "params_active",
-    "params_non_embedding",
-    "flops_per_token",
-    "state_bytes_per_sequence",
-    "tokens",
-    "tokens_per_second",
-    "wall_seconds",
-    "peak_memory_bytes",
-    "decisions",
-)
-NEEDED_OF_ENVIRONMENT = ("versions", "cpu", "gpu", "threads", "git")
 VERDICT = "verdict.json"
 """What lies in the folder of a verdict, above those of its searches."""
-POINT = {"step", "tokens", "seconds", "val_bpb"}
-"""What a line of metrics has that is a point of a learning curve."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +42,12 @@ class TrainedRun:
 
     @functools.cached_property
     def evaluations(self) -> list[dict[str, float]]:
-        """Its metrics' lines with a validation loss: step, tokens, seconds, val_loss, val_bpb. None if it's lost."""
-        metrics = self.folder / "metrics.jsonl"
-        if not metrics.exists():
-            return []
-        events = map(parsed, metrics.read_text(encoding="utf-8", errors="replace").splitlines())
-        return [event for event in events if event.keys() >= POINT]
+        """Its metrics' lines with a validation loss: step, tokens, seconds, val_loss, val_bpb. None if it's lost.
 
-
-def parsed(line: str) -> dict[str, Any]:
-    """Return a line of metrics; one that is torn or isn't ours is empty."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
+        Raises:
+            Damaged: a line isn't an event; `read` leaves such a run out.
+        """
+        return [event for event in recorded.read_metrics(self.folder) if recorded.POINT in event]
 
 
 @dataclass(frozen=True)
@@ -146,8 +117,8 @@ def find(selection: Selection, extensions: Iterable[str] = ()) -> tuple[list[Tra
     left_out: list[LeftOut] = []
     for folder in folders_of(selection.folders):
         try:
-            cfg = read_run(folder, extensions)
-        except UserError as error:
+            cfg = recorded.read_config(folder, extensions)
+        except recorded.Damaged as error:
             if selection.is_by_folder:  # else nobody knows whether it was meant
                 left_out.append(LeftOut(folder, str(error)))
             continue
@@ -190,7 +161,7 @@ def latest_grid() -> Path:
 
 def runs_in(folder: Path) -> Iterator[Path]:
     """Yield the runs in a folder, which may be one itself: what is inside a run, such as W&B's files, is none."""
-    if (folder / "config.yaml").is_file():
+    if recorded.is_there(folder, "config.yaml"):  # whatever it is, so that a damaged run is named
         yield folder
     elif folder.is_dir():
         for inside in sorted(filter(Path.is_dir, folder.iterdir()), key=in_natural_order):
@@ -216,41 +187,31 @@ def read(folder: Path, cfg: DictConfig) -> TrainedRun | LeftOut:
         return LeftOut(folder, why, cfg, failed)
 
     go_on = f"To go on: python run.py resume={folder}"
-    if "${" in (folder / "config.yaml").read_text(encoding="utf-8"):
-        return LeftOut(folder, "Its config.yaml refers to other values (${…}), which a run's own never does.")
     if is_going_on(folder):
         return left_out("It's still going.")
     if tried_a_rate(folder):
         return left_out("It tried a learning rate for a verdict.")
-    if pruned := pruned_by_search(folder):
-        return left_out(pruned, failed=True)
-    if not (folder / "summary.json").exists():
-        if not (folder / "metrics.jsonl").exists():
-            return left_out("It wasn't trained: it has no metrics.jsonl.")
-        if STOPPED in last_line(folder / "log.txt"):
-            return left_out(f"It was stopped before its end. {go_on}")
-        return left_out(f"It crashed or was killed before its end. {go_on}", failed=True)
     try:
-        summary, environment = (
-            json.loads((folder / name).read_text(encoding="utf-8"))
-            for name in ("summary.json", "environment.json")
-        )
-        if not isinstance(summary, dict) or not isinstance(environment, dict):
-            raise TypeError("another file's")
-        lacking = [name for name in NEEDED if name not in summary]
-        lacking += [name for name in NEEDED_OF_ENVIRONMENT if name not in environment]
-        finite = lacking or math.isfinite(summary["val_bpb"])
-    except (OSError, ValueError, TypeError):
-        return left_out("Its summary.json or environment.json is damaged.")
-    if lacking[:1] == ["validation_text"]:
-        return left_out(
-            "It was made by an older minllm, which didn't note its validation text. Train it again."
-        )
-    if lacking:
-        return left_out(f"Its summary.json or environment.json has no '{lacking[0]}'.")
-    if not finite:
+        ending = recorded.read_ending(folder)
+        if ending.get("state", "complete") != "complete":
+            return left_out(f"Its search ended it. {ending['text']}", failed=True)
+        if not recorded.is_there(folder, "summary.json"):
+            if not recorded.is_there(folder, "metrics.jsonl"):
+                return left_out("It wasn't trained: it has no metrics.jsonl.")
+            if STOPPED in last_line(folder):
+                return left_out(f"It was stopped before its end. {go_on}")
+            return left_out(f"It crashed or was killed before its end. {go_on}", failed=True)
+        run = TrainedRun(folder, cfg, recorded.read_summary(folder), recorded.read_environment(folder))
+        if run.seed != cfg.seed:
+            return left_out(
+                f"Its summary.json is of seed {run.seed}, and its config.yaml of seed {cfg.seed}."
+            )
+        run.evaluations  # noqa: B018  (read now: what is damaged must be known before anything is compared)
+    except recorded.Diverged:
         return left_out("Its validation loss isn't a finite number.", failed=True)
-    return TrainedRun(folder, cfg, summary, environment)
+    except recorded.Damaged as error:
+        return left_out(str(error))
+    return run
 
 
 def tried_a_rate(folder: Path) -> bool:
@@ -258,16 +219,12 @@ def tried_a_rate(folder: Path) -> bool:
     return folder.parent.name.startswith("tune-") and (folder.parents[1] / VERDICT).is_file()
 
 
-def pruned_by_search(folder: Path) -> str | None:
+def last_line(folder: Path) -> str:
+    """Return the last line of a run's log; "" where there is none to read."""
     try:
-        left = json.loads((folder / outcome.FILE).read_text(encoding="utf-8"))
-        return None if left["state"] == "complete" else f"Its search ended it. {left['text']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def last_line(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+        lines = recorded.read_text(folder, "log.txt").splitlines()
+    except recorded.Damaged:
+        return ""
     return lines[-1] if lines else ""
 
 

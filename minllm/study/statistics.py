@@ -41,6 +41,7 @@ class Verdict:
     p_equivalence: float  # of a difference of the margin or more, by two one-sided t tests
     seeds_to_settle: int | None  # in all; None: more than 1,000, or unknowable from fewer than two pairs
     why: str  # a sentence or two for a person
+    settling: str = ""  # where it is inconclusive: how many pairs would settle it, as a sentence
 
 
 def verdicts(
@@ -181,7 +182,10 @@ def _judge(sample: _Sample, rule: _Rule, p_t: float, p_sign_flip: float, p_equiv
     seeds = _seeds_to_settle(sample, rule) if word == "inconclusive" else sample.pairs
     why = f"{_found(sample, rule, p_sign_flip)} {_so(word, differs, sample, rule, p_equivalence)}".strip()
     interval, confidence = _interval(sample, rule), 1 - rule.level
-    return Verdict(word, sample.pairs, sample.mean, interval, confidence, rule.margin, *p_values, seeds, why)
+    settling = _settling(sample, seeds) if word == "inconclusive" else ""
+    return Verdict(
+        word, sample.pairs, sample.mean, interval, confidence, rule.margin, *p_values, seeds, why, settling
+    )
 
 
 def _interval(sample: _Sample, rule: _Rule) -> tuple[float, float]:
@@ -199,6 +203,16 @@ def _seeds_to_settle(sample: _Sample, rule: _Rule) -> int | None:
     choices = range(max(rule.least, sample.pairs + 1), MOST_SEEDS + 1)
     first = bisect_left(choices, POWER, key=lambda pairs: max(power(sample, rule, pairs) for power in powers))
     return choices[first] if first < len(choices) else None
+
+
+def _settling(sample: _Sample, seeds: int | None) -> str:
+    if sample.pairs < 2:
+        return "How many pairs would settle it can't be estimated from fewer than two."
+    if seeds is None:
+        return (
+            f"More than {MOST_SEEDS:,} pairs would be needed to settle it, by these pairs' mean and spread."
+        )
+    return f"About {seeds:,} pairs in all would settle it, if the mean and the spread stay as they are."
 
 
 def _power_of_difference(sample: _Sample, rule: _Rule, pairs: int) -> float:
@@ -242,7 +256,7 @@ def _so(word: Word, differs: bool, sample: _Sample, rule: _Rule, p_equivalence: 
     """Return the sentence with what follows from them; "" where they say it themselves."""
     within = f"within ± {rule.margin:.4f} (p {_p(p_equivalence)})"
     if word == "equivalent":
-        return f"It lies {within}{': real, and too small to matter by the margin set in advance' * differs}."
+        return f"It lies {within}{': real, and too small to matter by the margin' * differs}."
     if word != "inconclusive":
         return ""
     if sample.pairs >= rule.least:

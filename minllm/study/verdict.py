@@ -12,7 +12,6 @@ with the same command. At how many pairs they are looked at is fixed beforehand,
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shlex
 import time
@@ -30,9 +29,18 @@ from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.laws import check_laws
 from minllm.runs import named_keys
+from minllm.study import recorded
 from minllm.study.arms import Arm, arms_of
 from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_arms, undecided
-from minllm.study.protocol import FIRST_TUNING_SEED, Protocol, arms_in, refuse_changes, refuse_own_seeds
+from minllm.study.protocol import (
+    FIRST_TUNING_SEED,
+    Protocol,
+    arms_in,
+    refuse_changes,
+    refuse_own_seeds,
+    refuse_same_results,
+    refuse_the_same,
+)
 from minllm.study.reading import read_arms
 from minllm.study.report import tell
 from minllm.study.runs import VERDICT, LeftOut, Selection, find, runs_in
@@ -100,10 +108,16 @@ class VerdictSearch:
         self.precision = self.precision_word()
         self.size: list[str] = []
         bases = {name: self.composed(name) for name in self.arms}
+        refuse_the_same(bases)
         self.rates = {name: rates_of(cfg, self.protocol) for name, cfg in bases.items()}
         self.size = self.size_word(next(iter(bases.values())))
-        for name in self.arms:  # what can't be sized, or breaks a law, is refused before anything is run
-            cfg = self.composed(name) if self.size else bases[name]
+        composed = {name: self.composed(name) for name in self.arms} if self.size else bases
+        if self.size:
+            refuse_the_same(composed)
+        for (
+            name,
+            cfg,
+        ) in composed.items():  # what can't be sized, or breaks a law, is refused before anything is run
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
 
@@ -143,6 +157,7 @@ class VerdictSearch:
             found[name] = chosen_rate(name, rates, trials, len(seeds))
             edge = ", at an edge of what was tried" * found[name].at_edge
             print(f"{name}: optim.lr={found[name].chosen:g}{edge}.", flush=True)
+        refuse_same_results(found)
         return found
 
     def train_pairs(self, tuning: Mapping[str, Tuning]) -> Comparison:
@@ -159,7 +174,7 @@ class VerdictSearch:
             if done < look:
                 break
             comparison = self.compared(tuning, look)
-            print(f"After {look} pairs: {comparison.headline}", flush=True)
+            print(f"After {look} pairs: {comparison.headline} {more_pairs(comparison)}".rstrip(), flush=True)
             if is_settled(comparison):
                 return comparison
         if comparison is None:
@@ -198,8 +213,12 @@ class VerdictSearch:
             runs, others = find(Selection([str(folder)]), self.config.extensions)
             seeds = range(pairs * self.protocol.runs_of_a_pair)
             within = [run for run in runs if run.seed in seeds]
+            of_pairs = [one for one in others if one.cfg is None or one.cfg.seed in seeds]
             if not within:
-                raise UserError(f"No run of arm {name} came to its end. {others[0].folder}: {others[0].why}")
+                raise UserError(
+                    f"No run of arm {name} ({self.called(name)}) can be compared, out of {len(of_pairs)}. The first is"
+                    f" {of_pairs[0].folder}: {of_pairs[0].why}"
+                )
             found, repeated = arms_of(within)
             if len(found) > 1:
                 raise UserError(
@@ -207,7 +226,7 @@ class VerdictSearch:
                     " another verdict: sweep.name=<name>."
                 )
             arms.append(replace(found[0], name=self.called(name)))
-            left_out += [*(one for one in others if one.cfg is None or one.cfg.seed in seeds), *repeated]
+            left_out += [*of_pairs, *repeated]
         protocol = self.protocol
         comparison = of_arms(
             arms,
@@ -218,7 +237,7 @@ class VerdictSearch:
             looks=len(protocol.looks),
         )
         tuned = {self.called(name): found for name, found in tuning.items()}
-        return replace(comparison, tuning=tuned, commands=[self.command()])
+        return replace(comparison, tuning=tuned, commands=[self.command()], kept_margin=True)
 
     def baseline(self) -> str | None:
         baseline = self.protocol.baseline
@@ -276,17 +295,33 @@ class VerdictSearch:
 
     def precision_word(self) -> list[str]:
         """Return the word that has all runs compute alike; what `auto` chooses is measured once, when it begins."""
-        file = self.folder / VERDICT
-        if file.exists():
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            if any(self.folder.glob("seeds-*")):
+        trained = any(self.folder.glob("seeds-*"))
+        if recorded.is_there(self.folder, VERDICT):
+            kept = self.kept()
+            if trained:
                 refuse_changes(kept["protocol"], self.asked(), self.name)
             return kept["words"]
+        if trained:
+            raise UserError(
+                f"{self.folder / VERDICT} is missing, so nothing says which margin and which looks were chosen before"
+                " these runs were trained. Put it back, or begin another verdict: sweep.name=<name>."
+            )
         runs_here = self.config.hydra.launcher._target_ == LauncherOptions._target_
         if self.config.train.precision != "auto" or not runs_here:
             return []
         device = machine.choose_device(self.config.train.device)
         return [f"train.precision={machine.choose_precision('auto', device)[0]}"]
+
+    def kept(self) -> dict[str, Any]:
+        """Return what `keep_protocol` wrote down. UserError if it can't be read any more."""
+        try:
+            kept = recorded.read_object(self.folder, VERDICT)
+            recorded.check(kept, {"protocol": dict[str, Any], "words": list[str]}, VERDICT)
+        except recorded.Damaged as error:
+            raise UserError(
+                f"In {self.folder}: {error} Put the file back, or begin another verdict: sweep.name=<name>."
+            ) from error
+        return kept
 
     def keep_protocol(self) -> None:
         """Write down what was asked for, and how all runs compute: a later call goes on with both."""
@@ -355,5 +390,13 @@ def refuse_broken_arm(name: str, cfg: DictConfig) -> None:
 
 
 def is_settled(comparison: Comparison) -> bool:
-    judged = comparison.contests or comparison.noise
-    return all(one.verdict.word != "inconclusive" for one in judged)
+    """Whether more pairs wouldn't change any word."""
+    return all(one.is_settled for one in comparison.contests or comparison.noise)
+
+
+def more_pairs(comparison: Comparison) -> str:
+    """Return how many pairs would settle what isn't settled yet: a sentence for each contest."""
+    judged = [*comparison.contests, *comparison.noise]
+    several = len(judged) > 1
+    named = ((f"{one.arm.name}: " if several else "", one.verdict.settling) for one in judged)
+    return " ".join(f"{name}{settling}" for name, settling in named if settling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from minllm.errors import printable
 from minllm.markdown import table
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
@@ -41,13 +42,18 @@ def write_report(comparison: Comparison, folder: Path, readings: Sequence[Readin
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"report.html": to_html, "report.md": to_markdown, "report.json": to_json}
     for name, text in texts.items():
-        write_text(folder / name, text(comparison, readings))
+        write_text(folder / name, encodable(text(comparison, readings)))
     return [folder / name for name in texts]
 
 
 def summary(comparison: Comparison) -> str:
     """Return what a terminal gets: the answer, the figures behind it, and what to be wary of."""
-    return "\n".join(_summary(comparison))
+    return encodable(printable("\n".join(_summary(comparison))))
+
+
+def encodable(text: str) -> str:
+    """Return text that UTF-8 has characters for: the name of a folder may hold bytes that are none."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _summary(comparison: Comparison) -> Iterator[str]:

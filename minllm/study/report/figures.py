@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from minllm.page import Choice
+from minllm.page import Choice, escape
 from minllm.study.comparison import Comparison, Contest
 from minllm.study.report.curves import Curve
 from minllm.units import bits, finite

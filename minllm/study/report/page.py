@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from html import escape
 
 from minllm import units
-from minllm.page import document, drawn, table
+from minllm.page import document, drawn, escape, table
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
@@ -158,7 +157,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
         ],
         "l" * (1 + len(comparison.arms)),
     )
-    yield '<p class="soft">All else is the same.</p>'
+    yield '<p class="soft">All other settings that affect what is learnt are the same.</p>'
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:

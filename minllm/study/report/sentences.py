@@ -13,6 +13,13 @@ NONE_LEFT_OUT = "None: every run that was found is in the comparison."
 TUNED = "Learning rates were tuned, each arm's with the bits a byte that it reached:"
 
 
+KEPT = "This margin was stored in the verdict's protocol before the runs that are compared were trained."
+NOT_KEPT = (
+    "This margin was given with the comparison: whether it was chosen before the results were seen"
+    " isn't recorded."
+)
+
+
 def called(arm: Arm) -> str:
     """Return an arm's name, which a single one has none of."""
     return arm.name or "the only arm"
@@ -27,7 +34,8 @@ def introduction(comparison: Comparison) -> str:
     return (
         f"{arms} with {each}, measured in bits a byte of held-out text: less is better."
         f" A difference of up to {units.bits(comparison.margin_bpb)} bits a byte ({100 * comparison.margin:.3g} % of"
-        f" the baseline, {called(comparison.baseline)}) counts as too small to matter; this was set in advance."
+        f" the baseline, {called(comparison.baseline)}) counts as too small to matter."
+        f" {KEPT if comparison.kept_margin else NOT_KEPT}"
     )
 
 
@@ -46,7 +54,8 @@ def noise(comparison: Comparison) -> list[str]:
     return [
         f"Two runs of {called(one.arm)} that differ in nothing but their seed lie within"
         f" ± {units.bits(one.floor)} bits a byte of each other, 95 times in a hundred"
-        f" ({len(one.arm.runs)} seeds). Held against itself: {one.verdict.word}. {one.verdict.why}"
+        f" ({len(one.arm.runs)} seeds). Held against itself: {one.verdict.word}. "
+        + " ".join(filter(None, [one.verdict.why, one.verdict.settling]))
         if one.floor is not None
         else f"{called(one.arm)} has a single seed, so how far its runs lie apart is unknown."
         for one in comparison.noise
@@ -73,20 +82,51 @@ def repeating(comparison: Comparison) -> list[str]:
 def judged(comparison: Comparison) -> list[str]:
     """Return how the words were found, and which run is shown where only one can be."""
     confidence = {contest.verdict.confidence for contest in comparison.contests} or {0.95}
+    looks = (
+        "How often it would be looked at while seeds are added was stored before the runs were trained, and each look"
+        " is held to its share of the error rate."
+        if comparison.kept_margin
+        else "The error rates are those of a single look at a number of seeds that was chosen before: whether seeds"
+        " were added after an earlier comparison isn't recorded."
+    )
     return [
-        "A contest is one arm against another. Runs of the same seed are a pair: they begin with the same weights"
-        " wherever both have a parameter of the same shape, and see the same data in the same order. What is judged is"
+        f"A contest is one arm against another. Runs of the same seed are a pair. {pairs(comparison)} What is judged is"
         " the difference within each pair, the arm less the baseline, in bits a byte at the end of training; the"
         " interval is Student's t at"
         f" {100 * min(confidence):.4g} %.",
         "An arm is called better or worse where both the paired t test and the sign-flip test (all flips up to"
         f" {EXACT_PAIRS} pairs) exclude that there is no difference. It is called equivalent where two one-sided t"
-        " tests exclude a difference as large as the margin, which was chosen in advance. The p-values are corrected"
-        " for the number of contests by Holm's method. Anything else is inconclusive.",
+        " tests exclude a difference as large as the margin. The p-values are corrected"
+        f" for the number of contests by Holm's method. Anything else is inconclusive. {looks}",
         f"Where one run of an arm is shown, such as its texts, it is that of seed {comparison.shared_seed}: the first"
-        " seed that most arms have, and never the best. Where two runs were of the same arm and seed, the later one"
+        " seed that most arms have, whatever its loss. Where two runs were of the same arm and seed, the later one"
         f" counts. Amounts within {100 * NEAR:g} % of each other are called equal.",
     ]
+
+
+def pairs(comparison: Comparison) -> str:
+    """Return what the two runs of a pair have in common, as far as it's known."""
+    unequal = {fact.what for fact in comparison.facts if not fact.equal}
+    settings = sorted(unequal & {"data", "tokenizer", "batch size", "objective"})
+    code = sorted(unequal & {"version of minllm", "torch"})
+    begun = any(arm.first.cfg.get("init_from") for arm in comparison.arms)
+    weights = (
+        "Some begin with the weights of another run (init_from)."
+        if begun
+        else "Their initial weights are drawn from the same random numbers wherever both have a parameter of the same"
+        " name and shape."
+    )
+    batches = (
+        f"They don't see the same batches, because their settings differ ({', '.join(settings)})."
+        if settings
+        else "Their settings give both the same batches in the same order."
+    )
+    other = (
+        f" Their code isn't known to be the same ({', '.join(code)}), which may change either."
+        if code
+        else ""
+    )
+    return f"{weights} {batches}{other}"
 
 
 def _tuned(one: Tuning) -> str:

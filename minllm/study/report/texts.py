@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
 from minllm import markdown, page
+from minllm.page import escape
 from minllm.study.reading import Guess, Reading, accuracy, bits_a_byte
 from minllm.tokenizer.show import visible
 

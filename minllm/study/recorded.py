@@ -1,0 +1,252 @@
+"""What a run has recorded: its files, each read as what it must hold, or refused with the reason.
+
+A run's folder may come from anyone, and may be damaged in any way. What a comparison takes from it is checked here, so
+that nothing after this has to doubt a type.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+
+from minllm.errors import UserError, printable
+from minllm.options import Range
+from minllm.runs import read_run
+from minllm.sweep.outcome import FILE, State
+from minllm.validation import fits, words
+
+MIB = 2**20
+LIMITS = {"config.yaml": MIB, "summary.json": MIB, "environment.json": MIB, FILE: MIB}
+"""The most bytes that each file may have; what isn't listed may have LARGEST."""
+LARGEST = 1024 * MIB
+
+Amount = Annotated[float, Range("a number from 0 to 1e30", 0, high=1e30)]
+Whole = Annotated[int, Range("a whole number from 0 to 1e30", 0, high=1e30)]
+Loss = Annotated[float, Range("a number from 0 to 1e6", 0, high=1e6)]
+Signed = Annotated[float, Range("a number from -1e6 to 1e6", -1e6, high=1e6)]
+
+SUMMARY: Mapping[str, Any] = {
+    "val_bpb": Loss,
+    "validation_text": str,
+    "seed": Whole,
+    "params": Whole,
+    "params_active": Whole,
+    "params_non_embedding": Whole,
+    "flops_per_token": Amount,
+    "state_bytes_per_sequence": Amount | None,
+    "tokens": Whole,
+    "tokens_per_second": Amount,
+    "wall_seconds": Amount,
+    "peak_memory_bytes": Amount | None,
+    "decisions": dict[str, Any],
+}
+SUMMARY_WHERE_GIVEN: Mapping[str, Any] = {
+    "floor_bpb": Loss | None,
+    "bpb_above_floor": Signed | None,
+    "device": str,
+}
+DECISIONS_WHERE_GIVEN: Mapping[str, Any] = {"precision": str | None, "compile": bool | None}
+
+ENVIRONMENT: Mapping[str, Any] = {
+    "versions": dict[str, str | None],
+    "cpu": str,
+    "gpu": str | None,
+    "threads": Whole,
+    "git": dict[str, Any],
+}
+VERSIONS: Mapping[str, Any] = {"torch": str | None, "minllm": str | None}
+GIT: Mapping[str, Any] = {"commit": str | None, "dirty": bool}
+
+CONFIG: Mapping[str, Any] = {"seed": Whole, "choices": dict[str, str | list[str] | None]}
+CONFIG_WHERE_GIVEN: Mapping[str, Any] = {
+    **dict.fromkeys(("model", "norm", "tokenizer", "data", "optim", "train", "logger"), dict[str, Any]),
+    "typed": list[str] | None,
+    "tags": list[str] | None,
+}
+SECTIONS_WHERE_GIVEN: Mapping[str, Mapping[str, Any]] = {
+    "optim": {"lr": Amount | None},
+    "train": {"compile": bool | str | None},
+    "logger": {"project": str | None, "group": str | None, "mode": str | None},
+}
+
+ENDING: Mapping[str, Any] = {"state": State, "text": str}
+
+EVENT: Mapping[str, Any] = {"step": Whole, "tokens": Amount, "seconds": Amount}
+POINT = "val_bpb"
+"""What a line of metrics has, besides what each has, if it is a point of a learning curve."""
+
+
+class Damaged(Exception):
+    """A file isn't what a run writes: the message is a sentence."""
+
+
+class Diverged(Exception):
+    """The validation loss is NaN or infinite, as training can leave it."""
+
+
+def read_text(folder: Path, name: str) -> str:
+    """Return a file's text. Damaged if it isn't a plain file of UTF-8, of the size that such a file has.
+
+    A pipe, which would block whoever opens it, and a device are told before anything is read.
+    """
+    try:
+        # not blocking, since the file may have become a pipe by the time that it's opened
+        with open(os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Damaged(f"Its {name} is damaged: it isn't a plain file.")
+            limit = LIMITS.get(name, LARGEST)
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise Damaged(f"Its {name} can't be read: {error.strerror or error}.") from error
+    if len(content) > limit:
+        raise Damaged(f"Its {name} is damaged: it has more than {limit // MIB:,} MiB.")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Damaged(f"Its {name} is damaged: byte {error.start:,} isn't UTF-8.") from error
+
+
+def is_there(folder: Path, name: str) -> bool:
+    """Whether a folder has something of this name, whatever it is."""
+    return os.path.lexists(folder / name)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return what summary.json says.
+
+    Raises:
+        Damaged: anything that is compared is missing, or of another type.
+        Diverged: the run has no loss to compare.
+    """
+    summary = read_object(folder, "summary.json")
+    if is_not_finite(summary.get("val_bpb")):
+        raise Diverged
+    if "validation_text" not in summary and all(name in summary for name in ("val_bpb", "seed", "params")):
+        raise Damaged(
+            "It was made by an older minllm, which didn't note its validation text. Train it again."
+        )
+    check(summary, SUMMARY, "summary.json")
+    check(summary, SUMMARY_WHERE_GIVEN, "summary.json", needed=False)
+    check(summary["decisions"], DECISIONS_WHERE_GIVEN, "summary.json", "decisions.", needed=False)
+    return summary
+
+
+def is_not_finite(number: Any) -> bool:
+    return isinstance(number, float) and not math.isfinite(number)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return what environment.json says. Damaged if anything that is compared is missing or of another type."""
+    environment = read_object(folder, "environment.json")
+    check(environment, ENVIRONMENT, "environment.json")
+    check(environment["versions"], VERSIONS, "environment.json", "versions.")
+    check(environment["git"], GIT, "environment.json", "git.")
+    return environment
+
+
+def read_config(folder: Path, extensions: Iterable[str] = ()) -> DictConfig:
+    """Return what a run was configured with.
+
+    Raises:
+        Damaged: config.yaml isn't what a run writes, or takes code from packages that `extensions` doesn't name.
+    """
+    text = read_text(folder, "config.yaml")
+    if "${" in text:
+        raise Damaged("Its config.yaml refers to other values (${…}), which a run's own never does.")
+    try:
+        cfg = read_run(folder, extensions)
+    except UserError as error:
+        raise Damaged(str(error)) from error
+    except (RecursionError, ValueError, TypeError) as error:  # nested too deeply, a number of 5,000 digits
+        raise Damaged("Its config.yaml is damaged: it can't be read as a configuration.") from error
+    # what a run writes has every value in full, so none is missing and none is computed
+    content = OmegaConf.to_container(cfg, resolve=False)
+    check(content, CONFIG, "config.yaml")
+    check(content, CONFIG_WHERE_GIVEN, "config.yaml", needed=False)
+    for section, kinds in SECTIONS_WHERE_GIVEN.items():
+        check(content.get(section) or {}, kinds, "config.yaml", f"{section}.", needed=False)
+    return cfg
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the events of metrics.jsonl; none if there's no such file. Damaged if a line isn't one.
+
+    A last line without an end was torn by a kill, and counts for nothing.
+    """
+    if not is_there(folder, "metrics.jsonl"):
+        return []
+    *lines, _torn = read_text(folder, "metrics.jsonl").split("\n")
+    return list(_events(lines))
+
+
+def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        event = parsed(line)
+        if not isinstance(event, dict):
+            raise Damaged(f"Its metrics.jsonl is damaged: line {number:,} isn't an event.")
+        where = f"line {number:,}: "
+        check(event, EVENT, "metrics.jsonl", where, needed=POINT in event)
+        if POINT in event and not is_not_finite(event[POINT]):
+            check(event, {POINT: Loss | None}, "metrics.jsonl", where)
+        yield event
+
+
+def read_ending(folder: Path) -> dict[str, Any]:
+    """Return what trial.json says of how a search's trial ended: its state and its text; {} if there's no such file."""
+    if not is_there(folder, FILE):
+        return {}
+    ending = read_object(folder, FILE)
+    check(ending, ENDING, FILE)
+    return ending
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """Return the object that a file holds as JSON."""
+    content = parsed(read_text(folder, name))
+    if not isinstance(content, dict):
+        raise Damaged(f"Its {name} is damaged: it isn't an object in JSON.")
+    return content
+
+
+def parsed(text: str) -> Any:
+    """Return what a text says as JSON; None where it isn't any, or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def check(
+    content: Mapping[str, Any], kinds: Mapping[str, Any], file: str, above: str = "", *, needed: bool = True
+) -> None:
+    """Raise Damaged unless `content` has every key of `kinds` with a value of its kind.
+
+    Args:
+        above: what comes before the key where it's named.
+        needed: whether each key must be there.
+    """
+    for key, kind in kinds.items():
+        if key not in content and needed:
+            raise Damaged(f"Its {file} has no '{above}{key}'.")
+        value = content.get(key)
+        if get_origin(kind) is dict and isinstance(value, Mapping):  # whose names are told one by one
+            check(value, dict.fromkeys(value, get_args(kind)[1]), file, f"{above}{key}.")
+        elif key in content and not fits(value, kind):
+            raise Damaged(f"Its {file} is damaged: {above}{key} is {shown(value)}, not {words(kind)}.")
+
+
+def shown(value: Any) -> str:
+    """Return a value as it's written, or what it is where that would be long."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1e30:
+        return "too large a number"
+    text = printable(json.dumps(value, ensure_ascii=False, default=repr))
+    return text if len(text) <= 40 else text[:39] + "…"
