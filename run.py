@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import gc
+import os
 import sys
+
+import minllm  # noqa: F401  (this one, whichever is installed)
+
+if __name__ == "__main__":  # Python looks in this folder first, where a queue.py would replace its own
+    here = os.path.dirname(os.path.realpath(__file__))
+    sys.path.sort(key=lambda folder: folder == here)
+
+import gc
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
