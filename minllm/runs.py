@@ -49,9 +49,6 @@ def remove_if_empty(run_dir: Path) -> None:
     top, run_dir = OUTPUTS.resolve(), run_dir.resolve()
     above = [folder for folder in run_dir.parents if folder == top or top in folder.parents]
     for folder in (run_dir, *above):
-        grid = folder / "multirun.yaml"  # Hydra's note about a grid is of no use where no job wrote anything
-        if grid.is_file() and list(folder.iterdir()) == [grid]:
-            grid.unlink()
         try:
             folder.rmdir()
         except OSError:
