@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+import minllm  # noqa: F401  (this one, whichever is installed)
+
+if __name__ == "__main__":  # Python looks in this folder first, where a queue.py would replace its own
+    here = os.path.dirname(os.path.realpath(__file__))
+    sys.path.sort(key=lambda folder: folder == here)
+
 import gc
 import signal
-import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +21,7 @@ from typing import TYPE_CHECKING
 from minllm.door import config_dirs, enter, refuse_environment, run_hydra, typed_words
 from minllm.errors import UserError
 from minllm.help import help_text
+from minllm.words import key_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,17 +35,19 @@ def main(words: Sequence[str]) -> int:
 def compose_and_run(folders: Sequence[str]) -> int:
     """Let Hydra compose the configuration and run the task once, or once for each combination of a grid."""
     gc.disable()  # composing makes many small objects and no garbage: a tenth of the time to --cfg's answer
+    refuse_sweepers(sys.argv[1:])
     from hydra.core.hydra_config import HydraConfig
 
     from minllm.explain import disk_error
-    from minllm.grid import grid_table, name_for_logger
-    from minllm.runs import OUTPUTS, choice_words, remove_if_empty
+    from minllm.multirun import SWEEPER, GridEnded, register
+    from minllm.runs import choice_words, remove_if_empty
 
-    exit_codes, grid = [0], []
+    codes = [0]
 
     # a job keeps its own trouble to itself: one impossible combination mustn't cost the rest of a grid
-    def job(composed: DictConfig) -> None:
+    def job(composed: DictConfig) -> int:
         from minllm.config import perform, settle
+        from minllm.manifest import going_on
 
         gc.enable()
         now = HydraConfig.get()
@@ -45,33 +56,39 @@ def compose_and_run(folders: Sequence[str]) -> int:
         before = f"{' '.join(overrides)}: " if in_grid else ""
         try:
             refuse_environment(now)
-            cfg = settle(composed, overrides, now.runtime)
             if in_grid:
-                grid.append((overrides, run_dir))
-                # a word that was typed as it stands is the same in all runs
-                varied = [word for word in overrides if word not in sys.argv]
-                name_for_logger(cfg, Path(now.sweep.dir), varied)
-            perform(cfg, run_dir)
+                overrides = going_on(composed, overrides, run_dir)
+            perform(settle(composed, overrides, now.runtime), run_dir)
         except BrokenPipeError:
             raise
         except Exception as error:
             sentence = error if isinstance(error, UserError) else disk_error(error)
             print(f"{before}{sentence}" if sentence else before + traceback.format_exc(), file=sys.stderr)
-            exit_codes.append(2 if sentence else 1)
+            codes.append(2 if sentence else 1)
         finally:
             remove_if_empty(run_dir)
+        return codes[-1]
 
     def folder_words(*, _root_: DictConfig) -> str:
         return choice_words(typed_words(_root_.hydra))
 
+    register()
+    sys.argv.append(f"hydra/sweeper={SWEEPER}")
     try:
         run_hydra(job, "config", folders, {"choice_words": folder_words})
-    finally:
-        for folder in OUTPUTS.glob("*/*-grid-*"):
-            remove_if_empty(folder)
-    if table := grid_table(grid):
-        print(table)
-    return 1 if 1 in exit_codes else max(exit_codes)
+    except GridEnded as end:
+        return end.code
+    return codes[-1]
+
+
+def refuse_sweepers(words: Sequence[str]) -> None:
+    """Refuse Hydra's other sweepers at once, which would train everything and lose the result."""
+    for word in words:
+        if key_of(word) in ("hydra/sweeper", "hydra.sweeper._target_"):
+            raise UserError(
+                f"run.py takes no {word}: with -m it runs every combination of the values typed. To search with Optuna,"
+                " use sweep.py, such as: python sweep.py search=size"
+            )
 
 
 if __name__ == "__main__":

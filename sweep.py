@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+import minllm  # noqa: F401  (this one, whichever is installed)
+
+if __name__ == "__main__":  # Python looks in this folder first, where a queue.py would replace its own
+    here = os.path.dirname(os.path.realpath(__file__))
+    sys.path.sort(key=lambda folder: folder == here)
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 

@@ -19,15 +19,15 @@ from minllm.words import is_seed
 HEAD = ["", "params", "val_bpb", "above the floor", "tokens/s", "state, bytes"]
 
 
-def name_for_logger(cfg: DictConfig, grid: Path, varied: Sequence[str]) -> None:
-    """Let a logger that groups runs show a grid as one comparison: its folder is the group, an arm is a job type.
+def name_for_logger(cfg: DictConfig, group: str, varied: Sequence[str]) -> None:
+    """Let a logger that groups runs show a grid as one comparison, in which an arm is a job type.
 
     Args:
         cfg: one run's configuration; names that it gives itself are kept.
-        grid: the grid's folder.
+        group: what the grid is called.
         varied: the words that the grid varies, as this run has them; an arm is all but the seed.
     """
-    names = {"group": grid.name, "job_type": " ".join(_arm(varied)) or None}
+    names = {"group": group, "job_type": " ".join(_arm(varied)) or None}
     logger = cfg.get("logger")
     for option in names.keys() & (logger or {}).keys():
         if logger[option] is None:

@@ -56,9 +56,6 @@ def remove_if_empty(run_dir: Path) -> None:
     for folder in (run_dir, *above):
         if folder == here or folder in here.parents:
             return  # hydra.run.dir=. is the working directory
-        grid = folder / "multirun.yaml"  # Hydra's note about a grid is of no use where no job wrote anything
-        if grid.is_file() and list(folder.iterdir()) == [grid]:
-            grid.unlink()
         try:
             folder.rmdir()
         except OSError:

@@ -24,6 +24,7 @@ import torch
 
 from minllm.bench.contestants import MAKERS, Name, Setting, Shape, config, step_run
 from minllm.bench.theirs import ATTENTION
+from minllm.interpreter import command
 from minllm.training import loop, memory
 
 PROMPT_TOKENS = 8
@@ -61,7 +62,7 @@ class Worker:
     def __init__(self, job: Job):
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "minllm.bench.worker", json.dumps(asdict(job))],
+            command("minllm.bench.worker", json.dumps(asdict(job))),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -170,7 +171,3 @@ def main() -> None:
         name, arguments = json.loads(line)
         answers.write(json.dumps(getattr(contest, name)(**arguments)) + "\n")
         answers.flush()
-
-
-if __name__ == "__main__":
-    main()

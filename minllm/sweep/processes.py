@@ -15,10 +15,11 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
+
+from minllm.interpreter import command
 
 NO_ROOM = 74  # EX_IOERR of sysexits.h: the disk is full, and a trial could leave no outcome
 PATIENCE_SECONDS = 10.0  # for a server to end its trials and itself
@@ -64,12 +65,12 @@ class ForkServer:
         self.has_died = False
         self.writing = threading.Lock()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "minllm.sweep.server"],
+            command("minllm.sweep.server"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Ctrl-C on the terminal is for the search, which then ends the trials
             start_new_session=True,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, **ENVIRONMENT},
             encoding="utf-8",
         )
         threading.Thread(target=self._listen, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The warm process that trials are forked from: `python -m minllm.sweep.server`, see processes.py.
+"""The warm process that trials are forked from, see processes.py.
 
 It reads one order a line and writes one line for each trial that has ended.
 """
@@ -218,7 +218,3 @@ def die_with_the_server() -> None:
     """Have the kernel end this process when its parent, the server, is gone, whatever becomes of it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()
