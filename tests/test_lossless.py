@@ -136,7 +136,7 @@ def trained_on(texts: tuple[str, ...], algorithm: str) -> Tokenizer | None:
         try:
             model = train(texts, [size], algorithm)[size]
         except UserError as refusal:
-            if "too uniform" in str(refusal):
+            if re.search("too uniform|no text to learn", str(refusal)):
                 return None
             found = re.search(r"(?:need|allows is) ([\d,]+\d)", str(refusal))
             assert found, refusal

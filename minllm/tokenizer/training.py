@@ -106,7 +106,7 @@ def training_sentence(message: str, size: int) -> str:
     """Say what sentencepiece says of a training that can't be."""
     if fewest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return too_small(size, int(fewest[1]))
-    if "sentences_.empty()" in message:
+    if re.search(r"sentences_\.empty\(\)|all_chars_count", message):
         return "There is no text to learn tokens from."
     if "no pieces are loaded" in message:
         return "The text is too uniform to learn tokens from. Give other text, or choose tokenizer=bytes."
