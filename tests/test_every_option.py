@@ -16,8 +16,10 @@ from minllm.config import build
 from minllm.errors import UserError
 from minllm.model.context import PAD
 from minllm.model.cost import cost
+from minllm.model.laws import check_laws
 from minllm.model.lm import LM
 from minllm.model.norm import Norms
+from minllm.objective.cross_entropy import IGNORED
 from minllm.training import checkpoints
 from minllm.validation import literal_words, options_of
 from tests.tiny import (
@@ -80,6 +82,7 @@ PAIRS = [
     for row in AllPairs([values(group) for group in GROUPS], filter_func=compatible)
 ]
 
+every_single = pytest.mark.parametrize("choices", SINGLES, ids=" ".join)
 every_option = pytest.mark.parametrize("choices", SINGLES + VALUES + PRESETS, ids=" ".join)
 every_pair = pytest.mark.parametrize("choices", SINGLES + VALUES + PRESETS + PAIRS, ids=" ".join)
 every_objective = pytest.mark.parametrize("objective", options("objective"))
@@ -189,6 +192,37 @@ def test_documents_in_one_row_do_not_meet(choices):
     batch_with_other_padding = batch.clone()
     batch_with_other_padding[:, 19:] = 0
     same(model(batch_with_other_padding, segments)[:, :19], packed[:, :19], to_the_bit(model))
+
+
+@every_single
+def test_evaluation_is_the_same_in_any_batch(choices):
+    """The loss of some documents doesn't depend on how many stand in a batch, nor on how far they are padded."""
+    model, learn = tiny_model(*choices, randomised=True), build(tiny_cfg(*choices).objective)
+    lengths = [3, 23, 7, 13, 20, 5, 9, 16, 11]
+    batch = tokens(len(lengths), 2 * T)
+
+    @torch.no_grad()
+    def loss(rows: int, padding: int) -> float:
+        total = 0.0
+        for start in range(0, len(lengths), rows):
+            some = range(start, min(start + rows, len(lengths)))
+            width = min(max(lengths[row] for row in some) + padding, T)
+            targets = batch[some, 1 : width + 1].clone()
+            for target, row in zip(targets, some):
+                target[lengths[row] :] = IGNORED
+                target[: lengths[row] // 4] = IGNORED  # context, as windows of evaluation have it
+            total += learn.loss(model, batch[some, :width], targets, None).item()
+        return total
+
+    alone = loss(1, padding=0)
+    for rows, padding in [(1, 1), (1, 9), (2, 0), (9, 0), (9, 20)]:
+        assert loss(rows, padding) == pytest.approx(alone, rel=1e-5)
+
+
+@every_single
+def test_it_passes_the_check_before_training(choices):
+    """No false alarm: the laws that runs are held to are those that are held here."""
+    assert "no look-ahead" in check_laws(tiny_cfg(*choices))
 
 
 @every_option

@@ -56,7 +56,7 @@ def made_branch(place: str, factory: Callable[..., Any], /, **given: Any) -> nn.
     """Build a mixer or an MLP, and check its `forward` and its `init_state` too."""
     part = made(place, factory, **given)
     name, forward = type(part).__name__, inspect.signature(part.forward)
-    if not _takes(part.forward, 2):
+    if type(part).forward is nn.Module.forward or not _takes(part.forward, 2):
         raise UserError(
             f"{place}: {name}.forward{forward} doesn't take an input and the context: write {WRITE_FORWARD}."
         )
@@ -82,6 +82,12 @@ def made_branch(place: str, factory: Callable[..., Any], /, **given: Any) -> nn.
             " def forward(self, x_BTD, ctx, state=None), and go on from the state where it is given."
         )
     part.keeps_shape = True
+    return part
+
+
+def like(first: nn.Module, part: nn.Module) -> nn.Module:
+    """Return another part of the same making as one that was checked."""
+    part.stands_as, part.keeps_shape = first.stands_as, True
     return part
 
 

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor
 
 from minllm.errors import UserError
 from minllm.model.context import PAD, Context, Layer
-from minllm.model.contract import made, made_branch
+from minllm.model.contract import like, made, made_branch
 from minllm.model.mlps.router import Router, counted
 from minllm.options import Count, Positive
 
@@ -60,7 +60,7 @@ class MoE(nn.Module):
         self.router = made("the router", router, dim=dim, n_experts=n_experts, top_k=top_k)
         part = replace(layer, share=layer.share / (top_k + (shared is not None)))
         first = made_branch("an expert", expert, dim=dim, layer=part)  # whose like the others are
-        self.experts = nn.ModuleList([first, *(expert(dim, part) for _ in range(n_experts - 1))])
+        self.experts = nn.ModuleList([first, *(like(first, expert(dim, part)) for _ in range(n_experts - 1))])
         if any(isinstance(module, MoE) for module in self.experts.modules()):
             raise UserError("An expert can't be a mixture of experts itself: choose another MLP as expert.")
         for param in self.experts.parameters():
