@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from minllm.config import compose, perform
 from minllm.convert.folder import family_of
-from minllm.convert.settings import Settings, layout, rope
+from minllm.convert.settings import Settings, layer_types
 from minllm.errors import UserError
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.training import checkpoints
@@ -205,7 +205,7 @@ def test_damaged_settings(gpt2, tmp_path):
         (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
         (dict(embd_pdrop=0.3), "embd_pdrop=0.3"),
         (dict(something_new=1), "something_new"),
-        (dict(n_embd=...), "no 'n_embd'"),
+        (dict(n_embd=...), "of shape"),
         (dict(n_embd=[32]), "setting of the wrong type"),
         (dict(n_head=5), "n_heads=5"),
         (dict(n_layer=3), "lack h.2"),
@@ -244,26 +244,28 @@ def test_what_is_typed_against_the_folder(gpt2, tmp_path):
     refused(gpt2, tmp_path, "nothing in the weights stands for it", "model.head_bias=true")
 
 
+def typed(**changes) -> list[str]:
+    """Return what would be typed for a Llama whose config.json says this."""
+    config = Settings({"head_dim": 8, "max_position_embeddings": 9, **changes})
+    words = family_of("llama").typed(config)
+    config.finish()
+    return words
+
+
 def test_ropes_and_layers_that_are_unknown():
-    scaled = {"rope_type": "longrope", "rope_theta": 1e4}
     with pytest.raises(UserError, match="rope_type=longrope"):
-        rope(Settings({"rope_parameters": scaled, "head_dim": 8}))
-    with pytest.raises(UserError, match="mscale"):
-        yarn = scaled | {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}
-        rope(Settings({"rope_parameters": yarn, "head_dim": 8, "max_position_embeddings": 9}))
+        typed(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4})
+    with pytest.raises(UserError, match="linear has beta_fast, which transformers ignores"):
+        typed(rope_parameters={"rope_type": "linear", "factor": 2.0, "beta_fast": 8.0})
     with pytest.raises(UserError, match="chunked_attention"):
-        layout(Settings({"layer_types": ["chunked_attention"], "num_hidden_layers": 1}))
+        layer_types(Settings({"layer_types": ["chunked_attention"], "num_hidden_layers": 1}), every=2)
 
 
 def test_ropes_before_version_5():
     """What stood beside the rope's own section, and was called otherwise."""
-    older = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}, "head_dim": 8}
-    assert rope(Settings(older)) == [
-        "model/pos=rope_linear",
-        "model.pos.theta=500000.0",
-        "model.pos.fraction=1.0",
-        "model.pos.factor=2.0",
-    ]
+    older = typed(rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0})
+    assert older == typed(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5})
+    assert {"model/pos=rope_linear", "model.pos.theta=500000.0", "model.pos.factor=2.0"} <= set(older)
 
 
 OLDER = {

@@ -102,7 +102,8 @@ class Settings:
         value = self.values[key]
         if key in self.kinds and not fits(value, self.kinds[key]):
             raise UserError(
-                f"{self.name} has a setting of the wrong type: {key} must be {words(self.kinds[key])}, not {value!r}."
+                f"{self.name} has a setting of the wrong type or range: {key} must be {words(self.kinds[key])}, not"
+                f" {value!r}."
             )
         return value
 
@@ -137,6 +138,9 @@ class Settings:
         if said not in ACTIVATIONS:
             raise UserError(f"{self.name} has {key}={said}, and minllm knows {', '.join(ACTIVATIONS)} only.")
         return ACTIVATIONS[said]
+
+    def only_silu(self) -> None:
+        self.only("hidden_act", "silu", "swish")
 
     def finish(self) -> None:
         """Refuse what nobody has asked for: it might change what the model computes."""

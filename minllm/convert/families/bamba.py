@@ -50,6 +50,7 @@ class Config(WithRope):
     mamba_proj_bias: bool | None = False
     time_step_limit: list[float] = (0.0, math.inf)
     z_loss_coefficient: NonNegative | None = 0.0
+    num_logits_to_keep: Natural | None = 1
     attention_bias: bool = False
     mlp_bias: bool = False
     # no field of the class, but its attention reads it
@@ -57,7 +58,7 @@ class Config(WithRope):
 
 
 def typed(config: Settings) -> list[str]:
-    config.declare(Config).only("hidden_act", "silu")  # the mixers' too
+    config.declare(Config).only_silu()  # the mixers' too
     config.unused("z_loss_coefficient", "num_logits_to_keep", "use_mamba_kernels")
     config.unused("layer_types", "layers_block_type")  # follow from attn_layer_indices
     mamba2.no_limit(config)

@@ -48,7 +48,7 @@ class Config(WithRope):
     num_hidden_layers: Count = 61
     num_attention_heads: Count = 128
     num_key_value_heads: Count | None = 128
-    n_shared_experts: Natural = 1
+    n_shared_experts: Count = 1
     n_routed_experts: Count = 256
     output_router_logits: bool = False
     routed_scaling_factor: Positive = 2.5
@@ -73,8 +73,12 @@ class Config(WithRope):
 
 def typed(config: Settings) -> list[str]:
     config.declare(Config).only("attention_bias", False)
-    config.only("rms_norm_eps", 1e-6)  # that of the norms of latents, whatever is said
-    config.only("hidden_act", "silu")
+    if config.take("rms_norm_eps") != 1e-6:
+        raise UserError(
+            f"{config.name} has rms_norm_eps={config.take('rms_norm_eps')}, and the norms of latents have 1e-06 whatever"
+            " it says: minllm has one number for all norms."
+        )
+    activation = config.activation("hidden_act")
     config.unused("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits", "qk_head_dim")
     as_published(config)
     heads, width = config.take("num_attention_heads"), config.take("qk_rope_head_dim")
@@ -100,6 +104,7 @@ def typed(config: Settings) -> list[str]:
                 * sharper(config, said) ** 2,
                 "model.attn.dropout": config.take("attention_dropout") or 0.0,
                 "model.mlp.hidden": config.take("intermediate_size"),
+                "model.mlp.activation": activation,
                 "norm.eps": 1e-6,
                 "data.seq_len": config.take("max_position_embeddings"),
             }
@@ -133,7 +138,9 @@ def experts(config: Settings) -> list[str]:
             "model.moe.n_experts": config.take("n_routed_experts"),
             "model.moe.top_k": config.take("num_experts_per_tok"),
             "model.moe.expert.hidden": hidden,
+            "model.moe.expert.activation": config.activation("hidden_act"),
             "model.moe.shared.hidden": hidden * config.take("n_shared_experts"),
+            "model.moe.shared.activation": config.activation("hidden_act"),
             "model.moe.router.renormalise": bool(config.take("norm_topk_prob")),
             "model.moe.router.scale": config.take("routed_scaling_factor"),
             "model.moe.router.n_groups": config.take("n_group"),

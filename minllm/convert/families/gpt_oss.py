@@ -76,7 +76,7 @@ USUAL_ROPE = {
 
 
 def typed(config: Settings) -> list[str]:
-    config.declare(Config).only("hidden_act", "silu")
+    config.declare(Config).only_silu()
     config.only("swiglu_alpha", 1.702)
     config.unused("output_router_logits")  # whether the balance loss is returned too
     config.ignored("experts_per_token", config.take("num_experts_per_tok"))

@@ -79,7 +79,7 @@ class Config:
 
 
 def typed(config: Settings) -> list[str]:
-    config.declare(Config).only("hidden_act", "silu")  # the mixers' too
+    config.declare(Config).only_silu()  # the mixers' too
     config.only("mamba_inner_layernorms", True)
     config.only("sliding_window", None)
     config.unused("use_mamba_kernels", "use_mambapy", "use_associative_scan", "output_router_logits")

@@ -83,7 +83,7 @@ def typed(config: Settings) -> list[str]:
 
 def alike(config: Settings) -> list[str]:
     """Return what Mamba and Mamba-2 say in the same words."""
-    config.only("hidden_act", "silu")
+    config.only_silu()
     config.only("rms_norm", True)
     config.ignored("d_model", config.take("hidden_size"))
     config.ignored("n_layer", config.take("num_hidden_layers"))
@@ -117,7 +117,5 @@ def rank(config: Settings, key: str) -> int | None:
 
 def beginnings(config: Settings) -> dict[str, float]:
     """Return between what the steps begin."""
-    return {
-        "model.rec.dt_min": config.take("time_step_min"),
-        "model.rec.dt_max": config.take("time_step_max"),
-    }
+    low, high = sorted([config.take("time_step_min"), config.take("time_step_max")])
+    return {"model.rec.dt_min": low, "model.rec.dt_max": high}

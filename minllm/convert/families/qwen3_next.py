@@ -106,7 +106,7 @@ class Config(WithRope):
 
 def typed(config: Settings) -> list[str]:
     config.declare(Config).only("attention_bias", False)
-    config.only("hidden_act", "silu")  # the mixers' too
+    config.only_silu()  # the mixers' too
     refuse_experts(config)
     words = {"linear_attention": "rec mlp", "full_attention": "attn mlp"}
     return [
