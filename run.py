@@ -28,7 +28,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
     gc.disable()  # composing makes many small objects and no garbage: a tenth of the time to --cfg's answer
     from hydra.core.hydra_config import HydraConfig
 
-    from minllm.explain import disk_error
+    from minllm.explain import disk_error, memory_error
     from minllm.grid import grid_table, name_for_logger
     from minllm.runs import OUTPUTS, choice_words, remove_if_empty
 
@@ -55,7 +55,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
         except BrokenPipeError:
             raise
         except Exception as error:
-            sentence = error if isinstance(error, UserError) else disk_error(error)
+            sentence = error if isinstance(error, UserError) else disk_error(error) or memory_error(error)
             print(f"{before}{sentence}" if sentence else before + traceback.format_exc(), file=sys.stderr)
             exit_codes.append(2 if sentence else 1)
         finally:
