@@ -38,7 +38,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
     refuse_sweepers(sys.argv[1:])
     from hydra.core.hydra_config import HydraConfig
 
-    from minllm.explain import disk_error
+    from minllm.explain import disk_error, memory_error
     from minllm.multirun import SWEEPER, GridEnded, register
     from minllm.runs import choice_words, remove_if_empty
 
@@ -62,7 +62,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
         except BrokenPipeError:
             raise
         except Exception as error:
-            sentence = error if isinstance(error, UserError) else disk_error(error)
+            sentence = error if isinstance(error, UserError) else disk_error(error) or memory_error(error)
             print(f"{before}{sentence}" if sentence else before + traceback.format_exc(), file=sys.stderr)
             codes.append(2 if sentence else 1)
         finally:

@@ -61,6 +61,20 @@ def disk_error(error: BaseException) -> UserError | None:
     return UserError(disk_sentence(error))
 
 
+def memory_error(error: BaseException) -> UserError | None:
+    """Return the sentence for memory that doesn't even suffice to load the libraries; None for other trouble."""
+    loading = isinstance(error, ImportError) and "map segment" in str(error)
+    if (
+        loading
+        or isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    ):
+        return UserError(
+            "Memory ran out. End other programs that hold memory, or raise this shell's limit (ulimit -v)."
+        )
+    return None
+
+
 def disk_sentence(error: OSError) -> str:
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in FULL:

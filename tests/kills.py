@@ -69,7 +69,14 @@ class Moments:
 watching: list[Moments] = []
 
 
+failing: list[tuple[str, str, int]] = []
+
+
 def hook(event: str, args: tuple[Any, ...]) -> None:
+    if failing and event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
+        below, name, number = failing[-1]
+        if str(args[0]).startswith(below) and name in str(args[0]):
+            raise OSError(number, os.strerror(number), str(args[0]))
     if watching and (event == "open" or event in CHANGES):
         moments = watching.pop()  # what it does itself isn't looked at
         try:
@@ -90,3 +97,13 @@ def every_moment(folder: Path, into: Path) -> Iterator[Moments]:
         yield moments
     finally:
         watching.remove(moments)
+
+
+@contextmanager
+def failing_disk(below: str, name: str, number: int) -> Iterator[None]:
+    """Have each file below a folder whose path has `name` fail to be written with an error, such as a full disk."""
+    failing.append((below, name, number))
+    try:
+        yield
+    finally:
+        failing.pop()

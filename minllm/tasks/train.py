@@ -49,7 +49,7 @@ def train(
         OSError: the run's folder can't be written, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint; 128 + the signal's number.
     """
-    with memory.running_out("the run was prepared or ended"):
+    with memory.running_out("the model was trained"):
         if not resume:
             return carry_out(*prepare(cfg, run_dir, None, init_from), cfg)
         folder = RunDir(run_dir)

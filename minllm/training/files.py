@@ -37,7 +37,10 @@ def contents(path: Path) -> bytes:
 
 
 def set_aside(path: Path) -> None:
-    """Rename what stands where something else has to be written."""
+    """Rename what stands where something else has to be written; a link is removed, which leaves what it names."""
+    if path.is_symlink():
+        path.unlink()
+        return
     free = (path.with_name(f"{path.name}.aside-{number}") for number in range(1, 10_000))
     os.rename(path, next(place for place in free if not os.path.lexists(place)))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from minllm.errors import UserError, first_line
+from minllm.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 GIGABYTE = 1 << 30
@@ -30,7 +30,7 @@ OUT_OF_MEMORY = {
         "can't start new thread",
     ),
     # of a library that is loaded late
-    ImportError: ("Cannot allocate memory",),
+    ImportError: ("Cannot allocate memory", "failed to map segment"),
     # Python loses a MemoryError that there's no memory for
     SystemError: ("without setting an exception", "without exception set"),
 }
@@ -113,8 +113,8 @@ def running_out(doing: str) -> Iterator[None]:
         if not ran_out(error):
             raise
         raise OutOfMemory(
-            f"Memory ran out while {doing} ({first_line(error)}). Make model.dim, model.n_layers, data.seq_len or"
-            " train.batch_size smaller, or end other programs that hold memory."
+            f"Memory ran out while {doing}. Make model.dim, model.n_layers, data.seq_len or train.batch_size smaller,"
+            " or end other programs that hold memory."
         ) from error
 
 

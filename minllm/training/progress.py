@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -17,10 +17,16 @@ ENDLESS_FORMAT = "{desc} |{bar}| {told}"
 class ProgressBar(tqdm):
     """Training, the share of it that is done, the time that is left where that is known, and the latest figures."""
 
-    def __init__(self, *, shown: bool):
+    def __init__(self, *, shown: bool, file: TextIO | None = None):
         self.told = ""
         super().__init__(
-            total=1, disable=not shown, bar_format=KNOWN, desc="Training", leave=False, dynamic_ncols=True
+            total=1,
+            disable=not shown,
+            file=file,
+            bar_format=KNOWN,
+            desc="Training",
+            leave=False,
+            dynamic_ncols=True,
         )
 
     @property

@@ -232,7 +232,7 @@ class RunDir:
         write_text(self.path / "environment.json", machine)
         # last: with it the folder counts as a run
         write_text(self.path / "config.yaml", config)
-        names = ("config.yaml", "environment.json", *FOLDERS)
+        names = ("config.yaml", "environment.json", LOCK, *FOLDERS)
         self._described = [self.path / name for name in names if (self.path / name).exists()]
 
     def _acquire(self) -> None:
