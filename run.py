@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minllm.door import config_dirs, enter, refuse_environment, run_hydra, typed_words
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.help import help_text
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def compose_and_run(folders: Sequence[str]) -> int:
             raise
         except Exception as error:
             sentence = error if isinstance(error, UserError) else disk_error(error)
-            print(f"{before}{sentence}" if sentence else before + traceback.format_exc(), file=sys.stderr)
+            said = before + (str(sentence) if sentence else traceback.format_exc())
+            print(printable(said), file=sys.stderr)
             exit_codes.append(2 if sentence else 1)
         finally:
             remove_if_empty(run_dir)

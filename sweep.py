@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minllm.door import config_dirs, enter, run_hydra, typed_words
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.help import sweep_help_text
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def compose_and_search(words: Sequence[str]) -> int:
     try:
         run_hydra(job, "sweep", config_dirs(words), resolvers)
     except TooManyFailures as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 1
     return 0
 
