@@ -30,6 +30,8 @@ def compose_and_search(words: Sequence[str]) -> int:
 
     # of the study and its folder: the same words are the same search
     def search_words(*, _root_: DictConfig) -> str:
+        if "hydra" not in _root_:  # as with --cfg job --resolve
+            return "search"
         chosen = f"search/={_root_.hydra.runtime.choices.search}"
         arms = [word for words in (_root_.get("arms") or {}).values() for word in words or []]
         return choice_words([chosen, *arms, *(word for word in typed_words(_root_.hydra) if not leads(word))])

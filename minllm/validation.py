@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.options import In, Natural, NotBlank, Range
+from minllm.options import LARGEST, In, Matching, Natural, Range
 from minllm.words import UNSET
 
 Node = Mapping[str, Any]  # a part of the config with its own `_target_`
@@ -124,6 +124,7 @@ def check_value(value: Any, kind: Any, key: str, allowed: set[str]) -> None:
         check_node(value, key, allowed)
     elif not fits(value, kind):
         said = repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+        said = said if len(said) < 200 else f"{said[:100]}… ({len(said):,} characters)"
         raise UserError(f"{key} must be {words(kind)}, not {said}.{hint(value, kind, key)}")
 
 
@@ -236,7 +237,7 @@ def fits(value: Any, kind: Any) -> bool:
         return True
     if origin is Annotated:
         return fits(value, args[0]) and all(
-            value in mark for mark in args[1:] if isinstance(mark, (Range, NotBlank))
+            value in mark for mark in args[1:] if isinstance(mark, (Range, Matching))
         )
     if origin is Literal:
         return any(value == word and type(value) is type(word) for word in args)
@@ -267,7 +268,7 @@ def words(kind: Any) -> str:
     """Say in words which values an annotation allows."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return next((mark.words for mark in args[1:] if isinstance(mark, (Range, NotBlank))), words(args[0]))
+        return next((mark.words for mark in args[1:] if isinstance(mark, (Range, Matching))), words(args[0]))
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(str(word) for word in args)
     if origin in (Union, types.UnionType):
@@ -284,6 +285,8 @@ def hint(value: Any, kind: Any, key: str) -> str:
     """A word more where the mistake is a likely one."""
     if is_blank(value):
         return UNSET
+    if isinstance(value, int) and value > LARGEST:
+        return " It is too large: the largest whole number is 2^63 - 1."
     if isinstance(value, float) and value.is_integer() and fits(int(value), kind):
         return f" Write {key}={int(value)}."
     if isinstance(value, (int, float, bool)) and fits(str(value), kind):
