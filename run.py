@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minllm.door import config_dirs, enter, refuse_environment, run_hydra, typed_words
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.help import help_text
 from minllm.words import key_of
 
@@ -63,7 +63,8 @@ def compose_and_run(folders: Sequence[str]) -> int:
             raise
         except Exception as error:
             sentence = error if isinstance(error, UserError) else disk_error(error) or memory_error(error)
-            print(f"{before}{sentence}" if sentence else before + traceback.format_exc(), file=sys.stderr)
+            said = before + (str(sentence) if sentence else traceback.format_exc())
+            print(printable(said), file=sys.stderr)
             codes.append(2 if sentence else 1)
         finally:
             remove_if_empty(run_dir)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minllm.door import config_dirs, enter, run_hydra, typed_words
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.help import sweep_help_text
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def compose_and_search(words: Sequence[str]) -> int:
 
     # of the study and its folder: the same words are the same search
     def search_words(*, _root_: DictConfig) -> str:
+        if "hydra" not in _root_:  # as with --cfg job --resolve
+            return "search"
         chosen = f"search/={_root_.hydra.runtime.choices.search}"
         arms = [word for words in (_root_.get("arms") or {}).values() for word in words or []]
         return choice_words([chosen, *arms, *(word for word in typed_words(_root_.hydra) if not leads(word))])
@@ -48,7 +50,7 @@ def compose_and_search(words: Sequence[str]) -> int:
     try:
         run_hydra(job, "sweep", config_dirs(words), resolvers)
     except TooManyFailures as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 1
     return 0
 

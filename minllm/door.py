@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 OF_HYDRA = ["minllm.sweep.plugin.PruningSweeper", "minllm.sweep.plugin.Processes"]
 """All of minllm's that Hydra itself may make."""
 
+VALUES: dict[str, tuple[str, ...]] = {  # of the flags that take one; () is any
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath", "aliases"),
+    "--package": (),
+    "--config-dir": (),
+    "--config-path": (),
+    "--config-name": (),
+    "--shell-completion": tuple(
+        f"{act}={shell}" for act in ("install", "uninstall", "query") for shell in ("bash", "fish", "zsh")
+    ),
+}
+MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")  # of which there is one at a time
+
 
 def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]) -> int:
     """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug.
@@ -50,6 +63,8 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
     except UserError as error:
         print(printable(str(error)), file=sys.stderr)
         return 2
+    except SystemExit as end:  # Hydra's way to say that there is no such package
+        return 2 if end.code == 1 and "--cfg" in words else int(end.code or 0)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
@@ -100,12 +115,51 @@ def refuse_environment(hydra_cfg: DictConfig) -> None:
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Refuse a flag that doesn't exist, which would otherwise be answered with a page of usage."""
-    known = {*FLAGS, *(short for short, _ in FLAGS.values())}
-    for word in words:
-        flag = word.partition("=")[0]
-        if flag.startswith("-") and flag not in known:
+    """Refuse flags that don't exist, lack their value or don't go together, which Hydra answers at length."""
+    longs = {short: flag for flag, (short, _) in FLAGS.items() if short}
+    given: dict[str, str | None] = {}
+    for place, word in enumerate(words):
+        typed, equals, value = word.partition("=")
+        flag = longs.get(typed, typed)
+        if not typed.startswith("-") or (place and is_value(words, place, longs)):
+            continue
+        if flag not in FLAGS:
             raise UserError(f"There is no flag {flag}.{suggest(flag, FLAGS)} Settings are written key=value.")
+        if flag not in VALUES and equals:
+            raise UserError(f"{flag} takes no value: type {flag} alone, and settings after it.")
+        following = words[place + 1] if place + 1 < len(words) else None
+        given[flag] = value if equals else following
+        check_flag_value(flag, given[flag])
+    if modes := [flag for flag in given if flag in MODES][1:]:
+        raise UserError(
+            f"{' and '.join(flag for flag in given if flag in MODES)} can't be combined. Leave out {modes[0]}."
+        )
+    for flag in ("--resolve", "--package"):
+        if flag in given and "--cfg" not in given:
+            raise UserError(
+                f"{flag} needs --cfg: type --cfg job {flag}{' model' if flag == '--package' else ''}."
+            )
+
+
+def is_value(words: Sequence[str], place: int, longs: Mapping[str, str]) -> bool:
+    """Whether a word is the value of the flag before it, such as the folder `-x` in `--config-dir -x`."""
+    before = words[place - 1]
+    return longs.get(before, before) in VALUES and not words[place].startswith("-")
+
+
+def check_flag_value(flag: str, value: str | None) -> None:
+    values = VALUES.get(flag)
+    if values is None or (flag == "--info" and (value is None or "=" in value)):
+        return  # --info has a default
+    if flag == "--shell-completion":
+        if value is None or value not in values:
+            raise UserError(f"{flag} needs one of: {', '.join(values)}.")
+    elif values and value not in values:
+        raise UserError(
+            f"{flag} must be one of {', '.join(values)}, not {value or 'empty'}: type {flag} {values[0]}."
+        )
+    elif value is None or value.startswith("-"):
+        raise UserError(f"{flag} needs a value: {flag} {'model' if flag == '--package' else '<name>'}.")
 
 
 def write_anything() -> None:
@@ -135,9 +189,8 @@ def check_folders(words: Sequence[str]) -> None:
         try:
             next(Path(folder).iterdir(), None)
         except OSError as error:
-            raise UserError(
-                f"--config-dir {folder} can't be read: {error.strerror}.{neighbour(Path(folder))}"
-            ) from error
+            near = "" if Path(folder).exists() else neighbour(Path(folder))
+            raise UserError(f"--config-dir {folder} can't be read: {error.strerror}.{near}") from error
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key_of(word).startswith("hydra.") and not value.strip("'\" \t"):

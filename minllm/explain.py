@@ -6,12 +6,16 @@ import contextlib
 import errno
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from minllm.errors import UserError, first_line, suggest
 from minllm.help import find_groups
+from minllm.words import line
 
 # what stops a file from being written or a folder from being made, whoever tries
 DISK_TROUBLE = {
@@ -48,10 +52,40 @@ def explained(folders: Sequence[str] = ()) -> Iterator[None]:
         if sentence is None:
             raise
         raise sentence from error
-    except ValueError as error:  # such as logger=null
-        if not str(error).startswith("Config group override"):
+    except YAMLError as error:
+        raise UserError(yaml_sentence(error)) from error
+    except UnicodeDecodeError as error:
+        if (file := not_text(folders)) is None:
             raise
-        raise UserError("A group can't be null: choose one of its options, which --help lists.") from error
+        raise UserError(f"{file} isn't UTF-8 text: {first_line(error)}.") from error
+    except ValueError as error:
+        message = str(error)
+        if message.startswith("Config group override"):  # such as logger=null
+            sentence = "A group can't be null: choose one of its options, which --help lists."
+        elif "@package" in message:
+            sentence = (
+                f"A file of options has a wrong first line: {first_line(error)}. Use # @package _global_."
+            )
+        else:
+            raise
+        raise UserError(sentence) from error
+
+
+def yaml_sentence(error: YAMLError) -> str:
+    """Say where a file of options is no YAML, and why."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "A file of options"
+    return f"{where}: not valid YAML: {first_line(problem or error)}."
+
+
+def not_text(folders: Sequence[str]) -> Path | None:
+    """Return the file in folders of options that isn't UTF-8."""
+    for file in (file for folder in folders for file in sorted(Path(folder).rglob("*.yaml"))):
+        try:
+            file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return file
+    return None
 
 
 def disk_error(error: BaseException) -> UserError | None:
@@ -94,16 +128,25 @@ def is_full(error: BaseException | None) -> bool:
 def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
     """Say what's wrong with the command line, and what to type instead."""
     message = str(error) or str(error.__cause__ or "") or type(error).__name__
+    if isinstance(error, OverrideParseException) and (
+        called := re.search(r"(\w+) while evaluating '(.+?)': (.+)", message)
+    ):
+        return f"Can't read '{error.override}': {called[2]}: {first_line(called[3])}."
     if isinstance(error, OverrideParseException):
         return f"Can't read '{error.override}'. A setting is key=value; quote brackets: 'prompts=[Once upon a time]'."
     if isinstance(error, SearchPathException):
         return f"{first_line(message)}."
+    if isinstance(error.__cause__, YAMLError):
+        return yaml_sentence(error.__cause__)
+    if wrong_file := re.search(r"In '(.+?)': ConfigTypeError raised", message):
+        return f"{wrong_file[1]}.yaml must be a mapping of keys, such as 'dim: 64'."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return missing_option(error.missing_cfg_file, error.options, message)
     if several := re.search(r"Ambiguous value for argument '(.+)'", message):
         key, _, values = several[1].partition("=")
         as_list = "" if "/" in key else f", or type '{key}=[{values}]' for a list"
-        return f"{several[1]} is several values. Add -m to run each{as_list}."
+        as_text = f" For one text, type {line(key, values)}" if " " in values else ""
+        return f"{several[1]} is several values. Add -m to run each{as_list}.{as_text}"
     if sweep := re.search(r"Sweep parameters '(.+)' requires", message):
         return f"{sweep[1]} is several values. Add -m to run each."
     if unknown := re.search(r"Could not override '(.+?)'", message):
@@ -140,5 +183,24 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
         return f"This task takes no '{key}'. Add task={' or task='.join(tasks)}."
     parent, _, name = key.rpartition(".")
     beside = [str(one) for one in getattr(cause, "parent_node", None) or []]
+    if elsewhere := places_of(key, getattr(cause, "parent_node", None)):
+        return (
+            f"There is no option '{key}'. Did you mean {' or '.join(f'{one}={value}' for one in elsewhere)}?"
+        )
     where = f"{parent} has no option" if parent else "There is no option"
     return f"{where} '{name}'.{suggest(name, [one for one in beside if one not in ('hydra', '_target_')])}"
+
+
+def places_of(key: str, root: object, above: str = "") -> list[str]:
+    """Return the options further inside a configuration whose names end as `key` does: optim.lr for lr."""
+    if not isinstance(root, DictConfig) or root._is_missing() or root._is_none():
+        return []
+    found = []
+    for name in root:
+        path = f"{above}.{name}" if above else str(name)
+        if path == "hydra":
+            continue
+        if path.endswith(f".{key}"):
+            found.append(path)
+        found += places_of(key, root._get_node(name), path)
+    return found

@@ -7,6 +7,7 @@ anything is built, that `optim.lr=-1` can't be.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -31,13 +32,14 @@ class Range:
 
 
 @dataclass(frozen=True)
-class NotBlank:
-    """Text that says something: what a script gives for a variable that isn't set is refused."""
+class Matching:
+    """The texts that an option may take, and how to say so. By default that is text with anything in it at all."""
 
     words: str
+    pattern: str = r"(?s).*\S.*"
 
     def __contains__(self, text: str) -> bool:
-        return bool(text.strip())
+        return re.fullmatch(self.pattern, text) is not None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ Positive = Annotated[float, Range("a number above 0", 0, low_open=True)]
 NonNegative = Annotated[float, Range("a number of 0 or more", 0)]
 BelowOne = Annotated[float, Range("a number from 0 to below 1", 0, high=1, high_open=True)]
 Fraction = Annotated[float, Range("a number from 0 to 1", 0, high=1)]
-Name = Annotated[str, NotBlank("text that isn't empty")]
-Place = Annotated[str, NotBlank("the path of a file or folder")]
-RunPlace = Annotated[str, NotBlank("a run's folder or latest")]
+Name = Annotated[str, Matching("text that isn't empty")]
+FolderName = Annotated[
+    str, Matching("a folder's name: letters, digits, spaces, _ + - and ., up to 100", r"\w[\w +.-]{0,99}")
+]
+Place = Annotated[str, Matching("the path of a file or folder")]
+RunPlace = Annotated[str, Matching("a run's folder or latest")]

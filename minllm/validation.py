@@ -22,7 +22,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
 from minllm.kinds import BRANCH, PLACES, by_position, kind_in, why_not
-from minllm.options import In, Kind, Natural, NotBlank, Range
+from minllm.options import In, Kind, Matching, Natural, Range
 from minllm.words import UNSET
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of single precision, in which models compute
@@ -148,6 +148,7 @@ def check_value(value: Any, kind: Any, key: str, allowed: set[str]) -> None:
             check_value(value[name], kind, f"{key}.{name}", allowed)
     elif not fits(value, kind):
         said = repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+        said = said if len(said) < 200 else f"{said[:100]}… ({len(said):,} characters)"
         raise UserError(f"{key} must be {words(kind)}, not {said}.{hint(value, kind, key)}")
 
 
@@ -357,7 +358,7 @@ def fits(value: Any, kind: Any) -> bool:
         return True
     if origin is Annotated:
         return fits(value, args[0]) and all(
-            value in mark for mark in args[1:] if isinstance(mark, (Range, NotBlank))
+            value in mark for mark in args[1:] if isinstance(mark, (Range, Matching))
         )
     if origin is Literal:
         return any(value == word and type(value) is type(word) for word in args)
@@ -403,7 +404,7 @@ def words(kind: Any) -> str:
     """Say in words which values an annotation allows."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return next((mark.words for mark in args[1:] if isinstance(mark, (Range, NotBlank))), words(args[0]))
+        return next((mark.words for mark in args[1:] if isinstance(mark, (Range, Matching))), words(args[0]))
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(str(word) for word in args)
     if origin in (Union, types.UnionType):

@@ -61,6 +61,7 @@ def endings(name: str) -> list[str]:
 # ---- quotes --------------------------------------------------------------------------------------
 
 PLAIN = re.compile(r"[\w./+-]*", re.ASCII)  # values that need no look: nearly all
+LONG = 1000  # digits: Python reads no longer numbers than 4,300
 PROSE = ("prompts",)  # lists of ordinary text: each item is text, whatever else it looks like
 ESCAPED = re.compile(r"\\[\\()\[\]{}:=, \t'\"]")  # what Hydra's grammar, or a user, takes for one character
 CALL = re.compile(r"([A-Za-z_]\w*)( ?)\(.*\)", re.ASCII | re.DOTALL)
@@ -78,7 +79,7 @@ def quoted(word: str) -> str:
         UserError: there are several ways to read it; the message has the lines to type.
     """
     key, _, value = word.partition("=")
-    if key.startswith("-") or PLAIN.fullmatch(value) or not key:
+    if key.startswith("-") or (PLAIN.fullmatch(value) and len(value) < LONG) or not key:
         return word
     is_prose = key_of(word) in PROSE and listed(value) is not None
     if not is_prose and read(word) is not UNREAD:

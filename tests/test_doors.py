@@ -311,6 +311,6 @@ def test_no_file_is_opened_in_the_machines_own_encoding():
 
 
 def test_control_characters_never_reach_the_terminal(go: Callable):
-    for word in ("task=\x1b[31mred", "\x1b]0;title\x07=1", "run=\x9b2J", "data.path=\u202eevil", "-\x1b[2J"):
-        code, out, err = go("task=trace", word)
+    for word in ("task=\x1b[31mred", "\x1b]0;title\x07=1", "run=\x9b2J", "sede=\u202eevil", "-\x1b[2J"):
+        code, out, err = go(word)
         assert code == 2 and not set("\x1b\x07\x9b\u202e") & set(out + err), repr(err)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from minllm.errors import UserError
 from minllm.kinds import PLACES
-from minllm.options import Count, Name, Positive
+from minllm.options import Count, FolderName, Name, Positive
 from minllm.validation import Node
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -30,7 +30,7 @@ class Settings:
     pruner: which trials are ended early
     """
 
-    name: Name
+    name: FolderName
     metric: Literal["val_loss", "val_bpb"]
     storage: Name | None
     minutes: Positive | None
