@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-OF_HYDRA = ["minllm.sweep.plugin.PruningSweeper", "minllm.sweep.plugin.Processes"]
+OF_HYDRA = [
+    "minllm.multirun.GridSweeper",
+    "minllm.sweep.plugin.PruningSweeper",
+    "minllm.sweep.plugin.Processes",
+]
 """All of minllm's that Hydra itself may make."""
 
 VALUES: dict[str, tuple[str, ...]] = {  # of the flags that take one; () is any

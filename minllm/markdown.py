@@ -7,6 +7,11 @@ from collections.abc import Sequence
 
 from minllm.errors import printable
 
+TERMINAL = 80
+"""Columns of a terminal that a table may take."""
+LEAST_NAME = 16
+"""What a name is shortened to before a column is left out."""
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
     """Return a table of cells of Markdown; `sides` has l or r for each column."""
@@ -20,6 +25,44 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str
         for cells in [head, rule, *rows]
     ]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
+
+
+def fitted(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Return a table that fits a terminal, and below it what was left out, as a line each.
+
+    Names in the first column are shortened first, and then columns are left out, the last ones first.
+    """
+    shown, notes = len(head), []
+    if widest(head, rows) > TERMINAL:
+        while shown > 2 and room_for_names(head, rows, shown) < LEAST_NAME:
+            shown -= 1
+        names = shortened([row[0] for row in rows], max(LEAST_NAME, room_for_names(head, rows, shown)))
+        if names != [row[0] for row in rows]:
+            notes.append("Names are shortened here.")
+        if shown < len(head):
+            notes.append(f"Left out here: {', '.join(head[shown:])}.")
+        rows = [[name, *row[1:]] for name, row in zip(names, rows)]
+    return [table(head[:shown], [row[:shown] for row in rows], sides[:shown]), *notes]
+
+
+def widest(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    return sum(max(3, *map(len, column)) + 3 for column in zip(head, *rows)) + 1
+
+
+def room_for_names(head: Sequence[str], rows: Sequence[Sequence[str]], shown: int) -> int:
+    """Return how wide the first column may be if so many columns are shown."""
+    return TERMINAL - widest(["", *head[1:shown]], [["", *row[1:shown]] for row in rows]) + 3
+
+
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """Return names of this width at most, which stay different: by their ends, or else by their places."""
+    short = [
+        name if len(name) <= width else f"{name[: width // 2]}…{name[len(name) - (width - 1) // 2 :]}"
+        for name in names
+    ]
+    if len(set(short)) == len(set(names)):
+        return [one[:width] for one in short]
+    return [f"{place} {name}"[: width - 1] + "…" for place, name in enumerate(names, 1)]
 
 
 def lines(texts: Sequence[str]) -> list[str]:

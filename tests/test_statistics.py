@@ -270,7 +270,7 @@ def test_a_real_difference_below_the_margin_is_equivalent_and_says_so():
     verdict = judge(0.001, 0.0012, 0.0011, 0.0009, 0.001, 0.0011, margin=0.005)
     assert (verdict.word, verdict.seeds_to_settle) == ("equivalent", 6)
     assert verdict.why.endswith(
-        "It lies within ± 0.0050 (p < 0.0001): real, and too small to matter by the margin."
+        "It is less than 0.0050 either way (p < 0.0001): real, and too small to matter by the margin."
     )
     unreal = judge(0.001, -0.0012, 0.0011, -0.0009, 0.001, -0.0011, margin=0.005)
     assert unreal.word == "equivalent" and "real" not in unreal.why
@@ -281,7 +281,7 @@ def test_an_uncertain_difference_says_so():
     assert verdict.word == "inconclusive"
     assert verdict.why == (
         "8 pairs: 0.0005 bits a byte lower (95 % interval 0.0018 lower to 0.0008 higher), exact sign-flip p = 0.52."
-        " Neither a difference nor its absence within ± 0.0006 (p = 0.43) is certain."
+        " Neither a difference nor its absence, less than 0.0006 either way (p = 0.43), is certain."
     )
 
 

@@ -17,7 +17,7 @@ from minllm.errors import UserError
 from minllm.markdown import one_line
 from minllm.runs import WATCHING
 from minllm.study.runs import LeftOut, TrainedRun, leaves
-from minllm.words import short_names
+from minllm.words import short_names, written
 
 SECTIONS_ASIDE = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
 """Sections that say nothing of what is learnt; a size that was asked for shows in the widths it led to."""
@@ -26,6 +26,16 @@ KEYS_ASIDE = (
     *(f"train.{key}" for key in ("log_every", "eval_every", "evals", "checkpoint_every", "keep_checkpoints")),
     *("train.sample_every", "train.malloc", "train.check", "data.cache", "data.num_proc"),
 )
+
+
+class Absent:
+    """What a configuration says of a key that it doesn't have, which isn't null."""
+
+    def __repr__(self) -> str:
+        return "–"
+
+
+ABSENT = Absent()
 
 EXACT = 2**53
 """Up to here every whole number is a float too."""
@@ -118,7 +128,7 @@ def names_apart(cfgs: Sequence[DictConfig]) -> list[str]:
 def values_apart(cfgs: Sequence[DictConfig]) -> list[list[str]]:
     """Return the values that set each configuration apart: those that were typed, if they do, or all."""
     typed = tuple(f"{word.partition('=')[0].lstrip('+')}." for cfg in cfgs for word in cfg.get("typed") or [])
-    values = [{key: str(value) for key, value in learnt_from(cfg).items()} for cfg in cfgs]
+    values = [{key: written(value) for key, value in learnt_from(cfg).items()} for cfg in cfgs]
     chosen = [{key: one[key] for key in one if f"{key}.".startswith(typed)} for one in values]
     words = words_apart(chosen)
     return words if len(set(map(tuple, words))) == len(cfgs) else words_apart(values)
@@ -129,7 +139,7 @@ def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
     keys = dict.fromkeys(key for values in named for key in values)
     differ = [key for key in keys if len({values.get(key) for values in named}) > 1]
     short = short_names(differ)
-    return [[f"{short[key]}={values.get(key, '–')}" for key in differ] for values in named]
+    return [[f"{short[key]}={values.get(key, str(ABSENT))}" for key in differ] for values in named]
 
 
 def refuse_incomparable(arms: Sequence[Arm]) -> None:
@@ -156,8 +166,10 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
 
 
 def config_differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
-    """Return the keys in which the arms' configurations differ, with each arm's value; None where it has no such."""
+    """Return the keys in which the arms' configurations differ, with each arm's value; ABSENT where it has no such."""
     plain = [learnt_from(arm.first.cfg) for arm in arms]
     keys = dict.fromkeys(key for values in plain for key in values)
-    found = {key: [values.get(key) for values in plain] for key in keys if not key.endswith("_target_")}
+    found = {
+        key: [values.get(key, ABSENT) for values in plain] for key in keys if not key.endswith("_target_")
+    }
     return {key: values for key, values in found.items() if len(set(map(as_it_counts, values))) > 1}

@@ -35,7 +35,7 @@ class Verdict:
     difference: float  # mean of (arm − baseline), in val_bpb: below 0, the arm is better
     interval: tuple[float, float]  # of the difference, from Student's t at `confidence`
     confidence: float  # 0.95 with one look
-    margin: float  # in val_bpb: differences within ± margin don't matter
+    margin: float  # in val_bpb: differences of less than that, either way, don't matter
     p_t: float  # of no difference, by the paired t test
     p_sign_flip: float  # of no difference, by the permutation test
     p_equivalence: float  # of a difference of the margin or more, by two one-sided t tests
@@ -137,7 +137,7 @@ def _t_test(sample: _Sample, rule: _Rule) -> float:
 
 
 def _equivalence_test(sample: _Sample, rule: _Rule) -> float:
-    """Return the larger p-value of the two one-sided tests: that at the nearer end of ± margin."""
+    """Return the larger p-value of the two one-sided tests: that at the nearer end of the margins."""
     return _tail(rule.margin - abs(sample.mean), sample)
 
 
@@ -254,13 +254,13 @@ def _found(sample: _Sample, rule: _Rule, p_sign_flip: float) -> str:
 
 def _so(word: Word, differs: bool, sample: _Sample, rule: _Rule, p_equivalence: float) -> str:
     """Return the sentence with what follows from them; "" where they say it themselves."""
-    within = f"within ± {rule.margin:.4f} (p {_p(p_equivalence)})"
+    small = f"less than {rule.margin:.4f} either way (p {_p(p_equivalence)})"
     if word == "equivalent":
-        return f"It lies {within}{': real, and too small to matter by the margin' * differs}."
+        return f"It is {small}{': real, and too small to matter by the margin' * differs}."
     if word != "inconclusive":
         return ""
     if sample.pairs >= rule.least:
-        return f"Neither a difference nor its absence {within} is certain."
+        return f"Neither a difference nor its absence, {small}, is certain."
     so_many = " with so many contests and looks" * (rule.least > LEAST_PAIRS)
     return f"Fewer than {rule.least} pairs{so_many} can't say more by the sign-flip test."
 

@@ -6,7 +6,9 @@ python run.py task=describe model/attn=mqa 'against="model/attn=mla norm=post"'
 
 from __future__ import annotations
 
+import itertools
 import shlex
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from minllm.config import build, compose, validate
-from minllm.errors import UserError, first_line
+from minllm.errors import UserError, first_line, printable
+from minllm.markdown import TERMINAL
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.laws import UNCHECKED, check_laws
@@ -39,7 +42,7 @@ def describe(cfg: DictConfig, run_dir: Path, *, against: Name | None) -> None:
     cfgs = [cfg] if against is None else [cfg, compose(words_of(against))]
     columns = [column(one) for one in cfgs]
     notes = [check_laws(one) if build(one.train).check else UNCHECKED for one in cfgs]
-    print("\n".join([*table(columns), "", *notes]))
+    print(printable("\n".join([*table(columns), "", *notes])))
 
 
 def words_of(line: str) -> list[str]:
@@ -90,16 +93,21 @@ def size(modules: Iterable[nn.Module | None]) -> int:
 
 
 def table(columns: list[Column]) -> list[str]:
-    """Return the lines of a table; a row in which two models differ is marked with a dot."""
+    """Return the lines of a table that fits a terminal; a row in which two models differ is marked with a dot."""
     names = in_order([list(column) for column in columns])
     rows = [(name, [column.get(name, "–" if name.strip() else "") for column in columns]) for name in names]
     width = max(len(name) for name in names)
-    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(columns))]
+    room = (TERMINAL - width - 2) // len(columns) - 2
+    widths = [min(room, max(len(cells[i]) for _, cells in rows)) for i in range(len(columns))]
     lines = []
     for name, cells in rows:
         mark = "·" if len(set(cells)) > 1 else " "
-        line = f"{mark} {name.rstrip():{width}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths))
-        lines.append(line.rstrip())
+        parts = itertools.zip_longest(
+            *(textwrap.wrap(cell, w) or [""] for cell, w in zip(cells, widths)), fillvalue=""
+        )
+        for number, part in enumerate(parts):
+            begin = f"{mark} {name.rstrip():{width}}" if number == 0 else " " * (width + 2)
+            lines.append(f"{begin}  {'  '.join(f'{c:>{w}}' for c, w in zip(part, widths))}".rstrip())
     return lines
 
 

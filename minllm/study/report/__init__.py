@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minllm.errors import printable
-from minllm.markdown import table
+from minllm.markdown import fitted, one_line
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import sentences
@@ -63,18 +63,19 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield from (f"- {contest.sentence}" for contest in comparison.contests)
     yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
     yield ""
-    yield _table(comparison)
+    yield from _table(comparison)
+    yield sentences.ABOUT_SD
     yield ""
     yield sentences.unequal(comparison)
     yield from (f"Learning rate of {sentence}" for sentence in sentences.tuning(comparison))
     yield from (f"Left out: {folder}: {why}" for folder, why in sentences.left_out(comparison))
 
 
-def _table(comparison: Comparison) -> str:
+def _table(comparison: Comparison) -> list[str]:
     wanted = [i for i, column in enumerate(COLUMNS) if column.key in IN_A_TERMINAL]
     head = ["arm", *(COLUMNS[i].heading for i in wanted)]
     rows = []
     for arm in comparison.arms:
         shown = cells(arm, comparison)
-        rows.append([sentences.called(arm), *(shown[i] for i in wanted)])
-    return table(head, rows, "l" + "r" * len(wanted))
+        rows.append([one_line(sentences.called(arm)), *(shown[i] for i in wanted)])
+    return fitted(head, rows, "l" + "r" * len(wanted))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import UNPRINTABLE
-from minllm.study.arms import Arm, config_differences
+from minllm.study.arms import ABSENT, Arm, config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.reading import Reading
 from minllm.study.report import sentences
@@ -49,7 +49,12 @@ def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
             for name, one in comparison.tuning.items()
         },
         "differences": [
-            {"key": key, "values": dict(zip((arm.name for arm in comparison.arms), values))}
+            {
+                "key": key,
+                "values": {
+                    arm.name: value for arm, value in zip(comparison.arms, values) if value is not ABSENT
+                },
+            }
             for key, values in config_differences(comparison.arms).items()
         ],
         "readings": [asdict(reading) for reading in readings],

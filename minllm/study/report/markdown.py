@@ -49,7 +49,7 @@ def _verdict(comparison: Comparison) -> list[str]:
             contest.verdict.word,
             f"{contest.verdict.difference:+.4f}",
             _interval(contest.verdict.interval),
-            f"± {contest.verdict.margin:.4f}",
+            f"{contest.verdict.margin:.4f}",
             str(contest.verdict.pairs),
             f"{contest.verdict.p_t:.2g}",
             f"{contest.verdict.p_sign_flip:.2g}",
@@ -59,7 +59,17 @@ def _verdict(comparison: Comparison) -> list[str]:
     ]
     if not rows:
         return []
-    head = ["arm", "against", "word", "difference", "interval", "margin", "pairs", "p (t)", "p (sign flips)"]
+    head = [
+        "arm",
+        "against",
+        "word",
+        "difference",
+        f"{_confidence(comparison)} interval",
+        "margin",
+        "pairs",
+        "p (t)",
+        "p (sign flips)",
+    ]
     return [
         *lines([f"- {plain(contest.sentence)}" for contest in comparison.contests]),
         table([*head, "p (equivalence)"], rows, "lllrrrrrrr"),
@@ -72,6 +82,10 @@ def _verdict(comparison: Comparison) -> list[str]:
             ]
         ),
     ]
+
+
+def _confidence(comparison: Comparison) -> str:
+    return " or ".join(dict.fromkeys(f"{100 * one.verdict.confidence:.4g} %" for one in comparison.contests))
 
 
 def _interval(ends: tuple[float, float]) -> str:
@@ -89,7 +103,7 @@ def _curves(comparison: Comparison) -> list[str]:
 def _arms(comparison: Comparison) -> list[str]:
     rows = [[code(sentences.called(arm)), *cells(arm, comparison)] for arm in comparison.arms]
     head = ["arm", *(column.heading for column in COLUMNS)]
-    return [table(head, rows, "l" + "r" * len(COLUMNS))]
+    return [table(head, rows, "l" + "r" * len(COLUMNS)), plain(sentences.ABOUT_ARMS)]
 
 
 def _differences(comparison: Comparison) -> list[str]:
@@ -99,7 +113,8 @@ def _differences(comparison: Comparison) -> list[str]:
     ]
     if not rows:
         return [plain(sentences.NO_DIFFERENCES)]
-    return [table(["", *(code(sentences.called(arm)) for arm in comparison.arms)], rows, "l" * len(rows[0]))]
+    head = ["", *(code(sentences.called(arm)) for arm in comparison.arms)]
+    return [table(head, rows, "l" * len(rows[0])), plain(sentences.ABOUT_DIFFERENCES)]
 
 
 def _left_out(comparison: Comparison) -> list[str]:

@@ -138,6 +138,7 @@ def _arms(comparison: Comparison) -> Iterator[str]:
         ],
         "l" + "r" * len(COLUMNS),
     )
+    yield f'<p class="soft">{_said(sentences.ABOUT_ARMS)}</p>'
     if comparison.tuning:
         yield f"<p>{escape(sentences.TUNED)}</p>"
         yield _list(sentences.tuning(comparison))
@@ -157,7 +158,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
         ],
         "l" * (1 + len(comparison.arms)),
     )
-    yield '<p class="soft">All other settings that affect what is learnt are the same.</p>'
+    yield f'<p class="soft">{_said(sentences.ABOUT_DIFFERENCES)}</p>'
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:
@@ -194,4 +195,4 @@ def _list(items: Sequence[str]) -> str:
 
 def _said(sentence: str) -> str:
     """Return a sentence whose figures keep their signs and units beside them, and words their articles."""
-    return escape(re.sub(r" (?=[%=<])|(?<=[±=<]) |(?<= a) |(?<= the) ", "\u00a0", sentence))
+    return escape(re.sub(r" (?=[%=<])|(?<=[=<]) |(?<= a) |(?<= the) ", "\u00a0", sentence))

@@ -53,7 +53,7 @@ def learning_rate(arm: Arm) -> float | None:
 COLUMNS = (
     Column("seeds", "seeds", lambda arm: len(arm.runs), units.count),
     Column("val_bpb", "bits a byte", mean(METRIC), units.bits),
-    Column("val_bpb_sd", "± sd", deviation, units.bits),
+    Column("val_bpb_sd", "sd", deviation, units.bits),
     Column("bpb_above_floor", "above the floor", mean("bpb_above_floor"), units.bits),
     Column("params", "parameters", mean("params"), units.count),
     Column("params_active", "active", mean("params_active"), units.count),

@@ -13,6 +13,12 @@ NONE_LEFT_OUT = "None: every run that was found is in the comparison."
 TUNED = "Learning rates were tuned, each arm's with the bits a byte that it reached:"
 
 
+ABOUT_DIFFERENCES = (
+    "A dash stands where an arm has no such setting, and null where it's set to null. All other settings that affect"
+    " what is learnt are the same."
+)
+ABOUT_SD = "Figures are means over an arm's seeds; sd is the standard deviation of its bits a byte over them."
+ABOUT_ARMS = f"{ABOUT_SD} A dash stands where a figure isn't known."
 KEPT = "This margin was stored in the verdict's protocol before the runs that are compared were trained."
 NOT_KEPT = (
     "This margin was given with the comparison: whether it was chosen before the results were seen"
@@ -53,7 +59,7 @@ def noise(comparison: Comparison) -> list[str]:
     """Return a sentence for each arm that was held against itself."""
     return [
         f"Two runs of {called(one.arm)} that differ in nothing but their seed lie within"
-        f" ± {units.bits(one.floor)} bits a byte of each other, 95 times in a hundred"
+        f" {units.bits(one.floor)} bits a byte of each other, 95 times in a hundred"
         f" ({len(one.arm.runs)} seeds). Held against itself: {one.verdict.word}. "
         + " ".join(filter(None, [one.verdict.why, one.verdict.settling]))
         if one.floor is not None
