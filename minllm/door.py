@@ -14,6 +14,9 @@ from minllm.words import quoted
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+BROKEN_PIPE = 141
+"""The exit code when nobody reads what is printed any more, as shells have it: 128 + SIGPIPE."""
+
 
 def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]) -> int:
     """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug.
@@ -43,7 +46,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         return 130
     except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return BROKEN_PIPE
 
 
 def run_hydra(
