@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.door import config_dirs, enter, refuse_environment, run_hydra, typed_words
+from minllm.door import BROKEN_PIPE, config_dirs, enter, refuse_environment, run_hydra, typed_words
 from minllm.errors import UserError, printable
 from minllm.help import help_text
 from minllm.words import key_of
@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
 def compose_and_run(folders: Sequence[str]) -> int:
     """Let Hydra compose the configuration and run the task once, or once for each combination of a grid."""
     gc.disable()  # composing makes many small objects and no garbage: a tenth of the time to --cfg's answer
-    refuse_sweepers(sys.argv[1:])
+    refuse_misplaced(sys.argv[1:])
     from hydra.core.hydra_config import HydraConfig
 
     from minllm.explain import disk_error, memory_error
@@ -59,8 +59,8 @@ def compose_and_run(folders: Sequence[str]) -> int:
             if in_grid:
                 overrides = going_on(composed, overrides, run_dir)
             perform(settle(composed, overrides, now.runtime), run_dir)
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError:  # raised here, Hydra would have a word to say
+            codes.append(BROKEN_PIPE)
         except Exception as error:
             sentence = error if isinstance(error, UserError) else disk_error(error) or memory_error(error)
             said = before + (str(sentence) if sentence else traceback.format_exc())
@@ -79,16 +79,29 @@ def compose_and_run(folders: Sequence[str]) -> int:
         run_hydra(job, "config", folders, {"choice_words": folder_words})
     except GridEnded as end:
         return end.code
+    if codes[-1] == BROKEN_PIPE:
+        raise BrokenPipeError
     return codes[-1]
 
 
-def refuse_sweepers(words: Sequence[str]) -> None:
-    """Refuse Hydra's other sweepers at once, which would train everything and lose the result."""
+def refuse_misplaced(words: Sequence[str]) -> None:
+    """Refuse words for Hydra that would do nothing, and its other sweepers, which would lose what is trained."""
+    in_grid = bool({"-m", "--multirun"} & set(words)) or any(word.startswith("hydra.mode=") for word in words)
     for word in words:
-        if key_of(word) in ("hydra/sweeper", "hydra.sweeper._target_"):
+        key = key_of(word)
+        if key in ("hydra/sweeper", "hydra.sweeper._target_"):
             raise UserError(
                 f"run.py takes no {word}: with -m it runs every combination of the values typed. To search with Optuna,"
                 " use sweep.py, such as: python sweep.py search=size"
+            )
+        if in_grid and key.startswith("hydra.run."):
+            raise UserError(
+                f"{key} is for a single run. The folder of a grid (-m) is hydra.sweep.dir=<folder>."
+            )
+        if not in_grid and key.startswith(("hydra.sweep.", "hydra.sweeper.")):
+            raise UserError(
+                f"{key} is for a grid: add -m and several values, such as -m seed=0,1. The folder of a single run is"
+                " hydra.run.dir=<folder>."
             )
 
 

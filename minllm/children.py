@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Generic, TypeVar
 
+from minllm.door import BROKEN_PIPE
 from minllm.errors import UserError
 from minllm.sweep import limits
 from minllm.sweep.server import die_with_the_server, end_group, lead_a_group
@@ -22,7 +23,6 @@ T = TypeVar("T")
 
 LOOK_SECONDS = 0.02
 STOPS = (signal.SIGINT, signal.SIGTERM)
-BROKEN_PIPE = 141
 
 
 @dataclass(frozen=True)

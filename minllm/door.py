@@ -16,6 +16,9 @@ from minllm.words import UNSET, comma_note, key_of, quoted, with_runs_data
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+BROKEN_PIPE = 141
+"""The exit code when nobody reads what is printed any more, as shells have it: 128 + SIGPIPE."""
+
 
 OF_HYDRA = [
     "minllm.multirun.GridSweeper",
@@ -73,7 +76,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         return 130
     except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return BROKEN_PIPE
 
 
 def run_hydra(

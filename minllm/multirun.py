@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from minllm.children import Children
 
 SWEEPER = "grid"
-WARM = ("minllm.tasks.train", "torch.utils.flop_counter")
-"""What training imports: once here, and not in each run."""
+WARM = ("minllm.tasks.train", "minllm.model.mixers.attention", "numpy.random", "torch._dynamo")
+"""What training imports, some of it late: once here, and not in each run."""
 
 
 def register() -> None:
@@ -101,10 +101,9 @@ class GridSweeper(Sweeper):
         all_words, varied = combinations(overrides)
         composed = [loader.load_sweep_config(self.config, words) for words in all_words]
         identities = [fingerprint(one) for one in composed]
-        refuse_twins(all_words, identities)
+        refuse_twins([only(varied, words) for words in all_words], identities)
         trains = all(one.task.get("_target_") == TRAINS for one in composed)
-        subject = [word for word in arguments if key_of(word) in varied]
-        grid = grid_for(self.config, subject, identities, remembered=trains)
+        grid = grid_for(self.config, only(varied, arguments), identities, remembered=trains)
         runs = []
         for number, (words, one, identity) in enumerate(zip(all_words, composed, identities)):
             with open_dict(one):
@@ -112,9 +111,8 @@ class GridSweeper(Sweeper):
             name = grid.name_of(identity, str(one.hydra.sweep.subdir))
             with open_dict(one):
                 one.hydra.sweep.dir, one.hydra.sweep.subdir = str(grid.folder), name
-            its_own = [word for word in words if key_of(word) in varied]
-            name_for_logger(one, grid.group, its_own)
-            runs.append(Combination(words, one, grid.folder / name, its_own))
+            name_for_logger(one, grid.group, only(varied, words))
+            runs.append(Combination(words, one, grid.folder / name, only(varied, words)))
         try:
             with locked(grid):
                 grid.write()
@@ -250,6 +248,10 @@ def combinations(overrides: Sequence[Override]) -> tuple[list[list[str]], set[st
     varied = set()
     for override in overrides:
         key = override.get_key_element()
+        if key_of(key) in varied:
+            raise UserError(
+                f"{key_of(key)} is given again after it had several values. Leave one of the two out."
+            )
         if not override.is_sweep_override():
             values = [override.get_value_element_as_str()]
         else:
@@ -264,14 +266,16 @@ def combinations(overrides: Sequence[Override]) -> tuple[list[list[str]], set[st
                     f"{override.input_line} has no values, so there is nothing to run. Name some: {key}=<value>,<value>"
                 )
             varied.add(key_of(key))
-        if key in choices and key_of(key) in varied:
-            raise UserError(f"{key} is given twice, and one of them is several values. Leave one out.")
         choices[key] = [key if key.startswith("~") and not value else f"{key}={value}" for value in values]
     if not varied:
         raise UserError(
             "-m runs combinations, and no word has several values. Name some, such as seed=0,1,2, or leave out -m."
         )
     return [list(words) for words in itertools.product(*choices.values())], varied
+
+
+def only(keys: Container[str], words: Iterable[str]) -> list[str]:
+    return [word for word in words if key_of(word) in keys]
 
 
 def refuse_twins(all_words: Sequence[Sequence[str]], identities: Sequence[str]) -> None:

@@ -132,18 +132,18 @@ def test_a_long_name_is_cut_and_stays_its_own():
         (["seed=1"], None),
     ],
 )
-def test_a_grid_is_one_group_of_its_arms(varied, arm, tmp_path):
+def test_a_grid_is_one_group_of_its_arms(varied, arm):
     cfg = compose(["logger=wandb"])
-    name_for_logger(cfg, tmp_path / "12-00-00-grid-1", varied)
-    assert (cfg.logger.group, cfg.logger.job_type) == ("12-00-00-grid-1", arm)
+    name_for_logger(cfg, "a grid", varied)
+    assert (cfg.logger.group, cfg.logger.job_type) == ("a grid", arm)
 
 
-def test_a_grid_keeps_the_names_that_were_given(tmp_path):
+def test_a_grid_keeps_the_names_that_were_given():
     cfg = compose(["logger=wandb", "logger.group=mine", "logger.job_type=old"])
-    name_for_logger(cfg, tmp_path, ["seed=1"])
+    name_for_logger(cfg, "a grid", ["seed=1"])
     assert (cfg.logger.group, cfg.logger.job_type) == ("mine", "old")
     silent = compose()
-    name_for_logger(silent, tmp_path, ["seed=1"])
+    name_for_logger(silent, "a grid", ["seed=1"])
     assert "group" not in silent.logger
 
 
@@ -167,7 +167,9 @@ def test_run_py_names_the_runs_of_a_grid(tmp_path):
         next(record.run for record in records(file) if record.HasField("run"))
         for file in grid.glob("*/wandb/offline-run-*/run-*.wandb")
     ]
-    assert {run.run_group for run in runs} == {grid.name} and len(runs) == 4
+    (group,) = {run.run_group for run in runs}
+    assert group.startswith(f"{grid.parent.name} ") and group.endswith(" attn=mha,mqa seed=0,1")
+    assert len(runs) == 4
     assert sorted(run.job_type for run in runs) == ["model/attn=mha"] * 2 + ["model/attn=mqa"] * 2
 
 

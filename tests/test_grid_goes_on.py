@@ -1,0 +1,298 @@
+"""Grids: the same command goes on, each run has a process of its own, and what makes no grid is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import run as door
+from minllm.children import Children
+from minllm.manifest import FILE, code_hash, fingerprint, read
+from minllm.multirun import Progress
+
+TINY = [
+    "model.dim=16",
+    "model.n_layers=1",
+    "model.attn.n_heads=2",
+    "model.attn.n_kv_heads=1",
+    "train.steps=3",
+    "train.checkpoint_every=1",
+    "train.keep_checkpoints=9",
+    "train.eval_every=0",
+    "train.batch_size=2",
+    "train.device=cpu",
+    "train.precision=fp32",
+    "train.compile=false",
+    "sample.max_new_tokens=2",
+    "data.seq_len=16",
+    "data.truncate=true",
+    "data.train_stories=8",
+    "data.val_stories=2",
+    "tokenizer=bytes",
+]
+
+
+@pytest.fixture
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable]:
+    """Call the door in this process: `go("seed=1")` gives (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    handlers = logging.getLogger().handlers[:]
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        code = door.main(words)
+        return code, *capfd.readouterr()
+
+    yield call
+    logging.getLogger().handlers[:] = handlers
+
+
+def runs_of(grid: Path) -> dict[str, Path]:
+    """Return the runs' folders by what tells them apart."""
+    runs = {}
+    for config in grid.glob("*/config.yaml"):
+        cfg = OmegaConf.load(config)
+        runs[f"{cfg.choices.norm}{cfg.seed}"] = config.parent
+    return runs
+
+
+def bpb(run: Path) -> float:
+    return json.loads((run / "summary.json").read_text())["val_bpb"]
+
+
+# ---- going on ------------------------------------------------------------------------------------
+
+
+def test_the_same_command_goes_on(go: Callable):
+    grid_words = ["-m", "norm=pre,post", "seed=0,1", *TINY]
+    code, out, err = go(*grid_words)
+    assert code == 0 and not err, err
+    assert (
+        out.startswith("0/4: norm=pre seed=0\n") and "\n3/4, " in out and " left: norm=post seed=1\n" in out
+    )
+    (grid,) = Path("outputs").glob("*/*")
+    assert "-grid-norm-seed-" in grid.name
+    runs = runs_of(grid)
+    figures, table = {name: bpb(run) for name, run in runs.items()}, out[out.index("|") :]
+    assert len(runs) == 4 and len(set(figures.values())) == 4
+
+    # one was cut off after a checkpoint, one before its first, and one hadn't begun
+    whole, cut_off, no_checkpoint, missing = (runs[name] for name in ("pre0", "pre1", "post0", "post1"))
+    (cut_off / "summary.json").unlink()
+    shutil.rmtree(cut_off / "checkpoints" / "step-000003")
+    (no_checkpoint / "summary.json").unlink()
+    shutil.rmtree(no_checkpoint / "checkpoints")
+    shutil.rmtree(missing)
+    before = (whole / "summary.json").stat().st_mtime_ns
+    code, out, err = go("-m", "seed=range(2)", *TINY, "norm=post,pre")  # the same, in other words
+    assert code == 0 and not err, err
+    assert out.startswith(f"1 of 4 runs are in {grid} already; going on with the others.\n1/4: ")
+    assert "Going on from step 2" in out and out.count("Training in ") == 2
+    assert runs_of(grid) == runs and [*Path("outputs").glob("*/*")] == [grid]
+    assert {name: bpb(run) for name, run in runs.items()} == figures
+    assert (whole / "summary.json").stat().st_mtime_ns == before
+    assert {line.split("|")[1] for line in out.splitlines() if line.startswith("|")} == {
+        line.split("|")[1] for line in table.splitlines() if line.startswith("|")
+    }
+
+    code, out, err = go(*grid_words)
+    assert code == 0 and out.startswith(f"All 4 runs of this grid are in {grid} already")
+    assert "hydra.sweep.dir=<folder>" in out and "Training in" not in out and "`norm=pre`" in out
+
+
+def test_a_grid_grows_in_a_folder_that_is_named(go: Callable):
+    words = ["-m", *TINY, "train.steps=1", "hydra.sweep.dir=here"]
+    assert go(*words, "seed=0,1")[0] == 0
+    code, out, _ = go(*words, "seed=0,1,2")
+    assert code == 0 and out.startswith("2 of 3 runs are in here already") and out.count("Training in") == 1
+    assert len(read(Path("here")).names) == 3
+    (Path("here") / FILE).write_text("{")
+    code, _, err = go(*words, "seed=0,1")
+    assert code == 2 and err.count("\n") == 1 and "damaged" in err
+
+
+def test_other_settings_or_other_code_are_another_grid(go: Callable):
+    words = ["-m", *TINY, "train.steps=1", "seed=0,-1"]  # never finished, since one is refused
+    assert go(*words)[0] == 2
+    assert go(*words, "optim.lr=0.01")[0] == 2
+    (first, second) = sorted(Path("outputs").glob("*/*"))
+    known = json.loads((first / FILE).read_text())
+    (first / FILE).write_text(json.dumps({**known, "code": "another"}))
+    code, out, _ = go(*words)
+    assert code == 2 and f"hydra.sweep.dir={first}" in out and len([*Path("outputs").glob("*/*")]) == 3
+    code, out, _ = go(*words, f"hydra.sweep.dir={first}")
+    assert out.startswith(f"1 of 2 runs are in {first} already")
+
+
+def test_a_foreign_grid_names_no_place_outside(tmp_path: Path):
+    for name in ("../x", "/etc", ".", "..", "a/b", ".hidden", "", 5):
+        (tmp_path / FILE).write_text(json.dumps({"group": "", "code": "", "runs": {"a": name}}))
+        assert read(tmp_path) is None, name
+    for text in ("[]", "5", "null", '{"group": 1}', '{"group": "", "code": "", "runs": []}'):
+        (tmp_path / FILE).write_text(text)
+        assert read(tmp_path) is None, text
+
+
+def test_code_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_idea.py").write_text("rate = 1")
+    before = code_hash(["my_idea"])
+    assert before == code_hash(["my_idea"]) != code_hash([]) == code_hash(["not_there"])
+    (tmp_path / "my_idea.py").write_text("rate = 2")
+    assert code_hash(["my_idea"]) != before
+
+
+def test_equal_numbers_are_equal_runs():
+    def of(**values: object) -> str:
+        return fingerprint(
+            OmegaConf.create({**values, "hydra": {"runtime": {"choices": {"norm": "pre", "hydra/x": "y"}}}})
+        )
+
+    assert of(seed=0) == of(seed=0.0) != of(seed=1)
+    assert (
+        of(a=[1e3, {"b": 2}]) == of(a=[1000, {"b": 2.0}]) and of(a=True) != of(a=1) and of(a=None) != of(a=0)
+    )
+
+
+# ---- what makes no grid --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["seed=range(0)"], "seed=range(0) has no values"),
+        (["norm=glob(zz*)"], "norm=glob(zz*) has no values"),
+        (["norm=glob(*,exclude=*)"], "has no values"),
+        (["seed=0,0"], "seed=0 and seed=0"),
+        (["seed=0,0.0"], "seed=0 and seed=0.0"),
+        (["norm=pre,pre", "seed=0,1"], "norm=pre seed=0 and norm=pre seed=0"),
+        (["optim.lr=1e-3,0.001"], "the same run"),
+        (["model.layout=[attn],[attn]"], "the same run"),
+        (["train={steps: 5},{steps: 5.0}"], "the same run"),
+        (["seed=0,1", "seed=3"], "seed is given again"),
+        (["seed=0"], "leave out -m"),
+        ([], "leave out -m"),
+        (["optim.lr=interval(0,1)"], "sweep.py searches ranges"),
+        (["seed=0,1", "hydra.sweeper.n_jobs=0"], "n_jobs must be a whole number of 1 or more"),
+        (["seed=0,1", "hydra.run.dir=x"], "hydra.sweep.dir="),
+        (["seed=0,1", "hydra/launcher=submitit_local"], "hydra.sweeper.n_jobs=2"),
+        (["seed=0,1", "hydra/sweeper=optuna"], "python sweep.py"),
+        (["seed=0,1", "hydra/sweeper=basic"], "python sweep.py"),
+    ],
+    ids=str,
+)
+def test_refused_before_anything_runs(go: Callable, words: list[str], expected: str):
+    code, out, err = go("-m", *words)
+    assert code == 2 and expected in err and err.count("\n") == 1 and not out, err
+    assert not Path("outputs").exists()
+
+
+def test_words_for_a_grid_are_refused_without_one(go: Callable):
+    for word in ("hydra.sweeper.n_jobs=2", "hydra.sweep.dir=x", "hydra/sweeper=optuna"):
+        code, _, err = go(word)
+        assert code == 2 and err.count("\n") == 1 and ("-m" in err or "sweep.py" in err)
+
+
+# ---- progress and processes ----------------------------------------------------------------------
+
+
+def test_progress_says_how_long_the_rest_takes():
+    progress = Progress(12, 2, 2)
+    assert str(progress) == "2/12"
+    for seconds in (30.0, None, 90.0):
+        progress.one_more(seconds)
+    assert str(progress) == "5/12, 4 min left"  # four rounds of a minute
+    assert str(Progress(12, 12, 1, [3.0])) == "12/12"
+
+
+def test_what_several_at_once_print_comes_in_one_piece(capfd):
+    def work(number: int) -> Callable[[], int]:
+        def print_and_end() -> int:
+            os.write(1, b"out %d\n" % number)
+            os.write(2, b"err %d\n" % number)
+            return number
+
+        return print_and_end
+
+    ends = {}
+    with Children[int](2) as children:
+        for number in (0, 2):
+            children.start(number, work(number), "cpu")
+        assert children.is_full
+        while children.running:
+            ends |= dict(children.ended())
+    assert {number: (end.code, end.out, end.err) for number, end in ends.items()} == {
+        0: (0, "out 0\n", "err 0\n"),
+        2: (2, "out 2\n", "err 2\n"),
+    }
+    assert capfd.readouterr() == ("", "")
+
+
+def blocked(ready: int, end: int) -> Callable[[], int]:
+    """Return work that says that it has begun, and then waits for ever."""
+
+    def work() -> int:
+        os.write(ready, b"x")
+        return len(os.read(end, 1))
+
+    return work
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_ctrl_c_reaches_every_process_once(number: int, code: int):
+    begun, ready = os.pipe()
+    never, held = os.pipe()
+    with Children[int](2) as children:
+        for which in range(2):
+            children.start(which, blocked(ready, never), None)
+            assert os.read(begun, 1) == b"x"
+        os.kill(os.getpid(), number)
+        ends = []
+        while children.running:
+            ends += children.ended()
+    assert children.stopped_by == number and [end.code for _, end in ends] == [code, code]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    for pipe in (begun, ready, never, held):
+        os.close(pipe)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_no_process_outlives_the_grid():
+    begun, ready = os.pipe()
+    never, held = os.pipe()
+    grid = os.fork()
+    if grid == 0:
+        os.close(begun)
+        with Children[int](1) as children:
+            children.start(0, blocked(ready, never), None)
+            os.close(ready)
+            list(children.ended())
+        os._exit(0)
+    os.close(ready)
+    assert os.read(begun, 1) == b"x"
+    os.kill(grid, signal.SIGKILL)
+    os.waitpid(grid, 0)
+    assert os.read(begun, 1) == b"", "its run holds the pipe as long as it lives"
+    for pipe in (begun, never, held):
+        os.close(pipe)
+
+
+def test_a_run_that_is_killed_does_not_cost_the_others():
+    with Children[int](1) as children:
+        children.start(0, lambda: os.kill(os.getpid(), signal.SIGKILL), None)
+        ((_, killed),) = children.ended()
+        children.start(1, lambda: 1 // 0, None)
+        ((_, failed),) = children.ended()
+        children.start(2, lambda: sys.exit(3), None)
+        ((_, left),) = children.ended()
+    assert (killed.code, killed.signal) == (1, "SIGKILL") and (failed.code, left.code) == (1, 3)
