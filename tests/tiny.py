@@ -77,18 +77,22 @@ def go_together(choices: Sequence[str]) -> bool:
 
 
 def has_no_word(one: str, other: str) -> bool:
-    """Whether one of two choices is a layout, and the other is for what it doesn't have."""
+    """Whether one of two choices is for what the other doesn't have: a word of a layout, or attention that asks it."""
+    if "model/attn=cross" in (one, other) and (is_for_attention(one) or is_for_attention(other)):
+        return True
     layout, choice = (one, other) if one.startswith("model/layout=") else (other, one)
     if not layout.startswith("model/layout=") or not choice.startswith("model/"):
         return False
+    if is_for_attention(choice):
+        return not {"attn", "local"} & words_of(layout)
     part = re.split("[/=]", choice)[1]
-    if part == "pos":
-        return choice not in EMBEDDED and not {"attn", "local", "cross"} & words_of(layout)
     return part in ("attn", "mlp", "rec") and part not in words_of(layout)
 
 
-EMBEDDED = {f"model/pos={name}" for name in ("none", "learned", "sinusoidal")}
-"""Positions that matter without attention, too."""
+def is_for_attention(choice: str) -> bool:
+    """Whether these positions do nothing but where attention asks for them; the README has a line for those of T5."""
+    group, _, name = choice.partition("=")
+    return group == "model/pos" and name not in ("none", "learned", "sinusoidal", "t5")
 
 
 @functools.cache

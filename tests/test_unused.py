@@ -1,0 +1,84 @@
+"""What is typed and does nothing is refused; what does something, however little, isn't."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minllm.config import compose
+from minllm.errors import UserError
+from minllm.model.build import build_model
+
+TINY = ["tokenizer=bytes", "model.dim=32", "data.seq_len=32"]
+
+NOTHING = [
+    ("model/layout=mamba model/attn=mha", "model/attn", "says 'attn'"),
+    ("model/layout=mamba model/attn=gqa", "model/attn", "says 'attn'"),
+    ("model/layout=mamba model/attn/mask=window", "model/attn/mask", "says 'attn'"),
+    ("model/layout=mamba model.attn.n_heads=2", "model.attn.n_heads", "says 'attn'"),
+    ("model/layout=mamba model/mlp=gelu", "model/mlp", "says 'mlp'"),
+    ("model/layout=mamba model/mlp=none", "model/mlp", "says 'mlp'"),
+    ("model/layout=recurrent model.attn.dropout=0.1", "model.attn.dropout", "says 'attn'"),
+    ("+model/attn@model.local=mqa", "model.local|model/attn@model.local", "says 'local'"),
+    ("model/rec=mamba", "model/rec", "says 'rec'"),
+    ("model/layout=mamba model/pos=rope", "model/pos", "attention"),
+    ("model/layout=mamba model/pos=alibi", "model/pos", "attention"),
+    ("model/layout=mamba model.pos.theta=5", "model.pos.theta", "attention"),
+    ("+model/pos@model.attn.pos=none model.pos.theta=7", "model.pos.theta", "attention"),
+    ("norm=none norm.kind=layer", "norm.kind=layer", "nothing"),
+    ("norm=none norm.eps=1e-3", "norm.eps=0.001", "nothing"),
+    ("norm.kind=dyt norm.eps=1e-2", "norm.eps=0.01", "nothing"),
+    ("norm.shared=false", "norm.shared=False", "nothing"),
+    ("schedule.t_mult=3", "schedule.t_mult=3", "schedule"),
+    ("schedule.restarts=0 schedule.t_mult=2.0", "schedule.t_mult=2.0", "schedule"),
+    ("optim.weight_decay=0 optim.cautious_decay=true", "optim.cautious_decay=True", "optimizer"),
+    ("sample.temperature=0 sample.top_k=4", "sample.top_k=4", "sampler"),
+    ("model/mlp=moe_expert_choice sample.temperature=0.5", "sample.temperature", "can't generate"),
+    ("size.by=hidden", "size.by", "size.params"),
+]
+
+
+@pytest.mark.parametrize(("words", "key", "why"), NOTHING, ids=[words for words, *_ in NOTHING])
+def test_what_does_nothing_is_refused(words: str, key: str, why: str):
+    with pytest.raises(UserError) as refusal:
+        build_model(compose([*words.split(), *TINY]))
+    sentence = str(refusal.value)
+    assert any(sentence.startswith(one) for one in key.split("|")) and why in sentence, sentence
+
+
+SOMETHING = [
+    "model/layout=mamba",
+    "model/layout=mamba model/pos=none",
+    "model/layout=mamba model/pos=learned",
+    "model/mlp=none",
+    "model/layout=parallel norm.shared=false",
+    "model.attn.dropout=0.1 model.dropout=0.2",
+    "model.attn.softcap=30 model.softcap=50",
+    "model/attn/mask=window model.attn.mask.window=64",
+    "model/attn/mask=blocks model.attn.mask.n_global=7",
+    "model/residual=layerscale model.residual.init=0.3",
+    "model/residual=rezero model.mlp.hidden=48",
+    "model/mlp=moe model.mlp.router.balance=0.3",
+    "model/pos=t5 model.pos.max_distance=64",
+    "model/pos=rope_yarn model.pos.slow=2.0",
+    "schedule.restarts=2 schedule.t_mult=3 schedule.lr_min=0",
+    "optim.beta1=0 optim.eps=1e-7",
+    "norm.eps=1e-3 norm.bias=true",
+    "sample.top_k=4 sample.seed=3",
+    "experiment=min_grok seed=1",
+]
+
+
+@pytest.mark.parametrize("words", SOMETHING)
+def test_what_does_something_is_not(words: str):
+    tiny = TINY[:1] if "experiment" in words else TINY
+    build_model(compose([*words.split(), *tiny]))
+
+
+def test_looking_changes_no_random_numbers():
+    drawn = []
+    for words in ([], ["model.attn.dropout=0.0", "schedule.warmup_steps=3"]):
+        torch.manual_seed(3)
+        build_model(compose([*words, *TINY]))
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
