@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from minllm.config import compose
+from minllm.errors import UserError
 from minllm.grid import name_for_logger
 from minllm.training.loggers import Silent, WandB, short
 from tests.test_readme import TINY
@@ -210,3 +211,73 @@ def test_no_logger_writes_nothing(tmp_path):
     logger.samples(1, [("", "text")])
     logger.finish({})
     assert not list(tmp_path.iterdir())
+
+
+class Down:
+    """A run of W&B's whose service has gone."""
+
+    url = "https://wandb.example/run"
+    summary: dict = {}
+
+    def define_metric(self, *args, **options):
+        pass
+
+    def log(self, *args, **options):
+        raise ConnectionResetError("the service\x1b[31m is down")
+
+    def finish(self, **options):
+        raise wandb.Error("the service is down")
+
+
+def test_a_service_that_fails_while_a_run_trains_is_told_once_and_costs_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(wandb, "init", lambda **options: Down())
+    logger = WandB(project="tests", mode="offline", group=None)
+    logger.start(tiny_cfg(), tmp_path)
+    for step in (1, 2):
+        logger.log({"step": step})
+        logger.samples(step, [("", "text")])
+    logger.finish({})
+    assert capsys.readouterr().out.count("Weights & Biases failed: the service\\x1b[31m is down") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"project": "a/b"}, "Invalid project name"),
+        ({"project": "x" * 200}, "128 characters"),
+        ({"tags": [""]}, "Tag at index"),
+        ({"key": "short"}, "40\\+ characters"),
+    ],
+    ids=str,
+)
+def test_what_the_service_refuses_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch, changed, said):
+    changed = dict(changed)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", changed.pop("key", "k" * 40))
+    cfg = OmegaConf.merge(tiny_cfg(), {"tags": changed.pop("tags", [])})
+    run = tmp_path / "run"
+    run.mkdir()
+    mode = "online" if "40" in said else "offline"
+    logger = WandB(**{"project": "tests", "mode": mode, "group": None, **changed})
+    with pytest.raises(UserError, match=f"Weights & Biases can't be used: .*{said}.*logger=none"):
+        logger.start(cfg, run)
+    assert not list(run.iterdir())
+
+
+def test_what_a_failed_start_has_written_is_removed_again(tmp_path, monkeypatch):
+    (tmp_path / "wandb/offline-run-1").mkdir(parents=True)
+    (tmp_path / "wandb/latest-run").symlink_to("offline-run-1")
+
+    def init(**options):
+        (tmp_path / "wandb/run-2/files").mkdir(parents=True)
+        (tmp_path / "wandb/latest-run").unlink()
+        (tmp_path / "wandb/latest-run").symlink_to("run-2")
+        raise wandb.errors.CommError("no such host")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(UserError, match="no such host"):
+        WandB(project="tests", mode="offline", group=None).start(tiny_cfg(), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "wandb").iterdir()) == ["latest-run", "offline-run-1"]
+    assert (tmp_path / "wandb/latest-run").readlink() == Path("offline-run-1")
