@@ -17,6 +17,7 @@ from minllm.convert.settings import (
 )
 from minllm.errors import UserError
 from minllm.options import Count, Fraction, Natural, NonNegative, Positive
+from minllm.validation import fits
 
 PREFIX = jamba.PREFIX
 TABLE = jamba.layers(mamba2.mixer("layers.{i}.mamba"))
@@ -98,7 +99,7 @@ def merged(config: Settings) -> dict[str, Any]:
     said = one_form(config)
     share = said.setdefault("partial_rotary_factor", 0.5)
     config.ignored("partial_rotary_factor", share)
-    if "attn_rotary_emb" in config.values:
+    if fits(share, Fraction):
         config.ignored("attn_rotary_emb", int(head_dim(config) * share))
     said.setdefault("rope_theta", config.take("rope_theta"))
     config.ignored("rope_theta", said["rope_theta"])

@@ -75,8 +75,8 @@ def typed(config: Settings) -> list[str]:
     config.declare(Config).only("attention_bias", False)
     if config.take("rms_norm_eps") != 1e-6:
         raise UserError(
-            f"{config.name} has rms_norm_eps={config.take('rms_norm_eps')}, and the norms of latents have 1e-06 whatever"
-            " it says: minllm has one number for all norms."
+            f"{config.name} has rms_norm_eps={config.take('rms_norm_eps')}, and the norms of latents have 1e-06 always:"
+            " minllm has one number for all norms."
         )
     activation = config.activation("hidden_act")
     config.unused("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits", "qk_head_dim")
