@@ -263,7 +263,13 @@ VALID = [
     ("qwen3_next", {"rope_parameters": ..., "partial_rotary_factor": None}),
     ("qwen3_next", {"head_dim": ..., "num_attention_heads": 2, "num_key_value_heads": 1}),
     ("gemma2", {"attention_bias": True}),
+    ("gemma3", {"layer_types": ["full_attention"] * 8}),
+    ("gemma2", {"layer_types": FULL}),
     ("recurrent_gemma", {"block_types": ...}),
+    ("recurrent_gemma", {"block_types": ["attention"]}),
+    ("bamba", {"attn_layer_indices": [0, 1, 2, 3]}),
+    ("jamba", {"attn_layer_period": 1, "attn_layer_offset": 0, "num_experts": 1}),
+    ("qwen3_next", {"layer_types": ["full_attention"] * 4}),
     ("mamba", {"intermediate_size": 96}),
 ]
 
