@@ -71,6 +71,7 @@ BESIDE = {
     "gemma3": {"sliding_window_pattern", "rope_local_base_freq"},
     "qwen3_next": {"full_attention_interval"},
     "bloom": {"n_embed"},
+    "mamba": {"intermediate_size"},
     **dict.fromkeys(("olmo2", "jamba", "bamba", "recurrent_gemma"), {"head_dim"}),
 }
 """Settings that aren't fields of the class, and that its code reads."""
@@ -221,7 +222,7 @@ def in_kinds(preset: str, rope: dict[str, Any]) -> dict[str, Any]:
     return {"full_attention": rope, "sliding_attention": {"rope_theta": 20.0}} if preset == "gemma3" else rope
 
 
-MODELS = 7
+MODELS = 4
 """How many mutations of each kind are compared as models; by hand, all were."""
 
 
@@ -237,6 +238,70 @@ def test_mutations_have_the_logits_of_transformers(preset):
                 compared += verdict == "equal"
     print(dict(verdicts))
     assert verdicts["equal"] >= MODELS
+
+
+FULL = ["full_attention"] * 3
+VALID = [
+    ("deepseek_v3", {"rope_parameters": {"rope_type": "default"}}),
+    ("deepseek_v3", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+    ("deepseek_v3", {"rope_parameters": {**SCALED[3], "mscale": ...}}),
+    ("deepseek_v3", {"rope_parameters": {**SCALED[3], "mscale_all_dim": ...}}),
+    ("deepseek_v3", {"rope_parameters": {**SCALED[3], "attention_factor": 1.3}}),
+    ("deepseek_v3", {"rope_parameters": {**SCALED[3], "factor": None, "mscale_all_dim": ...}}),
+    ("deepseek_v3", {"q_lora_rank": None}),
+    ("deepseek_v3", {"first_k_dense_replace": 3}),
+    ("deepseek_v3", {"norm_topk_prob": None, "rope_interleave": None}),
+    ("gpt_oss", {"rope_parameters": {"rope_type": "default"}}),
+    ("gpt_oss", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+    ("gpt_oss", {"rope_parameters": {**SCALED[3], "truncate": ...}}),
+    ("gpt_oss", {"rope_parameters": {**SCALED[3], "truncate": None}}),
+    ("gpt_oss", {"rope_parameters": ...}),
+    ("gpt_oss", {"layer_types": FULL}),
+    ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.2}}),  # 3 of 16 channels
+    ("gpt_neox", {"rope_parameters": {**SCALED[2], "partial_rotary_factor": 0.5}}),
+    ("bamba", {"rope_parameters": ..., "partial_rotary_factor": 0.5, "attn_rotary_emb": 4}),
+    ("qwen3_next", {"rope_parameters": ..., "partial_rotary_factor": None}),
+    ("qwen3_next", {"head_dim": ..., "num_attention_heads": 2, "num_key_value_heads": 1}),
+    ("gemma2", {"attention_bias": True}),
+    ("gemma3", {"layer_types": ["full_attention"] * 8}),
+    ("gemma2", {"layer_types": FULL}),
+    ("recurrent_gemma", {"block_types": ...}),
+    ("recurrent_gemma", {"block_types": ["attention"]}),
+    ("bamba", {"attn_layer_indices": [0, 1, 2, 3]}),
+    ("jamba", {"attn_layer_period": 1, "attn_layer_offset": 0, "num_experts": 1}),
+    ("qwen3_next", {"layer_types": ["full_attention"] * 4}),
+    ("mamba", {"intermediate_size": 96}),
+]
+
+
+@pytest.mark.parametrize("preset, changes", VALID)
+def test_valid_models_are_not_refused(preset, changes):
+    rope = changes.get("rope_parameters")
+    if isinstance(rope, dict):
+        changes = changes | {
+            "rope_parameters": {key: value for key, value in rope.items() if value is not ...}
+        }
+    assert compare(settings_of(preset, **changes), changes) == "equal"
+
+
+IGNORED = [
+    *((preset, {"partial_rotary_factor": 0.5}) for preset in ("llama3", "gemma", "gemma2", "qwen3", "olmo2")),
+    ("mixtral", {"rope_parameters": {"partial_rotary_factor": 0.5}}),
+    ("bamba", {"rope_parameters": ..., "attn_rotary_emb": 2}),
+    ("bamba", {"rope_parameters": ..., "partial_rotary_factor": 0.25}),
+    ("gpt_neox", {"rope_parameters": ..., "rope_theta": 500.0}),
+    ("gpt_neox", {"rope_parameters": ..., "partial_rotary_factor": 0.5}),
+    ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    ("llama3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),  # beside rope_parameters
+    ("llama3", {"rope_parameters": {"rope_type": "default", "factor": 4.0}}),
+    ("llama3", {"rope_theta": 777.0}),
+]
+
+
+@pytest.mark.parametrize("preset, changes", IGNORED)
+def test_what_transformers_ignores_is_refused(preset, changes):
+    with pytest.raises(UserError, match="ignores|no use for"):
+        typed(settings_of(preset, **changes))
 
 
 def compare(settings: dict[str, Any], changes: dict[str, Any]) -> str:

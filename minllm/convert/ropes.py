@@ -160,7 +160,7 @@ def type_of(config: Settings, said: Mapping[str, Any]) -> str:
             f"{config.name} has a rope with rope_type={types[0]} and type={types[1]}, which transformers ignores:"
             " remove type."
         )
-    if (their_type := types[0] if types else "default") not in ROPES:
+    if (their_type := types[0] if types else "default") not in list(ROPES):
         raise UserError(
             f"{config.name} has a rope with rope_type={their_type}, and minllm knows {', '.join(ROPES)} only."
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from minllm.errors import UserError
@@ -227,9 +227,10 @@ def layer_types(config: Settings, words: Mapping[str, str] = SENTENCES, *, every
     return kinds
 
 
-def layout(kinds: Sequence[str], words: Mapping[str, str] = SENTENCES) -> str:
+def layout(kinds: Sequence[str], words: Mapping[str, str] = SENTENCES) -> list[str]:
     """Return the sentences for the kinds of layers: `model.layout=[local mlp,attn mlp]`."""
-    return repeated([words[kind] for kind in kinds])
+    sentences = [words[kind] for kind in kinds]
+    return [repeated(sentences), *without_unsaid(sentences, words.values())]
 
 
 def repeated(sentences: list[str]) -> str:
@@ -237,3 +238,9 @@ def repeated(sentences: list[str]) -> str:
     lengths = range(1, len(sentences) + 1)
     period = next(n for n in lengths if all(one == sentences[i % n] for i, one in enumerate(sentences)))
     return override("model.layout", sentences[:period])
+
+
+def without_unsaid(sentences: Iterable[str], of_preset: Iterable[str]) -> list[str]:
+    """Return what is typed to remove the modules of a preset that no layer of a model has."""
+    said, known = (set(" ".join(some).split()) for some in (sentences, of_preset))
+    return [f"~model.{word}" for word in sorted(known - said - {"attn", "mlp"})]

@@ -14,9 +14,11 @@ from minllm.convert.settings import (
     override,
     overrides,
     repeated,
+    without_unsaid,
 )
 from minllm.errors import UserError
 from minllm.options import Count, Fraction, Natural, NonNegative, Positive
+from minllm.validation import fits
 
 PREFIX = jamba.PREFIX
 TABLE = jamba.layers(mamba2.mixer("layers.{i}.mamba"))
@@ -62,20 +64,20 @@ def typed(config: Settings) -> list[str]:
     config.unused("z_loss_coefficient", "num_logits_to_keep", "use_mamba_kernels")
     config.unused("layer_types", "layers_block_type")  # follow from attn_layer_indices
     mamba2.no_limit(config)
+    rec = {
+        "model.rec.head_dim": mixer_width(config),
+        "model.rec.n_groups": config.take("mamba_n_groups"),
+        "model.rec.chunk": config.take("mamba_chunk_size"),
+        **jamba.mamba_like(config),
+    }
+    layers = layout(config)
     return [
         "experiment=bamba",
         *llama_like(config),
-        *layout(config),
+        *layers,
         *attention_biases(config),
         override("model.mlp.bias", config.take("mlp_bias")),
-        *overrides(
-            {
-                "model.rec.head_dim": mixer_width(config),
-                "model.rec.n_groups": config.take("mamba_n_groups"),
-                "model.rec.chunk": config.take("mamba_chunk_size"),
-                **jamba.mamba_like(config),
-            }
-        ),
+        *(overrides(rec) if "~model.rec" not in layers else []),
         *rope(config, merged(config), partly=True),
     ]
 
@@ -98,7 +100,7 @@ def merged(config: Settings) -> dict[str, Any]:
     said = one_form(config)
     share = said.setdefault("partial_rotary_factor", 0.5)
     config.ignored("partial_rotary_factor", share)
-    if "attn_rotary_emb" in config.values:
+    if fits(share, Fraction):
         config.ignored("attn_rotary_emb", int(head_dim(config) * share))
     said.setdefault("rope_theta", config.take("rope_theta"))
     config.ignored("rope_theta", said["rope_theta"])
@@ -112,4 +114,8 @@ def layout(config: Settings) -> list[str]:
         "attn mlp" if i in attends else "rec mlp" for i in range(config.take("num_hidden_layers"))
     ]
     # a single layer is both
-    return [override("model.first", [first] if others else []), repeated(others or [first])]
+    return [
+        override("model.first", [first] if others else []),
+        repeated(others or [first]),
+        *without_unsaid([first, *others], ["rec"]),
+    ]

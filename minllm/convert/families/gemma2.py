@@ -80,7 +80,7 @@ def alike(config: Settings, kinds: list[str]) -> list[str]:
         *llama_like(config),
         *attention_biases(config),
         *overrides(more),
-        layout(kinds),
+        *layout(kinds),
         *local(config, kinds),
     ]
 

@@ -38,8 +38,12 @@ def ropes(config: Settings, kinds: list[str]) -> list[str]:
     """Return what is typed for the ropes of the kinds of layers that there are."""
     said = dict(config.take("rope_parameters") or {})
     for kind, key in (("full_attention", "rope_theta"), ("sliding_attention", "rope_local_base_freq")):
-        of_kind = dict(said.get(kind) or {"rope_type": "default"})
-        of_kind |= (config.take("rope_scaling") or {}) if kind == "full_attention" else {}
+        of_kind = said.get(kind) or {"rope_type": "default"}
+        if not isinstance(of_kind, dict):
+            raise UserError(
+                f"{config.name}'s rope_parameters have {kind}={of_kind}, which must be a section."
+            )
+        of_kind = {**of_kind, **((config.take("rope_scaling") or {}) if kind == "full_attention" else {})}
         of_kind.setdefault("rope_theta", config.take(key))
         config.ignored(key, of_kind["rope_theta"])
         said[kind] = of_kind

@@ -89,7 +89,7 @@ def typed(config: Settings) -> list[str]:
         *attention_biases(config),
         *experts(config),
         override("model.mlp.expert.limit", config.take("swiglu_limit")),
-        layout(kinds),
+        *layout(kinds),
         *local(config, kinds),
         *rope(config, said, preset=("factor", "original_len", "truncate")),
     ]

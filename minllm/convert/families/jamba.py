@@ -3,7 +3,7 @@
 from typing import Literal
 
 from minllm.convert.families import llama, mamba
-from minllm.convert.settings import Settings, llama_like, override, overrides, repeated
+from minllm.convert.settings import Settings, llama_like, overrides, repeated, without_unsaid
 from minllm.convert.table import Row
 from minllm.options import Count, Fraction, Natural, NonNegative, Positive
 
@@ -90,14 +90,16 @@ def typed(config: Settings) -> list[str]:
         "model.moe.top_k": config.take("num_experts_per_tok"),
         "model.moe.router.balance": config.take("router_aux_loss_coef"),
     }
+    rec = {"model.rec.dt_rank": mamba.rank(config, "mamba_dt_rank"), **mamba_like(config)}
     layers = sentences(config, n_experts)
+    removed = without_unsaid(layers, ["rec", "moe"])
     return [
         "experiment=jamba",
         *llama_like(config),
         repeated(layers),
-        *(overrides(moe) if any("moe" in layer for layer in layers) else ["~model.moe"]),
-        override("model.rec.dt_rank", mamba.rank(config, "mamba_dt_rank")),
-        *overrides(mamba_like(config)),
+        *removed,
+        *(overrides(moe) if "~model.moe" not in removed else []),
+        *(overrides(rec) if "~model.rec" not in removed else []),
     ]
 
 

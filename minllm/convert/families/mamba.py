@@ -5,6 +5,7 @@ from typing import Literal
 
 from minllm.convert.settings import Settings, override, overrides
 from minllm.convert.table import Row, convolution
+from minllm.errors import UserError
 from minllm.options import Count, Natural, NonNegative, Positive
 
 PREFIX = "backbone."
@@ -61,16 +62,22 @@ class Config:
     use_mambapy: bool = False
     use_associative_scan: bool = True
     tie_word_embeddings: bool = True
+    # no field of the class, but its mixers read it
+    intermediate_size: Count | None = None
 
 
 def typed(config: Settings) -> list[str]:
     config.declare(Config)
-    inner = config.take("expand") * config.take("hidden_size")
-    config.only("intermediate_size", inner)
+    dim = config.take("hidden_size")
+    inner = config.take("intermediate_size") or config.take("expand") * dim
     config.ignored("d_inner", inner)
+    if inner % dim:
+        raise UserError(
+            f"{config.name} has intermediate_size={inner}, and minllm's Mamba is a multiple of hidden_size={dim} wide."
+        )
     return [
         "experiment=mamba",
-        *alike(config),
+        *alike(config, expand=inner // dim),
         *overrides(
             {
                 "model.rec.n_state": config.take("state_size"),
@@ -81,8 +88,9 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def alike(config: Settings) -> list[str]:
+def alike(config: Settings, *, expand: int) -> list[str]:
     """Return what Mamba and Mamba-2 say in the same words."""
+    config.unused("expand")
     config.only_silu()
     config.only("rms_norm", True)
     config.ignored("d_model", config.take("hidden_size"))
@@ -98,7 +106,7 @@ def alike(config: Settings) -> list[str]:
                 "model.dim": config.take("hidden_size"),
                 "model.n_layers": config.take("num_hidden_layers"),
                 "model.tie_embeddings": config.take("tie_word_embeddings"),
-                "model.rec.expand": config.take("expand"),
+                "model.rec.expand": expand,
                 "model.rec.conv_width": config.take("conv_kernel"),
                 "model.rec.conv_bias": config.take("use_conv_bias"),
                 "model.rec.bias": config.take("use_bias"),

@@ -71,7 +71,7 @@ def typed(config: Settings) -> list[str]:
         )
     return [
         "experiment=mamba2",
-        *mamba.alike(config),
+        *mamba.alike(config, expand=config.take("expand")),
         *overrides(
             {
                 "model.rec.head_dim": width,

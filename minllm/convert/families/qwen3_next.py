@@ -109,19 +109,19 @@ def typed(config: Settings) -> list[str]:
     config.only_silu()  # the mixers' too
     refuse_experts(config)
     words = {"linear_attention": "rec mlp", "full_attention": "attn mlp"}
+    kinds = layer_types(config, words, every=config.take("full_attention_interval"))
+    mixers = {
+        "model.rec.n_heads": config.take("linear_num_key_heads"),
+        "model.rec.n_value_heads": config.take("linear_num_value_heads"),
+        "model.rec.head_dim": config.take("linear_key_head_dim"),
+        "model.rec.value_dim": config.take("linear_value_head_dim"),
+        "model.rec.conv_width": config.take("linear_conv_kernel_dim"),
+    }
     return [
         "experiment=qwen3_next",
         *llama_like(config),
-        layout(layer_types(config, words, every=config.take("full_attention_interval")), words),
-        *overrides(
-            {
-                "model.rec.n_heads": config.take("linear_num_key_heads"),
-                "model.rec.n_value_heads": config.take("linear_num_value_heads"),
-                "model.rec.head_dim": config.take("linear_key_head_dim"),
-                "model.rec.value_dim": config.take("linear_value_head_dim"),
-                "model.rec.conv_width": config.take("linear_conv_kernel_dim"),
-            }
-        ),
+        *layout(kinds, words),
+        *(overrides(mixers) if "linear_attention" in kinds else []),
         *rope(config, merged(config), partly=True),
     ]
 

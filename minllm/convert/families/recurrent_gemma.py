@@ -3,7 +3,7 @@
 import torch
 
 from minllm.convert.ropes import merged, rope
-from minllm.convert.settings import Settings, WithRope, head_dim, overrides, repeated
+from minllm.convert.settings import Settings, WithRope, head_dim, overrides, repeated, without_unsaid
 from minllm.convert.table import convolution, side_by_side
 from minllm.errors import UserError
 from minllm.options import Count, Fraction, Natural, NonNegative, Positive
@@ -68,6 +68,12 @@ def typed(config: Settings) -> list[str]:
     config.unused("w_init_variance_scale", "final_w_init_variance_scale")
     dim, heads = config.take("hidden_size"), config.take("num_attention_heads")
     width = config.take("lru_width")
+    rec = {
+        "model.rec.width": None if width == dim else width,
+        "model.rec.n_blocks": heads,
+        "model.rec.conv_width": config.take("conv1d_width"),
+    }
+    layers = layout(config)
     return [
         "experiment=recurrent_gemma",
         *overrides(
@@ -77,9 +83,6 @@ def typed(config: Settings) -> list[str]:
                 "model.tie_embeddings": config.take("tie_word_embeddings"),
                 "model.scale_embedding": torch.tensor(dim**0.5).bfloat16().item(),
                 "model.softcap": config.take("logits_soft_cap"),
-                "model.rec.width": None if width == dim else width,
-                "model.rec.n_blocks": heads,
-                "model.rec.conv_width": config.take("conv1d_width"),
                 "model.attn.n_heads": heads,
                 "model.attn.n_kv_heads": config.take("num_key_value_heads") or heads,
                 "model.attn.head_dim": head_dim(config),
@@ -90,16 +93,18 @@ def typed(config: Settings) -> list[str]:
                 "norm.eps": config.take("rms_norm_eps"),
             }
         ),
-        layout(config),
+        *layers,
+        *(overrides(rec) if "~model.rec" not in layers else []),
         *rope(config, merged(config), partly=True),
     ]
 
 
-def layout(config: Settings) -> str:
+def layout(config: Settings) -> list[str]:
     """Return the sentences of the layers, whose kinds repeat as the class has it."""
     words = {"recurrent": "rec mlp", "attention": "attn mlp"}
     kinds, n_layers = list(config.take("block_types")), config.take("num_hidden_layers")
     config.unused("layer_types", "layers_block_type")  # follow from them
     if not kinds or set(kinds) - set(words):
         raise UserError(f"{config.name} has block_types={kinds}, and minllm knows {', '.join(words)} only.")
-    return repeated([words[kinds[i % len(kinds)]] for i in range(n_layers)])
+    sentences = [words[kinds[i % len(kinds)]] for i in range(n_layers)]
+    return [repeated(sentences), *without_unsaid(sentences, ["rec"])]
