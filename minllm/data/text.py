@@ -201,6 +201,11 @@ def last_cut(block: bytes) -> int:
     return next((at for at in range(len(block) - 1, 0, -1) if block[at] & 0xC0 != 0x80), len(block))
 
 
+def line_breaks(separator: str) -> str:
+    """Return what to type where a backslash and an n were meant to be a line break."""
+    return f" For line breaks, type data.separator=$'{separator}'" if "\\n" in separator else ""
+
+
 def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
     """Yield the documents between separators, without the white space around them."""
     mark, rest, start, found = separator.encode(), b"", 0, False
@@ -217,7 +222,9 @@ def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
                 yield decode(piece, path, start).removeprefix("\ufeff").strip(), f"{path}, byte {start:,}"
                 start += len(piece) + len(mark)
     if not found:
-        raise UserError(f"{path} has no '{separator}' in it. If it is one text, leave data.separator out.")
+        raise UserError(
+            f"{path} has no '{separator}' in it. If it is one text, leave data.separator out.{line_breaks(separator)}"
+        )
     yield decode(rest, path, start).strip(), f"{path}, byte {start:,}"
 
 
