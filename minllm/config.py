@@ -63,6 +63,10 @@ def compose(
     """
     import hydra
 
+    overrides = overrides if isinstance(overrides, (str, bytes, Mapping)) else list(overrides)
+    if isinstance(overrides, (str, bytes, Mapping)) or not all(isinstance(word, str) for word in overrides):
+        example = overrides if isinstance(overrides, str) else "model/attn=mqa"
+        raise UserError(f"compose takes a list of words: compose([{example!r}]), not {overrides!r}.")
     overrides = with_imported(with_runs_data([quoted(word) for word in overrides]))
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra(), files_checked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
     """
     write_anything()
     try:
+        check_working_directory()
         check_text(words)
         check_flags(words)
         check_folders(words)
@@ -69,6 +71,13 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         return act()
     except UserError as error:
         print(printable(str(error)), file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        from minllm.explain import disk_error
+
+        if (sentence := disk_error(error)) is None:
+            raise
+        print(printable(str(sentence)), file=sys.stderr)
         return 2
     except SystemExit as end:  # Hydra's way to say that there is no such package
         return 2 if end.code == 1 and "--cfg" in words else int(end.code or 0)
@@ -171,9 +180,22 @@ def check_flag_value(flag: str, value: str | None) -> None:
 
 def write_anything() -> None:
     """Have characters that the terminal's or file's encoding lacks written as escapes, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
+    logging.raiseExceptions = False  # a log line that nobody reads any more, as in `… | head`, is no error
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the shell has closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError(
+            "The working directory has been removed. Change to another one: cd <folder>"
+        ) from error
 
 
 def check_text(words: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.help import find_groups
+from minllm.help import FLAGS, Option, find_groups
 from minllm.words import line
 
 # what stops a file from being written or a folder from being made, whoever tries
@@ -89,7 +89,11 @@ def not_text(folders: Sequence[str]) -> Path | None:
 
 
 def disk_error(error: BaseException) -> UserError | None:
-    """Return the sentence for a full disk or a folder that can't be written to; None for other trouble."""
+    """Return the sentence for a full disk, or a folder that can't be found or written to; None for other trouble."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home directory"):
+        return UserError(
+            "There is no such user, or no HOME, for a path that begins with ~. Write out the path."
+        )
     if not isinstance(error, OSError) or error.errno not in DISK_TROUBLE:
         return None
     return UserError(disk_sentence(error))
@@ -132,6 +136,8 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
         called := re.search(r"(\w+) while evaluating '(.+?)': (.+)", message)
     ):
         return f"Can't read '{error.override}': {called[2]}: {first_line(called[3])}."
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"Can't read '{error.override}'. {near_word(error.override, find_groups(folders))}"
     if isinstance(error, OverrideParseException):
         return f"Can't read '{error.override}'. A setting is key=value; quote brackets: 'prompts=[Once upon a time]'."
     if isinstance(error, SearchPathException):
@@ -149,6 +155,8 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
         return f"{several[1]} is several values. Add -m to run each{as_list}.{as_text}"
     if sweep := re.search(r"Sweep parameters '(.+)' requires", message):
         return f"{sweep[1]} is several values. Add -m to run each."
+    if message.startswith(("Could not override ''", "Could not delete ''")):
+        return "A setting needs a key before its =: key=value."
     if unknown := re.search(r"Could not override '(.+?)'", message):
         value = re.search(r"use \+[^=]+=(.*)", message)
         return unknown_key(unknown[1], value[1] if value else "<option>", error.__cause__, folders)
@@ -156,6 +164,17 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
         return f"Can't set {merging[1]}: {first_line(error.__cause__)}."
     full_key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
     return (f"{full_key}: " if full_key else "") + first_line(message) + "."
+
+
+def near_word(word: str, groups: Mapping[str, Mapping[str, Option]]) -> str:
+    """Say what a word without = may have meant: an option of a group, a group, or a flag."""
+    if f"--{word}" in FLAGS:
+        return f"Did you mean --{word}?"
+    if choices := [f"{group}={word}" for group, options in groups.items() if word in options]:
+        return f"Did you mean {' or '.join(choices[:3])}?"
+    if word in groups:
+        return f"Did you mean {word}=<option>? --help lists them."
+    return "A setting is key=value; quote brackets: 'prompts=[Once upon a time]'."
 
 
 def missing_option(path: str, options: Sequence[str], message: str) -> str:

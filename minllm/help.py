@@ -10,7 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+INSTALLED = Path(__file__).resolve().parent / "home"
+HOME = INSTALLED if INSTALLED.is_dir() else INSTALLED.parent.parent
+"""Where conf/, tokenizers/, run.py and sweep.py are: in the clone, or in an installed package."""
+CONF = HOME / "conf"
 
 FLAGS = {  # flag: (its short form, what it does)
     "--help": ("-h", "this page"),

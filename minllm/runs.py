@@ -68,6 +68,8 @@ def find_run(word: str | Path) -> Path:
     Raises:
         UserError: there is no such folder, it is no run, or no run has been made yet.
     """
+    if not isinstance(word, (str, Path)) or not str(word).strip():
+        raise UserError(f"A run is named by its folder or latest, not {word!r}.")
     if str(word) == "latest":
         return latest_run()
     try:

@@ -62,6 +62,8 @@ def validate(cfg: DictConfig) -> None:
     Nothing is built and nothing is written. What only a constructor can know, such as whether `n_heads` is
     divisible by `n_kv_heads`, it says itself when it's built.
     """
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"A configuration is needed, from minllm.compose(['model/attn=mqa']), not {cfg!r}.")
     allowed = allowed_packages(cfg)
     check_groups(cfg)
     task = locate(target_of(section_in(cfg, "task"), "task"), allowed, "task", PLACES["task"])

@@ -8,7 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from minllm.help import HOME as ROOT
+
 TINY = [
     "train.steps=1",
     "train.batch_size=2",

@@ -23,13 +23,13 @@ from typing import Any
 
 from minllm.data.source import expanded
 from minllm.errors import UserError
+from minllm.help import HOME as REPOSITORY
 from minllm.help import find_groups
 from minllm.options import Place
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored
 
 MODEL, METADATA = "tokenizer.model", "metadata.json"
-REPOSITORY = Path(__file__).resolve().parents[2]
 CACHED_CHUNKS = 1 << 16  # words whose tokens are remembered: most of a text is made of few
 
 

@@ -1,0 +1,21 @@
+"""The doors of an installed minllm: `python -m minllm …` is run.py, and `python -m minllm sweep …` is sweep.py."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from minllm.help import HOME
+
+
+def main() -> None:
+    door = "run.py"
+    if sys.argv[1:2] == ["sweep"]:
+        door = "sweep.py"
+        del sys.argv[1]
+    sys.argv[0] = str(HOME / door)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
