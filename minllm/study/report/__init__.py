@@ -57,6 +57,7 @@ def encodable(text: str) -> str:
 
 def _summary(comparison: Comparison) -> Iterator[str]:
     yield comparison.headline
+    yield from (f"WARNING: {sentence}" for sentence in sentences.warnings(comparison))
     yield ""
     yield from (f"- {contest.sentence}" for contest in comparison.contests)
     yield from (f"- {sentence}" for sentence in sentences.noise(comparison))

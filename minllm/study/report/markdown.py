@@ -20,7 +20,12 @@ from minllm.words import written
 def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
     """Return the text of report.md."""
     sections = [
-        [f"# {plain(comparison.headline)}", plain(sentences.introduction(comparison)), *_verdict(comparison)],
+        [
+            f"# {plain(comparison.headline)}",
+            *(f"**{plain(sentence)}**" for sentence in sentences.warnings(comparison)),
+            plain(sentences.introduction(comparison)),
+            *_verdict(comparison),
+        ],
         [f"{plain(sentences.equal(comparison))}", plain(sentences.unequal(comparison))],
         _listed("## The noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],

@@ -39,8 +39,11 @@ p, ul, ol { max-width: 46rem; }
 .figure .main-svg { background: none !important; }
 .figure .main-svg text:not(.hoverlayer *) { fill: var(--ink) !important; }
 .figure .gridlayer path { stroke: var(--line) !important; }
+.warning { border: 1px solid #d55e00; border-left-width: 6px; border-radius: 4px; padding: .5rem .75rem; }
 .scroll table { font: 14px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.scroll th { white-space: normal; }
+.scroll th { white-space: normal; overflow-wrap: anywhere; min-width: 4rem; }
+.scroll td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 22rem; }
+.scroll td:not(.n):not(:first-child) { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
 .scroll th, .scroll td { padding-right: 1.25rem; }
 .scroll th.n, .scroll td.n { padding: .3rem 0 .3rem .9rem; }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--paper); }
@@ -50,7 +53,7 @@ p, ul, ol { max-width: 46rem; }
 summary { cursor: pointer; }
 @media (max-width: 40rem) {
   body { padding: 1.5rem 1rem 3rem; font-size: 16px; }
-  .scroll td:first-child { white-space: normal; max-width: 10rem; overflow-wrap: break-word; }
+  .scroll td:first-child, .scroll th:first-child { max-width: 8rem; }
 }
 """
 
@@ -89,6 +92,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
 
 def _verdict(comparison: Comparison) -> Iterator[str]:
     yield f"<h1>{escape(comparison.headline)}</h1>"
+    yield from (f'<p class="warning">{_said(one)}</p>' for one in sentences.warnings(comparison))
     yield f'<p class="soft">{_said(sentences.introduction(comparison))}</p>'
     if comparison.contests:
         yield '<ul class="verdicts">'

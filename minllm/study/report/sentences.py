@@ -45,6 +45,17 @@ def introduction(comparison: Comparison) -> str:
     )
 
 
+def warnings(comparison: Comparison) -> list[str]:
+    """Return what may change the answer, and is said before anything else is."""
+    edges = [name for name, one in comparison.tuning.items() if one.at_edge]
+    if not edges:
+        return []
+    return [
+        f"The learning rate of {' and of '.join(edges)} lies at an edge of what was tried, so a better one may lie"
+        " beyond, and the answer may change with it. Try more: search.rates=[…] in another verdict (sweep.name=<name>)."
+    ]
+
+
 def equal(comparison: Comparison) -> str:
     facts = [f"{fact.what}, {fact.said}" for fact in comparison.facts if fact.equal]
     return f"Held equal: {'; '.join(facts)}." if facts else "Nothing was held equal."
