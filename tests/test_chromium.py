@@ -12,7 +12,7 @@ from tests.comparisons import comparison, readings
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NAMES = ("pre", "none", "an arm of a very long name norm=sandwich model/attn=differential optim.lr=0.003")
-PHONE, DESKTOP = (390, 844), (1280, 900)
+PHONE, SMALL, DESKTOP = (390, 844), (360, 740), (1280, 900)
 READABLE = 4.5
 """The contrast that WCAG asks of text."""
 
@@ -70,7 +70,8 @@ def opened(report):
         page.emulate_media(color_scheme=scheme)
         page.evaluate("scrollTo(0, 0)")
         page.wait_for_function(
-            "document.querySelector('#curves .main-svg').getBoundingClientRect().width <= innerWidth"
+            """['#intervals', '#curves'].every(name =>
+              document.querySelector(`${name} .main-svg`).getBoundingClientRect().right <= innerWidth)"""
         )
         return page
 
@@ -78,7 +79,7 @@ def opened(report):
     assert complaints == [] and requests() == []
 
 
-@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("size", [PHONE, SMALL, DESKTOP], ids=["phone", "small", "desktop"])
 def test_the_page_fits_and_begins_with_the_headline(opened, size):
     page = opened(size)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -135,3 +136,34 @@ def test_wide_tables_scroll_inside_their_own_place(opened):
     assert page.evaluate(
         "(() => { const one = document.querySelector('.scroll'); return one.scrollWidth > one.clientWidth })()"
     )
+
+
+def test_a_long_name_leaves_room_for_the_figures_beside_it(opened):
+    page = opened(SMALL)
+    name = page.locator(".scroll td:first-child").nth(2).bounding_box()
+    assert name["width"] <= SMALL[0] / 2
+    clipped = """name => [...document.querySelectorAll(`${name} text`)].filter(
+      text => text.getBoundingClientRect().right > innerWidth).length"""
+    assert [page.evaluate(clipped, name) for name in ("#intervals", "#curves")] == [0, 0]
+
+
+@pytest.mark.parametrize("size", [SMALL, DESKTOP], ids=["small", "desktop"])
+def test_labels_are_not_printed_over_one_another(opened, size):
+    page = opened(size)
+    boxes = page.evaluate(
+        """[...document.querySelectorAll('#intervals .annotation-text, #curves .legendtext')].map(text => {
+          const box = text.getBoundingClientRect(); return [box.left, box.top, box.right, box.bottom]})"""
+    )
+    assert len(boxes) >= 5
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[:number]:
+            apart = left >= other[2] or right <= other[0] or top >= other[3] - 1 or bottom <= other[1] + 1
+            assert apart, (boxes[number], other)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_differences_between_arms_stand_beside_their_texts(opened, scheme):
+    page = opened(DESKTOP, scheme)
+    stories = page.locator(".stories").first.locator(".story")
+    tops = [stories.nth(number).bounding_box()["y"] for number in range(2)]
+    assert stories.count() == 5 and tops[0] == tops[1]

@@ -25,7 +25,7 @@ from minllm.study.reading import (
     read_arm,
     read_arms,
 )
-from minllm.study.report.texts import STYLE_TEXTS, coloured, texts_html, texts_markdown
+from minllm.study.report.texts import STYLE_TEXTS, coloured, differences, texts_html, texts_markdown
 from minllm.study.runs import Selection, find
 from minllm.training import checkpoints
 from minllm.training.evaluation import FLATTERING
@@ -239,6 +239,37 @@ def test_colour_grows_with_loss_and_lines_tell_the_first_guesses():
         "story",
         "sample",
     }
+
+
+def test_arms_stand_side_by_side_with_what_each_token_differs_by():
+    """Blue with a solid line above where an arm loses less than the first, orange and dashed where it loses more."""
+    other = replace(
+        SHOWN, arm="other", stories=[[replace(g, nats=g.nats + m) for g, m in zip(GUESSES, MORE)]]
+    )
+    page = texts_html([SHOWN, other])
+    assert "other, less norm=&lt;pre&gt;: -0.55 nats" in page
+    marked = re.findall(
+        r'class="token( lower| higher|)" style="--surprise:([\d.]+)" title="([+-][\d.]+) nats', page
+    )
+    assert marked == [
+        (" lower", "0.667", "-2.00"), (" higher", "0.500", "+1.50"), ("", "0.000", "-0.05"), ("", "0.000", "+0.00"),
+    ]  # fmt: skip
+    assert ".token.higher { border-top: 2px dashed" in STYLE_TEXTS and "solid line above" in page
+    assert "solid line above" not in texts_html([SHOWN])
+
+
+MORE = (-2.0, 1.5, -0.05, 0.0)
+
+
+def test_tokens_of_another_tokenizer_are_compared_over_the_same_bytes(readings):
+    one = [Guess("ab", 2.0, 1, 2), Guess("cd", 4.0, 1, 2)]
+    other = [Guess("a", 1.0, 1, 1), Guess("bc", 2.0, 1, 2), Guess("d", 0.5, 1, 1)]
+    assert differences(one, other) == pytest.approx([2 - 2, 4 - 1.5])
+    assert differences(other, one) == pytest.approx([1 - 1, 2 - 3, 0.5 - 2])
+    for story, against in zip(readings["words"].stories, readings["bytes"].stories):
+        apart = differences(story, against)
+        total = sum(guess.nats for guess in story) - sum(guess.nats for guess in against)
+        assert sum(apart) == pytest.approx(total) and len(apart) == len(story)
 
 
 def test_markdown_means_nothing_of_what_was_written():

@@ -313,3 +313,13 @@ def test_units():
         *("0 s", "59 s", "1 min", "1 h 0 min", "1 h 30 min")
     ]
     assert [units.mib(value) for value in (0, 2**20, 2000 * 2**20)] == ["0 MiB", "1 MiB", "2,000 MiB"]
+
+
+def test_a_learning_rate_at_an_edge_is_said_on_the_first_screen(tmp_path):
+    one = comparison(tmp_path, {"pre": 2.0, "none": 1.9})
+    tuned = dataclasses.replace(one, tuning={"pre": Tuning({0.1: 2.0, 0.2: 2.1, 0.4: 2.2}, 0.1)})
+    page, text = (file.read_text() for file in write_report(tuned, tmp_path, readings(tuned))[:2])
+    said = "The learning rate of pre lies at an edge of what was tried"
+    assert page.index(said) < page.index('class="verdicts"') and said in text.partition("## ")[0]
+    assert summary(tuned).splitlines()[1].startswith(f"WARNING: {said}")
+    assert "at an edge of what was tried" not in summary(one)

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -345,22 +345,27 @@ class Trained:
         self.asked, self.bpb, self.seconds, self.allowed = asked, bpb, seconds, allowed
         self.asked_for: list[tuple[str, int]] = []
 
+    @contextlib.contextmanager
     def __call__(
         self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
-    ) -> list[FrozenTrial]:
+    ) -> Iterator[Callable[[int], list[FrozenTrial]]]:
         assert keep == "all" and f"optim.lr={0.02!r}" in words
-        self.asked_for.append((phase, n_trials))
-        n_trials = min(n_trials, self.allowed)
-        for seed in range(n_trials):
-            folder = self.asked.folder / phase / f"trial-{seed}"
-            if not folder.exists():
-                self.asked.ends -= self.seconds
-                finished(folder, *self.asked.arms[name], seed=seed, bpb=self.bpb(name, seed))
-        return [
-            optuna.trial.create_trial(
-                state=TrialState.COMPLETE, value=1.0, user_attrs={"seconds": self.seconds}
-            )
-        ] * n_trials
+
+        def run_until(n_trials: int) -> list[FrozenTrial]:
+            self.asked_for.append((phase, n_trials))
+            n_trials = min(n_trials, self.allowed)
+            for seed in range(n_trials):
+                folder = self.asked.folder / phase / f"trial-{seed}"
+                if not folder.exists():
+                    self.asked.ends -= self.seconds
+                    finished(folder, *self.asked.arms[name], seed=seed, bpb=self.bpb(name, seed))
+            return [
+                optuna.trial.create_trial(
+                    state=TrialState.COMPLETE, value=1.0, user_attrs={"seconds": self.seconds}
+                )
+            ] * n_trials
+
+        yield run_until
 
 
 @pytest.fixture
@@ -370,8 +375,8 @@ def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
     def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=math.inf, **protocol):
         shutil.rmtree(asked.folder, ignore_errors=True)
         trials = Trained(asked, bpb, seconds, allowed)
-        monkeypatch.setattr(asked, "run_search", trials)
-        monkeypatch.setattr(asked, "seconds", [])
+        monkeypatch.setattr(asked, "opened", trials)
+        monkeypatch.setattr(asked, "seconds", {})
         monkeypatch.setattr(asked, "ends", time.monotonic() + time_left)
         monkeypatch.setattr(asked, "protocol", replace(PROTOCOL, **protocol))
         rates = {name: Tuning({0.01: 2.0, 0.02: 1.9, 0.04: 2.0}, 0.02) for name in asked.arms}
@@ -394,7 +399,7 @@ def alike(name: str, seed: int) -> float:
 
 def test_the_first_look_that_settles_it_is_the_last(settled, capfd):
     comparison, asked_for = settled(clear, looks=[7, 9])
-    assert asked_for == [("seeds-a", 7), ("seeds-b", 7)]
+    assert asked_for[-1] == ("seeds-b", 7) and max(pairs for _, pairs in asked_for) == 7
     assert (
         comparison.headline == "norm=post model/attn=mha is worse than norm=pre model.layout=[attn mlp,mlp]."
     )
@@ -404,16 +409,28 @@ def test_the_first_look_that_settles_it_is_the_last(settled, capfd):
     assert comparison.commands[0].startswith("python sweep.py search=verdict")
 
 
+@pytest.mark.parametrize(("n_jobs", "turns"), [
+    (1, ["a1", "b1", "b2", "a2", "a3", "b3", "b4", "a4", "a5", "b5", "b6", "a6"]),
+    (2, ["a2", "b2", "b4", "a4", "a6", "b6"]),
+    (4, ["a4", "b4", "b6", "a6"]),
+])  # fmt: skip
+def test_arms_take_turns_and_each_begins_as_often(settled, asked, monkeypatch, n_jobs, turns):
+    """What slows the machine meanwhile slows both, so that their tokens a second can be compared."""
+    monkeypatch.setattr(asked.sweeper, "n_jobs", n_jobs)
+    _, asked_for = settled(clear, looks=[6])
+    assert [f"{phase[-1]}{pairs}" for phase, pairs in asked_for] == turns
+
+
 def test_arms_that_are_equivalent_settle_it_too(settled):
     comparison, asked_for = settled(alike, looks=[7, 9])
-    assert comparison.contests[0].verdict.word == "equivalent" and len(asked_for) == 2
+    assert comparison.contests[0].verdict.word == "equivalent" and len(asked_for) == 14
 
 
 def test_each_look_must_be_surer_where_there_are_several(settled):
     """Six pairs of one sign settle it if they are looked at once, and not if that was the first look of two."""
     assert settled(clear, looks=[6])[0].contests[0].verdict.word == "worse"
     comparison, asked_for = settled(clear, looks=[6, 8])
-    assert [pairs for _, pairs in asked_for] == [6, 6, 8, 8]
+    assert max(pairs for _, pairs in asked_for) == 8
     assert (
         comparison.contests[0].verdict.word == "worse" and comparison.contests[0].verdict.confidence == 0.975
     )
@@ -421,7 +438,7 @@ def test_each_look_must_be_surer_where_there_are_several(settled):
 
 def test_what_no_look_settles_is_inconclusive_after_the_last(settled):
     comparison, asked_for = settled(unclear, looks=[6, 7])
-    assert [pairs for _, pairs in asked_for] == [6, 6, 7, 7]
+    assert max(pairs for _, pairs in asked_for) == 7
     assert (
         comparison.headline
         == "norm=post model/attn=mha against norm=pre model.layout=[attn mlp,mlp]: inconclusive."
@@ -431,7 +448,7 @@ def test_what_no_look_settles_is_inconclusive_after_the_last(settled):
 def test_pairs_that_there_is_no_time_for_are_not_begun(settled):
     """Two runs of ten seconds make a pair, and a look at a number that wasn't planned would be one too many."""
     comparison, asked_for = settled(clear, looks=[6, 20], seconds=10, time_left=170)
-    assert asked_for[-1] == ("seeds-b", 8) and list(comparison.contests[0].seeds) == list(range(6))
+    assert asked_for[-1] == ("seeds-a", 8) and list(comparison.contests[0].seeds) == list(range(6))
     comparison, asked_for = settled(clear, looks=[6, 20], seconds=10, time_left=45)
     assert [pairs for _, pairs in asked_for] == [1, 1, 2, 2]
     verdict = comparison.contests[0].verdict
@@ -491,7 +508,7 @@ def test_an_arm_whose_runs_are_all_lost_is_named_with_the_reason(settled):
 
 def test_each_against_each_and_each_against_itself(settled):
     comparison, asked_for = settled(clear, looks=[6], aa=True, baseline="b")
-    assert asked_for == [("seeds-a", 12), ("seeds-b", 12)], "two seeds of an arm make a pair with itself"
+    assert asked_for[-2:] == [("seeds-b", 12), ("seeds-a", 12)], "two seeds of an arm make a pair with itself"
     assert (
         comparison.headline == "norm=pre model.layout=[attn mlp,mlp] is better than norm=post model/attn=mha."
     )
@@ -501,7 +518,7 @@ def test_each_against_each_and_each_against_itself(settled):
 def test_an_only_arm_has_a_noise_floor(settled, asked, monkeypatch):
     monkeypatch.setattr(asked, "arms", {"a": ["norm=pre"]})
     comparison, asked_for = settled(lambda name, seed: 2 + seed % 3 / 1e5, looks=[6, 8], aa=True)
-    assert asked_for == [("seeds-a", 12), ("seeds-a", 16)][: len(asked_for)]
+    assert asked_for == [("seeds-a", 2 * pairs) for pairs in range(1, len(asked_for) + 1)]
     assert comparison.contests == [] and comparison.noise[0].verdict.word == "equivalent"
 
 

@@ -145,6 +145,19 @@ class Comparison:
         return max(sorted(set(seeds)), key=seeds.count)
 
     @property
+    def is_settled(self) -> bool:
+        """Whether more pairs wouldn't change any word."""
+        return all(one.is_settled for one in self.contests or self.noise)
+
+    @property
+    def settling(self) -> str:
+        """How many pairs would settle what is inconclusive: a sentence for each contest."""
+        judged = [*self.contests, *self.noise]
+        several = len(judged) > 1
+        named = ((f"{one.arm.name}: " if several else "", one.verdict.settling) for one in judged)
+        return " ".join(f"{name}{settling}" for name, settling in named if settling)
+
+    @property
     def headline(self) -> str:
         """The answer in one sentence."""
         if not self.contests:

@@ -11,11 +11,12 @@ with the same command. At how many pairs they are looked at is fixed beforehand,
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ WORDS_ALONE = {
 }
 """A search for what its words say and nothing else."""
 
+RunUntil = Callable[[int], Sequence[FrozenTrial]]
+
 EACH_ONCE = {"_target_": "optuna.samplers.GridSampler", "_partial_": True, "search_space": {}}
 TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
 
@@ -103,8 +106,8 @@ class VerdictSearch:
         self.name, self.folder = self.config.sweep.name, Path(str(self.config.hydra.sweep.dir))
         self.typed = [word for word in typed if key_of(word).partition(".")[0] != "arms"]
         self.ends = time.monotonic() + (self.config.sweep.minutes or math.inf) * 60
-        self.seconds: list[float] = []
-        """What runs took."""
+        self.seconds: dict[str, list[float]] = {}
+        """What the runs of each search took."""
         self.precision = self.precision_word()
         self.size: list[str] = []
         bases = {name: self.composed(name) for name in self.arms}
@@ -152,8 +155,10 @@ class VerdictSearch:
         for name, rates in self.rates.items() if self.protocol.rates else ():
             tried = [f"optim.lr=choice({','.join(map(repr, rates))})"]
             tried += [f"seed=choice({','.join(map(str, seeds))})", *self.logged_as(name, "-tuning")]
-            trials = self.run_search(f"tune-{name}", name, tried, len(rates) * len(seeds), keep="none")
-            self.seconds += seconds_of_runs(trials)
+            n_trials = len(rates) * len(seeds)
+            with self.opened(f"tune-{name}", name, tried, n_trials, keep="none") as run_until:
+                trials = run_until(n_trials)
+            self.seconds[f"tune-{name}"] = seconds_of_runs(trials)
             found[name] = chosen_rate(name, rates, trials, len(seeds))
             edge = ", at an edge of what was tried" * found[name].at_edge
             print(f"{name}: optim.lr={found[name].chosen:g}{edge}.", flush=True)
@@ -166,23 +171,39 @@ class VerdictSearch:
         Returns the comparison at the last look that there was; before the first, nothing is decided.
         """
         done, comparison = 0, None
-        for look in self.protocol.looks:
-            while done < look and (more := self.pairs_in_time()):
-                done = int(min(look, done + more))
-                for name in self.arms:
-                    self.train_seeds(name, tuning, done * self.protocol.runs_of_a_pair)
-            if done < look:
-                break
-            comparison = self.compared(tuning, look)
-            print(f"After {look} pairs: {comparison.headline} {more_pairs(comparison)}".rstrip(), flush=True)
-            if is_settled(comparison):
-                return comparison
+        with contextlib.ExitStack() as stack:
+            searches = {name: stack.enter_context(self.opened_seeds(name, tuning)) for name in self.arms}
+            for look in self.protocol.looks:
+                done = self.train_up_to(look, done, searches)
+                if done < look:
+                    break
+                comparison = self.compared(tuning, look)
+                print(f"After {look} pairs: {comparison.headline} {comparison.settling}".rstrip(), flush=True)
+                if comparison.is_settled:
+                    return comparison
         if comparison is None:
             before = f"before the first look at {self.protocol.looks[0]} pairs"
             return undecided(self.compared(tuning, done), TIME_WAS_UP.format(before))
         return comparison
 
-    def train_seeds(self, name: str, tuning: Mapping[str, Tuning], seeds: int) -> None:
+    def train_up_to(self, look: int, done: int, searches: Mapping[str, RunUntil]) -> int:
+        """Train up to so many pairs, as far as there is time, and return how many there are.
+
+        The arms take turns, and who begins changes: what else the machine does then slows all of them alike, and
+        their tokens a second can be compared.
+        """
+        while done < look and (more := self.pairs_in_time()):
+            turn = done // self.sweeper.n_jobs
+            done += int(min(look - done, more, self.sweeper.n_jobs))
+            for name in list(searches)[:: 1 if turn % 2 == 0 else -1]:
+                trials = searches[name](done * self.protocol.runs_of_a_pair)
+                self.seconds[f"seeds-{name}"] = seconds_of_runs(trials)
+        return done
+
+    def opened_seeds(
+        self, name: str, tuning: Mapping[str, Tuning]
+    ) -> contextlib.AbstractContextManager[RunUntil]:
+        """Open the search that trains an arm's seeds at its learning rate."""
         rate = [f"optim.lr={tuning[name].chosen!r}"] if name in tuning else []
         words = [
             *rate,
@@ -190,17 +211,19 @@ class VerdictSearch:
             "train.keep_checkpoints=1",
             *self.logged_as(name),
         ]
-        self.seconds += seconds_of_runs(self.run_search(f"seeds-{name}", name, words, seeds, keep="all"))
+        seeds = self.protocol.looks[-1] * self.protocol.runs_of_a_pair
+        return self.opened(f"seeds-{name}", name, words, seeds, keep="all")
 
     def pairs_in_time(self) -> float:
         """Return how many more pairs there is time for, by what runs took so far; some to learn that, at first."""
         left = self.ends - time.monotonic()
         if math.isinf(left):
             return math.inf
-        if not self.seconds:
+        seconds = [one for search in self.seconds.values() for one in search]
+        if not seconds:
             return self.sweeper.n_jobs if left > 0 else 0
         runs = len(self.arms) * self.protocol.runs_of_a_pair
-        return max(0, int(left * self.sweeper.n_jobs / (runs * sum(self.seconds) / len(self.seconds))))
+        return max(0, int(left * self.sweeper.n_jobs / (runs * sum(seconds) / len(seconds))))
 
     def compared(self, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
         """Compare the first so many pairs. UserError where an arm has no run that came to its end."""
@@ -245,10 +268,14 @@ class VerdictSearch:
 
     # ---- what all searches share -----------------------------------------------------------------
 
-    def run_search(
+    @contextlib.contextmanager
+    def opened(
         self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
-    ) -> list[FrozenTrial]:
-        """Run an arm with further words until that search has so many trials, and return them."""
+    ) -> Iterator[RunUntil]:
+        """Open the search that runs an arm with further words, up to so many trials.
+
+        Yields what runs it until it has a number of trials, and returns them.
+        """
         config = self.without_arms()
         left = self.ends - time.monotonic()
         with read_write(config.hydra):
@@ -260,9 +287,8 @@ class VerdictSearch:
         context, function = self.sweeper.hydra_context, self.sweeper.task_function
         own.setup(hydra_context=context, task_function=function, config=config)
         search = Search(own, [*self.words_of(name), *words])
-        with search.opened():
-            search.run()
-            return search.trials()
+        with search.opened(), search.in_charge():
+            yield search.run_until
 
     def composed(self, name: str) -> DictConfig:
         """Return what an arm is configured as by the words so far."""
@@ -387,16 +413,3 @@ def refuse_broken_arm(name: str, cfg: DictConfig) -> None:
         check_laws(cfg)
     except UserError as error:
         raise UserError(f"Arm {name}: {error}") from error
-
-
-def is_settled(comparison: Comparison) -> bool:
-    """Whether more pairs wouldn't change any word."""
-    return all(one.is_settled for one in comparison.contests or comparison.noise)
-
-
-def more_pairs(comparison: Comparison) -> str:
-    """Return how many pairs would settle what isn't settled yet: a sentence for each contest."""
-    judged = [*comparison.contests, *comparison.noise]
-    several = len(judged) > 1
-    named = ((f"{one.arm.name}: " if several else "", one.verdict.settling) for one in judged)
-    return " ".join(f"{name}{settling}" for name, settling in named if settling)

@@ -164,12 +164,16 @@ class Search:
 
     def run(self) -> None:
         """Search until there are enough trials, and in any case leave the study so that the search can go on."""
+        with self.in_charge():
+            self.run_until(self.n_trials)
+
+    @contextlib.contextmanager
+    def in_charge(self) -> Iterator[None]:
+        """Run trials while the context lasts, and in any case leave the study so that the search can go on."""
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             self.recover()
-            with self.table:
-                self.table.update(self.trials())
-                self.loop()
+            yield
         except (KeyboardInterrupt, SystemExit):
             print("Stopped. The same command goes on.", file=sys.stderr)
             raise
@@ -180,6 +184,14 @@ class Search:
             if self.leader:
                 self.leader.leave()
             signal.signal(signal.SIGTERM, before)
+
+    def run_until(self, n_trials: int) -> list[FrozenTrial]:
+        """Search until the study has so many trials, and return them; who calls it is in charge already."""
+        self.n_trials = n_trials
+        with self.table:
+            self.table.update(self.trials())
+            self.loop()
+        return self.trials()
 
     def report(self) -> list[Path]:
         """Write what the study has found so far, and return the files' paths."""

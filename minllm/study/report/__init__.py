@@ -14,7 +14,6 @@ from minllm.study.report.data import to_json
 from minllm.study.report.markdown import to_markdown
 from minllm.study.report.page import to_html
 from minllm.study.report.rows import COLUMNS, cells
-from minllm.study.trust import warnings
 from minllm.study.wandb_report import publish_if_mirrored
 from minllm.training.rundir import write_text
 
@@ -58,8 +57,8 @@ def encodable(text: str) -> str:
 
 def _summary(comparison: Comparison) -> Iterator[str]:
     yield comparison.headline
+    yield from (f"WARNING: {sentence}" for sentence in sentences.warnings(comparison))
     yield ""
-    yield from warnings(comparison.arms)
     yield from (f"- {contest.sentence}" for contest in comparison.contests)
     yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
     yield ""

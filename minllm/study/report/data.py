@@ -17,7 +17,6 @@ from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.rows import row
-from minllm.study.trust import warnings
 
 FORMAT = 1
 
@@ -30,7 +29,7 @@ def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
         "metric": METRIC,
         "baseline": comparison.baseline.name,
         "margin": comparison.margin,
-        "warnings": warnings(comparison.arms),
+        "warnings": sentences.warnings(comparison),
         "contests": [_contest(contest) for contest in comparison.contests],
         "noise": [
             {"arm": one.arm.name, "floor": one.floor, "verdict": asdict(one.verdict)}

@@ -27,7 +27,7 @@ WORDS = {"better": "#0072b2", "equivalent": "#009e73", "worse": "#d55e00", "inco
 
 AXES = {"tokens": "tokens trained on", "FLOPs": "FLOPs of training", "seconds": "seconds of training"}
 CLEAR = "rgba(0,0,0,0)"
-LINE_LETTERS = 46  # what a phone has room for
+LINE_LETTERS = 34  # what a phone has room for
 
 
 def colour(index: int) -> str:
@@ -49,6 +49,7 @@ def intervals(comparison: Comparison) -> Figure:
     labels = [_label(contest, comparison) for contest in contests]
     step = 1 + 0.3 * max(label.count("<br>") for label in labels)
     places = [-step * i for i in range(len(contests))]
+    top = 0.5 + 0.3 * (1 + labels[0].count("<br>"))
     figure = Figure([trace for pair in zip(contests, places) for trace in _interval(*pair)])
     for label, place in zip(labels, places):
         figure.add_annotation(
@@ -58,14 +59,16 @@ def intervals(comparison: Comparison) -> Figure:
     margin = contests[0].verdict.margin
     figure.add_vrect(-margin, margin, fillcolor=BAND, line_width=0, layer="below")
     figure.add_vline(0, line={"color": GREY, "width": 1}, layer="below")
-    figure.update_layout(**_layout(height=round(76 * step * len(contests) + 80)), showlegend=False)
+    figure.update_layout(
+        **_layout(height=round(76 * (top + step * (len(contests) - 1) + 0.5) + 64)), showlegend=False
+    )
     figure.update_layout(margin={"l": 12, "r": 12, "t": 8, "b": 56})
     figure.update_xaxes(
         title_text="← better · difference in bits a byte · worse →",
         range=_reach(contests),
         tickformat="~g",
     )
-    figure.update_yaxes(visible=False, range=[places[-1] - 0.5, step - 0.2], fixedrange=True)
+    figure.update_yaxes(visible=False, range=[places[-1] - 0.5, top], fixedrange=True)
     return figure
 
 
@@ -73,7 +76,12 @@ def _label(contest: Contest, comparison: Comparison) -> str:
     same = all(one.baseline is comparison.baseline for one in comparison.contests)
     against = "" if same and len(comparison.contests) > 1 else f" against {contest.baseline.name}"
     words = f"{contest.arm.name}{against}: {contest.verdict.word}"
-    return "<br>".join(escape(line) for line in textwrap.wrap(words, LINE_LETTERS))
+    return wrapped(words)
+
+
+def wrapped(text: str) -> str:
+    """Return text in lines that a phone has room for."""
+    return "<br>".join(escape(line) for line in textwrap.wrap(text, LINE_LETTERS))
 
 
 def _interval(contest: Contest, place: float) -> Iterator[Any]:
@@ -131,7 +139,8 @@ def learning_curves(
     figure = Figure([trace for i, one in shown for trace in _curve(one, i)])
     if floor is not None:
         figure.add_trace(_floor(floor, curves))
-    figure.update_layout(**_layout(height=420 + 22 * len(shown)), hovermode="closest")
+    lines = sum(1 + wrapped(one.arm).count("<br>") for _, one in shown)
+    figure.update_layout(**_layout(height=420 + 22 * lines), hovermode="closest")
     figure.update_layout(
         margin={"l": 56, "r": 12, "t": 12, "b": 56},
         legend={
@@ -153,7 +162,7 @@ def _curve(one: Curve, index: int) -> Iterator[Any]:
     from plotly.graph_objects import Scatter
 
     red, green, blue = (int(colour(index)[at : at + 2], 16) for at in (1, 3, 5))
-    together = {"legendgroup": str(index), "name": escape(one.arm)}
+    together = {"legendgroup": str(index), "name": wrapped(one.arm)}
     yield Scatter(
         x=_around(one.tokens),
         y=[*one.high, *one.low[::-1]],

@@ -14,7 +14,6 @@ from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import texts_markdown
-from minllm.study.trust import warnings
 from minllm.words import written
 
 
@@ -23,9 +22,10 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
     sections = [
         [
             f"# {plain(comparison.headline)}",
-            *(f"**{plain(warning)}**" for warning in warnings(comparison.arms)),
+            *(f"**{plain(sentence)}**" for sentence in sentences.warnings(comparison)),
+            plain(sentences.introduction(comparison)),
+            *_verdict(comparison),
         ],
-        [plain(sentences.introduction(comparison)), *_verdict(comparison)],
         [f"{plain(sentences.equal(comparison))}", plain(sentences.unequal(comparison))],
         _listed("## The noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],

@@ -17,7 +17,6 @@ from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
-from minllm.study.trust import warnings
 from minllm.words import written
 
 STYLE = """
@@ -37,8 +36,11 @@ p, ul, ol { max-width: 46rem; }
   .figure .scatterlayer, .figure .legend .layers, .swatch { filter: brightness(1.35); }
 }
 .figure { background: none; margin: 1.5rem 0; padding: .5rem 0 0; border-width: 1px 0; border-radius: 0; }
+.warning { border: 1px solid #d55e00; border-left-width: 6px; border-radius: 4px; padding: .5rem .75rem; }
 .scroll table { font: 14px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.scroll th { white-space: normal; }
+.scroll th { white-space: normal; overflow-wrap: anywhere; min-width: 4rem; }
+.scroll td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 22rem; }
+.scroll td:not(.n):not(:first-child) { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
 .scroll th, .scroll td { padding-right: 1.25rem; }
 .scroll th.n, .scroll td.n { padding: .3rem 0 .3rem .9rem; }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--paper); }
@@ -48,7 +50,7 @@ p, ul, ol { max-width: 46rem; }
 summary { cursor: pointer; }
 @media (max-width: 40rem) {
   body { padding: 1.5rem 1rem 3rem; font-size: 16px; }
-  .scroll td:first-child { white-space: normal; max-width: 10rem; overflow-wrap: break-word; }
+  .scroll td:first-child, .scroll th:first-child { max-width: 8rem; }
 }
 """
 
@@ -87,7 +89,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
 
 def _verdict(comparison: Comparison) -> Iterator[str]:
     yield f"<h1>{escape(comparison.headline)}</h1>"
-    yield from (f"<p><b>{_said(warning)}</b></p>" for warning in warnings(comparison.arms))
+    yield from (f'<p class="warning">{_said(one)}</p>' for one in sentences.warnings(comparison))
     yield f'<p class="soft">{_said(sentences.introduction(comparison))}</p>'
     if comparison.contests:
         yield '<ul class="verdicts">'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minllm import units
+from minllm.study import trust
 from minllm.study.arms import Arm
 from minllm.study.comparison import Comparison, Tuning
 from minllm.study.facts import NEAR
@@ -43,6 +44,19 @@ def introduction(comparison: Comparison) -> str:
         f" the baseline, {called(comparison.baseline)}) counts as too small to matter."
         f" {KEPT if comparison.kept_margin else NOT_KEPT}"
     )
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """Return what may change the answer, and is said before anything else is."""
+    found = trust.warnings(comparison.arms)
+    edges = [name for name, one in comparison.tuning.items() if one.at_edge]
+    if not edges:
+        return found
+    return [
+        *found,
+        f"The learning rate of {' and of '.join(edges)} lies at an edge of what was tried, so a better one may lie"
+        " beyond and change the answer. Try more: search.rates=[…] in another verdict (sweep.name=<name>).",
+    ]
 
 
 def equal(comparison: Comparison) -> str:

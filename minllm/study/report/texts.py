@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from minllm import markdown, page
 from minllm.page import escape
 from minllm.study.reading import Guess, Reading, accuracy, bits_a_byte
@@ -12,9 +14,14 @@ from minllm.tokenizer.show import visible
 DARKEST = 6.0
 """The loss in nats from which on colours are the same: the model gave the token one chance in 400."""
 
+FARTHEST = 3.0
+"""The difference in nats from which on colours are the same."""
+NOTICED = 0.1
+"""The difference in nats from which on a token is marked."""
+
 STYLE_TEXTS = """
 .samples, .stories { display: grid; gap: 1rem 2rem; }
-.samples { grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
+.samples, .stories { grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
 .sample p, .story p { margin: .25rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .sample h4, .story h4 { margin: 0; font-size: .85rem; font-weight: 600; opacity: .75; overflow-wrap: anywhere; }
 .story p { line-height: 1.9; }
@@ -22,6 +29,12 @@ STYLE_TEXTS = """
   border-bottom: 2px none color-mix(in srgb, currentColor 65%, transparent); }
 .token.first { border-bottom-style: solid; }
 .token.among-five { border-bottom-style: dotted; }
+.token.lower { background: rgb(0 114 178 / calc(var(--surprise) * .6)); border-top: 2px solid #0072b2; }
+.token.higher { border-top: 2px dashed #d55e00; }
+@media (prefers-color-scheme: dark) {
+  .token.lower { background: rgb(60 160 225 / calc(var(--surprise) * .5)); border-top-color: #5bb5ec; }
+  .token.higher { border-top-color: #f28a3c; }
+}
 .white { opacity: .4; }
 .legend { font-size: .85rem; line-height: 2; }
 .legend .token { padding: .15em .5em; }
@@ -105,27 +118,45 @@ def written(readings: Sequence[Reading]) -> Iterator[str]:
         yield '<div class="samples">'
         for one in readings:
             if one.samples:
-                yield block("sample", one, f"<b>{escape(prompt)}</b>{escape(one.samples[place][1])}")
+                yield block("sample", one.arm, f"<b>{escape(prompt)}</b>{escape(one.samples[place][1])}")
         yield "</div>"
 
 
 def read(readings: Sequence[Reading]) -> Iterator[str]:
-    """Yield a block for each held-out text, in which the arms stand one beneath the other."""
+    """Yield a block for each held-out text: how each arm read it, and how that differs from the first arm."""
     shown = readers(readings)
     if not shown:
         return
-    yield f"<h3>Reading held-out text</h3>\n{LEGEND}"
+    yield f"<h3>Reading held-out text</h3>\n{LEGEND}{LEGEND_OF_DIFFERENCES if len(shown) > 1 else ''}"
     yield page.table(HEADINGS, [[escape(one.arm), *figures(one)] for one in shown], "lrrr")
-    for place in range(len(shown[0].stories)):
+    first, *others = shown
+    for place in range(len(first.stories)):
         yield f"<h3>Held-out text {place + 1}</h3>"
         yield '<div class="stories">'
-        for one in shown:
-            yield block("story", one, "".join(map(coloured, one.stories[place])))
+        yield block("story", first.arm, "".join(map(coloured, first.stories[place])))
+        for one in others:
+            yield block("story", one.arm, "".join(map(coloured, one.stories[place])))
+            apart = differences(one.stories[place], first.stories[place])
+            text = "".join(compared(guess, more) for guess, more in zip(one.stories[place], apart))
+            yield block("story", f"{one.arm}, less {first.arm}: {sum(apart):+.2f} nats", text)
         yield "</div>"
 
 
-def block(name: str, reading: Reading, text: str) -> str:
-    return f'<article class="{name}"><h4>{escape(reading.arm)}</h4><p>{text}</p></article>'
+def differences(story: Sequence[Guess], against: Sequence[Guess]) -> list[float]:
+    """Return by how many nats each token's loss differs from what another arm lost over the same bytes.
+
+    Where the other arm's tokens are others, the loss of each counts in equal parts for its bytes.
+    """
+    if [guess.text for guess in story] == [guess.text for guess in against]:
+        return [guess.nats - other.nats for guess, other in zip(story, against)]
+    ends, lost = (np.cumsum([0, *values]) for values in zip(*((one.bytes, one.nats) for one in against)))
+    own = np.cumsum([0, *(guess.bytes for guess in story)])
+    theirs = np.diff(np.interp(own, ends, lost))
+    return [guess.nats - float(other) for guess, other in zip(story, theirs)]
+
+
+def block(name: str, heading: str, text: str) -> str:
+    return f'<article class="{name}"><h4>{escape(heading)}</h4><p>{text}</p></article>'
 
 
 def coloured(guess: Guess) -> str:
@@ -133,6 +164,15 @@ def coloured(guess: Guess) -> str:
     line = " first" if guess.rank == 1 else " among-five" if guess.rank <= 5 else ""
     said = f"{guess.nats:.2f} nats, {ordinal(guess.rank)} guess"
     return token(guess.nats, line, f' title="{said}"', "".join(map(calm, guess.text)))
+
+
+def compared(guess: Guess, more: float) -> str:
+    """Return a token in the colour of how its loss differs from another arm's, with a line above where that shows."""
+    side = "" if abs(more) < NOTICED else " lower" if more < 0 else " higher"
+    share = min(abs(more) / FARTHEST, 1) * DARKEST * bool(side)
+    return token(
+        share, side, f' title="{more:+.2f} nats: {guess.nats:.2f} here"', "".join(map(calm, guess.text))
+    )
 
 
 def token(nats: float, line: str, title: str, text: str) -> str:
@@ -161,6 +201,14 @@ LEGEND = (
     + " says that it was the model’s first guess (top-1), and "
     + token(0, " among-five", "", "dots")
     + " that it was among its first five (top-5).</p>"
+)
+
+LEGEND_OF_DIFFERENCES = (
+    '<p class="legend">Beside it, each token is coloured by how its loss differs from that of the first arm: '
+    + token(DARKEST / 2, " lower", "", "a solid line above, blue")
+    + " where it is lower, and "
+    + token(DARKEST / 2, " higher", "", "a dashed line above, orange")
+    + f" where it is higher, by {NOTICED} nats or more.</p>"
 )
 
 
