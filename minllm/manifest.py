@@ -173,7 +173,8 @@ def is_whole(run: Path) -> bool:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(summary, dict) and "val_bpb" in summary and (run / "config.yaml").is_file()
+    figure = summary.get("val_bpb") if isinstance(summary, dict) else None
+    return isinstance(figure, (int, float)) and (run / "config.yaml").is_file()
 
 
 def can_go_on(run: Path) -> bool:

@@ -42,8 +42,11 @@ def choice_words(overrides: Iterable[str]) -> str:
         ):
             continue
         name = re.split(r"[./@+~]", key)[-1]
-        is_choice = "/" in key or re.fullmatch(r"(?!true$|false$|null$)[A-Za-z]\w*", value)
-        words.append(name if "," in value else value if is_choice else name + value)
+        is_choice = "/" in key or re.fullmatch(r"[A-Za-z]\w*", value)
+        if value.lower() in ("true", "false", "null"):
+            words.append(f"{name}-{value.lower()}")
+        else:
+            words.append(name if "," in value else value if is_choice else name + value)
     text = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-.")
     return text[:48].strip("-.") or "train"
 

@@ -370,6 +370,12 @@ def test_what_overrides_name():
         (["task=generate", "run=/a/b", "prompts=[x y]"], "generate"),
         (["optim.lr=0.5", "hydra.run.dir=/x", "data.path=/a/b", "tags=[mine]"], "lr0.5"),
         (["model/attn=" + "x" * 200], "x" * 48),
+        (["seed=0", "model.tie_embeddings=False"], "seed0-tie_embeddings-false"),
+        (
+            ["train.compile=TRUE", "model.softcap=null", "model/rec=null"],
+            "compile-true-softcap-null-rec-null",
+        ),
+        (["model.layout=[attn mlp,rec mlp]", "seed=0,1", "train={steps: 5}"], "layout-seed-train-steps-5"),
     ],
 )
 def test_a_folder_is_named_after_the_choices(overrides: list[str], expected: str):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from minllm.grid import grid_table
 
 
@@ -29,13 +31,47 @@ def test_seeds_are_one_row_and_the_best_is_first(tmp_path):
         for seed, bpb in [(0, 0.5), (1, 0.54)]
     ]
     jobs.append((["model/attn=mqa", "seed=0", "train.steps=4"], run(tmp_path, "mqa", 0.4)))
-    rows = grid_table(jobs).splitlines()
+    rows = grid_table(jobs, 80).splitlines()
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[:4]]
-    assert cells[2] == ["`model/attn=mqa`", "1,000", "0.4000", "0.1000", "123", "4,096"]
-    assert cells[3] == ["`model/attn=mha`", "1,000", "0.5200 ± 0.0200", "0.2200 ± 0.0200", "123", "4,096"]
+    assert cells[2] == ["`model/attn=mqa`", "1,000", "0.4000", "123", "4,096"]
+    assert cells[3] == ["`model/attn=mha`", "1,000", "0.5200 ± 0.0283", "123", "4,096"]
     assert len(set(map(len, rows[:4]))) == 1  # it reads well as plain text too
-    assert rows[5].startswith("2,048 tokens each; seeds 0, 1 ")
-    assert "a processor, 2 threads, torch 2.13.0" in rows[5] and "a card" not in rows[5]
+    said = " ".join(rows[5:])
+    assert said.startswith(
+        "2,048 tokens each; seeds 0, 1 (± is the standard deviation over seeds). The floor, "
+    )
+    assert "is 0.3000." in said and "a processor, 2 threads, torch 2.13.0" in said and "a card" not in said
+
+
+def test_other_floors_are_a_column(tmp_path):
+    one, other = run(tmp_path, "one", 0.5), run(tmp_path, "other", 0.6)
+    summary = json.loads((other / "summary.json").read_text())
+    (other / "summary.json").write_text(json.dumps({**summary, "bpb_above_floor": 0.1}))
+    rows = grid_table([(["a=1"], one), (["a=2"], other)], 80).splitlines()
+    assert [row.split("|")[3:5] for row in rows[2:4]] == [
+        ["  0.5000 ", "          0.2000 "], ["  0.6000 ", "          0.1000 "],
+    ]  # fmt: skip
+    assert "The floor" not in " ".join(rows)
+
+
+@pytest.mark.parametrize("width", [48, 60, 80, 200])
+def test_a_table_fits_its_width_and_says_what_it_left_out(tmp_path, width: int):
+    words = [f"model.layout=[attn mlp mlp,{'attn mlp,' * number}]" for number in range(3)]
+    jobs = [
+        ([word, f"seed={seed}"], run(tmp_path, f"{number}", 0.5 + number + seed / 9, seed=seed))
+        for number, word in enumerate(words)
+        for seed in range(2)
+    ]
+    lines = grid_table(jobs, width).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert max(map(len, rows)) <= width and len(rows) == 5
+    assert all(len(line) <= width or line.startswith("  ") for line in lines)
+    shown = all(word in line for word, line in zip(words, rows[2:]))
+    assert shown == (width == 200) == ("…" not in "".join(rows))
+    if not shown:
+        assert [line.strip() for line in lines if line.startswith("  ")] == words
+    assert ("state, bytes" in rows[0]) == (width >= 80)
+    assert ("the table has no" in " ".join(lines)) == (width < 80)
 
 
 def test_what_did_not_train_is_left_out(tmp_path):
@@ -46,4 +82,4 @@ def test_what_did_not_train_is_left_out(tmp_path):
     jobs.append((["a=4"], run(tmp_path, "four", 0.6, device="cuda")))
     table = grid_table(jobs)
     assert "a=1" in table and "a=4" in table and "a=2" not in table and "a=3" not in table
-    assert "a card, torch 2.13.0 and a processor" in table
+    assert "a card, torch 2.13.0 and a processor" in " ".join(table.split())

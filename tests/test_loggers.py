@@ -117,7 +117,17 @@ def test_tags_are_the_choices_and_the_words_of_ones_own(asked, tmp_path):
     cfg = OmegaConf.merge(tiny_cfg("norm=post"), {"tags": ["mine", "x" * 100]})
     WandB(project="tests", mode="offline", group=None).start(cfg, tmp_path)
     tags = asked[0]["tags"]
-    assert {"norm=post", "mine"} <= set(tags) and max(map(len, tags)) == 64
+    assert tags[:2] == ["norm=post", "mine"] and max(map(len, tags)) == 64 and len(tags) == 3
+
+
+def test_tags_are_what_was_typed_or_is_not_the_default(asked, tmp_path):
+    WandB(project="tests", mode="offline", group=None).start(compose(["logger=wandb"]), tmp_path)
+    words = ["norm=pre", "model/attn=mqa", "task=train", "logger=wandb", "experiment=none", "seed=3"]
+    WandB(project="tests", mode="offline", group=None).start(compose(words), tmp_path)
+    plain, typed = asked
+    assert plain["tags"] == [] and (plain["group"], plain["job_type"]) == ("default", "default")
+    assert sorted(typed["tags"]) == ["attn=mqa", "norm=pre"]
+    assert typed["config"]["choices"]["schedule"] == "cosine"
 
 
 def test_a_long_name_is_cut_and_stays_its_own():

@@ -10,8 +10,9 @@ import hashlib
 import logging
 import netrc
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,7 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from minllm.errors import UserError, first_line, printable
+from minllm.help import CONF, default_choices
 from minllm.options import Name
+from minllm.words import key_of
 
 # characters that W&B's server takes; longer ones it refuses, and an offline run's only when it's sent
 GROUP_LIMIT = 128
@@ -61,7 +64,8 @@ class WandB:
 
     What it refuses at the start is an error of the user's. What fails later is told once, and training goes on without.
 
-    Each choice is a tag (`attn=mqa`) and a key of the config (`choices.attn`), by which a dashboard can group.
+    Each choice is a key of the config (`choices.attn`), by which a dashboard can group; what was typed, or isn't the
+    default, is a tag too (`attn=mqa`).
 
     Args:
         project: the project's name.
@@ -103,12 +107,12 @@ class WandB:
         choices = {
             group.split("/")[-1]: choice for group, choice in cfg.choices.items() if choice is not None
         }
-        chosen = [f"{group}={choice}" for group, choice in choices.items()]
+        chosen = [f"{group.split('/')[-1]}={cfg.choices[group]}" for group in told(cfg)]
         logging.getLogger("wandb").setLevel(logging.ERROR)
         self.run = wandb.init(
             project=self.project,
-            group=short(self.group or " ".join(chosen), GROUP_LIMIT),
-            job_type=short(self.job_type or " ".join(chosen), WORD_LIMIT),
+            group=short(self.group or " ".join(chosen) or "default", GROUP_LIMIT),
+            job_type=short(self.job_type or " ".join(chosen) or "default", WORD_LIMIT),
             name=run_dir.name,
             # the same folder is the same run, so that a resumed run goes on with its curves
             id=hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16],
@@ -189,6 +193,27 @@ def reason(error: Exception) -> str:
     return (
         told.removeprefix("Value error, ").partition(" [type=")[0].rstrip(".") if told else first_line(error)
     )
+
+
+def told(cfg: DictConfig) -> list[str]:
+    """Return the groups whose choices tell this run from others: those typed, and those that aren't the default."""
+    usual = {**default_choices(), "experiment": "none"}
+    typed = {key_of(word) for word in cfg.get("typed") or []} - {"experiment"}
+    chosen = {group: choice for group, choice in cfg.choices.items() if choice is not None}
+    return [
+        group
+        for group, choice in chosen.items()
+        if group not in ("task", "logger")
+        and (group in typed or choice != (usual.get(group) or default_of_option(group, chosen)))
+    ]
+
+
+def default_of_option(group: str, chosen: Mapping[str, str]) -> str | None:
+    """Return what the option that a group belongs to chooses there by itself, such as the mask of an attention."""
+    parent, _, name = group.rpartition("/")
+    file = CONF / parent / f"{chosen.get(parent)}.yaml"
+    found = re.search(rf"^\s+- {name}: (\w+)", file.read_text("utf-8"), re.M) if file.is_file() else None
+    return found[1] if found else chosen[group]
 
 
 def short(name: str, limit: int) -> str:
