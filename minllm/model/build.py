@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from minllm.config import build, part, validate
 from minllm.errors import UserError
-from minllm.model.contract import outputs_checked
+from minllm.model.contract import outputs_checked, refuse_plain_parameters
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
 from minllm.validation import branches_of, options_of
@@ -32,6 +32,7 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     tokenizer = tokenizer or build(cfg.tokenizer)
     build_shapes(cfg, tokenizer.vocab_size)  # refuses what doesn't go together before anything is allocated
     model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
+    refuse_plain_parameters(model)
     initialise(model, cfg.seed)
     try_out(model)
     return model
