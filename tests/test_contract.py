@@ -225,6 +225,12 @@ class BareResidual(nn.Module):
         super().__init__()
 
 
+class PlainResidual(Plain):
+    def __init__(self, dim, layer):
+        super().__init__(dim, layer)
+        self.gain = nn.Parameter(torch.ones(dim))
+
+
 class NothingWritten(Plain):
     def write(self, stream, y_BTD, ctx):
         return None
@@ -340,7 +346,7 @@ def test_a_mistake_in_an_mlp_is_told_too(place, called, name):
         ("model.residual", "NothingWritten", r"write\(\) returns None"),
         ("model.residual", "ReadsNarrow", r"read\(\) returns shape \(1, 2, 3\)"),
         ("model.residual", "WritesInPlace", r"write\(\) changes the stream in place"),
-        ("model.residual", "PlainLinear", "plain nn.Linear"),
+        ("model.residual", "PlainResidual", "plain nn.Parameter"),
         ("model.residual", "NoLayer", r"__init__\(self, dim, layer"),
         ("model.pos", "BarePosition", "no method check.*minllm.model.position.Position"),
         ("model.pos", "PositionOfLayer", r"__init__\(self, dim, \*"),

@@ -5,6 +5,7 @@ A new option needs no test of its own to be tested here.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -22,6 +23,7 @@ from minllm.model.norm import Norms
 from minllm.objective.cross_entropy import IGNORED
 from minllm.training import checkpoints
 from minllm.validation import literal_words, options_of
+from tests.pairs import is_refused
 from tests.tiny import (
     VOCAB,
     T,
@@ -73,8 +75,7 @@ def values(group: str) -> list[str]:
 
 def compatible(row: list[str]) -> bool:
     chosen = [choice for choice in row if choice]
-    has_masks = "model/attn=cross" not in chosen
-    return go_together(chosen) and (has_masks or not any("mask" in choice for choice in chosen))
+    return go_together(chosen) and not any(is_refused(*pair) for pair in itertools.combinations(chosen, 2))
 
 
 PAIRS = [

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from minllm.config import compose
 from minllm.errors import UserError
 from minllm.model.context import PAD
 from minllm.model.laws import check_laws
@@ -17,6 +18,9 @@ from minllm.model.norm import Norms, RMSNorm
 from minllm.model.parameter import Linear, constant, parameter
 from minllm.model.position import Position
 from minllm.model.residual import Plain
+from minllm.model.specimen import LARGE, specimen
+from minllm.tasks.describe import describe
+from minllm.tasks.train import train
 from tests.tiny import tiny_cfg
 
 # ---- mixers, each with one thing wrong -----------------------------------------------------------
@@ -297,3 +301,75 @@ def test_what_leaks_behind_experts_is_still_found():
     assert "declared" in check_laws(tiny_cfg("model/mlp=moe_expert_choice"))
     with pytest.raises(UserError, match=r"^model\.attn \(NextToken\) looks ahead"):
         check_laws(with_part("model.attn", "NextToken", "model/mlp=moe_expert_choice"))
+
+
+# ---- where models are checked, and what a check leaves alone -------------------------------------
+
+TINY = [
+    *("model.dim=16", "model.n_layers=2", "model.dropout=0.1", "tokenizer=tales_512", "train.precision=fp32"),
+    *(
+        "data.train_stories=40",
+        "data.val_stories=2",
+        "data.seq_len=32",
+        "train.steps=3",
+        "train.batch_size=2",
+    ),
+    *("sample.max_new_tokens=4", "train.compile=false"),
+]
+
+
+@pytest.mark.parametrize("choices", [[], ["model/mlp=moe_sigmoid"]])
+def test_figures_are_the_same_to_the_bit_with_and_without_the_check(choices, tmp_path):
+    summaries = {}
+    for check in ("true", "false"):
+        torch.manual_seed(7)
+        cfg = compose([*TINY, *choices, f"train.check={check}"])
+        summaries[check] = train(cfg, tmp_path / check)
+        summaries[check]["next"] = torch.rand(1).item()
+    names = ("val_loss", "val_bpb", "next")
+    assert [summaries["true"][name] for name in names] == [summaries["false"][name] for name in names]
+    assert summaries["true"]["checked"] is True and summaries["false"]["checked"] is False
+    assert "no look-ahead" in (tmp_path / "true/log.txt").read_text()
+    assert "Unchecked" in (tmp_path / "false/log.txt").read_text()
+    weights = [
+        next((tmp_path / one).rglob("step-000003/model.safetensors")).read_bytes() for one in summaries
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_checked():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    check_laws(tiny_cfg("model/mlp=moe", "model/attn=mha"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_run_is_refused_before_anything_is_written(tmp_path):
+    cfg = compose([*TINY, "extensions=[tests]", "+model.own._target_=tests.test_laws.NextToken"])
+    cfg.model.layout = ["own mlp"]
+    with pytest.raises(UserError, match=r"^model\.own \(NextToken\) looks ahead"):
+        train(cfg, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    cfg.train.check = False
+    assert train(cfg, tmp_path / "run")["checked"] is False
+
+
+def test_a_description_is_refused_too(tmp_path):
+    cfg = compose([*TINY, "extensions=[tests]", "+model.own._target_=tests.test_laws.NextToken"])
+    cfg.model.layout = ["own mlp"]
+    with pytest.raises(UserError, match=r"^model\.own \(NextToken\) looks ahead"):
+        describe(cfg, tmp_path, against=None)
+
+
+def test_a_large_model_is_checked_in_a_smaller_one():
+    """Of 24 layers and 2,048 channels, 1.3e9 parameters, a few layers are computed with; each sentence is there."""
+    words = [
+        "model.dim=2048",
+        "model.n_layers=24",
+        "model.layout=[attn mlp,attn+mlp]",
+        "model.attn.n_heads=16",
+    ]
+    model = specimen(compose(words))
+    assert sum(p.numel() for p in model.parameters()) < LARGE
+    assert [list(layer) for layer in model.layers] == [["attn", "mlp"], ["attn+mlp"]] * 2

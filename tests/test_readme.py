@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tests.test_every_option as laws
-from tests.tiny import groups_of_model, options
+from minllm.config import CONF
+from tests.pairs import is_refused
+from tests.tiny import completed, groups_of_model, is_listed, options
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -159,6 +164,34 @@ def test_the_idea_obeys_the_laws_of_every_option(law, tmp_path_factory, monkeypa
     law((f"hydra.searchpath=[file://{folder}/my_idea/conf]", "extensions=[my_idea]", "model/attn=decay"))
 
 
+@pytest.fixture
+def inside(tmp_path, monkeypatch) -> str:
+    """Put the example's two files into (a copy of) conf/ and into minllm, as the README says, and return the choice."""
+    code, node = blocks("python")[0], blocks("yaml")[0].replace("my_idea.decay", "minllm.decay")
+    shutil.copytree(CONF, tmp_path / "conf")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "conf/model/attn/decay.yaml").write_text(node)
+    module = types.ModuleType("minllm.decay")
+    monkeypatch.setitem(sys.modules, "minllm.decay", module)
+    exec(compile(code, "minllm/decay.py", "exec"), vars(module))
+    monkeypatch.setattr("minllm.config.CONF", tmp_path / "conf")
+    monkeypatch.setattr("tests.tiny.CONF", str(tmp_path / "conf"))
+    return "model/attn=decay"
+
+
+def test_the_suite_discovers_the_idea_and_what_it_can_not_do(inside):
+    assert inside in options("model/attn") and not is_listed(inside)
+    assert is_refused(inside, "model/pos=t5") and is_refused("model/attn/mask=window", inside)
+    assert not is_refused(inside, "model/pos=rope") and not is_refused("model/residual=hyper", inside)
+    pairs = [(inside, *row) for row in (["model/pos=alibi", "norm=post"], ["model/mlp=moe"])]
+    for choices in [completed(inside), *pairs]:
+        assert laws.compatible(list(choices))
+        laws.test_it_learns(choices, "objective=causal")
+        laws.test_it_does_not_look_ahead(choices)
+        laws.test_evaluation_is_the_same_in_any_batch(choices)
+        laws.test_it_passes_the_check_before_training(choices)
+
+
 def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     assert command[0] == "python" and command[1] in ("run.py", "sweep.py")
     words = command[2:]
@@ -207,9 +240,19 @@ def grid() -> str:
     """The README's table of groups and options, made from conf/."""
     rows = []
     for group in GROUPS:
-        names = ", ".join(f"`{option.split('=')[1]}`" for option in options(group))
+        committed = [option for option in options(group) if option not in new_options()]
+        names = ", ".join(f"`{option.split('=')[1]}`" for option in committed)
         rows.append(f"| `{group}` | {names} |")
     return "\n".join(rows)
+
+
+@functools.cache
+def new_options() -> list[str]:
+    """Return the options in conf/ that aren't committed yet: an idea that is tried out needs no row in the README."""
+    command = ["git", "ls-files", "--others", "--exclude-standard", "conf"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    paths = [Path(line).relative_to("conf") for line in done.stdout.splitlines()]
+    return [f"{path.parent.as_posix()}={path.stem}" for path in paths]
 
 
 def test_the_grid_is_what_conf_holds():

@@ -73,7 +73,31 @@ def refused() -> set[frozenset[str]]:
 
 def go_together(choices: Sequence[str]) -> bool:
     pairs = list(itertools.combinations(choices, 2))
-    return not any({one, other} in refused_pairs or has_no_word(one, other) for one, other in pairs)
+    return not any(
+        {one, other} in refused_pairs or has_no_word(one, other) or has_no_mask(one, other)
+        for one, other in pairs
+    )
+
+
+def has_no_mask(one: str, other: str) -> bool:
+    """Whether one of two choices is an attention, and the other is a mask, which that attention has none of."""
+    attention, choice = (one, other) if one.startswith("model/attn=") else (other, one)
+    is_pair = attention.startswith("model/attn=") and choice.startswith("model/attn/mask=")
+    return is_pair and not has_masks(attention)
+
+
+@functools.cache
+def has_masks(attention: str) -> bool:
+    return "mask" in compose([attention]).model.attn
+
+
+@functools.cache
+def is_listed(choice: str) -> bool:
+    """Whether the README's table of groups names an option; one that was just put into conf/ isn't there yet."""
+    group, _, name = choice.partition("=")
+    readme = (Path(CONF).parent / "README.md").read_text()
+    row = re.search(rf"^\| `{re.escape(group)}` \| (.+) \|$", readme, re.MULTILINE)
+    return row is not None and f"`{name}`" in row[1]
 
 
 def has_no_word(one: str, other: str) -> bool:

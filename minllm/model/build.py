@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from minllm.config import build, part, validate
 from minllm.errors import UserError
-from minllm.model.contract import outputs_checked
+from minllm.model.contract import outputs_checked, refuse_plain_parameters
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
 from minllm.unused import refuse_unsaid, refuse_unused
@@ -33,6 +33,7 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     build_shapes(cfg, tokenizer.vocab_size)  # refuses what doesn't go together before anything is allocated
     refuse_unused(cfg)
     model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
+    refuse_plain_parameters(model)
     initialise(model, cfg.seed)
     try_out(model)
     return model

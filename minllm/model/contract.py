@@ -1,6 +1,7 @@
 """What the parts of a model must offer, and what they may not do: the first mistakes of a new idea, in sentences.
 
-    made("model.attn", factory, dim, layer)     build a part; its signatures and its parameters are checked
+    made("model.attn", factory, dim=…, layer=…)     build a part; its signatures are checked
+    refuse_plain_parameters(model)                  check that every parameter has a role
     with outputs_checked(model): model(tokens)      check what each part returns, and that it leaves its input alone
 
 All of this is known before anything is trained. What a module computes is held to the laws in `minllm.model.laws`.
@@ -34,7 +35,7 @@ def made(place: str, factory: Callable[..., Any], /, **given: Any) -> Any:
         given: the constructor's positional arguments, by the names that they usually have.
 
     Raises:
-        UserError: the constructor doesn't take them, what it makes is no module, or it has parameters without a role.
+        UserError: the constructor doesn't take them, or what it makes is no module.
     """
     _check_constructor(place, factory, list(given))
     try:
@@ -47,7 +48,6 @@ def made(place: str, factory: Callable[..., Any], /, **given: Any) -> Any:
         ) from error
     if not isinstance(part, nn.Module):
         raise UserError(f"{place}: {_name_of(factory)} must make a torch.nn.Module, not {_article(part)}.")
-    refuse_plain_parameters(place, part)
     part.stands_as = place
     return part
 
@@ -109,8 +109,14 @@ def offers(part: Any, base: str, *methods: str) -> Any:
     return part
 
 
-def refuse_plain_parameters(place: str, part: nn.Module) -> None:
+def refuse_plain_parameters(model: nn.Module) -> None:
     """Refuse parameters that don't say what they are: nothing would know how they begin, or how to optimise them."""
+    for part in model.modules():
+        if "stands_as" in vars(part):
+            _refuse_plain(part)
+
+
+def _refuse_plain(part: nn.Module) -> None:
     for path, param in part.named_parameters():
         if hasattr(param, "role"):
             continue
@@ -119,7 +125,7 @@ def refuse_plain_parameters(place: str, part: nn.Module) -> None:
         if owner is not part and type(owner).__module__.startswith("torch."):
             what = f"{type(part).__name__}.{path} belongs to a plain nn.{type(owner).__name__}"
         raise UserError(
-            f"{place}: {what}, which doesn't say how it is initialised and optimised. {_cure(owner)}"
+            f"{part.stands_as}: {what}, which doesn't say how it is initialised and optimised. {_cure(owner)}"
         )
 
 

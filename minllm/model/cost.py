@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from minllm.model.contract import refuse_plain_parameters
 from minllm.model.lm import LM, ModelState
 
 
@@ -41,6 +42,7 @@ def params(model: LM) -> int:
 
 
 def params_non_embedding(model: LM) -> int:
+    refuse_plain_parameters(model)
     outside = sum(p.numel() for p in model.parameters() if p.role.kind == "embedding")
     if model.head is not None:
         outside += model.head.weight.numel()
@@ -48,6 +50,7 @@ def params_non_embedding(model: LM) -> int:
 
 
 def params_active(model: LM) -> int:
+    refuse_plain_parameters(model)
     return round(sum(p.numel() * p.role.active for p in model.parameters()))
 
 

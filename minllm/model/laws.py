@@ -28,6 +28,7 @@ from minllm.config import validate
 from minllm.errors import UserError
 from minllm.model.build import try_out
 from minllm.model.context import PAD
+from minllm.model.contract import refuse_plain_parameters
 from minllm.model.lm import LM, ModelState
 from minllm.model.passes import Pass, first_difference, joined, recorded
 from minllm.model.specimen import STRENGTHS, VOCABULARY, randomise, specimen
@@ -73,6 +74,7 @@ def check_laws(cfg: DictConfig) -> str:
 
 def check_specimen(model: LM) -> None:
     """Raise BrokenLaw if a model breaks a law. Its weights are drawn anew."""
+    refuse_plain_parameters(model)
     randomise(model, 0, strength=0.0)
     try_out(model)
     broken = {name: complaint for name, complaint in complaints(model, SEEDS[0]).items() if complaint}

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor
 
 from minllm.errors import UserError
 from minllm.model.context import PAD, Context, Layer
-from minllm.model.contract import like, made, made_branch
+from minllm.model.contract import like, made, made_branch, refuse_plain_parameters
 from minllm.model.mlps.router import Router, counted
 from minllm.options import Count, Positive
 
@@ -63,6 +63,7 @@ class MoE(nn.Module):
         self.experts = nn.ModuleList([first, *(like(first, expert(dim, part)) for _ in range(n_experts - 1))])
         if any(isinstance(module, MoE) for module in self.experts.modules()):
             raise UserError("An expert can't be a mixture of experts itself: choose another MLP as expert.")
+        refuse_plain_parameters(self.experts)
         for param in self.experts.parameters():
             param.role = replace(param.role, active=top_k / n_experts)
         self.shared = (

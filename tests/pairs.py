@@ -1,0 +1,64 @@
+"""Pairs of choices, built as shapes to see whether they go together."""
+
+from __future__ import annotations
+
+import functools
+
+from omegaconf import OmegaConf
+
+from minllm.errors import UserError
+from minllm.model.build import build_shapes
+from tests.tiny import VOCAB, completed, has_no_mask, has_no_word, is_listed, tiny_cfg
+
+OF_A_LAYOUT = ("layout", "first", "loops", "n_layers")
+
+
+@functools.cache
+def alone(choice: str) -> dict:
+    """Return a choice's tiny configuration, with what it needs; a recurrent mixer stands beside an attention."""
+    cfg = OmegaConf.to_container(tiny_cfg(*completed(choice)), resolve=True)
+    if choice.startswith("model/rec="):
+        cfg["model"]["layout"] = ["rec mlp", "attn mlp"]
+    return cfg
+
+
+def together(one: dict, choice: str, other: dict) -> dict:
+    """Return the configuration `one` with what `choice`, whose configuration is `other`, brings."""
+    group, model = choice.split("=")[0], dict(one["model"])
+    cfg = {**one, "model": model}
+    if group == "norm":
+        return {**cfg, "norm": other["norm"]}
+    if group == "model/layout":
+        model |= {name: other["model"][name] for name in OF_A_LAYOUT}
+        model |= {name: node for name, node in other["model"].items() if name not in model}
+    elif group == "model/attn/mask":
+        model["attn"] = {**model["attn"], "mask": other["model"]["attn"]["mask"]}
+    else:
+        model[group.split("/")[1]] = other["model"][group.split("/")[1]]
+        if group == "model/rec" and "rec" not in " ".join(model["layout"]):
+            model["layout"] = other["model"]["layout"]
+    told = {name: other[name] for name in ("objective", "extensions")} if other["extensions"] else {}
+    return cfg | told
+
+
+def refusal(cfg: dict) -> str | None:
+    try:
+        build_shapes(OmegaConf.create(cfg), VOCAB)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def is_refused(one: str, other: str) -> bool:
+    """Whether a pair can't be built, found out by building it. Pairs of what the README lists have a test of their own.
+
+    So an option that was just put into conf/ needs no entry in any list: what it doesn't go with is discovered.
+    """
+    if is_listed(one) and is_listed(other):
+        return False
+    if has_no_mask(one, other) or has_no_word(one, other):
+        return True
+    # what needs other options comes first: the second is put into the first one's configuration
+    one, other = sorted([one, other], key=lambda choice: -len(completed(choice)))
+    return refusal(together(alone(one), other, alone(other))) is not None

@@ -1,0 +1,88 @@
+"""A figure below what no model can be below is an error in capitals, wherever it appears."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minllm.floor import LUCK, above_floor, below_floor
+from minllm.grid import grid_table
+from minllm.study.comparison import compare
+from minllm.study.report import summary, write_report
+from tests.comparisons import FLOOR, comparison, finished, readings
+
+ERROR = "BELOW THE CORPUS'S FLOOR"
+
+
+def test_a_figure_is_an_error_once_luck_and_rounding_do_not_explain_it():
+    """A set of 100,000 bytes leaves a tenth of a thousandth of a bit a byte to luck."""
+    n_bytes = 100_000
+    assert "below_floor" not in above_floor(1.5, 1.5, n_bytes)
+    assert "below_floor" not in above_floor(1.5 - 0.9 * LUCK / n_bytes, 1.5, n_bytes)
+    assert ERROR in above_floor(1.5 - 1.3 * LUCK / n_bytes, 1.5, n_bytes)["below_floor"]
+    assert above_floor(1.0, None, n_bytes) == {}
+    error = above_floor(1.25, 1.5, n_bytes)["below_floor"]
+    assert error == error.upper() and "0.2500" in error
+
+
+def test_runs_from_before_sizes_were_noted_are_judged_too():
+    assert below_floor({"bpb_above_floor": -0.001}) and not below_floor({"bpb_above_floor": -0.00001})
+    assert below_floor({}) is None and below_floor({"bpb_above_floor": None}) is None
+
+
+def test_an_arm_below_the_floor_is_not_better(tmp_path):
+    one = comparison(tmp_path, {"honest": FLOOR + 0.3, "leaking": FLOOR - 0.25})
+    assert [contest.verdict.word for contest in one.contests] == ["inconclusive"]
+    assert "is better" not in one.headline
+    write_report(one, tmp_path / "report", readings(one))
+    for text in [summary(one), *(file.read_text() for file in (tmp_path / "report").iterdir())]:
+        # in HTML the apostrophe is written otherwise
+        assert "leaking" in text and "BELOW THE CORPUS" in text
+    one = comparison(tmp_path / "other", {"leaking": FLOOR - 0.25, "honest": FLOOR + 0.3})
+    assert [contest.verdict.word for contest in one.contests] == ["inconclusive"]
+
+
+def test_an_arm_of_which_one_seed_is_below_the_floor_is_not_better_than_any(tmp_path):
+    one = comparison(tmp_path, {"a": FLOOR + 0.3, "b": FLOOR + 0.2, "c": FLOOR - 0.001}, baseline="all")
+    words = {(contest.arm.name, contest.baseline.name): contest.verdict.word for contest in one.contests}
+    assert words == {("b", "a"): "better", ("c", "a"): "inconclusive", ("c", "b"): "inconclusive"}
+    assert not one.headline.startswith("c ")
+
+
+def test_a_grid_says_so_and_puts_it_last(tmp_path):
+    jobs = [
+        (["model/attn=mqa"], finished(tmp_path / "a", "model/attn=mqa", bpb=FLOOR - 0.25)),
+        (["model/attn=mha"], finished(tmp_path / "b", "model/attn=mha", bpb=FLOOR + 0.5)),
+    ]
+    for _, folder in jobs:
+        text = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(text | {"device": "cpu"}))
+    table = grid_table(jobs)
+    assert ERROR in table and table.index("mha") < table.index("mqa")
+
+
+@pytest.mark.parametrize("checked, told", [(True, False), (False, True)])
+def test_the_report_names_arms_that_were_not_checked(tmp_path, checked, told):
+    means = {"one": FLOOR + 0.1, "other": FLOOR + 0.2}
+    one = comparison(tmp_path, means, changed={"checked": checked})
+    write_report(one, tmp_path / "report", readings(one))
+    for text in [summary(one), *(file.read_text() for file in (tmp_path / "report").iterdir())]:
+        assert ("one is unchecked (trained with train.check=false)" in text) == told
+
+
+def test_runs_from_before_there_was_a_check_are_checked_when_they_are_compared(tmp_path):
+    """And are called unchecked, since the code may have been another when they were trained."""
+    for name in ("mqa", "mha"):
+        folder = finished(tmp_path / name, f"model/attn={name}", "model.dim=32", "model.n_layers=1")
+        text = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({k: v for k, v in text.items() if k != "checked"}))
+    one = compare([str(tmp_path)])
+    assert "attn=mqa is unchecked (made by a minllm that didn't check models)" in summary(one)
+
+
+def test_whether_a_run_was_checked_makes_no_other_arm(tmp_path):
+    for seed, check in enumerate(["true", "false"]):
+        finished(tmp_path / check, f"train.check={check}", "model/attn=mqa", seed=seed)
+        finished(tmp_path / f"{check}-mha", "model/attn=mha", seed=seed)
+    assert len(compare([str(tmp_path)]).arms) == 2
