@@ -10,8 +10,9 @@ import pytest
 import minllm
 from minllm.config import perform
 from minllm.errors import UserError
+from minllm.runs import find_run, read_run
 from minllm.training import checkpoints
-from minllm.training.rundir import RunDir, write_text
+from minllm.training.rundir import RunDir, is_going_on, write_text
 from tests.test_resume import contents
 from tests.test_training import TINY
 
@@ -109,6 +110,7 @@ REFUSED = {
         "has no checkpoint",
     ),
 }
+ODD = {}
 for name, values in {
     "step": [-1, 5, "4", 4.0, True, None, [4], 10**30],
     "tokens": [-1, "x", 1.5, None, 10**400],
@@ -134,12 +136,10 @@ for name, values in {
     "unknown": [1],
 }.items():
     for value in values:
-        REFUSED[f"{name}={str(value)[:24]}"] = (
-            state(**{name: value}),
-            ["train.steps=6"],
-            "state.json is damaged",
-        )
-REFUSED["no step"] = (without_state("step"), ["train.steps=6"], "state.json is damaged")
+        ODD[f"{name}={str(value)[:24]}"] = state(**{name: value})
+ODD["no step"] = without_state("step")
+for case in ("step=-1", "seconds=nan", "best={}", "unknown=1", "no step"):
+    REFUSED[case] = (ODD[case], ["train.steps=6"], "state.json is damaged")
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -153,14 +153,26 @@ def test_a_refused_command_leaves_the_run_as_it_was(run, case, monkeypatch):
     assert contents(run) == before
 
 
+@pytest.mark.parametrize("case", ODD)
+def test_values_that_no_run_writes_are_damage(run, case):
+    ODD[case](run)
+    with pytest.raises(UserError, match="state.json is damaged"):
+        checkpoints.read_progress(checkpoints.find("run", "last"))
+
+
 @pytest.mark.parametrize(
-    "word", ["-0.5", "inf", "nan", "1e400", "17", "true", "'~nobody-has-this-name/x'", "x" * 5000]
+    "word", [-0.5, float("inf"), 17, True, ["run"], "~nobody-has-this-name/x", "x" * 5000]
 )
-@pytest.mark.parametrize("key", ["resume", "init_from"])
-def test_a_number_is_no_run(word, key, tmp_path, monkeypatch):
+def test_a_number_is_no_run(word):
+    with pytest.raises(UserError, match="There is no folder"):
+        find_run(word)
+
+
+@pytest.mark.parametrize("words", ["resume=inf", "init_from=-0.5", "task=generate run=1e400"])
+def test_a_number_typed_for_a_run_is_refused(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="There is no folder"):
-        minllm.train(minllm.compose([f"{key}={word}"]), "new")
+        minllm.train(minllm.compose(words.split()), "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -208,8 +220,11 @@ def test_links_that_lead_out_of_a_run_are_refused_before_anything_is_written(run
         outside.write_text("mine")
     path.symlink_to(outside)
     before = contents(tmp_path)
-    with pytest.raises(UserError):
-        minllm.train(minllm.compose(["resume=run", "train.steps=6"]))
+    with pytest.raises(UserError, match="is a symbolic link"), RunDir(run).alone():
+        pass
+    if name in ("log.txt", "checkpoints", ".lock", "summary.json"):
+        with pytest.raises(UserError):
+            minllm.train(minllm.compose(["resume=run", "train.steps=6"]))
     assert contents(tmp_path) == before
 
 
@@ -256,24 +271,29 @@ READ += [
 ]
 
 
-@pytest.mark.parametrize(
-    "task", ["task=generate run=run", "task=evaluate run=run", "resume=run", "init_from=run"]
-)
 @pytest.mark.parametrize("name", READ)
-def test_a_pipe_or_a_device_in_place_of_a_file_is_refused(run, task, name):
+def test_a_pipe_or_a_device_in_place_of_a_file_is_refused(run, name):
     (run / name).unlink(missing_ok=True)
     (run / name).parent.mkdir(exist_ok=True)
     os.mkfifo(run / name)
     for _ in range(2):
         with pytest.raises(UserError, match="is not a regular file|is no run"):
-            perform(minllm.compose(task.split()), Path("unused"))
+            read_run("run")
         (run / name).unlink()
         (run / name).symlink_to("/dev/zero")
 
 
-def test_a_lock_that_is_a_link_is_not_opened_to_see_who_trains(run, tmp_path):
-    from minllm.training.rundir import is_going_on
+@pytest.mark.parametrize(
+    "task", ["task=generate run=run", "task=evaluate run=run", "resume=run", "init_from=run"]
+)
+def test_no_task_waits_for_a_pipe(run, task):
+    (last(run) / "state.json").unlink()
+    os.mkfifo(last(run) / "state.json")
+    with pytest.raises(UserError, match="state.json is not a regular file"):
+        perform(minllm.compose(task.split()), Path("unused"))
 
+
+def test_a_lock_that_is_a_link_is_not_opened_to_see_who_trains(run, tmp_path):
     (tmp_path / "outside").write_text("mine")
     (run / ".lock").unlink()
     (run / ".lock").symlink_to(tmp_path / "outside")
