@@ -177,6 +177,13 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
         (["arms.c=[norm=pro]"], "norm"),
         (["seed=3"], "A verdict chooses its seeds"),
         (["task=bench"], "leave out task="),
+        (
+            [
+                "extensions=[tests]",
+                "arms.c=['+model.own._target_=tests.test_laws.NextToken','model.layout=[own mlp]']",
+            ],
+            r"^Arm c: model\.own \(NextToken\) looks ahead",
+        ),
     ],
     ids=lambda value: str(value),
 )
