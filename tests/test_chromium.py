@@ -52,6 +52,7 @@ def report(browser, tmp_path_factory):
     one = comparison(folder, dict(zip(NAMES, (2.0, 1.9, 2.0005))))
     address = write_report(one, folder / "report", readings(one))[0].as_uri()
     page, complaints, requests = browser.new_page(), [], []
+    page.set_default_timeout(0)  # a busy machine may be slow; only a hang would wait for ever
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))

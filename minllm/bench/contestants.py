@@ -91,6 +91,7 @@ def config(shape: Shape, setting: Setting, mixer: str = ATTENTION, words: Sequen
         f"model.attn.n_heads={shape.n_heads}",
         f"model.attn.n_kv_heads={shape.n_kv_heads}",
         f"model.attn.head_dim={shape.head_dim}",
+        "model/pos=rope",
     ]
     recurrent = [f"model/rec={mixer}", "model.layout=[rec mlp]"]
     return compose(
@@ -100,7 +101,6 @@ def config(shape: Shape, setting: Setting, mixer: str = ATTENTION, words: Sequen
             *(attention if mixer == ATTENTION else recurrent),
             "model/mlp=swiglu",
             f"model.mlp.hidden={shape.hidden}",
-            "model/pos=rope",
             "norm=pre",
             "model.tie_embeddings=true",
             f"data.seq_len={shape.seq_len}",

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from minllm.config import build, part, validate
-from minllm.errors import UserError
+from minllm.errors import UserError, first_line
 from minllm.model.contract import outputs_checked, refuse_plain_parameters
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
@@ -61,8 +61,15 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
     Raises:
         UserError: two options don't go together.
     """
-    with torch.device("meta"):
-        model = build(cfg.model, vocab_size, build(cfg.norm))
+    try:
+        with torch.device("meta"):
+            model = build(cfg.model, vocab_size, build(cfg.norm))
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError(
+            f"This model is too large for any machine: {first_line(error)}. Make it smaller."
+        ) from error
     refuse_unsaid(cfg, model)
     objective = part(cfg.objective)
     if model.reads_memory and not getattr(objective.func, "gives_memory", False):
