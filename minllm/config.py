@@ -89,6 +89,10 @@ def with_imported(words: Sequence[str]) -> list[str]:
     with explained():
         named = named_keys(word for word in words if "=" in word and not word.startswith("-"))
         folder = OverridesParser.create().parse_overrides(folders[:1])[0].value()
+    if not isinstance(folder, (str, int, float, bool)):
+        raise UserError(
+            f"from= takes one folder, in quotes if its name is no plain word, which {folders[0]} is not."
+        )
     check_value(folder, Place, "from", set())
     if "experiment" in named:
         raise UserError(

@@ -234,13 +234,13 @@ def without_places(cfg: DictConfig) -> DictConfig:
         # a tokenizer is read from the run's own copy, so what its own options name isn't
         inner = [] if section not in cfg else leaves(cfg._get_node(section))
         for name, value in inner:
-            option = name.split(".")[-1] if not name.split(".")[-1].isdigit() else name.split(".")[-2]
+            option = next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
             if section == "tokenizer" and "." not in name:
                 continue
             if isinstance(value, str) and NAMES_A_PLACE.search(option) and leads_out(value):
                 key = f"{section}.{name}"
                 unnamed = (
-                    f"a place outside, of a run from elsewhere, to be named by {section}.{option}=…: {value}"
+                    f"{value} (named by a run from elsewhere; if you trust it, type {section}.{option}=…)"
                 )
                 OmegaConf.update(result, key, DEFAULT_CACHE if option == "cache" else unnamed)
     return result

@@ -52,10 +52,16 @@ def why_not(found: Callable[..., Any], kind: Kind, packages: Iterable[str]) -> s
     if not inspect.isclass(found):
         return why_no_factory(found, bases)
     if not any(belongs(found, base) for base in bases):
-        return ""
+        return ": it must be a torch.nn.Module" if kind == BRANCH else inherit_from(bases)
     if kind == BRANCH and (why := why_no_branch(found)):
         return why
     return why_not_callable(found, kind.calls)
+
+
+def inherit_from(bases: Iterable[type]) -> str:
+    """Return the cure for a class that lacks the base of its kind; "" where methods alone would do."""
+    classes = [base for base in bases if not getattr(base, "_is_protocol", False)]
+    return f": inherit from {classes[0].__module__}.{classes[0].__qualname__}" if classes else ""
 
 
 def kind_in(annotation: Any) -> Kind | None:
@@ -133,7 +139,7 @@ def why_no_branch(found: type) -> str | None:
     parameters = by_position(found)
     open_ended = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
     if not open_ended and len(parameters) < 2:
-        return ": its constructor must begin with (self, dim, layer, *, …)"
+        return ": write def __init__(self, dim, layer, *, <its options>)"
     kinds = hints(found.__init__)
     for one, given in zip([] if open_ended else parameters, (int, named("minllm.model.context.Layer"))):
         stated = kinds.get(one.name, given)
@@ -141,13 +147,16 @@ def why_no_branch(found: type) -> str | None:
         if isinstance(stated, type) and not issubclass(given, stated):
             return f": its {one.name} is {stated.__name__}, and a branch is made by (dim: int, layer: Layer)"
     if found.forward is named("torch.nn.Module").forward:
-        return ": it has no forward"
+        return f": it has no forward: write {WRITE_FORWARD}"
     taken = list(inspect.signature(found.forward).parameters.values())[1:]
     if len([one for one in taken if one.kind in POSITIONAL]) < 2:
-        return ": its forward must take (self, x_BTD, ctx, …)"
+        return f": write {WRITE_FORWARD}"
     return None
 
 
+WRITE_FORWARD = (
+    "def forward(self, x_BTD, ctx) for an MLP, def forward(self, x_BTD, ctx, state=None) for a mixer"
+)
 POSITIONAL = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,

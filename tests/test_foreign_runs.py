@@ -31,6 +31,12 @@ def trained(tmp_path_factory):
 def run(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained[0], "run")
+    # its documents stand beside it, as those of a run of one's own do
+    shutil.copy(trained[0].parent / "squares.txt", ".")
+    shutil.copytree(trained[0].parent / "stores", "stores")
+    config = Path("run/config.yaml")
+    text = config.read_text(encoding="utf-8").replace(str(trained[0].parent), str(tmp_path))
+    config.write_text(text, encoding="utf-8")
     return Path("run")
 
 
@@ -164,14 +170,14 @@ def test_values_that_no_run_writes_are_damage(run, case):
     "word", [-0.5, float("inf"), 17, True, ["run"], "~nobody-has-this-name/x", "x" * 5000]
 )
 def test_a_number_is_no_run(word):
-    with pytest.raises(UserError, match="There is no folder"):
+    with pytest.raises(UserError, match="There is no folder|A run is named by its folder or latest"):
         find_run(word)
 
 
 @pytest.mark.parametrize("words", ["resume=inf", "init_from=-0.5", "task=generate run=1e400"])
 def test_a_number_typed_for_a_run_is_refused(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="There is no folder"):
+    with pytest.raises(UserError, match="must be a run's folder or latest"):
         minllm.train(minllm.compose(words.split()), "new")
     assert not list(tmp_path.iterdir())
 

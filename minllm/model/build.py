@@ -31,9 +31,9 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     validate(cfg)
     tokenizer = tokenizer or build(cfg.tokenizer)
     build_shapes(cfg, tokenizer.vocab_size)  # refuses what doesn't go together before anything is allocated
-    refuse_unused(cfg)
     model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
     refuse_plain_parameters(model)
+    refuse_unused(cfg)
     initialise(model, cfg.seed)
     try_out(model)
     return model

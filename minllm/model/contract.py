@@ -19,12 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from minllm.errors import UserError
+from minllm.kinds import WRITE_FORWARD
 from minllm.model.context import State
 
 WRITE_INIT = "def __init__(self, {}, *, <its options>)"
-WRITE_FORWARD = (
-    "def forward(self, x_BTD, ctx) for an MLP, def forward(self, x_BTD, ctx, state=None) for a mixer"
-)
 WRITE_INIT_STATE = "def init_state(self, batch, max_len, *, device, dtype)"
 
 

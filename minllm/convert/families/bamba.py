@@ -50,7 +50,7 @@ class Config(WithRope):
     mamba_chunk_size: Count = 256
     mamba_conv_bias: bool | None = True
     mamba_proj_bias: bool | None = False
-    time_step_limit: list[float] = (0.0, math.inf)
+    time_step_limit: list[Any] = (0.0, math.inf)
     z_loss_coefficient: NonNegative | None = 0.0
     num_logits_to_keep: Natural | None = 1
     attention_bias: bool = False

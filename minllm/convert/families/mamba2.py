@@ -1,7 +1,7 @@
 """Mamba-2 (2405.21060)."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from minllm.convert.families import mamba
 from minllm.convert.settings import Settings, overrides
@@ -52,7 +52,7 @@ class Config:
     time_step_min: Positive = 0.001
     time_step_max: Positive = 0.1
     time_step_floor: NonNegative = 1e-4
-    time_step_limit: list[float] = (0.0, math.inf)
+    time_step_limit: list[Any] = (0.0, math.inf)
     rescale_prenorm_residual: bool = False
     chunk_size: Count = 256
     tie_word_embeddings: bool = False
