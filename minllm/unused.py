@@ -39,6 +39,7 @@ OF_SIZE = ("by", "within")
 MATTER = (
     *("model.dim", "model.n_layers", "model.layout", "model.first", "model.loops", "model.predict_ahead"),
     *("sample.max_new_tokens", "sample.seed"),
+    "model.pos.truncate",  # of which a round bound makes nothing
 )
 
 

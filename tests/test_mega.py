@@ -287,12 +287,11 @@ def test_two_hops_are_their_formula():
     torch.testing.assert_close(model.logits(model.norm(x)), model(batch))
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_what_norms_its_input_has_no_norm_before_it(shared):
+def test_what_norms_its_input_has_no_norm_before_it():
     """Alone and beside attention, which has its norm there as ever."""
     alone = tiny_model("model/rec=mega").layers[0]["rec"]
     assert alone.before is None and tiny_model("model/rec=mega").layers[0]["mlp"].before is not None
-    choices = ["model/rec=mega", "model/layout=parallel", "model.layout=[attn+rec]", f"norm.shared={shared}"]
+    choices = ["model/rec=mega", "model/layout=parallel", "model.layout=[attn+rec]"]
     model, batch = tiny_model(*choices, randomised=True), tokens(2, 4)
     branch = model.layers[0]["attn+rec"]
     seen = {}

@@ -59,9 +59,7 @@ def started(words, *more, run):
     process = subprocess.Popen(
         [sys.executable, door.__file__, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    until = time.monotonic() + 60
     while not Path(run, "checkpoints", "step-000004").exists() and process.poll() is None:
-        assert time.monotonic() < until
         time.sleep(0.01)
     return process
 
@@ -183,7 +181,7 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_it_had_not_been(words):
 def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(words):
     process = started(words, "train.steps=100000", run="run")
     process.terminate()
-    _, err = process.communicate(timeout=1800)
+    _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
     step = checkpoints.step_of(checkpoints.find("run", "last"))
     assert f"Stopped at step {step}. To go on: python run.py resume=" in Path("run/log.txt").read_text(
