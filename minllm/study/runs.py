@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
-from minllm.runs import OUTPUTS, read_run
+from minllm.runs import OUTPUTS, command_to_go_on, read_run
 from minllm.sweep import outcome
 from minllm.training.rundir import STOPPED, is_going_on
 
@@ -215,7 +215,7 @@ def read(folder: Path, cfg: DictConfig) -> TrainedRun | LeftOut:
     def left_out(why: str, failed: bool = False) -> LeftOut:
         return LeftOut(folder, why, cfg, failed)
 
-    go_on = f"To go on: python run.py resume={folder}"
+    go_on = f"To go on: {command_to_go_on(folder, cfg.get('extensions') or [])}"
     if "${" in (folder / "config.yaml").read_text(encoding="utf-8"):
         return LeftOut(folder, "Its config.yaml refers to other values (${…}), which a run's own never does.")
     if is_going_on(folder):
