@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -92,13 +94,38 @@ def find_run(word: str | Path) -> Path:
 
 
 def latest_run() -> Path:
-    saved = [folder for folder in OUTPUTS.rglob("checkpoints") if (folder.parent / "config.yaml").is_file()]
-    saved = [folder for folder in saved if any(folder.glob("step-*"))]
-    if not saved:
-        raise UserError(
-            f"There is no run with a checkpoint under {OUTPUTS.resolve()} yet. Train one: python run.py"
-        )
-    return max(saved, key=lambda folder: folder.stat().st_mtime).parent.resolve()
+    newest_first = sorted(saved_runs(str(OUTPUTS)), reverse=True)
+    for _, folder in newest_first:
+        if any(name.startswith("step-") for name in os.listdir(os.path.join(folder, "checkpoints"))):
+            return Path(folder).resolve()
+    raise UserError(
+        f"There is no run with a checkpoint under {OUTPUTS.resolve()} yet. Train one: python run.py"
+    )
+
+
+def saved_runs(folder: str) -> Iterator[tuple[float, str]]:
+    """Yield the runs below a folder that may have checkpoints, and when the last was saved.
+
+    What is inside a run isn't looked at: W&B alone can have put thousands of files there.
+    """
+    try:
+        inside = {entry.name: entry for entry in os.scandir(folder)}
+    except OSError:  # it isn't ours to read, or was removed meanwhile
+        return
+    if "config.yaml" in inside:
+        if "checkpoints" in inside and inside["checkpoints"].is_dir():
+            yield inside["checkpoints"].stat().st_mtime, folder
+        return
+    for entry in inside.values():
+        if entry.is_dir(follow_symlinks=False):
+            yield from saved_runs(entry.path)
+
+
+def command_to_go_on(run: Path, extensions: Iterable[str]) -> str:
+    """Return what to type so that a run which stopped before its end goes on."""
+    trusted = ",".join(extensions)
+    words = [f"extensions=[{trusted}]"] if trusted else []
+    return shlex.join(["python", "run.py", *words, f"resume={run}"])
 
 
 def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:

@@ -18,6 +18,7 @@ import run as door
 from minllm.children import Children
 from minllm.manifest import FILE, code_hash, fingerprint, read
 from minllm.multirun import Progress
+from minllm.runs import command_to_go_on, latest_run
 
 TINY = [
     "model.dim=16",
@@ -296,3 +297,31 @@ def test_a_run_that_is_killed_does_not_cost_the_others():
         children.start(2, lambda: sys.exit(3), None)
         ((_, left),) = children.ended()
     assert (killed.code, killed.signal) == (1, "SIGKILL") and (failed.code, left.code) == (1, 3)
+
+
+# ---- finding runs --------------------------------------------------------------------------------
+
+
+def test_what_is_inside_runs_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With hundreds of runs, each with thousands of W&B's files, `latest` is found at once."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        run = Path("outputs", "2026-11-27", f"grid-{number}", "run")
+        (run / "checkpoints" / "step-000001").mkdir(parents=True)
+        (run / "wandb" / "inner" / "deep").mkdir(parents=True)
+        (run / "config.yaml").touch()
+        os.utime(run / "checkpoints", (number, number))
+    newest = run
+    shutil.rmtree(newest / "checkpoints" / "step-000001")  # its first checkpoint isn't written yet
+    os.utime(newest / "checkpoints", (9, 9))
+    Path("outputs", "loop").symlink_to("../outputs")
+    looked_at = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: looked_at.append(str(folder)) or scandir(folder))
+    assert latest_run() == Path("outputs/2026-11-27/grid-1/run").resolve()
+    assert len(looked_at) == 8 and not [folder for folder in looked_at if "wandb" in folder]
+
+
+def test_advice_to_go_on_names_the_packages_that_it_needs():
+    assert command_to_go_on(Path("a/b"), []) == "python run.py resume=a/b"
+    assert command_to_go_on(Path("a b"), ["x", "y"]) == "python run.py 'extensions=[x,y]' 'resume=a b'"

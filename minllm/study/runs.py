@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
-from minllm.runs import OUTPUTS
+from minllm.runs import OUTPUTS, command_to_go_on
 from minllm.study import recorded
 from minllm.training.rundir import STOPPED, is_going_on
 
@@ -186,7 +186,7 @@ def read(folder: Path, cfg: DictConfig) -> TrainedRun | LeftOut:
     def left_out(why: str, failed: bool = False) -> LeftOut:
         return LeftOut(folder, why, cfg, failed)
 
-    go_on = f"To go on: python run.py resume={folder}"
+    go_on = f"To go on: {command_to_go_on(folder, cfg.get('extensions') or [])}"
     if is_going_on(folder):
         return left_out("It's still going.")
     if tried_a_rate(folder):
