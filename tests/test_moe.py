@@ -468,7 +468,6 @@ TINY = [
     "train.log_every=4",
     "train.checkpoint_every=3",
     "train.precision=fp32",
-    "sample.max_new_tokens=4",
 ]
 
 

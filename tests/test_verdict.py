@@ -104,7 +104,7 @@ def test_what_is_chosen_after_a_look_is_refused_and_what_is_shown_is_not():
 ARMS = ("arms.a=[norm=pre]", "arms.b=[norm=post,model/attn=mha]")
 SMALL = (
     "model.dim=16",
-    "model.n_layers=1",
+    "model.n_layers=2",
     "model.attn.n_heads=2",
     "model.attn.n_kv_heads=1",
     "data.seq_len=32",
@@ -180,7 +180,7 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
         (
             [
                 "extensions=[tests]",
-                "arms.c=['+model.own._target_=tests.test_laws.NextToken','model.layout=[own mlp]']",
+                "arms.c=['+model.own._target_=tests.test_laws.NextToken','model.layout=[own mlp,attn mlp]']",
             ],
             r"^Arm c: model\.own \(NextToken\) looks ahead",
         ),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
+from torch._subclasses.fake_tensor import FakeTensor
 
 from minllm.config import build, part, validate
 from minllm.errors import UserError, first_line
@@ -33,10 +34,17 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
     build_shapes(cfg, tokenizer.vocab_size)  # refuses what doesn't go together before anything is allocated
     model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
     refuse_plain_parameters(model)
-    refuse_unused(cfg)
+    if has_values(model):
+        refuse_unused(cfg)
     initialise(model, cfg.seed)
-    try_out(model)
+    if has_values(model):
+        try_out(model)
     return model
+
+
+def has_values(model: LM) -> bool:
+    """Whether a model's parameters are numbers, and not the stand-ins that memory is predicted with."""
+    return not any(isinstance(param, FakeTensor) for param in model.parameters())
 
 
 @torch.no_grad()

@@ -169,14 +169,14 @@ def journal(path: Path) -> BaseStorage:
     remove_stale_lock(path)
     lock = JournalLock(path)
     backend = JournalFileBackend(str(path), lock_obj=lock)
+    lock.acquire()  # so that nobody is in the middle of a line
     try:
-        return JournalStorage(backend)  # which reads all of it
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        lock.acquire()  # so that nobody is in the middle of a line
-        try:
-            check_lines(path)
-        finally:
-            lock.release()
+        check_lines(path)
+    finally:
+        lock.release()
+    try:
+        return JournalStorage(backend)
+    except (LookupError, ValueError, TypeError, AssertionError) as error:
         raise UserError(
             f"{path} is damaged: a record in it can't be used ({type(error).__name__}: {first_line(error)}). Give this"
             " search another name: sweep.name=<name>."
