@@ -56,8 +56,9 @@ def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
     }
     chosen = branches_of(cfg.model, LM, options_of(LM))
     typed = typed_keys(cfg)
+    written = OmegaConf.to_yaml(cfg.model)
     for word in chosen:
-        if word in said:
+        if word in said or f"${{model.{word}." in written:  # what others refer to matters to them
             continue
         keys = sorted(key for key in typed if f"{key}.".startswith(f"model.{word}."))
         if keys or word not in ("attn", "mlp"):

@@ -172,7 +172,10 @@ def test_a_run_without_its_checkpoint_says_so_and_the_others_are_shown(movable, 
 
 
 @pytest.mark.parametrize("becomes", [None, "; ".join(f"Quite another text, number {n}" for n in range(50))])
-def test_without_the_text_that_was_held_out_there_are_samples_only(trained, movable, cfg, becomes):
+def test_without_the_text_that_was_held_out_there_are_samples_only(
+    trained, movable, cfg, becomes, monkeypatch
+):
+    monkeypatch.chdir(movable.parent)
     text = movable / "foxes.txt"
     if becomes:
         text.write_text(becomes)
