@@ -6,6 +6,7 @@ layouts may carry defaults for what a model doesn't have.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -58,7 +59,8 @@ def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
     typed = typed_keys(cfg)
     written = OmegaConf.to_yaml(cfg.model)
     for word in chosen:
-        if word in said or f"${{model.{word}." in written:  # what others refer to matters to them
+        # what others refer to matters to them
+        if word in said or re.search(rf"\$\{{(model|\.+)\.?{re.escape(word)}\.", written):
             continue
         keys = sorted(key for key in typed if f"{key}.".startswith(f"model.{word}."))
         if keys or word not in ("attn", "mlp"):

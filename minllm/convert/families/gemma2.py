@@ -76,10 +76,13 @@ def alike(config: Settings, kinds: list[str]) -> list[str]:
         "model.softcap": config.take("final_logit_softcapping"),
         "model.mlp.activation": config.activation("hidden_activation"),
     }
-    of_global = [*llama_like(config), *attention_biases(config), *overrides(more)]
-    if "full_attention" not in kinds:  # no layer has a use for it
-        of_global = [word for word in of_global if not word.startswith("model.attn.")]
-    return [*of_global, *layout(kinds), *local(config, kinds)]
+    return [
+        *llama_like(config),
+        *attention_biases(config),
+        *overrides(more),
+        *layout(kinds),
+        *local(config, kinds),
+    ]
 
 
 def local(config: Settings, kinds: list[str]) -> list[str]:
