@@ -6,11 +6,17 @@ import json
 
 import pytest
 
+from minllm.config import compose
+from minllm.errors import UserError
 from minllm.floor import LUCK, above_floor, below_floor
 from minllm.grid import grid_table
 from minllm.study.comparison import compare
 from minllm.study.report import summary, write_report
+from minllm.sweep.trial import value_of
+from minllm.tasks.evaluate import evaluate
+from minllm.tasks.train import train
 from tests.comparisons import FLOOR, comparison, finished, readings
+from tests.test_laws import TINY
 
 ERROR = "BELOW THE CORPUS'S FLOOR"
 
@@ -86,3 +92,22 @@ def test_whether_a_run_was_checked_makes_no_other_arm(tmp_path):
         finished(tmp_path / check, f"train.check={check}", "model/attn=mqa", seed=seed)
         finished(tmp_path / f"{check}-mha", "model/attn=mha", seed=seed)
     assert len(compare([str(tmp_path)]).arms) == 2
+
+
+def test_a_trial_of_a_search_has_no_value_below_the_floor():
+    honest = {"val_loss": 1.2, "val_bpb": FLOOR + 0.1}
+    assert value_of(honest, "val_loss") == 1.2
+    with pytest.raises(UserError, match=ERROR):
+        value_of({**honest, **above_floor(FLOOR - 0.1, FLOOR, 10_000)}, "val_bpb")
+
+
+def test_a_run_and_its_evaluation_say_so(tmp_path, monkeypatch, capsys):
+    """With a floor above what such a model reaches."""
+    monkeypatch.setattr("minllm.data.tales.Tales.floor_bits_per_byte", lambda self: 20.0)
+    cfg = compose([*TINY, f"data.cache={tmp_path / 'cache'}"])
+    summary = train(cfg, tmp_path / "run")
+    assert ERROR in summary["below_floor"] and ERROR in (tmp_path / "run/summary.json").read_text()
+    assert ERROR in (tmp_path / "run/log.txt").read_text()
+    capsys.readouterr()
+    figures = evaluate(cfg, tmp_path, run=str(tmp_path / "run"))
+    assert ERROR in figures["below_floor"] and ERROR in capsys.readouterr().out

@@ -94,6 +94,13 @@ class WithinChunk(Mixer):
         return torch.cat([chunk.mean(1, keepdim=True).expand_as(chunk) for chunk in chunks], 1)
 
 
+class LateInLongTexts(Mixer):
+    """Another computation for long texts, and a wrong one."""
+
+    def added(self, x_BTD, ctx):
+        return x_BTD.roll(-1, 1) if x_BTD.shape[1] > 128 else x_BTD
+
+
 class BehindZero(NextToken):
     """A leak that no output shows at its initial weights."""
 
@@ -210,7 +217,7 @@ class Remembers(Mixer):
     last = 0.0
 
     def added(self, x_BTD, ctx):
-        before, self.last = self.last, x_BTD.mean().item()
+        before, self.last = self.last, x_BTD.sum().item()
         return x_BTD + before
 
 
@@ -252,6 +259,7 @@ def with_part(place: str, name: str, *choices: str):
     cfg = OmegaConf.create(OmegaConf.to_container(tiny_cfg("model/attn=mha", *choices)))
     node = OmegaConf.select(cfg, place)
     own = {"_target_": f"tests.test_laws.{name}"}
+    cfg.data.seq_len = 256
     OmegaConf.update(cfg, place, {**node, **own} if place == "norm" else own, merge=False)
     cfg.extensions = ["tests"]
     return cfg
@@ -261,7 +269,7 @@ def with_part(place: str, name: str, *choices: str):
     "name, law",
     [
         *((name, "looks ahead") for name in ("NextToken", "FarToken", "MeanOfText", "LargestOfText")),
-        *((name, "looks ahead") for name in ("WithinChunk", "BehindZero")),
+        *((name, "looks ahead") for name in ("WithinChunk", "BehindZero", "LateInLongTexts")),
         *((name, "mixes rows") for name in ("OtherRow", "BatchMean")),
         *(
             (name, "doesn't keep the documents of a row apart")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from omegaconf import DictConfig
@@ -34,6 +34,7 @@ from minllm.model.passes import Pass, first_difference, joined, recorded
 from minllm.model.specimen import STRENGTHS, VOCABULARY, randomise, specimen
 
 LENGTH = 37  # a prime, so that no chunk ends where a document or a change does by chance
+LONG = 149  # for what is computed otherwise in longer texts
 FIRST, SECOND, PADS = 13, 17, 7
 """How the row of packed documents is made up."""
 SEEDS = (0, 1, 2)
@@ -63,7 +64,7 @@ def check_laws(cfg: DictConfig) -> str:
     # modules from outside may draw numbers as they are built
     with torch.random.fork_rng(devices=[]):
         model = specimen(cfg)
-        check_specimen(model)
+        check_specimen(model, cfg.data.seq_len)
     names = [name for name, law in LAWS.items() if holds_for(model, law)]
     share = f", in {len(model.layers)} of {cfg.model.n_layers} layers" * (
         len(model.layers) < cfg.model.n_layers
@@ -72,21 +73,25 @@ def check_laws(cfg: DictConfig) -> str:
     return f"Checked{share}: {', '.join(names)}; {time.perf_counter() - began:.1f} s.{declared}"
 
 
-def check_specimen(model: LM) -> None:
-    """Raise BrokenLaw if a model breaks a law. Its weights are drawn anew."""
+def check_specimen(model: LM, seq_len: int) -> None:
+    """Raise BrokenLaw if a model breaks a law with texts of up to `seq_len` tokens. Its weights are drawn anew."""
     refuse_plain_parameters(model)
     randomise(model, 0, strength=0.0)
     try_out(model)
-    broken = {name: complaint for name, complaint in complaints(model, SEEDS[0]).items() if complaint}
+    broken = {
+        name: complaint for name, complaint in complaints(model, seq_len, SEEDS[0]).items() if complaint
+    }
     for seed in SEEDS[1:] if broken else ():
-        again = complaints(model, seed, only=broken)
+        again = complaints(model, seq_len, seed, only=broken)
         for complaint in filter(None, again.values()):
             raise BrokenLaw(complaint + TURN_OFF)
 
 
-def complaints(model: LM, seed: int, only: Sequence[str] | None = None) -> dict[str, str | None]:
+def complaints(
+    model: LM, seq_len: int, seed: int, only: Collection[str] | None = None
+) -> dict[str, str | None]:
     """Return for each law what breaks it, in a sentence; None where it holds with this seed's weights and tokens."""
-    texts = Texts(model, seed)
+    texts = Texts(model, seq_len, seed)
     return {
         name: law(model, texts)
         for name, law in LAWS.items()
@@ -112,20 +117,24 @@ def repeatable(model: LM, texts: Texts) -> str | None:
 
 
 def no_look_ahead(model: LM, texts: Texts) -> str | None:
+    return _no_look_ahead(texts, texts.tokens_BT) or _no_look_ahead(texts, texts.long_BT)
+
+
+def _no_look_ahead(texts: Texts, tokens_BT: Tensor) -> str | None:
     """Row 0 stays as it is; rows 1 and 2 change from a token on."""
-    tokens_BT, T = texts.tokens_BT, texts.length
+    T, before = tokens_BT.shape[1], texts.whole if tokens_BT is texts.tokens_BT else texts.read(tokens_BT)
     changed_BT, same_BT = tokens_BT.clone(), torch.ones_like(tokens_BT, dtype=torch.bool)
     for row, place in ((1, T // 2 + 1), (2, T // 4 + 1)):
         changed_BT[row, place:] = (tokens_BT[row, place:] + 1 + row) % VOCABULARY
         same_BT[row, place:] = False
     other = texts.read(changed_BT)
-    found = first_difference(texts.whole, other, same_BT[:1], EXACT, rows=slice(0, 1))
+    found = first_difference(before, other, same_BT[:1], EXACT, rows=slice(0, 1))
     if found:
         return (
             f"{found} mixes rows: with other texts beside it in the batch, a text gets other outputs. Each row is"
             " computed by itself."
         )
-    found = first_difference(texts.whole, other, same_BT, EXACT, spared=declares)
+    found = first_difference(before, other, same_BT, EXACT, spared=declares)
     if found:
         return (
             f"{found} looks ahead: changing a token changes its output at earlier tokens, so it would be told what it"
@@ -227,13 +236,16 @@ LAWS: dict[str, Law] = {
 class Texts:
     """Random tokens, and how a model with random weights reads them."""
 
-    def __init__(self, model: LM, seed: int):
+    def __init__(self, model: LM, seq_len: int, seed: int):
         self.model = model.eval()
-        self.length = min(LENGTH, model.position.places or LENGTH)
+        # modules may hold no longer texts than those trained on, and none that are longer are seen
+        longest = max(2, min(seq_len, model.position.places or LONG, LONG))
+        self.length = min(LENGTH, longest)
         scale = self.length / LENGTH
         self.first, self.second = max(1, math.floor(FIRST * scale)), max(1, math.floor(SECOND * scale))
         generator = torch.Generator().manual_seed(seed)
-        self.tokens_BT = torch.randint(0, VOCABULARY, (3, self.length), generator=generator)
+        self.long_BT = torch.randint(0, VOCABULARY, (3, longest), generator=generator)
+        self.tokens_BT = self.long_BT[:, : self.length]
         self.memory_1SD = torch.randn(1, 5, model.dim, generator=generator) if model.reads_memory else None
         for strength in STRENGTHS:
             randomise(model, seed, strength)

@@ -398,9 +398,16 @@ def chosen_rate(name: str, rates: Sequence[float], trials: Sequence[FrozenTrial]
     known = {rate: mean for rate, mean in means.items() if mean is not None}
     if not known:
         raise UserError(
-            f"Every learning rate that arm {name} tried failed. Try others: search.rates=[0.03,0.1]."
+            f"Every learning rate that arm {name} tried failed. Try others: search.rates=[0.03,0.1].{_reason(trials)}"
         )
     return Tuning(means, min(known, key=known.__getitem__))
+
+
+def _reason(trials: Sequence[FrozenTrial]) -> str:
+    """Return why the first of some trials failed, as far as it's known."""
+    texts = (trial.user_attrs.get("text") for trial in trials)
+    first = next(filter(None, texts), None)
+    return f" The first one: {first}" if first else ""
 
 
 def seconds_of_runs(trials: Sequence[FrozenTrial]) -> list[float]:

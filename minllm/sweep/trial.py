@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,9 +168,14 @@ def trained(
             "steps": run.progress.step,
             **run.progress.decisions,
         }
+    return value_of(summary, assignment.metric)
+
+
+def value_of(summary: Mapping[str, Any], metric: str) -> float:
+    """Return a run's metric. UserError if its figures are below the corpus's floor: it would be the best of all."""
     if "below_floor" in summary:
-        raise UserError(summary["below_floor"])  # else it would be the best trial of all
-    return summary[assignment.metric]
+        raise UserError(summary["below_floor"])
+    return summary[metric]
 
 
 def rows_that_fit(cfg: DictConfig, assignment: Assignment, figures: dict[str, Any]) -> int:
