@@ -357,7 +357,7 @@ def test_arms_of_one_size_are_called_by_their_choice_and_not_by_the_widths_that_
         finished(tmp_path / choice, f"model/attn={choice}", *sized)
     comparison = compare([tmp_path])
     assert [arm.name for arm in comparison.arms] == ["attn=mha", "attn=mqa"]
-    widths = [arm.first.cfg.model.mlp.hidden or arm.first.cfg.model.dim for arm in comparison.arms]
+    widths = [arm.first.config.model.mlp.hidden or arm.first.config.model.dim for arm in comparison.arms]
     assert widths[0] != widths[1]
 
 
