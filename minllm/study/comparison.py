@@ -242,6 +242,10 @@ def of_arms(
     looks: int = 1,
 ) -> Comparison:
     """Compare arms, which have their names already; see `compare`."""
+    if not 0 < margin < 1:
+        raise UserError(
+            f"margin={margin} is a share of the baseline's bits a byte: give a number above 0 and below 1."
+        )
     refuse_too_few(arms, left_out, aa)
     refuse_incomparable(arms)
     if baseline not in (None, ALL):
