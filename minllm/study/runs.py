@@ -165,12 +165,25 @@ def latest_grid() -> Path:
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
-    """Yield the runs in a folder, which may be one itself: what is inside a run, such as W&B's files, is none."""
+    """Yield the runs in a folder, which may be one itself: what is inside a run, such as W&B's files, is none.
+
+    A folder that can't be looked into is yielded too, so that it's named; one that links lead to again, once.
+    """
+    yield from runs_below(folder, set())
+
+
+def runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
     if recorded.is_there(folder, "config.yaml"):  # whatever it is, so that a damaged run is named
         yield folder
-    elif folder.is_dir():
-        for inside in sorted(filter(Path.is_dir, folder.iterdir()), key=in_natural_order):
-            yield from runs_in(inside)
+    elif folder.is_dir() and (real := folder.resolve()) not in seen:
+        seen.add(real)
+        try:
+            inside = sorted(filter(Path.is_dir, folder.iterdir()), key=in_natural_order)
+        except OSError:
+            yield folder
+            return
+        for one in inside:
+            yield from runs_below(one, seen)
 
 
 def in_natural_order(path: str | Path) -> list[tuple[int, str]]:
