@@ -85,3 +85,4 @@ FolderName = Annotated[
 ]
 Place = Annotated[str, Matching("the path of a file or folder")]
 RunPlace = Annotated[str, Matching("a run's folder or latest")]
+Share = Annotated[float, Range("a number above 0 and below 1", 0, low_open=True, high=1, high_open=True)]

@@ -357,7 +357,7 @@ def test_arms_of_one_size_are_called_by_their_choice_and_not_by_the_widths_that_
         finished(tmp_path / choice, f"model/attn={choice}", *sized)
     comparison = compare([tmp_path])
     assert [arm.name for arm in comparison.arms] == ["attn=mha", "attn=mqa"]
-    widths = [arm.first.cfg.model.mlp.hidden or arm.first.cfg.model.dim for arm in comparison.arms]
+    widths = [arm.first.config.model.mlp.hidden or arm.first.config.model.dim for arm in comparison.arms]
     assert widths[0] != widths[1]
 
 
@@ -456,6 +456,11 @@ def test_what_is_inconclusive_says_how_many_pairs_would_settle_it(three_arms, tm
     assert "pairs in all would settle it" in summary(noise)
     settled = compare([three_arms / "0", three_arms / "1"])
     assert settled.contests[0].verdict.word == "worse" and "settle it" not in summary(settled)
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.1, 1.0, 1e308, math.nan, math.inf])
+def test_a_margin_that_is_no_share_is_refused(three_arms, margin):
+    assert "is a share of the baseline's bits a byte" in refusal(three_arms, margin=margin)
 
 
 def test_a_report_claims_nothing_of_when_its_margin_was_chosen(three_arms, tmp_path):
@@ -566,6 +571,8 @@ def test_the_command_says_the_verdict_and_writes_a_report(typed, here):
         (["choice=[norm=pre]"], "All these runs are of one arm"),
         (["runs=[outputs]", "baseline=sandwich"], "baseline=sandwich names no arm"),
         (["runs=[outputs]", "margin=0"], "margin"),
+        (["runs=[outputs]", "margin=1e308"], "margin"),
+        (["runs=[outputs]", "margin=nan"], "margin"),
     ],
 )
 def test_what_cannot_be_compared_costs_one_line_and_leaves_nothing(typed, here, words, sentence):

@@ -115,6 +115,29 @@ def test_what_only_says_how_a_run_stands_may_be_anything(runs, name):
     assert len(left_out) == 4 and all(any(why in one.why for why in reasons) for one in left_out)
 
 
+def test_links_that_lead_back_are_followed_once(runs):
+    for name in ("back", "again"):
+        (runs / name).symlink_to(runs)
+        (runs / "empty" / name).parent.mkdir(exist_ok=True)
+        (runs / "empty" / name).symlink_to(runs)
+    assert [list(arm.runs) for arm in compare([runs]).arms] == [[0], [0]]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(runs, monkeypatch):
+    """By everybody's rights; root may look into any folder."""
+    locked, iterdir = runs / "locked", Path.iterdir
+    locked.mkdir()
+
+    def forbidden(folder: Path) -> Iterator[Path]:
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    (left_out,) = compare([runs]).left_out
+    assert left_out.folder == locked and "can't be read" in left_out.why
+
+
 def test_a_file_that_is_too_large_to_be_a_runs_is_not_read(runs):
     (write(runs / "large") / "summary.json").write_text(json.dumps({"a": "x" * 2**20}))
     assert "it has more than 1 MiB" in compare([runs]).left_out[0].why

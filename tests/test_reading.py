@@ -103,7 +103,7 @@ def test_losses_and_ranks_are_those_of_the_model(trained, readings):
 
 def test_the_texts_are_held_out_and_those_that_fit_a_window_come_first(trained, comparison):
     run = comparison.baseline.first
-    source = minllm.config.build(run.cfg.data)
+    source = minllm.config.build(run.config.data)
     documents = list(source.documents("val"))
     _, tokenizer, _ = minllm.load(run.folder)
     fit = [text for text in documents if len(tokenizer.encode(text)) < 32]

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig
-
 from minllm.errors import UserError
 from minllm.markdown import one_line
 from minllm.runs import WATCHING
@@ -81,7 +79,7 @@ def arms_of(runs: Sequence[TrainedRun]) -> tuple[list[Arm], list[LeftOut]]:
     return [Arm(name, dict(sorted(seeds.items()))) for name, seeds in zip(names, groups)], left_out
 
 
-def identity(cfg: DictConfig) -> tuple[Any, ...]:
+def identity(cfg: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what the runs of one arm have in common."""
     return tuple(sorted((key, as_it_counts(value)) for key, value in learnt_from(cfg).items()))
 
@@ -92,7 +90,7 @@ def as_it_counts(value: Any) -> str:
     return repr(float(value) if whole else value)
 
 
-def learnt_from(cfg: DictConfig) -> dict[str, Any]:
+def learnt_from(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a configuration on which depends what is learnt, but for the seed."""
     return {key: value for key, value in leaves(cfg).items() if not is_aside(key)}
 
@@ -105,14 +103,15 @@ def finished_at(run: TrainedRun) -> float:
     return (run.folder / "summary.json").stat().st_mtime
 
 
-def names_of(cfgs: Sequence[DictConfig]) -> list[str]:
+def names_of(cfgs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what sets each configuration apart: the choices that differ, and values where these don't suffice."""
     return [one_line(name) for name in names_apart(cfgs)]
 
 
-def names_apart(cfgs: Sequence[DictConfig]) -> list[str]:
+def names_apart(cfgs: Sequence[Mapping[str, Any]]) -> list[str]:
     choices = [
-        {group: str(option) for group, option in cfg.choices.items() if not is_aside(group)} for cfg in cfgs
+        {group: str(option) for group, option in cfg["choices"].items() if not is_aside(group)}
+        for cfg in cfgs
     ]
     presets = [one.get("experiment") for one in choices]
     if len(set(presets)) == len(presets):
@@ -125,7 +124,7 @@ def names_apart(cfgs: Sequence[DictConfig]) -> list[str]:
     return names
 
 
-def values_apart(cfgs: Sequence[DictConfig]) -> list[list[str]]:
+def values_apart(cfgs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the values that set each configuration apart: those that were typed, if they do, or all."""
     typed = tuple(f"{word.partition('=')[0].lstrip('+')}." for cfg in cfgs for word in cfg.get("typed") or [])
     values = [{key: written(value) for key, value in learnt_from(cfg).items()} for cfg in cfgs]
@@ -157,7 +156,8 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
     if len(texts) > 1:
         one, other = list(texts.values())[:2]
         named = [
-            f"{arm.name or arm.first.folder.name} (data={arm.first.cfg.choices.data})" for arm in (one, other)
+            f"{arm.name or arm.first.folder.name} (data={arm.first.cfg['choices'].get('data')})"
+            for arm in (one, other)
         ]
         raise UserError(
             f"{named[0]} and {named[1]} were validated on different text, so their bits a byte say nothing of each"

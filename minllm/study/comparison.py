@@ -28,7 +28,7 @@ class Contest:
     """One arm against another, in pairs of the same seed.
 
     differences: the arm's bits a byte less the baseline's, by the seed of the pair
-    failed: whether training failed at some seeds, so that no number of further ones settles it
+    failed: whether training failed at some seeds, or went wrong, so that no number of further ones settles it
     """
 
     arm: Arm
@@ -244,6 +244,10 @@ def of_arms(
     looks: int = 1,
 ) -> Comparison:
     """Compare arms, which have their names already; see `compare`."""
+    if not 0 < margin < 1:
+        raise UserError(
+            f"margin={margin} is a share of the baseline's bits a byte: give a number above 0 and below 1."
+        )
     refuse_too_few(arms, left_out, aa)
     refuse_incomparable(arms)
     if baseline not in (None, ALL):
@@ -292,14 +296,11 @@ def without_lost_seeds(judged: Judged, arms: Sequence[Arm], left_out: Sequence[L
     """Return what was judged, undecided if training failed at some seeds: the others may be the lucky ones."""
     for arm in arms:
         own = identity(arm.first.cfg)
-        failed = {one.cfg.seed for one in left_out if one.failed and one.cfg and identity(one.cfg) == own}
+        failed = {one.cfg["seed"] for one in left_out if one.failed and one.cfg and identity(one.cfg) == own}
         if lost := sorted(failed - set(arm.runs)):
             seeds = f"seed{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
             why = f"{arm.name or 'The arm'} failed with {seeds}, and the seeds that are left may be the lucky ones."
-            undecided = put_off(judged, why)
-            # what the other seeds say of how many would do doesn't hold
-            verdict = replace(undecided.verdict, settling="", seeds_to_settle=None)
-            return replace(undecided, verdict=verdict, failed=True)
+            return put_off(judged, why)
     return judged
 
 
@@ -312,13 +313,22 @@ def without_impossible(contest: Contest) -> Contest:
 
 
 def undecided(comparison: Comparison, why: str) -> Comparison:
-    """Return a comparison of which nothing may be said yet, for a reason."""
-    contests = [put_off(contest, why) for contest in comparison.contests]
-    return replace(comparison, contests=contests, noise=[put_off(one, why) for one in comparison.noise])
+    """Return a comparison of which nothing may be said yet, for a reason; further pairs settle it."""
+
+    def later(one: Judged) -> Judged:
+        before = {"settling": one.verdict.settling, "seeds_to_settle": one.verdict.seeds_to_settle}
+        put = put_off(one, why)
+        return replace(put, verdict=replace(put.verdict, **before), failed=False)
+
+    contests, noise = map(later, comparison.contests), map(later, comparison.noise)
+    return replace(comparison, contests=list(contests), noise=list(noise))
 
 
 def put_off(one: Judged, why: str) -> Judged:
-    return replace(one, verdict=replace(one.verdict, word="inconclusive", why=f"{why} {one.verdict.why}"))
+    """Return what was judged as inconclusive, for a reason that no number of further pairs removes."""
+    why = f"{why} {one.verdict.why}"
+    verdict = replace(one.verdict, word="inconclusive", why=why, settling="", seeds_to_settle=None)
+    return replace(one, verdict=verdict, failed=True)
 
 
 def bpb(arm: Arm, seed: int) -> float:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from minllm import units
 from minllm.markdown import one_line
 from minllm.study.arms import Arm, learnt_from
@@ -68,7 +66,7 @@ def config_fact(arms: Sequence[Arm], key: str, same: str, different: str) -> Fac
     ]
     equal = all(one == values[0] for one in values)
     chosen = dict.fromkeys(
-        one_line(str(arm.first.cfg.choices.get(key) or one.get(key))) for arm, one in zip(arms, values)
+        one_line(str(arm.first.cfg["choices"].get(key) or one.get(key))) for arm, one in zip(arms, values)
     )
     return Fact(
         key.rpartition(".")[2].replace("_", " "),
@@ -107,7 +105,7 @@ def agreed(what: str, labels: Sequence[str]) -> Fact:
 
 
 def compiled(run: TrainedRun) -> str:
-    asked = OmegaConf.select(run.cfg, "train.compile")
+    asked = (run.cfg.get("train") or {}).get("compile")
     return "yes" if (run.summary["decisions"].get("compile") if asked == "auto" else asked) else "no"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig
 
 from minllm.errors import UserError
-from minllm.options import Count, Natural, Positive
+from minllm.options import Count, Natural, Positive, Share
 from minllm.study.arms import identity
 from minllm.study.comparison import ALL, Tuning
 from minllm.validation import fits
@@ -38,7 +38,7 @@ class Protocol:
     rates: list[Positive]
     tuning_seeds: list[Natural]
     looks: list[Count]
-    margin: Positive
+    margin: Share
     baseline: str | None
     aa: bool
     prompts: list[str]

@@ -105,8 +105,8 @@ def held_out(run: TrainedRun, count: int) -> list[str]:
     Raises:
         UserError: the data can't be read any more, or isn't what the run was judged by.
     """
-    validate(run.cfg)
-    source, tokenizer = build(run.cfg.data), of_run(run.folder, run.cfg)
+    validate(run.config)
+    source, tokenizer = build(run.config.data), of_run(run.folder, run.config)
     store = open_data(source, tokenizer).store
     if store.metadata["validation_text"] != run.summary["validation_text"]:
         raise UserError(OTHER_TEXT)
@@ -131,7 +131,7 @@ def read_arm(
         )
         if model.reads_memory:
             raise UserError(NEEDS_MEMORY)
-        source = build(run.cfg.data)
+        source = build(run.config.data)
         stories = [read_text(model, tokenizer, source, text) for text in texts]
     except Exception as error:  # of an idea's own too: the comparison stands without its texts
         return Reading(arm.name, seed, [], [], reason(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,19 +26,24 @@ VERDICT = "verdict.json"
 class TrainedRun:
     """A run that came to its end.
 
-    cfg: what it was configured with
+    cfg: what it was configured with, as plain values
     summary: its summary.json
     environment: its environment.json
     """
 
     folder: Path
-    cfg: DictConfig
+    cfg: Mapping[str, Any]
     summary: dict[str, Any]
     environment: dict[str, Any]
 
     @property
     def seed(self) -> int:
         return self.summary["seed"]
+
+    @functools.cached_property
+    def config(self) -> DictConfig:
+        """What it was configured with, to build from."""
+        return OmegaConf.create(self.cfg)
 
     @functools.cached_property
     def evaluations(self) -> list[dict[str, float]]:
@@ -60,7 +65,7 @@ class LeftOut:
 
     folder: Path
     why: str
-    cfg: DictConfig | None = None
+    cfg: Mapping[str, Any] | None = None
     failed: bool = False
 
 
@@ -93,8 +98,8 @@ class Selection:
     def is_by_folder(self) -> bool:
         return not (self.name or self.tag or self.choice or self.date)
 
-    def matches(self, folder: Path, cfg: DictConfig) -> bool:
-        made = {f"{group}={option}" for group, option in cfg.choices.items()}
+    def matches(self, folder: Path, cfg: Mapping[str, Any]) -> bool:
+        made = {f"{group}={option}" for group, option in cfg["choices"].items()}
         made |= {choice.rpartition("/")[2] for choice in made}
         return (
             (self.name is None or self.name in "/".join(folder.parts[-3:]))
@@ -160,12 +165,25 @@ def latest_grid() -> Path:
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
-    """Yield the runs in a folder, which may be one itself: what is inside a run, such as W&B's files, is none."""
+    """Yield the runs in a folder, which may be one itself: what is inside a run, such as W&B's files, is none.
+
+    A folder that can't be looked into is yielded too, so that it's named; one that links lead to again, once.
+    """
+    yield from runs_below(folder, set())
+
+
+def runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
     if recorded.is_there(folder, "config.yaml"):  # whatever it is, so that a damaged run is named
         yield folder
-    elif folder.is_dir():
-        for inside in sorted(filter(Path.is_dir, folder.iterdir()), key=in_natural_order):
-            yield from runs_in(inside)
+    elif folder.is_dir() and (real := folder.resolve()) not in seen:
+        seen.add(real)
+        try:
+            inside = sorted(filter(Path.is_dir, folder.iterdir()), key=in_natural_order)
+        except OSError:
+            yield folder
+            return
+        for one in inside:
+            yield from runs_below(one, seen)
 
 
 def in_natural_order(path: str | Path) -> list[tuple[int, str]]:
@@ -180,7 +198,7 @@ def date_of(folder: Path) -> str:
     return dated[-1] if dated else f"{made:%Y-%m-%d}"
 
 
-def read(folder: Path, cfg: DictConfig) -> TrainedRun | LeftOut:
+def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     """Return a run, or why it can't be compared."""
 
     def left_out(why: str, failed: bool = False) -> LeftOut:
@@ -202,9 +220,9 @@ def read(folder: Path, cfg: DictConfig) -> TrainedRun | LeftOut:
                 return left_out(f"It was stopped before its end. {go_on}")
             return left_out(f"It crashed or was killed before its end. {go_on}", failed=True)
         run = TrainedRun(folder, cfg, recorded.read_summary(folder), recorded.read_environment(folder))
-        if run.seed != cfg.seed:
+        if run.seed != cfg["seed"]:
             return left_out(
-                f"Its summary.json is of seed {run.seed}, and its config.yaml of seed {cfg.seed}."
+                f"Its summary.json is of seed {run.seed}, and its config.yaml of seed {cfg['seed']}."
             )
         run.evaluations  # noqa: B018  (read now: what is damaged must be known before anything is compared)
     except recorded.Diverged:
@@ -228,7 +246,7 @@ def last_line(folder: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def leaves(cfg: DictConfig) -> dict[str, Any]:
+def leaves(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration's values by their full keys: {"model.dim": 128, …}."""
 
     def inside(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -238,4 +256,4 @@ def leaves(cfg: DictConfig) -> dict[str, Any]:
         else:
             yield key, value
 
-    return dict(inside("", OmegaConf.to_container(cfg, resolve=True)))
+    return dict(inside("", OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg))

@@ -236,7 +236,7 @@ class VerdictSearch:
             runs, others = find(Selection([str(folder)]), self.config.extensions)
             seeds = range(pairs * self.protocol.runs_of_a_pair)
             within = [run for run in runs if run.seed in seeds]
-            of_pairs = [one for one in others if one.cfg is None or one.cfg.seed in seeds]
+            of_pairs = [one for one in others if one.cfg is None or one.cfg["seed"] in seeds]
             if not within:
                 raise UserError(
                     f"No run of arm {name} ({self.called(name)}) can be compared, out of {len(of_pairs)}. The first is"

@@ -16,8 +16,8 @@ TITLE_LIMIT = 128
 
 def publish_if_mirrored(comparison: Comparison, markdown: str) -> str | None:
     """Make a report if Weights & Biases has the runs; return what came of it, or None if it doesn't have them."""
-    loggers = [run.cfg.logger for arm in comparison.arms for run in arm.runs.values()]
-    places = {(logger.project, logger.group) for logger in loggers if "project" in logger}
+    loggers = [run.cfg.get("logger") or {} for arm in comparison.arms for run in arm.runs.values()]
+    places = {(logger["project"], logger.get("group")) for logger in loggers if "project" in logger}
     if not places or any(logger.get("mode") == "offline" for logger in loggers):
         return None
     if len(places) > 1 or None in next(iter(places)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from minllm.options import Name, Natural, Place, Positive
+from minllm.options import Name, Natural, Place, Share
 from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
 from minllm.study.reading import read_arms
@@ -24,7 +24,7 @@ def compare(
     choice: list[Name],
     date: Name | None,
     baseline: Name | None,
-    margin: Positive,
+    margin: Share,
     aa: bool,
     prompts: list[str],
     stories: Natural,

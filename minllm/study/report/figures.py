@@ -51,18 +51,19 @@ def intervals(comparison: Comparison) -> Figure:
     places = [-step * i for i in range(len(contests))]
     top = 0.5 + 0.3 * (1 + labels[0].count("<br>"))
     figure = Figure([trace for pair in zip(contests, places) for trace in _interval(*pair)])
-    for label, place in zip(labels, places):
-        figure.add_annotation(
-            text=label, x=0, xref="paper", y=place + 0.14, xanchor="left", yanchor="bottom", align="left"
-        )
-    figure.update_annotations(showarrow=False, font={"size": 14})
+    where = {"x": 0, "xref": "paper", "xanchor": "left", "yanchor": "bottom", "align": "left"}
+    annotations = [
+        {"text": label, "y": place + 0.14, **where, "showarrow": False, "font": {"size": 14}}
+        for label, place in zip(labels, places)
+    ]
     margin = contests[0].verdict.margin
     figure.add_vrect(-margin, margin, fillcolor=BAND, line_width=0, layer="below")
     figure.add_vline(0, line={"color": GREY, "width": 1}, layer="below")
     figure.update_layout(
         **_layout(height=round(76 * (top + step * (len(contests) - 1) + 0.5) + 64)), showlegend=False
     )
-    figure.update_layout(margin={"l": 12, "r": 12, "t": 8, "b": 56})
+    # all at once, since plotly copies those that are there for each that is added
+    figure.update_layout(annotations=annotations, margin={"l": 12, "r": 12, "t": 8, "b": 56})
     figure.update_xaxes(
         title_text="← better · difference in bits a byte · worse →",
         range=_reach(contests),

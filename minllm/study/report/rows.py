@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from minllm import units
 from minllm.study.arms import Arm
 from minllm.study.comparison import METRIC, Comparison
@@ -47,7 +45,7 @@ def deviation(arm: Arm) -> float | None:
 
 
 def learning_rate(arm: Arm) -> float | None:
-    return OmegaConf.select(arm.first.cfg, "optim.lr")
+    return (arm.first.cfg.get("optim") or {}).get("lr")
 
 
 COLUMNS = (
