@@ -39,7 +39,8 @@ Train a small language model, one choice of its architecture at a time.
 
   python run.py                                      train the default model on the built-in corpus
   python run.py model/attn=mqa norm=post             the same, two choices changed
-  python run.py -m model/attn=mha,gqa,mqa seed=0,1   a grid: every combination, one after the other
+  python run.py -m model/attn=mha,gqa,mqa seed=0,1   a grid: every combination; the same command goes on after a stop
+  python run.py -m seed=0,1,2 hydra.sweeper.n_jobs=2 a grid, two runs at a time
   python run.py task=compare 'runs=[latest]'         which arms of the last grid are better, and how sure that is
   python run.py resume=latest                        go on with the newest run
   python run.py task=generate run=latest 'prompts=[Once upon a time]'

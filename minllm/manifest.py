@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minllm.errors import UserError
-from minllm.runs import OUTPUTS, remove_if_empty
+from minllm.runs import OUTPUTS, latest_run, remove_if_empty
 from minllm.words import in_quotes, key_of
 
 TRAINS = "minllm.tasks.train.train"
@@ -42,6 +42,7 @@ class Grid:
     group: what a logger calls it
     code: a hash of the code that its runs are trained by
     names: the folder of each run in it, by the run's fingerprint
+    latest: the run that `latest` meant when the grid began, which its own runs must not take the place of
     remembered: whether it's gone on with; other tasks than training are done again each time
     """
 
@@ -49,6 +50,7 @@ class Grid:
     group: str
     code: str
     names: dict[str, str] = field(default_factory=dict)
+    latest: str | None = None
     remembered: bool = True
 
     def name_of(self, identity: str, proposed: str) -> str:
@@ -60,13 +62,19 @@ class Grid:
             self.names[identity] = name
         return self.names[identity]
 
+    def pin_latest(self, composed: DictConfig) -> None:
+        """Have `init_from=latest` and its like mean the same run in all of the grid, and when it goes on."""
+        for key in ("resume", "run", "init_from"):
+            if composed.get(key) == "latest":
+                self.latest = self.latest or str(latest_run())
+                composed[key] = self.latest
+
     def write(self) -> None:
         if self.remembered:
             from minllm.training.rundir import to_json, write_text
 
-            write_text(
-                self.folder / FILE, to_json({"group": self.group, "code": self.code, "runs": self.names})
-            )
+            known = {"group": self.group, "code": self.code, "latest": self.latest, "runs": self.names}
+            write_text(self.folder / FILE, to_json(known))
 
     def is_finished(self, identities: Iterable[str]) -> bool:
         return all(is_whole(self.folder / self.names[one]) for one in identities)
@@ -126,13 +134,14 @@ def read(folder: Path) -> Grid | None:
     """Return the grid in a folder; None if its file is damaged, or names a place outside the folder."""
     try:
         known = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        group, code, names = known["group"], known["code"], known["runs"]
+        group, code, names, latest = (known[name] for name in ("group", "code", "runs", "latest"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    if not (isinstance(group, str) and isinstance(code, str) and isinstance(names, dict)):
+    texts = all(isinstance(text, str) for text in (group, code, latest or ""))
+    if not texts or not isinstance(names, dict):
         return None
     inside = all(isinstance(name, str) and re.fullmatch(r"\w[^/\\\0]*", name) for name in names.values())
-    return Grid(folder, group, code, names) if inside else None
+    return Grid(folder, group, code, names, latest) if inside else None
 
 
 @contextlib.contextmanager

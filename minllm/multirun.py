@@ -108,6 +108,7 @@ class GridSweeper(Sweeper):
         for number, (words, one, identity) in enumerate(zip(all_words, composed, identities)):
             with open_dict(one):
                 one.hydra.job.id, one.hydra.job.num = str(number), number
+            grid.pin_latest(one)
             name = grid.name_of(identity, str(one.hydra.sweep.subdir))
             with open_dict(one):
                 one.hydra.sweep.dir, one.hydra.sweep.subdir = str(grid.folder), name

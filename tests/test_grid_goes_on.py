@@ -122,6 +122,26 @@ def test_a_grid_grows_in_a_folder_that_is_named(go: Callable):
     assert code == 2 and err.count("\n") == 1 and "damaged" in err
 
 
+def test_latest_is_the_same_run_in_all_of_a_grid(go: Callable):
+    words = [word for word in TINY if not word.startswith(("model.", "train.steps"))]
+    assert go(*TINY, "train.steps=1", "hydra.run.dir=outputs/first")[0] == 0
+    grid_words = [
+        "-m",
+        *words,
+        "train.steps=1",
+        "init_from=latest",
+        "seed=1,2",
+        "hydra.sweep.dir=outputs/grid",
+    ]
+    code, out, err = go(*grid_words)
+    first = Path("outputs/first").resolve()
+    assert code == 0 and out.count(f"The weights begin as those of {first}") == 2, err
+    shutil.rmtree(next(Path("outputs/grid").glob("1-*")))
+    code, out, err = go(*grid_words)
+    assert code == 0 and out.startswith("1 of 2 runs are"), err
+    assert out.count(f"The weights begin as those of {first}") == 1
+
+
 def test_other_settings_or_other_code_are_another_grid(go: Callable):
     words = ["-m", *TINY, "train.steps=1", "seed=0,-1"]  # never finished, since one is refused
     assert go(*words)[0] == 2
@@ -137,9 +157,12 @@ def test_other_settings_or_other_code_are_another_grid(go: Callable):
 
 def test_a_foreign_grid_names_no_place_outside(tmp_path: Path):
     for name in ("../x", "/etc", ".", "..", "a/b", ".hidden", "", 5):
-        (tmp_path / FILE).write_text(json.dumps({"group": "", "code": "", "runs": {"a": name}}))
+        (tmp_path / FILE).write_text(
+            json.dumps({"group": "", "code": "", "latest": None, "runs": {"a": name}})
+        )
         assert read(tmp_path) is None, name
-    for text in ("[]", "5", "null", '{"group": 1}', '{"group": "", "code": "", "runs": []}'):
+    known = {"group": "", "code": "", "latest": None, "runs": {}}
+    for text in ("[]", "5", "null", "{}", *(json.dumps({**known, name: [1]}) for name in known)):
         (tmp_path / FILE).write_text(text)
         assert read(tmp_path) is None, text
 
