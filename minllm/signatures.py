@@ -1,4 +1,4 @@
-"""The options of a class or function: its keyword-only parameters, and its bases' where it takes `**options` for them."""
+"""The options of a class or function: keyword-only parameters, and its bases' where it takes `**options` for them."""
 
 from __future__ import annotations
 
