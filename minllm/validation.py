@@ -8,14 +8,12 @@ code's to supply. So a new option is one typed parameter, and there's no second 
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import shlex
-import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
@@ -23,6 +21,7 @@ from omegaconf.errors import InterpolationResolutionError
 from minllm.errors import UserError, first_line, suggest
 from minllm.kinds import BRANCH, PLACES, by_position, kind_in, why_not
 from minllm.options import In, Kind, Matching, Natural, Range
+from minllm.signatures import options_of
 from minllm.words import UNSET
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of single precision, in which models compute
@@ -267,72 +266,6 @@ def kind_for(annotation: Any, key: str) -> Kind:
         )
         raise UserError(f"{key} takes no section with a _target_.{cure}")
     return kind
-
-
-# ---- the options of a class or function ----------------------------------------------------------
-
-
-def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the keyword-only parameters of a class or function by key, with their annotations evaluated.
-
-    A constructor that ends with `**options`, and hands them to its base's, has the base's options too, but for those
-    that it hands over itself. Where a key is a word of Python's own, such as from, the parameter's name has an
-    underscore more: from_.
-    """
-    options: dict[str, inspect.Parameter] = {}
-    settled: set[str] = set()
-    for owner, function in constructors(target):
-        own = keyword_only(owner, function)
-        options = {name: one for name, one in own.items() if name not in settled} | options
-        settled |= handed_over(function) if takes_more(function) else set()
-    return options
-
-
-def constructors(target: Callable[..., Any]) -> Iterable[tuple[Callable[..., Any], Callable[..., Any]]]:
-    """Yield what makes a target: its constructor, and its bases' as long as each takes `**options` for the next."""
-    if not inspect.isclass(target):
-        yield target, target
-        return
-    for owner in target.__mro__:
-        if "__init__" in vars(owner) and owner is not object:
-            yield owner, vars(owner)["__init__"]
-            if not takes_more(vars(owner)["__init__"]):
-                return
-
-
-def takes_more(function: Callable[..., Any]) -> bool:
-    kinds = [one.kind for one in inspect.signature(function).parameters.values()]
-    return inspect.Parameter.VAR_KEYWORD in kinds
-
-
-def handed_over(function: Callable[..., Any]) -> set[str]:
-    """Return the options that a constructor gives its base itself: {"rate"} for super().__init__(rate=1, **options)."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):  # such as code that was typed, and stands in no file
-        return set()
-    calls = [one for one in ast.walk(tree) if isinstance(one, ast.Call)]
-    onwards = [call for call in calls if any(word.arg is None for word in call.keywords)]
-    return {word.arg for call in onwards for word in call.keywords if word.arg is not None}
-
-
-def keyword_only(owner: Callable[..., Any], function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(function).parameters.values()
-    options = {one.name: one for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
-    written = types.SimpleNamespace(__annotations__={name: one.annotation for name, one in options.items()})
-    # an annotation means what it means where it is written, which for an inherited field is elsewhere
-    names: dict[str, Any] = {}
-    for place in reversed(owner.__mro__) if inspect.isclass(owner) else [owner]:
-        names |= vars(importlib.import_module(place.__module__))
-    try:
-        kinds = get_type_hints(written, globalns=names, include_extras=True)
-    except NameError as error:
-        raise UserError(
-            f"{owner.__module__}.{owner.__qualname__} annotates an option with '{error.name}', which its module doesn't"
-            " import, or only under TYPE_CHECKING: import it at the top."
-        ) from error
-    kinds = {name: Any if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
-    return {name.removesuffix("_"): one.replace(annotation=kinds[name]) for name, one in options.items()}
 
 
 def branches_of(node: Mapping[str, Any], target: Callable[..., Any], options: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from minllm.runs import WATCHING
 from minllm.sweep.plugin import OWN_SECTIONS, leads
 from minllm.sweep.space import Plan, Space
 from minllm.tasks.train import budget_of
+from minllm.unused import refuse_unused
 from minllm.words import key_of, written
 
 TRAINING = "minllm.tasks.train.train"
@@ -112,6 +113,7 @@ class Question:
             validate(cfg)
             settings, schedule = build(cfg.train), build(cfg.schedule)
             model = build_shapes(cfg, self._vocabulary_of(cfg.tokenizer))
+            refuse_unused(cfg)
             if settings.flops is None:  # which take a second or two to count
                 schedule.check(budget_of(settings, model, cfg.data.seq_len).total_steps)
         except UserError as error:
