@@ -128,6 +128,8 @@ def other_values(cfg: DictConfig, key: str) -> Iterator[Any]:
     if not isinstance(parent, DictConfig) or "_target_" not in parent or name not in parent:
         return
     target = locate(target_of(parent, parent_key), allowed_packages(cfg), *place_of(parent))
+    if target.__module__.partition(".")[0] != "minllm":
+        return  # what an idea from outside does may show later than in the few steps that are compared
     option = options_of(target).get(name)
     if option is None or isinstance(parent[name], Mapping):
         return

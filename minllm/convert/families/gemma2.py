@@ -78,7 +78,7 @@ def alike(config: Settings, kinds: list[str]) -> list[str]:
     }
     return [
         *llama_like(config),
-        *attention_biases(config),
+        *(attention_biases(config) if "full_attention" in kinds else []),
         *overrides(more),
         *layout(kinds),
         *local(config, kinds),
