@@ -65,6 +65,7 @@ LONG = 1000  # digits: Python reads no longer numbers than 4,300
 PROSE = ("prompts",)  # lists of ordinary text: each item is text, whatever else it looks like
 ESCAPED = re.compile(r"\\[\\()\[\]{}:=, \t'\"]")  # what Hydra's grammar, or a user, takes for one character
 CALL = re.compile(r"([A-Za-z_]\w*)( ?)\(.*\)", re.ASCII | re.DOTALL)
+OPENED = re.compile(r"([A-Za-z_]\w*)\([^)]*\Z", re.ASCII)
 REFERENCE = re.compile(r"\$\{\s*[A-Za-z_.][^{}]*\}")
 UNESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 
@@ -146,7 +147,8 @@ def is_call(part: str, key: str, value: str) -> bool:
         raise UserError(
             f"There is no function '{call[1]}'.{suggest(call[1], known)} For text, type {line(key, value)}"
         )
-    return bool(call) and call[1] in known
+    opened = OPENED.match(part.strip(" \t"))  # as in choice(1, where the bracket was forgotten
+    return any(found is not None and found[1] in known for found in (call, opened))
 
 
 def several_readings(key: str, value: str) -> UserError:
