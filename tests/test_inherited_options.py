@@ -164,7 +164,7 @@ def test_through_several_levels_and_without_what_is_settled():
         ("LooseForward", {"rate": 1}, "make it keyword-only"),
         ("Needy", {"rate": 1}, "its option rate isn't keyword-only: write a * before it"),
         ("Loose", {}, "it has no forward"),
-        ("NoContext", {"rate": 1}, "its forward must take (self, x_BTD, ctx, …)"),
+        ("NoContext", {"rate": 1}, "def forward(self, x_BTD, ctx, state=None) for a mixer"),
         ("NoModule", {"rate": 1}, "model.mlp takes a mixer or an MLP, and ideas.NoModule is none"),
         ("Unnamed", {"rate": 1}, "annotates an option with 'Nowhere'"),
         ("NoKind", {"inner": {"_target_": "ideas.Base"}}, "must say of which kind"),

@@ -26,6 +26,10 @@ WRITE_INIT = "def __init__(self, {}, *, <its options>)"
 WRITE_INIT_STATE = "def init_state(self, batch, max_len, *, device, dtype)"
 
 
+class Mistake(UserError):
+    """A part of the model isn't written as it must be."""
+
+
 def made(place: str, factory: Callable[..., Any], /, **given: Any) -> Any:
     """Build the part that stands at `place` (such as model.attn) from what only its owner knows.
 
@@ -33,7 +37,7 @@ def made(place: str, factory: Callable[..., Any], /, **given: Any) -> Any:
         given: the constructor's positional arguments, by the names that they usually have.
 
     Raises:
-        UserError: the constructor doesn't take them, or what it makes is no module.
+        Mistake: the constructor doesn't take them, or what it makes is no module.
     """
     _check_constructor(place, factory, list(given))
     try:
@@ -41,11 +45,11 @@ def made(place: str, factory: Callable[..., Any], /, **given: Any) -> Any:
     except AttributeError as error:
         if "Module.__init__() call" not in str(error):
             raise
-        raise UserError(
+        raise Mistake(
             f"{place}: {_name_of(factory)}.__init__ must begin with super().__init__(), since it is an nn.Module."
         ) from error
     if not isinstance(part, nn.Module):
-        raise UserError(f"{place}: {_name_of(factory)} must make a torch.nn.Module, not {_article(part)}.")
+        raise Mistake(f"{place}: {_name_of(factory)} must make a torch.nn.Module, not {_article(part)}.")
     part.stands_as = place
     return part
 
@@ -55,27 +59,27 @@ def made_branch(place: str, factory: Callable[..., Any], /, **given: Any) -> nn.
     part = made(place, factory, **given)
     name, forward = type(part).__name__, inspect.signature(part.forward)
     if type(part).forward is nn.Module.forward or not _takes(part.forward, 2):
-        raise UserError(
+        raise Mistake(
             f"{place}: {name}.forward{forward} doesn't take an input and the context: write {WRITE_FORWARD}."
         )
     if "state" in forward.parameters:
         if forward.parameters["state"].default is not None or not _takes(part.forward, 3):
-            raise UserError(
+            raise Mistake(
                 f"{place}: {name}.forward{forward} must take state as its third argument, with None for its default:"
                 " write def forward(self, x_BTD, ctx, state=None)."
             )
         if not hasattr(part, "init_state") and not getattr(part, "looks_ahead", None):
-            raise UserError(
+            raise Mistake(
                 f"{place} can't generate: {name}.forward takes a state, and {name} has no init_state to make one."
                 f" Write {WRITE_INIT_STATE}; it returns an object whose tensors() lists all that it remembers."
             )
         if hasattr(part, "init_state") and not _takes(part.init_state, 2, "device", "dtype"):
-            raise UserError(
+            raise Mistake(
                 f"{place}: {name}.init_state{inspect.signature(part.init_state)} can't be called as it will be: write"
                 f" {WRITE_INIT_STATE}."
             )
     elif hasattr(part, "init_state"):
-        raise UserError(
+        raise Mistake(
             f"{place}: {name} has an init_state, and its forward{forward} takes no state: write"
             " def forward(self, x_BTD, ctx, state=None), and go on from the state where it is given."
         )
@@ -97,10 +101,10 @@ def made_norm(norms: Any, dim: int) -> nn.Module:
 
 
 def offers(part: Any, base: str, *methods: str) -> Any:
-    """Return a part that has all of some methods. UserError if one is missing; inheriting from `base` gives it."""
+    """Return a part that has all of some methods. Mistake if one is missing; inheriting from `base` gives it."""
     for method in methods:
         if not callable(getattr(part, method, None)):
-            raise UserError(
+            raise Mistake(
                 f"{part.stands_as}: {type(part).__name__} has no method {method}: inherit from {base}, and replace what"
                 " yours does differently."
             )
@@ -122,7 +126,7 @@ def _refuse_plain(part: nn.Module) -> None:
         what = f"{type(part).__name__}.{path} is a plain nn.Parameter"
         if owner is not part and type(owner).__module__.startswith("torch."):
             what = f"{type(part).__name__}.{path} belongs to a plain nn.{type(owner).__name__}"
-        raise UserError(
+        raise Mistake(
             f"{part.stands_as}: {what}, which doesn't say how it is initialised and optimised. {_cure(owner)}"
         )
 
@@ -131,19 +135,19 @@ def check_state(module: nn.Module, state: State) -> State:
     """Return a state that a module has made, if it can tell what it holds."""
     tensors = getattr(state, "tensors", None)
     if not callable(tensors):
-        raise UserError(
+        raise Mistake(
             f"{called(module)}: init_state() returns {_article(state)}, which has no method tensors(): return an object"
             " whose tensors() lists all tensors that it holds, so that its memory can be counted."
         )
     held = tensors()
     if not isinstance(held, (list, tuple)) or not all(isinstance(one, Tensor) for one in held):
-        raise UserError(f"{called(module)}: {type(state).__name__}.tensors() must return a list of tensors.")
+        raise Mistake(f"{called(module)}: {type(state).__name__}.tensors() must return a list of tensors.")
     return state
 
 
 @contextlib.contextmanager
 def outputs_checked(model: nn.Module) -> Iterator[None]:
-    """Check what all parts of a model return while this lasts. UserError from the pass where one returns wrong."""
+    """Check what all parts of a model return while this lasts. Mistake from the pass where one returns wrong."""
     hooks = []
     for part in model.modules():
         if getattr(part, "keeps_shape", False) or hasattr(part, "residual"):
@@ -172,7 +176,7 @@ def _before(versions: list[int], part: nn.Module, args: tuple[Any, ...]) -> None
 def _after(versions: list[int], part: nn.Module, args: tuple[Any, ...], out: Any) -> None:
     _check_output(part, args[0], out)
     if args[0]._version != versions.pop():
-        raise UserError(
+        raise Mistake(
             f"{called(part)} changes its input in place, which others read too: write x = x + y in place of x += y, and"
             " x.masked_fill(…) in place of x.masked_fill_(…)."
         )
@@ -183,7 +187,7 @@ def _before_branch(versions: list[int], branch: nn.Module, args: tuple[Any, ...]
     versions.append(stream._version)
     read = residual.read(stream, ctx)
     if not isinstance(read, Tensor) or read.shape != ctx.x0_BTD.shape:
-        raise UserError(
+        raise Mistake(
             f"{called(residual)}: read() returns {_shape(read)}, and a branch reads"
             f" {_shape(ctx.x0_BTD)}, (batch, tokens, model.dim)."
         )
@@ -192,12 +196,12 @@ def _before_branch(versions: list[int], branch: nn.Module, args: tuple[Any, ...]
 def _after_branch(versions: list[int], branch: nn.Module, args: tuple[Any, ...], out: Any) -> None:
     stream, residual = args[0], branch.residual
     if not isinstance(out, Tensor) or out.shape != stream.shape:
-        raise UserError(
+        raise Mistake(
             f"{called(residual)}: write() returns {_shape(out)}, and must return the stream as it was given,"
             f" {_shape(stream)}."
         )
     if stream._version != versions.pop():
-        raise UserError(
+        raise Mistake(
             f"{called(residual)}: write() changes the stream in place, which others read too: write"
             " return stream + y_BTD in place of stream += y_BTD."
         )
@@ -205,26 +209,26 @@ def _after_branch(versions: list[int], branch: nn.Module, args: tuple[Any, ...],
 
 def _check_output(part: nn.Module, x: Tensor, out: Any) -> None:
     if isinstance(out, (tuple, list)):
-        raise UserError(
+        raise Mistake(
             f"{called(part)} returns {_article(out)} of {len(out)}: return the output alone. What it remembers is"
             " written into the state."
         )
     if not isinstance(out, Tensor):
-        raise UserError(
+        raise Mistake(
             f"{called(part)} returns {_article(out)}: its forward must return a tensor of its input's shape,"
             f" {tuple(x.shape)}."
         )
     if out.shape != x.shape:
-        raise UserError(
+        raise Mistake(
             f"{called(part)} returns shape {tuple(out.shape)} for an input of {tuple(x.shape)}: it must return the"
             " shape that it is given, (batch, tokens, model.dim)."
         )
     if out.dtype != x.dtype:
-        raise UserError(
+        raise Mistake(
             f"{called(part)} returns {out.dtype} for an input of {x.dtype}: end its forward with .to(x_BTD.dtype)."
         )
     if not out.is_meta and not torch.isfinite(out).all() and torch.isfinite(x).all():
-        raise UserError(
+        raise Mistake(
             f"{called(part)} returns NaN or infinity for finite input, at its initial weights: look for a division by"
             " zero, a logarithm or a root of what isn't positive, or a softmax over nothing."
         )
@@ -247,7 +251,7 @@ def _check_constructor(place: str, factory: Callable[..., Any], names: list[str]
     except TypeError:
         in_order = False
     if not in_order:
-        raise UserError(
+        raise Mistake(
             f"{place}: {_name_of(factory)} can't be made from ({listed}): write {WRITE_INIT.format(listed)}, with its"
             " options after the *."
         )

@@ -27,8 +27,9 @@ from optuna.trial import FrozenTrial
 from minllm.config import build, named_folders, refuse_unnamed_code
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
+from minllm.model.contract import Mistake
 from minllm.model.cost import cost
-from minllm.model.laws import check_laws
+from minllm.model.laws import BrokenLaw, check_laws
 from minllm.runs import named_keys
 from minllm.study import recorded
 from minllm.study.arms import Arm, arms_of
@@ -415,8 +416,10 @@ def seconds_of_runs(trials: Sequence[FrozenTrial]) -> list[float]:
 
 
 def refuse_broken_arm(name: str, cfg: DictConfig) -> None:
-    """Raise UserError if an arm's model breaks a law, such as that it may not look ahead."""
+    """Raise UserError if an arm's model breaks a law, such as that it may not look ahead, or has a mistake."""
     try:
         check_laws(cfg)
-    except UserError as error:
+    except (BrokenLaw, Mistake) as error:
         raise UserError(f"Arm {name}: {error}") from error
+    except UserError:
+        return  # options that don't go together are refused in a trial, with what was typed for it
