@@ -1,7 +1,9 @@
 """MPT: ALiBi, and no biases."""
 
+from typing import Annotated
+
 from minllm.convert.settings import Settings, overrides
-from minllm.options import Count, Fraction, Natural, NonNegative, Positive
+from minllm.options import Count, Fraction, Natural, NonNegative, Positive, Range
 
 PREFIX = "transformer."
 TABLE = {
@@ -42,7 +44,7 @@ class Config:
     n_heads: Count = 16
     n_layers: Count = 24
     expansion_ratio: Count = 4
-    max_seq_len: Count = 2048
+    max_seq_len: Annotated[int, Range("a whole number of 2 or more", 2)] = 2048  # one place has no ALiBi
     resid_pdrop: Fraction = 0.0
     layer_norm_epsilon: Positive = 1e-5
     emb_pdrop: Fraction = 0.0
