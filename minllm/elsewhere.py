@@ -240,7 +240,7 @@ def without_places(cfg: DictConfig) -> DictConfig:
             if isinstance(value, str) and NAMES_A_PLACE.search(option) and leads_out(value):
                 key = f"{section}.{name}"
                 unnamed = (
-                    f"{value} (named by a run from elsewhere; if you trust it, type {section}.{option}=…)"
+                    f"a place outside of a run from elsewhere, to be named by {section}.{option}=…: {value}"
                 )
                 OmegaConf.update(result, key, DEFAULT_CACHE if option == "cache" else unnamed)
     return result
