@@ -12,13 +12,12 @@ if __name__ == "__main__":  # Python looks in this folder first, where a queue.p
     sys.path.sort(key=lambda folder: folder == here)
 
 import gc
-import signal
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.door import BROKEN_PIPE, config_dirs, enter, refuse_environment, run_hydra, typed_words
+from minllm.door import BROKEN_PIPE, config_dirs, enter, leave, refuse_environment, run_hydra, typed_words
 from minllm.errors import UserError, printable
 from minllm.help import help_text
 from minllm.words import key_of
@@ -106,9 +105,4 @@ def refuse_misplaced(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    finally:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # while Python shuts down, Ctrl-C would print a traceback
+    leave(main)

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # Python looks in this folder first, where a queue.p
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minllm.door import config_dirs, enter, run_hydra, typed_words
+from minllm.door import config_dirs, enter, leave, run_hydra, typed_words
 from minllm.errors import UserError, printable
 from minllm.help import sweep_help_text
 
@@ -56,4 +56,4 @@ def compose_and_search(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from minllm.errors import UserError, neighbour, printable, suggest
 from minllm.help import CONF, FLAGS
@@ -86,6 +87,16 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
     except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """End the program with what `main` makes of the command line."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # while Python shuts down, Ctrl-C would print a traceback
 
 
 def run_hydra(

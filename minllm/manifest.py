@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minllm.errors import UserError
 from minllm.runs import OUTPUTS, latest_run, remove_if_empty
+from minllm.training.files import lock_taken
 from minllm.words import in_quotes, key_of
 
 TRAINS = "minllm.tasks.train.train"
@@ -151,22 +152,16 @@ def locked(grid: Grid) -> Iterator[None]:
     Raises:
         UserError: another does.
     """
-    from filelock import FileLock, Timeout
-
     grid.folder.mkdir(parents=True, exist_ok=True)
     if not grid.remembered:
         yield
         return
-    lock = FileLock(grid.folder / LOCK)
-    try:
-        lock.acquire(timeout=PATIENCE_SECONDS)
-    except NotImplementedError:  # a disk without locks
-        pass
-    except Timeout as error:
-        raise UserError(
-            f"Another process is running this grid, in {grid.folder}. Wait until it has ended, or choose another"
-            " folder: hydra.sweep.dir=<folder>"
-        ) from error
+    lock = lock_taken(
+        grid.folder / LOCK,
+        PATIENCE_SECONDS,
+        f"Another process is running this grid, in {grid.folder}. Wait until it has ended, or choose another"
+        " folder: hydra.sweep.dir=<folder>",
+    )
     try:
         yield
     finally:

@@ -27,7 +27,8 @@ from minllm.errors import UserError
 from minllm.study.comparison import Tuning
 from minllm.study.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.report import sentences, summary
-from minllm.study.verdict import VerdictSearch, chosen_rate, reach_verdict
+from minllm.study.tuning import chosen_rate
+from minllm.study.verdict import VerdictSearch, reach_verdict
 from minllm.sweep.outcome import Outcome
 from minllm.words import quoted
 from tests.comparisons import finished

@@ -94,13 +94,14 @@ def config(shape: Shape, setting: Setting, mixer: str = ATTENTION, words: Sequen
         "model/pos=rope",
     ]
     recurrent = [f"model/rec={mixer}", "model.layout=[rec mlp]"]
+    without_mlp = any(word.startswith("model.layout=") and "mlp" not in word for word in words)
     mlp = ["model/mlp=swiglu", f"model.mlp.hidden={shape.hidden}"]
     return compose(
         [
             f"model.dim={shape.dim}",
             f"model.n_layers={shape.n_layers}",
             *(attention if mixer == ATTENTION else recurrent),
-            *([] if "model.layout=[rec]" in words else mlp),
+            *([] if without_mlp else mlp),
             "norm=pre",
             "model.tie_embeddings=true",
             f"data.seq_len={shape.seq_len}",

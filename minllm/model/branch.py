@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minllm.model.context import Context, Layer, State
-from minllm.model.contract import check_state, made, made_norm, offers
+from minllm.model.contract import check_state, made, made_norm
 from minllm.model.norm import Norms
 from minllm.model.residual import Plain
 from minllm.options import factory
@@ -52,11 +52,7 @@ class Branch(nn.Module):
         else:
             self.before = made_norm(norms, dim) if norms.before and normed else None
         self.after = made_norm(norms, dim) if norms.after else None
-        self.residual = offers(
-            made("model.residual", residual, dim=dim, layer=layer),
-            "minllm.model.residual.Plain",
-            *("start", "read", "write", "finish"),
-        )
+        self.residual = made("model.residual", residual, dim=dim, layer=layer)
         self.norm = made_norm(norms, dim) if norms.residual else None
         self.dropout = dropout
 

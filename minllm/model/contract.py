@@ -100,17 +100,6 @@ def made_norm(norms: Any, dim: int) -> nn.Module:
     return norm
 
 
-def offers(part: Any, base: str, *methods: str) -> Any:
-    """Return a part that has all of some methods. Mistake if one is missing; inheriting from `base` gives it."""
-    for method in methods:
-        if not callable(getattr(part, method, None)):
-            raise Mistake(
-                f"{part.stands_as}: {type(part).__name__} has no method {method}: inherit from {base}, and replace what"
-                " yours does differently."
-            )
-    return part
-
-
 def refuse_plain_parameters(model: nn.Module) -> None:
     """Refuse parameters that don't say what they are: nothing would know how they begin, or how to optimise them."""
     for part in model.modules():

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from minllm.errors import UserError, suggest
 from minllm.model.branch import Branch, nothing
 from minllm.model.context import PAD, Context, Layer, State
-from minllm.model.contract import made, made_branch, made_norm, offers
+from minllm.model.contract import made, made_branch, made_norm
 from minllm.model.norm import Norms
 from minllm.model.parameter import Linear, constant, linear, normal, parameter
 from minllm.model.position import Position
@@ -88,11 +88,7 @@ class LM(nn.Module):
         draw = normal(0.02 / self.embedding_scale)
         self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")
         self.embedding_norm = made_norm(norms, dim) if norms.embedding else None
-        self.position = offers(
-            made("model.pos", pos, dim=dim),
-            "minllm.model.position.Position",
-            *("check", "embed", "rotate", "bias"),
-        )
+        self.position = made("model.pos", pos, dim=dim)
 
         written = _written(first, layout, n_layers)
         sentences = [_parse(sentence, branches) for sentence in written + predict_ahead * written[-1:]]

@@ -48,6 +48,7 @@ from minllm.study.report import tell
 from minllm.study.runs import VERDICT, LeftOut, Selection, find, runs_in
 from minllm.study.size import TARGETS
 from minllm.study.statistics import least_pairs
+from minllm.study.tuning import TIME_WAS_UP, chosen_rate, rates_of
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper
 from minllm.sweep.question import Question, without_storage
 from minllm.sweep.report.trials import is_complete, seconds_of
@@ -68,8 +69,6 @@ RunUntil = Callable[[int], Sequence[FrozenTrial]]
 
 EACH_ONCE = {"_target_": "optuna.samplers.GridSampler", "_partial_": True, "search_space": {}}
 TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
-
-TIME_WAS_UP = "The time was up {}. The same command goes on; give it more with sweep.minutes=<minutes>."
 
 
 def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
@@ -381,34 +380,6 @@ class VerdictSearch:
         arms = [f"arms.{name}=[{','.join(words)}]" for name, words in self.arms.items()]
         words = [*named_folders(hydra.runtime), *self.typed, *arms, *hydra.overrides.hydra]
         return shlex.join(["python", "sweep.py", *without_storage(words)])
-
-
-def rates_of(cfg: DictConfig, protocol: Protocol) -> list[float]:
-    """Return the learning rates that an arm tries, lowest first, to three digits."""
-    return list(dict.fromkeys(float(f"{cfg.optim.lr * rate:.3g}") for rate in sorted(protocol.rates)))
-
-
-def chosen_rate(name: str, rates: Sequence[float], trials: Sequence[FrozenTrial], seeds: int) -> Tuning:
-    """Choose the rate with the lowest mean over the seeds, of those that came to their end with each seed."""
-    if sum(trial.state.is_finished() for trial in trials) < len(rates) * seeds:
-        raise UserError(TIME_WAS_UP.format(f"while learning rates of arm {name} were tried"))
-    found: dict[float, list[float]] = {rate: [] for rate in rates}
-    for trial in filter(is_complete, trials):
-        found[trial.params["optim.lr"]].append(trial.value)
-    means = {rate: sum(values) / seeds if len(values) == seeds else None for rate, values in found.items()}
-    known = {rate: mean for rate, mean in means.items() if mean is not None}
-    if not known:
-        raise UserError(
-            f"Every learning rate that arm {name} tried failed. Try others: search.rates=[0.03,0.1].{_reason(trials)}"
-        )
-    return Tuning(means, min(known, key=known.__getitem__))
-
-
-def _reason(trials: Sequence[FrozenTrial]) -> str:
-    """Return why the first of some trials failed, as far as it's known."""
-    texts = (trial.user_attrs.get("text") for trial in trials)
-    first = next(filter(None, texts), None)
-    return f" The first one: {first}" if first else ""
 
 
 def seconds_of_runs(trials: Sequence[FrozenTrial]) -> list[float]:

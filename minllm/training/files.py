@@ -6,8 +6,12 @@ import os
 import stat
 from collections.abc import Container
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minllm.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,6 +28,26 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def lock_taken(path: Path, seconds: float, refusal: str) -> FileLock:
+    """Return the lock that is the file `path`, taken; the system lifts that of a process that is killed.
+
+    On a disk without locks nothing is held, as before there were any.
+
+    Raises:
+        UserError: another process has it for longer than `seconds`; `refusal` is what it says.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=seconds)
+    except NotImplementedError:
+        pass
+    except Timeout as error:
+        raise UserError(refusal) from error
+    return lock
 
 
 def without_links(path: str, flags: int) -> int:

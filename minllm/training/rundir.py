@@ -33,7 +33,15 @@ from tqdm import tqdm
 
 from minllm.errors import UserError, printable
 from minllm.tokenizer import Tokenizer
-from minllm.training.files import contents, refuse_links, set_aside, without_links, write_bytes, write_text
+from minllm.training.files import (
+    contents,
+    lock_taken,
+    refuse_links,
+    set_aside,
+    without_links,
+    write_bytes,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -236,18 +244,11 @@ class RunDir:
         self._described = [self.path / name for name in names if (self.path / name).exists()]
 
     def _acquire(self) -> None:
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=LOOKED_AT_SECONDS)
-        except NotImplementedError:  # a disk without locks
-            pass
-        except Timeout as error:
-            raise UserError(
-                f"Another process is training in {self.path}. Wait for its end, or stop it."
-            ) from error
-        self._lock = lock
+        self._lock = lock_taken(
+            self.path / LOCK,
+            LOOKED_AT_SECONDS,
+            f"Another process is training in {self.path}. Wait until it has ended, or stop it.",
+        )
 
     def _release(self) -> None:
         if self._lock is not None:

@@ -5,7 +5,6 @@ plotly takes a second to import, so it's imported where something is drawn.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
+from minllm.page import escape
 from minllm.sweep.report.importance import evaluator, importances, quietly, retold
 from minllm.sweep.report.trials import (
     counted,
@@ -100,7 +100,7 @@ def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
         [_dots(placed, state, axes, metric, shorts) for state, count in counted(placed).items() if count]
     )
     for update, axis in zip((figure.update_xaxes, figure.update_yaxes), axes):
-        update(title=html.escape(shorts.get(axis, axis)), type=_scale(axis, trials))
+        update(title=escape(shorts.get(axis, axis)), type=_scale(axis, trials))
         if _scale(axis, trials) == "log":
             update(tickformat="~g", **_decades([_at(axis, trial) for trial in placed]))
     if len(placed) < len(trials):
@@ -201,4 +201,4 @@ def _hover(trial: FrozenTrial, metric: str, shorts: Mapping[str, str]) -> str:
         seen.peak and f"measured {seen.peak}",
         seen.why,
     ]
-    return "<br>".join(html.escape(line) for line in lines if line)
+    return "<br>".join(escape(line) for line in lines if line)
