@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.door import BROKEN_PIPE, config_dirs, enter, leave, refuse_environment, run_hydra, typed_words
+from minllm.cli.door import BROKEN_PIPE, config_dirs, enter, leave, refuse_environment, run_hydra, typed_words
+from minllm.cli.help import help_text
 from minllm.errors import UserError, printable
-from minllm.help import help_text
-from minllm.words import key_of
+from minllm.schema.overrides import key_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,16 +37,16 @@ def compose_and_run(folders: Sequence[str]) -> int:
     refuse_misplaced(sys.argv[1:])
     from hydra.core.hydra_config import HydraConfig
 
-    from minllm.explain import disk_error, memory_error
-    from minllm.multirun import SWEEPER, GridEnded, register
-    from minllm.runs import choice_words, remove_if_empty
+    from minllm.config.explain import disk_error, memory_error
+    from minllm.grid.multirun import SWEEPER, GridEnded, register
+    from minllm.runs.find import choice_words, remove_if_empty
 
     codes = [0]
 
     # a job keeps its own trouble to itself: one impossible combination mustn't cost the rest of a grid
     def job(composed: DictConfig) -> int:
-        from minllm.config import perform, settle
-        from minllm.manifest import going_on
+        from minllm.config.compose import perform, settle
+        from minllm.grid.manifest import going_on
 
         gc.enable()
         now = HydraConfig.get()

@@ -14,9 +14,9 @@ if __name__ == "__main__":  # Python looks in this folder first, where a queue.p
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minllm.door import config_dirs, enter, leave, run_hydra, typed_words
+from minllm.cli.door import config_dirs, enter, leave, run_hydra, typed_words
+from minllm.cli.help import sweep_help_text
 from minllm.errors import UserError, printable
-from minllm.help import sweep_help_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,7 +33,7 @@ def compose_and_search(words: Sequence[str]) -> int:
         raise UserError(
             "sweep.py searches, and run.py runs once: leave out hydra.mode and --run, or type run.py."
         )
-    from minllm.runs import choice_words
+    from minllm.runs.find import choice_words
     from minllm.sweep.plugin import TooManyFailures, job, leads, register
 
     # of the study and its folder: the same words are the same search

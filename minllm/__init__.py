@@ -18,13 +18,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minllm.api import train as train
-    from minllm.config import compose as compose
+    from minllm.cli.api import train as train
+    from minllm.config.compose import compose as compose
     from minllm.errors import UserError as UserError
     from minllm.generation.generate import generate as generate
     from minllm.model.build import build_model as build_model
     from minllm.study.comparison import compare as compare
-    from minllm.tracing import trace as trace
+    from minllm.trace import trace as trace
     from minllm.training.checkpoints import load as load
 
 # where each name lives; it's imported when it's first used, since torch takes seconds
@@ -32,11 +32,11 @@ HOMES = {
     "UserError": "minllm.errors",
     "build_model": "minllm.model.build",
     "compare": "minllm.study.comparison",
-    "compose": "minllm.config",
+    "compose": "minllm.config.compose",
     "generate": "minllm.generation.generate",
     "load": "minllm.training.checkpoints",
-    "trace": "minllm.tracing",
-    "train": "minllm.api",
+    "trace": "minllm.trace",
+    "train": "minllm.cli.api",
 }
 
 __all__ = list(HOMES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from minllm.help import HOME
+from minllm.cli.help import HOME
 
 
 def main() -> None:

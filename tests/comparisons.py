@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.study.arms import Arm
 from minllm.study.comparison import Comparison, of_arms
 from minllm.study.reading import Guess, Reading
-from minllm.study.runs import TrainedRun
+from minllm.study.selection import TrainedRun
 
 FLOOR = 1.5
 ENVIRONMENT = {

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minllm.model.mixers.attention import Attention
-from minllm.options import Count
+from minllm.model.attention.attention import Attention
+from minllm.schema.options import Count
 from minllm.training.optimizers import SGD
 
 GIGABYTE = 1 << 30

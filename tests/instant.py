@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.sweep.outcome import Outcome, write
+from minllm.runs.outcome import Outcome, write
 from minllm.sweep.store import open_study
 from minllm.sweep.trial import Assignment
 from tests.questions import composed

@@ -13,11 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.config import CONF, compose
+from minllm.config.compose import CONF, compose
 from minllm.sweep.plugin import register
-from minllm.sweep.question import Question
 from minllm.sweep.sampling import make_sampler
 from minllm.sweep.space import Plan, Space
+from minllm.sweep.spec import Question
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

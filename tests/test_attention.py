@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
+from minllm.model.attention.cache import Cache, Ring
+from minllm.model.attention.core import Core
+from minllm.model.attention.mask import Blocks, Dilated, Full, Strided, Window
 from minllm.model.context import Context
-from minllm.model.mask import Blocks, Dilated, Full, Strided, Window
-from minllm.model.mixers.cache import Cache, Ring
-from minllm.model.mixers.core import Core
-from minllm.model.position import T5, Alibi, Position, _slopes
-from minllm.model.rope import NTK, Rope
+from minllm.model.position.position import T5, Alibi, Position, _slopes
+from minllm.model.position.rope import NTK, Rope
 from tests.tiny import tiny_model, tokens
 
 B, H, G, T, K = 2, 4, 2, 11, 6

@@ -13,7 +13,7 @@ from minllm.bench.contestants import MAKERS, SETTINGS, SHAPES, Shape, config, st
 from minllm.bench.mixers import AS_THEIRS, WORDS, chosen_mixers, mixer_jobs
 from minllm.bench.report import Figure, MixerRow, Ratio, Report, table
 from minllm.bench.worker import Job, Worker
-from minllm.config import compose, perform, validate
+from minllm.config.compose import compose, perform, validate
 from minllm.errors import UserError
 from minllm.tasks import bench
 from minllm.training import loop

@@ -16,14 +16,14 @@ import pytest
 from omegaconf import OmegaConf
 
 import run as door
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
+from minllm.runs import folder as rundir
+from minllm.runs.folder import RunDir, is_going_on
+from minllm.runs.outcome import Outcome, write
 from minllm.study.comparison import Comparison, compare
 from minllm.study.report import sentences, summary, write_report
-from minllm.study.runs import Selection, find
-from minllm.sweep.outcome import Outcome, write
-from minllm.training import rundir
-from minllm.training.rundir import RunDir, is_going_on
+from minllm.study.selection import Selection, find
 from tests.comparisons import ENVIRONMENT, begun, figures, finished
 from tests.test_config import idea  # noqa: F401  (a fixture)
 from tests.test_doors import go  # noqa: F401  (a fixture)
@@ -236,7 +236,7 @@ def test_a_folder_has_one_process_that_trains_in_it(tmp_path, monkeypatch):
 
 def test_a_process_that_was_killed_trains_no_more(tmp_path):
     script = (
-        "import os, sys; from pathlib import Path; from minllm.training.rundir import RunDir\n"
+        "import os, sys; from pathlib import Path; from minllm.runs.folder import RunDir\n"
         f"with RunDir(Path({str(tmp_path)!r})).alone(): print('.', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from tests.pairs import alone, refusal, together

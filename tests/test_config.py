@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import pytest
 from omegaconf import OmegaConf
 
-from minllm.config import build, compose, perform, validate
+from minllm.config.compose import build, compose, perform, validate
 from minllm.errors import UserError, suggest
-from minllm.options import Count, Fraction, In, Natural, NonNegative, Positive
-from minllm.runs import choice_words, find_run, named_keys, read_run, remove_if_empty
-from minllm.validation import fits, words
+from minllm.runs.find import choice_words, find_run, named_keys, read_run, remove_if_empty
+from minllm.schema.checking import fits, words
+from minllm.schema.options import Count, Fraction, In, Natural, NonNegative, Positive
 
 IDEA = """
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Annotated, Literal
 from omegaconf import OmegaConf
 from torch import nn
 
-from minllm.config import build
+from minllm.config.compose import build
 from minllm.data.source import Source
 from minllm.errors import UserError
 from minllm.model.lm import LM
-from minllm.options import Count, In
+from minllm.schema.options import Count, In
 from minllm.tokenizer import Tokenizer
 
 
@@ -155,9 +155,9 @@ REFUSED = [
     ("resume=latest", "no run with a checkpoint"),
     ("experiment=gpt22", "experiment=gpt22"),
     ("model.attn._target_=os.system", "os.system", "refused", "extensions=[os]"),
-    ("model.attn._target_=minllm.config.os.system", "refused|no module"),
-    ("model.attn._target_=minllm.config.Path", "refused"),
-    ("model.attn._target_=minllm.config.OmegaConf", "refused"),
+    ("model.attn._target_=minllm.config.compose.os.system", "refused|no module"),
+    ("model.attn._target_=minllm.config.compose.Path", "refused"),
+    ("model.attn._target_=minllm.config.compose.OmegaConf", "refused"),
     ("model.attn._target_=my_idea.Mixxer", "my_idea has no 'Mixxer'"),
 ]
 

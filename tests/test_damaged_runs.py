@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from minllm.errors import UserError, printable
-from minllm.markdown import code, plain, sh
-from minllm.page import escape
+from minllm.page.html import escape
+from minllm.page.markdown import code, plain, sh
 from minllm.study.comparison import compare
 from minllm.study.reading import Guess, Reading
 from minllm.study.report import summary, write_report

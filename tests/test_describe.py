@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.tasks.describe import column, describe, table
 from tests.tiny import completed, groups_of_model, options, tiny_cfg

@@ -10,9 +10,9 @@ import pytest
 
 import run
 import sweep
-from minllm.config import compose, validate
+from minllm.config.compose import compose, validate
 from minllm.errors import UserError
-from minllm.runs import remove_if_empty
+from minllm.runs.find import remove_if_empty
 
 EMPTY = [
     "resume=",
@@ -89,8 +89,8 @@ def test_a_searchs_names_too(word: str):
 
 
 def check_search(word: str) -> None:
+    from minllm.schema.checking import check_value, options_of
     from minllm.sweep.settings import Memory, Settings
-    from minllm.validation import check_value, options_of
 
     section, _, key = word.rstrip("=").partition(".")
     option = options_of({"sweep": Settings, "memory": Memory}[section])[key]

@@ -13,7 +13,7 @@ import torch
 from allpairspy import AllPairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minllm.config import build
+from minllm.config.compose import build
 from minllm.errors import UserError
 from minllm.model.context import PAD
 from minllm.model.cost import cost
@@ -21,8 +21,8 @@ from minllm.model.laws import check_laws
 from minllm.model.lm import LM
 from minllm.model.norm import Norms
 from minllm.objective.cross_entropy import IGNORED
+from minllm.schema.checking import literal_words, options_of
 from minllm.training import checkpoints
-from minllm.validation import literal_words, options_of
 from tests.pairs import is_refused
 from tests.tiny import (
     VOCAB,

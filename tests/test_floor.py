@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from minllm.config import compose
+from minllm.config.compose import compose
+from minllm.data.floor import LUCK, above_floor, below_floor
 from minllm.errors import UserError
-from minllm.floor import LUCK, above_floor, below_floor
-from minllm.grid import grid_table
+from minllm.grid.table import grid_table
 from minllm.study.comparison import compare
 from minllm.study.report import summary, write_report
 from minllm.sweep.trial import value_of

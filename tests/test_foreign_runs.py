@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import minllm
-from minllm.config import perform
+from minllm.config.compose import perform
 from minllm.errors import UserError
-from minllm.runs import find_run, read_run
+from minllm.runs.find import find_run, read_run
+from minllm.runs.folder import RunDir, is_going_on, write_text
 from minllm.training import checkpoints
-from minllm.training.rundir import RunDir, is_going_on, write_text
 from tests.test_resume import contents
 from tests.test_training import TINY
 

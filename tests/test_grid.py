@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from minllm.grid import grid_table
+from minllm.grid.table import grid_table
 
 
 def run(folder, name: str, val_bpb: float | None, *, seed: int = 0, device: str = "cpu") -> object:

@@ -15,10 +15,10 @@ import pytest
 from omegaconf import OmegaConf
 
 import run as door
-from minllm.children import Children
-from minllm.manifest import FILE, code_hash, fingerprint, read
-from minllm.multirun import Progress
-from minllm.runs import command_to_go_on, latest_run
+from minllm.grid.children import Children
+from minllm.grid.manifest import FILE, code_hash, fingerprint, read
+from minllm.grid.multirun import Progress
+from minllm.runs.find import command_to_go_on, latest_run
 
 TINY = [
     "model.dim=16",

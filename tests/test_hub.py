@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from minllm import network
-from minllm.config import build, compose
+from minllm.config.compose import build, compose
 from minllm.data.hub import Hub
 from minllm.errors import UserError
+from minllm.files import network
 from tests.stories import TRAIN, VAL, write_jsonl
 from tests.vocabularies import byte_level
 

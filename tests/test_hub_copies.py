@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minllm.config import build, compose, validate
+from minllm.config.compose import build, compose, validate
 from minllm.data import hub as hub_module
 from minllm.data.hub import Hub
 from minllm.data.tales import Tales

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from minllm.config import compose, perform
+from minllm.config.compose import compose, perform
 from minllm.convert.folder import family_of
 from minllm.convert.settings import Settings, layer_types
 from minllm.errors import UserError

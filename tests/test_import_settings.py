@@ -20,14 +20,14 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.convert.families import gpt_oss, mpt
 from minllm.convert.folder import family_of
 from minllm.convert.settings import HARMLESS, Settings, WithRope
 from minllm.convert.table import fill
 from minllm.errors import UserError
 from minllm.model.build import build_model
-from minllm.validation import fits
+from minllm.schema.checking import fits
 from tests.test_oracles import TINY, randomised, saved
 from tests.tiny import VOCAB, tokens
 

@@ -10,19 +10,19 @@ import pytest
 from omegaconf import OmegaConf
 
 import minllm
-from minllm import tracing
-from minllm.config import build, compose, validate
+from minllm import trace as tracing
+from minllm.config.compose import build, compose, validate
 from minllm.errors import UserError
 from minllm.model.build import build_model
-from minllm.validation import options_of
+from minllm.schema.checking import options_of
 
 CODE = """
 import torch
 from torch import nn
 
-from minllm.model.mlps.dense import Gated
+from minllm.model.mlp.dense import Gated
 from minllm.model.parameter import Linear
-from minllm.options import Count, Positive, factory
+from minllm.schema.options import Count, Positive, factory
 from minllm.training.optimizers import SGD
 
 
@@ -168,7 +168,7 @@ def test_through_several_levels_and_without_what_is_settled():
         ("NoModule", {"rate": 1}, "model.mlp takes a mixer or an MLP, and ideas.NoModule is none"),
         ("Unnamed", {"rate": 1}, "annotates an option with 'Nowhere'"),
         ("NoKind", {"inner": {"_target_": "ideas.Base"}}, "must say of which kind"),
-        ("undeclared", {}, "minllm.options.factory"),
+        ("undeclared", {}, "minllm.schema.options.factory"),
     ],
 )
 def test_first_mistakes(target: str, options: dict, says: str):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
-from minllm.grid import name_for_logger
+from minllm.grid.table import name_for_logger
 from minllm.training.loggers import Silent, WandB, short
 from tests.test_readme import TINY
 from tests.tiny import tiny_cfg

@@ -12,13 +12,13 @@ from minllm.data.batches import Batch
 from minllm.errors import UserError
 from minllm.model.parameter import Linear, initialise, normal, parameter
 from minllm.objective.cross_entropy import IGNORED
+from minllm.runs.folder import RunDir
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import ENDLESS, Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.loggers import Silent
 from minllm.training.loop import Run, compile_loss, fit, whole_batch_gradient
 from minllm.training.optimizers import AdamW
-from minllm.training.rundir import RunDir
 from minllm.training.schedules import Constant
 from minllm.training.settings import Settings
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from minllm.config import build, compose
+from minllm.config.compose import build, compose
 from minllm.errors import UserError
 from minllm.model.context import Context
-from minllm.model.mixers.timestep_norm import TimestepNorm
-from minllm.model.position import Position
+from minllm.model.position.position import Position
+from minllm.model.recurrent.timestep_norm import TimestepNorm
 from minllm.model.scans.moving_average import moving_average
 from tests.tiny import VOCAB, tiny_cfg, tiny_model, tokens
 

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from minllm.config import build, compose
+from minllm.config.compose import build, compose
 from tests.tiny import VOCAB, tiny_cfg, tiny_model, tokens
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
+from minllm.model.attention.softmax import attend, attend_in_blocks
 from minllm.model.build import build_model
-from minllm.model.mixers.softmax import attend, attend_in_blocks
 from minllm.model.norm import ScaleNorm
 from minllm.model.parameter import Linear, SplitLinear, initialise, linear
 from minllm.objective import cross_entropy
@@ -182,7 +182,7 @@ def test_every_parameter_has_a_role():
 def test_what_cannot_be_built_is_refused_in_a_sentence(choices, words):
     from types import SimpleNamespace
 
-    from minllm.config import compose
+    from minllm.config.compose import compose
     from minllm.model.build import build_model
 
     with pytest.raises(UserError) as refused:

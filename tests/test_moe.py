@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minllm.config import build, compose
+from minllm.config.compose import build, compose
 from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.context import PAD, Context, Layer
 from minllm.model.cost import cost, forward_flops
-from minllm.model.mlps.moe import MoE
+from minllm.model.mlp.moe import MoE
 from minllm.model.parameter import initialise
-from minllm.model.position import Position
+from minllm.model.position.position import Position
 from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
 from tests.tiny import VOCAB, T, tiny_model, tokens
@@ -484,7 +484,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def trained(run_dir: Path, *words: str) -> Path:
-    from minllm.config import perform
+    from minllm.config.compose import perform
 
     perform(compose([*TINY, *words]), run_dir)
     return run_dir
@@ -511,7 +511,7 @@ def test_a_stopped_run_goes_on_to_the_bit(option, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         trained(parts, *words)
     monkeypatch.setattr(loop, "update", update)
-    from minllm.config import perform
+    from minllm.config.compose import perform
 
     perform(compose([f"resume={parts}", "train.steps=10"]), parts)
     assert metrics(parts) == metrics(whole)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minllm.config import compose, perform
+from minllm.config.compose import compose, perform
 from minllm.errors import UserError
 
 TINY = [

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
-from minllm.config import build, compose, validate
+from minllm.config.compose import build, compose, validate
 from minllm.errors import UserError
 from minllm.model.parameter import Linear, SplitLinear, constant, initialise, normal, parameter
 from minllm.training import checkpoints

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from minllm.config import build, compose
+from minllm.config.compose import build, compose
 from minllm.convert.folder import family_of
 from minllm.convert.settings import Settings
 from minllm.convert.table import fill

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensor, FakeTensorMode
 
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from minllm.sweep import prediction
@@ -199,7 +199,7 @@ WARM = """
 import contextlib, json, os, sys, tempfile, time
 from pathlib import Path
 from minllm.bench.contestants import SETTINGS, SHAPES, config
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.sweep.prediction import predicted_peak, warm_up
 from minllm.tasks.train import train
 from minllm.training import memory

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minllm.config import compose, perform
+from minllm.config.compose import compose, perform
 from minllm.data.store import alone
 from minllm.errors import UserError
 

@@ -10,10 +10,10 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from minllm.config import build
+from minllm.cli.help import CONF
+from minllm.config.compose import build
 from minllm.errors import UserError
-from minllm.help import CONF
-from minllm.validation import check_node
+from minllm.schema.checking import check_node
 
 GROUP = CONF / "sweep/pruner"
 EVALS = 10

@@ -12,7 +12,7 @@ import torch
 
 import minllm
 from minllm.objective.causal import Causal
-from minllm.page import STYLE
+from minllm.page.html import STYLE
 from minllm.study.arms import Arm, arms_of
 from minllm.study.comparison import compare
 from minllm.study.reading import (
@@ -26,7 +26,7 @@ from minllm.study.reading import (
     read_arms,
 )
 from minllm.study.report.texts import STYLE_TEXTS, coloured, differences, texts_html, texts_markdown
-from minllm.study.runs import Selection, find
+from minllm.study.selection import Selection, find
 from minllm.training import checkpoints
 from minllm.training.evaluation import FLATTERING
 
@@ -103,7 +103,7 @@ def test_losses_and_ranks_are_those_of_the_model(trained, readings):
 
 def test_the_texts_are_held_out_and_those_that_fit_a_window_come_first(trained, comparison):
     run = comparison.baseline.first
-    source = minllm.config.build(run.config.data)
+    source = minllm.config.compose.build(run.config.data)
     documents = list(source.documents("val"))
     _, tokenizer, _ = minllm.load(run.folder)
     fit = [text for text in documents if len(tokenizer.encode(text)) < 32]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from minllm import units
+from minllm.page import units
 from minllm.study.comparison import Comparison, Tuning, of_arms
 from minllm.study.reading import Reading
 from minllm.study.report import summary, write_report
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
-from minllm.study.runs import LeftOut
+from minllm.study.selection import LeftOut
 from tests.comparisons import comparison, readings, run
 
 THREE = {"pre": 2.0, "none": 1.9, "sandwich": 2.0005}

@@ -18,9 +18,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.errors import UserError
-from minllm.sweep import outcome, processes, server
+from minllm.runs import outcome
+from minllm.runs.outcome import Outcome
+from minllm.sweep import processes, server
 from minllm.sweep.ends import outcome_of, without_outcome
-from minllm.sweep.outcome import Outcome
 from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
 from minllm.sweep.trial import judged
 from tests.searches import GRID, PATIENCE, ROOT, Workplace, one_sentence

@@ -14,11 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import create_trial
 
 from minllm.errors import UserError
+from minllm.runs.outcome import Outcome
 from minllm.sweep import limits
-from minllm.sweep.outcome import Outcome
 from minllm.sweep.plugin import TooManyFailures
+from minllm.sweep.reporter import Verdicts, folder_of
 from minllm.sweep.space import distribution, parsed
-from minllm.sweep.verdict import Verdicts, folder_of
 
 quiet = SimpleNamespace(ended=lambda trial: None)
 

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import TrialState
 
+from minllm.runs.outcome import OUTPUT
 from minllm.sweep import processes, trial
 from minllm.sweep.ends import outcome_of_job
 from minllm.sweep.launchers import fresh
-from minllm.sweep.outcome import OUTPUT
 from tests.searches import ANY_LR, ENDLESS, PATIENCE, ROOT, Workplace, wait_until
 
 SUBMITIT = "hydra/launcher=submitit_local"

@@ -9,11 +9,11 @@ import pytest
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from minllm.config import CONF, compose
+from minllm.config.compose import CONF, compose
 from minllm.errors import UserError
-from minllm.sweep.outcome import Outcome
-from minllm.sweep.question import fingerprint
+from minllm.runs.outcome import Outcome
 from minllm.sweep.sampling import ask
+from minllm.sweep.spec import fingerprint
 from tests.instant import search_at_once
 from tests.questions import question
 

@@ -16,14 +16,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
+from minllm.page.units import MIB
+from minllm.schema.overrides import short_names
 from minllm.sweep.report import write_report
 from minllm.sweep.report.figures import search_plots
 from minllm.sweep.report.importance import importances
 from minllm.sweep.report.summary import memory_story, summary
 from minllm.sweep.report.table import Table
 from minllm.sweep.report.trials import best_of, counted, shown, state_of
-from minllm.units import MIB
-from minllm.words import short_names
 
 SPACE = {
     "model.dim": IntDistribution(64, 1024, step=64),

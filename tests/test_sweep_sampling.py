@@ -23,10 +23,10 @@ from optuna.samplers import (
 from optuna.trial import TrialState
 
 from minllm.errors import UserError
-from minllm.sweep.outcome import Outcome
+from minllm.runs.outcome import Outcome
+from minllm.sweep.reporter import Verdicts
 from minllm.sweep.sampling import ATTEMPTS, NEEDS, ask, make_sampler
 from minllm.sweep.store import open_study, put_back
-from minllm.sweep.verdict import Verdicts
 from tests.questions import space, study_of
 
 

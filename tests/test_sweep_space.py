@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.sampling import Grid, ask, make_sampler, shuffled

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minllm.config import compose
-from minllm.markdown import TERMINAL, fitted
+from minllm.config.compose import compose
+from minllm.page.markdown import TERMINAL, fitted
 from minllm.study.comparison import compare
 from minllm.study.report import summary, write_report
 from minllm.tasks.describe import column

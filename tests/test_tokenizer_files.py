@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from minllm.config import compose, perform
+from minllm.config.compose import compose, perform
 from minllm.errors import UserError
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.tokenizer.sentencepiece import SentencePiece

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from minllm.config import compose, perform
+from minllm.config.compose import compose, perform
 from minllm.errors import UserError
+from minllm.schema.checking import options_of
 from minllm.tokenizer import load
 from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.chars import Chars
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.tokenizer.sentencepiece import SentencePiece
-from minllm.validation import options_of
 from tests.test_tokenizers import ALGORITHMS, pieces
 from tests.vocabularies import made_up_texts
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
-from minllm.config import CONF, build, compose, validate
+from minllm.config.compose import CONF, build, compose, validate
 from minllm.data.source import Source
 from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer, load, training

@@ -137,7 +137,7 @@ def test_a_trained_run_loads_and_writes_what_it_wrote(words):
 
 def test_evaluate_finds_what_training_found(words):
     summary = train(words, "train.steps=6", run_dir="run")
-    from minllm.config import perform
+    from minllm.config.compose import perform
 
     found = perform(minllm.compose(["task=evaluate", "run=run"]), Path("unused"))
     assert found["val_loss"] == pytest.approx(summary["best"]["val_loss"], rel=1e-6)
@@ -211,7 +211,7 @@ def test_init_from_another_kind_of_model_is_refused(words, change, said):
 
 
 def performed(*words):
-    from minllm.config import perform
+    from minllm.config.compose import perform
 
     return perform(minllm.compose(list(words)), Path("unused"))
 

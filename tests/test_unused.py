@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.model.build import build_model
 

@@ -12,19 +12,19 @@ from omegaconf import OmegaConf
 
 import run as door
 import sweep
-from minllm.config import build, compose, validate
-from minllm.elsewhere import is_harmless
+from minllm.config.compose import build, compose, validate
 from minllm.errors import UserError
-from minllm.kinds import PLACES
-from minllm.runs import read_run
+from minllm.runs.find import read_run
+from minllm.schema.foreign import is_harmless
+from minllm.schema.kinds import PLACES
 
 HARMFUL = [
-    "minllm.training.rundir._git",
+    "minllm.runs.folder._git",
     "minllm.tasks.prepare.removed",
     "minllm.sweep.store.cut_half_a_line",
     "minllm.tokenizer.load",
-    "minllm.config.perform",
-    "minllm.runs.remove_if_empty",
+    "minllm.config.compose.perform",
+    "minllm.runs.find.remove_if_empty",
     "minllm.data.store.Store",
     "minllm.bench.theirs.their_model",
 ]
@@ -95,13 +95,13 @@ def test_no_place_takes_what_is_not_of_its_kind(here: Path, place: str, target: 
 WRONG_KINDS = [
     ("model.attn", "minllm.model.residual.Plain", "a mixer or an MLP"),
     ("model.attn", "minllm.model.norm.RMSNorm", "a mixer or an MLP"),
-    ("model.attn", "minllm.model.mixers.timestep_norm.TimestepNorm", "a mixer or an MLP"),
+    ("model.attn", "minllm.model.recurrent.timestep_norm.TimestepNorm", "a mixer or an MLP"),
     ("model.attn", "minllm.model.parameter.Linear", "its n_out is int"),
     ("model.attn", "minllm.model.lm.LM", "a mixer or an MLP"),
-    ("model.mlp", "minllm.model.mlps.router.Softmax", "a mixer or an MLP"),
+    ("model.mlp", "minllm.model.mlp.router.Softmax", "a mixer or an MLP"),
     ("model.pos", "minllm.model.residual.ReZero", "a Position"),
-    ("model.residual", "minllm.model.position.Alibi", "a Plain"),
-    ("model.attn.mask", "minllm.model.position.Position", "a Full"),
+    ("model.residual", "minllm.model.position.position.Alibi", "a Plain"),
+    ("model.attn.mask", "minllm.model.position.position.Position", "a Full"),
     ("tokenizer", "minllm.data.tales.Tales", "a tokenizer"),
     ("data", "minllm.tokenizer.bytes.Bytes", "a source"),
     ("optim", "minllm.training.schedules.Cosine", "an optimizer"),
@@ -144,7 +144,7 @@ def test_a_search_takes_its_own_kinds(go: Callable, section: str, target: str):
 
 # ---- what a file may not say ---------------------------------------------------------------------
 
-CALLBACK = "{x: {_target_: minllm.training.rundir._git, _args_: [-c, 'alias.x=!touch PWNED', x]}}"
+CALLBACK = "{x: {_target_: minllm.runs.folder._git, _args_: [-c, 'alias.x=!touch PWNED', x]}}"
 OF_HYDRA = [
     f"hydra: {{callbacks: {CALLBACK}}}",
     "hydra: {output_subdir: ../../away}",
@@ -227,7 +227,7 @@ def test_nor_does_the_file_of_a_search(go: Callable, lines: str):
         ("experiment/x", f"# x\n{CALLBACK[1:-1]}\n", ["+experiment@hydra.callbacks=x"]),
         ("mine", f"defaults: [config, _self_]\nhydra: {{callbacks: {CALLBACK}}}\n", ["--config-name", "mine"]),
         ("norm/x", "# @package _global_\n# x\ntask: {_target_: minllm.tasks.prepare.prepare}\n", ["norm=x"]),
-        ("task/x", "# @package _global_\n# x\ntask: {_target_: minllm.config.perform}\n", ["task=x"]),
+        ("task/x", "# @package _global_\n# x\ntask: {_target_: minllm.config.compose.perform}\n", ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.removed"), ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.prepare") + "extensions: [a]\n", ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.train.train") + "resume: x\n", ["task=x"]),

@@ -24,13 +24,13 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.errors import UserError
+from minllm.runs.outcome import Outcome
+from minllm.schema.overrides import quoted
 from minllm.study.comparison import Tuning
-from minllm.study.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.study.report import sentences, summary
-from minllm.study.tuning import chosen_rate
-from minllm.study.verdict import VerdictSearch, reach_verdict
-from minllm.sweep.outcome import Outcome
-from minllm.words import quoted
+from minllm.verdict.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
+from minllm.verdict.sequential import VerdictSearch, reach_verdict
+from minllm.verdict.tuning import chosen_rate
 from tests.comparisons import finished
 from tests.instant import LITTLE, Instant
 from tests.questions import composed

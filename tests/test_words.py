@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from minllm.errors import UserError
-from minllm.words import comma_note, quoted
+from minllm.schema.overrides import comma_note, quoted
 
 ORDINARY = [
     "Don't stop",

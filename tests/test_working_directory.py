@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minllm import interpreter
 from minllm.bench import worker
+from minllm.runs import interpreter
 from minllm.sweep import processes
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ import pytest
 import minllm
 import run
 import sweep
-from minllm.config import compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
 
 WRONG = [

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from minllm.bench.theirs import ATTENTION, their_model
-from minllm.config import build, compose
+from minllm.config.compose import build, compose
 from minllm.data.batches import Batch
 from minllm.generation.generate import next_tokens
 from minllm.generation.sampler import Sampling

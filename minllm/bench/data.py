@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from minllm.config import build
+from minllm.config.compose import build
 from minllm.data.batches import open_data
 from minllm.data.source import PACKINGS, Source
 from minllm.errors import UserError

@@ -24,7 +24,7 @@ import torch
 
 from minllm.bench.contestants import MAKERS, Name, Setting, Shape, config, step_run
 from minllm.bench.theirs import ATTENTION
-from minllm.interpreter import command
+from minllm.runs.interpreter import command
 from minllm.training import loop, memory
 
 PROMPT_TOKENS = 8

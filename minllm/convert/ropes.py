@@ -14,7 +14,7 @@ from typing import Any
 
 from minllm.convert.settings import Settings, head_dim, overrides
 from minllm.errors import UserError
-from minllm.options import Count, Fraction, NonNegative, Positive
+from minllm.schema.options import Count, Fraction, NonNegative, Positive
 
 
 class Default:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from minllm.errors import UserError
-from minllm.options import Count, Fraction, Positive
-from minllm.validation import fits, words
+from minllm.schema.checking import fits, words
+from minllm.schema.options import Count, Fraction, Positive
 
 ACTIVATIONS = {
     "gelu": "gelu",

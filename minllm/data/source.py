@@ -1,7 +1,7 @@
 """What every corpus has in common: documents in two splits, a fingerprint, and how rows are made of them.
 
 This module's annotations are real objects, not strings: a source in another module inherits the options, and
-`minllm.config.validate` reads their types there.
+`minllm.config.compose.validate` reads their types there.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from minllm.errors import UserError
-from minllm.options import Count, Place
+from minllm.schema.options import Count, Place
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from minllm.data.parquet import ParquetFiles, bytes_of_column
-from minllm.data.signatures import decode, filled, other_kind, refuse_nuls, refuse_other_kinds
 from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
 from minllm.errors import UserError, neighbour
-from minllm.options import Fraction, Place
+from minllm.files.signatures import decode, filled, other_kind, refuse_nuls, refuse_other_kinds
+from minllm.schema.options import Fraction, Place
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 PIECE = 1 << 20  # bytes of a text without separators that are one document

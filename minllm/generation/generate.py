@@ -14,7 +14,7 @@ from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
 from minllm.model.context import PAD
 from minllm.model.lm import LM
-from minllm.validation import check_options, options_of
+from minllm.schema.checking import check_options, options_of
 
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minllm.options import Count, Fraction, Natural, NonNegative
+from minllm.schema.options import Count, Fraction, Natural, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)

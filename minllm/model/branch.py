@@ -13,7 +13,7 @@ from minllm.model.context import Context, Layer, State
 from minllm.model.contract import check_state, made, made_norm
 from minllm.model.norm import Norms
 from minllm.model.residual import Plain
-from minllm.options import factory
+from minllm.schema.options import factory
 
 
 @factory

@@ -8,12 +8,12 @@ import torch
 from omegaconf import DictConfig
 from torch._subclasses.fake_tensor import FakeTensor
 
-from minllm.config import build, part, validate
+from minllm.config.compose import build, part, validate
 from minllm.errors import UserError, first_line
 from minllm.model.contract import outputs_checked, refuse_plain_parameters
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
-from minllm.unused import refuse_unsaid, refuse_unused
+from minllm.model.unused import refuse_unsaid, refuse_unused
 
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from minllm.model.mask import Full
+    from minllm.model.attention.mask import Full
     from minllm.model.norm import Norms
-    from minllm.model.position import Position
+    from minllm.model.position.position import Position
 
 PAD = -1
 """The segment of padding: nothing reads it and no loss counts it."""

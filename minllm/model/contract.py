@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from minllm.errors import UserError
-from minllm.kinds import WRITE_FORWARD
 from minllm.model.context import State
+from minllm.schema.kinds import WRITE_FORWARD
 
 WRITE_INIT = "def __init__(self, {}, *, <its options>)"
 WRITE_INIT_STATE = "def init_state(self, batch, max_len, *, device, dtype)"

@@ -24,7 +24,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from minllm.config import validate
+from minllm.config.compose import validate
 from minllm.errors import UserError
 from minllm.model.build import try_out
 from minllm.model.context import PAD

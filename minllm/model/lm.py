@@ -29,9 +29,9 @@ from minllm.model.context import PAD, Context, Layer, State
 from minllm.model.contract import made, made_branch, made_norm
 from minllm.model.norm import Norms
 from minllm.model.parameter import Linear, constant, linear, normal, parameter
-from minllm.model.position import Position
+from minllm.model.position.position import Position
 from minllm.model.residual import Plain
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.schema.options import Count, Fraction, Natural, Positive
 
 
 class LM(nn.Module):

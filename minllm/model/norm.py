@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minllm.model.parameter import constant, parameter
-from minllm.options import Positive
+from minllm.schema.options import Positive
 
 
 @dataclass(frozen=True, kw_only=True)

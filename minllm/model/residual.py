@@ -9,7 +9,7 @@ from minllm.errors import UserError
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Draw, constant, parameter
 from minllm.model.precision import in_fp32
-from minllm.options import Count, Positive
+from minllm.schema.options import Count, Positive
 
 
 class Plain(nn.Module):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from minllm.config import build
+from minllm.config.compose import build
 from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.model.parameter import Role

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minllm.model.lm import LM
 from minllm.objective.cross_entropy import IGNORED, head_cross_entropy
-from minllm.options import Natural, NonNegative
+from minllm.schema.options import Natural, NonNegative
 
 
 class Causal:

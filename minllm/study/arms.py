@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from minllm.errors import UserError
-from minllm.markdown import one_line
-from minllm.runs import WATCHING
-from minllm.study.runs import LeftOut, TrainedRun, leaves
-from minllm.words import short_names, written
+from minllm.page.markdown import one_line
+from minllm.runs.find import WATCHING
+from minllm.schema.overrides import short_names, written
+from minllm.study.selection import LeftOut, TrainedRun, leaves
 
 SECTIONS_ASIDE = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
 """Sections that say nothing of what is learnt; a size that was asked for shows in the widths it led to."""

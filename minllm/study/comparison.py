@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from minllm.errors import UserError, suggest
 from minllm.study.arms import Arm, arms_of, identity, refuse_incomparable
 from minllm.study.facts import Fact, facts
-from minllm.study.runs import LeftOut, Selection, find
+from minllm.study.selection import LeftOut, Selection, find
 from minllm.study.statistics import Verdict, noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minllm import units
-from minllm.markdown import one_line
+from minllm.page import units
+from minllm.page.markdown import one_line
 from minllm.study.arms import Arm, learnt_from
-from minllm.study.runs import TrainedRun
+from minllm.study.selection import TrainedRun
 
 NEAR = 0.01
 """Amounts that differ by no more than this share are called equal."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from minllm.config import build, validate
+from minllm.config.compose import build, validate
 from minllm.data.batches import Batch, Validation, open_data, stride_of
 from minllm.data.source import Source
 from minllm.data.store import Documents
@@ -20,7 +20,7 @@ from minllm.model.lm import LM
 from minllm.objective.cross_entropy import IGNORED
 from minllm.study.arms import Arm
 from minllm.study.comparison import Comparison
-from minllm.study.runs import TrainedRun
+from minllm.study.selection import TrainedRun
 from minllm.tokenizer import Tokenizer, of_run
 from minllm.tokenizer.show import visible
 from minllm.training import checkpoints, machine

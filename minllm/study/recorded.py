@@ -18,9 +18,9 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 
 from minllm.errors import printable
-from minllm.options import Range
-from minllm.sweep.outcome import FILE, State
-from minllm.validation import fits, words
+from minllm.runs.outcome import FILE, State
+from minllm.schema.checking import fits, words
+from minllm.schema.options import Range
 
 MIB = 2**20
 LIMITS = {"config.yaml": MIB, "summary.json": MIB, "environment.json": MIB, FILE: MIB}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minllm.data.floor import below_floor
 from minllm.errors import UserError
-from minllm.floor import below_floor
 from minllm.model.laws import BrokenLaw, check_laws
 from minllm.study.arms import Arm
 

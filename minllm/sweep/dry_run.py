@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 
-from minllm.sweep.question import Question
+from minllm.sweep.spec import Question
 
 SHOWN = 10
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.core.utils import JobReturn
 
 from minllm.errors import UserError, first_line
-from minllm.sweep.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
+from minllm.runs.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
 from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
 
 TAIL = 4000  # characters of a trial's output that are shown

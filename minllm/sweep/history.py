@@ -10,7 +10,7 @@ import optuna
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.sweep.question import Question, fingerprint
+from minllm.sweep.spec import Question, fingerprint
 
 
 class History:

@@ -19,9 +19,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig
 
-from minllm.door import refuse_environment
+from minllm.cli.door import refuse_environment
 from minllm.errors import UserError
-from minllm.words import key_of
+from minllm.schema.overrides import key_of
 
 OWN_SECTIONS = ("search", "sweep", "memory", "arms")
 """Sections of the configuration that lead the search, and are no part of a trial."""
@@ -103,7 +103,7 @@ class PruningSweeper(Sweeper):
         if self.config.hydra.launcher.get("setup") and "hydra.launcher.setup" not in typed:
             raise UserError("A file can't have a launcher run commands (hydra.launcher.setup). Type them.")
         if "arms" in self.config:
-            from minllm.study.verdict import reach_verdict as lead
+            from minllm.verdict.sequential import reach_verdict as lead
         else:
             from minllm.sweep.search import search as lead
         lead(self, arguments)

@@ -19,7 +19,7 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
-from minllm.interpreter import command
+from minllm.runs.interpreter import command
 
 NO_ROOM = 74  # EX_IOERR of sysexits.h: the disk is full, and a trial could leave no outcome
 PATIENCE_SECONDS = 10.0  # for a server to end its trials and itself

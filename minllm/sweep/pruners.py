@@ -20,7 +20,7 @@ from optuna.pruners import (
 )
 
 from minllm.errors import UserError
-from minllm.options import Count, Natural, NonNegative, Range, factory
+from minllm.schema.options import Count, Natural, NonNegative, Range, factory
 
 Factor = Annotated[int, Range("a whole number of 2 or more", 2)]
 

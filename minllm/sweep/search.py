@@ -27,26 +27,27 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, read_write
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.config import build, refuse_unnamed_code
+from minllm.config.compose import build, refuse_unnamed_code
+from minllm.config.explain import is_full
 from minllm.data.batches import check_data, open_data
-from minllm.explain import is_full
-from minllm.runs import named_keys
-from minllm.sweep import limits, outcome
+from minllm.runs import outcome
+from minllm.runs.find import named_keys
+from minllm.schema.checking import allowed_packages, check_node
+from minllm.sweep import limits
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.ends import no_room, without_outcome
 from minllm.sweep.history import History
 from minllm.sweep.launchers import fresh, prepare, refuse_password, runs_here
 from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
-from minllm.sweep.question import Question, resolved
 from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
+from minllm.sweep.reporter import Verdicts, folder_of
 from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
+from minllm.sweep.spec import Question, resolved
 from minllm.sweep.store import Leader, alone, open_study, put_back, storage_errors
 from minllm.sweep.trial import Assignment
-from minllm.sweep.verdict import Verdicts, folder_of
 from minllm.training import machine
-from minllm.validation import allowed_packages, check_node
 
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper

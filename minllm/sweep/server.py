@@ -21,8 +21,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minllm.door import write_anything
-from minllm.explain import is_full
+from minllm.cli.door import write_anything
+from minllm.config.explain import is_full
 from minllm.sweep.processes import NO_ROOM
 
 GRACE_SECONDS = 5.0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from minllm.errors import UserError
-from minllm.kinds import PLACES
-from minllm.options import Count, FolderName, Name, Positive
-from minllm.validation import Node
+from minllm.schema.checking import Node
+from minllm.schema.kinds import PLACES
+from minllm.schema.options import Count, FolderName, Name, Positive
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 

@@ -33,7 +33,7 @@ from optuna.distributions import (
 )
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.words import written
+from minllm.schema.overrides import written
 
 Values = Mapping[str, Any]  # parameter → value
 

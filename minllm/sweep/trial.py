@@ -23,20 +23,21 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.config import build
+from minllm.config.compose import build
+from minllm.config.explain import is_full
 from minllm.errors import UserError, first_line
-from minllm.explain import is_full
-from minllm.sweep import limits, outcome
+from minllm.page.units import mib
+from minllm.runs import outcome
+from minllm.runs.folder import to_json, write_text
+from minllm.runs.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
+from minllm.sweep import limits
 from minllm.sweep.launchers import ends_a_job, time_was_up
-from minllm.sweep.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
 from minllm.sweep.prediction import predicted_peak
 from minllm.sweep.store import open_study, storage_errors
 from minllm.tasks import train
 from minllm.training import machine, memory
 from minllm.training.loggers import Logger
 from minllm.training.loop import Diverged, Run
-from minllm.training.rundir import to_json, write_text
-from minllm.units import mib
 
 START_NOISE = 1.05
 """How far above a run's first loss an evaluation may be: the one is of a batch, the other of the validation set."""

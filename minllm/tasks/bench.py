@@ -39,9 +39,9 @@ from minllm.bench.worker import Job, Worker
 from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.cost import cost
-from minllm.options import Count, Positive
+from minllm.runs.folder import environment, to_json, write_text
+from minllm.schema.options import Count, Positive
 from minllm.training.machine import choose_device, choose_precision
-from minllm.training.rundir import environment, to_json, write_text
 
 TURNS, MIXER_TURNS = 5, 3  # eight contestants and more take turns where mixers are measured
 NEW_TOKENS = 256

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from minllm.options import Name, Natural, Place, Share
+from minllm.schema.options import Name, Natural, Place, Share
 from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
 from minllm.study.reading import read_arms
 from minllm.study.report import tell
-from minllm.study.runs import Selection
+from minllm.study.selection import Selection
 
 
 def compare(
@@ -33,7 +33,7 @@ def compare(
 
     Args:
         run_dir: where the report is written.
-        runs, name, tag, choice, date: which runs; see `minllm.study.runs.Selection`.
+        runs, name, tag, choice, date: which runs; see `minllm.study.selection.Selection`.
         baseline, margin, aa: see `minllm.study.comparison.compare`.
         prompts: what one run of each arm continues, side by side.
         stories: how many held-out texts the report shows each arm reading.

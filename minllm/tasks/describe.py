@@ -15,14 +15,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import nn
 
-from minllm.config import build, compose, validate
+from minllm.config.compose import build, compose, validate
 from minllm.errors import UserError, first_line, printable
-from minllm.markdown import TERMINAL
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
-from minllm.options import Name
+from minllm.page.markdown import TERMINAL
+from minllm.schema.options import Name
 
 Column = dict[str, str]  # what a row says of one model, by the row's name
 

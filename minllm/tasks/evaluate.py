@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from minllm.config import build
+from minllm.config.compose import build
 from minllm.data.batches import open_data
-from minllm.floor import above_floor
-from minllm.options import RunPlace
+from minllm.data.floor import above_floor
+from minllm.schema.options import RunPlace
 from minllm.training import checkpoints, machine, memory
 from minllm.training.evaluation import FLATTERING
 from minllm.training.evaluation import evaluate as measure

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from minllm.config import build
+from minllm.config.compose import build
 from minllm.errors import UserError, printable
 from minllm.generation.generate import generate as continued
-from minllm.options import RunPlace
+from minllm.schema.options import RunPlace
 from minllm.training import checkpoints, machine, memory
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from minllm.config import build
+from minllm.config.compose import build
 from minllm.data.packing import layout
 from minllm.data.source import PACKINGS, SPLITS, Source, expanded
 from minllm.data.store import UNFINISHED, Store, is_being_built, open_store, place_of, read_store
 from minllm.errors import UserError
-from minllm.options import Name
+from minllm.schema.options import Name
 
 # of a store's folder, and nothing else's
 NAME = re.compile(rf"[0-9a-f]{{16}}(\.\w+{re.escape(UNFINISHED)})?")

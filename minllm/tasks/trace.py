@@ -15,7 +15,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from minllm.options import Count, Name
+from minllm.schema.options import Count, Name
 
 
 def trace(
@@ -46,7 +46,7 @@ def trace(
     Raises:
         UserError: the configuration describes no model, or there's no module of that name.
     """
-    from minllm import tracing
+    from minllm import trace as tracing
 
     on_terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     traced = tracing.trace(cfg, batch=batch, decode=decode, packed=packed)

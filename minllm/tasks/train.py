@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.config import build
+from minllm.config.compose import build
+from minllm.config.explain import DISK_TROUBLE, disk_sentence
+from minllm.config.size import in_words
 from minllm.data.batches import check_data, open_data
+from minllm.data.floor import above_floor
 from minllm.errors import UserError
-from minllm.explain import DISK_TROUBLE, disk_sentence
-from minllm.floor import above_floor
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.cost import cost
 from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
-from minllm.options import RunPlace
-from minllm.study.size import in_words
+from minllm.runs.folder import STOPPED, RunDir
+from minllm.schema.options import RunPlace
 from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import FLATTERING
 from minllm.training.loop import Run, fit
-from minllm.training.rundir import STOPPED, RunDir
 from minllm.training.settings import Settings
 
 

@@ -105,8 +105,8 @@ def load(name: str | Path, *, extensions: Sequence[str] = ()) -> Tokenizer:
     Raises:
         UserError: there's no such tokenizer, or it can't be read.
     """
-    from minllm.config import build, compose, find_run, read_run, validate
-    from minllm.help import find_groups
+    from minllm.cli.help import find_groups
+    from minllm.config.compose import build, compose, find_run, read_run, validate
     from minllm.tokenizer.huggingface import HuggingFace
     from minllm.tokenizer.sentencepiece import SentencePiece, is_trained
 
@@ -141,8 +141,8 @@ def whole(text: str) -> str:
 
 def of_run(run: Path, saved: DictConfig) -> Tokenizer:
     """Return the tokenizer that a run has kept; `saved` is how the run was configured."""
-    from minllm.config import build
-    from minllm.validation import allowed_packages, check_node
+    from minllm.config.compose import build
+    from minllm.schema.checking import allowed_packages, check_node
 
     check_node(saved.tokenizer, "tokenizer", allowed_packages(saved))
     return build(saved.tokenizer, run / "tokenizer")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minllm.data.source import Source
 from minllm.errors import UserError
-from minllm.options import Count
+from minllm.schema.options import Count
 from minllm.tokenizer import Tokenizer, write_files
 
 FILE = "characters.json"

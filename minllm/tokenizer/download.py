@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minllm.data.source import expanded
 from minllm.errors import UserError, first_line, neighbour
-from minllm.network import can_download, endpoint, forbidden_by
+from minllm.files.network import can_download, endpoint, forbidden_by
 
 FILES = FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from minllm.data.signatures import SAMPLE, other_kind
 from minllm.errors import UserError, first_line
-from minllm.options import Count, Name, Natural
+from minllm.files.signatures import SAMPLE, other_kind
+from minllm.schema.checking import fits
+from minllm.schema.options import Count, Name, Natural
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.download import CONFIG, FILE, find_folder
 from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored, without_additions
-from minllm.validation import fits
 
 METADATA = "minllm.json"
 MOST = 1 << 24  # tokens: more is a slip, and would fill the memory

@@ -19,10 +19,10 @@ from typing import Any, Literal, Protocol
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from minllm.cli.help import CONF, default_choices
 from minllm.errors import UserError, first_line, printable
-from minllm.help import CONF, default_choices
-from minllm.options import Name
-from minllm.words import key_of
+from minllm.schema.options import Name
+from minllm.schema.overrides import key_of
 
 # characters that W&B's server takes; longer ones it refuses, and an offline run's only when it's sent
 GROUP_LIMIT = 128

@@ -20,6 +20,7 @@ from minllm.model.lm import LM
 from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
 from minllm.objective.cross_entropy import IGNORED
+from minllm.runs.folder import RunDir
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import PACE_STEPS, Budget
 from minllm.training.checkpoints import Progress
@@ -27,7 +28,6 @@ from minllm.training.evaluation import autocast, evaluate
 from minllm.training.interruption import Interruption
 from minllm.training.loggers import Logger
 from minllm.training.progress import ProgressBar
-from minllm.training.rundir import RunDir
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
 

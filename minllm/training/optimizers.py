@@ -14,7 +14,7 @@ from torch.optim._muon import muon
 
 from minllm.errors import UserError
 from minllm.model.lm import LM
-from minllm.options import BelowOne, NonNegative, Positive
+from minllm.schema.options import BelowOne, NonNegative, Positive
 
 _Torch = torch.optim.Optimizer
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from minllm.errors import UserError
-from minllm.options import Natural, NonNegative, Positive
+from minllm.schema.options import Natural, NonNegative, Positive
 
 LONGEST_WARMUP = 100
 """Steps of warm-up, at most, where none are asked for: a tenth of a short run, few of a long one."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minllm.errors import UserError
-from minllm.options import Count, Natural, Positive
+from minllm.schema.options import Count, Natural, Positive
 
 BUDGETS = ("steps", "tokens", "minutes", "flops")
 

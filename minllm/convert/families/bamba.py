@@ -17,8 +17,8 @@ from minllm.convert.settings import (
     without_unsaid,
 )
 from minllm.errors import UserError
-from minllm.options import Count, Fraction, Natural, NonNegative, Positive
-from minllm.validation import fits
+from minllm.schema.checking import fits
+from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = jamba.PREFIX
 TABLE = jamba.layers(mamba2.mixer("layers.{i}.mamba"))

@@ -6,7 +6,7 @@ from typing import Any
 from minllm.convert.ropes import longer, merged, rope
 from minllm.convert.settings import Settings, WithRope, override, overrides
 from minllm.errors import UserError
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = "model."
 TABLE = {

@@ -3,7 +3,7 @@
 from minllm.convert.families.llama import PREFIX, TABLE
 from minllm.convert.ropes import merged, rope
 from minllm.convert.settings import Settings, WithRope, attention_biases, llama_like, override
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.schema.options import Count, Fraction, Natural, Positive
 
 __all__ = ["PREFIX", "TABLE", "typed"]
 

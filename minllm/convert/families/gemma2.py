@@ -12,7 +12,7 @@ from minllm.convert.settings import (
     overrides,
 )
 from minllm.errors import UserError
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = "model."
 TABLE = {

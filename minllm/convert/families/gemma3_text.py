@@ -4,7 +4,7 @@ from minllm.convert.families import gemma2
 from minllm.convert.ropes import rope
 from minllm.convert.settings import Settings, layer_types
 from minllm.errors import UserError
-from minllm.options import Count, Positive
+from minllm.schema.options import Count, Positive
 
 PREFIX = gemma2.PREFIX
 TABLE = {

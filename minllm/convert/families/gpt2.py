@@ -2,7 +2,7 @@
 
 from minllm.convert.settings import Settings, overrides
 from minllm.convert.table import transposed
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = "transformer."
 TABLE = {

@@ -5,7 +5,7 @@ from typing import Any
 from minllm.convert.ropes import one_form, rope
 from minllm.convert.settings import Settings, WithRope, attention_biases, overrides
 from minllm.convert.table import per_head
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = "gpt_neox."
 TABLE = {

@@ -13,7 +13,7 @@ from minllm.convert.settings import (
     override,
 )
 from minllm.convert.table import interleaved, transposed
-from minllm.options import Count, Fraction, Natural, NonNegative, Positive
+from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = "model."
 TABLE = {

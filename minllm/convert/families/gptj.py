@@ -1,7 +1,7 @@
 """GPT-J: one norm for attention and MLP side by side, rotation of neighbouring channels, a bias at the head."""
 
 from minllm.convert.settings import Settings, overrides
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = "transformer."
 TABLE = {

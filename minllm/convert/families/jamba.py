@@ -5,7 +5,7 @@ from typing import Literal
 from minllm.convert.families import llama, mamba
 from minllm.convert.settings import Settings, llama_like, overrides, repeated, without_unsaid
 from minllm.convert.table import Row
-from minllm.options import Count, Fraction, Natural, NonNegative, Positive
+from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = llama.PREFIX
 

@@ -2,7 +2,7 @@
 
 from minllm.convert.ropes import merged, rope
 from minllm.convert.settings import Settings, WithRope, attention_biases, llama_like, override
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = "model."
 TABLE = {

@@ -6,7 +6,7 @@ from typing import Literal
 from minllm.convert.settings import Settings, override, overrides
 from minllm.convert.table import Row, convolution
 from minllm.errors import UserError
-from minllm.options import Count, Natural, NonNegative, Positive
+from minllm.schema.options import Count, Natural, NonNegative, Positive
 
 PREFIX = "backbone."
 AROUND = {

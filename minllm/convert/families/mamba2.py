@@ -7,7 +7,7 @@ from minllm.convert.families import mamba
 from minllm.convert.settings import Settings, overrides
 from minllm.convert.table import Row, convolution
 from minllm.errors import UserError
-from minllm.options import Count, Natural, NonNegative, Positive
+from minllm.schema.options import Count, Natural, NonNegative, Positive
 
 PREFIX = mamba.PREFIX
 

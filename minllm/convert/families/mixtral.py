@@ -3,7 +3,7 @@
 from minllm.convert.families import llama
 from minllm.convert.ropes import merged, rope
 from minllm.convert.settings import Settings, WithRope, llama_like, override, overrides
-from minllm.options import Count, Fraction, Natural, NonNegative, Positive
+from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = llama.PREFIX
 TABLE = {

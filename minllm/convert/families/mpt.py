@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from minllm.convert.settings import Settings, overrides
-from minllm.options import Count, Fraction, Natural, NonNegative, Positive, Range
+from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive, Range
 
 PREFIX = "transformer."
 TABLE = {

@@ -4,7 +4,7 @@ from minllm.convert.families import llama
 from minllm.convert.ropes import merged, rope
 from minllm.convert.settings import OLDER, Settings, WithRope, attention_biases, llama_like, override
 from minllm.errors import UserError
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = llama.PREFIX
 TABLE = {

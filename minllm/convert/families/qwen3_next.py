@@ -8,7 +8,7 @@ from minllm.convert.ropes import merged, rope
 from minllm.convert.settings import Settings, WithRope, layer_types, layout, llama_like, overrides
 from minllm.convert.table import Row, convolution
 from minllm.errors import UserError
-from minllm.options import Count, Fraction, Natural, NonNegative, Positive
+from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = qwen3.PREFIX
 

@@ -6,7 +6,7 @@ from minllm.convert.ropes import merged, rope
 from minllm.convert.settings import Settings, WithRope, head_dim, overrides, repeated, without_unsaid
 from minllm.convert.table import convolution, side_by_side
 from minllm.errors import UserError
-from minllm.options import Count, Fraction, Natural, NonNegative, Positive
+from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = "model."
 TABLE = {

@@ -15,7 +15,7 @@ from minllm.data.tales.derive import read as _read
 from minllm.data.tales.language import Teller
 from minllm.data.tales.plots import tell_a_tale
 from minllm.errors import UserError
-from minllm.options import Count, Natural
+from minllm.schema.options import Count, Natural
 
 __all__ = ["Reading", "Story", "Tales", "derivations", "read", "story"]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minllm.errors import printable
-from minllm.markdown import fitted, one_line
+from minllm.page.markdown import fitted, one_line
+from minllm.runs.folder import write_text
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import sentences
@@ -15,7 +16,6 @@ from minllm.study.report.markdown import to_markdown
 from minllm.study.report.page import to_html
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.wandb_report import publish_if_mirrored
-from minllm.training.rundir import write_text
 
 IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
 

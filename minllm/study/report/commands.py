@@ -10,11 +10,11 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from minllm.schema.overrides import is_seed
 from minllm.study.arms import Arm
 from minllm.study.comparison import ALL, Comparison
 from minllm.study.report.sentences import called
-from minllm.study.runs import runs_in
-from minllm.words import is_seed
+from minllm.study.selection import runs_in
 
 
 def commands(comparison: Comparison) -> list[str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minllm.page.units import finite
 from minllm.study.arms import Arm
 from minllm.study.comparison import METRIC
-from minllm.study.runs import TrainedRun
-from minllm.units import finite
+from minllm.study.selection import TrainedRun
 
 
 @dataclass(frozen=True)

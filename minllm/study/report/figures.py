@@ -10,10 +10,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minllm.page import Choice, escape
+from minllm.page.html import Choice, escape
+from minllm.page.units import bits, finite
 from minllm.study.comparison import Comparison, Contest
 from minllm.study.report.curves import Curve
-from minllm.units import bits, finite
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minllm import units
-from minllm.markdown import code, lines, plain, sh, table
+from minllm.page import units
+from minllm.page.markdown import code, lines, plain, sh, table
+from minllm.schema.overrides import written
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.reading import Reading
@@ -14,7 +15,6 @@ from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import texts_markdown
-from minllm.words import written
 
 
 def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:

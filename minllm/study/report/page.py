@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from minllm import units
-from minllm.page import document, drawn, escape, table
+from minllm.page import units
+from minllm.page.html import document, drawn, escape, table
+from minllm.schema.overrides import written
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
@@ -17,7 +18,6 @@ from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
-from minllm.words import written
 
 STYLE = """
 body { max-width: 72rem; }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minllm import units
+from minllm.page import units
 from minllm.study.arms import Arm
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.statistics import spread

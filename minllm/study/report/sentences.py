@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minllm import units
+from minllm.page import units
 from minllm.study import trust
 from minllm.study.arms import Arm
 from minllm.study.comparison import Comparison, Tuning

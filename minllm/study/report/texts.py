@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from minllm import markdown, page
-from minllm.page import escape
+from minllm.page import html as page
+from minllm.page import markdown
+from minllm.page.html import escape
 from minllm.study.reading import Guess, Reading, accuracy, bits_a_byte
 from minllm.tokenizer.show import visible
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import optuna
 
+from minllm.runs.folder import write_text
 from minllm.sweep.report.page import page
 from minllm.sweep.report.summary import best_in_words, no_best, summary
 from minllm.sweep.report.trials import best_of, rerun
-from minllm.training.rundir import write_text
 
 
 def write_report(study: optuna.Study, folder: Path, *, metric: str, command: str) -> list[Path]:

@@ -13,7 +13,9 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
-from minllm.page import escape
+from minllm.page.html import escape
+from minllm.page.units import MIB
+from minllm.schema.overrides import short_names
 from minllm.sweep.report.importance import evaluator, importances, quietly, retold
 from minllm.sweep.report.trials import (
     counted,
@@ -25,8 +27,6 @@ from minllm.sweep.report.trials import (
     state_of,
     varying,
 )
-from minllm.units import MIB
-from minllm.words import short_names
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter

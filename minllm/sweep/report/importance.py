@@ -14,8 +14,8 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from minllm.schema.overrides import short_names
 from minllm.sweep.report.trials import state_of, varying
-from minllm.words import short_names
 
 
 def importances(study: optuna.Study) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import FrozenTrial
 
-from minllm.page import document, drawn, escape, table
+from minllm.page.html import document, drawn, escape, table
 from minllm.sweep.report.figures import memory_map, search_plots
 from minllm.sweep.report.summary import FIGURES, best_in_words, memory_story, no_best, ten_best
 from minllm.sweep.report.trials import MEANINGS, best_of, counted, rerun, shown

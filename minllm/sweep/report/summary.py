@@ -9,7 +9,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from minllm.markdown import code, lines, sh, table, word
+from minllm.page.markdown import code, lines, sh, table, word
+from minllm.schema.overrides import short_names
 from minllm.sweep.report.importance import importances, share_called_best
 from minllm.sweep.report.trials import (
     DID_NOT_FIT,
@@ -25,7 +26,6 @@ from minllm.sweep.report.trials import (
     state_of,
     varying,
 )
-from minllm.words import short_names
 
 
 def summary(study: optuna.Study, *, metric: str, command: str) -> str:

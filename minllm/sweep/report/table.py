@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from minllm import units
+from minllm.page import units
+from minllm.schema.overrides import short_names
 from minllm.sweep.report.trials import (
     Description,
     counted,
@@ -26,7 +27,6 @@ from minllm.sweep.report.trials import (
     seconds_of,
     varying,
 )
-from minllm.words import short_names
 
 ROWS = 15
 WIDEST = 14  # columns that a parameter may take

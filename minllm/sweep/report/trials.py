@@ -24,8 +24,8 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm import units
-from minllm.words import written
+from minllm.page import units
+from minllm.schema.overrides import written
 
 DID_NOT_FIT = ("pruned: predicted", "pruned: memory", "pruned: killed")
 MEANINGS = {

@@ -1,0 +1,34 @@
+"""What a notebook or a script calls where the command line would say `python run.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from minllm.config.compose import perform
+from minllm.config.explain import disk_error
+from minllm.runs.find import new_run_dir
+
+
+def train(cfg: DictConfig, run_dir: str | Path | None = None) -> dict:
+    """Train the model that `cfg` describes, as `python run.py` does.
+
+    Args:
+        cfg: from `minllm.compose`, changed or not; it's validated first.
+        run_dir: the run's folder; by default a new one under outputs/, or the one that `resume=` names.
+
+    Returns:
+        What summary.json says: `val_loss` in nats a token, `val_bpb` in bits a byte, and so on.
+
+    Raises:
+        UserError: the configuration can't be trained, or memory or disk ran out.
+        SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint.
+    """
+    try:
+        return perform(cfg, Path(run_dir) if run_dir else new_run_dir())
+    except OSError as error:
+        sentence = disk_error(error)
+        if sentence is None:
+            raise
+        raise sentence from error

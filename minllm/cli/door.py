@@ -1,0 +1,243 @@
+"""What run.py and sweep.py have in common: how a command line is received, and how trouble is answered."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from minllm.cli.help import CONF, FLAGS
+from minllm.errors import UserError, neighbour, printable, suggest
+from minllm.schema.overrides import UNSET, comma_note, key_of, quoted, with_runs_data
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+BROKEN_PIPE = 141
+"""The exit code when nobody reads what is printed any more, as shells have it: 128 + SIGPIPE."""
+
+
+OF_HYDRA = [
+    "minllm.grid.multirun.GridSweeper",
+    "minllm.sweep.plugin.PruningSweeper",
+    "minllm.sweep.plugin.Processes",
+]
+"""All of minllm's that Hydra itself may make."""
+
+VALUES: dict[str, tuple[str, ...]] = {  # of the flags that take one; () is any
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath", "aliases"),
+    "--package": (),
+    "--config-dir": (),
+    "--config-path": (),
+    "--config-name": (),
+    "--shell-completion": tuple(
+        f"{act}={shell}" for act in ("install", "uninstall", "query") for shell in ("bash", "fish", "zsh")
+    ),
+}
+MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")  # of which there is one at a time
+
+
+def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]) -> int:
+    """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug.
+
+    Args:
+        words: the command line; the words of a model that is imported are added to it, and what Hydra wants in
+            quotes is quoted.
+        help_text: makes the page of --help, given the folders of options.
+        act: does the rest, reading `sys.argv` as Hydra does.
+    """
+    write_anything()
+    try:
+        check_working_directory()
+        check_text(words)
+        check_flags(words)
+        check_folders(words)
+        if {"--help", "-h"} & set(words):
+            print(help_text(config_dirs(words)), flush=True)
+            return 0
+        for note in filter(None, map(comma_note, words)):
+            print(printable(note), file=sys.stderr)
+        words = with_runs_data([quoted(word) for word in words])
+        if any(word.startswith("from=") for word in words):
+            from minllm.config.compose import with_imported
+
+            words = with_imported(words)
+        sys.argv[1:] = words  # which is what Hydra reads
+        return act()
+    except UserError as error:
+        print(printable(str(error)), file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        from minllm.config.explain import disk_error
+
+        if (sentence := disk_error(error)) is None:
+            raise
+        print(printable(str(sentence)), file=sys.stderr)
+        return 2
+    except SystemExit as end:  # Hydra's way to say that there is no such package
+        return 2 if end.code == 1 and "--cfg" in words else int(end.code or 0)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """End the program with what `main` makes of the command line."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # while Python shuts down, Ctrl-C would print a traceback
+
+
+def run_hydra(
+    job: Callable[[DictConfig], None],
+    config_name: str,
+    folders: Sequence[str],
+    resolvers: Mapping[str, Callable[..., str]],
+) -> None:
+    """Let Hydra read `sys.argv`, compose the configuration, and do `job` with it as often as it takes.
+
+    Args:
+        config_name: the file of conf/ that it starts from.
+        folders: the further folders of options that the command line names.
+        resolvers: what a configuration may refer to as `${name:}`; called with `_root_`, all that was composed.
+
+    Raises:
+        UserError: the command line makes no configuration.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print at length; we say it shortly
+    import hydra
+    from omegaconf import OmegaConf
+
+    from minllm.config.explain import explained
+    from minllm.schema.foreign import files_checked
+
+    for name, resolver in resolvers.items():
+        OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+    with explained(folders), files_checked():
+        hydra.main(config_path=str(CONF), config_name=config_name, execution_whitelist=OF_HYDRA)(job)()
+
+
+def typed_words(hydra_cfg: DictConfig) -> list[str]:
+    """Return the command line's words, but for Hydra's own."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
+
+
+def refuse_environment(hydra_cfg: DictConfig) -> None:
+    """Environment variables can make other programs run code, so no file sets them: only the command line may."""
+    if hydra_cfg.job.env_set and not any("hydra.job.env_set" in word for word in hydra_cfg.overrides.hydra):
+        raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Refuse flags that don't exist, lack their value or don't go together, which Hydra answers at length."""
+    longs = {short: flag for flag, (short, _) in FLAGS.items() if short}
+    given: dict[str, str | None] = {}
+    for place, word in enumerate(words):
+        typed, equals, value = word.partition("=")
+        flag = longs.get(typed, typed)
+        if not typed.startswith("-") or (place and is_value(words, place, longs)):
+            continue
+        if flag not in FLAGS:
+            raise UserError(f"There is no flag {flag}.{suggest(flag, FLAGS)} Settings are written key=value.")
+        if flag not in VALUES and equals:
+            raise UserError(f"{flag} takes no value: type {flag} alone, and settings after it.")
+        following = words[place + 1] if place + 1 < len(words) else None
+        given[flag] = value if equals else following
+        check_flag_value(flag, given[flag])
+    if modes := [flag for flag in given if flag in MODES][1:]:
+        raise UserError(
+            f"{' and '.join(flag for flag in given if flag in MODES)} can't be combined. Leave out {modes[0]}."
+        )
+    for flag in ("--resolve", "--package"):
+        if flag in given and "--cfg" not in given:
+            raise UserError(
+                f"{flag} needs --cfg: type --cfg job {flag}{' model' if flag == '--package' else ''}."
+            )
+
+
+def is_value(words: Sequence[str], place: int, longs: Mapping[str, str]) -> bool:
+    """Whether a word is the value of the flag before it, such as the folder `-x` in `--config-dir -x`."""
+    before = words[place - 1]
+    return longs.get(before, before) in VALUES and not words[place].startswith("-")
+
+
+def check_flag_value(flag: str, value: str | None) -> None:
+    values = VALUES.get(flag)
+    if values is None or (flag == "--info" and (value is None or "=" in value)):
+        return  # --info has a default
+    if flag == "--shell-completion":
+        if value is None or value not in values:
+            raise UserError(f"{flag} needs one of: {', '.join(values)}.")
+    elif values and value not in values:
+        raise UserError(
+            f"{flag} must be one of {', '.join(values)}, not {value or 'empty'}: type {flag} {values[0]}."
+        )
+    elif value is None or value.startswith("-"):
+        raise UserError(f"{flag} needs a value: {flag} {'model' if flag == '--package' else '<name>'}.")
+
+
+def write_anything() -> None:
+    """Have characters that the terminal's or file's encoding lacks written as escapes, instead of failing."""
+    logging.raiseExceptions = False  # a log line that nobody reads any more, as in `… | head`, is no error
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the shell has closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError(
+            "The working directory has been removed. Change to another one: cd <folder>"
+        ) from error
+
+
+def check_text(words: Sequence[str]) -> None:
+    """Refuse bytes of the command line that Python couldn't decode, because no file could hold them."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            shown = word.encode("ascii", "backslashreplace").decode()
+            raise UserError(
+                f"{shown} isn't text in this terminal's encoding. If it is UTF-8, set PYTHONUTF8=1 and try again."
+            ) from error
+
+
+def check_folders(words: Sequence[str]) -> None:
+    """Refuse a folder of options that isn't there, and an empty name of any folder of Hydra's."""
+    for folder in config_dirs(words):
+        if not folder.strip():
+            raise UserError(f"--config-dir must name a folder, not {folder!r}.{UNSET}")
+        try:
+            next(Path(folder).iterdir(), None)
+        except OSError as error:
+            near = "" if Path(folder).exists() else neighbour(Path(folder))
+            raise UserError(f"--config-dir {folder} can't be read: {error.strerror}.{near}") from error
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key_of(word).startswith("hydra.") and not value.strip("'\" \t"):
+            raise UserError(f"{key} must not be empty.{UNSET}")
+
+
+def config_dirs(words: Sequence[str]) -> list[str]:
+    """Return the folders that --config-dir names."""
+    after = [value for flag, value in zip(words, words[1:]) if flag in ("--config-dir", "-cd")]
+    return after + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]

@@ -1,0 +1,259 @@
+"""From words on a command line to objects: compose a configuration, settle what it continues, build what it names.
+
+    cfg = compose(["model/attn=mqa", "norm=post"])     the files of conf/, with two choices changed
+    validate(cfg)                                      every key and value is one that the code takes
+    norms = build(cfg.norm)                            the one place where a configuration becomes an object
+
+Nothing here imports torch: what a `_target_` names is imported when it's validated or built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from minllm.cli.help import CONF
+from minllm.config.explain import explained
+from minllm.errors import UserError
+from minllm.runs.find import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
+from minllm.schema.checking import (
+    allowed_packages,
+    branches_of,
+    check_value,
+    has_target,
+    kind_for,
+    locate,
+    means_float,
+    options_of,
+    place_of,
+    read,
+    section_of,
+    target_of,
+    validate,
+)
+from minllm.schema.foreign import files_checked, frozen
+from minllm.schema.kinds import BRANCH, PLACES
+from minllm.schema.options import Kind, Place, RunPlace
+from minllm.schema.overrides import quoted, with_runs_data
+
+__all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
+
+
+def compose(
+    overrides: Iterable[str] = (), *, config_name: str = "config", config_dir: str | Path | None = None
+) -> DictConfig:
+    """Return the configuration that the command line `run.py <overrides>` would run.
+
+    Args:
+        overrides: what would be typed, one string for each word: `["model/attn=mqa", "train.steps=100"]`.
+        config_name: the file of conf/ to start from.
+        config_dir: another folder of options, as `--config-dir` on the command line.
+
+    Raises:
+        UserError: a choice or a key doesn't exist, or a value can't be read.
+    """
+    import hydra
+
+    overrides = overrides if isinstance(overrides, (str, bytes, Mapping)) else list(overrides)
+    if isinstance(overrides, (str, bytes, Mapping)) or not all(isinstance(word, str) for word in overrides):
+        example = overrides if isinstance(overrides, str) else "model/attn=mqa"
+        raise UserError(f"compose takes a list of words: compose([{example!r}]), not {overrides!r}.")
+    overrides = with_imported(with_runs_data([quoted(word) for word in overrides]))
+    search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
+    with explained([] if config_dir is None else [str(config_dir)]), own_hydra(), files_checked():
+        composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
+    return settle(composed, overrides, composed.hydra.runtime)
+
+
+def with_imported(words: Sequence[str]) -> list[str]:
+    """Return a command line where `task=import from=<folder>` is followed by what would be typed for that model.
+
+    What is typed already stays as it is.
+    """
+    folders = [word for word in words if word.startswith("from=")]
+    if not folders or "task=import" not in words:
+        return list(words)
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from minllm.convert.folder import Pretrained
+
+    with explained():
+        named = named_keys(word for word in words if "=" in word and not word.startswith("-"))
+        folder = OverridesParser.create().parse_overrides(folders[:1])[0].value()
+    if not isinstance(folder, (str, int, float, bool)):
+        raise UserError(
+            f"from= takes one folder, in quotes if its name is no plain word, which {folders[0]} is not."
+        )
+    check_value(folder, Place, "from", set())
+    if "experiment" in named:
+        raise UserError(
+            "experiment= can't be combined with from=, since the folder says which preset it is. Leave one out."
+        )
+    typed = Pretrained(folder).typed(named)
+    return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
+
+
+def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:
+    """Return the configuration to run: what was composed, on top of the run that it continues or looks at.
+
+    `resume=<run>`, `run=<run>` and `init_from=<run>` mean "as that run was configured", so the run's own
+    configuration takes the place of the defaults, and only what `overrides` name is taken from `composed`. The choices
+    made (group → option) and what was typed are written into the configuration, and packages of code count only where
+    the command line names them. A new model's size, if one is asked for (`size.params=1e6`), is turned into widths.
+
+    Args:
+        composed: the configuration that Hydra composed.
+        overrides: the words that it was composed of.
+        runtime: its `hydra.runtime`, which knows what was chosen, and from where.
+
+    Raises:
+        UserError: the run isn't there, the overrides would make it another run, or no widths give the size.
+    """
+    from minllm.config.size import refuse_size, sized  # which builds models with what stands here
+
+    cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
+    cfg.choices = {
+        group: choice for group, choice in sorted(runtime.choices.items()) if not group.startswith("hydra/")
+    }
+    cfg.typed = [*named_folders(runtime), *(as_kept(cfg, word) for word in overrides)]
+    cfg = frozen(cfg)  # a run's file may not read the environment of whoever looks at it
+    named = named_keys(overrides)
+    refuse_unnamed_code(cfg, named)
+    for key in named:
+        if key.partition(".")[0] in ("choices", "typed"):
+            raise UserError(
+                f"{key} can't be set: minllm writes down itself what was chosen and typed. Leave it out."
+            )
+    if cfg.get("extensions") and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where my_idea/ stands
+    for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
+        if key in cfg:
+            check_value(read(cfg, key, key), RunPlace | None, key, set())
+        if cfg.get(key):
+            cfg[key] = str(find_run(cfg[key]))
+            refuse_size(cfg, key, named)
+            cfg = go_on(cfg, read_run(cfg[key], cfg.extensions), named)
+            break  # a resumed run may have begun from another's weights, and has its own now
+    else:
+        cfg = sized(cfg)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def named_folders(runtime: DictConfig) -> list[str]:
+    """Return the flags that name further folders of options, without which nothing of theirs can be chosen."""
+    folders = [one.path for one in runtime.config_sources if one.provider == "command-line"]
+    return [f"--config-dir={os.path.relpath(folder)}" for folder in folders]
+
+
+def as_kept(cfg: DictConfig, word: str) -> str:
+    """Return a word as a configuration may hold it: what refers to other values is replaced by what it came to."""
+    if "${" not in word:
+        return word
+    key = word.partition("=")[0]
+    try:
+        value = OmegaConf.select(cfg, key.lstrip("+"))
+        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException:
+        return key  # validation says what is wrong
+    return f"{key}={json.dumps(value)}"
+
+
+def refuse_unnamed_code(cfg: DictConfig, named: Container[str]) -> None:
+    """Raise UserError if packages may give code that the command line doesn't name."""
+    if cfg.get("extensions") and "extensions" not in named:
+        listed = ",".join(cfg.extensions)
+        raise UserError(
+            f"A file can't allow itself to run code. If you trust it, add 'extensions=[{listed}]'."
+        )
+
+
+def perform(cfg: DictConfig, run_dir: Path) -> Any:
+    """Do the configuration's task, and return what it returns.
+
+    A task is a function `task(cfg, run_dir, *, <its own keys>)`: they stand at the root, or in the section that they
+    are marked with (`minllm.schema.options.In`). A resumed run goes on in its own folder.
+    """
+    validate(cfg)
+    task = locate(cfg.task._target_, allowed_packages(cfg), "task", PLACES["task"])
+    own = {}
+    for key, option in options_of(task).items():
+        section = section_of(option)
+        place = cfg[section] if section else cfg
+        if key in place:
+            own[option.name] = plain(place[key], option.annotation, f"{section}.{key}".lstrip("."))
+    return task(cfg, Path(cfg.get("resume") or run_dir), **own)
+
+
+def build(node: Mapping[str, Any], *args: Any, place: str | None = None) -> Any:
+    """Return what a node configures: its `_target_`, called with `args` and, by keyword, the node's options.
+
+    A node inside it arrives as a `functools.partial` of its own target and options: the owner calls it with what
+    only the owner knows, such as a layer's width.
+
+    Args:
+        place: where it stands, for a node that has been taken out of its configuration.
+
+    Raises:
+        UserError: the target isn't of the kind that stands there, or its constructor refuses the options.
+    """
+    return part(node, place)(*args)
+
+
+def part(node: Mapping[str, Any], key: str | None = None, kind: Kind | None = None) -> functools.partial[Any]:
+    """Return a node's target with the node's options filled in."""
+    root = node._get_root() if isinstance(node, DictConfig) else node
+    if key is None:
+        key, kind = place_of(node)
+    target = locate(target_of(node, key), allowed_packages(root), key, kind or PLACES[key])
+    options = options_of(target)
+    filled = {
+        options[name].name: plain(node[name], options[name].annotation, f"{key}.{name}")
+        for name in node
+        if name in options
+    }
+    branches = {
+        name: part(node[name], f"{key}.{name}", BRANCH) for name in branches_of(node, target, options)
+    }
+    return functools.partial(target, **filled, **({"branches": branches} if branches else {}))
+
+
+def plain(value: Any, annotation: Any, key: str) -> Any:
+    """Return a value of the configuration as Python's own: lists, dicts, and partials for nodes with a target."""
+    if has_target(value):
+        return part(value, key, kind_for(annotation, key))
+    if isinstance(value, Mapping):
+        return {name: plain(value[name], annotation, f"{key}.{name}") for name in value}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(one, annotation, key) for one in value]
+    return float(value) if type(value) is int and means_float(annotation) else value
+
+
+@contextlib.contextmanager
+def own_hydra() -> Iterator[None]:
+    """A Hydra of our own: composing works again and again, in a notebook, and inside a running job."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), job_name="minllm"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def existing_folder(folder: str | Path) -> Path:
+    if not Path(folder).is_dir():
+        raise UserError(f"There is no folder '{folder}' to take more options from.")
+    return Path(folder).resolve()

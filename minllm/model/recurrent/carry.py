@@ -1,0 +1,31 @@
+"""What recurrent mixers remember between decoding steps: as much after a million tokens as after one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from minllm.model.recurrent.conv import Tail
+
+
+@dataclass
+class Carry:
+    """A hidden state, which is always fp32, and the last inputs of the convolution before it."""
+
+    hidden: Tensor
+    tail: Tail | None = None
+
+    def tensors(self) -> list[Tensor]:
+        return [self.hidden, *([] if self.tail is None else self.tail.tensors())]
+
+
+def recalled(state: Carry | None) -> tuple[Tensor | None, Tail | None]:
+    """Return the hidden state and the convolution's tail; None for each where nothing is remembered."""
+    return (None, None) if state is None else (state.hidden, state.tail)
+
+
+def remember(state: Carry | None, hidden: Tensor) -> None:
+    """Keep a hidden state for the next tokens, if any are to come."""
+    if state is not None:
+        state.hidden = hidden.clone()  # a view would keep the states of all tokens

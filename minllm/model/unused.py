@@ -1,0 +1,270 @@
+"""What was typed must matter: a choice or an option that reaches no parameter and no computation is refused.
+
+Otherwise the arms of a comparison could be one model by two names. Only what was typed is looked at: presets and
+layouts may carry defaults for what a model doesn't have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from minllm.config.compose import build
+from minllm.errors import UserError
+from minllm.model.lm import LM
+from minllm.model.parameter import initialise
+from minllm.model.position.position import Position
+from minllm.runs.find import named_keys
+from minllm.schema.checking import (
+    allowed_packages,
+    branches_of,
+    fits,
+    literal_words,
+    locate,
+    options_of,
+    place_of,
+    target_of,
+)
+
+VOCABULARY = 64
+LENGTHS = (48, 256)
+"""Tokens to compute with: what looks as if it did nothing is tried with more of them."""
+MOST_PARAMETERS = 10_000_000
+"""A larger model takes too long to be built again for each option."""
+OF_SIZE = ("by", "within")
+MATTER = (
+    *("model.dim", "model.n_layers", "model.layout", "model.first", "model.loops", "model.predict_ahead"),
+    *("sample.max_new_tokens", "sample.seed"),
+    "model.pos.truncate",  # of which a round bound makes nothing
+)
+
+
+def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
+    """Refuse what was chosen or typed for a part that this model doesn't have; attn and mlp are always in `cfg`.
+
+    Args:
+        model: what `cfg` configures, on the "meta" device.
+    """
+    said = {
+        word
+        for sentence in [*cfg.model.first, *cfg.model.layout]
+        for word in sentence.replace("+", " ").split()
+    }
+    chosen = branches_of(cfg.model, LM, options_of(LM))
+    typed = typed_keys(cfg)
+    written = OmegaConf.to_yaml(cfg.model)
+    for word in chosen:
+        # what others refer to matters to them
+        if word in said or re.search(rf"\$\{{(model|\.+)\.?{re.escape(word)}\.", written):
+            continue
+        keys = sorted(key for key in typed if f"{key}.".startswith(f"model.{word}."))
+        if keys or word not in ("attn", "mlp"):
+            raise UserError(
+                f"{as_typed(cfg, keys[0]) if keys else f'model.{word}'} is chosen, and no sentence of model.layout"
+                f" says '{word}', so it would do nothing: choose a model/layout that says it, or write one:"
+                f" 'model.layout=[{word if word != 'mlp' else 'attn'} mlp]'."
+            )
+    of_position = sorted(key for key in typed if f"{key}.".startswith("model.pos."))
+    if of_position and not tells_places_apart(model):
+        raise UserError(
+            f"{as_typed(cfg, of_position[0])} would do nothing: this model has no attention that asks it for places."
+            " Leave it out, or choose a model/layout with attention."
+        )
+    of_samples = sorted(key for key in typed if key.startswith("sample."))
+    if of_samples and model.cannot_generate:
+        raise UserError(f"{of_samples[0]} would do nothing, because this model can't generate. Leave it out.")
+
+
+def refuse_unused(cfg: DictConfig) -> None:
+    """Refuse a typed option whose value changes nothing: not with any of the other values that it's compared with.
+
+    Each is tried: the model, or the schedule or the optimizer, is built once more with another value, and what both
+    compute is compared to the bit. A model is made as small as its layout allows first.
+    """
+    typed = sorted(typed_keys(cfg))
+    if not cfg.get("size") or all(
+        cfg.size[name] is None for name in cfg.size if name not in ("_target_", *OF_SIZE)
+    ):
+        for name in OF_SIZE:
+            if f"size.{name}" in typed:
+                raise UserError(
+                    f"size.{name} would do nothing without a size to reach: add one, such as size.params=1e6."
+                )
+    same = small(cfg)
+    for key in typed:
+        section = key.partition(".")[0]
+        if section not in COMPUTES or key in MATTER or as_typed(cfg, key) != key or "." not in key:
+            continue
+        others = list(other_values(cfg, key))
+        if others and not any(differs(COMPUTES[section], same, key, other) for other in others):
+            raise UserError(
+                f"{key}={OmegaConf.select(cfg, key)} would do nothing: with another value the {NAMES[section]} computes"
+                " the same. Leave it out, or change what it depends on."
+            )
+
+
+# ---- what was typed ------------------------------------------------------------------------------
+
+
+def typed_keys(cfg: DictConfig) -> set[str]:
+    return named_keys(word for word in cfg.get("typed") or [] if not word.startswith("-"))
+
+
+def as_typed(cfg: DictConfig, key: str) -> str:
+    """Return a key as it is typed: model/attn for a choice, model.attn.n_heads for an option."""
+    groups = [group for group in cfg.choices if (group.partition("@")[2] or group.replace("/", ".")) == key]
+    return groups[0] if groups else key
+
+
+def other_values(cfg: DictConfig, key: str) -> Iterator[Any]:
+    """Yield values that an option could have instead, the most telling first."""
+    parent_key, _, name = key.rpartition(".")
+    parent = OmegaConf.select(cfg, parent_key, throw_on_missing=False, throw_on_resolution_failure=False)
+    if not isinstance(parent, DictConfig) or "_target_" not in parent or name not in parent:
+        return
+    target = locate(target_of(parent, parent_key), allowed_packages(cfg), *place_of(parent))
+    if target.__module__.partition(".")[0] != "minllm":
+        return  # what an idea from outside does may show later than in the few steps that are compared
+    option = options_of(target).get(name)
+    if option is None or isinstance(parent[name], Mapping):
+        return
+    value = parent[name]
+    found: list[Any] = [not value] if isinstance(value, bool) else []
+    found += [word for word in literal_words(option.annotation) if word != value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        found += [2 * value, value + 1, value // 2, 1, 2, 3]
+    elif isinstance(value, float):
+        found += [2 * value, value / 2, 0.5, 0.1, 1.0, 4.0, 0.0]
+    elif value is None:
+        found += [1, 2, 0.5, 4.0, True]
+    for other in dict.fromkeys([*found, None]):
+        if other != value and option.annotation is not Any and fits(other, option.annotation):
+            yield other
+
+
+# ---- what is computed ----------------------------------------------------------------------------
+
+
+def differs(
+    compute: Callable[[DictConfig, int], list[Tensor]], cfg: DictConfig, key: str, value: Any
+) -> bool:
+    """Whether another value of an option makes a difference; one that doesn't go with the others does."""
+    changed = cfg.copy()
+    OmegaConf.update(changed, key, value, force_add=True)
+    with torch.random.fork_rng(devices=[]):
+        for length in LENGTHS:
+            try:
+                before, after = compute(cfg, length), compute(changed, length)
+                same = len(before) == len(after) and all(map(torch.equal, before, after))
+            except (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError):
+                return (
+                    True  # RuntimeError: tensors without values can't be compared, when memory is predicted
+                )
+            if not same:
+                return True
+    return False
+
+
+def small(cfg: DictConfig) -> DictConfig:
+    """Return a configuration with as few layers as show each sentence of the layout twice."""
+    result = cfg.copy()
+    OmegaConf.set_readonly(result, False)
+    needed = len(cfg.model.first) + 2 * len(cfg.model.layout)
+    OmegaConf.update(result, "model.n_layers", min(cfg.model.n_layers, needed))
+    return result
+
+
+def computed_by_model(cfg: DictConfig, length: int) -> list[Tensor]:
+    """Return a model's first values, and what it computes with others: at their first values many parts do nothing."""
+    with torch.device("meta"):
+        shapes = build(cfg.model, VOCABULARY, build(cfg.norm))
+    if sum(p.numel() for p in shapes.parameters()) > MOST_PARAMETERS:
+        raise RuntimeError("too large to be built for each option")
+    model = build(cfg.model, VOCABULARY, build(cfg.norm))
+    initialise(model, cfg.seed)
+    found = [p.detach().clone() for p in model.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    tokens_BT = torch.randint(0, VOCABULARY, (1, length), generator=generator)
+    memory_BSD = model.blank_memory(1, length)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.2 * torch.randn(p.shape, generator=generator) + 0.5 * (p.ndim == 1))
+        for training, segments_BT in (
+            (True, None),
+            (False, (torch.arange(length) >= length // 3).long()[None]),
+        ):
+            torch.manual_seed(0)
+            losses: list[Tensor] = []
+            hidden = model.train(training).hidden(
+                tokens_BT, segments_BT, memory_BSD=memory_BSD, losses=losses
+            )
+            found += [model.logits(hidden), *losses]
+        if not model.cannot_generate:
+            state = model.init_state(1, length)
+            for piece_BT in tokens_BT.split(length // 2, dim=1):
+                found.append(model(piece_BT, state=state, memory_BSD=memory_BSD))
+    return found
+
+
+def computed_by_schedule(cfg: DictConfig, length: int) -> list[Tensor]:
+    schedule, steps = build(cfg.schedule), cfg.train.steps or 1000
+    return [
+        torch.tensor([schedule.lr(step * steps / 500, steps) for step in range(501)], dtype=torch.float64)
+    ]
+
+
+def computed_by_sampling(cfg: DictConfig, length: int) -> list[Tensor]:
+    logits_BV = 3 * torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    return [build(cfg.sample).probabilities(logits_BV)]
+
+
+def computed_by_optimizer(cfg: DictConfig, length: int) -> list[Tensor]:
+    """Return a model's parameters after three steps with gradients that change their signs."""
+    model = build(cfg.model, VOCABULARY, build(cfg.norm))
+    initialise(model, cfg.seed)
+    optimizer = build(cfg.optim, model)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = 0.01 * torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
+def tells_places_apart(model: LM) -> bool:
+    """Whether the model's positions do anything in a forward pass; none at all is a choice too."""
+    position, kind = model.position, type(model.position)
+    if kind is Position or kind.embed is not Position.embed:
+        return True
+    asked: list[str] = []
+    own = [name for name in ("rotate", "bias") if getattr(kind, name) is not getattr(Position, name)]
+    for name in own:
+        position.__dict__[name] = noting(asked, getattr(position, name))
+    with torch.device("meta"), torch.no_grad():
+        model(torch.zeros(1, 4, dtype=torch.int64), memory_BSD=model.blank_memory(1, 4))
+    for name in own:
+        del position.__dict__[name]
+    return bool(asked)
+
+
+def noting(asked: list[str], method: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any, **options: Any) -> Any:
+        asked.append(method.__name__)
+        return method(*args, **options)
+
+    return noted
+
+
+COMPUTES = {
+    "model": computed_by_model,
+    "norm": computed_by_model,
+    "schedule": computed_by_schedule,
+    "optim": computed_by_optimizer,
+    "sample": computed_by_sampling,
+}
+NAMES = {"model": "model", "norm": "model", "schedule": "schedule", "optim": "optimizer", "sample": "sampler"}

@@ -1,0 +1,260 @@
+"""Runs on disk, as configurations: where one is, what it was configured with, and what continuing it means."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from minllm.errors import UserError
+from minllm.schema.checking import fits, options_of, root_options
+from minllm.schema.foreign import check_interpolations, without_places
+
+OUTPUTS = Path("outputs")
+# the parts of a configuration that are a trained model
+MODEL_KEYS = ("model", "norm", "tokenizer")
+# what was asked for and where a run is shown, which changes nothing that is computed
+WATCHING = ("choices", "typed", "size", "logger", "tags")
+# what may change when a run goes on from where it stopped: how it's trained and watched, not what is learnt from what
+RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
+# where the data stand and how they're read; training then makes sure that they're the same documents
+WHERE_DATA_STAND = ("data.path", "data.cache", "data.num_proc", "data.streaming")
+
+
+def new_run_dir(overrides: Iterable[str] = ()) -> Path:
+    """Name a folder that doesn't exist yet: outputs/<date>/<time>-<choices>-<microseconds>."""
+    now = datetime.now()
+    return OUTPUTS / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{choice_words(overrides)}-{now:%f}"
+
+
+def choice_words(overrides: Iterable[str]) -> str:
+    """Return a few words for a folder's name: `["model/attn=mqa", "norm=post", "seed=1"]` gives mqa-post-seed1."""
+    words = []
+    for key, _, value in (one.partition("=") for one in overrides):
+        if key.startswith(
+            ("hydra", "resume", "init_from", "run", "prompts", "extensions", "tags", "data.path", "from")
+        ):
+            continue
+        name = re.split(r"[./@+~]", key)[-1]
+        is_choice = "/" in key or re.fullmatch(r"[A-Za-z]\w*", value)
+        if value.lower() in ("true", "false", "null"):
+            words.append(f"{name}-{value.lower()}")
+        else:
+            words.append(name if "," in value else value if is_choice else name + value)
+    text = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-.")
+    return text[:48].strip("-.") or "train"
+
+
+def remove_if_empty(run_dir: Path) -> None:
+    """Remove a run's folder in which nothing was written, and the folders above it that stand empty then."""
+    top, run_dir = OUTPUTS.resolve(), run_dir.resolve()
+    above = [folder for folder in run_dir.parents if folder == top or top in folder.parents]
+    here = Path.cwd()
+    for folder in (run_dir, *above):
+        if folder == here or folder in here.parents:
+            return  # hydra.run.dir=. is the working directory
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def find_run(word: str | Path) -> Path:
+    """Return the folder of a run. `latest` is the one under outputs/ that saved a checkpoint last.
+
+    Raises:
+        UserError: there is no such folder, it is no run, or no run has been made yet.
+    """
+    if not isinstance(word, (str, Path)) or not str(word).strip():
+        raise UserError(f"A run is named by its folder or latest, not {word!r}.")
+    if str(word) == "latest":
+        return latest_run()
+    try:
+        run = Path(str(word)).expanduser()  # the command line may have made it a number
+        is_folder = run.is_dir()
+    except (OSError, RuntimeError):  # a name that is too long, or a home that nobody has
+        is_folder = False
+    if not is_folder:
+        raise UserError(
+            f"There is no folder '{word}'. Name a run's folder, such as outputs/<date>/<time>-…, or latest."
+        )
+    if not (run / "config.yaml").is_file():
+        raise UserError(
+            f"'{word}' is no run: it has no config.yaml. A run's folder looks like outputs/<date>/<time>-…"
+        )
+    return run.resolve()
+
+
+def latest_run() -> Path:
+    newest_first = sorted(saved_runs(str(OUTPUTS)), reverse=True)
+    for _, folder in newest_first:
+        if any(name.startswith("step-") for name in os.listdir(os.path.join(folder, "checkpoints"))):
+            return Path(folder).resolve()
+    raise UserError(
+        f"There is no run with a checkpoint under {OUTPUTS.resolve()} yet. Train one: python run.py"
+    )
+
+
+def saved_runs(folder: str) -> Iterator[tuple[float, str]]:
+    """Yield the runs below a folder that may have checkpoints, and when the last was saved.
+
+    What is inside a run isn't looked at: W&B alone can have put thousands of files there.
+    """
+    try:
+        inside = {entry.name: entry for entry in os.scandir(folder)}
+    except OSError:  # it isn't ours to read, or was removed meanwhile
+        return
+    if "config.yaml" in inside:
+        if "checkpoints" in inside and inside["checkpoints"].is_dir():
+            yield inside["checkpoints"].stat().st_mtime, folder
+        return
+    for entry in inside.values():
+        if entry.is_dir(follow_symlinks=False):
+            yield from saved_runs(entry.path)
+
+
+def command_to_go_on(run: Path, extensions: Iterable[str]) -> str:
+    """Return what to type so that a run which stopped before its end goes on."""
+    trusted = ",".join(extensions)
+    words = [f"extensions=[{trusted}]"] if trusted else []
+    return shlex.join(["python", "run.py", *words, f"resume={run}"])
+
+
+def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
+    """Return the configuration that a run was made with.
+
+    A run may come from anyone, so the packages that its configuration takes code from count only where `extensions`
+    names them too, and it can't refer to the environment. Of a run that isn't under outputs/, the files and folders
+    outside the working directory count only where the command line names them.
+    """
+    run = find_run(run)
+    refuse_special_files(run)
+    file = run / "config.yaml"
+    try:
+        cfg = OmegaConf.load(file)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file} is damaged: it can't be read as YAML.") from error
+    lacking = [
+        name for name in (*MODEL_KEYS, "choices") if not isinstance(cfg, DictConfig) or name not in cfg
+    ]
+    if lacking:
+        raise UserError(f"{file} is damaged, or isn't minllm's: it has no '{lacking[0]}'.")
+    check_interpolations(cfg, str(file))
+    shapes = {
+        "choices": dict[str, str | list[str] | None],
+        "extensions": list[str] | None,
+        "typed": list[str] | None,
+    }
+    for name, shape in shapes.items():
+        if not fits(cfg.get(name), shape):
+            raise UserError(f"{file} is damaged: its '{name}' is {cfg.get(name)!r}.")
+    unknown = [name for name in cfg.get("extensions") or [] if name not in set(extensions)]
+    if unknown:
+        named = ",".join([*extensions, *unknown])
+        raise UserError(
+            f"{run} uses code of {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'."
+        )
+    cfg.extensions = list(extensions)
+    return cfg if run.is_relative_to(OUTPUTS.resolve()) else without_places(cfg)
+
+
+def refuse_special_files(run: Path) -> None:
+    """Raise UserError if a run has a pipe or a device in place of a file, which reading might never come back from."""
+    for pattern in ("*", "tokenizer/*", "checkpoints/step-*", "checkpoints/step-*/*"):
+        for path in run.glob(pattern):
+            try:
+                mode = path.stat().st_mode
+            except OSError:  # a link to nothing
+                continue
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise UserError(f"{path} is not a regular file, so this run can't be read. Remove it.")
+
+
+# ---- going on from a run: its configuration, with what the command line named changed ------------
+
+
+def revisited(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+    """`run=`: do another task with a run as it was configured."""
+    if "experiment" in named:
+        raise UserError(
+            "experiment= can't be combined with run=, which has its settings already. Leave one out."
+        )
+    names = [name for name in options_of(root_options) if name not in ("task", "choices", "extensions")]
+    return overlaid(cfg, saved, names, named)
+
+
+def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+    """`resume=`: train on in the same run. Only how long, how it's watched and how it's sampled may change."""
+    for key in sorted(named - {"resume", "task", "extensions"}):
+        may_change = key.partition(".")[0] in RESUME_MAY_CHANGE and key != "train.batch_size"
+        may_change |= key in WHERE_DATA_STAND
+        group = key.replace(".", "/")
+        if group in cfg.choices:
+            before, now = saved.choices.get(group), cfg.choices[group]
+        else:
+            before, now = select(saved, key), select(cfg, key)
+        if before != now and not may_change:
+            raise UserError(
+                f"resume= goes on with the same run, so {group if group in cfg.choices else key} can't change from"
+                f" {before} to {now}. To start a new run from its weights, type init_from={cfg.resume} instead."
+            )
+    result = revisited(cfg, saved, named - {"experiment"})
+    result.init_from = saved.get("init_from")
+    went_on = [word for word in cfg.typed if not word.startswith(("resume=", "task="))]
+    went_on = [word.removeprefix("++") if word.startswith("++data.") else word for word in went_on]
+    words = {word.partition("=")[0]: word for word in [*(saved.get("typed") or []), *went_on]}
+    result.typed = list(words.values())
+    return result
+
+
+def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+    """`init_from=`: a new run that starts with another's model. What the model is comes from there."""
+    # a preset names the model already, which must turn out to have the same parameters
+    return overlaid(cfg, saved, ["tokenizer"] if "experiment" in named else MODEL_KEYS, named)
+
+
+def overlaid(cfg: DictConfig, saved: DictConfig, names: Iterable[str], named: set[str]) -> DictConfig:
+    """Return `cfg` with the sections `names` as they were `saved`, but for the keys that were `named`."""
+    result = cfg.copy()
+    for name in names:
+        if name in saved:
+            result[name] = saved._get_node(name)
+            kept = {group for group in saved.choices if group.partition("/")[0] == name}
+            result.choices.update({group: saved.choices[group] for group in kept})
+    for key in sorted(named):
+        if key.partition(".")[0] in names:
+            OmegaConf.update(result, key, select(cfg, key), merge=False, force_add=True)
+            group = key.replace(".", "/")
+            if group in cfg.choices:
+                result.choices[group] = cfg.choices[group]
+    return result
+
+
+def named_keys(overrides: Iterable[str]) -> set[str]:
+    """Return the keys that overrides set: `["model/attn=mqa", "train={steps: 5}"]` gives model.attn, train.steps."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    keys: set[str] = set()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = (override.package or override.key_or_group).replace("/", ".")
+        if key.partition(".")[0] != "hydra":
+            keys.update(leaves(key, override.value()))
+    return keys
+
+
+def leaves(key: str, value: object) -> Iterable[str]:
+    if not isinstance(value, dict):
+        return [key]
+    return [leaf for name, inner in value.items() for leaf in leaves(f"{key}.{name}", inner)]
+
+
+def select(cfg: DictConfig, key: str) -> object:
+    return OmegaConf.select(cfg, key, throw_on_missing=False)

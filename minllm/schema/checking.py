@@ -1,0 +1,396 @@
+"""Holds a composed configuration against the code it configures.
+
+**A constructor is a schema.** A node such as `{_target_: minllm.model.mlps.Gated, hidden: 512}` is checked against
+the signature of `Gated.__init__`: its keyword-only parameters are the options that a YAML file or the command line
+may set, and their annotations say which values they take. Positional parameters (a layer's width, its number) are the
+code's to supply. So a new option is one typed parameter, and there's no second list to keep in step.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import shlex
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+
+from minllm.errors import UserError, first_line, suggest
+from minllm.schema.kinds import BRANCH, PLACES, by_position, kind_in, why_not
+from minllm.schema.options import In, Kind, Matching, Natural, Range
+from minllm.schema.overrides import UNSET
+from minllm.schema.signatures import options_of
+
+SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of single precision, in which models compute
+LARGEST_INT = 2**63 - 1
+
+Node = Mapping[str, Any]  # a part of the config with its own `_target_`
+
+
+def root_options(
+    *,
+    seed: Natural,
+    extensions: list[str],
+    choices: dict[str, str | None],
+    typed: list[str] | None = None,
+    model: Node,
+    norm: Node,
+    objective: Node,
+    data: Node,
+    tokenizer: Node,
+    optim: Node,
+    schedule: Node,
+    logger: Node,
+    train: Node,
+    sample: Node,
+    tags: Sequence[str] = (),  # which runs from before there were tags don't have
+    size: Node | None = None,
+) -> None:
+    """The keys at the root of every configuration; a task's own keyword-only parameters come on top.
+
+    Those that are marked with `In` stand in one of the sections above, beside the options of its own class.
+    """
+
+
+def validate(cfg: DictConfig) -> None:
+    """Raise `UserError` unless every key and value of `cfg` is one that the code it configures takes.
+
+    Nothing is built and nothing is written. What only a constructor can know, such as whether `n_heads` is
+    divisible by `n_kv_heads`, it says itself when it's built.
+    """
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"A configuration is needed, from minllm.compose(['model/attn=mqa']), not {cfg!r}.")
+    allowed = allowed_packages(cfg)
+    check_groups(cfg)
+    task = locate(target_of(section_in(cfg, "task"), "task"), allowed, "task", PLACES["task"])
+    check_options(cfg.task, "task", {}, allowed, also={"_target_"})
+    # a task's options stand at the root, beside its node, or in the section that they are marked with
+    options: dict[str, dict[str, inspect.Parameter]] = {"": options_of(root_options)}
+    for name, option in options_of(task).items():
+        options.setdefault(section_of(option), {})[name] = option
+    at_root, *sections = options
+    own = {name: option for name, option in options[at_root].items() if name not in sections}
+    check_options(cfg, "", own, allowed, also={"task", *sections})
+    for section in sections:
+        if not has_target(section_in(cfg, section)):
+            raise UserError(f"{section} is missing. Choose one: {section}=<option>; --help lists them.")
+        check_node(cfg[section], section, allowed, options[section])
+
+
+def section_of(option: inspect.Parameter) -> str:
+    """Return the section that a task's option stands in; "" is the root."""
+    marks = get_args(option.annotation)[1:] if get_origin(option.annotation) is Annotated else ()
+    return next((mark.section for mark in marks if isinstance(mark, In)), "")
+
+
+def check_node(
+    node: Mapping[str, Any],
+    path: str,
+    allowed: set[str],
+    of_task: Mapping[str, inspect.Parameter] = types.MappingProxyType({}),
+    kind: Kind | None = None,
+) -> None:
+    """Check a node with its own `_target_` against the kind of its place, and its options against the constructor.
+
+    Args:
+        of_task: the task's options, which may stand in it too.
+        kind: of its place; by default that of `path`, a place at the root.
+    """
+    target = locate(target_of(node, path), allowed, path, kind or PLACES[path])
+    options = {**options_of(target), **of_task}
+    branches = branches_of(node, target, options)
+    for name in branches:
+        check_node(read(node, name, f"{path}.{name}"), f"{path}.{name}", allowed, kind=BRANCH)
+    check_options(node, path, options, allowed, {"_target_", *branches}, target)
+
+
+def check_options(
+    node: Mapping[str, Any],
+    path: str,
+    options: dict[str, inspect.Parameter],
+    allowed: set[str],
+    also: Iterable[str] = (),
+    target: Callable[..., Any] | None = None,
+) -> None:
+    """Check that a node's keys are `options`, or are spoken for by `also`, and that its values fit."""
+    for name in node:
+        if name not in options and name not in also:
+            if target and name in [one.name for one in by_position(target)]:
+                raise UserError(
+                    f"{path}.{name} can't be set, because {target.__qualname__} takes {name} by position. If it is an"
+                    f" option, make it keyword-only: write a * before it, def __init__(self, dim, layer, *, {name})."
+                )
+            where = f"{path} has no option" if path else "There is no option"
+            raise UserError(f"{where} '{name}'.{suggest(str(name), options)}")
+    for name, option in options.items():
+        key = f"{path}.{name}" if path else name
+        if name in list(node):  # `in` alone denies what has no value yet
+            check_value(read(node, name, key), option.annotation, key, allowed)
+        elif option.default is inspect.Parameter.empty:
+            is_choice = option.annotation == Node
+            cure = (
+                f"Choose one: {key}=<option>; --help lists them." if is_choice else f"Add it: +{key}=<value>"
+            )
+            raise UserError(f"{key} is missing. {cure}")
+
+
+def check_value(value: Any, kind: Any, key: str, allowed: set[str]) -> None:
+    """Check one value: a node against its own target, anything else against the annotation `kind`."""
+    if has_target(value):
+        check_node(value, key, allowed, kind=kind_for(kind, key))
+    elif isinstance(value, Sequence) and not isinstance(value, str) and any(map(has_target, value)):
+        for i, one in enumerate(value):
+            check_value(one, kind, f"{key}[{i}]", allowed)
+    elif isinstance(value, Mapping) and any(has_target(value[name]) for name in value):
+        for name in value:
+            check_value(value[name], kind, f"{key}.{name}", allowed)
+    elif not fits(value, kind):
+        said = repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+        said = said if len(said) < 200 else f"{said[:100]}… ({len(said):,} characters)"
+        raise UserError(f"{key} must be {words(kind)}, not {said}.{hint(value, kind, key)}")
+
+
+def check_groups(cfg: DictConfig) -> None:
+    """Refuse `model.attn=mqa` where `model/attn=mqa` was meant: a choice's place must hold the choice's node."""
+    for group in cfg.get("choices") or {}:
+        key = group.partition("@")[2] or group.replace("/", ".")
+        value = OmegaConf.select(cfg, key, throw_on_missing=False, throw_on_resolution_failure=False)
+        if isinstance(value, (str, int, float, bool)):
+            raise UserError(
+                f"{group} is a choice of files, not a value. Type {group}={value} instead of {key}={value}."
+            )
+
+
+def read(node: Any, name: Any, key: str) -> Any:
+    """Return `node[name]` with its interpolation resolved, or say why there's nothing to return."""
+    if OmegaConf.is_missing(node, name):
+        raise UserError(f"{key} has no value yet. Give it one: {key}=<value>")
+    try:
+        return node[name]
+    except InterpolationResolutionError as error:
+        raw = node._get_node(name)._value()
+        raise UserError(f"{key} refers to {raw}, which can't be found: {first_line(error)}") from error
+
+
+def section_in(cfg: Mapping[str, Any], name: str) -> Any:
+    """Return a section of the root; an empty one if it isn't there."""
+    return read(cfg, name, name) if name in list(cfg) else {}
+
+
+def has_target(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in list(
+        value
+    )  # `in` alone denies what can't be resolved
+
+
+def target_of(node: Any, key: str) -> str:
+    """Return the `_target_` of a node: the dotted path of a class or function."""
+    target = read(node, "_target_", f"{key}._target_") if has_target(node) else None
+    if not isinstance(target, str):
+        raise UserError(f"{key} must be a section with a _target_, the class it configures, not {node!r}.")
+    return target
+
+
+# ---- from a dotted path to code: only what this project, or a named extension, defines -----------
+
+
+def allowed_packages(cfg: Any) -> set[str]:
+    """The top-level packages that a configuration may take its code from."""
+    extensions = cfg.get("extensions") if isinstance(cfg, Mapping) else None
+    if not fits(extensions or [], list[str]):
+        raise UserError(
+            f"extensions must be a list of packages, such as 'extensions=[my_idea]', not {extensions!r}."
+        )
+    return {"minllm", *(name.partition(".")[0] for name in extensions or [])}
+
+
+def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callable[..., Any]:
+    """Return the class or function that `target` names, if it is of the kind that the place `key` takes.
+
+    It must be defined in one of the `allowed` packages. A configuration file may come from anywhere, so this is the
+    gate: `os.system` is refused by its first word, `minllm.config.compose.os.system` because `os` isn't a module of minllm's,
+    and `minllm.tasks.prepare.removed` because it is no tokenizer, mixer or whatever else stands at `key`.
+    """
+    module_name, _, name = target.rpartition(".")
+    package = module_name.partition(".")[0]
+    if package not in allowed:
+        raise UserError(
+            f"{key}._target_={target} is refused: code is only taken from {' and '.join(sorted(allowed))}. If you"
+            f" trust '{package or target}' to run on this machine, add 'extensions=[{package or target}]'."
+        )
+    refusal = f"{key} takes {kind.words}, and {target} is none"
+    if any(word.startswith("_") for word in target.split(".")):
+        raise UserError(f"{refusal}: names with an underscore are private.")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except AttributeError as error:
+        raise UserError(f"{key}._target_={target}: {module_name} has no '{name}'.") from error
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it imports isn't
+        raise UserError(f"{key}._target_={target}: there is no module '{error.name}'.") from error
+    defined_in = str(getattr(found, "__module__", "")).partition(".")[0]
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or defined_in not in allowed:
+        raise UserError(f"{key}._target_={target} is refused: it's no class or function of {package}'s own.")
+    if (why := why_not(found, kind, set(allowed) - {"minllm"})) is not None:
+        raise UserError(f"{refusal}{why}.")
+    return found
+
+
+def place_of(node: DictConfig) -> tuple[str, Kind]:
+    """Return where a node of a configuration stands, and the kind of code that this place takes."""
+    key = node._get_full_key(None)
+    if key in PLACES:
+        return key, PLACES[key]
+    parent = node._get_parent()
+    if key == "" or parent is None or not has_target(parent):
+        raise ValueError(f"nothing says which kind of code stands at '{key}'")
+    owner = locate(target_of(parent, key), allowed_packages(node._get_root()), *place_of(parent))
+    options, name = options_of(owner), node._key()
+    return key, BRANCH if name not in options else kind_for(options[name].annotation, key)
+
+
+def kind_for(annotation: Any, key: str) -> Kind:
+    """Return the kind of node that an option takes: that of its place at the root, or what its annotation asks for."""
+    kind = PLACES.get(key) or kind_in(annotation)
+    if kind is None:
+        cure = (
+            ""
+            if annotation is not Any
+            else (
+                " If it should, its constructor must say of which kind, such as Callable[[int, Layer], nn.Module]."
+            )
+        )
+        raise UserError(f"{key} takes no section with a _target_.{cure}")
+    return kind
+
+
+def branches_of(node: Mapping[str, Any], target: Callable[..., Any], options: Iterable[str]) -> list[str]:
+    """Return the names of the nodes inside `node` that aren't options but branches.
+
+    A model's layout calls its branches what it likes (attn, mlp, rec, local, …), so a target with a positional
+    parameter `branches` is given, by name, all nodes that none of its options claims.
+    """
+    if "branches" not in inspect.signature(target).parameters:
+        return []
+    return [name for name in node if name not in options and isinstance(branch_in(node, name), Mapping)]
+
+
+def branch_in(node: Mapping[str, Any], name: str) -> Any:
+    return None if OmegaConf.is_missing(node, name) else read(node, name, name)
+
+
+# ---- values and annotations ----------------------------------------------------------------------
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether `value` is one that the annotation `kind` allows."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Annotated:
+        return fits(value, args[0]) and all(
+            value in mark for mark in args[1:] if isinstance(mark, (Range, Matching))
+        )
+    if origin is Literal:
+        return any(value == word and type(value) is type(word) for word in args)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in args)
+    if kind in (None, type(None)):
+        return value is None
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and is_single(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
+    if kind in (str, bool):
+        return isinstance(value, kind)
+    if is_list(kind):
+        inner = args[0] if args else Any
+        return (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and all(fits(one, inner) for one in value)
+        )
+    if origin is dict or kind is dict:
+        inner = args[1] if args else Any
+        return isinstance(value, Mapping) and all(fits(value[name], inner) for name in value)
+    return has_target(value)
+
+
+def is_single(number: float) -> bool:
+    """Whether single precision has this number: neither infinite or NaN, nor so small that it would be 0."""
+    return number == 0 or SMALLEST <= abs(number) <= LARGEST
+
+
+def means_float(kind: Any) -> bool:
+    """Whether an annotation takes numbers with a fraction, and whole numbers only as such."""
+    if get_origin(kind) is Annotated:
+        return means_float(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        others = [one for one in get_args(kind) if not means_float(one)]
+        return len(others) < len(get_args(kind)) and not any(fits(1, one) for one in others)
+    return kind is float
+
+
+def words(kind: Any) -> str:
+    """Say in words which values an annotation allows."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return next((mark.words for mark in args[1:] if isinstance(mark, (Range, Matching))), words(args[0]))
+    if origin is Literal:
+        return ("one of " if len(args) > 1 else "") + ", ".join(str(word) for word in args)
+    if origin in (Union, types.UnionType):
+        return ", or ".join(words(one) for one in args)
+    if is_list(kind):
+        return "a list" + (f", each item {words(args[0])}" if args and args[0] is not Any else "")
+    if origin is dict or kind is dict:
+        return "a mapping of names" + (f", each {words(args[1])}" if args and args[1] is not Any else "")
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", None: "null"}
+    return {**plain, type(None): "null"}.get(kind, "a section with a _target_")
+
+
+def hint(value: Any, kind: Any, key: str) -> str:
+    """A word more where the mistake is a likely one."""
+    if type(value) is int and abs(value) > LARGEST_INT:
+        return " It takes more than 64 bits."
+    if type(value) is float and not is_single(value) and fits(1.0, kind):
+        return f" Single precision has numbers from {SMALLEST} to {LARGEST}."
+    if is_blank(value):
+        return UNSET
+    if isinstance(value, float) and value.is_integer() and fits(int(value), kind):
+        return f" Write {key}={int(value)}."
+    if isinstance(value, (int, float, bool)) and fits(str(value), kind):
+        return f" Quote it: {key}='\"{value}\"'"
+    if fits([value], kind):
+        return f" Put it in brackets: {shlex.quote(f'{key}=[{value}]')}"
+    if words(kind).startswith("a section"):
+        return f" Set one of its options instead: {key}.<option>=<value>"
+    if isinstance(value, str):
+        literals = [word for word in literal_words(kind) if isinstance(word, str)]
+        return suggest(value, literals) if literals and suggest(value, literals).startswith(" Did") else ""
+    return ""
+
+
+def is_blank(value: Any) -> bool:
+    """Whether there is nothing in a value, or nothing in an item of a list."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return any(map(is_blank, value))
+    return isinstance(value, str) and not value.strip()
+
+
+def literal_words(kind: Any) -> list[Any]:
+    """The words of every `Literal` inside an annotation."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    if get_origin(kind) is Annotated:
+        return literal_words(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [word for one in get_args(kind) for word in literal_words(one)]
+    return []
+
+
+def is_list(kind: Any) -> bool:
+    return (get_origin(kind) or kind) in (list, tuple, Sequence)

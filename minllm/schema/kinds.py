@@ -1,0 +1,182 @@
+"""What may stand where: every place of a configuration takes its own kind of code, and nothing else.
+
+A configuration names code by `_target_`, and may come from anyone. That a name is minllm's own isn't enough: a function
+that removes a folder is no tokenizer. So each place has a kind. Those at the root are listed here; inside a node, the
+kind is what the constructor's annotation says: `mask: Callable[[], Full]` takes `Full` and its subclasses, and
+`branches: Mapping[str, Callable[[int, Layer], nn.Module]]` takes modules that are made by a width and a layer.
+
+A class belongs to a kind by being a subclass, or, where the kind is a protocol, by having its methods. A function
+belongs to a kind if it is declared with `@factory` and annotated with what it returns.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from minllm.schema.options import Kind, is_factory
+
+# what the code that builds a section hands over by position is in brackets
+PLACES = {
+    "task": Kind("a task, which is a function (cfg, run_dir, *, <its options>)", ()),
+    "model": Kind("a model", ("minllm.model.lm.LM",), 3),  # (vocab_size, norms, branches)
+    "norm": Kind("the norms of a model", ("minllm.model.norm.Norms",)),
+    "objective": Kind("an objective", ("minllm.objective.Objective",)),
+    "data": Kind("a source of documents", ("minllm.data.source.Source",)),
+    "tokenizer": Kind("a tokenizer", ("minllm.tokenizer.Tokenizer",), 1),  # (folder it was saved in)
+    "optim": Kind("an optimizer", ("torch.optim.Optimizer",), 1),  # (model)
+    "schedule": Kind("a schedule", ("minllm.training.schedules.Schedule",)),
+    "logger": Kind("a logger", ("minllm.training.loggers.Logger",)),
+    "train": Kind("the settings of training", ("minllm.training.settings.Settings",)),
+    "sample": Kind("the settings of sampling", ("minllm.generation.sampler.Sampling",)),
+    "size": Kind("the settings of a size", ("minllm.config.size.Size",)),
+    "search": Kind("a search", ("minllm.sweep.space.Plan", "minllm.verdict.protocol.Protocol")),
+    "sweep": Kind("the settings of a search", ("minllm.sweep.settings.Settings",)),
+    "sweep.pruner": Kind("a pruner", ("optuna.pruners.BasePruner",)),
+    "memory": Kind("the settings of memory", ("minllm.sweep.settings.Memory",)),
+}
+
+
+def why_not(found: Callable[..., Any], kind: Kind, packages: Iterable[str]) -> str | None:
+    """Return why a class or function doesn't belong to a kind; "" where there's no more to say than that; else None.
+
+    Args:
+        packages: the packages, besides minllm, that code may be taken from.
+    """
+    if kind is PLACES["task"]:
+        return why_no_task(found, packages)
+    bases = [base if isinstance(base, type) else named(base) for base in kind.bases]
+    if not inspect.isclass(found):
+        return why_no_factory(found, bases)
+    if not any(belongs(found, base) for base in bases):
+        return ": it must be a torch.nn.Module" if kind == BRANCH else inherit_from(bases)
+    if kind == BRANCH and (why := why_no_branch(found)):
+        return why
+    return why_not_callable(found, kind.calls)
+
+
+def inherit_from(bases: Iterable[type]) -> str:
+    """Return the cure for a class that lacks the base of its kind; "" where methods alone would do."""
+    classes = [base for base in bases if not getattr(base, "_is_protocol", False)]
+    return f": inherit from {classes[0].__module__}.{classes[0].__qualname__}" if classes else ""
+
+
+def kind_in(annotation: Any) -> Kind | None:
+    """Return the kind of section that an option's annotation asks for: `Callable[[int], Position] | None`."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        marks = [mark for mark in args[1:] if isinstance(mark, Kind)]
+        return marks[0] if marks else kind_in(args[0])
+    if origin in (Union, types.UnionType, list, tuple, Sequence):
+        return next(filter(None, map(kind_in, args)), None)
+    if origin is dict:
+        return kind_in(args[1])
+    if origin is Callable and isinstance(args[1], type) and args[1] is not object:
+        return of_factory(args[0], args[1])
+    return None
+
+
+def of_factory(takes: Any, made: type) -> Kind:
+    """Return the kind of an option that is annotated `Callable[takes, made]`."""
+    calls = len(takes) if isinstance(takes, list) else None
+    if f"{made.__module__}.{made.__qualname__}" == "torch.nn.modules.module.Module":
+        return BRANCH
+    return Kind(f"a {made.__name__} ({made.__module__})", (made,), calls)
+
+
+# ---- tasks and factories: functions --------------------------------------------------------------
+
+
+def why_no_task(found: Callable[..., Any], packages: Iterable[str]) -> str | None:
+    """A task is a function (cfg, run_dir, *, <options>), of minllm.tasks or of a package that is named."""
+    if not inspect.isfunction(found):
+        return ""
+    at_home = found.__module__.startswith("minllm.tasks.") or found.__module__.partition(".")[0] in packages
+    return None if at_home and [one.name for one in by_position(found)] == ["cfg", "run_dir"] else ""
+
+
+def why_no_factory(found: Callable[..., Any], bases: Iterable[type]) -> str | None:
+    if not is_factory(found):
+        return (
+            ""
+            if found.__module__.partition(".")[0] == "minllm"
+            else " (decorate it with minllm.schema.options.factory)"
+        )
+    made = hints(found).get("return")
+    made = [one for one in get_args(made) or [made] if one not in (None, type(None))]
+    if made and all(isinstance(one, type) and any(belongs(one, base) for base in bases) for one in made):
+        return None
+    return "" if made else ": its annotation doesn't say what it returns"
+
+
+# ---- classes -------------------------------------------------------------------------------------
+
+
+def belongs(found: type, base: type) -> bool:
+    """Whether a class is a subclass, or has all the methods of a protocol."""
+    if getattr(base, "_is_protocol", False):
+        methods = [name for name, one in vars(base).items() if inspect.isfunction(one) and name[0] != "_"]
+        return found is not base and all(callable(getattr(found, name, None)) for name in methods)
+    return issubclass(found, base)
+
+
+def why_not_callable(found: type, calls: int | None) -> str | None:
+    """Say why a class can't be made by so many arguments by position, and its options by keyword."""
+    parameters = by_position(found)
+    if calls is None or any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
+        return None
+    needed = [one.name for one in parameters if one.default is inspect.Parameter.empty]
+    if len(needed) > calls:
+        return f": its option {needed[calls]} isn't keyword-only: write a * before it in the constructor"
+    return None
+
+
+def why_no_branch(found: type) -> str | None:
+    """Say why a module is no branch: `Branch(dim, layer, *, <options>)`, and `forward(x_BTD, ctx, …)`."""
+    parameters = by_position(found)
+    open_ended = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+    if not open_ended and len(parameters) < 2:
+        return ": write def __init__(self, dim, layer, *, <its options>)"
+    kinds = hints(found.__init__)
+    for one, given in zip([] if open_ended else parameters, (int, named("minllm.model.context.Layer"))):
+        stated = kinds.get(one.name, given)
+        stated = get_args(stated)[0] if get_origin(stated) is Annotated else stated
+        if isinstance(stated, type) and not issubclass(given, stated):
+            return f": its {one.name} is {stated.__name__}, and a branch is made by (dim: int, layer: Layer)"
+    if found.forward is named("torch.nn.Module").forward:
+        return f": it has no forward: write {WRITE_FORWARD}"
+    taken = list(inspect.signature(found.forward).parameters.values())[1:]
+    if len([one for one in taken if one.kind in POSITIONAL]) < 2:
+        return f": write {WRITE_FORWARD}"
+    return None
+
+
+WRITE_FORWARD = (
+    "def forward(self, x_BTD, ctx) for an MLP, def forward(self, x_BTD, ctx, state=None) for a mixer"
+)
+POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
+BRANCH = Kind("a mixer or an MLP", ("torch.nn.Module",), 2)  # (dim, layer)
+
+
+def by_position(found: Callable[..., Any]) -> list[inspect.Parameter]:
+    return [one for one in inspect.signature(found).parameters.values() if one.kind in POSITIONAL]
+
+
+def hints(found: Callable[..., Any]) -> dict[str, Any]:
+    """Return a function's annotations; none where they can't be evaluated, as with names of TYPE_CHECKING."""
+    try:
+        return get_type_hints(found, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def named(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,153 @@
+"""What a trial's end means to the study: which state it's told, with which reason, and what is kept of its run."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from minllm.runs.outcome import OUTPUT, Outcome
+from minllm.sweep.ends import said_in
+from minllm.sweep.plugin import TooManyFailures
+from minllm.sweep.report.table import Table
+from minllm.sweep.report.trials import best_of
+from minllm.sweep.settings import Settings
+
+OF_BOTH_TWINS = (
+    "reason",
+    "text",
+    "violation",
+    "params",
+    "predicted_bytes",
+    "peak_bytes",
+    "memory_ran_out",
+    "overrides",
+    "run",
+)
+"""What is known of a trial because it's known of another that computes the same."""
+
+
+class Verdicts:
+    """Tells the study, and the person who looks on, what became of trials."""
+
+    def __init__(self, study: optuna.Study, settings: Settings, table: Table, folder: Path):
+        self.study, self.settings, self.table, self.folder = study, settings, table, folder
+        self.kept = best_of(study)
+        """The trial whose checkpoints are kept."""
+        self.crashes: list[FrozenTrial] = []
+        """The latest in a row."""
+
+    def tell(self, trial: optuna.Trial, result: Outcome) -> FrozenTrial:
+        """Tell the outcome of a trial that has run."""
+        for name, value in result.figures.items():
+            trial.set_user_attr(name, value)
+        trial.set_user_attr("overrides", exactly(trial.user_attrs["overrides"], result.figures))
+        trial.set_user_attr("memory_ran_out", result.memory_ran_out)
+        trial.set_user_attr("smaller_may_fit", result.smaller_may_fit)
+        if result.reason:
+            trial.set_user_attr("reason", result.reason)
+            trial.set_user_attr("text", result.text)
+        told = self._tell_state(trial, result.state, result.value)
+        self.crashes = [*self.crashes, told] if result.state == "failed" else []
+        self._tidy(told)
+        return told
+
+    def tell_the_same(self, trial: optuna.Trial, twin: FrozenTrial) -> FrozenTrial:
+        """Tell of a trial what was told of another that computes the same."""
+        for step, value in twin.intermediate_values.items():
+            trial.report(value, step)
+        for name in OF_BOTH_TWINS:
+            if name in twin.user_attrs:
+                trial.set_user_attr(name, twin.user_attrs[name])
+        trial.set_user_attr("same_as", twin.user_attrs.get("same_as", twin.number))
+        if twin.state == TrialState.FAIL:
+            return self._tell_state(trial, "failed", None)
+        was_pruned = twin.state == TrialState.PRUNED or "violation" in twin.user_attrs
+        return self._tell_state(trial, "pruned" if was_pruned else "complete", twin.value)
+
+    def stop_if_all_crash(self) -> None:
+        """Raise TooManyFailures when as many trials in a row have crashed as the search allows."""
+        if len(self.crashes) >= self.settings.max_failures:
+            raise TooManyFailures(
+                f"{len(self.crashes)} trials in a row have crashed, so the search stops. {self._first_crash()}"
+            )
+
+    def refuse_only_crashes(self) -> None:
+        """Raise TooManyFailures when trials of this call have crashed and the study has no other result."""
+        finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        if self.crashes and all(trial.state == TrialState.FAIL for trial in finished):
+            raise TooManyFailures(f"Every trial has crashed. {self._first_crash()}")
+
+    def _first_crash(self) -> str:
+        first = self.crashes[0]
+        folder = folder_of(first, self.folder)
+        if folder is None:
+            return f"The first, trial {first.number}: {first.user_attrs['text']}"
+        return (
+            f"The first, trial {first.number}, left this output (in {folder / OUTPUT}):\n\n"
+            f"{said_in(folder)}\n{first.user_attrs['text']}"
+        )
+
+    def _tell_state(self, trial: optuna.Trial, state: str, value: float | None) -> FrozenTrial:
+        """Tell state and value. A sampler that is blind to pruned trials gets a value that shows the wall."""
+        blind = self.study.sampler.is_blind_to_pruned
+        if blind and state != "failed":
+            trial.set_constraint("trained", 0.0 if state == "complete" else 1.0)
+        if blind and state == "pruned":
+            trial.set_user_attr("violation", 1.0)
+            told = self.study.tell(trial, self._worst())
+        elif state == "complete":
+            told = self.study.tell(trial, value)
+        else:
+            told = self.study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+        self.table.ended(told)
+        return told
+
+    def _worst(self) -> float:
+        """Return the worst loss that was seen, for a trial that has none; where none was, that of a coarse guess."""
+        trials = self.study.get_trials(deepcopy=False)
+        seen = [value for trial in trials for value in (*trial.intermediate_values.values(), trial.value)]
+        return max((one for one in seen if one is not None and math.isfinite(one)), default=math.log(1 << 16))
+
+    def _tidy(self, told: FrozenTrial) -> None:
+        """Remove the checkpoints that the search doesn't keep: they are as large as models, and there are many."""
+        if self.settings.keep_checkpoints == "all":
+            return
+        best = best_of(self.study) if self.settings.keep_checkpoints == "best" else None
+        ended = {folder_of(trial, self.folder) for trial in (told, self.kept)}
+        for folder in ended - {folder_of(best, self.folder), None}:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        self.kept = best
+
+
+def folder_of(trial: FrozenTrial | None, study_folder: Path) -> Path | None:
+    """Return the folder of a trial's run; None where the study names none, or one that isn't below its own folder.
+
+    A study may have been copied from anywhere, and the paths in it are not to be trusted: what is read, shown or
+    removed has to stand below the study, links followed.
+    """
+    if trial is None or not isinstance(named := trial.user_attrs.get("run"), str):
+        return None
+    try:
+        folder = Path(named).resolve()
+        return folder if study_folder.resolve() in folder.parents else None
+    except (OSError, ValueError, RuntimeError):  # a loop of links, or no path at all
+        return None
+
+
+def exactly(words: list[str], figures: Mapping[str, Any]) -> list[str]:
+    """Return the words of a trial with those that pin what it decided for itself: they run it again as it was."""
+    decided = {}
+    if "precision" in figures:
+        decided["train.precision"] = figures["precision"]
+    if "compile" in figures:
+        decided["train.compile"] = str(figures["compile"]).lower()
+    if "micro_batch_size" in figures and figures["micro_batch_size"] < figures["micro_batch_size_asked"]:
+        decided["train.micro_batch_size"] = figures["micro_batch_size"]
+    kept = [word for word in words if word.partition("=")[0] not in decided]
+    return [*kept, *(f"{name}={value}" for name, value in decided.items())]

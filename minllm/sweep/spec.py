@@ -1,0 +1,156 @@
+"""What a search asks: which words each trial has, and which configuration they compose."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+from optuna.study import Study
+
+from minllm.config.compose import build, named_folders, settle, validate
+from minllm.config.explain import explained
+from minllm.errors import UserError
+from minllm.model.build import build_shapes
+from minllm.model.unused import refuse_unused
+from minllm.runs.find import WATCHING
+from minllm.schema.overrides import key_of, written
+from minllm.sweep.plugin import OWN_SECTIONS, leads
+from minllm.sweep.space import Plan, Space
+from minllm.tasks.train import budget_of
+
+TRAINING = "minllm.tasks.train.train"
+
+composing = threading.Lock()
+"""Hydra composes one configuration at a time."""
+
+
+class Question:
+    """The search's side of the configuration.
+
+    Args:
+        master: what the command line composes without its sweeps.
+        typed: the command line's words, those of Hydra itself left out.
+        context: Hydra's, which composes a trial's configuration.
+    """
+
+    def __init__(self, master: DictConfig, typed: Sequence[str], context: HydraContext):
+        self.master, self.context = master, context
+        plan: Plan = build(master.search)
+        plan = replace(plan, fixed={**master.sweep.trial, **plan.fixed})
+        self.typed = list(typed)
+        self.flags = named_folders(master.hydra.runtime)
+        self.space = Space(plan, typed, self.settled, context.config_loader)
+        if not self.space.distributions:
+            raise UserError(
+                "There's nothing to search. Choose a search=<space>, or give a key several values, such as"
+                " 'model.dim=choice(64,128)' or 'optim.lr=tag(log,interval(1e-4,1e-2))'."
+            )
+        for name in self.space.distributions:
+            if leads(name):
+                raise UserError(
+                    f"{name} leads the search, and is the same for all its trials: give it one value."
+                )
+        base = self.space.base
+        if "init_from" in self.space.fixed:  # `latest` would be another run for each trial
+            self.space.fixed["init_from"] = written(base.init_from)
+        if base.task._target_ != TRAINING or base.resume:
+            raise UserError("A search trains new models: leave out task= and resume=.")
+        self._refusals: dict[str, str | None] = {}
+        self._vocabulary: dict[str, int] = {}
+
+    def refuse_another(self, study: Study) -> None:
+        """Raise UserError if the study has asked something else so far: trials of two questions can't be compared."""
+        space, sweep = self.space, self.master.sweep
+        asked = {name: str(kind) for name, kind in space.distributions.items()}
+        asked |= {name: value for name, value in space.fixed.items() if not leads(name)}
+        asked |= {"sweep.metric": sweep.metric, "sweep.trial_minutes": str(sweep.trial_minutes)}
+        asked |= {"memory.limit": str(self.master.memory.limit), **{word: "" for word in space.deleted}}
+        asked |= {name: str(values) for name, values in space.first_that_fits.items()}
+        before = study.user_attrs.get("asks")
+        if before is None:
+            study.set_user_attr("asks", asked)
+        elif before != asked:
+            key = next(key for key in {**before, **asked} if before.get(key) != asked.get(key))
+            raise UserError(
+                f"The study '{study.study_name}' has asked something else so far: {key} was"
+                f" {before.get(key, 'not set')}, and is {asked.get(key, 'not set')}. Give this search a name of its"
+                " own: sweep.name=<name>."
+            )
+
+    def shown_words(self) -> list[str]:
+        """Return the command line's words, without what is secret in them."""
+        return without_storage([*self.flags, *self.typed, *self.master.hydra.overrides.hydra])
+
+    def composed(self, words: Sequence[str]) -> DictConfig:
+        """Return what Hydra composes of `words`, its own section and the search's included."""
+        with composing, explained():
+            return self.context.config_loader.load_sweep_config(self.master, list(words))
+
+    def settled(self, words: Sequence[str]) -> DictConfig:
+        """Return a trial's configuration, as `python run.py <words>` would run it."""
+        composed = self.composed(words)
+        return trial_config(composed, words, composed.hydra.runtime)
+
+    def refusal(self, values: Mapping[str, Any]) -> str | None:
+        """Say why a combination of values makes no model; None if it does. Nothing is allocated."""
+        why = self.space.misfit(values)
+        if why is not None:
+            return why
+        words = self.space.words(values)
+        key = " ".join(words)
+        if key not in self._refusals:
+            self._refusals[key] = self._refusal(words)
+        return self._refusals[key]
+
+    def _refusal(self, words: Sequence[str]) -> str | None:
+        try:
+            cfg = self.settled(words)
+            validate(cfg)
+            settings, schedule = build(cfg.train), build(cfg.schedule)
+            model = build_shapes(cfg, self._vocabulary_of(cfg.tokenizer))
+            refuse_unused(cfg)
+            if settings.flops is None:  # which take a second or two to count
+                schedule.check(budget_of(settings, model, cfg.data.seq_len).total_steps)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _vocabulary_of(self, tokenizer: DictConfig) -> int:
+        key = OmegaConf.to_yaml(tokenizer)
+        if key not in self._vocabulary:
+            self._vocabulary[key] = build(tokenizer).vocab_size
+        return self._vocabulary[key]
+
+
+def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig) -> DictConfig:
+    """Return a trial's configuration out of what was composed for it: that of a run like any other."""
+    own = OmegaConf.masked_copy(composed, [key for key in composed if key not in (*OWN_SECTIONS, "hydra")])
+    cfg = settle(own, [word for word in words if not leads(word)], runtime)
+    OmegaConf.set_struct(cfg, False)
+    cfg.choices = {
+        group: choice for group, choice in cfg.choices.items() if group.split("/")[0] not in OWN_SECTIONS
+    }
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def without_storage(words: Sequence[str]) -> list[str]:
+    """Return words without the database's address, which may hold a password."""
+    named = ("sweep", "sweep.storage")
+    return ["sweep.storage=<database>" if key_of(word) in named else word for word in words]
+
+
+def fingerprint(cfg: DictConfig) -> str:
+    """Return what two configurations have in common that compute the same, however they were chosen."""
+    plain = {name: value for name, value in resolved(cfg).items() if name not in WATCHING}
+    text = OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)

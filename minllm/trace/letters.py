@@ -1,0 +1,301 @@
+"""Finds which letters a size stands for: 96 is H·K in one place and 3·D in another, and only in sizes is it the same.
+
+The model is traced at its own sizes and at two others, its twins, in which every option that has a letter is another
+number. A size that is 24, 336 and 720 in the three is H·K if H·K is just that in all three; three numbers that agree
+by accident are next to impossible. What no letter explains, such as the width of a convolution, stays a number.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from omegaconf import DictConfig, OmegaConf
+
+from minllm.trace.tree import Node, Value, skeleton
+
+Sizes = tuple[int, ...]
+"""One size in the trace and in each of its twins."""
+
+MEANING = {
+    "B": "batch",
+    "T": "tokens",
+    "S": "tokens so far",
+    "D": "model width",
+    "V": "vocabulary",
+    "H": "query heads",
+    "G": "key/value heads",
+    "K": "head width",
+    "F": "hidden width",
+    "W": "window",
+    "E": "experts",
+    "N": "recurrent state",
+    "P": "learned places",
+}
+
+# an option, its letter, and its sizes in the twins. Heads divide widths, key/value heads divide heads, a head width is
+# a multiple of 4 and time one of 64, so that modules which cut their input into even parts can.
+OPTIONS: dict[str, tuple[str, int, int]] = {
+    "n_heads": ("H", 12, 20),
+    "n_kv_heads": ("G", 4, 5),
+    "head_dim": ("K", 28, 36),
+    "hidden": ("F", 136, 184),
+    "window": ("W", 16, 48),
+    "n_experts": ("E", 6, 10),
+    "n_state": ("N", 24, 56),
+    "max_len": ("P", 600, 700),
+}
+EVERYWHERE: dict[str, tuple[str, int, int]] = {
+    "dim": ("D", 480, 880),
+    "vocab_size": ("V", 1009, 1511),
+    "batch": ("B", 3, 7),
+    "seq_len": ("T", 192, 320),
+}
+# options whose null isn't "none" but "as many as the other options imply"
+IMPLIED = ("head_dim", "hidden")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is traced: a configuration, the sizes that it doesn't say, and whether one token follows others."""
+
+    cfg: DictConfig
+    vocab_size: int
+    batch: int
+    decode: bool
+
+
+@dataclass
+class Letters:
+    """The letters of one branch, each with its size in the trace and in each twin."""
+
+    of: dict[str, Sizes]
+    """Those that the configuration knows."""
+    named: dict[str, Sizes] = field(default_factory=dict)
+    """Those that only the names in the code know."""
+    solved: dict[Sizes, str] = field(default_factory=dict)
+
+    def adopt(self, named: Collection[tuple[str, Sizes]]) -> None:
+        """Take over letters that only the code's names know, if they mean the same size wherever they stand."""
+        for letter in {letter for letter, _ in named if letter.isalpha()} - set(self.of):
+            sizes = {sizes for name, sizes in named if name == letter}
+            if len(sizes) == 1:
+                self.named[letter] = sizes.pop()
+
+    def spell(self, sizes: Sizes, named: str, given: Collection[tuple[Sizes, str]]) -> str:
+        """Return a size in letters, or "" where it's only a number.
+
+        Args:
+            sizes: the size in the trace and its twins.
+            named: the letter that the code's name gives it, if any; it decides where two letters are the same size.
+            given: sizes of what it was made from, and how they are spelled; they decide next.
+        """
+        if self.of.get(named) == sizes:
+            return named
+        if len(set(sizes)) > 1:
+            before = {text for own, text in given if own == sizes}
+            if len(before) == 1 and (text := before.pop()):
+                return text
+            if sizes not in self.solved:
+                varied = {letter: own for letter, own in self.of.items() if len(set(own)) > 1}
+                self.solved[sizes] = next(
+                    (text for text, own in expressions(varied, sizes) if own == sizes), ""
+                )
+            if self.solved[sizes]:
+                return self.solved[sizes]
+        return named if self.named.get(named) == sizes else ""
+
+
+def expressions(letters: Mapping[str, Sizes], sizes: Sizes) -> Iterator[tuple[str, tuple[Fraction, ...]]]:
+    """Yield what a size may be, the simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3."""
+    products = sorted(monomials(letters), key=lambda one: len(one[0]))
+    yield from products
+    for text, own in products:
+        ratio = sizes[0] / own[0]
+        if ratio.denominator == 1:
+            yield f"{ratio}{'·' * ('/' in text)}{text}", tuple(ratio * x for x in own)
+        elif ratio.numerator == 1 and "/" not in text:
+            yield f"{text}/{ratio.denominator}", tuple(ratio * x for x in own)
+    for (one, x), (other, y) in itertools.combinations(letters.items(), 2):
+        for a, b in itertools.product((1, 2, 3, 4), repeat=2):
+            text = f"{'' if a == 1 else a}{one}+{'' if b == 1 else b}{other}"
+            total = tuple(Fraction(a * p + b * q) for p, q in zip(x, y))
+            yield text, total
+            for factor, z in letters.items():
+                yield f"({text})·{factor}", tuple(p * q for p, q in zip(total, z))
+    for text, own in products:
+        more = sizes[0] - own[0]
+        if more.denominator == 1 and abs(more) < 64:
+            yield f"{text}{int(more):+d}", tuple(x + more for x in own)
+
+
+def monomials(letters: Mapping[str, Sizes]) -> Iterator[tuple[str, tuple[Fraction, ...]]]:
+    """Yield the products of up to three letters, also divided by one more."""
+    for count in (1, 2, 3):
+        for factors in itertools.combinations_with_replacement(letters, count):
+            product = [Fraction(1)] * len(next(iter(letters.values())))
+            for letter in factors:
+                product = [p * x for p, x in zip(product, letters[letter])]
+            yield "·".join(factors), tuple(product)
+            for letter in letters if count < 3 else ():
+                if letter not in factors:
+                    yield (
+                        f"{'·'.join(factors)}/{letter}",
+                        tuple(p / x for p, x in zip(product, letters[letter])),
+                    )
+
+
+def twin(setup: Setup, which: int, varied: Collection[str]) -> Setup:
+    """Return the setup with every option of `varied` at its size in twin 0 or 1."""
+    cfg = copy.deepcopy(setup.cfg)
+    OmegaConf.set_readonly(cfg, False)
+    everywhere = {name: size[which] for name, (_, *size) in EVERYWHERE.items() if name in varied}
+    cfg.model.dim = everywhere.get("dim", cfg.model.dim)
+    cfg.data.seq_len = everywhere.get("seq_len", cfg.data.seq_len)
+    found: dict[str, list[int]] = {}
+    for node in nodes(cfg.model):
+        size = {name: node[name] for name in OPTIONS if name in varied and name in node}
+        tied = size.get("n_heads") == size.get("n_kv_heads")
+        for name, before in size.items():
+            if before is None and name not in IMPLIED:
+                continue
+            # where two branches have another width, their twins have too
+            others = found.setdefault(name, [])
+            others += [before] if before not in others else []
+            times = 1 if name == "n_kv_heads" else 1 + others.index(before)
+            node[name] = OPTIONS[name][1 + which] * times
+        if tied and size.get("n_kv_heads"):
+            node.n_kv_heads = node.n_heads
+    return Setup(
+        cfg,
+        everywhere.get("vocab_size", setup.vocab_size),
+        everywhere.get("batch", setup.batch),
+        setup.decode,
+    )
+
+
+def letters_of(setup: Setup) -> dict[str, dict[str, int | None]]:
+    """Return each branch's letters ("" is the model itself); None is a size that the module works out by itself."""
+    model, time = setup.cfg.model, setup.cfg.data.seq_len
+    shared = {
+        "B": setup.batch,
+        "T": 1 if setup.decode else time,
+        "S": time,
+        "D": model.dim,
+        "V": setup.vocab_size,
+    }
+    found: dict[str, dict[str, int | None]] = {"": shared}
+    for word in model:
+        if isinstance(model[word], DictConfig):
+            own: dict[str, int | None] = {}
+            for node in nodes(model[word]):
+                for name, (letter, *_) in OPTIONS.items():
+                    if name in node and (node[name] is not None or name in IMPLIED):
+                        own.setdefault(letter, node[name])
+                if "n_kv_heads" in node and node.n_kv_heads is None:
+                    own.setdefault("G", node.get("n_heads"))
+            found[word] = {**shared, **own}
+    found[""] = {**found.get("pos", {}), **shared}
+    return found
+
+
+def settled(known: list[dict[str, int | None]], seen: Collection[Sizes]) -> dict[str, Sizes]:
+    """Return a branch's letters, each with its size in the trace and its twins.
+
+    A size that the module works out by itself is the one that's `seen` where the twins have the letter's.
+    """
+    result: dict[str, Sizes] = {}
+    for letter in known[0]:
+        own, *others = (one[letter] for one in known)
+        found = {own} if own is not None else {sizes[0] for sizes in seen if [*sizes[1:]] == others}
+        sizes = tuple(size for size in (*found, *others) if size is not None)
+        if len(found) == 1 and len(sizes) == len(known):
+            result[letter] = sizes
+    return result
+
+
+def nodes(node: DictConfig) -> Iterator[DictConfig]:
+    """Yield a part of the configuration and all parts inside it."""
+    yield node
+    for name in node:
+        if isinstance(node[name], DictConfig):
+            yield from nodes(node[name])
+
+
+def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list[tuple[Setup, Node]]:
+    """Return two setups that do what `setup` does, step by step, at other sizes, with their traces."""
+
+    def traced(varied: Collection[str]) -> list[tuple[Setup, Node]] | None:
+        twins = []
+        for which in (0, 1):
+            setup_of_twin = twin(setup, which, varied)
+            try:
+                twins.append((setup_of_twin, trace(setup_of_twin)))
+            except Exception:  # a module of anybody's that refuses these sizes, in whatever way
+                return None
+            if skeleton(twins[-1][1]) != skeleton(root):
+                return None
+        return twins
+
+    everything = [*EVERYWHERE, *OPTIONS]
+    if twins := traced(everything):
+        return twins
+    # some option can't be varied freely here: keep it, and vary the others
+    varied: list[str] = []
+    twins = traced(varied)
+    for name in everything if twins is not None else ():
+        if more := traced([*varied, name]):
+            varied, twins = [*varied, name], more
+    return twins or []
+
+
+def spell_out(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> dict[str, dict[str, int]]:
+    """Write into every tensor of a trace its sizes in letters; return the letters and sizes of each branch.
+
+    Args:
+        setup: what was traced.
+        root: its trace.
+        trace: traces another setup in the same way.
+    """
+    twins = find_twins(setup, root, trace)
+    same = zip(*([value for _, value, _ in values(tree)] for tree in (root, *(tree for _, tree in twins))))
+    sizes_of = {value: list(zip(value.sizes, *(other.sizes for other in others))) for value, *others in same}
+    known = [letters_of(one) for one in (setup, *(one for one, _ in twins))]
+    letters = {}
+    for word in known[0]:
+        mine = [value for branch, value, _ in values(root) if branch == word]
+        seen = {sizes for value in mine for sizes in sizes_of[value]}
+        letters[word] = Letters(settled([one[word] for one in known], seen))
+        letters[word].adopt([one for value in mine for one in zip(value.name_letters, sizes_of[value])])
+    for word, value, given in values(root):
+        alike = [one.letters for one in given if sizes_of[one] == sizes_of[value]]
+        if value.letters:
+            continue
+        elif alike and not value.name_letters:
+            value.letters = alike[0]
+        else:
+            spelled = {(sizes, said) for one in given for sizes, said in zip(sizes_of[one], one.letters)}
+            names = value.name_letters or " " * len(value.sizes)
+            value.letters = tuple(letters[word].spell(*one, spelled) for one in zip(sizes_of[value], names))
+    met = {"", *(word for word, _, _ in values(root))}
+    return {
+        word: {letter: sizes[0] for letter, sizes in {**own.named, **own.of}.items()}
+        for word, own in letters.items()
+        if word in met
+    }
+
+
+def values(node: Node) -> Iterator[tuple[str, Value, list[Value]]]:
+    """Yield every tensor of a trace, the branch in which it is met, and those that it was made from."""
+    for arg in node.args:
+        yield node.word, arg.value, []
+    for part in node.inside:
+        if isinstance(part, Node):
+            yield from values(part)
+            continue
+        given = list(part.given())
+        yield from ((node.word, value, []) for value in given)
+        yield from ((node.word, value, given) for value in part.outputs)

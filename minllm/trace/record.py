@@ -1,0 +1,248 @@
+"""Watches one forward pass and writes down every module and every step inside it; the model knows nothing of it.
+
+Modules are seen by torch's global forward hooks, steps by a TorchFunctionMode, and what the code calls its tensors by
+looking at the variables of the functions that are running. Tensors live on the "meta" device: they have shapes and no
+values, so that a large model takes no memory and hardly any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.flop_counter import FlopCounterMode
+
+from minllm.model.context import Context
+from minllm.model.lm import LM
+from minllm.trace.definitions import DEFINITIONS
+from minllm.trace.tree import Arg, Node, Step, Value, tidy
+
+
+def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bool = False) -> Node:
+    """Return what happens in one forward pass of a model on the "meta" device.
+
+    Args:
+        batch: rows, B.
+        time: tokens in a row, T. When decoding: those that have been seen when the step ends, S.
+        decode: read one token with a state, instead of all at once.
+        packed: with segments, as when several documents share a row.
+    """
+    recorder = Recorder(model, caller=sys._getframe())
+    with torch.device("meta"):
+        tokens_BT = torch.zeros(batch, 1 if decode else time, dtype=torch.int64)
+        segments_BT = torch.zeros_like(tokens_BT) if packed else None
+        memory_BSD = model.blank_memory(batch, time)
+        state = model.init_state(batch, time) if decode else None
+        if state is not None:
+            state.past = time - 1
+            state.segments_BS = torch.zeros(batch, time - 1, dtype=torch.int64) if packed else None
+        with recorder.counter, torch.no_grad(), recorder.modules(), recorder:
+            model(tokens_BT, segments_BT, state, memory_BSD)
+    return next(tidy(node) for node in recorder.root.inside if isinstance(node, Node))
+
+
+class Recorder(TorchFunctionMode):
+    """While it is entered, the model's modules and steps become nodes and steps under `root`."""
+
+    def __init__(self, model: nn.Module, caller: FrameType):
+        super().__init__()
+        self.caller = caller
+        self.counter = FlopCounterMode(display=False)
+        self.paths = {module: path for path, module in model.named_modules()}
+        self.weights = {id(weight): path.rpartition(".")[2] for path, weight in model.named_parameters()}
+        self.root = Node("what is traced")
+        # the nodes that are running, each with its function's frame (a module has none) and how deep its code lies
+        self.running: list[tuple[Node, FrameType | None, int]] = [(self.root, None, 0)]
+        # every tensor so far, kept alive so that its id stays its own, with the frames that ran when it was made
+        self.known: dict[int, tuple[Tensor, Value, list[FrameType]]] = {}
+        self.read: set[int] = set()
+        self.steps = 0
+
+    @contextlib.contextmanager
+    def modules(self) -> Iterator[None]:
+        """Watch which modules run."""
+        hooks = register_module_forward_pre_hook(self.enter), register_module_forward_hook(self.leave)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module not in self.paths:
+            return
+        frames = self.frames()
+        parent, path = self.node(frames), self.paths[module]
+        words = re.findall(r"\.words\.(\w+)", path)
+        node = Node(path, type(module).__name__, word=words[-1] if words else parent.word, number=self.steps)
+        node.args = [self.argument(x, [self.caller, *frames]) for x in args if isinstance(x, Tensor)]
+        node.params = sum(p.numel() for p in module.parameters())
+        parent.inside.append(node)
+        self.running.append((node, None, len(frames) + 1))
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module not in self.paths:
+            return
+        while self.running[-1][0].path != self.paths[module]:
+            self.running.pop()
+        node, _, _ = self.running.pop()
+        node.outputs = [self.value(x) for x in tensors(output)]
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in DEFINITIONS:
+            return self.follow(func, args, kwargs)
+        flops = self.counter.get_total_flops()
+        result = func(*args, **kwargs)
+        name = name_of(func)
+        made = [args[0]] if name == "__setitem__" else list(tensors(result))
+        given = list(tensors([args, kwargs]))
+        if not made or any(one is other for one in made for other in given) and not name.endswith("_"):
+            return result  # a question about a tensor, or a conversion that had nothing to do
+        frames = self.frames()
+        given_by_name = {
+            one: x for one, x in kwargs.items() if x is not None and not is_default(func, one, x)
+        }
+        step = Step(self.steps, name, self.argument(args, frames), self.argument(given_by_name, frames))
+        self.node(frames).inside.append(step)
+        step.outputs = [self.value(x, frames, step.number) for x in made]
+        for i, value in enumerate(step.outputs if len(made) > 1 else ()):
+            value.item = f"{name}[{i}]"
+        step.flops = self.counter.get_total_flops() - flops
+        read = {id(x): x.numel() for x in given if id(x) in self.weights}
+        step.params = sum(size for one, size in read.items() if one not in self.read)
+        step.reads_again = bool(read) and not step.params
+        self.read.update(read)
+        self.steps += 1
+        return result
+
+    def follow(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        definition, note = DEFINITIONS[func]
+        parent = self.node(self.frames())
+        with self:
+            result = definition(*args, **kwargs)
+        made = parent.inside[-1]
+        if isinstance(made, Node):
+            made.note = note(*args, **kwargs)
+        return result
+
+    def frames(self) -> list[FrameType]:
+        """Return the calls that are running in the model's own code, the outermost first."""
+        frames: list[FrameType] = []
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self.caller:
+            if not frame.f_code.co_filename.startswith(OTHERS):
+                frames.append(frame)
+            frame = frame.f_back
+        self.learn_names(frames)
+        return frames[::-1]
+
+    def learn_names(self, frames: list[FrameType]) -> None:
+        """Give tensors the names of the variables that hold them by now, in the code that asked for them.
+
+        A name with its shape, such as q_BHTK, is preferred to one without.
+        """
+        for frame in frames:
+            for name, held in frame.f_locals.items():
+                _, value, makers = self.known.get(id(held), (None, None, ()))
+                if value and any(frame is maker for maker in makers) and not value.name_letters:
+                    value.name = better(value, name)
+
+    def node(self, frames: list[FrameType]) -> Node:
+        """Return the node to which a step belongs that these calls lead to; functions become nodes here."""
+        while (frame := self.running[-1][1]) and not any(frame is one for one in frames):
+            self.running.pop()
+        parent, _, depth = self.running[-1]
+        for i in range(depth, len(frames)):
+            code, local = frames[i].f_code, frames[i].f_locals
+            owner = f"{type(local['self']).__name__}." if "self" in local else ""
+            shared = code is Context.once.__code__
+            node = Node(owner + code.co_name, word=parent.word, number=self.steps, shared=shared)
+            inputs = [
+                local.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            ]
+            node.args = [self.argument(x, frames[:i]) for x in inputs if isinstance(x, Tensor)]
+            parent.inside.append(node)
+            self.running.append((node, frames[i], i + 1))
+            parent = node
+        return parent
+
+    def value(self, x: Tensor, makers: list[FrameType] | None = None, step: int = -1) -> Value:
+        if id(x) not in self.known:
+            name = self.weights.get(id(x), "")
+            self.known[id(x)] = x, Value(tuple(x.shape), name, id(x) in self.weights, step), makers or []
+        return self.known[id(x)][1]
+
+    def argument(self, x: Any, frames: list[FrameType]) -> Any:
+        """Return an argument with an `Arg` for each tensor in it."""
+        if isinstance(x, Tensor):
+            value, name = self.value(x), name_in(frames, x)
+            if not value.name and Value(value.sizes, name).name_letters:
+                value.name = name
+            return Arg(value, name)
+        if isinstance(x, dict):
+            return {name: self.argument(one, frames) for name, one in x.items()}
+        if isinstance(x, list):
+            return [self.argument(one, frames) for one in x]
+        return tuple(self.argument(one, frames) for one in x) if isinstance(x, tuple) else x
+
+
+# torch's files, and this one, aren't the model's own code
+OTHERS = (str(Path(torch.__file__).parent), __file__)
+
+
+def tensors(x: Any) -> Iterator[Tensor]:
+    """Yield the tensors in tuples, lists and dicts."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (tuple, list, dict)):
+        for one in x.values() if isinstance(x, dict) else x:
+            yield from tensors(one)
+
+
+def name_of(func: Callable) -> str:
+    """Return what a reader calls a torch function: matmul, split, mT, __getitem__."""
+    path = (resolve_name(func) or func.__name__).removesuffix(".__get__")
+    return path.rpartition(".")[2]
+
+
+def is_default(func: Callable, name: str, x: Any) -> bool:
+    """Whether a call says by name what it would mean without: torch passes its own functions' defaults on."""
+    if not inspect.isfunction(func) or isinstance(x, Tensor):
+        return False
+    option = inspect.signature(func).parameters.get(name)
+    return option is not None and option.default is not option.empty and option.default == x
+
+
+def better(value: Value, name: str) -> str:
+    """Return the better name for a value that has no name with its shape."""
+    return name if not value.name or Value(value.sizes, name).name_letters else value.name
+
+
+def name_in(frames: Iterable[FrameType], x: Tensor) -> str:
+    """Return what the innermost code that knows a tensor calls it: a variable, an item of one, or an attribute."""
+    for frame in reversed(list(frames)):
+        for name, held in frame.f_locals.items():
+            if held is x:
+                return name
+        for name, held in frame.f_locals.items():
+            if isinstance(held, (tuple, list)):
+                for i, one in enumerate(held):
+                    if one is x:
+                        return f"{name}[{i}]"
+            for attribute, one in getattr(held, "__dict__", {}).items():
+                if one is x:
+                    return attribute
+    return ""

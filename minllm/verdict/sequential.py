@@ -1,0 +1,396 @@
+"""`python sweep.py search=verdict 'arms.a=[model/attn=gqa]' 'arms.b=[model/attn=differential]'`: an answer in one line.
+
+1. Size: each arm gets as many parameters as the first.
+2. Tuning: each arm tries the same multiples of its learning rate, on seeds that the verdict never sees.
+3. Pairs: the arms train with the same fresh seeds, until a look at them settles the verdict or the time is up.
+4. The report.
+
+Each arm's tuning and its seeds are a search of their own, in a folder of their own, so that whatever is cut off goes on
+with the same command. At how many pairs they are looked at is fixed beforehand, and each look must be so much surer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from optuna.trial import FrozenTrial
+
+from minllm.config.compose import build, named_folders, refuse_unnamed_code
+from minllm.config.size import TARGETS
+from minllm.errors import UserError
+from minllm.model.build import build_shapes
+from minllm.model.contract import Mistake
+from minllm.model.cost import cost
+from minllm.model.laws import BrokenLaw, check_laws
+from minllm.runs.find import named_keys
+from minllm.runs.folder import to_json, write_text
+from minllm.schema.checking import allowed_packages, check_node
+from minllm.schema.overrides import key_of
+from minllm.study import recorded
+from minllm.study.arms import Arm, arms_of
+from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_arms, undecided
+from minllm.study.reading import read_arms
+from minllm.study.report import tell
+from minllm.study.selection import VERDICT, LeftOut, Selection, find, runs_in
+from minllm.study.statistics import least_pairs
+from minllm.sweep.plugin import LauncherOptions, PruningSweeper
+from minllm.sweep.report.trials import is_complete, seconds_of
+from minllm.sweep.search import Search
+from minllm.sweep.space import spelled
+from minllm.sweep.spec import Question, without_storage
+from minllm.training import machine
+from minllm.verdict.protocol import (
+    FIRST_TUNING_SEED,
+    Protocol,
+    arms_in,
+    refuse_changes,
+    refuse_own_seeds,
+    refuse_same_results,
+    refuse_the_same,
+)
+from minllm.verdict.tuning import TIME_WAS_UP, chosen_rate, rates_of
+
+WORDS_ALONE = {
+    "_target_": "minllm.sweep.space.Plan",
+    **{name: {} for name in ("params", "fixed", "when", "multiples", "first_that_fits")},
+}
+"""A search for what its words say and nothing else."""
+
+RunUntil = Callable[[int], Sequence[FrozenTrial]]
+
+EACH_ONCE = {"_target_": "optuna.samplers.GridSampler", "_partial_": True, "search_space": {}}
+TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
+
+
+def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
+    """Size the arms, tune them, train them in pairs, and write the report.
+
+    Args:
+        sweeper: what Hydra made of `hydra.sweeper`, and of the rest of the configuration.
+        typed: the command line's words, but for Hydra's own.
+
+    Raises:
+        UserError: the arms can't be built, or one of them has no learning rate that works.
+        TooManyFailures: crashes in a row.
+    """
+    search = VerdictSearch(sweeper, typed)
+    print(search.plan(), flush=True)
+    if search.config.sweep.dry_run:
+        return
+    search.keep_protocol()
+    comparison = search.train_pairs(search.tune())
+    protocol = search.protocol
+    print()
+    tell(comparison, search.folder, read_arms(comparison, search.config, protocol.prompts, protocol.stories))
+
+
+class VerdictSearch:
+    """The arms, and the searches that train them."""
+
+    def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
+        self.sweeper, self.config = sweeper, sweeper.config
+        refuse_unnamed_code(self.config, named_keys(typed))
+        check_node(self.config.search, "search", allowed_packages(self.config))
+        self.protocol: Protocol = build(self.config.search)
+        self.arms = arms_in(self.config.arms, self.protocol)
+        refuse_own_seeds(typed)
+        self.name, self.folder = self.config.sweep.name, Path(str(self.config.hydra.sweep.dir))
+        self.typed = [word for word in typed if key_of(word).partition(".")[0] != "arms"]
+        self.ends = time.monotonic() + (self.config.sweep.minutes or math.inf) * 60
+        self.seconds: dict[str, list[float]] = {}
+        """What the runs of each search took."""
+        self.precision = self.precision_word()
+        self.size: list[str] = []
+        bases = {name: self.composed(name) for name in self.arms}
+        refuse_the_same(bases)
+        self.rates = {name: rates_of(cfg, self.protocol) for name, cfg in bases.items()}
+        self.size = self.size_word(next(iter(bases.values())))
+        composed = {name: self.composed(name) for name in self.arms} if self.size else bases
+        if self.size:
+            refuse_the_same(composed)
+        for (
+            name,
+            cfg,
+        ) in composed.items():  # what can't be sized, or breaks a law, is refused before anything is run
+            if build(cfg.train).check:
+                refuse_broken_arm(name, cfg)
+
+    def plan(self) -> str:
+        """Say what will be run."""
+        protocol = self.protocol
+        lines = [f"{name}: {' '.join(words) or 'as it is'}" for name, words in self.arms.items()]
+        if sizes := [word for word in (*self.size, *self.typed) if word.startswith("size.")]:
+            lines.append(f"Each is sized alike: {' '.join(sizes)}.")
+        if protocol.rates:
+            seeds = protocol.tuning_seeds
+            runs = sum(map(len, self.rates.values())) * len(seeds)
+            lines += [f"{name} tries optim.lr={', '.join(map(str, self.rates[name]))}." for name in self.arms]
+            lines.append(f"Tuning: {runs} runs, of seed {', '.join(map(str, seeds))}.")
+        looks = " or ".join(map(str, protocol.looks))
+        lines.append(f"Pairs: seeds 0, 1, 2, …; the verdict is looked at after {looks} of them.")
+        contests = math.comb(len(self.arms), 2) if protocol.baseline == ALL else len(self.arms) - 1
+        least = least_pairs(ALPHA, len(protocol.looks), contests)
+        if protocol.looks[0] < least:
+            lines.append(
+                f"With fewer than {least} pairs no arm can be called better or worse, since {len(protocol.looks)} looks"
+                " are planned."
+            )
+        return "\n".join(lines)
+
+    # ---- the steps -------------------------------------------------------------------------------
+
+    def tune(self) -> dict[str, Tuning]:
+        """Try each arm's learning rates on the tuning seeds, and choose the one with the lowest mean."""
+        seeds = self.protocol.tuning_seeds
+        found = {}
+        for name, rates in self.rates.items() if self.protocol.rates else ():
+            tried = [f"optim.lr=choice({','.join(map(repr, rates))})"]
+            tried += [f"seed=choice({','.join(map(str, seeds))})", *self.logged_as(name, "-tuning")]
+            n_trials = len(rates) * len(seeds)
+            with self.opened(f"tune-{name}", name, tried, n_trials, keep="none") as run_until:
+                trials = run_until(n_trials)
+            self.seconds[f"tune-{name}"] = seconds_of_runs(trials)
+            found[name] = chosen_rate(name, rates, trials, len(seeds))
+            edge = ", at an edge of what was tried" * found[name].at_edge
+            print(f"{name}: optim.lr={found[name].chosen:g}{edge}.", flush=True)
+        refuse_same_results(found)
+        return found
+
+    def train_pairs(self, tuning: Mapping[str, Tuning]) -> Comparison:
+        """Train pairs of seeds until a look at them settles every contest, or looks or time run out.
+
+        Returns the comparison at the last look that there was; before the first, nothing is decided.
+        """
+        done, comparison = 0, None
+        with contextlib.ExitStack() as stack:
+            searches = {name: stack.enter_context(self.opened_seeds(name, tuning)) for name in self.arms}
+            for look in self.protocol.looks:
+                done = self.train_up_to(look, done, searches)
+                if done < look:
+                    break
+                comparison = self.compared(tuning, look)
+                print(f"After {look} pairs: {comparison.headline} {comparison.settling}".rstrip(), flush=True)
+                if comparison.is_settled:
+                    return comparison
+        if comparison is None:
+            before = f"before the first look at {self.protocol.looks[0]} pairs"
+            return undecided(self.compared(tuning, done), TIME_WAS_UP.format(before))
+        return comparison
+
+    def train_up_to(self, look: int, done: int, searches: Mapping[str, RunUntil]) -> int:
+        """Train up to so many pairs, as far as there is time, and return how many there are.
+
+        The arms take turns, and who begins changes: what else the machine does then slows all of them alike, and
+        their tokens a second can be compared.
+        """
+        while done < look and (more := self.pairs_in_time()):
+            turn = done // self.sweeper.n_jobs
+            done += int(min(look - done, more, self.sweeper.n_jobs))
+            for name in list(searches)[:: 1 if turn % 2 == 0 else -1]:
+                trials = searches[name](done * self.protocol.runs_of_a_pair)
+                self.seconds[f"seeds-{name}"] = seconds_of_runs(trials)
+        return done
+
+    def opened_seeds(
+        self, name: str, tuning: Mapping[str, Tuning]
+    ) -> contextlib.AbstractContextManager[RunUntil]:
+        """Open the search that trains an arm's seeds at its learning rate."""
+        rate = [f"optim.lr={tuning[name].chosen!r}"] if name in tuning else []
+        words = [
+            *rate,
+            f"seed=range(0,{FIRST_TUNING_SEED})",
+            "train.keep_checkpoints=1",
+            *self.logged_as(name),
+        ]
+        seeds = self.protocol.looks[-1] * self.protocol.runs_of_a_pair
+        return self.opened(f"seeds-{name}", name, words, seeds, keep="all")
+
+    def pairs_in_time(self) -> float:
+        """Return how many more pairs there is time for, by what runs took so far; some to learn that, at first."""
+        left = self.ends - time.monotonic()
+        if math.isinf(left):
+            return math.inf
+        seconds = [one for search in self.seconds.values() for one in search]
+        if not seconds:
+            return self.sweeper.n_jobs if left > 0 else 0
+        runs = len(self.arms) * self.protocol.runs_of_a_pair
+        return max(0, int(left * self.sweeper.n_jobs / (runs * sum(seconds) / len(seconds))))
+
+    def compared(self, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
+        """Compare the first so many pairs. UserError where an arm has no run that came to its end."""
+        arms: list[Arm] = []
+        left_out: list[LeftOut] = []
+        for name in self.arms:
+            folder = self.folder / f"seeds-{name}"
+            if not any(runs_in(folder)):
+                raise UserError(TIME_WAS_UP.format("before every arm had a run"))
+            runs, others = find(Selection([str(folder)]), self.config.extensions)
+            seeds = range(pairs * self.protocol.runs_of_a_pair)
+            within = [run for run in runs if run.seed in seeds]
+            of_pairs = [one for one in others if one.cfg is None or one.cfg["seed"] in seeds]
+            if not within:
+                raise UserError(
+                    f"No run of arm {name} ({self.called(name)}) can be compared, out of {len(of_pairs)}. The first is"
+                    f" {of_pairs[0].folder}: {of_pairs[0].why}"
+                )
+            found, repeated = arms_of(within)
+            if len(found) > 1:
+                raise UserError(
+                    f"The runs in {folder} aren't of one arm: conf/ has changed since some of them were made. Begin"
+                    " another verdict: sweep.name=<name>."
+                )
+            arms.append(replace(found[0], name=self.called(name)))
+            left_out += [*of_pairs, *repeated]
+        protocol = self.protocol
+        comparison = of_arms(
+            arms,
+            left_out,
+            baseline=self.baseline(),
+            margin=protocol.margin,
+            aa=protocol.aa,
+            looks=len(protocol.looks),
+        )
+        tuned = {self.called(name): found for name, found in tuning.items()}
+        return replace(comparison, tuning=tuned, commands=[self.command()], kept_margin=True)
+
+    def baseline(self) -> str | None:
+        baseline = self.protocol.baseline
+        return self.called(baseline) if baseline in self.arms else baseline
+
+    # ---- what all searches share -----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def opened(
+        self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
+    ) -> Iterator[RunUntil]:
+        """Open the search that runs an arm with further words, up to so many trials.
+
+        Yields what runs it until it has a number of trials, and returns them.
+        """
+        config = self.without_arms()
+        left = self.ends - time.monotonic()
+        with read_write(config.hydra):
+            config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{phase}", keep
+            config.sweep.metric = METRIC
+            config.sweep.minutes = None if math.isinf(left) else max(left, 1e-3) / 60
+            config.hydra.sweep.dir = str(self.folder / phase)
+        own = PruningSweeper(OmegaConf.create(EACH_ONCE), n_trials, self.sweeper.n_jobs)
+        context, function = self.sweeper.hydra_context, self.sweeper.task_function
+        own.setup(hydra_context=context, task_function=function, config=config)
+        search = Search(own, [*self.words_of(name), *words])
+        with search.opened(), search.in_charge():
+            yield search.run_until
+
+    def composed(self, name: str) -> DictConfig:
+        """Return what an arm is configured as by the words so far."""
+        question = Question(
+            self.without_arms(),
+            [*self.words_of(name), f"seed=range(0,{FIRST_TUNING_SEED})"],
+            self.sweeper.hydra_context,
+        )
+        for key in sorted(set(question.space.distributions) - {"seed"}):
+            raise UserError(
+                f"{key} has several values. Give each an arm of its own: 'arms.b=[{key}=<value>]'."
+            )
+        return question.space.base
+
+    def words_of(self, name: str) -> list[str]:
+        return [*self.typed, *self.precision, *self.size, *self.arms[name]]
+
+    def size_word(self, first: DictConfig) -> list[str]:
+        """Return the word that gives each arm as much as the first has, unless a size is typed."""
+        equal = self.protocol.equal
+        if equal is None or any(first.size[name] is not None for name in TARGETS):
+            return []
+        if first.init_from:
+            raise UserError("With init_from= the arms have their sizes already: add search.equal=null.")
+        figures = cost(build_shapes(first, build(first.tokenizer).vocab_size), first.data.seq_len)
+        had = getattr(figures, "state_bytes_per_sequence" if equal == "state_bytes" else equal)
+        if had is None:
+            raise UserError("search.equal=state_bytes needs a first arm that can generate.")
+        return [f"size.{equal}={had:.12g}"]
+
+    def precision_word(self) -> list[str]:
+        """Return the word that has all runs compute alike; what `auto` chooses is measured once, when it begins."""
+        trained = any(self.folder.glob("seeds-*"))
+        if recorded.is_there(self.folder, VERDICT):
+            kept = self.kept()
+            if trained:
+                refuse_changes(kept["protocol"], self.asked(), self.name)
+            return kept["words"]
+        if trained:
+            raise UserError(
+                f"{self.folder / VERDICT} is missing, so nothing says which margin and which looks were chosen before"
+                " these runs were trained. Put it back, or begin another verdict: sweep.name=<name>."
+            )
+        runs_here = self.config.hydra.launcher._target_ == LauncherOptions._target_
+        if self.config.train.precision != "auto" or not runs_here:
+            return []
+        device = machine.choose_device(self.config.train.device)
+        return [f"train.precision={machine.choose_precision('auto', device)[0]}"]
+
+    def kept(self) -> dict[str, Any]:
+        """Return what `keep_protocol` wrote down. UserError if it can't be read any more."""
+        try:
+            kept = recorded.read_object(self.folder, VERDICT)
+            recorded.check(kept, {"protocol": dict[str, Any], "words": list[str]}, VERDICT)
+        except recorded.Damaged as error:
+            raise UserError(
+                f"In {self.folder}: {error} Put the file back, or begin another verdict: sweep.name=<name>."
+            ) from error
+        return kept
+
+    def keep_protocol(self) -> None:
+        """Write down what was asked for, and how all runs compute: a later call goes on with both."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / VERDICT, to_json({"protocol": self.asked(), "words": self.precision}))
+
+    def asked(self) -> dict[str, Any]:
+        return {**asdict(self.protocol), "arms": self.arms}
+
+    def logged_as(self, name: str, of: str = "") -> list[str]:
+        """Return the words by which Weights & Biases knows the runs of this verdict as a group, and the arm in it."""
+        logger = self.config.logger
+        names = {"group": f"{self.name}{of}", "job_type": self.called(name)}
+        return [f"logger.{key}={spelled(said)}" for key, said in names.items() if logger.get(key, "") is None]
+
+    def without_arms(self) -> DictConfig:
+        """Return the configuration of a search for what its words say, each combination once and to its end."""
+        config = copy.deepcopy(self.config)
+        with open_dict(config):
+            config.pop("arms")
+            config.search, config.sweep.pruner = WORDS_ALONE, TO_THE_END
+        return config
+
+    def called(self, name: str) -> str:
+        return " ".join(self.arms[name]) or name
+
+    def command(self) -> str:
+        """Return what was typed, without what is secret in it."""
+        hydra = self.config.hydra
+        arms = [f"arms.{name}=[{','.join(words)}]" for name, words in self.arms.items()]
+        words = [*named_folders(hydra.runtime), *self.typed, *arms, *hydra.overrides.hydra]
+        return shlex.join(["python", "sweep.py", *without_storage(words)])
+
+
+def seconds_of_runs(trials: Sequence[FrozenTrial]) -> list[float]:
+    return [seconds_of(trial) or 0.0 for trial in trials if is_complete(trial)]
+
+
+def refuse_broken_arm(name: str, cfg: DictConfig) -> None:
+    """Raise UserError if an arm's model breaks a law, such as that it may not look ahead, or has a mistake."""
+    try:
+        check_laws(cfg)
+    except (BrokenLaw, Mistake) as error:
+        raise UserError(f"Arm {name}: {error}") from error
+    except UserError:
+        return  # options that don't go together are refused in a trial, with what was typed for it
