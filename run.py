@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.cli.door import BROKEN_PIPE, config_dirs, enter, leave, refuse_environment, run_hydra, typed_words
+from minllm.cli.door import config_dirs, enter, leave, run_hydra, typed_words
 from minllm.cli.help import help_text
 from minllm.errors import UserError, printable
+from minllm.page.terminal import BROKEN_PIPE
+from minllm.schema.foreign import refuse_environment
 from minllm.schema.overrides import key_of
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
     refuse_misplaced(sys.argv[1:])
     from hydra.core.hydra_config import HydraConfig
 
-    from minllm.config.explain import disk_error, memory_error
+    from minllm.errors import disk_error, memory_error
     from minllm.grid.multirun import SWEEPER, GridEnded, register
     from minllm.runs.find import choice_words, remove_if_empty
 

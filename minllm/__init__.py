@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from minllm.generation.generate import generate as generate
     from minllm.model.build import build_model as build_model
     from minllm.study.comparison import compare as compare
-    from minllm.trace import trace as trace
+    from minllm.tracing import trace as trace
     from minllm.training.checkpoints import load as load
 
 # where each name lives; it's imported when it's first used, since torch takes seconds
@@ -35,7 +35,8 @@ HOMES = {
     "compose": "minllm.config.compose",
     "generate": "minllm.generation.generate",
     "load": "minllm.training.checkpoints",
-    "trace": "minllm.trace",
+    "load_tokenizer": "minllm.config.tokenizers",
+    "trace": "minllm.tracing",
     "train": "minllm.cli.api",
 }
 

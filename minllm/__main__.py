@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from minllm.cli.help import HOME
+from minllm.schema.groups import HOME
 
 
 def main() -> None:

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 # control characters but \t and \n, and what changes the direction of the text around it
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+# what stops a file from being written or a folder from being made, whoever tries
+DISK_TROUBLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.EIO,
+}
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -51,3 +69,47 @@ def printable(text: str) -> str:
 
 def escaped(char: str) -> str:
     return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+
+
+# ---- a full disk, a forbidden folder, too little memory -----------------------------------------
+
+
+def disk_error(error: BaseException) -> UserError | None:
+    """Return the sentence for a full disk, or a folder that can't be found or written to; None for other trouble."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home directory"):
+        return UserError(
+            "There is no such user, or no HOME, for a path that begins with ~. Write out the path."
+        )
+    if not isinstance(error, OSError) or error.errno not in DISK_TROUBLE:
+        return None
+    return UserError(disk_sentence(error))
+
+
+def memory_error(error: BaseException) -> UserError | None:
+    """Return the sentence for memory that doesn't even suffice to load the libraries; None for other trouble."""
+    loading = isinstance(error, ImportError) and "map segment" in str(error)
+    if (
+        loading
+        or isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    ):
+        return UserError(
+            "Memory ran out. End other programs that hold memory, or raise this shell's limit (ulimit -v)."
+        )
+    return None
+
+
+def disk_sentence(error: OSError) -> str:
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in FULL:
+        return f"The disk is full{where}. Make room, or write elsewhere with hydra.run.dir=<folder>."
+    return f"Can't write{where}: {error.strerror}. Choose another place with hydra.run.dir=<folder>."
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Say whether `error`, or one that it came from, means that there's no room left on the disk."""
+    if error is None:
+        return False
+    return (isinstance(error, OSError) and error.errno in FULL) or is_full(
+        error.__cause__ or error.__context__
+    )

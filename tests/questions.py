@@ -13,7 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.config.compose import CONF, compose
+from minllm.config.compose import compose
+from minllm.schema.groups import CONF
 from minllm.sweep.plugin import register
 from minllm.sweep.sampling import make_sampler
 from minllm.sweep.space import Plan, Space

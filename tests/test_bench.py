@@ -13,8 +13,9 @@ from minllm.bench.contestants import MAKERS, SETTINGS, SHAPES, Shape, config, st
 from minllm.bench.mixers import AS_THEIRS, WORDS, chosen_mixers, mixer_jobs
 from minllm.bench.report import Figure, MixerRow, Ratio, Report, table
 from minllm.bench.worker import Job, Worker
-from minllm.config.compose import compose, perform, validate
+from minllm.config.compose import compose, perform
 from minllm.errors import UserError
+from minllm.schema.checking import validate
 from minllm.tasks import bench
 from minllm.training import loop
 

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import pytest
 from omegaconf import OmegaConf
 
-from minllm.config.compose import build, compose, perform, validate
+from minllm.config.compose import compose, perform
 from minllm.errors import UserError, suggest
 from minllm.runs.find import choice_words, find_run, named_keys, read_run, remove_if_empty
-from minllm.schema.checking import fits, words
+from minllm.schema.building import build
+from minllm.schema.checking import fits, validate, words
 from minllm.schema.options import Count, Fraction, In, Natural, NonNegative, Positive
 
 IDEA = """
@@ -25,7 +26,7 @@ from typing import Annotated, Literal
 from omegaconf import OmegaConf
 from torch import nn
 
-from minllm.config.compose import build
+from minllm.schema.building import build
 from minllm.data.source import Source
 from minllm.errors import UserError
 from minllm.model.lm import LM

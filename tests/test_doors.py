@@ -17,9 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import minllm
 import run as door
-from minllm.cli.door import write_anything
-from minllm.cli.help import CONF, find_groups, help_text, of_search, sweep_help_text
+from minllm.cli.help import help_text, of_search, sweep_help_text
 from minllm.config.compose import compose
+from minllm.page.terminal import write_anything
+from minllm.schema.groups import CONF, find_groups
 from minllm.schema.overrides import quoted
 from tests.test_config import MINE, OPTIONS, REFUSED, idea  # noqa: F401  (idea is a fixture)
 

@@ -10,9 +10,10 @@ import pytest
 
 import run
 import sweep
-from minllm.config.compose import compose, validate
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.runs.find import remove_if_empty
+from minllm.schema.checking import validate
 
 EMPTY = [
     "resume=",

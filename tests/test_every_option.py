@@ -13,14 +13,14 @@ import torch
 from allpairspy import AllPairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minllm.config.compose import build
+from minllm.data.batches import IGNORED
 from minllm.errors import UserError
 from minllm.model.context import PAD
 from minllm.model.cost import cost
 from minllm.model.laws import check_laws
 from minllm.model.lm import LM
 from minllm.model.norm import Norms
-from minllm.objective.cross_entropy import IGNORED
+from minllm.schema.building import build
 from minllm.schema.checking import literal_words, options_of
 from minllm.training import checkpoints
 from tests.pairs import is_refused

@@ -14,7 +14,7 @@ from minllm.study.comparison import compare
 from minllm.study.report import summary, write_report
 from minllm.sweep.trial import value_of
 from minllm.tasks.evaluate import evaluate
-from minllm.tasks.train import train
+from minllm.training.train import train
 from tests.comparisons import FLOOR, comparison, finished, readings
 from tests.test_laws import TINY
 

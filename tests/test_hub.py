@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from minllm.config.compose import build, compose
+from minllm.config.compose import compose
 from minllm.data.hub import Hub
 from minllm.errors import UserError
 from minllm.files import network
+from minllm.schema.building import build
 from tests.stories import TRAIN, VAL, write_jsonl
 from tests.vocabularies import byte_level
 
@@ -191,7 +192,7 @@ from minllm.errors import UserError
 
 for name in sys.argv[1:]:
     try:
-        tokenizer = minllm.tokenizer.load(name)
+        tokenizer = minllm.load_tokenizer(name)
         found = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.decode(tokenizer.encode(" a \u2581"))]
         print(json.dumps(found))
     except UserError as error:

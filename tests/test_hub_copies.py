@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from minllm.config.compose import build, compose, validate
+from minllm.config.compose import compose
 from minllm.data import hub as hub_module
 from minllm.data.hub import Hub
 from minllm.data.tales import Tales
 from minllm.data.text import TextFiles
 from minllm.errors import UserError
+from minllm.schema.building import build
+from minllm.schema.checking import validate
 from tests.stories import TRAIN, VAL, both, local, write_jsonl, write_parquet
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from minllm.config.tokenizers import load_tokenizer
 from minllm.errors import UserError
-from minllm.tokenizer import load
 from minllm.tokenizer.huggingface import HuggingFace
 from tests.vocabularies import AWKWARD, assert_survives, byte_fallback, byte_level
 
@@ -101,5 +101,5 @@ def test_a_padded_vocabulary_is_kept_with_it(tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     padded = HuggingFace(name=str(tmp_path), vocab_size=500)
     padded.save(tmp_path / "kept")
-    assert load(tmp_path / "kept").vocab_size == 500
-    assert load(tmp_path / "kept").fingerprint == padded.fingerprint
+    assert load_tokenizer(tmp_path / "kept").vocab_size == 500
+    assert load_tokenizer(tmp_path / "kept").fingerprint == padded.fingerprint

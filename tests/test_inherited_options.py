@@ -10,11 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 
 import minllm
-from minllm import trace as tracing
-from minllm.config.compose import build, compose, validate
+from minllm import tracing
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.model.build import build_model
-from minllm.schema.checking import options_of
+from minllm.schema.building import build
+from minllm.schema.checking import options_of, validate
 
 CODE = """
 import torch

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minllm.cli.help import HOME
+from minllm.schema.groups import HOME
 
 WANTED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "run.py", "sweep.py")
 

@@ -20,7 +20,7 @@ from minllm.model.position.position import Position
 from minllm.model.residual import Plain
 from minllm.model.specimen import LARGE, specimen
 from minllm.tasks.describe import describe
-from minllm.tasks.train import train
+from minllm.training.train import train
 from tests.tiny import tiny_cfg
 
 # ---- mixers, each with one thing wrong -----------------------------------------------------------

@@ -8,10 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minllm.data.batches import Batch
+from minllm.data.batches import IGNORED, Batch
 from minllm.errors import UserError
 from minllm.model.parameter import Linear, initialise, normal, parameter
-from minllm.objective.cross_entropy import IGNORED
 from minllm.runs.folder import RunDir
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import ENDLESS, Budget

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from minllm.config.compose import build, compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.model.context import Context
 from minllm.model.position.position import Position
 from minllm.model.recurrent.timestep_norm import TimestepNorm
 from minllm.model.scans.moving_average import moving_average
+from minllm.schema.building import build
 from tests.tiny import VOCAB, tiny_cfg, tiny_model, tokens
 
 B, D, N, G = 2, 6, 3, 2

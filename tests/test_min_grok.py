@@ -7,7 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from minllm.config.compose import build, compose
+from minllm.config.compose import compose
+from minllm.schema.building import build
 from tests.tiny import VOCAB, tiny_cfg, tiny_model, tokens
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minllm.config.compose import build, compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
@@ -25,6 +25,7 @@ from minllm.model.parameter import initialise
 from minllm.model.position.position import Position
 from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
+from minllm.schema.building import build
 from tests.tiny import VOCAB, T, tiny_model, tokens
 
 ROOT = Path(__file__).resolve().parent.parent

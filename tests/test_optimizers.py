@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
-from minllm.config.compose import build, compose, validate
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.model.parameter import Linear, SplitLinear, constant, initialise, normal, parameter
+from minllm.schema.building import build
+from minllm.schema.checking import validate
 from minllm.training import checkpoints
 from minllm.training.checkpoints import Progress
 from tests.tiny import options, tiny_cfg, tiny_model, tokens

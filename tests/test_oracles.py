@@ -18,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from minllm.config.compose import build, compose
+from minllm.config.compose import compose
 from minllm.convert.folder import family_of
 from minllm.convert.settings import Settings
 from minllm.convert.table import fill
 from minllm.model.build import build_model
 from minllm.model.lm import LM
+from minllm.schema.building import build
 from tests import diffllama
 from tests.tiny import SIZES_OF, VOCAB, T, options, tiny_cfg, tokens
 

@@ -201,7 +201,7 @@ from pathlib import Path
 from minllm.bench.contestants import SETTINGS, SHAPES, config
 from minllm.config.compose import compose
 from minllm.sweep.prediction import predicted_peak, warm_up
-from minllm.tasks.train import train
+from minllm.training.train import train
 from minllm.training import memory
 
 def threads():

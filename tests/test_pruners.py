@@ -10,10 +10,10 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from minllm.cli.help import CONF
-from minllm.config.compose import build
 from minllm.errors import UserError
+from minllm.schema.building import build
 from minllm.schema.checking import check_node
+from minllm.schema.groups import CONF
 
 GROUP = CONF / "sweep/pruner"
 EVALS = 10

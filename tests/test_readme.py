@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import tests.test_every_option as laws
-from minllm.config.compose import CONF
+from minllm.schema.groups import CONF
 from tests.pairs import is_refused
 from tests.tiny import completed, groups_of_model, is_listed, options
 

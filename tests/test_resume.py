@@ -13,8 +13,8 @@ from minllm.data.batches import open_data
 from minllm.errors import UserError
 from minllm.runs import folder as rundir
 from minllm.runs.folder import RunDir
-from minllm.tasks import train as task
 from minllm.training import checkpoints, loggers, loop
+from minllm.training import train as task
 from minllm.training.memory import OutOfMemory
 from tests.kills import every_moment, failing_disk
 from tests.test_training import CLOCK, TINY

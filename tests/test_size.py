@@ -9,13 +9,14 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.config.compose import build, compose, perform
-from minllm.config.size import in_words, sized
-from minllm.config.solve import crossing, figure_of
+from minllm.config.compose import compose, perform
 from minllm.errors import UserError
 from minllm.model.build import build_model, build_shapes
 from minllm.model.cost import cost
 from minllm.model.lm import LM
+from minllm.model.size import in_words, sized
+from minllm.model.solve import crossing, figure_of
+from minllm.schema.building import build
 from tests.tiny import completed, groups_of_model, options, reads_memory
 
 GROUPS = [group for group in groups_of_model() if group != "model/attn/mask"]  # masks have no parameters

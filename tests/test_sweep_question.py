@@ -9,9 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from minllm.config.compose import CONF, compose
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.runs.outcome import Outcome
+from minllm.schema.groups import CONF
 from minllm.sweep.sampling import ask
 from minllm.sweep.spec import fingerprint
 from tests.instant import search_at_once

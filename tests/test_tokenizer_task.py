@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from minllm.config.compose import compose, perform
+from minllm.config.tokenizers import load_tokenizer
 from minllm.errors import UserError
 from minllm.schema.checking import options_of
-from minllm.tokenizer import load
 from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.chars import Chars
 from minllm.tokenizer.huggingface import HuggingFace
@@ -55,7 +55,7 @@ def test_the_task_trains_what_the_tokenizer_reads(go, data, algorithm):
     assert metadata["pieces_sha256"] == hashlib.sha256(found.encode()).hexdigest()
     assert f"tokenizer.folder=tokenizers/{large}" in said and f"{measured[small]:.2f}" in said
     ids, said = go(f"tokenizer.folder=tokenizers/{large}", "tokenizer.show=the cat")
-    assert load(f"tokenizers/{large}").decode(ids) == "the cat"
+    assert load_tokenizer(f"tokenizers/{large}").decode(ids) == "the cat"
 
 
 def test_a_corpus_has_a_name(go, data, tmp_path):
@@ -117,19 +117,22 @@ def test_the_tasks_options_are_none_of_a_tokenizers():
 def test_a_size_is_the_same_tokenizer_whatever_larger_ones_there_are(go, data):
     go(*data, "tokenizer.sizes=[330,360]")
     go(*data, "tokenizer.sizes=[330]", "tokenizer.into=alone")
-    assert load("alone/notes-bpe-330").fingerprint == load("tokenizers/notes-bpe-330").fingerprint
+    assert (
+        load_tokenizer("alone/notes-bpe-330").fingerprint
+        == load_tokenizer("tokenizers/notes-bpe-330").fingerprint
+    )
 
 
 def test_a_tokenizer_of_another_text_is_not_replaced(go, data, tmp_path):
     go(*data, "tokenizer.sizes=[330]")
-    before = load("tokenizers/notes-bpe-330").fingerprint
+    before = load_tokenizer("tokenizers/notes-bpe-330").fingerprint
     assert go(*data, "tokenizer.sizes=[330,340]")[0], "of the same text it is"
     text = (tmp_path / "notes.jsonl").read_text()
     (tmp_path / "notes.jsonl").write_text(text.replace("cat", "dog"))
     with pytest.raises(UserError, match="notes-bpe-330 was trained on another text.*tokenizer.corpus=<name>"):
         go(*data, "tokenizer.sizes=[320,330]")
     assert not Path("tokenizers/notes-bpe-320").exists()
-    assert load("tokenizers/notes-bpe-330").fingerprint == before
+    assert load_tokenizer("tokenizers/notes-bpe-330").fingerprint == before
     Path("tokenizers/notes-bpe-330/metadata.json").write_text("{", encoding="utf-8")
     assert go(*data, "tokenizer.sizes=[330]")[0]
 
@@ -138,4 +141,4 @@ def test_a_folder_that_lacks_a_file_is_said(go, data):
     go(*data, "tokenizer.sizes=[330]")
     Path("tokenizers/notes-bpe-330/tokenizer.model").unlink()
     with pytest.raises(UserError, match="is incomplete: tokenizer.model is missing"):
-        load("tokenizers/notes-bpe-330")
+        load_tokenizer("tokenizers/notes-bpe-330")

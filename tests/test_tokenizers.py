@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
-from minllm.config.compose import CONF, build, compose, validate
+from minllm.config.compose import compose
 from minllm.data.source import Source
 from minllm.errors import UserError
+from minllm.schema.building import build
+from minllm.schema.checking import validate
+from minllm.schema.groups import CONF
 from minllm.tokenizer import Tokenizer, load, training
 from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.chars import Chars

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minllm import trace as tracing
-from minllm.config.compose import build, compose, perform
+from minllm import tracing
+from minllm.config.compose import compose, perform
 from minllm.errors import UserError
 from minllm.model.cost import forward_flops, state_bytes
-from minllm.trace.definitions import scaled_dot_product_attention
-from minllm.trace.tree import Step
+from minllm.schema.building import build
+from minllm.tracing.definitions import scaled_dot_product_attention
+from minllm.tracing.tree import Step
 from tests.tiny import T, completed, groups_of_model, options, tiny_cfg
 
 SMALL = ["tokenizer=bytes", "model.dim=32", "model.n_layers=3", "data.seq_len=24", "model.mlp.hidden=40"]

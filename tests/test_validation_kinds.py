@@ -12,9 +12,11 @@ from omegaconf import OmegaConf
 
 import run as door
 import sweep
-from minllm.config.compose import build, compose, validate
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.runs.find import read_run
+from minllm.schema.building import build
+from minllm.schema.checking import validate
 from minllm.schema.foreign import is_harmless
 from minllm.schema.kinds import PLACES
 
@@ -22,7 +24,7 @@ HARMFUL = [
     "minllm.runs.folder._git",
     "minllm.tasks.prepare.removed",
     "minllm.sweep.store.cut_half_a_line",
-    "minllm.tokenizer.load",
+    "minllm.config.tokenizers.load_tokenizer",
     "minllm.config.compose.perform",
     "minllm.runs.find.remove_if_empty",
     "minllm.data.store.Store",
@@ -110,7 +112,7 @@ WRONG_KINDS = [
     ("objective", "minllm.training.loggers.Silent", "an objective"),
     ("norm", "minllm.model.norm.RMSNorm", "the norms"),
     ("task", "minllm.tasks.prepare.shares", "a task"),
-    ("task", "minllm.tasks.train.carry_out", "a task"),
+    ("task", "minllm.training.train.carry_out", "a task"),
 ]
 
 

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.cli.help import default_choices
-from minllm.config.compose import CONF, compose
+from minllm.config.compose import compose
 from minllm.model.build import build_model
 from minllm.model.lm import LM
 from minllm.objective.causal import Causal
 from minllm.schema.checking import allowed_packages, locate, place_of
+from minllm.schema.groups import CONF, default_choices
 
 VOCAB = 61
 T = 24

@@ -15,11 +15,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from minllm.bench.theirs import ATTENTION, their_model
-from minllm.config.compose import build, compose
+from minllm.config.compose import compose
 from minllm.data.batches import Batch
 from minllm.generation.generate import next_tokens
 from minllm.generation.sampler import Sampling
 from minllm.model.build import build_model
+from minllm.schema.building import build
 from minllm.training.checkpoints import Progress
 from minllm.training.loop import Run
 from minllm.training.machine import Precision

@@ -17,10 +17,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from minllm.config.compose import build
 from minllm.data.batches import open_data
 from minllm.data.source import PACKINGS, Source
 from minllm.errors import UserError
+from minllm.schema.building import build
 from minllm.tokenizer.sentencepiece import SentencePiece
 
 TEXT_BYTES = 4_000_000  # of the training documents, at most

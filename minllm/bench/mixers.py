@@ -9,8 +9,8 @@ import torch
 from minllm.bench.contestants import Setting, Shape
 from minllm.bench.theirs import ATTENTION, CLASSES
 from minllm.bench.worker import Job
-from minllm.cli.help import find_groups
 from minllm.errors import UserError, suggest
+from minllm.schema.groups import find_groups
 
 DELTA_HEADS = [
     "model.rec.n_heads=6",

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from minllm.cli.help import HOME as ROOT
+from minllm.schema.groups import HOME as ROOT
 
 TINY = [
     "train.steps=1",

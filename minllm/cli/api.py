@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from minllm.config.compose import perform
-from minllm.config.explain import disk_error
+from minllm.errors import disk_error
 from minllm.runs.find import new_run_dir
 
 

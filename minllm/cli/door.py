@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import signal
 import sys
@@ -11,16 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from minllm.cli.help import CONF, FLAGS
-from minllm.errors import UserError, neighbour, printable, suggest
+from minllm.config.flags import FLAGS
+from minllm.errors import UserError, disk_error, neighbour, printable, suggest
+from minllm.page.terminal import BROKEN_PIPE, write_anything
+from minllm.schema.groups import CONF
 from minllm.schema.overrides import UNSET, comma_note, key_of, quoted, with_runs_data
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-BROKEN_PIPE = 141
-"""The exit code when nobody reads what is printed any more, as shells have it: 128 + SIGPIPE."""
-
 
 OF_HYDRA = [
     "minllm.grid.multirun.GridSweeper",
@@ -74,8 +70,6 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         print(printable(str(error)), file=sys.stderr)
         return 2
     except RuntimeError as error:
-        from minllm.config.explain import disk_error
-
         if (sentence := disk_error(error)) is None:
             raise
         print(printable(str(sentence)), file=sys.stderr)
@@ -135,12 +129,6 @@ def typed_words(hydra_cfg: DictConfig) -> list[str]:
     return OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
 
 
-def refuse_environment(hydra_cfg: DictConfig) -> None:
-    """Environment variables can make other programs run code, so no file sets them: only the command line may."""
-    if hydra_cfg.job.env_set and not any("hydra.job.env_set" in word for word in hydra_cfg.overrides.hydra):
-        raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
-
-
 def check_flags(words: Sequence[str]) -> None:
     """Refuse flags that don't exist, lack their value or don't go together, which Hydra answers at length."""
     longs = {short: flag for flag, (short, _) in FLAGS.items() if short}
@@ -187,17 +175,6 @@ def check_flag_value(flag: str, value: str | None) -> None:
         )
     elif value is None or value.startswith("-"):
         raise UserError(f"{flag} needs a value: {flag} {'model' if flag == '--package' else '<name>'}.")
-
-
-def write_anything() -> None:
-    """Have characters that the terminal's or file's encoding lacks written as escapes, instead of failing."""
-    logging.raiseExceptions = False  # a log line that nobody reads any more, as in `… | head`, is no error
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # the shell has closed it
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def check_working_directory() -> None:

@@ -6,30 +6,10 @@ Nothing here imports Hydra, so that the answer comes at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
-INSTALLED = Path(__file__).resolve().parent / "home"
-HOME = INSTALLED if INSTALLED.is_dir() else INSTALLED.parent.parent
-"""Where conf/, tokenizers/, run.py and sweep.py are: in the clone, or in an installed package."""
-CONF = HOME / "conf"
-
-FLAGS = {  # flag: (its short form, what it does)
-    "--help": ("-h", "this page"),
-    "--multirun": ("-m", "run every combination of the values given, separated by commas"),
-    "--cfg": ("-c", "show the configuration instead of running it: --cfg job"),
-    "--resolve": ("", "with --cfg, show references resolved"),
-    "--package": ("-p", "with --cfg, show one part of it"),
-    "--info": ("-i", "show where the configuration comes from: --info defaults"),
-    "--config-dir": ("-cd", "add a folder with options of your own"),
-    "--config-path": ("-cp", "take another folder than conf/"),
-    "--config-name": ("-cn", "start from another file than config.yaml"),
-    "--shell-completion": ("-sc", 'let the Tab key complete: eval "$(python run.py -sc install=bash)"'),
-    "--run": ("-r", "run once, which is the default"),
-    "--hydra-help": ("", "what Hydra itself offers"),
-    "--version": ("", "Hydra's version"),
-}
+from minllm.config.flags import FLAGS
+from minllm.schema.groups import CONF, Option, default_choices, find_groups
 
 OF_RUN = ("--multirun", "--run", "--config-name", "--shell-completion")
 """Flags that sweep.py has no use for."""
@@ -47,14 +27,6 @@ Train a small language model, one choice of its architecture at a time.
   python run.py task=trace model/attn=mqa            shapes, parameters and FLOPs of every step
   python run.py --config-dir my_idea/conf 'extensions=[my_idea]' model/attn=mine
 """
-
-
-@dataclass(frozen=True)
-class Option:
-    """One YAML file of a group."""
-
-    comment: str  # its first line of comment that isn't a directive
-    keys: frozenset[str]  # of the file's root, and those of its sections with a dot: tokenizer.show
 
 
 SWEEP_INTRODUCTION = """\
@@ -108,36 +80,6 @@ def page(
     parts += [line for primary in primaries for line in settings(primary)]
     parts += ["\nFlags:\n", *(f"  {short:3} {flag:20}  {text}" for flag, (short, text) in flags.items())]
     return "\n".join(parts)
-
-
-def find_groups(folders: Iterable[str] = ()) -> dict[str, dict[str, Option]]:
-    """Return every group, such as model/attn, with its options: the folders and files of conf/ and of `folders`."""
-    groups: dict[str, dict[str, Option]] = {}
-    for root in (CONF, *map(Path, folders)):
-        for file in sorted(root.glob("*/**/*.yaml")):
-            group = file.parent.relative_to(root).as_posix()
-            groups.setdefault(group, {}).setdefault(file.stem, read_option(file))
-    return dict(sorted(groups.items(), key=lambda one: (one[0] != "task", one[0])))
-
-
-def read_option(file: Path) -> Option:
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    comments = (line[1:].strip() for line in lines if line.startswith("#"))
-    comment = next((text for text in comments if text and not text.startswith("@")), "")
-    return Option(comment, frozenset(keys_of(lines)))
-
-
-def keys_of(lines: Iterable[str]) -> Iterator[str]:
-    section = ""
-    for entry in filter(None, (re.match(r"(  )?(\w+):", line) for line in lines)):
-        section = section if entry[1] else entry[2]
-        yield f"{section}.{entry[2]}" if entry[1] else section
-
-
-def default_choices(primary: str = "config") -> dict[str, str]:
-    """Return the option of each group that config.yaml, or sweep.yaml, starts from."""
-    text = (CONF / f"{primary}.yaml").read_text(encoding="utf-8")
-    return dict(re.findall(r"^\s+- /?([\w/]+): (\w+)", text, re.M))
 
 
 def settings(primary: str) -> list[str]:

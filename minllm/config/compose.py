@@ -10,7 +10,6 @@ Nothing here imports torch: what a `_target_` names is imported when it's valida
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import sys
@@ -21,31 +20,24 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minllm.cli.help import CONF
 from minllm.config.explain import explained
 from minllm.errors import UserError
-from minllm.runs.find import find_run, initialised, named_keys, new_run_dir, read_run, resumed, revisited
+from minllm.runs.find import find_run, initialised, named_keys, read_run, resumed, revisited
+from minllm.schema.building import plain
 from minllm.schema.checking import (
     allowed_packages,
-    branches_of,
     check_value,
-    has_target,
-    kind_for,
     locate,
-    means_float,
     options_of,
-    place_of,
     read,
     section_of,
-    target_of,
     validate,
 )
 from minllm.schema.foreign import files_checked, frozen
-from minllm.schema.kinds import BRANCH, PLACES
-from minllm.schema.options import Kind, Place, RunPlace
+from minllm.schema.groups import CONF
+from minllm.schema.kinds import PLACES
+from minllm.schema.options import Place, RunPlace
 from minllm.schema.overrides import quoted, with_runs_data
-
-__all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
 
 
 def compose(
@@ -118,7 +110,7 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     Raises:
         UserError: the run isn't there, the overrides would make it another run, or no widths give the size.
     """
-    from minllm.config.size import refuse_size, sized  # which builds models with what stands here
+    from minllm.model.size import refuse_size, sized  # which builds models with what stands here
 
     cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
     cfg.choices = {
@@ -192,50 +184,6 @@ def perform(cfg: DictConfig, run_dir: Path) -> Any:
         if key in place:
             own[option.name] = plain(place[key], option.annotation, f"{section}.{key}".lstrip("."))
     return task(cfg, Path(cfg.get("resume") or run_dir), **own)
-
-
-def build(node: Mapping[str, Any], *args: Any, place: str | None = None) -> Any:
-    """Return what a node configures: its `_target_`, called with `args` and, by keyword, the node's options.
-
-    A node inside it arrives as a `functools.partial` of its own target and options: the owner calls it with what
-    only the owner knows, such as a layer's width.
-
-    Args:
-        place: where it stands, for a node that has been taken out of its configuration.
-
-    Raises:
-        UserError: the target isn't of the kind that stands there, or its constructor refuses the options.
-    """
-    return part(node, place)(*args)
-
-
-def part(node: Mapping[str, Any], key: str | None = None, kind: Kind | None = None) -> functools.partial[Any]:
-    """Return a node's target with the node's options filled in."""
-    root = node._get_root() if isinstance(node, DictConfig) else node
-    if key is None:
-        key, kind = place_of(node)
-    target = locate(target_of(node, key), allowed_packages(root), key, kind or PLACES[key])
-    options = options_of(target)
-    filled = {
-        options[name].name: plain(node[name], options[name].annotation, f"{key}.{name}")
-        for name in node
-        if name in options
-    }
-    branches = {
-        name: part(node[name], f"{key}.{name}", BRANCH) for name in branches_of(node, target, options)
-    }
-    return functools.partial(target, **filled, **({"branches": branches} if branches else {}))
-
-
-def plain(value: Any, annotation: Any, key: str) -> Any:
-    """Return a value of the configuration as Python's own: lists, dicts, and partials for nodes with a target."""
-    if has_target(value):
-        return part(value, key, kind_for(annotation, key))
-    if isinstance(value, Mapping):
-        return {name: plain(value[name], annotation, f"{key}.{name}") for name in value}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(one, annotation, key) for one in value]
-    return float(value) if type(value) is int and means_float(annotation) else value
 
 
 @contextlib.contextmanager

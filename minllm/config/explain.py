@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,25 +12,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from minllm.cli.help import FLAGS, Option, find_groups
-from minllm.errors import UserError, first_line, suggest
+from minllm.config.flags import FLAGS
+from minllm.errors import UserError, disk_error, disk_sentence, first_line, suggest
+from minllm.schema.groups import Option, find_groups
 from minllm.schema.overrides import line
-
-# what stops a file from being written or a folder from being made, whoever tries
-DISK_TROUBLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.EIO,
-}
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -86,47 +70,6 @@ def not_text(folders: Sequence[str]) -> Path | None:
         except (OSError, UnicodeDecodeError):
             return file
     return None
-
-
-def disk_error(error: BaseException) -> UserError | None:
-    """Return the sentence for a full disk, or a folder that can't be found or written to; None for other trouble."""
-    if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home directory"):
-        return UserError(
-            "There is no such user, or no HOME, for a path that begins with ~. Write out the path."
-        )
-    if not isinstance(error, OSError) or error.errno not in DISK_TROUBLE:
-        return None
-    return UserError(disk_sentence(error))
-
-
-def memory_error(error: BaseException) -> UserError | None:
-    """Return the sentence for memory that doesn't even suffice to load the libraries; None for other trouble."""
-    loading = isinstance(error, ImportError) and "map segment" in str(error)
-    if (
-        loading
-        or isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    ):
-        return UserError(
-            "Memory ran out. End other programs that hold memory, or raise this shell's limit (ulimit -v)."
-        )
-    return None
-
-
-def disk_sentence(error: OSError) -> str:
-    where = f" at {error.filename}" if error.filename else ""
-    if error.errno in FULL:
-        return f"The disk is full{where}. Make room, or write elsewhere with hydra.run.dir=<folder>."
-    return f"Can't write{where}: {error.strerror}. Choose another place with hydra.run.dir=<folder>."
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Say whether `error`, or one that it came from, means that there's no room left on the disk."""
-    if error is None:
-        return False
-    return (isinstance(error, OSError) and error.errno in FULL) or is_full(
-        error.__cause__ or error.__context__
-    )
 
 
 def composition_sentence(error: Exception, folders: Sequence[str]) -> str:

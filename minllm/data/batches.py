@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,8 +22,12 @@ from minllm.data.source import Source
 from minllm.data.store import Documents, Store, open_store, place_of
 from minllm.errors import UserError
 from minllm.model.context import PAD
-from minllm.objective.cross_entropy import IGNORED
-from minllm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minllm.tokenizer import Tokenizer
+
+IGNORED = -100
+"""The target of a place whose prediction doesn't count."""
 
 ROUNDED_TO = 32  # widths of evaluation batches, so that a compiled model meets only a few
 

@@ -14,11 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minllm.errors import UserError
-from minllm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minllm.tokenizer import Tokenizer
 
 AT_ONCE = 1 << 18  # characters: enough that handing them over costs nothing beside encoding them
 ALONE = 32  # batches that are encoded before other processes are worth starting: a second's work

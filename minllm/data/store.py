@@ -32,7 +32,9 @@ import numpy as np
 from minllm.data.encoding import encoded
 from minllm.data.source import SPLITS, SPOKEN, Source, Split, expanded
 from minllm.errors import UserError
-from minllm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from filelock import FileLock

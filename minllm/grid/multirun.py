@@ -1,7 +1,7 @@
 """A grid, `python run.py -m …`: every combination of the values typed is a run, and each run has a process of its own.
 
 The processes are forked from this one when it has imported everything, so that only the first run waits for that. The
-grid's folder says which runs belong to it (see `minllm.grid.manifest`): the same command goes on in it where it stopped.
+grid's folder says which runs belong to it (see `manifest.py`): the same command goes on in it where it stopped.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ import torch
 from omegaconf import DictConfig
 from torch._subclasses.fake_tensor import FakeTensor
 
-from minllm.config.compose import build, part, validate
 from minllm.errors import UserError, first_line
 from minllm.model.contract import outputs_checked, refuse_plain_parameters
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
 from minllm.model.unused import refuse_unsaid, refuse_unused
+from minllm.schema.building import build, part
+from minllm.schema.checking import validate
 
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer

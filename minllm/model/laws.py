@@ -24,7 +24,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from minllm.config.compose import validate
 from minllm.errors import UserError
 from minllm.model.build import try_out
 from minllm.model.context import PAD
@@ -32,6 +31,7 @@ from minllm.model.contract import refuse_plain_parameters
 from minllm.model.lm import LM, ModelState
 from minllm.model.passes import Pass, first_difference, joined, recorded
 from minllm.model.specimen import STRENGTHS, VOCABULARY, randomise, specimen
+from minllm.schema.checking import validate
 
 LENGTH = 37  # a prime, so that no chunk ends where a document or a change does by chance
 LONG = 149  # for what is computed otherwise in longer texts

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from minllm.config.compose import build
 from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.model.parameter import Role
+from minllm.schema.building import build
 
 VOCABULARY = 61
 LAYERS = 4

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minllm.data.batches import IGNORED
 from minllm.model.lm import LM
-from minllm.objective.cross_entropy import IGNORED, head_cross_entropy
+from minllm.objective.cross_entropy import head_cross_entropy
 from minllm.schema.options import Natural, NonNegative
 
 

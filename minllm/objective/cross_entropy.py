@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100
-"""The target of a place whose prediction doesn't count."""
+from minllm.data.batches import IGNORED
 
 CHUNK = 256
 """Rows at a time: few enough that their logits stay near the processor, enough to keep it busy."""

@@ -41,10 +41,11 @@ from minllm.files.atomic import (
     write_bytes,
     write_text,
 )
-from minllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from filelock import FileLock
+
+    from minllm.tokenizer import Tokenizer
 
 LOCK = ".lock"
 LOOKED_AT_SECONDS = 1.0

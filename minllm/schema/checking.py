@@ -211,7 +211,7 @@ def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callabl
     """Return the class or function that `target` names, if it is of the kind that the place `key` takes.
 
     It must be defined in one of the `allowed` packages. A configuration file may come from anywhere, so this is the
-    gate: `os.system` is refused by its first word, `minllm.config.compose.os.system` because `os` isn't a module of minllm's,
+    gate: `os.system` is refused by its first word, `minllm.config.os.system` because `os` isn't a module of minllm's,
     and `minllm.tasks.prepare.removed` because it is no tokenizer, mixer or whatever else stands at `key`.
     """
     module_name, _, name = target.rpartition(".")

@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from minllm.cli.help import CONF
 from minllm.errors import UserError, suggest
+from minllm.schema.groups import CONF
 from minllm.schema.overrides import key_of
 
 HYDRA_OF_FILES = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")
@@ -132,7 +132,7 @@ def check_default(name: str, default: Any, primary: bool) -> None:
 
 def check_task_options(name: str, config: Container) -> None:
     """Refuse options of tasks that stand in a section, such as tokenizer.into."""
-    from minllm.cli.help import read_option
+    from minllm.schema.groups import read_option
 
     of_tasks = {
         key for file in (CONF / "task").glob("*.yaml") for key in read_option(file).keys if "." in key
@@ -219,6 +219,12 @@ def frozen(cfg: DictConfig) -> DictConfig:
             with contextlib.suppress(OmegaConfBaseException):  # validation says what is wrong
                 OmegaConf.update(cfg, key, OmegaConf.select(cfg, key))
     return cfg
+
+
+def refuse_environment(hydra_cfg: DictConfig) -> None:
+    """Environment variables can make other programs run code, so no file sets them: only the command line may."""
+    if hydra_cfg.job.env_set and not any("hydra.job.env_set" in word for word in hydra_cfg.overrides.hydra):
+        raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
 
 
 # ---- runs ----------------------------------------------------------------------------------------

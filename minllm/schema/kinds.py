@@ -32,7 +32,7 @@ PLACES = {
     "logger": Kind("a logger", ("minllm.training.loggers.Logger",)),
     "train": Kind("the settings of training", ("minllm.training.settings.Settings",)),
     "sample": Kind("the settings of sampling", ("minllm.generation.sampler.Sampling",)),
-    "size": Kind("the settings of a size", ("minllm.config.size.Size",)),
+    "size": Kind("the settings of a size", ("minllm.model.size.Size",)),
     "search": Kind("a search", ("minllm.sweep.space.Plan", "minllm.verdict.protocol.Protocol")),
     "sweep": Kind("the settings of a search", ("minllm.sweep.settings.Settings",)),
     "sweep.pruner": Kind("a pruner", ("optuna.pruners.BasePruner",)),

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from minllm.config.compose import build, validate
-from minllm.data.batches import Batch, Validation, open_data, stride_of
+from minllm.data.batches import IGNORED, Batch, Validation, open_data, stride_of
 from minllm.data.source import Source
 from minllm.data.store import Documents
 from minllm.errors import UserError, first_line
 from minllm.generation.generate import generate
 from minllm.model.lm import LM
-from minllm.objective.cross_entropy import IGNORED
+from minllm.schema.building import build
+from minllm.schema.checking import validate
 from minllm.study.arms import Arm
 from minllm.study.comparison import Comparison
 from minllm.study.selection import TrainedRun

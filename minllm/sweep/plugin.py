@@ -19,8 +19,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig
 
-from minllm.cli.door import refuse_environment
 from minllm.errors import UserError
+from minllm.schema.foreign import refuse_environment
 from minllm.schema.overrides import key_of
 
 OWN_SECTIONS = ("search", "sweep", "memory", "arms")
@@ -102,11 +102,14 @@ class PruningSweeper(Sweeper):
         typed = " ".join(self.config.hydra.overrides.hydra)
         if self.config.hydra.launcher.get("setup") and "hydra.launcher.setup" not in typed:
             raise UserError("A file can't have a launcher run commands (hydra.launcher.setup). Type them.")
-        if "arms" in self.config:
-            from minllm.verdict.sequential import reach_verdict as lead
-        else:
-            from minllm.sweep.search import search as lead
-        lead(self, arguments)
+        from minllm.config.compose import refuse_unnamed_code
+        from minllm.runs.find import named_keys
+        from minllm.schema.building import build
+        from minllm.schema.checking import allowed_packages, check_node
+
+        refuse_unnamed_code(self.config, named_keys(arguments))  # before any of it is imported
+        check_node(self.config.search, "search", allowed_packages(self.config))
+        build(self.config.search).lead(self, arguments)
 
 
 class Processes(Launcher):

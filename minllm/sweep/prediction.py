@@ -29,12 +29,12 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minllm.config.compose import build
 from minllm.data.batches import Batch
 from minllm.model.build import build_model
 from minllm.model.mlp.moe import MoE
 from minllm.model.mlp.router import ExpertChoice
 from minllm.model.steps import before_step
+from minllm.schema.building import build
 from minllm.tokenizer import Tokenizer
 from minllm.training import machine, memory
 from minllm.training.checkpoints import Progress

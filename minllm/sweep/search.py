@@ -27,11 +27,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, read_write
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.config.compose import build, refuse_unnamed_code
-from minllm.config.explain import is_full
+from minllm.config.compose import refuse_unnamed_code
 from minllm.data.batches import check_data, open_data
+from minllm.errors import is_full
 from minllm.runs import outcome
 from minllm.runs.find import named_keys
+from minllm.schema.building import build
 from minllm.schema.checking import allowed_packages, check_node
 from minllm.sweep import limits
 from minllm.sweep.dry_run import dry_run

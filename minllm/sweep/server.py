@@ -21,8 +21,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minllm.cli.door import write_anything
-from minllm.config.explain import is_full
+from minllm.errors import is_full
+from minllm.page.terminal import write_anything
 from minllm.sweep.processes import NO_ROOM
 
 GRACE_SECONDS = 5.0

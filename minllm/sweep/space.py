@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ParsedElementType, Quote, QuotedString
@@ -34,6 +34,9 @@ from optuna.distributions import (
 
 from minllm.errors import UserError, first_line, suggest
 from minllm.schema.overrides import written
+
+if TYPE_CHECKING:
+    from minllm.sweep.plugin import PruningSweeper
 
 Values = Mapping[str, Any]  # parameter → value
 
@@ -57,6 +60,12 @@ class Plan:
     when: dict[str, dict[str, list[Any]]]
     multiples: dict[str, str]
     first_that_fits: dict[str, list[Any]]
+
+    def lead(self, sweeper: PruningSweeper, typed: Sequence[str]) -> None:
+        """Search as the plan says; `sweeper` has the configuration, `typed` the overrides but for Hydra's own."""
+        from minllm.sweep.search import search
+
+        search(sweeper, typed)
 
     def __post_init__(self):
         for name in self.when:

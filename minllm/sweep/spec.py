@@ -12,16 +12,18 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
-from minllm.config.compose import build, named_folders, settle, validate
+from minllm.config.compose import named_folders, settle
 from minllm.config.explain import explained
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from minllm.model.unused import refuse_unused
 from minllm.runs.find import WATCHING
+from minllm.schema.building import build
+from minllm.schema.checking import validate
 from minllm.schema.overrides import key_of, written
 from minllm.sweep.plugin import OWN_SECTIONS, leads
 from minllm.sweep.space import Plan, Space
-from minllm.tasks.train import budget_of
+from minllm.training.train import budget_of
 
 TRAINING = "minllm.tasks.train.train"
 

@@ -23,19 +23,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.config.compose import build
-from minllm.config.explain import is_full
-from minllm.errors import UserError, first_line
+from minllm.errors import UserError, first_line, is_full
 from minllm.page.units import mib
 from minllm.runs import outcome
 from minllm.runs.folder import to_json, write_text
 from minllm.runs.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
+from minllm.schema.building import build
 from minllm.sweep import limits
 from minllm.sweep.launchers import ends_a_job, time_was_up
 from minllm.sweep.prediction import predicted_peak
 from minllm.sweep.store import open_study, storage_errors
-from minllm.tasks import train
-from minllm.training import machine, memory
+from minllm.training import machine, memory, train
 from minllm.training.loggers import Logger
 from minllm.training.loop import Diverged, Run
 

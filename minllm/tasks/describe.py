@@ -15,13 +15,15 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import nn
 
-from minllm.config.compose import build, compose, validate
+from minllm.config.compose import compose
 from minllm.errors import UserError, first_line, printable
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
 from minllm.page.markdown import TERMINAL
+from minllm.schema.building import build
+from minllm.schema.checking import validate
 from minllm.schema.options import Name
 
 Column = dict[str, str]  # what a row says of one model, by the row's name

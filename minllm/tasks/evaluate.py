@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from minllm.config.compose import build
 from minllm.data.batches import open_data
 from minllm.data.floor import above_floor
+from minllm.schema.building import build
 from minllm.schema.options import RunPlace
 from minllm.training import checkpoints, machine, memory
 from minllm.training.evaluation import FLATTERING

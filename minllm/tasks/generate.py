@@ -8,9 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from minllm.config.compose import build
 from minllm.errors import UserError, printable
 from minllm.generation.generate import generate as continued
+from minllm.schema.building import build
 from minllm.schema.options import RunPlace
 from minllm.training import checkpoints, machine, memory
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.config.compose import build
 from minllm.convert.folder import Pretrained
 from minllm.convert.table import fill
 from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.cost import cost
 from minllm.runs.folder import RunDir
+from minllm.schema.building import build
 from minllm.schema.options import Place
 from minllm.training import checkpoints
 
@@ -25,7 +25,7 @@ def import_weights(cfg: DictConfig, run_dir: Path, *, from_: Place) -> dict[str,
     `task=generate run=latest`, `task=evaluate run=latest` and `init_from=latest` go on from there.
 
     Args:
-        from_: the folder that `save_pretrained` wrote. `cfg` is what is typed for it (`minllm.config.compose.with_imported`).
+        from_: the folder that `save_pretrained` wrote. `cfg` is what is typed for it (`config.compose.with_imported`).
 
     Raises:
         UserError: the folder lacks something, or holds what minllm has no counterpart for.

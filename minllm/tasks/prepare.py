@@ -16,11 +16,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from minllm.config.compose import build
 from minllm.data.packing import layout
 from minllm.data.source import PACKINGS, SPLITS, Source, expanded
 from minllm.data.store import UNFINISHED, Store, is_being_built, open_store, place_of, read_store
 from minllm.errors import UserError
+from minllm.schema.building import build
 from minllm.schema.options import Name
 
 # of a store's folder, and nothing else's

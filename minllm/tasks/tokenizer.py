@@ -18,11 +18,11 @@ from typing import Annotated, Any
 
 from omegaconf import DictConfig
 
-from minllm.config.compose import build
 from minllm.data.source import Source, expanded
 from minllm.data.store import shown
 from minllm.data.text import TextFiles, find_files
 from minllm.errors import UserError
+from minllm.schema.building import build
 from minllm.schema.options import Count, In, Name, Place
 from minllm.tokenizer.sentencepiece import METADATA, SentencePiece, write_folder
 from minllm.tokenizer.show import print_pieces

@@ -46,7 +46,7 @@ def trace(
     Raises:
         UserError: the configuration describes no model, or there's no module of that name.
     """
-    from minllm import trace as tracing
+    from minllm import tracing
 
     on_terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     traced = tracing.trace(cfg, batch=batch, decode=decode, packed=packed)

@@ -1,6 +1,6 @@
 """Text to numbers and back, without losing a byte.
 
-tokenizer = minllm.tokenizer.load("tales_4096")     # or bytes, gpt2, a folder, a run
+tokenizer = minllm.load_tokenizer("tales_4096")     # or bytes, gpt2, a folder, a run
 ids = tokenizer.encode("Once upon a time", bos=True)
 assert tokenizer.decode(ids) == "Once upon a time"
 """
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minllm.errors import UserError, suggest
+from minllm.errors import UserError
+from minllm.schema.building import build
+from minllm.schema.checking import allowed_packages, check_node
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -94,38 +96,6 @@ class Tokenizer:
         raise NotImplementedError
 
 
-def load(name: str | Path, *, extensions: Sequence[str] = ()) -> Tokenizer:
-    """Return a tokenizer.
-
-    Args:
-        name: an option of conf/tokenizer (bytes, tales_4096), a folder that `task=tokenizer` or transformers wrote, the
-            folder of a run or `latest`, or a name on Hugging Face's hub (gpt2).
-        extensions: packages besides minllm that a run's configuration may take code from; name only what you trust.
-
-    Raises:
-        UserError: there's no such tokenizer, or it can't be read.
-    """
-    from minllm.cli.help import find_groups
-    from minllm.config.compose import build, compose, find_run, read_run, validate
-    from minllm.tokenizer.huggingface import HuggingFace
-    from minllm.tokenizer.sentencepiece import SentencePiece, is_trained
-
-    options = find_groups()["tokenizer"]
-    if name in options:
-        cfg = compose([f"tokenizer={name}"])
-        validate(cfg)
-        return build(cfg.tokenizer)
-    if str(name) == "latest" or Path(name, "config.yaml").expanduser().is_file():
-        run = find_run(name)
-        return of_run(run, read_run(run, extensions))
-    if is_trained(str(name)):
-        return SentencePiece(folder=str(name))
-    near = suggest(str(name), options)
-    if near.startswith(" Did") and not Path(name).expanduser().exists():
-        raise UserError(f"There is no tokenizer '{name}'.{near}")
-    return HuggingFace(name=str(name))
-
-
 def whole(text: str) -> str:
     """Return a text that can be spelled in bytes. UserError for any other."""
     try:
@@ -141,9 +111,6 @@ def whole(text: str) -> str:
 
 def of_run(run: Path, saved: DictConfig) -> Tokenizer:
     """Return the tokenizer that a run has kept; `saved` is how the run was configured."""
-    from minllm.config.compose import build
-    from minllm.schema.checking import allowed_packages, check_node
-
     check_node(saved.tokenizer, "tokenizer", allowed_packages(saved))
     return build(saved.tokenizer, run / "tokenizer")
 

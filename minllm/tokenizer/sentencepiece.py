@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from minllm.cli.help import HOME as REPOSITORY
-from minllm.cli.help import find_groups
 from minllm.data.source import expanded
 from minllm.errors import UserError
+from minllm.schema.groups import HOME as REPOSITORY
+from minllm.schema.groups import find_groups
 from minllm.schema.options import Place
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored

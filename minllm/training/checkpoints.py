@@ -27,13 +27,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from minllm.config.compose import build
 from minllm.errors import UserError
 from minllm.files.atomic import write_text
 from minllm.model.build import build_model
 from minllm.model.lm import LM
 from minllm.runs import find as runs
 from minllm.runs.folder import to_json
+from minllm.schema.building import build
 from minllm.tokenizer import Tokenizer, of_run
 from minllm.training import memory
 

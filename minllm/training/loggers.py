@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from minllm.cli.help import CONF, default_choices
 from minllm.errors import UserError, first_line, printable
+from minllm.schema.groups import CONF, default_choices
 from minllm.schema.options import Name
 from minllm.schema.overrides import key_of
 

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from minllm.data.batches import Batch, TrainBatches, Validation
+from minllm.data.batches import IGNORED, Batch, TrainBatches, Validation
 from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
-from minllm.objective.cross_entropy import IGNORED
 from minllm.runs.folder import RunDir
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import PACE_STEPS, Budget

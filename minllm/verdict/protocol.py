@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 
@@ -15,6 +15,9 @@ from minllm.schema.options import Count, Natural, Positive, Share
 from minllm.schema.overrides import is_seed
 from minllm.study.arms import identity
 from minllm.study.comparison import ALL, Tuning
+
+if TYPE_CHECKING:
+    from minllm.sweep.plugin import PruningSweeper
 
 FIRST_TUNING_SEED = 1000
 """Seeds below this are the verdict's; learning rates are tuned on this one and those above."""
@@ -43,6 +46,12 @@ class Protocol:
     aa: bool
     prompts: list[str]
     stories: Natural
+
+    def lead(self, sweeper: PruningSweeper, typed: Sequence[str]) -> None:
+        """Reach the verdict; `sweeper` has the configuration, `typed` the overrides but for Hydra's own."""
+        from minllm.verdict.sequential import reach_verdict
+
+        reach_verdict(sweeper, typed)
 
     def __post_init__(self):
         if not self.looks or sorted(set(self.looks)) != list(self.looks):

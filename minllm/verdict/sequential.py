@@ -24,16 +24,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.trial import FrozenTrial
 
-from minllm.config.compose import build, named_folders, refuse_unnamed_code
-from minllm.config.size import TARGETS
+from minllm.config.compose import named_folders
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from minllm.model.contract import Mistake
 from minllm.model.cost import cost
 from minllm.model.laws import BrokenLaw, check_laws
-from minllm.runs.find import named_keys
+from minllm.model.size import TARGETS
 from minllm.runs.folder import to_json, write_text
-from minllm.schema.checking import allowed_packages, check_node
+from minllm.schema.building import build
 from minllm.schema.overrides import key_of
 from minllm.study import recorded
 from minllm.study.arms import Arm, arms_of
@@ -98,8 +97,6 @@ class VerdictSearch:
 
     def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
         self.sweeper, self.config = sweeper, sweeper.config
-        refuse_unnamed_code(self.config, named_keys(typed))
-        check_node(self.config.search, "search", allowed_packages(self.config))
         self.protocol: Protocol = build(self.config.search)
         self.arms = arms_in(self.config.arms, self.protocol)
         refuse_own_seeds(typed)

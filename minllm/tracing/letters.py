@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.trace.tree import Node, Value, skeleton
+from minllm.tracing.tree import Node, Value, skeleton
 
 Sizes = tuple[int, ...]
 """One size in the trace and in each of its twins."""

@@ -6,11 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minllm.trace.letters import MEANING
-from minllm.trace.tree import Arg, Node, Step, Value
+from minllm.tracing.letters import MEANING
+from minllm.tracing.tree import Arg, Node, Step, Value
 
 if TYPE_CHECKING:
-    from minllm.trace import Trace
+    from minllm.tracing import Trace
 
 BOLD, DIM, CYAN, GREEN, PLAIN = "\033[1m", "\033[2m", "\033[36m", "\033[32m", "\033[0m"
 INDENT = "  "

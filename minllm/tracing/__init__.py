@@ -1,6 +1,6 @@
 """X-rays of a model: every module and every step of one forward pass, with shapes, parameters and FLOPs.
 
-from minllm.trace import trace
+from minllm.tracing import trace
 
 print(trace(minllm.compose(["model/attn=mqa"])))
 """
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from minllm.config.compose import build, validate
 from minllm.model.build import build_shapes
 from minllm.model.cost import state_bytes
-from minllm.trace.letters import Setup, spell_out
-from minllm.trace.record import record
-from minllm.trace.show import show
-from minllm.trace.tree import Node, find
+from minllm.schema.building import build
+from minllm.schema.checking import validate
+from minllm.tracing.letters import Setup, spell_out
+from minllm.tracing.record import record
+from minllm.tracing.show import show
+from minllm.tracing.tree import Node, find
 
 
 def trace(cfg: DictConfig, *, batch: int = 1, decode: bool = False, packed: bool = False) -> Trace:

@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minllm.model.context import Context
 from minllm.model.lm import LM
-from minllm.trace.definitions import DEFINITIONS
-from minllm.trace.tree import Arg, Node, Step, Value, tidy
+from minllm.tracing.definitions import DEFINITIONS
+from minllm.tracing.tree import Arg, Node, Step, Value, tidy
 
 
 def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bool = False) -> Node:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.config.compose import build
 from minllm.errors import UserError
 from minllm.model import cost
 from minllm.model.build import build_shapes
 from minllm.model.lm import LM
+from minllm.schema.building import build
 
 if TYPE_CHECKING:
-    from minllm.config.size import Size
+    from minllm.model.size import Size
 
 Settings = Mapping[str, int | None]
 """Keys of the configuration and what they are set to: {"model.dim": 176, "model.n_layers": 4, …}."""

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.config.compose import build, validate
 from minllm.errors import UserError
+from minllm.schema.building import build
+from minllm.schema.checking import validate
 from minllm.schema.options import BelowOne, Positive
 
 if TYPE_CHECKING:
-    from minllm.config.solve import Settings
     from minllm.model.lm import LM
+    from minllm.model.solve import Settings
 
 TARGETS = {
     "params": "parameters",
@@ -91,7 +92,7 @@ def sized(cfg: DictConfig) -> DictConfig:
     """
     if not asks(cfg):
         return cfg
-    from minllm.config.solve import configured, solve  # torch takes seconds
+    from minllm.model.solve import configured, solve  # torch takes seconds
 
     validate(cfg)
     size: Size = build(cfg.size)
@@ -127,7 +128,7 @@ def in_words(cfg: DictConfig, model: LM) -> str | None:
     """Say how the model was sized and what it measures, for a run's log; None if no size was asked for."""
     if not asks(cfg):
         return None
-    from minllm.config.solve import configured, figure_of
+    from minllm.model.solve import configured, figure_of
 
     size: Size = build(cfg.size)
     figure = figure_of(model, size.target, cfg.data.seq_len)

@@ -1,0 +1,54 @@
+"""The files of conf/: where they are, and which groups and options they make.
+
+Nothing here imports Hydra, so that the answer to --help comes at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+INSTALLED = Path(__file__).resolve().parents[1] / "home"
+HOME = INSTALLED if INSTALLED.is_dir() else INSTALLED.parents[1]
+"""Where conf/, tokenizers/, run.py and sweep.py are: in the clone, or in an installed package."""
+CONF = HOME / "conf"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One YAML file of a group."""
+
+    comment: str  # its first line of comment that isn't a directive
+    keys: frozenset[str]  # of the file's root, and those of its sections with a dot: tokenizer.show
+
+
+def find_groups(folders: Iterable[str] = ()) -> dict[str, dict[str, Option]]:
+    """Return every group, such as model/attn, with its options: the folders and files of conf/ and of `folders`."""
+    groups: dict[str, dict[str, Option]] = {}
+    for root in (CONF, *map(Path, folders)):
+        for file in sorted(root.glob("*/**/*.yaml")):
+            group = file.parent.relative_to(root).as_posix()
+            groups.setdefault(group, {}).setdefault(file.stem, read_option(file))
+    return dict(sorted(groups.items(), key=lambda one: (one[0] != "task", one[0])))
+
+
+def read_option(file: Path) -> Option:
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    comments = (line[1:].strip() for line in lines if line.startswith("#"))
+    comment = next((text for text in comments if text and not text.startswith("@")), "")
+    return Option(comment, frozenset(keys_of(lines)))
+
+
+def keys_of(lines: Iterable[str]) -> Iterator[str]:
+    section = ""
+    for entry in filter(None, (re.match(r"(  )?(\w+):", line) for line in lines)):
+        section = section if entry[1] else entry[2]
+        yield f"{section}.{entry[2]}" if entry[1] else section
+
+
+def default_choices(primary: str = "config") -> dict[str, str]:
+    """Return the option of each group that config.yaml, or sweep.yaml, starts from."""
+    text = (CONF / f"{primary}.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^\s+- /?([\w/]+): (\w+)", text, re.M))
