@@ -1,0 +1,1 @@
+"""What run.py and sweep.py do with a command line."""

@@ -1,0 +1,1 @@
+"""Files of any kind: written atomically, recognised by their signature, downloaded."""

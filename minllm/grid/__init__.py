@@ -1,0 +1,1 @@
+"""`run.py -m`: every combination of the values given, in processes of their own."""

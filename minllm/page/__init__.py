@@ -1,0 +1,1 @@
+"""What a person reads: Markdown, HTML, units, and text that any terminal can show."""

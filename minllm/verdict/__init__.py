@@ -1,0 +1,1 @@
+"""Protocols on top of study and sweep: which arm is better."""

@@ -1,0 +1,1 @@
+"""Attention: its variants, their masks and caches."""

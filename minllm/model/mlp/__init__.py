@@ -1,0 +1,1 @@
+"""MLPs: dense and mixtures of experts."""

@@ -1,1 +1,0 @@
-"""Modules that work on each token by itself."""
