@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
+from minllm.model.attention.attention import Core
 from minllm.model.attention.cache import Cache, Ring
-from minllm.model.attention.core import Core
 from minllm.model.attention.mask import Blocks, Dilated, Full, Strided, Window
-from minllm.model.context import Context
-from minllm.model.position.position import T5, Alibi, Position, _slopes
+from minllm.model.context import Context, Position
+from minllm.model.position.bias import T5, Alibi, _slopes
 from minllm.model.position.rope import NTK, Rope
 from tests.tiny import tiny_model, tokens
 

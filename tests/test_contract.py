@@ -12,9 +12,9 @@ from torch import nn
 
 from minllm.errors import UserError
 from minllm.model.build import build_model
+from minllm.model.context import Position
 from minllm.model.norm import Norms
 from minllm.model.parameter import Linear
-from minllm.model.position.position import Position
 from minllm.model.residual import Plain
 from tests.tiny import VOCAB, tiny_cfg
 
@@ -353,7 +353,7 @@ def test_a_mistake_in_an_mlp_is_told_too(place, called, name):
         ("model.residual", "WritesInPlace", r"write\(\) changes the stream in place"),
         ("model.residual", "PlainResidual", "plain nn.Parameter"),
         ("model.residual", "NoLayer", "inherit from minllm.model.residual.Plain"),
-        ("model.pos", "BarePosition", "inherit from minllm.model.position.position.Position"),
+        ("model.pos", "BarePosition", "inherit from minllm.model.context.Position"),
         ("model.pos", "PositionOfLayer", "its option layer isn't keyword-only"),
         ("norm", "NarrowNorms", r"\(NarrowNorm\) returns shape"),
         ("norm", "NoNorms", "must make a torch.nn.Module"),

@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 
 from minllm.config.compose import compose
 from minllm.errors import UserError
-from minllm.model.context import Context
-from minllm.model.position.position import Position
+from minllm.model.context import Context, Position
 from minllm.model.recurrent.timestep_norm import TimestepNorm
 from minllm.model.scans.moving_average import moving_average
 from minllm.schema.building import build

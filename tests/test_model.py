@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 from minllm.config.compose import compose
 from minllm.errors import UserError
-from minllm.model.attention.softmax import attend, attend_in_blocks
 from minllm.model.build import build_model
+from minllm.model.kernels.attention import attend, attend_in_blocks
+from minllm.model.kernels.linear import linear
 from minllm.model.norm import ScaleNorm
-from minllm.model.parameter import Linear, SplitLinear, initialise, linear
+from minllm.model.parameter import Linear, SplitLinear, initialise
 from minllm.objective import cross_entropy
 from minllm.objective.causal import Causal, _one_later
 from minllm.objective.cross_entropy import head_cross_entropy

@@ -18,11 +18,10 @@ from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
-from minllm.model.context import PAD, Context, Layer
+from minllm.model.context import PAD, Context, Layer, Position
 from minllm.model.cost import cost, forward_flops
 from minllm.model.mlp.moe import MoE
 from minllm.model.parameter import initialise
-from minllm.model.position.position import Position
 from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
 from minllm.schema.building import build

@@ -174,7 +174,7 @@ def inside(tmp_path, monkeypatch) -> str:
     module = types.ModuleType("minllm.decay")
     monkeypatch.setitem(sys.modules, "minllm.decay", module)
     exec(compile(code, "minllm/decay.py", "exec"), vars(module))
-    for module in ("config", "elsewhere"):
+    for module in ("config.compose", "schema.foreign"):
         monkeypatch.setattr(f"minllm.{module}.CONF", tmp_path / "conf")
     monkeypatch.setattr("tests.tiny.CONF", str(tmp_path / "conf"))
     return "model/attn=decay"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minllm.model.scans import kernels
+from minllm.model.kernels import installed as kernels
 from minllm.model.scans.decaying import decaying_by_channel, decaying_by_head
 from minllm.model.scans.delta import delta_rule
 from minllm.model.scans.linear import linear_scan

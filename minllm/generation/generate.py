@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
 from minllm.model.context import PAD
 from minllm.model.lm import LM
+from minllm.model.seed import generator
 from minllm.schema.checking import check_options, options_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def generate(
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     show = _decoded(stream) if stream else None
-    for tokens in next_tokens(model, _rows(tokenizer, prompts), _generators(seed, prompts), sampling):
+    for tokens in next_tokens(
+        model, _rows(tokenizer, prompts), [generator(seed, prompt) for prompt in prompts], sampling
+    ):
         for i, token in enumerate(tokens):
             ended[i] |= token is None or token == tokenizer.eos_id
             if not ended[i]:
@@ -125,11 +127,6 @@ def next_tokens(
 
 def _rows(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     return tokenizer.encode_batch(prompts, bos=True)
-
-
-def _generators(seed: int, prompts: Sequence[str]) -> list[torch.Generator]:
-    digests = (hashlib.sha256(f"{seed}/{prompt}".encode()).digest() for prompt in prompts)
-    return [torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1) for digest in digests]
 
 
 def _decoded(stream: Callable[[str], None]) -> Callable[..., None]:

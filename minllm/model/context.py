@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from minllm.model.attention.mask import Full
     from minllm.model.norm import Norms
-    from minllm.model.position.position import Position
 
 PAD = -1
 """The segment of padding: nothing reads it and no loss counts it."""
@@ -124,6 +123,38 @@ class Context:
     def _memory_visible(self) -> Tensor:
         own_BT = self.positions_BT * 0 if self.segments_BT is None else self.segments_BT
         return (own_BT[:, :, None] == self.memory_segments_BS[:, None])[:, None]
+
+
+class Position(nn.Module):
+    """No positions at all (NoPE, 2305.19466), and what other kinds inherit from.
+
+    Positions enter at the embedding (`embed`), at attention's queries and keys (`rotate`), or at its scores (`bias`).
+    """
+
+    places: int | None = None
+    """How many places there are; None where there is no end of them."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `UserError` if these positions can do nothing in the model that has them."""
+
+    def readers(self, model: nn.Module) -> list[nn.Module]:
+        """Return the attentions that have these positions: their own, or the model's where they have none."""
+        own = None if model.position is self else self
+        attentions = [module for module in model.modules() if hasattr(module, "rotated_dim")]
+        return [one for one in attentions if getattr(one, "position", None) is own]
+
+    def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        return x_BTD
+
+    def rotate(self, x_BHTK: Tensor, ctx: Context) -> Tensor:
+        return x_BHTK
+
+    def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor | None:
+        """Return what is added to the scores of the keys from `first` on, (B or 1, H, T, S)."""
+        return None
 
 
 class State(Protocol):

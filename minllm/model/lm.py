@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from minllm.errors import UserError, suggest
 from minllm.model.branch import Branch, nothing
-from minllm.model.context import PAD, Context, Layer, State
+from minllm.model.context import PAD, Context, Layer, Position, State
 from minllm.model.contract import made, made_branch, made_norm
+from minllm.model.kernels.linear import linear
 from minllm.model.norm import Norms
-from minllm.model.parameter import Linear, constant, linear, normal, parameter
-from minllm.model.position.position import Position
+from minllm.model.parameter import Linear, constant, normal, parameter
 from minllm.model.residual import Plain
 from minllm.schema.options import Count, Fraction, Natural, Positive
 

@@ -6,7 +6,6 @@ residual stream) and how its first values are drawn. Nothing is ever matched by 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minllm.model.kernels.linear import LARGE, linear
+from minllm.model.seed import generator
+
 Kind = Literal["matrix", "vector", "embedding"]
 Stream = Literal["reads", "writes", "within"]
 Draw = Callable[[Tensor, torch.Generator], None]
-
-FEW_ROWS, LARGE = 8, 1 << 18
-"""The rows and the numbers in a matrix at which `linear` takes the other way round."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def initialise(model: nn.Module, seed: int) -> None:
         role: Role = param.role
         value = torch.empty(param.shape, dtype=torch.float32)
         for i, part in enumerate(value.split(role.parts) if role.parts else [value]):
-            role.draw(part, _generator(seed, f"{path}:{i}"))
+            role.draw(part, generator(seed, f"{path}:{i}"))
         with torch.no_grad():
             param.copy_(value)
 
@@ -80,22 +79,6 @@ def steps_between(low: float, high: float) -> Draw:
         value.copy_(step + torch.log(-torch.expm1(-step)))  # softplus, inverted
 
     return draw
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x Wᵀ + b, as `torch.nn.functional.linear` does, and faster for the few rows that decoding has.
-
-    On CPUs a product of one to eight rows with a large matrix takes two to four times as long as W xᵀ, whose many rows
-    keep all cores busy; a single row is taken twice, since torch would treat W xᵀ as a product with a vector.
-    """
-    if torch.is_grad_enabled() or weight.numel() < LARGE or x.device.type != "cpu" or x.dtype != weight.dtype:
-        return F.linear(x, weight, bias)
-    rows = x.numel() // x.shape[-1]
-    if rows > FEW_ROWS:
-        return F.linear(x, weight, bias)
-    columns = x.reshape(rows, -1).repeat(2 if rows == 1 else 1, 1).T
-    y = (weight @ columns).T[:rows].contiguous().view(*x.shape[:-1], -1)
-    return y if bias is None else y + bias
 
 
 class Linear(nn.Module):
@@ -125,8 +108,3 @@ class SplitLinear(Linear):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         # one split, not several slices: its backward pass is a single concatenation
         return super().forward(x).split(self.parts, dim=-1)
-
-
-def _generator(seed: int, path: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{path}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from minllm.errors import UserError
+from minllm.model.context import Position
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
-from minllm.model.position.position import Position
 from minllm.runs.find import named_keys
 from minllm.schema.building import build
 from minllm.schema.checking import (

@@ -16,7 +16,8 @@ from yaml import YAMLError
 
 from minllm.errors import UserError
 from minllm.schema.checking import fits, options_of, root_options
-from minllm.schema.foreign import check_interpolations, without_places
+from minllm.schema.foreign import check_interpolations, leaves, without_places
+from minllm.schema.moved import present_name
 
 OUTPUTS = Path("outputs")
 # the parts of a configuration that are a trained model
@@ -148,6 +149,9 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     if lacking:
         raise UserError(f"{file} is damaged, or isn't minllm's: it has no '{lacking[0]}'.")
     check_interpolations(cfg, str(file))
+    for key, value in leaves(cfg):
+        if key.endswith("_target_") and isinstance(value, str):
+            OmegaConf.update(cfg, key, present_name(value))
     shapes = {
         "choices": dict[str, str | list[str] | None],
         "extensions": list[str] | None,
@@ -246,14 +250,8 @@ def named_keys(overrides: Iterable[str]) -> set[str]:
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = (override.package or override.key_or_group).replace("/", ".")
         if key.partition(".")[0] != "hydra":
-            keys.update(leaves(key, override.value()))
+            keys.update(name for name, _ in leaves(override.value(), key))
     return keys
-
-
-def leaves(key: str, value: object) -> Iterable[str]:
-    if not isinstance(value, dict):
-        return [key]
-    return [leaf for name, inner in value.items() for leaf in leaves(f"{key}.{name}", inner)]
 
 
 def select(cfg: DictConfig, key: str) -> object:

@@ -16,7 +16,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,11 @@ class Plan:
     first_that_fits: parameter → values in order; the next is only tried where the one before ran out of memory
     """
 
-    params: dict[str, Any]
-    fixed: dict[str, Any]
-    when: dict[str, dict[str, list[Any]]]
-    multiples: dict[str, str]
-    first_that_fits: dict[str, list[Any]]
+    params: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    when: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    multiples: dict[str, str] = field(default_factory=dict)
+    first_that_fits: dict[str, list[Any]] = field(default_factory=dict)
 
     def lead(self, sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         """Search as the plan says; `sweeper` has the configuration, `typed` the overrides but for Hydra's own."""

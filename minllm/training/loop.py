@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from minllm.data.batches import IGNORED, Batch, TrainBatches, Validation
 from minllm.errors import UserError
 from minllm.model.lm import LM
+from minllm.model.seed import number
 from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
 from minllm.runs.folder import RunDir
@@ -279,8 +279,7 @@ def diverged(run: Run, what: str) -> str:
 
 def seed_dropout(seed: int, step: int) -> None:
     """Seed torch's global generators for one step: dropout depends on seed and step, and on nothing before."""
-    digest = hashlib.sha256(f"{seed}/dropout/{step}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    torch.manual_seed(number(seed, f"dropout/{step}"))
 
 
 def compile_loss(run: Run) -> Callable[..., Tensor]:

@@ -58,10 +58,7 @@ from minllm.verdict.protocol import (
 )
 from minllm.verdict.tuning import TIME_WAS_UP, chosen_rate, rates_of
 
-WORDS_ALONE = {
-    "_target_": "minllm.sweep.space.Plan",
-    **{name: {} for name in ("params", "fixed", "when", "multiples", "first_that_fits")},
-}
+WORDS_ALONE = {"_target_": "minllm.sweep.space.Plan"}
 """A search for what its words say and nothing else."""
 
 RunUntil = Callable[[int], Sequence[FrozenTrial]]

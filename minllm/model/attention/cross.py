@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from minllm.model.attention.attention import heads
-from minllm.model.attention.softmax import attend
 from minllm.model.context import Context, Layer
+from minllm.model.kernels.attention import attend
 from minllm.model.parameter import Linear, SplitLinear
 from minllm.schema.options import Count, Fraction
 

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minllm.model.attention.attention import heads
+from minllm.model.attention.attention import Core, heads
 from minllm.model.attention.cache import Cache, cache
-from minllm.model.attention.core import Core
 from minllm.model.attention.mask import Full
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Linear, SplitLinear, normal, parameter

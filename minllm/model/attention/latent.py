@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from minllm.model.attention.attention import Core
 from minllm.model.attention.cache import Cache, cache
-from minllm.model.attention.core import Core
 from minllm.model.attention.mask import Full
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Linear, SplitLinear

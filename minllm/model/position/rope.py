@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minllm.errors import UserError
-from minllm.model.context import Context
-from minllm.model.position.position import Position
+from minllm.model.context import Context, Position
 from minllm.schema.options import Count, Fraction, Positive
 
 

@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minllm.errors import UserError
-from minllm.model.attention.attention import own_position
+from minllm.model.attention.attention import Core, own_position
 from minllm.model.attention.cache import Cache, cache
-from minllm.model.attention.core import Core
 from minllm.model.attention.mask import Blocks
-from minllm.model.context import PAD, Context, Layer
+from minllm.model.context import PAD, Context, Layer, Position
 from minllm.model.norm import RMSNorm
 from minllm.model.parameter import Draw, Linear, SplitLinear, constant, normal, parameter
-from minllm.model.position.position import Position
 from minllm.model.precision import in_fp32
 from minllm.model.recurrent.timestep_norm import Statistics, TimestepNorm
 from minllm.model.scans.moving_average import moving_average

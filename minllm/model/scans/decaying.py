@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minllm.model.kernels.installed import linear_attention, linear_kernel
 from minllm.model.scans.chunks import Chunks, between_chunks
-from minllm.model.scans.kernels import linear_attention, linear_kernel
 
 LOWEST, FEW = -5.0, 16
 """The logarithm of a channel's strongest decay, and the tokens of a chunk then: the inverse of all is within fp32."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minllm.model.kernels.installed import linear_attention, linear_kernel
 from minllm.model.scans.chunks import Chunks
-from minllm.model.scans.kernels import linear_attention, linear_kernel
 
 KERNEL, GATED_KERNEL = ("delta_rule", "chunk_delta_rule"), ("gated_delta_rule", "chunk_gated_delta_rule")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minllm.model.kernels.installed import kernel
 from minllm.model.precision import in_fp32
-from minllm.model.scans.kernels import kernel
 
 CHUNK = 16
 """Tokens whose B·D·N states stand in memory at a time. What lies between chunks is remembered, the rest made again."""

@@ -1,4 +1,4 @@
-"""How a model knows where its tokens stand: at the embedding, in queries and keys, or in attention's scores."""
+"""Positions that are added to attention's scores."""
 
 from __future__ import annotations
 
@@ -9,83 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minllm.errors import UserError
-from minllm.model.context import Context
+from minllm.model.context import Context, Position
 from minllm.model.parameter import normal, parameter
-from minllm.schema.options import Count, Positive
-
-
-class Position(nn.Module):
-    """No positions at all (NoPE, 2305.19466), and what other kinds inherit from.
-
-    Positions enter at the embedding (`embed`), at attention's queries and keys (`rotate`), or at its scores (`bias`).
-    """
-
-    places: int | None = None
-    """How many places there are; None where there is no end of them."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-
-    def check(self, model: nn.Module) -> None:
-        """Raise `UserError` if these positions can do nothing in the model that has them."""
-
-    def readers(self, model: nn.Module) -> list[nn.Module]:
-        """Return the attentions that have these positions: their own, or the model's where they have none."""
-        own = None if model.position is self else self
-        attentions = [module for module in model.modules() if hasattr(module, "rotated_dim")]
-        return [one for one in attentions if getattr(one, "position", None) is own]
-
-    def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        return x_BTD
-
-    def rotate(self, x_BHTK: Tensor, ctx: Context) -> Tensor:
-        return x_BHTK
-
-    def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor | None:
-        """Return what is added to the scores of the keys from `first` on, (B or 1, H, T, S)."""
-        return None
-
-
-class Learned(Position):
-    """One learned vector a place, added to the embedding (GPT-2). There are none beyond `max_len` places."""
-
-    def __init__(self, dim: int, *, max_len: Count):
-        super().__init__(dim)
-        self.places = max_len
-        self.weight = parameter(max_len, dim, kind="embedding", draw=normal(0.02), stream="writes")
-
-    def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        longest = ctx.past + x_BTD.shape[1]
-        if longest > self.places and ctx.segments_BT is not None and not x_BTD.is_meta:
-            longest = int(ctx.positions_BT.max()) + 1  # places start anew in each segment
-        if longest > self.places:
-            raise UserError(
-                f"model.pos has learned {self.places} places and is shown {longest}: raise model.pos.max_len, or"
-                " shorten the text."
-            )
-        return x_BTD + F.embedding(ctx.positions_BT, self.weight)
-
-
-class Sinusoidal(Position):
-    """Fixed sines and cosines of D/2 wavelengths, added to the embedding (1706.03762).
-
-    Args:
-        theta: the longest wavelength is just under 2π times this.
-        amplitude: of the waves; embedded tokens begin at a size of 0.02.
-    """
-
-    def __init__(self, dim: int, *, theta: Positive, amplitude: Positive):
-        super().__init__(dim)
-        if dim % 2:
-            raise UserError(f"Sines and cosines come in pairs, and model.dim={dim} is odd: make it even.")
-        self.theta, self.amplitude = theta, amplitude
-
-    def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        D = x_BTD.shape[-1]
-        rates_D = self.theta ** -(torch.arange(0, D, 2, device=x_BTD.device) / D)
-        angles_BTD = ctx.positions_BT[..., None] * rates_D
-        waves_BTD = torch.stack([angles_BTD.sin(), angles_BTD.cos()], dim=-1).flatten(-2)
-        return x_BTD + self.amplitude * waves_BTD.to(x_BTD.dtype)
+from minllm.schema.options import Count
 
 
 class Alibi(Position):

@@ -1,0 +1,54 @@
+"""Positions that are added to the embedded tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minllm.errors import UserError
+from minllm.model.context import Context, Position
+from minllm.model.parameter import normal, parameter
+from minllm.schema.options import Count, Positive
+
+
+class Learned(Position):
+    """One learned vector a place, added to the embedding (GPT-2). There are none beyond `max_len` places."""
+
+    def __init__(self, dim: int, *, max_len: Count):
+        super().__init__(dim)
+        self.places = max_len
+        self.weight = parameter(max_len, dim, kind="embedding", draw=normal(0.02), stream="writes")
+
+    def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        longest = ctx.past + x_BTD.shape[1]
+        if longest > self.places and ctx.segments_BT is not None and not x_BTD.is_meta:
+            longest = int(ctx.positions_BT.max()) + 1  # places start anew in each segment
+        if longest > self.places:
+            raise UserError(
+                f"model.pos has learned {self.places} places and is shown {longest}: raise model.pos.max_len, or"
+                " shorten the text."
+            )
+        return x_BTD + F.embedding(ctx.positions_BT, self.weight)
+
+
+class Sinusoidal(Position):
+    """Fixed sines and cosines of D/2 wavelengths, added to the embedding (1706.03762).
+
+    Args:
+        theta: the longest wavelength is just under 2π times this.
+        amplitude: of the waves; embedded tokens begin at a size of 0.02.
+    """
+
+    def __init__(self, dim: int, *, theta: Positive, amplitude: Positive):
+        super().__init__(dim)
+        if dim % 2:
+            raise UserError(f"Sines and cosines come in pairs, and model.dim={dim} is odd: make it even.")
+        self.theta, self.amplitude = theta, amplitude
+
+    def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        D = x_BTD.shape[-1]
+        rates_D = self.theta ** -(torch.arange(0, D, 2, device=x_BTD.device) / D)
+        angles_BTD = ctx.positions_BT[..., None] * rates_D
+        waves_BTD = torch.stack([angles_BTD.sin(), angles_BTD.cos()], dim=-1).flatten(-2)
+        return x_BTD + self.amplitude * waves_BTD.to(x_BTD.dtype)
