@@ -2,20 +2,28 @@
 
 python := .venv/bin/python
 
-.PHONY: help train test clean
+.PHONY: help train test check style clean
 
 help:
 	@echo "make train   install into .venv and train the default model on the built-in corpus"
 	@echo "make test    install what the tests need too, check the style and run them"
+	@echo "make check   check the style; with option=model/attn=mqa, the laws of one option too"
 	@echo "make clean   remove .venv and caches; runs under outputs/ stay"
 
 train: .venv/installed
 	$(python) run.py
 
-test: .venv/installed-test
+test: style
+	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# option: what would be typed for run.py, such as 'model/attn=decay --config-dir my_idea/conf extensions=[my_idea]'
+check: style
+	$(if $(option),OPTION="$(option)" $(python) -m pytest tests/check_option.py)
+
+style: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	.venv/bin/lint-imports --no-logo
 
 # installed again when pyproject.toml changes
 .venv/installed: pyproject.toml | .venv/bin/pip

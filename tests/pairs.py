@@ -51,7 +51,7 @@ def refusal(cfg: dict) -> str | None:
 
 @functools.cache
 def is_refused(one: str, other: str) -> bool:
-    """Whether a pair can't be built, found out by building it. Pairs of what the README lists have a test of their own.
+    """Whether a pair can't be built, found out by building it. Pairs of docs/options.md have a test of their own.
 
     So an option that was just put into conf/ needs no entry in any list: what it doesn't go with is discovered.
     """

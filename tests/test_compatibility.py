@@ -1,4 +1,4 @@
-"""What goes with what: the README's table of refused pairs is what the code refuses, no more and no less."""
+"""What goes with what: the table of refused pairs in docs/options.md is what the code refuses, no more and no less."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def refuses() -> dict[frozenset[str], str]:
 
 
 @pytest.mark.slow  # a thousand pairs are built, as shapes
-def test_the_readme_names_every_pair_that_is_refused():
+def test_the_page_on_options_names_every_pair_that_is_refused():
     found = refuses()
     assert set(found) == refused_pairs, {
         tuple(sorted(pair)): found.get(pair, "isn't refused") for pair in set(found) ^ refused_pairs

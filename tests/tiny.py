@@ -65,9 +65,9 @@ def groups_of_model() -> list[str]:
 
 
 def refused() -> set[frozenset[str]]:
-    """Return the pairs of choices that the README says are refused; a test of its own holds it to that."""
-    readme = (Path(CONF).parent / "README.md").read_text()
-    rows = re.findall(r"^\| `(\S+=\S+)` \| (`.+`) \| .+ \|$", readme, re.MULTILINE)
+    """Return the pairs of choices that docs/options.md says are refused; a test of its own holds it to that."""
+    page = (Path(CONF).parent / "docs/options.md").read_text()
+    rows = re.findall(r"^\| `(\S+=\S+)` \| (`.+`) \| .+ \|$", page, re.MULTILINE)
     return {frozenset([choice, other]) for choice, others in rows for other in re.findall(r"`(\S+)`", others)}
 
 
@@ -93,10 +93,10 @@ def has_masks(attention: str) -> bool:
 
 @functools.cache
 def is_listed(choice: str) -> bool:
-    """Whether the README's table of groups names an option; one that was just put into conf/ isn't there yet."""
+    """Whether the table of docs/options.md names an option; one that was just put into conf/ isn't there yet."""
     group, _, name = choice.partition("=")
-    readme = (Path(CONF).parent / "README.md").read_text()
-    row = re.search(rf"^\| `{re.escape(group)}` \| (.+) \|$", readme, re.MULTILINE)
+    page = (Path(CONF).parent / "docs/options.md").read_text()
+    row = re.search(rf"^\| `{re.escape(group)}` \| (.+) \|$", page, re.MULTILINE)
     return row is not None and f"`{name}`" in row[1]
 
 
@@ -114,7 +114,7 @@ def has_no_word(one: str, other: str) -> bool:
 
 
 def is_for_attention(choice: str) -> bool:
-    """Whether these positions do nothing but where attention asks for them; the README has a line for those of T5."""
+    """Whether these positions do nothing but where attention asks for them; those of T5 are in docs/options.md."""
     group, _, name = choice.partition("=")
     return group == "model/pos" and name not in ("none", "learned", "sinusoidal", "t5")
 
