@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minllm.errors import UserError
 from minllm.training.budget import ENDLESS, PACE_STEPS, Budget
-from minllm.training.schedules import Constant, Cosine, Linear, Trapezoid
+from minllm.training.schedules import Constant, Cosine, Linear, WSD
 from minllm.training.settings import Settings
 
 
@@ -71,8 +71,8 @@ def test_flat_part_ends_the_run_at_the_minimum():
     assert found[-6] > 0.1
 
 
-def test_trapezoid_is_flat_and_falls_at_the_end():
-    found = rates(Trapezoid(lr_max=1.0, lr_min=0.0, warmup_steps=2, decay_steps=4), 12)
+def test_wsd_is_flat_and_falls_at_the_end():
+    found = rates(WSD(lr_max=1.0, lr_min=0.0, warmup_steps=2, decay_steps=4), 12)
     assert found[2:8] == [1.0] * 6
     assert found[-4:] == pytest.approx([0.75, 0.5, 0.25, 0.0])
 
@@ -108,7 +108,7 @@ def test_rates_stay_between_their_bounds_and_end_at_the_minimum(
     [
         (Constant(lr_max=1.0, warmup_steps=11), 10),
         (cosine(warmup_steps=6, flat_steps=6), 10),
-        (Trapezoid(lr_max=1.0, lr_min=0.0, warmup_steps=6, decay_steps=6), 10),
+        (WSD(lr_max=1.0, lr_min=0.0, warmup_steps=6, decay_steps=6), 10),
     ],
 )
 def test_a_schedule_longer_than_the_run_is_refused(schedule, steps):

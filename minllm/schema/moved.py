@@ -17,6 +17,7 @@ MOVED = {
     "minllm.model.rope": "minllm.model.position.rope",
     "minllm.options": "minllm.schema.options",
     "minllm.study.size": "minllm.model.size",
+    "minllm.training.schedules.Trapezoid": "minllm.training.schedules.WSD",
 }
 
 

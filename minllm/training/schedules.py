@@ -135,7 +135,7 @@ class Linear(Annealing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trapezoid(Falling):
+class WSD(Falling):
     """Warm-up, stable, decay (2404.06395): stays at `lr_max`, then falls in a straight line to `lr_min`.
 
     decay_steps: how long it falls; null is a fifth of the run
