@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -83,9 +84,11 @@ PAIRS = [
     for row in AllPairs([values(group) for group in GROUPS], filter_func=compatible)
 ]
 
-every_single = pytest.mark.parametrize("choices", SINGLES, ids=" ".join)
-every_option = pytest.mark.parametrize("choices", SINGLES + VALUES + PRESETS, ids=" ".join)
-every_pair = pytest.mark.parametrize("choices", SINGLES + VALUES + PRESETS + PAIRS, ids=" ".join)
+# the laws of one option follow each other, so that a process composes and builds what it needs once
+of_choices = partial(pytest.mark.parametrize, "choices", ids=" ".join, scope="module")
+every_single = of_choices(SINGLES)
+every_option = of_choices(SINGLES + VALUES + PRESETS)
+every_pair = of_choices(SINGLES + VALUES + PRESETS + PAIRS)
 every_objective = pytest.mark.parametrize("objective", options("objective"))
 
 
