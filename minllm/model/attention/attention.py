@@ -15,7 +15,7 @@ from minllm.model.attention.mask import Full
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Linear, SplitLinear, constant, parameter
 from minllm.model.position.position import Position
-from minllm.schema.options import Count, Fraction, Positive
+from minllm.schema.options import BelowOne, Count, Positive
 
 
 class Attention(nn.Module):
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         value_residual: bool,
         qkv_bias: bool,
         out_bias: bool,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H, G, K = heads(dim, n_heads, n_kv_heads, head_dim)

@@ -15,7 +15,7 @@ from minllm.model.attention.softmax import attend
 from minllm.model.context import Context
 from minllm.model.parameter import constant, parameter
 from minllm.model.position.position import Position
-from minllm.schema.options import Fraction, Positive
+from minllm.schema.options import BelowOne, Positive
 
 Weights = Literal["softmax", "sigmoid"]
 
@@ -44,7 +44,7 @@ class Core(nn.Module):
         softcap: Positive | None = None,
         sinks: bool = False,
         weights: Weights = "softmax",
-        dropout: Fraction = 0.0,
+        dropout: BelowOne = 0.0,
     ):
         super().__init__()
         if sinks and weights == "sigmoid":

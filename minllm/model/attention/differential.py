@@ -15,7 +15,7 @@ from minllm.model.attention.core import Core
 from minllm.model.attention.mask import Full
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Linear, SplitLinear, normal, parameter
-from minllm.schema.options import Count, Fraction
+from minllm.schema.options import BelowOne, Count
 
 
 class DifferentialAttention(nn.Module):
@@ -39,7 +39,7 @@ class DifferentialAttention(nn.Module):
         n_kv_heads: Count | None,
         head_dim: Count | None,
         mask: Callable[[], Full],
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H, G, K = heads(dim, 2 * n_heads, 2 * (n_kv_heads or n_heads), head_dim)
