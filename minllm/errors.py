@@ -33,8 +33,16 @@ class UserError(Exception):
     """Something the user can mend: one sentence that says what is wrong, where, and what to type instead.
 
     The command line prints it without a traceback and exits with code 2. Any other exception is a bug of
-    minllm's and keeps its traceback.
+    minllm's and keeps its traceback. Passwords in URLs are never shown.
     """
+
+    def __str__(self) -> str:
+        return without_passwords(super().__str__())
+
+
+def without_passwords(text: str) -> str:
+    """Return text in which the user and password of each URL are masked: https://***@host."""
+    return re.sub(r"(?<=://)[^\s/@'\"]*:[^\s@]*@", "***@", text)
 
 
 def first_line(message: object) -> str:
@@ -47,6 +55,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for a near miss, and the list of what there is otherwise."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = near or [one for one in known if one.lower() == word.lower().strip("\"' ,")]
     if near:
         return f" Did you mean '{near[0]}'?"
     return f" Choose one of: {', '.join(known)}." if known else ""

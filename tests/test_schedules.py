@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minllm.errors import UserError
 from minllm.training.budget import ENDLESS, PACE_STEPS, Budget
-from minllm.training.schedules import Constant, Cosine, Linear, WSD
+from minllm.training.schedules import WSD, Constant, Cosine, Linear
 from minllm.training.settings import Settings
 
 

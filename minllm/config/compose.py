@@ -10,6 +10,7 @@ Nothing here imports torch: what a `_target_` names is imported when it's valida
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -113,6 +114,7 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     from minllm.model.size import refuse_size, sized  # which builds models with what stands here
 
     cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
+    refuse_file_names(runtime.choices)
     cfg.choices = {
         group: choice for group, choice in sorted(runtime.choices.items()) if not group.startswith("hydra/")
     }
@@ -120,6 +122,8 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     cfg = frozen(cfg)  # a run's file may not read the environment of whoever looks at it
     named = named_keys(overrides)
     refuse_unnamed_code(cfg, named)
+    refuse_several(cfg, overrides)
+    refuse_unread(cfg, named)
     for key in named:
         if key.partition(".")[0] in ("choices", "typed"):
             raise UserError(
@@ -127,6 +131,8 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
             )
     if cfg.get("extensions") and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where my_idea/ stands
+    if "extensions" in named:
+        refuse_missing_code(cfg)
     for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
         if key in cfg:
             check_value(read(cfg, key, key), RunPlace | None, key, set())
@@ -139,6 +145,51 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
         cfg = sized(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def refuse_unread(cfg: DictConfig, named: Iterable[str]) -> None:
+    """Refuse what was typed for a part of the configuration that the task doesn't read (`minllm.schema.options.reads`)."""
+    target = OmegaConf.select(cfg, "task._target_", throw_on_missing=False, throw_on_resolution_failure=False)
+    if not isinstance(target, str):
+        return  # which validating refuses
+    task = locate(target, allowed_packages(cfg), "task", PLACES["task"])
+    if (keys := getattr(task, "reads", None)) is None:
+        return
+    own = [f"{section_of(option)}.{key}".lstrip(".") for key, option in options_of(task).items()]
+    read_of_it = [f"{key}." for key in (*keys, *own, "task", "extensions", "experiment")]
+    for key in sorted(named):
+        # a choice of files sets all of a section
+        if not any(f"{key}.".startswith(one) or one.startswith(f"{key}.") for one in read_of_it):
+            typed = key.replace(".", "/") if key.replace(".", "/") in cfg.choices else key
+            listed = ", ".join(dict.fromkeys([*keys, *own]))
+            raise UserError(
+                f"{typed} would do nothing: task={cfg.choices.task} reads only {listed}. Leave it out."
+            )
+
+
+def refuse_several(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse a list where one option of a group is chosen: Hydra would merge the files, and note no choice."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, options = override.key_or_group, override.value()
+        if not isinstance(options, list) or group.startswith("hydra"):
+            continue
+        if "/" in group or not OmegaConf.is_list(OmegaConf.select(cfg, group, throw_on_missing=False)):
+            several = ",".join(map(str, options))
+            cure = (
+                f"-m {group}={several} runs each of them" if len(options) > 1 else f"type {group}={several}"
+            )
+            raise UserError(f"{group} takes one option, not a list: {cure if options else 'name one'}.")
+
+
+def refuse_file_names(choices: Mapping[str, Any]) -> None:
+    """Refuse a choice by the name of its file, because it would count as another arm."""
+    for group, choice in choices.items():
+        if str(choice).endswith((".yaml", ".yml")):
+            raise UserError(
+                f"{group}={choice} is the name of a file. Type {group}={str(choice).rpartition('.')[0]}"
+            )
 
 
 def named_folders(runtime: DictConfig) -> list[str]:
@@ -167,6 +218,19 @@ def refuse_unnamed_code(cfg: DictConfig, named: Container[str]) -> None:
         raise UserError(
             f"A file can't allow itself to run code. If you trust it, add 'extensions=[{listed}]'."
         )
+
+
+def refuse_missing_code(cfg: DictConfig) -> None:
+    """Refuse packages that aren't there, because nothing of them would be used."""
+    for name in allowed_packages(cfg) - {"minllm"}:
+        if not name.isidentifier():
+            raise UserError(
+                f"extensions takes names of packages, such as my_idea for the folder my_idea/, not {name!r}."
+            )
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"There is no package '{name}' for extensions=[{name}] in {os.getcwd()}, and none is installed."
+            )
 
 
 def perform(cfg: DictConfig, run_dir: Path) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from minllm.errors import UserError
+from minllm.schema.foreign import refuse_foreign
 from minllm.schema.options import Count, Place
 
 Split = Literal["train", "val"]
@@ -78,7 +79,12 @@ class Source:
 
 
 def expanded(path: str, key: str) -> Path:
-    """Return a path that was typed, whose ~ is a home folder. UserError if it's empty, or nobody's home is meant."""
+    """Return a path that was typed, whose ~ is a home folder.
+
+    Raises:
+        UserError: it's empty, nobody's home is meant, or only a run from elsewhere names it.
+    """
+    refuse_foreign(path, key)
     if not path.strip():
         raise UserError(f"{key} is empty. Name a file or folder, or leave it out.")
     try:

@@ -7,6 +7,7 @@ import functools
 import glob
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from minllm.data.parquet import ParquetFiles, bytes_of_column
 from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
-from minllm.errors import UserError, neighbour
+from minllm.errors import UserError, neighbour, printable
 from minllm.files.signatures import decode, filled, other_kind, refuse_nuls, refuse_other_kinds
 from minllm.schema.options import Fraction, Place
 
@@ -94,7 +95,8 @@ class TextFiles(Source):
                 elif text and is_held_out(text, place, self.val_fraction) == (split == "val"):
                     yield text
         if missing and split == "train":
-            print(f"{path}: passed over {missing:,} documents whose '{self.field}' is null.", file=sys.stderr)
+            said = f"{path}: passed over {missing:,} documents whose '{self.field}' is null."
+            print(printable(said), file=sys.stderr)
 
     def all_of(self, path: Path) -> Iterator[tuple[str | None, str]]:
         """Yield every document of a file, None where there's no text, with the words for where it stands."""
@@ -153,6 +155,8 @@ def matches(here: Path, typed: str) -> list[Path]:
 
 def refuse_unfit(file: Path, suffixes: Collection[str]) -> None:
     """Raise `UserError` if a file isn't one that can be read again and again, and whose name says how."""
+    if file.is_symlink() and not file.exists():
+        raise UserError(f"{file} is a symbolic link to {os.readlink(file)}, which isn't there.")
     if not file.is_file():
         raise UserError(f"{file} is not a file on disk but a pipe or device. Write its text to a file first.")
     if file.suffix not in suffixes:

@@ -24,9 +24,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.files.atomic import lock_taken
-from minllm.runs.find import OUTPUTS, latest_run, remove_if_empty
+from minllm.runs.find import OUTPUTS, WHERE_DATA_STAND, latest_run, remove_if_empty
 from minllm.schema.overrides import in_quotes, key_of
 
 TRAINS = "minllm.tasks.train.train"
@@ -118,9 +118,10 @@ def grid_for(
     if same:
         return same[0]
     if alike and not alike[0].is_finished(identities):
+        folder = printable(str(alike[0].folder))
         print(
-            f"An unfinished grid of the same runs is in {alike[0].folder}, but the code has changed since it began, so"
-            f" this is a new one. To go on with that one: hydra.sweep.dir={alike[0].folder}"
+            f"An unfinished grid of the same runs is in {folder}, but the code has changed since it began, so"
+            f" this is a new one. To go on with that one: hydra.sweep.dir={folder}"
         )
     return new
 
@@ -191,31 +192,51 @@ def going_on(composed: DictConfig, words: Sequence[str], run: Path) -> list[str]
     if composed.task.get("_target_") != TRAINS or not can_go_on(run):
         return list(words)
     composed.resume = str(run)
-    trusted = [word for word in words if key_of(word) == "extensions"]
+    trusted = [word for word in words if key_of(word) in ("extensions", *WHERE_DATA_STAND)]
     return [f"resume={in_quotes(str(run))}", *trusted]
 
 
 def make_ready(run: Path) -> None:
-    """Empty the folder of a run that stopped before its first checkpoint: it begins again."""
+    """Empty the folder of a run that stopped before its first checkpoint: it begins again.
+
+    Raises:
+        UserError: it hasn't stopped, or is a link, so that the run would be written elsewhere.
+    """
+    from minllm.runs.folder import is_going_on
+
+    if run.is_symlink():
+        raise UserError(f"{run} is a link to elsewhere, so the run in it can't go on. Remove the link.")
     if (run / "config.yaml").exists() and not can_go_on(run):
-        if run.is_symlink():
-            raise UserError(
-                f"{run} is a link to elsewhere, so the run in it can't begin again. Remove the link."
-            )
+        if is_going_on(run):
+            raise UserError(f"Another process is training in {run}. Wait until it has ended, or stop it.")
         shutil.rmtree(run)
 
 
 def fingerprint(composed: DictConfig) -> str:
     """Return what two runs have in common that were composed alike, however they were typed."""
-    known: dict[str, Any] = {}
-    for name in composed:
-        if name != "hydra":
-            node = composed._get_node(name)
-            known[str(name)] = plain(composed, str(name)) if OmegaConf.is_config(node) else node._value()
     choices = composed.hydra.runtime.choices.items()
-    known["choices"] = {group: choice for group, choice in choices if not str(group).startswith("hydra/")}
+    chosen = {group: choice for group, choice in choices if not str(group).startswith("hydra/")}
+    return hashed({**values(composed, aside=()), "choices": chosen})
+
+
+def likeness(composed: DictConfig) -> str:
+    """Return what runs have in common that compute the same, whatever their tags and their logger."""
+    return hashed(values(composed, aside=("logger", "tags")))
+
+
+def hashed(known: Mapping[str, Any]) -> str:
     text = json.dumps(canonical(known), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def values(composed: DictConfig, aside: Sequence[str]) -> dict[str, Any]:
+    """Return a configuration's values, but for Hydra's and those of the sections `aside`."""
+    known: dict[str, Any] = {}
+    for name in composed:
+        if name not in ("hydra", "choices", *aside):
+            node = composed._get_node(name)
+            known[str(name)] = plain(composed, str(name)) if OmegaConf.is_config(node) else node._value()
+    return known
 
 
 def plain(composed: DictConfig, name: str) -> Any:

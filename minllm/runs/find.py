@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shlex
@@ -9,6 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,7 +19,8 @@ from yaml import YAMLError
 
 from minllm.errors import UserError
 from minllm.schema.checking import fits, options_of, root_options
-from minllm.schema.foreign import check_interpolations, leaves, without_places
+from minllm.schema.foreign import check_interpolations, is_own, leaves, without_places
+from minllm.schema.foreign import leaves as nodes
 from minllm.schema.moved import present_name
 
 OUTPUTS = Path("outputs")
@@ -28,6 +32,11 @@ WATCHING = ("choices", "typed", "size", "logger", "tags")
 RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
 # where the data stand and how they're read; training then makes sure that they're the same documents
 WHERE_DATA_STAND = ("data.path", "data.cache", "data.num_proc", "data.streaming")
+# what is learnt and how, which never changes in a run; the tokenizer and the documents have fingerprints of their own
+LEARNT = ("model", "norm", "objective", "optim", "schedule", "data", "seed")
+
+LARGEST = 1 << 20
+"""Bytes of a config.yaml; a run's own has a few thousand."""
 
 
 def new_run_dir(overrides: Iterable[str] = ()) -> Path:
@@ -133,22 +142,26 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     """Return the configuration that a run was made with.
 
     A run may come from anyone, so the packages that its configuration takes code from count only where `extensions`
-    names them too, and it can't refer to the environment. Of a run that isn't under outputs/, the files and folders
-    outside the working directory count only where the command line names them.
+    names them too, and it can't refer to the environment. Of a run that wasn't made here, the files and folders outside
+    the working directory count only where the command line names them.
     """
     run = find_run(run)
     refuse_special_files(run)
     file = run / "config.yaml"
     try:
-        cfg = OmegaConf.load(file)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"{file} is damaged: it has more than {LARGEST:,} bytes.")
+        text = file.read_text(encoding="utf-8")
+        cfg = OmegaConf.create(text)
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file} is damaged: it can't be read as YAML.") from error
     lacking = [
         name for name in (*MODEL_KEYS, "choices") if not isinstance(cfg, DictConfig) or name not in cfg
     ]
     if lacking:
         raise UserError(f"{file} is damaged, or isn't minllm's: it has no '{lacking[0]}'.")
-    check_interpolations(cfg, str(file))
+    if "${" in text:
+        resolve(cfg, file)
     for key, value in leaves(cfg):
         if key.endswith("_target_") and isinstance(value, str):
             OmegaConf.update(cfg, key, present_name(value))
@@ -167,7 +180,18 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
             f"{run} uses code of {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'."
         )
     cfg.extensions = list(extensions)
-    return cfg if run.is_relative_to(OUTPUTS.resolve()) else without_places(cfg)
+    return cfg if is_own(run) else without_places(cfg)
+
+
+def resolve(cfg: DictConfig, file: Path) -> None:
+    """Replace what refers to other values of a configuration by these, so that nothing in it depends on another's."""
+    check_interpolations(cfg, str(file))
+    try:
+        OmegaConf.resolve(cfg)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UserError(f"{file} is damaged: it refers to values that aren't in it.") from error
+    if any(isinstance(value, str) and "${" in value for _, value in nodes(cfg)):
+        raise UserError(f"{file} refers to other values (${{…}}) in two steps, which a run's own never does.")
 
 
 def refuse_special_files(run: Path) -> None:
@@ -217,6 +241,35 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     words = {word.partition("=")[0]: word for word in [*(saved.get("typed") or []), *went_on]}
     result.typed = list(words.values())
     return result
+
+
+def unchangeable(cfg: DictConfig) -> dict[str, str]:
+    """Return a hash of each section that can't change in a run, by its name."""
+    found = {name: select(cfg, name) for name in (*LEARNT, "train.batch_size")}
+    plain = {
+        name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for name, value in found.items()
+    }
+    for key in WHERE_DATA_STAND:
+        section, _, name = key.partition(".")
+        if isinstance(plain[section], dict):
+            plain[section].pop(name, None)
+    return {
+        name: hashlib.sha256(json.dumps(by_class(value), sort_keys=True, default=str).encode()).hexdigest()[
+            :16
+        ]
+        for name, value in plain.items()
+    }
+
+
+def by_class(value: Any) -> Any:
+    """Return a section in which classes stand without their modules, which may move between versions."""
+    if isinstance(value, dict):
+        return {
+            name: one.rpartition(".")[2] if name == "_target_" and isinstance(one, str) else by_class(one)
+            for name, one in value.items()
+        }
+    return [by_class(one) for one in value] if isinstance(value, list) else value
 
 
 def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:

@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 from minllm.config.compose import refuse_unnamed_code
 from minllm.data.batches import check_data, open_data
 from minllm.errors import is_full
+from minllm.files.atomic import refuse_links_at_top
 from minllm.runs import outcome
 from minllm.runs.find import named_keys
 from minllm.schema.building import build
@@ -46,7 +47,7 @@ from minllm.sweep.reporter import Verdicts, folder_of
 from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
 from minllm.sweep.spec import Question, resolved
-from minllm.sweep.store import Leader, alone, open_study, put_back, storage_errors
+from minllm.sweep.store import APPENDED, Leader, alone, open_study, put_back, storage_errors
 from minllm.sweep.trial import Assignment
 from minllm.training import machine
 
@@ -122,6 +123,7 @@ class Search:
             self.config.hydra.sweep.dir = str(self.config.hydra.sweep.dir)
         refuse_hopeless(self.space, self.sampler)
         self.folder = Path(self.config.hydra.sweep.dir)
+        refuse_links_at_top(self.folder, appended=APPENDED)
         encode_corpus(self.question)
         pruner = settings.pruner()
         try:
@@ -264,7 +266,9 @@ class Search:
 
     def launch(self, trial: optuna.Trial, words: list[str], cfg: DictConfig) -> None:
         run_dir, attempt = self.run_dir(trial.number), uuid.uuid4().hex
-        if not isinstance(self.launcher, Processes):  # whose processes are gone when a trial is put back
+        # the processes of this machine are gone when a trial is put back; a folder that the study knows nothing of,
+        # because its journal was lost, is kept
+        if not isinstance(self.launcher, Processes) or "run" not in trial.user_attrs:
             run_dir = fresh(run_dir)
         trial.set_user_attr("run", str(run_dir))
         trial.set_user_attr("attempt", attempt)  # by which a process that was given up knows that it was

@@ -14,7 +14,7 @@ from optuna.study import Study
 
 from minllm.config.compose import named_folders, settle
 from minllm.config.explain import explained
-from minllm.errors import UserError
+from minllm.errors import UserError, first_line
 from minllm.model.build import build_shapes
 from minllm.model.unused import refuse_unused
 from minllm.runs.find import WATCHING
@@ -76,6 +76,11 @@ class Question:
         before = study.user_attrs.get("asks")
         if before is None:
             study.set_user_attr("asks", asked)
+        elif not isinstance(before, dict):
+            raise UserError(
+                f"The study '{study.study_name}' is damaged: what it asks is {first_line(before)}. Give this search a"
+                " name of its own: sweep.name=<name>."
+            )
         elif before != asked:
             key = next(key for key in {**before, **asked} if before.get(key) != asked.get(key))
             raise UserError(

@@ -29,12 +29,14 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from minllm.errors import UserError, first_line, suggest
+from minllm.errors import UserError, first_line, printable, suggest
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
 JOURNAL = "study.journal"
+APPENDED = (JOURNAL, f"{JOURNAL}.flock", ".lock")
+"""The files of a study's folder that are written in place."""
 
 
 def open_study(
@@ -74,11 +76,12 @@ def alone(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
+    refuse_folder(path)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        holder = path.read_text(encoding="utf-8") or "a process that has just begun"
+        holder = path.read_text(encoding="utf-8", errors="replace") or "a process that has just begun"
         raise UserError(
             f"A search is at work in {folder} already: {holder}. Wait until it's done, stop it, or give this one"
             " another name: sweep.name=<name>."
@@ -123,8 +126,9 @@ class Leader:
         if silent_seconds >= self.DEAD_SECONDS and other["where"].endswith(f" on {self.machine}"):
             return False  # one clock, and long ago by it
         watched_seconds = 2 * self.BEAT_SECONDS
+        where = printable(other["where"])
         print(
-            f"A search led this study from {other['where']}, whose clock differs from this machine's. Waiting up to"
+            f"A search led this study from {where}, whose clock differs from this machine's. Waiting up to"
             f" {watched_seconds} s to see whether it is still running.",
             file=sys.stderr,
         )
@@ -166,6 +170,8 @@ def put_back(study: optuna.Study) -> list[int]:
 def journal(path: Path) -> BaseStorage:
     """Return the storage that is a file of lines. UserError if a line is damaged."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_folder(path)
+    refuse_folder(path.with_name(f"{path.name}.flock"))
     remove_stale_lock(path)
     lock = JournalLock(path)
     backend = JournalFileBackend(str(path), lock_obj=lock)
@@ -176,11 +182,19 @@ def journal(path: Path) -> BaseStorage:
         lock.release()
     try:
         return JournalStorage(backend)
-    except (LookupError, ValueError, TypeError, AssertionError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(
             f"{path} is damaged: a record in it can't be used ({type(error).__name__}: {first_line(error)}). Give this"
             " search another name: sweep.name=<name>."
         ) from error
+
+
+def refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, where a file is expected. Remove it, or give this search another name:"
+            " sweep.name=<name>."
+        )
 
 
 class JournalLock:
@@ -230,7 +244,7 @@ def check_lines(path: Path) -> None:
         for number, line in enumerate(lines, 1):
             try:
                 is_record = {"op_code", "worker_id"} <= json.loads(line).keys()
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 is_record = False
             if not is_record:
                 raise UserError(
@@ -247,7 +261,7 @@ def remove_stale_lock(path: Path) -> None:
     """
     lock = path.with_name(f"{path.name}.lock")
     with contextlib.suppress(FileNotFoundError):
-        if time.time() - lock.lstat().st_mtime > 30:
+        if time.time() - lock.lstat().st_mtime > 30 and not lock.is_dir():
             lock.unlink()
 
 
@@ -321,7 +335,8 @@ def parsed(storage: str) -> URL:
 
 def secrets(url: URL) -> list[str]:
     """Return what nobody else may read of a URL."""
-    return [str(one) for one in (url.password, url.query.get("password")) if one]
+    named = [value for name, value in url.query.items() if "pass" in name]
+    return [str(one) for one in (url.password, *named) if one]
 
 
 def bare(url: URL) -> str:

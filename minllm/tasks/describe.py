@@ -21,14 +21,16 @@ from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
+from minllm.model.unused import refuse_unused
 from minllm.page.markdown import TERMINAL
 from minllm.schema.building import build
 from minllm.schema.checking import validate
-from minllm.schema.options import Name
+from minllm.schema.options import Name, reads
 
 Column = dict[str, str]  # what a row says of one model, by the row's name
 
 
+@reads("model", "norm", "objective", "tokenizer", "size", "data", "train.check")
 def describe(cfg: DictConfig, run_dir: Path, *, against: Name | None) -> None:
     """Print the table of the model that `cfg` describes; nothing is trained, and no more than a few
     layers are computed with, to check that it obeys the laws (`minllm.model.laws`).
@@ -58,6 +60,7 @@ def column(cfg: DictConfig) -> Column:
     """Return each choice, the parameters by group, and the costs at the length that is trained."""
     validate(cfg)
     model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
+    refuse_unused(cfg)
     figures, T = cost(model, cfg.data.seq_len), cfg.data.seq_len
     state = figures.state_bytes_per_sequence
     choices = {name: option for name, option in cfg.choices.items() if option not in (None, "none")}

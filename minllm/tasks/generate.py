@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from minllm.errors import UserError, printable
 from minllm.generation.generate import generate as continued
 from minllm.schema.building import build
-from minllm.schema.options import RunPlace
+from minllm.schema.options import RunPlace, reads
 from minllm.training import checkpoints, machine, memory
 
 
+@reads("model", "norm", "objective", "tokenizer", "sample", "train.device")
 def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str]) -> list[str]:
     """Print what a run's best model makes of each prompt, and return the continuations.
 
@@ -25,6 +26,10 @@ def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str
     Raises:
         UserError: there is no such run, its checkpoint is damaged, or its model can't generate.
     """
+    if not prompts:
+        raise UserError(
+            "prompts is empty: type 'prompts=[Once upon a time]', or leave it out to begin a new text."
+        )
     with memory.running_out("the model wrote"):
         return written(cfg, run, prompts)
 

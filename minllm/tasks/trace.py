@@ -15,9 +15,10 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from minllm.schema.options import Count, Name
+from minllm.schema.options import Count, Name, reads
 
 
+@reads("model", "norm", "objective", "tokenizer", "size", "data")
 def trace(
     cfg: DictConfig,
     run_dir: Path,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
+from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError
 from minllm.schema.checking import fits
-from minllm.schema.options import Count, Natural, Positive, Share
+from minllm.schema.checking import words as said
+from minllm.schema.options import Count, FolderName, Natural, Positive, Share
 from minllm.schema.overrides import is_seed
-from minllm.study.arms import identity
+from minllm.study.arms import ABSENT, identity, learnt_from
 from minllm.study.comparison import ALL, Tuning
 
 if TYPE_CHECKING:
@@ -78,11 +80,19 @@ class Protocol:
         """How many seeds of one arm it takes."""
         return 2 if self.aa else 1
 
+    def pairs_in(self, arms: Iterable[Sequence[FrozenTrial]]) -> int:
+        """Return how many pairs have ended: from the first on, those whose seeds every arm was trained with."""
+        ended = [{trial.params["seed"] for trial in trials if trial.state.is_finished()} for trials in arms]
+        seeds = next(seed for seed in itertools.count() if not all(seed in one for one in ended))
+        return seeds // self.runs_of_a_pair
+
 
 def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[str]]:
     """Return the words of each arm that has some. UserError if they aren't words, or there are too few arms."""
     arms = {str(name): words for name, words in section.items() if words is not None}
     for name, words in arms.items():
+        if not fits(name, FolderName):
+            raise UserError(f"The name of an arm must be {said(FolderName)}, not {name!r}.")
         if not fits(words, list[str]) or not all("=" in word for word in words):
             raise UserError(
                 f"arms.{name} must be a list of words for the command line: 'arms.{name}=[model/attn=mqa]'."
@@ -128,6 +138,21 @@ def refuse_the_same(cfgs: Mapping[str, DictConfig]) -> None:
                 f"arms.{other} and arms.{name} are the same: nothing that affects what is learnt differs between them."
                 " Change one of them, or type search.aa=true with a single arm to compare it with itself."
             )
+    from minllm.model.unused import computes_the_same  # which imports torch
+
+    for (name, cfg), (other, another) in itertools.combinations(cfgs.items(), 2):
+        if is_of_model_only(cfg, another) and computes_the_same(cfg, another):
+            raise UserError(
+                f"arms.{name} and arms.{other} compute the same: what differs between them changes nothing in the"
+                " model. Change one of them."
+            )
+
+
+def is_of_model_only(one: DictConfig, other: DictConfig) -> bool:
+    """Whether all that differs between two configurations makes the model."""
+    values, others = learnt_from(one), learnt_from(other)
+    differ = [key for key in {*values, *others} if values.get(key, ABSENT) != others.get(key, ABSENT)]
+    return all(key.startswith(("model.", "norm.")) for key in differ)
 
 
 def refuse_same_results(tuning: Mapping[str, Tuning]) -> None:

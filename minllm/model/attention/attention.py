@@ -15,7 +15,7 @@ from minllm.model.attention.mask import Full
 from minllm.model.context import Context, Layer, Position
 from minllm.model.kernels.attention import attend
 from minllm.model.parameter import Linear, SplitLinear, constant, parameter
-from minllm.schema.options import Count, Fraction, Positive
+from minllm.schema.options import BelowOne, Count, Positive
 
 Weights = Literal["softmax", "sigmoid"]
 
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         value_residual: bool,
         qkv_bias: bool,
         out_bias: bool,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H, G, K = heads(dim, n_heads, n_kv_heads, head_dim)
@@ -152,7 +152,7 @@ class Core(nn.Module):
         softcap: Positive | None = None,
         sinks: bool = False,
         weights: Weights = "softmax",
-        dropout: Fraction = 0.0,
+        dropout: BelowOne = 0.0,
     ):
         super().__init__()
         if sinks and weights == "sigmoid":

@@ -14,7 +14,7 @@ from minllm.model.attention.cache import Cache, cache
 from minllm.model.attention.mask import Full
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Linear, SplitLinear, normal, parameter
-from minllm.schema.options import Count, Fraction
+from minllm.schema.options import BelowOne, Count
 
 
 class DifferentialAttention(nn.Module):
@@ -38,7 +38,7 @@ class DifferentialAttention(nn.Module):
         n_kv_heads: Count | None,
         head_dim: Count | None,
         mask: Callable[[], Full],
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H, G, K = heads(dim, 2 * n_heads, 2 * (n_kv_heads or n_heads), head_dim)

@@ -12,7 +12,7 @@ from minllm.model.attention.cache import Cache, cache
 from minllm.model.attention.mask import Full
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Linear, SplitLinear
-from minllm.schema.options import Count, Fraction, Positive
+from minllm.schema.options import BelowOne, Count, Positive
 
 
 class LatentAttention(nn.Module):
@@ -50,7 +50,7 @@ class LatentAttention(nn.Module):
         value_dim: Count | None,
         mask: Callable[[], Full],
         scale: Positive | None,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H, N, R, V = n_heads, head_dim, rope_dim, value_dim or head_dim
