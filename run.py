@@ -87,7 +87,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
 def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:
     """Return the sentence for what is no bug of ours: too little memory or disk, or a mistake in code from outside."""
     from minllm.errors import disk_error, memory_error
-    from minllm.outside import code_error
+    from minllm.schema.outside import code_error
 
     packages = {str(name).partition(".")[0] for name in composed.get("extensions") or []}
     return memory_error(error) or code_error(error, packages) or disk_error(error)

@@ -13,9 +13,9 @@ import minllm
 from minllm.errors import UserError
 from minllm.runs import folder as rundir
 from minllm.runs.folder import RunDir
+from minllm.runs.records import SAMPLE_HEAD, marked, sample_text
 from minllm.tasks import train as task
 from minllm.training import checkpoints, loop
-from minllm.training.records import SAMPLE_HEAD, marked, sample_text
 from tests.test_resume import contents, left
 from tests.test_training import TINY
 

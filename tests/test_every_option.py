@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minllm.data.batches import IGNORED
 from minllm.errors import UserError
+from minllm.laws.laws import check_laws
 from minllm.model.context import PAD
 from minllm.model.cost import cost
-from minllm.model.laws import check_laws
 from minllm.model.lm import LM
 from minllm.model.norm import Norms
 from minllm.schema.building import build

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from minllm.config.compose import compose
 from minllm.errors import UserError
+from minllm.laws.laws import check_laws
+from minllm.laws.specimen import LARGE, specimen
 from minllm.model.context import PAD, Position
-from minllm.model.laws import check_laws
 from minllm.model.norm import Norms, RMSNorm
 from minllm.model.parameter import Linear, constant, parameter
 from minllm.model.residual import Plain
-from minllm.model.specimen import LARGE, specimen
 from minllm.tasks.describe import describe
 from minllm.training.train import train
 from tests.tiny import tiny_cfg

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from minllm.errors import UserError
-from minllm.model.laws import check_laws
+from minllm.laws.laws import check_laws
 from minllm.model.lm import LM
 from minllm.model.parameter import constant, parameter
 from minllm.objective.causal import Causal

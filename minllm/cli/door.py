@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from minllm.config.flags import FLAGS
 from minllm.errors import UserError, disk_error, neighbour, printable, suggest
-from minllm.page.terminal import BROKEN_PIPE, write_anything
+from minllm.page.terminal import BROKEN_PIPE, exit_code, write_anything
 from minllm.schema.groups import CONF
 from minllm.schema.overrides import UNSET, comma_note, key_of, quoted, with_runs_data
 
@@ -82,14 +82,6 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         return 2 if end.code == 1 and "--cfg" in words else exit_code(end)
     except KeyboardInterrupt:
         return 130
-
-
-def exit_code(end: SystemExit) -> int:
-    """Return the code that a process ends with, as Python does: an idea's own code may end it with a text."""
-    if end.code is None or isinstance(end.code, int):
-        return int(end.code or 0)
-    print(printable(str(end.code)), file=sys.stderr)
-    return 1
 
 
 def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -148,7 +148,7 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
 
 
 def refuse_unread(cfg: DictConfig, named: Iterable[str]) -> None:
-    """Refuse what was typed for a part of the configuration that the task doesn't read (`minllm.schema.options.reads`)."""
+    """Refuse what was typed for a section that the task doesn't read (`minllm.schema.options.reads`)."""
     target = OmegaConf.select(cfg, "task._target_", throw_on_missing=False, throw_on_resolution_failure=False)
     if not isinstance(target, str):
         return  # which validating refuses

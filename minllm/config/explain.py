@@ -14,10 +14,8 @@ from yaml import YAMLError
 
 from minllm.config.flags import FLAGS
 from minllm.errors import UserError, disk_error, disk_sentence, first_line, suggest
-from minllm.schema.groups import Option, find_groups
+from minllm.schema.groups import MAPPING, Option, find_groups
 from minllm.schema.overrides import key_of, line
-
-MAPPING = "must be a mapping of keys, such as 'dim: 64'."
 
 
 @contextlib.contextmanager

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Generic, TypeVar
 
-from minllm.cli.door import exit_code
 from minllm.errors import UserError, disk_error, memory_error, printable
-from minllm.page.terminal import BROKEN_PIPE
+from minllm.page.terminal import BROKEN_PIPE, exit_code
 from minllm.sweep import limits
 from minllm.sweep.server import die_with_the_server, end_group, lead_a_group
 

@@ -4,7 +4,7 @@
     refuse_plain_parameters(model)                  check that every parameter has a role, and is registered
     with outputs_checked(model): model(tokens)      check what each part returns, and that it leaves its input alone
 
-All of this is known before anything is trained. What a module computes is held to the laws in `minllm.model.laws`.
+All of this is known before anything is trained. What a module computes is held to the laws in `minllm.laws.laws`.
 """
 
 from __future__ import annotations

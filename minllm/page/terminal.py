@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 
+from minllm.errors import printable
+
 BROKEN_PIPE = 141
 """The exit code when nobody reads what is printed any more, as shells have it: 128 + SIGPIPE."""
 
@@ -20,3 +22,11 @@ def write_anything() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def exit_code(end: SystemExit) -> int:
+    """Return the code that a process ends with, as Python does: an idea's own code may end it with a text."""
+    if end.code is None or isinstance(end.code, int):
+        return int(end.code or 0)
+    print(printable(str(end.code)), file=sys.stderr)
+    return 1

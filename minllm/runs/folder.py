@@ -40,12 +40,13 @@ from minllm.files.atomic import (
     write_bytes,
     write_text,
 )
+from minllm.runs.records import METRICS, SAMPLES, Kept, kept_of, sample_text
 from minllm.schema.foreign import mark
-from minllm.tokenizer import Tokenizer
-from minllm.training.records import METRICS, SAMPLES, Kept, kept_of, sample_text
 
 if TYPE_CHECKING:
     from filelock import FileLock
+
+    from minllm.tokenizer import Tokenizer
 
 
 LOCK = ".lock"

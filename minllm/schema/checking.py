@@ -18,9 +18,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.outside import check_path, named
 from minllm.schema.kinds import BRANCH, PLACES, by_position, kind_in, why_not
 from minllm.schema.options import In, Kind, Matching, Name, Natural, Range
+from minllm.schema.outside import check_path, named
 from minllm.schema.overrides import UNSET
 from minllm.schema.signatures import options_of
 

@@ -22,9 +22,8 @@ from typing import Any
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from minllm.config.explain import MAPPING
 from minllm.errors import UserError, suggest
-from minllm.schema.groups import CONF
+from minllm.schema.groups import CONF, MAPPING
 from minllm.schema.overrides import key_of
 
 HYDRA_OF_FILES = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")

@@ -14,6 +14,8 @@ INSTALLED = Path(__file__).resolve().parents[1] / "home"
 HOME = INSTALLED if INSTALLED.is_dir() else INSTALLED.parents[1]
 """Where conf/, tokenizers/, run.py and sweep.py are: in the clone, or in an installed package."""
 CONF = HOME / "conf"
+MAPPING = "must be a mapping of keys, such as 'dim: 64'."
+"""What a file of options must be."""
 
 
 @dataclass(frozen=True)

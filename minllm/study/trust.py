@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 from minllm.data.floor import below_floor
 from minllm.errors import UserError
+from minllm.laws.laws import TURN_OFF, BrokenLaw, check_laws
 from minllm.model.contract import Mistake
-from minllm.model.laws import TURN_OFF, BrokenLaw, check_laws
 from minllm.study.arms import Arm
 
 OLDER = "made by a minllm that didn't check models"

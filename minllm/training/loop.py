@@ -20,6 +20,7 @@ from minllm.model.seed import number
 from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
 from minllm.runs.folder import RunDir
+from minllm.runs.records import marked
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import PACE_STEPS, Budget
 from minllm.training.checkpoints import Progress
@@ -27,7 +28,6 @@ from minllm.training.evaluation import autocast, evaluate
 from minllm.training.interruption import Interruption
 from minllm.training.loggers import Logger
 from minllm.training.progress import ProgressBar
-from minllm.training.records import marked
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
 

@@ -28,7 +28,7 @@ class Settings:
     compile: auto compiles when the run is long enough to win the time back
     clip: largest norm of the gradient, or null
     malloc: keep tells glibc to keep the pages it has, on CPU; default leaves it alone
-    check: check before training that the model obeys the laws of `minllm.model.laws`
+    check: check before training that the model obeys the laws of `minllm.laws.laws`
     """
 
     steps: Count | None

@@ -16,9 +16,9 @@ from minllm.data.batches import check_data, open_data
 from minllm.data.floor import above_floor
 from minllm.errors import DISK_TROUBLE, UserError, disk_sentence
 from minllm.generation.generate import generate
+from minllm.laws.laws import UNCHECKED, check_laws
 from minllm.model.build import build_model, rebuild_model
 from minllm.model.cost import cost
-from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
 from minllm.model.size import in_words
 from minllm.runs.find import unchangeable

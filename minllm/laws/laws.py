@@ -9,7 +9,7 @@
     objective           what evaluation sums up is the cross-entropy of the next tokens
 
 A model that reads the next token would reach any loss, so what breaks a law is refused before anything is trained. The
-laws hold for a specimen of the model (see `minllm.model.specimen`), on the CPU and in fp32, whatever the run computes
+laws hold for a specimen of the model (see `minllm.laws.specimen`), on the CPU and in fp32, whatever the run computes
 with: its own weights, and torch's random numbers, stay as they are.
 
 Two passes are compared part by part, in the order in which the parts are computed. The first part whose outputs differ,
@@ -30,12 +30,12 @@ from torch import Tensor
 
 from minllm.data.batches import IGNORED
 from minllm.errors import UserError
+from minllm.laws.passes import Pass, first_difference, first_not_finite, joined, recorded
+from minllm.laws.specimen import STRENGTHS, VOCABULARY, randomise, specimen
 from minllm.model.build import try_out
 from minllm.model.context import PAD
 from minllm.model.contract import refuse_plain_parameters
 from minllm.model.lm import LM, ModelState
-from minllm.model.passes import Pass, first_difference, first_not_finite, joined, recorded
-from minllm.model.specimen import STRENGTHS, VOCABULARY, randomise, specimen
 from minllm.objective.causal import Causal
 from minllm.schema.building import build
 from minllm.schema.checking import validate
