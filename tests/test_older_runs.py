@@ -31,7 +31,10 @@ def test_each_class_that_has_moved_is_found_by_its_old_name(name):
 
 
 def test_a_run_with_old_names_is_loaded_and_goes_on(tmp_path):
-    words = [*TINY, "model/pos=alibi", "model/mlp=geglu", "train.steps=2", f"data.cache={tmp_path}"]
+    text = tmp_path / "squares.txt"
+    text.write_text("\n".join(f"{number} times {number} is {number**2}." for number in range(60)))
+    words = [*TINY, "model/pos=alibi", "model/mlp=geglu", "train.steps=2", f"data.path={text}"]
+    words.append(f"data.cache={tmp_path / 'stores'}")
     run = tmp_path / "run"
     minllm.train(minllm.compose(words), run)
     model, _, _ = minllm.load(run)
