@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shlex
@@ -27,6 +29,8 @@ WATCHING = ("choices", "typed", "size", "logger", "tags")
 RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
 # where the data stand and how they're read; training then makes sure that they're the same documents
 WHERE_DATA_STAND = ("data.path", "data.cache", "data.num_proc", "data.streaming")
+# what is learnt and how, which never changes in a run; the tokenizer and the documents have fingerprints of their own
+LEARNT = ("model", "norm", "objective", "optim", "schedule", "data", "seed")
 
 
 def new_run_dir(overrides: Iterable[str] = ()) -> Path:
@@ -213,6 +217,23 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     words = {word.partition("=")[0]: word for word in [*(saved.get("typed") or []), *went_on]}
     result.typed = list(words.values())
     return result
+
+
+def unchangeable(cfg: DictConfig) -> dict[str, str]:
+    """Return a hash of each section that can't change in a run, by its name."""
+    found = {name: select(cfg, name) for name in (*LEARNT, "train.batch_size")}
+    plain = {
+        name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for name, value in found.items()
+    }
+    for key in WHERE_DATA_STAND:
+        section, _, name = key.partition(".")
+        if isinstance(plain[section], dict):
+            plain[section].pop(name, None)
+    return {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        for name, value in plain.items()
+    }
 
 
 def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:

@@ -113,7 +113,7 @@ def resumed(path, **changed):
     run.budget.go_on(run.progress.step, run.progress.seconds, run.progress.position, run.progress.total_steps)
     checkpoints.load_weights(checkpoint, run.model)
     checkpoints.load_optimizer(checkpoint, run.optimizer)
-    run.folder.resume_at(run.progress.step)
+    run.folder.resume_at(run.progress.step, run.progress.records)
     return run
 
 
@@ -206,7 +206,7 @@ def test_samples_after_the_checkpoint_are_cut(tmp_path):
     run = make_run(tmp_path)
     for step in (2, 4, 6):
         run.folder.samples(step, [f"text of {step}"])
-    run.folder.resume_at(4)
+    run.folder.resume_at(4, {})
     assert (
         tmp_path / "samples.txt"
     ).read_text() == "=== step 2 ===\ntext of 2\n\n=== step 4 ===\ntext of 4\n\n"

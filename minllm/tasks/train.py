@@ -23,6 +23,7 @@ from minllm.model.cost import cost
 from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
 from minllm.options import RunPlace
+from minllm.runs import unchangeable
 from minllm.study.size import in_words
 from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
@@ -70,7 +71,7 @@ def carry_out(
         summary: dict[str, Any] = {}
         try:
             if resume:
-                run.folder.resume_at(run.progress.step)
+                run.folder.resume_at(run.progress.step, run.progress.records)
             run.folder.begin(cfg, tokenizer)
             for note in filter(None, notes):
                 run.folder.say(note)
@@ -129,7 +130,8 @@ def prepare(
     if checkpoint:
         init_from = None  # it has weights of its own by now
     progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
-    kept = folder.kept(progress.step) if resume else None
+    progress.configured = same_configuration(progress.configured, unchangeable(cfg))
+    kept = folder.kept(progress.step, progress.records) if resume else None
 
     device = machine.choose_device(settings.device)
     pages = memory.keep_pages() if settings.malloc == "keep" and device.type == "cpu" else False
@@ -201,6 +203,9 @@ def prepare(
         f"The weights begin as those of {init_from}." if init_from else None,
         f"Going on from step {progress.step}." if checkpoint else None,
         "It had no checkpoint yet, so it begins anew." if resume and not checkpoint else None,
+        f"{' and '.join(kept.changed)} in {run_dir} changed after the checkpoint was saved, so lines may be missing."
+        if kept and kept.changed
+        else None,
         f"There will be no samples. {model.cannot_generate}" if model.cannot_generate else None,
     ]
     return run, tokenizer, notes
@@ -225,6 +230,17 @@ def choose_precision(settings: Settings, device: torch.device, progress: Progres
     precision, why = machine.choose_precision(settings.precision, device)
     progress.decisions["precision"] = precision
     return precision, why
+
+
+def same_configuration(before: dict[str, str] | None, now: dict[str, str]) -> dict[str, str]:
+    """Return what tells the configuration from others. UserError if the run was trained with another so far."""
+    changed = [name for name in now if before and before.get(name, now[name]) != now[name]]
+    if changed:
+        raise UserError(
+            f"{changed[0]} in the run's config.yaml isn't what its last checkpoint was trained with, so it can't go on"
+            " as the same run. Undo that change, or start a new run from its weights with init_from=<run>."
+        )
+    return now
 
 
 def same_data(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:

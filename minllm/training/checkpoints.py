@@ -11,13 +11,12 @@ A checkpoint is written in a folder beside and renamed, so that one that has its
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,50 +33,12 @@ from minllm.model.build import build_model
 from minllm.model.lm import LM
 from minllm.tokenizer import Tokenizer, of_run
 from minllm.training import memory
-from minllm.training.files import write_text
+from minllm.training.files import checksum, write_text
+from minllm.training.optimizers import wrong_state
 from minllm.training.rundir import to_json
+from minllm.training.state import Progress, wrong_values
 
-LARGEST = 2**62
-"""Above any number of steps or tokens."""
-
-
-@dataclass
-class Progress:
-    """How far a run is: all that a checkpoint must know besides weights and optimizer."""
-
-    step: int = 0
-    tokens: int = 0
-    """Positions trained on, padding included: steps × batch_size × seq_len."""
-    seconds: float = 0.0
-    position: float = 0.0
-    """Where on its schedule the run is, in steps (see Budget)."""
-    total_steps: int | None = None
-    timed_steps: int = 0
-    timed_seconds: float = 0.0
-    """The steps whose pace counts, and the time they took: all but those that compile."""
-    val_loss: float | None = None
-    val_bpb: float | None = None
-    best: dict | None = None
-    """The step and val_loss of the best evaluation so far."""
-    tokenizer: str | None = None
-    """The fingerprint of the tokenizer whose tokens the model reads; None in checkpoints of before."""
-    data: dict | None = None
-    """How many documents, tokens and bytes it learns from, and their hash; a resumed run learns from the same."""
-    lr: float | None = None
-    grad_norm: float | None = None
-    """Of the latest step."""
-    recent_losses: list[float] = field(default_factory=list)
-    """Of the steps since the last line of metrics."""
-    recent_figures: list[dict[str, float]] = field(default_factory=list)
-    """What modules reported of the same steps (`minllm.model.steps`)."""
-    decisions: dict = field(default_factory=dict)
-    """What `auto` has chosen; a resumed run chooses the same."""
-
-    def tokens_per_second(self, tokens_per_step: int) -> float:
-        """Return the pace of training alone, without evaluations, checkpoints and compiling."""
-        if not self.timed_steps:
-            return self.tokens / self.seconds if self.seconds else 0.0
-        return self.timed_steps * tokens_per_step / self.timed_seconds
+CHECKED = ("model.safetensors", "optimizer.pt")
 
 
 def save(
@@ -97,6 +58,7 @@ def save(
             save_model(model, str(beside / "model.safetensors"))
             with (beside / "optimizer.pt").open("wb") as file:
                 torch.save(optimizer.state_dict(), file)
+        progress.files = {name: checksum(beside / name) for name in CHECKED}
         (beside / "state.json").write_text(to_json(asdict(progress)), encoding="utf-8")
         _sync(beside)
         os.replace(beside, target)
@@ -169,57 +131,6 @@ def read_progress(checkpoint: Path) -> Progress:
         return progress
 
 
-def wrong_values(progress: Progress, step: int) -> list[str]:
-    """Return the names of the values that a checkpoint of `step` can't have."""
-    best, decisions = progress.best, progress.decisions
-    fits = {
-        "step": is_count(progress.step) and progress.step == step,
-        "tokens": is_count(progress.tokens),
-        "seconds": is_time(progress.seconds) and (progress.seconds > 0 or not progress.tokens),
-        "position": is_time(progress.position) and progress.position <= LARGEST,
-        "total_steps": progress.total_steps is None
-        or (is_count(progress.total_steps) and progress.total_steps > 0),
-        "timed_steps": is_count(progress.timed_steps),
-        "timed_seconds": is_time(progress.timed_seconds)
-        and (progress.timed_seconds > 0 or not progress.timed_steps),
-        "val_loss": progress.val_loss is None or is_number(progress.val_loss),
-        "val_bpb": progress.val_bpb is None or is_number(progress.val_bpb),
-        "best": best is None
-        or (isinstance(best, dict) and is_count(best.get("step")) and is_number(best.get("val_loss"))),
-        "tokenizer": progress.tokenizer is None or isinstance(progress.tokenizer, str),
-        "data": progress.data is None or isinstance(progress.data, dict),
-        "lr": progress.lr is None or is_number(progress.lr),
-        "grad_norm": progress.grad_norm is None or is_number(progress.grad_norm),
-        "recent_losses": isinstance(progress.recent_losses, list)
-        and all(map(is_number, progress.recent_losses)),
-        "recent_figures": isinstance(progress.recent_figures, list)
-        and all(
-            isinstance(one, dict) and all(map(is_number, one.values())) for one in progress.recent_figures
-        ),
-        "decisions": isinstance(decisions, dict)
-        and decisions.get("precision", "fp32") in ("fp32", "bf16")
-        and isinstance(decisions.get("compile", False), bool)
-        and all(
-            is_count(decisions.get(name, 1)) and decisions.get(name, 1) > 0
-            for name in ("micro_batch_size", "micro_batch_size_asked")
-        ),
-    }
-    return [name for name, fit in fits.items() if not fit]
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number. It may be NaN, as the validation loss of a model that diverged."""
-    return type(value) is float or (type(value) is int and abs(value) <= LARGEST)
-
-
-def is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= LARGEST
-
-
-def is_time(value: object) -> bool:
-    return is_number(value) and math.isfinite(value) and value >= 0
-
-
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Fill `model` with a checkpoint's weights.
 
@@ -227,6 +138,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
         UserError: the checkpoint is damaged, or is of another architecture.
     """
     with _damage(checkpoint, "model.safetensors") as path:
+        refuse_changed(path)
         shapes = _shapes(path)
     for name, tensor in model.state_dict().items():
         if name in shapes and shapes[name] != tuple(tensor.shape):
@@ -248,7 +160,21 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
     """Give `optimizer` the state it had. UserError if the checkpoint is damaged."""
     with _damage(checkpoint, "optimizer.pt") as path:
-        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        refuse_changed(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if wrong := wrong_state(optimizer, state):
+            raise UserError(f"{path} is damaged: {wrong}. {cure(checkpoint)}")
+        optimizer.load_state_dict(state)
+
+
+def refuse_changed(path: Path) -> None:
+    """Raise UserError unless a checkpoint's file has the content that was saved."""
+    known = read_progress(path.parent).files
+    if known is not None and checksum(path) != known.get(path.name):
+        raise UserError(
+            f"{path} is damaged: its content isn't what was saved with {path.parent / 'state.json'}."
+            f" {cure(path.parent)}"
+        )
 
 
 def load(

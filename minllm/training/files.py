@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import zlib
 from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,8 @@ def lock_taken(path: Path, seconds: float, refusal: str) -> FileLock:
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, where a file is expected. Remove it.")
     try:
         lock.acquire(timeout=seconds)
     except NotImplementedError:
@@ -58,6 +61,15 @@ def without_links(path: str, flags: int) -> int:
 def contents(path: Path) -> bytes:
     """Return a file's bytes; none if it isn't there, or isn't a regular file."""
     return path.read_bytes() if path.is_file() else b""
+
+
+def checksum(path: Path) -> int:
+    """Return the CRC-32 of a file: it tells damage, and takes a fraction of the time that reading from a disk does."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def set_aside(path: Path) -> None:

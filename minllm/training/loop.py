@@ -27,6 +27,7 @@ from minllm.training.evaluation import autocast, evaluate
 from minllm.training.interruption import Interruption
 from minllm.training.loggers import Logger
 from minllm.training.progress import ProgressBar
+from minllm.training.records import marked
 from minllm.training.rundir import RunDir
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
@@ -162,6 +163,7 @@ def catch_up(run: Run, last: bool) -> None:
     evaluates = due(settings.eval_every, progress.step, last) or part_ended
     if evaluates and "val_loss" not in run.recorded:
         record_evaluation(run)
+        progress.records = marked(run.folder.path)
         run.folder.written(lambda: checkpoints.save_progress(run.folder.checkpoints, progress))
     if due(settings.sample_every, progress.step, last) and not run.is_sampled:
         write_sample(run)
@@ -175,6 +177,7 @@ def save(run: Run) -> None:
     """Save a checkpoint."""
     run.progress.seconds = time.perf_counter() - run.began
     run.folder.mend()
+    run.progress.records = marked(run.folder.path)
     keep, folder = run.settings.keep_checkpoints, run.folder.checkpoints
     run.folder.written(lambda: checkpoints.save(folder, run.model, run.optimizer, run.progress, keep))
 

@@ -229,3 +229,50 @@ def momentum_of(optimizer: Optimizer, p: nn.Parameter) -> Tensor:
 def has_fused(model: nn.Module) -> bool | None:
     """Whether torch has fused kernels for the model's device; None lets torch choose another kind itself."""
     return True if next(model.parameters()).device.type in ("cpu", "cuda", "mps") else None
+
+
+LIKE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer"}
+"""What fused kernels read and write in the parameter's size, whatever size it has."""
+
+
+def wrong_state(optimizer: _Torch, state: object) -> str | None:
+    """Return what keeps a saved state from being this optimizer's; None if it can be."""
+    own = optimizer.state_dict()
+    if not isinstance(state, dict) or state.keys() != own.keys() or not isinstance(state["state"], dict):
+        return "it isn't an optimizer's state"
+    groups, known = state["param_groups"], own["param_groups"]
+    if not isinstance(groups, list) or len(groups) != len(known):
+        return f"it hasn't {len(known)} groups of parameters"
+    for group, expected in zip(groups, known):
+        if not isinstance(group, dict) or group.keys() != expected.keys():
+            return "a group of parameters has other options than this optimizer's"
+        if group["params"] != expected["params"]:
+            return "its groups have other parameters"
+        if odd := [name for name, value in group.items() if not alike(value, expected[name])]:
+            return f"{odd[0]} of a group has a value of another type"
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, kept in state["state"].items():
+        if not isinstance(index, int) or not 0 <= index < len(params) or not isinstance(kept, dict):
+            return "it has a state of a parameter that isn't there"
+        for name, value in kept.items():
+            if not is_state(name, value, params[index]):
+                return f"{name} of parameter {index} doesn't fit the parameter"
+    return None
+
+
+def alike(value: object, expected: object) -> bool:
+    """Whether an option of a group could have been written in place of another."""
+    if isinstance(expected, (tuple, list)):
+        return isinstance(value, (tuple, list)) and list(map(type, value)) == list(map(type, expected))
+    if isinstance(expected, (int, float)) and not isinstance(expected, bool):
+        return isinstance(value, (int, float, Tensor))
+    return value is None or expected is None or isinstance(value, type(expected))
+
+
+def is_state(name: str, value: object, p: nn.Parameter) -> bool:
+    if name in LIKE_PARAMETER and value is not None:
+        is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+        return is_dense and value.shape == p.shape and (value.is_contiguous() or value.stride() == p.stride())
+    if name == "step":
+        return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
+    return True

@@ -22,8 +22,7 @@ import re
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +41,7 @@ from minllm.training.files import (
     write_bytes,
     write_text,
 )
+from minllm.training.records import METRICS, SAMPLES, Kept, kept_of, sample_text
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -51,27 +51,11 @@ LOOKED_AT_SECONDS = 1.0
 """Longer than anyone holds a run's lock who only looks whether it's held."""
 STOPPED = "Stopped at step"
 """How the last line of a log begins when a run was stopped before its end."""
-SAMPLE_HEAD = re.compile(rb"^=== step (\d{1,18}) ===$", re.MULTILINE)
 FILES = ("config.yaml", "environment.json", "metrics.jsonl", "log.txt", "samples.txt", "summary.json", LOCK)
 FOLDERS = ("checkpoints", "tokenizer")
 APPENDED = ("metrics.jsonl", "log.txt", "samples.txt", LOCK)
 CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 """What a write fails with when the folder was removed, or something else was put in a file's place."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a resumed run keeps of its files: all up to the step that it goes on from.
-
-    metrics, samples: the files' new contents; None for a file that stays as it is
-    recorded: the names of all figures that metrics.jsonl has of that step
-    sample: the text that samples.txt has of that step, if any
-    """
-
-    metrics: bytes | None
-    samples: bytes | None
-    recorded: frozenset[str]
-    sample: str | None
 
 
 class RunDir:
@@ -127,40 +111,26 @@ class RunDir:
                 for folder in made:
                     folder.rmdir()
 
-    def kept(self, step: int) -> Kept:
+    def kept(self, step: int, marks: Mapping[str, list[int]]) -> Kept:
         """Return what stays of metrics and samples if the run goes on from `step`; nothing is written.
 
         What was written after `step` goes, and so does a last line or sample that a kill has torn.
 
+        Args:
+            marks: what the checkpoint of that step has noted of these files.
+
         Raises:
             UserError: a line of the metrics is damaged.
         """
-        events, whole = [], []
-        metrics = contents(self.path / "metrics.jsonl")
-        for number, line in enumerate(metrics.split(b"\n")[:-1], 1):
-            event = _event(line, self.path / "metrics.jsonl", number)
-            if event["step"] <= step:
-                whole.append(line + b"\n")
-                events.append(event)
-        text, torn = contents(self.path / "samples.txt"), self._sampling.exists()
-        heads = [(int(head[1]), head.start(), head.end()) for head in SAMPLE_HEAD.finditer(text)]
-        ends = [start for at, start, _ in heads if at > step or (at == step and torn)]
-        samples = text[: ends[0]] if ends else text
-        found = [samples[end + 1 :] for at, _, end in heads if at == step and end < len(samples)]
-        return Kept(
-            metrics=None if b"".join(whole) == metrics else b"".join(whole),
-            samples=None if samples == text else samples,
-            recorded=frozenset(name for event in events if event["step"] == step for name in event),
-            sample=found[0].decode("utf-8", "replace").rstrip() if found else None,
-        )
+        return kept_of(self.path, step, marks, torn=self._sampling.exists())
 
-    def resume_at(self, step: int) -> Kept:
+    def resume_at(self, step: int, marks: Mapping[str, list[int]]) -> Kept:
         """Cut what was written after `step`, as if the run had stopped there, and return what is kept."""
-        kept = self.kept(step)
+        kept = self.kept(step, marks)
         if kept.metrics is not None:
-            write_bytes(self.path / "metrics.jsonl", kept.metrics)
+            write_bytes(self.path / METRICS, kept.metrics)
         if kept.samples is not None:
-            write_bytes(self.path / "samples.txt", kept.samples)
+            write_bytes(self.path / SAMPLES, kept.samples)
         self._sampling.unlink(missing_ok=True)
         (self.path / "summary.json").unlink(missing_ok=True)  # of an end that isn't the end any more
         return kept
@@ -181,7 +151,7 @@ class RunDir:
 
     def event(self, event: dict) -> None:
         """Write a line of metrics. A terminal has the progress bar instead; elsewhere the line is printed too."""
-        self._append("metrics.jsonl", json.dumps(event) + "\n")
+        self._append(METRICS, json.dumps(event) + "\n")
         line = printable("  ".join(f"{name} {_short(value)}" for name, value in event.items()))
         self._log(line)
         if not self.on_terminal:
@@ -190,9 +160,7 @@ class RunDir:
     def samples(self, step: int, texts: list[str]) -> None:
         # while the mark is there, the last sample may be torn
         self.written(self._sampling.touch)
-        self._append(
-            "samples.txt", f"=== step {step} ===\n" + "".join(text.rstrip() + "\n\n" for text in texts)
-        )
+        self._append(SAMPLES, sample_text(step, texts))
         self._sampling.unlink(missing_ok=True)
 
     def summary(self, summary: dict) -> None:
@@ -308,18 +276,6 @@ def environment() -> dict:
         "threads": torch.get_num_threads(),
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
     }
-
-
-def _event(line: bytes, metrics: Path, number: int) -> dict:
-    try:
-        event = json.loads(line)
-        if type(event["step"]) is not int:
-            raise TypeError("no step")
-        return event
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(
-            f"{metrics} is damaged: line {number} is no event with a step. Remove that line, and resume again."
-        ) from error
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,127 @@
+"""What a run that goes on keeps of metrics.jsonl and samples.txt: all up to the step that it goes on from.
+
+Both files are appended to, so a checkpoint notes how long they were when it was saved, and their checksums (`marked`).
+Where the files still begin with the same bytes, nothing in them has to be interpreted; where they don't, their lines
+are read one by one, and the log says that they were changed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minllm.errors import UserError
+from minllm.training.files import contents
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
+SAMPLE_HEAD = re.compile(rb"^=== step (\d{1,18}) ===$", re.MULTILINE)
+LIKE_A_HEAD = re.compile(r"^(?= *=== step \d+ ===$)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a resumed run keeps of its files: all up to the step that it goes on from.
+
+    metrics, samples: the files' new contents; None for a file that stays as it is
+    recorded: the names of all figures that metrics.jsonl has of that step
+    sample: the text that samples.txt has of that step, if any
+    changed: the names of the files that aren't what they were when the checkpoint was saved
+    """
+
+    metrics: bytes | None
+    samples: bytes | None
+    recorded: frozenset[str]
+    sample: str | None
+    changed: tuple[str, ...]
+
+
+def marked(run: Path) -> dict[str, list[int]]:
+    """Return the length of each file and the checksum of its bytes, for a checkpoint."""
+    files = {name: contents(run / name) for name in (METRICS, SAMPLES)}
+    return {name: [len(content), zlib.crc32(content)] for name, content in files.items()}
+
+
+def kept_of(run: Path, step: int, marks: Mapping[str, list[int]], torn: bool) -> Kept:
+    """Return what stays of a run's files if it goes on from `step`; nothing is written.
+
+    Args:
+        marks: what the checkpoint has noted with `marked`; empty for a checkpoint of an older minllm.
+        torn: whether the last sample may be half written.
+
+    Raises:
+        UserError: a line of the metrics is damaged.
+    """
+    metrics, samples = contents(run / METRICS), contents(run / SAMPLES)
+    lines = metrics.split(b"\n")[:-1]
+    events = [event_of(line, run / METRICS, number) for number, line in enumerate(lines, 1)]
+    whole = as_marked(metrics, marks.get(METRICS))
+    if whole is None:
+        whole = b"".join(line + b"\n" for line, event in zip(lines, events) if event["step"] <= step)
+    events = events[: whole.count(b"\n")] if metrics.startswith(whole) else events
+    before = as_marked(samples, marks.get(SAMPLES))
+    if before is None:
+        written = samples_up_to(step, samples, torn)
+    else:
+        written = before + sample_after(before, samples, step, torn)
+    found = {METRICS: as_marked(whole, marks.get(METRICS)), SAMPLES: before}
+    return Kept(
+        metrics=None if whole == metrics else whole,
+        samples=None if written == samples else written,
+        recorded=frozenset(name for event in events if event["step"] == step for name in event),
+        sample=text_of(step, written),
+        changed=tuple(name for name in marks if found.get(name) is None),
+    )
+
+
+def as_marked(content: bytes, mark: list[int] | None) -> bytes | None:
+    """Return the part of a file that a checkpoint has noted; None if the file doesn't begin with it any more."""
+    if mark is None or len(content) < mark[0]:
+        return None
+    begins = content[: mark[0]]
+    return begins if zlib.crc32(begins) == mark[1] else None
+
+
+def samples_up_to(step: int, text: bytes, torn: bool) -> bytes:
+    """Return the samples up to `step` by the heads of samples.txt."""
+    heads = [(int(head[1]), head.start()) for head in SAMPLE_HEAD.finditer(text)]
+    ends = [start for at, start in heads if at > step or (at == step and torn)]
+    return text[: min(ends, default=len(text))]
+
+
+def sample_after(before: bytes, text: bytes, step: int, torn: bool) -> bytes:
+    """Return the sample of `step` that follows `before` in samples.txt; nothing if it isn't there, or isn't whole."""
+    after = text[len(before) :]
+    first, *later = [*SAMPLE_HEAD.finditer(after), None]
+    if first is None or first.start() > 0 or int(first[1]) != step or torn:
+        return b""
+    sample = after[: later[0].start()] if later[0] else after
+    return sample if sample.endswith(b"\n\n") else b""
+
+
+def text_of(step: int, samples: bytes) -> str | None:
+    heads = [head for head in SAMPLE_HEAD.finditer(samples) if int(head[1]) == step]
+    return samples[heads[-1].end() + 1 :].decode("utf-8", "replace").rstrip() if heads else None
+
+
+def sample_text(step: int, texts: list[str]) -> str:
+    """Return what samples.txt says of a step. A line that looks like the head of a sample is indented by a space."""
+    written = "".join(LIKE_A_HEAD.sub(" ", text.rstrip()) + "\n\n" for text in texts)
+    return f"=== step {step} ===\n{written}"
+
+
+def event_of(line: bytes, metrics: Path, number: int) -> dict[str, Any]:
+    """Return the event that a line of metrics.jsonl is. UserError if it's none."""
+    try:
+        event = json.loads(line.decode("utf-8"))
+        if type(event["step"]) is not int or event["step"] < 0:
+            raise TypeError("no step")
+        return event
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{metrics} is damaged: line {number} is no event with a step. Remove that line, and resume again."
+        ) from error
