@@ -145,6 +145,27 @@ def test_checkpoints_of_before_are_read(made, run, go_on):
     assert left(run) == made[1]
 
 
+@pytest.mark.parametrize("which", ["last", "best"])
+@pytest.mark.parametrize("moment", ["read_progress", "build_model", "refuse_changed", "load_model"])
+def test_a_checkpoint_that_training_removes_meanwhile_is_read_from_the_next(run, monkeypatch, which, moment):
+    """Another task of a run that is still training, such as evaluate."""
+    act, found = getattr(checkpoints, moment), last(run)
+
+    def after_training_went_on(*args, **options):
+        if found.is_dir():
+            later = run / "checkpoints/step-000007"
+            shutil.copytree(found, later)
+            state = json.loads((later / "state.json").read_text())
+            (later / "state.json").write_text(json.dumps({**state, "step": 7}))
+            for old in checkpoints.all_in(run / "checkpoints")[:-1]:
+                shutil.rmtree(old)
+        return act(*args, **options)
+
+    monkeypatch.setattr(checkpoints, moment, after_training_went_on)
+    model, _, _ = minllm.load(run, which=which)
+    assert not found.is_dir() and sum(p.numel() for p in model.parameters()) > 0
+
+
 # ---- the configuration ---------------------------------------------------------------------------
 
 

@@ -142,8 +142,10 @@ def prepare(
     if progress.decisions.get("micro_batch_size_asked") != rows:
         progress.decisions |= {"micro_batch_size": rows, "micro_batch_size_asked": rows}
 
-    origin = checkpoints.find(init_from, "best") if init_from else checkpoint
-    tokenizer = checkpoints.tokenizer_of(origin, cfg) if origin else build(cfg.tokenizer)
+    if init_from:
+        tokenizer = checkpoints.read_from(init_from, "best", lambda one: checkpoints.tokenizer_of(one, cfg))
+    else:
+        tokenizer = checkpoints.tokenizer_of(checkpoint, cfg) if checkpoint else build(cfg.tokenizer)
     progress.tokenizer = tokenizer.fingerprint
     source = build(cfg.data)
     check_data(source, tokenizer)
@@ -151,7 +153,7 @@ def prepare(
         model = build_model(cfg, tokenizer).to(device)
         checked = check_laws(cfg) if settings.check else None
     if init_from:
-        checkpoints.load_weights(origin, model)
+        checkpoints.read_from(init_from, "best", lambda one: checkpoints.load_weights(one, model))
     optimizer = build(cfg.optim, model)
     budget = budget_of(settings, model, cfg.data.seq_len)
     schedule = build(cfg.schedule)

@@ -14,11 +14,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -38,6 +38,9 @@ from minllm.training.optimizers import wrong_state
 from minllm.training.rundir import to_json
 from minllm.training.state import Progress, wrong_values
 
+T = TypeVar("T")
+PATIENCE = 100
+"""How many checkpoints may be removed by the process that trains before one could be read."""
 CHECKED = ("model.safetensors", "optimizer.pt")
 
 
@@ -116,6 +119,22 @@ def find(run: str | Path, which: Literal["last", "best"]) -> Path:
     return found[-1]
 
 
+def read_from(run: str | Path, which: Literal["last", "best"], read: Callable[[Path], T]) -> T:
+    """Return what `read` finds in a checkpoint. If training removes that one meanwhile, the next one is read.
+
+    Raises:
+        UserError: there is no such run, it has no checkpoint, or `read` raises it.
+    """
+    for _ in range(PATIENCE):
+        before = all_in(runs.find_run(run) / "checkpoints")
+        try:
+            return read(find(run, which))
+        except UserError:
+            if all(checkpoint.is_dir() for checkpoint in before):
+                raise
+    return read(find(run, which))
+
+
 def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
 
@@ -146,7 +165,9 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
                 f"{path} is of another architecture: its {name} has shape {shapes[name]}, and this model's has"
                 f" {tuple(tensor.shape)}. Its options are in {run_of(checkpoint)}/config.yaml."
             )
-    missing, unexpected = load_model(model, path, strict=False, device=str(next(model.parameters()).device))
+    with _damage(checkpoint, "model.safetensors"):
+        device = str(next(model.parameters()).device)
+        missing, unexpected = load_model(model, path, strict=False, device=device)
     if missing or unexpected:
         words = [f"{name} is missing" for name in missing] + [
             f"{name} is not in this model" for name in unexpected
@@ -209,10 +230,9 @@ def load_as(
     device: torch.device | str = "cpu",
 ) -> tuple[LM, Tokenizer]:
     """Return a run's model and tokenizer with the options of `cfg`, which may differ from those it was made with."""
-    checkpoint = find(run, which)
-    tokenizer = tokenizer_of(checkpoint, cfg)
+    tokenizer = read_from(run, which, lambda checkpoint: tokenizer_of(checkpoint, cfg))
     model = build_model(cfg, tokenizer).to(device)
-    load_weights(checkpoint, model)
+    read_from(run, which, lambda checkpoint: load_weights(checkpoint, model))
     return model.eval(), tokenizer
 
 
