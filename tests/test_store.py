@@ -20,11 +20,11 @@ import pytest
 from minllm.data import store as store_module
 from minllm.data.batches import open_data
 from minllm.data.encoding import encoded
-from minllm.data.source import Source, Split
+from minllm.data.source import SPLITS, Source, Split
 from minllm.data.store import open_store
 from minllm.data.text import TextFiles
 from minllm.errors import UserError
-from minllm.tasks.prepare import kept, looked_at
+from minllm.tasks.prepare import contents, kept, looked_at
 from minllm.tokenizer.bytes import Bytes
 from tests.letters import LENGTHS, Letters, expected, tally
 
@@ -336,7 +336,10 @@ def test_metadata_that_is_none_is_a_damaged_store(tmp_path, content):
         open_store(Letters(cache=str(tmp_path)), Bytes())
 
 
-@pytest.mark.parametrize("name", ["train.tokens", "val.tokens", "train.starts", "val.starts"])
+ARRAYS = [f"{split}.{what}" for split in ("train", "val") for what in ("tokens", "starts", "checks")]
+
+
+@pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("damage", ["cut", "longer", "gone", "zeros", "changed", "folder"])
 def test_damaged_arrays_are_said(tmp_path, name, damage):
     store = open_store(Letters(cache=str(tmp_path)), Bytes())
@@ -347,10 +350,10 @@ def test_damaged_arrays_are_said(tmp_path, name, damage):
         if damage == "folder":
             path.mkdir()
     else:
-        changed = content[:8] + bytes([content[8] ^ 1]) + content[9:]
+        changed = content[:2] + bytes([content[2] ^ 1]) + content[3:]
         path.write_bytes(
             {
-                "cut": content[:-8],
+                "cut": content[:-4],
                 "longer": content + b"8 longer",
                 "zeros": bytes(len(content)),
                 "changed": changed,
@@ -375,3 +378,37 @@ def test_a_cache_may_be_below_home_and_have_any_name(tmp_path, monkeypatch):
     folder = open_store(Letters(cache='~/it\'s my "cache"'), Bytes()).folder
     assert folder.parent == tmp_path / 'it\'s my "cache"'
     assert [store.folder for store in kept('~/it\'s my "cache"')] == [folder]
+
+
+def test_a_large_store_is_checked_where_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("minllm.data.store.CHECKED", 0)
+    monkeypatch.setattr("minllm.data.blocks.BLOCK", 64)
+    monkeypatch.setattr("minllm.data.store.BLOCK", 64)
+    source = Letters(cache=str(tmp_path), seq_len=16)
+    store = open_store(source, Bytes())
+    batches = open_data(source, Bytes()).train(batch_size=1, seed=0)
+    whole = [batches.batch(step).tokens_BT for step in range(batches.rows_per_epoch)]
+    tokens = store.folder / "train.tokens"
+    content = tokens.read_bytes()
+    tokens.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+
+    batches, found = open_data(source, Bytes()).train(batch_size=1, seed=0), []
+    for step in range(batches.rows_per_epoch):
+        try:
+            found.append((batches.batch(step).tokens_BT == whole[step]).all().item())
+        except UserError as error:
+            assert "damaged. Delete" in str(error)
+    assert all(found) and 0 < len(found) < len(whole)  # nothing wrong is ever read, and the rest can be
+    with pytest.raises(UserError, match="damaged. Delete"):
+        list(contents(store))  # task=prepare looks at all of it
+
+
+def test_a_store_of_before_is_read(tmp_path):
+    folder = open_store(Letters(cache=str(tmp_path)), Bytes()).folder
+    metadata = json.loads((folder / "meta.json").read_text())
+    del metadata["checks"]
+    (folder / "meta.json").write_text(json.dumps(metadata))
+    for split in SPLITS:
+        (folder / f"{split}.checks").unlink()
+        documents = open_store(Letters(cache=str(tmp_path)), Bytes()).split(split)
+        documents.check(0, len(documents.tokens))

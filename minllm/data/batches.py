@@ -199,6 +199,7 @@ def fill(
         at = 0
         for segment, (start, length) in enumerate(pieces):
             end = at + length
+            documents.check(start, start + length + 1)
             tokens_BT[row, at:end] = stream[start : start + length]
             targets_BT[row, at:end] = stream[start + 1 : start + length + 1]
             if segments_BT is not None:

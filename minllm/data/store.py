@@ -4,6 +4,7 @@ A store is a folder named by a hash of its source and its tokenizer. For each sp
 
     <split>.tokens    uint16, or uint32 for a vocabulary above 65,535, and
     <split>.starts    int64, one a document and one more: where the bos before it stands; last, the final bos
+    <split>.checks    uint32, the checksums of the blocks of <split>.tokens
 
 The tokens are one stream, in which a document's inputs are its tokens but for the last, and its targets the same a
 place further on. Where one token begins and ends documents, two neighbours share it:
@@ -22,6 +23,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from minllm.data.blocks import BLOCK, Blocks, checksums
 from minllm.data.encoding import encoded
 from minllm.data.source import SPLITS, SPOKEN, Source, Split, expanded
 from minllm.errors import UserError
@@ -49,12 +52,19 @@ class Documents:
 
     lengths: how many tokens each document has, with its end and without its beginning: its targets
     bytes: how many bytes of UTF-8 all documents together have
+    blocks: the tokens' checksums; None where there are none, as in a store of an older minllm
     """
 
     tokens: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
     bytes: int
+    blocks: Blocks | None = None
+
+    def check(self, start: int, stop: int) -> None:
+        """Raise UserError unless the tokens from `start` up to `stop` are as they were written."""
+        if self.blocks is not None and not self.blocks.are_whole(start, stop):
+            raise damaged(self.blocks.folder)
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ class Store:
         if is_whole and tokens.nbytes <= CHECKED:
             is_whole = hashlib.sha256(tokens[:-1]).hexdigest() == known["sha256"]
             is_whole &= bool((tokens[starts] == tokens[-1]).all())  # bos
+        checks = self.checks(split, starts, tokens.nbytes)
         if not is_whole:
             raise damaged(self.folder)
         return Documents(
@@ -85,7 +96,21 @@ class Store:
             starts=starts,
             lengths=np.diff(starts) - (not self.metadata["shared_ends"]),
             bytes=known["bytes"],
+            blocks=None if checks is None else Blocks(self.folder, tokens, checks),
         )
+
+    def checks(self, split: Split, starts: np.ndarray, size: int) -> np.ndarray | None:
+        """Return the checksums of the blocks of a split's tokens; None in a store of an older minllm.
+
+        Raises:
+            UserError: they, or the starts of the documents, aren't as they were written.
+        """
+        if "checks" not in self.metadata:
+            return None
+        checks = self.array(f"{split}.checks", "uint32", -(-size // BLOCK))
+        if self.metadata["checks"].get(split) != [zlib.crc32(starts), zlib.crc32(checks)]:
+            raise damaged(self.folder)
+        return checks
 
     def array(self, name: str, dtype: str, length: int) -> np.ndarray:
         path = self.folder / name
@@ -151,6 +176,7 @@ def is_metadata(known: Any) -> bool:
         and (floor is None or (isinstance(floor, int | float) and 0 <= floor < math.inf))
         and isinstance(splits, dict)
         and all(is_split(splits.get(split)) for split in SPLITS)
+        and isinstance(known.get("checks", {}), dict)
     )
 
 
@@ -242,6 +268,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
         "dtype": dtype,
         "shared_ends": tokenizer.bos_id == tokenizer.eos_id,
         "splits": splits,
+        "checks": {split: write_checks(folder, split) for split in SPLITS},
         "validation_text": read.hexdigest(),  # the same whatever the tokenizer
         "floor_bits_per_byte": source.floor_bits_per_byte(),
     }
@@ -300,6 +327,15 @@ def write_split(
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
     return {"documents": documents, "tokens": position + 1, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def write_checks(folder: Path, split: Split) -> list[int]:
+    """Write the checksums of a split's blocks. Return that of its starts, and that of the checksums themselves."""
+    checks = checksums(folder / f"{split}.tokens")
+    with (folder / f"{split}.checks").open("wb") as file:
+        append(file, checks)
+    starts = np.fromfile(folder / f"{split}.starts", np.int64)
+    return [zlib.crc32(starts), zlib.crc32(checks)]
 
 
 def fed_to(digest: hashlib._Hash, texts: Iterable[str]) -> Iterator[str]:

@@ -114,6 +114,8 @@ def held_out(run: TrainedRun, count: int) -> list[str]:
     chosen = np.argsort(documents.lengths > source.seq_len, kind="stable")[:count]
     starts = documents.starts[chosen] + 1  # after the bos
     sizes = np.minimum(documents.lengths[chosen] - 1, source.seq_len)  # without the end
+    for start, size in zip(starts, sizes):
+        documents.check(start, start + size)
     pieces = [documents.tokens[start : start + size].tolist() for start, size in zip(starts, sizes)]
     # a cut may go through a character
     return [b"".join(map(tokenizer.token_bytes, ids)).decode(errors="ignore") for ids in pieces]

@@ -63,8 +63,10 @@ def removed(folder: Path) -> None:
 
 
 def contents(store: Store) -> Iterator[str]:
-    """Yield a line on each split: how much text and how many tokens."""
+    """Yield a line on each split: how much text and how many tokens. UserError if the store is damaged anywhere."""
     for split in SPLITS:
+        documents = store.split(split)
+        documents.check(0, len(documents.tokens))
         known = store.metadata["splits"][split]
         yield (
             f"{split:5}  {known['documents']:,} documents, {known['bytes'] / 1e6:,.2f} MB of text,"
