@@ -34,8 +34,8 @@ def started(monkeypatch) -> list[subprocess.Popen]:
     found = []
 
     class Noted(encoding.Helper):
-        def __init__(self, pickled):
-            super().__init__(pickled)
+        def __init__(self, kind, folder):
+            super().__init__(kind, folder)
             found.append(self.process)
 
     monkeypatch.setattr(encoding, "Helper", Noted)
@@ -146,16 +146,32 @@ def test_a_tokenizer_that_only_this_program_knows_is_used_here(started):
     class OfMain(Bytes):
         __module__, __qualname__ = "__main__", "OfMain"
 
+    class Elsewhere(Bytes):
+        __module__, __qualname__ = "tests.test_encoding", "Talkative"
+
     main = sys.modules["__main__"]
     main.OfMain = OfMain  # type: ignore[attr-defined]
     try:
-        tokenizers: list[Tokenizer] = [Local(), OfMain()]
+        tokenizers: list[Tokenizer] = [Local(), OfMain(), Elsewhere(), Shifted(shift=1)]
         for tokenizer in tokenizers:
             found = joined(encoding.encoded(TEXTS, tokenizer, 2))
-            assert found == joined(encoding.encoded(TEXTS, Bytes(), 1))
+            assert found == joined(encoding.encoded(TEXTS, tokenizer, 1))
     finally:
         del main.OfMain  # type: ignore[attr-defined]
     assert not started
+
+
+class Shifted(Bytes):
+    """Its option isn't kept by `save`, so that no other process can make it."""
+
+    def __init__(self, saved=None, *, shift):
+        self.shift = shift
+        self.fingerprint = f"shifted by {shift}"
+
+
+def test_what_no_bytes_stand_for_is_refused_by_other_processes_too():
+    with pytest.raises(UserError, match="U[+]D800, half of a surrogate pair"):
+        list(encoding.encoded([*TEXTS, "\ud800", *TEXTS], Bytes(), 2))
 
 
 def test_a_process_that_does_not_start_is_said(monkeypatch):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import json
+import operator
 import os
-import pickle
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -66,9 +70,17 @@ def encoded(texts: Iterable[str], tokenizer: Tokenizer, processes: int | None = 
 
 def encoded_by(processes: int, batches: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[Encoded]:
     """Encode in other processes, each of which has a thread here that hands it batches."""
-    if (pickled := portable(tokenizer)) is None:
-        yield from (encode(tokenizer, batch) for batch in batches)
-        return
+    with tempfile.TemporaryDirectory(prefix="minllm-tokenizer-") as folder:
+        if is_made_again(tokenizer, Path(folder)):
+            yield from encoded_with(type(tokenizer), folder, processes, batches)
+        else:
+            yield from (encode(tokenizer, batch) for batch in batches)
+
+
+def encoded_with(
+    kind: type[Tokenizer], folder: str, processes: int, batches: Iterable[list[str]]
+) -> Iterator[Encoded]:
+    """Encode in other processes, with the tokenizer of a kind that is in a folder."""
     helpers: list[Helper] = []
     idle: SimpleQueue[Helper] = SimpleQueue()
     waiting: deque[Future[Encoded]] = deque()
@@ -83,7 +95,7 @@ def encoded_by(processes: int, batches: Iterable[list[str]], tokenizer: Tokenize
 
     try:
         for _ in range(processes):
-            helpers.append(Helper(pickled))
+            helpers.append(Helper(kind, folder))
             idle.put(helpers[-1])
         for batch in batches:
             waiting.append(pool.submit(encode_there, batch))
@@ -99,13 +111,41 @@ def encoded_by(processes: int, batches: Iterable[list[str]], tokenizer: Tokenize
             helper.close()
 
 
-def portable(tokenizer: Tokenizer) -> bytes | None:
-    """Return what makes a tokenizer again in another process; None if only this program's main module can."""
+def is_made_again(tokenizer: Tokenizer, folder: Path) -> bool:
+    """Save a tokenizer, and return whether another process can make it again from the folder and its class.
+
+    It can't if only this program's main module has the class, or if an option matters that `save` doesn't keep.
+    """
+    kind = type(tokenizer)
+    if kind.__module__ == "__main__":
+        return False
     try:
-        pickled = pickle.dumps(tokenizer)
-    except (pickle.PicklingError, AttributeError, TypeError):  # such as of a class inside a function
-        return None
-    return None if b"__main__" in pickled else pickled
+        tokenizer.save(folder)
+        same_class = class_of(kind.__module__, kind.__qualname__) is kind
+        return same_class and made_again(kind, folder).fingerprint == tokenizer.fingerprint
+    # a class from outside minllm may say in many ways that it can't
+    except (
+        UserError,
+        OSError,
+        ImportError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+    ):
+        return False
+
+
+def class_of(module: str, name: str) -> type[Tokenizer]:
+    return operator.attrgetter(name)(importlib.import_module(module))
+
+
+def made_again(kind: type[Tokenizer], folder: Path) -> Tokenizer:
+    """Return the tokenizer that was saved in a folder; what its options name isn't looked at then."""
+    options = inspect.signature(kind).parameters.values()
+    needed = [one.name for one in options if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    return kind(folder, **dict.fromkeys(needed))
 
 
 class Helper:
@@ -115,17 +155,13 @@ class Helper:
     whatever a script does without `if __name__ == "__main__"`; a fork would copy torch's threads half.
     """
 
-    def __init__(self, pickled: bytes) -> None:
-        paths = json.dumps([os.path.abspath(path) for path in sys.path])
+    def __init__(self, kind: type[Tokenizer], folder: str) -> None:
+        paths = [os.path.abspath(path) for path in sys.path]
+        known = {"paths": paths, "module": kind.__module__, "name": kind.__qualname__, "folder": folder}
         try:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-c",
-                    START,
-                    paths,
-                ],  # isolated: nothing is imported but from where we import
+                # isolated: nothing is imported but from where we import
+                [sys.executable, "-I", "-c", START, json.dumps(known)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C on the terminal is for the process that started this one
@@ -136,7 +172,6 @@ class Helper:
             )
         except OSError as error:
             raise UserError(COULD_NOT_ENCODE) from error
-        self.pickled: bytes | None = pickled
 
     def encode(self, texts: list[str]) -> Encoded:
         """Return the tokens of texts.
@@ -146,17 +181,18 @@ class Helper:
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            if self.pickled is not None:
-                self.process.stdin.write(self.pickled)
-                self.pickled = None
-            pickle.dump(texts, self.process.stdin)
+            self.process.stdin.write(json.dumps(texts).encode() + b"\n")
             self.process.stdin.flush()
-            answer = pickle.load(self.process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            answer = json.loads(self.process.stdout.readline())
+            if "refused" in answer:
+                raise UserError(answer["refused"])
+            return Encoded(*(self.array(answer[name], dtype) for name, dtype in ANSWER.items()))
+        except (OSError, ValueError) as error:
             raise UserError(COULD_NOT_ENCODE) from error
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
+
+    def array(self, length: int, dtype: str) -> np.ndarray:
+        """Read an array of the answer. ValueError if the process was killed before it had written all of it."""
+        return np.frombuffer(self.process.stdout.read(length * np.dtype(dtype).itemsize), dtype, length)
 
     def close(self) -> None:
         """Leave nothing of a process that has been killed."""
@@ -205,26 +241,29 @@ def usable_cpus() -> int:
 
 START = """
 import json, sys
-sys.path[:] = json.loads(sys.argv[1])
+known = json.loads(sys.argv[1])
+sys.path[:] = known["paths"]
 from minllm.data.encoding import serve
-serve()
+serve(known["module"], known["name"], known["folder"])
 """
+ANSWER = {"tokens": "<u4", "lengths": "<i8", "bytes": "<i8"}
+"""An answer: the length of each array as a line of JSON, then the arrays; or a line that says why there is none."""
 
 
-def serve() -> None:
-    """Answer each list of texts on standard input with their tokens, until the process that asks is gone.
-
-    What is unpickled here comes from that process alone.
-    """
+def serve(module: str, name: str, folder: str) -> None:
+    """Answer each line of texts on standard input with their tokens, until the process that asks is gone."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        tokenizer = pickle.load(sys.stdin.buffer)
-        while True:
-            texts = pickle.load(sys.stdin.buffer)
+    tokenizer = made_again(class_of(module, name), Path(folder))
+    with contextlib.suppress(BrokenPipeError):
+        while line := sys.stdin.buffer.readline():
             try:
-                answer: Encoded | UserError = encode(tokenizer, texts)
+                found = encode(tokenizer, json.loads(line))
             except UserError as error:
-                answer = error
-            pickle.dump(answer, answers)
+                answers.write(json.dumps({"refused": str(error)}).encode() + b"\n")
+            else:
+                arrays = {one: getattr(found, one).astype(dtype) for one, dtype in ANSWER.items()}
+                answers.write(json.dumps({one: len(array) for one, array in arrays.items()}).encode() + b"\n")
+                for array in arrays.values():
+                    answers.write(array.tobytes())
             answers.flush()
