@@ -9,7 +9,10 @@ import resource
 import pytest
 
 from minllm.errors import UserError
-from minllm.sweep.store import JOURNAL, open_study, put_back, storage_errors
+from minllm.sweep import search
+from minllm.sweep.outcome import Outcome
+from minllm.sweep.store import JOURNAL, alone, open_study, put_back, storage_errors
+from tests.instant import Instant, search_at_once
 
 NAME = "size"
 
@@ -126,3 +129,35 @@ def test_a_full_disk_under_a_database_is_said_and_room_is_all_it_needs(tmp_path)
             trial.set_user_attr(f"heavy {number}", "x" * 1000)
     study.tell(trial, 1.0)
     assert states(open_study(NAME, url, tmp_path)) == ["COMPLETE"]
+
+
+# ---- what isn't there any more, or isn't a file ----------------------------------------------------
+
+
+def test_trials_that_a_lost_journal_knew_of_are_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # as on this machine, where a trial that was put back takes its folder again
+    monkeypatch.setattr(search, "Processes", Instant)
+    monkeypatch.setattr(Instant, "close", lambda self: None, raising=False)
+    grid = "hydra/sweeper/sampler=grid"
+    words = ("sweep.name=a-search", "search=none", grid, "seed=choice(0,1)", "hydra.sweeper.n_trials=2")
+    folder = tmp_path / "outputs/sweeps/a-search"
+    search_at_once(lambda cfg: Outcome("complete", 1.0), *words)
+    before = {path: path.read_bytes() for path in folder.glob("trial-*/*")}
+    assert len(before) == 2
+    (folder / JOURNAL).unlink()
+    search_at_once(lambda cfg: Outcome("complete", 2.0), *words)
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(path.name for path in folder.glob("trial-*")) == [
+        "trial-0",
+        "trial-0.2",
+        "trial-1",
+        "trial-1.2",
+    ]
+
+
+@pytest.mark.parametrize("name", [".lock", JOURNAL, f"{JOURNAL}.flock"])
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder, where a file is expected"), alone(tmp_path):
+        open_study(NAME, None, tmp_path)

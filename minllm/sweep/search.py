@@ -262,7 +262,9 @@ class Search:
 
     def launch(self, trial: optuna.Trial, words: list[str], cfg: DictConfig) -> None:
         run_dir, attempt = self.run_dir(trial.number), uuid.uuid4().hex
-        if not isinstance(self.launcher, Processes):  # whose processes are gone when a trial is put back
+        # the processes of this machine are gone when a trial is put back; a folder that the study knows nothing of,
+        # because its journal was lost, is kept
+        if not isinstance(self.launcher, Processes) or "run" not in trial.user_attrs:
             run_dir = fresh(run_dir)
         trial.set_user_attr("run", str(run_dir))
         trial.set_user_attr("attempt", attempt)  # by which a process that was given up knows that it was

@@ -74,11 +74,12 @@ def alone(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
+    refuse_folder(path)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        holder = path.read_text(encoding="utf-8") or "a process that has just begun"
+        holder = path.read_text(encoding="utf-8", errors="replace") or "a process that has just begun"
         raise UserError(
             f"A search is at work in {folder} already: {holder}. Wait until it's done, stop it, or give this one"
             " another name: sweep.name=<name>."
@@ -166,6 +167,8 @@ def put_back(study: optuna.Study) -> list[int]:
 def journal(path: Path) -> BaseStorage:
     """Return the storage that is a file of lines. UserError if a line is damaged."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_folder(path)
+    refuse_folder(path.with_name(f"{path.name}.flock"))
     remove_stale_lock(path)
     lock = JournalLock(path)
     backend = JournalFileBackend(str(path), lock_obj=lock)
@@ -181,6 +184,14 @@ def journal(path: Path) -> BaseStorage:
             f"{path} is damaged: a record in it can't be used ({type(error).__name__}: {first_line(error)}). Give this"
             " search another name: sweep.name=<name>."
         ) from error
+
+
+def refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, where a file is expected. Remove it, or give this search another name:"
+            " sweep.name=<name>."
+        )
 
 
 class JournalLock:
@@ -247,7 +258,7 @@ def remove_stale_lock(path: Path) -> None:
     """
     lock = path.with_name(f"{path.name}.lock")
     with contextlib.suppress(FileNotFoundError):
-        if time.time() - lock.lstat().st_mtime > 30:
+        if time.time() - lock.lstat().st_mtime > 30 and not lock.is_dir():
             lock.unlink()
 
 

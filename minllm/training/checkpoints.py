@@ -3,7 +3,7 @@
     checkpoints/step-000100/
         model.safetensors
         optimizer.pt        loaded with weights_only=True: nothing is unpickled
-        state.json          how far the run is, its best evaluation, and what `auto` has chosen
+        state.json          how far the run is, its best evaluation, what `auto` has chosen, and checksums (state.py)
 
 A checkpoint is written in a folder beside and renamed, so that one that has its name is whole.
 """
