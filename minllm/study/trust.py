@@ -29,8 +29,8 @@ def warnings(arms: Sequence[Arm]) -> list[str]:
         if not all(checked):
             reasons = [OLDER] * (None in checked) + [TURNED_OFF] * (False in checked)
             found.append(
-                f"{called(arm)} is unchecked ({' and '.join(reasons)}): nobody knows whether it looks ahead, or decodes as"
-                " it was trained."
+                f"{called(arm)} is unchecked ({' and '.join(reasons)}): nobody knows whether it looks ahead, or decodes"
+                " as it was trained."
             )
     return found
 

@@ -90,7 +90,7 @@ def save(
     """
     target = folder / f"step-{progress.step:06d}"
     beside = folder / f".{target.name}.partial"
-    tidy(folder, progress, keep)
+    remove_partial(folder)
     beside.mkdir(parents=True)
     try:
         with _write_errors():
@@ -102,7 +102,7 @@ def save(
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    tidy(folder, progress, keep)
+    tidy(folder, progress, keep)  # only now: `progress.best` may be the checkpoint that was just written
 
 
 def tidy(folder: Path, progress: Progress, keep: int) -> None:
@@ -111,6 +111,10 @@ def tidy(folder: Path, progress: Progress, keep: int) -> None:
     for old in all_in(folder)[:-keep]:
         if step_of(old) != best:
             old.rename(folder / f".{old.name}.partial")
+    remove_partial(folder)
+
+
+def remove_partial(folder: Path) -> None:
     for partial in folder.glob(".step-*.partial"):
         shutil.rmtree(partial)
 
