@@ -122,6 +122,38 @@ def test_a_grid_grows_in_a_folder_that_is_named(go: Callable):
     assert code == 2 and err.count("\n") == 1 and "damaged" in err
 
 
+@pytest.mark.parametrize("named_by", ["word", "preset"])
+def test_a_grid_with_data_and_a_folder_elsewhere_goes_on(go: Callable, tmp_path: Path, monkeypatch, named_by):
+    notes, here, mine = tmp_path / "my notes.txt", tmp_path / "here", tmp_path / "mine"
+    notes.write_text("A fox saw a bear, and the bear saw a fox. " * 40)
+    (mine / "experiment").mkdir(parents=True)
+    preset = f"# @package _global_\ndefaults: [{{override /data: text}}]\ndata: {{path: ['{notes}']}}\n"
+    (mine / "experiment/notes.yaml").write_text(preset)
+    here.mkdir(), monkeypatch.chdir(here)
+    data = {
+        "word": ["data=text", f"data.path={notes}"],
+        "preset": ["--config-dir", str(mine), "experiment=notes"],
+    }
+    tiny = [word for word in TINY if not word.startswith("data.t") and "stories" not in word]
+    words = [
+        "-m",
+        *data[named_by],
+        f"data.cache={tmp_path / 'cache'}",
+        *tiny,
+        "seed=0,1",
+        "hydra.sweep.dir=grid",
+    ]
+    code, _, err = go(*words)
+    assert code == 0 and not err, err
+    cut_off = runs_of(Path("grid"))["pre1"]
+    before = bpb(cut_off)
+    (cut_off / "summary.json").unlink()
+    shutil.rmtree(cut_off / "checkpoints" / "step-000003")
+    code, out, err = go(*words)
+    assert code == 0 and not err and "Going on from step 2" in out, err
+    assert bpb(cut_off) == before
+
+
 def test_latest_is_the_same_run_in_all_of_a_grid(go: Callable):
     words = [word for word in TINY if not word.startswith(("model.", "train.steps"))]
     assert go(*TINY, "train.steps=1", "hydra.run.dir=outputs/first")[0] == 0
