@@ -30,7 +30,7 @@ from torch import nn
 from minllm import runs
 from minllm.config import build
 from minllm.errors import UserError
-from minllm.model.build import build_model
+from minllm.model.build import rebuild_model
 from minllm.model.lm import LM
 from minllm.tokenizer import Tokenizer, of_run
 from minllm.training import memory
@@ -289,7 +289,7 @@ def load_as(
     """Return a run's model and tokenizer with the options of `cfg`, which may differ from those it was made with."""
     checkpoint = find(run, which)
     tokenizer = tokenizer_of(checkpoint, cfg)
-    model = build_model(cfg, tokenizer).to(device)
+    model = rebuild_model(cfg, tokenizer).to(device)
     load_weights(checkpoint, model)
     return model.eval(), tokenizer
 
