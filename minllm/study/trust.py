@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omegaconf import DictConfig
+
 from minllm.errors import UserError
 from minllm.floor import below_floor
+from minllm.model.contract import Mistake
 from minllm.model.laws import TURN_OFF, BrokenLaw, check_laws
 from minllm.study.arms import Arm
 
@@ -50,3 +53,13 @@ def refuse_broken(arms: Sequence[Arm]) -> None:
 
 def called(arm: Arm) -> str:
     return arm.name or "The only arm"
+
+
+def refuse_broken_arm(name: str, cfg: DictConfig) -> None:
+    """Raise UserError if an arm's model breaks a law, such as that it may not look ahead, or has a mistake."""
+    try:
+        check_laws(cfg)
+    except (BrokenLaw, Mistake) as error:
+        raise UserError(f"Arm {name}: {error}") from error
+    except UserError:
+        return  # options that don't go together are refused in a trial, with what was typed for it
