@@ -214,8 +214,16 @@ def is_logger(word: str) -> bool:
 
 
 def make_ready(run: Path) -> None:
-    """Empty the folder of a run that stopped before its first checkpoint: it begins again."""
+    """Empty the folder of a run that stopped before its first checkpoint: it begins again.
+
+    Raises:
+        UserError: it hasn't stopped, or is a link.
+    """
+    from minllm.training.rundir import is_going_on
+
     if (run / "config.yaml").exists() and not can_go_on(run):
+        if is_going_on(run):
+            raise UserError(f"Another process is training in {run}. Wait until it has ended, or stop it.")
         if run.is_symlink():
             raise UserError(
                 f"{run} is a link to elsewhere, so the run in it can't begin again. Remove the link."

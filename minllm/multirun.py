@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
+from minllm.explain import disk_sentence
 from minllm.grid import grid_table, name_for_logger
 from minllm.manifest import TRAINS, Grid, fingerprint, grid_for, is_whole, locked, make_ready
 from minllm.runs import remove_if_empty
@@ -159,10 +161,14 @@ class GridSweeper(Sweeper):
         while children.running or (waiting and not children.stopped_by):
             while waiting and not children.is_full and not children.stopped_by:
                 run = waiting.pop(0)
-                if grid.remembered:
-                    make_ready(run.folder)
                 print(f"{progress}: {' '.join(run.varied)}", flush=True)
-                children.start(run, self.work(run), device_of(run.composed))
+                if trouble := why_not_ready(grid, run):
+                    print(printable(f"{' '.join(run.words)}: {trouble}"), file=sys.stderr, flush=True)
+                    progress.one_more(None)
+                    codes.append(2)
+                elif not self.started(children, run):
+                    waiting.insert(0, run)  # there may be room once another has ended
+                    break
             for run, end in children.ended():
                 remove_if_empty(run.folder)
                 print(end.out, end="", flush=True)
@@ -174,6 +180,23 @@ class GridSweeper(Sweeper):
                 progress.one_more(end.seconds if end.code == 0 else None)
                 codes.append(end.code)
         return codes
+
+    def started(self, children: Children[Combination], run: Combination) -> bool:
+        """Start a run's process; return False where the system has no room for one more beside the others.
+
+        Raises:
+            UserError: it has none for a single one.
+        """
+        try:
+            children.start(run, self.work(run), device_of(run.composed))
+        except OSError as error:
+            if children.running:
+                return False
+            raise UserError(
+                f"{' '.join(run.words)}: no process can be started ({error.strerror}). End other programs, or make room"
+                f" in {tempfile.gettempdir()}. The same command goes on."
+            ) from error
+        return True
 
     def work(self, run: Combination) -> Callable[[], int]:
         """Return what a run's process does."""
@@ -211,6 +234,18 @@ class Progress:
         rounds = math.ceil(left / self.n_jobs)
         each = sum(self.seconds) / len(self.seconds)
         return f"{self.done}/{self.total}, {duration(each * rounds, tenths=False)} left"
+
+
+def why_not_ready(grid: Grid, run: Combination) -> UserError | None:
+    """Empty the folder of a run that begins again; return what is in the way, if anything."""
+    try:
+        if grid.remembered:
+            make_ready(run.folder)
+    except UserError as error:
+        return error
+    except OSError as error:
+        return UserError(disk_sentence(error))
+    return None
 
 
 def already(grid: Grid, kept: int, total: int) -> str:

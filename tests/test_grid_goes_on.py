@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,9 +17,11 @@ from omegaconf import OmegaConf
 
 import run as door
 from minllm.children import Children
-from minllm.manifest import FILE, code_hash, fingerprint, read
-from minllm.multirun import Progress
+from minllm.errors import UserError
+from minllm.manifest import FILE, Grid, code_hash, fingerprint, read
+from minllm.multirun import Combination, GridSweeper, Progress
 from minllm.runs import command_to_go_on, latest_run
+from minllm.training.rundir import RunDir
 
 TINY = [
     "model.dim=16",
@@ -353,6 +356,86 @@ def test_a_run_that_is_killed_does_not_cost_the_others():
         children.start(2, lambda: sys.exit(3), None)
         ((_, left),) = children.ended()
     assert (killed.code, killed.signal) == (1, "SIGKILL") and (failed.code, left.code) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        (lambda: sys.exit("It's \x1b[31menough"), 1, "It's \\x1b[31menough\n"),
+        (lambda: sys.exit(None), 0, ""),
+        (lambda: fail(UserError("a \x1b[31mname")), 2, "a \\x1b[31mname\n"),
+        (lambda: fail(OSError(errno.ENOSPC, "No space left", "there")), 2, "The disk is full at there."),
+        (lambda: fail(MemoryError()), 2, "Memory ran out."),
+    ],
+    ids=["text", "none", "mistake", "full disk", "memory"],
+)
+def test_how_a_run_ends_is_said(end: Callable, code: int, said: str, capfd):
+    with capfd.disabled(), Children[int](2) as children:  # what pytest captures isn't printed
+        children.start(0, end, None)
+        ((_, ended),) = children.ended()
+    assert ended.code == code and ended.err.startswith(said) and "Traceback" not in ended.err
+    assert bool(ended.err) == bool(said)
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine that refuses further processes for as many times as the list's number says."""
+    refusals, fork = [0], os.fork
+
+    def forked() -> int:
+        if refusals[0] > 0:
+            refusals[0] -= 1
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", forked)
+    return refusals
+
+
+def test_a_machine_without_room_for_a_process_is_a_sentence(go: Callable, crowded: list[int]):
+    crowded[0] = 1
+    code, _, err = go("-m", "seed=0,1", *TINY)
+    assert code == 2 and err.count("\n") == 1 and "no process can be started (Resource temporarily" in err
+    assert not Path("outputs").exists()
+
+
+@pytest.fixture
+def sweeper(monkeypatch: pytest.MonkeyPatch) -> GridSweeper:
+    """A grid's, whose runs end at once."""
+    made = GridSweeper(2)
+    monkeypatch.setattr(made, "work", lambda run: lambda: 0)
+    return made
+
+
+def combination(folder: Path) -> Combination:
+    return Combination([f"norm={folder.name}"], OmegaConf.create(), folder, [])
+
+
+def test_where_there_is_no_room_for_two_processes_one_waits(
+    crowded: list[int], sweeper: GridSweeper, monkeypatch, tmp_path: Path
+):
+    runs, grid = [combination(tmp_path / name) for name in "abc"], Grid(tmp_path, "", "")
+    with Children[Combination](2) as children:
+        start = children.start
+        monkeypatch.setattr(children, "start", lambda *given: (start(*given), crowded.__setitem__(0, 1)))
+        assert sweeper.run_missing(children, grid, runs, Progress(3, 0, 2)) == [0, 0, 0]
+
+
+def test_a_run_that_another_process_trains_is_left_alone(sweeper: GridSweeper, tmp_path: Path, capfd):
+    """Here one that hasn't a checkpoint yet, which would begin again."""
+    runs, grid = [combination(tmp_path / name) for name in "ab"], Grid(tmp_path, "", "")
+    for run in runs:
+        run.folder.mkdir()
+        (run.folder / "config.yaml").touch()
+    folder = RunDir(runs[0].folder)
+    with folder.alone(), Children[Combination](2) as children:
+        assert sorted(sweeper.run_missing(children, grid, runs, Progress(2, 0, 2))) == [0, 2]
+    assert (runs[0].folder / "config.yaml").exists() and not runs[1].folder.exists()
+    assert f"norm=a: Another process is training in {runs[0].folder}" in capfd.readouterr().err
 
 
 # ---- finding runs --------------------------------------------------------------------------------
