@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 SWEEPER = "grid"
 WARM = ("minllm.tasks.train", "minllm.model.mixers.attention", "numpy.random", "torch._dynamo")
 """What training imports, some of it late: once here, and not in each run."""
+
+FEW, MANY = 20, 50
+"""Combinations that are composed at once, and those after which it's said how far that is."""
 
 
 def register() -> None:
@@ -101,7 +104,7 @@ class GridSweeper(Sweeper):
         loader = self.context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         all_words, varied = combinations(overrides)
-        composed = [loader.load_sweep_config(self.config, words) for words in all_words]
+        composed = [loader.load_sweep_config(self.config, words) for words in counted(all_words)]
         identities = [fingerprint(one) for one in composed]
         refuse_twins([only(varied, words) for words in all_words], identities)
         trains = all(one.task.get("_target_") == TRAINS for one in composed)
@@ -308,6 +311,17 @@ def combinations(overrides: Sequence[Override]) -> tuple[list[list[str]], set[st
             "-m runs combinations, and no word has several values. Name some, such as seed=0,1,2, or leave out -m."
         )
     return [list(words) for words in itertools.product(*choices.values())], varied
+
+
+def counted(all_words: Sequence[list[str]]) -> Iterator[list[str]]:
+    """Yield each combination, and say how many are composed: hundreds take a minute before the first one runs."""
+    total = len(all_words)
+    if total > FEW:
+        print(f"Composing {total} configurations.", flush=True)
+    for number, words in enumerate(all_words):
+        if number and number % MANY == 0:
+            print(f"{number}/{total} composed", flush=True)
+        yield words
 
 
 def only(keys: Container[str], words: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 import run as door
@@ -254,6 +255,21 @@ def test_refused_before_anything_runs(go: Callable, words: list[str], expected: 
     code, out, err = go("-m", *words)
     assert code == 2 and expected in err and err.count("\n") == 1 and not out, err
     assert not Path("outputs").exists()
+
+
+def test_composing_many_combinations_says_how_far_it_is(go: Callable, monkeypatch, capfd):
+    composed = []
+
+    def compose(self: object, config: object, words: list[str]) -> None:
+        composed.append((len(composed), capfd.readouterr().out))
+        if len(composed) == 120:
+            raise UserError("That is enough.")
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", compose)
+    code, _, err = go("-m", "seed=range(500)")
+    assert code == 2 and "enough" in err
+    said = {number: out for number, out in composed if out}
+    assert said == {0: "Composing 500 configurations.\n", 50: "50/500 composed\n", 100: "100/500 composed\n"}
 
 
 def test_words_for_a_grid_are_refused_without_one(go: Callable):
