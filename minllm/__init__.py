@@ -15,9 +15,13 @@ What goes wrong by the caller's doing is raised as `minllm.UserError`, in a sent
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+"""As typing has it: with `python -m minllm`, a typing.py in the working directory would still be imported here."""
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from minllm.api import train as train
     from minllm.config import compose as compose
     from minllm.errors import UserError as UserError

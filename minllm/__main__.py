@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-import runpy
+import contextlib
+import os
 import sys
+
+if (
+    __name__ == "__main__"
+):  # `python -m` looks in the working directory first, as run.py does in its own folder
+    with contextlib.suppress(FileNotFoundError):  # it was removed, which the door says
+        here = os.getcwd()
+        sys.path.sort(key=lambda folder: os.path.realpath(folder) == here)
+
+import runpy
 
 from minllm.help import HOME
 

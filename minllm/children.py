@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Generic, TypeVar
 
-from minllm.door import BROKEN_PIPE
-from minllm.errors import UserError
+from minllm.door import BROKEN_PIPE, exit_code
+from minllm.errors import UserError, printable
+from minllm.explain import disk_error, memory_error
 from minllm.sweep import limits
 from minllm.sweep.server import die_with_the_server, end_group, lead_a_group
 
@@ -152,16 +153,20 @@ class Children(Generic[T]):
             code = work()
             sys.stdout.flush()
         except UserError as error:
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             code = 2
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
+            code = exit_code(end)
         except KeyboardInterrupt:
             code = 128 + signal.SIGINT
         except BrokenPipeError:
             code = BROKEN_PIPE
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            if sentence := disk_error(error) or memory_error(error):
+                print(printable(str(sentence)), file=sys.stderr)
+                code = 2
+            else:
+                traceback.print_exc()
         finally:
             with contextlib.suppress(OSError):
                 sys.stdout.flush(), sys.stderr.flush()

@@ -81,12 +81,20 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         print(printable(str(sentence)), file=sys.stderr)
         return 2
     except SystemExit as end:  # Hydra's way to say that there is no such package
-        return 2 if end.code == 1 and "--cfg" in words else int(end.code or 0)
+        return 2 if end.code == 1 and "--cfg" in words else exit_code(end)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def exit_code(end: SystemExit) -> int:
+    """Return the code that a process ends with, as Python does: an idea's own code may end it with a text."""
+    if end.code is None or isinstance(end.code, int):
+        return int(end.code or 0)
+    print(printable(str(end.code)), file=sys.stderr)
+    return 1
 
 
 def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:

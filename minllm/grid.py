@@ -6,6 +6,8 @@ The table is a first look. Runs that differ in their seed alone are one row, wit
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import statistics
 import textwrap
@@ -17,7 +19,7 @@ from omegaconf import DictConfig
 
 from minllm.floor import below_floor
 from minllm.markdown import code, table
-from minllm.words import is_seed
+from minllm.words import PLAIN, in_quotes, is_seed, key_of
 
 HEAD = ["", "params", "val_bpb", "tokens/s", "state, bytes"]
 ABOVE_FLOOR = "above the floor"
@@ -79,9 +81,17 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
     if short != names:
         below += ["The names in full, in the same order:", *(f"  {name or 'as it is'}" for name in names)]
     if len(arms) > 1:
-        below.append("How sure this is: python run.py task=compare 'runs=[latest]'")
+        below += ["How sure this is:", f"  {_command_to_compare(jobs)}"]
     told = [line if line.startswith(" ") else textwrap.fill(line, max(width, 40)) for line in below]
     return "\n".join([_table(head, cells), "", *told])
+
+
+def _command_to_compare(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
+    """Return what to type so that the grid's runs are compared, wherever its folder is and whatever ran since."""
+    grid = os.path.commonpath([folder.parent for _, folder in jobs])
+    named = grid if PLAIN.fullmatch(grid) else in_quotes(grid)
+    trusted = dict.fromkeys(word for words, _ in jobs for word in words if key_of(word) == "extensions")
+    return shlex.join(["python", "run.py", *trusted, "task=compare", f"runs=[{named}]"])
 
 
 def _room(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:

@@ -83,8 +83,16 @@ def of_factory(takes: Any, made: type) -> Kind:
     """Return the kind of an option that is annotated `Callable[takes, made]`."""
     calls = len(takes) if isinstance(takes, list) else None
     if f"{made.__module__}.{made.__qualname__}" == "torch.nn.modules.module.Module":
-        return BRANCH
+        return BRANCH if makes_a_branch(takes) else Kind("a module (torch.nn.Module)", (made,), calls)
     return Kind(f"a {made.__name__} ({made.__module__})", (made,), calls)
+
+
+def makes_a_branch(takes: Any) -> bool:
+    """Whether `takes` is [int, Layer], in which case the place is one for a mixer or an MLP."""
+    if not isinstance(takes, list) or len(takes) != 2:
+        return False
+    width, layer = (get_args(one)[0] if get_origin(one) is Annotated else one for one in takes)
+    return width is int and layer is named("minllm.model.context.Layer")
 
 
 # ---- tasks and factories: functions --------------------------------------------------------------

@@ -12,7 +12,8 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Container, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
+from minllm.explain import disk_sentence
 from minllm.grid import grid_table, name_for_logger
 from minllm.manifest import TRAINS, Grid, fingerprint, grid_for, is_whole, locked, make_ready
 from minllm.runs import remove_if_empty
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 SWEEPER = "grid"
 WARM = ("minllm.tasks.train", "minllm.model.mixers.attention", "numpy.random", "torch._dynamo")
 """What training imports, some of it late: once here, and not in each run."""
+
+FEW, MANY = 20, 50
+"""Combinations that are composed at once, and those after which it's said how far that is."""
 
 
 def register() -> None:
@@ -99,7 +104,7 @@ class GridSweeper(Sweeper):
         loader = self.context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         all_words, varied = combinations(overrides)
-        composed = [loader.load_sweep_config(self.config, words) for words in all_words]
+        composed = [loader.load_sweep_config(self.config, words) for words in counted(all_words)]
         identities = [fingerprint(one) for one in composed]
         refuse_twins([only(varied, words) for words in all_words], identities)
         trains = all(one.task.get("_target_") == TRAINS for one in composed)
@@ -159,10 +164,14 @@ class GridSweeper(Sweeper):
         while children.running or (waiting and not children.stopped_by):
             while waiting and not children.is_full and not children.stopped_by:
                 run = waiting.pop(0)
-                if grid.remembered:
-                    make_ready(run.folder)
                 print(f"{progress}: {' '.join(run.varied)}", flush=True)
-                children.start(run, self.work(run), device_of(run.composed))
+                if trouble := why_not_ready(grid, run):
+                    print(printable(f"{' '.join(run.words)}: {trouble}"), file=sys.stderr, flush=True)
+                    progress.one_more(None)
+                    codes.append(2)
+                elif not self.started(children, run):
+                    waiting.insert(0, run)  # there may be room once another has ended
+                    break
             for run, end in children.ended():
                 remove_if_empty(run.folder)
                 print(end.out, end="", flush=True)
@@ -174,6 +183,23 @@ class GridSweeper(Sweeper):
                 progress.one_more(end.seconds if end.code == 0 else None)
                 codes.append(end.code)
         return codes
+
+    def started(self, children: Children[Combination], run: Combination) -> bool:
+        """Start a run's process; return False where the system has no room for one more beside the others.
+
+        Raises:
+            UserError: it has none for a single one.
+        """
+        try:
+            children.start(run, self.work(run), device_of(run.composed))
+        except OSError as error:
+            if children.running:
+                return False
+            raise UserError(
+                f"{' '.join(run.words)}: no process can be started ({error.strerror}). End other programs, or make room"
+                f" in {tempfile.gettempdir()}. The same command goes on."
+            ) from error
+        return True
 
     def work(self, run: Combination) -> Callable[[], int]:
         """Return what a run's process does."""
@@ -211,6 +237,18 @@ class Progress:
         rounds = math.ceil(left / self.n_jobs)
         each = sum(self.seconds) / len(self.seconds)
         return f"{self.done}/{self.total}, {duration(each * rounds, tenths=False)} left"
+
+
+def why_not_ready(grid: Grid, run: Combination) -> UserError | None:
+    """Empty the folder of a run that begins again; return what is in the way, if anything."""
+    try:
+        if grid.remembered:
+            make_ready(run.folder)
+    except UserError as error:
+        return error
+    except OSError as error:
+        return UserError(disk_sentence(error))
+    return None
 
 
 def already(grid: Grid, kept: int, total: int) -> str:
@@ -273,6 +311,17 @@ def combinations(overrides: Sequence[Override]) -> tuple[list[list[str]], set[st
             "-m runs combinations, and no word has several values. Name some, such as seed=0,1,2, or leave out -m."
         )
     return [list(words) for words in itertools.product(*choices.values())], varied
+
+
+def counted(all_words: Sequence[list[str]]) -> Iterator[list[str]]:
+    """Yield each combination, and say how many are composed: hundreds take a minute before the first one runs."""
+    total = len(all_words)
+    if total > FEW:
+        print(f"Composing {total} configurations.", flush=True)
+    for number, words in enumerate(all_words):
+        if number and number % MANY == 0:
+            print(f"{number}/{total} composed", flush=True)
+        yield words
 
 
 def only(keys: Container[str], words: Iterable[str]) -> list[str]:

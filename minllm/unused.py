@@ -6,18 +6,19 @@ layouts may carry defaults for what a model doesn't have.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from minllm.config import build
 from minllm.errors import UserError
 from minllm.model.lm import LM
-from minllm.model.parameter import initialise
+from minllm.model.parameter import constant, initialise, normal, parameter
 from minllm.model.position import Position
 from minllm.runs import named_keys
 from minllm.validation import (
@@ -96,12 +97,13 @@ def refuse_unused(cfg: DictConfig) -> None:
                     f"size.{name} would do nothing without a size to reach: add one, such as size.params=1e6."
                 )
     same = small(cfg)
+    before = functools.cache(lambda section, length: computed(section, same, length))
     for key in typed:
         section = key.partition(".")[0]
         if section not in COMPUTES or key in MATTER or as_typed(cfg, key) != key or "." not in key:
             continue
         others = list(other_values(cfg, key))
-        if others and not any(differs(COMPUTES[section], same, key, other) for other in others):
+        if others and not any(differs(before, same, key, other) for other in others):
             raise UserError(
                 f"{key}={OmegaConf.select(cfg, key)} would do nothing: with another value the {NAMES[section]} computes"
                 " the same. Leave it out, or change what it depends on."
@@ -150,24 +152,32 @@ def other_values(cfg: DictConfig, key: str) -> Iterator[Any]:
 # ---- what is computed ----------------------------------------------------------------------------
 
 
-def differs(
-    compute: Callable[[DictConfig, int], list[Tensor]], cfg: DictConfig, key: str, value: Any
-) -> bool:
-    """Whether another value of an option makes a difference; one that doesn't go with the others does."""
-    changed = cfg.copy()
+def differs(before: Callable[[str, int], list[Tensor] | None], cfg: DictConfig, key: str, value: Any) -> bool:
+    """Whether another value of an option makes a difference; one that doesn't go with the others does.
+
+    Args:
+        before: what `computed` returns for `cfg` as it is, given the section and the length.
+    """
+    changed, section = cfg.copy(), key.partition(".")[0]
     OmegaConf.update(changed, key, value, force_add=True)
-    with torch.random.fork_rng(devices=[]):
-        for length in LENGTHS:
-            try:
-                before, after = compute(cfg, length), compute(changed, length)
-                same = len(before) == len(after) and all(map(torch.equal, before, after))
-            except (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError):
-                return (
-                    True  # RuntimeError: tensors without values can't be compared, when memory is predicted
-                )
-            if not same:
-                return True
+    for length in LENGTHS:
+        one = before(section, length)
+        other = None if one is None else computed(section, changed, length)
+        if one is None or other is None:
+            return True
+        if len(one) != len(other) or not all(map(torch.equal, one, other)):
+            return True
     return False
+
+
+def computed(section: str, cfg: DictConfig, length: int) -> list[Tensor] | None:
+    """Return what a section computes; None where that can't be computed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return COMPUTES[section](cfg, length)
+        except (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError):
+            return None
 
 
 def small(cfg: DictConfig) -> DictConfig:
@@ -224,8 +234,8 @@ def computed_by_sampling(cfg: DictConfig, length: int) -> list[Tensor]:
 
 
 def computed_by_optimizer(cfg: DictConfig, length: int) -> list[Tensor]:
-    """Return a model's parameters after three steps with gradients that change their signs."""
-    model = build(cfg.model, VOCABULARY, build(cfg.norm))
+    """Return parameters of each role after three steps with gradients that change their signs."""
+    model = EachRole()
     initialise(model, cfg.seed)
     optimizer = build(cfg.optim, model)
     generator = torch.Generator().manual_seed(0)
@@ -234,6 +244,17 @@ def computed_by_optimizer(cfg: DictConfig, length: int) -> list[Tensor]:
             p.grad = 0.01 * torch.randn(p.shape, generator=generator)
         optimizer.step()
     return [p.detach() for p in model.parameters()]
+
+
+class EachRole(nn.Module):
+    """The parameters that optimizers tell apart, in place of a model's, which may be many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_weight_VD = parameter(9, 6, kind="embedding", draw=normal(1.0))
+        self.matrix = parameter(8, 6, kind="matrix", draw=normal(0.4), parts=(5, 3))
+        self.stack = parameter(2, 4, 6, kind="matrix", draw=normal(0.4))
+        self.vector = parameter(6, kind="vector", draw=constant(1.0))
 
 
 def tells_places_apart(model: LM) -> bool:

@@ -88,6 +88,23 @@ def test_the_newest_and_the_best_are_kept(run):
     assert checkpoints.find(run, "last").name == "step-000050"
 
 
+@pytest.mark.parametrize("fails", ["save_model", "_sync"])
+def test_a_best_checkpoint_is_removed_only_once_its_successor_is_written(run, monkeypatch, fails):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    model, optimizer = made()
+    save(run, 10, model, optimizer, best=10, keep=1)
+    save(run, 20, model, optimizer, best=10, keep=1)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(checkpoints, fails, full)
+        save(run, 30, model, optimizer, best=30, keep=1)
+    assert names(run) == ["step-000010", "step-000020"]
+    assert checkpoints.find(run, "best").name == "step-000010"
+    save(run, 30, model, optimizer, best=30, keep=1)
+    assert names(run) == ["step-000030"]
+
+
 def test_steps_beyond_six_digits_are_still_in_order(run):
     model, optimizer = made()
     for step in (999_999, 1_000_000):

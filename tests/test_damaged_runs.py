@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -19,6 +20,7 @@ from minllm.markdown import code, plain, sh
 from minllm.page import escape
 from minllm.study.comparison import compare
 from minllm.study.reading import Guess, Reading
+from minllm.study.recorded import Damaged, read_text
 from minllm.study.report import summary, write_report
 from tests.comparisons import ENVIRONMENT, figures
 
@@ -303,3 +305,16 @@ def test_where_nothing_is_left_each_has_its_reason(tmp_path):
     write(folder / "a", event={**EVENT, "val_bpb": "low"})
     with pytest.raises(UserError, match='line 1: val_bpb is "low", not a number from 0 to 1e6'):
         compare([folder])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc to count descriptors in")
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, os.mkfifo, lambda path: path.write_text("x"), lambda path: None]
+)
+def test_no_file_stays_open_whatever_it_is(tmp_path: Path, make: Callable[[Path], object]):
+    make(tmp_path / "log.txt")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with contextlib.suppress(Damaged):
+            read_text(tmp_path, "log.txt")
+    assert len(os.listdir("/proc/self/fd")) == before

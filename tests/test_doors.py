@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import minllm
 import run as door
 from minllm.config import compose
-from minllm.door import write_anything
+from minllm.door import enter, write_anything
 from minllm.help import CONF, find_groups, help_text, of_search, sweep_help_text
 from minllm.words import quoted
 from tests.test_config import MINE, OPTIONS, REFUSED, idea  # noqa: F401  (idea is a fixture)
@@ -100,6 +100,14 @@ def test_a_place_where_no_folder_can_be(go: Callable):
 def test_a_bug_keeps_its_traceback(go: Callable):
     code, _, err = go("word=bug")
     assert code == 1 and "Traceback" in err and "ValueError: a bug of ours" in err and "hydra/" not in err
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"), [("enough", 1, "enough\n"), (None, 0, ""), (3, 3, ""), (0, 0, "")]
+)
+def test_an_ideas_own_code_may_end_the_program(capsys, end: object, code: int, said: str):
+    assert enter(["seed=1"], lambda folders: "", lambda: sys.exit(end)) == code
+    assert capsys.readouterr().err == said
 
 
 def test_a_run_is_where_it_says(go: Callable):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from minllm.config import compose
 from minllm.errors import UserError
@@ -77,14 +79,41 @@ def test_the_report_names_arms_that_were_not_checked(tmp_path, checked, told):
         assert ("one is unchecked (trained with train.check=false)" in text) == told
 
 
+def older(folder: Path, *words: str) -> Path:
+    """Write a finished run of a minllm that didn't check models."""
+    finished(folder, *words, "model.dim=32", "model.n_layers=1")
+    text = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({k: v for k, v in text.items() if k != "checked"}))
+    return folder
+
+
 def test_runs_from_before_there_was_a_check_are_checked_when_they_are_compared(tmp_path):
     """And are called unchecked, since the code may have been another when they were trained."""
     for name in ("mqa", "mha"):
-        folder = finished(tmp_path / name, f"model/attn={name}", "model.dim=32", "model.n_layers=1")
-        text = json.loads((folder / "summary.json").read_text())
-        (folder / "summary.json").write_text(json.dumps({k: v for k, v in text.items() if k != "checked"}))
+        older(tmp_path / name, f"model/attn={name}")
     one = compare([str(tmp_path)])
     assert "attn=mqa is unchecked (made by a minllm that didn't check models)" in summary(one)
+
+
+@pytest.mark.parametrize("place, name", [("model.attn", "NextToken"), ("model.mlp", "LookingMLP")])
+def test_an_older_run_whose_model_sees_the_future_is_refused(tmp_path, place, name):
+    older(tmp_path / "honest", "model/attn=mqa")
+    folder = older(tmp_path / "leaking", "model/attn=mha")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    OmegaConf.update(cfg, place, {"_target_": f"tests.test_laws.{name}"}, merge=False)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    with pytest.raises(UserError, match=rf"can't be compared\. {place} \({name}\) looks ahead") as refused:
+        compare([str(tmp_path)], extensions=["tests"])
+    assert "To train it" not in str(refused.value)
+
+
+def test_an_older_run_whose_model_can_not_be_built_any_more_stays_unchecked(tmp_path):
+    older(tmp_path / "honest", "model/attn=mqa")
+    folder = older(tmp_path / "gone", "model/attn=mha")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    OmegaConf.update(cfg, "model.attn.of_old", 1, force_add=True)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    assert "attn=mha is unchecked" in summary(compare([str(tmp_path)]))
 
 
 def test_whether_a_run_was_checked_makes_no_other_arm(tmp_path):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from minllm.grid import grid_table
 
@@ -68,10 +71,24 @@ def test_a_table_fits_its_width_and_says_what_it_left_out(tmp_path, width: int):
     assert all(len(line) <= width or line.startswith("  ") for line in lines)
     shown = all(word in line for word, line in zip(words, rows[2:]))
     assert shown == (width == 200) == ("…" not in "".join(rows))
-    if not shown:
-        assert [line.strip() for line in lines if line.startswith("  ")] == words
+    assert [line.strip() for line in lines if line.startswith("  ")][:-1] == ([] if shown else words)
     assert ("state, bytes" in rows[0]) == (width >= 80)
     assert ("the table has no" in " ".join(lines)) == (width < 80)
+
+
+@pytest.mark.parametrize("name", ["outputs/a-grid", "my grid", "it's, here", "[a]", "x" * 90])
+def test_the_command_to_compare_names_the_folder_of_this_grid(tmp_path, monkeypatch, name: str):
+    """As a shell and Hydra read it, on one line; with the packages of code that were named."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir(parents=True)
+    jobs = [
+        ([f"norm={norm}", "extensions=[my_idea]"], run(Path(name), norm, bpb))
+        for norm, bpb in [("a", 1), ("b", 2)]
+    ]
+    line = grid_table(jobs, 80).splitlines()[-1]
+    python, door, extensions, task, runs = shlex.split(line)
+    assert (python, door, extensions, task) == ("python", "run.py", "extensions=[my_idea]", "task=compare")
+    assert OverridesParser.create().parse_overrides([runs])[0].value() == [name]
 
 
 def test_what_did_not_train_is_left_out(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -12,13 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 import run as door
 from minllm.children import Children
-from minllm.manifest import FILE, code_hash, fingerprint, read
-from minllm.multirun import Progress
+from minllm.errors import UserError
+from minllm.manifest import FILE, Grid, code_hash, fingerprint, read
+from minllm.multirun import Combination, GridSweeper, Progress
 from minllm.runs import command_to_go_on, latest_run
+from minllm.training.rundir import RunDir
 
 TINY = [
     "model.dim=16",
@@ -122,6 +126,38 @@ def test_a_grid_grows_in_a_folder_that_is_named(go: Callable):
     assert code == 2 and err.count("\n") == 1 and "damaged" in err
 
 
+@pytest.mark.parametrize("named_by", ["word", "preset"])
+def test_a_grid_with_data_and_a_folder_elsewhere_goes_on(go: Callable, tmp_path: Path, monkeypatch, named_by):
+    notes, here, mine = tmp_path / "my notes.txt", tmp_path / "here", tmp_path / "mine"
+    notes.write_text("A fox saw a bear, and the bear saw a fox. " * 40)
+    (mine / "experiment").mkdir(parents=True)
+    preset = f"# @package _global_\ndefaults: [{{override /data: text}}]\ndata: {{path: ['{notes}']}}\n"
+    (mine / "experiment/notes.yaml").write_text(preset)
+    here.mkdir(), monkeypatch.chdir(here)
+    data = {
+        "word": ["data=text", f"data.path={notes}"],
+        "preset": ["--config-dir", str(mine), "experiment=notes"],
+    }
+    tiny = [word for word in TINY if not word.startswith("data.t") and "stories" not in word]
+    words = [
+        "-m",
+        *data[named_by],
+        f"data.cache={tmp_path / 'cache'}",
+        *tiny,
+        "seed=0,1",
+        "hydra.sweep.dir=grid",
+    ]
+    code, _, err = go(*words)
+    assert code == 0 and not err, err
+    cut_off = runs_of(Path("grid"))["pre1"]
+    before = bpb(cut_off)
+    (cut_off / "summary.json").unlink()
+    shutil.rmtree(cut_off / "checkpoints" / "step-000003")
+    code, out, err = go(*words)
+    assert code == 0 and not err and "Going on from step 2" in out, err
+    assert bpb(cut_off) == before
+
+
 def test_latest_is_the_same_run_in_all_of_a_grid(go: Callable):
     words = [word for word in TINY if not word.startswith(("model.", "train.steps"))]
     assert go(*TINY, "train.steps=1", "hydra.run.dir=outputs/first")[0] == 0
@@ -219,6 +255,21 @@ def test_refused_before_anything_runs(go: Callable, words: list[str], expected: 
     code, out, err = go("-m", *words)
     assert code == 2 and expected in err and err.count("\n") == 1 and not out, err
     assert not Path("outputs").exists()
+
+
+def test_composing_many_combinations_says_how_far_it_is(go: Callable, monkeypatch, capfd):
+    composed = []
+
+    def compose(self: object, config: object, words: list[str]) -> None:
+        composed.append((len(composed), capfd.readouterr().out))
+        if len(composed) == 120:
+            raise UserError("That is enough.")
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", compose)
+    code, _, err = go("-m", "seed=range(500)")
+    assert code == 2 and "enough" in err
+    said = {number: out for number, out in composed if out}
+    assert said == {0: "Composing 500 configurations.\n", 50: "50/500 composed\n", 100: "100/500 composed\n"}
 
 
 def test_words_for_a_grid_are_refused_without_one(go: Callable):
@@ -321,6 +372,86 @@ def test_a_run_that_is_killed_does_not_cost_the_others():
         children.start(2, lambda: sys.exit(3), None)
         ((_, left),) = children.ended()
     assert (killed.code, killed.signal) == (1, "SIGKILL") and (failed.code, left.code) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        (lambda: sys.exit("It's \x1b[31menough"), 1, "It's \\x1b[31menough\n"),
+        (lambda: sys.exit(None), 0, ""),
+        (lambda: fail(UserError("a \x1b[31mname")), 2, "a \\x1b[31mname\n"),
+        (lambda: fail(OSError(errno.ENOSPC, "No space left", "there")), 2, "The disk is full at there."),
+        (lambda: fail(MemoryError()), 2, "Memory ran out."),
+    ],
+    ids=["text", "none", "mistake", "full disk", "memory"],
+)
+def test_how_a_run_ends_is_said(end: Callable, code: int, said: str, capfd):
+    with capfd.disabled(), Children[int](2) as children:  # what pytest captures isn't printed
+        children.start(0, end, None)
+        ((_, ended),) = children.ended()
+    assert ended.code == code and ended.err.startswith(said) and "Traceback" not in ended.err
+    assert bool(ended.err) == bool(said)
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine that refuses further processes for as many times as the list's number says."""
+    refusals, fork = [0], os.fork
+
+    def forked() -> int:
+        if refusals[0] > 0:
+            refusals[0] -= 1
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", forked)
+    return refusals
+
+
+def test_a_machine_without_room_for_a_process_is_a_sentence(go: Callable, crowded: list[int]):
+    crowded[0] = 1
+    code, _, err = go("-m", "seed=0,1", *TINY)
+    assert code == 2 and err.count("\n") == 1 and "no process can be started (Resource temporarily" in err
+    assert not Path("outputs").exists()
+
+
+@pytest.fixture
+def sweeper(monkeypatch: pytest.MonkeyPatch) -> GridSweeper:
+    """A grid's, whose runs end at once."""
+    made = GridSweeper(2)
+    monkeypatch.setattr(made, "work", lambda run: lambda: 0)
+    return made
+
+
+def combination(folder: Path) -> Combination:
+    return Combination([f"norm={folder.name}"], OmegaConf.create(), folder, [])
+
+
+def test_where_there_is_no_room_for_two_processes_one_waits(
+    crowded: list[int], sweeper: GridSweeper, monkeypatch, tmp_path: Path
+):
+    runs, grid = [combination(tmp_path / name) for name in "abc"], Grid(tmp_path, "", "")
+    with Children[Combination](2) as children:
+        start = children.start
+        monkeypatch.setattr(children, "start", lambda *given: (start(*given), crowded.__setitem__(0, 1)))
+        assert sweeper.run_missing(children, grid, runs, Progress(3, 0, 2)) == [0, 0, 0]
+
+
+def test_a_run_that_another_process_trains_is_left_alone(sweeper: GridSweeper, tmp_path: Path, capfd):
+    """Here one that hasn't a checkpoint yet, which would begin again."""
+    runs, grid = [combination(tmp_path / name) for name in "ab"], Grid(tmp_path, "", "")
+    for run in runs:
+        run.folder.mkdir()
+        (run.folder / "config.yaml").touch()
+    folder = RunDir(runs[0].folder)
+    with folder.alone(), Children[Combination](2) as children:
+        assert sorted(sweeper.run_missing(children, grid, runs, Progress(2, 0, 2))) == [0, 2]
+    assert (runs[0].folder / "config.yaml").exists() and not runs[1].folder.exists()
+    assert f"norm=a: Another process is training in {runs[0].folder}" in capfd.readouterr().err
 
 
 # ---- finding runs --------------------------------------------------------------------------------

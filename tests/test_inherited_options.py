@@ -17,9 +17,12 @@ from minllm.model.build import build_model
 from minllm.validation import options_of
 
 CODE = """
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
+from minllm.model.context import Layer
 from minllm.model.mlps.dense import Gated
 from minllm.model.parameter import Linear
 from minllm.options import Count, Positive, factory
@@ -52,6 +55,29 @@ class Further(Variant):
 
     def forward(self, x_BTD, ctx):
         return super().forward(x_BTD, ctx) + self.offset
+
+
+class Gate(nn.Module):
+    def __init__(self, width: int, *, sharp: Positive):
+        super().__init__()
+        self.inner, self.sharp = Linear(width, width, stream="within"), sharp
+
+    def forward(self, x):
+        return torch.sigmoid(self.sharp * self.inner(x))
+
+
+class WithGate(Base):
+    def __init__(self, dim, layer, *, gate: Callable[[int], nn.Module], **options):
+        super().__init__(dim, layer, **options)
+        self.gate = gate(dim)
+
+    def forward(self, x_BTD, ctx):
+        return super().forward(self.gate(x_BTD), ctx)
+
+
+class WithBranch(Base):
+    def __init__(self, dim, layer, *, gate: Callable[[int, Layer], nn.Module], **options):
+        super().__init__(dim, layer, **options)
 
 
 class Narrower(Gated):
@@ -152,6 +178,21 @@ def test_through_several_levels_and_without_what_is_settled():
     module = build_model(composed(option("Further", rate=0.5, offset=1.0))).layers[0]["mlp"].words["mlp"]
     assert (module.rate, module.gain, module.offset) == (0.5, 3.0, 1.0)
     assert options_of(ideas.Narrower).keys() == options_of(ideas.Narrower.__mro__[1]).keys()
+
+
+def test_an_inner_module_is_made_as_its_owner_says():
+    """By a width alone, which makes no mixer and no MLP."""
+    gate = {"_target_": "ideas.Gate", "sharp": 2.0}
+    module = build_model(composed(option("WithGate", rate=0.5, gate=gate), "model.mlp.gate.sharp=3"))
+    assert module.layers[0]["mlp"].words["mlp"].gate.sharp == 3.0
+    for target, inner, says in (
+        ("WithGate", "WithGate", "takes a module"),
+        ("WithGate", "Settings", "takes a module"),
+        ("WithBranch", "Gate", "takes a mixer or an MLP"),
+    ):
+        inner = "minllm.training.settings.Settings" if inner == "Settings" else f"ideas.{inner}"
+        with pytest.raises(UserError, match=says):
+            composed(option(target, rate=0.5, gate={"_target_": inner}))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from minllm.config import compose
+import minllm
+from minllm import unused
+from minllm.config import compose, perform
 from minllm.errors import UserError
 from minllm.model.build import build_model
+from minllm.tasks.train import train
+from minllm.unused import refuse_unused
+from tests import test_laws
 
 TINY = ["tokenizer=bytes", "model.dim=32", "data.seq_len=32"]
 
@@ -82,3 +90,53 @@ def test_looking_changes_no_random_numbers():
         build_model(compose([*words, *TINY]))
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
+
+
+# ---- where it's looked at, and what that costs ---------------------------------------------------
+
+
+def test_what_was_typed_for_a_run_is_not_judged_when_the_run_is_looked_at(tmp_path, capsys):
+    """Neither beside what is typed for the look, nor where a run is from before such words were refused."""
+    folder = tmp_path / "run"
+    train(compose([*test_laws.TINY, "sample.top_k=5", f"data.cache={tmp_path / 'cache'}"]), folder)
+    perform(compose(["task=generate", f"run={folder}", "sample.temperature=0", "prompts=[a]"]), tmp_path)
+    file = folder / "config.yaml"
+    saved = OmegaConf.load(file)
+    saved.typed = [*saved.typed, "sample.temperature=0", "norm.shared=false", "schedule.t_mult=3"]
+    saved.sample.temperature = 0
+    OmegaConf.update(saved, "model.rec", saved.model.mlp, force_add=True)
+    OmegaConf.save(saved, file)
+    minllm.load(folder)
+    perform(compose([f"resume={folder}", f"data.cache={tmp_path / 'cache'}", "train.steps=4"]), tmp_path)
+    assert "Going on from step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["sample.temperature=0 sample.top_k=4", "schedule.t_mult=3"])
+def test_a_description_refuses_what_does_nothing(words: str):
+    with pytest.raises(UserError, match="would do nothing"):
+        perform(compose(["task=describe", *words.split(), *TINY]), Path())
+
+
+def test_a_large_model_is_not_built_for_an_option_of_the_optimizer(monkeypatch: pytest.MonkeyPatch):
+    built, build = [], unused.build
+    monkeypatch.setattr(unused, "build", lambda node, *args: built.append(node) or build(node, *args))
+    words = [
+        "optim.lr=1e-3",
+        "optim.beta1=0.8",
+        "optim.weight_decay=0.2",
+        "model.dim=8192",
+        "model.n_layers=64",
+    ]
+    for optimizer in ("adamw", "muon", "lion", "sgd"):
+        typed = [word for word in words if optimizer != "sgd" or "beta" not in word]
+        typed = [word for word in typed if optimizer != "muon" or "beta" not in word]
+        refuse_unused(compose([f"optim={optimizer}", *typed, "tokenizer=bytes"]))
+    assert built and all("optimizers" in node._target_ for node in built)
+
+
+def test_what_is_configured_is_computed_once_for_all_options(monkeypatch: pytest.MonkeyPatch):
+    computed, compute = [], unused.COMPUTES["optim"]
+    monkeypatch.setitem(unused.COMPUTES, "optim", lambda *given: computed.append(given) or compute(*given))
+    typed = ["optim.lr=1e-3", "optim.beta1=0.8", "optim.weight_decay=0.2"]
+    refuse_unused(compose([*typed, *TINY]))
+    assert len(computed) == 1 + len(typed)

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
+from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.errors import UserError
@@ -349,7 +350,7 @@ def test_a_time_that_is_too_short_for_one_run_is_said(here):
 class Trained:
     """Stands in for an inquiry's trials: runs by hand, whose bits a byte are what a test says."""
 
-    def __init__(self, asked: VerdictSearch, bpb, seconds: float = 1.0, allowed: float = math.inf):
+    def __init__(self, asked: VerdictSearch, bpb, seconds: float, allowed: Mapping[str, int]):
         self.asked, self.bpb, self.seconds, self.allowed = asked, bpb, seconds, allowed
         self.asked_for: list[tuple[str, int]] = []
 
@@ -361,7 +362,7 @@ class Trained:
 
         def run_until(n_trials: int) -> list[FrozenTrial]:
             self.asked_for.append((phase, n_trials))
-            n_trials = min(n_trials, self.allowed)
+            n_trials = min(n_trials, self.allowed.get(phase, n_trials))
             for seed in range(n_trials):
                 folder = self.asked.folder / phase / f"trial-{seed}"
                 if not folder.exists():
@@ -369,9 +370,14 @@ class Trained:
                     finished(folder, *self.asked.arms[name], seed=seed, bpb=self.bpb(name, seed))
             return [
                 optuna.trial.create_trial(
-                    state=TrialState.COMPLETE, value=1.0, user_attrs={"seconds": self.seconds}
+                    state=TrialState.COMPLETE,
+                    value=1.0,
+                    params={"seed": seed},
+                    distributions={"seed": IntDistribution(0, 999)},
+                    user_attrs={"seconds": self.seconds},
                 )
-            ] * n_trials
+                for seed in range(n_trials)
+            ]
 
         yield run_until
 
@@ -380,9 +386,9 @@ class Trained:
 def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
     """Settle it with trials whose bits a byte are given, and return the comparison and what was asked for."""
 
-    def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=math.inf, **protocol):
+    def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=None, **protocol):
         shutil.rmtree(asked.folder, ignore_errors=True)
-        trials = Trained(asked, bpb, seconds, allowed)
+        trials = Trained(asked, bpb, seconds, allowed or {})
         monkeypatch.setattr(asked, "opened", trials)
         monkeypatch.setattr(asked, "seconds", {})
         monkeypatch.setattr(asked, "ends", time.monotonic() + time_left)
@@ -466,6 +472,34 @@ def test_pairs_that_there_is_no_time_for_are_not_begun(settled):
     )
 
 
+@pytest.mark.parametrize("aa", [False, True])
+def test_only_pairs_that_were_trained_count_where_the_time_runs_out_within_a_turn(settled, capfd, aa):
+    """The second arm's last runs weren't begun any more."""
+    runs = 2 if aa else 1
+    allowed = {"seeds-a": 7 * runs, "seeds-b": 7 * runs - 1}
+    comparison, asked_for = settled(unclear, looks=[6, 7], allowed=allowed, aa=aa)
+    assert asked_for[-1][1] == 7 * runs and len(comparison.contests[0].seeds) == 6 * runs
+    assert "After 6 pairs" in (said := capfd.readouterr().out) and "After 7 pairs" not in said
+    allowed = {"seeds-a": 3 * runs, "seeds-b": 3 * runs - 1}
+    verdict = settled(unclear, looks=[6, 7], allowed=allowed, aa=aa)[0].contests[0].verdict
+    assert verdict.pairs == 2 * runs and "before the first look at 6 pairs" in verdict.why
+
+
+def test_pairs_are_counted_by_the_seeds_that_every_arm_has():
+    trials = [
+        optuna.trial.create_trial(
+            state=state,
+            value=None if state == TrialState.RUNNING else 1.0,
+            params={"seed": seed},
+            distributions={"seed": IntDistribution(0, 999)},
+        )
+        for seed, state in enumerate([TrialState.COMPLETE] * 5 + [TrialState.RUNNING, TrialState.COMPLETE])
+    ]
+    one, two = PROTOCOL, replace(PROTOCOL, aa=True)
+    assert one.pairs_in([trials, trials[:4]]) == 4 and one.pairs_in([trials, trials]) == 5
+    assert two.pairs_in([trials]) == 2 and one.pairs_in([trials, []]) == 0
+
+
 def test_a_seed_that_failed_leaves_it_undecided(settled):
     comparison, _ = settled(
         lambda name, seed: math.nan if (name, seed) == ("b", 3) else clear(name, seed), looks=[9]
@@ -499,11 +533,12 @@ def test_the_margin_is_said_to_be_kept_where_it_was(settled):
     assert sentences.KEPT in sentences.introduction(comparison)
 
 
-def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled):
+@pytest.mark.parametrize("seeds", [0, 1])
+def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled, seeds):
     with pytest.raises(
         UserError, match="The time was up before every arm had a run. The same command goes on"
     ):
-        settled(clear, allowed=0)
+        settled(clear, allowed={"seeds-a": seeds, "seeds-b": 0})
 
 
 def test_an_arm_whose_runs_are_all_lost_is_named_with_the_reason(settled):

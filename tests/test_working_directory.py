@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,21 @@ def test_the_doors_in_their_own_folder(hostile: Path, door: str):
         (hostile / name).symlink_to(ROOT / name)
     done = subprocess.run([sys.executable, door, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "model/attn" in done.stdout and not (hostile / "TRACE").exists()
+
+
+@pytest.mark.parametrize("door", [(), ("sweep",)])
+def test_the_doors_of_an_installed_minllm(hostile: Path, door: tuple[str, ...]):
+    """`python -m` looks into the working directory first, where minllm itself isn't."""
+    (hostile / "minllm.py").unlink()
+    for name in ("typing", "re", "runpy", "pathlib", "copy"):
+        (hostile / f"{name}.py").write_text((hostile / "queue.py").read_text())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for words in (["--help"], ["--cfg", "job", "extensions=[my_idea]"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "minllm", *door, *words], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and done.stdout, done.stderr
+        assert not (hostile / "TRACE").exists()
 
 
 def test_processes_that_are_started(hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

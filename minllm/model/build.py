@@ -20,22 +20,38 @@ if TYPE_CHECKING:
 
 
 def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
-    """Return the model that `cfg` describes, with the initial weights of its seed, on the CPU in fp32.
+    """Return the new model that `cfg` describes, with the initial weights of its seed, on the CPU in fp32.
 
     Args:
         cfg: a configuration, as `minllm.compose` returns it.
         tokenizer: the tokenizer, if it is at hand already; its vocabulary is the model's.
 
     Raises:
-        UserError: an option doesn't exist, has a wrong value, or two options don't go together.
+        UserError: an option doesn't exist, has a wrong value, two options don't go together, or one that was typed
+            does nothing.
     """
     validate(cfg)
     tokenizer = tokenizer or build(cfg.tokenizer)
     build_shapes(cfg, tokenizer.vocab_size)  # refuses what doesn't go together before anything is allocated
-    model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
-    refuse_plain_parameters(model)
+    model = with_first_values(cfg, tokenizer)
     if has_values(model):
         refuse_unused(cfg)
+    return model
+
+
+def rebuild_model(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
+    """Return the model of a run that was made before, as `build_model` does.
+
+    What was typed when the run began isn't judged again: it may do nothing beside what is typed now.
+    """
+    validate(cfg)
+    shapes_of(cfg, tokenizer.vocab_size)
+    return with_first_values(cfg, tokenizer)
+
+
+def with_first_values(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
+    model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
+    refuse_plain_parameters(model)
     initialise(model, cfg.seed)
     if has_values(model):
         try_out(model)
@@ -67,8 +83,15 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
     """Return the model without any values, on the "meta" device: it takes no memory, and its shapes are there.
 
     Raises:
-        UserError: two options don't go together.
+        UserError: two options don't go together, or something is chosen for a part that the model doesn't have.
     """
+    model = shapes_of(cfg, vocab_size)
+    refuse_unsaid(cfg, model)
+    return model
+
+
+def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
+    """Return the same, whatever was chosen for parts that the model doesn't have."""
     try:
         with torch.device("meta"):
             model = build(cfg.model, vocab_size, build(cfg.norm))
@@ -78,7 +101,6 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
         raise UserError(
             f"This model is too large for any machine: {first_line(error)}. Make it smaller."
         ) from error
-    refuse_unsaid(cfg, model)
     objective = part(cfg.objective)
     if model.reads_memory and not getattr(objective.func, "gives_memory", False):
         raise UserError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from omegaconf import DictConfig
+from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError
 from minllm.options import Count, Natural, Positive, Share
@@ -68,6 +69,12 @@ class Protocol:
     def runs_of_a_pair(self) -> int:
         """How many seeds of one arm it takes."""
         return 2 if self.aa else 1
+
+    def pairs_in(self, arms: Iterable[Sequence[FrozenTrial]]) -> int:
+        """Return how many pairs have ended: from the first on, those whose seeds every arm was trained with."""
+        ended = [{trial.params["seed"] for trial in trials if trial.state.is_finished()} for trials in arms]
+        seeds = next(seed for seed in itertools.count() if not all(seed in one for one in ended))
+        return seeds // self.runs_of_a_pair
 
 
 def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[str]]:

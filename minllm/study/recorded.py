@@ -102,11 +102,15 @@ def read_text(folder: Path, name: str) -> str:
     """
     try:
         # not blocking, since the file may have become a pipe by the time that it's opened
-        with open(os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        number = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK)
+        try:  # `open` alone would leave the descriptor of a folder open
+            if not stat.S_ISREG(os.fstat(number).st_mode):
                 raise Damaged(f"Its {name} is damaged: it isn't a plain file.")
             limit = LIMITS.get(name, LARGEST)
-            content = file.read(limit + 1)
+            with open(number, "rb", closefd=False) as file:
+                content = file.read(limit + 1)
+        finally:
+            os.close(number)
     except OSError as error:
         raise Damaged(f"Its {name} can't be read: {error.strerror or error}.") from error
     if len(content) > limit:

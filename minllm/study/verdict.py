@@ -27,9 +27,7 @@ from optuna.trial import FrozenTrial
 from minllm.config import build, named_folders, refuse_unnamed_code
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
-from minllm.model.contract import Mistake
 from minllm.model.cost import cost
-from minllm.model.laws import BrokenLaw, check_laws
 from minllm.runs import named_keys
 from minllm.study import recorded
 from minllm.study.arms import Arm, arms_of
@@ -48,6 +46,7 @@ from minllm.study.report import tell
 from minllm.study.runs import VERDICT, LeftOut, Selection, find, runs_in
 from minllm.study.size import TARGETS
 from minllm.study.statistics import least_pairs
+from minllm.study.trust import refuse_broken_arm
 from minllm.study.tuning import TIME_WAS_UP, chosen_rate, rates_of
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper
 from minllm.sweep.question import Question, without_storage
@@ -193,11 +192,17 @@ class VerdictSearch:
         their tokens a second can be compared.
         """
         while done < look and (more := self.pairs_in_time()):
-            turn = done // self.sweeper.n_jobs
-            done += int(min(look - done, more, self.sweeper.n_jobs))
+            turn, wanted = (
+                done // self.sweeper.n_jobs,
+                done + int(min(look - done, more, self.sweeper.n_jobs)),
+            )
+            trials = {}
             for name in list(searches)[:: 1 if turn % 2 == 0 else -1]:
-                trials = searches[name](done * self.protocol.runs_of_a_pair)
-                self.seconds[f"seeds-{name}"] = seconds_of_runs(trials)
+                trials[name] = searches[name](wanted * self.protocol.runs_of_a_pair)
+                self.seconds[f"seeds-{name}"] = seconds_of_runs(trials[name])
+            done = self.protocol.pairs_in(trials.values())
+            if done < wanted:  # the time ran out within this turn
+                break
         return done
 
     def opened_seeds(
@@ -231,7 +236,7 @@ class VerdictSearch:
         left_out: list[LeftOut] = []
         for name in self.arms:
             folder = self.folder / f"seeds-{name}"
-            if not any(runs_in(folder)):
+            if not pairs or not any(runs_in(folder)):
                 raise UserError(TIME_WAS_UP.format("before every arm had a run"))
             runs, others = find(Selection([str(folder)]), self.config.extensions)
             seeds = range(pairs * self.protocol.runs_of_a_pair)
@@ -384,13 +389,3 @@ class VerdictSearch:
 
 def seconds_of_runs(trials: Sequence[FrozenTrial]) -> list[float]:
     return [seconds_of(trial) or 0.0 for trial in trials if is_complete(trial)]
-
-
-def refuse_broken_arm(name: str, cfg: DictConfig) -> None:
-    """Raise UserError if an arm's model breaks a law, such as that it may not look ahead, or has a mistake."""
-    try:
-        check_laws(cfg)
-    except (BrokenLaw, Mistake) as error:
-        raise UserError(f"Arm {name}: {error}") from error
-    except UserError:
-        return  # options that don't go together are refused in a trial, with what was typed for it

@@ -23,6 +23,7 @@ from minllm.model.cost import cost
 from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
 from minllm.options import Name
+from minllm.unused import refuse_unused
 
 Column = dict[str, str]  # what a row says of one model, by the row's name
 
@@ -56,6 +57,7 @@ def column(cfg: DictConfig) -> Column:
     """Return each choice, the parameters by group, and the costs at the length that is trained."""
     validate(cfg)
     model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
+    refuse_unused(cfg)
     figures, T = cost(model, cfg.data.seq_len), cfg.data.seq_len
     state = figures.state_bytes_per_sequence
     choices = {name: option for name, option in cfg.choices.items() if option not in (None, "none")}

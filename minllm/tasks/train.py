@@ -18,7 +18,7 @@ from minllm.errors import UserError
 from minllm.explain import DISK_TROUBLE, disk_sentence
 from minllm.floor import above_floor
 from minllm.generation.generate import generate
-from minllm.model.build import build_model
+from minllm.model.build import build_model, rebuild_model
 from minllm.model.cost import cost
 from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
@@ -150,7 +150,7 @@ def prepare(
     source = build(cfg.data)
     check_data(source, tokenizer)
     with memory.running_out("the model was built"):
-        model = build_model(cfg, tokenizer).to(device)
+        model = (rebuild_model if resume else build_model)(cfg, tokenizer).to(device)
         checked = check_laws(cfg) if settings.check else None
     if init_from:
         checkpoints.read_from(init_from, "best", lambda one: checkpoints.load_weights(one, model))

@@ -29,7 +29,7 @@ from torch import nn
 from minllm import runs
 from minllm.config import build
 from minllm.errors import UserError
-from minllm.model.build import build_model
+from minllm.model.build import rebuild_model
 from minllm.model.lm import LM
 from minllm.tokenizer import Tokenizer, of_run
 from minllm.training import memory
@@ -54,7 +54,7 @@ def save(
     """
     target = folder / f"step-{progress.step:06d}"
     beside = folder / f".{target.name}.partial"
-    tidy(folder, progress, keep)
+    remove_partial(folder)
     beside.mkdir(parents=True)
     try:
         with _write_errors():
@@ -67,7 +67,7 @@ def save(
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    tidy(folder, progress, keep)
+    tidy(folder, progress, keep)  # only now: `progress.best` may be the checkpoint that was just written
 
 
 def tidy(folder: Path, progress: Progress, keep: int) -> None:
@@ -76,6 +76,10 @@ def tidy(folder: Path, progress: Progress, keep: int) -> None:
     for old in all_in(folder)[:-keep]:
         if step_of(old) != best:
             old.rename(folder / f".{old.name}.partial")
+    remove_partial(folder)
+
+
+def remove_partial(folder: Path) -> None:
     for partial in folder.glob(".step-*.partial"):
         shutil.rmtree(partial)
 
@@ -231,7 +235,7 @@ def load_as(
 ) -> tuple[LM, Tokenizer]:
     """Return a run's model and tokenizer with the options of `cfg`, which may differ from those it was made with."""
     tokenizer = read_from(run, which, lambda checkpoint: tokenizer_of(checkpoint, cfg))
-    model = build_model(cfg, tokenizer).to(device)
+    model = rebuild_model(cfg, tokenizer).to(device)
     read_from(run, which, lambda checkpoint: load_weights(checkpoint, model))
     return model.eval(), tokenizer
 
