@@ -1,4 +1,4 @@
-"""Laws that are broken where it hardly shows: in training only, in long texts, in other batches, behind closed gates."""
+"""Laws broken where it hardly shows: in training only, in long texts, in other batches, behind closed gates."""
 
 from __future__ import annotations
 
