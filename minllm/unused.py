@@ -31,6 +31,8 @@ from minllm.validation import (
     target_of,
 )
 
+Compute = Callable[[DictConfig, int], list[Tensor]]
+
 VOCABULARY = 64
 LENGTHS = (48, 256)
 """Tokens to compute with: what looks as if it did nothing is tried with more of them."""
@@ -150,24 +152,34 @@ def other_values(cfg: DictConfig, key: str) -> Iterator[Any]:
 # ---- what is computed ----------------------------------------------------------------------------
 
 
-def differs(
-    compute: Callable[[DictConfig, int], list[Tensor]], cfg: DictConfig, key: str, value: Any
-) -> bool:
+def differs(compute: Compute, cfg: DictConfig, key: str, value: Any) -> bool:
     """Whether another value of an option makes a difference; one that doesn't go with the others does."""
     changed = cfg.copy()
     OmegaConf.update(changed, key, value, force_add=True)
-    with torch.random.fork_rng(devices=[]):
-        for length in LENGTHS:
-            try:
-                before, after = compute(cfg, length), compute(changed, length)
-                same = len(before) == len(after) and all(map(torch.equal, before, after))
-            except (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError):
-                return (
-                    True  # RuntimeError: tensors without values can't be compared, when memory is predicted
-                )
-            if not same:
-                return True
-    return False
+    return not all(same_outputs(compute, cfg, changed, length) for length in LENGTHS)
+
+
+def computes_the_same(one: DictConfig, other: DictConfig) -> bool:
+    """Whether two models compute the same to the bit; False where that isn't known, because they are large."""
+    if one.model.n_layers != other.model.n_layers:
+        return False
+    cfgs = small(one), small(other)
+    n_layers = max(cfg.model.n_layers for cfg in cfgs)
+    for cfg in cfgs:
+        cfg.model.n_layers, cfg.seed = n_layers, 0
+    one, other = cfgs
+    return all(same_outputs(computed_by_model, one, other, length) for length in LENGTHS)
+
+
+def same_outputs(compute: Compute, one: DictConfig, other: DictConfig, length: int) -> bool:
+    """Whether two configurations compute the same; what can't be computed counts as something else."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            found, others = compute(one, length), compute(other, length)
+            return len(found) == len(others) and all(map(torch.equal, found, others))
+    # RuntimeError: tensors without values can't be compared, when memory is predicted
+    except (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError):
+        return False
 
 
 def small(cfg: DictConfig) -> DictConfig:
