@@ -109,7 +109,11 @@ REFUSED = {
         ["train.steps=6", "logger=wandb", "logger.project=a/b"],
         "Weights &",
     ),
-    "a tag that W&B refuses": (nothing, ["train.steps=6", "logger=wandb", "tags=['']"], "Tag at index"),
+    "a tag that W&B refuses": (
+        nothing,
+        ["train.steps=6", "logger=wandb", f"tags=[{'x' * 65}]"],
+        "Tag at index",
+    ),
     "no checkpoints": (
         lambda run: shutil.rmtree(run / "checkpoints"),
         ["train.steps=6"],
