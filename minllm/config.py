@@ -128,6 +128,8 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     cfg = frozen(cfg)  # a run's file may not read the environment of whoever looks at it
     named = named_keys(overrides)
     refuse_unnamed_code(cfg, named)
+    refuse_several(cfg, overrides)
+    refuse_unread(cfg, named)
     for key in named:
         if key.partition(".")[0] in ("choices", "typed"):
             raise UserError(
@@ -147,6 +149,42 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
         cfg = sized(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def refuse_unread(cfg: DictConfig, named: Iterable[str]) -> None:
+    """Refuse what was typed for a part of the configuration that the task doesn't read (`minllm.options.reads`)."""
+    target = OmegaConf.select(cfg, "task._target_", throw_on_missing=False, throw_on_resolution_failure=False)
+    if not isinstance(target, str):
+        return  # which validating refuses
+    task = locate(target, allowed_packages(cfg), "task", PLACES["task"])
+    if (keys := getattr(task, "reads", None)) is None:
+        return
+    own = [f"{section_of(option)}.{key}".lstrip(".") for key, option in options_of(task).items()]
+    read_of_it = [f"{key}." for key in (*keys, *own, "task", "extensions", "experiment")]
+    for key in sorted(named):
+        # a choice of files sets all of a section
+        if not any(f"{key}.".startswith(one) or one.startswith(f"{key}.") for one in read_of_it):
+            typed = key.replace(".", "/") if key.replace(".", "/") in cfg.choices else key
+            listed = ", ".join(dict.fromkeys([*keys, *own]))
+            raise UserError(
+                f"{typed} would do nothing: task={cfg.choices.task} reads only {listed}. Leave it out."
+            )
+
+
+def refuse_several(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse a list where one option of a group is chosen: Hydra would merge the files, and note no choice."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, options = override.key_or_group, override.value()
+        if not isinstance(options, list) or group.startswith("hydra"):
+            continue
+        if "/" in group or not OmegaConf.is_list(OmegaConf.select(cfg, group, throw_on_missing=False)):
+            several = ",".join(map(str, options))
+            cure = (
+                f"-m {group}={several} runs each of them" if len(options) > 1 else f"type {group}={several}"
+            )
+            raise UserError(f"{group} takes one option, not a list: {cure if options else 'name one'}.")
 
 
 def named_folders(runtime: DictConfig) -> list[str]:

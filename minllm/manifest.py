@@ -233,15 +233,29 @@ def make_ready(run: Path) -> None:
 
 def fingerprint(composed: DictConfig) -> str:
     """Return what two runs have in common that were composed alike, however they were typed."""
-    known: dict[str, Any] = {}
-    for name in composed:
-        if name != "hydra":
-            node = composed._get_node(name)
-            known[str(name)] = plain(composed, str(name)) if OmegaConf.is_config(node) else node._value()
     choices = composed.hydra.runtime.choices.items()
-    known["choices"] = {group: choice for group, choice in choices if not str(group).startswith("hydra/")}
+    chosen = {group: choice for group, choice in choices if not str(group).startswith("hydra/")}
+    return hashed({**values(composed, aside=()), "choices": chosen})
+
+
+def likeness(composed: DictConfig) -> str:
+    """Return what runs have in common that compute the same, whatever their tags and their logger."""
+    return hashed(values(composed, aside=("logger", "tags")))
+
+
+def hashed(known: Mapping[str, Any]) -> str:
     text = json.dumps(canonical(known), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def values(composed: DictConfig, aside: Sequence[str]) -> dict[str, Any]:
+    """Return a configuration's values, but for Hydra's and those of the sections `aside`."""
+    known: dict[str, Any] = {}
+    for name in composed:
+        if name not in ("hydra", "choices", *aside):
+            node = composed._get_node(name)
+            known[str(name)] = plain(composed, str(name)) if OmegaConf.is_config(node) else node._value()
+    return known
 
 
 def plain(composed: DictConfig, name: str) -> Any:

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from minllm.errors import UserError, printable
 from minllm.explain import disk_sentence
 from minllm.grid import grid_table, name_for_logger
-from minllm.manifest import TRAINS, Grid, fingerprint, grid_for, is_whole, locked, make_ready
+from minllm.manifest import TRAINS, Grid, fingerprint, grid_for, is_whole, likeness, locked, make_ready
 from minllm.runs import remove_if_empty
 from minllm.sweep.processes import ENVIRONMENT
 from minllm.units import duration
@@ -106,7 +106,7 @@ class GridSweeper(Sweeper):
         all_words, varied = combinations(overrides)
         composed = [loader.load_sweep_config(self.config, words) for words in counted(all_words)]
         identities = [fingerprint(one) for one in composed]
-        refuse_twins([only(varied, words) for words in all_words], identities)
+        refuse_twins([only(varied, words) for words in all_words], [likeness(one) for one in composed])
         trains = all(one.task.get("_target_") == TRAINS for one in composed)
         grid = grid_for(self.config, only(varied, arguments), identities, remembered=trains)
         runs = []
@@ -328,11 +328,11 @@ def only(keys: Container[str], words: Iterable[str]) -> list[str]:
     return [word for word in words if key_of(word) in keys]
 
 
-def refuse_twins(all_words: Sequence[Sequence[str]], identities: Sequence[str]) -> None:
+def refuse_twins(all_words: Sequence[Sequence[str]], likenesses: Sequence[str]) -> None:
     """Raise UserError if two combinations are the same run, which would count as two."""
     first: dict[str, Sequence[str]] = {}
-    for words, identity in zip(all_words, identities):
-        twin = first.setdefault(identity, words)
+    for words, alike in zip(all_words, likenesses):
+        twin = first.setdefault(alike, words)
         if twin is not words:
             raise UserError(
                 f"Two combinations of this grid are the same run: {' '.join(twin)} and {' '.join(words)}. Leave"

@@ -69,6 +69,19 @@ def factory(function: Function) -> Function:
     return function
 
 
+def reads(*keys: str) -> Callable[[Function], Function]:
+    """Declare what a task reads of a configuration besides its own options: sections, or single keys of one.
+
+    Whatever else is typed is refused, because it would do nothing. A task that declares nothing may read everything.
+    """
+
+    def declare(task: Function) -> Function:
+        task.reads = keys  # type: ignore[attr-defined]
+        return task
+
+    return declare
+
+
 def is_factory(function: Any) -> bool:
     return getattr(function, "is_minllm_factory", False) is True
 

@@ -20,7 +20,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
 from minllm.kinds import BRANCH, PLACES, by_position, kind_in, why_not
-from minllm.options import In, Kind, Matching, Natural, Range
+from minllm.options import In, Kind, Matching, Name, Natural, Range
 from minllm.signatures import options_of
 from minllm.words import UNSET
 
@@ -46,7 +46,7 @@ def root_options(
     logger: Node,
     train: Node,
     sample: Node,
-    tags: Sequence[str] = (),  # which runs from before there were tags don't have
+    tags: Sequence[Name] = (),  # which runs from before there were tags don't have
     size: Node | None = None,
 ) -> None:
     """The keys at the root of every configuration; a task's own keyword-only parameters come on top.

@@ -109,7 +109,7 @@ REFUSED = {
         ["train.steps=6", "logger=wandb", "logger.project=a/b"],
         "Weights &",
     ),
-    "a tag that W&B refuses": (nothing, ["train.steps=6", "logger=wandb", "tags=['']"], "Tag at index"),
+    "an empty tag": (nothing, ["train.steps=6", "logger=wandb", "tags=['']"], "tags must be"),
     "no checkpoints": (
         lambda run: shutil.rmtree(run / "checkpoints"),
         ["train.steps=6"],

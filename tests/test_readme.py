@@ -213,7 +213,9 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
         words += [word for word in TINY if not word.startswith(("model", "tokenizer"))] + ["train.steps=2"]
     elif not continues and not {"--help", "task=compare"} & set(words):
         chosen = {word.partition("=")[0] for word in words}
-        words = [*words, *(word for word in TINY if is_free(word, chosen)), "train.steps=2"]
+        read = sections_read(words)
+        added = [word for word in [*TINY, "train.steps=2"] if word.startswith(read) and is_free(word, chosen)]
+        words = [*words, *added]
         if any(word.startswith("data=tinystories") for word in words):
             words.append("data.path=stories.jsonl")  # there may be no network
         if any(word.startswith("model.layout") for word in words):
@@ -221,6 +223,15 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole = [sys.executable, str(ROOT / command[1]), *words]
     return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
+
+
+def sections_read(words: list[str]) -> tuple[str, ...]:
+    """Return how the settings begin that the task of a command reads."""
+    of_data = ("data", "tokenizer")
+    if {"task=prepare", "task=tokenizer"} & set(words):
+        return of_data
+    only_of_a_model = {"task=describe", "task=trace"} & set(words)
+    return (*of_data, "model") if only_of_a_model else (*of_data, "model", "train", "sample")
 
 
 def is_free(word: str, chosen: set[str]) -> bool:

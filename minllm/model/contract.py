@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minllm.errors import UserError
 from minllm.kinds import WRITE_FORWARD
@@ -108,6 +109,11 @@ def refuse_plain_parameters(model: nn.Module) -> None:
 
 
 def _refuse_plain(part: nn.Module) -> None:
+    if any(isinstance(inner, _BatchNorm) for inner in part.modules()):
+        raise Mistake(
+            f"{part.stands_as}: {type(part).__name__} has a batch norm, which mixes the texts of a batch, and tokens"
+            " with later ones. Use layer.norms.make(dim), a norm of the model's own kind."
+        )
     for path, param in part.named_parameters():
         if hasattr(param, "role"):
             continue

@@ -1,10 +1,12 @@
 """The laws that every model must obey before its figures mean anything, checked on the model as configured.
 
     repeatable          the same text gives the same outputs when it is evaluated again
-    no look-ahead       changing a token changes no output at an earlier token, nor in another row
+    rows apart          a text gives the same alone as in a batch, of whatever size
+    no look-ahead       changing a token changes no output at an earlier token, in evaluation and in training
     documents apart     documents packed in a row give what they give alone, and padding changes nothing
     decoding            a prompt, then one token at a time, gives what the whole text gives at once
     gradients           every parameter has a gradient
+    objective           what evaluation sums up is the cross-entropy of the next tokens
 
 A model that reads the next token would reach any loss, so what breaks a law is refused before anything is trained. The
 laws hold for a specimen of the model (see `minllm.model.specimen`), on the CPU and in fp32, whatever the run computes
@@ -16,27 +18,36 @@ where everything before it was the same, is the one that breaks the law.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from minllm.config import validate
+from minllm.config import build, validate
 from minllm.errors import UserError
 from minllm.model.build import try_out
 from minllm.model.context import PAD
 from minllm.model.contract import refuse_plain_parameters
 from minllm.model.lm import LM, ModelState
-from minllm.model.passes import Pass, first_difference, joined, recorded
+from minllm.model.passes import Pass, first_difference, first_not_finite, joined, recorded
 from minllm.model.specimen import STRENGTHS, VOCABULARY, randomise, specimen
+from minllm.objective.causal import Causal
+from minllm.objective.cross_entropy import IGNORED
 
 LENGTH = 37  # a prime, so that no chunk ends where a document or a change does by chance
 LONG = 149  # for what is computed otherwise in longer texts
-FIRST, SECOND, PADS = 13, 17, 7
-"""How the row of packed documents is made up."""
+WORK = 1e9
+"""Parameters times tokens of the longest text: as long as those trained on, if that takes less than a second."""
+ROWS = 3
+MANY = 9
+"""Rows of a larger batch."""
+DOCUMENTS = (13, 1, 16)
+"""The lengths of the documents in a packed row; what is left of it is padding."""
 SEEDS = (0, 1, 2)
 """Seeds of weights and tokens. A law is broken if it is with two: rounding may let one token choose another expert."""
 
@@ -46,6 +57,9 @@ but the rows of experts differs; between passes of other lengths; and between de
 
 UNCHECKED = "Unchecked: nobody knows whether this model looks ahead (train.check=false)."
 TURN_OFF = " To train it unchecked all the same: train.check=false."
+
+
+BESIDE = "alone, or with other texts beside it in the batch, a text gets other outputs. Each row is computed by itself."
 
 
 class BrokenLaw(UserError):
@@ -64,7 +78,7 @@ def check_laws(cfg: DictConfig) -> str:
     # modules from outside may draw numbers as they are built
     with torch.random.fork_rng(devices=[]):
         model = specimen(cfg)
-        check_specimen(model, cfg.data.seq_len)
+        check_specimen(model, cfg.data.seq_len, build(cfg.objective))
     names = [name for name, law in LAWS.items() if holds_for(model, law)]
     share = f", in {len(model.layers)} of {cfg.model.n_layers} layers" * (
         len(model.layers) < cfg.model.n_layers
@@ -73,25 +87,27 @@ def check_laws(cfg: DictConfig) -> str:
     return f"Checked{share}: {', '.join(names)}; {time.perf_counter() - began:.1f} s.{declared}"
 
 
-def check_specimen(model: LM, seq_len: int) -> None:
+def check_specimen(model: LM, seq_len: int, objective: Causal) -> None:
     """Raise BrokenLaw if a model breaks a law with texts of up to `seq_len` tokens. Its weights are drawn anew."""
     refuse_plain_parameters(model)
     randomise(model, 0, strength=0.0)
     try_out(model)
     broken = {
-        name: complaint for name, complaint in complaints(model, seq_len, SEEDS[0]).items() if complaint
+        name: complaint
+        for name, complaint in complaints(model, seq_len, objective, SEEDS[0]).items()
+        if complaint
     }
     for seed in SEEDS[1:] if broken else ():
-        again = complaints(model, seq_len, seed, only=broken)
+        again = complaints(model, seq_len, objective, seed, only=broken)
         for complaint in filter(None, again.values()):
             raise BrokenLaw(complaint + TURN_OFF)
 
 
 def complaints(
-    model: LM, seq_len: int, seed: int, only: Collection[str] | None = None
+    model: LM, seq_len: int, objective: Causal, seed: int, only: Collection[str] | None = None
 ) -> dict[str, str | None]:
     """Return for each law what breaks it, in a sentence; None where it holds with this seed's weights and tokens."""
-    texts = Texts(model, seq_len, seed)
+    texts = Texts(model, seq_len, objective, seed)
     return {
         name: law(model, texts)
         for name, law in LAWS.items()
@@ -100,6 +116,8 @@ def complaints(
 
 
 def holds_for(model: LM, law: Law) -> bool:
+    if law is next_tokens:
+        return not model.reads_memory  # which the objective makes, of data that a specimen has none of
     return not (model.cannot_generate and law is decoding)
 
 
@@ -116,24 +134,45 @@ def repeatable(model: LM, texts: Texts) -> str | None:
     return None
 
 
+def rows_apart(model: LM, texts: Texts) -> str | None:
+    alone = texts.read(texts.tokens_BT[:1])
+    found = first_difference(texts.whole, alone, None, ROUNDED, rows=slice(0, 1))
+    found = found or first_difference(alone, texts.read(texts.many_BT), None, ROUNDED, rows=slice(0, 1))
+    return f"{found} mixes rows: {BESIDE}" if found else None
+
+
 def no_look_ahead(model: LM, texts: Texts) -> str | None:
-    return _no_look_ahead(texts, texts.tokens_BT) or _no_look_ahead(texts, texts.long_BT)
+    short = _no_look_ahead(texts, texts.tokens_BT, texts.whole)
+    return short or _no_look_ahead(texts, texts.long_BT, texts.read(texts.long_BT))
 
 
-def _no_look_ahead(texts: Texts, tokens_BT: Tensor) -> str | None:
-    """Row 0 stays as it is; rows 1 and 2 change from a token on."""
-    T, before = tokens_BT.shape[1], texts.whole if tokens_BT is texts.tokens_BT else texts.read(tokens_BT)
-    changed_BT, same_BT = tokens_BT.clone(), torch.ones_like(tokens_BT, dtype=torch.bool)
-    for row, place in ((1, T // 2 + 1), (2, T // 4 + 1)):
+def no_look_ahead_in_training(model: LM, texts: Texts) -> str | None:
+    """Here gates are drawn open that begin closed, such as a sigmoid of -12: training may open them."""
+    for gates_open in (True, False):
+        randomise(model, texts.seed, texts.strength, gates_open=gates_open)
+        before = texts.read(texts.tokens_BT, training=True)
+        if before.is_sound:
+            break
+    found = _no_look_ahead(texts, texts.tokens_BT, before, training=True)
+    return f"In training, {found}" if found else None
+
+
+def _no_look_ahead(texts: Texts, tokens_BT: Tensor, before: Pass, training: bool = False) -> str | None:
+    """Row 0 stays as it is; the others change from a token on."""
+    if found := first_not_finite(before):
+        return f"{found} returns NaN or infinity in a text of {tokens_BT.shape[1]} tokens."
+    T, changed_BT, same_BT = (
+        tokens_BT.shape[1],
+        tokens_BT.clone(),
+        torch.ones_like(tokens_BT, dtype=torch.bool),
+    )
+    for row, place in list(enumerate((T, T // 2 + 1, T // 4 + 1)))[: len(tokens_BT)]:
         changed_BT[row, place:] = (tokens_BT[row, place:] + 1 + row) % VOCABULARY
         same_BT[row, place:] = False
-    other = texts.read(changed_BT)
+    other = texts.read(changed_BT, training=training)
     found = first_difference(before, other, same_BT[:1], EXACT, rows=slice(0, 1))
     if found:
-        return (
-            f"{found} mixes rows: with other texts beside it in the batch, a text gets other outputs. Each row is"
-            " computed by itself."
-        )
+        return f"{found} mixes rows: {BESIDE}"
     found = first_difference(before, other, same_BT, EXACT, spared=declares)
     if found:
         return (
@@ -144,11 +183,13 @@ def _no_look_ahead(texts: Texts, tokens_BT: Tensor) -> str | None:
 
 
 def documents_apart(model: LM, texts: Texts) -> str | None:
-    first, end = texts.first, texts.first + texts.second
+    ends = list(itertools.accumulate(texts.documents))
     tokens_BT, segments_BT = texts.tokens_BT[:2], torch.full((2, texts.length), PAD)
-    segments_BT[:, :first], segments_BT[:, first:end] = 0, 1
+    places = list(zip([0, *ends], ends))
+    for segment, (start, stop) in enumerate(places):
+        segments_BT[:, start:stop] = segment
     packed = texts.read(tokens_BT, segments_BT)
-    for start, stop in ((0, first), (first, end)):
+    for start, stop in places:
         alone = texts.read(tokens_BT[:, start:stop])
         found = first_difference(alone, packed.at(start, stop), None, ROUNDED)
         if found:
@@ -157,6 +198,7 @@ def documents_apart(model: LM, texts: Texts) -> str | None:
                 " outputs than alone. A token may see its own segment only (ctx.segments_BT, ctx.positions_BT,"
                 " ctx.begins())."
             )
+    end = ends[-1]
     repadded_BT = tokens_BT.clone()
     repadded_BT[:, end:] = (tokens_BT[:, end:] + 1) % VOCABULARY
     found = first_difference(packed.at(0, end), texts.read(repadded_BT, segments_BT).at(0, end), None, EXACT)
@@ -220,13 +262,41 @@ def gradients(model: LM, texts: Texts) -> str | None:
     )
 
 
+def next_tokens(model: LM, texts: Texts) -> str | None:
+    """An objective may learn from what it likes; what it evaluates to is the yardstick of all."""
+    tokens_BT, targets_BT = texts.tokens_BT[:, :-1], texts.tokens_BT[:, 1:].clone()
+    targets_BT[0, : texts.length // 3], targets_BT[1, -3:] = IGNORED, IGNORED
+    with torch.no_grad():
+        loss = texts.objective.loss(model, tokens_BT, targets_BT, None)
+        # as the objective calls it, so that padding is padding
+        x_BTD = model.hidden(tokens_BT, counted_BT=targets_BT != IGNORED)
+        nats = F.cross_entropy(
+            model.logits(x_BTD).flatten(0, 1).double(),
+            targets_BT.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        return f"objective ({type(texts.objective).__name__}) must return a loss of one number, a tensor."
+    if math.isclose(loss.item(), nats.item(), rel_tol=EXACT * 100, abs_tol=EXACT):
+        return None
+    return (
+        f"objective ({type(texts.objective).__name__}) evaluates to {loss.item():.4f} nats where the next tokens cost"
+        f" {nats.item():.4f}, so that val_bpb would mean something else than in other runs: while model.training is"
+        " false, return the summed cross-entropy of all counted targets, of the logits that the model gives."
+    )
+
+
 Law = Callable[[LM, "Texts"], str | None]
 LAWS: dict[str, Law] = {
     "repeatable": repeatable,
+    "rows apart": rows_apart,
     "no look-ahead": no_look_ahead,
     "documents apart": documents_apart,
     "decoding as in training": decoding,
     "a gradient for each parameter": gradients,
+    "the cost of the next tokens": next_tokens,
+    "no look-ahead in training": no_look_ahead_in_training,
 }
 
 
@@ -236,19 +306,21 @@ LAWS: dict[str, Law] = {
 class Texts:
     """Random tokens, and how a model with random weights reads them."""
 
-    def __init__(self, model: LM, seq_len: int, seed: int):
-        self.model = model.eval()
+    def __init__(self, model: LM, seq_len: int, objective: Causal, seed: int):
+        self.model, self.objective, self.seed = model.eval(), objective, seed
         # modules may hold no longer texts than those trained on, and none that are longer are seen
-        longest = max(2, min(seq_len, model.position.places or LONG, LONG))
+        affordable = max(LONG, int(WORK / sum(param.numel() for param in model.parameters())))
+        longest = max(2, min(seq_len, model.position.places or affordable, affordable))
         self.length = min(LENGTH, longest)
         scale = self.length / LENGTH
-        self.first, self.second = max(1, math.floor(FIRST * scale)), max(1, math.floor(SECOND * scale))
+        self.documents = [max(1, math.floor(n * scale)) for n in DOCUMENTS][: self.length]
         generator = torch.Generator().manual_seed(seed)
-        self.long_BT = torch.randint(0, VOCABULARY, (3, longest), generator=generator)
-        self.tokens_BT = self.long_BT[:, : self.length]
+        self.many_BT = torch.randint(0, VOCABULARY, (MANY, self.length), generator=generator)
+        self.tokens_BT = self.many_BT[:ROWS]
+        self.long_BT = torch.randint(0, VOCABULARY, (ROWS - 1, longest), generator=generator)
         self.memory_1SD = torch.randn(1, 5, model.dim, generator=generator) if model.reads_memory else None
-        for strength in STRENGTHS:
-            randomise(model, seed, strength)
+        for self.strength in STRENGTHS:
+            randomise(model, seed, self.strength)
             self.whole = self.read(self.tokens_BT)
             if self.whole.is_sound:
                 break
@@ -259,11 +331,16 @@ class Texts:
         segments_BT: Tensor | None = None,
         state: ModelState | None = None,
         torch_seed: int = 0,
+        training: bool = False,
     ) -> Pass:
         memory_BSD = self.memory(len(tokens_BT))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed)
-            return recorded(self.model, tokens_BT, segments_BT, state, memory_BSD)
+        with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed)  # of dropout
+            self.model.train(training)
+            try:
+                return recorded(self.model, tokens_BT, segments_BT, state, memory_BSD)
+            finally:
+                self.model.eval()
 
     def decode(self, tokens_BT: Tensor, ends: Sequence[int], segments_BT: Tensor | None = None) -> Pass:
         """Read tokens in pieces with a state: up to each of `ends`."""

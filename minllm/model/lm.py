@@ -31,7 +31,7 @@ from minllm.model.norm import Norms
 from minllm.model.parameter import Linear, constant, linear, normal, parameter
 from minllm.model.position import Position
 from minllm.model.residual import Plain
-from minllm.options import Count, Fraction, Natural, Positive
+from minllm.options import BelowOne, Count, Natural, Positive
 
 
 class LM(nn.Module):
@@ -78,12 +78,14 @@ class LM(nn.Module):
         scale_embedding: bool | Positive,
         softcap: Positive | None,
         predict_ahead: Natural,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         self.vocab_size, self.dim, self.dropout, self.softcap = vocab_size, dim, dropout, softcap
         self.loops = loops
-        self.embedding_scale = {True: dim**0.5, False: 1.0}.get(scale_embedding, scale_embedding)
+        # a bool is asked for by its type, because 1 == True
+        is_word = isinstance(scale_embedding, bool)
+        self.embedding_scale = (dim**0.5 if scale_embedding else 1.0) if is_word else scale_embedding
         # what is embedded has the same size at the start whether or not it is scaled
         draw = normal(0.02 / self.embedding_scale)
         self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minllm.model.branch import Branch
+from minllm.model.context import PAD
 from minllm.model.contract import called
 from minllm.model.lm import LM, ModelState
 
@@ -76,11 +77,23 @@ def recorded(
                 hooks.append(part.register_forward_hook(functools.partial(_gave, events)))
     ahead: list[Tensor] | None = [] if state is None else None  # a state knows nothing of the layers above
     try:
-        x_BTD = model.hidden(tokens_BT, segments_BT, state, memory_BSD=memory_BSD, ahead=ahead)
+        # objectives say which targets count, where they have a text as a whole
+        counted_BT = (
+            torch.ones_like(tokens_BT, dtype=torch.bool) if segments_BT is None else segments_BT != PAD
+        )
+        x_BTD = model.hidden(
+            tokens_BT,
+            segments_BT,
+            state,
+            memory_BSD=memory_BSD,
+            counted_BT=None if state else counted_BT,
+            ahead=ahead,
+        )
     finally:
         for hook in hooks:
             hook.remove()
-    return Pass([*below, Event(None, x_BTD), *above, *(Event(None, one) for one in ahead or [])])
+    given = [Event(None, one.detach()) for one in (x_BTD, model.logits(x_BTD), *(ahead or []))]
+    return Pass([*below, *given[:2], *above, *given[2:]])
 
 
 def joined(passes: Sequence[Pass]) -> Pass:
@@ -115,6 +128,12 @@ def first_difference(
     return None
 
 
+def first_not_finite(one: Pass) -> Difference | None:
+    """Return the first part that gave NaN or infinity; None if none did."""
+    wrong = (event.part for event in one.events if not event.y_BT.isfinite().all())
+    return next(map(Difference, wrong), None)
+
+
 def _apart(one_BT: Tensor, other_BT: Tensor, same_BT: Tensor | None) -> float:
     one_BTN, other_BTN = (y.flatten(2) if y.ndim > 2 else y[..., None] for y in (one_BT, other_BT))
     sizes_BT = one_BTN.abs().amax(-1)
@@ -133,12 +152,12 @@ def _parts(branch: Branch) -> list[nn.Module]:
 def _began(events: list[Event], branch: Branch, args: tuple[Any, ...]) -> None:
     stream, ctx = args[:2]
     if not events:
-        events.append(Event(ctx.position, ctx.x0_BTD))
-    events.append(Event(branch.residual, branch.residual.read(stream, ctx)))
+        events.append(Event(ctx.position, ctx.x0_BTD.detach()))
+    events.append(Event(branch.residual, branch.residual.read(stream, ctx).detach()))
 
 
 def _gave(events: list[Event], part: nn.Module, args: tuple[Any, ...], y_BT: Tensor) -> None:
-    events.append(Event(part, y_BT))
+    events.append(Event(part, y_BT.detach()))
 
 
 def _from_outside(part: nn.Module) -> str:

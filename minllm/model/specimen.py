@@ -43,8 +43,12 @@ def specimen(cfg: DictConfig) -> LM:
     return build(small.model, VOCABULARY, build(small.norm))
 
 
-def randomise(model: LM, seed: int, strength: float) -> None:
-    """Draw all parameters: initial values, and normal noise of the usual size of a weight times `strength`."""
+def randomise(model: LM, seed: int, strength: float, *, gates_open: bool = False) -> None:
+    """Draw all parameters: initial values, and normal noise of the usual size of a weight times `strength`.
+
+    Args:
+        gates_open: draw vectors around 0, whatever their initial values.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in model.parameters():
@@ -52,6 +56,8 @@ def randomise(model: LM, seed: int, strength: float) -> None:
             value = torch.empty(param.shape)
             for part in value.split(role.parts) if role.parts else [value]:
                 role.draw(part, generator)
+            if gates_open and role.kind == "vector":
+                value.zero_()
             usual = {"matrix": max(1, param.shape[-1]) ** -0.5, "embedding": 1.0}.get(role.kind, 0.3)
             if strength:
                 value += strength * usual * torch.randn(param.shape, generator=generator)

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError
 from minllm.options import Count, Natural, Positive, Share
-from minllm.study.arms import identity
+from minllm.study.arms import ABSENT, identity, learnt_from
 from minllm.study.comparison import ALL, Tuning
 from minllm.validation import fits
 from minllm.words import is_seed
@@ -126,6 +126,21 @@ def refuse_the_same(cfgs: Mapping[str, DictConfig]) -> None:
                 f"arms.{other} and arms.{name} are the same: nothing that affects what is learnt differs between them."
                 " Change one of them, or type search.aa=true with a single arm to compare it with itself."
             )
+    from minllm.unused import computes_the_same  # which imports torch
+
+    for (name, cfg), (other, another) in itertools.combinations(cfgs.items(), 2):
+        if is_of_model_only(cfg, another) and computes_the_same(cfg, another):
+            raise UserError(
+                f"arms.{name} and arms.{other} compute the same: what differs between them changes nothing in the"
+                " model. Change one of them."
+            )
+
+
+def is_of_model_only(one: DictConfig, other: DictConfig) -> bool:
+    """Whether all that differs between two configurations makes the model."""
+    values, others = learnt_from(one), learnt_from(other)
+    differ = [key for key in {*values, *others} if values.get(key, ABSENT) != others.get(key, ABSENT)]
+    return all(key.startswith(("model.", "norm.")) for key in differ)
 
 
 def refuse_same_results(tuning: Mapping[str, Tuning]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from minllm.options import Name, Natural, Place, Share
+from minllm.options import Name, Natural, Place, Share, reads
 from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
 from minllm.study.reading import read_arms
@@ -14,6 +14,7 @@ from minllm.study.report import tell
 from minllm.study.runs import Selection
 
 
+@reads()
 def compare(
     cfg: DictConfig,
     run_dir: Path,

@@ -22,12 +22,13 @@ from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.laws import UNCHECKED, check_laws
 from minllm.model.lm import LM
-from minllm.options import Name
+from minllm.options import Name, reads
 from minllm.unused import refuse_unused
 
 Column = dict[str, str]  # what a row says of one model, by the row's name
 
 
+@reads("model", "norm", "objective", "tokenizer", "size", "data", "train.check")
 def describe(cfg: DictConfig, run_dir: Path, *, against: Name | None) -> None:
     """Print the table of the model that `cfg` describes; nothing is trained, and no more than a few
     layers are computed with, to check that it obeys the laws (`minllm.model.laws`).

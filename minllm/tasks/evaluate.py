@@ -10,12 +10,15 @@ from omegaconf import DictConfig
 from minllm.config import build
 from minllm.data.batches import open_data
 from minllm.floor import above_floor
-from minllm.options import RunPlace
+from minllm.options import RunPlace, reads
 from minllm.training import checkpoints, machine, memory
 from minllm.training.evaluation import FLATTERING
 from minllm.training.evaluation import evaluate as measure
 
 
+@reads(
+    "model", "norm", "objective", "tokenizer", "data", "train.device", "train.precision", "train.batch_size"
+)
 def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, Any]:
     """Print and return how good a run's best model is on the validation set of `cfg.data`.
 

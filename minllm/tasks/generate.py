@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from minllm.config import build
 from minllm.errors import UserError, printable
 from minllm.generation.generate import generate as continued
-from minllm.options import RunPlace
+from minllm.options import RunPlace, reads
 from minllm.training import checkpoints, machine, memory
 
 
+@reads("model", "norm", "objective", "tokenizer", "sample", "train.device")
 def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str]) -> list[str]:
     """Print what a run's best model makes of each prompt, and return the continuations.
 

@@ -21,12 +21,13 @@ from minllm.data.packing import layout
 from minllm.data.source import PACKINGS, SPLITS, Source, expanded
 from minllm.data.store import UNFINISHED, Store, is_being_built, open_store, place_of, read_store
 from minllm.errors import UserError
-from minllm.options import Name
+from minllm.options import Name, reads
 
 # of a store's folder, and nothing else's
 NAME = re.compile(rf"[0-9a-f]{{16}}(\.\w+{re.escape(UNFINISHED)})?")
 
 
+@reads("data", "tokenizer")
 def prepare(cfg: DictConfig, run_dir: Path, *, remove: Name | list[Name] | None = None) -> dict[str, Any]:
     """Encode `cfg.data` with `cfg.tokenizer`, unless it has been, and print what is in it; or remove stores of tokens.
 

@@ -23,7 +23,7 @@ from minllm.data.source import Source, expanded
 from minllm.data.store import shown
 from minllm.data.text import TextFiles, find_files
 from minllm.errors import UserError
-from minllm.options import Count, In, Name, Place
+from minllm.options import Count, In, Name, Place, reads
 from minllm.tokenizer.sentencepiece import METADATA, SentencePiece, write_folder
 from minllm.tokenizer.show import print_pieces
 from minllm.tokenizer.training import Algorithm, pattern_of, train
@@ -31,6 +31,7 @@ from minllm.tokenizer.training import Algorithm, pattern_of, train
 HELD_OUT = 1_000  # documents to measure with
 
 
+@reads("data", "tokenizer")
 def train_or_show(
     cfg: DictConfig,
     run_dir: Path,

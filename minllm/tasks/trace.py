@@ -15,9 +15,10 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from minllm.options import Count, Name
+from minllm.options import Count, Name, reads
 
 
+@reads("model", "norm", "objective", "tokenizer", "size", "data")
 def trace(
     cfg: DictConfig,
     run_dir: Path,

@@ -15,7 +15,7 @@ from minllm.model.mixers.cache import Cache, cache
 from minllm.model.mixers.core import Core, Weights
 from minllm.model.parameter import Linear, SplitLinear, constant, parameter
 from minllm.model.position import Position
-from minllm.options import Count, Fraction, Positive
+from minllm.options import BelowOne, Count, Positive
 
 
 class Attention(nn.Module):
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         value_residual: bool,
         qkv_bias: bool,
         out_bias: bool,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H, G, K = heads(dim, n_heads, n_kv_heads, head_dim)

@@ -15,7 +15,7 @@ from minllm.model.mask import Full
 from minllm.model.mixers.softmax import attend
 from minllm.model.parameter import constant, parameter
 from minllm.model.position import Position
-from minllm.options import Fraction, Positive
+from minllm.options import BelowOne, Positive
 
 Weights = Literal["softmax", "sigmoid"]
 
@@ -44,7 +44,7 @@ class Core(nn.Module):
         softcap: Positive | None = None,
         sinks: bool = False,
         weights: Weights = "softmax",
-        dropout: Fraction = 0.0,
+        dropout: BelowOne = 0.0,
     ):
         super().__init__()
         if sinks and weights == "sigmoid":

@@ -11,7 +11,7 @@ from minllm.model.context import Context, Layer
 from minllm.model.mixers.attention import heads
 from minllm.model.mixers.softmax import attend
 from minllm.model.parameter import Linear, SplitLinear
-from minllm.options import Count, Fraction
+from minllm.options import BelowOne, Count
 
 
 class CrossAttention(nn.Module):
@@ -35,7 +35,7 @@ class CrossAttention(nn.Module):
         head_dim: Count | None,
         qkv_bias: bool,
         out_bias: bool,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H, G, K = heads(dim, n_heads, n_kv_heads, head_dim)

@@ -15,7 +15,7 @@ from minllm.model.mixers.attention import heads
 from minllm.model.mixers.cache import Cache, cache
 from minllm.model.mixers.core import Core
 from minllm.model.parameter import Linear, SplitLinear, normal, parameter
-from minllm.options import Count, Fraction
+from minllm.options import BelowOne, Count
 
 
 class DifferentialAttention(nn.Module):
@@ -39,7 +39,7 @@ class DifferentialAttention(nn.Module):
         n_kv_heads: Count | None,
         head_dim: Count | None,
         mask: Callable[[], Full],
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H, G, K = heads(dim, 2 * n_heads, 2 * (n_kv_heads or n_heads), head_dim)

@@ -12,7 +12,7 @@ from minllm.model.mask import Full
 from minllm.model.mixers.cache import Cache, cache
 from minllm.model.mixers.core import Core
 from minllm.model.parameter import Linear, SplitLinear
-from minllm.options import Count, Fraction, Positive
+from minllm.options import BelowOne, Count, Positive
 
 
 class LatentAttention(nn.Module):
@@ -50,7 +50,7 @@ class LatentAttention(nn.Module):
         value_dim: Count | None,
         mask: Callable[[], Full],
         scale: Positive | None,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H, N, R, V = n_heads, head_dim, rope_dim, value_dim or head_dim

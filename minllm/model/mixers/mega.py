@@ -23,7 +23,7 @@ from minllm.model.parameter import Draw, Linear, SplitLinear, constant, normal, 
 from minllm.model.position import Position
 from minllm.model.precision import in_fp32
 from minllm.model.scans.moving_average import moving_average
-from minllm.options import Count, Fraction
+from minllm.options import BelowOne, Count
 
 NOBODY = PAD - 1
 """The segment of what stands before a row's first token."""
@@ -72,7 +72,7 @@ class Mega(nn.Module):
         n_groups: Count,
         chunk: Count,
         pos: Callable[[int], Position] | None,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         H = n_heads

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minllm.model.context import Context, Layer
 from minllm.model.parameter import Linear, SplitLinear
-from minllm.options import Count, Fraction, Positive
+from minllm.options import BelowOne, Count, Positive
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
 
@@ -34,7 +34,7 @@ class Ungated(nn.Module):
         hidden: Count | None,
         activation: Activation,
         bias: bool,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         hidden, self.dropout = hidden or max(1, round(4 * dim * layer.share)), dropout
@@ -66,7 +66,7 @@ class Gated(nn.Module):
         hidden: Count | None,
         activation: Activation,
         bias: bool,
-        dropout: Fraction,
+        dropout: BelowOne,
     ):
         super().__init__()
         hidden, self.dropout = hidden or max(1, round(8 / 3 * dim * layer.share)), dropout
@@ -98,7 +98,7 @@ class ClampedGated(Gated):
         *,
         hidden: Count | None,
         bias: bool,
-        dropout: Fraction,
+        dropout: BelowOne,
         limit: Positive,
     ):
         super().__init__(dim, layer, hidden=hidden, activation="silu", bias=bias, dropout=dropout)
