@@ -8,8 +8,13 @@ environment variables. They are checked as Hydra loads them, before it acts on w
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
+import json
+import os
 import posixpath
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,9 @@ ORDERS = ("hydra", "task", "extensions", "choices", "typed", "resume", "run", "i
 SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms")
 NAMES_A_PLACE = re.compile(r"path|file|folder|dir|cache|root")
 DEFAULT_CACHE = ".cache/stores"
+FOREIGN = "from elsewhere: "
+"""What a place begins with that a run from elsewhere names and that must not be used."""
+KEY_BYTES = 32
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -225,31 +233,71 @@ def frozen(cfg: DictConfig) -> DictConfig:
 
 
 def without_places(cfg: DictConfig) -> DictConfig:
-    """Return a run's configuration without the files and folders outside the working directory that it names.
+    """Return a run's configuration in which files and folders outside the working directory can't be used.
 
-    A run from elsewhere says what it was made of. What is read or written here, the command line says.
+    A run from elsewhere says what it was made of. What is read or written here, the command line says: whoever opens
+    such a place gets `refuse_foreign`'s sentence.
     """
     result = cfg.copy()
     for section in ("data", "tokenizer", "objective", "logger"):
         # a tokenizer is read from the run's own copy, so what its own options name isn't
-        inner = [] if section not in cfg else leaves(cfg._get_node(section))
+        inner = [] if not isinstance(cfg.get(section), DictConfig) else leaves(cfg[section])
         for name, value in inner:
             option = next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
             if section == "tokenizer" and "." not in name:
                 continue
             if isinstance(value, str) and NAMES_A_PLACE.search(option) and leads_out(value):
-                key = f"{section}.{name}"
-                unnamed = (
-                    f"a place outside of a run from elsewhere, to be named by {section}.{option}=…: {value}"
-                )
-                OmegaConf.update(result, key, DEFAULT_CACHE if option == "cache" else unnamed)
+                place = DEFAULT_CACHE if option == "cache" else f"{FOREIGN}{value}"
+                OmegaConf.update(result, f"{section}.{name}", place)
     return result
+
+
+def refuse_foreign(place: str, key: str) -> None:
+    """Raise UserError if a place is one that `without_places` has marked."""
+    if place.startswith(FOREIGN):
+        named = place.removeprefix(FOREIGN)
+        raise UserError(
+            f"The run names {key}={named}, which is outside of the working directory, and the run was not made by this"
+            f" user on this machine, or its config.yaml has changed since. If you trust it, type {key}={named}"
+        )
+
+
+def mark(config: str) -> str | None:
+    """Return what a run keeps to show that its config.yaml was written by this user on this machine.
+
+    None where no key can be kept, such as without a home folder.
+    """
+    with contextlib.suppress(OSError, RuntimeError):
+        key_file().parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(key_file(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+    return signature(config.encode())
+
+
+def is_own(run: Path) -> bool:
+    """Whether a run was made here, and its configuration is as it was then; where its folder is doesn't matter."""
+    try:
+        known = json.loads((run / "environment.json").read_bytes())["mark"]
+        made = signature((run / "config.yaml").read_bytes())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return made is not None and isinstance(known, str) and hmac.compare_digest(known.encode(), made.encode())
+
+
+def signature(config: bytes) -> str | None:
+    try:
+        key = key_file().read_bytes()
+    except (OSError, RuntimeError):
+        return None
+    return hmac.new(key, config, hashlib.sha256).hexdigest() if len(key) == KEY_BYTES else None
+
+
+def key_file() -> Path:
+    return Path.home() / ".cache" / "minllm" / "key"
 
 
 def leads_out(place: str) -> bool:
     """Whether a path leads out of the working directory."""
-    if "${" in place:
-        return False
     here = Path.cwd().resolve()
     try:
         there = Path(place).expanduser().resolve()

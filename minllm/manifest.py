@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minllm.errors import UserError
-from minllm.runs import OUTPUTS, latest_run, remove_if_empty
+from minllm.runs import OUTPUTS, WHERE_DATA_STAND, latest_run, remove_if_empty
 from minllm.training.files import lock_taken
 from minllm.words import in_quotes, key_of
 
@@ -191,7 +191,7 @@ def going_on(composed: DictConfig, words: Sequence[str], run: Path) -> list[str]
     if composed.task.get("_target_") != TRAINS or not can_go_on(run):
         return list(words)
     composed.resume = str(run)
-    trusted = [word for word in words if key_of(word) == "extensions"]
+    trusted = [word for word in words if key_of(word) in ("extensions", *WHERE_DATA_STAND)]
     return [f"resume={in_quotes(str(run))}", *trusted]
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from minllm.elsewhere import check_interpolations, without_places
+from minllm.elsewhere import is_own, without_places
 from minllm.errors import UserError
 from minllm.validation import fits, options_of, root_options
 
@@ -27,6 +27,9 @@ WATCHING = ("choices", "typed", "size", "logger", "tags")
 RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
 # where the data stand and how they're read; training then makes sure that they're the same documents
 WHERE_DATA_STAND = ("data.path", "data.cache", "data.num_proc", "data.streaming")
+
+LARGEST = 1 << 20
+"""Bytes of a config.yaml; a run's own has a few thousand."""
 
 
 def new_run_dir(overrides: Iterable[str] = ()) -> Path:
@@ -132,22 +135,26 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     """Return the configuration that a run was made with.
 
     A run may come from anyone, so the packages that its configuration takes code from count only where `extensions`
-    names them too, and it can't refer to the environment. Of a run that isn't under outputs/, the files and folders
-    outside the working directory count only where the command line names them.
+    names them too, and it can't refer to other values. Of a run that wasn't made here, the files and folders outside
+    the working directory count only where the command line names them.
     """
     run = find_run(run)
     refuse_special_files(run)
     file = run / "config.yaml"
     try:
-        cfg = OmegaConf.load(file)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"{file} is damaged: it has more than {LARGEST:,} bytes.")
+        text = file.read_text(encoding="utf-8")
+        cfg = OmegaConf.create(text)
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file} is damaged: it can't be read as YAML.") from error
     lacking = [
         name for name in (*MODEL_KEYS, "choices") if not isinstance(cfg, DictConfig) or name not in cfg
     ]
     if lacking:
         raise UserError(f"{file} is damaged, or isn't minllm's: it has no '{lacking[0]}'.")
-    check_interpolations(cfg, str(file))
+    if "${" in text:
+        raise UserError(f"{file} refers to other values (${{…}}), which a run's own never does.")
     shapes = {
         "choices": dict[str, str | list[str] | None],
         "extensions": list[str] | None,
@@ -163,7 +170,7 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
             f"{run} uses code of {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'."
         )
     cfg.extensions = list(extensions)
-    return cfg if run.is_relative_to(OUTPUTS.resolve()) else without_places(cfg)
+    return cfg if is_own(run) else without_places(cfg)
 
 
 def refuse_special_files(run: Path) -> None:

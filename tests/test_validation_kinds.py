@@ -13,10 +13,12 @@ from omegaconf import OmegaConf
 import run as door
 import sweep
 from minllm.config import build, compose, validate
-from minllm.elsewhere import is_harmless
+from minllm.elsewhere import FOREIGN, is_harmless
 from minllm.errors import UserError
 from minllm.kinds import PLACES
 from minllm.runs import read_run
+from minllm.tokenizer.bytes import Bytes
+from minllm.training.rundir import RunDir
 
 HARMFUL = [
     "minllm.training.rundir._git",
@@ -278,7 +280,7 @@ def test_what_an_interpolation_may_call(text: str, harmless: bool):
 
 
 def a_run(folder: Path, *words: str, **sections: object) -> Path:
-    cfg = OmegaConf.create(OmegaConf.to_container(compose(["tokenizer=bytes", *words])))
+    cfg = OmegaConf.create(OmegaConf.to_container(compose(["tokenizer=bytes", *words]), resolve=True))
     cfg = OmegaConf.merge(cfg, sections)
     folder.mkdir(parents=True)
     OmegaConf.save(cfg, folder / "config.yaml")
@@ -295,12 +297,12 @@ def test_a_foreign_run_names_no_place_outside(here: Path, other: Path):
     words = ["data=text", f"data.path={other}/*.txt", f"data.cache={other}/stores"]
     cfg = read_run(a_run(other / "run", *words))
     assert cfg.data.cache == ".cache/stores"
-    with pytest.raises(UserError, match="named by data.path="):
+    with pytest.raises(UserError, match="If you trust it, type data.path="):
         build(cfg.data).fingerprint  # noqa: B018
     named = compose(["task=evaluate", f"run={other}/run", f"data.path={other}/secret.txt"])
     assert build(named.data).size("train") > 0
-    own = read_run(a_run(here / "outputs" / "run", *words))
-    assert own.data.path == f"{other}/*.txt" and own.data.cache == f"{other}/stores"
+    copied = read_run(a_run(here / "outputs" / "run", *words))
+    assert copied.data == cfg.data, "a folder that was copied below outputs/ is still from elsewhere"
     inside = read_run(a_run(here / "elsewhere", "data=text", "data.path=notes.txt"))
     assert inside.data.path == "notes.txt"
 
@@ -309,7 +311,62 @@ def test_a_foreign_run_names_no_place_outside(here: Path, other: Path):
 def test_ways_out(here: Path, other: Path, path):
     (here / "link").symlink_to(other)
     cfg = read_run(a_run(here / "run", data={"path": path}))
-    assert "a place outside" in str(cfg.data.path)
+    assert FOREIGN in str(cfg.data.path)
+
+
+def test_a_run_that_was_made_here_names_what_it_likes(
+    here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(other))
+    words = ["tokenizer=bytes", "data=text", f"data.path={other}/a.txt", f"data.cache={other}/stores"]
+    RunDir(here / "run").begin(compose(words), Bytes())
+    own = read_run("run")
+    assert own.data.path == f"{other}/a.txt" and own.data.cache == f"{other}/stores"
+    (here / "run").rename(other / "moved")
+    assert read_run(other / "moved") == own
+    config = other / "moved" / "config.yaml"
+    config.write_text(config.read_text().replace("a.txt", "b.txt"))
+    assert read_run(other / "moved").data.path.startswith(FOREIGN)
+    RunDir(here / "run").begin(compose(words), Bytes())
+    (other / ".cache/minllm/key").unlink()  # another machine, or another user
+    assert read_run("run").data.path.startswith(FOREIGN)
+    (other / ".cache/minllm").rmdir()
+    (other / ".cache/minllm").write_text("")  # no key can be kept
+    RunDir(here / "run").begin(compose(words), Bytes())
+    assert read_run("run").data.path.startswith(FOREIGN)
+
+
+@pytest.mark.parametrize("known", ["", "[]", '{"mark": null}', '{"mark": 5}', '{"mark": "é"}', "[" * 99999])
+def test_a_mark_that_is_none(here: Path, known: str):
+    folder = a_run(here / "run", data={"path": "/etc/passwd"})
+    (folder / "environment.json").write_text(known, encoding="utf-8")
+    assert read_run(folder).data.path.startswith(FOREIGN)
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"data": {"path": "${tags.0}"}, "tags": ["/etc/passwd"]}, "refers to other values"),
+        ({"data": {"cache": "${oc.select:tags.0}"}, "tags": ["/away"]}, "refers to other values"),
+        ({"a": "x" * (1 << 20)}, "more than"),
+    ],
+)
+def test_a_foreign_configuration_that_hides_its_places(here: Path, sections: dict, says: str):
+    with pytest.raises(UserError, match=says):
+        read_run(a_run(here / "run", **sections))
+
+
+@pytest.mark.parametrize(
+    "more", ["z: " + "{a: " * 700 + "1" + "}" * 700, "z: " + "[" * 900 + "]" * 900, "data: [1]"]
+)
+def test_a_foreign_configuration_that_is_nested_too_deeply_or_oddly(here: Path, more: str):
+    folder = a_run(here / "run")
+    lines = (folder / "config.yaml").read_text().splitlines()
+    start = lines.index("data:")
+    end = next(n for n in range(start + 1, len(lines)) if not lines[n].startswith(" "))
+    (folder / "config.yaml").write_text("\n".join([*lines[:start], *lines[end:], more]))
+    with pytest.raises(UserError):
+        validate(compose(["task=generate", f"run={folder}"]))
 
 
 @pytest.mark.parametrize(
