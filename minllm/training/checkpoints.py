@@ -35,8 +35,10 @@ from minllm.model.lm import LM
 from minllm.tokenizer import Tokenizer, of_run
 from minllm.training import memory
 from minllm.training.files import write_text
+from minllm.training.optimizers import refuse_unfit
 from minllm.training.rundir import to_json
 
+WEIGHTS = ("F64", "F32", "F16", "BF16")
 LARGEST = 2**62
 """Above any number of steps or tokens."""
 
@@ -227,7 +229,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
         UserError: the checkpoint is damaged, or is of another architecture.
     """
     with _damage(checkpoint, "model.safetensors") as path:
-        shapes = _shapes(path)
+        shapes = _shapes(path)  # raises ValueError for numbers that no weights are
     for name, tensor in model.state_dict().items():
         if name in shapes and shapes[name] != tuple(tensor.shape):
             raise UserError(
@@ -248,7 +250,9 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
     """Give `optimizer` the state it had. UserError if the checkpoint is damaged."""
     with _damage(checkpoint, "optimizer.pt") as path:
-        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_unfit(saved, optimizer)
+        optimizer.load_state_dict(saved)
 
 
 def load(
@@ -366,7 +370,10 @@ def _write_errors() -> Iterator[None]:
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        if any(one.get_dtype() not in WEIGHTS for one in slices.values()):
+            raise ValueError("weights are real numbers")
+        return {name: tuple(one.get_shape()) for name, one in slices.items()}
 
 
 def _sync(folder: Path) -> None:

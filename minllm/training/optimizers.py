@@ -219,6 +219,49 @@ def learning(group: dict) -> list[nn.Parameter]:
     return [p for p in group["params"] if p.grad is not None]
 
 
+def refuse_unfit(saved: dict, optimizer: _Torch) -> None:
+    """Raise ValueError if a saved state isn't one of this optimizer's.
+
+    torch looks at the number of parameters only, and its fused kernels write beyond the end of a tensor that is too
+    small.
+    """
+    groups, own = saved["param_groups"], optimizer.param_groups
+    if [kinds(group) for group in groups] != [kinds(group) for group in own]:
+        raise ValueError("groups of other options")
+    numbers = [number for group in groups for number in group["params"]]
+    params = dict(zip(numbers, (p for group in own for p in group["params"])))
+    for number, state in saved["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and (value.layout != torch.strided or not value.is_floating_point()):
+                raise ValueError(f"{name} of another kind")
+            if isinstance(value, Tensor) and name in OF_A_WEIGHT and not is_like(value, params[number]):
+                raise ValueError(f"{name} of another shape")
+            if name == "step" and not (isinstance(value, Tensor) and value.numel() == 1):
+                raise ValueError("step isn't one number")
+    for group in groups:
+        if len({frozenset(saved["state"][one]) for one in group["params"] if one in saved["state"]}) > 1:
+            raise ValueError("parameters of one group with states of several kinds")
+
+
+OF_A_WEIGHT = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "momentum")
+"""What has a number for each number of a weight."""
+
+
+def is_like(value: Tensor, param: nn.Parameter) -> bool:
+    return value.shape == param.shape and value.stride() == param.stride()
+
+
+def kinds(group: dict) -> dict[str, object]:
+    """Return the types of a group's options, and how many parameters it has."""
+    return {
+        name: len(value) if name == "params" else SAME.get(type(value), type(value))
+        for name, value in group.items()
+    }
+
+
+SAME = {int: float, type(None): bool}  # foreach and fused are null or true
+
+
 def momentum_of(optimizer: Optimizer, p: nn.Parameter) -> Tensor:
     state = optimizer.state[p]
     if not state:
