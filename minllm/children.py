@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Generic, TypeVar
 
 from minllm.door import BROKEN_PIPE
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.sweep import limits
 from minllm.sweep.server import die_with_the_server, end_group, lead_a_group
 
@@ -152,7 +152,7 @@ class Children(Generic[T]):
             code = work()
             sys.stdout.flush()
         except UserError as error:
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             code = 2
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1

@@ -37,6 +37,8 @@ DEFAULT_CACHE = ".cache/stores"
 FOREIGN = "from elsewhere: "
 """What a place begins with that a run from elsewhere names and that must not be used."""
 KEY_BYTES = 32
+DEEPEST = 50
+"""Sections of a file inside each other: the libraries that merge them call themselves for each."""
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -89,6 +91,8 @@ def check_file(name: str, config: Container, defaults: Sequence[Any], primary: b
     own = CONF / f"{name}.yaml"
     same = dict(leaves(OmegaConf.load(own))) if own.is_file() else {}  # a copy of ours may say what ours does
     for key, value in leaves(config):
+        if key.count(".") > DEEPEST:
+            raise UserError(f"{name}.yaml is nested too deeply to be read.")
         if key.partition(".")[0] == "hydra" and key not in HYDRA_OF_FILES and same.get(key, ...) != value:
             raise UserError(
                 f"{name}.yaml sets {key}, and a file can set nothing of Hydra's but {' and '.join(HYDRA_OF_FILES)}."
@@ -109,8 +113,10 @@ def check_file(name: str, config: Container, defaults: Sequence[Any], primary: b
                 f"{name}.yaml sets {key}: a file chooses no task, and sets no option of one. Type"
                 f" {key}=… instead.{'' if ordered else near(str(key), settable)}"
             )
-    if not is_task:
-        check_task_options(name, config)
+    target = OmegaConf.select(config, "task._target_", throw_on_missing=False)
+    if primary or not is_task or str(target).startswith("minllm."):
+        check_task_options(name, config, same)
+    check_written(name, config, same)
     check_words(name, config)
 
 
@@ -138,16 +144,29 @@ def check_default(name: str, default: Any, primary: bool) -> None:
             raise UserError(f"{name}.yaml chooses {one}: a file chooses no task. Type task=… instead.")
 
 
-def check_task_options(name: str, config: Container) -> None:
-    """Refuse options of tasks that stand in a section, such as tokenizer.into."""
+def check_task_options(name: str, config: Container, same: Mapping[str, Any]) -> None:
+    """Refuse options of minllm's own tasks, at the root or in a section, such as remove and tokenizer.into."""
     from minllm.help import read_option
+    from minllm.validation import options_of, root_options
 
-    of_tasks = {
-        key for file in (CONF / "task").glob("*.yaml") for key in read_option(file).keys if "." in key
-    }
-    for key, _ in leaves(config):
-        if ".".join(key.split(".")[:2]) in of_tasks:
+    keys = {key for file in (CONF / "task").glob("*.yaml") for key in read_option(file).keys}
+    keys -= {*options_of(root_options), "task", "task._target_"}
+    for key, value in leaves(config):
+        parts = key.split(".")
+        is_option = parts[0] in keys or ".".join(parts[:2]) in keys
+        if is_option and value not in (None, "???") and same.get(key, ...) != value:
             raise UserError(f"{name}.yaml sets {key}, an option of a task. Type {key}=… instead.")
+
+
+def check_written(name: str, config: Container, same: Mapping[str, Any]) -> None:
+    """Refuse a place to write to that is outside of the working directory, or isn't known before all is composed."""
+    for key, value in leaves(config):
+        is_place = (key.rpartition(".")[2] == "cache" or key == "sweep.storage") and isinstance(value, str)
+        if is_place and ("${" in value or leads_out(value)) and same.get(key) != value:
+            raise UserError(
+                f"{name}.yaml sets {key}={value}, and a file can't choose a place to write to that is outside of the"
+                f" working directory. If you want it, type it: {key}={value}"
+            )
 
 
 def check_words(name: str, config: Container) -> None:
@@ -159,11 +178,17 @@ def check_words(name: str, config: Container) -> None:
     words = [*keys_in(section("search")), *keys_in(section("sweep.trial"))]
     words += [value for _, value in leaves(section("arms")) if isinstance(value, str)]
     for word in words:
-        key = key_of(word).strip("'\"+~ ")
-        if key.startswith("-") or re.split(r"[./@:]", key)[0] in ORDERS:
+        if gives_orders(key := key_of(word).strip("'\"+~ \t\r\n")):
             raise UserError(
                 f"{name}.yaml makes {key} a word of each trial, which only the command line may: type it."
             )
+
+
+def gives_orders(key: str) -> bool:
+    """Whether a word's key is only the command line's to set, by its name or by the package behind an @."""
+    tops = {re.split("[./]", part.removeprefix("_global_."))[0] for part in re.split("[@:]", key)}
+    is_place = re.split("[./]", key)[-1] == "cache"
+    return key.startswith("-") or "${" in key or is_place or not tops.isdisjoint(ORDERS)
 
 
 def keys_in(config: Any) -> Iterator[str]:

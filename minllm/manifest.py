@@ -24,7 +24,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.runs import OUTPUTS, WHERE_DATA_STAND, latest_run, remove_if_empty
 from minllm.training.files import lock_taken
 from minllm.words import in_quotes, key_of
@@ -118,9 +118,10 @@ def grid_for(
     if same:
         return same[0]
     if alike and not alike[0].is_finished(identities):
+        folder = printable(str(alike[0].folder))
         print(
-            f"An unfinished grid of the same runs is in {alike[0].folder}, but the code has changed since it began, so"
-            f" this is a new one. To go on with that one: hydra.sweep.dir={alike[0].folder}"
+            f"An unfinished grid of the same runs is in {folder}, but the code has changed since it began, so"
+            f" this is a new one. To go on with that one: hydra.sweep.dir={folder}"
         )
     return new
 
@@ -196,12 +197,14 @@ def going_on(composed: DictConfig, words: Sequence[str], run: Path) -> list[str]
 
 
 def make_ready(run: Path) -> None:
-    """Empty the folder of a run that stopped before its first checkpoint: it begins again."""
+    """Empty the folder of a run that stopped before its first checkpoint: it begins again.
+
+    Raises:
+        UserError: the folder is a link, so that the run would be written elsewhere.
+    """
+    if run.is_symlink():
+        raise UserError(f"{run} is a link to elsewhere, so the run in it can't go on. Remove the link.")
     if (run / "config.yaml").exists() and not can_go_on(run):
-        if run.is_symlink():
-            raise UserError(
-                f"{run} is a link to elsewhere, so the run in it can't begin again. Remove the link."
-            )
         shutil.rmtree(run)
 
 

@@ -17,8 +17,6 @@ from minllm.elsewhere import FOREIGN, is_harmless
 from minllm.errors import UserError
 from minllm.kinds import PLACES
 from minllm.runs import read_run
-from minllm.tokenizer.bytes import Bytes
-from minllm.training.rundir import RunDir
 
 HARMFUL = [
     "minllm.training.rundir._git",
@@ -195,6 +193,19 @@ OF_HYDRA = [
     "arms: {a: ['extensions=[os]'], b: ['model/attn=mqa']}",
     "arms: {a: ['+hydra.callbacks.x._target_=os.system'], b: []}",
     "arms: {a: ['hydra/launcher=x'], b: []}",
+    "data: {cache: /away}",
+    "data: {cache: ~/away}",
+    "data: {cache: ../away}",
+    "data: {cache: '${tags.0}'}\ntags: [/away]",
+    "tokenizer: {data: {cache: /away}}",
+    "sweep: {storage: sqlite:////away.db}",
+    "sweep: {trial: {data.cache: /away}}",
+    "search: {fixed: {data: {cache: /away}}}",
+    "search: {fixed: {+data@hydra.callbacks.x: tales}}",
+    "arms: {a: ['data.cache=/away'], b: []}",
+    'arms: {a: ["\\thydra.run.dir=away"], b: []}',
+    "arms: {a: ['+x@_global_.hydra.y=z'], b: []}",
+    "tags: ['hydra.run.dir=away']\narms: {a: ['${tags.0}'], b: []}",
 ]
 
 
@@ -212,7 +223,7 @@ def test_a_file_gives_no_orders(go: Callable, lines: str, mode: list[str]):
     assert sorted(Path.cwd().iterdir()) == [Path.cwd() / "evil"]
 
 
-@pytest.mark.parametrize("lines", OF_HYDRA[:1] + OF_HYDRA[-9::2])
+@pytest.mark.parametrize("lines", OF_HYDRA[:1] + OF_HYDRA[38:47:2])
 def test_nor_does_the_file_of_a_search(go: Callable, lines: str):
     write("search/x", f"# @package _global_\n# x\n{lines}\n")
     code, err = go("search=x", "optim.lr=choice(1,2)", "sweep.dry_run=true", through=sweep)
@@ -233,6 +244,13 @@ def test_nor_does_the_file_of_a_search(go: Callable, lines: str):
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.removed"), ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.prepare") + "extensions: [a]\n", ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.train.train") + "resume: x\n", ["task=x"]),
+        ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.prepare") + "remove: others\n", ["task=x"]),
+        ("mine", "defaults: [config, override /task: prepare, _self_]\nremove: others\n", ["--config-name", "mine"]),
+        (
+            "mine",
+            "defaults: [config, override /task: tokenizer, _self_]\ntokenizer: {sizes: [400], into: /away}\n",
+            ["--config-name", "mine"],
+        ),
     ],
 )  # fmt: skip
 def test_wherever_the_file_stands(go: Callable, name: str, text: str, words: list[str]):
@@ -312,61 +330,6 @@ def test_ways_out(here: Path, other: Path, path):
     (here / "link").symlink_to(other)
     cfg = read_run(a_run(here / "run", data={"path": path}))
     assert FOREIGN in str(cfg.data.path)
-
-
-def test_a_run_that_was_made_here_names_what_it_likes(
-    here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("HOME", str(other))
-    words = ["tokenizer=bytes", "data=text", f"data.path={other}/a.txt", f"data.cache={other}/stores"]
-    RunDir(here / "run").begin(compose(words), Bytes())
-    own = read_run("run")
-    assert own.data.path == f"{other}/a.txt" and own.data.cache == f"{other}/stores"
-    (here / "run").rename(other / "moved")
-    assert read_run(other / "moved") == own
-    config = other / "moved" / "config.yaml"
-    config.write_text(config.read_text().replace("a.txt", "b.txt"))
-    assert read_run(other / "moved").data.path.startswith(FOREIGN)
-    RunDir(here / "run").begin(compose(words), Bytes())
-    (other / ".cache/minllm/key").unlink()  # another machine, or another user
-    assert read_run("run").data.path.startswith(FOREIGN)
-    (other / ".cache/minllm").rmdir()
-    (other / ".cache/minllm").write_text("")  # no key can be kept
-    RunDir(here / "run").begin(compose(words), Bytes())
-    assert read_run("run").data.path.startswith(FOREIGN)
-
-
-@pytest.mark.parametrize("known", ["", "[]", '{"mark": null}', '{"mark": 5}', '{"mark": "é"}', "[" * 99999])
-def test_a_mark_that_is_none(here: Path, known: str):
-    folder = a_run(here / "run", data={"path": "/etc/passwd"})
-    (folder / "environment.json").write_text(known, encoding="utf-8")
-    assert read_run(folder).data.path.startswith(FOREIGN)
-
-
-@pytest.mark.parametrize(
-    ("sections", "says"),
-    [
-        ({"data": {"path": "${tags.0}"}, "tags": ["/etc/passwd"]}, "refers to other values"),
-        ({"data": {"cache": "${oc.select:tags.0}"}, "tags": ["/away"]}, "refers to other values"),
-        ({"a": "x" * (1 << 20)}, "more than"),
-    ],
-)
-def test_a_foreign_configuration_that_hides_its_places(here: Path, sections: dict, says: str):
-    with pytest.raises(UserError, match=says):
-        read_run(a_run(here / "run", **sections))
-
-
-@pytest.mark.parametrize(
-    "more", ["z: " + "{a: " * 700 + "1" + "}" * 700, "z: " + "[" * 900 + "]" * 900, "data: [1]"]
-)
-def test_a_foreign_configuration_that_is_nested_too_deeply_or_oddly(here: Path, more: str):
-    folder = a_run(here / "run")
-    lines = (folder / "config.yaml").read_text().splitlines()
-    start = lines.index("data:")
-    end = next(n for n in range(start + 1, len(lines)) if not lines[n].startswith(" "))
-    (folder / "config.yaml").write_text("\n".join([*lines[:start], *lines[end:], more]))
-    with pytest.raises(UserError):
-        validate(compose(["task=generate", f"run={folder}"]))
 
 
 @pytest.mark.parametrize(
