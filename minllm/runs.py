@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from minllm.elsewhere import is_own, without_places
+from minllm.elsewhere import check_interpolations, is_own, without_places
+from minllm.elsewhere import leaves as nodes
 from minllm.errors import UserError
 from minllm.validation import fits, options_of, root_options
 
@@ -135,7 +136,7 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     """Return the configuration that a run was made with.
 
     A run may come from anyone, so the packages that its configuration takes code from count only where `extensions`
-    names them too, and it can't refer to other values. Of a run that wasn't made here, the files and folders outside
+    names them too, and it can't refer to the environment. Of a run that wasn't made here, the files and folders outside
     the working directory count only where the command line names them.
     """
     run = find_run(run)
@@ -154,7 +155,7 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     if lacking:
         raise UserError(f"{file} is damaged, or isn't minllm's: it has no '{lacking[0]}'.")
     if "${" in text:
-        raise UserError(f"{file} refers to other values (${{…}}), which a run's own never does.")
+        resolve(cfg, file)
     shapes = {
         "choices": dict[str, str | list[str] | None],
         "extensions": list[str] | None,
@@ -171,6 +172,17 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
         )
     cfg.extensions = list(extensions)
     return cfg if is_own(run) else without_places(cfg)
+
+
+def resolve(cfg: DictConfig, file: Path) -> None:
+    """Replace what refers to other values of a configuration by these, so that nothing in it depends on another's."""
+    check_interpolations(cfg, str(file))
+    try:
+        OmegaConf.resolve(cfg)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UserError(f"{file} is damaged: it refers to values that aren't in it.") from error
+    if any(isinstance(value, str) and "${" in value for _, value in nodes(cfg)):
+        raise UserError(f"{file} refers to other values (${{…}}) in two steps, which a run's own never does.")
 
 
 def refuse_special_files(run: Path) -> None:

@@ -3,16 +3,20 @@
 # ruff: noqa: F811 (fixtures of another file)
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import run as door
-from minllm.config import compose, validate
+from minllm.config import compose, perform, validate
 from minllm.elsewhere import FOREIGN
 from minllm.errors import UserError
 from minllm.runs import read_run
+from minllm.study.report.commands import lines_of
 from minllm.tokenizer.bytes import Bytes
 from minllm.training.rundir import RunDir
 from tests.test_validation_kinds import a_run, go, here, other, write  # noqa: F401
@@ -48,14 +52,26 @@ def test_a_mark_that_is_none(here: Path, known: str):
 
 
 @pytest.mark.parametrize(
+    "data", [{"path": "${tags.0}"}, {"path": "${oc.select:tags.0}"}, {"path": "/${tags.1}"}]
+)
+def test_a_foreign_configuration_hides_no_place_behind_a_reference(here: Path, data: dict):
+    cfg = read_run(
+        a_run(here / "run", data={**data, "cache": "${tags.0}"}, tags=["/etc/passwd", "etc/passwd"])
+    )
+    assert cfg.data.path == f"{FOREIGN}/etc/passwd" and cfg.data.cache == ".cache/stores"
+
+
+@pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"data": {"path": "${tags.0}"}, "tags": ["/etc/passwd"]}, "refers to other values"),
-        ({"data": {"cache": "${oc.select:tags.0}"}, "tags": ["/away"]}, "refers to other values"),
+        ({"data": {"path": "${tags.0}${tags.1}"}, "tags": ["$", "{oc.env:HOME}"]}, "in two steps"),
+        ({"data": {"path": "${nowhere}"}}, "refers to values that aren't in it"),
+        ({"data": {"path": "${data.path}"}}, "refers to values that aren't in it"),
+        ({"data": {"path": "${oc.env:HOME}"}}, "not to the environment"),
         ({"a": "x" * (1 << 20)}, "more than"),
     ],
 )
-def test_a_foreign_configuration_that_hides_its_places(here: Path, sections: dict, says: str):
+def test_a_foreign_configuration_that_is_refused(here: Path, sections: dict, says: str):
     with pytest.raises(UserError, match=says):
         read_run(a_run(here / "run", **sections))
 
@@ -93,3 +109,30 @@ def test_passwords_in_urls_are_not_shown():
         said = str(UserError(f"[{url}] or '{url}' can't be used: x@y"))
         assert "secret" not in said and "x@y" in said and "://***@h" in said
     assert str(UserError("see https://host/a@b:1, me@x.org")) == "see https://host/a@b:1, me@x.org"
+
+
+def test_the_commands_of_a_report_give_no_orders_that_a_foreign_run_typed():
+    words = ["norm=pre", "+hydra.callbacks.x=y", "++hydra.run.dir=/", "extensions=[os]"]
+    run = SimpleNamespace(cfg={"typed": words, "extensions": []})
+    assert lines_of(SimpleNamespace(runs={0: run})) == ["python run.py norm=pre seed=0"]
+    run.cfg["extensions"] = ["os"]  # which whoever compares has named
+    assert lines_of(SimpleNamespace(runs={0: run})) == ["python run.py norm=pre 'extensions=[os]' seed=0"]
+
+
+def test_stores_are_listed_without_control_characters(here: Path, capsys):
+    words = ["task=prepare", "tokenizer=bytes", "data=text", "data.path=a.txt", "data.num_proc=1"]
+    Path("a.txt").write_text("some text\n" * 200, encoding="utf-8")
+    perform(compose(words), Path("unused"))
+    (store,) = (one for one in Path(".cache/stores").iterdir() if one.is_dir())
+    other = store.with_name("0123456789abcdef")
+    shutil.copytree(store, other)
+    known = json.loads((other / "meta.json").read_text())
+    known["options"]["path"] = known["tokenizer"] = "\x1b]0;owned\x07"
+    (other / "meta.json").write_text(json.dumps(known))
+    (other / "gone").symlink_to("nowhere")
+    Path("mine").mkdir()
+    store.with_name("1123456789abcdef").symlink_to(Path("mine").resolve())
+    perform(compose([*words, "remove=0123456789abcdef"]), Path("unused"))
+    out = capsys.readouterr().out
+    assert "\\x1b]0;owned\\x07" in out and not set("\x1b\x07") & set(out)
+    assert "1123456789abcdef" not in out and not other.exists()
