@@ -59,7 +59,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         check_flags(words)
         check_folders(words)
         if {"--help", "-h"} & set(words):
-            print(help_text(config_dirs(words)), flush=True)
+            print(printable(help_text(config_dirs(words))), flush=True)
             return 0
         for note in filter(None, map(comma_note, words)):
             print(printable(note), file=sys.stderr)

@@ -8,8 +8,13 @@ environment variables. They are checked as Hydra loads them, before it acts on w
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
+import json
+import os
 import posixpath
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,11 @@ ORDERS = ("hydra", "task", "extensions", "choices", "typed", "resume", "run", "i
 SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms")
 NAMES_A_PLACE = re.compile(r"path|file|folder|dir|cache|root")
 DEFAULT_CACHE = ".cache/stores"
+FOREIGN = "from elsewhere: "
+"""What a place begins with that a run from elsewhere names and that must not be used."""
+KEY_BYTES = 32
+DEEPEST = 50
+"""Sections of a file inside each other: the libraries that merge them call themselves for each."""
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -81,6 +91,8 @@ def check_file(name: str, config: Container, defaults: Sequence[Any], primary: b
     own = CONF / f"{name}.yaml"
     same = dict(leaves(OmegaConf.load(own))) if own.is_file() else {}  # a copy of ours may say what ours does
     for key, value in leaves(config):
+        if key.count(".") > DEEPEST:
+            raise UserError(f"{name}.yaml is nested too deeply to be read.")
         if key.partition(".")[0] == "hydra" and key not in HYDRA_OF_FILES and same.get(key, ...) != value:
             raise UserError(
                 f"{name}.yaml sets {key}, and a file can set nothing of Hydra's but {' and '.join(HYDRA_OF_FILES)}."
@@ -101,8 +113,10 @@ def check_file(name: str, config: Container, defaults: Sequence[Any], primary: b
                 f"{name}.yaml sets {key}: a file chooses no task, and sets no option of one. Type"
                 f" {key}=… instead.{'' if ordered else near(str(key), settable)}"
             )
-    if not is_task:
-        check_task_options(name, config)
+    target = OmegaConf.select(config, "task._target_", throw_on_missing=False)
+    if primary or not is_task or str(target).startswith("minllm."):
+        check_task_options(name, config, same)
+    check_written(name, config, same)
     check_words(name, config)
 
 
@@ -130,16 +144,29 @@ def check_default(name: str, default: Any, primary: bool) -> None:
             raise UserError(f"{name}.yaml chooses {one}: a file chooses no task. Type task=… instead.")
 
 
-def check_task_options(name: str, config: Container) -> None:
-    """Refuse options of tasks that stand in a section, such as tokenizer.into."""
+def check_task_options(name: str, config: Container, same: Mapping[str, Any]) -> None:
+    """Refuse options of minllm's own tasks, at the root or in a section, such as remove and tokenizer.into."""
     from minllm.help import read_option
+    from minllm.validation import options_of, root_options
 
-    of_tasks = {
-        key for file in (CONF / "task").glob("*.yaml") for key in read_option(file).keys if "." in key
-    }
-    for key, _ in leaves(config):
-        if ".".join(key.split(".")[:2]) in of_tasks:
+    keys = {key for file in (CONF / "task").glob("*.yaml") for key in read_option(file).keys}
+    keys -= {*options_of(root_options), "task", "task._target_"}
+    for key, value in leaves(config):
+        parts = key.split(".")
+        is_option = parts[0] in keys or ".".join(parts[:2]) in keys
+        if is_option and value not in (None, "???") and same.get(key, ...) != value:
             raise UserError(f"{name}.yaml sets {key}, an option of a task. Type {key}=… instead.")
+
+
+def check_written(name: str, config: Container, same: Mapping[str, Any]) -> None:
+    """Refuse a place to write to that is outside of the working directory, or isn't known before all is composed."""
+    for key, value in leaves(config):
+        is_place = (key.rpartition(".")[2] == "cache" or key == "sweep.storage") and isinstance(value, str)
+        if is_place and ("${" in value or leads_out(value)) and same.get(key) != value:
+            raise UserError(
+                f"{name}.yaml sets {key}={value}, and a file can't choose a place to write to that is outside of the"
+                f" working directory. If you want it, type it: {key}={value}"
+            )
 
 
 def check_words(name: str, config: Container) -> None:
@@ -151,11 +178,17 @@ def check_words(name: str, config: Container) -> None:
     words = [*keys_in(section("search")), *keys_in(section("sweep.trial"))]
     words += [value for _, value in leaves(section("arms")) if isinstance(value, str)]
     for word in words:
-        key = key_of(word).strip("'\"+~ ")
-        if key.startswith("-") or re.split(r"[./@:]", key)[0] in ORDERS:
+        if gives_orders(key := key_of(word).strip("'\"+~ \t\r\n")):
             raise UserError(
                 f"{name}.yaml makes {key} a word of each trial, which only the command line may: type it."
             )
+
+
+def gives_orders(key: str) -> bool:
+    """Whether a word's key is only the command line's to set, by its name or by the package behind an @."""
+    tops = {re.split("[./]", part.removeprefix("_global_."))[0] for part in re.split("[@:]", key)}
+    is_place = re.split("[./]", key)[-1] == "cache"
+    return key.startswith("-") or "${" in key or is_place or not tops.isdisjoint(ORDERS)
 
 
 def keys_in(config: Any) -> Iterator[str]:
@@ -225,31 +258,71 @@ def frozen(cfg: DictConfig) -> DictConfig:
 
 
 def without_places(cfg: DictConfig) -> DictConfig:
-    """Return a run's configuration without the files and folders outside the working directory that it names.
+    """Return a run's configuration in which files and folders outside the working directory can't be used.
 
-    A run from elsewhere says what it was made of. What is read or written here, the command line says.
+    A run from elsewhere says what it was made of. What is read or written here, the command line says: whoever opens
+    such a place gets `refuse_foreign`'s sentence.
     """
     result = cfg.copy()
     for section in ("data", "tokenizer", "objective", "logger"):
         # a tokenizer is read from the run's own copy, so what its own options name isn't
-        inner = [] if section not in cfg else leaves(cfg._get_node(section))
+        inner = [] if not isinstance(cfg.get(section), DictConfig) else leaves(cfg[section])
         for name, value in inner:
             option = next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
             if section == "tokenizer" and "." not in name:
                 continue
             if isinstance(value, str) and NAMES_A_PLACE.search(option) and leads_out(value):
-                key = f"{section}.{name}"
-                unnamed = (
-                    f"a place outside of a run from elsewhere, to be named by {section}.{option}=…: {value}"
-                )
-                OmegaConf.update(result, key, DEFAULT_CACHE if option == "cache" else unnamed)
+                place = DEFAULT_CACHE if option == "cache" else f"{FOREIGN}{value}"
+                OmegaConf.update(result, f"{section}.{name}", place)
     return result
+
+
+def refuse_foreign(place: str, key: str) -> None:
+    """Raise UserError if a place is one that `without_places` has marked."""
+    if place.startswith(FOREIGN):
+        named = place.removeprefix(FOREIGN)
+        raise UserError(
+            f"The run names {key}={named}, which is outside of the working directory, and the run was not made by this"
+            f" user on this machine, or its config.yaml has changed since. If you trust it, type {key}={named}"
+        )
+
+
+def mark(config: str) -> str | None:
+    """Return what a run keeps to show that its config.yaml was written by this user on this machine.
+
+    None where no key can be kept, such as without a home folder.
+    """
+    with contextlib.suppress(OSError, RuntimeError):
+        key_file().parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(key_file(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+    return signature(config.encode())
+
+
+def is_own(run: Path) -> bool:
+    """Whether a run was made here, and its configuration is as it was then; where its folder is doesn't matter."""
+    try:
+        known = json.loads((run / "environment.json").read_bytes())["mark"]
+        made = signature((run / "config.yaml").read_bytes())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return made is not None and isinstance(known, str) and hmac.compare_digest(known.encode(), made.encode())
+
+
+def signature(config: bytes) -> str | None:
+    try:
+        key = key_file().read_bytes()
+    except (OSError, RuntimeError):
+        return None
+    return hmac.new(key, config, hashlib.sha256).hexdigest() if len(key) == KEY_BYTES else None
+
+
+def key_file() -> Path:
+    return Path.home() / ".cache" / "minllm" / "key"
 
 
 def leads_out(place: str) -> bool:
     """Whether a path leads out of the working directory."""
-    if "${" in place:
-        return False
     here = Path.cwd().resolve()
     try:
         there = Path(place).expanduser().resolve()

@@ -15,8 +15,16 @@ class UserError(Exception):
     """Something the user can mend: one sentence that says what is wrong, where, and what to type instead.
 
     The command line prints it without a traceback and exits with code 2. Any other exception is a bug of
-    minllm's and keeps its traceback.
+    minllm's and keeps its traceback. Passwords in URLs are never shown.
     """
+
+    def __str__(self) -> str:
+        return without_passwords(super().__str__())
+
+
+def without_passwords(text: str) -> str:
+    """Return text in which the user and password of each URL are masked: https://***@host."""
+    return re.sub(r"(?<=://)[^\s/@'\"]*:[^\s@]*@", "***@", text)
 
 
 def first_line(message: object) -> str:

@@ -52,6 +52,10 @@ def explained(folders: Sequence[str] = ()) -> Iterator[None]:
         if sentence is None:
             raise
         raise sentence from error
+    except RecursionError as error:
+        if "full_key" not in str(error):  # which OmegaConf adds
+            raise
+        raise UserError("A file of options is nested too deeply to be read.") from error
     except YAMLError as error:
         raise UserError(yaml_sentence(error)) from error
     except UnicodeDecodeError as error:
@@ -80,7 +84,9 @@ def yaml_sentence(error: YAMLError) -> str:
 
 def not_text(folders: Sequence[str]) -> Path | None:
     """Return the file in folders of options that isn't UTF-8."""
-    for file in (file for folder in folders for file in sorted(Path(folder).rglob("*.yaml"))):
+    for file in (
+        file for folder in folders for file in sorted(Path(folder).rglob("*.yaml")) if file.is_file()
+    ):
         try:
             file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):

@@ -115,6 +115,8 @@ def find_groups(folders: Iterable[str] = ()) -> dict[str, dict[str, Option]]:
     groups: dict[str, dict[str, Option]] = {}
     for root in (CONF, *map(Path, folders)):
         for file in sorted(root.glob("*/**/*.yaml")):
+            if not file.is_file():  # a pipe would never end
+                continue
             group = file.parent.relative_to(root).as_posix()
             groups.setdefault(group, {}).setdefault(file.stem, read_option(file))
     return dict(sorted(groups.items(), key=lambda one: (one[0] != "task", one[0])))

@@ -24,8 +24,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minllm.elsewhere import without_places
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.runs import OUTPUTS, WHERE_DATA_STAND, latest_run, remove_if_empty
 from minllm.training.files import lock_taken
 from minllm.words import in_quotes, key_of
@@ -119,9 +118,10 @@ def grid_for(
     if same:
         return same[0]
     if alike and not alike[0].is_finished(identities):
+        folder = printable(str(alike[0].folder))
         print(
-            f"An unfinished grid of the same runs is in {alike[0].folder}, but the code has changed since it began, so"
-            f" this is a new one. To go on with that one: hydra.sweep.dir={alike[0].folder}"
+            f"An unfinished grid of the same runs is in {folder}, but the code has changed since it began, so"
+            f" this is a new one. To go on with that one: hydra.sweep.dir={folder}"
         )
     return new
 
@@ -192,42 +192,23 @@ def going_on(composed: DictConfig, words: Sequence[str], run: Path) -> list[str]
     if composed.task.get("_target_") != TRAINS or not can_go_on(run):
         return list(words)
     composed.resume = str(run)
-    trusted = [word for word in words if key_of(word) == "extensions"]
-    return [f"resume={in_quotes(str(run))}", *trusted, *naming_places(composed, words)]
-
-
-def naming_places(composed: DictConfig, words: Sequence[str]) -> list[str]:
-    """Return words for the places outside the working directory: of a run elsewhere, they count only where named."""
-    named = [word for word in words if key_of(word) in WHERE_DATA_STAND or is_logger(word)]
-    kept = without_places(composed)
-    for key in WHERE_DATA_STAND:  # what a preset names was chosen by the command line too
-        place = OmegaConf.select(composed, key, throw_on_missing=False)
-        if place != OmegaConf.select(kept, key, throw_on_missing=False) and key not in map(key_of, named):
-            places = [place] if isinstance(place, str) else list(place)
-            listed = ",".join(in_quotes(str(one)) for one in places)
-            named.append(f"{key}={listed}" if isinstance(place, str) else f"{key}=[{listed}]")
-    return named
-
-
-def is_logger(word: str) -> bool:
-    return key_of(word).partition(".")[0] == "logger"
+    trusted = [word for word in words if key_of(word) in ("extensions", *WHERE_DATA_STAND)]
+    return [f"resume={in_quotes(str(run))}", *trusted]
 
 
 def make_ready(run: Path) -> None:
     """Empty the folder of a run that stopped before its first checkpoint: it begins again.
 
     Raises:
-        UserError: it hasn't stopped, or is a link.
+        UserError: it hasn't stopped, or is a link, so that the run would be written elsewhere.
     """
     from minllm.training.rundir import is_going_on
 
+    if run.is_symlink():
+        raise UserError(f"{run} is a link to elsewhere, so the run in it can't go on. Remove the link.")
     if (run / "config.yaml").exists() and not can_go_on(run):
         if is_going_on(run):
             raise UserError(f"Another process is training in {run}. Wait until it has ended, or stop it.")
-        if run.is_symlink():
-            raise UserError(
-                f"{run} is a link to elsewhere, so the run in it can't begin again. Remove the link."
-            )
         shutil.rmtree(run)
 
 

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from minllm.elsewhere import check_interpolations, without_places
+from minllm.elsewhere import check_interpolations, is_own, without_places
+from minllm.elsewhere import leaves as nodes
 from minllm.errors import UserError
 from minllm.validation import fits, options_of, root_options
 
@@ -31,6 +32,9 @@ RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
 WHERE_DATA_STAND = ("data.path", "data.cache", "data.num_proc", "data.streaming")
 # what is learnt and how, which never changes in a run; the tokenizer and the documents have fingerprints of their own
 LEARNT = ("model", "norm", "objective", "optim", "schedule", "data", "seed")
+
+LARGEST = 1 << 20
+"""Bytes of a config.yaml; a run's own has a few thousand."""
 
 
 def new_run_dir(overrides: Iterable[str] = ()) -> Path:
@@ -136,22 +140,26 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     """Return the configuration that a run was made with.
 
     A run may come from anyone, so the packages that its configuration takes code from count only where `extensions`
-    names them too, and it can't refer to the environment. Of a run that isn't under outputs/, the files and folders
-    outside the working directory count only where the command line names them.
+    names them too, and it can't refer to the environment. Of a run that wasn't made here, the files and folders outside
+    the working directory count only where the command line names them.
     """
     run = find_run(run)
     refuse_special_files(run)
     file = run / "config.yaml"
     try:
-        cfg = OmegaConf.load(file)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"{file} is damaged: it has more than {LARGEST:,} bytes.")
+        text = file.read_text(encoding="utf-8")
+        cfg = OmegaConf.create(text)
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file} is damaged: it can't be read as YAML.") from error
     lacking = [
         name for name in (*MODEL_KEYS, "choices") if not isinstance(cfg, DictConfig) or name not in cfg
     ]
     if lacking:
         raise UserError(f"{file} is damaged, or isn't minllm's: it has no '{lacking[0]}'.")
-    check_interpolations(cfg, str(file))
+    if "${" in text:
+        resolve(cfg, file)
     shapes = {
         "choices": dict[str, str | list[str] | None],
         "extensions": list[str] | None,
@@ -167,7 +175,18 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
             f"{run} uses code of {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'."
         )
     cfg.extensions = list(extensions)
-    return cfg if run.is_relative_to(OUTPUTS.resolve()) else without_places(cfg)
+    return cfg if is_own(run) else without_places(cfg)
+
+
+def resolve(cfg: DictConfig, file: Path) -> None:
+    """Replace what refers to other values of a configuration by these, so that nothing in it depends on another's."""
+    check_interpolations(cfg, str(file))
+    try:
+        OmegaConf.resolve(cfg)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UserError(f"{file} is damaged: it refers to values that aren't in it.") from error
+    if any(isinstance(value, str) and "${" in value for _, value in nodes(cfg)):
+        raise UserError(f"{file} refers to other values (${{…}}) in two steps, which a run's own never does.")
 
 
 def refuse_special_files(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from pathlib import Path
@@ -14,11 +15,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import create_trial
 
 from minllm.errors import UserError
+from minllm.manifest import make_ready
+from minllm.study.protocol import arms_in
 from minllm.sweep import limits
 from minllm.sweep.outcome import Outcome
 from minllm.sweep.plugin import TooManyFailures
 from minllm.sweep.space import distribution, parsed
+from minllm.sweep.store import APPENDED, open_study
 from minllm.sweep.verdict import Verdicts, folder_of
+from minllm.training.files import lock_taken, refuse_links_at_top
 
 quiet = SimpleNamespace(ended=lambda trial: None)
 
@@ -109,3 +114,51 @@ def test_a_hard_limit_below_the_trials_own_is_kept():
 def test_a_space_that_holds_nothing_or_the_same_twice_is_refused(values: str):
     with pytest.raises(UserError, match="Can't search optim.lr="):
         distribution(parsed(OverridesParser.create(), f"optim.lr={values}"))
+
+
+@pytest.mark.parametrize("name", ["study.journal", "study.journal.flock", ".lock", ".assignments", "trial-3"])
+@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard", "pipe"])
+def test_a_study_with_links_is_refused_before_anything_is_written(tmp_path: Path, name: str, kind: str):
+    study, outside = tmp_path / "study", tmp_path / "outside"
+    study.mkdir()
+    if kind != "dangling":
+        outside.write_text("precious\nhalf")
+    if kind == "pipe":
+        os.mkfifo(study / name)
+    elif kind == "hard":
+        os.link(outside, study / name)
+    else:
+        (study / name).symlink_to(outside)
+    shared = kind == "hard" and name not in APPENDED
+    with contextlib.nullcontext() if shared else pytest.raises(UserError, match="is a sym|hard link|regular"):
+        refuse_links_at_top(study, APPENDED)
+    assert outside.exists() == (kind != "dangling")
+
+
+def test_a_lock_that_is_a_link_is_not_taken(tmp_path: Path):
+    (tmp_path / ".lock").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="is a symbolic link"):
+        lock_taken(tmp_path / ".lock", 0, "taken")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_grid_does_not_go_on_in_a_run_elsewhere(tmp_path: Path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "0-mha").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="is a link to elsewhere"):
+        make_ready(tmp_path / "0-mha")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"op_code": 99, "worker_id": "x"}'])
+def test_a_journal_that_is_no_journal(tmp_path: Path, line: str):
+    open_study("s", None, tmp_path)
+    with (tmp_path / "study.journal").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match="study.journal is damaged"):
+        open_study("s", None, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "\x1b[31mx", "", ".hidden"])
+def test_the_name_of_an_arm_is_a_folders(name: str):
+    with pytest.raises(UserError, match="The name of an arm must be a folder's name"):
+        arms_in({name: ["model/attn=mqa"], "b": []}, SimpleNamespace(aa=False))

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 import run as door
 import sweep
 from minllm.config import build, compose, validate
-from minllm.elsewhere import is_harmless
+from minllm.elsewhere import FOREIGN, is_harmless
 from minllm.errors import UserError
 from minllm.kinds import PLACES
 from minllm.runs import read_run
@@ -193,6 +193,19 @@ OF_HYDRA = [
     "arms: {a: ['extensions=[os]'], b: ['model/attn=mqa']}",
     "arms: {a: ['+hydra.callbacks.x._target_=os.system'], b: []}",
     "arms: {a: ['hydra/launcher=x'], b: []}",
+    "data: {cache: /away}",
+    "data: {cache: ~/away}",
+    "data: {cache: ../away}",
+    "data: {cache: '${tags.0}'}\ntags: [/away]",
+    "tokenizer: {data: {cache: /away}}",
+    "sweep: {storage: sqlite:////away.db}",
+    "sweep: {trial: {data.cache: /away}}",
+    "search: {fixed: {data: {cache: /away}}}",
+    "search: {fixed: {+data@hydra.callbacks.x: tales}}",
+    "arms: {a: ['data.cache=/away'], b: []}",
+    'arms: {a: ["\\thydra.run.dir=away"], b: []}',
+    "arms: {a: ['+x@_global_.hydra.y=z'], b: []}",
+    "tags: ['hydra.run.dir=away']\narms: {a: ['${tags.0}'], b: []}",
 ]
 
 
@@ -210,7 +223,7 @@ def test_a_file_gives_no_orders(go: Callable, lines: str, mode: list[str]):
     assert sorted(Path.cwd().iterdir()) == [Path.cwd() / "evil"]
 
 
-@pytest.mark.parametrize("lines", OF_HYDRA[:1] + OF_HYDRA[-9::2])
+@pytest.mark.parametrize("lines", OF_HYDRA[:1] + OF_HYDRA[38:47:2])
 def test_nor_does_the_file_of_a_search(go: Callable, lines: str):
     write("search/x", f"# @package _global_\n# x\n{lines}\n")
     code, err = go("search=x", "optim.lr=choice(1,2)", "sweep.dry_run=true", through=sweep)
@@ -231,6 +244,13 @@ def test_nor_does_the_file_of_a_search(go: Callable, lines: str):
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.removed"), ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.prepare") + "extensions: [a]\n", ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.train.train") + "resume: x\n", ["task=x"]),
+        ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.prepare") + "remove: others\n", ["task=x"]),
+        ("mine", "defaults: [config, override /task: prepare, _self_]\nremove: others\n", ["--config-name", "mine"]),
+        (
+            "mine",
+            "defaults: [config, override /task: tokenizer, _self_]\ntokenizer: {sizes: [400], into: /away}\n",
+            ["--config-name", "mine"],
+        ),
     ],
 )  # fmt: skip
 def test_wherever_the_file_stands(go: Callable, name: str, text: str, words: list[str]):
@@ -278,7 +298,7 @@ def test_what_an_interpolation_may_call(text: str, harmless: bool):
 
 
 def a_run(folder: Path, *words: str, **sections: object) -> Path:
-    cfg = OmegaConf.create(OmegaConf.to_container(compose(["tokenizer=bytes", *words])))
+    cfg = OmegaConf.create(OmegaConf.to_container(compose(["tokenizer=bytes", *words]), resolve=True))
     cfg = OmegaConf.merge(cfg, sections)
     folder.mkdir(parents=True)
     OmegaConf.save(cfg, folder / "config.yaml")
@@ -295,12 +315,12 @@ def test_a_foreign_run_names_no_place_outside(here: Path, other: Path):
     words = ["data=text", f"data.path={other}/*.txt", f"data.cache={other}/stores"]
     cfg = read_run(a_run(other / "run", *words))
     assert cfg.data.cache == ".cache/stores"
-    with pytest.raises(UserError, match="named by data.path="):
+    with pytest.raises(UserError, match="If you trust it, type data.path="):
         build(cfg.data).fingerprint  # noqa: B018
     named = compose(["task=evaluate", f"run={other}/run", f"data.path={other}/secret.txt"])
     assert build(named.data).size("train") > 0
-    own = read_run(a_run(here / "outputs" / "run", *words))
-    assert own.data.path == f"{other}/*.txt" and own.data.cache == f"{other}/stores"
+    copied = read_run(a_run(here / "outputs" / "run", *words))
+    assert copied.data == cfg.data, "a folder that was copied below outputs/ is still from elsewhere"
     inside = read_run(a_run(here / "elsewhere", "data=text", "data.path=notes.txt"))
     assert inside.data.path == "notes.txt"
 
@@ -309,7 +329,7 @@ def test_a_foreign_run_names_no_place_outside(here: Path, other: Path):
 def test_ways_out(here: Path, other: Path, path):
     (here / "link").symlink_to(other)
     cfg = read_run(a_run(here / "run", data={"path": path}))
-    assert "a place outside" in str(cfg.data.path)
+    assert FOREIGN in str(cfg.data.path)
 
 
 @pytest.mark.parametrize(

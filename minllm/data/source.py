@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from minllm.elsewhere import refuse_foreign
 from minllm.errors import UserError
 from minllm.options import Count, Place
 
@@ -78,7 +79,12 @@ class Source:
 
 
 def expanded(path: str, key: str) -> Path:
-    """Return a path that was typed, whose ~ is a home folder. UserError if it's empty, or nobody's home is meant."""
+    """Return a path that was typed, whose ~ is a home folder.
+
+    Raises:
+        UserError: it's empty, nobody's home is meant, or only a run from elsewhere names it.
+    """
+    refuse_foreign(path, key)
     if not path.strip():
         raise UserError(f"{key} is empty. Name a file or folder, or leave it out.")
     try:

@@ -16,7 +16,7 @@ from typing import Any
 from minllm.data.parquet import ParquetFiles, bytes_of_column
 from minllm.data.signatures import decode, filled, other_kind, refuse_nuls, refuse_other_kinds
 from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
-from minllm.errors import UserError, neighbour
+from minllm.errors import UserError, neighbour, printable
 from minllm.options import Fraction, Place
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -94,7 +94,8 @@ class TextFiles(Source):
                 elif text and is_held_out(text, place, self.val_fraction) == (split == "val"):
                     yield text
         if missing and split == "train":
-            print(f"{path}: passed over {missing:,} documents whose '{self.field}' is null.", file=sys.stderr)
+            said = f"{path}: passed over {missing:,} documents whose '{self.field}' is null."
+            print(printable(said), file=sys.stderr)
 
     def all_of(self, path: Path) -> Iterator[tuple[str | None, str]]:
         """Yield every document of a file, None where there's no text, with the words for where it stands."""

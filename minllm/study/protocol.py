@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError
-from minllm.options import Count, Natural, Positive, Share
+from minllm.options import Count, FolderName, Natural, Positive, Share
 from minllm.study.arms import ABSENT, identity, learnt_from
 from minllm.study.comparison import ALL, Tuning
 from minllm.validation import fits
+from minllm.validation import words as said
 from minllm.words import is_seed
 
 FIRST_TUNING_SEED = 1000
@@ -81,6 +82,8 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
     """Return the words of each arm that has some. UserError if they aren't words, or there are too few arms."""
     arms = {str(name): words for name, words in section.items() if words is not None}
     for name, words in arms.items():
+        if not fits(name, FolderName):
+            raise UserError(f"The name of an arm must be {said(FolderName)}, not {name!r}.")
         if not fits(words, list[str]) or not all("=" in word for word in words):
             raise UserError(
                 f"arms.{name} must be a list of words for the command line: 'arms.{name}=[model/attn=mqa]'."

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from minllm.elsewhere import is_own, without_places
 from minllm.errors import UserError
 from minllm.runs import OUTPUTS, command_to_go_on
 from minllm.study import recorded
@@ -42,8 +43,9 @@ class TrainedRun:
 
     @functools.cached_property
     def config(self) -> DictConfig:
-        """What it was configured with, to build from."""
-        return OmegaConf.create(self.cfg)
+        """What it was configured with, to build from; without places outside, if it wasn't made here."""
+        cfg = OmegaConf.create(self.cfg)
+        return cfg if is_own(self.folder) else without_places(cfg)
 
     @functools.cached_property
     def evaluations(self) -> list[dict[str, float]]:

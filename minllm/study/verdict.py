@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.trial import FrozenTrial
 
 from minllm.config import build, named_folders, refuse_unnamed_code
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.runs import named_keys
@@ -54,6 +54,7 @@ from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.training import machine
+from minllm.training.files import refuse_links_at_top
 from minllm.training.rundir import to_json, write_text
 from minllm.validation import allowed_packages, check_node
 from minllm.words import key_of
@@ -82,9 +83,10 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         TooManyFailures: crashes in a row.
     """
     search = VerdictSearch(sweeper, typed)
-    print(search.plan(), flush=True)
+    print(printable(search.plan()), flush=True)
     if search.config.sweep.dry_run:
         return
+    refuse_links_at_top(search.folder, appended=())
     search.keep_protocol()
     comparison = search.train_pairs(search.tune())
     protocol = search.protocol

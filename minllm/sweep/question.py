@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
 from minllm.config import build, named_folders, settle, validate
-from minllm.errors import UserError
+from minllm.errors import UserError, first_line
 from minllm.explain import explained
 from minllm.model.build import build_shapes
 from minllm.runs import WATCHING
@@ -74,6 +74,11 @@ class Question:
         before = study.user_attrs.get("asks")
         if before is None:
             study.set_user_attr("asks", asked)
+        elif not isinstance(before, dict):
+            raise UserError(
+                f"The study '{study.study_name}' is damaged: what it asks is {first_line(before)}. Give this search a"
+                " name of its own: sweep.name=<name>."
+            )
         elif before != asked:
             key = next(key for key in {**before, **asked} if before.get(key) != asked.get(key))
             raise UserError(

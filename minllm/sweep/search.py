@@ -42,10 +42,11 @@ from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
 from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
-from minllm.sweep.store import Leader, alone, open_study, put_back, storage_errors
+from minllm.sweep.store import APPENDED, Leader, alone, open_study, put_back, storage_errors
 from minllm.sweep.trial import Assignment
 from minllm.sweep.verdict import Verdicts, folder_of
 from minllm.training import machine
+from minllm.training.files import refuse_links_at_top
 from minllm.validation import allowed_packages, check_node
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Search:
             self.config.hydra.sweep.dir = str(self.config.hydra.sweep.dir)
         refuse_hopeless(self.space, self.sampler)
         self.folder = Path(self.config.hydra.sweep.dir)
+        refuse_links_at_top(self.folder, appended=APPENDED)
         encode_corpus(self.question)
         pruner = settings.pruner()
         try:

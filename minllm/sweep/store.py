@@ -29,12 +29,14 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from minllm.errors import UserError, first_line, suggest
+from minllm.errors import UserError, first_line, printable, suggest
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
 JOURNAL = "study.journal"
+APPENDED = (JOURNAL, f"{JOURNAL}.flock", ".lock")
+"""The files of a study's folder that are written in place."""
 
 
 def open_study(
@@ -124,8 +126,9 @@ class Leader:
         if silent_seconds >= self.DEAD_SECONDS and other["where"].endswith(f" on {self.machine}"):
             return False  # one clock, and long ago by it
         watched_seconds = 2 * self.BEAT_SECONDS
+        where = printable(other["where"])
         print(
-            f"A search led this study from {other['where']}, whose clock differs from this machine's. Waiting up to"
+            f"A search led this study from {where}, whose clock differs from this machine's. Waiting up to"
             f" {watched_seconds} s to see whether it is still running.",
             file=sys.stderr,
         )
@@ -179,7 +182,7 @@ def journal(path: Path) -> BaseStorage:
         lock.release()
     try:
         return JournalStorage(backend)
-    except (LookupError, ValueError, TypeError, AssertionError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(
             f"{path} is damaged: a record in it can't be used ({type(error).__name__}: {first_line(error)}). Give this"
             " search another name: sweep.name=<name>."
@@ -241,7 +244,7 @@ def check_lines(path: Path) -> None:
         for number, line in enumerate(lines, 1):
             try:
                 is_record = {"op_code", "worker_id"} <= json.loads(line).keys()
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 is_record = False
             if not is_record:
                 raise UserError(
@@ -332,7 +335,8 @@ def parsed(storage: str) -> URL:
 
 def secrets(url: URL) -> list[str]:
     """Return what nobody else may read of a URL."""
-    return [str(one) for one in (url.password, url.query.get("password")) if one]
+    named = [value for name, value in url.query.items() if "pass" in name]
+    return [str(one) for one in (url.password, *named) if one]
 
 
 def bare(url: URL) -> str:

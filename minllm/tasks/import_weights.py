@@ -42,9 +42,10 @@ def import_weights(cfg: DictConfig, run_dir: Path, *, from_: Place) -> dict[str,
     family = pretrained.family
     fill(model, family.TABLE, weights, prefix=family.PREFIX, renamed=getattr(family, "RENAMED", {}))
 
-    run.begin(cfg, tokenizer)
-    progress = checkpoints.Progress(tokenizer=tokenizer.fingerprint)
-    checkpoints.save(run.checkpoints, model, build(cfg.optim, model), progress, keep=1)
+    with run.alone():  # which refuses links, too
+        run.begin(cfg, tokenizer)
+        progress = checkpoints.Progress(tokenizer=tokenizer.fingerprint)
+        checkpoints.save(run.checkpoints, model, build(cfg.optim, model), progress, keep=1)
     summary = {
         **asdict(cost(model, cfg.data.seq_len)),
         "steps": 0,

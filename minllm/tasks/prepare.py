@@ -20,7 +20,7 @@ from minllm.config import build
 from minllm.data.packing import layout
 from minllm.data.source import PACKINGS, SPLITS, Source, expanded
 from minllm.data.store import UNFINISHED, Store, is_being_built, open_store, place_of, read_store
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.options import Name, reads
 
 # of a store's folder, and nothing else's
@@ -46,13 +46,13 @@ def prepare(cfg: DictConfig, run_dir: Path, *, remove: Name | list[Name] | None 
         names = [remove] if isinstance(remove, str) else remove
         for store in chosen(names, kept(source.cache), place_of(source, tokenizer).name):
             removed(store.folder)
-            print(f"Removed{store}")
+            print(printable(f"Removed{store}"))
     else:
         store = open_store(source, tokenizer)
         print("\n".join(contents(store)))
         print("\n".join(["", *shares(store, source)]))
     stores = kept(source.cache)
-    print("\n".join(["", f"Stores of tokens in {source.cache}:", *map(str, stores)]))
+    print(printable("\n".join(["", f"Stores of tokens in {source.cache}:", *map(str, stores)])))
     return {store.folder.name: store.size for store in stores}
 
 
@@ -101,14 +101,16 @@ class Kept:
 
 def kept(cache: str) -> list[Kept]:
     """Return what is in the cache, the newest first; what another process is building is left alone."""
-    folders = (one for one in expanded(cache, "data.cache").glob("*") if one.is_dir())
+    folders = (
+        one for one in expanded(cache, "data.cache").glob("*") if one.is_dir() and not one.is_symlink()
+    )
     found = {one: NAME.fullmatch(one.name) for one in folders}
     stores = [one for one, match in found.items() if match and not (match[1] and is_being_built(one))]
     return sorted(map(looked_at, stores), key=lambda one: one.made, reverse=True)
 
 
 def looked_at(folder: Path) -> Kept:
-    size = sum(file.stat().st_size for file in folder.rglob("*"))
+    size = sum(file.lstat().st_size for file in folder.rglob("*"))
     made = datetime.fromtimestamp(folder.stat().st_mtime)
     if folder.name.endswith(UNFINISHED):
         return Kept(folder, size, made, "left unfinished")

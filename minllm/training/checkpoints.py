@@ -42,6 +42,7 @@ T = TypeVar("T")
 PATIENCE = 100
 """How many checkpoints may be removed by the process that trains before one could be read."""
 CHECKED = ("model.safetensors", "optimizer.pt")
+WEIGHTS = ("F64", "F32", "F16", "BF16")
 
 
 def save(
@@ -162,7 +163,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """
     with _damage(checkpoint, "model.safetensors") as path:
         refuse_changed(path)
-        shapes = _shapes(path)
+        shapes = _shapes(path)  # raises ValueError for numbers that no weights are
     for name, tensor in model.state_dict().items():
         if name in shapes and shapes[name] != tuple(tensor.shape):
             raise UserError(
@@ -316,7 +317,10 @@ def _write_errors() -> Iterator[None]:
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        if any(one.get_dtype() not in WEIGHTS for one in slices.values()):
+            raise ValueError("weights are real numbers")
+        return {name: tuple(one.get_shape()) for name, one in slices.items()}
 
 
 def _sync(folder: Path) -> None:

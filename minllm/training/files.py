@@ -37,10 +37,12 @@ def lock_taken(path: Path, seconds: float, refusal: str) -> FileLock:
     On a disk without locks nothing is held, as before there were any.
 
     Raises:
-        UserError: another process has it for longer than `seconds`; `refusal` is what it says.
+        UserError: another process has it for longer than `seconds`; `refusal` is what it says. Or it is a link.
     """
     from filelock import FileLock, Timeout
 
+    if path.is_symlink():
+        raise refused(path, "is a symbolic link")
     lock = FileLock(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder, where a file is expected. Remove it.")
@@ -90,20 +92,31 @@ def refuse_links(folder: Path, appended: Container[str]) -> None:
     root = folder.resolve()
     for place, folders, files in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *files)):
-            found, first = path.lstat(), path.relative_to(folder).parts[0]
-            if stat.S_ISLNK(found.st_mode):
-                # W&B links the newest of its own files
-                if first != "wandb" or root not in Path(os.path.realpath(path)).parents:
-                    raise refused(path, "is a symbolic link")
-            elif stat.S_ISREG(found.st_mode):
-                if found.st_nlink > 1 and path.parent == folder and path.name in appended:
-                    raise refused(path, "has a second name elsewhere (a hard link)")
-            elif not stat.S_ISDIR(found.st_mode):
-                raise refused(path, "is not a regular file")
+            # W&B links the newest of its own files
+            of_wandb = path.relative_to(folder).parts[0] == "wandb" and path.is_symlink()
+            if not (of_wandb and root in Path(os.path.realpath(path)).parents):
+                refuse_link(path, path.parent == folder and path.name in appended)
+
+
+def refuse_links_at_top(folder: Path, appended: Container[str]) -> None:
+    """Raise UserError as `refuse_links` does for what is in `folder` itself: runs refuse what is in theirs."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        refuse_link(path, path.name in appended)
+
+
+def refuse_link(path: Path, is_appended: bool) -> None:
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        raise refused(path, "is a symbolic link")
+    if stat.S_ISREG(found.st_mode):
+        if is_appended and found.st_nlink > 1:
+            raise refused(path, "has a second name elsewhere (a hard link)")
+    elif not stat.S_ISDIR(found.st_mode):
+        raise refused(path, "is not a regular file")
 
 
 def refused(path: Path, what: str) -> UserError:
     return UserError(
-        f"{path} {what}, so writing this run could change files outside of its folder. Replace it with a copy of what"
+        f"{path} {what}, so writing here could change files outside of its folder. Replace it with a copy of what"
         " it names, or remove it."
     )

@@ -257,6 +257,9 @@ def wrong_state(optimizer: _Torch, state: object) -> str | None:
         for name, value in kept.items():
             if not is_state(name, value, params[index]):
                 return f"{name} of parameter {index} doesn't fit the parameter"
+    for group in groups:
+        if len({frozenset(state["state"].get(index, ())) for index in group["params"]} - {frozenset()}) > 1:
+            return "parameters of one group have states of several kinds"
     return None
 
 

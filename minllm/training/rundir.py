@@ -1,7 +1,7 @@
 """The folder of a run: what is in it, and how it is written so that it is never half written.
 
 config.yaml       the composed configuration
-environment.json  versions, machine and git commit
+environment.json  versions, machine and git commit; a mark by which this machine knows its own runs
 metrics.jsonl     one line an event: the source of truth
 log.txt           what was said, in plain lines
 samples.txt       what the model wrote along the way
@@ -30,6 +30,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from minllm.elsewhere import mark
 from minllm.errors import UserError, printable
 from minllm.tokenizer import Tokenizer
 from minllm.training.files import (
@@ -81,7 +82,8 @@ class RunDir:
 
     def begin(self, cfg: DictConfig, tokenizer: Tokenizer) -> None:
         """Make the folder and write down what is about to be done, and where."""
-        self._begun = OmegaConf.to_yaml(cfg, resolve=True), to_json(environment()), tokenizer
+        config = OmegaConf.to_yaml(cfg, resolve=True)
+        self._begun = config, to_json({**environment(), "mark": mark(config)}), tokenizer
         self._describe()
 
     @contextlib.contextmanager

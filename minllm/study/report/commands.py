@@ -13,8 +13,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from minllm.study.arms import Arm
 from minllm.study.comparison import ALL, Comparison
 from minllm.study.report.sentences import called
-from minllm.study.runs import runs_in
-from minllm.words import is_seed
+from minllm.study.runs import TrainedRun, runs_in
+from minllm.words import is_seed, key_of
 
 
 def commands(comparison: Comparison) -> list[str]:
@@ -32,8 +32,15 @@ def lines_of(arm: Arm) -> list[str]:
             return [
                 f"# {' '.join(called(arm).split())}: an older minllm made it, which didn't note what was typed"
             ]
-        seeds.setdefault(tuple(word for word in words if not is_seed(word)), []).append(seed)
+        trusted = [word for word in words if not is_seed(word) and not gives_orders(word, run)]
+        seeds.setdefault(tuple(trusted), []).append(seed)
     return [trained(words, typed) for words, typed in seeds.items()]
+
+
+def gives_orders(word: str, run: TrainedRun) -> bool:
+    """Whether a word that a run says was typed is for Hydra, or allows code that the comparison doesn't."""
+    top = re.split("[./]", key_of(word))[0]
+    return top == "hydra" or (top == "extensions" and not run.cfg.get("extensions"))
 
 
 def trained(words: Sequence[str], seeds: Sequence[int]) -> str:
