@@ -8,19 +8,19 @@ code's to supply. So a new option is one typed parameter, and there's no second 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import shlex
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
 from minllm.kinds import BRANCH, PLACES, by_position, kind_in, why_not
 from minllm.options import In, Kind, Matching, Natural, Range
+from minllm.outside import imported
 from minllm.signatures import options_of
 from minllm.words import UNSET
 
@@ -166,10 +166,16 @@ def check_groups(cfg: DictConfig) -> None:
 
 def read(node: Any, name: Any, key: str) -> Any:
     """Return `node[name]` with its interpolation resolved, or say why there's nothing to return."""
+    if OmegaConf.is_missing(node, name) and isinstance(name, int):
+        raise UserError(f"{key} is ???, which means that its value is missing. Write the value in its place.")
     if OmegaConf.is_missing(node, name):
         raise UserError(f"{key} has no value yet. Give it one: {key}=<value>")
     try:
-        return node[name]
+        value = node[name]
+        if isinstance(value, ListConfig):
+            for i in range(len(value)):
+                read(value, i, f"{key}[{i}]")
+        return value
     except InterpolationResolutionError as error:
         raw = node._get_node(name)._value()
         raise UserError(f"{key} refers to {raw}, which can't be found: {first_line(error)}") from error
@@ -199,7 +205,11 @@ def target_of(node: Any, key: str) -> str:
 
 def allowed_packages(cfg: Any) -> set[str]:
     """The top-level packages that a configuration may take its code from."""
-    extensions = cfg.get("extensions") if isinstance(cfg, Mapping) else None
+    extensions = (
+        read(cfg, "extensions", "extensions")
+        if isinstance(cfg, Mapping) and "extensions" in list(cfg)
+        else None
+    )
     if not fits(extensions or [], list[str]):
         raise UserError(
             f"extensions must be a list of packages, such as 'extensions=[my_idea]', not {extensions!r}."
@@ -224,14 +234,12 @@ def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callabl
     refusal = f"{key} takes {kind.words}, and {target} is none"
     if any(word.startswith("_") for word in target.split(".")):
         raise UserError(f"{refusal}: names with an underscore are private.")
+    said = f"{key}._target_={target}"
+    module = imported(module_name, said)
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        found = getattr(module, name)
     except AttributeError as error:
-        raise UserError(f"{key}._target_={target}: {module_name} has no '{name}'.") from error
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports isn't
-        raise UserError(f"{key}._target_={target}: there is no module '{error.name}'.") from error
+        raise UserError(f"{said}: {module_name} has no '{name}'.") from error
     defined_in = str(getattr(found, "__module__", "")).partition(".")[0]
     if not (inspect.isclass(found) or inspect.isfunction(found)) or defined_in not in allowed:
         raise UserError(f"{key}._target_={target} is refused: it's no class or function of {package}'s own.")
