@@ -43,7 +43,7 @@ from minllm.validation import (
     target_of,
     validate,
 )
-from minllm.words import quoted, with_runs_data
+from minllm.words import key_of, listed, quoted, with_runs_data
 
 __all__ = ["CONF", "build", "compose", "find_run", "new_run_dir", "perform", "read_run", "settle", "validate"]
 
@@ -121,6 +121,7 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     from minllm.study.size import refuse_size, sized  # which builds models with what stands here
 
     cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
+    check_choices(runtime.choices, overrides)
     cfg.choices = {
         group: choice for group, choice in sorted(runtime.choices.items()) if not group.startswith("hydra/")
     }
@@ -147,6 +148,20 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
         cfg = sized(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def check_choices(choices: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse a choice by another name than its own, or as a list, because it would count as none or as another arm."""
+    for group, choice in choices.items():
+        if str(choice).endswith((".yaml", ".yml")):
+            raise UserError(
+                f"{group}={choice} is the name of a file. Type {group}={str(choice).rpartition('.')[0]}"
+            )
+    for word in overrides:
+        group, inside = key_of(word), listed(word.partition("=")[2])
+        if inside is not None and ("/" in group or (CONF / group).is_dir()):
+            option = inside.partition(",")[0].strip(" '\"") or "<option>"
+            raise UserError(f"{group} takes one option, not a list. Type {group}={option}")
 
 
 def named_folders(runtime: DictConfig) -> list[str]:

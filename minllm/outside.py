@@ -8,19 +8,38 @@ import os
 import traceback
 from collections.abc import Container
 from types import FrameType, ModuleType
+from typing import Any
 
 from minllm.errors import UserError, first_line
 
 
-def imported(module: str, said: str) -> ModuleType:
-    """Import a module from outside.
+def check_path(target: str, said: str) -> None:
+    """Refuse what is no dotted path of a class or function.
 
     Args:
         said: what asks for it, such as model.attn._target_=my_idea.decay.Decay.
+    """
+    if "." not in target or not all(word.isidentifier() for word in target.split(".")):
+        raise UserError(
+            f"{said} must be the dotted path of a class, such as my_idea.decay.Decay for the class Decay in"
+            " my_idea/decay.py."
+        )
+
+
+def named(target: str, said: str) -> Any:
+    """Return what a dotted path names.
 
     Raises:
-        UserError: it isn't there, or importing it fails.
+        UserError: it isn't there, or importing its module fails.
     """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(imported(module, said), name)
+    except AttributeError as error:
+        raise UserError(f"{said}: {module} has no '{name}'.") from error
+
+
+def imported(module: str, said: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

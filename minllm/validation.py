@@ -20,7 +20,7 @@ from omegaconf.errors import InterpolationResolutionError
 from minllm.errors import UserError, first_line, suggest
 from minllm.kinds import BRANCH, PLACES, by_position, kind_in, why_not
 from minllm.options import In, Kind, Matching, Natural, Range
-from minllm.outside import imported
+from minllm.outside import check_path, named
 from minllm.signatures import options_of
 from minllm.words import UNSET
 
@@ -166,15 +166,13 @@ def check_groups(cfg: DictConfig) -> None:
 
 def read(node: Any, name: Any, key: str) -> Any:
     """Return `node[name]` with its interpolation resolved, or say why there's nothing to return."""
-    if OmegaConf.is_missing(node, name) and isinstance(name, int):
-        raise UserError(f"{key} is ???, which means that its value is missing. Write the value in its place.")
     if OmegaConf.is_missing(node, name):
-        raise UserError(f"{key} has no value yet. Give it one: {key}=<value>")
+        cure = "Write it in place of ???." if isinstance(name, int) else f"Give it one: {key}=<value>"
+        raise UserError(f"{key} has no value yet. {cure}")
     try:
         value = node[name]
-        if isinstance(value, ListConfig):
-            for i in range(len(value)):
-                read(value, i, f"{key}[{i}]")
+        for i in range(len(value)) if isinstance(value, ListConfig) else ():
+            read(value, i, f"{key}[{i}]")
         return value
     except InterpolationResolutionError as error:
         raw = node._get_node(name)._value()
@@ -195,6 +193,11 @@ def has_target(value: Any) -> bool:
 def target_of(node: Any, key: str) -> str:
     """Return the `_target_` of a node: the dotted path of a class or function."""
     target = read(node, "_target_", f"{key}._target_") if has_target(node) else None
+    if target is None and isinstance(node, Mapping):
+        raise UserError(
+            f"{key} has no _target_, which names its class: begin its file with a line such as"
+            " _target_: my_idea.decay.Decay"
+        )
     if not isinstance(target, str):
         raise UserError(f"{key} must be a section with a _target_, the class it configures, not {node!r}.")
     return target
@@ -205,11 +208,7 @@ def target_of(node: Any, key: str) -> str:
 
 def allowed_packages(cfg: Any) -> set[str]:
     """The top-level packages that a configuration may take its code from."""
-    extensions = (
-        read(cfg, "extensions", "extensions")
-        if isinstance(cfg, Mapping) and "extensions" in list(cfg)
-        else None
-    )
+    extensions = section_in(cfg, "extensions") if isinstance(cfg, Mapping) else []
     if not fits(extensions or [], list[str]):
         raise UserError(
             f"extensions must be a list of packages, such as 'extensions=[my_idea]', not {extensions!r}."
@@ -226,20 +225,16 @@ def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callabl
     """
     module_name, _, name = target.rpartition(".")
     package = module_name.partition(".")[0]
+    check_path(target, f"{key}._target_={target}")
     if package not in allowed:
         raise UserError(
             f"{key}._target_={target} is refused: code is only taken from {' and '.join(sorted(allowed))}. If you"
-            f" trust '{package or target}' to run on this machine, add 'extensions=[{package or target}]'."
+            f" trust '{package}' to run on this machine, add 'extensions=[{package}]'."
         )
     refusal = f"{key} takes {kind.words}, and {target} is none"
     if any(word.startswith("_") for word in target.split(".")):
         raise UserError(f"{refusal}: names with an underscore are private.")
-    said = f"{key}._target_={target}"
-    module = imported(module_name, said)
-    try:
-        found = getattr(module, name)
-    except AttributeError as error:
-        raise UserError(f"{said}: {module_name} has no '{name}'.") from error
+    found = named(target, f"{key}._target_={target}")
     defined_in = str(getattr(found, "__module__", "")).partition(".")[0]
     if not (inspect.isclass(found) or inspect.isfunction(found)) or defined_in not in allowed:
         raise UserError(f"{key}._target_={target} is refused: it's no class or function of {package}'s own.")
