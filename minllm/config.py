@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import sys
@@ -136,6 +137,8 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
             )
     if cfg.get("extensions") and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where my_idea/ stands
+    if "extensions" in named:
+        refuse_missing_code(cfg)
     for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
         if key in cfg:
             check_value(read(cfg, key, key), RunPlace | None, key, set())
@@ -190,6 +193,19 @@ def refuse_unnamed_code(cfg: DictConfig, named: Container[str]) -> None:
         raise UserError(
             f"A file can't allow itself to run code. If you trust it, add 'extensions=[{listed}]'."
         )
+
+
+def refuse_missing_code(cfg: DictConfig) -> None:
+    """Refuse packages that aren't there, because nothing of them would be used."""
+    for name in allowed_packages(cfg) - {"minllm"}:
+        if not name.isidentifier():
+            raise UserError(
+                f"extensions takes names of packages, such as my_idea for the folder my_idea/, not {name!r}."
+            )
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"There is no package '{name}' for extensions=[{name}] in {os.getcwd()}, and none is installed."
+            )
 
 
 def perform(cfg: DictConfig, run_dir: Path) -> Any:
