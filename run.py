@@ -37,7 +37,6 @@ def compose_and_run(folders: Sequence[str]) -> int:
     refuse_misplaced(sys.argv[1:])
     from hydra.core.hydra_config import HydraConfig
 
-    from minllm.explain import disk_error, memory_error
     from minllm.multirun import SWEEPER, GridEnded, register
     from minllm.runs import choice_words, remove_if_empty
 
@@ -61,7 +60,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
         except BrokenPipeError:  # raised here, Hydra would have a word to say
             codes.append(BROKEN_PIPE)
         except Exception as error:
-            sentence = error if isinstance(error, UserError) else disk_error(error) or memory_error(error)
+            sentence = error if isinstance(error, UserError) else sentence_for(error, composed)
             said = before + (str(sentence) if sentence else traceback.format_exc())
             print(printable(said), file=sys.stderr)
             codes.append(2 if sentence else 1)
@@ -81,6 +80,15 @@ def compose_and_run(folders: Sequence[str]) -> int:
     if codes[-1] == BROKEN_PIPE:
         raise BrokenPipeError
     return codes[-1]
+
+
+def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:
+    """Return the sentence for what is no bug of ours: too little memory or disk, or a mistake in code from outside."""
+    from minllm.explain import disk_error, memory_error
+    from minllm.outside import code_error
+
+    packages = {str(name).partition(".")[0] for name in composed.get("extensions") or []}
+    return memory_error(error) or code_error(error, packages) or disk_error(error)
 
 
 def refuse_misplaced(words: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import sys
@@ -121,6 +122,7 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
     from minllm.study.size import refuse_size, sized  # which builds models with what stands here
 
     cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
+    refuse_file_names(runtime.choices)
     cfg.choices = {
         group: choice for group, choice in sorted(runtime.choices.items()) if not group.startswith("hydra/")
     }
@@ -137,6 +139,8 @@ def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) 
             )
     if cfg.get("extensions") and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where my_idea/ stands
+    if "extensions" in named:
+        refuse_missing_code(cfg)
     for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
         if key in cfg:
             check_value(read(cfg, key, key), RunPlace | None, key, set())
@@ -187,6 +191,15 @@ def refuse_several(cfg: DictConfig, overrides: Sequence[str]) -> None:
             raise UserError(f"{group} takes one option, not a list: {cure if options else 'name one'}.")
 
 
+def refuse_file_names(choices: Mapping[str, Any]) -> None:
+    """Refuse a choice by the name of its file, because it would count as another arm."""
+    for group, choice in choices.items():
+        if str(choice).endswith((".yaml", ".yml")):
+            raise UserError(
+                f"{group}={choice} is the name of a file. Type {group}={str(choice).rpartition('.')[0]}"
+            )
+
+
 def named_folders(runtime: DictConfig) -> list[str]:
     """Return the flags that name further folders of options, without which nothing of theirs can be chosen."""
     folders = [one.path for one in runtime.config_sources if one.provider == "command-line"]
@@ -213,6 +226,19 @@ def refuse_unnamed_code(cfg: DictConfig, named: Container[str]) -> None:
         raise UserError(
             f"A file can't allow itself to run code. If you trust it, add 'extensions=[{listed}]'."
         )
+
+
+def refuse_missing_code(cfg: DictConfig) -> None:
+    """Refuse packages that aren't there, because nothing of them would be used."""
+    for name in allowed_packages(cfg) - {"minllm"}:
+        if not name.isidentifier():
+            raise UserError(
+                f"extensions takes names of packages, such as my_idea for the folder my_idea/, not {name!r}."
+            )
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"There is no package '{name}' for extensions=[{name}] in {os.getcwd()}, and none is installed."
+            )
 
 
 def perform(cfg: DictConfig, run_dir: Path) -> Any:

@@ -57,6 +57,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         check_working_directory()
         check_text(words)
         check_flags(words)
+        words = words_at_home(words)
         check_folders(words)
         if {"--help", "-h"} & set(words):
             print(printable(help_text(config_dirs(words))), flush=True)
@@ -73,7 +74,10 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
     except UserError as error:
         print(printable(str(error)), file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (RuntimeError, OSError) as error:
         from minllm.explain import disk_error
 
         if (sentence := disk_error(error)) is None:
@@ -84,9 +88,6 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         return 2 if end.code == 1 and "--cfg" in words else exit_code(end)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
 
 
 def exit_code(end: SystemExit) -> int:
@@ -159,11 +160,14 @@ def check_flags(words: Sequence[str]) -> None:
         if not typed.startswith("-") or (place and is_value(words, place, longs)):
             continue
         if flag not in FLAGS:
-            raise UserError(f"There is no flag {flag}.{suggest(flag, FLAGS)} Settings are written key=value.")
+            meant = f" Did you mean {word.lstrip('-')}?" if equals else suggest(flag, FLAGS)
+            raise UserError(f"There is no flag {flag}.{meant} Settings are written key=value.")
         if flag not in VALUES and equals:
             raise UserError(f"{flag} takes no value: type {flag} alone, and settings after it.")
         following = words[place + 1] if place + 1 < len(words) else None
         given[flag] = value if equals else following
+        if flag == "--info" and not equals and following not in VALUES[flag]:
+            raise UserError(f"--info needs one of {', '.join(VALUES[flag])}: type --info defaults.")
         check_flag_value(flag, given[flag])
     if modes := [flag for flag in given if flag in MODES][1:]:
         raise UserError(
@@ -227,6 +231,19 @@ def check_text(words: Sequence[str]) -> None:
             raise UserError(
                 f"{shown} isn't text in this terminal's encoding. If it is UTF-8, set PYTHONUTF8=1 and try again."
             ) from error
+
+
+def words_at_home(words: Sequence[str]) -> list[str]:
+    """Return the words with each ~ of --config-dir expanded, which the shell leaves as it is behind an equals sign."""
+    names = set(config_dirs(words))
+    result = []
+    for word in words:
+        flag, equals, folder = word.partition("=")
+        if word in names or (flag == "--config-dir" and equals):
+            folder = word if word in names else folder
+            word = word.removesuffix(folder) + os.path.expanduser(folder)
+        result.append(word)
+    return result
 
 
 def check_folders(words: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from minllm.errors import UserError, suggest
+from minllm.explain import MAPPING
 from minllm.help import CONF
 from minllm.words import key_of
 
@@ -59,6 +60,8 @@ def files_checked() -> Iterator[None]:
         loaded = load(self, default, repo)
         if is_elsewhere(loaded):
             found = repo.load_config(default.config_path)
+            if not isinstance(found.config, DictConfig):
+                raise UserError(f"{default.config_path}.yaml {MAPPING}")
             check_file(default.config_path, loaded.config, found.defaults_list or [], default.primary)
         return loaded
 

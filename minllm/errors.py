@@ -37,6 +37,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for a near miss, and the list of what there is otherwise."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = near or [one for one in known if one.lower() == word.lower().strip("\"' ,")]
     if near:
         return f" Did you mean '{near[0]}'?"
     return f" Choose one of: {', '.join(known)}." if known else ""

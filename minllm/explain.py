@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from minllm.errors import UserError, first_line, suggest
 from minllm.help import FLAGS, Option, find_groups
-from minllm.words import line
+from minllm.words import key_of, line
 
 # what stops a file from being written or a folder from being made, whoever tries
 DISK_TROUBLE = {
@@ -31,6 +31,7 @@ DISK_TROUBLE = {
 }
 
 
+MAPPING = "must be a mapping of keys, such as 'dim: 64'."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -48,7 +49,7 @@ def explained(folders: Sequence[str] = ()) -> Iterator[None]:
     except FileNotFoundError as error:  # such as a folder under /proc, where none can be made
         raise UserError(disk_sentence(error)) from error
     except OSError as error:
-        sentence = disk_error(error)
+        sentence = disk_error(error) or not_mapping(folders)
         if sentence is None:
             raise
         raise sentence from error
@@ -79,7 +80,8 @@ def yaml_sentence(error: YAMLError) -> str:
     """Say where a file of options is no YAML, and why."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "A file of options"
-    return f"{where}: not valid YAML: {first_line(problem or error)}."
+    cure = " Indent with spaces." if "tab character" in str(problem) else ""
+    return f"{where}: not valid YAML: {first_line(problem or error)}.{cure}"
 
 
 def not_text(folders: Sequence[str]) -> Path | None:
@@ -91,6 +93,18 @@ def not_text(folders: Sequence[str]) -> Path | None:
             file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return file
+    return None
+
+
+def not_mapping(folders: Sequence[str]) -> UserError | None:
+    """Return the sentence for a file in folders of options that holds a single number or the like."""
+    for file in (file for folder in folders for file in sorted(Path(folder).rglob("*.yaml"))):
+        try:
+            OmegaConf.load(file)
+        except OSError:
+            return UserError(f"{file} {MAPPING}")
+        except (YAMLError, UnicodeDecodeError, OmegaConfBaseException):
+            continue
     return None
 
 
@@ -142,6 +156,8 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
         called := re.search(r"(\w+) while evaluating '(.+?)': (.+)", message)
     ):
         return f"Can't read '{error.override}': {called[2]}: {first_line(called[3])}."
+    if isinstance(error, OverrideParseException) and (meant := retyped(error.override, find_groups(folders))):
+        return f"Can't read '{error.override}'. Did you mean {meant}?"
     if isinstance(error, OverrideParseException) and "=" not in error.override:
         return f"Can't read '{error.override}'. {near_word(error.override, find_groups(folders))}"
     if isinstance(error, OverrideParseException):
@@ -151,11 +167,16 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
     if isinstance(error.__cause__, YAMLError):
         return yaml_sentence(error.__cause__)
     if wrong_file := re.search(r"In '(.+?)': ConfigTypeError raised", message):
-        return f"{wrong_file[1]}.yaml must be a mapping of keys, such as 'dim: 64'."
+        return f"{wrong_file[1]}.yaml {MAPPING}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return missing_option(error.missing_cfg_file, error.options, message)
     if several := re.search(r"Ambiguous value for argument '(.+)'", message):
         key, _, values = several[1].partition("=")
+        parts = [part.strip("'\" ") for part in values.split(",")]
+        if settings := [part for part in parts if re.fullmatch(r"[\w./@+~]+=.*", part)]:
+            return f"{several[1]} is several values. To set {key_of(settings[0])} too, separate settings with spaces."
+        if re.fullmatch(r"\d{1,3}(,\d{3})+", values):
+            return f"{several[1]} is several values. For one number, type {key}={values.replace(',', '')}"
         as_list = "" if "/" in key else f", or type '{key}=[{values}]' for a list"
         as_text = f" For one text, type {line(key, values)}" if " " in values else ""
         return f"{several[1]} is several values. Add -m to run each{as_list}.{as_text}"
@@ -163,6 +184,9 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
         return f"{sweep[1]} is several values. Add -m to run each."
     if message.startswith(("Could not override ''", "Could not delete ''")):
         return "A setting needs a key before its =: key=value."
+    if twice := re.search(r"Multiple values for (\S+?)\. |not supported: '\+\+(.+?)=", message):
+        key = twice[1] or twice[2]
+        return f"{key} is chosen already. Choose another option without a +: {key}=<option>"
     if unknown := re.search(r"Could not override '(.+?)'", message):
         value = re.search(r"use \+[^=]+=(.*)", message)
         return unknown_key(unknown[1], value[1] if value else "<option>", error.__cause__, folders)
@@ -170,6 +194,27 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
         return f"Can't set {merging[1]}: {first_line(error.__cause__)}."
     full_key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
     return (f"{full_key}: " if full_key else "") + first_line(message) + "."
+
+
+TYPOGRAPHIC = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
+    | dict.fromkeys("\u201c\u201d\u201e", '"')
+    | dict.fromkeys("\u2018\u2019\u201a", "'")
+    | {"\u00a0": " "}
+)  # what web pages and word processors put for - " ' and the space
+
+
+def retyped(word: str, groups: Mapping[str, Mapping[str, Option]]) -> str | None:
+    """Return what a word that can't be read may have been meant to be: a flag with another dash, or a choice."""
+    plain = word.translate(TYPOGRAPHIC).strip("\"' ")
+    longs = {short: flag for flag, (short, _) in FLAGS.items() if short}
+    for flag in (plain, f"-{plain}"):
+        if flag in FLAGS or flag in longs:
+            return flag
+    choice = re.fullmatch(r"/*(.+?)[/\s]*(?:=+|:|/|\s)\s*([\w.]+?),?", plain.replace("\\", "/"))
+    if choice and choice[2] in groups.get(re.sub("/+", "/", choice[1]), {}):
+        return f"{re.sub('/+', '/', choice[1])}={choice[2]}"
+    return plain if plain != word and re.fullmatch(r"[\w./@+~-]+=.+", plain) else None
 
 
 def near_word(word: str, groups: Mapping[str, Mapping[str, Option]]) -> str:
@@ -213,6 +258,10 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
             f"There is no option '{key}'. Did you mean {' or '.join(f'{one}={value}' for one in elsewhere)}?"
         )
     where = f"{parent} has no option" if parent else "There is no option"
+    group = parent.replace(".", "/")
+    if having := [choice for choice, option in groups.get(group, {}).items() if name in option.keys]:
+        owners = " and ".join(f"{group}={choice}" for choice in having[:3])
+        return f"{where} '{name}'; {owners} {'has' if len(having) == 1 else 'have'} it."
     return f"{where} '{name}'.{suggest(name, [one for one in beside if one not in ('hydra', '_target_')])}"
 
 

@@ -8,19 +8,19 @@ code's to supply. So a new option is one typed parameter, and there's no second 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import shlex
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
 from minllm.kinds import BRANCH, PLACES, by_position, kind_in, why_not
 from minllm.options import In, Kind, Matching, Name, Natural, Range
+from minllm.outside import check_path, named
 from minllm.signatures import options_of
 from minllm.words import UNSET
 
@@ -167,9 +167,13 @@ def check_groups(cfg: DictConfig) -> None:
 def read(node: Any, name: Any, key: str) -> Any:
     """Return `node[name]` with its interpolation resolved, or say why there's nothing to return."""
     if OmegaConf.is_missing(node, name):
-        raise UserError(f"{key} has no value yet. Give it one: {key}=<value>")
+        cure = "Write it in place of ???." if isinstance(name, int) else f"Give it one: {key}=<value>"
+        raise UserError(f"{key} has no value yet. {cure}")
     try:
-        return node[name]
+        value = node[name]
+        for i in range(len(value)) if isinstance(value, ListConfig) else ():
+            read(value, i, f"{key}[{i}]")
+        return value
     except InterpolationResolutionError as error:
         raw = node._get_node(name)._value()
         raise UserError(f"{key} refers to {raw}, which can't be found: {first_line(error)}") from error
@@ -189,6 +193,11 @@ def has_target(value: Any) -> bool:
 def target_of(node: Any, key: str) -> str:
     """Return the `_target_` of a node: the dotted path of a class or function."""
     target = read(node, "_target_", f"{key}._target_") if has_target(node) else None
+    if target is None and isinstance(node, Mapping):
+        raise UserError(
+            f"{key} has no _target_, which names its class: begin its file with a line such as"
+            " _target_: my_idea.decay.Decay"
+        )
     if not isinstance(target, str):
         raise UserError(f"{key} must be a section with a _target_, the class it configures, not {node!r}.")
     return target
@@ -199,7 +208,7 @@ def target_of(node: Any, key: str) -> str:
 
 def allowed_packages(cfg: Any) -> set[str]:
     """The top-level packages that a configuration may take its code from."""
-    extensions = cfg.get("extensions") if isinstance(cfg, Mapping) else None
+    extensions = section_in(cfg, "extensions") if isinstance(cfg, Mapping) else []
     if not fits(extensions or [], list[str]):
         raise UserError(
             f"extensions must be a list of packages, such as 'extensions=[my_idea]', not {extensions!r}."
@@ -216,22 +225,16 @@ def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callabl
     """
     module_name, _, name = target.rpartition(".")
     package = module_name.partition(".")[0]
+    check_path(target, f"{key}._target_={target}")
     if package not in allowed:
         raise UserError(
             f"{key}._target_={target} is refused: code is only taken from {' and '.join(sorted(allowed))}. If you"
-            f" trust '{package or target}' to run on this machine, add 'extensions=[{package or target}]'."
+            f" trust '{package}' to run on this machine, add 'extensions=[{package}]'."
         )
     refusal = f"{key} takes {kind.words}, and {target} is none"
     if any(word.startswith("_") for word in target.split(".")):
         raise UserError(f"{refusal}: names with an underscore are private.")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except AttributeError as error:
-        raise UserError(f"{key}._target_={target}: {module_name} has no '{name}'.") from error
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports isn't
-        raise UserError(f"{key}._target_={target}: there is no module '{error.name}'.") from error
+    found = named(target, f"{key}._target_={target}")
     defined_in = str(getattr(found, "__module__", "")).partition(".")[0]
     if not (inspect.isclass(found) or inspect.isfunction(found)) or defined_in not in allowed:
         raise UserError(f"{key}._target_={target} is refused: it's no class or function of {package}'s own.")

@@ -155,6 +155,15 @@ def several_readings(key: str, value: str) -> UserError:
     """Say that a value can be read in several ways, and what to type for one text or for several."""
     text = listed(value)
     parts = [part.strip(" \t") for part in parts_of(value if text is None else text)]
+    if text is None and value[:1] == "[":
+        as_list = shlex.quote(f"{key}={value}]")
+        return UserError(
+            f"{key}={value}: the bracket is open. For a list, type {as_list}. For one text, type {line(key, value)}"
+        )
+    if text is None and len(parts) == 2 and not parts[1] and PLAIN.fullmatch(parts[0]):
+        return UserError(
+            f"{key}={value} ends in a comma. Type {key}={parts[0]}. For one text, type {line(key, value)}"
+        )
     several = ""
     if text is not None and len(parts) > 1 and all(map(is_text, parts)):
         items = ",".join(map(as_text, parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from torch import nn
 from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.norm import Norms
-from minllm.model.parameter import Linear
+from minllm.model.parameter import Linear, constant, parameter
 from minllm.model.position import Position
 from minllm.model.residual import Plain
 from tests.tiny import VOCAB, tiny_cfg
@@ -39,6 +40,38 @@ class Good(nn.Module):
 class Nothing:
     def tensors(self):
         return []
+
+
+# ---- what PyTorch doesn't know of -----------------------------------------------------------------
+
+
+class PlainTensor(Good):
+    def __init__(self, dim, layer):
+        super().__init__(dim, layer)
+        self.scale = torch.ones(dim)
+
+
+class TensorsInADict(Good):
+    def __init__(self, dim, layer):
+        super().__init__(dim, layer)
+        self.scales = {"a": torch.ones(dim)}
+
+
+class ListOfModules(Good):
+    def __init__(self, dim, layer):
+        super().__init__(dim, layer)
+        self.heads = [Linear(dim, dim, stream="within")]
+
+
+class ListOfParameters(Good):
+    def __init__(self, dim, layer):
+        super().__init__(dim, layer)
+        self.gains = [parameter(dim, kind="vector", draw=constant(1.0))]
+
+
+class OpenEnded(Good, abc.ABC):
+    @abc.abstractmethod
+    def mixed(self): ...
 
 
 # ---- parameters ----------------------------------------------------------------------------------
@@ -293,6 +326,11 @@ def test_a_mixer_without_mistakes_is_built():
 
 
 MISTAKES = {
+    "PlainTensor": r"scale is a plain tensor.*self.register_buffer\('scale'",
+    "TensorsInADict": "scales is a plain tensor.*register_buffer",
+    "ListOfModules": "heads is a list of modules.*nn.ModuleList",
+    "ListOfParameters": "gains is a list of parameters.*nn.ParameterList",
+    "OpenEnded": "must define mixed",
     "PlainLinear": "plain nn.Linear.*minllm.model.parameter.Linear",
     "PlainParameter": r"gain is a plain nn.Parameter.*minllm.model.parameter.parameter\(",
     "PlainNorm": r"plain nn.LayerNorm.*layer.norms.make\(dim\)",

@@ -146,3 +146,9 @@ def test_a_separator_that_never_comes_is_said(tmp_path):
 def test_options_that_leave_nothing_are_refused(options):
     with pytest.raises(UserError):
         TextFiles(path="a.txt", **options)
+
+
+def test_a_link_to_nothing_is_said(tmp_path):
+    (tmp_path / "link.txt").symlink_to("gone.txt")
+    with pytest.raises(UserError, match="a symbolic link to gone.txt, which isn't there"):
+        both(TextFiles(path=str(tmp_path / "link.txt")))

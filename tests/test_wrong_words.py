@@ -24,6 +24,8 @@ WRONG = [
     ("--cfg=", "--cfg job"),
     ("--info nope", "searchpath"),
     ("--info=", "searchpath"),
+    ("--info", "--info defaults"),
+    ("--config-dir=~no-such-user/x", "can't be read"),
     ("--multirun=seed=1", "takes no value"),
     ("-m=x", "takes no value"),
     ("--run --multirun", "can't be combined"),
@@ -55,6 +57,35 @@ WRONG = [
     ("seed=" + "9" * 5000, "whole number"),
     ("resume=~no-such-user/run", "~"),
     ("task=import from=~no-such-user/x", "~"),
+    ("\u2013m", "mean -m?"),
+    ("\u2014multirun", "mean --multirun?"),
+    ("\u201cnorm=post\u201d", "mean norm=post?"),
+    ("model/attn=\u2018mqa\u2019", "'mqa'"),
+    ("model/attn=MQA", "'mqa'"),
+    ("--model/attn=mqa", "mean model/attn=mqa?"),
+    ("/model/attn=mqa", "mean model/attn=mqa?"),
+    (" norm=post", "mean norm=post?"),
+    ("norm = post", "mean norm=post?"),
+    ("norm:post", "mean norm=post?"),
+    ("model\\attn=mqa", "mean model/attn=mqa?"),
+    ("model/attn=mqa,", "Type model/attn=mqa."),
+    ("model/attn=mqa,norm=post", "separate settings with spaces"),
+    ("train.steps=10,000", "type train.steps=10000"),
+    ("model.layout=[attn mlp", "'model.layout=[attn mlp]'"),
+    ("model/attn=mqa.yaml", "Type model/attn=mqa\n"),
+    ("norm=[post]", "Type norm=post\n"),
+    ("norm=[post,pre]", "Type norm=post\n"),
+    ("+norm=post", "norm=<option>"),
+    ("++norm=post", "norm=<option>"),
+    ("data.path=notes.txt", "data=text"),
+    ("optim.momentum=0.9", "optim=muon and optim=sgd have it"),
+    ("extensions=[no_such_package]", "There is no package 'no_such_package'"),
+    ("extensions=[my_idea/]", "names of packages"),
+    ("extensions=[my-idea]", "names of packages"),
+    ("tags=[a,???]", "tags[1] has no value"),
+    ("tags=[${HOME}]", "tags[0] refers to ${HOME}"),
+    ("model.layout=[???]", "model.layout[0] has no value"),
+    ("extensions=[${nope}]", "extensions[0] refers to ${nope}"),
 ]
 
 
@@ -98,6 +129,9 @@ WRONG_FILES = {
     "key": b"? [a, b]\n: 1\n",
     "alias": b"seed: *a\n",
     "binary": b"\xff\xfe\x00",
+    "a number": b"3\n",
+    "a list": b"- seed: 3\n",
+    "tabs": b"model:\n\tdim: 32\n",
     "bomb": b"a: &a [1,1,1,1,1,1,1,1,1,1]\n"
     + b"".join(b"%c: &%c [%s]\n" % (i, i, b",".join([b"*%c" % (i - 1)] * 10)) for i in range(98, 104)),
 }
@@ -111,6 +145,15 @@ def test_a_file_of_options_that_is_no_yaml(tmp_path: Path, name: str):
     with pytest.raises(UserError) as refusal:
         compose(["experiment=x"], config_dir=tmp_path)
     assert "\n" not in str(refusal.value) and "x.yaml" in str(refusal.value)
+
+
+@pytest.mark.parametrize("words", [("--config-dir=~/mine",), ("--config-dir", "~/mine"), ("-cd", "~/mine")])
+def test_a_folder_of_options_at_home(go: Callable, monkeypatch, tmp_path: Path, words: tuple[str, ...]):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/wide.yaml").write_text("# @package _global_\nmodel:\n  dim: -1\n")
+    code, err = go(*words, "experiment=wide")
+    assert code == 2 and "model.dim must be" in err
 
 
 def test_a_working_directory_that_is_gone(go: Callable, tmp_path: Path):

@@ -7,6 +7,7 @@ import functools
 import glob
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -154,6 +155,8 @@ def matches(here: Path, typed: str) -> list[Path]:
 
 def refuse_unfit(file: Path, suffixes: Collection[str]) -> None:
     """Raise `UserError` if a file isn't one that can be read again and again, and whose name says how."""
+    if file.is_symlink() and not file.exists():
+        raise UserError(f"{file} is a symbolic link to {os.readlink(file)}, which isn't there.")
     if not file.is_file():
         raise UserError(f"{file} is not a file on disk but a pipe or device. Write its text to a file first.")
     if file.suffix not in suffixes:

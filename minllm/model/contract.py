@@ -1,7 +1,7 @@
 """What the parts of a model must offer, and what they may not do: the first mistakes of a new idea, in sentences.
 
     made("model.attn", factory, dim=…, layer=…)     build a part; its signatures are checked
-    refuse_plain_parameters(model)                  check that every parameter has a role
+    refuse_plain_parameters(model)                  check that every parameter has a role, and is registered
     with outputs_checked(model): model(tokens)      check what each part returns, and that it leaves its input alone
 
 All of this is known before anything is trained. What a module computes is held to the laws in `minllm.model.laws`.
@@ -23,6 +23,7 @@ from minllm.errors import UserError
 from minllm.kinds import WRITE_FORWARD
 from minllm.model.context import State
 
+OF_TORCH = frozenset(vars(nn.Module()))
 WRITE_INIT = "def __init__(self, {}, *, <its options>)"
 WRITE_INIT_STATE = "def init_state(self, batch, max_len, *, device, dtype)"
 
@@ -41,6 +42,10 @@ def made(place: str, factory: Callable[..., Any], /, **given: Any) -> Any:
         Mistake: the constructor doesn't take them, or what it makes is no module.
     """
     _check_constructor(place, factory, list(given))
+    if missing := sorted(getattr(getattr(factory, "func", factory), "__abstractmethods__", ())):
+        raise Mistake(
+            f"{place}: {_name_of(factory)} must define {' and '.join(missing)}, which its base class leaves open."
+        )
     try:
         part = factory(*given.values())
     except AttributeError as error:
@@ -106,6 +111,8 @@ def refuse_plain_parameters(model: nn.Module) -> None:
     for part in model.modules():
         if "stands_as" in vars(part):
             _refuse_plain(part)
+            for module in part.modules():
+                _refuse_unregistered(part, module)
 
 
 def _refuse_plain(part: nn.Module) -> None:
@@ -124,6 +131,30 @@ def _refuse_plain(part: nn.Module) -> None:
         raise Mistake(
             f"{part.stands_as}: {what}, which doesn't say how it is initialised and optimised. {_cure(owner)}"
         )
+
+
+def _refuse_unregistered(part: nn.Module, module: nn.Module) -> None:
+    """Refuse tensors and modules that PyTorch doesn't know of, so that they wouldn't be moved, trained or saved."""
+    where = f"{part.stands_as}: {type(module).__name__}"
+    for name, value in vars(module).items():
+        if name in OF_TORCH:
+            continue
+        inside = list(value.values()) if isinstance(value, dict) else value
+        inside = inside if isinstance(inside, (list, tuple)) else [inside]
+        if any(isinstance(one, nn.Parameter) for one in inside):
+            raise Mistake(
+                f"{where}.{name} is a list of parameters: make it an nn.ParameterList or nn.ParameterDict."
+            )
+        if any(isinstance(one, Tensor) and one.dim() for one in inside):
+            raise Mistake(
+                f"{where}.{name} is a plain tensor, which doesn't move to the model's device: write"
+                f" self.register_buffer('{name}', …) in place of self.{name} = …."
+            )
+        if any(isinstance(one, nn.Module) and one not in set(part.modules()) for one in inside):
+            raise Mistake(
+                f"{where}.{name} is a list of modules, whose parameters nothing would train: make it an nn.ModuleList"
+                " or nn.ModuleDict."
+            )
 
 
 def check_state(module: nn.Module, state: State) -> State:

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,14 @@ class Role:
     """Sizes along the first dimension that are drawn as if they were parameters of their own."""
     active: float = 1.0
     """The share of tokens that meet it: less than all where experts are chosen."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("kind", self.kind, get_args(Kind)),
+            ("stream", self.stream, get_args(Stream)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
 def parameter(*shape: int, kind: Kind, draw: Draw, stream: Stream = "within", parts=()) -> nn.Parameter:

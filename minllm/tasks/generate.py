@@ -26,6 +26,10 @@ def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str
     Raises:
         UserError: there is no such run, its checkpoint is damaged, or its model can't generate.
     """
+    if not prompts:
+        raise UserError(
+            "prompts is empty: type 'prompts=[Once upon a time]', or leave it out to begin a new text."
+        )
     with memory.running_out("the model wrote"):
         return written(cfg, run, prompts)
 

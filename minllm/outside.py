@@ -1,0 +1,95 @@
+"""What fails in code from outside minllm, which `extensions` names: where it fails, and why, in one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import linecache
+import os
+import traceback
+from collections.abc import Container
+from types import FrameType, ModuleType
+from typing import Any
+
+from minllm.errors import UserError, first_line
+
+
+def check_path(target: str, said: str) -> None:
+    """Refuse what is no dotted path of a class or function.
+
+    Args:
+        said: what asks for it, such as model.attn._target_=my_idea.decay.Decay.
+    """
+    if "." not in target or not all(word.isidentifier() for word in target.split(".")):
+        raise UserError(
+            f"{said} must be the dotted path of a class, such as my_idea.decay.Decay for the class Decay in"
+            " my_idea/decay.py."
+        )
+
+
+def named(target: str, said: str) -> Any:
+    """Return what a dotted path names.
+
+    Raises:
+        UserError: it isn't there, or importing its module fails.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(imported(module, said), name)
+    except AttributeError as error:
+        raise UserError(f"{said}: {module} has no '{name}'.") from error
+
+
+def imported(module: str, said: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise UserError(f"{said}: there is no module '{error.name}'.") from error
+        raise failed(error, module, said) from error
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise failed(error, module, said) from error
+
+
+def failed(error: BaseException, module: str, said: str) -> BaseException:
+    """Return what to raise for a module that can't be imported: an error of minllm's own keeps its traceback."""
+    if module.partition(".")[0] == "minllm":
+        return error
+    return UserError(f"{said}: importing {module} fails {why(error, module)}")
+
+
+def code_error(error: BaseException, packages: Container[str]) -> UserError | None:
+    """Return the sentence for an error raised in, or below, code of the packages from outside; None for others."""
+    frame = last_frame(error, packages)
+    if frame is None:
+        return None
+    function = frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else frame.f_code.co_name
+    place = getattr(frame.f_locals.get("self"), "stands_as", None)
+    return UserError(f"{place + ': ' if place else ''}{function} fails {why(error, package_of(frame))}")
+
+
+def why(error: BaseException, package: str) -> str:
+    """Say at which line of a package's code an error was raised, and which it is."""
+    said = type(error).__name__ + (f": {first_line(error)}" if str(error) else "")
+    if isinstance(error, SyntaxError) and error.filename:
+        return (
+            f"at {os.path.relpath(error.filename)}, line {error.lineno}: {type(error).__name__}: {error.msg}."
+        )
+    frame = last_frame(error, (package.partition(".")[0],))
+    if frame is None:
+        return f"with {said}."
+    number = next(line for one, line in traceback.walk_tb(error.__traceback__) if one is frame)
+    file = frame.f_code.co_filename
+    code = linecache.getline(file, number).strip()
+    return f"at {os.path.relpath(file)}, line {number}{f', `{code}`' if code else ''}: {said}."
+
+
+def last_frame(error: BaseException, packages: Container[str]) -> FrameType | None:
+    """Return the innermost frame of an error that runs code of these packages."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if package_of(frame) in packages]
+    return frames[-1] if frames else None
+
+
+def package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
