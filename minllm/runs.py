@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -250,9 +251,21 @@ def unchangeable(cfg: DictConfig) -> dict[str, str]:
         if isinstance(plain[section], dict):
             plain[section].pop(name, None)
     return {
-        name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        name: hashlib.sha256(json.dumps(by_class(value), sort_keys=True, default=str).encode()).hexdigest()[
+            :16
+        ]
         for name, value in plain.items()
     }
+
+
+def by_class(value: Any) -> Any:
+    """Return a section in which classes stand without their modules, which may move between versions."""
+    if isinstance(value, dict):
+        return {
+            name: one.rpartition(".")[2] if name == "_target_" and isinstance(one, str) else by_class(one)
+            for name, one in value.items()
+        }
+    return [by_class(one) for one in value] if isinstance(value, list) else value
 
 
 def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:

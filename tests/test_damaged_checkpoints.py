@@ -146,7 +146,7 @@ def test_checkpoints_of_before_are_read(made, run, go_on):
 
 
 @pytest.mark.parametrize("which", ["last", "best"])
-@pytest.mark.parametrize("moment", ["read_progress", "build_model", "refuse_changed", "load_model"])
+@pytest.mark.parametrize("moment", ["read_progress", "rebuild_model", "refuse_changed", "load_model"])
 def test_a_checkpoint_that_training_removes_meanwhile_is_read_from_the_next(run, monkeypatch, which, moment):
     """Another task of a run that is still training, such as evaluate."""
     act, found = getattr(checkpoints, moment), last(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,8 @@ def test_what_was_typed_for_a_run_is_not_judged_when_the_run_is_looked_at(tmp_pa
     saved.sample.temperature = 0
     OmegaConf.update(saved, "model.rec", saved.model.mlp, force_add=True)
     OmegaConf.save(saved, file)
+    for state in folder.glob("checkpoints/*/state.json"):  # such runs didn't note what they are configured as
+        state.write_text(json.dumps({**json.loads(state.read_text()), "configured": None}))
     minllm.load(folder)
     perform(compose([f"resume={folder}", f"data.cache={tmp_path / 'cache'}", "train.steps=4"]), tmp_path)
     assert "Going on from step" in capsys.readouterr().out
