@@ -15,6 +15,7 @@ import os
 import posixpath
 import re
 import secrets
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,22 +55,35 @@ def files_checked() -> Iterator[None]:
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-    load = ConfigLoaderImpl._load_single_config
-
-    def checked(self: Any, default: Any, repo: Any) -> Any:
-        loaded = load(self, default, repo)
-        if is_elsewhere(loaded):
-            found = repo.load_config(default.config_path)
-            if not isinstance(found.config, DictConfig):
-                raise UserError(f"{default.config_path}.yaml {MAPPING}")
-            check_file(default.config_path, loaded.config, found.defaults_list or [], default.primary)
-        return loaded
-
-    ConfigLoaderImpl._load_single_config = checked  # type: ignore[method-assign]
+    global _checking, _load
+    with _changing:
+        if _checking == 0:
+            _load = ConfigLoaderImpl._load_single_config
+            ConfigLoaderImpl._load_single_config = _checked  # type: ignore[method-assign]
+        _checking += 1
     try:
         yield
     finally:
-        ConfigLoaderImpl._load_single_config = load  # type: ignore[method-assign]
+        with _changing:
+            _checking -= 1
+            if _checking == 0:
+                ConfigLoaderImpl._load_single_config = _load  # type: ignore[method-assign]
+
+
+_changing = threading.Lock()
+_checking = 0
+"""How many are inside `files_checked`: threads may compose at once, and the last of them puts Hydra's own back."""
+_load: Any = None
+
+
+def _checked(self: Any, default: Any, repo: Any) -> Any:
+    loaded = _load(self, default, repo)
+    if is_elsewhere(loaded):
+        found = repo.load_config(default.config_path)
+        if not isinstance(found.config, DictConfig):
+            raise UserError(f"{default.config_path}.yaml {MAPPING}")
+        check_file(default.config_path, loaded.config, found.defaults_list or [], default.primary)
+    return loaded
 
 
 def is_elsewhere(loaded: Any) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import ENDLESS, Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.loggers import Silent
-from minllm.training.loop import Run, compile_loss, fit, whole_batch_gradient
+from minllm.training.loop import Run, compile_loss, fit, part_ended, whole_batch_gradient
 from minllm.training.optimizers import AdamW
 from minllm.training.rundir import RunDir
 from minllm.training.schedules import Constant
@@ -186,6 +187,27 @@ def test_stopping_and_resuming_gives_the_same_figures_to_the_bit(tmp_path, numbe
     assert [event["step"] for event in figures(tmp_path / "parts")] == [2, 3, 4]
     assert fit(resumed(tmp_path / "parts", steps=8)) is None
     assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("evals", [1, 3, 5, 20])
+@pytest.mark.parametrize("pace", [lambda step: 1.0, lambda step: 0.2 + step % 7, lambda step: 9.0 / step])
+def test_a_resumed_run_knows_whether_its_step_ended_a_part_however_long_steps_take(evals, pace):
+    """Under a budget of minutes a step moves the run by its share of the time that is left, and not by one."""
+    budget, progress, seconds, ended = Budget(None, 60.0, ENDLESS), Progress(), 0.0, 0
+    run = SimpleNamespace(budget=budget, progress=progress, settings=SimpleNamespace(evals=evals))
+    for step in range(1, 40):
+        seconds += pace(step)
+        if seconds >= 60:
+            break
+        evaluated, progress.before = budget.passed(evals), [budget.position, budget.total_steps]
+        budget.advance(step, seconds, pace(step))
+        progress.position, progress.total_steps = budget.position, budget.total_steps
+        again = Budget(None, 60.0, ENDLESS)
+        again.go_on(step, seconds, progress.position, progress.total_steps)
+        resumed_run = SimpleNamespace(budget=again, progress=progress, settings=run.settings)
+        assert part_ended(resumed_run) == part_ended(run) == (budget.passed(evals) > evaluated), step
+        ended += part_ended(run)
+    assert ended or evals == 1
 
 
 def test_resuming_between_two_lines_keeps_their_mean(tmp_path):

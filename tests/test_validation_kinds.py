@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 import run as door
 import sweep
 from minllm.config import build, compose, validate
-from minllm.elsewhere import FOREIGN, is_harmless
+from minllm.elsewhere import FOREIGN, files_checked, is_harmless
 from minllm.errors import UserError
 from minllm.kinds import PLACES
 from minllm.runs import read_run
@@ -258,6 +259,20 @@ def test_wherever_the_file_stands(go: Callable, name: str, text: str, words: lis
     code, err = go(*words)
     assert code == 2 and err.count("\n") == 1, err
     assert sorted(Path.cwd().iterdir()) == [Path.cwd() / "evil"]
+
+
+def test_files_are_checked_as_long_as_anyone_composes():
+    """Two threads may compose at once, and the first to begin may be the first to end."""
+    own = ConfigLoaderImpl._load_single_config
+    one, other = files_checked(), files_checked()
+    one.__enter__(), other.__enter__()
+    one.__exit__(None, None, None)
+    assert ConfigLoaderImpl._load_single_config is not own
+    other.__exit__(None, None, None)
+    assert ConfigLoaderImpl._load_single_config is own
+    with files_checked(), files_checked():
+        pass
+    assert ConfigLoaderImpl._load_single_config is own
 
 
 def test_files_choose_and_set_options_as_ever(here: Path):

@@ -6,6 +6,7 @@ There are two kinds. A byte-level vocabulary (GPT-2, Llama 3, Qwen) writes each 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -25,6 +26,7 @@ METADATA = "minllm.json"
 MOST = 1 << 24  # tokens: more is a slip, and would fill the memory
 ENDS = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"]
 """What the token that ends a text is called, where nothing else says it."""
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 class HuggingFace(Tokenizer):
@@ -103,9 +105,14 @@ class HuggingFace(Tokenizer):
         vars(self).update(state)
         self.tokenizer.encode_special_tokens = True
 
+    @functools.cached_property
+    def byte_tokens(self) -> list[int]:
+        """The token of each byte, where tokens fall back to bytes."""
+        return [self.tokens[name] for name in BYTES]
+
     def _encode_parts(self, text: str) -> list[int]:
         """Encode a text in which the character that stands for a space is meant: it is spelled in bytes."""
-        byte_tokens = [self.tokens[f"<0x{byte:02X}>"] for byte in range(256)]
+        byte_tokens = self.byte_tokens
         parts = [self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(SPACE)]
         if SPACE not in self.tokens:
             parts = [spaces_restored(ids, byte_tokens) for ids in parts]
@@ -173,7 +180,7 @@ class HuggingFace(Tokenizer):
         return number
 
     def _refuse_losses(self) -> None:
-        spelled = LETTERS if self.is_bytes else [f"<0x{byte:02X}>" for byte in range(256)]
+        spelled = LETTERS if self.is_bytes else BYTES
         has_all = all(letter in self.tokens for letter in spelled)
         ids = self.encode(PROBE) if has_all else []
         if self.decode(ids) != PROBE or {self.bos_id, self.eos_id} & {*ids}:

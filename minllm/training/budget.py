@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minllm.errors import UserError
@@ -48,9 +49,14 @@ class Budget:
             self.seconds is not None and seconds >= self.seconds
         )
 
-    def passed(self, parts: int | None, back: float = 0.0) -> int:
-        """Return how many of `parts` equal parts lay behind the run `back` steps ago; 0 if it isn't divided."""
-        return int((self.position - back) * (parts or 0) // self.total_steps)
+    def passed(self, parts: int | None, before: Sequence[float] | None = None) -> int:
+        """Return how many of `parts` equal parts lie behind the run; 0 if it isn't divided.
+
+        Args:
+            before: the position and the number of steps to ask for, if not those of now.
+        """
+        position, total_steps = before or (self.position, self.total_steps)
+        return int(position * (parts or 0) // total_steps)
 
     def advance(self, step: int, seconds: float, step_seconds: float) -> None:
         """Take note that step number `step` (counted from 1) is done: it took `step_seconds`, all so far `seconds`."""

@@ -118,7 +118,7 @@ def fit(run: Run) -> int | None:
                 progress.timed_steps += 1
                 progress.timed_seconds += step_seconds
             logged_steps, logged_seconds = logged_steps + 1, logged_seconds + step_seconds
-            evals = budget.passed(settings.evals)
+            progress.before = [budget.position, budget.total_steps]
             budget.advance(progress.step, progress.seconds, step_seconds)
             progress.position, progress.total_steps = budget.position, budget.total_steps
             last = budget.spent(progress.step, progress.seconds)
@@ -129,7 +129,7 @@ def fit(run: Run) -> int | None:
                 logged_steps, logged_seconds = 0, 0.0
 
             better = False
-            if due(settings.eval_every, progress.step, last) or budget.passed(settings.evals) > evals:
+            if due(settings.eval_every, progress.step, last) or part_ended(run):
                 better = record_evaluation(run)
 
             undecided = settings.compile == "auto" and "compile" not in progress.decisions
@@ -159,8 +159,7 @@ def catch_up(run: Run, last: bool) -> None:
         progress.recent_losses.clear(), progress.recent_figures.clear()
     elif due(settings.log_every, progress.step, last) and progress.recent_losses and progress.lr is not None:
         record_training(run, tokens_per_second=progress.tokens_per_second(run.tokens_per_step))
-    part_ended = run.budget.passed(settings.evals) > run.budget.passed(settings.evals, back=1.0)
-    evaluates = due(settings.eval_every, progress.step, last) or part_ended
+    evaluates = due(settings.eval_every, progress.step, last) or part_ended(run)
     if evaluates and "val_loss" not in run.recorded:
         record_evaluation(run)
         progress.records = marked(run.folder.path)
@@ -171,6 +170,15 @@ def catch_up(run: Run, last: bool) -> None:
 
 def due(every: int, step: int, last: bool) -> bool:
     return last or (every > 0 and step % every == 0)
+
+
+def part_ended(run: Run) -> bool:
+    """Whether the latest step ended a part of the run (`train.evals`), as far as that is known of an old checkpoint."""
+    budget, progress, parts = run.budget, run.progress, run.settings.evals
+    position, total_steps = progress.before or (progress.position - 1, budget.total_steps)
+    if progress.total_steps != budget.total_steps:  # a resumed run has another length now
+        total_steps = budget.total_steps
+    return budget.passed(parts) > budget.passed(parts, (position, total_steps))
 
 
 def save(run: Run) -> None:

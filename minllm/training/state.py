@@ -22,6 +22,8 @@ class Progress:
     position: float = 0.0
     """Where on its schedule the run is, in steps (see Budget)."""
     total_steps: int | None = None
+    before: list[float] | None = None
+    """`position` and `total_steps` before the latest step; None in older checkpoints."""
     timed_steps: int = 0
     timed_seconds: float = 0.0
     """The steps whose pace counts, and the time they took: all but those that compile."""
@@ -66,6 +68,9 @@ def wrong_values(progress: Progress, step: int) -> list[str]:
         "position": is_time(progress.position) and progress.position <= LARGEST,
         "total_steps": progress.total_steps is None
         or (is_count(progress.total_steps) and progress.total_steps > 0),
+        "before": progress.before is None
+        or (isinstance(progress.before, list) and len(progress.before) == 2)
+        and (all(map(is_time, progress.before)) and progress.before[1] > 0),
         "timed_steps": is_count(progress.timed_steps),
         "timed_seconds": is_time(progress.timed_seconds)
         and (progress.timed_seconds > 0 or not progress.timed_steps),
