@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minllm.cli.door import config_dirs, enter, leave, run_hydra, typed_words
 from minllm.cli.help import help_text
+from minllm.cli.main import config_dirs, exit_with, run_command, run_hydra, typed_words
 from minllm.errors import UserError, printable
 from minllm.page.terminal import BROKEN_PIPE
 from minllm.schema.foreign import refuse_environment
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def main(words: Sequence[str]) -> int:
     """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug."""
-    return enter(words, help_text, lambda: compose_and_run(config_dirs(words)))
+    return run_command(words, help_text, lambda: compose_and_run(config_dirs(words)))
 
 
 def compose_and_run(folders: Sequence[str]) -> int:
@@ -46,7 +46,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
 
     # a job keeps its own trouble to itself: one impossible combination mustn't cost the rest of a grid
     def job(composed: DictConfig) -> int:
-        from minllm.config.compose import perform, settle
+        from minllm.config.compose import perform, resolve_config
         from minllm.grid.manifest import going_on
 
         gc.enable()
@@ -58,7 +58,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
             refuse_environment(now)
             if in_grid:
                 overrides = going_on(composed, overrides, run_dir)
-            perform(settle(composed, overrides, now.runtime), run_dir)
+            perform(resolve_config(composed, overrides, now.runtime), run_dir)
         except BrokenPipeError:  # raised here, Hydra would have a word to say
             codes.append(BROKEN_PIPE)
         except Exception as error:
@@ -115,4 +115,4 @@ def refuse_misplaced(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    leave(main)
+    exit_with(main)

@@ -14,8 +14,8 @@ if __name__ == "__main__":  # Python looks in this folder first, where a queue.p
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minllm.cli.door import config_dirs, enter, leave, run_hydra, typed_words
 from minllm.cli.help import sweep_help_text
+from minllm.cli.main import config_dirs, exit_with, run_command, run_hydra, typed_words
 from minllm.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def main(words: Sequence[str]) -> int:
     """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after crashes."""
-    return enter(words, sweep_help_text, lambda: compose_and_search(words))
+    return run_command(words, sweep_help_text, lambda: compose_and_search(words))
 
 
 def compose_and_search(words: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def compose_and_search(words: Sequence[str]) -> int:
             "sweep.py searches, and run.py runs once: leave out hydra.mode and --run, or type run.py."
         )
     from minllm.runs.find import choice_words
-    from minllm.sweep.plugin import TooManyFailures, job, leads, register
+    from minllm.sweep.plugin import RepeatedCrashes, is_search_key, job, register
 
     # of the study and its folder: the same words are the same search
     def search_words(*, _root_: DictConfig) -> str:
@@ -42,18 +42,20 @@ def compose_and_search(words: Sequence[str]) -> int:
             return "search"
         chosen = f"search/={_root_.hydra.runtime.choices.search}"
         arms = [word for words in (_root_.get("arms") or {}).values() for word in words or []]
-        return choice_words([chosen, *arms, *(word for word in typed_words(_root_.hydra) if not leads(word))])
+        return choice_words(
+            [chosen, *arms, *(word for word in typed_words(_root_.hydra) if not is_search_key(word))]
+        )
 
     register()
     # a trial's folder is named by its number; run.py's names are only written down in config.yaml
     resolvers = {"search_words": search_words, "choice_words": lambda: ""}
     try:
         run_hydra(job, "sweep", config_dirs(words), resolvers)
-    except TooManyFailures as error:
+    except RepeatedCrashes as error:
         print(printable(str(error)), file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    leave(main)
+    exit_with(main)

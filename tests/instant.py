@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from minllm.runs.outcome import Outcome, write
 from minllm.sweep.store import open_study
 from minllm.sweep.trial import Assignment
-from tests.questions import composed
+from tests.specs import composed
 
 LITTLE = ("tokenizer=bytes", "data.train_stories=32", "data.val_stories=2")
 """A corpus that is encoded at once."""

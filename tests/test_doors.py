@@ -17,8 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import minllm
 import run as door
-from minllm.cli.door import enter
 from minllm.cli.help import help_text, of_search, sweep_help_text
+from minllm.cli.main import run_command
 from minllm.config.compose import compose
 from minllm.page.terminal import write_anything
 from minllm.schema.groups import CONF, find_groups
@@ -117,7 +117,7 @@ def test_a_bug_of_an_idea_is_named_by_its_line(go: Callable):
     ("end", "code", "said"), [("enough", 1, "enough\n"), (None, 0, ""), (3, 3, ""), (0, 0, "")]
 )
 def test_an_ideas_own_code_may_end_the_program(capsys, end: object, code: int, said: str):
-    assert enter(["seed=1"], lambda folders: "", lambda: sys.exit(end)) == code
+    assert run_command(["seed=1"], lambda folders: "", lambda: sys.exit(end)) == code
     assert capsys.readouterr().err == said
 
 

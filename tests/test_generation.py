@@ -101,7 +101,7 @@ def test_draws_follow_the_probabilities():
 def test_learned_places_end_the_text_and_refuse_a_longer_prompt():
     model = tiny_model("model/pos=learned", randomised=True)
     (text,) = generate(model, Letters(), ["abc"], max_new_tokens=100, seed=1)
-    assert 0 < len(text) <= model.position.places - 3
+    assert 0 < len(text) <= model.position.max_positions - 3
     with pytest.raises(UserError, match="max_len"):
         generate(model, Letters(), ["x" * 30])
 

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from minllm.data.hub import Hub
 from minllm.data.text import TextFiles
 from minllm.errors import UserError
-from minllm.files.signatures import other_kind
+from minllm.files.filetypes import other_kind
 
 TEXT = "".join(f"Fell sat big on home {number}, from home green.\n" for number in range(99))
 CHINESE = "".join(f"从前有座山，山里有座庙。一个老和尚{number}\n" for number in range(99))

@@ -28,7 +28,7 @@ from minllm.study.reading import (
 from minllm.study.report.texts import STYLE_TEXTS, coloured, differences, texts_html, texts_markdown
 from minllm.study.selection import Selection, find
 from minllm.training import checkpoints
-from minllm.training.evaluation import FLATTERING
+from minllm.training.evaluation import LOOKAHEAD_WARNING
 
 TINY = ["model.dim=16", "model.n_layers=1", "model.attn.n_heads=2", "model.attn.n_kv_heads=1", "seed=3"]
 TINY += ["data=text", "data.separator='; '", "data.seq_len=32", "data.val_fraction=0.3", "data.num_proc=1"]
@@ -153,7 +153,7 @@ def test_a_model_that_looks_ahead_reads_and_does_not_write(trained, cfg):
     (arm,), _ = arms_of(find(Selection([str(trained / "runs" / "choosing")]))[0])
     reading = read_arm(arm, arm.first.seed, cfg, ["Née"], held_out(arm.first, 3), None)
     assert reading.samples == [] and len(reading.stories) == 3
-    assert "can't generate" in reading.why_not and FLATTERING in reading.why_not
+    assert "can't generate" in reading.why_not and LOOKAHEAD_WARNING in reading.why_not
 
 
 def test_a_run_without_its_checkpoint_says_so_and_the_others_are_shown(movable, cfg):

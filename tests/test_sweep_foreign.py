@@ -19,8 +19,8 @@ from minllm.files.atomic import lock_taken, refuse_links_at_top
 from minllm.grid.manifest import make_ready
 from minllm.runs.outcome import Outcome
 from minllm.sweep import limits
-from minllm.sweep.plugin import TooManyFailures
-from minllm.sweep.reporter import Verdicts, folder_of
+from minllm.sweep.plugin import RepeatedCrashes
+from minllm.sweep.reporter import Reporter, folder_of
 from minllm.sweep.space import distribution, parsed
 from minllm.sweep.store import APPENDED, open_study
 from minllm.verdict.protocol import arms_in
@@ -35,11 +35,11 @@ def checkpoint_in(folder: Path) -> Path:
     return file
 
 
-def verdicts_of(study: optuna.Study, folder: Path, keep: str = "none") -> Verdicts:
-    return Verdicts(study, SimpleNamespace(keep_checkpoints=keep, max_failures=9), quiet, folder)
+def verdicts_of(study: optuna.Study, folder: Path, keep: str = "none") -> Reporter:
+    return Reporter(study, SimpleNamespace(keep_checkpoints=keep, max_failures=9), quiet, folder)
 
 
-def told(study: optuna.Study, folder: Path, run: object, state: str = "complete") -> Verdicts:
+def told(study: optuna.Study, folder: Path, run: object, state: str = "complete") -> Reporter:
     study.sampler.is_blind_to_pruned = False
     trial = study.ask()
     trial.set_user_attr("run", run)
@@ -85,7 +85,7 @@ def test_a_search_of_which_every_trial_crashed_fails(tmp_path: Path, count: int)
     study = optuna.create_study()
     for _ in range(count):
         verdicts = told(study, tmp_path, str(tmp_path / "trial-0"), state="failed")
-    with pytest.raises(TooManyFailures, match="Every trial has crashed.*trial"):
+    with pytest.raises(RepeatedCrashes, match="Every trial has crashed.*trial"):
         verdicts.refuse_only_crashes()
     study.add_trial(create_trial(value=1.0))
     verdicts.refuse_only_crashes()

@@ -24,10 +24,10 @@ from optuna.trial import TrialState
 
 from minllm.errors import UserError
 from minllm.runs.outcome import Outcome
-from minllm.sweep.reporter import Verdicts
+from minllm.sweep.reporter import Reporter
 from minllm.sweep.sampling import ATTEMPTS, NEEDS, ask, make_sampler
 from minllm.sweep.store import open_study, put_back
-from tests.questions import space, study_of
+from tests.specs import space, study_of
 
 
 def installed(sampler: type) -> bool:
@@ -192,7 +192,7 @@ def walks_into_the_wall(sampler, sizes, tell_memory, trials: int = 60) -> int:
     """Search where larger is better as long as memory lasts, and count how often it didn't after the first trials."""
     study = study_of(sampler, sizes)
     quiet = SimpleNamespace(ended=lambda trial: None)
-    verdicts = Verdicts(study, SimpleNamespace(keep_checkpoints="none", max_failures=3), quiet, Path("study"))
+    verdicts = Reporter(study, SimpleNamespace(keep_checkpoints="none", max_failures=3), quiet, Path("study"))
     hits = 0
     for number in range(trials):
         trial, values = ask(study, sizes)
@@ -242,7 +242,7 @@ def hits(made, sizes, tell_memory, seeds, trials: int = 60) -> float:
 def test_the_stand_in_for_a_value_is_the_worst_seen_and_breaks_a_constraint(made, sizes):
     study = study_of(seeded(made, 0), sizes)
     quiet = SimpleNamespace(ended=lambda trial: None)
-    verdicts = Verdicts(study, SimpleNamespace(keep_checkpoints="none", max_failures=3), quiet, Path("study"))
+    verdicts = Reporter(study, SimpleNamespace(keep_checkpoints="none", max_failures=3), quiet, Path("study"))
     told = []
     for outcome in (Outcome("complete", 3.0), Outcome("complete", 5.0), Outcome("pruned", reason="memory")):
         trial, _ = ask(study, sizes)

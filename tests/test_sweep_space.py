@@ -18,7 +18,7 @@ from minllm.sweep.dry_run import dry_run
 from minllm.sweep.sampling import Grid, ask, make_sampler, shuffled
 from minllm.sweep.space import choices, spelled
 from minllm.sweep.store import open_study, put_back
-from tests.questions import plan, question, space, study_of
+from tests.specs import plan, space, spec, study_of
 
 # ---- words become parameters -----------------------------------------------------------------------
 
@@ -47,7 +47,7 @@ def test_each_kind_of_word_becomes_a_distribution(word, kind):
 
 
 def test_glob_stands_for_options():
-    with question("search=none", "experiment=glob(small_m*)") as asked:
+    with spec("search=none", "experiment=glob(small_m*)") as asked:
         options = asked.space.distributions["experiment"].choices
     assert {"small_mamba", "small_mamba2", "small_min_gru"} <= set(options) and "mamba" not in options
 
@@ -372,15 +372,15 @@ def test_a_grid_of_billions_is_counted_and_begun_at_once():
 
 
 def test_a_dry_run_counts_shows_ten_and_says_what_is_drawn():
-    with question("search=grid", "model.n_layers=choice(1,2)", "optim.lr=1e-3") as asked:
+    with spec("search=grid", "model.n_layers=choice(1,2)", "optim.lr=1e-3") as asked:
         said = dry_run(asked).splitlines()
     assert "1,148 combinations after the conditions, of 2,592 without." in said
     assert "train.batch_size is the first of [64, 32, 16, 8] that memory allows." in said
     shown = said[said.index("The first 10 that can be built:") + 1 :]
     assert len(shown) == 10 and shown[0].split()[:2] == ["model.dim=128", "model.n_layers=1"]
-    with question("search=none", "optim.lr=interval(0.001,0.01)") as asked:
+    with spec("search=none", "optim.lr=interval(0.001,0.01)") as asked:
         assert "optim.lr is drawn from a range, so that there's no number of combinations." in dry_run(asked)
-    with question("search=none", "model.layout=choice([attn mlp],[attn+mlp])", "model.dim=31,32") as asked:
+    with spec("search=none", "model.layout=choice([attn mlp],[attn+mlp])", "model.dim=31,32") as asked:
         assert dry_run(asked).splitlines()[-2:] == [
             "'model.layout=[attn mlp]' model.dim=32",
             "'model.layout=[attn+mlp]' model.dim=32",

@@ -29,7 +29,7 @@ HARMFUL = [
     "minllm.config.compose.perform",
     "minllm.runs.find.remove_if_empty",
     "minllm.data.store.Store",
-    "minllm.bench.theirs.their_model",
+    "minllm.bench.references.their_model",
 ]
 TASK = "# @package _global_\n# x\ntask: {_target_: TARGET}\n"
 

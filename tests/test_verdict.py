@@ -34,8 +34,8 @@ from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from minllm.verdict.tuning import chosen_rate
 from tests.comparisons import finished
 from tests.instant import LITTLE, Instant
-from tests.questions import composed
 from tests.searches import ROOT, Search, Workplace, wait_until
+from tests.specs import composed
 
 ASKED = {
     **{"equal": "params", "rates": [0.5, 1.0], "tuning_seeds": [1000], "looks": [6, 8], "margin": 0.005},

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from minllm.bench.theirs import ATTENTION, their_model
+from minllm.bench.references import ATTENTION, their_model
 from minllm.config.compose import compose
 from minllm.data.batches import Batch
 from minllm.generation.generate import next_tokens

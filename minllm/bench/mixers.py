@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from minllm.bench.contestants import Setting, Shape
-from minllm.bench.theirs import ATTENTION, CLASSES
+from minllm.bench.references import ATTENTION, CLASSES
 from minllm.bench.worker import Job
 from minllm.errors import UserError, suggest
 from minllm.schema.groups import find_groups

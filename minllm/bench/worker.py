@@ -4,7 +4,7 @@
         worker.ask("train", seconds=1.0)       {"steps": 3, "tokens": 12288, "seconds": 1.2, "loss": 8.3}
 
 The process lives until the `with` block ends and does nothing between questions, so that contestants can take turns
-on a machine that others use as well. Question and answer are a line of JSON each, through its stdin and stdout.
+on a machine that others use as well. SearchSpec and answer are a line of JSON each, through its stdin and stdout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from minllm.bench.contestants import MAKERS, Name, Setting, Shape, config, step_run
-from minllm.bench.theirs import ATTENTION
+from minllm.bench.references import ATTENTION
 from minllm.runs.interpreter import command
 from minllm.training import loop, memory
 

@@ -64,7 +64,7 @@ def compose(
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra(), files_checked():
         composed = hydra.compose(config_name, overrides=[*search, *overrides], return_hydra_config=True)
-    return settle(composed, overrides, composed.hydra.runtime)
+    return resolve_config(composed, overrides, composed.hydra.runtime)
 
 
 def with_imported(words: Sequence[str]) -> list[str]:
@@ -95,7 +95,7 @@ def with_imported(words: Sequence[str]) -> list[str]:
     return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
 
 
-def settle(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:
+def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return the configuration to run: what was composed, on top of the run that it continues or looks at.
 
     `resume=<run>`, `run=<run>` and `init_from=<run>` mean "as that run was configured", so the run's own

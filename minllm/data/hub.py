@@ -29,8 +29,8 @@ from minllm.data.huggingface import (
 from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
 from minllm.data.text import bytes_of_text, check_division, identities, is_held_out, readable, refuse_unfit
 from minllm.errors import UserError, first_line, neighbour
+from minllm.files.filetypes import refuse_nuls, refuse_other_kinds
 from minllm.files.network import can_download, endpoint, forbidden_by
-from minllm.files.signatures import refuse_nuls, refuse_other_kinds
 from minllm.schema.options import Count, Fraction, Name, Place
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}

@@ -17,7 +17,7 @@ from typing import Any
 from minllm.data.parquet import ParquetFiles, bytes_of_column
 from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
 from minllm.errors import UserError, neighbour, printable
-from minllm.files.signatures import decode, filled, other_kind, refuse_nuls, refuse_other_kinds
+from minllm.files.filetypes import decode, filled, other_kind, refuse_nuls, refuse_other_kinds
 from minllm.schema.options import Fraction, Place
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")

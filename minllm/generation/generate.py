@@ -102,9 +102,9 @@ def next_tokens(
     """
     device, longest = model.embedding.device, max(map(len, rows))
     rooms = [sampling.max_new_tokens] * len(rows)
-    if model.position.places is not None:
+    if model.position.max_positions is not None:
         # the last token is written and never read; a prompt that is too long by itself is refused when it's read
-        rooms = [min(room, model.position.places + 1 - len(row)) for room, row in zip(rooms, rows)]
+        rooms = [min(room, model.position.max_positions + 1 - len(row)) for room, row in zip(rooms, rows)]
     new_tokens = max(1, *rooms)
     tokens_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     segments_BT = torch.tensor([[PAD] * (longest - len(row)) + [0] * len(row) for row in rows], device=device)

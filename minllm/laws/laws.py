@@ -311,7 +311,7 @@ class Texts:
         self.model, self.objective, self.seed = model.eval(), objective, seed
         # modules may hold no longer texts than those trained on, and none that are longer are seen
         affordable = max(LONG, int(WORK / sum(param.numel() for param in model.parameters())))
-        longest = max(2, min(seq_len, model.position.places or affordable, affordable))
+        longest = max(2, min(seq_len, model.position.max_positions or affordable, affordable))
         self.length = min(LENGTH, longest)
         scale = self.length / LENGTH
         self.documents = [max(1, math.floor(n * scale)) for n in DOCUMENTS][: self.length]

@@ -131,8 +131,8 @@ class Position(nn.Module):
     Positions enter at the embedding (`embed`), at attention's queries and keys (`rotate`), or at its scores (`bias`).
     """
 
-    places: int | None = None
-    """How many places there are; None where there is no end of them."""
+    max_positions: int | None = None
+    """How many positions there are; None if unlimited."""
 
     def __init__(self, dim: int):
         super().__init__()

@@ -18,11 +18,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
+from minllm.schema.constructors import options_of
 from minllm.schema.kinds import BRANCH, PLACES, by_position, kind_in, why_not
 from minllm.schema.options import In, Kind, Matching, Name, Natural, Range
 from minllm.schema.outside import check_path, named
 from minllm.schema.overrides import UNSET
-from minllm.schema.signatures import options_of
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of single precision, in which models compute
 LARGEST_INT = 2**63 - 1

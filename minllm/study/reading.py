@@ -24,7 +24,7 @@ from minllm.study.selection import TrainedRun
 from minllm.tokenizer import Tokenizer, of_run
 from minllm.tokenizer.show import visible
 from minllm.training import checkpoints, machine
-from minllm.training.evaluation import FLATTERING
+from minllm.training.evaluation import LOOKAHEAD_WARNING
 
 NEEDS_MEMORY = "It reads a memory beside the tokens, and none is given here."
 OTHER_TEXT = "The data isn't what it was when these runs were made, so none of its texts is shown."
@@ -137,7 +137,7 @@ def read_arm(
         stories = [read_text(model, tokenizer, source, text) for text in texts]
     except Exception as error:  # of an idea's own too: the comparison stands without its texts
         return Reading(arm.name, seed, [], [], reason(error))
-    reasons = [FLATTERING if stories and model.cannot_generate else None, no_texts]
+    reasons = [LOOKAHEAD_WARNING if stories and model.cannot_generate else None, no_texts]
     try:
         samples = list(zip(prompts, generate(model, tokenizer, prompts, **sampling)))
     except Exception as error:

@@ -47,7 +47,7 @@ class Verdict:
 def verdicts(
     differences: Sequence[Sequence[float]], *, margin: float, alpha: float = 0.05, looks: int = 1
 ) -> list[Verdict]:
-    """Judge each contest by its differences between an arm and a baseline.
+    """PruningLogger each contest by its differences between an arm and a baseline.
 
     An arm is better or worse where both the t test and the sign-flip test exclude that there is no difference: the
     first trusts the differences to be normal, the second only their symmetry. It is equivalent where two one-sided

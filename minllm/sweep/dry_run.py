@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import shlex
 
-from minllm.sweep.spec import Question
+from minllm.sweep.spec import SearchSpec
 
 SHOWN = 10
 
 
-def dry_run(question: Question) -> str:
+def dry_run(spec: SearchSpec) -> str:
     """Return how many combinations there are after the conditions, and the first ten; or what is drawn from."""
-    space = question.space
+    space = spec.space
     lines = [f"{name}  {kind}" for name, kind in space.distributions.items()]
     if space.continuous:
         lines += [
@@ -31,7 +31,7 @@ def dry_run(question: Question) -> str:
         "",
         f"The first {SHOWN} that can be built:" if count > SHOWN else "Those that can be built:",
     ]
-    buildable = (one for one in space.grid() if question.refusal(one) is None)
+    buildable = (one for one in space.grid() if spec.refusal(one) is None)
     for values in itertools.islice(buildable, SHOWN):
         lines.append(shlex.join(word for word in space.words(values) if word.partition("=")[0] in values))
     return "\n".join(lines)

@@ -10,26 +10,26 @@ import optuna
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
-from minllm.sweep.spec import Question, fingerprint
+from minllm.sweep.spec import SearchSpec, fingerprint
 
 
 class History:
     """The trials so far, and what they mean for the next one."""
 
-    def __init__(self, study: optuna.Study, question: Question):
-        self.study, self.question, self.space = study, question, question.space
+    def __init__(self, study: optuna.Study, spec: SearchSpec):
+        self.study, self.spec, self.space = study, spec, spec.space
         self._identities: dict[tuple[str, ...], str] = {}
 
     def first_that_fits(self, values: Mapping[str, Any]) -> tuple[list[str], DictConfig]:
         """Return a trial's words and configuration, with the first of the plan's alternatives that memory allows."""
         words = self._words_that_fit(values)
-        return words, self.question.settled(words)
+        return words, self.spec.settled(words)
 
     def identity(self, words: Sequence[str]) -> str:
         """Return the fingerprint of what a trial's words compose."""
         key = tuple(words)
         if key not in self._identities:
-            self._identities[key] = fingerprint(self.question.settled(words))
+            self._identities[key] = fingerprint(self.spec.settled(words))
         return self._identities[key]
 
     def smaller_to_try(self) -> dict[str, Any] | None:

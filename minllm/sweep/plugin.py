@@ -56,12 +56,12 @@ class LauncherOptions:
     _target_: str = "minllm.sweep.plugin.Processes"
 
 
-class TooManyFailures(Exception):
+class RepeatedCrashes(Exception):
     """Trials crash one after the other: something is broken, and more of them would only hide it."""
 
 
-def leads(word: str) -> bool:
-    """Whether a word leads the search, and says nothing of a trial."""
+def is_search_key(word: str) -> bool:
+    """Whether an override configures the search and not its trials."""
     return key_of(word).replace("/", ".").partition(".")[0] in OWN_SECTIONS
 
 

@@ -50,7 +50,7 @@ def hyperband(*, min_evals: Count, max_evals: Count, reduction_factor: Factor) -
 def patient(
     *, patience: Natural, min_delta: NonNegative, n_startup_trials: Natural, n_warmup_evals: Natural
 ) -> BasePruner:
-    """Judge by the median, but only a trial that has come to a halt.
+    """PruningLogger by the median, but only a trial that has come to a halt.
 
     That's one whose last `patience` + 1 losses are all above its best before them, by more than `min_delta`.
     """

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from minllm.runs.outcome import OUTPUT, Outcome
 from minllm.sweep.ends import said_in
-from minllm.sweep.plugin import TooManyFailures
+from minllm.sweep.plugin import RepeatedCrashes
 from minllm.sweep.report.table import Table
 from minllm.sweep.report.trials import best_of
 from minllm.sweep.settings import Settings
@@ -32,7 +32,7 @@ OF_BOTH_TWINS = (
 """What is known of a trial because it's known of another that computes the same."""
 
 
-class Verdicts:
+class Reporter:
     """Tells the study, and the person who looks on, what became of trials."""
 
     def __init__(self, study: optuna.Study, settings: Settings, table: Table, folder: Path):
@@ -71,17 +71,17 @@ class Verdicts:
         return self._tell_state(trial, "pruned" if was_pruned else "complete", twin.value)
 
     def stop_if_all_crash(self) -> None:
-        """Raise TooManyFailures when as many trials in a row have crashed as the search allows."""
+        """Raise RepeatedCrashes when as many trials in a row have crashed as the search allows."""
         if len(self.crashes) >= self.settings.max_failures:
-            raise TooManyFailures(
+            raise RepeatedCrashes(
                 f"{len(self.crashes)} trials in a row have crashed, so the search stops. {self._first_crash()}"
             )
 
     def refuse_only_crashes(self) -> None:
-        """Raise TooManyFailures when trials of this call have crashed and the study has no other result."""
+        """Raise RepeatedCrashes when trials of this call have crashed and the study has no other result."""
         finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
         if self.crashes and all(trial.state == TrialState.FAIL for trial in finished):
-            raise TooManyFailures(f"Every trial has crashed. {self._first_crash()}")
+            raise RepeatedCrashes(f"Every trial has crashed. {self._first_crash()}")
 
     def _first_crash(self) -> str:
         first = self.crashes[0]

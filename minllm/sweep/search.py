@@ -40,13 +40,13 @@ from minllm.sweep.dry_run import dry_run
 from minllm.sweep.ends import no_room, without_outcome
 from minllm.sweep.history import History
 from minllm.sweep.launchers import fresh, prepare, refuse_password, runs_here
-from minllm.sweep.plugin import OWN_SECTIONS, Processes, leads
+from minllm.sweep.plugin import OWN_SECTIONS, Processes, is_search_key
 from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
-from minllm.sweep.reporter import Verdicts, folder_of
+from minllm.sweep.reporter import Reporter, folder_of
 from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, Settings
-from minllm.sweep.spec import Question, resolved
+from minllm.sweep.spec import SearchSpec, resolved
 from minllm.sweep.store import APPENDED, Leader, alone, open_study, put_back, storage_errors
 from minllm.sweep.trial import Assignment
 from minllm.training import machine
@@ -69,11 +69,11 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
 
     Raises:
         UserError: there's nothing to search, the study asks something else, or the disk is full.
-        TooManyFailures: crashes in a row, or all trials of the study have crashed.
+        RepeatedCrashes: crashes in a row, or all trials of the study have crashed.
     """
     search = Search(sweeper, typed)
     if search.settings.dry_run:
-        print(dry_run(search.question))
+        print(dry_run(search.spec))
         return
     with search.opened():
         try:
@@ -83,14 +83,14 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         finally:
             written = search.report()
         print(conclusion(search.study, metric=search.settings.metric, written=written))
-    search.verdicts.refuse_only_crashes()
+    search.reporter.refuse_only_crashes()
 
 
-def encode_corpus(question: Question) -> None:
+def encode_corpus(spec: SearchSpec) -> None:
     """Encode the corpus if all trials have the same, and refuse what is wrong with it, before any trial does."""
-    if {re.split("[./]", name)[0] for name in question.space.distributions} & {"data", "tokenizer"}:
+    if {re.split("[./]", name)[0] for name in spec.space.distributions} & {"data", "tokenizer"}:
         return
-    cfg = question.space.base
+    cfg = spec.space.base
     source, tokenizer = build(cfg.data), build(cfg.tokenizer)
     check_data(source, tokenizer)
     open_data(source, tokenizer)
@@ -110,10 +110,10 @@ class Search:
         self.settings: Settings = build(self.config.sweep)
         self.memory: Memory = build(self.config.memory)
         refuse_password(self.config)
-        self.question = Question(self.config, typed, sweeper.hydra_context)
-        self.space = self.question.space
+        self.spec = SearchSpec(self.config, typed, sweeper.hydra_context)
+        self.space = self.spec.space
         chosen = instantiate(sweeper.sampler, _execution_whitelist_=SAMPLERS)
-        self.sampler = make_sampler(chosen, self.space, self.question.refusal)
+        self.sampler = make_sampler(chosen, self.space, self.spec.refusal)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -124,7 +124,7 @@ class Search:
         refuse_hopeless(self.space, self.sampler)
         self.folder = Path(self.config.hydra.sweep.dir)
         refuse_links_at_top(self.folder, appended=APPENDED)
-        encode_corpus(self.question)
+        encode_corpus(self.spec)
         pruner = settings.pruner()
         try:
             # before there is a folder, in case that a database can't be used
@@ -132,7 +132,7 @@ class Search:
                 settings.name, settings.storage, self.folder, sampler=self.sampler, pruner=pruner
             )
             with alone(self.folder), storage_errors(settings.storage):
-                self.question.refuse_another(self.study)
+                self.spec.refuse_another(self.study)
                 self.leader = Leader(self.study, self.folder) if settings.storage else None
                 if self.study.get_trials(deepcopy=False):
                     self.sampler.reseed_rng()  # the first draws of its seed have been tried
@@ -146,9 +146,9 @@ class Search:
     def make_ready(self) -> None:
         """Find out what trials may use here, and who runs them."""
         sweeper, settings = self.sweeper, self.settings
-        self.history = History(self.study, self.question)
+        self.history = History(self.study, self.spec)
         self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
-        self.verdicts = Verdicts(self.study, settings, self.table, self.folder)
+        self.reporter = Reporter(self.study, settings, self.table, self.folder)
         self.launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=sweeper.hydra_context, task_function=sweeper.task_function
         )
@@ -199,7 +199,7 @@ class Search:
 
     def report(self) -> list[Path]:
         """Write what the study has found so far, and return the files' paths."""
-        command = shlex.join(["python", "sweep.py", *self.question.shown_words()])
+        command = shlex.join(["python", "sweep.py", *self.spec.shown_words()])
         return write_report(self.study, self.folder, metric=self.settings.metric, command=command)
 
     def recover(self) -> None:
@@ -209,7 +209,7 @@ class Search:
             if trial.state == TrialState.RUNNING and attempt and run_dir:
                 left = outcome.read(run_dir, attempt)
                 if left is not None:
-                    self.verdicts.tell(optuna.Trial(self.study, trial._trial_id), left)
+                    self.reporter.tell(optuna.Trial(self.study, trial._trial_id), left)
         put_back(self.study)
 
     def loop(self) -> None:
@@ -254,13 +254,15 @@ class Search:
         self.begun += 1
         words, cfg = self.history.first_that_fits(values)
         identity = self.history.identity(words)
-        trial.set_user_attr("overrides", [*self.question.flags, *(word for word in words if not leads(word))])
+        trial.set_user_attr(
+            "overrides", [*self.spec.flags, *(word for word in words if not is_search_key(word))]
+        )
         trial.set_user_attr("fingerprint", identity)
         twin = self.history.twin_of(trial, identity, {one.number for one in self.running.values()})
         if twin is None:
             self.launch(trial, words, cfg)
         elif twin.state.is_finished():
-            self.verdicts.tell_the_same(trial, twin)
+            self.reporter.tell_the_same(trial, twin)
         else:
             self.followers.setdefault(twin.number, []).append(trial)
 
@@ -301,10 +303,10 @@ class Search:
         run_dir = Path(trial.user_attrs["run"])
         left = outcome.read(run_dir, trial.user_attrs["attempt"])
         result = left or without_outcome(future, run_dir)
-        told = self.verdicts.tell(trial, result)
+        told = self.reporter.tell(trial, result)
         for follower in self.followers.pop(trial.number, []):
-            self.verdicts.tell_the_same(follower, told)
-        self.verdicts.stop_if_all_crash()
+            self.reporter.tell_the_same(follower, told)
+        self.reporter.stop_if_all_crash()
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)

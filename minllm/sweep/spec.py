@@ -12,7 +12,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
-from minllm.config.compose import named_folders, settle
+from minllm.config.compose import named_folders, resolve_config
 from minllm.config.explain import explained
 from minllm.errors import UserError, first_line
 from minllm.model.build import build_shapes
@@ -21,7 +21,7 @@ from minllm.runs.find import WATCHING
 from minllm.schema.building import build
 from minllm.schema.checking import validate
 from minllm.schema.overrides import key_of, written
-from minllm.sweep.plugin import OWN_SECTIONS, leads
+from minllm.sweep.plugin import OWN_SECTIONS, is_search_key
 from minllm.sweep.space import Plan, Space
 from minllm.training.train import budget_of
 
@@ -31,7 +31,7 @@ composing = threading.Lock()
 """Hydra composes one configuration at a time."""
 
 
-class Question:
+class SearchSpec:
     """The search's side of the configuration.
 
     Args:
@@ -53,7 +53,7 @@ class Question:
                 " 'model.dim=choice(64,128)' or 'optim.lr=tag(log,interval(1e-4,1e-2))'."
             )
         for name in self.space.distributions:
-            if leads(name):
+            if is_search_key(name):
                 raise UserError(
                     f"{name} leads the search, and is the same for all its trials: give it one value."
                 )
@@ -69,7 +69,7 @@ class Question:
         """Raise UserError if the study has asked something else so far: trials of two questions can't be compared."""
         space, sweep = self.space, self.master.sweep
         asked = {name: str(kind) for name, kind in space.distributions.items()}
-        asked |= {name: value for name, value in space.fixed.items() if not leads(name)}
+        asked |= {name: value for name, value in space.fixed.items() if not is_search_key(name)}
         asked |= {"sweep.metric": sweep.metric, "sweep.trial_minutes": str(sweep.trial_minutes)}
         asked |= {"memory.limit": str(self.master.memory.limit), **{word: "" for word in space.deleted}}
         asked |= {name: str(values) for name, values in space.first_that_fits.items()}
@@ -137,7 +137,7 @@ class Question:
 def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return a trial's configuration out of what was composed for it: that of a run like any other."""
     own = OmegaConf.masked_copy(composed, [key for key in composed if key not in (*OWN_SECTIONS, "hydra")])
-    cfg = settle(own, [word for word in words if not leads(word)], runtime)
+    cfg = resolve_config(own, [word for word in words if not is_search_key(word)], runtime)
     OmegaConf.set_struct(cfg, False)
     cfg.choices = {
         group: choice for group, choice in cfg.choices.items() if group.split("/")[0] not in OWN_SECTIONS

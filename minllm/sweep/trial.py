@@ -149,7 +149,7 @@ def trained(
     sampler = optuna.samplers.RandomSampler()  # nothing is sampled here
     pruner = build(OmegaConf.create(assignment.pruner), place="sweep.pruner")
     study = open_study(assignment.study, storage, folder, sampler=sampler, pruner=pruner)
-    judge = Judge(optuna.Trial(study, assignment.trial_id), assignment, storage)
+    judge = PruningLogger(optuna.Trial(study, assignment.trial_id), assignment, storage)
     with storage_errors(storage):
         judge.refuse_if_given_up()
     run, tokenizer, notes = train.prepare(cfg, Path(assignment.run_dir), None, cfg.init_from)
@@ -230,7 +230,7 @@ def judged(error: BaseException) -> Outcome:
     return Outcome("failed", reason="crash", text=f"{type(error).__name__}: {first_line(error)}.")
 
 
-class Judge(Logger):
+class PruningLogger(Logger):
     """Stands before a run's own logger: reports each evaluation to the study, and ends a run that isn't worth it.
 
     Raises:

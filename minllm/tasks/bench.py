@@ -32,9 +32,9 @@ from minllm.bench.mixers import (
     grown_lengths,
     mixer_jobs,
 )
+from minllm.bench.references import ATTENTION
 from minllm.bench.report import Figure, MixerRow, Ratio, Report
 from minllm.bench.startup import first_step_seconds, import_seconds
-from minllm.bench.theirs import ATTENTION
 from minllm.bench.worker import Job, Worker
 from minllm.errors import UserError
 from minllm.model.build import build_model

@@ -12,7 +12,7 @@ from minllm.data.floor import above_floor
 from minllm.schema.building import build
 from minllm.schema.options import RunPlace, reads
 from minllm.training import checkpoints, machine, memory
-from minllm.training.evaluation import FLATTERING
+from minllm.training.evaluation import LOOKAHEAD_WARNING
 from minllm.training.evaluation import evaluate as measure
 
 
@@ -51,5 +51,5 @@ def measured(cfg: DictConfig, run: str) -> dict[str, float]:
     if "below_floor" in figures:
         print(figures["below_floor"])
     if model.cannot_generate:
-        print(FLATTERING)
+        print(LOOKAHEAD_WARNING)
     return figures

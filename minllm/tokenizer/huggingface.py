@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import UserError, first_line
-from minllm.files.signatures import SAMPLE, other_kind
+from minllm.files.filetypes import SAMPLE, other_kind
 from minllm.schema.checking import fits
 from minllm.schema.options import Count, Name, Natural
 from minllm.tokenizer import Tokenizer, write_files

@@ -11,7 +11,9 @@ from minllm.model.lm import LM
 from minllm.objective.causal import Causal
 from minllm.training.machine import Precision
 
-FLATTERING = "This model looks ahead: its loss is lower than that of one which sees only what came before."
+LOOKAHEAD_WARNING = (
+    "This model looks ahead: its loss is lower than that of one which sees only what came before."
+)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -29,7 +29,7 @@ from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
-from minllm.training.evaluation import FLATTERING
+from minllm.training.evaluation import LOOKAHEAD_WARNING
 from minllm.training.loop import Run, fit
 from minllm.training.settings import Settings
 
@@ -300,7 +300,7 @@ def report(run: Run, summary: dict) -> list[str]:
         *[(prompt + text).strip() for prompt, text in run.latest_samples],
         "",
         f"Validation: {summary['val_loss']:.4f} nats a token, {summary['val_bpb']:.4f} bits a byte{floor}.",
-        *[FLATTERING] * bool(run.model.cannot_generate),
+        *[LOOKAHEAD_WARNING] * bool(run.model.cannot_generate),
         *([summary["below_floor"]] if "below_floor" in summary else []),
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"
         f" {summary['wall_seconds']:.0f} s, at most {summary['peak_memory_bytes'] / 2**20:,.0f} MiB.",

@@ -45,7 +45,7 @@ from minllm.sweep.plugin import LauncherOptions, PruningSweeper
 from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
-from minllm.sweep.spec import Question, without_storage
+from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
 from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
@@ -76,7 +76,7 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
 
     Raises:
         UserError: the arms can't be built, or one of them has no learning rate that works.
-        TooManyFailures: crashes in a row.
+        RepeatedCrashes: crashes in a row.
     """
     search = VerdictSearch(sweeper, typed)
     print(printable(search.plan()), flush=True)
@@ -293,16 +293,16 @@ class VerdictSearch:
 
     def composed(self, name: str) -> DictConfig:
         """Return what an arm is configured as by the words so far."""
-        question = Question(
+        spec = SearchSpec(
             self.without_arms(),
             [*self.words_of(name), f"seed=range(0,{FIRST_TUNING_SEED})"],
             self.sweeper.hydra_context,
         )
-        for key in sorted(set(question.space.distributions) - {"seed"}):
+        for key in sorted(set(spec.space.distributions) - {"seed"}):
             raise UserError(
                 f"{key} has several values. Give each an arm of its own: 'arms.b=[{key}=<value>]'."
             )
-        return question.space.base
+        return spec.space.base
 
     def words_of(self, name: str) -> list[str]:
         return [*self.typed, *self.precision, *self.size, *self.arms[name]]

@@ -17,16 +17,16 @@ class Learned(Position):
 
     def __init__(self, dim: int, *, max_len: Count):
         super().__init__(dim)
-        self.places = max_len
+        self.max_positions = max_len
         self.weight = parameter(max_len, dim, kind="embedding", draw=normal(0.02), stream="writes")
 
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         longest = ctx.past + x_BTD.shape[1]
-        if longest > self.places and ctx.segments_BT is not None and not x_BTD.is_meta:
+        if longest > self.max_positions and ctx.segments_BT is not None and not x_BTD.is_meta:
             longest = int(ctx.positions_BT.max()) + 1  # places start anew in each segment
-        if longest > self.places:
+        if longest > self.max_positions:
             raise UserError(
-                f"model.pos has learned {self.places} places and is shown {longest}: raise model.pos.max_len, or"
+                f"model.pos has learned {self.max_positions} places and is shown {longest}: raise model.pos.max_len, or"
                 " shorten the text."
             )
         return x_BTD + F.embedding(ctx.positions_BT, self.weight)

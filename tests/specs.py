@@ -18,7 +18,7 @@ from minllm.schema.groups import CONF
 from minllm.sweep.plugin import register
 from minllm.sweep.sampling import make_sampler
 from minllm.sweep.space import Plan, Space
-from minllm.sweep.spec import Question
+from minllm.sweep.spec import SearchSpec
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -41,10 +41,10 @@ def composed(*words: str) -> Iterator[tuple[DictConfig, HydraContext]]:
 
 
 @contextlib.contextmanager
-def question(*words: str) -> Iterator[Question]:
+def spec(*words: str) -> Iterator[SearchSpec]:
     """What `python sweep.py <words>` would ask."""
     with composed(*words) as (master, context):
-        yield Question(master, [word for word in words if not word.startswith("hydra")], context)
+        yield SearchSpec(master, [word for word in words if not word.startswith("hydra")], context)
 
 
 def plan(params: dict[str, Any] | None = None, **parts: Any) -> Plan:

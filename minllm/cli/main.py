@@ -39,7 +39,9 @@ VALUES: dict[str, tuple[str, ...]] = {  # of the flags that take one; () is any
 MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")  # of which there is one at a time
 
 
-def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]) -> int:
+def run_command(
+    words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]
+) -> int:
     """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug.
 
     Args:
@@ -84,7 +86,7 @@ def enter(words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: 
         return 130
 
 
-def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:
+def exit_with(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """End the program with what `main` makes of the command line."""
     try:
         sys.exit(main(sys.argv[1:]))

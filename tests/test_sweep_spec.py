@@ -16,7 +16,7 @@ from minllm.schema.groups import CONF
 from minllm.sweep.sampling import ask
 from minllm.sweep.spec import fingerprint
 from tests.instant import search_at_once
-from tests.questions import question
+from tests.specs import spec
 
 SEARCHES = {path.stem: path.read_text() for path in sorted(Path(CONF, "search").glob("*.yaml"))}
 SPACES = [name for name, text in SEARCHES.items() if "\n_target_: minllm.sweep.space.Plan\n" in text]
@@ -39,7 +39,7 @@ def test_a_file_says_in_its_first_line_what_it_is(search):
 @pytest.mark.slow  # a configuration takes a tenth of a second to compose
 @pytest.mark.parametrize("search", SPACES)
 def test_most_of_what_is_drawn_from_a_file_is_built_and_the_rest_refused_in_a_sentence(search):
-    with question(f"search={search}") as asked:
+    with spec(f"search={search}") as asked:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         refused = [asked.refusal(ask(study, asked.space)[1]) for _ in range(25)]
     for why in filter(None, refused):
@@ -51,7 +51,7 @@ def test_most_of_what_is_drawn_from_a_file_is_built_and_the_rest_refused_in_a_se
 
 
 def test_conditions_of_the_grid_hold():
-    with question("search=grid", "train.steps=800") as asked:
+    with spec("search=grid", "train.steps=800") as asked:
         grid = list(asked.space.grid())
     assert len(grid) == 3444
     assert all(one["model.dim"] % one["model.attn.n_heads"] == 0 for one in grid)
@@ -66,7 +66,7 @@ def test_conditions_of_the_grid_hold():
 
 
 def test_what_cannot_be_built_is_refused_in_a_sentence_and_judged_once(monkeypatch):
-    with question("search=none", "model.dim=choice(30,32)", "train.steps=10,1000") as asked:
+    with spec("search=none", "model.dim=choice(30,32)", "train.steps=10,1000") as asked:
         composed, settled = [], asked.settled
         monkeypatch.setattr(asked, "settled", lambda words: composed.append(words) or settled(words))
         for _ in range(3):
@@ -76,7 +76,7 @@ def test_what_cannot_be_built_is_refused_in_a_sentence_and_judged_once(monkeypat
 
 
 def test_a_schedule_that_is_longer_than_the_run_is_refused_before_it_is_tried():
-    with question("search=none", "schedule.warmup_steps=5,50", "train.steps=20") as asked:
+    with spec("search=none", "schedule.warmup_steps=5,50", "train.steps=20") as asked:
         assert asked.refusal({"schedule.warmup_steps": 5}) is None
         assert "The schedule's parts take 50 steps" in asked.refusal({"schedule.warmup_steps": 50})
 
@@ -90,12 +90,12 @@ def test_a_schedule_that_is_longer_than_the_run_is_refused_before_it_is_tried():
     ],
 )
 def test_what_is_no_search_is_said_to_be_none(words, sentence):
-    with pytest.raises(UserError, match=sentence), question(*words):
+    with pytest.raises(UserError, match=sentence), spec(*words):
         pass
 
 
 def test_a_parameter_that_there_is_none_of_is_refused_by_name():
-    with question("search=none", "model.dmi=1,2") as asked:
+    with spec("search=none", "model.dmi=1,2") as asked:
         assert "dmi" in asked.refusal({"model.dmi": 1})
 
 
@@ -103,7 +103,7 @@ def test_a_parameter_that_there_is_none_of_is_refused_by_name():
 
 
 def test_configurations_that_compute_the_same_have_the_same_fingerprint():
-    with question("search=none", "seed=1,2") as asked:
+    with spec("search=none", "seed=1,2") as asked:
         one, same, other, seeded, logged, tagged = (
             fingerprint(asked.settled(words))
             for words in (
@@ -120,7 +120,7 @@ def test_configurations_that_compute_the_same_have_the_same_fingerprint():
 
 @pytest.mark.parametrize("key", ["sweep.storage", "++sweep.storage"])
 def test_where_a_study_is_stays_out_of_what_is_shown(key):
-    with question("search=none", "seed=1,2", f"{key}=postgresql://me:secret@host/db") as asked:
+    with spec("search=none", "seed=1,2", f"{key}=postgresql://me:secret@host/db") as asked:
         assert "secret" not in " ".join(asked.shown_words()) and "seed=1,2" in asked.shown_words()
 
 
@@ -129,7 +129,7 @@ def test_all_trials_begin_with_the_weights_of_one_run(here):
     run = here / "outputs/2026-01-01/00-00-00-train"
     (run / "checkpoints/step-1").mkdir(parents=True)
     OmegaConf.save(compose(["seed=3"]), run / "config.yaml")
-    with question("search=none", "seed=1,2", "init_from=latest") as asked:
+    with spec("search=none", "seed=1,2", "init_from=latest") as asked:
         assert asked.settled(asked.space.words({"seed": 1})).init_from == str(run.resolve())
         assert not any(word == "init_from=latest" for word in asked.space.words({"seed": 1}))
 
