@@ -88,7 +88,7 @@ def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:
     from minllm.outside import code_error
 
     packages = {str(name).partition(".")[0] for name in composed.get("extensions") or []}
-    return memory_error(error) or code_error(error, packages) or disk_error(error)
+    return memory_error(error) or disk_error(error) or code_error(error, packages)
 
 
 def refuse_misplaced(words: Sequence[str]) -> None:
