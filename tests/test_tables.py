@@ -85,3 +85,11 @@ def test_what_is_null_is_not_what_is_not_there(tmp_path):
     }
     assert all("–" in rows[key] for key in absent) and all("null" in rows[key] for key in null)
     assert "<td>–</td>" in page and "<td>null</td>" in page and "has no such setting" in page
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_table_fits_a_narrow_terminal_and_says_what_it_leaves_out(width):
+    text, *notes = fitted(HEAD, [["norm=sandwich model/attn=differential", *FIGURES]], "lrrrrr", width)
+    assert max(map(len, text.splitlines())) <= width
+    left = text.partition("\n")[0].count("|") - 1 < len(HEAD)
+    assert left == any(note.startswith("Left out here: ") for note in notes) and (left or width == 80)

@@ -167,8 +167,8 @@ def _under_it(summaries: Sequence[Mapping[str, Any]], floors: Container[float | 
     machines = {_machine(summary) for summary in summaries}
     floor = _floor(summaries[0])
     told = [
-        f"{' or '.join(f'{n:,}' for n in sorted(tokens))} tokens each; seeds {', '.join(map(str, sorted(seeds)))}"
-        " (± is the standard deviation over seeds).",
+        f"{' or '.join(f'{n:,}' for n in sorted(tokens))} tokens each; {'seeds' if len(seeds) > 1 else 'seed'}"
+        f" {', '.join(map(str, sorted(seeds)))}{' (± is the standard deviation over seeds)' * (len(seeds) > 1)}.",
         f"The floor, which no model can be below, is {floor:.4f}." if floor and {floor} == floors else "",
         f"{' and '.join(sorted(machines))}. The state is one sequence's, as long as those trained on, in fp32.",
     ]

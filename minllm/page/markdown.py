@@ -27,16 +27,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str
     return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
 
 
-def fitted(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Return a table that fits a terminal, and below it what was left out, as a line each.
+def fitted(
+    head: Sequence[str], rows: Sequence[Sequence[str]], sides: str, width: int = TERMINAL
+) -> list[str]:
+    """Return a table that fits a terminal of this width, and below it what was left out, as a line each.
 
     Names in the first column are shortened first, and then columns are left out, the last ones first.
     """
     shown, notes = len(head), []
-    if widest(head, rows) > TERMINAL:
-        while shown > 2 and room_for_names(head, rows, shown) < LEAST_NAME:
+    if widest(head, rows) > width:
+        while shown > 2 and room_for_names(head, rows, shown, width) < LEAST_NAME:
             shown -= 1
-        names = shortened([row[0] for row in rows], max(LEAST_NAME, room_for_names(head, rows, shown)))
+        names = shortened([row[0] for row in rows], max(LEAST_NAME, room_for_names(head, rows, shown, width)))
         if names != [row[0] for row in rows]:
             notes.append("Names are shortened here.")
         if shown < len(head):
@@ -49,9 +51,9 @@ def widest(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
     return sum(max(3, *map(len, column)) + 3 for column in zip(head, *rows)) + 1
 
 
-def room_for_names(head: Sequence[str], rows: Sequence[Sequence[str]], shown: int) -> int:
+def room_for_names(head: Sequence[str], rows: Sequence[Sequence[str]], shown: int, width: int) -> int:
     """Return how wide the first column may be if so many columns are shown."""
-    return TERMINAL - widest(["", *head[1:shown]], [["", *row[1:shown]] for row in rows]) + 3
+    return width - widest(["", *head[1:shown]], [["", *row[1:shown]] for row in rows]) + 3
 
 
 def shortened(names: Sequence[str], width: int) -> list[str]:

@@ -60,13 +60,18 @@ def failed(error: BaseException, module: str, said: str) -> BaseException:
 
 
 def code_error(error: BaseException, packages: Container[str]) -> UserError | None:
-    """Return the sentence for an error raised in, or below, code of the packages from outside; None for others."""
-    frame = last_frame(error, packages)
-    if frame is None:
+    """Return the sentence for an error in an option's class of these packages; None for others.
+
+    A task from outside is a program of its own, whose errors keep their traceback.
+    """
+    frames = frames_of(error, packages)
+    owners = [frame.f_locals["self"] for frame in frames if "self" in frame.f_locals]
+    if not owners:
         return None
-    function = frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else frame.f_code.co_name
-    place = getattr(frame.f_locals.get("self"), "stands_as", None)
-    return UserError(f"{place + ': ' if place else ''}{function} fails {why(error, package_of(frame))}")
+    code = frames[-1].f_code
+    place = getattr(owners[-1], "stands_as", None)
+    function = getattr(code, "co_qualname", code.co_name)  # Python 3.10 has no qualified names
+    return UserError(f"{place + ': ' if place else ''}{function} fails {why(error, package_of(frames[-1]))}")
 
 
 def why(error: BaseException, package: str) -> str:
@@ -76,19 +81,19 @@ def why(error: BaseException, package: str) -> str:
         return (
             f"at {os.path.relpath(error.filename)}, line {error.lineno}: {type(error).__name__}: {error.msg}."
         )
-    frame = last_frame(error, (package.partition(".")[0],))
-    if frame is None:
+    frames = frames_of(error, (package.partition(".")[0],))
+    if not frames:
         return f"with {said}."
+    frame = frames[-1]
     number = next(line for one, line in traceback.walk_tb(error.__traceback__) if one is frame)
     file = frame.f_code.co_filename
     code = linecache.getline(file, number).strip()
     return f"at {os.path.relpath(file)}, line {number}{f', `{code}`' if code else ''}: {said}."
 
 
-def last_frame(error: BaseException, packages: Container[str]) -> FrameType | None:
-    """Return the innermost frame of an error that runs code of these packages."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if package_of(frame) in packages]
-    return frames[-1] if frames else None
+def frames_of(error: BaseException, packages: Container[str]) -> list[FrameType]:
+    """Return the frames of an error that run code of these packages, the innermost last."""
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__) if package_of(frame) in packages]
 
 
 def package_of(frame: FrameType) -> str:

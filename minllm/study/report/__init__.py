@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -77,4 +78,4 @@ def _table(comparison: Comparison) -> list[str]:
     for arm in comparison.arms:
         shown = cells(arm, comparison)
         rows.append([one_line(sentences.called(arm)), *(shown[i] for i in wanted)])
-    return fitted(head, rows, "l" + "r" * len(wanted))
+    return fitted(head, rows, "l" + "r" * len(wanted), shutil.get_terminal_size((80, 24)).columns)

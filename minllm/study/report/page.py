@@ -42,6 +42,7 @@ p, ul, ol { max-width: 46rem; }
 .scroll td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 22rem; }
 .scroll td:not(.n):not(:first-child) { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
 .scroll th, .scroll td { padding-right: 1.25rem; }
+.scroll th.n { overflow-wrap: normal; }
 .scroll th.n, .scroll td.n { padding: .3rem 0 .3rem .9rem; }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--paper); }
 .scroll td:last-child, .scroll th:last-child { padding-right: 0; }
