@@ -141,6 +141,7 @@ def completed(choice: str) -> tuple[str, ...]:
 def tiny_cfg(*choices: str) -> DictConfig:
     """Return the configuration of some choices at a tiny size; nobody changes it."""
     cfg = compose([*choices, *SIZES])
+    cfg.typed = []  # whether each override has an effect is proved elsewhere, and takes a while
     shrink(cfg.model)
     chosen = {choice.split("=")[0] for choice in choices}
     if "model/rec" in chosen and "model/layout" not in chosen:
