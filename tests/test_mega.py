@@ -185,17 +185,15 @@ def test_the_moving_average_does_not_look_ahead(has_segments):
     assert torch.equal(one[:, :21], other[:, :21]) and not torch.equal(one[:, 21], other[:, 21])
 
 
-@pytest.mark.slow  # a minute of compiling
+@pytest.mark.slow  # compiles
 def test_the_moving_average_compiles():
-    for starts_BT in (None, starts(37)):
-        inputs = drawn(37)
-        results = []
-        for average in (moving_average, torch.compile(moving_average)):
-            y, h = average(*inputs[:-1], starts_BT, inputs[-1])
-            grads = torch.autograd.grad(y.square().sum() + h.square().sum(), inputs)
-            results.append((y, h, *grads))
-        for one, other in zip(*results):
-            near(one, other)
+    inputs, results = drawn(37), []
+    for average in (moving_average, torch.compile(moving_average)):
+        y, h = average(*inputs[:-1], starts(37), inputs[-1])
+        grads = torch.autograd.grad(y.square().sum() + h.square().sum(), inputs)
+        results.append((y, h, *grads))
+    for eager, compiled in zip(*results):
+        near(eager, compiled)
 
 
 def context(positions_BT: torch.Tensor, segments_BT: torch.Tensor | None, past: int = 0) -> Context:

@@ -433,8 +433,7 @@ def test_as_a_word_of_its_own_beside_dense_layers():
 
 
 @pytest.mark.slow  # compiles
-@every_option
-def test_compiled_it_learns_the_same(option):
+def test_compiled_it_learns_the_same(option="moe_sigmoid"):  # whose router also moves a bias in each step
     from minllm.training.loop import compile_loss
 
     model = tiny_model(f"model/mlp={option}", "model.mlp.capacity=1.0", randomised=True).train()
