@@ -26,6 +26,7 @@ from minllm.sweep.space import Plan, Space
 from minllm.training.train import budget_of
 
 TRAINING = "minllm.tasks.train.train"
+TRAINS_NEW_MODELS = "A search trains new models: leave out task= and resume=."
 
 composing = threading.Lock()
 """Hydra composes one configuration at a time."""
@@ -42,6 +43,8 @@ class SearchSpec:
 
     def __init__(self, master: DictConfig, typed: Sequence[str], context: HydraContext):
         self.master, self.context = master, context
+        if master.task._target_ != TRAINING:
+            raise UserError(TRAINS_NEW_MODELS)
         plan: Plan = build(master.search)
         plan = replace(plan, fixed={**master.sweep.trial, **plan.fixed})
         self.typed = list(typed)
@@ -60,8 +63,8 @@ class SearchSpec:
         base = self.space.base
         if "init_from" in self.space.fixed:  # `latest` would be another run for each trial
             self.space.fixed["init_from"] = written(base.init_from)
-        if base.task._target_ != TRAINING or base.resume:
-            raise UserError("A search trains new models: leave out task= and resume=.")
+        if base.resume:
+            raise UserError(TRAINS_NEW_MODELS)
         self._refusals: dict[str, str | None] = {}
         self._vocabulary: dict[str, int] = {}
 
