@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minllm.config.tokenizers import load_tokenizer
 from minllm.data import encoding
 from minllm.errors import UserError
-from minllm.tokenizer import Tokenizer, load
+from minllm.tokenizer import Tokenizer
 from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.huggingface import HuggingFace
 from tests.test_readme import TINY, blocks
@@ -77,7 +78,7 @@ def test_the_python_example_runs_as_a_script_whose_corpus_is_encoded_by_several_
 
 def test_several_processes_find_what_one_finds(tmp_path, started):
     byte_level().save(str(tmp_path / "tokenizer.json"))
-    for tokenizer in (Bytes(), load("tales_512"), HuggingFace(name=str(tmp_path))):
+    for tokenizer in (Bytes(), load_tokenizer("tales_512"), HuggingFace(name=str(tmp_path))):
         several = joined(encoding.encoded(TEXTS, tokenizer, 3))
         assert several == joined(encoding.encoded(TEXTS, tokenizer, 1))
     assert len(started) == 9 and all(process.poll() is not None for process in started)

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from minllm.config.tokenizers import load_tokenizer
 from minllm.data.source import Source
 from minllm.errors import UserError
-from minllm.tokenizer import Tokenizer, load
+from minllm.tokenizer import Tokenizer
 from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.chars import Chars
 from minllm.tokenizer.huggingface import HuggingFace
@@ -91,9 +92,9 @@ def test_a_space_that_has_no_token_is_one_byte():
 @pytest.mark.parametrize("text", ["\ud800", "so\udc80"])
 def test_half_a_character_is_refused(name, text):
     with pytest.raises(UserError, match="half of a surrogate pair"):
-        load(name).encode(text)
+        load_tokenizer(name).encode(text)
     with pytest.raises(UserError, match="half of a surrogate pair"):
-        load(name).encode_batch(["whole", text])
+        load_tokenizer(name).encode_batch(["whole", text])
 
 
 def test_half_a_character_is_refused_by_other_tokenizers(tmp_path):

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
 from minllm.config.compose import compose
+from minllm.config.tokenizers import load_tokenizer
 from minllm.data.source import Source
 from minllm.errors import UserError
 from minllm.schema.building import build
 from minllm.schema.checking import validate
 from minllm.schema.groups import CONF
-from minllm.tokenizer import Tokenizer, load, training
+from minllm.tokenizer import Tokenizer, training
 from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.chars import Chars
 from minllm.tokenizer.huggingface import HuggingFace
@@ -55,7 +56,7 @@ def tokenizer(request, folders) -> Tokenizer:
     """Every option there is, and what is trained."""
     if request.param == "chars":
         return Chars(data=Corpus, documents=40)
-    return load(folders.get(request.param, request.param))
+    return load_tokenizer(folders.get(request.param, request.param))
 
 
 class Corpus(Source):
@@ -138,23 +139,23 @@ def test_a_run_keeps_its_tokenizer(tokenizer, tmp_path):
 
 
 def test_names_of_tokenizers(folders, monkeypatch, tmp_path):
-    assert isinstance(load("bytes"), Bytes)
-    assert load("tales_512").vocab_size == 512
-    assert load(folders["unigram"]).vocab_size == 400
-    assert isinstance(load(str(folders["hf"])), HuggingFace)
-    load("tales_512").save(tmp_path / "run" / "tokenizer")
+    assert isinstance(load_tokenizer("bytes"), Bytes)
+    assert load_tokenizer("tales_512").vocab_size == 512
+    assert load_tokenizer(folders["unigram"]).vocab_size == 400
+    assert isinstance(load_tokenizer(str(folders["hf"])), HuggingFace)
+    load_tokenizer("tales_512").save(tmp_path / "run" / "tokenizer")
     (tmp_path / "run" / "config.yaml").write_text(
         "model: {}\nnorm: {}\nchoices: {}\n"
         "tokenizer: {_target_: minllm.tokenizer.sentencepiece.SentencePiece, folder: gone}\n"
     )
-    assert load(tmp_path / "run").fingerprint == load("tales_512").fingerprint
+    assert load_tokenizer(tmp_path / "run").fingerprint == load_tokenizer("tales_512").fingerprint
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="nonsense"):
-        load("nonsense")
+        load_tokenizer("nonsense")
     with pytest.raises(UserError, match="no run with a checkpoint"):
-        load("latest")
+        load_tokenizer("latest")
     with pytest.raises(UserError, match="tokenizer.name has no value yet"):
-        load("hf")
+        load_tokenizer("hf")
 
 
 # ---- characters ----------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def test_shipped_tokenizers_are_small_and_described(name):
     place = REPOSITORY / "tokenizers" / name
     metadata = json.loads((place / "metadata.json").read_text())
     assert metadata["name"] == name and metadata["pattern"] == pattern_of("bpe")
-    assert load(name.replace("-bpe-", "_")).vocab_size == metadata["vocab_size"]
+    assert load_tokenizer(name.replace("-bpe-", "_")).vocab_size == metadata["vocab_size"]
     assert metadata["corpus"]["name"] == name.partition("-")[0] and metadata["corpus"]["terms"] != "not said"
     assert metadata["held_out_bytes_per_token"] > 1.9
     assert (place / "tokenizer.model").stat().st_size < 150_000

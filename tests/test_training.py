@@ -223,7 +223,8 @@ def test_a_checkpoint_knows_its_tokenizer(words):
     for task in ("generate", "evaluate"):
         with pytest.raises(UserError, match=said):
             performed(f"task={task}", "run=run", "tokenizer=tales_512")
-        performed(f"task={task}", "run=run", "tokenizer=bytes", "sample.max_new_tokens=2")
+        short = ["sample.max_new_tokens=2"] if task == "generate" else []
+        performed(f"task={task}", "run=run", "tokenizer=bytes", *short)
 
 
 def test_a_checkpoint_of_before_has_its_runs_tokenizer(words):

@@ -14,7 +14,7 @@ from minllm.study.report import tell
 from minllm.study.selection import Selection
 
 
-@reads()
+@reads("sample", "train.device")
 def compare(
     cfg: DictConfig,
     run_dir: Path,
