@@ -74,7 +74,7 @@ class Context:
         return self._once[key]
 
     def begins(self) -> Tensor | None:
-        """Return which tokens begin a segment, bool (B, T); None if there is one segment, which begins at position 0."""
+        """Return which tokens begin a segment, bool (B, T); None if there is one segment, from position 0 on."""
         return None if self.segments_BT is None else self.once("begins", lambda: self.positions_BT == 0)
 
     def starts(self) -> Tensor | None:
