@@ -336,7 +336,7 @@ def _words(phrase: str, known: Mapping[str, Callable]) -> list[str]:
             )
     if len(set(words)) < len(words):
         raise UserError(
-            f"model.layout says '{phrase}', and a word can't stand beside itself: one that does the same by another"
-            " name can, such as +model/mlp@model.mlp2=swiglu."
+            f"model.layout has '{phrase}', but a branch can't be parallel to itself: define a second branch, such as"
+            " +model/mlp@model.mlp2=swiglu."
         )
     return words
