@@ -127,7 +127,7 @@ def figure_of(model: LM, target: str, seq_len: int) -> float:
 
 
 def candidates(measure: Measure, start: Settings, size: Size) -> Iterator[Settings]:
-    """Yield settings near the target, the most promising first: changed by `size.by`, then with fitted hidden widths."""
+    """Yield settings near the target, most promising first: changed by `size.by`, then with hidden widths fitted."""
     if size.by == "hidden":
         yield from fitted(measure, start, size.wanted)
         return
