@@ -77,7 +77,7 @@ def _selective_scan_backward(
     h_BCDN: Tensor,
     keep_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of u, dt, A, B, C and h0, from the last chunk to the first, recomputing each one's states."""
+    """Return the gradients of u, dt, A, B, C and h0, from the last chunk to the first, recomputing its states."""
     du, ddt, dB, dC = (torch.empty_like(x) for x in (u_BTD, dt_BTD, B_BTN, C_BTN))
     dA_DN, dh_BDN = torch.zeros_like(A_DN), dlast_BDN
     chunks = list(zip(_chunks(u_BTD, dt_BTD, B_BTN, C_BTN, keep_BT), _chunks(du, ddt, dB, dC, dy_BTD)))
