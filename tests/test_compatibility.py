@@ -62,5 +62,5 @@ def test_a_choice_that_an_attention_does_not_have_is_refused():
 
 @pytest.mark.parametrize("layout", ["transformer", "parallel"])
 def test_a_choice_that_a_layout_does_not_have_is_refused(layout):
-    with pytest.raises(UserError, match="no sentence of model.layout says 'rec'"):
+    with pytest.raises(UserError, match="no layer of model.layout has 'rec'"):
         build_shapes(compose([f"model/layout={layout}", "model/rec=gla"]), VOCAB)

@@ -394,7 +394,7 @@ def test_a_mistake_in_an_mlp_is_told_too(place, called, name):
         ("model.pos", "BarePosition", "inherit from minllm.model.context.Position"),
         ("model.pos", "PositionOfLayer", "its option layer isn't keyword-only"),
         ("norm", "NarrowNorms", r"\(NarrowNorm\) returns shape"),
-        ("norm", "NoNorms", "must make a torch.nn.Module"),
+        ("norm", "NoNorms", "must be a torch.nn.Module"),
     ],
 )
 def test_mistakes_in_other_parts_are_told_too(place, name, told):

@@ -303,7 +303,7 @@ def test_what_norms_its_input_has_no_norm_before_it():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["model.rec.n_groups=5"], "n_groups=5 can't divide model.dim=128"),
+        (["model.rec.n_groups=5"], "model.dim=128 isn't divisible by n_groups=5"),
         (["model.rec.n_heads=3"], "set head_dim and value_dim"),
         (["model.rec.head_dim=7"], "set an even head_dim"),
     ],

@@ -172,9 +172,9 @@ def test_every_parameter_has_a_role():
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        (("model.layout=[attn mpl]",), "'mpl', and the model has no such branch. Did you mean 'mlp'"),
+        (("model.layout=[attn mpl]",), "'mpl', but the model has no such branch. Did you mean 'mlp'"),
         (("model.layout=[rec mlp]",), "model/rec=<option>"),
-        (("model.layout=['']",), "empty sentence"),
+        (("model.layout=['']",), "empty layer"),
         (("model.layout=[]",), "empty"),
         (("model.attn.n_kv_heads=3",), "multiple of n_kv_heads"),
         (("model.attn.head_dim=7",), "even head_dim"),

@@ -132,7 +132,7 @@ def test_a_run_says_how_it_was_sized():
 
 REFUSED = [
     # what is typed, and the words that the one sentence must hold
-    ("size.params=1e6 size.state_bytes=1e5", "size.params and size.state_bytes at once", "leave out"),
+    ("size.params=1e6 size.state_bytes=1e5", "size.params and size.state_bytes at once", "remove the other"),
     ("size.params=1e3", "nearest is 35,624 (3,462 % above)", "model.dim=8", "Ask for more", "size.by=layers"),
     ("size.params=1e15", "% below)", "Ask for less"),
     ("size.params=1e3 size.by=hidden", "model.mlp.hidden=1.", "size.by=width"),
@@ -180,7 +180,7 @@ def made(tmp_path, monkeypatch) -> Path:
 def test_a_run_that_was_made_has_its_size(made, goes_on, asked):
     cfg = compose(goes_on.split())
     assert cfg.model.dim == OmegaConf.load("made/config.yaml").model.dim
-    with pytest.raises(UserError, match=f"{asked.split('=')[0]} can't be combined with .*=, since"):
+    with pytest.raises(UserError, match=f"{asked.split('=')[0]} can't be combined with .*=, because"):
         compose([*goes_on.split(), asked])
 
 

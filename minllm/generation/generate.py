@@ -35,27 +35,27 @@ def generate(
 ) -> list[str]:
     """Continue each prompt until its text ends or `max_new_tokens` have been added.
 
-    A prompt gets what it would get alone: its random numbers come from the seed and its own text.
+    A prompt's continuation doesn't depend on the other prompts: its random numbers depend on the seed and its text.
 
     Args:
-        model: the model; it is in evaluation mode while this runs.
-        tokenizer: the tokenizer that it was trained with.
-        prompts: texts of any lengths; "" begins a new text.
+        model: the model; it is in evaluation mode during generation.
+        tokenizer: the tokenizer that the model was trained with.
+        prompts: texts of any length; "" begins a new text.
         max_new_tokens, temperature, top_k, top_p, min_p, seed: see `minllm.generation.sampler.Sampling`.
-        stream: is called with each piece of text as it comes; for one prompt only.
+        stream: called with each piece of text as it is generated; for a single prompt only.
 
     Returns:
-        The continuations, without their prompts and without the token that ends them.
+        The continuations, without their prompts and the end-of-text token.
 
     Raises:
-        ValueError: `stream` with more than one prompt.
-        UserError: the model can't generate, an option has a value it can't have, or a prompt outgrows the places that
-            learned positions have.
+        ValueError: `stream` is given with more than one prompt.
+        UserError: the model can't generate, an option has an invalid value, or a prompt is longer than the number of
+            learned positions.
     """
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of texts, such as ['Once upon a time'].")
     if stream and len(prompts) != 1:
-        raise ValueError("stream shows one prompt at a time")
+        raise ValueError("stream needs exactly one prompt")
     if not prompts:
         return []
     options = dict(
@@ -91,11 +91,11 @@ def generate(
 def next_tokens(
     model: LM, rows: list[list[int]], generators: list[torch.Generator], sampling: Sampling
 ) -> Iterator[list[int | None]]:
-    """Yield the next token of each row, until the caller stops asking or `max_new_tokens` have come.
+    """Yield the next token of each row, up to `max_new_tokens` times.
 
-    Where a model has learned only so many places, a row that has used them up gets None.
+    Rows that have used up all learned positions get None.
 
-    Rows of different lengths are padded on the left, so that their next tokens stand in one column:
+    Rows of different lengths are padded on the left, so that their next tokens are in one column:
 
         tokens     · · a b | c          segments    -1 -1  0  0 | 0
                    d e f g | h                       0  0  0  0 | 0
@@ -103,7 +103,7 @@ def next_tokens(
     device, longest = model.embedding.device, max(map(len, rows))
     rooms = [sampling.max_new_tokens] * len(rows)
     if model.position.max_positions is not None:
-        # the last token is written and never read; a prompt that is too long by itself is refused when it's read
+        # + 1 because the last token is never read; a prompt that is too long raises an error when it is read
         rooms = [min(room, model.position.max_positions + 1 - len(row)) for room, row in zip(rooms, rows)]
     new_tokens = max(1, *rooms)
     tokens_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
@@ -119,7 +119,7 @@ def next_tokens(
             tokens_B = sampling.draw(logits_BV, uniforms_B.to(device))
             yield [token if written <= room else None for token, room in zip(tokens_B.tolist(), rooms)]
             tokens_BT, segments = tokens_B[:, None], None
-            if written >= min(rooms):  # a row without another place is padding from here on
+            if written >= min(rooms):  # a row without another position is padding from here on
                 segments = torch.tensor([[PAD if written >= room else 0] for room in rooms], device=device)
     finally:
         model.train(training)
@@ -130,7 +130,7 @@ def _rows(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
 
 
 def _decoded(stream: Callable[[str], None]) -> Callable[..., None]:
-    """Return a function that shows bytes as soon as they make whole characters, and what is left at the end."""
+    """Return a function that streams bytes as soon as they form whole characters, and the rest at the end."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def show(new: bytes, final: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""How the next token is drawn from the logits."""
+"""Sampling the next token from the logits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Sampling:
     """The options under `sample`.
 
     Args:
-        temperature: below 1 is more careful, above 1 wilder; 0 always takes the likeliest token.
-        top_k: draw among the k likeliest tokens only; null for all.
-        top_p: draw among the likeliest tokens that together have this probability (1904.09751).
-        min_p: draw among tokens that are at least this share as likely as the likeliest (2407.01082).
-        max_new_tokens: stop there if the text hasn't ended.
-        seed: the same seed, the same text.
+        temperature: below 1 is more conservative, above 1 more random; 0 always takes the most likely token.
+        top_k: sample from the k most likely tokens only; null means all.
+        top_p: sample from the most likely tokens that together have this probability (1904.09751).
+        min_p: sample from tokens at least this fraction as likely as the most likely one (2407.01082).
+        max_new_tokens: maximum number of tokens to generate.
+        seed: random seed; the same seed gives the same text.
     """
 
     temperature: NonNegative
@@ -32,7 +32,7 @@ class Sampling:
     seed: Natural
 
     def probabilities(self, logits_BV: Tensor) -> Tensor:
-        """Return what the next token is drawn from, (B, V)."""
+        """Return the distribution that the next token is drawn from, (B, V)."""
         if self.temperature == 0:
             return F.one_hot(logits_BV.argmax(-1), logits_BV.shape[-1]).float()
         p_BV = (logits_BV.float() / self.temperature).softmax(-1)
@@ -43,7 +43,7 @@ class Sampling:
             least_B1 = torch.maximum(least_B1, p_BV.topk(self.top_k).values[:, -1:])
         if self.top_p < 1:
             sorted_BV = p_BV.sort(dim=-1, descending=True).values
-            # the likeliest token stays, and each next one while those before it have not reached top_p
+            # keep the most likely token, and each next one while those before it haven't reached top_p
             stays_BV = sorted_BV.cumsum(-1) - sorted_BV < self.top_p
             stays_BV[:, 0] = True
             least_B1 = torch.maximum(
@@ -53,9 +53,9 @@ class Sampling:
         return p_BV / p_BV.sum(-1, keepdim=True)
 
     def draw(self, logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:
-        """Return one token a row: where its uniform number in [0, 1) falls in the row's distribution."""
+        """Return one token per row: where its uniform number in [0, 1) falls in the row's distribution."""
         cumulative_BV = self.probabilities(logits_BV).cumsum(-1, dtype=torch.float64)
-        # scaled by the last sum, which rounding may have left beside 1
+        # scaled by the last sum, which may differ from 1 because of rounding
         places_B1 = uniforms_B[:, None] * cumulative_BV[:, -1:]
         tokens_B1 = torch.searchsorted(cumulative_BV, places_B1, right=True)
         return tokens_B1[:, 0].clamp(max=logits_BV.shape[-1] - 1)

@@ -1,1 +1,1 @@
-"""Laws that every model must obey, checked on a small copy before training."""
+"""Laws that every model must obey, checked on a small specimen before training."""

@@ -1,19 +1,19 @@
-"""The laws that every model must obey before its figures mean anything, checked on the model as configured.
+"""The laws that every model must obey for its metrics to be valid, checked on the model as configured.
 
-    repeatable          the same text gives the same outputs when it is evaluated again
-    rows apart          a text gives the same alone as in a batch, of whatever size
+    repeatable          evaluating a text again gives the same outputs
+    rows apart          a text gives the same outputs alone and in a batch of any size
     no look-ahead       changing a token changes no output at an earlier token, in evaluation and in training
-    documents apart     documents packed in a row give what they give alone, and padding changes nothing
-    decoding            a prompt, then one token at a time, gives what the whole text gives at once
+    documents apart     documents packed in a row give the same outputs as alone, and padding has no effect
+    decoding            a prompt followed by one token at a time gives the same outputs as the whole text at once
     gradients           every parameter has a gradient
-    objective           what evaluation sums up is the cross-entropy of the next tokens
+    objective           evaluation returns the summed cross-entropy of the next tokens
 
-A model that reads the next token would reach any loss, so what breaks a law is refused before anything is trained. The
-laws hold for a specimen of the model (see `minllm.laws.specimen`), on the CPU and in fp32, whatever the run computes
-with: its own weights, and torch's random numbers, stay as they are.
+A model that reads the next token could reach any loss, so a model that breaks a law is rejected before training. The
+laws are checked on a specimen of the model (see `minllm.laws.specimen`), on the CPU and in fp32, whatever the run uses.
+The model's weights and torch's random state are unchanged.
 
-Two passes are compared part by part, in the order in which the parts are computed. The first part whose outputs differ,
-where everything before it was the same, is the one that breaks the law.
+Two passes are compared part by part, in the order in which the parts are computed. The first part whose outputs differ
+although everything before it is equal breaks the law.
 """
 
 from __future__ import annotations
@@ -40,43 +40,45 @@ from minllm.objective.causal import Causal
 from minllm.schema.building import build
 from minllm.schema.checking import validate
 
-LENGTH = 37  # a prime, so that no chunk ends where a document or a change does by chance
-LONG = 149  # for what is computed otherwise in longer texts
+LENGTH = 37  # a prime, so that chunks don't end where a document or a change does
+LONG = 149  # for modules that compute longer texts differently
 WORK = 1e9
-"""Parameters times tokens of the longest text: as long as those trained on, if that takes less than a second."""
+"""Maximum of parameters times tokens of the longest text: at most about a second."""
 ROWS = 3
 MANY = 9
 """Rows of a larger batch."""
 DOCUMENTS = (13, 1, 16)
-"""The lengths of the documents in a packed row; what is left of it is padding."""
+"""The lengths of the documents in a packed row; the rest is padding."""
 SEEDS = (0, 1, 2)
-"""Seeds of weights and tokens. A law is broken if it is with two: rounding may let one token choose another expert."""
+"""Seeds of weights and tokens. It takes two failures to break a law: rounding may change one token's expert."""
 
 EXACT, ROUNDED, DECODED = 1e-5, 1e-4, 1e-3
-"""Differences, as shares of a part's output, that rounding may make: between passes of the same shape, where nothing
-but the rows of experts differs; between passes of other lengths; and between decoding and the whole."""
+"""Relative tolerances for rounding: between passes of the same shape, which differ at most in the rows of experts;
+between passes of different lengths; and between decoding and a whole text."""
 
-UNCHECKED = "Unchecked: nobody knows whether this model looks ahead (train.check=false)."
-TURN_OFF = " To train it unchecked all the same: train.check=false."
+UNCHECKED = "Unchecked: this model may look ahead (train.check=false)."
+TURN_OFF = " To train it without this check, add train.check=false."
 
 
-BESIDE = "alone, or with other texts beside it in the batch, a text gets other outputs. Each row is computed by itself."
+BESIDE = (
+    "the outputs of a text depend on the other texts in its batch. Each row must be computed independently."
+)
 
 
 class BrokenLaw(UserError):
-    """A model breaks a law; every figure of it may be wrong."""
+    """A model breaks a law, so its metrics may be wrong."""
 
 
 def check_laws(cfg: DictConfig) -> str:
-    """Check the model that `cfg` configures; return a sentence for the log about what was checked.
+    """Check the model that `cfg` configures; return a message for the log that lists the laws checked.
 
     Raises:
-        BrokenLaw: it breaks a law.
-        UserError: it can't be built.
+        BrokenLaw: the model breaks a law.
+        UserError: the model can't be built.
     """
     began = time.perf_counter()
     validate(cfg)
-    # modules from outside may draw numbers as they are built
+    # external modules may draw random numbers in their constructors
     with torch.random.fork_rng(devices=[]):
         model = specimen(cfg)
         check_specimen(model, cfg.data.seq_len, build(cfg.objective))
@@ -89,7 +91,7 @@ def check_laws(cfg: DictConfig) -> str:
 
 
 def check_specimen(model: LM, seq_len: int, objective: Causal) -> None:
-    """Raise BrokenLaw if a model breaks a law with texts of up to `seq_len` tokens. Its weights are drawn anew."""
+    """Raise BrokenLaw if a model breaks a law with texts of up to `seq_len` tokens. Overwrites its weights."""
     refuse_plain_parameters(model)
     randomise(model, 0, strength=0.0)
     try_out(model)
@@ -107,7 +109,7 @@ def check_specimen(model: LM, seq_len: int, objective: Causal) -> None:
 def complaints(
     model: LM, seq_len: int, objective: Causal, seed: int, only: Collection[str] | None = None
 ) -> dict[str, str | None]:
-    """Return for each law what breaks it, in a sentence; None where it holds with this seed's weights and tokens."""
+    """Return an error message for each law; None if it holds with this seed's weights and tokens."""
     texts = Texts(model, seq_len, objective, seed)
     return {
         name: law(model, texts)
@@ -118,7 +120,9 @@ def complaints(
 
 def holds_for(model: LM, law: Law) -> bool:
     if law is next_tokens:
-        return not model.reads_memory  # which the objective makes, of data that a specimen has none of
+        return (
+            not model.reads_memory
+        )  # the objective makes the memory from data, which a specimen doesn't have
     return not (model.cannot_generate and law is decoding)
 
 
@@ -130,7 +134,7 @@ def repeatable(model: LM, texts: Texts) -> str | None:
     if found:
         return (
             f"{found} gives other outputs for the same text the second time, in evaluation mode: draw random numbers"
-            " only where self.training is true, and keep nothing between passes but in the state."
+            " only if self.training is true, and keep nothing between passes except in the state."
         )
     return None
 
@@ -148,7 +152,7 @@ def no_look_ahead(model: LM, texts: Texts) -> str | None:
 
 
 def no_look_ahead_in_training(model: LM, texts: Texts) -> str | None:
-    """Here gates are drawn open that begin closed, such as a sigmoid of -12: training may open them."""
+    """Opens gates that are initially closed, such as sigmoid(-12), because training may open them."""
     for gates_open in (True, False):
         randomise(model, texts.seed, texts.strength, gates_open=gates_open)
         before = texts.read(texts.tokens_BT, training=True)
@@ -159,7 +163,7 @@ def no_look_ahead_in_training(model: LM, texts: Texts) -> str | None:
 
 
 def _no_look_ahead(texts: Texts, tokens_BT: Tensor, before: Pass, training: bool = False) -> str | None:
-    """Row 0 stays as it is; the others change from a token on."""
+    """Compare with texts that differ from some token on; row 0 is unchanged."""
     if found := first_not_finite(before):
         return f"{found} returns NaN or infinity in a text of {tokens_BT.shape[1]} tokens."
     T, changed_BT, same_BT = (
@@ -177,8 +181,8 @@ def _no_look_ahead(texts: Texts, tokens_BT: Tensor, before: Pass, training: bool
     found = first_difference(before, other, same_BT, EXACT, spared=declares)
     if found:
         return (
-            f"{found} looks ahead: changing a token changes its output at earlier tokens, so it would be told what it"
-            " has to predict. The output at a token may depend on that token and earlier ones only."
+            f"{found} looks ahead: changing a token changes its output at earlier tokens, so it would see the tokens"
+            " that it has to predict. The output at a token may depend only on that token and earlier ones."
         )
     return None
 
@@ -195,8 +199,8 @@ def documents_apart(model: LM, texts: Texts) -> str | None:
         found = first_difference(alone, packed.at(start, stop), None, ROUNDED)
         if found:
             return (
-                f"{found} doesn't keep the documents of a row apart: packed with another one, a document gets other"
-                " outputs than alone. A token may see its own segment only (ctx.segments_BT, ctx.positions_BT,"
+                f"{found} doesn't keep the documents of a row apart: a document packed with another one gets other"
+                " outputs than alone. A token may see only its own segment (ctx.segments_BT, ctx.positions_BT,"
                 " ctx.begins())."
             )
     end = ends[-1]
@@ -205,7 +209,7 @@ def documents_apart(model: LM, texts: Texts) -> str | None:
     found = first_difference(packed.at(0, end), texts.read(repadded_BT, segments_BT).at(0, end), None, EXACT)
     if found:
         return (
-            f"{found} reads padding: other tokens in it give other outputs. Nothing may read segment {PAD}."
+            f"{found} reads padding: changing its tokens changes the outputs. No token may see segment {PAD}."
         )
     return None
 
@@ -218,8 +222,8 @@ def decoding(model: LM, texts: Texts) -> str | None:
     found = first_difference(texts.whole.at(0, ends[-1]), decoded, None, DECODED)
     if found:
         return (
-            f"{found} doesn't decode as it trains: read one token at a time, going on from its state, a text gets other"
-            f" outputs than read at once. {_cure(found.part)}"
+            f"{found} doesn't decode as it trains: a text that is read one token at a time, with a state, gets other"
+            f" outputs than one read at once. {_cure(found.part)}"
         )
     pads, ends = T // 4, [end for end in range(prompt, prompt + 4) if end <= T]
     segments_BT = torch.zeros_like(texts.tokens_BT[:2, :T])
@@ -229,23 +233,23 @@ def decoding(model: LM, texts: Texts) -> str | None:
     found = first_difference(alone, together.at(pads, ends[-1]), None, DECODED, rows=slice(1, 2))
     if found:
         return (
-            f"{found} reads padding in decoding: beside a longer prompt, a shorter one, padded on its left, gets other"
+            f"{found} reads padding in decoding: a prompt padded on the left, in a batch with a longer one, gets other"
             f" outputs than alone. {_cure(found.part)}"
         )
     return None
 
 
 def gradients(model: LM, texts: Texts) -> str | None:
-    """Parameters that the optimizer is given must learn; an expert that no token chose has a gradient of zero."""
+    """Every trained parameter needs a gradient, which may be zero for an expert that no token chose."""
     model.train()
     ahead: list[Tensor] = []
     losses: list[Tensor] = []
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)  # of dropout
         x_BTD = model.hidden(texts.tokens_BT, memory_BSD=texts.memory(3), losses=losses, ahead=ahead)
-        outputs = [model.logits(one) for one in (x_BTD, *ahead)]
+        outputs = [model.logits(x) for x in (x_BTD, *ahead)]
         weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(0))
-        total = sum((weights * one).mean() for one in outputs) + sum(losses)
+        total = sum((weights * logits).mean() for logits in outputs) + sum(losses)
         total.backward()
     without = [
         path
@@ -258,18 +262,18 @@ def gradients(model: LM, texts: Texts) -> str | None:
         return None
     more = f" (and {len(without) - 1} others)" if len(without) > 1 else ""
     return (
-        f"{_owner(model, without[0])} has a parameter that no gradient reaches, so that it would never learn:"
-        f" {without[0]}{more}. Use it in forward, without detach() or no_grad() on the way, or leave it out."
+        f"{_owner(model, without[0])} has a parameter that no gradient reaches, so it would never be trained:"
+        f" {without[0]}{more}. Use it in forward, without detach() or no_grad(), or remove it."
     )
 
 
 def next_tokens(model: LM, texts: Texts) -> str | None:
-    """An objective may learn from what it likes; what it evaluates to is the yardstick of all."""
+    """Objectives may train with any loss, but must all evaluate to the same metric."""
     tokens_BT, targets_BT = texts.tokens_BT[:, :-1], texts.tokens_BT[:, 1:].clone()
     targets_BT[0, : texts.length // 3], targets_BT[1, -3:] = IGNORED, IGNORED
     with torch.no_grad():
         loss = texts.objective.loss(model, tokens_BT, targets_BT, None)
-        # as the objective calls it, so that padding is padding
+        # called as the objective calls it, so that padding is treated in the same way
         x_BTD = model.hidden(tokens_BT, counted_BT=targets_BT != IGNORED)
         nats = F.cross_entropy(
             model.logits(x_BTD).flatten(0, 1).double(),
@@ -278,13 +282,13 @@ def next_tokens(model: LM, texts: Texts) -> str | None:
             reduction="sum",
         )
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        return f"objective ({type(texts.objective).__name__}) must return a loss of one number, a tensor."
+        return f"objective ({type(texts.objective).__name__}) must return a scalar tensor as its loss."
     if math.isclose(loss.item(), nats.item(), rel_tol=EXACT * 100, abs_tol=EXACT):
         return None
     return (
-        f"objective ({type(texts.objective).__name__}) evaluates to {loss.item():.4f} nats where the next tokens cost"
-        f" {nats.item():.4f}, so that val_bpb would mean something else than in other runs: while model.training is"
-        " false, return the summed cross-entropy of all counted targets, of the logits that the model gives."
+        f"objective ({type(texts.objective).__name__}) evaluates to {loss.item():.4f} nats, but the cross-entropy of"
+        f" the next tokens is {nats.item():.4f}, so val_bpb wouldn't be comparable with other runs: if model.training"
+        " is false, return the summed cross-entropy of the model's logits over all counted targets."
     )
 
 
@@ -301,15 +305,15 @@ LAWS: dict[str, Law] = {
 }
 
 
-# ---- what they are tried on ----------------------------------------------------------------------
+# ---- inputs of the laws --------------------------------------------------------------------------
 
 
 class Texts:
-    """Random tokens, and how a model with random weights reads them."""
+    """Random tokens, and passes of a model with random weights over them."""
 
     def __init__(self, model: LM, seq_len: int, objective: Causal, seed: int):
         self.model, self.objective, self.seed = model.eval(), objective, seed
-        # modules may hold no longer texts than those trained on, and none that are longer are seen
+        # modules needn't support texts longer than those trained on
         affordable = max(LONG, int(WORK / sum(param.numel() for param in model.parameters())))
         longest = max(2, min(seq_len, model.position.max_positions or affordable, affordable))
         self.length = min(LENGTH, longest)
@@ -348,7 +352,7 @@ class Texts:
         state = self.model.init_state(len(tokens_BT), tokens_BT.shape[1])
         passes = []
         for start, end in zip([0, *ends], ends):
-            # what comes without segments goes on with the last one
+            # tokens without segments continue the last segment
             segments = segments_BT[:, start:end] if segments_BT is not None and start == 0 else None
             passes.append(self.read(tokens_BT[:, start:end], segments, state))
         return joined(passes)
@@ -359,7 +363,7 @@ class Texts:
 
 def declares(part: torch.nn.Module | None) -> bool:
     """Whether a part is declared to look ahead."""
-    return part is not None and any(getattr(one, "looks_ahead", None) for one in part.modules())
+    return part is not None and any(getattr(module, "looks_ahead", None) for module in part.modules())
 
 
 def _cure(part: torch.nn.Module | None) -> str:
@@ -368,11 +372,11 @@ def _cure(part: torch.nn.Module | None) -> str:
             "It has no state: a module that mixes tokens needs forward(self, x_BTD, ctx, state=None) and"
             " init_state(self, batch, max_len, *, device, dtype)."
         )
-    return "Its forward must read what the state holds of earlier tokens, and write these tokens into it."
+    return "Its forward must use the earlier tokens in the state, and add the new tokens to it."
 
 
 def _owner(model: LM, path: str) -> str:
-    """Return how the part of a parameter is called."""
+    """Return the name of the part that has a parameter."""
     found = [
         f"{part.stands_as} ({type(part).__name__})"
         for name, part in model.named_modules()

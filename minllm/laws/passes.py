@@ -1,4 +1,4 @@
-"""Two forward passes side by side: what each part of a model gave, and which was the first to give something else."""
+"""Compare two forward passes: record the output of each part of a model, and find the first part that differs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from minllm.model.contract import called
 from minllm.model.lm import LM, ModelState
 
 GROWTH = 30
-"""A difference that came in may grow by this in a part, as rounding does, without being its own."""
+"""A part may amplify rounding differences in its input by this factor."""
 FAINT = 0.01
-"""Outputs below this share of a part's largest are measured against that share: near zero, all rounding is large."""
+"""Outputs below this fraction of a part's largest are compared relative to that fraction, because near zero any
+rounding error is relatively large."""
 LARGEST = 1e6
-"""Beyond this, differences say nothing."""
+"""Differences between outputs larger than this are meaningless."""
 
 Spared = Callable[["nn.Module | None"], bool]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What one part of a model gave in a pass, (B, T, …); the model itself is None."""
+    """The output of one part of a model in a pass, (B, T, …); the part is None for the model itself."""
 
     part: nn.Module | None
     y_BT: Tensor
@@ -36,12 +37,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Pass:
-    """What all parts gave, in the order in which they were computed."""
+    """The outputs of all parts, in the order in which they were computed."""
 
     events: Sequence[Event]
 
     def at(self, start: int, stop: int) -> Pass:
-        """Return what was given at some of the tokens."""
+        """Return the outputs at tokens `start` to `stop`."""
         return Pass([replace(event, y_BT=event.y_BT[:, start:stop]) for event in self.events])
 
     @property
@@ -51,7 +52,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Difference:
-    """The first part that gave something else."""
+    """The first part whose outputs differ."""
 
     part: nn.Module | None
 
@@ -66,7 +67,7 @@ def recorded(
     state: ModelState | None,
     memory_BSD: Tensor | None,
 ) -> Pass:
-    """Run a model on some tokens, and return what its parts gave."""
+    """Run a model on some tokens, and return the outputs of its parts."""
     below: list[Event] = []
     above: list[Event] = []
     hooks = []
@@ -75,9 +76,11 @@ def recorded(
             hooks.append(branch.register_forward_pre_hook(functools.partial(_began, events)))
             for part in _parts(branch):
                 hooks.append(part.register_forward_hook(functools.partial(_gave, events)))
-    ahead: list[Tensor] | None = [] if state is None else None  # a state knows nothing of the layers above
+    ahead: list[Tensor] | None = (
+        [] if state is None else None
+    )  # states don't include the layers above the stack
     try:
-        # objectives say which targets count, where they have a text as a whole
+        # objectives pass the counted targets, but decoding doesn't
         counted_BT = (
             torch.ones_like(tokens_BT, dtype=torch.bool) if segments_BT is None else segments_BT != PAD
         )
@@ -97,8 +100,8 @@ def recorded(
 
 
 def joined(passes: Sequence[Pass]) -> Pass:
-    """Return passes over tokens that follow each other as one."""
-    together = zip(*(one.events for one in passes))
+    """Concatenate passes over consecutive tokens."""
+    together = zip(*(each.events for each in passes))
     return Pass([Event(events[0].part, torch.cat([e.y_BT for e in events], dim=1)) for events in together])
 
 
@@ -111,13 +114,13 @@ def first_difference(
     rows: slice = slice(None),
     spared: Spared = lambda part: False,
 ) -> Difference | None:
-    """Return the first part whose outputs differ where they should be the same; None if all are.
+    """Return the first part whose outputs differ where they should be equal; None if there is none.
 
     Args:
-        same_BT: where they should be; None is everywhere.
-        tolerance: the difference, as a share of a part's outputs, that rounding may make.
-        rows: the rows that are compared.
-        spared: parts that may differ. What differs behind them isn't told from what they did.
+        same_BT: where they should be equal; None means everywhere.
+        tolerance: the relative difference allowed for rounding.
+        rows: the rows to compare.
+        spared: parts that may differ. Differences after them can't be told from theirs.
     """
     so_far = 0.0
     for before, after in zip(one.events, other.events):
@@ -129,7 +132,7 @@ def first_difference(
 
 
 def first_not_finite(one: Pass) -> Difference | None:
-    """Return the first part that gave NaN or infinity; None if none did."""
+    """Return the first part with NaN or infinite outputs; None if there is none."""
     wrong = (event.part for event in one.events if not event.y_BT.isfinite().all())
     return next(map(Difference, wrong), None)
 
@@ -144,7 +147,7 @@ def _apart(one_BT: Tensor, other_BT: Tensor, same_BT: Tensor | None) -> float:
 
 
 def _parts(branch: Branch) -> list[nn.Module]:
-    """Return a branch's modules that are recorded by themselves: its words, and its norms."""
+    """Return the modules of a branch that are recorded separately: its mixers, MLPs and norms."""
     before = branch.before.values() if isinstance(branch.before, nn.ModuleDict) else [branch.before]
     return [part for part in (*before, *branch.words.values(), branch.after, branch.norm) if part is not None]
 
@@ -161,11 +164,13 @@ def _gave(events: list[Event], part: nn.Module, args: tuple[Any, ...], y_BT: Ten
 
 
 def _from_outside(part: nn.Module) -> str:
-    """Name the classes inside a part of minllm's own that come from elsewhere."""
+    """Name the external classes inside one of minllm's own parts."""
     if not type(part).__module__.startswith("minllm."):
         return ""
     classes = {
-        type(one) for one in part.modules() if not type(one).__module__.startswith(("minllm.", "torch."))
+        type(module)
+        for module in part.modules()
+        if not type(module).__module__.startswith(("minllm.", "torch."))
     }
-    names = " and ".join(sorted(one.__name__ for one in classes))
+    names = " and ".join(sorted(cls.__name__ for cls in classes))
     return f" with {names}" if names else ""

@@ -1,11 +1,11 @@
-"""A model to test in place of the one that is trained: the same configuration, few layers, random weights.
+"""A model to test instead of the one that is trained: the same configuration, few layers, random weights.
 
-The model itself is never touched. At its initial weights most bugs would pass, since outputs that begin at zero and
-gains of one hide what is behind them, so all parameters of the specimen are drawn anew.
+The model itself is never modified. Many bugs don't show with initial weights, where zero outputs and unit gains hide
+later parts, so all parameters of the specimen are drawn at random.
 
-Layers beyond the first four repeat what the layout's sentences have made already, so a specimen has four, or as many as
-show each sentence once. If it still has more than LARGE parameters, its widths are halved as long as the model can be
-built with them. Its vocabulary is small: what is behind the embedding doesn't depend on it.
+Further layers only repeat the layout, so a specimen has four layers, or as many as include each layer of the layout
+once. If it still has more than LARGE parameters, its widths are halved as long as the model can be built with them. Its
+vocabulary is small, because nothing after the embedding depends on it.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ VOCABULARY = 61
 LAYERS = 4
 LARGE = 20_000_000
 WIDE = 64
-"""Options with whole numbers from here on are halved where a model is large."""
+"""Integer options of at least this value are halved if a model is large."""
 STRENGTHS = (1.0, 0.1, 0.0)
-"""How far weights are moved from their initial values: less if what they give isn't finite."""
+"""Scale of the noise added to initial weights: the next smaller one is used if outputs aren't finite."""
 
 
 def specimen(cfg: DictConfig) -> LM:
     """Return a model as `cfg` configures it, on the CPU in fp32, small enough to be tested in a second.
 
-    Its parameters have no values yet: see `randomise`.
+    Its parameters aren't initialised: see `randomise`.
 
     Raises:
-        UserError: two options don't go together.
+        UserError: two options can't be combined.
     """
     small = narrowed(with_layers(cfg))
     return build(small.model, VOCABULARY, build(small.norm))
 
 
 def randomise(model: LM, seed: int, strength: float, *, gates_open: bool = False) -> None:
-    """Draw all parameters: initial values, and normal noise of the usual size of a weight times `strength`.
+    """Draw all parameters: initial values plus normal noise of a weight's usual scale times `strength`.
 
     Args:
         gates_open: draw vectors around 0, whatever their initial values.
@@ -65,13 +65,13 @@ def randomise(model: LM, seed: int, strength: float, *, gates_open: bool = False
 
 
 def with_layers(cfg: DictConfig) -> DictConfig:
-    """Return a configuration with as many layers as a specimen has."""
+    """Return a configuration with the number of layers of a specimen."""
     shown = max(LAYERS, len(cfg.model.first) + len(cfg.model.layout))
     return changed(cfg, ("n_layers",), min(cfg.model.n_layers, shown))
 
 
 def narrowed(cfg: DictConfig) -> DictConfig:
-    """Return a configuration whose model has no more than LARGE parameters, as far as halving widths leads there."""
+    """Return a configuration with halved widths, until its model has at most LARGE parameters or can't get smaller."""
     size = parameters(cfg)
     while size is not None and size > LARGE:
         wide = list(widths(OmegaConf.to_container(cfg.model, resolve=False)))
@@ -89,17 +89,17 @@ def narrowed(cfg: DictConfig) -> DictConfig:
 
 
 def parameters(cfg: DictConfig) -> int | None:
-    """Return how many parameters a model has; None where it can't be built."""
+    """Return the number of parameters of a model; None if it can't be built."""
     try:
         with torch.device("meta"):
             model = build(cfg.model, VOCABULARY, build(cfg.norm))
     except (UserError, ArithmeticError, AssertionError, RuntimeError, ValueError):
-        return None  # of a module from outside, whose widths may have to fit together: any width will do
+        return None  # external modules may raise any error if widths don't fit together
     return sum(param.numel() for param in model.parameters())
 
 
 def widths(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield where a model's options have large whole numbers, its own width first."""
+    """Yield the paths of a model's large integer options, its own width first."""
     for name, value in sorted(node.items(), key=lambda item: item[0] != "dim"):
         if isinstance(value, dict):
             yield from widths(value, (*path, name))

@@ -1,4 +1,4 @@
-"""A branch: norm → module → norm → residual write → norm. A layer is a short sentence of them."""
+"""A branch: norm → module → norm → residual write → norm. A layer is a sequence of branches."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from minllm.schema.options import factory
 
 @factory
 def nothing(dim: int, layer: Layer) -> nn.Module | None:
-    """No branch: a layout's word that names this stands for nothing (`model/mlp=none`)."""
+    """No branch: the layout's entry is left out (`model/mlp=none`)."""
 
 
 class Branch(nn.Module):
-    """One word of a layer's sentence, or several joined by a plus: these read the same input and add up.
+    """One branch of a layer, or several joined by a plus, which read the same input and whose outputs are added.
 
     stream ──┬─ read ─ before ─┬─ attn ─┬─ (+) ─ after ─┐
              │                 └─ mlp ──┘               │
              └──────────────────────────────────────── write ─ norm ─► stream
 
-    Unless the norms are `shared`, each of several words has a norm of its own before it; so it has beside a module
-    that `norms_its_input`, which has none.
+    Parallel modules have separate input norms unless the norms are `shared` and none of the modules
+    `norms_its_input`; one that does has no input norm.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Branch(nn.Module):
     def init_states(
         self, batch: int, max_len: int, device: torch.device, dtype: torch.dtype
     ) -> dict[str, State]:
-        """Return an empty state for each word that is a mixer; an MLP remembers nothing."""
+        """Return an empty state for each mixer; MLPs have none."""
         states = {}
         for word, module in self.words.items():
             if hasattr(module, "init_state"):

@@ -1,4 +1,4 @@
-"""The one place where a configuration becomes a model."""
+"""Building a model from a configuration."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
 
     Args:
         cfg: a configuration, as `minllm.compose` returns it.
-        tokenizer: the tokenizer, if it is at hand already; its vocabulary is the model's.
+        tokenizer: the tokenizer, if already loaded; it determines the model's vocabulary size.
 
     Raises:
-        UserError: an option doesn't exist, has a wrong value, two options don't go together, or one that was typed
-            does nothing.
+        UserError: an option doesn't exist or has an invalid value, two options can't be combined, or an override has
+            no effect.
     """
     validate(cfg)
     tokenizer = tokenizer or build(cfg.tokenizer)
-    build_shapes(cfg, tokenizer.vocab_size)  # refuses what doesn't go together before anything is allocated
+    build_shapes(cfg, tokenizer.vocab_size)  # rejects invalid combinations before anything is allocated
     model = with_first_values(cfg, tokenizer)
     if has_values(model):
         refuse_unused(cfg)
@@ -41,9 +41,9 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
 
 
 def rebuild_model(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
-    """Return the model of a run that was made before, as `build_model` does.
+    """Return the model of an existing run, as `build_model` does.
 
-    What was typed when the run began isn't judged again: it may do nothing beside what is typed now.
+    The run's overrides aren't checked again, because new overrides may have made them ineffective.
     """
     validate(cfg)
     shapes_of(cfg, tokenizer.vocab_size)
@@ -60,16 +60,16 @@ def with_first_values(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
 
 
 def has_values(model: LM) -> bool:
-    """Whether a model's parameters are numbers, and not the stand-ins that memory is predicted with."""
+    """Whether a model's parameters are real tensors, not the fake ones used to predict memory."""
     return not any(isinstance(param, FakeTensor) for param in model.parameters())
 
 
 @torch.no_grad()
 def try_out(model: LM) -> None:
-    """Show a model two tokens, together and one by one: whether its parts fit together is known at once.
+    """Run a model on two tokens, together and one by one, to check that its parts fit together.
 
     Raises:
-        UserError: a part returns what it must not, or changes its input.
+        UserError: a part returns an invalid output, or changes its input.
     """
     tokens_BT, memory_BSD = torch.zeros(1, 2, dtype=torch.int64), model.blank_memory(1, 2)
     with outputs_checked(model):
@@ -81,10 +81,10 @@ def try_out(model: LM) -> None:
 
 
 def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
-    """Return the model without any values, on the "meta" device: it takes no memory, and its shapes are there.
+    """Return the model on the "meta" device: it has shapes but no values, and takes no memory.
 
     Raises:
-        UserError: two options don't go together, or something is chosen for a part that the model doesn't have.
+        UserError: two options can't be combined, or an override is for a part that the model doesn't have.
     """
     model = shapes_of(cfg, vocab_size)
     refuse_unsaid(cfg, model)
@@ -92,7 +92,7 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
 
 
 def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
-    """Return the same, whatever was chosen for parts that the model doesn't have."""
+    """Return the same as `build_shapes`, without checking for overrides that have no effect."""
     try:
         with torch.device("meta"):
             model = build(cfg.model, vocab_size, build(cfg.norm))
@@ -105,13 +105,13 @@ def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
     objective = part(cfg.objective)
     if model.reads_memory and not getattr(objective.func, "gives_memory", False):
         raise UserError(
-            "model.layout has cross-attention, which reads a memory beside the tokens, and this objective gives none:"
-            " choose another objective, or another model/layout or model/attn."
+            "model.layout has cross-attention, which reads a memory, but this objective supplies none: choose another"
+            " objective, or another model/layout or model/attn."
         )
     learnt, made = objective.keywords.get("predict_ahead", 0), cfg.model.predict_ahead
     if learnt != made:
         raise UserError(
-            f"model.predict_ahead={made} and objective.predict_ahead={learnt} must be the same: set the objective's,"
-            " which the model's follows by itself."
+            f"model.predict_ahead={made} and objective.predict_ahead={learnt} must be the same: set only"
+            " objective.predict_ahead, which model.predict_ahead follows."
         )
     return model.eval()

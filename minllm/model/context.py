@@ -1,4 +1,4 @@
-"""What every branch of a model may look at and nobody owns, and what a mixer remembers."""
+"""What all branches of a model share in a forward pass, and the interfaces of positions and states."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ if TYPE_CHECKING:
     from minllm.model.norm import Norms
 
 PAD = -1
-"""The segment of padding: nothing reads it and no loss counts it."""
+"""The segment of padding: no token sees it and it doesn't count in the loss."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a branch stands: layer `index` of `count`, in a model that has `branches` branches in all.
+    """Where a branch is: layer `index` of `count`, in a model with `branches` branches in total.
 
-    `norms` makes the norms that a module wants inside itself, of the model's own kind. `share` is how wide a module is
-    that isn't told its width, as a part of what is usual: experts share the width of one MLP. `place` is which of its
-    layer's branches it belongs to, from 0.
+    `norms` makes norms of the model's kind for use inside a module. `share` scales the default width of a module:
+    experts share the width of one MLP. `place` is the index of the branch in its layer.
     """
 
     index: int
@@ -37,51 +36,51 @@ class Layer:
 class Context:
     """One forward pass, as its branches see it.
 
-    `segments` is the one rule for packing, padding and batched generation: a token sees its own segment only.
-    None means the fast path, one document a row. S = `past` + T keys have been seen when this pass ends.
+    `segments` is the one rule for packing, padding and batched generation: a token sees only its own segment.
+    None means the fast path, one document per row. S = `past` + T is the number of keys after this pass.
 
         segments     0  0  0  1  1 -1        two documents and padding in one row
-        positions    0  1  2  0  1  0        they start anew in each segment
+        positions    0  1  2  0  1  0        they restart in each segment
     """
 
     positions_BT: Tensor
-    """Places of the tokens in their segment; shape (1, T) where all rows agree."""
+    """Positions of the tokens in their segments; shape (1, T) if all rows agree."""
     positions_BS: Tensor
-    """The places of all tokens so far, this pass's included."""
+    """Positions of all tokens so far, including this pass."""
     position: Position
-    """How places enter the computation (`model/pos`)."""
+    """How positions are encoded (`model/pos`)."""
     segments_BT: Tensor | None = None
     segments_BS: Tensor | None = None
-    """The segments of all tokens so far, this pass's included."""
+    """Segments of all tokens so far, including this pass."""
     counted_BT: Tensor | None = None
-    """The tokens that a loss counts, bool; None counts all. Statistics and auxiliary losses leave out the others."""
+    """The tokens that count in the loss, in statistics and in auxiliary losses, bool; None means all."""
     past: int = 0
-    """Tokens that the states hold from earlier passes."""
+    """Number of tokens in earlier passes."""
     causal: bool = True
     x0_BTD: Tensor | None = None
-    """The embedded tokens, as the first layer reads them."""
+    """The embedded tokens, the input of the first layer."""
     memory_BSD: Tensor | None = None
-    """What cross-attention reads."""
+    """The input of cross-attention."""
     memory_segments_BS: Tensor | None = None
-    """The segment that each piece of the memory is for; None shows all of it to every token."""
+    """The segment that each position of the memory belongs to; None means every token sees all of it."""
     losses: list[Tensor] = field(default_factory=list)
-    """Auxiliary losses that branches want added to the objective's, in nats a token."""
+    """Auxiliary losses of branches, in nats per token, which are added to the objective."""
     _once: dict[object, object] = field(default_factory=dict)
 
     def once(self, key, make):
-        """Return `make()`, computed for the first branch that asks and shared with all others of this pass."""
+        """Return `make()`, computed once per pass and shared by all branches."""
         if key not in self._once:
             self._once[key] = make()
         return self._once[key]
 
     def begins(self) -> Tensor | None:
-        """Return which tokens begin a segment, bool (B, T); None where there is one segment, which began at place 0."""
+        """Return which tokens begin a segment, bool (B, T); None if there is one segment, from position 0 on."""
         return None if self.segments_BT is None else self.once("begins", lambda: self.positions_BT == 0)
 
     def starts(self) -> Tensor | None:
-        """Return the place in this pass where each token's segment begins, (B, T); below 0 is an earlier pass.
+        """Return the index in this pass where each token's segment begins, (B, T); negative if in an earlier pass.
 
-        None where there is one segment.
+        None if there is one segment.
         """
         if self.segments_BT is None:
             return None
@@ -94,8 +93,8 @@ class Context:
     def visible(self, mask: Full, first: int = 0, explicit: bool = False) -> Tensor | None:
         """Return which of the keys from `first` on each query may see, bool (B or 1, 1, T, S).
 
-        Unless it must be `explicit`, None stands for what needs no mask: all keys for a single query, those up to its
-        own place for several.
+        Returns None if no mask is needed and it needn't be `explicit`: a single query sees all keys, several queries
+        see the keys up to their own positions.
         """
         return self.once(("visible", mask, first, explicit), lambda: self._visible(mask, first, explicit))
 
@@ -115,7 +114,7 @@ class Context:
         return visible_BTS[:, None]
 
     def memory_visible(self) -> Tensor | None:
-        """Return which pieces of the memory each token may read, bool (B, 1, T, S); None where that's all of it."""
+        """Return which positions of the memory each token may read, bool (B, 1, T, S); None means all."""
         if self.memory_segments_BS is None:
             return None
         return self.once("memory", self._memory_visible)
@@ -126,25 +125,26 @@ class Context:
 
 
 class Position(nn.Module):
-    """No positions at all (NoPE, 2305.19466), and what other kinds inherit from.
+    """No position encoding (NoPE, 2305.19466), and the base class of the others.
 
-    Positions enter at the embedding (`embed`), at attention's queries and keys (`rotate`), or at its scores (`bias`).
+    Positions are encoded in the embedding (`embed`), in attention's queries and keys (`rotate`) or in its scores
+    (`bias`).
     """
 
     max_positions: int | None = None
-    """How many positions there are; None if unlimited."""
+    """Number of positions; None if unlimited."""
 
     def __init__(self, dim: int):
         super().__init__()
 
     def check(self, model: nn.Module) -> None:
-        """Raise `UserError` if these positions can do nothing in the model that has them."""
+        """Raise `UserError` if this position encoding would have no effect in the model."""
 
     def readers(self, model: nn.Module) -> list[nn.Module]:
-        """Return the attentions that have these positions: their own, or the model's where they have none."""
+        """Return the attention modules that use this encoding: their own, or the model's if they have none."""
         own = None if model.position is self else self
         attentions = [module for module in model.modules() if hasattr(module, "rotated_dim")]
-        return [one for one in attentions if getattr(one, "position", None) is own]
+        return [attention for attention in attentions if getattr(attention, "position", None) is own]
 
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         return x_BTD
@@ -153,12 +153,12 @@ class Position(nn.Module):
         return x_BHTK
 
     def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor | None:
-        """Return what is added to the scores of the keys from `first` on, (B or 1, H, T, S)."""
+        """Return the bias added to the scores of the keys from `first` on, (B or 1, H, T, S)."""
         return None
 
 
 class State(Protocol):
-    """All that a mixer remembers between decoding steps."""
+    """A mixer's state between decoding steps."""
 
     def tensors(self) -> list[Tensor]:
-        """Return what takes the memory, so that it can be counted."""
+        """Return all tensors of the state, so that their size can be counted."""

@@ -1,10 +1,10 @@
-"""What the parts of a model must offer, and what they may not do: the first mistakes of a new idea, in sentences.
+"""The interface that the parts of a model must implement, checked with helpful error messages.
 
     made("model.attn", factory, dim=…, layer=…)     build a part; its signatures are checked
     refuse_plain_parameters(model)                  check that every parameter has a role, and is registered
     with outputs_checked(model): model(tokens)      check what each part returns, and that it leaves its input alone
 
-All of this is known before anything is trained. What a module computes is held to the laws in `minllm.laws.laws`.
+All of this is checked before training. The laws in `minllm.laws.laws` check what a module computes.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ WRITE_INIT_STATE = "def init_state(self, batch, max_len, *, device, dtype)"
 
 
 class Mistake(UserError):
-    """A part of the model isn't written as it must be."""
+    """A part of the model doesn't implement its interface."""
 
 
 def made(place: str, factory: Callable[..., Any], /, **given: Any) -> Any:
-    """Build the part that stands at `place` (such as model.attn) from what only its owner knows.
+    """Build the part configured at `place` (such as model.attn) from the arguments that only its owner knows.
 
     Args:
-        given: the constructor's positional arguments, by the names that they usually have.
+        given: the constructor's positional arguments, by their usual names.
 
     Raises:
-        Mistake: the constructor doesn't take them, or what it makes is no module.
+        Mistake: the constructor doesn't accept them, or doesn't return an nn.Module.
     """
     _check_constructor(place, factory, list(given))
     if missing := sorted(getattr(getattr(factory, "func", factory), "__abstractmethods__", ())):
         raise Mistake(
-            f"{place}: {_name_of(factory)} must define {' and '.join(missing)}, which its base class leaves open."
+            f"{place}: {_name_of(factory)} must define {' and '.join(missing)}, abstract in its base class."
         )
     try:
         part = factory(*given.values())
@@ -52,10 +52,10 @@ def made(place: str, factory: Callable[..., Any], /, **given: Any) -> Any:
         if "Module.__init__() call" not in str(error):
             raise
         raise Mistake(
-            f"{place}: {_name_of(factory)}.__init__ must begin with super().__init__(), since it is an nn.Module."
+            f"{place}: {_name_of(factory)}.__init__ must begin with super().__init__(), because it is an nn.Module."
         ) from error
     if not isinstance(part, nn.Module):
-        raise Mistake(f"{place}: {_name_of(factory)} must make a torch.nn.Module, not {_article(part)}.")
+        raise Mistake(f"{place}: {_name_of(factory)} must be a torch.nn.Module, not {_article(part)}.")
     part.stands_as = place
     return part
 
@@ -66,35 +66,35 @@ def made_branch(place: str, factory: Callable[..., Any], /, **given: Any) -> nn.
     name, forward = type(part).__name__, inspect.signature(part.forward)
     if type(part).forward is nn.Module.forward or not _takes(part.forward, 2):
         raise Mistake(
-            f"{place}: {name}.forward{forward} doesn't take an input and the context: write {WRITE_FORWARD}."
+            f"{place}: {name}.forward{forward} must take an input and the context: write {WRITE_FORWARD}."
         )
     if "state" in forward.parameters:
         if forward.parameters["state"].default is not None or not _takes(part.forward, 3):
             raise Mistake(
-                f"{place}: {name}.forward{forward} must take state as its third argument, with None for its default:"
+                f"{place}: {name}.forward{forward} must take state as its third argument, with default None:"
                 " write def forward(self, x_BTD, ctx, state=None)."
             )
         if not hasattr(part, "init_state") and not getattr(part, "looks_ahead", None):
             raise Mistake(
-                f"{place} can't generate: {name}.forward takes a state, and {name} has no init_state to make one."
-                f" Write {WRITE_INIT_STATE}; it returns an object whose tensors() lists all that it remembers."
+                f"{place} can't generate: {name}.forward takes a state, but {name} has no init_state to create one."
+                f" Write {WRITE_INIT_STATE}, which returns an object whose tensors() lists all tensors that it holds."
             )
         if hasattr(part, "init_state") and not _takes(part.init_state, 2, "device", "dtype"):
             raise Mistake(
-                f"{place}: {name}.init_state{inspect.signature(part.init_state)} can't be called as it will be: write"
+                f"{place}: {name}.init_state{inspect.signature(part.init_state)} has the wrong signature: write"
                 f" {WRITE_INIT_STATE}."
             )
     elif hasattr(part, "init_state"):
         raise Mistake(
-            f"{place}: {name} has an init_state, and its forward{forward} takes no state: write"
-            " def forward(self, x_BTD, ctx, state=None), and go on from the state where it is given."
+            f"{place}: {name} has an init_state, but its forward{forward} takes no state: write"
+            " def forward(self, x_BTD, ctx, state=None), and continue from the state if it is given."
         )
     part.keeps_shape = True
     return part
 
 
 def like(first: nn.Module, part: nn.Module) -> nn.Module:
-    """Return another part of the same making as one that was checked."""
+    """Mark `part` as checked, because it was built like `first`, and return it."""
     part.stands_as, part.keeps_shape = first.stands_as, True
     return part
 
@@ -107,7 +107,7 @@ def made_norm(norms: Any, dim: int) -> nn.Module:
 
 
 def refuse_plain_parameters(model: nn.Module) -> None:
-    """Refuse parameters that don't say what they are: nothing would know how they begin, or how to optimise them."""
+    """Raise `Mistake` for parameters without a role, which says how to initialise and optimise them."""
     for part in model.modules():
         if "stands_as" in vars(part):
             _refuse_plain(part)
@@ -118,7 +118,7 @@ def refuse_plain_parameters(model: nn.Module) -> None:
 def _refuse_plain(part: nn.Module) -> None:
     if any(isinstance(inner, _BatchNorm) for inner in part.modules()):
         raise Mistake(
-            f"{part.stands_as}: {type(part).__name__} has a batch norm, which mixes the texts of a batch, and tokens"
+            f"{part.stands_as}: {type(part).__name__} has a batch norm, which mixes the rows of a batch, and tokens"
             " with later ones. Use layer.norms.make(dim), a norm of the model's own kind."
         )
     for path, param in part.named_parameters():
@@ -134,46 +134,46 @@ def _refuse_plain(part: nn.Module) -> None:
 
 
 def _refuse_unregistered(part: nn.Module, module: nn.Module) -> None:
-    """Refuse tensors and modules that PyTorch doesn't know of, so that they wouldn't be moved, trained or saved."""
+    """Raise `Mistake` for tensors and modules that aren't registered, so PyTorch won't move, train or save them."""
     where = f"{part.stands_as}: {type(module).__name__}"
     for name, value in vars(module).items():
         if name in OF_TORCH:
             continue
         inside = list(value.values()) if isinstance(value, dict) else value
         inside = inside if isinstance(inside, (list, tuple)) else [inside]
-        if any(isinstance(one, nn.Parameter) for one in inside):
+        if any(isinstance(item, nn.Parameter) for item in inside):
             raise Mistake(
                 f"{where}.{name} is a list of parameters: make it an nn.ParameterList or nn.ParameterDict."
             )
-        if any(isinstance(one, Tensor) and one.dim() for one in inside):
+        if any(isinstance(item, Tensor) and item.dim() for item in inside):
             raise Mistake(
                 f"{where}.{name} is a plain tensor, which doesn't move to the model's device: write"
-                f" self.register_buffer('{name}', …) in place of self.{name} = …."
+                f" self.register_buffer('{name}', …) instead of self.{name} = …."
             )
-        if any(isinstance(one, nn.Module) and one not in set(part.modules()) for one in inside):
+        if any(isinstance(item, nn.Module) and item not in set(part.modules()) for item in inside):
             raise Mistake(
-                f"{where}.{name} is a list of modules, whose parameters nothing would train: make it an nn.ModuleList"
+                f"{where}.{name} is a list of modules, whose parameters wouldn't be trained: make it an nn.ModuleList"
                 " or nn.ModuleDict."
             )
 
 
 def check_state(module: nn.Module, state: State) -> State:
-    """Return a state that a module has made, if it can tell what it holds."""
+    """Return a module's state. Raises `Mistake` if it doesn't list its tensors."""
     tensors = getattr(state, "tensors", None)
     if not callable(tensors):
         raise Mistake(
-            f"{called(module)}: init_state() returns {_article(state)}, which has no method tensors(): return an object"
-            " whose tensors() lists all tensors that it holds, so that its memory can be counted."
+            f"{called(module)}: init_state() returns {_article(state)}, which has no tensors() method: return an object"
+            " whose tensors() lists all tensors that it holds, so that its size can be measured."
         )
     held = tensors()
-    if not isinstance(held, (list, tuple)) or not all(isinstance(one, Tensor) for one in held):
+    if not isinstance(held, (list, tuple)) or not all(isinstance(item, Tensor) for item in held):
         raise Mistake(f"{called(module)}: {type(state).__name__}.tensors() must return a list of tensors.")
     return state
 
 
 @contextlib.contextmanager
 def outputs_checked(model: nn.Module) -> Iterator[None]:
-    """Check what all parts of a model return while this lasts. Mistake from the pass where one returns wrong."""
+    """Check the outputs of all parts of a model inside this context. An invalid output raises `Mistake`."""
     hooks = []
     for part in model.modules():
         if getattr(part, "keeps_shape", False) or hasattr(part, "residual"):
@@ -191,7 +191,7 @@ def outputs_checked(model: nn.Module) -> Iterator[None]:
 
 
 def called(part: nn.Module) -> str:
-    """Return a part's place and class, such as model.attn (Attention)."""
+    """Return a part's config key and class, such as model.attn (Attention)."""
     return f"{part.stands_as} ({type(part).__name__})"
 
 
@@ -203,8 +203,8 @@ def _after(versions: list[int], part: nn.Module, args: tuple[Any, ...], out: Any
     _check_output(part, args[0], out)
     if args[0]._version != versions.pop():
         raise Mistake(
-            f"{called(part)} changes its input in place, which others read too: write x = x + y in place of x += y, and"
-            " x.masked_fill(…) in place of x.masked_fill_(…)."
+            f"{called(part)} changes its input in place, which other modules read too: write x = x + y instead of"
+            " x += y, and x.masked_fill(…) instead of x.masked_fill_(…)."
         )
 
 
@@ -214,7 +214,7 @@ def _before_branch(versions: list[int], branch: nn.Module, args: tuple[Any, ...]
     read = residual.read(stream, ctx)
     if not isinstance(read, Tensor) or read.shape != ctx.x0_BTD.shape:
         raise Mistake(
-            f"{called(residual)}: read() returns {_shape(read)}, and a branch reads"
+            f"{called(residual)}: read() returns {_shape(read)}, but must return"
             f" {_shape(ctx.x0_BTD)}, (batch, tokens, model.dim)."
         )
 
@@ -223,21 +223,21 @@ def _after_branch(versions: list[int], branch: nn.Module, args: tuple[Any, ...],
     stream, residual = args[0], branch.residual
     if not isinstance(out, Tensor) or out.shape != stream.shape:
         raise Mistake(
-            f"{called(residual)}: write() returns {_shape(out)}, and must return the stream as it was given,"
+            f"{called(residual)}: write() returns {_shape(out)}, but must return the shape of the stream it was given,"
             f" {_shape(stream)}."
         )
     if stream._version != versions.pop():
         raise Mistake(
-            f"{called(residual)}: write() changes the stream in place, which others read too: write"
-            " return stream + y_BTD in place of stream += y_BTD."
+            f"{called(residual)}: write() changes the stream in place, which other modules read too: write"
+            " return stream + y_BTD instead of stream += y_BTD."
         )
 
 
 def _check_output(part: nn.Module, x: Tensor, out: Any) -> None:
     if isinstance(out, (tuple, list)):
         raise Mistake(
-            f"{called(part)} returns {_article(out)} of {len(out)}: return the output alone. What it remembers is"
-            " written into the state."
+            f"{called(part)} returns {_article(out)} of {len(out)}: return only the output, and store what it remembers"
+            " in the state."
         )
     if not isinstance(out, Tensor):
         raise Mistake(
@@ -247,7 +247,7 @@ def _check_output(part: nn.Module, x: Tensor, out: Any) -> None:
     if out.shape != x.shape:
         raise Mistake(
             f"{called(part)} returns shape {tuple(out.shape)} for an input of {tuple(x.shape)}: it must return the"
-            " shape that it is given, (batch, tokens, model.dim)."
+            " shape of its input, (batch, tokens, model.dim)."
         )
     if out.dtype != x.dtype:
         raise Mistake(
@@ -256,17 +256,17 @@ def _check_output(part: nn.Module, x: Tensor, out: Any) -> None:
     if not out.is_meta and not torch.isfinite(out).all() and torch.isfinite(x).all():
         raise Mistake(
             f"{called(part)} returns NaN or infinity for finite input, at its initial weights: look for a division by"
-            " zero, a logarithm or a root of what isn't positive, or a softmax over nothing."
+            " zero, a logarithm or root of a number that isn't positive, or a softmax over an empty set."
         )
 
 
 def _check_constructor(place: str, factory: Callable[..., Any], names: list[str]) -> None:
-    """Refuse a constructor that doesn't take what its owner gives, or takes it in another order."""
+    """Raise `Mistake` if a constructor doesn't take the owner's arguments, or takes them in another order."""
     signature, listed = inspect.signature(factory), ", ".join(names)
     takes = [
-        one.name
-        for one in signature.parameters.values()
-        if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        param.name
+        for param in signature.parameters.values()
+        if param.kind in (param.POSITIONAL_ONLY, param.POSITIONAL_OR_KEYWORD)
     ]
     try:
         signature.bind(*names)
@@ -278,7 +278,7 @@ def _check_constructor(place: str, factory: Callable[..., Any], names: list[str]
         in_order = False
     if not in_order:
         raise Mistake(
-            f"{place}: {_name_of(factory)} can't be made from ({listed}): write {WRITE_INIT.format(listed)}, with its"
+            f"{place}: {_name_of(factory)} can't be called with ({listed}): write {WRITE_INIT.format(listed)}, with its"
             " options after the *."
         )
 
@@ -294,14 +294,14 @@ def _takes(function: Callable[..., Any], positional: int, *keywords: str) -> boo
 def _cure(owner: nn.Module) -> str:
     if isinstance(owner, nn.Linear):
         return (
-            "Use minllm.model.parameter.Linear(n_in, n_out, stream=…) in place of nn.Linear; stream is 'reads' where it"
-            " reads the residual stream, 'writes' where its output goes there, 'within' elsewhere."
+            "Use minllm.model.parameter.Linear(n_in, n_out, stream=…) instead of nn.Linear; stream is 'reads' if it"
+            " reads the residual stream, 'writes' if its output is added to it, and otherwise 'within'."
         )
     if "Norm" in type(owner).__name__ and type(owner).__module__.startswith("torch."):
-        return "Use layer.norms.make(dim), a norm of the model's own kind, in place of torch's."
+        return "Use layer.norms.make(dim), a norm of the model's own kind, instead of torch's."
     return (
-        "Use minllm.model.parameter.parameter(*shape, kind=…, draw=…) in place of nn.Parameter: kind is 'matrix',"
-        " 'vector' or 'embedding', and draw fills in the initial values, such as normal(0.02) or constant(0)."
+        "Use minllm.model.parameter.parameter(*shape, kind=…, draw=…) instead of nn.Parameter: kind is 'matrix',"
+        " 'vector' or 'embedding', and draw sets the initial values, such as normal(0.02) or constant(0)."
     )
 
 

@@ -13,21 +13,21 @@ from minllm.model.lm import LM, ModelState
 
 @dataclass(frozen=True)
 class Cost:
-    """The figures by which architectures are compared without running them."""
+    """The costs by which architectures are compared without running them."""
 
     params: int
     params_non_embedding: int
-    """Without embeddings and without an untied head: what the layers hold."""
+    """Parameters without the embeddings and an untied head."""
     params_active: int
-    """Those that one token meets; less than `params` where experts are chosen."""
+    """Parameters used by one token; fewer than `params` in a mixture of experts."""
     flops_per_token: float
-    """Of training, forward and backward (3 × forward), at a sequence of the given length."""
+    """FLOPs of training, forward and backward (3 × forward), for a sequence of the given length."""
     state_bytes_per_sequence: int | None
-    """What decoding a sequence of the given length remembers, in fp32; None for a model that can't generate."""
+    """Size of the decoding state after a sequence of the given length, in fp32; None if the model can't generate."""
 
 
 def cost(model: LM, seq_len: int) -> Cost:
-    """Measure what `model` costs at sequences of `seq_len` tokens. Nothing is computed: tensors have shapes only."""
+    """Measure the cost of `model` at sequences of `seq_len` tokens, on the meta device."""
     return Cost(
         params=params(model),
         params_non_embedding=params_non_embedding(model),
@@ -60,11 +60,11 @@ def flops_per_token(model: LM, seq_len: int) -> float:
 
 
 def state_bytes(model: LM, batch: int, seq_len: int) -> int | None:
-    """Return what the state of `batch` sequences takes; None for a model that can't generate."""
+    """Return the size of the state of `batch` sequences in bytes; None if the model can't generate."""
     if model.cannot_generate:
         return None
     state = model.init_state(batch, seq_len, device="meta")
-    if model.reads_memory:  # what is kept of a memory is known when it has been read
+    if model.reads_memory:  # the memory's keys and values are cached in the first pass
         _on_meta(_TrainingPass(model), batch, seq_len, state)
     return state.nbytes
 
@@ -72,8 +72,8 @@ def state_bytes(model: LM, batch: int, seq_len: int) -> int | None:
 def forward_flops(model: LM, seq_len: int) -> int:
     """Count the floating-point operations of the matrix products in one forward pass over one sequence.
 
-    torch's own counter counts them as they are dispatched, so that an option needs no formula of its own; causal
-    attention counts in full, as is customary.
+    torch's FlopCounterMode counts them as they are dispatched, so no option needs its own formula. Causal attention
+    counts in full, as is customary.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,14 +83,14 @@ def forward_flops(model: LM, seq_len: int) -> int:
 
 
 class _TrainingPass(nn.Module):
-    """All that a training step computes forwards: the logits of the next token, and of those after it."""
+    """The forward pass of a training step: the logits of the next token, and of those after it."""
 
     def __init__(self, model: LM):
         super().__init__()
         self.model = model
 
     def forward(self, tokens_BT: Tensor, state: ModelState | None = None) -> None:
-        # a memory is taken to be as long as the tokens
+        # assume that the memory is as long as the tokens
         memory_BSD = self.model.blank_memory(*tokens_BT.shape, tokens_BT.device)
         ahead: list[Tensor] = []
         for x_BTD in [self.model.hidden(tokens_BT, None, state, memory_BSD=memory_BSD, ahead=ahead), *ahead]:
@@ -98,7 +98,7 @@ class _TrainingPass(nn.Module):
 
 
 def _on_meta(module: nn.Module, batch: int, seq_len: int, *args: ModelState | None) -> None:
-    """Run a module on sequences of shapes without values."""
+    """Run a module on the meta device."""
     shapes = {name: t.to("meta") for name, t in [*module.named_parameters(), *module.named_buffers()]}
     tokens_BT = torch.zeros(batch, seq_len, dtype=torch.int64, device="meta")
     with torch.no_grad():

@@ -1,15 +1,15 @@
 """The language model: an embedding, a stack of layers and a head.
 
-Read this file first. A layer is a short sentence of branches, and the layout is the list of sentences that repeats
-up the stack:
+Read this file first. A layer is a sequence of branches, and the layout is the list of layers that is repeated up the
+stack:
 
     [attn mlp]                            a transformer
-    [attn+mlp]                            attention and MLP side by side on the same input
+    [attn+mlp]                            attention and MLP in parallel on the same input
     [rec mlp, rec mlp, attn mlp]          Griffin
     [local mlp] ×5, [attn mlp]            Gemma 3
 
-A space means "then", a plus means "side by side". Each word names the branch module that stands under that name in
-the configuration (`model.attn`, `model.mlp`, …); nothing else here knows what a transformer is.
+A space means "then", a plus means "in parallel". Each name is a branch, configured under that name (`model.attn`,
+`model.mlp`, …); nothing else here knows what a transformer is.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ class LM(nn.Module):
 
     Args:
         vocab_size: the tokenizer's number of tokens, V.
-        norms: kind and places of the norms (`norm=`).
-        branches: for each word a layer may use, what makes its module: `branches["attn"](dim, layer)`.
+        norms: the kind of norm and where norms are applied (`norm=`).
+        branches: maps each branch name to a factory of its module: `branches["attn"](dim, layer)`.
         dim: width of the residual stream, D.
-        n_layers: number of layers; the layout's sentences repeat until there are that many.
-        layout: the sentences, such as ["rec mlp", "attn mlp"].
-        first: sentences of the first layers, before the layout begins.
-        loops: how often the whole stack is run, its output its input; the weights are shared (1807.03819).
-        pos: how tokens know their places (`model/pos=`).
-        residual: who owns the stream (`model/residual=`).
+        n_layers: number of layers; the layout is repeated until there are that many.
+        layout: the layers, such as ["rec mlp", "attn mlp"].
+        first: the first layers, before the layout begins.
+        loops: how often the whole stack is applied to its own output, with shared weights (1807.03819).
+        pos: how positions are encoded (`model/pos=`).
+        residual: the kind of residual connection (`model/residual=`).
         tie_embeddings: the head uses the embedding's matrix.
         head_bias: the head has a bias for each token, as in GPT-J.
         scale_embedding: multiply embeddings by √dim, as the original transformer and Gemma do, or by this number.
-        softcap: bound the logits softly, c·tanh(logits / c), or null.
-        predict_ahead: how many tokens after the next one an objective may ask for. Each has a layer of its own on top
-            of the stack, with the last layer's sentence, and they share the head (2404.19737).
-        dropout: share of the embedding's and of each branch's output that is dropped in training.
+        softcap: limit the logits to c·tanh(logits / c); null means no limit.
+        predict_ahead: how many tokens after the next one can be predicted. Each has its own layer on top of the
+            stack, with the same branches as the last layer; they share the head (2404.19737).
+        dropout: dropout probability of the embedding and of each branch's output.
 
     Raises:
-        UserError: the layout uses a word that no branch has.
+        UserError: the layout names a branch that doesn't exist.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class LM(nn.Module):
         super().__init__()
         self.vocab_size, self.dim, self.dropout, self.softcap = vocab_size, dim, dropout, softcap
         self.loops = loops
-        # a bool is asked for by its type, because 1 == True
+        # checked by type, because 1 == True
         is_word = isinstance(scale_embedding, bool)
         self.embedding_scale = (dim**0.5 if scale_embedding else 1.0) if is_word else scale_embedding
-        # what is embedded has the same size at the start whether or not it is scaled
+        # embedded tokens have the same initial scale whether or not they are multiplied
         draw = normal(0.02 / self.embedding_scale)
         self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")
         self.embedding_norm = made_norm(norms, dim) if norms.embedding else None
@@ -96,7 +96,7 @@ class LM(nn.Module):
         sentences = [_parse(sentence, branches) for sentence in written + predict_ahead * written[-1:]]
         if predict_ahead and not sentences[-1]:
             raise UserError(
-                "The last layer has no branch, so nothing can predict further ahead: see model.layout."
+                "The last layer has no branch, so the model can't predict further ahead: change model.layout."
             )
         total = loops * sum(len(sentence) for sentence in sentences[:n_layers])
 
@@ -111,7 +111,7 @@ class LM(nn.Module):
                 in_layer[name] = Branch(modules, dim, layer, norms, residual, dropout)
             (self.layers if i < n_layers else self.ahead).append(in_layer)
         if not self.branches():
-            raise UserError("No branch is left in model.layout: choose another model/mlp than none.")
+            raise UserError("model.layout has no branches: choose a model/mlp other than none.")
         for module in self.modules():
             if isinstance(module, Position):
                 module.check(self)
@@ -128,14 +128,14 @@ class LM(nn.Module):
         state: ModelState | None = None,
         memory_BSD: Tensor | None = None,
     ) -> Tensor:
-        """Return the logits of each next token, (B, T, V).
+        """Return the logits of the next token at each position, (B, T, V).
 
         Args:
             tokens_BT: token ids, int64.
-            segments: the document each token belongs to, int64 (B, T), with -1 for padding; tokens see their own
-                segment only. None means one document a row, and is faster.
-            state: what earlier calls have seen (`init_state`); it is advanced by these T tokens.
-            memory_BSD: what cross-attention reads.
+            segments: the document each token belongs to, int64 (B, T), with -1 for padding; tokens see only their own
+                segment. None means one document per row, and is faster.
+            state: the decoding state (`init_state`), which is advanced by these T tokens.
+            memory_BSD: the input of cross-attention.
         """
         return self.logits(self.hidden(tokens_BT, segments, state, memory_BSD=memory_BSD))
 
@@ -151,13 +151,13 @@ class LM(nn.Module):
         losses: list[Tensor] | None = None,
         ahead: list[Tensor] | None = None,
     ) -> Tensor:
-        """Return what the head reads, (B, T, D). The arguments are those of `forward`, and what objectives want:
+        """Return the head's input, (B, T, D). Takes the arguments of `forward`, and those that objectives need:
 
         Args:
-            memory_segments_BS: the segment that each piece of the memory is for.
-            counted_BT: the tokens that the loss counts, bool.
-            losses: branches that have auxiliary losses add them here, in nats a token of those that count.
-            ahead: what the head reads for the tokens after the next one is added here, (B, T, D) for each of these.
+            memory_segments_BS: the segment that each position of the memory belongs to.
+            counted_BT: the tokens that count in the loss, bool.
+            losses: branches append their auxiliary losses to this list, in nats per counted token.
+            ahead: the head's inputs for the tokens after the next one are appended to this list, (B, T, D) each.
         """
         if self.sees_padding and segments is None and counted_BT is not None:
             segments = _without_padding(counted_BT)
@@ -179,13 +179,13 @@ class LM(nn.Module):
         ctx.x0_BTD = x_BTD = self._embed(tokens_BT, ctx)
 
         branches = self.branches()
-        ends = branches[0].residual  # stands for all where the stream begins and ends
+        ends = branches[0].residual  # all residuals begin and end the stream in the same way
         stream = ends.start(x_BTD)
         for branch, states in zip(branches * self.loops, state.branches if state else itertools.repeat({})):
             stream = branch(stream, ctx, states)
         if ahead is not None:
             for layer in self.ahead:
-                further = functools.reduce(lambda one, branch: branch(one, ctx), layer.values(), stream)
+                further = functools.reduce(lambda x, branch: branch(x, ctx), layer.values(), stream)
                 ahead.append(self._normed(ends.finish(further)))
         return self._normed(ends.finish(stream))
 
@@ -193,7 +193,7 @@ class LM(nn.Module):
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the head's logits (…, V) of what `hidden` returns (…, D)."""
+        """Return the logits (…, V) for the output of `hidden` (…, D)."""
         logits = linear(x, self.head_weight_VD, self.head_bias_V)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -212,14 +212,14 @@ class LM(nn.Module):
 
     @property
     def reads_memory(self) -> bool:
-        """Whether some branch reads what comes beside the tokens."""
-        words = (word for branch in self.branches() for word in branch.words.values())
-        return any(getattr(word, "reads_memory", False) for word in words)
+        """Whether some branch has cross-attention."""
+        modules = (module for branch in self.branches() for module in branch.words.values())
+        return any(getattr(module, "reads_memory", False) for module in modules)
 
     def blank_memory(
         self, batch: int, length: int, device: str | torch.device | None = None
     ) -> Tensor | None:
-        """Return a memory of zeros, (B, S, D), to see what the model does with one; None if it reads none."""
+        """Return a memory of zeros, (B, S, D), to try the model with; None if it has no cross-attention."""
         return torch.zeros(batch, length, self.dim, device=device) if self.reads_memory else None
 
     def branches(self) -> list[Branch]:
@@ -228,12 +228,12 @@ class LM(nn.Module):
 
     @property
     def cannot_generate(self) -> str | None:
-        """Why this model can't generate: the sentence of a module in it that `looks_ahead`. None if it can."""
-        sentences = (getattr(module, "looks_ahead", None) for module in self.modules())
-        return next(filter(None, sentences), None)
+        """Why this model can't generate: the message of a module with `looks_ahead`. None if it can."""
+        reasons = (getattr(module, "looks_ahead", None) for module in self.modules())
+        return next(filter(None, reasons), None)
 
     def init_state(self, batch: int, max_len: int, *, device: str | torch.device | None = None) -> ModelState:
-        """Return the empty state of `batch` sequences that may grow to `max_len` tokens.
+        """Return an empty decoding state for `batch` sequences of up to `max_len` tokens.
 
         Raises:
             UserError: the model can't generate.
@@ -247,7 +247,7 @@ class LM(nn.Module):
 
 @dataclass
 class ModelState:
-    """All that a model remembers between decoding steps: what its mixers do, and the segments so far."""
+    """A model's decoding state: the states of its mixers, and the segments so far."""
 
     max_len: int
     branches: list[dict[str, State]]
@@ -255,13 +255,13 @@ class ModelState:
     segments_BS: Tensor | None = None
 
     def advance(self, tokens_BT: Tensor, segments: Tensor | None) -> Tensor | None:
-        """Take note of the tokens that come next; return the segments of all tokens so far, these included."""
+        """Record the next tokens; return the segments of all tokens so far, including these."""
         (B, T), past = tokens_BT.shape, self.past
         if past + T > self.max_len:
             raise ValueError(f"this state holds {self.max_len} tokens: {past} + {T} don't fit")
         if segments is not None or self.segments_BS is not None:
             earlier = tokens_BT.new_zeros(B, past) if self.segments_BS is None else self.segments_BS
-            # tokens that come without segments go on with the last one
+            # tokens without segments continue the last segment
             new = earlier[:, -1:].expand(B, T) if segments is None else segments
             self.segments_BS = torch.cat([earlier, new], dim=1)
         self.past += T
@@ -269,22 +269,22 @@ class ModelState:
 
     @property
     def nbytes(self) -> int:
-        """The memory that the mixers' states take."""
+        """Size of the mixers' states in bytes."""
         tensors = [t for states in self.branches for state in states.values() for t in state.tensors()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _without_padding(counted_BT: Tensor) -> Tensor:
-    """Return the segments of rows of one document each, in which what follows the last token that counts is padding.
+    """Return segments for rows of one document each; what follows the last counted token is padding.
 
-    A causal model needs none: it doesn't see what follows.
+    A causal model doesn't need them, because it doesn't see what follows.
     """
     to_come_BT = counted_BT.flip(1).long().cumsum(dim=1).flip(1)
     return torch.where(to_come_BT > 0, 0, PAD)
 
 
 def _positions(length: int, segments_BS: Tensor | None, device: torch.device) -> Tensor:
-    """Return each token's place, counted from 0 where its segment begins; (1, S) where all rows agree."""
+    """Return each token's position in its segment, from 0; (1, S) if all rows agree."""
     place_S = torch.arange(length, device=device)
     if segments_BS is None:
         return place_S[None]
@@ -294,23 +294,23 @@ def _positions(length: int, segments_BS: Tensor | None, device: torch.device) ->
 
 
 def _written(first: list[str], layout: list[str], n_layers: int) -> list[str]:
-    """Return the sentence of each layer."""
+    """Return the layout's entry for each layer."""
     if not layout:
         raise UserError("model.layout is empty: write for example 'model.layout=[attn mlp]'.")
     needed = len(first) + len(layout)
     if n_layers < needed:
         raise UserError(
-            f"model.n_layers={n_layers} ends before the layout does, and never reaches its last '{layout[-1]}':"
-            f" make it {needed} or more, or write a shorter model.layout."
+            f"model.n_layers={n_layers} is too small for the layout, whose last layer is '{layout[-1]}':"
+            f" set it to {needed} or more, or write a shorter model.layout."
         )
     return [*first, *(layout[i % len(layout)] for i in range(n_layers - len(first)))]
 
 
 def _parse(sentence: str, known: Mapping[str, Callable]) -> dict[str, list[str]]:
-    """Return the branches of a sentence by name: "attn+mlp mlp mlp" has attn+mlp, mlp and mlp_2."""
+    """Return the branches of a layer by name: "attn+mlp mlp mlp" has attn+mlp, mlp and mlp_2."""
     phrases = sentence.split()
     if not phrases:
-        raise UserError("model.layout has an empty sentence: write for example 'model.layout=[attn mlp]'.")
+        raise UserError("model.layout has an empty layer: write for example 'model.layout=[attn mlp]'.")
     parsed: dict[str, list[str]] = {}
     for i, phrase in enumerate(phrases):
         again = phrases[:i].count(phrase)
@@ -321,22 +321,22 @@ def _parse(sentence: str, known: Mapping[str, Callable]) -> dict[str, list[str]]
 
 
 def _words(phrase: str, known: Mapping[str, Callable]) -> list[str]:
-    """Return the words that stand side by side in a phrase."""
+    """Return the names of the parallel branches in a phrase."""
     words = phrase.split("+")
     for word in words:
         if not word.isidentifier():
             raise UserError(
-                f"model.layout says '{phrase}': write words, with a plus between those that stand side by side,"
+                f"model.layout has '{phrase}': write branch names, with a plus between parallel branches,"
                 " such as attn+mlp."
             )
         if word not in known:
             raise UserError(
-                f"model.layout says '{word}', and the model has no such branch.{suggest(word, known)}"
-                f" To say what '{word}' is: model/{word}=<option>, or +model/attn@model.{word}=<option>."
+                f"model.layout names '{word}', but the model has no such branch.{suggest(word, known)}"
+                f" To define it, add model/{word}=<option> or +model/attn@model.{word}=<option>."
             )
     if len(set(words)) < len(words):
         raise UserError(
-            f"model.layout says '{phrase}', and a word can't stand beside itself: one that does the same by another"
-            " name can, such as +model/mlp@model.mlp2=swiglu."
+            f"model.layout has '{phrase}', but a branch can't be parallel to itself: define a second branch, such as"
+            " +model/mlp@model.mlp2=swiglu."
         )
     return words

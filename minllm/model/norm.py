@@ -1,4 +1,4 @@
-"""Norms, and where in a branch they stand."""
+"""Norms, and where in a branch they are applied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minllm.schema.options import Positive
 
 @dataclass(frozen=True, kw_only=True)
 class Norms:
-    """The norms of a model: of which kind, and at which of the three places in each branch.
+    """The norms of a model: their kind, and at which of three points of each branch they are applied.
 
             stream ──┬──► before ──► module ──► after ──┐
                      └─────────────────────────────────(+)──► residual ──► stream
@@ -29,13 +29,13 @@ class Norms:
     after: bool
     residual: bool
     shared: bool
-    """Words joined by a plus read one norm (GPT-J, PaLM), or each has its own (GPT-NeoX)."""
+    """Branches joined by a plus share one input norm (GPT-J, PaLM); if false, each has its own (GPT-NeoX)."""
     embedding: bool
-    """One more norm behind the embedding, as in BLOOM."""
+    """Add a norm after the embedding, as in BLOOM."""
     final: bool
-    """One more norm behind the last layer."""
+    """Add a norm after the last layer."""
     affine: bool
-    """A gain for each channel; without it and without a bias the norm has no parameters, as in OLMo (2402.00838)."""
+    """A gain per channel; without it and without a bias the norm has no parameters, as in OLMo (2402.00838)."""
     bias: bool
     eps: Positive
 
@@ -53,7 +53,7 @@ class Norms:
 
 
 class Norm(nn.Module):
-    """A norm over the last dimension, followed by a gain and a bias of each channel where they are wanted."""
+    """A norm over the last dimension, followed by an optional gain and bias per channel."""
 
     def __init__(self, dim: int, *, affine: bool = True, bias: bool = False, eps: float = 1e-5):
         super().__init__()
@@ -78,7 +78,7 @@ class RMSNorm(Norm):
 
 
 class RMSNorm1p(Norm):
-    """The same with gains 1 + w, so that weight decay pulls them to 1, as in Gemma (2403.08295)."""
+    """RMSNorm with gains 1 + w, so that weight decay pulls them towards 1, as in Gemma (2403.08295)."""
 
     def gain(self, dim: int) -> nn.Parameter:
         return parameter(dim, kind="vector", draw=constant(0))
@@ -96,14 +96,14 @@ class LayerNorm(Norm):
 
 
 class CosineNorm(Norm):
-    """Divide by the Euclidean length, so that products of two normed vectors are cosines."""
+    """Divide by the L2 norm, so that the dot product of two normed vectors is their cosine."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.affine(F.normalize(x, dim=-1, eps=self.eps))
 
 
 class ScaleNorm(Norm):
-    """Divide by the Euclidean length and multiply by one learned length, √dim at the start (1910.05895)."""
+    """Divide by the L2 norm and multiply by one learned length, initially √dim (1910.05895)."""
 
     def gain(self, dim: int) -> nn.Parameter:
         return parameter(1, kind="vector", draw=constant(dim**0.5))
@@ -114,7 +114,7 @@ class ScaleNorm(Norm):
 
 
 class DynamicTanh(Norm):
-    """tanh(αx) with a learned α: bounds what a norm would divide, and needs no statistics (DyT, 2503.10622)."""
+    """tanh(αx) with a learned α, which bounds activations without any statistics (DyT, 2503.10622)."""
 
     def __init__(self, dim: int, *, affine: bool = True, bias: bool = False, eps: float = 1e-5):
         super().__init__(dim, affine=affine, bias=bias, eps=eps)

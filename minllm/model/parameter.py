@@ -1,7 +1,7 @@
-"""Parameters that know their role and how they begin.
+"""Parameters with a role and an initialisation.
 
-A module says what each of its parameters is (a matrix, a vector or an embedding; whether it reads or writes the
-residual stream) and how its first values are drawn. Nothing is ever matched by name.
+A module declares what each of its parameters is (a matrix, a vector or an embedding; whether it reads or writes the
+residual stream) and how its initial values are drawn. Nothing is matched by name.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Draw = Callable[[Tensor, torch.Generator], None]
 
 @dataclass(frozen=True)
 class Role:
-    """What a parameter is to the model: optimizers, initialisation and reports ask for it."""
+    """A parameter's role in the model, used by optimizers, initialisation and reports."""
 
     kind: Kind
     stream: Stream = "within"
     draw: Draw = lambda value, generator: None
     parts: tuple[int, ...] = ()
-    """Sizes along the first dimension that are drawn as if they were parameters of their own."""
+    """Sizes along the first dimension of parts that are drawn like separate parameters."""
     active: float = 1.0
-    """The share of tokens that meet it: less than all where experts are chosen."""
+    """The fraction of tokens that use it: less than 1 in a mixture of experts."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -45,17 +45,17 @@ class Role:
 
 
 def parameter(*shape: int, kind: Kind, draw: Draw, stream: Stream = "within", parts=()) -> nn.Parameter:
-    """Return a parameter with a role. It holds no values until `initialise` draws them."""
+    """Return a parameter with a role. Its values are undefined until `initialise` draws them."""
     made = nn.Parameter(torch.empty(*shape))
     made.role = Role(kind, stream, draw, tuple(parts))
     return made
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Draw every parameter from a generator of its own, seeded by `seed` and the parameter's path.
+    """Draw every parameter from its own generator, seeded by `seed` and the parameter's path.
 
-    Two models therefore start with identical weights wherever they share a path and a shape, whatever else they
-    differ in. Values are drawn on the CPU, so that they do not depend on the device.
+    Two models therefore have identical initial weights wherever they share a path and a shape. Values are drawn on the
+    CPU, so they don't depend on the device.
     """
     for path, param in model.named_parameters():
         role: Role = param.role
@@ -75,12 +75,12 @@ def constant(number: float) -> Draw:
 
 
 def log_between(low: float, high: float) -> Draw:
-    """Draw logarithms of numbers that lie evenly between two."""
+    """Draw logarithms of numbers that are uniform between `low` and `high`."""
     return lambda value, generator: value.uniform_(low, high, generator=generator).log_()
 
 
 def steps_between(low: float, high: float) -> Draw:
-    """Draw the b of a step softplus(b), such that steps lie between two, evenly by their logarithm."""
+    """Draw b such that softplus(b) is log-uniform between `low` and `high`."""
 
     def draw(value: Tensor, generator: torch.Generator) -> None:
         step = value.uniform_(math.log(low), math.log(high), generator=generator).exp()
@@ -90,7 +90,7 @@ def steps_between(low: float, high: float) -> Draw:
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b. Weights start at the scale that keeps a unit-variance input's variance, times `gain`."""
+    """y = x Wᵀ + b. Initial weights preserve the variance of the input, times `gain`²."""
 
     def __init__(
         self, n_in: int, n_out: int, *, stream: Stream, bias: bool = False, gain: float = 1.0, parts=()
@@ -102,12 +102,12 @@ class Linear(nn.Module):
         self.bias = parameter(n_out, kind="vector", draw=constant(0), stream=stream) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # most are small: asking here spares their decoding a call
+        # most are small: checking here saves a call when decoding
         return (linear if self.is_large else F.linear)(x, self.weight, self.bias)
 
 
 class SplitLinear(Linear):
-    """Several projections of one input in one matrix product; returns one tensor for each of `parts`."""
+    """Several projections of one input in one matrix product; returns one tensor per item of `parts`."""
 
     def __init__(self, n_in: int, parts: list[int], *, stream: Stream, bias: bool = False):
         super().__init__(n_in, sum(parts), stream=stream, bias=bias, parts=parts)

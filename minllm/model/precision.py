@@ -1,4 +1,4 @@
-"""What must not be rounded where everything around it is."""
+"""Computing in fp32 under autocast."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Computed = TypeVar("Computed")
 
 
 def in_fp32(compute: Callable[..., Computed], *inputs: Tensor | None) -> Computed:
-    """Return `compute(*inputs)`, in fp32 under autocast too."""
+    """Return `compute(*inputs)`, computed in fp32 even under autocast."""
     device = inputs[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # there is no autocast of mere shapes
+    if device == "meta" or not torch.is_autocast_enabled(device):  # the meta device has no autocast
         return compute(*inputs)
     with torch.autocast(device, enabled=False):
-        return compute(*(_float(one) for one in inputs))
+        return compute(*(_float(x) for x in inputs))
 
 
 def _float(x: Tensor | None) -> Tensor | None:

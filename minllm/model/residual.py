@@ -1,4 +1,4 @@
-"""Residual connections: who owns the stream that runs up the stack, and how branches read and write it."""
+"""Residual connections: how branches read and write the residual stream."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from minllm.schema.options import Count, Positive
 class Plain(nn.Module):
     """x + f(x) (1512.03385). The stream is the hidden vector itself.
 
-    Other residuals inherit from this one and replace what they do differently. Each branch owns an instance for its
-    `read` and `write`; the first branch's is asked for `start` and `finish` too.
+    This is the base class of all residuals. Each branch has an instance for its `read` and `write`; the first branch's
+    is also used for `start` and `finish`.
     """
 
     def __init__(self, dim: int, layer: Layer):
@@ -36,9 +36,9 @@ class Plain(nn.Module):
 
 
 class Scaled(Plain):
-    """a x + b f(x), and with `inject` + c x₀, the embedded token once more: three learned numbers for each branch.
+    """a x + b f(x), and with `inject` + c x₀, the embedded token. Each branch has its own learned scalars.
 
-    They begin at 1, 1 and 0, as in the NanoGPT speed runs.
+    They are initialised to 1, 1 and 0, as in the NanoGPT speed runs.
     """
 
     def __init__(self, dim: int, layer: Layer, *, inject: bool):
@@ -53,7 +53,7 @@ class Scaled(Plain):
 
 
 class LayerScale(Plain):
-    """x + g ∘ f(x), a learned gain for each channel that begins small (2103.17239)."""
+    """x + g ∘ f(x), with a learned gain per channel that is initially small (2103.17239)."""
 
     def __init__(self, dim: int, layer: Layer, *, init: Positive):
         super().__init__(dim, layer)
@@ -64,7 +64,7 @@ class LayerScale(Plain):
 
 
 class ReZero(Plain):
-    """x + g f(x) with one learned gain that begins at zero, so that the model begins as the identity (2003.04887)."""
+    """x + g f(x) with one learned gain, initially zero, so that each branch starts as the identity (2003.04887)."""
 
     def __init__(self, dim: int, layer: Layer):
         super().__init__(dim, layer)
@@ -77,15 +77,15 @@ class ReZero(Plain):
 class DeepNorm(Plain):
     """α x + f(x) with α = (2N)^¼ for 2N branches, under a norm on the stream (2203.00555).
 
-    The paper scales two matrices of each branch by (8N)^-¼, together (8N)^-½; here, for all residuals, the matrix that
-    writes the stream is scaled by (2N)^-½, twice that.
+    The paper scales two matrices of each branch by (8N)^-¼, together (8N)^-½. Here, as for all residuals, the matrix
+    that writes the stream is scaled by (2N)^-½, twice that.
     """
 
     def __init__(self, dim: int, layer: Layer):
         super().__init__(dim, layer)
         if not layer.norms.residual:
             raise UserError(
-                "model/residual=deepnorm makes the stream larger at each branch, so a norm must stand on it:"
+                "model/residual=deepnorm enlarges the stream at each branch, so it needs a norm on the stream:"
                 " add norm=post (or norm.residual=true)."
             )
         self.alpha = layer.branches**0.25
@@ -95,19 +95,19 @@ class DeepNorm(Plain):
 
 
 class TwoHop(Plain):
-    """Every branch of a layer after the first adds to what the layer began with, as in Megalodon (2404.08801).
+    """All branches of a layer after the first add to the layer's input, as in Megalodon (2404.08801).
 
         y = x + mixer(x)        x' = x + mlp(y)
 
-    The stream is two tensors: what the layer began with, and what its branches have made of that.
+    The stream is two tensors: the layer's input and the output of its latest branch.
     """
 
     def __init__(self, dim: int, layer: Layer):
         super().__init__(dim, layer)
         if layer.norms.residual:
             raise UserError(
-                "model/residual=two_hop adds to what a layer began with, and a norm on the stream would change that:"
-                " take norm=pre, or another without norm.residual."
+                "model/residual=two_hop adds to a layer's input, which a norm on the stream would change:"
+                " use norm=pre, or another without norm.residual."
             )
         self.is_first = layer.place == 0
 
@@ -126,15 +126,15 @@ class TwoHop(Plain):
 
 
 class Hyper(Plain):
-    """Hyper-connections (2409.19606): `lanes` streams side by side, mixed by weights that depend on what they hold.
+    """Hyper-connections (2409.19606): `lanes` parallel streams, mixed by weights that depend on their contents.
 
         stream (L lanes) ──┬── Σ a_l x_l ──► f ──► y
                            │                       │
                            └── lanes mix (L × L) ──┴─ + b_l y ──► stream
 
-    Each weight is a learned number plus 0.01 tanh of the normed lane's product with a learned vector. At the start
-    the vectors are zero, lane l is read by every L-th layer, all lanes are written, and nothing else mixes: the plain
-    residual. At the end the lanes are averaged; the paper adds them, and a final norm makes that the same.
+    Each weight is a learned scalar plus 0.01 tanh of the normed lane's product with a learned vector. Initially the
+    vectors are zero, lane l is read by every L-th layer, all lanes are written and none are mixed: the plain residual.
+    Finally the lanes are averaged; the paper adds them, which is equivalent before a final norm.
     """
 
     def __init__(self, dim: int, layer: Layer, *, lanes: Count):
@@ -144,7 +144,7 @@ class Hyper(Plain):
         self.reads_L = parameter(L, kind="vector", draw=_one_hot(layer.index % L))
         self.mixes_LL = parameter(L, L, kind="vector", draw=_identity)
         self.writes_L = parameter(L, kind="vector", draw=constant(1))
-        # of each lane: how it is read, how it mixes into the L others, how it is written
+        # for each lane: its read weight, its L mixing weights and its write weight
         self.dynamic_DM = parameter(dim, L + 2, kind="matrix", draw=constant(0), stream="reads")
 
     def start(self, x_BTD: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class Hyper(Plain):
 
     def read(self, stream: Tensor, ctx: Context) -> Tensor:
         reads_BTL = self.reads_L + self._dynamic(stream, self.dynamic_DM[:, :1])[..., 0]
-        # in fp32, as all products with the stream here: it passes through one at every branch
+        # in fp32, as all products with the stream here: rounding would accumulate over the branches
         return in_fp32(torch.matmul, reads_BTL[..., None, :], stream)[..., 0, :]
 
     def write(self, stream: Tensor, y_BTD: Tensor, ctx: Context) -> Tensor:

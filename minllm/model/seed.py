@@ -1,4 +1,4 @@
-"""One seed gives each use its own stream of random numbers, named by what it is for."""
+"""Derives independent random streams, identified by names, from one seed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def generator(seed: int, name: str) -> torch.Generator:
 
 
 def number(seed: int, name: str) -> int:
-    """Return a seed of 63 bits for torch."""
+    """Return a 63-bit seed for torch."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -1,10 +1,10 @@
 """`size.params=1e6`: the same budget for every arm of a comparison.
 
 python run.py -m model/attn=mha,gqa,mqa size.params=1e6               each has a million parameters
-python run.py model/layout=griffin size.flops_per_token=1e7           or so many FLOPs a token
-python run.py model/attn=mla size.state_bytes=1e6 size.by=layers      or so much to remember
+python run.py model/layout=griffin size.flops_per_token=1e7           ten million FLOPs per token
+python run.py model/attn=mla size.state_bytes=1e6 size.by=layers      a decoding state of one megabyte
 
-The widths are solved with the real model, on the meta device, and written into the configuration.
+The widths are solved for with the real model, on the meta device, and written into the configuration.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ TARGETS = {
     "state_bytes": "bytes of state",
 }
 GIVES_WAY = {"width": "layers", "layers": "width", "hidden": "width"}
-"""What else may grow or shrink where one thing alone doesn't do it."""
+"""What to change instead if one dimension alone can't meet the target."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What a model is to measure, and what may be changed for it: the options under `size`.
+    """The target size of a model, and what may be changed to reach it: the options under `size`.
 
     Args:
-        params: so many parameters.
-        params_active: so many that one token meets.
-        params_non_embedding: so many without the embeddings and without an untied head.
-        flops_per_token: so many floating-point operations a token in training, at `data.seq_len` tokens.
-        state_bytes: so many bytes are remembered after `data.seq_len` tokens, in fp32.
-        by: what grows or shrinks: the width, and with it hidden widths in proportion; hidden widths alone; or the
-            number of layers. Hidden widths take up what whole numbers leave over.
-        within: how far from the target is near enough, as a share of it.
+        params: number of parameters.
+        params_active: number of parameters used by one token.
+        params_non_embedding: number of parameters without the embeddings and an untied head.
+        flops_per_token: floating-point operations per token in training, at `data.seq_len` tokens.
+        state_bytes: bytes of decoding state after `data.seq_len` tokens, in fp32.
+        by: what to change: the width, with hidden widths in proportion; only the hidden widths; or the number of
+            layers. Hidden widths are adjusted to make up for rounding.
+        within: tolerance, as a fraction of the target.
 
     Raises:
-        UserError: there's more than one target.
+        UserError: there is more than one target.
     """
 
     params: Positive | None
@@ -66,29 +66,29 @@ class Size:
         given = [f"size.{name}" for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(
-                f"A model can't be sized by {' and '.join(given)} at once: keep one, and leave out the other."
+                f"A model can't be sized by {' and '.join(given)} at once: keep one, and remove the other."
             )
 
     @property
     def target(self) -> str:
-        """The name of the figure that is given."""
+        """The name of the target that is set."""
         return next(name for name in TARGETS if getattr(self, name) is not None)
 
     @property
     def wanted(self) -> float:
-        """The figure itself."""
+        """The value of the target."""
         return getattr(self, self.target)
 
     def off(self, figure: float) -> float:
-        """Return how far a figure is from the one that is wanted, as a share of that."""
+        """Return the relative distance of a figure from the target."""
         return abs(figure - self.wanted) / self.wanted
 
 
 def sized(cfg: DictConfig) -> DictConfig:
-    """Return the configuration with the widths that give the model the size asked for; as it is if none is.
+    """Return the configuration with widths that meet the target size; unchanged if there is no target.
 
     Raises:
-        UserError: no widths do, or the configuration can't be built at all.
+        UserError: no widths meet it, or the configuration can't be built at all.
     """
     if not asks(cfg):
         return cfg
@@ -107,7 +107,7 @@ def sized(cfg: DictConfig) -> DictConfig:
 
 
 def asks(cfg: DictConfig) -> bool:
-    """Whether a configuration asks for a size; what can't be read does, and `validate` says why."""
+    """Whether a configuration has a target size; an invalid one counts, so that `validate` reports it."""
     section = cfg._get_node("size") if "size" in cfg else None
     if not isinstance(section, Mapping):
         return False
@@ -115,17 +115,17 @@ def asks(cfg: DictConfig) -> bool:
 
 
 def refuse_size(cfg: DictConfig, key: str, named: set[str]) -> None:
-    """Raise UserError if a size is asked of the model of another run, which `key` names: it has one already."""
+    """Raise UserError if a target size is combined with another run's model, named by `key`."""
     asked = {name for name in named if name.partition(".")[0] == "size"}
     if asked or (key == "init_from" and asks(cfg)):
         name = min(asked, default="size")
         raise UserError(
-            f"{name} can't be combined with {key}=, since that run's model has its size already. Leave one out."
+            f"{name} can't be combined with {key}=, because that run's model already has its size. Remove one."
         )
 
 
 def in_words(cfg: DictConfig, model: LM) -> str | None:
-    """Say how the model was sized and what it measures, for a run's log; None if no size was asked for."""
+    """Describe how the model was sized, for a run's log; None if there is no target size."""
     if not asks(cfg):
         return None
     from minllm.model.solve import configured, figure_of
@@ -154,7 +154,7 @@ def cannot_be_met(size: Size, nearest: Settings, figure: float) -> str:
 
 
 def settings_in_words(size: Size, settings: Settings) -> str:
-    """Say what was solved: what gives way first, then the hidden widths that are set."""
+    """Describe the solved settings: the width or number of layers, then the hidden widths."""
     first = {"width": "model.dim", "layers": "model.n_layers"}.get(size.by)
     widths = [key for key, value in settings.items() if key.endswith(".hidden") and value is not None]
     *others, last = [f"{key}={settings[key]}" for key in [*filter(None, [first]), *widths]]

@@ -1,8 +1,8 @@
-"""Finds the widths, or the number of layers, with which a model measures what is wanted.
+"""Solve for the widths, or the number of layers, with which a model meets a target size.
 
-A figure grows with each of these numbers, so it's bracketed and closed in on by secants. How it grows is the model's
-own business: it's built, as shapes without values, and measured. Numbers that a model refuses, such as a width that
-its heads can't share, are passed by.
+The size grows with each of these numbers, so it is bracketed and then found by the secant method. Each candidate model
+is built on the meta device and measured. Invalid numbers, such as a width that isn't a multiple of the number of heads,
+are skipped.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 Settings = Mapping[str, int | None]
 """Keys of the configuration and what they are set to: {"model.dim": 176, "model.n_layers": 4, …}."""
 Figure = Callable[[int], float | None]
-"""The figure at a number; None where it makes no model."""
+"""The measured size at a number; None if no model can be built."""
 
 LAST = {"model.dim": 2**16, "model.n_layers": 2**8, "hidden": 2**20}
-"""Where the search ends: beyond, no machine that this is meant for could hold the model."""
+"""Upper limits of the search: larger models are too large for any supported machine."""
 TRIES = 128
-"""Numbers that are refused before the search gives up: GPT-J's heads take a width in so many, and none takes fewer."""
+"""Invalid numbers before the search gives up: GPT-J's heads accept one width in this many."""
 NEIGHBOURS = 4
-"""Widths around the target, the nearest first, for each of which hidden widths are fitted until one will do."""
+"""Number of widths around the target, the nearest first, for which hidden widths are fitted."""
 
 
 def solve(cfg: DictConfig, size: Size) -> tuple[Settings, float]:
-    """Return the settings that come near enough to the size, or else the nearest that were found; and their figure.
+    """Return settings within tolerance of the target, or else the nearest ones found, and their measured size.
 
     Raises:
-        UserError: no setting makes a model, or there's nothing to set.
+        UserError: no model can be built, or there is nothing to change.
     """
     measure = Measure(cfg, size.target)
     best: tuple[Settings, float] | None = None
@@ -54,14 +54,14 @@ def solve(cfg: DictConfig, size: Size) -> tuple[Settings, float]:
             break
     if best is None:
         raise UserError(
-            "size.by=hidden changes the hidden width of MLPs, and this model has none that it could change: type"
+            "size.by=hidden changes the hidden width of MLPs, but this model has none that can be changed: use"
             " size.by=width or size.by=layers instead."
         )
     return best
 
 
 def configured(cfg: DictConfig) -> Settings:
-    """Return what may be solved, as it is configured: width, layers, and the hidden widths that no key follows."""
+    """Return the configured values of what may be changed: width, layers, and hidden widths that aren't references."""
     said = {
         word
         for sentence in [*cfg.model.first, *cfg.model.layout]
@@ -81,7 +81,7 @@ def hidden_keys(node: DictConfig, path: str) -> Iterator[str]:
 
 
 class Measure:
-    """The figure `target` of the model that a configuration describes, under settings: nothing is allocated."""
+    """Measures `target` of the configured model under settings, without allocating it."""
 
     def __init__(self, cfg: DictConfig, target: str):
         self.cfg, self.target = cfg.copy(), target
@@ -89,7 +89,7 @@ class Measure:
         self.known: dict[tuple[object, ...], float | UserError] = {}
 
     def __call__(self, settings: Settings, target: str | None = None) -> float:
-        """Return the figure, or another one. UserError if no model can be built so."""
+        """Return the size, by another `target` if given. Raises UserError if the model can't be built."""
         target = target or self.target
         key = (target, *settings.values())
         if key not in self.known:
@@ -106,26 +106,28 @@ class Measure:
 
 
 def figure_of(model: LM, target: str, seq_len: int) -> float:
-    """Return one figure of a model at sequences of `seq_len` tokens: a number of things, or bytes.
+    """Return the size of a model by one target, at sequences of `seq_len` tokens.
 
     Raises:
-        UserError: the model has no state, since it can't generate.
+        UserError: the model has no state, because it can't generate.
     """
     if target == "state_bytes":
         state = cost.state_bytes(model, 1, seq_len)
         if state is None:
-            raise UserError(f"size.state_bytes can't be met by what has no state. {model.cannot_generate}")
+            raise UserError(
+                f"size.state_bytes can't be met, because this model has no state. {model.cannot_generate}"
+            )
         return state
     return (
         cost.flops_per_token(model, seq_len) if target == "flops_per_token" else getattr(cost, target)(model)
     )
 
 
-# ---- what is tried -------------------------------------------------------------------------------
+# ---- candidates ----------------------------------------------------------------------------------
 
 
 def candidates(measure: Measure, start: Settings, size: Size) -> Iterator[Settings]:
-    """Yield settings near the size, the best bets first: as `size.by` says, and then with hidden widths fitted."""
+    """Yield settings near the target, most promising first: changed by `size.by`, then with hidden widths fitted."""
     if size.by == "hidden":
         yield from fitted(measure, start, size.wanted)
         return
@@ -138,7 +140,7 @@ def candidates(measure: Measure, start: Settings, size: Size) -> Iterator[Settin
 
 
 def wider(settings: Settings, dim: int) -> Settings:
-    """Return the settings at another width, to which all hidden widths keep their proportion; null does by itself."""
+    """Return the settings at another width, with hidden widths in proportion; those that are null scale already."""
     widths = {key: value for key, value in settings.items() if key.endswith(".hidden") and value is not None}
     scale = dim / settings["model.dim"]
     return {
@@ -153,7 +155,7 @@ def deeper(settings: Settings, n_layers: int) -> Settings:
 
 
 def fitted(measure: Measure, settings: Settings, wanted: float) -> Iterator[Settings]:
-    """Yield the settings with all hidden widths changed in proportion, so that the figure is near what is wanted."""
+    """Yield the settings with all hidden widths scaled by one factor, so that the size is near the target."""
     widths = {key: hidden_width(measure, settings, key) for key in settings if key.endswith(".hidden")}
     if not widths:
         return
@@ -166,14 +168,14 @@ def fitted(measure: Measure, settings: Settings, wanted: float) -> Iterator[Sett
 
 
 def hidden_width(measure: Measure, settings: Settings, key: str) -> int:
-    """Return a hidden width. What null stands for, the parameters tell, which are in proportion to it."""
+    """Return a hidden width. If it is null, the width is inferred from the number of parameters, which is linear."""
     if settings[key] is not None:
         return settings[key]
     none, one, two = (measure({**settings, key: width}, "params") for width in (None, 1, 2))
     return max(1, 1 + round((none - one) / max(1, two - one)))
 
 
-# ---- one number that a figure grows with ---------------------------------------------------------
+# ---- one-dimensional search ----------------------------------------------------------------------
 
 
 def nearest(
@@ -184,10 +186,10 @@ def nearest(
     wanted: float,
     count: int,
 ) -> Iterator[Settings]:
-    """Yield settings of the few numbers up to `last` whose figure is nearest to what is wanted, the nearest first.
+    """Yield settings for the `count` numbers up to `last` whose size is nearest to the target, the nearest first.
 
     Raises:
-        UserError: none can be built around `start`; it's the refusal of `start` itself.
+        UserError: no model can be built around `start`; this is the error of `start` itself.
     """
 
     def figure(n: int) -> float | None:
@@ -205,9 +207,9 @@ def nearest(
 
 
 def crossing(figure: Figure, start: int, numbers: range, wanted: float) -> float:
-    """Return where the figure would be what is wanted, between two numbers that have none between them.
+    """Return where the size would equal the target, between two neighbouring valid numbers.
 
-    It's the first or the last number where what is wanted lies beyond, or where the figure doesn't grow.
+    This is the first or last number if the target is out of range, or if the size doesn't grow.
     """
     low, high = bracket(figure, start, numbers, wanted)
     for step in itertools.count():
@@ -215,7 +217,7 @@ def crossing(figure: Figure, start: int, numbers: range, wanted: float) -> float
             break
         share = (wanted - figure(low)) / (figure(high) - figure(low))
         secant = low + share * (high - low)
-        # a curved figure's secants may creep up from one side; halving now and then ends that
+        # secants of a curved function may converge slowly from one side, so bisect now and then
         n = buildable(figure, (low + high) / 2 if step % 3 == 2 else secant, range(low + 1, high))
         if n is None:
             return secant
@@ -224,7 +226,7 @@ def crossing(figure: Figure, start: int, numbers: range, wanted: float) -> float
 
 
 def bracket(figure: Figure, start: int, numbers: range, wanted: float) -> tuple[int, int]:
-    """Return two numbers with what is wanted between their figures; the same one twice where it lies beyond."""
+    """Return two numbers whose sizes bracket the target; the same one twice if it is out of range."""
     low = high = start
     while figure(low) > wanted:
         n = buildable(figure, low // 2, range(numbers.start, low))
@@ -240,13 +242,13 @@ def bracket(figure: Figure, start: int, numbers: range, wanted: float) -> tuple[
 
 
 def buildable(figure: Figure, middle: float, numbers: range) -> int | None:
-    """Return the number nearest to `middle` that makes a model; None if none around does."""
+    """Return the number nearest to `middle` for which a model can be built; None if there is none nearby."""
     tried = itertools.islice(outward(middle, numbers), TRIES)
     return next((n for n in tried if figure(n) is not None), None)
 
 
 def outward(middle: float, numbers: range) -> Iterator[int]:
-    """Return numbers in the order of how far they are from `middle`."""
+    """Return numbers in order of their distance from `middle`."""
     split = min(max(math.ceil(middle), numbers.start), numbers.stop)
     below, above = range(split - 1, numbers.start - 1, -1), range(split, numbers.stop)
     return heapq.merge(below, above, key=lambda n: abs(n - middle))

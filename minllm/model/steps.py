@@ -1,10 +1,10 @@
-"""What modules do between training steps: they adjust themselves, and report what they have counted.
+"""Hooks that modules may define around training steps, to adjust themselves and to report metrics.
 
-A module that takes part has two methods. A step may read its batch in several pieces, or begin again with smaller ones
-when memory runs out, so what it has counted is complete only when the step is.
+A step may process its batch in several micro-batches, or restart with smaller ones if memory runs out, so counts are
+complete only after the step.
 
-    before_step(self) -> None                    forget what was counted
-    after_step(self) -> dict[str, Tensor]        the optimizer has taken its step: adjust, and return figures
+    before_step(self) -> None                    reset all counts
+    after_step(self) -> dict[str, Tensor]        called after the optimizer's step: adjust, and return metrics
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def before_step(model: nn.Module) -> None:
-    """Tell the modules that a step begins, or begins again."""
+    """Notify the modules that a step begins or restarts."""
     for module in model.modules():
         if hasattr(module, "before_step"):
             module.before_step()
@@ -22,7 +22,7 @@ def before_step(model: nn.Module) -> None:
 
 @torch.no_grad()
 def after_step(model: nn.Module) -> dict[str, float]:
-    """Tell the modules that a step has been taken; return their figures, each averaged over those that have it."""
+    """Notify the modules that a step is done; return their metrics, each averaged over the modules that report it."""
     found: dict[str, list[Tensor]] = {}
     for module in model.modules():
         if hasattr(module, "after_step"):
@@ -30,6 +30,6 @@ def after_step(model: nn.Module) -> dict[str, float]:
                 found.setdefault(name, []).append(figure)
     if not found:
         return {}
-    # one tensor, so that a GPU is waited for once
+    # one tensor, so that there is a single GPU synchronisation
     means = torch.stack([torch.stack(figures).float().mean() for figures in found.values()])
     return dict(zip(found, means.tolist()))

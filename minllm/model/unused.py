@@ -1,7 +1,7 @@
-"""What was typed must matter: a choice or an option that reaches no parameter and no computation is refused.
+"""Reject overrides that have no effect: choices and options that no parameter or computation depends on.
 
-Otherwise the arms of a comparison could be one model by two names. Only what was typed is looked at: presets and
-layouts may carry defaults for what a model doesn't have.
+Otherwise two arms of a comparison could be the same model. Only typed overrides are checked, because presets and
+layouts may contain defaults for parts that a model doesn't have.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from minllm.schema.checking import (
 
 VOCABULARY = 64
 LENGTHS = (48, 256)
-"""Tokens to compute with: what looks as if it did nothing is tried with more of them."""
+"""Numbers of tokens to compute with: an option that has no effect with few is tried with more."""
 MOST_PARAMETERS = 10_000_000
-"""A larger model takes too long to be built again for each option."""
+"""A larger model takes too long to rebuild for each option."""
 OF_SIZE = ("by", "within")
 MATTER = (
     *("model.dim", "model.n_layers", "model.layout", "model.first", "model.loops", "model.predict_ahead"),
     *("sample.max_new_tokens", "sample.seed"),
-    "model.pos.truncate",  # of which a round bound makes nothing
+    "model.pos.truncate",  # has no effect if the bounds are integers already
 )
 
 
 def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
-    """Refuse what was chosen or typed for a part that this model doesn't have; attn and mlp are always in `cfg`.
+    """Reject overrides for parts that this model doesn't have; attn and mlp are always in `cfg`.
 
     Args:
         model: what `cfg` configures, on the "meta" device.
@@ -60,32 +60,32 @@ def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
     typed = typed_keys(cfg)
     written = OmegaConf.to_yaml(cfg.model)
     for word in chosen:
-        # what others refer to matters to them
+        # another option may refer to it
         if word in said or re.search(rf"\$\{{(model|\.+)\.?{re.escape(word)}\.", written):
             continue
         keys = sorted(key for key in typed if f"{key}.".startswith(f"model.{word}."))
         if keys or word not in ("attn", "mlp"):
             raise UserError(
-                f"{as_typed(cfg, keys[0]) if keys else f'model.{word}'} is chosen, and no sentence of model.layout"
-                f" says '{word}', so it would do nothing: choose a model/layout that says it, or write one:"
+                f"{as_typed(cfg, keys[0]) if keys else f'model.{word}'} would do nothing, because no layer of"
+                f" model.layout has '{word}': choose a model/layout that has it, or write one such as"
                 f" 'model.layout=[{word if word != 'mlp' else 'attn'} mlp]'."
             )
     of_position = sorted(key for key in typed if f"{key}.".startswith("model.pos."))
     if of_position and not tells_places_apart(model):
         raise UserError(
-            f"{as_typed(cfg, of_position[0])} would do nothing: this model has no attention that asks it for places."
-            " Leave it out, or choose a model/layout with attention."
+            f"{as_typed(cfg, of_position[0])} would do nothing, because this model has no attention that uses"
+            " positions. Remove it, or choose a model/layout with attention."
         )
     of_samples = sorted(key for key in typed if key.startswith("sample."))
     if of_samples and model.cannot_generate:
-        raise UserError(f"{of_samples[0]} would do nothing, because this model can't generate. Leave it out.")
+        raise UserError(f"{of_samples[0]} would do nothing, because this model can't generate. Remove it.")
 
 
 def refuse_unused(cfg: DictConfig) -> None:
-    """Refuse a typed option whose value changes nothing: not with any of the other values that it's compared with.
+    """Reject a typed option whose value has no effect compared with any of several other values.
 
-    Each is tried: the model, or the schedule or the optimizer, is built once more with another value, and what both
-    compute is compared to the bit. A model is made as small as its layout allows first.
+    The model, schedule or optimizer is built again with each other value, and the outputs are compared bit by bit. The
+    model is first made as small as its layout allows.
     """
     typed = sorted(typed_keys(cfg))
     if not cfg.get("size") or all(
@@ -94,7 +94,7 @@ def refuse_unused(cfg: DictConfig) -> None:
         for name in OF_SIZE:
             if f"size.{name}" in typed:
                 raise UserError(
-                    f"size.{name} would do nothing without a size to reach: add one, such as size.params=1e6."
+                    f"size.{name} would do nothing without a target size: add one, such as size.params=1e6."
                 )
     same = small(cfg)
     before = functools.cache(lambda section, length: computed(section, same, length))
@@ -105,8 +105,8 @@ def refuse_unused(cfg: DictConfig) -> None:
         others = list(other_values(cfg, key))
         if others and not any(differs(before, same, key, other) for other in others):
             raise UserError(
-                f"{key}={OmegaConf.select(cfg, key)} would do nothing: with another value the {NAMES[section]} computes"
-                " the same. Leave it out, or change what it depends on."
+                f"{key}={OmegaConf.select(cfg, key)} would do nothing: the {NAMES[section]} computes the same with"
+                " other values. Remove it, or change the option that it depends on."
             )
 
 
@@ -124,14 +124,14 @@ def as_typed(cfg: DictConfig, key: str) -> str:
 
 
 def other_values(cfg: DictConfig, key: str) -> Iterator[Any]:
-    """Yield values that an option could have instead, the most telling first."""
+    """Yield other values that an option could have, the most informative first."""
     parent_key, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, parent_key, throw_on_missing=False, throw_on_resolution_failure=False)
     if not isinstance(parent, DictConfig) or "_target_" not in parent or name not in parent:
         return
     target = locate(target_of(parent, parent_key), allowed_packages(cfg), *place_of(parent))
     if target.__module__.partition(".")[0] != "minllm":
-        return  # what an idea from outside does may show later than in the few steps that are compared
+        return  # the effect of an external option may show only after more steps than are compared
     option = options_of(target).get(name)
     if option is None or isinstance(parent[name], Mapping):
         return
@@ -153,7 +153,7 @@ def other_values(cfg: DictConfig, key: str) -> Iterator[Any]:
 
 
 def differs(before: Callable[[str, int], list[Tensor] | None], cfg: DictConfig, key: str, value: Any) -> bool:
-    """Whether another value of an option makes a difference; one that can't be combined with the others does.
+    """Whether another value of an option makes a difference; a value that raises an error counts as different.
 
     Args:
         before: what `computed` returns for `cfg` as it is, given the section and the length.
@@ -166,7 +166,7 @@ def differs(before: Callable[[str, int], list[Tensor] | None], cfg: DictConfig, 
 
 
 def computes_the_same(one: DictConfig, other: DictConfig) -> bool:
-    """Whether two models compute the same to the bit; False where that isn't known, because they are large."""
+    """Whether two models compute bitwise the same; False if they are too large to find out."""
     if one.model.n_layers != other.model.n_layers:
         return False
     cfgs = small(one), small(other)
@@ -177,14 +177,14 @@ def computes_the_same(one: DictConfig, other: DictConfig) -> bool:
 
 
 def same_outputs(one: list[Tensor] | None, other: list[Tensor] | None) -> bool:
-    """Whether two results of `computed` are equal; what can't be computed isn't."""
+    """Whether two results of `computed` are equal; False if either is None."""
     if one is None or other is None:
         return False
     return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
 def computed(section: str, cfg: DictConfig, length: int) -> list[Tensor] | None:
-    """Return what a section computes; None where that can't be computed."""
+    """Return what a section computes; None if it raises an error."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -194,7 +194,7 @@ def computed(section: str, cfg: DictConfig, length: int) -> list[Tensor] | None:
 
 
 def small(cfg: DictConfig) -> DictConfig:
-    """Return a configuration with as few layers as show each sentence of the layout twice."""
+    """Return a configuration with just enough layers to include each layer of the layout twice."""
     result = cfg.copy()
     OmegaConf.set_readonly(result, False)
     needed = len(cfg.model.first) + 2 * len(cfg.model.layout)
@@ -203,7 +203,7 @@ def small(cfg: DictConfig) -> DictConfig:
 
 
 def computed_by_model(cfg: DictConfig, length: int) -> list[Tensor]:
-    """Return a model's first values, and what it computes with others: at their first values many parts do nothing."""
+    """Return a model's initial values, and its outputs with random values: many parts do nothing when initialised."""
     with torch.device("meta"):
         shapes = build(cfg.model, VOCABULARY, build(cfg.norm))
     if sum(p.numel() for p in shapes.parameters()) > MOST_PARAMETERS:
@@ -247,7 +247,7 @@ def computed_by_sampling(cfg: DictConfig, length: int) -> list[Tensor]:
 
 
 def computed_by_optimizer(cfg: DictConfig, length: int) -> list[Tensor]:
-    """Return parameters of each role after three steps with gradients that change their signs."""
+    """Return parameters of each role after three steps with gradients of changing sign."""
     model = EachRole()
     initialise(model, cfg.seed)
     optimizer = build(cfg.optim, model)
@@ -260,7 +260,7 @@ def computed_by_optimizer(cfg: DictConfig, length: int) -> list[Tensor]:
 
 
 class EachRole(nn.Module):
-    """The parameters that optimizers tell apart, in place of a model's, which may be many."""
+    """One parameter of each kind that optimizers distinguish, in place of a whole model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ class EachRole(nn.Module):
 
 
 def tells_places_apart(model: LM) -> bool:
-    """Whether the model's positions do anything in a forward pass; none at all is a choice too."""
+    """Whether the model's position encoding is used in a forward pass; `none` is always valid."""
     position, kind = model.position, type(model.position)
     if kind is Position or kind.embed is not Position.embed:
         return True

@@ -1,4 +1,4 @@
-"""What a model learns: how a batch becomes a loss."""
+"""Training objectives: how the loss of a batch is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Objective(Protocol):
-    """What stands under `objective:`. With `gives_memory = True` it also gives a memory to cross-attention."""
+    """The interface of `objective:`. An objective with `gives_memory = True` also supplies cross-attention's memory."""
 
     def loss(self, model: LM, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
         """Return the sum of the losses of all counted targets."""

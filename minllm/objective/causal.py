@@ -15,11 +15,11 @@ class Causal:
     """Next-token prediction, the objective of every GPT.
 
     Args:
-        predict_ahead: how many tokens after the next one are learnt too, each by a layer of its own (2404.19737).
-        ahead_weight: how much each of those weighs beside the next token.
+        predict_ahead: how many tokens after the next one are predicted too, each by its own layer (2404.19737).
+        ahead_weight: weight of the loss of each of those, relative to the next token.
         z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits near 0 (2204.02311).
 
-    Neither counts in evaluation: a validation loss is that of the next token.
+    None of these affect evaluation: the validation loss is that of the next token.
     """
 
     def __init__(self, *, predict_ahead: Natural, ahead_weight: NonNegative, z_loss: NonNegative):
@@ -28,8 +28,8 @@ class Causal:
     def loss(self, model: LM, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
         """Return the sum of the losses of all counted targets, in nats; targets of -100 don't count.
 
-        A sum and not a mean, so that a batch may be cut into micro-batches without changing what it means. In
-        training, each counted target pays the branches' auxiliary losses too.
+        It is a sum and not a mean, so that a batch can be split into micro-batches without changing the loss. In
+        training, the branches' auxiliary losses are added for each counted target.
         """
         losses: list[Tensor] = []
         ahead: list[Tensor] | None = [] if model.training and self.predict_ahead else None
@@ -55,7 +55,7 @@ class Causal:
 
 
 def _one_later(targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
-    """Return the targets one token further on; none where a text ends before, or another one begins."""
+    """Return the targets one token later; IGNORED where that is in another text or beyond the end."""
     later_BT = torch.full_like(targets_BT, IGNORED)
     later_BT[:, :-1] = targets_BT[:, 1:]
     goes_on_BT = targets_BT != IGNORED

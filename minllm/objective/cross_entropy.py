@@ -1,4 +1,4 @@
-"""The head and its cross-entropy in one step, so that the B·T·V logits never stand in memory.
+"""The head and its cross-entropy in one step, so that the B·T·V logits are never stored in full.
 
 The gradient is computed in the forward pass, a few hundred rows at a time, while a chunk's logits are still in the
 cache; the backward pass only scales it. At a vocabulary of 4,099 and 8,192 tokens this saves 134 MB.
@@ -14,10 +14,10 @@ from torch.autograd.function import once_differentiable
 from minllm.data.batches import IGNORED
 
 CHUNK = 256
-"""Rows at a time: few enough that their logits stay near the processor, enough to keep it busy."""
+"""Rows per chunk: few enough that their logits stay in the cache, and enough to keep the cores busy."""
 
 ROUNDED_TO = 128
-"""The number of rows is a multiple of this, where padding is left out."""
+"""The number of rows is rounded up to a multiple of this when padding is removed."""
 
 
 def head_cross_entropy(
@@ -32,26 +32,26 @@ def head_cross_entropy(
     """Return the summed cross-entropy, in nats, of logits x Wᵀ + b against `targets_N`.
 
     Args:
-        x_ND: what the head reads.
+        x_ND: the head's input.
         weight_VD: the head's matrix.
-        targets_N: token ids; -100 where no loss counts.
+        targets_N: token ids; -100 for rows that don't count.
         bias_V: the head's bias, or None.
-        softcap: the logits are bounded to softcap·tanh(logits / softcap); None leaves them as they are.
-        z_loss: this times (ln Σ exp(logits))² is added for each row that counts.
+        softcap: limit the logits to softcap·tanh(logits / softcap); None means no limit.
+        z_loss: add this times (ln Σ exp(logits))² for each counted row.
     """
-    if not torch.compiler.is_compiling():  # compiled code is made for one number of rows
+    if not torch.compiler.is_compiling():  # compiled code needs a fixed number of rows
         x_ND, targets_N = _without_padding(x_ND, targets_N)
     if torch.is_autocast_enabled(x_ND.device.type):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
         bias_V = None if bias_V is None else bias_V.to(dtype)
-    if not torch.is_grad_enabled():  # a Function's inputs don't tell: a parameter wants its gradient always
+    if not torch.is_grad_enabled():  # needs_input_grad is true for parameters even under no_grad
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
     return _HeadCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, softcap, z_loss)
 
 
 def _without_padding(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out the rows that have no target, all but a few: sizes that hardly vary let malloc reuse its blocks."""
+    """Remove rows without a target, except a few: sizes that hardly vary let malloc reuse its blocks."""
     counted_N = targets_N != IGNORED
     n = int(counted_N.sum())
     kept = -(-n // ROUNDED_TO) * ROUNDED_TO
@@ -101,7 +101,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None
 
 
-@torch.compiler.nested_compile_region  # compiled once for all chunks: half of the time that compiling took
+@torch.compiler.nested_compile_region  # compiled once for all chunks, which halves the compile time
 def _chunk(
     x_CD: Tensor,
     weight_VD: Tensor,
@@ -111,7 +111,7 @@ def _chunk(
     z_loss: float,
     learning: bool,
 ) -> tuple[Tensor, ...]:
-    """Return the summed loss of some rows, and where it is wanted its gradients by these rows, weight and bias."""
+    """Return the summed loss of some rows and, if `learning`, its gradients for the rows, the weight and the bias."""
     raw_CV = F.linear(x_CD, weight_VD, bias_V)
     logits_CV = raw_CV.float()
     if softcap is not None:
@@ -137,7 +137,7 @@ def _chunk(
         slope_CV = 1 - tanh_CV.square()
         dlogits_CV *= slope_CV
         at_target_C1 *= slope_CV.gather(1, places_C1)
-    # the target's is near 0 where the model is right, so it is rounded after its 1 has been taken away
+    # the target's gradient may be near 0, so the 1 is subtracted before rounding
     dlogits_CV = dlogits_CV.to(raw_CV.dtype).scatter_(1, places_C1, at_target_C1.to(raw_CV.dtype))
     gradients = (
         torch.where(counted_C1, dlogits_CV @ weight_VD, 0),

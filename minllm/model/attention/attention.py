@@ -23,28 +23,28 @@ Weights = Literal["softmax", "sigmoid"]
 class Attention(nn.Module):
     """Softmax attention (1706.03762) in which H query heads share G key/value heads.
 
-    G = H is multi-head attention, G = 1 multi-query attention (1911.02150), all between grouped-query attention
+    G = H is multi-head attention, G = 1 multi-query attention (1911.02150), anything between is grouped-query attention
     (2305.13245).
 
     Args:
         dim: width of the residual stream, D.
-        layer: where this module stands.
+        layer: where this module is in the model.
         n_heads: query heads, H.
         n_kv_heads: key/value heads, G; null means H.
         head_dim: width of a head, K; null means D / H.
-        mask: which keys a query may see besides what causality and segments leave (`model/attn/mask`).
-        pos: positions of its own; null means the model's (`model/pos`).
-        qk_norm: norm queries and keys, each head by itself (2010.04245) or all heads together as in OLMo 2.
-        scale: what products of queries and keys are multiplied by; null means 1/√K.
+        mask: which of the keys allowed by causality and segments a query may see (`model/attn/mask`).
+        pos: this module's own position encoding; null means the model's (`model/pos`).
+        qk_norm: norm queries and keys, each head separately (2010.04245) or all heads together as in OLMo 2.
+        scale: factor of the products of queries and keys; null means 1/√K.
         softcap, sinks, weights: see `Core`.
-        output_gate: multiply what each head gives by a sigmoid of the input (2505.06708).
+        output_gate: multiply each head's output by a sigmoid gate of the input (2505.06708).
         value_residual: from the second layer on, mix values with those of the first attention (2410.17897).
         qkv_bias: add a bias to queries, keys and values.
         out_bias: add a bias to the output.
-        dropout: share of the attention weights that is dropped in training.
+        dropout: dropout probability of the attention weights.
 
     Raises:
-        UserError: the heads can't be shared evenly, or D can't be.
+        UserError: n_heads isn't a multiple of n_kv_heads, or D isn't a multiple of n_heads.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         if qk_norm is not None:
             each = (1, 1) if qk_norm == "head" else (H, G)
             self.q_norm, self.k_norm = (layer.norms.make(n * K) for n in each)
-        # the first layer has no earlier values to mix its own with
+        # the first layer has no earlier values to mix in
         mixes = value_residual and layer.index > 0
         self.value_mix = parameter(2, kind="vector", draw=constant(0.5)) if mixes else None
         self.shares_values = value_residual
@@ -111,13 +111,13 @@ class Attention(nn.Module):
         return q_BHTK, k_BGTK, v_BGTK
 
     def _mixed_values(self, v_BGTK: Tensor, ctx: Context) -> Tensor:
-        """Mix a layer's values with those of the first attention; those of the first layer are left as they are."""
+        """Mix a layer's values with those of the first attention; those of the first layer are unchanged."""
         first_BGTK = ctx.once("first values", lambda: v_BGTK)
         if first_BGTK.shape != v_BGTK.shape:
             raise UserError(
                 f"value_residual mixes {v_BGTK.shape[1]} heads of width {v_BGTK.shape[3]} with the first attention's"
                 f" {first_BGTK.shape[1]} of width {first_BGTK.shape[3]}: give all attentions the same n_kv_heads and"
-                " head_dim, or leave it out."
+                " head_dim, or remove value_residual."
             )
         if self.value_mix is None:
             return v_BGTK
@@ -129,17 +129,17 @@ class Attention(nn.Module):
 
 
 class Core(nn.Module):
-    """Weigh the keys that each query may see by their scores, and add up their values.
+    """Return the sum of the visible keys' values, weighted by the attention scores.
 
     Args:
         n_heads: query heads, H.
-        n_maps: how many of them make one head of attention; positions bias these alike.
+        n_maps: number of query heads per attention head; they share the position bias.
         mask: which keys a query may see (`model/attn/mask`).
-        scale: what products of queries and keys are multiplied by; None means 1/√K.
-        softcap: bound the scores softly, c·tanh(score / c), as Gemma 2 does (2408.00118); None doesn't.
-        sinks: each head has a learned score that takes weight and gives no value, as in gpt-oss (2309.17453).
+        scale: factor of the products of queries and keys; None means 1/√K.
+        softcap: limit the scores to c·tanh(score / c), as in Gemma 2 (2408.00118); None means no limit.
+        sinks: add a learned score per head that takes weight but has no value, as in gpt-oss (2309.17453).
         weights: softmax, or sigmoid(score − ln(number of visible keys)) (2409.04431).
-        dropout: share of the weights that is dropped in training.
+        dropout: dropout probability of the weights.
     """
 
     def __init__(
@@ -157,8 +157,8 @@ class Core(nn.Module):
         super().__init__()
         if sinks and weights == "sigmoid":
             raise UserError(
-                "A sink takes weight from the other keys of a softmax, and sigmoids share none: leave out sinks=true"
-                " or weights=sigmoid."
+                "Attention sinks only work with softmax weights, because sigmoids share none: remove sinks=true or"
+                " weights=sigmoid."
             )
         self.n_heads, self.n_maps = n_heads // n_maps, n_maps
         self.mask, self.weights, self.dropout = mask(), weights, dropout
@@ -169,7 +169,7 @@ class Core(nn.Module):
     def forward(
         self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, ctx: Context, position: Position, first: int = 0
     ) -> Tensor:
-        """Return the mixed values, (B, H, T, width of a value); the keys are those of the tokens from `first` on."""
+        """Return the weighted values, (B, H, T, width of a value); the keys are those of the tokens from `first` on."""
         dropout = self.dropout if self.training else 0.0
         bias_BHTS = position.bias(self.n_heads, ctx, first)
         if bias_BHTS is not None and self.n_maps > 1:
@@ -185,7 +185,7 @@ class Core(nn.Module):
     def _by_scores(
         self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, bias_BHTS: Tensor | None, visible_BHTS: Tensor
     ) -> Tensor:
-        """The same in plain products, for what has no fused kernel: B·H·T·S scores stand in memory."""
+        """Compute the same with plain matrix products, for options without a fused kernel; needs B·H·T·S memory."""
         (B, H, T, K), G = q_BHTK.shape, k_BGSK.shape[1]
         q_BHTK = q_BHTK * (K**-0.5 if self.scale is None else self.scale)
         # the query heads of a group are stacked as more rows of one product
@@ -211,28 +211,28 @@ class Core(nn.Module):
 
 
 def heads(dim: int, n_heads: int, n_kv_heads: int | None, head_dim: int | None) -> tuple[int, int, int]:
-    """Return H, G and K, or say why they don't fit."""
+    """Return H, G and K. Raises UserError if they don't divide evenly."""
     H, G = n_heads, n_kv_heads or n_heads
     if H % G:
         raise UserError(
-            f"n_heads={H} can't share n_kv_heads={G} evenly: make n_heads a multiple of n_kv_heads."
+            f"n_heads={H} isn't divisible by n_kv_heads={G}: make n_heads a multiple of n_kv_heads."
         )
     if head_dim is None and dim % H:
         raise UserError(
-            f"dim={dim} can't be cut into n_heads={H} heads: set head_dim, or make dim a multiple."
+            f"dim={dim} can't be split into n_heads={H} heads: set head_dim, or make dim a multiple of n_heads."
         )
     return H, G, head_dim or dim // H
 
 
 def own_position(pos: Callable[[int], Position] | None, dim: int) -> Position | None:
-    """Return an attention's own positions, if it has any; those that are added to the embedding can't be its own."""
+    """Return an attention module's own position encoding, if any. It can't be one that is added to the embedding."""
     if pos is None:
         return None
     position = pos(dim)
     if type(position).embed is not Position.embed:
         name = type(position).__name__
         raise UserError(
-            f"{name} positions are added to the embedding, so one attention can't have them for its own:"
-            " choose them for the whole model, model/pos=<option>."
+            f"{name} positions are added to the embedding, so they can't be set for one attention module:"
+            " set them for the whole model with model/pos=<option>."
         )
     return position

@@ -1,4 +1,4 @@
-"""What attention remembers: the keys and values, or whatever stands for them, of earlier tokens."""
+"""Key/value caches of attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def cache(
 ) -> Cache:
     """Return an empty cache of one tensor (B, G, S, width) for each of `widths`.
 
-    It is a ring where no query looks further back than the `reach` last keys, its own included, and more may come.
+    It is a ring buffer if queries see at most the last `reach` keys, including their own, and `max_len` is larger.
     """
     is_ring = reach is not None and reach < max_len
     length = reach if is_ring else max_len
@@ -22,16 +22,16 @@ def cache(
 
 
 class Cache:
-    """All tokens so far, in place for as many as may come."""
+    """A cache of all tokens, preallocated for `max_len` tokens."""
 
     def __init__(self, held: list[Tensor]):
         self.held = held
 
     def extend(self, new: Sequence[Tensor], past: int) -> tuple[list[Tensor], int]:
-        """Write T tokens behind the `past` ones. Return what is remembered, and which token is the first of these."""
+        """Append T tokens after the `past` ones. Return all cached tokens, and the index of the first of them."""
         end = past + new[0].shape[2]
-        for held, one in zip(self.held, new):
-            held[:, :, past:end] = one
+        for held, added in zip(self.held, new):
+            held[:, :, past:end] = added
         return [held[:, :, :end] for held in self.held], 0
 
     def tensors(self) -> list[Tensor]:
@@ -39,7 +39,7 @@ class Cache:
 
 
 class Ring(Cache):
-    """The last W tokens: token t stands in slot t mod W, where the one that is W older stood.
+    """A ring buffer of the last W tokens: token t is in slot t mod W, where it replaces token t − W.
 
     W = 4, after 6 tokens:    slot   0  1  2  3
                               token  4  5  2  3
@@ -47,14 +47,14 @@ class Ring(Cache):
 
     def extend(self, new: Sequence[Tensor], past: int) -> tuple[list[Tensor], int]:
         W, T, device = self.held[0].shape[2], new[0].shape[2], new[0].device
-        new = [one.to(held.dtype) for held, one in zip(self.held, new)]  # autocast computes in another one
-        first = max(0, past - W + 1)  # the next query sees no earlier one
+        new = [added.to(held.dtype) for held, added in zip(self.held, new)]  # autocast may have another dtype
+        first = max(0, past - W + 1)  # the next query sees no earlier key
         earlier = torch.arange(first, past, device=device) % W
         in_order = [
-            torch.cat([held.index_select(2, earlier), one], dim=2) for held, one in zip(self.held, new)
+            torch.cat([held.index_select(2, earlier), added], dim=2) for held, added in zip(self.held, new)
         ]
         stays = min(T, W)
         slots = torch.arange(past + T - stays, past + T, device=device) % W
-        for held, one in zip(self.held, new):
-            held.index_copy_(2, slots, one[:, :, T - stays :])
+        for held, added in zip(self.held, new):
+            held.index_copy_(2, slots, added[:, :, T - stays :])
         return in_order, first

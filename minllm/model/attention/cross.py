@@ -1,4 +1,4 @@
-"""Cross-attention: tokens read a memory that is not their own past."""
+"""Cross-attention: tokens attend to a memory instead of their own past."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minllm.schema.options import BelowOne, Count
 
 
 class CrossAttention(nn.Module):
-    """Queries from the stream, keys and values from the memory (1706.03762); positions play no part.
+    """Queries from the stream, keys and values from the memory (1706.03762), without position encoding.
 
-    The memory comes with the forward pass, `model(tokens, memory_BSD=…)`, from an objective that has one.
+    The memory is an argument of the forward pass, `model(tokens, memory_BSD=…)`, supplied by the objective.
 
     Args:
         n_heads, n_kv_heads, head_dim, qkv_bias, out_bias, dropout: see `minllm.model.attention.attention.Attention`.
@@ -69,7 +69,7 @@ class CrossAttention(nn.Module):
 
 @dataclass
 class MemoryCache:
-    """The memory's keys and values, once a first pass has made them."""
+    """The memory's keys and values, computed in the first pass."""
 
     held: list[Tensor] = field(default_factory=list)
 

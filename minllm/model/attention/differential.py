@@ -1,4 +1,4 @@
-"""Differential attention: one attention map less another, so that what both see by chance cancels."""
+"""Differential attention: the difference of two attention maps, which cancels their common noise."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from minllm.schema.options import BelowOne, Count
 
 
 class DifferentialAttention(nn.Module):
-    """(softmax(q₁ k₁ᵀ) − λ softmax(q₂ k₂ᵀ)) v, each head then divided by its root mean square (2410.05258).
+    """(softmax(q₁ k₁ᵀ) − λ softmax(q₂ k₂ᵀ)) v, with each head then divided by its root mean square (2410.05258).
 
-    λ = exp(a₁·b₁) − exp(a₂·b₂) + λ₀ is learned, one for a layer; λ₀ = 0.8 − 0.6 exp(−0.3 · layer).
+    λ = exp(a₁·b₁) − exp(a₂·b₂) + λ₀ is learned per layer; λ₀ = 0.8 − 0.6 exp(−0.3 · layer).
 
     Args:
         n_heads: H; each has two queries and two keys of width K, and values of width 2K.
         n_kv_heads: G; null means H.
-        head_dim: K; null means D / 2H, which has the parameters of an attention of 2H heads.
+        head_dim: K; null means D / 2H, for the same number of parameters as attention with 2H heads.
         mask, dropout: see `minllm.model.attention.attention.Attention`.
     """
 
@@ -58,17 +58,17 @@ class DifferentialAttention(nn.Module):
             x.unflatten(-1, (-1, width)).transpose(1, 2) for x, width in ((q, K), (k, K), (v, 2 * K))
         )
         q_BHTK, k_BGTK = ctx.position.rotate(q_BHTK, ctx), ctx.position.rotate(k_BGTK, ctx)
-        # what is cached has G heads of width 2K for keys and for values alike
+        # the cache has G heads of width 2K for both keys and values
         k_BGTJ = torch.cat(k_BGTK.chunk(2, dim=1), dim=-1)
         (k_BGSJ, v_BGSJ), first = state.extend([k_BGTJ, v_BGTJ], ctx.past) if state else ((k_BGTJ, v_BGTJ), 0)
         k_BGSK, v_BGSJ = torch.cat(k_BGSJ.chunk(2, dim=-1), dim=1), v_BGSJ.repeat(1, 2, 1, 1)
-        one_BHTJ, other_BHTJ = self.core(q_BHTK, k_BGSK, v_BGSJ, ctx, ctx.position, first).chunk(2, dim=1)
-        y_BHTJ = F.rms_norm(one_BHTJ - self._lambda() * other_BHTJ, (2 * K,), eps=self.eps)
+        y1_BHTJ, y2_BHTJ = self.core(q_BHTK, k_BGSK, v_BGSJ, ctx, ctx.position, first).chunk(2, dim=1)
+        y_BHTJ = F.rms_norm(y1_BHTJ - self._lambda() * y2_BHTJ, (2 * K,), eps=self.eps)
         return self.out((1 - self.first_lambda) * y_BHTJ.transpose(1, 2).flatten(2))
 
     def _lambda(self) -> Tensor:
-        one, other = (self.lambdas_22K[0] * self.lambdas_22K[1]).sum(-1).exp().unbind()
-        return one - other + self.first_lambda
+        lambda1, lambda2 = (self.lambdas_22K[0] * self.lambdas_22K[1]).sum(-1).exp().unbind()
+        return lambda1 - lambda2 + self.first_lambda
 
     def init_state(self, batch: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> Cache:
         widths = [2 * self.head_dim] * 2

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values are made from one narrow vector a token, and that is what is cached."""
+"""Multi-head latent attention: keys and values are projections of one narrow vector per token, which is cached."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class LatentAttention(nn.Module):
            ├─► one rotated key for all heads (R)                │
            └─► (latent (Q) ─ norm ─►) queries (N + R)           ┘
 
-    A state holds c and the rotated key, C + R numbers a token. When decoding, keys are never made: a head's query is
-    taken back through the matrix that would make them, and meets the latents themselves.
+    The cache holds c and the rotated key, C + R numbers per token. Decoding never computes the keys: each head's query
+    is multiplied by the transposed key projection instead, and attends to the latents directly.
 
     Args:
         n_heads: H.
         latent_dim: width of the latent, C (kv_lora_rank).
-        query_latent_dim: width of the queries' latent, Q (q_lora_rank); null makes queries from the input.
+        query_latent_dim: width of the queries' latent, Q (q_lora_rank); null projects queries from the input.
         head_dim: channels of a head without positions, N (qk_nope_head_dim).
-        rope_dim: channels of a head that know their place, R (qk_rope_head_dim).
+        rope_dim: channels of a head that are rotated, R (qk_rope_head_dim).
         value_dim: width of a head's values, V; null means N.
         mask, dropout: see `minllm.model.attention.attention.Attention`.
-        scale: what products of queries and keys are multiplied by; null means 1/√(N + R).
+        scale: factor of the products of queries and keys; null means 1/√(N + R).
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class LatentAttention(nn.Module):
         return q_BHTK.split([N, R], dim=-1)
 
     def _attend(self, q_BHTN, q_BHTR, c_B1TC, k_B1TR, ctx: Context, state: None) -> Tensor:
-        """Make the keys and values of all heads: fewer operations where many queries share them."""
+        """Compute the keys and values of all heads: fewer operations if many queries share them."""
         N, _, V = self.widths
         k_BHTN, v_BHTV = self.up(c_B1TC[:, 0]).unflatten(-1, (-1, N + V)).transpose(1, 2).split([N, V], -1)
         k_BHTK = torch.cat([k_BHTN, k_B1TR.expand(*k_BHTN.shape[:-1], -1)], dim=-1)
         return self.core(torch.cat([q_BHTN, q_BHTR], -1), k_BHTK, v_BHTV, ctx, ctx.position)
 
     def _attend_to_latents(self, q_BHTN, q_BHTR, c_B1TC, k_B1TR, ctx: Context, state: Cache) -> Tensor:
-        """Take queries to the latents and not keys to the heads: all heads share one key, as in multi-query."""
+        """Project queries to the latent space instead of keys to the heads: all heads share one key, as in MQA."""
         N, _, V = self.widths
         k_HNC, v_HVC = self.up.weight.view(self.n_heads, N + V, -1).split([N, V], dim=1)
         (c_B1SC, k_B1SR), first = state.extend([c_B1TC, k_B1TR], ctx.past)

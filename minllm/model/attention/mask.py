@@ -1,4 +1,4 @@
-"""Which keys a query may see besides what causality and segments leave, by their places (`model/attn/mask`).
+"""Attention masks: which of the keys allowed by causality and segments a query may see (`model/attn/mask`).
 
 Queries downwards, keys to the right:
 
@@ -25,25 +25,25 @@ from minllm.schema.options import Count, Natural
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
-    """Every key (1706.03762), and what other masks inherit from. Masks with equal settings are equal."""
+    """Every key (1706.03762); the base class of all masks. Masks with equal settings are equal."""
 
     @property
     def reach(self) -> int | None:
-        """How many keys back a query may see, itself included; a state need not remember more. None: all."""
+        """How many keys back a query may see, including its own; a cache needs no more. None means all."""
         return None
 
     def hides(self, length: int, first: int = 0) -> bool:
-        """Whether any of the `length` tokens from `first` on is hidden from another one behind it."""
+        """Whether any of the `length` tokens from `first` on is hidden from a later one."""
         return False
 
     def visible(self, q_BT1: Tensor, k_B1S: Tensor) -> Tensor:
-        """Return whether the queries at places `q_BT1` see the keys at `k_B1S`, bool (B, T, S)."""
+        """Return whether the queries at positions `q_BT1` see the keys at `k_B1S`, bool (B, T, S)."""
         return torch.ones_like(q_BT1 - k_B1S, dtype=torch.bool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window(Full):
-    """The last `window` keys, the query's own included, as in Mistral (2310.06825) and Longformer (2004.05150)."""
+    """The last `window` keys, including the query's own, as in Mistral (2310.06825) and Longformer (2004.05150)."""
 
     window: Count
 
@@ -103,7 +103,7 @@ class Blocks(Full):
         return None if self.n_global else self.size
 
     def hides(self, length: int, first: int = 0) -> bool:
-        # blocks begin where a segment does: from its middle on, any two tokens may stand in different ones
+        # blocks are aligned to segments: within a segment, any two neighbours may be in different blocks
         return length > (1 if first else self.size)
 
     def visible(self, q_BT1: Tensor, k_B1S: Tensor) -> Tensor:

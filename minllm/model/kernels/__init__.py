@@ -1,1 +1,1 @@
-"""What is written for speed: the same results as the plain formulas, computed another way."""
+"""Fast implementations of plain formulas."""

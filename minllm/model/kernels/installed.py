@@ -1,7 +1,7 @@
-"""Kernels of others for GPUs, where they are installed: `pip install 'minllm[kernels]'`.
+"""Optional third-party GPU kernels: `pip install 'minllm[kernels]'`.
 
-They are asked for where training is in bf16 on a GPU, and give what the scans here give, to bf16's precision. Without
-them nothing changes but speed.
+They are used for bf16 training on a GPU, and agree with the scans in `minllm.model.scans` to bf16 precision. Without
+them only the speed differs.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch._subclasses import FakeTensor
 def linear_kernel(
     module: str, name: str, x: Tensor, state_BHKV: Tensor | None, starts_BT: Tensor | None
 ) -> Callable | None:
-    """Return a kernel of flash-linear-attention; none has segments beside a state from before, which begins none."""
+    """Return a kernel of flash-linear-attention, or None; the kernels can't combine segments with an initial state."""
     return kernel(module, name, x) if state_BHKV is None or starts_BT is None else None
 
 
 def kernel(module: str, name: str, x: Tensor) -> Callable | None:
-    """Return the kernel for tensors such as x; None where it isn't wanted or isn't there."""
+    """Return the kernel for tensors such as x; None if it doesn't apply or isn't installed."""
     return _installed(module, name) if _wanted(x) else None
 
 
@@ -34,7 +34,7 @@ def _wanted(x: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result
 def _installed(module: str, name: str) -> Callable | None:
-    # the compiler would look into the cache, and can't follow an import
+    # torch.compile would trace through the cache, and can't trace an import
     return _imported(module, name)
 
 
@@ -58,7 +58,7 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """Run a kernel of flash-linear-attention; return y_BTHV and the last state_BHKV.
 
-    It is given packed rows as one row, with the places where a segment begins.
+    Packed rows are passed as one row, with the indices where segments begin.
     """
     times = v_BTHV.shape[2] // q_BTGK.shape[2]
     q_BTHK, k_BTHK = (x.repeat_interleave(times, dim=2) for x in (q_BTGK, k_BTGK))

@@ -1,4 +1,4 @@
-"""A product with few rows, as decoding has them."""
+"""Matrix products with few rows, as in decoding."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW_ROWS, LARGE = 8, 1 << 18
-"""The rows and the numbers in a matrix at which `linear` takes the other way round."""
+"""`linear` computes the transposed product for up to this many rows and from this matrix size on."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x Wᵀ + b, as `torch.nn.functional.linear` does, and faster for the few rows that decoding has.
+    """Return x Wᵀ + b, like `torch.nn.functional.linear`, but faster for the few rows of decoding.
 
     On CPUs a product of one to eight rows with a large matrix takes two to four times as long as W xᵀ, whose many rows
-    keep all cores busy; a single row is taken twice, since torch would treat W xᵀ as a product with a vector.
+    keep all cores busy. A single row is duplicated, because torch would treat W xᵀ as a product with a vector.
     """
     if torch.is_grad_enabled() or weight.numel() < LARGE or x.device.type != "cpu" or x.dtype != weight.dtype:
         return F.linear(x, weight, bias)

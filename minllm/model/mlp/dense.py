@@ -51,7 +51,7 @@ class Gated(nn.Module):
     """W₂ (f(W_g x) ∘ W₁ x), a gated linear unit (2002.05202): SwiGLU with silu, GeGLU with gelu, ReGLU with relu.
 
     Args:
-        hidden: hidden width, F; null means 8/3 D, which has the parameters of an ungated MLP of 4 D, or an expert's
+        hidden: hidden width, F; null means 8/3 D, for as many parameters as an ungated MLP of 4 D, or an expert's
             share of it.
         activation: f; gelu is exact, gelu_tanh its approximation.
         bias: add a bias to all products.
@@ -88,7 +88,7 @@ class ClampedGated(Gated):
 
     Args:
         hidden, bias, dropout: see `Gated`.
-        limit: how far the values before the product may go.
+        limit: bound of the values before the product.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ClampedGated(Gated):
 
 
 def activation_named(name: Activation) -> Callable[[Tensor], Tensor]:
-    """Return the function behind an activation's name."""
+    """Return the activation function with this name."""
     return {
         "gelu": F.gelu,
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),

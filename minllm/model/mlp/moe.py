@@ -1,4 +1,4 @@
-"""Mixtures of experts: many MLPs, of which each token meets a few."""
+"""Mixture of experts: many MLPs, of which each token uses a few."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class MoE(nn.Module):
 
     Args:
         n_experts: number of experts, E.
-        top_k: the experts that each token meets.
-        expert: what one expert is, any MLP. Where its `hidden` is null, all that a token meets is together as wide as
-            that MLP would be alone, so that the active parameters stay what they are without experts.
-        shared: an MLP that every token meets besides, as in DeepSeekMoE (2401.06066), or null.
-        router: who chooses.
-        capacity: how many tokens of a row an expert takes in training, as a multiple of an even share; those that come
-            later pass it by. Null: as many as choose it.
+        top_k: number of experts per token.
+        expert: one expert, any MLP. If its `hidden` is null, a token's experts are together as wide as a single MLP, so
+            that the number of active parameters is the same as without experts.
+        shared: the shared expert, an MLP that every token uses, as in DeepSeekMoE (2401.06066), or null.
+        router: how experts are chosen.
+        capacity: expert capacity in training, the number of tokens of a row as a multiple of an even share; later
+            tokens are dropped. Null means no limit.
 
     Raises:
-        UserError: a token can't meet so many experts, or an expert is a mixture of experts itself.
+        UserError: top_k is more than n_experts, or an expert is a mixture of experts itself.
     """
 
     def __init__(
@@ -54,15 +54,17 @@ class MoE(nn.Module):
         super().__init__()
         if top_k > n_experts:
             raise UserError(
-                f"A token can't meet top_k={top_k} of n_experts={n_experts} experts: type top_k={n_experts} or less."
+                f"top_k={top_k} is more than n_experts={n_experts}: set top_k={n_experts} or less."
             )
         self.n_experts, self.top_k, self.capacity = n_experts, top_k, capacity
         self.router = made("the router", router, dim=dim, n_experts=n_experts, top_k=top_k)
         part = replace(layer, share=layer.share / (top_k + (shared is not None)))
-        first = made_branch("an expert", expert, dim=dim, layer=part)  # whose like the others are
+        first = made_branch("an expert", expert, dim=dim, layer=part)  # the others are built alike
         self.experts = nn.ModuleList([first, *(like(first, expert(dim, part)) for _ in range(n_experts - 1))])
         if any(isinstance(module, MoE) for module in self.experts.modules()):
-            raise UserError("An expert can't be a mixture of experts itself: choose another MLP as expert.")
+            raise UserError(
+                "An expert can't be a mixture of experts itself: choose another MLP as the expert."
+            )
         refuse_plain_parameters(self.experts)
         for param in self.experts.parameters():
             param.role = replace(param.role, active=top_k / n_experts)
@@ -73,14 +75,14 @@ class MoE(nn.Module):
         self.register_buffer("kept", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        # how many rows an expert gets is another number each time: nothing that compiled code could be made for
+        # not compiled, because the number of rows of an expert changes in every pass
         mixed = torch.compiler.disable(self.mixed) if torch.compiler.is_compiling() else self.mixed
         return mixed(x_BTD, ctx)
 
     def mixed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         weights_BTE, chosen_BTE = self.router(x_BTD, ctx)
         if ctx.segments_BT is not None:
-            # padding meets no expert: it costs nothing and takes nobody's place
+            # padding uses no expert, and no expert capacity
             chosen_BTE = chosen_BTE & (ctx.segments_BT != PAD)[:, :, None]
         if self.capacity and self.training:
             chosen_BTE = self.within_capacity(chosen_BTE, ctx)
@@ -94,7 +96,7 @@ class MoE(nn.Module):
         outputs = [
             expert(x_1RD, ctx)
             for expert, x_1RD in zip(self.experts, x_RD[None].split(sizes_E, dim=1))
-            # where there are gradients, that of an expert that nobody chose is zero, not none
+            # when training, an expert that no token chose gets a gradient of zero instead of None
             if x_1RD.shape[1] or torch.is_grad_enabled()
         ]
         y_RD = torch.cat(outputs, dim=1)[0] if outputs else x_RD
@@ -107,7 +109,7 @@ class MoE(nn.Module):
         """Return the tokens and experts of all rows, expert after expert, and how many rows each expert has."""
         B, T, E = chosen_BTE.shape
         if chosen_BTE.is_meta or isinstance(chosen_BTE, FakeTensor):
-            # there are shapes only: take the shares as even
+            # there are no values: assume an even load
             R = B * T * self.top_k
             row_R = torch.zeros(R, dtype=torch.int64, device=chosen_BTE.device)
             return row_R, row_R, [R // E + (e < R % E) for e in range(E)]
@@ -115,7 +117,7 @@ class MoE(nn.Module):
         return token_R, expert_R, expert_R.bincount(minlength=E).tolist()
 
     def within_capacity(self, chosen_BTE: Tensor, ctx: Context) -> Tensor:
-        """Return the choices but for those that come when the expert has as many tokens of the row as it takes."""
+        """Return the choices without those beyond an expert's capacity in a row."""
         places = math.ceil(self.capacity * chosen_BTE.shape[1] * self.top_k / self.n_experts)
         kept_BTE = chosen_BTE & (chosen_BTE.cumsum(dim=1) <= places)
         counted_BT1 = counted(chosen_BTE, ctx)
@@ -127,5 +129,5 @@ class MoE(nn.Module):
         self.wanted.zero_(), self.kept.zero_()
 
     def after_step(self) -> dict[str, Tensor]:
-        """Return the share of choices for which the expert had no place; nothing where there's no capacity."""
+        """Return the fraction of choices dropped because of the capacity; empty if there is no capacity."""
         return {} if self.capacity is None else {"router_dropped": 1 - self.kept / self.wanted.clamp(min=1)}

@@ -1,4 +1,4 @@
-"""Routers: which experts each token meets, and how much each of them counts."""
+"""Routers: which experts each token uses, and their weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from minllm.schema.options import Count, NonNegative, Positive
 
 
 class Router(nn.Module):
-    """What all routers share: one product gives every expert a score, in fp32 under autocast too.
+    """The base class of routers: a linear projection scores all experts, in fp32 even under autocast.
 
-    A router returns weights_BTE and chosen_BTE: which experts a token meets, and what their outputs are multiplied by.
-    While it trains, it counts what it does, from one step to the next.
+    A router returns weights_BTE and chosen_BTE: the weights of the experts' outputs, and which experts a token uses.
+    In training it counts statistics over each step.
     """
 
     def __init__(self, dim: int, n_experts: int, top_k: int, bias: bool):
         super().__init__()
         self.n_experts, self.top_k = n_experts, top_k
-        # the head's scale: it begins without preferences
+        # the same initial scale as the head: almost no preferences
         self.score = Linear(dim, n_experts, stream="reads", bias=bias, gain=0.02 * dim**0.5)
         self.register_buffer("load_E", torch.zeros(n_experts, dtype=torch.int64), persistent=False)
         self.register_buffer("entropy", torch.zeros(()), persistent=False)
@@ -35,7 +35,7 @@ class Router(nn.Module):
         self.load_E.zero_(), self.entropy.zero_(), self.tokens.zero_()
 
     def after_step(self) -> dict[str, Tensor]:
-        """Return the mean entropy of a token's scores in nats, and the load of the busiest expert; even is 1."""
+        """Return the mean entropy of a token's scores in nats, and the largest load of an expert; an even load is 1."""
         return {
             "router_entropy": self.entropy / self.tokens.clamp(min=1),
             "router_busiest": self.load_E.max() / self.load_E.sum().clamp(min=1) * self.n_experts,
@@ -50,14 +50,14 @@ class Router(nn.Module):
 
 
 class Softmax(Router):
-    """Each token meets the `top_k` experts that a softmax over all of them prefers (2101.03961, 2401.04088).
+    """Each token uses the `top_k` experts with the largest softmax scores (2101.03961, 2401.04088).
 
     Args:
         renormalise: the weights of a token's experts add up to 1, as in Mixtral; otherwise they are the softmax's, as
             in OLMoE (2409.02060).
         bias: add a bias to the scores, as in gpt-oss (2508.10925).
-        balance: coefficient of Switch's loss E Σ f_i P_i, where f_i is the share of choices that fall on expert i and
-            P_i its mean probability, over the rows that are computed at a time; it is 1 at the least.
+        balance: coefficient of Switch's loss E Σ f_i P_i, where f_i is the fraction of choices of expert i and P_i its
+            mean probability, over the rows of a micro-batch; the loss is at least 1.
         z_loss: coefficient of the mean of logsumexp(scores)², which keeps scores small (ST-MoE, 2202.08906).
     """
 
@@ -101,17 +101,17 @@ class Softmax(Router):
 
 
 class Sigmoid(Router):
-    """Each expert's score is a sigmoid of its own, and a bias keeps the load even (2408.15664, DeepSeek-V3 2412.19437).
+    """Scores are independent sigmoids, and a bias keeps the load even (2408.15664, DeepSeek-V3 2412.19437).
 
-    The bias counts in choosing and not in the weights. After each step it goes up by `bias_rate` for experts that had
-    less than the mean load, and down for those that had more.
+    The bias affects only the choice of experts and not their weights. After each step it increases by `bias_rate` for
+    experts below the mean load, and decreases for those above it.
 
     Args:
         renormalise: divide the scores of a token's experts by their sum.
         scale: multiply the weights by this.
-        bias_rate: how far the bias moves in each step; 0 leaves it where it is.
-        n_groups: cut the experts into so many groups, of which a token meets only some.
-        top_groups: the number of groups that it meets: those whose best two experts have the largest sum.
+        bias_rate: how much the bias changes in each step; 0 means no change.
+        n_groups: number of groups of experts.
+        top_groups: number of groups per token: those whose best two experts have the largest sum.
     """
 
     def __init__(
@@ -130,13 +130,13 @@ class Sigmoid(Router):
         _refuse_constant_weights(top_k, renormalise)
         if n_experts % n_groups:
             raise UserError(
-                f"{n_experts} experts can't be cut into {n_groups} equal groups: n_experts must be a multiple of the"
+                f"{n_experts} experts can't be split into {n_groups} equal groups: n_experts must be a multiple of the"
                 " router's n_groups."
             )
         if top_groups > n_groups or top_k > top_groups * (n_experts // n_groups):
             raise UserError(
-                f"A token can't meet top_k={top_k} experts in top_groups={top_groups} of n_groups={n_groups} groups"
-                f" of {n_experts // n_groups}: type a smaller top_k, or another top_groups."
+                f"A token can't use top_k={top_k} experts in top_groups={top_groups} of n_groups={n_groups} groups"
+                f" of {n_experts // n_groups}: set a smaller top_k, or another top_groups."
             )
         self.renormalise, self.scale, self.bias_rate = renormalise, scale, bias_rate
         self.n_groups, self.top_groups = n_groups, top_groups
@@ -153,7 +153,7 @@ class Sigmoid(Router):
         return weights_BTE * self.scale, chosen_BTE
 
     def within_groups(self, scores_BTE: Tensor) -> Tensor:
-        """Return the scores, and -inf for the experts of groups that a token doesn't meet."""
+        """Return the scores, with -inf for the experts of groups that a token doesn't use."""
         if self.top_groups == self.n_groups:
             return scores_BTE
         grouped_BTGE = scores_BTE.unflatten(-1, (self.n_groups, -1))
@@ -162,23 +162,23 @@ class Sigmoid(Router):
         return grouped_BTGE.masked_fill(~open_BTG[..., None], -torch.inf).flatten(-2)
 
     def after_step(self) -> dict[str, Tensor]:
-        # load·E against the sum, and not load against the mean: whole numbers compare without rounding
+        # compares load·E with the sum rather than load with the mean: integers compare without rounding
         self.bias_E += self.bias_rate * torch.sign(self.load_E.sum() - self.load_E * self.n_experts)
         return super().after_step()
 
 
 class ExpertChoice(Router):
-    """Each expert chooses its tokens, the same number for all (2202.09368): `top_k` experts meet a token on average.
+    """Each expert chooses the same number of tokens (2202.09368), so that a token has `top_k` experts on average.
 
-    Every document of a row is chosen from by itself. A token's weight for an expert is its softmax over experts.
+    The choice is made for each document of a row separately. The weights are the softmax of the scores over experts.
 
     Args:
         bias: add a bias to the scores.
     """
 
     looks_ahead = (
-        "This model can't generate: its experts choose among all tokens of a text, also those that are still to come."
-        " Type model/mlp=moe for one that can."
+        "This model can't generate: its experts choose among all tokens of a text, including those still to come."
+        " Use model/mlp=moe for one that can."
     )
 
     def __init__(self, dim: int, n_experts: int, top_k: int, *, bias: bool):
@@ -192,7 +192,7 @@ class ExpertChoice(Router):
         return probs_BTE * chosen_BTE, chosen_BTE
 
     def choose(self, probs_BTE: Tensor, ctx: Context) -> Tensor:
-        """Return each expert's best tokens: of each document ⌈top_k · its length / E⌉."""
+        """Return each expert's best tokens: ⌈top_k · length / E⌉ of each document."""
         (B, T, E), device = probs_BTE.shape, probs_BTE.device
         order_BTE = probs_BTE.argsort(dim=1, descending=True, stable=True)
         place_T = torch.arange(T, device=device)
@@ -200,7 +200,7 @@ class ExpertChoice(Router):
             return torch.zeros_like(order_BTE, dtype=torch.bool).scatter_(
                 1, order_BTE, (place_T < _quota(T, self.top_k, E))[:, None].expand(B, T, E)
             )
-        # the second sort brings each document's tokens together and leaves the best of each in front
+        # the second sort groups the tokens by document, with the best of each first
         segments_BTE = ctx.segments_BT[:, :, None].expand(B, T, E)
         order_BTE = order_BTE.gather(1, segments_BTE.gather(1, order_BTE).argsort(dim=1, stable=True))
         sorted_BT = ctx.segments_BT.sort(dim=1).values
@@ -237,6 +237,6 @@ def _quota(length: int | Tensor, top_k: int, n_experts: int) -> int | Tensor:
 def _refuse_constant_weights(top_k: int, renormalise: bool) -> None:
     if top_k == 1 and renormalise:
         raise UserError(
-            "With top_k=1 and renormalise=true every weight is 1, and the router learns nothing from them: set the"
-            " router's renormalise=false, or a larger top_k."
+            "With top_k=1 and renormalise=true every weight is 1, so the router can't learn: set the router's"
+            " renormalise=false, or a larger top_k."
         )

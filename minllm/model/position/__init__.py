@@ -1,1 +1,1 @@
-"""Positions: what tells a token where it stands."""
+"""Position encodings."""

@@ -1,4 +1,4 @@
-"""Positions that are added to attention's scores."""
+"""Position encodings that are added to attention scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minllm.schema.options import Count
 
 
 class Alibi(Position):
-    """Scores fall in proportion to distance, in each head at a slope of its own (2108.12409)."""
+    """Scores decrease linearly with distance, with a different slope in each head (2108.12409)."""
 
     def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
         return ctx.once(("alibi", n_heads, first), lambda: self._bias(n_heads, ctx, first))
@@ -46,13 +46,13 @@ class T5(Position):
         for reader in readers:
             if reader.core.n_heads != self.n_heads:
                 raise UserError(
-                    f"model.pos has scores for {self.n_heads} heads, and an attention has {reader.core.n_heads}: set"
-                    f" model.pos.n_heads={reader.core.n_heads}, or make all attentions alike."
+                    f"model.pos has scores for {self.n_heads} heads, but an attention has {reader.core.n_heads}: set"
+                    f" model.pos.n_heads={reader.core.n_heads}, or give all attentions the same number of heads."
                 )
         if not readers:
             raise UserError(
-                "model/pos=t5 learns scores for attention, and no branch of model.layout is an attention to its own"
-                " past: choose another model/pos, such as none."
+                "model/pos=t5 learns scores for self-attention, but model.layout has none: choose another model/pos,"
+                " such as none."
             )
 
     def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
@@ -67,12 +67,12 @@ class T5(Position):
 
 
 def _distances(ctx: Context, first: int) -> Tensor:
-    """Return how far each key from `first` on lies behind each query, (B or 1, T, S)."""
+    """Return the distance of each key from `first` on to each query, (B or 1, T, S)."""
     return ctx.positions_BT[:, :, None] - ctx.positions_BS[:, None, first:]
 
 
 def _slopes(n_heads: int) -> list[float]:
-    """Return ALiBi's slopes: 2^(-8i/H) for a power of two; other numbers take every second of the next power's too."""
+    """Return ALiBi's slopes: 2^(-8i/H) for a power of two, else with every second slope of the next power added."""
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
     between = [2 ** (-4 * i / power) for i in range(1, 2 * power + 1, 2)]

@@ -1,4 +1,4 @@
-"""Positions that are added to the embedded tokens."""
+"""Position encodings that are added to the embedded tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minllm.schema.options import Count, Positive
 
 
 class Learned(Position):
-    """One learned vector a place, added to the embedding (GPT-2). There are none beyond `max_len` places."""
+    """One learned vector per position, added to the embedding (GPT-2), for up to `max_len` positions."""
 
     def __init__(self, dim: int, *, max_len: Count):
         super().__init__(dim)
@@ -23,11 +23,11 @@ class Learned(Position):
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         longest = ctx.past + x_BTD.shape[1]
         if longest > self.max_positions and ctx.segments_BT is not None and not x_BTD.is_meta:
-            longest = int(ctx.positions_BT.max()) + 1  # places start anew in each segment
+            longest = int(ctx.positions_BT.max()) + 1  # positions restart in each segment
         if longest > self.max_positions:
             raise UserError(
-                f"model.pos has learned {self.max_positions} places and is shown {longest}: raise model.pos.max_len, or"
-                " shorten the text."
+                f"model.pos has {self.max_positions} learned positions, but the text has {longest} tokens: increase"
+                " model.pos.max_len, or shorten the text."
             )
         return x_BTD + F.embedding(ctx.positions_BT, self.weight)
 
@@ -37,13 +37,13 @@ class Sinusoidal(Position):
 
     Args:
         theta: the longest wavelength is just under 2π times this.
-        amplitude: of the waves; embedded tokens begin at a size of 0.02.
+        amplitude: amplitude of the waves; embedded tokens have an initial scale of 0.02.
     """
 
     def __init__(self, dim: int, *, theta: Positive, amplitude: Positive):
         super().__init__(dim)
         if dim % 2:
-            raise UserError(f"Sines and cosines come in pairs, and model.dim={dim} is odd: make it even.")
+            raise UserError(f"Sines and cosines come in pairs, but model.dim={dim} is odd: make it even.")
         self.theta, self.amplitude = theta, amplitude
 
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:

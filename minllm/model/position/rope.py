@@ -1,4 +1,4 @@
-"""Rotary embedding, and its stretchings to longer texts than a model was trained on."""
+"""Rotary position embedding, and its extensions to longer texts than a model was trained on."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from minllm.schema.options import Count, Fraction, Positive
 
 
 class Rope(Position):
-    """Rotary embedding (2104.09864): pair i of a head's R rotated channels turns by t / θ^(2i/R) at place t.
+    """Rotary embedding (2104.09864): pair i of a head's R rotated channels is rotated by t / θ^(2i/R) at position t.
 
     Args:
         theta: θ, the base of the wavelengths.
-        fraction: share of a head's channels that turn, the first ones; the others don't know their place.
+        fraction: fraction of a head's channels that are rotated, the first ones.
         interleaved: pairs are neighbours, as in GPT-J; else channel i is paired with channel i + R/2, as in Llama.
     """
 
     magnitude = 1.0
-    """What turned queries and keys are multiplied by."""
+    """Factor of rotated queries and keys."""
 
     def __init__(self, dim: int, *, theta: Positive, fraction: Fraction, interleaved: bool):
         super().__init__(dim)
         self.theta, self.fraction, self.interleaved = theta, fraction, interleaved
         self.key = (type(self), theta, fraction, interleaved)
-        """What tells these turns from others': attentions with equal ropes share them."""
+        """Identifies the rotation: attentions with equal settings share the sines and cosines."""
 
     def check(self, model: nn.Module) -> None:
         for reader in self.readers(model):
             self._turning(reader.rotated_dim)
 
     def rates(self, R: int, device: torch.device) -> Tensor:
-        """Return the angle of each pair from one place to the next, in radians, (R/2,)."""
+        """Return the angle of each pair from one position to the next, in radians, (R/2,)."""
         return self.theta ** -(torch.arange(0, R, 2, device=device) / R)
 
     def rotate(self, x_BHTK: Tensor, ctx: Context) -> Tensor:
@@ -66,19 +66,19 @@ class Rope(Position):
         return torch.cat([cos, cos, -sin, sin], -1)[:, None].chunk(2, -1)
 
     def _turning(self, K: int) -> int:
-        """Return how many of a head's K channels turn, R."""
+        """Return how many of a head's K channels are rotated, R."""
         R = round(K * self.fraction)
         if R % 2 or R == 0:
             share = "" if self.fraction == 1 else f"{self.fraction:g} of "
             raise UserError(
-                f"RoPE turns channels in pairs, and {share}a head width of {K} makes {R}: set an even head_dim"
+                f"RoPE rotates channels in pairs, but {share}a head width of {K} is {R}: set an even head_dim"
                 f"{', or another fraction' if share else ''}."
             )
         return R
 
 
 class Linear(Rope):
-    """Position interpolation (2306.15595): all places are `factor` times closer."""
+    """Position interpolation (2306.15595): all positions are divided by `factor`."""
 
     def __init__(self, dim: int, *, theta: Positive, fraction: Fraction, interleaved: bool, factor: Positive):
         super().__init__(dim, theta=theta, fraction=fraction, interleaved=interleaved)
@@ -100,8 +100,8 @@ class NTK(Linear):
 
 
 class Llama3(Linear):
-    """Llama 3.1's stretching (2407.21783): pairs that turn less than `low` times in the original length are slowed by
-    `factor`, those that turn more than `high` times are left alone, and what lies between is blended.
+    """Llama 3.1's scaling (2407.21783): pairs with fewer than `low` turns in the original length are slowed by
+    `factor`, those with more than `high` turns are unchanged, and those between are interpolated.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class Llama3(Linear):
 
 
 class Yarn(Linear):
-    """YaRN (2309.00071): blends as Llama 3's does, by a ramp over the pairs, and sharpens attention by `magnitude`.
+    """YaRN (2309.00071): interpolates like Llama 3, by a ramp over the pairs, and sharpens attention by `magnitude`.
 
     Args:
-        fast: pairs that turn more often than this in the original length are left alone.
-        slow: pairs that turn less often than this are slowed by `factor`.
-        original_len: the length that the model was trained at.
-        truncate: the ramp begins and ends at whole pairs.
-        magnitude: of turned queries and keys; null means 0.1 ln(factor) + 1.
+        fast: pairs with more turns than this in the original length are unchanged.
+        slow: pairs with fewer turns than this are slowed by `factor`.
+        original_len: the sequence length that the model was trained with.
+        truncate: round the ends of the ramp to whole pairs.
+        magnitude: factor of rotated queries and keys; null means 0.1 ln(factor) + 1.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Yarn(Linear):
         super().__init__(dim, theta=theta, fraction=fraction, interleaved=interleaved, factor=factor)
         if theta <= 1:
             raise UserError(
-                f"YaRN's ramp needs wavelengths that differ: make model.pos.theta={theta:g} more than 1."
+                f"YaRN needs different wavelengths: model.pos.theta={theta:g} must be more than 1."
             )
         if slow >= fast:
             raise UserError(f"model.pos.slow={slow:g} must be less than model.pos.fast={fast:g}.")
@@ -185,12 +185,12 @@ class Yarn(Linear):
         return rates * (1 - slowed + slowed / self.factor)
 
     def _ramp(self, R: int) -> tuple[float, float]:
-        """Return the places among the pairs where the ramp begins and ends."""
+        """Return the indices of the pairs where the ramp begins and ends."""
         low, high = self._pair(self.fast, R), self._pair(self.slow, R)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         return max(low, 0), min(high, R - 1)
 
     def _pair(self, rounds: float, R: int) -> float:
-        """Return the place among the pairs of one that turns so many rounds in the original length."""
+        """Return the (fractional) index of the pair with this many turns in the original length."""
         return R * math.log(self.original_len / (rounds * 2 * math.pi)) / (2 * math.log(self.theta))

@@ -1,4 +1,4 @@
-"""What recurrent mixers remember between decoding steps: as much after a million tokens as after one."""
+"""Decoding states of recurrent mixers, whose size doesn't depend on the number of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minllm.model.recurrent.conv import Tail
 
 @dataclass
 class Carry:
-    """A hidden state, which is always fp32, and the last inputs of the convolution before it."""
+    """A hidden state, always fp32, and the last inputs of the convolution before it."""
 
     hidden: Tensor
     tail: Tail | None = None
@@ -21,11 +21,11 @@ class Carry:
 
 
 def recalled(state: Carry | None) -> tuple[Tensor | None, Tail | None]:
-    """Return the hidden state and the convolution's tail; None for each where nothing is remembered."""
+    """Return the hidden state and the convolution's tail, either of which may be None."""
     return (None, None) if state is None else (state.hidden, state.tail)
 
 
 def remember(state: Carry | None, hidden: Tensor) -> None:
-    """Keep a hidden state for the next tokens, if any are to come."""
+    """Store a hidden state for the next tokens when decoding."""
     if state is not None:
-        state.hidden = hidden.clone()  # a view would keep the states of all tokens
+        state.hidden = hidden.clone()  # a view would keep the states of all tokens alive

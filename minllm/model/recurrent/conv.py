@@ -1,4 +1,4 @@
-"""A short causal convolution: each token adds up itself and a few before it, channel by channel."""
+"""A short causal convolution: a weighted sum of each token and a few before it, per channel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minllm.schema.options import Count
 
 
 class CausalConv(nn.Module):
-    """y_t = Σ w_i ∘ x_(t−i) + b over the last `width` tokens of the segment, as mixers have one before their scan.
+    """y_t = Σ w_i ∘ x_(t−i) + b over the last `width` tokens of the segment, as used before the scan of many mixers.
 
     weight_WC[0] is for the token itself.
     """
@@ -45,7 +45,7 @@ class CausalConv(nn.Module):
         for i in range(1, W):
             earlier_BTC = padded_BTC[:, W - 1 - i : W - 1 - i + T]
             if ctx.segments_BT is not None:
-                # a token sees its own segment only: as many tokens back as its position in it
+                # a token sees only its own segment: as many tokens back as its position in it
                 earlier_BTC = torch.where((ctx.positions_BT >= i)[..., None], earlier_BTC, 0)
             y_BTC = torch.addcmul(y_BTC, weight_WC[i], earlier_BTC)
         return y_BTC
@@ -55,10 +55,10 @@ class CausalConv(nn.Module):
 
 
 class ShortConv(nn.Module):
-    """The convolution as a branch of its own: a Canon layer (2512.17351), or without any other mixer the null model.
+    """The convolution as a branch: a Canon layer (2512.17351) or, without any other mixer, a baseline.
 
     Args:
-        width: how many tokens each one sees, itself included, W.
+        width: how many tokens each token sees, including itself, W.
     """
 
     def __init__(self, dim: int, layer: Layer, *, width: Count):
@@ -79,7 +79,7 @@ class Tail:
     tail_BWC: Tensor
 
     def extend(self, x_BTC: Tensor) -> Tensor:
-        """Return what is remembered and the next tokens behind it; remember the last of these."""
+        """Return the stored inputs followed by the next ones; store the last W − 1 of these."""
         extended_BTC = torch.cat([self.tail_BWC.to(x_BTC.dtype), x_BTC], dim=1)
         self.tail_BWC = extended_BTC[:, x_BTC.shape[1] :].to(self.tail_BWC.dtype, copy=True)
         return extended_BTC

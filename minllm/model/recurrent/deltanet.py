@@ -1,4 +1,4 @@
-"""DeltaNet: linear attention that overwrites what it has remembered of a key; and the same with a gate that forgets."""
+"""DeltaNet: linear attention that overwrites the value stored for a key; and Gated DeltaNet, with a forget gate."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from minllm.schema.options import Count
 
 
 class DeltaNet(nn.Module):
-    """Linear attention by the delta rule (2102.11174), as "Parallelizing Linear Transformers" has it (2406.06484).
+    """Linear attention with the delta rule (2102.11174), as in "Parallelizing Linear Transformers" (2406.06484).
 
         S_t = (1 − β_t k_t kᵀ_t) S_(t-1) + β_t k_t vᵀ_t        y_t = norm(Sᵀ_t q_t)        β = σ(W x)
 
-    Queries, keys and values pass a short convolution and a silu; queries and keys are then divided by their length.
+    Queries, keys and values pass through a short convolution and a silu; queries and keys are then L2-normalised.
 
     Args:
-        n_heads: heads of queries and keys, G.
-        n_value_heads: heads of values, H, which share them; null means G.
+        n_heads: query/key heads, G.
+        n_value_heads: value heads, H; H / G of them share a query/key head; null means G.
         head_dim: width of a head's queries and keys, K.
         value_dim: width of a head's values, V; null means K.
         conv_width: how many tokens the convolution sees.
-        chunk: tokens that are computed at once; it changes speed and memory, not results.
+        chunk: tokens that are computed at once; affects speed and memory, but not results.
 
     Raises:
-        UserError: the heads of values can't share those of keys evenly.
+        UserError: n_value_heads isn't a multiple of n_heads.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DeltaNet(nn.Module):
         G, H = n_heads, n_value_heads or n_heads
         if H % G:
             raise UserError(
-                f"n_value_heads={H} can't share n_heads={G} evenly: make n_value_heads a multiple of n_heads."
+                f"n_value_heads={H} isn't divisible by n_heads={G}: make n_value_heads a multiple of n_heads."
             )
         self.n_heads, self.n_value_heads, self.chunk = G, H, chunk
         K, V = self.head_dim, self.value_dim = head_dim, value_dim or head_dim
@@ -98,7 +98,7 @@ class DeltaNet(nn.Module):
 
 
 class GatedDeltaNet(DeltaNet):
-    """DeltaNet whose state decays as in Mamba-2, and whose output is gated (2412.06464), as in Qwen3-Next.
+    """DeltaNet with a state that decays as in Mamba-2 and a gated output (2412.06464), as in Qwen3-Next.
 
         S_t = a_t (1 − β_t k_t kᵀ_t) S_(t-1) + β_t k_t vᵀ_t        y_t = norm(Sᵀ_t q_t) ∘ silu(W x)
         a_t = exp(−A softplus(w · x_t + b))
@@ -143,6 +143,6 @@ class GatedDeltaNet(DeltaNet):
 
 
 def of_length_1(x: Tensor) -> Tensor:
-    """Divide by the length, in fp32."""
+    """Divide by the L2 norm, in fp32."""
     x = x.float()
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)

@@ -1,4 +1,4 @@
-"""Gated linear attention: a memory whose rows each decay as the input says (2312.06635)."""
+"""Gated linear attention: linear attention with input-dependent decays (2312.06635)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from minllm.schema.options import Count, Positive
 
 
 class GatedLinearAttention(nn.Module):
-    """Linear attention whose keys' channels forget by gates of their own (GLA, 2312.06635).
+    """Linear attention with a separate decay for each key channel (GLA, 2312.06635).
 
         S_t = diag(a_t) S_(t-1) + k_t vᵀ_t        y_t = norm(Sᵀ_t q_t) ∘ silu(W x_t)        a_t = σ(U V x_t + b)^(1/16)
 
-    A decay is at least exp(−5), which no sigmoid's 16th root comes near.
+    Decays are clamped to at least exp(−5), which the 16th root of a sigmoid doesn't reach in practice.
 
     Args:
         n_heads: heads, H.
         head_dim: width of a head's queries and keys, K; null means D / 2H.
         value_dim: width of a head's values, V; null means D / H.
         gate_rank: width of the decays' bottleneck.
-        gate_root: which root of the sigmoid a decay is; the larger, the longer it remembers at the start.
+        gate_root: the decay is this root of the sigmoid; larger values mean a longer initial memory.
 
     Raises:
-        UserError: D can't be cut into the heads.
+        UserError: D can't be split into the heads.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class GatedLinearAttention(nn.Module):
         H = self.n_heads = n_heads
         if (head_dim is None and dim % (2 * H)) or (value_dim is None and dim % H):
             raise UserError(
-                f"dim={dim} can't be cut into n_heads={H} heads, of half of it for queries and all of it for values:"
-                " set head_dim and value_dim, or make dim a multiple of twice the heads."
+                f"dim={dim} can't be split into n_heads={H} heads, with dim / 2 for queries and dim for values:"
+                " set head_dim and value_dim, or make dim a multiple of 2 n_heads."
             )
         K, V = self.head_dim, self.value_dim = head_dim or dim // (2 * H), value_dim or dim // H
         self.q_k_v = SplitLinear(dim, [H * K, H * K, H * V], stream="reads")

@@ -1,4 +1,4 @@
-"""Mamba: a state space model whose steps, writes and reads depend on the input (2312.00752)."""
+"""Mamba: a state space model with input-dependent time steps, B and C (2312.00752)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from minllm.schema.options import Count, Positive
 
 
 class Mamba(nn.Module):
-    """The Mamba block (2312.00752), whose every channel remembers N numbers.
+    """The Mamba block (2312.00752), with a state of N numbers per channel.
 
         x ──┬─► linear ─► convolution ─► silu ─► selective scan ──┐
             └─► linear ─► silu ───────────────────────────────────∘──► linear ─► y
 
-    A channel's step dt, and what all channels write (B) and read (C), are projections of the convolution's output u:
+    The time step dt of each channel, and B and C of all channels, are projections of the convolution's output u:
 
         h_t = exp(dt_t A) ∘ h_(t-1) + dt_t B_t u_t        y_t = C_t · h_t + D u_t
 
     Args:
         expand: how many times D the inner width F is.
-        n_state: numbers that a channel remembers, N.
-        dt_rank: width of the steps' bottleneck, R; null means D / 16, rounded up.
-        dt_min, dt_max: between these the steps begin, evenly by their logarithm.
+        n_state: state size per channel, N.
+        dt_rank: width of the time steps' bottleneck, R; null means D / 16, rounded up.
+        dt_min, dt_max: initial time steps are log-uniform between these.
         conv_width: how many tokens the convolution sees.
         conv_bias: add a bias to the convolution.
-        inner_norms: norm what steps, B and C are made of, as in Jamba (2403.19887).
+        inner_norms: norm the inputs of dt, B and C, as in Jamba (2403.19887).
         bias: add a bias to the first and last products.
     """
 
@@ -61,7 +61,7 @@ class Mamba(nn.Module):
         self.inner_norms = nn.ModuleList(layer.norms.make(n) for n in (R, N, N)) if inner_norms else None
         self.dt = Linear(
             R, width, stream="within", gain=3**-0.5
-        )  # as much as an even draw within ± R^-½ varies
+        )  # the variance of a uniform draw within ± R^-½
         self.dt_bias_F = parameter(width, kind="vector", draw=steps_between(dt_min, dt_max))
         self.log_A_FN = parameter(width, N, kind="vector", draw=_log_1_to_N)
         self.skip_F = parameter(width, kind="vector", draw=constant(1))

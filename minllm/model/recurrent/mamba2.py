@@ -1,4 +1,4 @@
-"""Mamba-2: a state space model as linear attention with one decay a head (2405.21060)."""
+"""Mamba-2: a state space model as linear attention with one decay per head (2405.21060)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minllm.schema.options import Count, Positive
 
 
 class Mamba2(nn.Module):
-    """The Mamba-2 block (2405.21060). Each of its H heads remembers N × P numbers, which decay alike.
+    """The Mamba-2 block (2405.21060). Each of its H heads has a state of N × P numbers with a single decay.
 
         x ──┬─► linear ─► convolution ─► silu ─► scan ──┐
             └─► linear ─► silu ─────────────────────────∘─► norm ─► linear ─► y
@@ -27,16 +27,16 @@ class Mamba2(nn.Module):
     Args:
         expand: how many times D the inner width F is.
         head_dim: width of a head, P; F / P is the number of heads, H.
-        n_groups: how many B and C there are, G; H / G heads share one, and the norm is over each group by itself.
-        n_state: numbers that each channel of a head remembers, N.
-        dt_min, dt_max: between these the steps begin, evenly by their logarithm.
+        n_groups: number of B and C vectors, G; H / G heads share one, and the norm is over each group separately.
+        n_state: state size per channel of a head, N.
+        dt_min, dt_max: initial time steps are log-uniform between these.
         conv_width: how many tokens the convolution sees.
         conv_bias: add a bias to the convolution.
         bias: add a bias to the first and last products.
-        chunk: tokens that are computed at once; it changes speed and memory, not results.
+        chunk: tokens that are computed at once; affects speed and memory, but not results.
 
     Raises:
-        UserError: the inner width has no such heads, or the heads no such groups.
+        UserError: the inner width isn't a multiple of head_dim, or the number of heads of n_groups.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Mamba2(nn.Module):
         width, G, N, self.head_dim, self.chunk = expand * dim, n_groups, n_state, head_dim, chunk
         if width % head_dim:
             raise UserError(
-                f"An inner width of {width} (expand x dim) has no heads of head_dim={head_dim}: make it a divisor."
+                f"The inner width {width} (expand x dim) isn't divisible by head_dim={head_dim}: make it a divisor."
             )
         H = width // head_dim
         if H % G:
-            raise UserError(f"{H} heads can't share n_groups={G} evenly: make n_groups a divisor of {H}.")
+            raise UserError(f"{H} heads can't be split into n_groups={G}: make n_groups a divisor of {H}.")
         self.n_groups, self.sizes = G, [width, G * N, G * N]
         self.gate_x_dt = SplitLinear(dim, [width, sum(self.sizes), H], stream="reads", bias=bias)
         self.conv = CausalConv(sum(self.sizes), conv_width, bias=conv_bias)
@@ -99,7 +99,7 @@ class Mamba2(nn.Module):
         return self.out(self.gain_F * y_BTF)
 
     def _steps(self, dt_BTH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far each head steps, and the logarithm of its decay."""
+        """Return each head's time step and the logarithm of its decay."""
         dt_BTH = F.softplus(dt_BTH + self.dt_bias_H)
         return dt_BTH, -self.log_A_H.exp() * dt_BTH
 

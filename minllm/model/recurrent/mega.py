@@ -1,4 +1,4 @@
-"""Megalodon's mixer: attention inside chunks of text, to what a moving average has gathered (2404.08801)."""
+"""Megalodon's mixer: a moving average followed by attention within chunks (2404.08801)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from minllm.model.scans.moving_average import moving_average
 from minllm.schema.options import BelowOne, Count
 
 NOBODY = PAD - 1
-"""The segment of what stands before a row's first token."""
+"""The segment of keys before a row's first token."""
 
 
 class Mega(nn.Module):
@@ -35,25 +35,25 @@ class Mega(nn.Module):
                                               ├─► silu(linear) ───────────────∘──► linear ─┐
                                               └─► linear ─────────────────────────────────(+)──► y
 
-    The average is of N complex numbers a channel, each of which decays and turns from token to token:
+    The average has N complex numbers per channel, each of which decays and rotates from token to token:
 
         h_t = q h_(t-1) + p x_t     y_t = Re(Σ_n γ_n h_tn) / √N + ω x_t     p = α     q = (1 − α δ) exp(2πi n f / N)
 
-    Queries and keys are one projection with two gains and two biases. A token attends to those of its own chunk up
-    to itself; chunks are counted from where its segment begins.
+    Queries and keys are one projection with two gains and two biases. A token attends to the tokens of its own chunk
+    up to itself; chunks are aligned to the beginning of its segment.
 
     Args:
         n_heads: heads, H.
         head_dim: width of a head's queries and keys, K; null means D / 4H.
         value_dim: width of a head's values; null means 2D / H.
         n_state: complex numbers of each channel's average, N.
-        n_groups: groups of channels that the norm takes statistics of.
-        chunk: tokens that attend to each other.
-        pos: positions of its own; null means the model's (`model/pos`).
-        dropout: share of the attention weights that is dropped in training.
+        n_groups: groups of channels over which the norm computes statistics.
+        chunk: number of tokens that attend to each other.
+        pos: this module's own position encoding; null means the model's (`model/pos`).
+        dropout: dropout probability of the attention weights.
 
     Raises:
-        UserError: the width can't be shared evenly.
+        UserError: D can't be split into the heads.
     """
 
     norms_its_input = True
@@ -76,8 +76,8 @@ class Mega(nn.Module):
         H = n_heads
         if head_dim is None and dim % (4 * H) or value_dim is None and 2 * dim % H:
             raise UserError(
-                f"dim={dim} can't be cut into n_heads={H} heads, of a quarter of it for queries and twice it for"
-                " values: set head_dim and value_dim, or make dim a multiple."
+                f"dim={dim} can't be split into n_heads={H} heads, with dim / 4 for queries and 2 dim for values:"
+                " set head_dim and value_dim, or make dim a multiple of 4 n_heads."
             )
         K, V, N = head_dim or dim // (4 * H), value_dim or 2 * dim // H, n_state
         self.head_dim, self.value_dim, self.rotated_dim, self.eps = K, V, K, layer.norms.eps
@@ -96,7 +96,7 @@ class Mega(nn.Module):
         self.biases_2HK = parameter(2, H * K, kind="vector", draw=constant(0))
         mask = functools.partial(Blocks, size=chunk, n_global=0)
         self.core = Core(H, mask=mask, scale=1.0, dropout=dropout)
-        # the two add up to what one would write
+        # the sum of the two has the scale of one
         gain = (2 * layer.branches) ** -0.5
         self.skip = Linear(dim, dim, stream="writes", bias=True, gain=gain)
         self.out = Linear(H * V, dim, stream="writes", gain=gain)
@@ -117,7 +117,7 @@ class Mega(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         N = self.alpha_DN.shape[1]
         alpha_DN, delta_DN = torch.sigmoid(self.alpha_DN), torch.sigmoid(self.delta_DN)
-        # bounded where nothing would be kept, since nothing has no logarithm
+        # bounded, because the logarithm of 0 is infinite
         log_r_DN = torch.log1p(-(alpha_DN * delta_DN).clamp(max=1 - 1e-6))
         turns_N = torch.arange(1, N + 1, device=x_BTD.device) * (2 * math.pi / N)
         angle_DN = torch.sigmoid(self.theta_D)[:, None] * turns_N
@@ -127,7 +127,7 @@ class Mega(nn.Module):
         )
 
     def _attend(self, z: Tensor, v: Tensor, ctx: Context, state: Memory | None) -> Tensor:
-        """Return what the heads give, side by side, (B, T, H · width of a value)."""
+        """Return the concatenated outputs of the heads, (B, T, H · width of a value)."""
         position, K = self.position or ctx.position, self.head_dim
         z_BTHK = F.rms_norm(z.unflatten(-1, (-1, K)), (K,), eps=self.eps)
         gains_2HK = ((self.gains_2HK + 1) * K**-0.5).unflatten(-1, (-1, K))
@@ -150,10 +150,10 @@ class Mega(nn.Module):
     def _in_chunks(
         self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, ctx: Context, position: Position
     ) -> Tensor:
-        """The same at a cost that grows like T: each chunk is a row of its own, for attention.
+        """The same at a cost linear in T: attention treats each chunk as a separate row.
 
-        A document in a packed row begins anywhere, so its chunks lie across two of the row's. Each of these therefore
-        meets the keys of the one before it too, and the mask hides what isn't of a token's own chunk.
+        A document in a packed row may begin anywhere, so its chunks may span two of the row's. Each of these therefore
+        attends to the keys of the previous one too, and the mask hides keys outside a token's own chunk.
         """
         (B, _, T, _), L = q_BHTK.shape, self.core.mask.size
         of_chunks = ctx.once(("chunks", L), lambda: _of_chunks(ctx, L))
@@ -176,7 +176,7 @@ class Mega(nn.Module):
 
 @dataclass
 class Memory:
-    """What the norm, the average and attention remember: after a million tokens as much as after one chunk."""
+    """The states of the norm, the average and attention, whose size is bounded by one chunk."""
 
     statistics: Statistics
     hidden_BDN2: Tensor
@@ -187,7 +187,7 @@ class Memory:
 
 
 def _of_chunks(ctx: Context, L: int) -> Context:
-    """Return what attention sees of a pass if each chunk of L tokens is a row of its own, behind the one before it."""
+    """Return the context of a pass in which each chunk of L tokens is a row of its own, preceded by the last one."""
     if ctx.segments_BT is None:
         # all chunks are alike, and none sees another
         positions_1L = torch.arange(L, device=ctx.positions_BT.device)[None]
@@ -199,7 +199,7 @@ def _of_chunks(ctx: Context, L: int) -> Context:
 
 
 def _folded(x_BT: Tensor, L: int, fill: int = 0) -> Tensor:
-    """Return x, (B, T, …), as (B, chunks, L, …); the last chunk is filled up."""
+    """Return x, (B, T, …), as (B, chunks, L, …); the last chunk is padded."""
     missing = -x_BT.shape[1] % L
     if missing:
         x_BT = F.pad(x_BT, (0, 0) * (x_BT.ndim - 2) + (0, missing), value=fill)
@@ -207,12 +207,12 @@ def _folded(x_BT: Tensor, L: int, fill: int = 0) -> Tensor:
 
 
 def _one_later(x_BCL: Tensor, fill: int = 0) -> Tensor:
-    """Return the chunk before each one; before the first one there's `fill`."""
+    """Return the chunk before each chunk; before the first one it is `fill`."""
     return torch.cat([torch.full_like(x_BCL[:, :1], fill), x_BCL[:, :-1]], dim=1)
 
 
 def _frequencies(value: Tensor, generator: torch.Generator) -> None:
-    """Draw what sigmoids take to the frequencies D^(-i/D), i = 1 … D, in a random order."""
+    """Draw the logits of the frequencies D^(-i/D), i = 1 … D, in a random order."""
     D = len(value)
     place_D = torch.randperm(D, generator=generator) + 1
     value.copy_(torch.exp(-place_D * math.log(D) / D).logit())

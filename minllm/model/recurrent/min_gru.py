@@ -1,4 +1,4 @@
-"""minGRU: a gated recurrent unit whose gates don't look at its own state, so that time can be computed at once."""
+"""minGRU: a gated recurrent unit whose gates don't depend on its state, so it can be computed in parallel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MinGRU(nn.Module):
     """h_t = (1 − z_t) h_(t-1) + z_t (W x_t + c) with z = σ(U x + b): "Were RNNs All We Needed?" (2410.01201).
 
     Args:
-        width: numbers that are remembered, F; null means D.
+        width: size of the hidden state, F; null means D.
     """
 
     def __init__(self, dim: int, layer: Layer, *, width: Count | None):
@@ -28,7 +28,7 @@ class MinGRU(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context, state: Carry | None = None) -> Tensor:
         z_BTF, new_BTF = self.gate_new(x_BTD)
-        # what is kept would be rounded to all of it in bf16
+        # bf16 would round keep to 1
         keep_BTF, added_BTF = in_fp32(
             lambda z, new: (torch.sigmoid(-z), torch.sigmoid(z) * new), z_BTF, new_BTF
         )

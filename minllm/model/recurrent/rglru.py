@@ -1,4 +1,4 @@
-"""Griffin's recurrent block: a gated linear recurrence behind a short convolution (2402.19427)."""
+"""Griffin's recurrent block: a short convolution followed by a gated linear recurrence (2402.19427)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minllm.model.scans.linear import linear_scan
 from minllm.schema.options import Count
 
 C = 8.0
-"""How many times a gate can multiply the logarithm of the decay; the paper's c."""
+"""Factor of the gate in the logarithm of the decay; the paper's c."""
 
 
 class RGLRU(nn.Module):
@@ -25,15 +25,15 @@ class RGLRU(nn.Module):
         x ──┬─► linear ─► gelu ───────────────────┐
             └─► linear ─► convolution ─► RG-LRU ──∘──► linear ─► y
 
-    The real-gated linear recurrent unit, number by number, with gates r and i that see a block of x:
+    The real-gated linear recurrent unit, elementwise, with gates r and i that each see one block of x:
 
         h_t = a_t h_(t-1) + √(1 − a_t²) i_t x_t        a_t = exp(−8 r_t softplus(p))
 
-    A segment's first token enters as it is: h = i x.
+    A segment's first token isn't scaled: h = i x.
 
     Args:
         width: recurrent width, F; null means D.
-        n_blocks: how many blocks the gates' matrices have; they see nothing outside their own.
+        n_blocks: number of blocks of the gates' block-diagonal matrices.
         conv_width: how many tokens the convolution sees.
     """
 
@@ -42,7 +42,7 @@ class RGLRU(nn.Module):
         self.width = width = width or dim
         if width % n_blocks:
             raise UserError(
-                f"n_blocks={n_blocks} can't divide a recurrent width of {width}: make it a divisor of that."
+                f"The recurrent width {width} isn't divisible by n_blocks={n_blocks}: make n_blocks a divisor."
             )
         self.gate_x = SplitLinear(dim, [width, width], stream="reads", bias=True)
         self.conv = CausalConv(width, conv_width, bias=True)
@@ -68,9 +68,9 @@ class RGLRU(nn.Module):
     def _gated(
         self, x_BTF: Tensor, i_BTF: Tensor, r_BTF: Tensor, begins_BT1: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the decay and what is added."""
+        """Return the decay and the added input."""
         log_a_BTF = -C * torch.sigmoid(r_BTF) * F.softplus(self.decay_F)
-        # 1 − a², bounded where the root would have no slope
+        # 1 − a², bounded because the square root has an infinite slope at 0
         scale_BTF = (-torch.expm1(2 * log_a_BTF)).clamp(min=1e-8).sqrt()
         added_BTF = scale_BTF.masked_fill(begins_BT1, 1) * torch.sigmoid(i_BTF) * x_BTF
         return log_a_BTF.exp().masked_fill(begins_BT1, 0), added_BTF
@@ -81,7 +81,7 @@ class RGLRU(nn.Module):
 
 
 def _decays_between(low: float, high: float) -> Draw:
-    """Draw p so that a full gate's decay, exp(−8 softplus(p)), lies evenly between the two, as the paper has it."""
+    """Draw p so that the decay of an open gate, exp(−8 softplus(p)), is uniform between the two, as in the paper."""
 
     def draw(value: Tensor, generator: torch.Generator) -> None:
         log_a = value.uniform_(low, high, generator=generator).log()

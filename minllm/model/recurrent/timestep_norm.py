@@ -17,20 +17,22 @@ from minllm.schema.options import Count
 
 
 class TimestepNorm(nn.Module):
-    """Subtract a mean and divide by a standard deviation: those of a group's channels in all tokens so far.
+    """Subtract the mean and divide by the standard deviation of a group's channels over all tokens so far.
 
-    The tokens are those of the segment, the normed one included. A gain 1 + w and a bias of each channel follow.
+    Only tokens of the same segment count, including the current one. A gain 1 + w and a bias per channel follow.
 
     Args:
         dim: number of channels, D.
         n_groups: groups of channels, G.
-        eps: what is added to the variance.
+        eps: added to the variance.
     """
 
     def __init__(self, dim: int, n_groups: Count, *, eps: float):
         super().__init__()
         if dim % n_groups:
-            raise UserError(f"n_groups={n_groups} can't divide model.dim={dim}: make it a divisor of that.")
+            raise UserError(
+                f"model.dim={dim} isn't divisible by n_groups={n_groups}: make n_groups a divisor."
+            )
         self.n_groups, self.eps = n_groups, eps
         self.weight = parameter(dim, kind="vector", draw=constant(0))
         self.bias = parameter(dim, kind="vector", draw=constant(0))
@@ -48,9 +50,9 @@ class TimestepNorm(nn.Module):
         x_BTGC = x_BTD.unflatten(-1, (self.n_groups, -1))
         own_mean_BTG = x_BTGC.mean(-1)
         own_var_BTG = (x_BTGC - own_mean_BTG[..., None]).square().mean(-1)
-        # Averages of averages, not sums: they stay as exact in a long text, and begin anew with each segment, where
-        # n is 1. To each token's variance comes what its mean is apart from the others'; squares that are
-        # subtracted from each other would lose what a large mean leaves of their digits.
+        # Running averages rather than sums: they stay accurate in a long text, and restart with each segment, where n
+        # is 1. The variance adds the squared deviation of each token's mean, because subtracting squares would lose
+        # precision if the mean is large.
         n_BT1 = (positions_BT + 1)[..., None].to(x_BTD.dtype)
         keep_BT1 = (n_BT1 - 1) / n_BT1
         mean_BTG = linear_scan(keep_BT1, own_mean_BTG / n_BT1, mean0_BG)
@@ -66,7 +68,7 @@ class TimestepNorm(nn.Module):
 
 @dataclass
 class Statistics:
-    """The mean and the variance of each group so far, always fp32; a token's place says of how many."""
+    """The running mean and variance of each group, always fp32; the token's position gives their count."""
 
     mean_BG: Tensor
     var_BG: Tensor

@@ -1,4 +1,4 @@
-"""Time cut into chunks: products of matrices inside them, a recurrence of few steps between them."""
+"""Time split into chunks: matrix products within them, and a short recurrence between them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from minllm.model.scans.linear import linear_scan
 
 
 class Chunks:
-    """T tokens in C chunks of L, the last one filled up, and what segments let each token see of them.
+    """T tokens in C chunks of L, the last one padded, with the visibility that follows from segments.
 
         chunk            c = 0        c = 1
         tokens        0  1  2  3   4  5  6  7      L = 4
         segments      0  0  0  0   0  0  1  1
         reads         1  1  1  1   1  1  .  .      reads the state from before its chunk
-        stays         1  1  1  1   .  .  1  1      is in the state behind its chunk
-        goes_on          1            .            the state from before goes on to the next chunk
+        stays         1  1  1  1   .  .  1  1      is in the state after its chunk
+        goes_on          1            .            the state from before continues to the next chunk
 
     Args:
         n_tokens: T.
-        length: L; T where that is less.
-        starts_BT: where each token's segment begins (`Context.starts`); None where all tokens see all before them.
+        length: L; reduced to T if that is less.
+        starts_BT: where each token's segment begins (`Context.starts`); None if all tokens see all earlier ones.
     """
 
     def __init__(self, n_tokens: int, length: int, starts_BT: Tensor | None, device: torch.device):
@@ -33,7 +33,7 @@ class Chunks:
         self.visible = torch.ones(L, L, dtype=torch.bool, device=device).tril()
         self.reads = self.stays = self.goes_on = None
         if starts_BT is not None:
-            # what fills up the last chunk goes on with the last token's segment
+            # padding of the last chunk continues the last token's segment
             starts_BT = torch.cat([starts_BT, starts_BT[:, -1:].expand(-1, self.filled)], dim=1)
             starts_BCL = starts_BT.unflatten(1, (-1, L))
             place_CL = torch.arange(starts_BT.shape[1], device=device).unflatten(0, (-1, L))
@@ -43,7 +43,7 @@ class Chunks:
             self.goes_on = self.reads[..., -1]
 
     def cut(self, x_BT: Tensor) -> Tensor:
-        """Return (B, T, H, …) as (B, C, H, L, …), zeros where there is no token."""
+        """Return (B, T, H, …) as (B, C, H, L, …), padded with zeros."""
         if self.filled:
             x_BT = F.pad(x_BT, (0, 0) * (x_BT.ndim - 2) + (0, self.filled))
         return x_BT.unflatten(1, (-1, self.length)).transpose(2, 3)
@@ -53,7 +53,7 @@ class Chunks:
         return x_BCHL.transpose(2, 3).flatten(1, 2)[:, : self.n_tokens]
 
     def decays(self, log_a_BCHL: Tensor) -> Decays:
-        """Return what is left of what, where a head decays by `log_a_BCHL` before each token."""
+        """Return the decays between tokens and chunks if a head decays by `log_a_BCHL` before each token."""
         c_BCHL = log_a_BCHL.cumsum(-1)
         between_BCHLL = c_BCHL[..., None] - c_BCHL[..., None, :]
         return Decays(
@@ -69,7 +69,7 @@ class Chunks:
         return self.visible if self.visible.ndim == 2 else self.visible[:, :, None]
 
     def only(self, which_BC: Tensor | None, x_BCH: Tensor) -> Tensor:
-        """Return x with zeros but for the chunks, or the tokens of chunks, that `which` names; None is all."""
+        """Return x with zeros outside the chunks, or tokens of chunks, selected by `which_BC`; None means all."""
         if which_BC is None:
             return x_BCH
         which_BCH = which_BC[:, :, None]
@@ -78,25 +78,25 @@ class Chunks:
 
 @dataclass
 class Decays:
-    """What is left of something after a while, a number for each head."""
+    """Decay factors per head."""
 
     between: Tensor
-    """Of one token at another of its chunk, (B, C, H, L, L): read by rows, written by columns."""
+    """From one token to another of its chunk, (B, C, H, L, L): rows read, columns write."""
     from_before: Tensor
-    """Of the state before the chunk at each token, (B, C, H, L)."""
+    """From the state before the chunk to each token, (B, C, H, L)."""
     to_end: Tensor
-    """Of each token at the chunk's end, (B, C, H, L)."""
+    """From each token to the chunk's end, (B, C, H, L)."""
     through: Tensor
-    """Of the state before the chunk at its end, (B, C, H)."""
+    """From the state before the chunk to its end, (B, C, H)."""
 
 
 def between_chunks(decay_BC: Tensor, added_BC: Tensor, state_B: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the states before each chunk, (B, C, …), and the one after the last, (B, …).
 
     Args:
-        decay_BC: what a chunk leaves of the state before it.
-        added_BC: what it adds.
-        state_B: the state before the first chunk; None is 0.
+        decay_BC: the factor of the state before each chunk.
+        added_BC: what each chunk adds.
+        state_B: the state before the first chunk; None means 0.
     """
     after_BC = linear_scan(decay_BC, added_BC, state_B)
     first_B = torch.zeros_like(after_BC[:, 0]) if state_B is None else state_B

@@ -1,7 +1,7 @@
-"""Linear attention whose memory decays: a state of K × V numbers a head, S_t = a_t S_(t-1) + k_t vᵀ_t, y_t = Sᵀ_t q_t.
+"""Linear attention with decay: a state of K × V numbers per head, S_t = a_t S_(t-1) + k_t vᵀ_t, y_t = Sᵀ_t q_t.
 
-In chunks of L tokens, with c_i the sum of log a up to token i of its chunk, this is two products of matrices, one with
-the other tokens of the chunk and one with the state before it:
+In chunks of L tokens, with c_i the sum of log a up to token i of its chunk, this is two matrix products, one with the
+other tokens of the chunk and one with the state before it:
 
     y_i = Σ_{j ≤ i} exp(c_i − c_j) (q_i · k_j) v_j + exp(c_i) S₀ᵀ q_i
 """
@@ -15,7 +15,7 @@ from minllm.model.kernels.installed import linear_attention, linear_kernel
 from minllm.model.scans.chunks import Chunks, between_chunks
 
 LOWEST, FEW = -5.0, 16
-"""The logarithm of a channel's strongest decay, and the tokens of a chunk then: the inverse of all is within fp32."""
+"""The smallest log decay of a channel, and the chunk length: the inverse of a chunk's decay is within fp32's range."""
 
 
 def decaying_by_head(
@@ -28,13 +28,13 @@ def decaying_by_head(
     *,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return y_BTHV and the last state_BHKV where a head's whole state decays alike: Mamba-2's duality (2405.21060).
+    """Return y_BTHV and the last state_BHKV for one decay per head: Mamba-2's duality (2405.21060).
 
     Args:
-        q_BTGK, k_BTGK: what is read and where it is written; each of the G is shared by H / G heads in a row.
-        v_BTHV: what is written.
+        q_BTGK, k_BTGK: queries and keys; each of the G is shared by H / G consecutive heads.
+        v_BTHV: values.
         log_a_BTH: the logarithm of the decay before each token, at most 0.
-        state_BHKV: the state before the first token; None is 0.
+        state_BHKV: the state before the first token; None means 0.
         starts_BT: where each token's segment begins, see `Context.starts`.
         chunk: L.
     """
@@ -67,7 +67,7 @@ def decaying_by_channel(
     state_BHKV: Tensor | None = None,
     starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return y_BTHV and the last state_BHKV where each of the K rows of a state decays by itself (GLA, 2312.06635).
+    """Return y_BTHV and the last state_BHKV for one decay per row of a state (GLA, 2312.06635).
 
     The arguments are those of `decaying_by_head`; a decay is at least exp(−5).
     """
@@ -80,7 +80,7 @@ def decaying_by_channel(
     q_BCHLK, k_BCHLK, v_BCHLV, log_a_BCHLK = (chunks.cut(x) for x in (q_BTHK, k_BTHK, v_BTHV, log_a_BTHK))
     c_BCHLK = log_a_BCHLK.cumsum(-2)
 
-    # a decay from token to token is a quotient of two from the chunk's beginning
+    # the decay between two tokens is the quotient of their decays from the chunk's beginning
     decayed_q_BCHLK = q_BCHLK * c_BCHLK.exp()
     scores_BCHLL = decayed_q_BCHLK @ (k_BCHLK * (-c_BCHLK).exp()).mT
     y_BCHLV = scores_BCHLL.masked_fill(~chunks.visible_heads, 0) @ v_BCHLV

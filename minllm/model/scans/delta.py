@@ -1,10 +1,10 @@
-"""The delta rule (2406.06484): each token replaces what the state says of its key instead of adding to it.
+"""The delta rule (2406.06484): each token replaces the value stored for its key instead of adding to it.
 
     S_t = a_t (1 − β_t k_t kᵀ_t) S_(t-1) + β_t k_t vᵀ_t        y_t = Sᵀ_t q_t
 
 In chunks, with c_i the sum of log a up to token i: S_i = exp(c_i) S₀ + Σ_{j ≤ i} exp(c_i − c_j) k_j uᵀ_j, where u_j is
-what token j adds. That depends on what the tokens before it have added, which is one triangular system a chunk (the WY
-form), and on S₀:
+what token j adds. That depends on S₀, and on what the tokens before it have added, which gives one triangular system
+per chunk (the WY form):
 
     u_i = β_i (v_i − exp(c_i) S₀ᵀ k_i − Σ_{j < i} exp(c_i − c_j) (k_i · k_j) u_j)
 """
@@ -34,11 +34,11 @@ def delta_rule(
     """Return y_BTHV and the last state_BHKV.
 
     Args:
-        q_BTHK, k_BTHK: what is read and where it is written; keys have length 1 or less.
-        v_BTHV: what the state is to say of a key.
-        beta_BTH: how much of it replaces what the state says, from 0 to 1.
-        log_a_BTH: the logarithm of the decay before each token (gated delta rule, 2412.06464); None is no decay.
-        state_BHKV: the state before the first token; None is 0.
+        q_BTHK, k_BTHK: queries and keys; keys have L2 norm 1 or less.
+        v_BTHV: values.
+        beta_BTH: how much of the stored value is replaced, from 0 to 1.
+        log_a_BTH: the logarithm of the decay before each token (gated delta rule, 2412.06464); None means no decay.
+        state_BHKV: the state before the first token; None means 0.
         starts_BT: where each token's segment begins, see `Context.starts`.
         chunk: L.
     """
@@ -57,7 +57,7 @@ def delta_rule(
     beta_k = beta_BCHL[..., None] * k
     system_BCHLL = ((beta_k @ k.mT) * left.between).tril(-1)
     both = torch.cat([beta_BCHL[..., None] * v, left.from_before[..., None] * beta_k], dim=-1)
-    # the inverse has fewer columns than what it is for
+    # cheaper than solving directly: the inverse has fewer columns than `both`
     identity_LL = torch.eye(chunks.length, device=k.device)
     inverse_BCHLL = torch.linalg.solve_triangular(system_BCHLL, identity_LL, upper=False, unitriangular=True)
     added_BCHLV, replaced_BCHLK = (inverse_BCHLL @ both).split([v.shape[-1], k.shape[-1]], dim=-1)

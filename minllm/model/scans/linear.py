@@ -1,4 +1,4 @@
-"""The linear recurrence h_t = a_t h_(t-1) + b_t, number by number."""
+"""The elementwise linear recurrence h_t = a_t h_(t-1) + b_t."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from minllm.model.precision import in_fp32
 
 
 def linear_scan(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
-    """Return h_t = a_t h_(t-1) + b_t for all t, (B, T, …), as `b_BT` is.
+    """Return h_t = a_t h_(t-1) + b_t for all t, in the shape of `b_BT`, (B, T, …).
 
-    One fused multiplication and addition a token, each over all rows and channels: on a CPU nothing is faster, since
-    every number is read and written once, and what an associative scan saves in steps it pays in passes over memory.
-    torch.compile sees a single operation.
+    Computed by one fused multiply-add per token over all rows and channels. On CPUs this is faster than an associative
+    scan, which has fewer steps but more passes over memory. torch.compile sees a single operation.
 
     Args:
-        a_BT: the factors, (B, T, …), real or complex; dimensions of 1 after time stand for all.
-        b_BT: what is added, (B, T, …).
-        h0_B: h before the first token, (B, …); None is 0.
+        a_BT: the factors, (B, T, …), real or complex; dimensions of size 1 after time are broadcast.
+        b_BT: the added terms, (B, T, …).
+        h0_B: h before the first token, (B, …); None means 0.
     """
     return in_fp32(_linear_scan, a_BT, b_BT, h0_B)
 
@@ -38,7 +37,7 @@ def _linear_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of a, b and h0: the same recurrence, backwards in time."""
     db_BT = torch.empty_like(h_BT)
-    # token t passes on what it gets by the factor of the token behind it
+    # the gradient at token t is propagated by the factor of the token after it
     a_later = [torch.zeros_like(a_BT[:, 0]), *a_BT.conj().unbind(1)[:0:-1]]
     _scan(zip(a_later, dh_BT.unbind(1)[::-1], db_BT.unbind(1)[::-1]), None)
     earlier_BT = torch.empty_like(h_BT)
@@ -49,7 +48,7 @@ def _linear_scan_backward(
 
 
 def _scan(steps: Iterable[tuple[Tensor, Tensor, Tensor]], h_B: Tensor | None) -> None:
-    """Write a h + b for each step (a, b, where to)."""
+    """Compute a h + b for each step (a, b, output)."""
     for a_B, b_B, out_B in steps:
         h_B = out_B.copy_(b_B) if h_B is None else torch.addcmul(b_B, a_B, h_B, out=out_B)
 

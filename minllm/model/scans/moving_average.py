@@ -1,4 +1,4 @@
-"""The complex exponential moving average of Megalodon (2404.08801): N complex numbers remembered for each channel."""
+"""The complex exponential moving average of Megalodon (2404.08801), with N complex numbers per channel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from minllm.model.scans.linear import linear_scan
 
 CHUNK = 16
-"""Tokens that meet in one product. States stand in memory for the places between chunks only."""
+"""Tokens per matrix product. States are stored only at the boundaries of chunks."""
 
 
 def moving_average(
@@ -26,25 +26,25 @@ def moving_average(
 
         h_t = q h_(t-1) + p x_t        y_t = Re(Σ_n γ_n h_tn) + ω x_t        q = exp(log r + i angle)
 
-    q is the same for all tokens. So what a chunk's tokens give each other is a product with one matrix for each
-    channel; what they leave behind them is one with another, and what they find there one with a third. Complex
-    numbers are pairs of real ones but in the scan from chunk to chunk: torch.compile makes no code for the others.
+    q is the same for all tokens, so each chunk needs only three matrix products per channel: from its inputs to its
+    outputs, from its inputs to the state after it, and from the state before it to its outputs. Complex numbers are
+    pairs of real ones except in the scan over chunks, because torch.compile doesn't generate code for complex numbers.
 
     Args:
         x_BTD: the input.
-        log_r_DN: the logarithm of how much of each number is kept from token to token, below 0.
-        angle_DN: how far each number turns from token to token, in radians.
-        p_DN: what of the input each number takes up.
-        gamma_DN2: γ, the real part and the imaginary one.
-        omega_D: what of the input goes past the average.
-        starts_BT: the place in x where each token's segment begins, below 0 if that's before x; None is one segment.
-        h0_BDN2: the state before the first token; None is 0.
+        log_r_DN: the logarithm of each number's decay per token, below 0.
+        angle_DN: each number's rotation per token, in radians.
+        p_DN: the weights of the input in the state.
+        gamma_DN2: γ, its real and imaginary parts.
+        omega_D: the weight of the skip connection.
+        starts_BT: the index in x where each token's segment begins, negative if before x; None means one segment.
+        h0_BDN2: the state before the first token; None means 0.
     """
     B, T, D = x_BTD.shape
     h0_BDN2 = x_BTD.new_zeros(B, *p_DN.shape, 2) if h0_BDN2 is None else h0_BDN2
     h_DBN2, ys = h0_BDN2.transpose(0, 1), []
     rest = T % CHUNK
-    # the tokens that fill no chunk are one of their own
+    # the remaining tokens form a shorter chunk
     for first, end, L in ((0, T - rest, CHUNK), (T - rest, T, rest)):
         if first < end:
             starts = None if starts_BT is None else starts_BT[:, first:end] - first
@@ -65,20 +65,20 @@ def _in_chunks(
     h0_DBN2: Tensor,
     L: int,
 ) -> tuple[Tensor, Tensor]:
-    """The same for C chunks of L tokens. Channels come first in here, since each has matrices of its own."""
+    """The same for C chunks of L tokens. Channels are the first dimension here, because each has its own matrices."""
     (B, T, D), N = x_BTD.shape, p_DN.shape[1]
     steps = torch.arange(L + 1, device=x_BTD.device)
     # q to the power of 0 … L
     r_DNL, angle_DNL = torch.exp(log_r_DN[..., None] * steps), angle_DN[..., None] * steps
     re_DNL, im_DNL = r_DNL * angle_DNL.cos(), r_DNL * angle_DNL.sin()
     gamma_re, gamma_im = gamma_DN2[..., None].unbind(2)
-    # what a state gives to the token l places behind it: Re(γ q^l h)
+    # contribution of a state to the token l positions after it: Re(γ q^l h)
     reads_re, reads_im = gamma_re * re_DNL - gamma_im * im_DNL, -(gamma_re * im_DNL + gamma_im * re_DNL)
     reads_DML = torch.stack([reads_re, reads_im], dim=2).flatten(1, 2)
-    # what a token gives to the one l places behind it
+    # contribution of a token to the one l positions after it
     kernel_DL = (p_DN[..., None] * reads_re[..., :-1]).sum(1)
     kernel_DL = torch.cat([kernel_DL[:, :1] + omega_D[:, None], kernel_DL[:, 1:]], dim=1)
-    # what a token leaves in the state at its chunk's end: p q^(L-1-l)
+    # contribution of a token to the state at its chunk's end: p q^(L-1-l)
     powers_DN2L = torch.stack([re_DNL, im_DNL], dim=2)
     writes_DLM = (p_DN[..., None, None] * powers_DN2L[..., :-1]).flip(-1).flatten(1, 2).mT
 
@@ -116,7 +116,7 @@ def _toeplitz(kernel_DL: Tensor) -> Tensor:
 
 
 def _in_segments(x_BTD: Tensor, kernel_DL: Tensor, earlier_CBL: Tensor) -> Tensor:
-    """The chunks' own products where segments part them: each token meets the `earlier_CBL` ones before it only."""
+    """The products within chunks that contain several segments: each token sees only the `earlier_CBL` before it."""
     earlier_BT1 = earlier_CBL.transpose(0, 1).flatten(1)[..., None]
     y_BTD = kernel_DL[:, 0] * x_BTD
     for i in range(1, kernel_DL.shape[1]):

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba (2312.00752): N numbers remembered for each channel, read and written by choice."""
+"""The selective scan of Mamba (2312.00752), with an input-dependent state of N numbers per channel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minllm.model.kernels.installed import kernel
 from minllm.model.precision import in_fp32
 
 CHUNK = 16
-"""Tokens whose B·D·N states stand in memory at a time. What lies between chunks is remembered, the rest made again."""
+"""Tokens whose B·D·N states are in memory at a time. States between chunks are saved, the others recomputed."""
 
 
 def selective_scan(
@@ -27,12 +27,12 @@ def selective_scan(
 
     Args:
         x_BTD: the input.
-        dt_BTD: how far each channel steps, above 0.
-        A_DN: how fast each number decays, below 0.
-        B_BTN: what each token writes.
-        C_BTN: what each token reads.
-        h0_BDN: the state before the first token; None is 0.
-        keep_BT: 0 where the state is forgotten before a token, 1 elsewhere; None forgets nowhere.
+        dt_BTD: the time steps, above 0.
+        A_DN: the decay rates, below 0.
+        B_BTN: the input weights.
+        C_BTN: the output weights.
+        h0_BDN: the state before the first token; None means 0.
+        keep_BT: 0 where the state is reset before a token, 1 elsewhere; None means no resets.
     """
     run = kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", x_BTD)
     if run and h0_BDN is None and keep_BT is None:
@@ -77,7 +77,7 @@ def _selective_scan_backward(
     h_BCDN: Tensor,
     keep_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of u, dt, A, B, C and h0, chunk by chunk from the last, each chunk's states made again."""
+    """Return the gradients of u, dt, A, B, C and h0, from the last chunk to the first, recomputing its states."""
     du, ddt, dB, dC = (torch.empty_like(x) for x in (u_BTD, dt_BTD, B_BTN, C_BTN))
     dA_DN, dh_BDN = torch.zeros_like(A_DN), dlast_BDN
     chunks = list(zip(_chunks(u_BTD, dt_BTD, B_BTN, C_BTN, keep_BT), _chunks(du, ddt, dB, dC, dy_BTD)))
@@ -86,7 +86,7 @@ def _selective_scan_backward(
         h0_BDN, a_BLDN = h_BCDN[:, i], _decay(dt, A_DN, keep)
         h_BLDN = _states(a_BLDN, u, write, h0_BDN)
         dC_out.copy_(torch.einsum("bldn,bld->bln", h_BLDN, dy))
-        # what reaches each state: from its own output, and from the state behind it
+        # the gradient of each state comes from its own output and from the next state
         dh_BLDN = dy[..., None] * read[:, :, None]
         dh_BLDN[:, -1] += dh_BDN
         for t in range(dh_BLDN.shape[1] - 2, -1, -1):
@@ -142,7 +142,7 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _backward(ctx, dy_BTD: Tensor, dh_BCDN: Tensor) -> tuple[Tensor | None, ...]:
-    # of the states only the last one is given out
+    # only the last of the states is an output
     *grads, dh0_BDN = _selective_scan_backward(dy_BTD, dh_BCDN[:, -1], *ctx.saved_tensors)
     return *grads, None if ctx.begins_empty else dh0_BDN, None
 
