@@ -49,7 +49,7 @@ LR = "optim.lr=choice(0.1,0.2)"
         ([LR, "task=generate"], "trains new models: leave out task="),
         ([LR, "sweep/pruner=medain"], "Did you mean 'median'"),
         ([LR, "sweep.storage=postgresql://nowhere.invalid/x"], "nowhere.invalid|driver"),
-        ([LR, "sweep.storage=nonsense"], "no database's URL"),
+        ([LR, "sweep.storage=nonsense"], "isn't a database URL"),
         ([LR, "optim.fualt=bug"], "'fualt'.* Did you mean '(optim.)?fault'"),
         ([LR, "optim.at=0"], "optim.at"),
         ([], "There's nothing to search"),

@@ -302,7 +302,7 @@ def test_where_every_rate_is_lost_others_are_asked_for():
 
 def test_a_time_that_is_up_while_rates_are_tried_is_said():
     with pytest.raises(
-        UserError, match="The time was up while learning rates of arm a were tried. The same command"
+        UserError, match="The time was up while learning rates of arm a were tried. Run the same command"
     ):
         chosen_rate("a", [0.1, 0.2], [tried(0.1, 2.0)], seeds=1)
 
@@ -468,7 +468,7 @@ def test_pairs_that_there_is_no_time_for_are_not_begun(settled):
     verdict = comparison.contests[0].verdict
     assert (verdict.word, verdict.pairs) == ("inconclusive", 2)
     assert verdict.why.startswith(
-        "The time was up before the first look at 6 pairs. The same command goes on"
+        "The time was up before the first look at 6 pairs. Run the same command to continue"
     )
 
 
@@ -536,7 +536,7 @@ def test_the_margin_is_said_to_be_kept_where_it_was(settled):
 @pytest.mark.parametrize("seeds", [0, 1])
 def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled, seeds):
     with pytest.raises(
-        UserError, match="The time was up before every arm had a run. The same command goes on"
+        UserError, match="The time was up before every arm had a run. Run the same command to continue"
     ):
         settled(clear, allowed={"seeds-a": seeds, "seeds-b": 0})
 
