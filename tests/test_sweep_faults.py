@@ -31,20 +31,20 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is held to a 
 ENDS = {  # fault: the study's state of the trial, its reason, and what its text says
     "large_batch": ("COMPLETE", None, ""),
     "leaves_a_process": ("COMPLETE", None, ""),
-    "slow": ("PRUNED", "pruner", "fell behind other trials'"),
+    "slow": ("PRUNED", "pruner", "was worse than that of other trials"),
     "large_row": ("PRUNED", "memory", "with a single row at a time"),
     "allocates": ("PRUNED", "memory", "can't allocate memory"),
     "chained": ("PRUNED", "memory", "an idea that didn't work out"),
     "bad_alloc": ("PRUNED", "memory", "in code that can't report it"),
     "not_a_number": ("PRUNED", "diverged", "The loss is nan at step 2"),
-    "diverges": ("PRUNED", "diverged", "above the 5."),
+    "diverges": ("PRUNED", "diverged", "above its initial 5."),
     "kills_itself": ("FAIL", "crash", "ended with SIGKILL. See "),
     "segfaults": ("FAIL", "crash", "ended with SIGSEGV. See "),
     "bug": ("FAIL", "crash", "ValueError: a bug of step 2"),
     "exits": ("FAIL", "crash", "SystemExit: 3"),
     "vanishes": ("FAIL", "crash", "left no outcome. See "),
     "scribbles": ("FAIL", "crash", "left no outcome. See "),
-    "removes_its_folder": ("PRUNED", "pruner", "fell behind"),
+    "removes_its_folder": ("PRUNED", "pruner", "was worse"),
 }
 
 

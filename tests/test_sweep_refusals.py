@@ -45,7 +45,7 @@ LR = "optim.lr=choice(0.1,0.2)"
         ([LR, "hydra.sweeper.n_trials=few"], "n_trials"),
         ([LR, "hydra.sweeper.n_trials=-1"], "n_trials"),
         ([LR, "hydra.sweeper.n_jobs=0"], "n_jobs"),
-        ([LR, "memory.limit=lots"], "memory.limit=lots is no size"),
+        ([LR, "memory.limit=lots"], "memory.limit=lots isn't a size"),
         ([LR, "task=generate"], "trains new models: leave out task="),
         ([LR, "sweep/pruner=medain"], "Did you mean 'median'"),
         ([LR, "sweep.storage=postgresql://nowhere.invalid/x"], "nowhere.invalid|driver"),

@@ -86,7 +86,10 @@ def test_a_schedule_that_is_longer_than_the_run_is_refused_before_it_is_tried():
     [
         (["search=none"], "There's nothing to search."),
         (["search=size", "task=bench"], "A search trains new models"),
-        (["search=none", "seed=1,2", "sweep.metric=val_loss,val_bpb"], "sweep.metric configures the search itself"),
+        (
+            ["search=none", "seed=1,2", "sweep.metric=val_loss,val_bpb"],
+            "sweep.metric configures the search itself",
+        ),
     ],
 )
 def test_what_is_no_search_is_said_to_be_none(words, sentence):

@@ -182,7 +182,7 @@ def test_a_second_search_is_refused_until_the_first_is_dead(tmp_path):
     ready = processes.Event()
     first = begun(hold, tmp_path / "study", ready)
     assert ready.wait(PATIENCE)
-    said = rf"already: process {first.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\. Wait"
+    said = rf": process {first.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\. Wait"
     with pytest.raises(UserError, match=said), alone(tmp_path / "study"):
         pass
     first.kill()
@@ -293,7 +293,7 @@ def test_trials_of_a_crash_are_run_again_as_they_were(storage, tmp_path):
             "postgresql+psycopg2://me:hunter2@host/db",
             r"driver .*//host/db isn't .*pip install 'psycopg\[binary\]'",
         ),
-        ("mysql://me:hunter2@host/db", "driver .* no module 'MySQLdb'"),
+        ("mysql://me:hunter2@host/db", "driver .* no Python module 'MySQLdb'"),
     ],
 )
 def test_what_is_wrong_with_a_database_is_said_without_its_password(tmp_path, url, said):
