@@ -241,8 +241,8 @@ class VerdictSearch:
             of_pairs = [one for one in others if one.cfg is None or one.cfg["seed"] in seeds]
             if not within:
                 raise UserError(
-                    f"None of the {len(of_pairs)} runs of arm {name} ({self.called(name)}) can be compared. The first is"
-                    f" {of_pairs[0].folder}: {of_pairs[0].why}"
+                    f"None of the {len(of_pairs)} runs of arm {name} ({self.called(name)}) can be compared. The first"
+                    f" is {of_pairs[0].folder}: {of_pairs[0].why}"
                 )
             found, repeated = arms_of(within)
             if len(found) > 1:
@@ -320,7 +320,7 @@ class VerdictSearch:
         return [f"size.{equal}={had:.12g}"]
 
     def precision_word(self) -> list[str]:
-        """Return the override that fixes the precision of all runs; `auto` is resolved once, when the verdict begins."""
+        """Return the override that fixes the precision of all runs; `auto` is resolved once, at the start."""
         trained = any(self.folder.glob("seeds-*"))
         if recorded.is_there(self.folder, VERDICT):
             kept = self.kept()
