@@ -176,7 +176,7 @@ def test_the_story_of_memory():
     assert "The largest trial that fit was trial 4: 800 MiB predicted." in story
     assert "The smallest that didn't fit was trial 3: 2,000 MiB predicted; it was killed because" in story
     assert (
-        "In the 2 trials with both figures, measured / predicted was 1.04 at the median (0.97 to 1.11)."
+        "In the 2 trials with both values, the median of measured / predicted was 1.04 (0.97 to 1.11)."
         in story
     )
     assert "overlap" not in story
