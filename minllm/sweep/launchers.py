@@ -25,8 +25,8 @@ def refuse_password(config: DictConfig) -> None:
     if secrets(parsed(written)):
         raise UserError(
             f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']} writes job options to files, so"
-            " sweep.storage can't contain a password. Remove it from the URL and put it into ~/.pgpass, which PostgreSQL"
-            " reads on each machine."
+            " sweep.storage can't contain a password. Remove it from the URL and put it into ~/.pgpass, which"
+            " PostgreSQL reads on each machine."
         )
 
 
