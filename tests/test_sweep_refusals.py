@@ -59,7 +59,7 @@ LR = "optim.lr=choice(0.1,0.2)"
         (["model.dim=choice(15,17)"], "None of 300 combinations"),
         ([LR, "hydra.mode=RUN"], "leave out hydra.mode"),
         (["model.dim=choice(15,17)", GRID], "None of the combinations"),
-        ([LR, "hydra/launcher=basic"], "choose hydra/launcher=processes"),
+        ([LR, "hydra/launcher=basic"], "Use hydra/launcher=processes"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
