@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_a_sentence():
         space(params={"model.dim": "choice(1,"})
     with pytest.raises(UserError, match="null can't be in a function, so write train.clip=null,1"):
         space(params={"train.clip": "choice(null,1.0)"})
-    with pytest.raises(UserError, match="write choice"):
+    with pytest.raises(UserError, match="such as choice"):
         plan({"model.dim": [1, 2]})
     with pytest.raises(UserError, match="no parameter 'schedul.restarts'. Did you mean 'schedule.restarts'"):
         plan({"schedule.restarts": "range(0,2)"}, when={"schedul.restarts": {}})

@@ -174,7 +174,7 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["model.dim=choice(32,64)"], "model.dim has several values. Give each an arm of its own"),
+        (["model.dim=choice(32,64)"], "model.dim has several values. Make each a separate arm"),
         (["arms.c=[model.n_layers=64]"], "size.params="),
         (["arms.c=[norm=pro]"], "norm"),
         (["seed=3"], "A verdict chooses its seeds"),
