@@ -31,20 +31,20 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is held to a 
 ENDS = {  # fault: the study's state of the trial, its reason, and what its text says
     "large_batch": ("COMPLETE", None, ""),
     "leaves_a_process": ("COMPLETE", None, ""),
-    "slow": ("PRUNED", "pruner", "fell behind other trials'"),
+    "slow": ("PRUNED", "pruner", "was worse than that of other trials"),
     "large_row": ("PRUNED", "memory", "with a single row at a time"),
     "allocates": ("PRUNED", "memory", "can't allocate memory"),
     "chained": ("PRUNED", "memory", "an idea that didn't work out"),
-    "bad_alloc": ("PRUNED", "memory", "where that can't be caught"),
+    "bad_alloc": ("PRUNED", "memory", "in code that can't report it"),
     "not_a_number": ("PRUNED", "diverged", "The loss is nan at step 2"),
-    "diverges": ("PRUNED", "diverged", "above the 5."),
+    "diverges": ("PRUNED", "diverged", "above its initial 5."),
     "kills_itself": ("FAIL", "crash", "ended with SIGKILL. See "),
     "segfaults": ("FAIL", "crash", "ended with SIGSEGV. See "),
     "bug": ("FAIL", "crash", "ValueError: a bug of step 2"),
     "exits": ("FAIL", "crash", "SystemExit: 3"),
     "vanishes": ("FAIL", "crash", "left no outcome. See "),
     "scribbles": ("FAIL", "crash", "left no outcome. See "),
-    "removes_its_folder": ("PRUNED", "pruner", "fell behind"),
+    "removes_its_folder": ("PRUNED", "pruner", "was worse"),
 }
 
 
@@ -133,7 +133,7 @@ def test_a_search_stops_when_trials_crash_one_after_the_other(place: Workplace):
     done = place.search("optim.fault=bug", "optim.at=choice(2,3,4)", GRID, "sweep.max_failures=2")
     assert done.returncode == 1
     assert place.states() == ["FAIL", "FAIL"]
-    assert "2 trials in a row" in done.err and "The first, trial 0" in done.err
+    assert "2 trials in a row" in done.err and "The first was trial 0" in done.err
     assert "ValueError: a bug of step 2" in done.err and "a bug of step 3" not in done.err
     assert done.err.count("Traceback") == 1 and place.nobody_is_left()
 
@@ -245,7 +245,7 @@ def test_memory_runs_out_in_many_words(error: Exception, reason: str):
 
 
 def test_what_is_not_a_trials_fault_ends_the_search(tmp_path: Path):
-    for error, expected in ((ProcessDied(NO_ROOM), "disk is full"), (ServerDied(), "search goes on")):
+    for error, expected in ((ProcessDied(NO_ROOM), "disk is full"), (ServerDied(), "same command again")):
         future: Future = Future()
         future.set_exception(error)
         with pytest.raises(UserError, match=expected):

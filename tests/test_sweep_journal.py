@@ -159,5 +159,5 @@ def test_trials_that_a_lost_journal_knew_of_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [".lock", JOURNAL, f"{JOURNAL}.flock"])
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"{name} is a folder, where a file is expected"), alone(tmp_path):
+    with pytest.raises(UserError, match=f"{name} is a folder, but must be a file"), alone(tmp_path):
         open_study(NAME, None, tmp_path)

@@ -119,13 +119,13 @@ def test_a_search_that_is_stopped_leaves_nobody_and_goes_on(place: Workplace):
     params = [trial.params for trial in place.trials()]
     assert stopped(by=signal.SIGTERM, whom="search").returncode == 143
     done = stopped(by=signal.SIGKILL, whom="server")
-    assert done.returncode == 2 and one_sentence(done.err) and "search goes on" in done.err
+    assert done.returncode == 2 and one_sentence(done.err) and "same command again" in done.err
 
     search = place.start(*WAITING)
     wait_for_what_waits(place, search)
     second = place.search(*WAITING)
     assert second.returncode == 2 and one_sentence(second.err), second.err
-    assert f"at work in outputs/sweeps/test already: process {search.pid}" in second.err
+    assert f"already running in outputs/sweeps/test: process {search.pid}" in second.err
     (place.folder / "go").touch()
     search.well()
     assert place.states() == ["COMPLETE"] * 4 and [trial.params for trial in place.trials()] == params

@@ -104,7 +104,7 @@ def test_a_job_that_goes_on_after_ctrl_c_stops_by_itself_and_does_no_harm(place)
     wait_until((new / "metrics.jsonl").exists, again)
     again.send_signal(signal.SIGINT)
     assert again.ended().returncode == 130
-    assert "has given this attempt at the trial up" in (old / OUTPUT).read_text()
+    assert "has abandoned this attempt at the trial" in (old / OUTPUT).read_text()
     assert not (old / "trial.json").exists() and new != old
     steps = [json.loads(line)["step"] for line in (new / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)

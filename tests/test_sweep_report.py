@@ -147,8 +147,7 @@ def test_the_summary_has_the_facts(tmp_path):
     text, _ = written(everything(), tmp_path)
     assert COMMAND in text
     assert (
-        "Trial 1 reached the lowest val_bpb: 2.5000 (12,345 parameters, a peak of 390 MiB, took 3 min)."
-        in text
+        "Trial 1 reached the lowest val_bpb: 2.5000 (12,345 parameters, 390 MiB peak memory, 3 min)." in text
     )
     line = next(line for line in text.splitlines() if line.startswith("python run.py"))
     assert shlex.split(line)[2:] == ["data=tales", "model.dim=128", "note=a b<c"]
@@ -156,8 +155,8 @@ def test_the_summary_has_the_facts(tmp_path):
     cells = [
         [cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines() if row.startswith("|")
     ]
-    assert ["pruned: killed", "was killed by the kernel for its memory", "2"] in cells
-    assert ["reused", "had the configuration of an earlier trial, whose value was taken", "1"] in cells
+    assert ["pruned: killed", "was killed because the machine ran out of memory", "2"] in cells
+    assert ["reused", "had the same configuration as an earlier trial, whose value was reused", "1"] in cells
     assert ["all", "", "13"] in cells
     assert ["trial", "val_bpb", "params", "peak", "`dim`", "`lr`", "`act`", "`window`"] in cells
     ten = [row for row in cells if len(row) == 8 and row[0].isdigit()]
@@ -174,16 +173,16 @@ def test_the_summary_has_the_facts(tmp_path):
 
 def test_the_story_of_memory():
     story = " ".join(memory_story(everything().trials))
-    assert "The largest trial that fitted was trial 4: 800 MiB predicted." in story
-    assert "The smallest that didn't was trial 3: 2,000 MiB predicted; it was killed by the kernel" in story
+    assert "The largest trial that fit was trial 4: 800 MiB predicted." in story
+    assert "The smallest that didn't fit was trial 3: 2,000 MiB predicted; it was killed because" in story
     assert (
-        "In the 2 trials with both figures, measured / predicted was 1.04 at the median (0.97 to 1.11)."
+        "In the 2 trials with both values, the median of measured / predicted was 1.04 (0.97 to 1.11)."
         in story
     )
     assert "overlap" not in story
     overlapping = [*everything().trials, trial(settings(64), reason="memory", peak_bytes=700 * MIB)]
     assert "overlap" in " ".join(memory_story(overlapping))
-    assert memory_story([trial(settings(64), 1.0)]) == ["Nothing is known of the trials' memory."]
+    assert memory_story([trial(settings(64), 1.0)]) == ["The trials recorded no memory use."]
 
 
 def test_the_page_has_the_facts_and_escapes_them(tmp_path):
@@ -191,14 +190,14 @@ def test_the_page_has_the_facts_and_escapes_them(tmp_path):
     assert "python sweep.py search=size &#x27;data.text=&lt;a&gt;&#x27;" in page
     assert "<pre>python run.py data=tales model.dim=128 &#x27;note=a b&lt;c&#x27;</pre>" in page
     assert "Trial 1 reached the lowest val_bpb: 2.5000" in page
-    assert '<td>was killed by the kernel for its memory</td><td class="n">2</td>' in page
+    assert '<td>was killed because the machine ran out of memory</td><td class="n">2</td>' in page
     assert "<window>" not in page and "b<c" not in page
     assert page.count('<div class="figure">') == 4
     assert "trial 3: pruned: killed" in page and "predicted 2,000 MiB" in page
 
 
 def test_a_value_that_stands_in_for_none_is_not_drawn():
-    history = search_plots(everything(), "val_bpb")["How the search went"]
+    history = search_plots(everything(), "val_bpb")["Search history"]
     assert {value for line in history.data for value in line.y} == {2.5, 3.0}
 
 
@@ -209,32 +208,32 @@ def test_a_search_without_a_best_trial_says_so(tmp_path):
         (
             "pruned",
             study_of(*(trial(settings(64 * n), reason="pruner") for n in (1, 2))),
-            "No trial has come to its end with a value, so there is none to call the best.",
+            "No trial has completed, so there is no best trial.",
         ),
     ]:
         text, page = written(study, tmp_path / name)
         assert sentence in text and sentence in page
         assert "This needs two complete trials; there is none." in page
-        assert "reached the lowest" not in text + page and "No trial is complete." in text
+        assert "reached the lowest" not in text + page and "No trial has completed." in text
 
 
 def test_one_trial_is_enough_for_a_report(tmp_path):
     text, page = written(study_of(trial(settings(64), 2.0)), tmp_path)
     assert "Trial 0 reached the lowest val_bpb: 2.0000" in text
     assert (
-        "What ran it was not recorded." in text
+        "Its overrides weren't recorded." in text
         and "Importances need two complete trials with different values." in text
     )
-    assert "This needs two complete trials; there is one." in page
+    assert "This needs two complete trials; there is only one." in page
     assert "No two trials differ in a parameter yet." in page
 
 
 def test_a_search_of_one_parameter_is_mapped_against_memory(tmp_path):
     trials = [trial({"model.dim": 64 * n}, 3 - n / 9, predicted_bytes=n * MIB) for n in range(1, 5)]
     _, page = written(study_of(*trials, trial({"model.dim": 640}, reason="predicted")), tmp_path)
-    assert "memory, MiB" in page and "1 trial without a place on these axes" in page
+    assert "memory, MiB" in page and "1 trial without values on both axes" in page
     _, page = written(study_of(*(trial(one.params, one.value) for one in trials)), tmp_path)
-    assert "Nothing is known of the trials&#x27; memory." in page
+    assert "The trials recorded no memory use." in page
 
 
 def test_the_map_is_drawn_by_what_memory_follows(tmp_path):

@@ -141,7 +141,7 @@ def test_a_space_that_holds_nothing_is_said_to(given):
     asked = []
     study = study_of(RandomSampler(seed=0), given, lambda values: asked.append(values) or "It's too wide.")
     with pytest.raises(
-        UserError, match="None of 300 combinations .* The last was refused with: It's too wide."
+        UserError, match="None of 300 combinations .* The last was rejected with: It's too wide."
     ):
         ask(study, given)
     assert len(asked) == ATTEMPTS
@@ -173,7 +173,7 @@ def test_a_package_that_a_sampler_needs_is_named(given, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for sampler, package in ((CmaEsSampler(), "cmaes"), (GPSampler(), "scipy"), (QMCSampler(), "scipy")):
         with pytest.raises(
-            UserError, match=f"needs the package {package}: pip install {package}, or take tpe"
+            UserError, match=f"needs the package {package}: run pip install {package}, or use tpe"
         ):
             make_sampler(sampler, given, given.misfit)
 

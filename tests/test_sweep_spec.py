@@ -86,7 +86,10 @@ def test_a_schedule_that_is_longer_than_the_run_is_refused_before_it_is_tried():
     [
         (["search=none"], "There's nothing to search."),
         (["search=size", "task=bench"], "A search trains new models"),
-        (["search=none", "seed=1,2", "sweep.metric=val_loss,val_bpb"], "sweep.metric leads the search"),
+        (
+            ["search=none", "seed=1,2", "sweep.metric=val_loss,val_bpb"],
+            "sweep.metric configures the search itself",
+        ),
     ],
 )
 def test_what_is_no_search_is_said_to_be_none(words, sentence):
@@ -169,7 +172,7 @@ def test_the_same_command_goes_on_and_another_question_is_refused(here):
     assert [cfg.model.dim for cfg in launched] == [32, 48]
     study, launched = search_at_once(complete, *words, "hydra.sweeper.n_trials=9")
     assert [cfg.model.dim for cfg in launched] == [64] and len(study.trials) == 3
-    with pytest.raises(UserError, match="has asked something else so far: model.dim was"):
+    with pytest.raises(UserError, match="was started with other settings: model.dim was"):
         search_at_once(complete, *GRID, "model.dim=choice(32,48)")
 
 

@@ -75,7 +75,7 @@ def test_the_sampler_and_the_pruner_are_those_given(storage, tmp_path):
 def test_a_study_of_another_kind_is_refused(storage, tmp_path, directions):
     place = open_study("mine", storage, tmp_path)._storage
     optuna.create_study(study_name="theirs", storage=place, directions=directions)
-    with pytest.raises(UserError, match=r"'theirs' is of another kind.*another name"):
+    with pytest.raises(UserError, match=r"'theirs' doesn't minimize.*another name"):
         open_study("theirs", storage, tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_a_second_search_is_refused_until_the_first_is_dead(tmp_path):
     ready = processes.Event()
     first = begun(hold, tmp_path / "study", ready)
     assert ready.wait(PATIENCE)
-    said = rf"already: process {first.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\. Wait"
+    said = rf": process {first.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\. Wait"
     with pytest.raises(UserError, match=said), alone(tmp_path / "study"):
         pass
     first.kill()
@@ -284,16 +284,16 @@ def test_trials_of_a_crash_are_run_again_as_they_were(storage, tmp_path):
         ("postgresql:///db?host=127.0.0.1&port=1&user=me&password=hunter2", "can't be used: .*refused"),
         ("sqlite:////nowhere/at/all/study.db", "study.db can't be used: unable to open"),
         ("sqlite:///{FILE}", "can't be used: file is not a database"),
-        ("sqlite://", "in memory can't be shared"),
-        ("sqlite:///:memory:", "in memory can't be shared"),
-        ("study.db", "no database's URL"),
-        ("postgresql://me:hunter2@host:hunter2/db", "no database's URL"),
-        ("postgres://me:hunter2@host/db", r"no database 'postgres'.* Did you mean 'postgresql'\?"),
+        ("sqlite://", "can't share a database in memory"),
+        ("sqlite:///:memory:", "can't share a database in memory"),
+        ("study.db", "isn't a database URL"),
+        ("postgresql://me:hunter2@host:hunter2/db", "isn't a database URL"),
+        ("postgres://me:hunter2@host/db", r"Unknown database 'postgres'.* Did you mean 'postgresql'\?"),
         (
             "postgresql+psycopg2://me:hunter2@host/db",
             r"driver .*//host/db isn't .*pip install 'psycopg\[binary\]'",
         ),
-        ("mysql://me:hunter2@host/db", "driver .* no module 'MySQLdb'"),
+        ("mysql://me:hunter2@host/db", "driver .* no Python module 'MySQLdb'"),
     ],
 )
 def test_what_is_wrong_with_a_database_is_said_without_its_password(tmp_path, url, said):
@@ -310,7 +310,7 @@ def test_a_database_of_another_version_is_refused(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'v1.3.0.a'")
         connection.commit()
-    with pytest.raises(UserError, match=r"study\.db is of another version of Optuna.*storage upgrade"):
+    with pytest.raises(UserError, match=r"study\.db was made by another version of Optuna.*storage upgrade"):
         open_study(NAME, url, tmp_path)
 
 

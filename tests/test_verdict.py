@@ -50,11 +50,11 @@ PROTOCOL = Protocol(**ASKED)
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"looks": []}, "search.looks must be numbers of pairs that grow"),
-        ({"looks": [8, 8]}, "search.looks must be numbers of pairs that grow"),
-        ({"looks": [12, 8]}, "search.looks must be numbers of pairs that grow"),
-        ({"looks": [8, 1001]}, "search.looks may end at 1000 pairs, and this ends at 1001"),
-        ({"looks": [501], "aa": True}, "search.looks may end at 500 pairs"),
+        ({"looks": []}, "search.looks must be increasing numbers of pairs"),
+        ({"looks": [8, 8]}, "search.looks must be increasing numbers of pairs"),
+        ({"looks": [12, 8]}, "search.looks must be increasing numbers of pairs"),
+        ({"looks": [8, 1001]}, "search.looks can't exceed 1000 pairs, but ends at 1001"),
+        ({"looks": [501], "aa": True}, "search.looks can't exceed 500 pairs"),
         ({"tuning_seeds": [1000, 7]}, "search.tuning_seeds must be 1000 or above"),
         ({"tuning_seeds": []}, "search.tuning_seeds has no seed to try learning rates on"),
     ],
@@ -73,9 +73,9 @@ def test_without_rates_there_is_no_seed_to_tune_on():
     [
         ({"a": []}, "A verdict needs two arms"),
         ({"a": [], "b": None}, "A verdict needs two arms"),
-        ({"a": [], "b": "norm=pre"}, "arms.b must be a list of words for the command line"),
-        ({"a": [], "b": ["pre"]}, "arms.b must be a list of words"),
-        ({"a": [], "b": [3]}, "arms.b must be a list of words"),
+        ({"a": [], "b": "norm=pre"}, "arms.b must be a list of overrides"),
+        ({"a": [], "b": ["pre"]}, "arms.b must be a list of overrides"),
+        ({"a": [], "b": [3]}, "arms.b must be a list of overrides"),
         ({"a": ["seed=3"], "b": []}, "arms.a has a seed"),
         ({"a": ["++seed=3"], "b": []}, "arms.a has a seed"),
     ],
@@ -150,12 +150,12 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(here, capfd):
     assert capfd.readouterr().out.splitlines() == [
         "a: norm=pre",
         "b: norm=post model/attn=mha",
-        f"Each is sized alike: {size}.",
+        f"All arms have the same size: {size}.",
         "a tries optim.lr=0.01, 0.02.",
         "b tries optim.lr=0.01, 0.02.",
-        "Tuning: 8 runs, of seed 1000, 1001.",
-        "Pairs: seeds 0, 1, 2, …; the verdict is looked at after 6 or 8 of them.",
-        "With fewer than 7 pairs no arm can be called better or worse, since 2 looks are planned.",
+        "Tuning: 8 runs with seeds 1000, 1001.",
+        "Pairs: seeds 0, 1, 2, …; the results are tested after 6 or 8 pairs.",
+        "With 2 planned looks, no arm can be called better or worse before 7 pairs.",
     ]
     assert list(here.iterdir()) == []
 
@@ -174,7 +174,7 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["model.dim=choice(32,64)"], "model.dim has several values. Give each an arm of its own"),
+        (["model.dim=choice(32,64)"], "model.dim has several values. Make each a separate arm"),
         (["arms.c=[model.n_layers=64]"], "size.params="),
         (["arms.c=[norm=pro]"], "norm"),
         (["seed=3"], "A verdict chooses its seeds"),
@@ -213,7 +213,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_run(here, words, sen
     ids=" ".join,
 )
 def test_arms_that_are_the_same_are_refused_however_they_are_spelled(here, words):
-    said = "are the same: nothing that affects what is learnt differs"
+    said = "are the same: they don't differ in anything that affects training"
     with pytest.raises(UserError, match=said), inquiry(*words, "search.equal=null"):
         pass
     assert list(here.iterdir()) == []
@@ -243,11 +243,11 @@ def test_a_protocol_that_is_missing_or_damaged_is_no_protocol(here):
     file = asked.folder / "verdict.json"
     for text in ("{", "[]", '{"protocol": 5, "words": []}', '{"protocol": {}, "words": [1]}'):
         file.write_text(text)
-        with pytest.raises(UserError, match="Its verdict.json .* Put the file back"), inquiry(*ARMS):
+        with pytest.raises(UserError, match="Its verdict.json .* Restore the file"), inquiry(*ARMS):
             pass
     file.unlink()
     with (
-        pytest.raises(UserError, match="verdict.json is missing, so nothing says which margin"),
+        pytest.raises(UserError, match="verdict.json is missing, so the margin"),
         inquiry(*ARMS),
     ):
         pass
@@ -294,15 +294,13 @@ def test_a_rate_that_one_seed_was_lost_with_is_not_taken():
 
 
 def test_where_every_rate_is_lost_others_are_asked_for():
-    with pytest.raises(
-        UserError, match=r"Every learning rate that arm a tried failed. Try others: search.rates="
-    ):
+    with pytest.raises(UserError, match=r"Every learning rate of arm a failed. Try others: search.rates="):
         chosen_rate("a", [0.1], [tried(0.1, None)], seeds=1)
 
 
 def test_a_time_that_is_up_while_rates_are_tried_is_said():
     with pytest.raises(
-        UserError, match="The time was up while learning rates of arm a were tried. The same command"
+        UserError, match="Time ran out while tuning the learning rate of arm a. Run the same command"
     ):
         chosen_rate("a", [0.1, 0.2], [tried(0.1, 2.0)], seeds=1)
 
@@ -321,7 +319,7 @@ def test_each_arm_tries_multiples_of_its_own_rate_on_the_tuning_seeds(here, capf
         *((0.02, 1234, True), (0.04, 1234, True), (0.005, 1234, False), (0.01, 1234, False))
     ]
     assert {cfg.logger.group for cfg in Instant.launched} == {"a-search-tuning"}
-    assert "a: optim.lr=0.02, at an edge of what was tried." in capfd.readouterr().out
+    assert "a: optim.lr=0.02, at the edge of the range tried." in capfd.readouterr().out
 
 
 def test_an_arm_that_diverges_with_every_rate_is_named(here):
@@ -332,14 +330,14 @@ def test_an_arm_that_diverges_with_every_rate_is_named(here):
         "arms.a=[norm=pre]", "arms.b=[norm=pre,optim.lr=7]", "search.rates=[1]", "search.equal=null"
     ) as asked:
         Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
-        with pytest.raises(UserError, match="Every learning rate that arm b tried failed. Try others"):
+        with pytest.raises(UserError, match="Every learning rate of arm b failed. Try others"):
             asked.tune()
 
 
 def test_a_time_that_is_too_short_for_one_run_is_said(here):
     with inquiry(*ARMS, "sweep.minutes=1e-6", "search.equal=null") as asked:
         Instant.outcome_of, Instant.launched = staticmethod(lambda cfg: Outcome("complete", 2.0)), []
-        with pytest.raises(UserError, match="The time was up while learning rates of arm a were tried."):
+        with pytest.raises(UserError, match="Time ran out while tuning the learning rate of arm a."):
             asked.tune()
         assert len(Instant.launched) <= 1
 
@@ -468,7 +466,7 @@ def test_pairs_that_there_is_no_time_for_are_not_begun(settled):
     verdict = comparison.contests[0].verdict
     assert (verdict.word, verdict.pairs) == ("inconclusive", 2)
     assert verdict.why.startswith(
-        "The time was up before the first look at 6 pairs. The same command goes on"
+        "Time ran out before the first look at 6 pairs. Run the same command to continue"
     )
 
 
@@ -536,7 +534,7 @@ def test_the_margin_is_said_to_be_kept_where_it_was(settled):
 @pytest.mark.parametrize("seeds", [0, 1])
 def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled, seeds):
     with pytest.raises(
-        UserError, match="The time was up before every arm had a run. The same command goes on"
+        UserError, match="Time ran out before every arm had a run. Run the same command to continue"
     ):
         settled(clear, allowed={"seeds-a": seeds, "seeds-b": 0})
 
@@ -544,7 +542,7 @@ def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled, seeds):
 def test_an_arm_whose_runs_are_all_lost_is_named_with_the_reason(settled):
     with pytest.raises(
         UserError,
-        match=r"No run of arm b \(norm=post .* out of 6. The first is \S+seeds-b/trial-0: Its validation loss is",
+        match=r"None of the 6 runs of arm b .* can be .* first is \S+seeds-b/trial-0: Its validation loss is",
     ):
         settled(lambda name, seed: 2.0 if name == "a" else math.nan)
 

@@ -1,1 +1,1 @@
-"""Searching: Optuna asks, a process of its own answers, and what can't be answered is pruned with a reason."""
+"""Hyperparameter search with Optuna: each trial runs in its own process, and pruned trials record a reason."""

@@ -1,4 +1,4 @@
-"""What a search would try, before it tries anything."""
+"""Describes what a search would try, without running anything."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ SHOWN = 10
 
 
 def dry_run(spec: SearchSpec) -> str:
-    """Return how many combinations there are after the conditions, and the first ten; or what is drawn from."""
+    """Return the search space, the number of combinations under its conditions, and the first ten of them."""
     space = spec.space
     lines = [f"{name}  {kind}" for name, kind in space.distributions.items()]
     if space.continuous:
         lines += [
             "",
-            f"{space.continuous[0]} is drawn from a range, so that there's no number of combinations.",
+            f"{space.continuous[0]} is sampled from a continuous range, so the combinations can't be counted.",
         ]
         return "\n".join(lines)
     count = space.size()
     lines += [
         "",
-        f"{count:,} combinations after the conditions, of {space.size_without_conditions():,} without.",
+        f"{count:,} combinations satisfy the conditions, out of {space.size_without_conditions():,}.",
         *[
-            f"{name} is the first of {values} that memory allows."
+            f"{name} is the first of {values} that fits in memory."
             for name, values in space.first_that_fits.items()
         ],
         "",
         f"The first {SHOWN} that can be built:" if count > SHOWN else "Those that can be built:",
     ]
-    buildable = (one for one in space.grid() if spec.refusal(one) is None)
+    buildable = (values for values in space.grid() if spec.refusal(values) is None)
     for values in itertools.islice(buildable, SHOWN):
         lines.append(shlex.join(word for word in space.words(values) if word.partition("=")[0] in values))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the end of a trial's process means where it has left no outcome: which signal, which launcher, which limit."""
+"""Why a trial ended whose process left no outcome: a signal, its launcher or a limit."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ TAIL = 4000  # characters of a trial's output that are shown
 
 
 def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
-    """Say what became of a trial whose process left no outcome.
+    """Return why a trial ended whose process left no outcome.
 
     Raises:
-        UserError: the disk is full, or no trial can run any more.
+        UserError: the disk is full, or no more trials can run.
     """
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints a line of its own before it raises
             future.result().return_value  # noqa: B018
-        return crashed("Its process ended as if all were well, and left no outcome", run_dir)
+        return crashed("Its process ended normally but left no outcome", run_dir)
     except ProcessDied as death:
         return outcome_of(death, run_dir)
     except ServerDied:
         raise UserError(
-            "The process that trials are started from has ended, as if somebody had killed it. Type the same command"
-            " again: the search goes on."
+            "The process that starts trials has died; it may have been killed. Run the same command again to"
+            " continue."
         ) from None
     except Exception as error:
         return outcome_of_job(error, run_dir)
@@ -46,33 +46,31 @@ def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
         return Outcome("pruned", reason="time", text=TOO_LONG)
     if death.killed_for_memory:
         return Outcome(
-            "pruned", reason="killed", text="The kernel ended it, since the machine's memory ran out."
+            "pruned", reason="killed", text="The kernel killed it because the machine ran out of memory."
         )
     if death.status == -signal.SIGABRT and "bad_alloc" in said_in(run_dir):
-        return Outcome("pruned", reason="memory", text="Memory ran out where that can't be caught.")
+        return Outcome("pruned", reason="memory", text="It ran out of memory in code that can't report it.")
     how = f"exit code {death.status}" if death.status > 0 else signal.Signals(-death.status).name
     return crashed(f"Its process ended with {how}", run_dir)
 
 
 def outcome_of_job(error: Exception, run_dir: Path) -> Outcome:
-    """Say what became of a trial whose launcher has only an error to show, which is added to what the trial printed."""
+    """Return why a trial ended from its launcher's error, which is appended to the trial's output."""
     said = f"{type(error).__name__}: {error}"
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / OUTPUT).open("a", encoding="utf-8") as output:
         output.write(said + "\n")
-    state = re.search(r"\(state: (\w+)", said)  # as Slurm has it
+    state = re.search(r"\(state: (\w+)", said)  # Slurm's job state
     if "timed-out too many times" in said or (state and state[1] == "TIMEOUT"):
         return Outcome("pruned", reason="time", text=OF_THE_LAUNCHER)
     if type(error).__name__ == "OutOfMemoryError" or (state and state[1] == "OUT_OF_MEMORY"):
-        return Outcome("pruned", reason="killed", text="Its launcher ended it, since its memory ran out.")
+        return Outcome("pruned", reason="killed", text="Its launcher killed it because it ran out of memory.")
     text = f"{type(error).__name__}: {first_line(error)}. See {run_dir / OUTPUT}."
     return Outcome("failed", reason="crash", text=text)
 
 
 def no_room(folder: Path) -> UserError:
-    return UserError(
-        f"The disk is full at {folder}. Make room and type the same command again: the search goes on."
-    )
+    return UserError(f"The disk is full at {folder}. Make room and run the same command again to continue.")
 
 
 def crashed(text: str, run_dir: Path) -> Outcome:

@@ -1,4 +1,4 @@
-"""What a study has tried already, by what it computes and not by how it was chosen."""
+"""What a study has tried already, compared by resolved configuration rather than by overrides."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from minllm.sweep.spec import SearchSpec, fingerprint
 
 
 class History:
-    """The trials so far, and what they mean for the next one."""
+    """Looks up earlier trials with the same configuration or the same parameters."""
 
     def __init__(self, study: optuna.Study, spec: SearchSpec):
         self.study, self.spec, self.space = study, spec, spec.space
         self._identities: dict[tuple[str, ...], str] = {}
 
     def first_that_fits(self, values: Mapping[str, Any]) -> tuple[list[str], DictConfig]:
-        """Return a trial's words and configuration, with the first of the plan's alternatives that memory allows."""
+        """Return a trial's overrides and configuration, with the first of the plan's alternatives that may fit."""
         words = self._words_that_fit(values)
         return words, self.spec.settled(words)
 
     def identity(self, words: Sequence[str]) -> str:
-        """Return the fingerprint of what a trial's words compose."""
+        """Return the fingerprint of the configuration that a trial's overrides compose."""
         key = tuple(words)
         if key not in self._identities:
             self._identities[key] = fingerprint(self.spec.settled(words))
         return self._identities[key]
 
     def smaller_to_try(self) -> dict[str, Any] | None:
-        """Return the values of a trial that ran out of memory, if the plan has an alternative that wasn't tried.
+        """Return the parameters of a trial that ran out of memory and has an untried alternative in the plan, or None.
 
-        It's read from the study each time, so that none is forgotten when a search is cut off or has had its trials.
+        They are read from the study each time, so that none is lost when a search is interrupted or ends.
         """
         if not self.space.first_that_fits:
             return None
@@ -46,11 +46,11 @@ class History:
         return next((values for values in left if not self._alike(self._words_that_fit(values))), None)
 
     def twin_of(self, trial: optuna.Trial, identity: str, running: Container[int]) -> FrozenTrial | None:
-        """Return the trial whose configuration computes the same, if it has a verdict or will have one.
+        """Return another trial with the same fingerprint that has a result or is running, or None.
 
         Args:
             identity: the trial's fingerprint.
-            running: the numbers of the trials that run.
+            running: the numbers of the running trials.
         """
         for other in self._with(identity):
             has_verdict = other.state in (TrialState.COMPLETE, TrialState.PRUNED)
@@ -62,7 +62,7 @@ class History:
         names = list(self.space.first_that_fits)
         for chosen in itertools.product(*self.space.first_that_fits.values()):
             words = self.space.words({**values, **dict(zip(names, chosen))})
-            if not any(one.user_attrs.get("memory_ran_out") for one in self._alike(words)):
+            if not any(trial.user_attrs.get("memory_ran_out") for trial in self._alike(words)):
                 break
         return words
 

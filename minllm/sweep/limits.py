@@ -1,4 +1,4 @@
-"""What a trial may use, and how that is held: by the kernel, which doesn't forget."""
+"""Memory and thread limits of a trial, enforced by the kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def free_bytes(device: torch.device, n_jobs: int = 1) -> int:
-    """Return the memory that each of `n_jobs` trials could have now: of its GPU, or of the machine."""
+    """Return the bytes free for each of `n_jobs` concurrent trials, on its GPU or on the machine."""
     if device.type == "cuda":
         on_one_gpu = math.ceil(n_jobs / torch.cuda.device_count())
         return torch.cuda.mem_get_info()[0] // on_one_gpu
@@ -21,7 +21,7 @@ def free_bytes(device: torch.device, n_jobs: int = 1) -> int:
 
 
 def at_most_hard_limit(limit_bytes: int) -> int:
-    """Return `limit_bytes`, or this process's hard limit on its data (`ulimit -Hd`) where that is lower."""
+    """Return `limit_bytes`, or this process's hard data limit (`ulimit -Hd`) if that is lower."""
     if sys.platform != "linux":
         return limit_bytes
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -29,38 +29,38 @@ def at_most_hard_limit(limit_bytes: int) -> int:
 
 
 def hold_to(limit_bytes: int, threads: int, device: torch.device) -> None:
-    """Let this process, and those it starts, have `limit_bytes` and no more: beyond it, allocating fails.
+    """Limit this process, and each process it starts, to `limit_bytes`: allocations beyond that fail.
 
-    Call it before anything large is allocated, in a process that is the trial's own.
+    Call it before anything large is allocated, in the trial's own process.
     """
     torch.set_num_threads(threads)
-    # threads start now: a limit that is hit while OpenMP starts its own ends the process, and can't be caught
+    # start the threads now: hitting the limit while OpenMP starts them would abort the process
     torch.ones(threads << 16).mul(2.0).sum()
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total))
         return
-    if sys.platform == "linux":  # elsewhere it holds for the heap alone, where malloc takes little from
+    if sys.platform == "linux":  # elsewhere it only covers the brk heap, which malloc rarely uses
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (at_most_hard_limit(limit_bytes), hard))
 
 
 def lift() -> None:
-    """Let this process have what the machine has again."""
+    """Raise this process's limit back to its hard limit."""
     if sys.platform == "linux":
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def offer_to_the_kernel() -> None:
-    """Have the kernel end this process first, should the machine's memory run out, and not the search."""
+    """Make this process, rather than the search, the kernel's first choice if the machine runs out of memory."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
 
 
 def out_of_memory_kills() -> int:
-    """Return how many processes the kernel has ended for their memory, as far as it tells: 0 where it doesn't."""
+    """Return how many processes the kernel's out-of-memory killer has killed; 0 where that is unknown."""
     counts = [_count(Path("/proc/vmstat"), "oom_kill")]
     for folder in _cgroups():
         counts += [_count(folder / name, "oom_kill") for name in ("memory.events", "memory.oom_control")]
@@ -68,12 +68,12 @@ def out_of_memory_kills() -> int:
 
 
 def threads_for(n_jobs: int) -> int:
-    """Return a trial's share of the processors."""
+    """Return the number of threads for each of `n_jobs` concurrent trials."""
     return max(1, torch.get_num_threads() // n_jobs)
 
 
 def gpus() -> list[str]:
-    """Return the names by which CUDA's programs choose a GPU; none where there is none."""
+    """Return the GPUs as named in CUDA_VISIBLE_DEVICES; empty without GPUs."""
     if not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -93,8 +93,8 @@ def _available_bytes() -> int:
 
 
 def _left_in_cgroups() -> list[int]:
-    """Return what this process's control groups, and those around them, leave it, where they say."""
-    files = (  # of version 2, then 1; what was read from files and isn't in use is given back when it's needed
+    """Return the bytes left by this process's control groups and their parents, where they have a limit."""
+    files = (  # cgroup v2, then v1; inactive file cache is reclaimed on demand, so it counts as free
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     )
@@ -108,7 +108,7 @@ def _left_in_cgroups() -> list[int]:
 
 
 def _cgroups() -> list[Path]:
-    """Return the folders of this process's control groups that may say something of memory."""
+    """Return the folders of this process's control groups that may limit memory."""
     file, top = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
     if not file.exists():
         return []
@@ -117,13 +117,13 @@ def _cgroups() -> list[Path]:
         _, kinds, path = line.split(":", 2)
         if kinds in ("", "memory"):
             folder = top / kinds / path.lstrip("/")
-            # inside a container the path is often the host's, and its own group is the top
+            # inside a container the path is often the host's, and the container's group is mounted at the top
             found.append(folder if folder.is_dir() else top / kinds)
     return found
 
 
 def _count(file: Path, name: str) -> int:
-    """Return the number that a line of a file gives `name`; 0 where it doesn't."""
+    """Return the number on the line of a file that starts with `name`; 0 without such a line."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError:

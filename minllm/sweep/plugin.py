@@ -1,6 +1,6 @@
-"""What Hydra is told of the search before it composes anything: a sweeper, and a launcher for this machine.
+"""Hydra plugins for the search: a sweeper, and a launcher for this machine.
 
-Nothing here imports torch or Optuna, so that `--help`, `--cfg job` and the Tab key answer at once.
+Nothing here imports torch or Optuna, so that `--help`, `--cfg job` and tab completion respond at once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from minllm.schema.foreign import refuse_environment
 from minllm.schema.overrides import key_of
 
 OWN_SECTIONS = ("search", "sweep", "memory", "arms")
-"""Sections of the configuration that lead the search, and are no part of a trial."""
+"""Sections of the configuration that configure the search and aren't part of a trial."""
 
 WITHOUT_PROCESSES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
-"""Launchers that run a trial in the search's own process, or several in one."""
+"""Launchers that run trials in the search's own process, or several trials in one process."""
 
 
 def register() -> None:
-    """Let `hydra/sweeper=pruning` and `hydra/launcher=processes` be chosen; conf/sweep.yaml does."""
+    """Register `hydra/sweeper=pruning` and `hydra/launcher=processes`, which conf/sweep.yaml selects."""
     for group, name, plugin, node in (
         ("hydra/sweeper", "pruning", PruningSweeper, SweeperOptions),
         ("hydra/launcher", "processes", Processes, LauncherOptions),
@@ -42,7 +42,7 @@ def register() -> None:
 
 @dataclass
 class SweeperOptions:
-    """`hydra.sweeper`: the options of Hydra's Optuna plugin that mean something here, by the same names."""
+    """`hydra.sweeper`: the options of Hydra's Optuna plugin that apply here, under the same names."""
 
     _target_: str = "minllm.sweep.plugin.PruningSweeper"
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}])
@@ -57,7 +57,7 @@ class LauncherOptions:
 
 
 class RepeatedCrashes(Exception):
-    """Trials crash one after the other: something is broken, and more of them would only hide it."""
+    """Too many trials crashed in a row: something is broken, and more trials won't help."""
 
 
 def is_search_key(word: str) -> bool:
@@ -66,7 +66,7 @@ def is_search_key(word: str) -> bool:
 
 
 def job(cfg: DictConfig) -> None:
-    """What a launcher of Hydra's runs, on the machine that it has chosen: a trial, as the search has assigned it."""
+    """Run the trial that the search has assigned; Hydra's launcher calls this on the machine it chose."""
     from minllm.sweep.trial import perform
 
     now = HydraConfig.get()
@@ -74,12 +74,12 @@ def job(cfg: DictConfig) -> None:
 
 
 class PruningSweeper(Sweeper):
-    """Asks Optuna for trials, has a launcher run each, and tells Optuna what became of them.
+    """Asks Optuna for trials, runs each with a launcher, and reports the outcomes to Optuna.
 
     Args:
         sampler: the node of `hydra/sweeper/sampler`.
-        n_trials: how many trials the study has in the end, those of earlier calls included.
-        n_jobs: how many run at once.
+        n_trials: total number of trials of the study, including those of earlier calls.
+        n_jobs: number of trials that run at once.
     """
 
     def __init__(self, sampler: DictConfig, n_trials: int, n_jobs: int):
@@ -94,14 +94,16 @@ class PruningSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         if self.config.hydra.launcher._target_.startswith(WITHOUT_PROCESSES):
             raise UserError(
-                f"hydra/launcher={self.config.hydra.runtime.choices['hydra/launcher']} gives a trial no process"
-                " of its own, that could be held to its memory: choose hydra/launcher=processes, or submitit_slurm on"
-                " a cluster."
+                f"hydra/launcher={self.config.hydra.runtime.choices['hydra/launcher']} doesn't run each trial in its"
+                " own process, so its memory can't be limited. Use hydra/launcher=processes, or submitit_slurm on a"
+                " cluster."
             )
         refuse_environment(self.config.hydra)
         typed = " ".join(self.config.hydra.overrides.hydra)
         if self.config.hydra.launcher.get("setup") and "hydra.launcher.setup" not in typed:
-            raise UserError("A file can't have a launcher run commands (hydra.launcher.setup). Type them.")
+            raise UserError(
+                "hydra.launcher.setup runs shell commands, so it can't be set in a file. Type it on the command line."
+            )
         from minllm.config.compose import refuse_unnamed_code
         from minllm.runs.find import named_keys
         from minllm.schema.building import build
@@ -113,7 +115,7 @@ class PruningSweeper(Sweeper):
 
 
 class Processes(Launcher):
-    """A process for each trial on this machine, forked from one that has imported everything: see processes.py."""
+    """Runs each trial in its own process, forked from one that has already imported everything (see processes.py)."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from minllm.sweep.processes import ForkServer
@@ -126,17 +128,17 @@ class Processes(Launcher):
         )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run trials to their ends, one after the other. Threads may call it side by side."""
+        """Run trials one after the other and wait for them. Several threads may call it at once."""
         return [self._launch(initial_job_idx + i) for i in range(len(job_overrides))]
 
     def close(self) -> None:
-        """End all trials that run."""
+        """Stop all running trials."""
         self.server.close()
 
     def _launch(self, number: int) -> JobReturn:
         done = JobReturn(status=JobStatus.COMPLETED)
         try:
             self.server.run(number)
-        except Exception as error:  # which whoever looks at the return value gets to see
+        except Exception as error:  # raised again when the caller reads return_value
             done.status, done.return_value = JobStatus.FAILED, error
         return done

@@ -1,14 +1,14 @@
-"""How much memory a run will hold at most, found out before it holds any.
+"""Predicts the peak memory of a run before it allocates anything.
 
-Two training steps and an evaluation are taken by the run's own code on fake tensors, which have a shape, a device and a
-storage, and no memory. A dispatch mode follows their storages: when one is made its bytes are added, when it dies they
-are taken away, and the most that there were at once is the peak. On a GPU that is all.
+The run's own code takes two training steps and evaluates once on fake tensors, which have a shape, a device and a
+storage but no memory. A dispatch mode tracks their storages: the bytes of each are added when it is created and
+subtracted when it is freed, and the peak is the maximum. On a GPU that is the whole prediction.
 
-On a CPU the peak is the whole process's: what it holds already, the tensors, and what was measured on Linux and stands
-in the constants below, holes that malloc can't fill and what libraries keep for themselves.
+On a CPU the peak is that of the whole process: what it holds already, the tensors, and the overhead of malloc's
+fragmentation and of libraries, for which the constants below were measured on Linux.
 
-Compiled steps are predicted as eager ones: a run that compiles begins with these. A sample that is written between
-steps, one row by one token at a time, isn't looked at, nor are kernels for GPUs, in whose place the scans are taken.
+Compiled steps are predicted as eager ones, because a compiled run starts with these. Not covered are samples generated
+between steps, which take one row and one token at a time, and GPU kernels, in place of which the scans are traced.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from minllm.training.loop import Run, accumulate, update
 aten, prim = torch.ops.aten, torch.ops.prim
 
 FRAGMENTED = 1.4
-"""What a step's tensors take on the heap, for each of their bytes; 1.15 to 1.45 were measured, 1.7 with bf16 scans.
+"""Heap bytes per byte of a step's tensors; 1.15 to 1.45 were measured, 1.7 with bf16 scans.
 
-Small objects come to lie where a tensor was, and the next one of its size doesn't fit there any more."""
+Small objects get allocated where a tensor was, so that the next tensor of its size no longer fits there."""
 
 FIRST_STEP = 30 << 20
-"""The bytes of what a process meets in its first step: code that is read in, buffers of libraries."""
+"""Bytes that a process allocates in its first step for loaded code and library buffers."""
 
 PRODUCT, MOST_PRODUCTS = 600 << 10, 1024
-"""The bytes that oneDNN keeps for each shape of a bf16 product that it has met, and how many shapes it keeps.
+"""Bytes that oneDNN caches for each shape of a bf16 matrix product, and the number of shapes it caches.
 
-Experts read another number of rows each time: within a few steps they come to the most."""
+Experts process a different number of rows each time, so they fill the cache within a few steps."""
 
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
@@ -66,19 +66,19 @@ def predicted_peak(
     tokenizer: Tokenizer | None = None,
     precision: machine.Precision | None = None,
 ) -> int:
-    """Return the bytes that training `cfg` holds at most in this process, as `memory.peak_bytes` will say.
+    """Return the predicted peak in bytes of training `cfg` in this process, as `memory.peak_bytes` will measure it.
 
-    Nothing is computed, no thread begins, and nothing stays behind. What depends on values is assumed: every target
-    counts, and each expert is met by the same share of the tokens.
+    Nothing is computed, no thread is started, and no memory stays allocated. Where memory depends on values, every
+    target is assumed to count, and the tokens to be spread evenly over the experts.
 
     Args:
         cfg: a configuration, as `minllm.compose` returns it.
-        rows: those of a micro-batch; None takes what `cfg` says.
-        tokenizer: the tokenizer, if it is at hand already.
-        precision: what `auto` has chosen; None chooses as the run would, and that computes a few products.
+        rows: rows per micro-batch; None uses that of `cfg`.
+        tokenizer: the tokenizer, if it is already built.
+        precision: the resolved precision; None resolves it as the run would, which may time a few matrix products.
 
     Raises:
-        UserError: the configuration describes no model, or its device isn't there.
+        UserError: the configuration is invalid, or its device isn't available.
     """
     settings = build(cfg.train)
     device = machine.choose_device(settings.device)
@@ -104,8 +104,8 @@ def predicted_peak(
 
 
 def warm_up() -> None:
-    """Import what a prediction needs besides this module, so that processes forked from here have it at once."""
-    import torch._dynamo  # noqa: F401, which the first fake tensor would import
+    """Import what a prediction needs besides this module, so that forked processes needn't."""
+    import torch._dynamo  # noqa: F401, otherwise imported with the first fake tensor
 
 
 def train(
@@ -116,10 +116,10 @@ def train(
     precision: machine.Precision,
     storages: LiveStorages,
 ) -> tuple[int, int]:
-    """Take two steps and evaluate, as a run does, while `storages` are followed.
+    """Take two steps and evaluate, as a run does, while `storages` tracks memory.
 
-    Returns the bytes that stay from step to step, weights and what the optimizer remembers, and how many of a
-    micro-batch's products have shapes that no other has.
+    Returns the bytes that persist between steps (weights and optimizer state), and the number of matrix products per
+    micro-batch whose shapes differ each time.
     """
     run = run_of(cfg, tokenizer, rows, device, precision)
     batch = batch_of(cfg)
@@ -137,9 +137,9 @@ def train(
 def run_of(
     cfg: DictConfig, tokenizer: Tokenizer, rows: int, device: torch.device, precision: machine.Precision
 ) -> Run:
-    """Return a run of which only the steps are taken, of two micro-batches at most: a third adds nothing."""
+    """Return a run for its steps only, with at most two micro-batches: a third wouldn't raise the peak."""
     settings = build(cfg.train)
-    with device:  # fake tensors can't be moved to one in place
+    with device:  # fake tensors can't be moved to a device in place
         model = build_model(cfg, tokenizer)
     return Run(
         seed=cfg.seed,
@@ -169,38 +169,38 @@ def batch_of(cfg: DictConfig) -> Batch:
 
 
 def few_rows(batch: Batch, rows: int) -> Batch:
-    """Return the most that is evaluated at a time; evaluation has no segments."""
+    """Return the largest batch that is evaluated at once; evaluation doesn't use segments."""
     return Batch(batch.tokens_BT[:rows], batch.targets_BT[:rows], None)
 
 
 class Few(list):
-    """Batches to evaluate, with the sizes that losses are divided by."""
+    """Batches to evaluate, with the counts that losses are divided by."""
 
     tokens = bytes = 1
 
 
 def fresh_products(module: nn.Module, batch: Batch) -> int:
-    """Return how many products a module makes of another number of rows each time: those with experts' matrices."""
+    """Return the number of a module's matrix products whose row count varies: those with experts' weights."""
     if not isinstance(module, MoE):
         return 0
-    # where experts choose, all read the same number
+    # with expert choice, all experts read the same number of rows
     if isinstance(module.router, ExpertChoice) and batch.segments_BT is None:
         return 0
-    # forwards, and the gradients of both factors
+    # forward, and the gradients of both factors
     return 3 * sum(param.ndim == 2 for param in module.experts.parameters())
 
 
 class LiveStorages(TorchDispatchMode):
-    """While it is entered, it follows the storages of a device's tensors: their bytes now, and the most there were.
+    """Dispatch mode that tracks the storages of a device's tensors: their current and peak bytes.
 
-    A storage counts once, however many views share it, from when it is made to when its last tensor dies.
+    A storage counts once, however many views share it, from its creation until its last tensor is freed.
     """
 
     def __init__(self, device: torch.device):
         super().__init__()
         self.device = device
         self.bytes = self.peak_bytes = 0
-        self.sizes: dict[int, int] = {}  # of each storage that lives, by its address
+        self.sizes: dict[int, int] = {}  # of each live storage, keyed by address
         self.watches: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(
@@ -222,13 +222,13 @@ class LiveStorages(TorchDispatchMode):
         storage = tensor.untyped_storage()
         address, size = storage._cdata, storage.nbytes()
         if address not in self.sizes:
-            # fake tensors say where they would be, and their storages that they are nowhere
+            # fake tensors report the device they stand for, but their storages are on "meta"
             device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
             if device.type != self.device.type:
                 return
             self.sizes[address] = 0
             self.watches[address] = weakref.ref(storage, lambda _: self.drop(address))
-        self.bytes += size - self.sizes[address]  # which may have been resized
+        self.bytes += size - self.sizes[address]  # it may have been resized
         self.sizes[address] = size
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 
@@ -238,10 +238,10 @@ class LiveStorages(TorchDispatchMode):
 
 
 class Imagined(LiveStorages):
-    """The same for fake tensors, with an answer where one is asked for its value.
+    """The same for fake tensors, with a made-up result where a tensor's value is read.
 
-    products: the shapes of bf16 products that have been met
-    inside: what custom operations hold at most while they run, besides what they are given
+    products: shapes of the bf16 matrix products so far
+    inside: peak bytes inside custom operations, beyond their arguments
     """
 
     def __init__(self, device: torch.device):
@@ -250,7 +250,7 @@ class Imagined(LiveStorages):
         self.inside: dict[tuple, int] = {}
 
     def run(self, func: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if func is prim.device.default:  # most of what is asked, and this is the quickest answer
+        if func is prim.device.default:  # the most frequent call, so answered first
             return args[0].fake_device
         if func is aten._local_scalar_dense.default:
             return an_answer(args[0].dtype)
@@ -261,9 +261,9 @@ class Imagined(LiveStorages):
         return func(*args, **kwargs)
 
     def run_custom(self, func: OpOverload, inside: Callable, args: tuple) -> Any:
-        """Take the steps inside a custom operation, since its fake shows only what comes out.
+        """Run the implementation of a custom operation, because its fake only allocates the outputs.
 
-        A scan has one for each token: what they hold at most is remembered, for the next time with the same shapes.
+        A scan takes a time step for each token, so its peak is cached for further calls with the same shapes.
         """
         key, before, peak = key_of(func, args), self.bytes, self.peak_bytes
         if key in self.inside:
@@ -278,7 +278,7 @@ class Imagined(LiveStorages):
 
 
 def an_answer(dtype: torch.dtype) -> bool | int | float:
-    """Return what a number is taken to be: no alarm, more targets than there are, a finite loss."""
+    """Return the assumed value of a scalar: False for checks, a large count of targets, a finite loss."""
     if dtype == torch.bool:
         return False
     return 1.0 if dtype.is_floating_point else sys.maxsize >> 1

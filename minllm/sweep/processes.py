@@ -1,11 +1,10 @@
-"""A process for each trial, forked from one that has imported everything: a start takes hundredths of a second.
+"""A process for each trial, forked from one that has already imported everything, so it starts within milliseconds.
 
     the search  ──lines of JSON──▶  the server  ──fork──▶  trial 7
                 ◀──────────────────             ──fork──▶  trial 8
 
-The server is alone in its process: it starts no thread and computes nothing, so that what it forks is sound. Each trial
-leads a process group of its own, which the server ends when the trial has ended, when its time is up, and when the
-search is gone, however that went.
+The server starts no threads and computes nothing, so that forking it is safe. Each trial leads its own process group,
+which the server kills when the trial has ended, when its time is up, and when the search is gone for any reason.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from pathlib import Path
 
 from minllm.runs.interpreter import command
 
-NO_ROOM = 74  # EX_IOERR of sysexits.h: the disk is full, and a trial could leave no outcome
-PATIENCE_SECONDS = 10.0  # for a server to end its trials and itself
+NO_ROOM = 74  # EX_IOERR of sysexits.h: the disk is full, so the trial couldn't write its outcome
+PATIENCE_SECONDS = 10.0  # for the server to stop its trials and exit
 
 
 ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-"""Have torch count GPUs without starting CUDA, which can't be used any more in what is forked after that."""
+"""Makes torch count GPUs without initializing CUDA, which would make it unusable in forked processes."""
 
 
 class ProcessDied(Exception):
     """A trial's process ended without an outcome.
 
-    status: its exit code, or minus the number of the signal that ended it
-    killed_for_memory: the kernel ended a process for its memory meanwhile
-    timed_out: the server ended it, since its time was up
+    status: its exit code, or minus the number of the signal that killed it
+    killed_for_memory: the kernel's out-of-memory killer was active in the meantime
+    timed_out: the server killed it because its time was up
     """
 
     def __init__(self, status: int, killed_for_memory: bool = False, timed_out: bool = False):
@@ -43,17 +42,17 @@ class ProcessDied(Exception):
 
 
 class ServerDied(Exception):
-    """The process that trials are forked from is gone, and its trials with it: nothing can be said of them."""
+    """The process that trials are forked from has died, and its trials with it; their outcomes are unknown."""
 
 
 class ForkServer:
-    """The warm process, as the search sees it.
+    """The search's handle on the server process.
 
     Args:
-        folder: the study's.
-        storage: the study's database, if it has one.
-        minutes: after which a trial is ended; None never.
-        slots: how many trials run at once; each has a number of its own, and with it a GPU.
+        folder: the study's folder.
+        storage: the study's database, or None.
+        minutes: time limit of a trial; None for no limit.
+        slots: number of trials that run at once; the slot's number selects the GPU.
     """
 
     def __init__(self, folder: Path, storage: str | None, minutes: float | None, slots: int):
@@ -76,11 +75,11 @@ class ForkServer:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def run(self, number: int) -> None:
-        """Run a trial to its end.
+        """Run a trial and wait until it has ended.
 
         Raises:
-            ProcessDied: it left no outcome.
-            ServerDied: it may not even have begun.
+            ProcessDied: the trial left no outcome.
+            ServerDied: the server died; the trial may not even have started.
         """
         slot = self.free_slots.get()
         end: Future[ProcessDied | None] = Future()
@@ -90,7 +89,7 @@ class ForkServer:
                     raise ServerDied
                 self.ends[number] = end
                 order = json.dumps({**self.order, "number": number, "slot": slot})
-                with contextlib.suppress(BrokenPipeError):  # which whoever listens notices too
+                with contextlib.suppress(BrokenPipeError):  # _listen notices it too
                     self.process.stdin.write(order + "\n")
                     self.process.stdin.flush()
             died = end.result()
@@ -100,13 +99,13 @@ class ForkServer:
             raise died
 
     def close(self) -> None:
-        """End all trials that run, and the server."""
+        """Stop all running trials and the server."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        self.process.terminate()  # which it heeds while it imports, and has no trials
+        self.process.terminate()  # only effective while it imports and has no trials
         try:
             self.process.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:  # somebody has stopped it; its trials die with it
+        except subprocess.TimeoutExpired:  # it was suspended; its trials die with it
             self.process.kill()
             self.process.wait()
 

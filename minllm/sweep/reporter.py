@@ -1,4 +1,4 @@
-"""What a trial's end means to the study: which state it's told, with which reason, and what is kept of its run."""
+"""Records the outcome of each trial in the study: its state, its reason, and which checkpoints are kept."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ OF_BOTH_TWINS = (
     "overrides",
     "run",
 )
-"""What is known of a trial because it's known of another that computes the same."""
+"""User attributes that are copied from a trial to another with the same configuration."""
 
 
 class Reporter:
-    """Tells the study, and the person who looks on, what became of trials."""
+    """Records the outcomes of trials in the study and shows them on the terminal."""
 
     def __init__(self, study: optuna.Study, settings: Settings, table: Table, folder: Path):
         self.study, self.settings, self.table, self.folder = study, settings, table, folder
         self.kept = best_of(study)
         """The trial whose checkpoints are kept."""
         self.crashes: list[FrozenTrial] = []
-        """The latest in a row."""
+        """The most recent consecutive crashes."""
 
     def tell(self, trial: optuna.Trial, result: Outcome) -> FrozenTrial:
-        """Tell the outcome of a trial that has run."""
+        """Record the outcome of a trial that has run."""
         for name, value in result.figures.items():
             trial.set_user_attr(name, value)
         trial.set_user_attr("overrides", exactly(trial.user_attrs["overrides"], result.figures))
@@ -58,7 +58,7 @@ class Reporter:
         return told
 
     def tell_the_same(self, trial: optuna.Trial, twin: FrozenTrial) -> FrozenTrial:
-        """Tell of a trial what was told of another that computes the same."""
+        """Record for a trial the outcome of another with the same configuration."""
         for step, value in twin.intermediate_values.items():
             trial.report(value, step)
         for name in OF_BOTH_TWINS:
@@ -71,30 +71,30 @@ class Reporter:
         return self._tell_state(trial, "pruned" if was_pruned else "complete", twin.value)
 
     def stop_if_all_crash(self) -> None:
-        """Raise RepeatedCrashes when as many trials in a row have crashed as the search allows."""
+        """Raise RepeatedCrashes if `sweep.max_failures` trials in a row have crashed."""
         if len(self.crashes) >= self.settings.max_failures:
             raise RepeatedCrashes(
-                f"{len(self.crashes)} trials in a row have crashed, so the search stops. {self._first_crash()}"
+                f"The search stopped because {len(self.crashes)} trials in a row crashed. {self._first_crash()}"
             )
 
     def refuse_only_crashes(self) -> None:
-        """Raise RepeatedCrashes when trials of this call have crashed and the study has no other result."""
+        """Raise RepeatedCrashes if trials of this call crashed and the study has no other result."""
         finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
         if self.crashes and all(trial.state == TrialState.FAIL for trial in finished):
-            raise RepeatedCrashes(f"Every trial has crashed. {self._first_crash()}")
+            raise RepeatedCrashes(f"Every trial crashed. {self._first_crash()}")
 
     def _first_crash(self) -> str:
         first = self.crashes[0]
         folder = folder_of(first, self.folder)
         if folder is None:
-            return f"The first, trial {first.number}: {first.user_attrs['text']}"
+            return f"The first was trial {first.number}: {first.user_attrs['text']}"
         return (
-            f"The first, trial {first.number}, left this output (in {folder / OUTPUT}):\n\n"
+            f"The first was trial {first.number}, with this output (in {folder / OUTPUT}):\n\n"
             f"{said_in(folder)}\n{first.user_attrs['text']}"
         )
 
     def _tell_state(self, trial: optuna.Trial, state: str, value: float | None) -> FrozenTrial:
-        """Tell state and value. A sampler that is blind to pruned trials gets a value that shows the wall."""
+        """Record state and value. Samplers that ignore pruned trials get a bad value instead, so that they learn."""
         blind = self.study.sampler.is_blind_to_pruned
         if blind and state != "failed":
             trial.set_constraint("trained", 0.0 if state == "complete" else 1.0)
@@ -109,13 +109,15 @@ class Reporter:
         return told
 
     def _worst(self) -> float:
-        """Return the worst loss that was seen, for a trial that has none; where none was, that of a coarse guess."""
+        """Return the worst loss of the study, which stands in for a pruned trial's; or a rough guess without any."""
         trials = self.study.get_trials(deepcopy=False)
-        seen = [value for trial in trials for value in (*trial.intermediate_values.values(), trial.value)]
-        return max((one for one in seen if one is not None and math.isfinite(one)), default=math.log(1 << 16))
+        losses = [value for trial in trials for value in (*trial.intermediate_values.values(), trial.value)]
+        return max(
+            (loss for loss in losses if loss is not None and math.isfinite(loss)), default=math.log(1 << 16)
+        )
 
     def _tidy(self, told: FrozenTrial) -> None:
-        """Remove the checkpoints that the search doesn't keep: they are as large as models, and there are many."""
+        """Remove the checkpoints that `sweep.keep_checkpoints` doesn't keep."""
         if self.settings.keep_checkpoints == "all":
             return
         best = best_of(self.study) if self.settings.keep_checkpoints == "best" else None
@@ -126,22 +128,22 @@ class Reporter:
 
 
 def folder_of(trial: FrozenTrial | None, study_folder: Path) -> Path | None:
-    """Return the folder of a trial's run; None where the study names none, or one that isn't below its own folder.
+    """Return the folder of a trial's run; None if the study records none, or one outside the study's folder.
 
-    A study may have been copied from anywhere, and the paths in it are not to be trusted: what is read, shown or
-    removed has to stand below the study, links followed.
+    A study may have been copied from anywhere, so its paths can't be trusted: only files below the study's folder,
+    with links resolved, are read, shown or removed.
     """
     if trial is None or not isinstance(named := trial.user_attrs.get("run"), str):
         return None
     try:
         folder = Path(named).resolve()
         return folder if study_folder.resolve() in folder.parents else None
-    except (OSError, ValueError, RuntimeError):  # a loop of links, or no path at all
+    except (OSError, ValueError, RuntimeError):  # a loop of links, or not a valid path
         return None
 
 
 def exactly(words: list[str], figures: Mapping[str, Any]) -> list[str]:
-    """Return the words of a trial with those that pin what it decided for itself: they run it again as it was."""
+    """Return a trial's overrides plus those that pin what the run decided itself, so that they reproduce it."""
     decided = {}
     if "precision" in figures:
         decided["train.precision"] = figures["precision"]

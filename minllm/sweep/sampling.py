@@ -1,7 +1,7 @@
-"""Between Optuna's samplers and the space: what they propose is only what can be built and hasn't been refused.
+"""Wrappers around Optuna's samplers that propose only combinations that can be built.
 
-A sampler knows single parameters; whether a combination makes a model is known here. Refused combinations are drawn
-again within the same trial, so that they never become trials.
+A sampler only knows single parameters, so a proposal may not describe a valid model. Rejected combinations are drawn
+again within the same trial, so they never become trials.
 """
 
 from __future__ import annotations
@@ -25,37 +25,41 @@ from minllm.errors import UserError
 from minllm.sweep.space import Space
 
 ATTEMPTS = 300
-"""Draws for one trial after which a space counts as holding next to nothing that can be built."""
+"""Draws for one trial after which the space counts as having nothing that can be built."""
 
 OWN_GUESSES = 5
-"""Draws after which chance helps: a sampler that is sure of its best guess makes the same guess again."""
+"""Draws after which values are randomized, because a confident sampler repeats its best guess."""
 
 NEEDS = {"GPSampler": ("scipy",), "QMCSampler": ("scipy",), "CmaEsSampler": ("cmaes",)}
-"""What Optuna imports for a sampler only when it's asked for the first values that aren't drawn by chance."""
+"""Packages that Optuna imports only once a sampler proposes its first non-random values."""
 
 Refusal = Callable[[dict[str, Any]], str | None]
-"""Says why a combination can't be built; None if it can."""
+"""Returns why a combination can't be built; None if it can."""
 
 
 def make_sampler(chosen: Any, space: Space, refusal: Refusal) -> BaseSampler:
-    """Return the sampler that was chosen (`hydra/sweeper/sampler`), held to what can be built."""
+    """Wrap the chosen `hydra/sweeper/sampler` so that it proposes only what can be built.
+
+    Raises:
+        UserError: the sampler needs a package that isn't installed.
+    """
     if isinstance(chosen, functools.partial) and chosen.func is optuna.samplers.GridSampler:
         return Grid(space, refusal, chosen.keywords.get("seed"))
     for package in NEEDS.get(type(chosen).__name__, ()):
         if importlib.util.find_spec(package) is None:
             raise UserError(
-                f"This hydra/sweeper/sampler needs the package {package}: pip install {package}, or take tpe."
+                f"This hydra/sweeper/sampler needs the package {package}: run pip install {package}, or use tpe."
             )
     return Buildable(chosen, space, refusal)
 
 
 def refuse_hopeless(space: Space, sampler: Buildable | Grid) -> None:
-    """Raise UserError where nothing in the space can be built, as far as drawing at random tells."""
+    """Raise UserError if nothing in the space can be built, judging by random draws or by the whole grid."""
     study = optuna.create_study()  # in memory
     if isinstance(sampler, Grid):
         if sampler.next(study) is None:
             last = [space.combination(space.size() - 1)] if space.size() else []
-            why = [f" The last was refused with: {sampler.refusal(one)}" for one in last]
+            why = [f" The last was rejected with: {sampler.refusal(values)}" for values in last]
             raise UserError(
                 f"None of the combinations can be built, so there's nothing to search.{''.join(why)}"
             )
@@ -65,7 +69,7 @@ def refuse_hopeless(space: Space, sampler: Buildable | Grid) -> None:
 
 
 def ask(study: Study, space: Space) -> tuple[Trial, dict[str, Any]]:
-    """Return the next trial and its values: a new one, or one that was put back."""
+    """Return the next trial, new or queued, and its values."""
     trial = study.ask()
     values: dict[str, Any] = {}
     for name, kind in space.distributions.items():
@@ -83,15 +87,15 @@ def suggest(trial: Trial, name: str, kind: BaseDistribution) -> Any:
 
 
 class Buildable(BaseSampler):
-    """Another sampler, asked again until it proposes a combination that can be built.
+    """Wraps a sampler and queries it until it proposes a combination that can be built.
 
-    Optuna asks for all values of a trial at once here (its "relative" sampling), since only together can they be
-    judged; the other sampler is asked in the way that it knows.
+    All values of a trial are sampled at once (Optuna's "relative" sampling), because only a whole combination can be
+    checked; the inner sampler is queried in its own way.
     """
 
     def __init__(self, inner: BaseSampler, space: Space, refusal: Refusal):
         self.inner, self.space, self.refusal = inner, space, refusal
-        # CMA-ES would say for each draw that it leaves choices to chance
+        # CMA-ES would warn at each draw that it samples categorical parameters at random
         inner._warn_independent_sampling = False
         self.chance, self.by_chance = random.Random(0), optuna.samplers.RandomSampler(seed=0)
 
@@ -113,11 +117,11 @@ class Buildable(BaseSampler):
                 return values
         raise UserError(
             f"None of {ATTEMPTS} combinations drawn from this space can be built, so there's nothing to search."
-            f" The last was refused with: {why}"
+            f" The last was rejected with: {why}"
         )
 
     def _guess(self, study: Study, trial: FrozenTrial, kept: dict[str, Any]) -> dict[str, Any]:
-        """Return what the other sampler proposes."""
+        """Return what the inner sampler proposes."""
         search_space = self.inner.infer_relative_search_space(study, trial)
         together = self.inner.sample_relative(study, trial, search_space)
         return self._completed({**together, **kept}, self.inner, study, trial)
@@ -125,7 +129,7 @@ class Buildable(BaseSampler):
     def _near(
         self, guess: dict[str, Any], share: float, study: Study, trial: FrozenTrial, kept: dict[str, Any]
     ) -> dict[str, Any]:
-        """Return a guess of which chance has drawn a share anew: all of it, in the end."""
+        """Return the guess with a `share` of its values drawn again at random; the share grows to all of them."""
         unchanged = {name: value for name, value in guess.items() if self.chance.random() >= share}
         return self._completed({**unchanged, **kept}, self.by_chance, study, trial)
 
@@ -150,7 +154,7 @@ class Buildable(BaseSampler):
         self, study: Study, trial: FrozenTrial, state: TrialState, values: list[float] | None
     ) -> None:
         with warnings.catch_warnings():
-            # CMA-ES learns from the value, and needn't say that it does without the rest
+            # CMA-ES learns from the value, so its warning that it ignores constraints doesn't matter
             warnings.filterwarnings("ignore", "Constraints have been set")
             self.inner.after_trial(study, trial, state, values)
 
@@ -161,7 +165,7 @@ class Buildable(BaseSampler):
 
     @property
     def is_blind_to_pruned(self) -> bool:
-        """Whether pruned trials teach this sampler nothing."""
+        """Whether this sampler ignores pruned trials."""
         return isinstance(
             self.inner,
             (
@@ -174,7 +178,7 @@ class Buildable(BaseSampler):
 
 
 class Grid(BaseSampler):
-    """Every combination that the conditions leave and that can be built, once; in a seed's order, if there is one."""
+    """Proposes each combination that satisfies the conditions and can be built once, shuffled if there is a seed."""
 
     is_blind_to_pruned = False
 
@@ -183,10 +187,10 @@ class Grid(BaseSampler):
         self.upcoming = self._in_order()
         self.first: dict[str, Any] | None = next(self.upcoming, None)
         self.tried: set[str] = set()
-        self.known = 0  # trials at the study's beginning that have ended, and are among those tried
+        self.known = 0  # leading trials of the study that have ended and are in `tried`
 
     def next(self, study: Study) -> dict[str, Any] | None:
-        """Return the combination to try now; None if all have been."""
+        """Return the next combination to try; None if all have been tried."""
         tried = self._tried(study)
         while self.first is not None and (_key(self.first) in tried or self.refusal(self.first) is not None):
             self.first = next(self.upcoming, None)
@@ -201,20 +205,24 @@ class Grid(BaseSampler):
         kept = already_chosen(trial)
         if not kept:
             return self.next(study) or {}
-        tried = self._tried(study)  # cut off when only a part of it was on disk
-        fitting = (one for one in self._in_order() if kept.items() <= one.items())
-        return next((one for one in fitting if _key(one) not in tried and self.refusal(one) is None), kept)
+        tried = self._tried(study)  # this trial was interrupted when only some of its values were on disk
+        fitting = (values for values in self._in_order() if kept.items() <= values.items())
+        return next(
+            (values for values in fitting if _key(values) not in tried and self.refusal(values) is None), kept
+        )
 
     def sample_independent(self, study: Study, trial: FrozenTrial, name: str, kind: BaseDistribution) -> Any:
-        raise RuntimeError(f"A grid has no value for {name}: ask `next` first whether anything is left.")
+        raise RuntimeError(
+            f"The grid has no value for {name}: call `next` first to see whether anything is left."
+        )
 
     def _in_order(self) -> Iterator[dict[str, Any]]:
         size = self.space.size()
-        places = range(size) if self.seed is None else shuffled(size, self.seed)
-        return map(self.space.combination, places)
+        indices = range(size) if self.seed is None else shuffled(size, self.seed)
+        return map(self.space.combination, indices)
 
     def _tried(self, study: Study) -> set[str]:
-        """Return what was tried or waits for it; a long study's trials aren't all looked at each time."""
+        """Return the keys of all combinations tried or queued; finished trials are read only once."""
         trials = study.get_trials(deepcopy=False)[self.known :]
         for trial in itertools.takewhile(lambda one: one.state.is_finished(), trials):
             self.tried.add(_key(trial.params))
@@ -223,12 +231,12 @@ class Grid(BaseSampler):
 
 
 def already_chosen(trial: FrozenTrial) -> dict[str, Any]:
-    """Return the values of a trial that was put back, or was given some when it was enqueued."""
+    """Return the values that a queued trial already has."""
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def shuffled(size: int, seed: int) -> Iterator[int]:
-    """Return the numbers below `size` in an order of chance, of which only as many are held as were asked for."""
+    """Yield the numbers below `size` in random order; memory grows only with how many were drawn."""
     moved: dict[int, int] = {}
     chance = random.Random(seed)
     for place in range(size):

@@ -1,7 +1,7 @@
-"""The loop of a search: ask for a trial, have it run, tell what became of it, and again until there are enough.
+"""The search loop: ask the sampler for a trial, run it, report its outcome, and repeat until there are enough trials.
 
-The study on disk is the only memory. Whatever happens to the search or to a trial, the same command reads the study
-and goes on: what was told stays told, and what was cut off is put back.
+All state lives in the study on disk. However a search or a trial was interrupted, the same command continues from the
+study: finished trials are kept, and interrupted ones are queued again.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ SAMPLERS = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
 
 
 def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
-    """Try what the command line asks for until the study has as many trials as it should, and write the report.
+    """Run trials until the study has as many as requested, then write the report.
 
     Args:
-        sweeper: what Hydra made of `hydra.sweeper`, and of the rest of the configuration.
-        typed: the command line's words, but for Hydra's own.
+        sweeper: the sweeper that Hydra instantiated; it holds the rest of the configuration.
+        typed: the command line's overrides, without Hydra's own.
 
     Raises:
-        UserError: there's nothing to search, the study asks something else, or the disk is full.
-        RepeatedCrashes: crashes in a row, or all trials of the study have crashed.
+        UserError: there is nothing to search, the study was started with other settings, or the disk is full.
+        RepeatedCrashes: too many trials crashed in a row, or every trial of the study crashed.
     """
     search = Search(sweeper, typed)
     if search.settings.dry_run:
@@ -87,7 +87,7 @@ def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
 
 
 def encode_corpus(spec: SearchSpec) -> None:
-    """Encode the corpus if all trials have the same, and refuse what is wrong with it, before any trial does."""
+    """Check and encode the corpus before the first trial, if all trials share it."""
     if {re.split("[./]", name)[0] for name in spec.space.distributions} & {"data", "tokenizer"}:
         return
     cfg = spec.space.base
@@ -97,7 +97,7 @@ def encode_corpus(spec: SearchSpec) -> None:
 
 
 class Search:
-    """A search that begins, or goes on."""
+    """A new search, or one that continues an existing study."""
 
     def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -117,9 +117,11 @@ class Search:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Open the study, a new one or one that goes on, and be the only one to lead it."""
+        """Create or load the study, and lock it against other searches."""
         settings = self.settings
-        with read_write(self.config.hydra):  # no other machine need know how the name came about
+        with read_write(
+            self.config.hydra
+        ):  # resolved here, because other machines may resolve it differently
             self.config.hydra.sweep.dir = str(self.config.hydra.sweep.dir)
         refuse_hopeless(self.space, self.sampler)
         self.folder = Path(self.config.hydra.sweep.dir)
@@ -127,7 +129,7 @@ class Search:
         encode_corpus(self.spec)
         pruner = settings.pruner()
         try:
-            # before there is a folder, in case that a database can't be used
+            # before the folder is created, in case the database can't be used
             self.study = open_study(
                 settings.name, settings.storage, self.folder, sampler=self.sampler, pruner=pruner
             )
@@ -135,7 +137,7 @@ class Search:
                 self.spec.refuse_another(self.study)
                 self.leader = Leader(self.study, self.folder) if settings.storage else None
                 if self.study.get_trials(deepcopy=False):
-                    self.sampler.reseed_rng()  # the first draws of its seed have been tried
+                    self.sampler.reseed_rng()  # or it would repeat the draws already tried
                 self.make_ready()
                 yield
         except OSError as error:
@@ -144,7 +146,7 @@ class Search:
             raise no_room(self.folder) from error
 
     def make_ready(self) -> None:
-        """Find out what trials may use here, and who runs them."""
+        """Set up the launcher, and determine the memory, threads and precision of each trial."""
         sweeper, settings = self.sweeper, self.settings
         self.history = History(self.study, self.spec)
         self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
@@ -158,28 +160,28 @@ class Search:
         free = limits.free_bytes(device, self.n_jobs) if here else None
         self.limit_bytes = self.memory.limit_bytes or free
         self.threads = limits.threads_for(self.n_jobs) if here else None
-        # measured once, and not under the load of other trials, so that all have the same
+        # measured once, before other trials load the machine, so that all trials use the same
         self.precision = machine.choose_precision("auto", device)[0] if here else "auto"
         self.ends = time.monotonic() + (settings.minutes or math.inf) * 60
         self.running: dict[Future[JobReturn], optuna.Trial] = {}
         self.followers: dict[int, list[optuna.Trial]] = {}
-        """By the number of a running trial: those that turned out to ask the same."""
+        """Trials that wait for a running trial with the same configuration, keyed by its number."""
         self.begun = 0  # trials of this call
 
     def run(self) -> None:
-        """Search until there are enough trials, and in any case leave the study so that the search can go on."""
+        """Run trials until there are enough, and leave the study in a state that can be continued."""
         with self.in_charge():
             self.run_until(self.n_trials)
 
     @contextlib.contextmanager
     def in_charge(self) -> Iterator[None]:
-        """Run trials while the context lasts, and in any case leave the study so that the search can go on."""
+        """Lead the study within the context, and leave it in a state that can be continued."""
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             self.recover()
             yield
         except (KeyboardInterrupt, SystemExit):
-            print("Stopped. The same command goes on.", file=sys.stderr)
+            print("Stopped. Run the same command to continue.", file=sys.stderr)
             raise
         finally:
             if isinstance(self.launcher, Processes):
@@ -190,7 +192,7 @@ class Search:
             signal.signal(signal.SIGTERM, before)
 
     def run_until(self, n_trials: int) -> list[FrozenTrial]:
-        """Search until the study has so many trials, and return them; who calls it is in charge already."""
+        """Run trials until the study has `n_trials`, and return them. Call it within `in_charge`."""
         self.n_trials = n_trials
         with self.table:
             self.table.update(self.trials())
@@ -198,12 +200,12 @@ class Search:
         return self.trials()
 
     def report(self) -> list[Path]:
-        """Write what the study has found so far, and return the files' paths."""
+        """Write the report of the study so far, and return the paths of its files."""
         command = shlex.join(["python", "sweep.py", *self.spec.shown_words()])
         return write_report(self.study, self.folder, metric=self.settings.metric, command=command)
 
     def recover(self) -> None:
-        """Tell what trials have left that nobody was there to hear, and put back those that were cut off."""
+        """Record outcomes left on disk by an earlier search, and queue interrupted trials again."""
         for trial in self.trials():
             attempt, run_dir = trial.user_attrs.get("attempt"), folder_of(trial, self.folder)
             if trial.state == TrialState.RUNNING and attempt and run_dir:
@@ -226,7 +228,7 @@ class Search:
             self.table.update(self.trials())
 
     def more(self) -> bool:
-        """Say whether there's another trial to begin: one that was put back, or a new one."""
+        """Whether there is another trial to start, queued or new."""
         if time.monotonic() > self.ends:
             return False
         trials = self.trials()
@@ -247,10 +249,10 @@ class Search:
         if self.grid_is_done():
             return "All combinations of the grid have been tried."
         n = len(self.trials())
-        return f"The study has its {n} trials already. To go on: hydra.sweeper.n_trials={2 * n}"
+        return f"The study already has {n} trials. To continue it, set hydra.sweeper.n_trials={2 * n}"
 
     def start(self, trial: optuna.Trial, values: dict[str, Any]) -> None:
-        """Have a trial run, unless one that asks the same has run already, or does."""
+        """Launch a trial, unless another with the same configuration has run or is running."""
         self.begun += 1
         words, cfg = self.history.first_that_fits(values)
         identity = self.history.identity(words)
@@ -268,12 +270,12 @@ class Search:
 
     def launch(self, trial: optuna.Trial, words: list[str], cfg: DictConfig) -> None:
         run_dir, attempt = self.run_dir(trial.number), uuid.uuid4().hex
-        # the processes of this machine are gone when a trial is put back; a folder that the study knows nothing of,
-        # because its journal was lost, is kept
+        # Local processes are dead by the time a trial is queued again, so its folder can be reused. A folder that
+        # the study doesn't know of, because its journal was lost, is kept.
         if not isinstance(self.launcher, Processes) or "run" not in trial.user_attrs:
             run_dir = fresh(run_dir)
         trial.set_user_attr("run", str(run_dir))
-        trial.set_user_attr("attempt", attempt)  # by which a process that was given up knows that it was
+        trial.set_user_attr("attempt", attempt)  # lets an abandoned process detect that it was replaced
         if "group" in cfg.logger and cfg.logger.group is None:
             cfg.logger.group = self.settings.name
         if cfg.train.precision == "auto":
@@ -297,9 +299,9 @@ class Search:
         self.running[future] = trial
 
     def end(self, trial: optuna.Trial, future: Future[JobReturn]) -> None:
-        """Tell what became of a trial, and of those that wait for the same."""
+        """Record the outcome of a trial, and of those waiting for the same configuration."""
         if self.trials()[trial.number].state != TrialState.RUNNING:
-            return  # somebody else has put it back, or told it
+            return  # another process has queued it again or recorded its outcome
         run_dir = Path(trial.user_attrs["run"])
         left = outcome.read(run_dir, trial.user_attrs["attempt"])
         result = left or without_outcome(future, run_dir)
@@ -318,7 +320,7 @@ class Search:
 
 
 def in_a_thread(act: Callable[[], T]) -> Future[T]:
-    """Begin `act` beside everything else. The thread ends with the process, whatever it waits for."""
+    """Call `act` in a daemon thread, which never keeps the process alive."""
     future: Future[T] = Future()
 
     def body() -> None:

@@ -1,6 +1,6 @@
-"""The warm process that trials are forked from, see processes.py.
+"""The server process that trials are forked from (see processes.py).
 
-It reads one order a line and writes one line for each trial that has ended.
+It reads one order per line, and writes one line for each trial that has ended.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 @dataclass
 class Child:
-    """A trial that runs."""
+    """A running trial."""
 
     number: int
     pid: int
     kills_before: int
-    """How many processes the kernel had ended for their memory when this one began."""
+    """Number of processes that the kernel's out-of-memory killer had killed when this one started."""
     deadline: float
     timed_out: bool = False
 
 
 @dataclass(frozen=True)
 class Pipes:
-    """What the server reads and writes, by file descriptors."""
+    """The server's file descriptors."""
 
     orders: int
     answers: int
     wake: int
-    """Readable when a signal has come."""
+    """Readable after a signal has arrived."""
     woken: int
 
 
 def main() -> None:
-    """Serve until the search closes our standard input, or is gone."""
+    """Serve until the search closes our standard input or dies."""
     write_anything()
     orders, answers = take_over_standard_streams()
     imported = import_everything()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until now there was nothing to end but ourselves
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until now there were no trials to clean up
     pipes = Pipes(orders, answers, *os.pipe())
     os.set_blocking(pipes.wake, False)
     os.set_blocking(pipes.woken, False)
     signal.set_wakeup_fd(pipes.woken, warn_on_full_buffer=False)
-    # a signal that has a handler is written to the pipe, and wakes us
+    # only signals with a handler are written to the wakeup pipe
     signal.signal(signal.SIGCHLD, lambda *_: None)
     children: dict[int, Child] = {}
     try:
@@ -97,7 +97,7 @@ def serve(pipes: Pipes, imported: Imported, children: dict[int, Child]) -> None:
 
 
 def begin(order: Mapping[str, Any], pipes: Pipes, imported: Imported, children: dict[int, Child]) -> None:
-    """Have a trial begin; if there can be no process for it, that is its end."""
+    """Start a trial; if its process can't be forked, report it as ended."""
     try:
         child = start(order, imported, close=astuple(pipes))
     except OSError as error:
@@ -116,7 +116,7 @@ def say(answer: Mapping[str, Any], pipes: Pipes) -> None:
 
 
 def take_over_standard_streams() -> tuple[int, int]:
-    """Return where orders are read and answers written; what else is printed goes where errors go."""
+    """Return the descriptors for orders and answers; anything else that is printed goes to stderr."""
     orders, answers = os.dup(0), os.dup(1)
     with open(os.devnull, encoding="utf-8") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -126,7 +126,7 @@ def take_over_standard_streams() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Imported:
-    """What takes seconds to import, and is there at once in whatever is forked."""
+    """What takes seconds to import; forked processes have it right away."""
 
     perform: Any
     out_of_memory_kills: Any
@@ -138,7 +138,7 @@ def import_everything() -> Imported:
 
     prediction.warm_up()
     gc.collect()
-    gc.freeze()  # collecting garbage would copy pages that trials share
+    gc.freeze()  # garbage collection would copy memory pages that trials share
     return Imported(trial.perform, limits.out_of_memory_kills, limits.gpus())
 
 
@@ -148,14 +148,14 @@ def start(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) 
     pid = os.fork()
     if pid == 0:
         run_trial(order, imported, close)
-    lead_a_group(pid)  # here too: whoever is first
-    # with a little more than its time, since a trial that notices by itself leaves its figures
+    lead_a_group(pid)  # in parent and child, because either may come first
+    # with a grace period, because a trial that stops itself leaves its measurements
     seconds = (order["minutes"] or float("inf")) * 60 + GRACE_SECONDS
     return Child(order["number"], pid, kills_before, time.monotonic() + seconds)
 
 
 def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) -> NoReturn:
-    """Be the trial's process, from the fork to its exit."""
+    """Run the trial in the forked process, and exit."""
     status = 1
     try:
         lead_a_group(os.getpid())
@@ -180,11 +180,11 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
 
 
 def reaped(children: dict[int, Child], imported: Imported) -> Iterator[dict[str, Any]]:
-    """Take out the children that have ended, and say how each did."""
+    """Remove the children that have ended, and yield how each did."""
     for pid in [*children]:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            end_group(pid)  # what it has started itself, and left
+            end_group(pid)  # processes that it started and left behind
             yield answer(children.pop(pid), os.waitstatus_to_exitcode(status), imported.out_of_memory_kills())
 
 
@@ -199,7 +199,7 @@ def answer(child: Child, status: int, kills: int) -> dict[str, Any]:
 
 
 def seconds_left(children: Mapping[int, Child]) -> float | None:
-    """Return how long nothing need be done."""
+    """Return the seconds until the next deadline; None without one."""
     first = min((child.deadline for child in children.values() if not child.timed_out), default=float("inf"))
     return None if first == float("inf") else max(0.0, first - time.monotonic()) + 0.01
 
@@ -215,6 +215,6 @@ def end_group(pid: int) -> None:
 
 
 def die_with_the_server() -> None:
-    """Have the kernel end this process when its parent, the server, is gone, whatever becomes of it."""
+    """Make the kernel kill this process when its parent, the server, dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

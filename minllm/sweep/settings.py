@@ -1,4 +1,4 @@
-"""What the `sweep:` and `memory:` nodes of a configuration may say."""
+"""The options of the `sweep:` and `memory:` sections of a configuration."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a search is led.
+    """Options of a search.
 
-    name: the study's name, which is its folder's too
-    metric: what is made small; nats a token, or bits a byte where trials differ in their tokenizers
-    storage: null is a journal in the study's folder; or a database, such as sqlite:///studies.db or postgresql://…
-    minutes: after which no trial begins
-    trial_minutes: a trial that takes longer is ended, and counts as pruned
-    max_failures: crashes in a row after which the search stops
-    keep_checkpoints: those of the best trial so far, of all or of none
-    dry_run: say what would be searched, and try nothing
-    trial: what every trial has, unless the search's file or the command line says otherwise
-    pruner: which trials are ended early
+    name: name of the study and of its folder
+    metric: the metric to minimize: nats per token, or bits per byte if trials use different tokenizers
+    storage: null for a journal in the study's folder, or a database such as sqlite:///studies.db or postgresql://…
+    minutes: time after which no new trial starts
+    trial_minutes: time limit of a trial; one that takes longer is stopped and counts as pruned
+    max_failures: number of consecutive crashes after which the search stops
+    keep_checkpoints: keep those of the best trial so far, of all trials or of none
+    dry_run: print the search space without running any trial
+    trial: overrides for every trial, unless the search's file or the command line sets the same keys
+    pruner: decides which trials are stopped early
     """
 
     name: FolderName
@@ -44,10 +44,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What a trial may use.
+    """Memory limits of a trial.
 
-    limit: of one trial, such as 8GiB; null is what is free, divided among the trials that run at once
-    predict: compute a trial's peak before it starts, and prune at once what can't fit
+    limit: memory of one trial, such as 8GiB; null divides what is free among the trials that run at once
+    predict: predict a trial's peak memory before it starts, and prune it right away if it can't fit
     """
 
     limit: Name | int | None
@@ -62,13 +62,13 @@ class Memory:
         return None if self.limit is None else size(self.limit)
 
 
-def size(words: str | int) -> int:
-    """Return the bytes that `8GiB` or `500MB` stands for."""
-    match = re.fullmatch(r"([\d.]+)\s*([KMG]i?B|)", str(words))
+def size(text: str | int) -> int:
+    """Return the number of bytes that `8GiB` or `500MB` stands for."""
+    match = re.fullmatch(r"([\d.]+)\s*([KMG]i?B|)", str(text))
     try:
-        found = int(float(match[1]) * UNITS[match[2]]) if match else 0
+        n_bytes = int(float(match[1]) * UNITS[match[2]]) if match else 0
     except ValueError:
-        found = 0
-    if found <= 0:
-        raise UserError(f"memory.limit={words} is no size: write it as 8GiB, 500MB or a number of bytes.")
-    return found
+        n_bytes = 0
+    if n_bytes <= 0:
+        raise UserError(f"memory.limit={text} isn't a size: write 8GiB, 500MB or a number of bytes.")
+    return n_bytes

@@ -1,13 +1,14 @@
-"""The space that a search looks through: its parameters, and the conditions under which each is asked for at all.
+"""The search space: its parameters, and the conditions under which each of them is sampled.
 
-A parameter is written in the grammar of Hydra's Optuna plugin, in a file of conf/search or on the command line:
+Parameters are written in the grammar of Hydra's Optuna plugin, in a file in conf/search or on the command line:
 
     model.dim: choice(64,128,256)            optim.lr: tag(log,interval(1e-4,1e-2))
     model.n_layers: range(1,9)               model/attn: choice(mha,gqa,mqa)
 
-What doesn't matter isn't asked for: a restart's length without restarts would only blur what the sampler learns.
+Parameters that have no effect aren't sampled: the length of a restart in a schedule without restarts would only add
+noise to what the sampler learns.
 
-Where a value is a string here, it's the word that Hydra reads the value from: 'a b', quotes included, or [attn mlp].
+String values in this module are in Hydra's override syntax: 'a b' includes its quotes, and a list is [attn mlp].
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]  # parameter → value
 
 NOT_THERE = object()
-"""What stands for the value of a key that a trial doesn't have, or that isn't asked for in it."""
+"""The value of a key that doesn't exist or isn't sampled in a trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a file of conf/search says.
+    """The contents of a file in conf/search.
 
     params: parameter → its values, in Hydra's grammar
-    fixed: what every trial of this search has, unless the command line says otherwise
-    when: parameter → the values of others for which it is asked for: {schedule.restarts: {schedule: [cosine]}}
-    multiples: parameter → another that must divide it: {model.dim: model.attn.n_heads}
-    first_that_fits: parameter → values in order; the next is only tried where the one before ran out of memory
+    fixed: overrides for every trial of this search, unless the command line sets the same keys
+    when: parameter → values of other parameters under which it is sampled: {schedule.restarts: {schedule: [cosine]}}
+    multiples: parameter → a parameter that must divide it: {model.dim: model.attn.n_heads}
+    first_that_fits: parameter → ordered values; each is tried only if the previous one ran out of memory
     """
 
     params: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +63,7 @@ class Plan:
     first_that_fits: dict[str, list[Any]] = field(default_factory=dict)
 
     def lead(self, sweeper: PruningSweeper, typed: Sequence[str]) -> None:
-        """Search as the plan says; `sweeper` has the configuration, `typed` the overrides but for Hydra's own."""
+        """Run the search; `sweeper` holds the configuration, `typed` the overrides without Hydra's own."""
         from minllm.sweep.search import search
 
         search(sweeper, typed)
@@ -73,23 +74,26 @@ class Plan:
                 raise UserError(f"search.when has no parameter '{name}'.{suggest(name, self.params)}")
         for name, grammar in self.params.items():
             if isinstance(grammar, (list, dict)):
-                raise UserError(f"search.params.{name} is no word of Hydra's grammar: write choice(…).")
+                raise UserError(
+                    f"search.params.{name} must be a sweep in Hydra's grammar, such as choice(…)."
+                )
         for name, values in self.first_that_fits.items():
             if not values:
                 raise UserError(f"search.first_that_fits.{name} has no values to try.")
 
 
 class Space:
-    """The parameters to ask for, in order, and what is fixed.
+    """The parameters to sample, in order, and the fixed overrides.
 
     Args:
-        plan: the file's part.
-        typed: the command line's part, which wins; several values are a parameter, one is fixed.
-        compose: makes a configuration of words; what they leave open has its default there.
-        config_loader: Hydra's, which knows the options that `glob(…)` stands for.
+        plan: the search file.
+        typed: the command line's overrides, which take precedence; a key with several values is a parameter, one with
+            a single value is fixed.
+        compose: composes a configuration from overrides.
+        config_loader: Hydra's config loader, which expands `glob(…)`.
 
     Raises:
-        UserError: a parameter can't be read, or a condition names one that is asked for later or not at all.
+        UserError: a parameter can't be parsed, or a condition refers to a later or unknown parameter.
     """
 
     def __init__(
@@ -107,8 +111,8 @@ class Space:
             self._take(parsed(parser, f"{name}={grammar}"))
         for word in typed:
             self._take(parsed(parser, word))
-        # what only the command line has comes first, so that the file's conditions may look at it
-        self.distributions = dict(sorted(self.distributions.items(), key=lambda one: one[0] in plan.params))
+        # parameters only on the command line come first, so that the file's conditions may refer to them
+        self.distributions = dict(sorted(self.distributions.items(), key=lambda item: item[0] in plan.params))
         self.when = {name: needs for name, needs in plan.when.items() if name in self.distributions}
         self.multiples = plan.multiples
         self.first_that_fits = {
@@ -122,34 +126,34 @@ class Space:
 
     @property
     def continuous(self) -> list[str]:
-        """The parameters with more values than can be counted."""
+        """The parameters with a continuous range."""
         kinds = self.distributions.items()
         return [name for name, kind in kinds if isinstance(kind, FloatDistribution) and kind.step is None]
 
     def asks_for(self, name: str, values: Values) -> bool:
-        """Say whether `name` matters where the parameters before it have these values."""
+        """Whether parameter `name` is sampled, given the values of the parameters before it."""
         return all(
             any(same(self.value_of(other, values), one) for one in wanted)
             for other, wanted in self.when.get(name, {}).items()
         )
 
     def misfit(self, values: Values) -> str | None:
-        """Say why these values don't go together, as far as the plan tells; None if they do."""
+        """Return why values violate the plan's `multiples`; None if they don't."""
         for name, divisor in self.multiples.items():
             pair = self.value_of(name, values), self.value_of(divisor, values)
             if all(isinstance(one, int) and one for one in pair) and pair[0] % pair[1]:
-                return f"{name}={pair[0]} is no multiple of {divisor}={pair[1]}."
+                return f"{name}={pair[0]} isn't a multiple of {divisor}={pair[1]}."
         return None
 
     def words(self, values: Values) -> list[str]:
-        """Return what would be typed for a trial with these values."""
-        said = {**self.fixed, **{name: written(value) for name, value in values.items()}}
-        return [*(f"{name}={value}" for name, value in said.items()), *self.deleted]
+        """Return the overrides of a trial with these values."""
+        overrides = {**self.fixed, **{name: written(value) for name, value in values.items()}}
+        return [*(f"{name}={value}" for name, value in overrides.items()), *self.deleted]
 
     def value_of(self, key: str, values: Values) -> Any:
-        """Return a key's value in a trial: asked for, fixed, or as the configuration has it; or NOT_THERE.
+        """Return a key's value in a trial: sampled, or from the base configuration; or NOT_THERE.
 
-        A parameter that isn't asked for in this trial has none, whatever its default: its key may not exist there.
+        A parameter that isn't sampled in this trial has no value, whatever its default: its key may not exist there.
         """
         if key in values:
             return meaning(values[key])
@@ -160,18 +164,18 @@ class Space:
         value = OmegaConf.select(self.base, key, default=NOT_THERE)
         return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
-    # ---- the grid: never held, since a few parameters make millions of combinations ------------------
+    # ---- the grid: never materialized, because a few parameters make millions of combinations --------
 
     def size(self) -> int:
-        """Return how many combinations of values the conditions leave.
+        """Return the number of combinations that satisfy the conditions.
 
         Raises:
-            UserError: a parameter has more values than can be counted.
+            UserError: a parameter has a continuous range.
         """
         if self.continuous:
             raise UserError(
-                f"{self.continuous[0]} has more values than a grid can hold: give it a few, such as"
-                f" '{self.continuous[0]}=choice(…)', or choose another hydra/sweeper/sampler."
+                f"{self.continuous[0]} has a continuous range, which a grid can't enumerate: list its values as"
+                f" '{self.continuous[0]}=choice(…)', or use another hydra/sweeper/sampler."
             )
         return self._count(0, {})
 
@@ -179,18 +183,18 @@ class Space:
         return math.prod(map(len, self._choices.values()))
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """Return every combination that the conditions leave; the parameters written last change fastest."""
+        """Yield every combination that satisfies the conditions; the last parameters change fastest."""
         return map(self.combination, range(self.size()))
 
     def combination(self, index: int) -> dict[str, Any]:
-        """Return the combination with this place in the grid."""
+        """Return the combination at an index of the grid."""
         values: dict[str, Any] = {}
         for depth, (name, options) in enumerate(self._choices.items()):
             if not self.asks_for(name, values):
                 continue
             if name not in self._looked_at[depth + 1]:
-                place, index = divmod(index, self._count(depth + 1, values))
-                values[name] = options[place]
+                option, index = divmod(index, self._count(depth + 1, values))
+                values[name] = options[option]
                 continue
             for value in options:
                 below = self._count(depth + 1, {**values, name: value})
@@ -201,7 +205,7 @@ class Space:
         return values
 
     def _count(self, depth: int, values: dict[str, Any]) -> int:
-        """Return how many combinations of the parameters from `depth` on go with the values before them."""
+        """Return the number of combinations of the parameters from `depth` on, given the values before them."""
         if depth == len(self._choices):
             return self.misfit(values) is None
         key = (depth, *(values.get(name, NOT_THERE) for name in self._looked_at[depth]))
@@ -212,7 +216,7 @@ class Space:
             elif name not in self._looked_at[depth + 1]:
                 self._counts[key] = len(options) * self._count(depth + 1, values)
             else:
-                self._counts[key] = sum(self._count(depth + 1, {**values, name: one}) for one in options)
+                self._counts[key] = sum(self._count(depth + 1, {**values, name: value}) for value in options)
         return self._counts[key]
 
     @functools.cached_property
@@ -221,7 +225,7 @@ class Space:
 
     @functools.cached_property
     def _looked_at(self) -> list[list[str]]:
-        """For each place in the order: the parameters before it at which something from there on looks."""
+        """For each depth, the earlier parameters that conditions of the parameters from there on refer to."""
         order, of_multiples = list(self.distributions), {*self.multiples, *self.multiples.values()}
         found = []
         for depth in range(len(order) + 1):
@@ -229,10 +233,10 @@ class Space:
             found.append([name for name in order[:depth] if name in later])
         return found
 
-    # ---- how it's made -------------------------------------------------------------------------------
+    # ---- construction --------------------------------------------------------------------------------
 
     def _take(self, override: Override) -> None:
-        """Take one word: what comes later wins, in the place of what came before."""
+        """Add one override; it replaces an earlier one for the same key."""
         name = override.get_key_element()
         bare = name.lstrip("+~")
         if override.is_delete():
@@ -260,18 +264,16 @@ class Space:
             for other in needs:
                 if other in order and order.index(other) >= order.index(name):
                     raise UserError(
-                        f"search.when.{name} looks at {other}, which is asked for later: write {other} first."
+                        f"search.when.{name} refers to {other}, which is sampled later: write {other} first."
                     )
         looks = [(f"search.when.{name}", other) for name, needs in self.when.items() for other in needs]
         looks += [("search.multiples", name) for pair in self.multiples.items() for name in pair]
         for place, name in looks:
             if name not in known and self.value_of(name, {}) is NOT_THERE and not self._may_appear(name):
-                raise UserError(
-                    f"{place} looks at {name}, which nothing here is called.{suggest(name, known)}"
-                )
+                raise UserError(f"{place} refers to {name}, which doesn't exist.{suggest(name, known)}")
 
     def _may_appear(self, key: str) -> bool:
-        """Whether a key may be one of an option's that isn't the default's: the option is drawn, or was typed."""
+        """Whether a key that the base configuration lacks may exist in a trial, because its group is sampled or set."""
         groups = (
             name.replace("/", ".")
             for name in (*self.distributions, *self.fixed)
@@ -286,13 +288,13 @@ def parsed(parser: OverridesParser, word: str) -> Override:
     except HydraException as error:
         if "NoneType" in str(error):
             raise UserError(
-                f"Can't read {word}: null goes without a function, as in {word.split('=')[0]}=null,1."
+                f"Can't read {word}: null can't be in a function, so write {word.split('=')[0]}=null,1."
             ) from error
         raise UserError(f"Can't read {word}: {first_line(error)}.") from error
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Return Optuna's distribution for a word such as `model.dim=choice(64,128)`."""
+    """Return Optuna's distribution for an override such as `model.dim=choice(64,128)`."""
     try:
         if override.is_choice_sweep() or not (override.is_range_sweep() or override.is_interval_sweep()):
             return categorical(list(override.sweep_iterator(as_word)))  # choice(…) or glob(…)
@@ -305,41 +307,41 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def categorical(values: list[Any]) -> CategoricalDistribution:
-    """Return the choice between `values`. ValueError if there is none, one is NaN, or one is there twice."""
+    """Return the choice between `values`. ValueError if they are empty or contain NaN or duplicates."""
     if not values:
         raise ValueError("it has no values")
     if any(isinstance(value, float) and math.isnan(value) for value in values):
-        raise ValueError("NaN is no value to try")
+        raise ValueError("NaN isn't allowed")
     for word, count in Counter(map(written, values)).items():
         if count > 1:
-            raise ValueError(f"{word} is there more than once")
+            raise ValueError(f"{word} is listed more than once")
     return CategoricalDistribution(values)
 
 
 def as_word(value: ParsedElementType) -> Any:
-    """Return a number as it is, and anything else as what is typed for it: Optuna keeps nothing but plain values."""
+    """Return numbers and booleans unchanged, and anything else in override syntax: Optuna stores only plain values."""
     if isinstance(value, (bool, int, float)):
         return value
     word = Override._get_value_element_as_str(value)
-    bare = word.replace("\\ ", " ")  # Hydra puts a backslash before each blank, which most do without
+    bare = word.replace("\\ ", " ")  # Hydra escapes every space, though most needn't be
     return bare if means_the_same(bare, word) else word
 
 
 def choices(kind: BaseDistribution) -> Sequence[Any]:
-    """Return the values of a distribution that has a countable number of them."""
+    """Return the values of a discrete distribution."""
     if isinstance(kind, CategoricalDistribution):
         return kind.choices
     if isinstance(kind, IntDistribution) and not kind.log:
         return range(kind.low, kind.high + 1, kind.step)
     if isinstance(kind, IntDistribution):
         return range(kind.low, kind.high + 1)
-    # 0.3, and not 0.1 + 0.1 + 0.1
-    low, high, step = (Decimal(str(one)) for one in (kind.low, kind.high, kind.step))
+    # 0.3 rather than 0.1 + 0.1 + 0.1
+    low, high, step = (Decimal(str(number)) for number in (kind.low, kind.high, kind.step))
     return [float(low + i * step) for i in range(int((high - low) / step) + 1)]
 
 
 def spelled(value: Any) -> str:
-    """Return a value out of a file as it's typed: in quotes where a bare string would be read as something else."""
+    """Return a value from a file in override syntax, quoted if a bare string would be parsed as something else."""
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(spelled, value))}]"
     if isinstance(value, Mapping):
@@ -350,7 +352,7 @@ def spelled(value: Any) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether Hydra reads a string from these characters, and from each place inside a list too."""
+    """Whether Hydra parses the text as the same string without quotes, even inside a list."""
     try:
         return read(f"[{text}]") == [text]
     except HydraException:
@@ -370,10 +372,10 @@ def read(word: str) -> Any:
 
 
 def meaning(value: Any) -> Any:
-    """Return what Hydra reads from a parameter's value: choice('a b',null) has words, a string and None are meant."""
+    """Return the value that Hydra parses from a parameter's value, such as None from null."""
     return read(value) if isinstance(value, str) else value
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal; unlike in Python, true is no number."""
+    """Whether two values are equal; unlike in Python, True doesn't equal 1."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)

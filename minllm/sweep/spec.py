@@ -1,4 +1,4 @@
-"""What a search asks: which words each trial has, and which configuration they compose."""
+"""What a search tries: the overrides of each trial, and the configuration they compose."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ composing = threading.Lock()
 
 
 class SearchSpec:
-    """The search's side of the configuration.
+    """The search space and the configuration of each trial.
 
     Args:
-        master: what the command line composes without its sweeps.
-        typed: the command line's words, those of Hydra itself left out.
-        context: Hydra's, which composes a trial's configuration.
+        master: the configuration composed from the command line without its sweeps.
+        typed: the command line's overrides, without Hydra's own.
+        context: Hydra's context, which composes the trials' configurations.
+
+    Raises:
+        UserError: there is nothing to search, or the search is not over new training runs.
     """
 
     def __init__(self, master: DictConfig, typed: Sequence[str], context: HydraContext):
@@ -52,16 +55,16 @@ class SearchSpec:
         self.space = Space(plan, typed, self.settled, context.config_loader)
         if not self.space.distributions:
             raise UserError(
-                "There's nothing to search. Choose a search=<space>, or give a key several values, such as"
+                "There's nothing to search. Choose a space with search=<space>, or give a key several values, such as"
                 " 'model.dim=choice(64,128)' or 'optim.lr=tag(log,interval(1e-4,1e-2))'."
             )
         for name in self.space.distributions:
             if is_search_key(name):
                 raise UserError(
-                    f"{name} leads the search, and is the same for all its trials: give it one value."
+                    f"{name} configures the search itself, not its trials: give it a single value."
                 )
         base = self.space.base
-        if "init_from" in self.space.fixed:  # `latest` would be another run for each trial
+        if "init_from" in self.space.fixed:  # `latest` would resolve to a different run for each trial
             self.space.fixed["init_from"] = written(base.init_from)
         if base.resume:
             raise UserError(TRAINS_NEW_MODELS)
@@ -69,7 +72,7 @@ class SearchSpec:
         self._vocabulary: dict[str, int] = {}
 
     def refuse_another(self, study: Study) -> None:
-        """Raise UserError if the study has asked something else so far: trials of two questions can't be compared."""
+        """Raise UserError if the study was started with other settings: their trials can't be compared."""
         space, sweep = self.space, self.master.sweep
         asked = {name: str(kind) for name, kind in space.distributions.items()}
         asked |= {name: value for name, value in space.fixed.items() if not is_search_key(name)}
@@ -81,33 +84,33 @@ class SearchSpec:
             study.set_user_attr("asks", asked)
         elif not isinstance(before, dict):
             raise UserError(
-                f"The study '{study.study_name}' is damaged: what it asks is {first_line(before)}. Give this search a"
-                " name of its own: sweep.name=<name>."
+                f"The study '{study.study_name}' is damaged: its recorded settings are {first_line(before)}. Give this"
+                " search another name: sweep.name=<name>."
             )
         elif before != asked:
             key = next(key for key in {**before, **asked} if before.get(key) != asked.get(key))
             raise UserError(
-                f"The study '{study.study_name}' has asked something else so far: {key} was"
-                f" {before.get(key, 'not set')}, and is {asked.get(key, 'not set')}. Give this search a name of its"
-                " own: sweep.name=<name>."
+                f"The study '{study.study_name}' was started with other settings: {key} was"
+                f" {before.get(key, 'not set')}, and is now {asked.get(key, 'not set')}. Give this search another"
+                " name: sweep.name=<name>."
             )
 
     def shown_words(self) -> list[str]:
-        """Return the command line's words, without what is secret in them."""
+        """Return the command line's overrides with secrets removed."""
         return without_storage([*self.flags, *self.typed, *self.master.hydra.overrides.hydra])
 
     def composed(self, words: Sequence[str]) -> DictConfig:
-        """Return what Hydra composes of `words`, its own section and the search's included."""
+        """Return the configuration that Hydra composes from overrides, including its own and the search's sections."""
         with composing, explained():
             return self.context.config_loader.load_sweep_config(self.master, list(words))
 
     def settled(self, words: Sequence[str]) -> DictConfig:
-        """Return a trial's configuration, as `python run.py <words>` would run it."""
+        """Return a trial's configuration, as `python run.py <overrides>` would run it."""
         composed = self.composed(words)
         return trial_config(composed, words, composed.hydra.runtime)
 
     def refusal(self, values: Mapping[str, Any]) -> str | None:
-        """Say why a combination of values makes no model; None if it does. Nothing is allocated."""
+        """Return why a combination of values can't be built; None if it can. No memory is allocated."""
         why = self.space.misfit(values)
         if why is not None:
             return why
@@ -124,7 +127,7 @@ class SearchSpec:
             settings, schedule = build(cfg.train), build(cfg.schedule)
             model = build_shapes(cfg, self._vocabulary_of(cfg.tokenizer))
             refuse_unused(cfg)
-            if settings.flops is None:  # which take a second or two to count
+            if settings.flops is None:  # counting FLOPs takes a second or two
                 schedule.check(budget_of(settings, model, cfg.data.seq_len).total_steps)
         except UserError as error:
             return str(error)
@@ -138,7 +141,7 @@ class SearchSpec:
 
 
 def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig) -> DictConfig:
-    """Return a trial's configuration out of what was composed for it: that of a run like any other."""
+    """Return the composed configuration without the search's own sections: that of an ordinary run."""
     own = OmegaConf.masked_copy(composed, [key for key in composed if key not in (*OWN_SECTIONS, "hydra")])
     cfg = resolve_config(own, [word for word in words if not is_search_key(word)], runtime)
     OmegaConf.set_struct(cfg, False)
@@ -150,13 +153,13 @@ def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig
 
 
 def without_storage(words: Sequence[str]) -> list[str]:
-    """Return words without the database's address, which may hold a password."""
+    """Return overrides without the database's URL, which may contain a password."""
     named = ("sweep", "sweep.storage")
     return ["sweep.storage=<database>" if key_of(word) in named else word for word in words]
 
 
 def fingerprint(cfg: DictConfig) -> str:
-    """Return what two configurations have in common that compute the same, however they were chosen."""
+    """Return a hash that is equal for configurations that compute the same, however they were typed."""
     plain = {name: value for name, value in resolved(cfg).items() if name not in WATCHING}
     text = OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

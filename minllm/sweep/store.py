@@ -1,12 +1,11 @@
-"""The study on disk: which trials a search has begun, with which settings, and what came of them.
+"""The study on disk: the trials of a search, their parameters and their results.
 
-The process that asks and tells has it open, and so has each trial, to report and to learn whether it should go on.
-Any of them may be killed at any moment, and the disk may be full. So what a process leaves half done is mended by
-those that come after:
+The search process has it open, and so does each trial, which reports to it and asks whether it should be pruned. Any of
+them may be killed at any moment, and the disk may be full, so each kind of unfinished work is recovered later:
 
-a lock            the kernel lifts when its holder dies
-half a line       is cut off by the next who writes to the journal
-half a trial      waits to be run again, under its number and with its settings (`put_back`)
+a held lock       is released by the kernel when its holder dies
+a partial line    is cut off by the next process that writes to the journal
+a partial trial   is queued again, under its number and with its parameters (`put_back`)
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "study.journal"
 APPENDED = (JOURNAL, f"{JOURNAL}.flock", ".lock")
-"""The files of a study's folder that are written in place."""
+"""Files of a study's folder that are written in place rather than replaced."""
 
 
 def open_study(
@@ -47,32 +46,31 @@ def open_study(
     sampler: optuna.samplers.BaseSampler | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
 ) -> optuna.Study:
-    """Return the study of that name, and make it if there is none: in a database, or else in `folder`'s journal.
+    """Load the study of that name, or create it: in the database `storage`, or else in `folder`'s journal.
 
     Raises:
-        UserError: the database can't be used, the journal is damaged, or the study is of another kind.
+        UserError: the database can't be used, the journal is damaged, or the study wasn't made by a search.
     """
     with storage_errors(storage):
         place = journal(folder / JOURNAL) if storage is None else database(storage)
         options = {"study_name": name, "storage": place, "sampler": sampler, "pruner": pruner}
-        try:  # first, because to create what there is leaves a line in the journal each time
+        try:  # first, because create_study appends to the journal even if the study exists
             study = optuna.load_study(**options)
         except KeyError:
             study = optuna.create_study(**options, direction="minimize", load_if_exists=True)
     if study.directions != [StudyDirection.MINIMIZE]:
         raise UserError(
-            f"The study '{name}' is of another kind: it doesn't look for the smallest of one figure."
-            " Give this search another name: sweep.name=<name>."
+            f"The study '{name}' doesn't minimize a single metric. Give this search another name: sweep.name=<name>."
         )
     return study
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Be the only search in `folder`; the system lifts the lock of one that is killed.
+    """Hold the file lock of `folder`, so that no other search uses it; the kernel releases it if we are killed.
 
     Raises:
-        UserError: there is another.
+        UserError: another search holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
@@ -81,9 +79,9 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        holder = path.read_text(encoding="utf-8", errors="replace") or "a process that has just begun"
+        holder = path.read_text(encoding="utf-8", errors="replace") or "a process that has just started"
         raise UserError(
-            f"A search is at work in {folder} already: {holder}. Wait until it's done, stop it, or give this one"
+            f"A search is already running in {folder}: {holder}. Wait for it to finish, stop it, or give this search"
             " another name: sweep.name=<name>."
         ) from None
     try:
@@ -95,10 +93,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 class Leader:
-    """Which search leads a study in a database, where a lock in a folder says nothing to searches elsewhere.
+    """The leader process of a study in a database, which searches on other machines can't see from a file lock.
 
-    The leader writes the time into the study again and again, by its own clock. The clocks of two machines differ, so
-    a record that can't be judged by its time is watched: it changes only if its leader is alive.
+    The leader regularly writes the time into the study, by its own clock. The clocks of two machines may differ, so
+    a record whose age is unclear is watched for a while: it only changes if its leader is alive.
 
     Raises:
         UserError: another search leads the study.
@@ -111,11 +109,11 @@ class Leader:
         self.machine = platform.node()
         self.where = f"{folder.resolve()} on {self.machine}"
         other = study.user_attrs.get("leader")
-        # whoever led it from this folder is gone, because we hold the folder's lock
+        # a leader in this folder must be dead, because we hold the folder's lock
         if other and other["where"] != self.where and self._is_alive(other):
             raise UserError(
-                f"Another search leads the study '{study.study_name}', from {other['where']}. Wait until it has"
-                " finished, stop it, or give this one another name: sweep.name=<name>."
+                f"Another search leads the study '{study.study_name}', from {other['where']}. Wait for it to finish,"
+                " stop it, or give this search another name: sweep.name=<name>."
             )
         self.beat()
 
@@ -124,7 +122,7 @@ class Leader:
         if 0 <= silent_seconds < self.DEAD_SECONDS:
             return True
         if silent_seconds >= self.DEAD_SECONDS and other["where"].endswith(f" on {self.machine}"):
-            return False  # one clock, and long ago by it
+            return False  # the same clock, so the age can be trusted
         watched_seconds = 2 * self.BEAT_SECONDS
         where = printable(other["where"])
         print(
@@ -140,7 +138,7 @@ class Leader:
         return False
 
     def beat(self) -> None:
-        """Say that the search is alive, if it's time to."""
+        """Record that the search is alive, if the last record is old enough."""
         if time.monotonic() - self.beaten > self.BEAT_SECONDS:
             self.study.set_user_attr("leader", {"where": self.where, "beat": time.time()})
             self.beaten = time.monotonic()
@@ -150,32 +148,32 @@ class Leader:
 
 
 def put_back(study: optuna.Study) -> list[int]:
-    """Let the trials wait that are running, as the study has it, and return their numbers.
+    """Queue the trials again that the study has as running, and return their numbers.
 
-    This is for one that is `alone`, before its first trial: whoever ran them is dead. The next `ask` takes them up
-    again, the lowest number first. Settings already chosen stay, and those that weren't are chosen then. What they
-    reported stays too: a run from the start reports the same steps again, and of two reports for one step the first
-    counts. That is harmless, being the same run's; the pruner only knows its later figures a little earlier.
+    Call it while holding the folder's lock (`alone`) with no trial running, so that whatever ran them is dead. The next
+    `ask` takes them up, lowest number first. Parameters already chosen are kept, and the others are chosen then.
+    Reported values are kept too: the rerun reports the same steps again, and Optuna keeps the first report of a step.
+    Both come from the same run, so the pruner merely knows the later values a little early.
     """
     left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in left:
-        # a study's own methods only know how to finish a trial
+        # Study's public methods can only finish a trial
         study._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
     return [trial.number for trial in left]
 
 
-# ---- the journal: a line a change, appended under a lock -----------------------------------------
+# ---- the journal: one line per change, appended under a lock -------------------------------------
 
 
 def journal(path: Path) -> BaseStorage:
-    """Return the storage that is a file of lines. UserError if a line is damaged."""
+    """Return the storage of a journal file. UserError if a line is damaged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     refuse_folder(path)
     refuse_folder(path.with_name(f"{path.name}.flock"))
     remove_stale_lock(path)
     lock = JournalLock(path)
     backend = JournalFileBackend(str(path), lock_obj=lock)
-    lock.acquire()  # so that nobody is in the middle of a line
+    lock.acquire()  # no process may be in the middle of a line
     try:
         check_lines(path)
     finally:
@@ -184,7 +182,7 @@ def journal(path: Path) -> BaseStorage:
         return JournalStorage(backend)
     except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(
-            f"{path} is damaged: a record in it can't be used ({type(error).__name__}: {first_line(error)}). Give this"
+            f"{path} is damaged: a record can't be read ({type(error).__name__}: {first_line(error)}). Give this"
             " search another name: sweep.name=<name>."
         ) from error
 
@@ -192,16 +190,15 @@ def journal(path: Path) -> BaseStorage:
 def refuse_folder(path: Path) -> None:
     if path.is_dir():
         raise UserError(
-            f"{path} is a folder, where a file is expected. Remove it, or give this search another name:"
-            " sweep.name=<name>."
+            f"{path} is a folder, but must be a file. Remove it, or give this search another name: sweep.name=<name>."
         )
 
 
 class JournalLock:
-    """The kernel's lock beside the journal; who takes or gives it back sees to it that the last line is whole.
+    """A kernel file lock beside the journal; acquiring or releasing it removes a partial last line.
 
-    Optuna's own locks are files that exist, and that of a killed process keeps everybody waiting for half a minute.
-    They share a base class, which isn't public, and has no more than these two methods.
+    Optuna's own locks are marker files, and one left by a killed process blocks everybody for half a minute. Their base
+    class isn't public; it has only these two methods.
     """
 
     def __init__(self, path: Path):
@@ -209,7 +206,7 @@ class JournalLock:
         self.lock = FileLock(path.with_name(f"{path.name}.flock"))
 
     def acquire(self) -> bool:
-        self.lock.acquire(poll_interval=0.001)  # it's held as long as it takes to write one line
+        self.lock.acquire(poll_interval=0.001)  # it's only held while one line is written
         try:
             cut_half_a_line(self.path)
         except BaseException:
@@ -225,10 +222,10 @@ class JournalLock:
 
 
 def cut_half_a_line(path: Path) -> None:
-    """Cut what follows the last line's end: a writer was killed there, or the disk was full.
+    """Truncate a partial last line, left by a writer that was killed or by a full disk.
 
-    Nobody has read it: Optuna reads without a lock, but passes over a last line that has no end. A line that has one
-    is never cut, even if its writer was told that it failed, for others may have read it and count on its place.
+    Nobody has read it: Optuna reads without a lock, but skips a last line without a newline. A complete line is never
+    cut, even if its writer saw an error, because others may have read it and rely on its line number.
     """
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -239,7 +236,7 @@ def cut_half_a_line(path: Path) -> None:
 
 
 def check_lines(path: Path) -> None:
-    """Raise UserError if a line isn't one of Optuna's, which Optuna itself would only say without its number."""
+    """Raise UserError with the line's number if a line isn't a record of Optuna's."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -248,16 +245,16 @@ def check_lines(path: Path) -> None:
                 is_record = False
             if not is_record:
                 raise UserError(
-                    f"{path} is damaged: line {number} is no record. Cut the file before that line, which loses what"
-                    f" came later (head -n {number - 1}), or give this search another name."
+                    f"{path} is damaged: line {number} isn't a record. Truncate the file before that line, which loses"
+                    f" everything after it (head -n {number - 1}), or give this search another name: sweep.name=<name>."
                 )
 
 
 def remove_stale_lock(path: Path) -> None:
-    """Remove a lock of Optuna's own that a killed tool has left, such as a dashboard in which somebody made a note.
+    """Remove a lock file of Optuna's own that was left by a killed tool, such as a dashboard.
 
-    We don't heed it, but the next such tool would wait. Optuna holds it for one line, and takes one of half a minute
-    for abandoned; a younger one may be in use.
+    We don't use that lock, but the next such tool would wait for it. Optuna holds it while it writes one line, and
+    considers it abandoned after 30 seconds; a younger one may be in use.
     """
     lock = path.with_name(f"{path.name}.lock")
     with contextlib.suppress(FileNotFoundError):
@@ -265,12 +262,12 @@ def remove_stale_lock(path: Path) -> None:
             lock.unlink()
 
 
-# ---- databases: what may be wrong with them, in sentences that give no password away -------------
+# ---- databases: errors are reported without revealing passwords ----------------------------------
 
 
 @contextlib.contextmanager
 def storage_errors(storage: str | None) -> Iterator[None]:
-    """Raise UserError for what a database refuses, or if it's gone; to be around all that is done with a study."""
+    """Turn database errors into UserError; wrap every access to a study in it."""
     if storage is None:
         yield
         return
@@ -285,37 +282,37 @@ def storage_errors(storage: str | None) -> Iterator[None]:
         for secret in secrets(url):
             said = said.replace(secret, "***")
         raise UserError(
-            f"The study's database {bare(url)} can't be used: {said}. Mend that, and type the same again: the study"
-            " goes on where it was."
+            f"The study's database {bare(url)} can't be used: {said}. Fix that and run the same command again to"
+            " continue."
         ) from error
 
 
 def database(storage: str) -> BaseStorage:
-    """Return the storage that is a database with a URL. UserError if the URL can't be meant, or a driver is missing."""
+    """Return the storage of a database URL. UserError if the URL is invalid or a driver is missing."""
     from sqlalchemy.exc import NoSuchModuleError
 
     url = parsed(storage)
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
         raise UserError(
-            "A database in memory can't be shared by the trials. Name a file: sqlite:///<folder>/study.db"
+            "Trials can't share a database in memory. Use a file: sweep.storage=sqlite:///<folder>/study.db"
         )
     try:
-        # Optuna takes braces in a URL for a template's
+        # Optuna treats braces in a URL as a template
         return RDBStorage(storage.replace("{", "{{").replace("}", "}}"), engine_kwargs=engine_options(url))
     except NoSuchModuleError:
         known = ("sqlite", "postgresql", "mysql")
-        raise UserError(f"There is no database '{url.drivername}'.{suggest(url.drivername, known)}") from None
+        raise UserError(f"Unknown database '{url.drivername}'.{suggest(url.drivername, known)}") from None
     except ImportError as error:
         name = getattr(error.__cause__, "name", None)
         if url.get_backend_name() == "postgresql":
-            cure = "pip install 'psycopg[binary]', and let its URL begin with postgresql+psycopg://"
+            cure = "run pip install 'psycopg[binary]', and start the URL with postgresql+psycopg://"
         else:
-            cure = f"Python has no module '{name}'"
+            cure = f"there is no Python module '{name}'"
         raise UserError(f"The driver of the database {bare(url)} isn't installed: {cure}") from error
     except RuntimeError as error:
         raise UserError(
-            f"The study's database {bare(url)} is of another version of Optuna. Type"
-            " `optuna storage upgrade --storage <its URL>`, or name another database."
+            f"The study's database {bare(url)} was made by another version of Optuna. Run"
+            " `optuna storage upgrade --storage <its URL>`, or use another database."
         ) from error
 
 
@@ -327,27 +324,27 @@ def parsed(storage: str) -> URL:
         return make_url(storage)
     except (ArgumentError, ValueError):
         raise UserError(
-            "The study's storage is no database's URL. Write sqlite:///<file>, or"
-            " postgresql://<user>:<password>@<host>:<port>/<database>, in which @, : and / within a password are %40,"
-            " %3A and %2F; or null for a file of its own."
-        ) from None  # the cause may have the password in it
+            "sweep.storage isn't a database URL. Write sqlite:///<file>, or"
+            " postgresql://<user>:<password>@<host>:<port>/<database> with @, : and / in a password written as %40,"
+            " %3A and %2F; or null for a journal in the study's folder."
+        ) from None  # the cause may contain the password
 
 
 def secrets(url: URL) -> list[str]:
-    """Return what nobody else may read of a URL."""
+    """Return the passwords in a URL."""
     named = [value for name, value in url.query.items() if "pass" in name]
-    return [str(one) for one in (url.password, *named) if one]
+    return [str(password) for password in (url.password, *named) if password]
 
 
 def bare(url: URL) -> str:
-    """A URL without what may be secret: the user, the password, and the driver's options."""
+    """Return a URL without its user, password and driver options, which may be secret."""
     return f"{url.get_backend_name()}://{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
 
 
 def engine_options(url: URL) -> dict[str, Any]:
-    """Options for many processes with one connection each, which is idle for hours between two reports."""
+    """Return engine options for many processes with one connection each, which may idle for hours between reports."""
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": 60}}  # it has one writer at a time; the others wait
-    # a connection that a firewall has dropped is replaced, and a host that says nothing isn't waited for
+        return {"connect_args": {"timeout": 60}}  # SQLite has one writer at a time; the others wait
+    # replaces a connection that a firewall has dropped, and doesn't wait for a host that never answers
     patience = {"connect_timeout": 10} if url.get_backend_name() == "postgresql" else {}
     return {"pool_pre_ping": True, "connect_args": patience}

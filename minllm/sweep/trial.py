@@ -1,6 +1,6 @@
-"""One trial, in the process that is its own: it's held to its limits, trains, reports, and leaves its outcome.
+"""One trial in its own process: applies the limits, trains, reports to the study, and writes its outcome.
 
-The same function serves the processes that this machine forks and the jobs of a cluster.
+The processes forked on this machine and the jobs of a cluster run the same function.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from minllm.training.loggers import Logger
 from minllm.training.loop import Diverged, Run
 
 START_NOISE = 1.05
-"""How far above a run's first loss an evaluation may be: the one is of a batch, the other of the validation set."""
+"""Factor by which an evaluation may exceed the first loss: one is of a batch, the other of the validation set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What a trial's process has to know. It's handed over as a file in the study's folder."""
+    """What a trial's process needs to know, passed as a file in the study's folder."""
 
     number: int
     trial_id: int
     attempt: str
-    """Distinguishes this attempt at the trial from one that was cut off before."""
+    """Identifies this attempt, as opposed to an earlier one that was interrupted."""
     run_dir: str
     config: dict[str, Any]
-    """As `python run.py` would run it."""
+    """The configuration, as `python run.py` would run it."""
     study: str
     pruner: dict[str, Any]
     metric: str
     limit_bytes: int | None
-    """None is what is free where it runs, as it begins; and likewise of `threads`."""
+    """None uses what is free on its machine when it starts; the same holds for `threads`."""
     predict: bool
     minutes: float | None
     threads: int | None
@@ -72,28 +72,28 @@ class Assignment:
 
 
 class DoesNotFit(Exception):
-    """What a trial would hold at its peak is more than its limit."""
+    """The trial's predicted peak memory exceeds its limit."""
 
 
 class TimeIsUp(Exception):
-    """The trial has taken longer than the search lets it."""
+    """The trial has taken longer than `sweep.trial_minutes`."""
 
 
 class GivenUp(Exception):
-    """The search has put this trial back, or has another process at it by now."""
+    """The search has queued this trial again, or has assigned it to another process."""
 
 
 def perform(folder: Path, number: int, storage: str | None, wanted: str | None = None) -> None:
-    """Do what a trial was assigned, and leave its outcome and what it printed in its run's folder.
+    """Run a trial as assigned, and write its outcome and output to its run folder.
 
     Args:
-        folder: the study's.
-        number: the trial's.
-        storage: where the study is, if not in its folder; it may hold a password, so it's in no file.
-        wanted: the attempt that this process was started for, where it may have waited for its turn for long.
+        folder: the study's folder.
+        number: the trial's number.
+        storage: the study's database, or None; it may contain a password, so it isn't written to the assignment.
+        wanted: the attempt that this process was started for; it may be outdated if the process was queued for long.
 
     Raises:
-        OSError: the disk is full, so that no outcome can be left.
+        OSError: the disk is full, so the outcome can't be written.
     """
     assignment = Assignment(**json.loads(Assignment.file(folder, number).read_text(encoding="utf-8")))
     if wanted not in (None, assignment.attempt):
@@ -102,12 +102,12 @@ def perform(folder: Path, number: int, storage: str | None, wanted: str | None =
     limit_bytes = assignment.limit_bytes or limits.free_bytes(device)
     assignment = replace(
         assignment,
-        # what is predicted is held against what the kernel will allow
+        # the prediction is compared with what the kernel will allow
         limit_bytes=limit_bytes if device.type == "cuda" else limits.at_most_hard_limit(limit_bytes),
         threads=assignment.threads or limits.threads_for(1),
     )
     run_dir = Path(assignment.run_dir)
-    shutil.rmtree(run_dir, ignore_errors=True)  # of this attempt itself, if a cluster has begun it again
+    shutil.rmtree(run_dir, ignore_errors=True)  # left by this same attempt, if a cluster restarted it
     run_dir.mkdir(parents=True)
     with printing_to(run_dir / OUTPUT):
         try:
@@ -117,17 +117,17 @@ def perform(folder: Path, number: int, storage: str | None, wanted: str | None =
 
 
 def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcome:
-    """Train, and return what came of it, whatever came of it; a full disk alone is raised, and GivenUp."""
+    """Train and return the outcome, whatever it is; only a full disk and GivenUp are raised."""
     began = time.perf_counter()
     cfg = OmegaConf.create(assignment.config)
     figures: dict[str, Any] = {"threads": assignment.threads}
     try:
         value = trained(assignment, cfg, folder, storage, figures)
         result = Outcome("complete", value)
-    except (Exception, SystemExit) as error:  # code that is searched may well exit, and SIGTERM makes it
+    except (Exception, SystemExit) as error:  # experimental code may call exit, and SIGTERM does
         if isinstance(error, GivenUp) or ends_a_job(error):
             raise
-        limits.lift()  # what is left to do needs some memory too
+        limits.lift()  # reporting needs some memory too
         if is_full(error):
             raise
         if not isinstance(error, (optuna.TrialPruned, DoesNotFit, TimeIsUp, UserError)):
@@ -141,7 +141,7 @@ def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcom
 def trained(
     assignment: Assignment, cfg: DictConfig, folder: Path, storage: str | None, figures: dict[str, Any]
 ) -> float:
-    """Return the metric of the trained model, and note what was measured in `figures`."""
+    """Train and return the metric; measurements are added to `figures`."""
     limits.offer_to_the_kernel()
     rows = rows_that_fit(cfg, assignment, figures)
     limits.hold_to(assignment.limit_bytes, assignment.threads, device_of(assignment))
@@ -156,7 +156,7 @@ def trained(
     asked = run.progress.decisions["micro_batch_size"]
     if rows < asked:
         run.progress.decisions["micro_batch_size"] = rows
-        notes.append(f"{asked} rows at a time wouldn't fit in memory: beginning with {rows}.")
+        notes.append(f"{asked} rows at a time wouldn't fit in memory: starting with {rows}.")
     judge.watch(run)
     try:
         summary = train.carry_out(run, tokenizer, notes, cfg)
@@ -171,17 +171,17 @@ def trained(
 
 
 def value_of(summary: Mapping[str, Any], metric: str) -> float:
-    """Return a run's metric. UserError if its figures are below the corpus's floor: it would be the best of all."""
+    """Return a run's metric. UserError if it is below the corpus's floor, since the search would call it the best."""
     if "below_floor" in summary:
         raise UserError(summary["below_floor"])
     return summary[metric]
 
 
 def rows_that_fit(cfg: DictConfig, assignment: Assignment, figures: dict[str, Any]) -> int:
-    """Return how many rows at a time fit in the limit, by what is predicted before anything is computed.
+    """Return the number of rows per micro-batch whose predicted peak fits in the limit.
 
     Raises:
-        DoesNotFit: not even one does.
+        DoesNotFit: not even a single row fits.
     """
     rows = cfg.train.micro_batch_size or cfg.train.batch_size
     if not assignment.predict:
@@ -193,12 +193,12 @@ def rows_that_fit(cfg: DictConfig, assignment: Assignment, figures: dict[str, An
         one = figures["predicted_bytes"] = predicted_peak(cfg, 1)
     except UserError:
         raise
-    except Exception as error:  # an idea may well look at values, and fake tensors have none
-        print(f"Its peak can't be predicted: {first_line(error)}.")
+    except Exception as error:  # experimental code may read values, which fake tensors don't have
+        print(f"The peak memory can't be predicted: {first_line(error)}.")
         return rows
     if one > assignment.limit_bytes:
         raise DoesNotFit(
-            f"It would hold {mib(one)} even with one row at a time, and may have {mib(assignment.limit_bytes)}."
+            f"It needs {mib(one)} even with one row at a time, but its limit is {mib(assignment.limit_bytes)}."
         )
     each = (whole - one) / max(rows - 1, 1)
     while rows > 1 and one + each * (rows - 1) > assignment.limit_bytes:
@@ -212,7 +212,7 @@ def device_of(assignment: Assignment) -> torch.device:
 
 
 def judged(error: BaseException) -> Outcome:
-    """Say what an error means for the search."""
+    """Return the outcome that an error stands for."""
     if isinstance(error, optuna.TrialPruned):
         return Outcome("pruned", reason="pruner", text=str(error))
     if isinstance(error, TimeIsUp):
@@ -231,19 +231,20 @@ def judged(error: BaseException) -> Outcome:
 
 
 class PruningLogger(Logger):
-    """Stands before a run's own logger: reports each evaluation to the study, and ends a run that isn't worth it.
+    """Wraps a run's logger: reports each evaluation to the study, and stops a run that isn't worth continuing.
 
     Raises:
-        TrialPruned: the study's pruner says that others were better at this point.
+        TrialPruned: the study's pruner decided that other trials were better at this point.
         Diverged: the loss is above that of the first step.
-        TimeIsUp, GivenUp: nobody waits for it any more.
+        TimeIsUp: the trial has exceeded its time limit.
+        GivenUp: the search no longer waits for this attempt.
         UserError: the study's database can't be used.
     """
 
     def __init__(self, trial: optuna.Trial, assignment: Assignment, storage: str | None):
         self.trial, self.storage = trial, storage
         self.metric, self.attempt = assignment.metric, assignment.attempt
-        # a model that was trained before begins so low that its first evaluation may well be above its first batch
+        # a pretrained model starts so low that its first evaluation may be above its first batch
         self.begins_trained = assignment.config["init_from"] is not None
         self.deadline = time.monotonic() + (assignment.minutes or math.inf) * 60
         self.start_loss = math.inf
@@ -264,7 +265,7 @@ class PruningLogger(Logger):
     def log(self, event: dict[str, Any]) -> None:
         self.own.log(event)
         if math.isinf(self.start_loss) and not self.begins_trained:
-            # the first event comes before any loss is forgotten
+            # the first event comes before any loss is dropped from the list
             self.start_loss = self.run.progress.recent_losses[0]
         if time.monotonic() > self.deadline:
             raise TimeIsUp(TOO_LONG)
@@ -273,10 +274,10 @@ class PruningLogger(Logger):
                 self._judge(event)
 
     def refuse_if_given_up(self) -> FrozenTrial:
-        """Return the trial as the study has it. GivenUp if that counts on another process by now, or on none."""
+        """Return the trial from the study. Raises GivenUp if the study no longer expects this attempt's result."""
         known = self.trial.storage.get_trial(self.trial._trial_id)
         if known.state != TrialState.RUNNING or known.user_attrs["attempt"] != self.attempt:
-            raise GivenUp("The search has given this attempt at the trial up.")
+            raise GivenUp("The search has abandoned this attempt at the trial.")
         return known
 
     def _judge(self, event: dict[str, Any]) -> None:
@@ -284,28 +285,28 @@ class PruningLogger(Logger):
             self.start_loss = event["val_loss"]
         if not event["val_loss"] <= START_NOISE * self.start_loss:
             raise Diverged(
-                f"The loss is {event['val_loss']:.3f} at step {event['step']}, above the {self.start_loss:.3f} that it"
-                " began with."
+                f"The loss is {event['val_loss']:.3f} at step {event['step']}, above its initial {self.start_loss:.3f}."
             )
         budget, evals = self.run.budget, self.run.settings.evals
         last = budget.spent(event["step"], event["seconds"])
-        # trials of different speed are compared at the same share of their budget, where evaluations are spread so
-        place = event["step"] if evals is None else evals if last else budget.passed(evals)
-        if place <= self.reported:
+        # with train.evals, trials of different speed are compared at the same share of their budget
+        index = event["step"] if evals is None else evals if last else budget.passed(evals)
+        if index <= self.reported:
             return
-        self.reported = place
+        self.reported = index
         known = self.refuse_if_given_up()
-        if place not in known.intermediate_values:  # an attempt that was cut off has reported the same
-            self.trial.report(event[self.metric], place)
+        if index not in known.intermediate_values:  # an interrupted attempt may have reported it already
+            self.trial.report(event[self.metric], index)
         if not last and self.trial.should_prune():
             raise optuna.TrialPruned(
-                f"Its {self.metric} of {event[self.metric]:.4f} at step {event['step']} fell behind other trials'."
+                f"Its {self.metric} of {event[self.metric]:.4f} at step {event['step']} was worse than that of other"
+                " trials."
             )
 
 
 @contextlib.contextmanager
 def printing_to(file: Path) -> Iterator[None]:
-    """Have what this process prints, and those it starts, in a file."""
+    """Redirect the output of this process and its children to a file."""
     before = [os.dup(1), os.dup(2)]
     sys.stdout.flush(), sys.stderr.flush()
     with file.open("w", encoding="utf-8") as output:
@@ -313,7 +314,7 @@ def printing_to(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # the disk is full, which whatever is raised already says
+        with contextlib.suppress(OSError):  # the disk is full, which the exception already says
             sys.stdout.flush(), sys.stderr.flush()
         for number, kept in enumerate(before, 1):
             os.dup2(kept, number)

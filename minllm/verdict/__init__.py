@@ -1,1 +1,1 @@
-"""Protocols on top of study and sweep: which arm is better."""
+"""Statistical protocols on top of study and sweep that decide which arm is better."""

@@ -1,12 +1,12 @@
-"""`python sweep.py search=verdict 'arms.a=[model/attn=gqa]' 'arms.b=[model/attn=differential]'`: an answer in one line.
+"""`python sweep.py search=verdict 'arms.a=[model/attn=gqa]' 'arms.b=[model/attn=differential]'`: which arm is better.
 
 1. Size: each arm gets as many parameters as the first.
-2. Tuning: each arm tries the same multiples of its learning rate, on seeds that the verdict never sees.
-3. Pairs: the arms train with the same fresh seeds, until a look at them settles the verdict or the time is up.
-4. The report.
+2. Tuning: each arm tries the same multiples of its learning rate, on seeds that the verdict doesn't use.
+3. Pairs: the arms train with the same new seeds until a look at the results settles the verdict or time runs out.
+4. Report.
 
-Each arm's tuning and its seeds are a search of their own, in a folder of their own, so that whatever is cut off goes on
-with the same command. At how many pairs they are looked at is fixed beforehand, and each look must be so much surer.
+The tuning and the seeds of each arm are separate searches with their own folders, so an interrupted verdict continues
+with the same command. The looks are fixed in advance, and the significance level is corrected for their number.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from minllm.verdict.protocol import (
 from minllm.verdict.tuning import TIME_WAS_UP, chosen_rate, rates_of
 
 WORDS_ALONE = {"_target_": "minllm.sweep.space.Plan"}
-"""A search for what its words say and nothing else."""
+"""A search whose space comes only from its overrides."""
 
 RunUntil = Callable[[int], Sequence[FrozenTrial]]
 
@@ -71,12 +71,12 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     """Size the arms, tune them, train them in pairs, and write the report.
 
     Args:
-        sweeper: what Hydra made of `hydra.sweeper`, and of the rest of the configuration.
-        typed: the command line's words, but for Hydra's own.
+        sweeper: the sweeper that Hydra instantiated; it holds the rest of the configuration.
+        typed: the command line's overrides, without Hydra's own.
 
     Raises:
-        UserError: the arms can't be built, or one of them has no learning rate that works.
-        RepeatedCrashes: crashes in a row.
+        UserError: an arm can't be built, or all of its learning rates failed.
+        RepeatedCrashes: too many trials crashed in a row.
     """
     search = VerdictSearch(sweeper, typed)
     print(printable(search.plan()), flush=True)
@@ -102,7 +102,7 @@ class VerdictSearch:
         self.typed = [word for word in typed if key_of(word).partition(".")[0] != "arms"]
         self.ends = time.monotonic() + (self.config.sweep.minutes or math.inf) * 60
         self.seconds: dict[str, list[float]] = {}
-        """What the runs of each search took."""
+        """Durations of each search's runs."""
         self.precision = self.precision_word()
         self.size: list[str] = []
         bases = {name: self.composed(name) for name in self.arms}
@@ -115,36 +115,37 @@ class VerdictSearch:
         for (
             name,
             cfg,
-        ) in composed.items():  # what can't be sized, or breaks a law, is refused before anything is run
+        ) in composed.items():  # reject arms that can't be sized or break a law before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
 
     def plan(self) -> str:
-        """Say what will be run."""
+        """Return a description of what will be run."""
         protocol = self.protocol
-        lines = [f"{name}: {' '.join(words) or 'as it is'}" for name, words in self.arms.items()]
+        lines = [f"{name}: {' '.join(words) or 'no overrides'}" for name, words in self.arms.items()]
         if sizes := [word for word in (*self.size, *self.typed) if word.startswith("size.")]:
-            lines.append(f"Each is sized alike: {' '.join(sizes)}.")
+            lines.append(f"All arms have the same size: {' '.join(sizes)}.")
         if protocol.rates:
             seeds = protocol.tuning_seeds
             runs = sum(map(len, self.rates.values())) * len(seeds)
             lines += [f"{name} tries optim.lr={', '.join(map(str, self.rates[name]))}." for name in self.arms]
-            lines.append(f"Tuning: {runs} runs, of seed {', '.join(map(str, seeds))}.")
+            lines.append(
+                f"Tuning: {runs} runs with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."
+            )
         looks = " or ".join(map(str, protocol.looks))
-        lines.append(f"Pairs: seeds 0, 1, 2, …; the verdict is looked at after {looks} of them.")
+        lines.append(f"Pairs: seeds 0, 1, 2, …; the results are tested after {looks} pairs.")
         contests = math.comb(len(self.arms), 2) if protocol.baseline == ALL else len(self.arms) - 1
         least = least_pairs(ALPHA, len(protocol.looks), contests)
         if protocol.looks[0] < least:
             lines.append(
-                f"With fewer than {least} pairs no arm can be called better or worse, since {len(protocol.looks)} looks"
-                " are planned."
+                f"With {len(protocol.looks)} planned looks, no arm can be called better or worse before {least} pairs."
             )
         return "\n".join(lines)
 
     # ---- the steps -------------------------------------------------------------------------------
 
     def tune(self) -> dict[str, Tuning]:
-        """Try each arm's learning rates on the tuning seeds, and choose the one with the lowest mean."""
+        """Try each arm's learning rates on the tuning seeds, and choose the one with the lowest mean loss."""
         seeds = self.protocol.tuning_seeds
         found = {}
         for name, rates in self.rates.items() if self.protocol.rates else ():
@@ -155,15 +156,15 @@ class VerdictSearch:
                 trials = run_until(n_trials)
             self.seconds[f"tune-{name}"] = seconds_of_runs(trials)
             found[name] = chosen_rate(name, rates, trials, len(seeds))
-            edge = ", at an edge of what was tried" * found[name].at_edge
+            edge = ", at the edge of the range tried" * found[name].at_edge
             print(f"{name}: optim.lr={found[name].chosen:g}{edge}.", flush=True)
         refuse_same_results(found)
         return found
 
     def train_pairs(self, tuning: Mapping[str, Tuning]) -> Comparison:
-        """Train pairs of seeds until a look at them settles every contest, or looks or time run out.
+        """Train pairs of seeds until a look settles every comparison, or looks or time run out.
 
-        Returns the comparison at the last look that there was; before the first, nothing is decided.
+        Returns the comparison at the last look reached, or an undecided one before the first look.
         """
         done, comparison = 0, None
         with contextlib.ExitStack() as stack:
@@ -182,10 +183,10 @@ class VerdictSearch:
         return comparison
 
     def train_up_to(self, look: int, done: int, searches: Mapping[str, RunUntil]) -> int:
-        """Train up to so many pairs, as far as there is time, and return how many there are.
+        """Train up to `look` pairs while there is time, and return the number of finished pairs.
 
-        The arms take turns, and who begins changes: what else the machine does then slows all of them alike, and
-        their tokens a second can be compared.
+        The arms take turns and their order alternates, so that other load on the machine slows all of them alike and
+        their tokens per second stay comparable.
         """
         while done < look and (more := self.pairs_in_time()):
             turn, wanted = (
@@ -197,7 +198,7 @@ class VerdictSearch:
                 trials[name] = searches[name](wanted * self.protocol.runs_of_a_pair)
                 self.seconds[f"seeds-{name}"] = seconds_of_runs(trials[name])
             done = self.protocol.pairs_in(trials.values())
-            if done < wanted:  # the time ran out within this turn
+            if done < wanted:  # time ran out during this turn
                 break
         return done
 
@@ -216,7 +217,7 @@ class VerdictSearch:
         return self.opened(f"seeds-{name}", name, words, seeds, keep="all")
 
     def pairs_in_time(self) -> float:
-        """Return how many more pairs there is time for, by what runs took so far; some to learn that, at first."""
+        """Return how many more pairs there is time for, by the mean duration of a run; `n_jobs` before the first."""
         left = self.ends - time.monotonic()
         if math.isinf(left):
             return math.inf
@@ -227,7 +228,7 @@ class VerdictSearch:
         return max(0, int(left * self.sweeper.n_jobs / (runs * sum(seconds) / len(seconds))))
 
     def compared(self, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
-        """Compare the first so many pairs. UserError where an arm has no run that came to its end."""
+        """Compare the first `pairs` pairs. UserError if an arm has no complete run."""
         arms: list[Arm] = []
         left_out: list[LeftOut] = []
         for name in self.arms:
@@ -240,13 +241,13 @@ class VerdictSearch:
             of_pairs = [one for one in others if one.cfg is None or one.cfg["seed"] in seeds]
             if not within:
                 raise UserError(
-                    f"No run of arm {name} ({self.called(name)}) can be compared, out of {len(of_pairs)}. The first is"
-                    f" {of_pairs[0].folder}: {of_pairs[0].why}"
+                    f"None of the {len(of_pairs)} runs of arm {name} ({self.called(name)}) can be compared. The first"
+                    f" is {of_pairs[0].folder}: {of_pairs[0].why}"
                 )
             found, repeated = arms_of(within)
             if len(found) > 1:
                 raise UserError(
-                    f"The runs in {folder} aren't of one arm: conf/ has changed since some of them were made. Begin"
+                    f"The runs in {folder} have different configurations because conf/ has changed between them. Start"
                     " another verdict: sweep.name=<name>."
                 )
             arms.append(replace(found[0], name=self.called(name)))
@@ -273,9 +274,9 @@ class VerdictSearch:
     def opened(
         self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
     ) -> Iterator[RunUntil]:
-        """Open the search that runs an arm with further words, up to so many trials.
+        """Open the search that runs an arm with further overrides, up to `n_trials` trials.
 
-        Yields what runs it until it has a number of trials, and returns them.
+        Yields a function that runs the search until it has a given number of trials, and returns them.
         """
         config = self.without_arms()
         left = self.ends - time.monotonic()
@@ -292,28 +293,26 @@ class VerdictSearch:
             yield search.run_until
 
     def composed(self, name: str) -> DictConfig:
-        """Return what an arm is configured as by the words so far."""
+        """Return an arm's configuration under the overrides known so far."""
         spec = SearchSpec(
             self.without_arms(),
             [*self.words_of(name), f"seed=range(0,{FIRST_TUNING_SEED})"],
             self.sweeper.hydra_context,
         )
         for key in sorted(set(spec.space.distributions) - {"seed"}):
-            raise UserError(
-                f"{key} has several values. Give each an arm of its own: 'arms.b=[{key}=<value>]'."
-            )
+            raise UserError(f"{key} has several values. Make each a separate arm: 'arms.b=[{key}=<value>]'.")
         return spec.space.base
 
     def words_of(self, name: str) -> list[str]:
         return [*self.typed, *self.precision, *self.size, *self.arms[name]]
 
     def size_word(self, first: DictConfig) -> list[str]:
-        """Return the word that gives each arm as much as the first has, unless a size is typed."""
+        """Return the override that gives each arm the first one's size, unless a size is configured already."""
         equal = self.protocol.equal
         if equal is None or any(first.size[name] is not None for name in TARGETS):
             return []
         if first.init_from:
-            raise UserError("With init_from= the arms have their sizes already: add search.equal=null.")
+            raise UserError("With init_from= the arms can't be resized: add search.equal=null.")
         figures = cost(build_shapes(first, build(first.tokenizer).vocab_size), first.data.seq_len)
         had = getattr(figures, "state_bytes_per_sequence" if equal == "state_bytes" else equal)
         if had is None:
@@ -321,7 +320,7 @@ class VerdictSearch:
         return [f"size.{equal}={had:.12g}"]
 
     def precision_word(self) -> list[str]:
-        """Return the word that has all runs compute alike; what `auto` chooses is measured once, when it begins."""
+        """Return the override that fixes the precision of all runs; `auto` is resolved once, at the start."""
         trained = any(self.folder.glob("seeds-*"))
         if recorded.is_there(self.folder, VERDICT):
             kept = self.kept()
@@ -330,8 +329,8 @@ class VerdictSearch:
             return kept["words"]
         if trained:
             raise UserError(
-                f"{self.folder / VERDICT} is missing, so nothing says which margin and which looks were chosen before"
-                " these runs were trained. Put it back, or begin another verdict: sweep.name=<name>."
+                f"{self.folder / VERDICT} is missing, so the margin and looks chosen before training are unknown."
+                " Restore the file, or start another verdict: sweep.name=<name>."
             )
         runs_here = self.config.hydra.launcher._target_ == LauncherOptions._target_
         if self.config.train.precision != "auto" or not runs_here:
@@ -340,18 +339,18 @@ class VerdictSearch:
         return [f"train.precision={machine.choose_precision('auto', device)[0]}"]
 
     def kept(self) -> dict[str, Any]:
-        """Return what `keep_protocol` wrote down. UserError if it can't be read any more."""
+        """Return what `keep_protocol` saved. UserError if it can't be read."""
         try:
             kept = recorded.read_object(self.folder, VERDICT)
             recorded.check(kept, {"protocol": dict[str, Any], "words": list[str]}, VERDICT)
         except recorded.Damaged as error:
             raise UserError(
-                f"In {self.folder}: {error} Put the file back, or begin another verdict: sweep.name=<name>."
+                f"In {self.folder}: {error} Restore the file, or start another verdict: sweep.name=<name>."
             ) from error
         return kept
 
     def keep_protocol(self) -> None:
-        """Write down what was asked for, and how all runs compute: a later call goes on with both."""
+        """Save the protocol and the precision of all runs, which a later call continues with."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / VERDICT, to_json({"protocol": self.asked(), "words": self.precision}))
 
@@ -359,13 +358,15 @@ class VerdictSearch:
         return {**asdict(self.protocol), "arms": self.arms}
 
     def logged_as(self, name: str, of: str = "") -> list[str]:
-        """Return the words by which Weights & Biases knows the runs of this verdict as a group, and the arm in it."""
+        """Return the overrides that set the group and job type of this verdict's runs in Weights & Biases."""
         logger = self.config.logger
         names = {"group": f"{self.name}{of}", "job_type": self.called(name)}
-        return [f"logger.{key}={spelled(said)}" for key, said in names.items() if logger.get(key, "") is None]
+        return [
+            f"logger.{key}={spelled(label)}" for key, label in names.items() if logger.get(key, "") is None
+        ]
 
     def without_arms(self) -> DictConfig:
-        """Return the configuration of a search for what its words say, each combination once and to its end."""
+        """Return the configuration of a search without arms that runs each combination once, without pruning."""
         config = copy.deepcopy(self.config)
         with open_dict(config):
             config.pop("arms")
@@ -376,7 +377,7 @@ class VerdictSearch:
         return " ".join(self.arms[name]) or name
 
     def command(self) -> str:
-        """Return what was typed, without what is secret in it."""
+        """Return the command line with secrets removed."""
         hydra = self.config.hydra
         arms = [f"arms.{name}=[{','.join(words)}]" for name, words in self.arms.items()]
         words = [*named_folders(hydra.runtime), *self.typed, *arms, *hydra.overrides.hydra]

@@ -1,6 +1,6 @@
-"""What a search found, in its folder: summary.md to read at once, report.html to look into.
+"""The report of a search, in its folder: summary.md, and report.html with plots.
 
-Both read a study and change nothing, so they may be written while it goes on.
+Writing it only reads the study, so it can be written while the search is running.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def write_report(study: optuna.Study, folder: Path, *, metric: str, command: str
     """Write summary.md and report.html into a folder, and return their paths.
 
     Args:
-        metric: what the study minimises, by its name in a run's summary.json.
-        command: what was typed to search.
+        metric: the metric that the study minimizes, as named in a run's summary.json.
+        command: the command line that started the search.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
@@ -34,10 +34,10 @@ def write_report(study: optuna.Study, folder: Path, *, metric: str, command: str
 
 
 def conclusion(study: optuna.Study, *, metric: str, written: Sequence[Path]) -> str:
-    """Return the last lines a person reads: the best trial, how to run it again, and where to read more."""
+    """Return the lines printed at the end: the best trial, how to run it again, and the report's files."""
     best = best_of(study)
     if best is None:
         found = [no_best(study.get_trials(deepcopy=False))]
     else:
         found = [best_in_words(best, metric), f"To run it again: {rerun(best)}"]
-    return "\n".join([*found, f"More is in {' and '.join(map(str, written))}"])
+    return "\n".join([*found, f"Report: {', '.join(map(str, written))}"])

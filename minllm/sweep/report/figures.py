@@ -1,6 +1,6 @@
-"""What a search found, drawn: Optuna's own plots, and a map of what fitted in memory.
+"""Figures of a search: Optuna's own plots, and a map of the trials by memory.
 
-plotly takes a second to import, so it's imported where something is drawn.
+plotly takes a second to import, so it's imported only where something is drawn.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ MOST_LINES = 300
 
 
 def search_plots(study: optuna.Study, metric: str) -> dict[str, Figure | str]:
-    """Return Optuna's plots by their headings; a sentence in place of one that can't be drawn."""
+    """Return Optuna's plots keyed by heading; a plot that can't be drawn is replaced by a sentence."""
     complete = sum(state_of(trial) == "complete" for trial in study.get_trials(deepcopy=False))
-    went, decided, well = "How the search went", "Which parameters decided", "Which settings did well"
+    went, decided, well = "Search history", "Parameter importance", "Parameters of the best trials"
     if complete < 2:
-        have = "one" if complete else "none"
+        have = "only one" if complete else "none"
         return dict.fromkeys((went, decided, well), f"This needs two complete trials; there is {have}.")
     told = retold(study)
     names = varying(told.get_trials(deepcopy=False))
@@ -74,7 +74,7 @@ def search_plots(study: optuna.Study, metric: str) -> dict[str, Figure | str]:
 
 
 def best_part(study: optuna.Study) -> optuna.Study:
-    """Return a study of the best trials alone where there are more than a drawing of lines can show."""
+    """Return a study of the best `MOST_LINES` trials, which is as many as a parallel coordinate plot can show."""
     if len(study.get_trials(deepcopy=False)) <= MOST_LINES:
         return study
     part = optuna.create_study(study_name=study.study_name, direction=study.direction)
@@ -83,16 +83,16 @@ def best_part(study: optuna.Study) -> optuna.Study:
 
 
 def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
-    """Return a scatter of what became of the trials, by the two parameters that matter most for memory.
+    """Return a scatter plot of how the trials ended, over the two parameters that affect memory most.
 
-    Where the search has one parameter, the other axis is the memory itself.
+    If the search has one parameter, the other axis is the memory itself.
     """
     axes = _axes(trials)
     if not axes:
         return "No two trials differ in a parameter yet."
     placed = [trial for trial in trials if all(_at(axis, trial) is not None for axis in axes)]
     if not placed:
-        return "Nothing is known of the trials' memory."
+        return "The trials recorded no memory use."
     from plotly.graph_objects import Figure
 
     shorts = short_names(varying(trials))
@@ -105,7 +105,7 @@ def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
             update(tickformat="~g", **_decades([_at(axis, trial) for trial in placed]))
     if len(placed) < len(trials):
         figure.add_annotation(
-            text=f"{in_words(len(trials) - len(placed), 'trial')} without a place on these axes: not shown",
+            text=f"{in_words(len(trials) - len(placed), 'trial')} without values on both axes not shown",
             **dict(xref="paper", yref="paper", x=0, y=1.06, xanchor="left", showarrow=False),
         )
     return figure
@@ -114,7 +114,7 @@ def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
 def _dots(
     placed: Sequence[FrozenTrial], state: str, axes: Sequence[str], metric: str, shorts: Mapping[str, str]
 ) -> Scatter:
-    """Return the marks of the trials that came to the same."""
+    """Return the markers of the trials with one state."""
     from plotly.graph_objects import Scatter
 
     trials = [trial for trial in placed if state_of(trial) == state]
@@ -132,9 +132,9 @@ def _dots(
 
 
 def _axes(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Return what the map's two axes are: parameters that differ between trials, and MEMORY beside one alone.
+    """Return the map's two axes: parameters that differ between trials, or a single one and MEMORY.
 
-    Numbers come first, and of these the ones that memory follows most closely.
+    Numeric parameters come first, ordered by how closely memory correlates with them.
     """
     differ = [
         name
@@ -146,7 +146,7 @@ def _axes(trials: Sequence[FrozenTrial]) -> list[str]:
 
 
 def _tie(name: str, trials: Sequence[FrozenTrial]) -> float:
-    """Return how closely the logarithm of memory follows a number; less where few trials have that parameter."""
+    """Return how strongly log(memory) correlates with a parameter, scaled by the share of trials that have it."""
     known = [trial for trial in trials if name in trial.params and memory_of(trial)]
     if not _is_number(name, trials) or len(known) < 2:
         return 0.0
@@ -158,7 +158,7 @@ def _tie(name: str, trials: Sequence[FrozenTrial]) -> float:
 
 
 def _at(axis: str, trial: FrozenTrial) -> float | str | None:
-    """Return where a trial is on an axis; None where it has no place on it."""
+    """Return a trial's coordinate on an axis; None if it has none."""
     if axis == MEMORY:
         return memory_of(trial) / MIB or None
     if axis not in trial.params:
@@ -177,13 +177,13 @@ def _scale(axis: str, trials: Sequence[FrozenTrial]) -> str:
 
 
 def _decades(values: Sequence[float]) -> dict[str, Any]:
-    """Return where a logarithmic axis has labels: at powers of ten, and at 2 and 5 too where there are few of them."""
+    """Return where a logarithmic axis has labels: at powers of ten, and also at 2 and 5 if it spans few decades."""
     decades = math.log10(max(values) / min(values)) if min(values) > 0 else 0
     return {"dtick": 1 if decades > 2 else "D2"}
 
 
 def _is_number(name: str, trials: Sequence[FrozenTrial]) -> bool:
-    """Whether all values of a parameter are numbers, as those of a choice between widths are too."""
+    """Whether all values of a parameter are numbers, including those of a choice between numbers."""
     return all(_counts(trial.params[name]) for trial in trials if name in trial.params)
 
 

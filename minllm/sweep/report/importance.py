@@ -1,7 +1,7 @@
-"""Which parameters decided the value: Optuna's PED-ANOVA, which needs no other package.
+"""Parameter importance by Optuna's PED-ANOVA, which needs no other package.
 
-It asks what sets the best trials apart from all of them. Its answer is steady where at least five trials are called
-the best, so a small search calls more of its trials that than the usual tenth.
+It measures what distinguishes the best trials from all of them. The result is stable if at least five trials count as
+the best, so in a small search a larger share than the usual tenth does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minllm.sweep.report.trials import state_of, varying
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return each parameter's share by its full name, the largest first; {} where too few trials tell."""
+    """Return each parameter's share, keyed by full name, largest first; {} with too few complete trials."""
     complete = [trial for trial in study.get_trials(deepcopy=False) if state_of(trial) == "complete"]
     names = varying(complete)
     if not names or len({trial.value for trial in complete}) < 2:
@@ -35,15 +35,14 @@ def evaluator(complete: int) -> PedAnovaImportanceEvaluator:
 
 
 def share_called_best(complete: int) -> float:
-    """Return which share of the complete trials is compared with all of them."""
+    """Return the share of the complete trials that counts as the best."""
     return min(0.5, max(0.1, 5 / complete))
 
 
 def retold(study: optuna.Study) -> optuna.Study:
-    """Return a copy of a study with short names, and values only where a trial found one itself.
+    """Return a copy of a study with short parameter names, and with values only for trials that measured one.
 
-    Optuna would count a value that was taken from an earlier trial twice. One that stands in for a pruned trial's it
-    takes for real, and may call the best.
+    Otherwise Optuna would count a reused value twice, and treat the value that stands in for a pruned trial's as real.
     """
     trials = study.get_trials(deepcopy=False)
     names = short_names(varying(trials))
@@ -55,7 +54,7 @@ def retold(study: optuna.Study) -> optuna.Study:
 
 def _retold(trial: FrozenTrial, names: Mapping[str, str]) -> FrozenTrial:
     if state_of(trial) != "complete":
-        return create_trial(state=TrialState.FAIL)  # which keeps the place, so that the numbers stay
+        return create_trial(state=TrialState.FAIL)  # a placeholder, so that the trial numbers stay the same
     had = [(name, short) for name, short in names.items() if name in trial.params]
     return create_trial(
         value=trial.value,
@@ -66,7 +65,7 @@ def _retold(trial: FrozenTrial, names: Mapping[str, str]) -> FrozenTrial:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep Optuna from announcing the copy, and from warning of few trials: the report says how many there are."""
+    """Silence Optuna's messages about the copied study and about few trials; the report says how many there are."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

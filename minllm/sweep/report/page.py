@@ -1,4 +1,4 @@
-"""What a search found, as one page."""
+"""The report of a search as one HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ th.n:not(:last-child), td.n:not(:last-child) { padding-right: 1.25rem; }
 h2:last-of-type + .figure { background: #e9e7e3; }
 h2:last-of-type + .figure .main-svg text:not(.hoverlayer *) { fill: #1c2026 !important; }
 """
-"""The last figure's lines go from dark blue to white, which needs a light ground on a dark page too."""
+"""The last figure's lines range from dark blue to white, so it needs a tinted background in dark mode too."""
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -29,15 +29,15 @@ def page(study: optuna.Study, *, metric: str, command: str) -> str:
     """Return the text of report.html."""
     trials = study.get_trials(deepcopy=False)
     return document(
-        f"What the search for {metric} found",
+        f"Search results: {metric}",
         [
-            "<h1>What the search found</h1>",
-            f'<p class="soft">The lowest {escape(metric)} was searched with</p>',
+            "<h1>Search results</h1>",
+            f'<p class="soft">This search minimized {escape(metric)}:</p>',
             f"<pre>{escape(command)}</pre>",
             *_best(best_of(study), metric, no_best(trials)),
-            *_section("The ten best", _ten_best(trials, metric)),
-            *_section("What became of the trials", _counts(counted(trials))),
-            *_section("What fitted in memory", f"<p>{escape(' '.join(memory_story(trials)))}</p>"),
+            *_section("Ten best trials", _ten_best(trials, metric)),
+            *_section("How the trials ended", _counts(counted(trials))),
+            *_section("Memory", f"<p>{escape(' '.join(memory_story(trials)))}</p>"),
             _drawn(memory_map(trials, metric)),
             *(
                 part
@@ -55,21 +55,21 @@ def _section(heading: str, body: str) -> list[str]:
 
 def _best(best: FrozenTrial | None, metric: str, otherwise: str) -> list[str]:
     if best is None:
-        return _section("The best trial", f"<p>{escape(otherwise)}</p>")
+        return _section("Best trial", f"<p>{escape(otherwise)}</p>")
     rows = [[f"<code>{escape(name)}</code>", escape(shown(value))] for name, value in best.params.items()]
     folder = best.user_attrs.get("run")
     return [
-        *_section("The best trial", f"<p>{escape(best_in_words(best, metric))}</p>"),
+        *_section("Best trial", f"<p>{escape(best_in_words(best, metric))}</p>"),
         table([], rows, "lr"),
         f"<pre>{escape(rerun(best))}</pre>" if rerun(best) else "",
-        f'<p class="soft">Its folder is <code>{escape(folder)}</code>.</p>' if folder else "",
+        f'<p class="soft">Run folder: <code>{escape(folder)}</code></p>' if folder else "",
     ]
 
 
 def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> str:
     head, rows = ten_best(trials, metric)
     if not rows:
-        return "<p>No trial is complete.</p>"
+        return "<p>No trial has completed.</p>"
     sides = "r" * len(FIGURES) + "l" * (len(head) - len(FIGURES))
     return table([escape(name) for name in head], [[escape(cell) for cell in row] for row in rows], sides)
 
@@ -80,12 +80,12 @@ def _counts(found: Mapping[str, int]) -> str:
 
 
 def _drawn(plot: Figure | str) -> str:
-    """Return a figure's place in the page, or the sentence that stands for it."""
+    """Return a figure as HTML, or the sentence that replaces it."""
     if isinstance(plot, str):
         return f"<p>{escape(plot)}</p>"
     plot.update_layout(
         title=None,
-        template="none",  # the page's style has the colours, for light and dark
+        template="none",  # the page's style sets the colors, for light and dark mode
         height=420,
         margin={"l": 70, "r": 24, "t": 48, "b": 56},
         font={"family": "system-ui, sans-serif", "size": 13},

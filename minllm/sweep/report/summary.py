@@ -1,4 +1,4 @@
-"""What a search found, as a page of Markdown."""
+"""The report of a search as Markdown."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def summary(study: optuna.Study, *, metric: str, command: str) -> str:
     """Return the text of summary.md."""
     trials = study.get_trials(deepcopy=False)
     sections = [
-        ["# What the search found", f"The lowest {metric} was searched with", sh(command)],
-        ["## The best trial", *_best(best_of(study), metric, trials)],
-        ["## What was searched", *_searched(study, trials)],
-        ["## What became of the trials", *_counts(trials)],
-        ["## The ten best", *_ten_best(trials, metric)],
+        ["# Search results", f"This search minimized {metric}:", sh(command)],
+        ["## Best trial", *_best(best_of(study), metric, trials)],
+        ["## Search space", *_searched(study, trials)],
+        ["## How the trials ended", *_counts(trials)],
+        ["## Ten best trials", *_ten_best(trials, metric)],
         ["## Memory", " ".join(memory_story(trials))],
     ]
     return "\n\n".join(part for section in sections for part in section) + "\n"
 
 
 def no_best(trials: Sequence[FrozenTrial]) -> str:
-    """Return why there's no best trial."""
+    """Return a sentence on why there's no best trial."""
     if not any(trial.state.is_finished() for trial in trials):
         return "No trial has ended yet."
-    return "No trial has come to its end with a value, so there is none to call the best."
+    return "No trial has completed, so there is no best trial."
 
 
 def best_in_words(best: FrozenTrial, metric: str) -> str:
-    """Return the sentence about the best trial: its value, size, memory and time."""
+    """Return a sentence with the best trial's value, size, memory and time."""
     seen = described(best)
     had = [
         seen.params and f"{seen.params} parameters",
-        seen.peak and f"a peak of {seen.peak}",
-        seen.elapsed and f"took {seen.elapsed}",
+        seen.peak and f"{seen.peak} peak memory",
+        seen.elapsed,
     ]
     extra = ", ".join(filter(None, had))
     return f"Trial {best.number} reached the lowest {metric}: {seen.value}" + (
@@ -64,28 +64,28 @@ def best_in_words(best: FrozenTrial, metric: str) -> str:
 
 
 def memory_story(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Return sentences about what fitted in memory, what didn't, and how far the predictions lay off."""
+    """Return sentences about what fit in memory, what didn't, and how accurate the predictions were."""
     fitted = [trial for trial in trials if _fitted(trial)]
-    refused = [trial for trial in trials if state_of(trial) in DID_NOT_FIT and memory_of(trial)]
+    did_not_fit = [trial for trial in trials if state_of(trial) in DID_NOT_FIT and memory_of(trial)]
     largest = max(fitted, key=memory_of, default=None)
-    smallest = min(refused, key=memory_of, default=None)
+    smallest = min(did_not_fit, key=memory_of, default=None)
     story = []
     if largest is not None:
-        story.append(f"The largest trial that fitted was trial {largest.number}: {_sizes(largest)}.")
+        story.append(f"The largest trial that fit was trial {largest.number}: {_sizes(largest)}.")
     if smallest is not None:
         story.append(
-            f"The smallest that didn't was trial {smallest.number}: {_sizes(smallest)};"
+            f"The smallest that didn't fit was trial {smallest.number}: {_sizes(smallest)};"
             f" it {MEANINGS[state_of(smallest)]}."
         )
     elif largest is not None:
-        story.append("No trial is known to have needed more memory than there was.")
+        story.append("No trial is known to have exceeded its memory.")
     if largest and smallest and memory_of(largest) >= memory_of(smallest):
-        story.append("So the two overlap: a prediction alone doesn't tell what fits.")
-    return [*story, *_accuracy(trials)] or ["Nothing is known of the trials' memory."]
+        story.append("The two overlap, so the prediction alone doesn't decide what fits.")
+    return [*story, *_accuracy(trials)] or ["The trials recorded no memory use."]
 
 
 def _fitted(trial: FrozenTrial) -> bool:
-    """Whether a trial ran until something else than memory ended it."""
+    """Whether a trial ran and didn't end because of memory."""
     state = state_of(trial)
     ran = state == "complete" or (state.startswith("pruned: ") and state not in DID_NOT_FIT)
     return ran and memory_of(trial) > 0
@@ -109,8 +109,8 @@ def _accuracy(trials: Sequence[FrozenTrial]) -> list[str]:
     if not ratios:
         return []
     return [
-        f"In the {in_words(len(ratios), 'trial')} with both figures, measured / predicted was"
-        f" {statistics.median(ratios):.2f} at the median ({min(ratios):.2f} to {max(ratios):.2f})."
+        f"In the {in_words(len(ratios), 'trial')} with both values, the median of measured / predicted was"
+        f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})."
     ]
 
 
@@ -121,8 +121,8 @@ def _best(best: FrozenTrial | None, metric: str, trials: Sequence[FrozenTrial]) 
     return [
         best_in_words(best, metric),
         *lines([f"- {code(name)}: {word(shown(value))}" for name, value in best.params.items()]),
-        *(["This runs it again:", sh(line)] if line else ["What ran it was not recorded."]),
-        *([f"Its folder is {code(folder)}."] if folder else []),
+        *(["To run it again:", sh(line)] if line else ["Its overrides weren't recorded."]),
+        *([f"Run folder: {code(folder)}"] if folder else []),
     ]
 
 
@@ -147,9 +147,9 @@ def _searched(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[str]:
 
 
 def _ranges(name: str, trials: Sequence[FrozenTrial]) -> str:
-    """Return where a parameter was searched; in more than one place where the search has changed."""
-    places = [trial.distributions[name] for trial in trials if name in trial.distributions]
-    return "; ".join(dict.fromkeys(map(_range, places)))
+    """Return the range in which a parameter was searched; several ranges if the search has changed."""
+    distributions = [trial.distributions[name] for trial in trials if name in trial.distributions]
+    return "; ".join(dict.fromkeys(map(_range, distributions)))
 
 
 def _range(distribution: BaseDistribution) -> str:
@@ -166,8 +166,9 @@ def _importance_note(trials: Sequence[FrozenTrial], shares: Mapping[str, float])
     if not shares:
         return "Importances need two complete trials with different values."
     return (
-        f"Importance is each parameter's share in what sets the best {share_called_best(complete):.0%} of"
-        f" {complete} complete trials apart from the rest (PED-ANOVA). Below a few dozen trials, it's a hint."
+        f"Importance is each parameter's share in what distinguishes the best {share_called_best(complete):.0%} of"
+        f" {complete} complete trials from all of them (PED-ANOVA). With fewer than a few dozen trials, it's only a"
+        " hint."
     )
 
 
@@ -188,18 +189,18 @@ def _counts(trials: Sequence[FrozenTrial]) -> list[str]:
 def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> list[str]:
     head, rows = ten_best(trials, metric)
     if not rows:
-        return ["No trial is complete."]
+        return ["No trial has completed."]
     settings = len(head) - len(FIGURES)
     cells = [[*row[:-settings], *map(word, row[-settings:])] if settings else row for row in rows]
     return [table([*head[: len(FIGURES)], *map(code, head[len(FIGURES) :])], cells, "rrrr" + "l" * settings)]
 
 
 FIGURES = ("trial", "metric", "params", "peak")
-"""What the ten best are shown with, before their settings."""
+"""Columns of the ten best trials, before their parameters."""
 
 
 def ten_best(trials: Sequence[FrozenTrial], metric: str) -> tuple[list[str], list[list[str]]]:
-    """Return the headings and rows of the ten best trials: the FIGURES of each, then its settings."""
+    """Return the headings and rows of the ten best trials: the FIGURES of each, then its parameters."""
     shorts = short_names(varying(trials))
     best = [described(trial) for trial in ranked(trials) if state_of(trial) == "complete"][:10]
     rows = [

@@ -1,4 +1,4 @@
-"""A search as it goes: a table on a terminal, and one line for each trial that ends anywhere else."""
+"""The progress of a search: a live table on a terminal; elsewhere, one line for each trial that ends."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from minllm.sweep.report.trials import (
 )
 
 ROWS = 15
-WIDEST = 14  # columns that a parameter may take
-BELOW = 8  # lines of a terminal that the rest of the table takes
+WIDEST = 14  # maximum width of a parameter's column
+BELOW = 8  # lines that the rest of the table takes
 STYLES = {"complete": "green", "reused": "green dim", "running": "cyan", "failed": "red"}
 Column: TypeAlias = tuple[str, list[str], Literal["left", "right"]]
 
 
 class Table:
-    """Shows how a search goes on, for as long as its `with` lasts."""
+    """Shows the progress of a search; use it as a context manager."""
 
     def __init__(self, study_name: str, metric: str, n_trials: int, n_jobs: int):
         self.study_name, self.metric, self.n_trials, self.n_jobs = study_name, metric, n_trials, n_jobs
         self.console = Console(stderr=True)
-        # whoever calls update() knows when something has changed: no thread of rich's own
+        # the caller of update() knows when something has changed, so rich needs no refresh thread
         self.live = Live(console=self.console, auto_refresh=False) if sys.stderr.isatty() else None
         self.done: set[int] = set()
         self.best: FrozenTrial | None = None
@@ -58,14 +58,14 @@ class Table:
             self.live.stop()
 
     def update(self, trials: Sequence[FrozenTrial], now: float | None = None) -> None:
-        """Show all trials of the study as they are `now`, in seconds since 1970."""
+        """Show all trials of the study as of `now`, in seconds since 1970."""
         self.done = {trial.number for trial in trials if trial.state.is_finished()}
         self.best = next(iter(ranked(trials)), None)
         if self.live:
             self.live.update(self.drawn(trials, now or time.time()), refresh=True)
 
     def ended(self, trial: FrozenTrial) -> None:
-        """Say how a trial ended, where there's no table that shows it."""
+        """Print how a trial ended, unless the live table shows it."""
         self.done.add(trial.number)
         self.best = next(iter(ranked([trial, *([self.best] if self.best else [])])), None)
         if not self.live:
@@ -74,7 +74,7 @@ class Table:
     def line(self, trial: FrozenTrial) -> str:
         """Return the line about a trial that has ended."""
         seen, shorts = described(trial), short_names(varying([trial]))
-        said = [
+        parts = [
             seen.state,
             seen.value and f"{self.metric} {seen.value}",
             self._best_beside(trial),
@@ -83,10 +83,10 @@ class Table:
             seen.elapsed,
             seen.why,
         ]
-        return f"[{len(self.done)}/{self.n_trials}] trial {trial.number}: " + ", ".join(filter(None, said))
+        return f"[{len(self.done)}/{self.n_trials}] trial {trial.number}: " + ", ".join(filter(None, parts))
 
     def drawn(self, trials: Sequence[FrozenTrial], now: float) -> rich.table.Table:
-        """Return the table of the trials that matter now."""
+        """Return the table of the running, best and latest trials."""
         rows = [described(trial, now) for trial in self._that_matter(trials)]
         table = rich.table.Table(
             title=Text(self.study_name),
@@ -102,12 +102,12 @@ class Table:
         for seen, *cells in zip(rows, *(cells for _, cells, _ in columns)):
             style = STYLES.get(seen.state, "yellow")
             bold = " bold" if self.best and seen.number == self.best.number else ""
-            # Text, since rich would read a plain string such as [a] as markup
+            # Text, because rich would read a plain string such as [a] as markup
             table.add_row(*map(Text, cells), style=style + bold)
         return table
 
     def _columns(self, trials: Sequence[FrozenTrial], rows: Sequence[Description]) -> list[Column]:
-        """Return the table's columns, with as many of the search's parameters as the terminal has room for."""
+        """Return the table's columns, with as many parameters as fit on the terminal."""
         so_far = _best_so_far(trials)
         before = [
             ("trial", [str(seen.number) for seen in rows], "right"),
@@ -127,7 +127,7 @@ class Table:
         return [*before, *settings, *after]
 
     def _that_matter(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Return the trials under way, the best one, and the last that ended, as the terminal has room for them."""
+        """Return the running trials, the best one, and as many of the latest as fit on the terminal."""
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         finished = [trial for trial in trials if trial.state.is_finished()]
         room = max(1, min(ROWS, self.console.height - BELOW) - len(running))
@@ -140,7 +140,7 @@ class Table:
         return f"{len(self.done)}/{self.n_trials} ended, {self._left(trials, now)} left, {best}\n{counts}"
 
     def _left(self, trials: Sequence[FrozenTrial], now: float) -> str:
-        """Return how long the rest may take if it's like what has ended; "?" before anything has."""
+        """Return the estimated time left, from the mean time of the finished trials; "?" before any has finished."""
         took = [seconds_of(trial) or 0.0 for trial in trials if trial.state.is_finished()]
         if not took:
             return "?"
@@ -159,7 +159,7 @@ class Table:
 
 
 def _width(columns: Sequence[Column]) -> int:
-    """Return how much of a line columns take, each with two blanks beside it, and the table with one on either side."""
+    """Return the width of a table: each column has two spaces beside it, and the table one on either side."""
     return 2 + sum(2 + max(map(len, [heading, *cells])) for heading, cells, _ in columns)
 
 
@@ -168,7 +168,7 @@ def _shortened(text: str) -> str:
 
 
 def _best_so_far(trials: Sequence[FrozenTrial]) -> dict[int, str]:
-    """Return the lowest value up to each trial that has ended, by their numbers."""
+    """Return the lowest value up to each finished trial, keyed by its number."""
     found, best = {}, math.inf
     for trial in trials:
         if is_complete(trial):

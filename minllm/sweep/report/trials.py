@@ -1,13 +1,13 @@
-"""A trial of a search in words: what became of it, what was tried in it, and how much it took.
+"""Descriptions of a search's trials: how each ended, its parameters, and its memory and time.
 
-The search tells Optuna how a trial ended, and leaves the rest in its user attributes:
+The search stores a trial's state and value in Optuna, and the rest in its user attributes:
 
-    overrides           what would be typed to run it
-    run                 its folder
-    reason, text        why it was pruned or failed: in a word, and as a sentence
+    overrides           the command-line overrides that run it
+    run                 its run folder
+    reason, text        why it was pruned or failed: a keyword, and a sentence
     predicted_bytes, peak_bytes, seconds, params
-    same_as             the number of a trial with the same configuration, whose value was taken
-    violation           above 0 where a sampler that ignores pruned trials was told a value that stands in for none
+    same_as             number of the trial with the same configuration whose value was reused
+    violation           above 0 if the value is a stand-in for a pruned trial's, for samplers that ignore pruned trials
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from minllm.schema.overrides import written
 
 DID_NOT_FIT = ("pruned: predicted", "pruned: memory", "pruned: killed")
 MEANINGS = {
-    "complete": "ran to its end",
-    "reused": "had the configuration of an earlier trial, whose value was taken",
-    "pruned: pruner": "fell behind the others",
-    "pruned: predicted": "was predicted not to fit in memory, and never started",
+    "complete": "ran to completion",
+    "reused": "had the same configuration as an earlier trial, whose value was reused",
+    "pruned: pruner": "was worse than other trials",
+    "pruned: predicted": "was predicted not to fit in memory, and didn't start",
     "pruned: memory": "ran out of memory",
-    "pruned: killed": "was killed by the kernel for its memory",
-    "pruned: diverged": "had a loss that was no number, or above where it began",
-    "pruned: time": "took longer than its limit",
-    "pruned": "left no reason",
+    "pruned: killed": "was killed because the machine ran out of memory",
+    "pruned: diverged": "had a non-finite loss, or one above its initial loss",
+    "pruned: time": "took longer than its time limit",
+    "pruned": "recorded no reason",
     "failed": "crashed",
-    "running": "is under way",
-    "waiting": "has yet to begin",
+    "running": "is running",
+    "waiting": "is queued",
 }
 
 
 def state_of(trial: FrozenTrial) -> str:
-    """Return what became of a trial: a word, and the reason where it was pruned."""
+    """Return how a trial ended: a keyword, with the reason if it was pruned."""
     if is_complete(trial):
         return "complete" if trial.user_attrs.get("same_as") is None else "reused"
     if trial.state in (TrialState.PRUNED, TrialState.COMPLETE):
@@ -55,7 +55,7 @@ def state_of(trial: FrozenTrial) -> str:
 
 
 def is_complete(trial: FrozenTrial) -> bool:
-    """Whether a trial has a value of its own, rather than one that stands in for a pruned trial's."""
+    """Whether a trial has a real value, rather than one that stands in for a pruned trial's."""
     return (
         trial.state == TrialState.COMPLETE
         and not (trial.user_attrs.get("violation") or 0) > 0
@@ -64,24 +64,24 @@ def is_complete(trial: FrozenTrial) -> bool:
 
 
 def best_of(study: optuna.Study) -> FrozenTrial | None:
-    """Return the trial with the lowest value of its own; None where no trial has one."""
+    """Return the complete trial with the lowest value; None if no trial is complete."""
     return next(iter(ranked(study.get_trials(deepcopy=False))), None)
 
 
 def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the complete trials, the best first; of those that are equal, the earliest."""
+    """Return the complete trials, best first; ties are ordered by number."""
     return sorted(filter(is_complete, trials), key=lambda trial: (trial.value, trial.number))
 
 
 def counted(trials: Iterable[FrozenTrial]) -> dict[str, int]:
-    """Return how many trials came to what, in the order of MEANINGS; complete ones even where there are none."""
+    """Return the number of trials per state, in the order of MEANINGS; "complete" is included even if it's 0."""
     found = Counter(map(state_of, trials))
     order = [*MEANINGS, *sorted(found.keys() - MEANINGS)]
     return {state: found[state] for state in order if found[state] or state == "complete"}
 
 
 def varying(trials: Iterable[FrozenTrial]) -> list[str]:
-    """Return the parameters that the search may choose, in the order in which they came up."""
+    """Return the parameters that have more than one value, in order of appearance."""
     return list(
         dict.fromkeys(
             name
@@ -94,13 +94,13 @@ def varying(trials: Iterable[FrozenTrial]) -> list[str]:
 
 @dataclass(frozen=True)
 class Description:
-    """A trial as people are shown it; "" is what it has none of."""
+    """A trial as text; "" for what isn't known."""
 
     number: int
     state: str
     value: str
     settings: dict[str, str]
-    """What was tried: its parameters by their full names."""
+    """Its parameters, keyed by full name."""
     params: str
     predicted: str
     peak: str
@@ -109,7 +109,7 @@ class Description:
 
 
 def described(trial: FrozenTrial, now: float | None = None) -> Description:
-    """Return a trial in words; `now`, in seconds since 1970, is what a running one has come to."""
+    """Return a trial as text; the elapsed time of a running one is as of `now`, in seconds since 1970."""
     known = {name: value for name, value in trial.user_attrs.items() if value is not None}
     elapsed = seconds_of(trial, now)
     return Description(
@@ -126,7 +126,7 @@ def described(trial: FrozenTrial, now: float | None = None) -> Description:
 
 
 def seconds_of(trial: FrozenTrial, now: float | None = None) -> float | None:
-    """Return how long a trial took, or has been running; None where it hasn't begun."""
+    """Return how many seconds a trial took, or has been running; None if it hasn't started."""
     if trial.user_attrs.get("seconds") is not None:
         return trial.user_attrs["seconds"]
     if trial.datetime_start is None:
@@ -136,12 +136,12 @@ def seconds_of(trial: FrozenTrial, now: float | None = None) -> float | None:
 
 
 def memory_of(trial: FrozenTrial) -> float:
-    """Return the bytes a trial was predicted to take, which even one that never started has; else those measured."""
+    """Return a trial's predicted peak in bytes, which even one that never started has; else the measured one, or 0."""
     return trial.user_attrs.get("predicted_bytes") or trial.user_attrs.get("peak_bytes") or 0
 
 
 def shown(value: Any) -> str:
-    """Return a parameter's value as it's typed, but for digits that no one asks for."""
+    """Return a parameter's value as it would be typed, with floats rounded to four digits."""
     return f"{value:.4g}" if isinstance(value, float) else written(value)
 
 
@@ -150,9 +150,9 @@ def in_words(count: int, noun: str) -> str:
 
 
 def rerun(trial: FrozenTrial) -> str:
-    """Return the line that runs a trial again; "" where the search left no words of it.
+    """Return the command that runs a trial again; "" if its overrides weren't recorded.
 
-    A sum depends on how many threads it's cut into, so a trial that had fewer than a run has says how many.
+    Floating-point sums depend on the number of threads, so the command sets it if the trial's differed from a run's.
     """
     words, threads = trial.user_attrs.get("overrides"), trial.user_attrs.get("threads")
     if words is None:
