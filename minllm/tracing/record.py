@@ -78,7 +78,7 @@ class Recorder(TorchFunctionMode):
             for hook in hooks:
                 hook.remove()
 
-    def run_command(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if module not in self.paths:
             return
         frames = self.frames()
