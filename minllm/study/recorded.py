@@ -195,7 +195,7 @@ Plain.add_implicit_resolver(
 
 
 def refuse_odd(value: Any, above: set[int]) -> None:
-    """Raise ValueError for what minllm never writes: values of YAML's special types, and recursive aliases."""
+    """Raise ValueError for what minllm never writes: values of YAML's special types, and aliases."""
     if isinstance(value, dict | list):
         if id(value) in above:
             raise ValueError("an alias")

@@ -209,7 +209,7 @@ def _seeds_to_settle(sample: _Sample, rule: _Rule) -> int | None:
 
 def _settling(sample: _Sample, seeds: int | None) -> str:
     if sample.pairs < 2:
-        return "The number of pairs that would settle it can't be estimated from fewer than two."
+        return "How many pairs would settle it can't be estimated from fewer than two."
     if seeds is None:
         return f"It would take more than {MOST_SEEDS:,} pairs to settle it, if the mean and the spread stay the same."
     return f"About {seeds:,} pairs in total would settle it, if the mean and the spread stay the same."

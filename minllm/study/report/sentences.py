@@ -106,7 +106,7 @@ def judged(comparison: Comparison) -> list[str]:
         "The number of looks while seeds are added was stored before the runs were trained, and each look uses its"
         " share of the error rate."
         if comparison.kept_margin
-        else "The error rates assume a single look at a number of seeds that was chosen in advance; whether seeds"
+        else "The error rates assume a single look at a number of seeds fixed beforehand; whether seeds"
         " were added after an earlier comparison isn't recorded."
     )
     return [
@@ -138,7 +138,7 @@ def pairs(comparison: Comparison) -> str:
     batches = (
         f"They see different batches, because their settings differ ({', '.join(settings)})."
         if settings
-        else "They see the same batches in the same order."
+        else "Their settings give both the same batches in the same order."
     )
     other = f" Their code may differ ({', '.join(code)}), which may change both." if code else ""
     return f"{weights} {batches}{other}"
