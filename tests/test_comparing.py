@@ -111,7 +111,7 @@ def test_who_says_nothing_or_names_nothing_is_told_what_to_type(here):
     with pytest.raises(UserError, match=r"^No runs were selected. Type 'runs=\[outputs/…\]'"):
         Selection([])
     for word, sentence in {
-        "nowhere": "There is no folder 'nowhere'. Name",
+        "nowhere": "There is no folder 'nowhere'. Give",
         "empty": "There is no run in 'em",
     }.items():
         with pytest.raises(UserError, match=sentence):
@@ -481,7 +481,7 @@ def test_a_pair_is_said_to_have_in_common_what_its_settings_give_it(tmp_path):
     assert "give both the same batches in the same order." in sentences.judged(alike)[0]
     finished(tmp_path / "c", "data.seq_len=128", "tokenizer=bytes")
     said = sentences.judged(compare([tmp_path]))[0]
-    assert "They don't see the same batches, because their settings differ (data, tokenizer)." in said
+    assert "They see different batches, because their settings differ (data, tokenizer)." in said
     changes = {**ENVIRONMENT, "git": {"commit": "0" * 40, "dirty": True}}
     for folder, norm in (("d", PRE), ("e", POST)):
         finished(tmp_path / "changed" / folder, norm, environment=changes)
@@ -517,7 +517,7 @@ def test_a_single_arm_has_a_noise_floor_and_no_rival(three_arms):
         0.001
     )  # (0,1), (2,3), (4,5)
     assert 0 < noise.floor < 0.02
-    assert "needs two seeds or more" in refusal(three_arms / "0/0", aa=True)
+    assert "needs at least two seeds" in refusal(three_arms / "0/0", aa=True)
 
 
 def test_a_run_of_one_arm_says_which_others_were_left_out(tmp_path):

@@ -341,7 +341,7 @@ def test_arms_may_have_different_numbers_of_pairs_and_there_may_be_none():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused(value):
-    with pytest.raises(ValueError, match="leave its pair out"):
+    with pytest.raises(ValueError, match="must be finite"):
         judge(0.1, value)
 
 

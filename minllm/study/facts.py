@@ -32,7 +32,7 @@ class Fact:
 def facts(arms: Sequence[Arm]) -> list[Fact]:
     """Return what was equal between arms and what wasn't, most important first."""
     return [
-        Fact("validation text", True, "byte for byte the same"),
+        Fact("validation text", True, "identical"),
         seeds_fact(arms),
         config_fact(arms, "tokenizer", "the same", "different; bits per byte remain comparable"),
         config_fact(arms, "data", "the same settings", "different"),
