@@ -149,14 +149,14 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (finished(folder, PRE) / "summary.json").unlink(),
         "It crashed or was killed before it finished. To continue: python run.py resume=",
     ),
-    "pruned by its search": (pruned, "Its search ended it. Others were better at step 20."),
+    "pruned by its search": (pruned, "It was ended by its search. Others were better at step 20."),
     "lost": (
         lambda folder: finished(folder, PRE, bpb=math.nan),
-        "Its validation loss isn't a finite number.",
+        "Its validation loss is NaN or infinite.",
     ),
     "infinite": (
         lambda folder: finished(folder, PRE, bpb=math.inf),
-        "Its validation loss isn't a finite number.",
+        "Its validation loss is NaN or infinite.",
     ),
     "torn": (
         lambda folder: (finished(folder, PRE) / "summary.json").write_text('{"val_bpb": 2.'),
@@ -204,7 +204,9 @@ def test_where_no_run_has_a_result_each_has_its_reason(tmp_path):
     pruned(tmp_path / "other")
     said = refusal(tmp_path)
     assert said.startswith("None of these runs can be compared:\n") and said.count("\n") == 2
-    assert f"{tmp_path}/one: It was stopped" in said and f"{tmp_path}/other: Its search ended it" in said
+    assert (
+        f"{tmp_path}/one: It was stopped" in said and f"{tmp_path}/other: It was ended by its search" in said
+    )
 
 
 def test_of_the_same_run_twice_the_later_one_counts_even_if_it_is_worse(tmp_path):

@@ -83,7 +83,7 @@ class Worker:
         if not answer:
             self.process.wait()
             self.errors.seek(0)
-            raise RuntimeError(f"a benchmark's process ended at '{name}':\n{self.errors.read()[-4000:]}")
+            raise RuntimeError(f"the benchmark process ended during '{name}':\n{self.errors.read()[-4000:]}")
         return json.loads(answer)
 
     def __enter__(self) -> Worker:

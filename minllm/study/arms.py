@@ -154,10 +154,10 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
         for run in arm.runs.values():
             texts.setdefault(run.summary["validation_text"], arm)
     if len(texts) > 1:
-        one, other = list(texts.values())[:2]
+        first, second = list(texts.values())[:2]
         named = [
             f"{arm.name or arm.first.folder.name} (data={arm.first.cfg['choices'].get('data')})"
-            for arm in (one, other)
+            for arm in (first, second)
         ]
         raise UserError(
             f"{named[0]} and {named[1]} were validated on different texts, so their bits per byte can't be"

@@ -214,7 +214,7 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     try:
         ending = recorded.read_ending(folder)
         if ending.get("state", "complete") != "complete":
-            return left_out(f"Its search ended it. {ending['text']}", failed=True)
+            return left_out(f"It was ended by its search. {ending['text']}", failed=True)
         if not recorded.is_there(folder, "summary.json"):
             if not recorded.is_there(folder, "metrics.jsonl"):
                 return left_out("It wasn't trained: it has no metrics.jsonl.")
@@ -228,7 +228,7 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
             )
         run.evaluations  # noqa: B018  (read now, to find damage before anything is compared)
     except recorded.Diverged:
-        return left_out("Its validation loss isn't a finite number.", failed=True)
+        return left_out("Its validation loss is NaN or infinite.", failed=True)
     except recorded.Damaged as error:
         return left_out(str(error))
     return run

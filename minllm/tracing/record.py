@@ -63,7 +63,7 @@ class Recorder(TorchFunctionMode):
         self.root = Node("what is traced")
         # the running nodes, each with its function's frame (None for modules) and the depth of its code
         self.running: list[tuple[Node, FrameType | None, int]] = [(self.root, None, 0)]
-        # every tensor so far, kept alive so that its id stays unique, with the frames that were running when it was made
+        # every tensor so far, kept alive so that its id stays unique, with the frames that were running at that time
         self.known: dict[int, tuple[Tensor, Value, list[FrameType]]] = {}
         self.read: set[int] = set()
         self.steps = 0

@@ -32,12 +32,12 @@ def lines_of(arm: Arm) -> list[str]:
             return [
                 f"# {' '.join(called(arm).split())}: made by an older minllm, which didn't record the overrides"
             ]
-        trusted = [word for word in words if not is_seed(word) and not gives_orders(word, run)]
+        trusted = [word for word in words if not is_seed(word) and not is_unsafe(word, run)]
         seeds.setdefault(tuple(trusted), []).append(seed)
     return [trained(words, typed) for words, typed in seeds.items()]
 
 
-def gives_orders(word: str, run: TrainedRun) -> bool:
+def is_unsafe(word: str, run: TrainedRun) -> bool:
     """Whether a recorded override configures Hydra, or allows code that the comparison doesn't."""
     top = re.split("[./]", key_of(word))[0]
     return top == "hydra" or (top == "extensions" and not run.cfg.get("extensions"))
@@ -62,15 +62,15 @@ def compared(comparison: Comparison) -> str:
 def folders(comparison: Comparison) -> list[str]:
     """Return the folders of the runs, or of grids that contain only these runs."""
     runs = [run.folder for arm in comparison.arms for run in arm.runs.values()]
-    looked_at = {*runs, *(one.folder for one in comparison.left_out)}
-    grids = {grid for grid in {run.parent for run in runs} if holds_no_other(grid, looked_at)}
+    known = {*runs, *(left_out.folder for left_out in comparison.left_out)}
+    grids = {grid for grid in {run.parent for run in runs} if holds_only(grid, known)}
     named = dict.fromkeys(run.parent if run.parent in grids else run for run in runs)
     return [shortened(folder) for folder in named]
 
 
-def holds_no_other(grid: Path, looked_at: set[Path]) -> bool:
+def holds_only(grid: Path, runs: set[Path]) -> bool:
     try:
-        return set(runs_in(grid)) <= looked_at
+        return set(runs_in(grid)) <= runs
     except OSError:
         return False
 

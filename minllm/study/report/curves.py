@@ -82,10 +82,10 @@ def _evaluated(run: TrainedRun) -> np.ndarray:
 
 
 def _common(tokens: Sequence[np.ndarray]) -> np.ndarray:
-    """Return points that lie within every run: their own where they have the same, and else evenly spaced ones."""
+    """Return points that every run covers: the runs' common points if they agree, or else evenly spaced ones."""
     if all(np.array_equal(one, tokens[0]) for one in tokens):
         return tokens[0]
     begin, end = max(one[0] for one in tokens), min(one[-1] for one in tokens)
-    if begin >= end:  # such as one evaluation each, at the end
+    if begin >= end:  # for example, a single evaluation each, at the end
         return np.array([np.mean([one[-1] for one in tokens])])
     return np.linspace(begin, end, max(2, min(map(len, tokens))))
