@@ -507,7 +507,7 @@ def test_a_seed_that_failed_leaves_it_undecided(settled):
     verdict = comparison.contests[0].verdict
     assert (verdict.word, verdict.pairs) == ("inconclusive", 8)
     assert verdict.why.startswith(
-        "norm=post model/attn=mha failed with seed 3, and the seeds that are left may be"
+        "norm=post model/attn=mha failed with seed 3, so the remaining seeds may be"
     )
 
 
