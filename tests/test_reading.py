@@ -13,6 +13,7 @@ import torch
 import minllm
 from minllm.objective.causal import Causal
 from minllm.page.html import STYLE
+from minllm.schema.building import build
 from minllm.study.arms import Arm, arms_of
 from minllm.study.comparison import compare
 from minllm.study.reading import (
@@ -103,7 +104,7 @@ def test_losses_and_ranks_are_those_of_the_model(trained, readings):
 
 def test_the_texts_are_held_out_and_those_that_fit_a_window_come_first(trained, comparison):
     run = comparison.baseline.first
-    source = minllm.config.compose.build(run.config.data)
+    source = build(run.config.data)
     documents = list(source.documents("val"))
     _, tokenizer, _ = minllm.load(run.folder)
     fit = [text for text in documents if len(tokenizer.encode(text)) < 32]
@@ -250,7 +251,7 @@ def test_arms_stand_side_by_side_with_what_each_token_differs_by():
         SHOWN, arm="other", stories=[[replace(g, nats=g.nats + m) for g, m in zip(GUESSES, MORE)]]
     )
     page = texts_html([SHOWN, other])
-    assert "other, less norm=&lt;pre&gt;: -0.55 nats" in page
+    assert "other minus norm=&lt;pre&gt;: -0.55 nats" in page
     marked = re.findall(
         r'class="token( lower| higher|)" style="--surprise:([\d.]+)" title="([+-][\d.]+) nats', page
     )

@@ -84,4 +84,4 @@ def test_what_is_null_is_not_what_is_not_there(tmp_path):
         line.split("|")[1].strip(" `"): line for line in text.splitlines() if line.startswith("| `model.")
     }
     assert all("–" in rows[key] for key in absent) and all("null" in rows[key] for key in null)
-    assert "<td>–</td>" in page and "<td>null</td>" in page and "doesn't have the setting" in page
+    assert "<td>–</td>" in page and "<td>null</td>" in page and "null means that it is set to null" in page
