@@ -108,10 +108,10 @@ def test_the_second_run_of_a_grid_comes_before_its_tenth(here):
 
 def test_who_says_nothing_or_names_nothing_is_told_what_to_type(here):
     (here / "empty").mkdir()
-    with pytest.raises(UserError, match=r"^Say which runs to compare: 'runs=\[outputs/…\]'"):
+    with pytest.raises(UserError, match=r"^No runs were selected. Type 'runs=\[outputs/…\]'"):
         Selection([])
     for word, sentence in {
-        "nowhere": "There is no folder 'nowhere'. Name",
+        "nowhere": "There is no folder 'nowhere'. Give",
         "empty": "There is no run in 'em",
     }.items():
         with pytest.raises(UserError, match=sentence):
@@ -144,27 +144,27 @@ def of_an_extension(folder: Path) -> None:
 
 
 LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "stopped by Ctrl-C": (stopped, "It was stopped before its end. To go on: python run.py resume="),
+    "stopped by Ctrl-C": (stopped, "It was stopped before it finished. To continue: python run.py resume="),
     "killed": (
         lambda folder: (finished(folder, PRE) / "summary.json").unlink(),
-        "It crashed or was killed before its end. To go on: python run.py resume=",
+        "It crashed or was killed before it finished. To continue: python run.py resume=",
     ),
-    "pruned by its search": (pruned, "Its search ended it. Others were better at step 20."),
+    "pruned by its search": (pruned, "It was ended by its search. Others were better at step 20."),
     "lost": (
         lambda folder: finished(folder, PRE, bpb=math.nan),
-        "Its validation loss isn't a finite number.",
+        "Its validation loss is NaN or infinite.",
     ),
     "infinite": (
         lambda folder: finished(folder, PRE, bpb=math.inf),
-        "Its validation loss isn't a finite number.",
+        "Its validation loss is NaN or infinite.",
     ),
     "torn": (
         lambda folder: (finished(folder, PRE) / "summary.json").write_text('{"val_bpb": 2.'),
-        "Its summary.json is damaged: it isn't an object in JSON.",
+        "Its summary.json is damaged: it isn't a JSON object.",
     ),
     "another file's": (
         lambda folder: (finished(folder, PRE) / "summary.json").write_text("[1, 2]"),
-        "Its summary.json is damaged: it isn't an object in JSON.",
+        "Its summary.json is damaged: it isn't a JSON object.",
     ),
     "without an environment": (
         lambda folder: (finished(folder, PRE) / "environment.json").unlink(),
@@ -173,12 +173,12 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
     "of an older version": (without_validation_text, "It was made by an older minllm"),
     "with code of somebody's": (
         of_an_extension,
-        "uses code of my_idea. If you trust it, add 'extensions=[my_idea]'",
+        "uses code from my_idea. If you trust it, add 'extensions=[my_idea]'",
     ),
     "imported": (lambda folder: begun(folder, PRE), "It wasn't trained: it has no metrics.jsonl."),
     "damaged": (
         lambda folder: (begun(folder, PRE) / "config.yaml").write_text("model: ["),
-        "is damaged: it can't be read as YAML.",
+        "is damaged: it isn't valid YAML.",
     ),
 }
 
@@ -195,7 +195,7 @@ def test_a_run_without_a_result_is_named_with_its_reason_and_the_rest_is_compare
 def test_a_run_that_is_still_going_is_left_out_until_it_ends(tmp_path):
     run = two_arms(tmp_path) / "3-norm=post"
     with RunDir(run).alone():
-        assert reasons(compare([tmp_path])) == {run.name: "It's still going."}
+        assert reasons(compare([tmp_path])) == {run.name: "It's still running."}
     assert compare([tmp_path]).left_out == []
 
 
@@ -204,7 +204,9 @@ def test_where_no_run_has_a_result_each_has_its_reason(tmp_path):
     pruned(tmp_path / "other")
     said = refusal(tmp_path)
     assert said.startswith("None of these runs can be compared:\n") and said.count("\n") == 2
-    assert f"{tmp_path}/one: It was stopped" in said and f"{tmp_path}/other: Its search ended it" in said
+    assert (
+        f"{tmp_path}/one: It was stopped" in said and f"{tmp_path}/other: It was ended by its search" in said
+    )
 
 
 def test_of_the_same_run_twice_the_later_one_counts_even_if_it_is_worse(tmp_path):
@@ -214,9 +216,9 @@ def test_of_the_same_run_twice_the_later_one_counts_even_if_it_is_worse(tmp_path
         os.utime(tmp_path / place / "summary.json", (when, when))
     comparison = compare([tmp_path])
     assert comparison.arms[0].runs[1].folder == again and comparison.arms[0].values("val_bpb")[1] == 3.0
-    assert reasons(comparison) == {"1-norm=pre": "The same was run again in again."}
+    assert reasons(comparison) == {"1-norm=pre": "It was run again in again."}
     os.utime(again / "summary.json", (1000, 1000))
-    assert reasons(compare([tmp_path])) == {"again": "The same was run again in 1-norm=pre."}
+    assert reasons(compare([tmp_path])) == {"again": "It was run again in 1-norm=pre."}
 
 
 # ---- who trains in a folder ----------------------------------------------------------------------
@@ -279,7 +281,7 @@ def test_another_tokenizer_is_compared_in_bits_a_byte(tmp_path):
     assert [arm.name for arm in comparison.arms] == ["tokenizer=bytes", "tokenizer=tales_512"]
     assert fact(comparison, "tokenizer") == (
         False,
-        "different, and so compared in bits a byte (bytes, tales_512)",
+        "different; bits per byte remain comparable (bytes, tales_512)",
     )
     assert fact(comparison, "data") == (True, "the same settings (tales)")
 
@@ -408,8 +410,8 @@ def test_the_first_arm_is_the_baseline_unless_another_is_named(three_arms):
 
 def test_a_baseline_that_is_none_or_several_is_refused_with_the_arms_there_are(three_arms):
     listed = "The arms are attn=gqa norm=pre, attn=mqa norm=post, attn=gqa norm=post."
-    assert refusal(three_arms, baseline="post").startswith(f"baseline=post names several arms. {listed}")
-    assert refusal(three_arms, baseline="sandwich").startswith(f"baseline=sandwich names no arm. {listed}")
+    assert refusal(three_arms, baseline="post").startswith(f"baseline=post matches several arms. {listed}")
+    assert refusal(three_arms, baseline="sandwich").startswith(f"baseline=sandwich matches no arm. {listed}")
 
 
 def test_each_against_each_asks_for_more_pairs(three_arms):
@@ -418,15 +420,18 @@ def test_each_against_each_asks_for_more_pairs(three_arms):
     assert comparison.headline == "attn=gqa norm=pre is better than all others."
     six = compare([three_arms / f"*/{seed}" for seed in range(6)], baseline="all")
     assert [one.verdict.word for one in six.contests] == ["inconclusive"] * 3
-    assert "Fewer than 7 pairs with so many contests and looks can't say more" in six.contests[0].sentence
+    assert (
+        "The sign-flip test needs at least 7 pairs with this many contests and looks."
+        in six.contests[0].sentence
+    )
 
 
 def test_fewer_than_six_pairs_are_inconclusive_however_far_apart(three_arms):
     five = [three_arms / f"{arm}/{seed}" for arm in (0, 1) for seed in range(5)]
     comparison = compare(five)
     assert comparison.headline == "attn=mqa norm=post against attn=gqa norm=pre: inconclusive."
-    assert "5 pairs: 0.1006 bits a byte higher" in comparison.contests[0].sentence
-    assert "Fewer than 6 pairs can't say more by the sign-flip test." in comparison.contests[0].sentence
+    assert "5 pairs: 0.1006 bits per byte higher" in comparison.contests[0].sentence
+    assert "The sign-flip test needs at least 6 pairs." in comparison.contests[0].sentence
 
 
 def test_a_seed_that_one_arm_lacks_makes_no_pair(three_arms):
@@ -443,7 +448,7 @@ def test_what_is_inconclusive_says_how_many_pairs_would_settle_it(three_arms, tm
     arms = (0, 1)
     expected = {
         1: "How many pairs would settle it can't be estimated from fewer than two.",
-        5: "pairs in all would settle it, if the mean and the spread stay as they are.",
+        5: "pairs in total would settle it, if the mean and the spread stay the same.",
     }
     for seeds, sentence in expected.items():
         comparison = compare([three_arms / f"{arm}/{seed}" for arm in arms for seed in range(seeds)])
@@ -453,14 +458,14 @@ def test_what_is_inconclusive_says_how_many_pairs_would_settle_it(three_arms, tm
         for shown in (summary(comparison), plainly, text.read_text()):
             assert sentence in shown
     noise = compare([three_arms / f"0/{seed}" for seed in range(5)], aa=True)
-    assert "pairs in all would settle it" in summary(noise)
+    assert "pairs in total would settle it" in summary(noise)
     settled = compare([three_arms / "0", three_arms / "1"])
     assert settled.contests[0].verdict.word == "worse" and "settle it" not in summary(settled)
 
 
 @pytest.mark.parametrize("margin", [0.0, -0.1, 1.0, 1e308, math.nan, math.inf])
 def test_a_margin_that_is_no_share_is_refused(three_arms, margin):
-    assert "is a share of the baseline's bits a byte" in refusal(three_arms, margin=margin)
+    assert "must be a fraction of the baseline's bits per byte" in refusal(three_arms, margin=margin)
 
 
 def test_a_report_claims_nothing_of_when_its_margin_was_chosen(three_arms, tmp_path):
@@ -478,7 +483,7 @@ def test_a_pair_is_said_to_have_in_common_what_its_settings_give_it(tmp_path):
     assert "give both the same batches in the same order." in sentences.judged(alike)[0]
     finished(tmp_path / "c", "data.seq_len=128", "tokenizer=bytes")
     said = sentences.judged(compare([tmp_path]))[0]
-    assert "They don't see the same batches, because their settings differ (data, tokenizer)." in said
+    assert "They see different batches, because their settings differ (data, tokenizer)." in said
     changes = {**ENVIRONMENT, "git": {"commit": "0" * 40, "dirty": True}}
     for folder, norm in (("d", PRE), ("e", POST)):
         finished(tmp_path / "changed" / folder, norm, environment=changes)
@@ -487,7 +492,7 @@ def test_a_pair_is_said_to_have_in_common_what_its_settings_give_it(tmp_path):
         False,
         "0.1.0, 000000000 with uncommitted changes, which may differ",
     )
-    assert "Their code isn't known to be the same (version of minllm)" in sentences.judged(changed)[0]
+    assert "Their code may differ (version of minllm)" in sentences.judged(changed)[0]
 
 
 def test_the_processor_that_is_named_is_the_one_that_computed(tmp_path):
@@ -506,7 +511,7 @@ def test_arms_that_computed_the_same_are_told(tmp_path):
 
 def test_a_single_arm_has_a_noise_floor_and_no_rival(three_arms):
     said = refusal(three_arms / "0")
-    assert said.startswith("All these runs are of one arm. Name runs of another too") and "aa=true" in said
+    assert said.startswith("All these runs belong to one arm. Add runs of another arm") and "aa=true" in said
     comparison = compare([three_arms / "0"], aa=True)
     (noise,) = comparison.noise
     assert comparison.contests == [] and comparison.headline == "The arm against itself: inconclusive."
@@ -514,15 +519,15 @@ def test_a_single_arm_has_a_noise_floor_and_no_rival(three_arms):
         0.001
     )  # (0,1), (2,3), (4,5)
     assert 0 < noise.floor < 0.02
-    assert "needs two seeds or more" in refusal(three_arms / "0/0", aa=True)
+    assert "needs at least two seeds" in refusal(three_arms / "0/0", aa=True)
 
 
 def test_a_run_of_one_arm_says_which_others_were_left_out(tmp_path):
     finished(tmp_path / "a", PRE)
     stopped(tmp_path / "b")
     said = refusal(tmp_path)
-    assert said.startswith("All these runs are of one arm.")
-    assert f" Left out are:\n  {tmp_path}/b: It was stopped before its end." in said
+    assert said.startswith("All these runs belong to one arm.")
+    assert f" Left out:\n  {tmp_path}/b: It was stopped before it finished." in said
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -565,11 +570,11 @@ def test_the_command_says_the_verdict_and_writes_a_report(typed, here):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "Say which runs to compare"),
+        ([], "No runs were selected"),
         (["runs=[nowhere]"], "There is no folder 'nowhere'"),
         (["choice=[norm=none]"], "No run matches"),
-        (["choice=[norm=pre]"], "All these runs are of one arm"),
-        (["runs=[outputs]", "baseline=sandwich"], "baseline=sandwich names no arm"),
+        (["choice=[norm=pre]"], "All these runs belong to one arm"),
+        (["runs=[outputs]", "baseline=sandwich"], "baseline=sandwich matches no arm"),
         (["runs=[outputs]", "margin=0"], "margin"),
         (["runs=[outputs]", "margin=1e308"], "margin"),
         (["runs=[outputs]", "margin=nan"], "margin"),

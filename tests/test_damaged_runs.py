@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_be_looked_into_is_named(runs, monkeypatch):
 
 def test_a_file_that_is_too_large_to_be_a_runs_is_not_read(runs):
     (write(runs / "large") / "summary.json").write_text(json.dumps({"a": "x" * 2**20}))
-    assert "it has more than 1 MiB" in compare([runs]).left_out[0].why
+    assert "it is larger than 1 MiB" in compare([runs]).left_out[0].why
 
 
 def test_a_configuration_runs_no_code_and_refers_to_nothing(runs, tmp_path):

@@ -92,7 +92,7 @@ def test_runs_from_before_there_was_a_check_are_checked_when_they_are_compared(t
     for name in ("mqa", "mha"):
         older(tmp_path / name, f"model/attn={name}")
     one = compare([str(tmp_path)])
-    assert "attn=mqa is unchecked (made by a minllm that didn't check models)" in summary(one)
+    assert "attn=mqa is unchecked (trained by an older minllm that didn't check models)" in summary(one)
 
 
 @pytest.mark.parametrize("place, name", [("model.attn", "NextToken"), ("model.mlp", "LookingMLP")])

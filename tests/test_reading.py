@@ -251,7 +251,7 @@ def test_arms_stand_side_by_side_with_what_each_token_differs_by():
         SHOWN, arm="other", stories=[[replace(g, nats=g.nats + m) for g, m in zip(GUESSES, MORE)]]
     )
     page = texts_html([SHOWN, other])
-    assert "other, less norm=&lt;pre&gt;: -0.55 nats" in page
+    assert "other minus norm=&lt;pre&gt;: -0.55 nats" in page
     marked = re.findall(
         r'class="token( lower| higher|)" style="--surprise:([\d.]+)" title="([+-][\d.]+) nats', page
     )

@@ -262,7 +262,7 @@ def test_better_reads_like_a_sentence():
     verdict = judge(-0.013, -0.010, -0.014, -0.012, -0.016, -0.009, margin=0.002)
     assert verdict.word == "better"
     assert verdict.why == (
-        "6 pairs: 0.0123 bits a byte lower (95 % interval 0.0096 to 0.0150), exact sign-flip p = 0.031."
+        "6 pairs: 0.0123 bits per byte lower (95 % interval 0.0096 to 0.0150), exact sign-flip p = 0.031."
     )
 
 
@@ -270,7 +270,7 @@ def test_a_real_difference_below_the_margin_is_equivalent_and_says_so():
     verdict = judge(0.001, 0.0012, 0.0011, 0.0009, 0.001, 0.0011, margin=0.005)
     assert (verdict.word, verdict.seeds_to_settle) == ("equivalent", 6)
     assert verdict.why.endswith(
-        "It is less than 0.0050 either way (p < 0.0001): real, and too small to matter by the margin."
+        "The difference is less than 0.0050 either way (p < 0.0001): a real difference, but too small to matter."
     )
     unreal = judge(0.001, -0.0012, 0.0011, -0.0009, 0.001, -0.0011, margin=0.005)
     assert unreal.word == "equivalent" and "real" not in unreal.why
@@ -280,8 +280,8 @@ def test_an_uncertain_difference_says_so():
     verdict = judge(*[0.001, -0.002] * 4, margin=0.0006)
     assert verdict.word == "inconclusive"
     assert verdict.why == (
-        "8 pairs: 0.0005 bits a byte lower (95 % interval 0.0018 lower to 0.0008 higher), exact sign-flip p = 0.52."
-        " Neither a difference nor its absence, less than 0.0006 either way (p = 0.43), is certain."
+        "8 pairs: 0.0005 bits per byte lower (95 % interval 0.0018 lower to 0.0008 higher), exact sign-flip p = 0.52."
+        " Neither a difference nor equivalence within 0.0006 (p = 0.43) is established."
     )
 
 
@@ -289,7 +289,7 @@ def test_an_uncertain_difference_says_so():
 def test_fewer_than_six_pairs_never_suffice(pairs):
     verdict = judge(*[-0.2, -0.2001, -0.2, -0.1999, -0.2][:pairs], margin=0.001)
     assert verdict.word == "inconclusive"
-    assert verdict.why.endswith("Fewer than 6 pairs can't say more by the sign-flip test.")
+    assert verdict.why.endswith("The sign-flip test needs at least 6 pairs.")
     assert verdict.seeds_to_settle == (6 if pairs >= 2 else None)
 
 
@@ -297,7 +297,7 @@ def test_fewer_than_six_pairs_never_suffice(pairs):
 def test_more_arms_and_looks_need_more_pairs(arms, looks, needed):
     clear = [-0.2, -0.21, -0.19, -0.2, -0.22, -0.18, -0.2]
     some = verdicts([clear[:5]] * arms, margin=0.001, looks=looks)[0]
-    assert f"Fewer than {needed} pairs" in some.why
+    assert f"at least {needed} pairs" in some.why
     assert some.seeds_to_settle == needed
     for pairs in (needed - 1, needed):
         found = {
@@ -341,7 +341,7 @@ def test_arms_may_have_different_numbers_of_pairs_and_there_may_be_none():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused(value):
-    with pytest.raises(ValueError, match="leave its pair out"):
+    with pytest.raises(ValueError, match="must be finite"):
         judge(0.1, value)
 
 

@@ -89,23 +89,23 @@ def test_the_verdict_comes_first(tmp_path):
     assert text.startswith(f"# {headline}\n")
     for contest in one.contests:
         assert contest.sentence in page.sections[headline] and contest.sentence in text
-    assert "Held equal: validation text the same to the byte" in page.sections[headline]
+    assert "Held equal: validation text identical" in page.sections[headline]
     assert "3 arms with 7 seeds each" in page.sections[headline]
     assert [*page.sections][2:] == [
         "Learning curves",
-        "The arms",
-        "What differs in their configurations",
-        "What they write, and how they read",
+        "Arms",
+        "Configuration differences",
+        "Samples and held-out text",
         "Runs left out",
-        "How it was judged",
-        "To repeat it",
+        "Methods",
+        "Reproduction",
     ]
 
 
 def test_a_row_has_what_an_arm_is_and_took(tmp_path):
     page, text, data = written(comparison(tmp_path, THREE), tmp_path)
     cells = ["1.235 M", "1 M", "900 k", "6 M", "4 KiB", "100 k", "2 min", "768 MiB", "0.003"]
-    assert all(cell in page.sections["The arms"] for cell in cells)
+    assert all(cell in page.sections["Arms"] for cell in cells)
     row = next(line for line in text.splitlines() if line.startswith("| `none` ") and "768 MiB" in line)
     assert [cell.strip() for cell in row.split("|")[6:-1]] == cells
     none = data["arms"][1]
@@ -117,8 +117,8 @@ def test_a_row_has_what_an_arm_is_and_took(tmp_path):
 def test_differences_and_nothing_else(tmp_path):
     page, text, data = written(comparison(tmp_path, THREE), tmp_path)
     assert data["differences"] == [{"key": "norm.kind", "values": {name: name for name in THREE}}]
-    assert "norm.kind" in page.sections["What differs in their configurations"]
-    assert "optim.lr" not in page.sections["What differs in their configurations"]
+    assert "norm.kind" in page.sections["Configuration differences"]
+    assert "optim.lr" not in page.sections["Configuration differences"]
     assert "| `norm.kind` |" in text
 
 
@@ -144,13 +144,13 @@ def test_commands_are_those_that_were_typed(tmp_path):
     assert last == f"python run.py task=compare 'runs=[{tmp_path}/grid]' baseline=pre margin=0.005"
     page, text, data = written(one, tmp_path)
     assert data["commands"] == [*arms, last]
-    assert all(line in page.sections["To repeat it"] and line in text for line in data["commands"])
-    remark = "If you train the runs again, name their new folders in the last line."
-    assert remark in page.sections["To repeat it"] and remark in text
+    assert all(line in page.sections["Reproduction"] and line in text for line in data["commands"])
+    remark = "If you train the runs again, put their new folders in the last command."
+    assert remark in page.sections["Reproduction"] and remark in text
     found = dataclasses.replace(one, commands=["python sweep.py search=verdict"])
     assert commands(found) == ["python sweep.py search=verdict", *arms]
     page, text, _ = written(found, tmp_path / "verdict")
-    assert remark not in page.sections["To repeat it"] and remark not in text
+    assert remark not in page.sections["Reproduction"] and remark not in text
 
 
 def test_commands_of_other_runs(tmp_path):
@@ -160,7 +160,7 @@ def test_commands_of_other_runs(tmp_path):
         tmp_path / "grid", {"a=1 b=2": 2.0, "c": 1.9}, [3], {"typed": None}, baseline="all", aa=False
     )
     old, _, last = commands(one)
-    assert old.startswith("# a=1 b=2: an older minllm")
+    assert old.startswith("# a=1 b=2: made by an older minllm")
     assert f"runs=['{tmp_path}/grid/c-3'" not in last and f"{tmp_path}/grid/c-3" in last
     assert 'baseline="a=1 b=2"' in shlex.split(last)
     each = comparison(tmp_path / "each", THREE, [0], {"typed": ["x=1"]}, baseline="all")
@@ -206,25 +206,30 @@ def test_unknown_figures_are_a_dash(tmp_path):
     }
     page, text, data = written(comparison(tmp_path, THREE, changed=lacking), tmp_path)
     assert data["arms"][0]["state_bytes_per_sequence"] is None and data["floor_bpb"] is None
-    assert "–" in page.sections["The arms"] and "The floor" not in page.sections["Learning curves"]
-    assert "nan" not in page.sections["The arms"]
+    assert "–" in page.sections["Arms"] and "The floor" not in page.sections["Learning curves"]
+    assert "nan" not in page.sections["Arms"]
 
 
 def test_what_no_arm_has_read_is_nowhere(tmp_path):
     unread = [Reading(name, 0, [], [], None) for name in THREE]
     page, text, data = written(comparison(tmp_path, THREE), tmp_path, unread)
     assert [one["stories"] for one in data["readings"]] == [[], [], []]
-    assert "top-1" not in text + page.sections["What they write, and how they read"]
+    assert "top-1" not in text + page.sections["Samples and held-out text"]
 
 
 def test_runs_left_out_have_their_reason(tmp_path):
     page, text, data = written(comparison(tmp_path, THREE), tmp_path)
-    assert "None: every run" in page.sections["Runs left out"] and "None: every run" in text
-    one = comparison(tmp_path / "other", THREE, left_out=[LeftOut(Path("/runs/7"), "It's still going.")])
+    assert (
+        "None: the comparison includes every run" in page.sections["Runs left out"]
+        and "None: the comparison includes every run" in text
+    )
+    one = comparison(tmp_path / "other", THREE, left_out=[LeftOut(Path("/runs/7"), "It's still running.")])
     page, text, data = written(one, tmp_path / "other")
-    assert "It's still going." in page.sections["Runs left out"] and "- `/runs/7`: It's still going." in text
-    assert data["left_out"] == [{"folder": "/runs/7", "why": "It's still going."}]
-    assert "Left out: /runs/7: It's still going." in summary(one)
+    assert (
+        "It's still running." in page.sections["Runs left out"] and "- `/runs/7`: It's still running." in text
+    )
+    assert data["left_out"] == [{"folder": "/runs/7", "why": "It's still running."}]
+    assert "Left out: /runs/7: It's still running." in summary(one)
 
 
 def test_tuning_is_marked(tmp_path):
@@ -234,11 +239,8 @@ def test_tuning_is_marked(tmp_path):
     }
     one = dataclasses.replace(comparison(tmp_path, THREE), tuning=tuning)
     page, text, data = written(one, tmp_path)
-    assert "0.003 (tuned)" in page.sections["The arms"] and "0.003 (tuned, at an edge)" in text
-    assert (
-        "pre: tried 0.001 (2.1000), 0.003 (2.0000), 0.01 (failed), and took 0.003."
-        in page.sections["The arms"]
-    )
+    assert "0.003 (tuned)" in page.sections["Arms"] and "0.003 (tuned, at an edge)" in text
+    assert "pre: tried 0.001 (2.1000), 0.003 (2.0000), 0.01 (failed); chose 0.003." in page.sections["Arms"]
     assert data["tuning"]["none"]["at_edge"] and data["tuning"]["pre"]["tried"][2] == {
         "rate": 0.01,
         "val_bpb": None,
@@ -248,9 +250,7 @@ def test_tuning_is_marked(tmp_path):
 def test_the_noise_floor(tmp_path):
     one = comparison(tmp_path, {"": 2.0}, aa=True)
     page, text, data = written(one, tmp_path)
-    assert (
-        "Two runs of the only arm" in page.sections["The noise floor"] and "Two runs of the only arm" in text
-    )
+    assert "Two runs of the only arm" in page.sections["Noise floor"] and "Two runs of the only arm" in text
     assert 0 < data["noise"][0]["floor"] < 0.1 and data["contests"] == []
     assert "baseline=" not in data["commands"][-1] and "aa=true" in data["commands"][-1]
 
@@ -296,7 +296,7 @@ def test_a_terminal_gets_the_answer_first(tmp_path):
     assert lines[0] == one.headline and lines[2] == f"- {one.contests[0].sentence}"
     assert any(line.split()[1:4] == ["none", "|", "7"] for line in lines)
     assert max(len(line) for line in lines if line.startswith("|")) <= 80
-    assert lines[-1].startswith("Nothing that was looked at was unequal")
+    assert lines[-1].startswith("Nothing that was checked differed")
 
 
 def test_units():
@@ -319,7 +319,8 @@ def test_a_learning_rate_at_an_edge_is_said_on_the_first_screen(tmp_path):
     one = comparison(tmp_path, {"pre": 2.0, "none": 1.9})
     tuned = dataclasses.replace(one, tuning={"pre": Tuning({0.1: 2.0, 0.2: 2.1, 0.4: 2.2}, 0.1)})
     page, text = (file.read_text() for file in write_report(tuned, tmp_path, readings(tuned))[:2])
-    said = "The learning rate of pre lies at an edge of what was tried"
+    said = "The learning rate of pre is at the edge of the range that was tried"
+    page = page.replace("\u00a0", " ")
     assert page.index(said) < page.index('class="verdicts"') and said in text.partition("## ")[0]
     assert summary(tuned).splitlines()[1].startswith(f"WARNING: {said}")
-    assert "at an edge of what was tried" not in summary(one)
+    assert "at the edge of the range that was tried" not in summary(one)

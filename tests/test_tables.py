@@ -16,7 +16,7 @@ from minllm.tasks.describe import column
 from minllm.tasks.describe import table as described
 from tests.comparisons import comparison, finished, readings
 
-HEAD = ["arm", "seeds", "bits a byte", "sd", "parameters", "tokens a second"]
+HEAD = ["arm", "seeds", "bits per byte", "sd", "parameters", "tokens per second"]
 FIGURES = ["7", "2.0500", "0.0707", "1.235 M", "100 k"]
 
 
@@ -27,7 +27,7 @@ def test_what_fits_is_left_as_it_is():
 def test_a_long_name_is_shortened_and_a_column_left_out_and_both_are_said():
     names = [f"norm=pre model/attn=differential model.mlp.hidden={width}" for width in (1024, 2048)]
     text, *notes = fitted(HEAD, [[name, *FIGURES] for name in names], "lrrrrr")
-    assert notes == ["Names are shortened here.", "Left out here: tokens a second."]
+    assert notes == ["Names are shortened here.", "Left out here: tokens per second."]
     assert max(map(len, text.splitlines())) <= TERMINAL and "hidden=1024" in text and "hidden=2048" in text
 
 
@@ -84,7 +84,7 @@ def test_what_is_null_is_not_what_is_not_there(tmp_path):
         line.split("|")[1].strip(" `"): line for line in text.splitlines() if line.startswith("| `model.")
     }
     assert all("–" in rows[key] for key in absent) and all("null" in rows[key] for key in null)
-    assert "<td>–</td>" in page and "<td>null</td>" in page and "has no such setting" in page
+    assert "<td>–</td>" in page and "<td>null</td>" in page and "null means that it is set to null" in page
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])

@@ -138,7 +138,9 @@ def test_inside_shows_one_module_and_hide_closes_others():
 
 @pytest.mark.parametrize("option", [{"inside": "atn"}, {"hide": ["atn"]}])
 def test_a_name_that_nothing_has_is_refused_with_a_suggestion(option):
-    with pytest.raises(UserError, match="nothing in this model goes by that name. Did you mean 'attn'"):
+    with pytest.raises(
+        UserError, match="doesn't match any module or function of this model. Did you mean 'attn'"
+    ):
         small().show(**option)
 
 

@@ -505,7 +505,7 @@ def test_a_seed_that_failed_leaves_it_undecided(settled):
     verdict = comparison.contests[0].verdict
     assert (verdict.word, verdict.pairs) == ("inconclusive", 8)
     assert verdict.why.startswith(
-        "norm=post model/attn=mha failed with seed 3, and the seeds that are left may be"
+        "norm=post model/attn=mha failed with seed 3, so the remaining seeds may be"
     )
 
 
@@ -515,7 +515,7 @@ def test_where_a_seed_failed_no_further_pairs_are_trained(settled, capfd):
     )
     assert max(pairs for _, pairs in asked_for) == 7 and comparison.contests[0].is_settled
     assert "would settle it" not in summary(comparison) + capfd.readouterr().out
-    assert "failed with seed 3, and the seeds that are left may be the lucky ones" in summary(comparison)
+    assert "failed with seed 3, so the remaining seeds may be the lucky ones" in summary(comparison)
 
 
 def test_what_would_settle_it_is_said_after_each_look(settled, capfd):

@@ -115,7 +115,7 @@ def test_a_report_has_the_text_and_the_curves_of_the_groups_arms(server: WandB, 
 
 def test_what_goes_wrong_is_said_in_a_line(server: WandB, tmp_path: Path):
     said = published(server, tmp_path, project="elsewhere", entity="us")
-    assert said.startswith("W&B: no report, since this went wrong: ") and "us/elsewhere" in said
+    assert said.startswith("W&B: no report, because of an error: ") and "us/elsewhere" in said
     assert "\n" not in said and not server.saved
 
 

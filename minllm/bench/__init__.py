@@ -1,1 +1,1 @@
-"""How fast minllm is beside transformers' models: who competes, in which processes, and what came out."""
+"""Benchmarks of minllm against transformers' models: contestants, worker processes and results."""

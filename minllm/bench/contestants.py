@@ -1,6 +1,6 @@
-"""Who competes: minllm as it trains, and transformers' model of the same shape with the same mixer.
+"""The contestants: minllm as it trains, and transformers' model of the same shape with the same mixer.
 
-Both take the training loop's own steps. What differs is what is compared: the model, its loss and its generation.
+Both use minllm's training loop. They differ only in what is compared: the model, its loss and its generation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Name = Literal["minllm", "transformers"]
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model with a gated MLP and a tied head, and of the batches that it is trained on."""
+    """The sizes of a model with a gated MLP and a tied head, and of its batches."""
 
     dim: int
     n_layers: int
@@ -47,21 +47,21 @@ class Shape:
         return self.batch_size * self.seq_len
 
     def at_length(self, seq_len: int) -> Shape:
-        """Return the shape with as many tokens a step in rows of another length."""
+        """Return the shape with rows of another length and the same number of tokens per step."""
         return replace(self, seq_len=seq_len, batch_size=self.tokens_per_step // seq_len)
 
 
 SHAPES = {
-    # many layers and a large vocabulary for so narrow a stream: the time goes into everything but products
+    # narrow, with many layers and a large vocabulary: little of the time is spent in matrix products
     "S1": Shape(64, 12, 2, 1, head_dim=16, hidden=64, seq_len=256, batch_size=32, vocab_size=4099),
-    # the time goes into matrix products
+    # most of the time is spent in matrix products
     "S3": Shape(384, 6, 6, 6, head_dim=64, hidden=1024, seq_len=256, batch_size=16, vocab_size=4096),
 }
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the models of a comparison are run."""
+    """The precision and compilation of the models."""
 
     precision: Precision
     compiled: bool
@@ -79,13 +79,13 @@ SETTINGS = {
 
 
 def config(shape: Shape, setting: Setting, mixer: str = ATTENTION, words: Sequence[str] = ()) -> DictConfig:
-    """Return minllm's configuration of a shape, as a command line would compose it.
+    """Return minllm's configuration for a shape, as composed from a command line.
 
     Args:
         shape: the sizes.
-        setting: how the model is run.
-        mixer: attention, or the option of model/rec that takes its place in each layer.
-        words: what is typed besides.
+        setting: precision and compilation.
+        mixer: attention, or the option of model/rec that replaces it in each layer.
+        words: further overrides.
     """
     attention = [
         "model/attn=gqa",
@@ -116,13 +116,13 @@ def config(shape: Shape, setting: Setting, mixer: str = ATTENTION, words: Sequen
 
 @dataclass
 class Contestant:
-    """A model with all that is timed about it."""
+    """A model with everything that is timed."""
 
     model: nn.Module
     objective: object
     optimizer: torch.optim.Optimizer
     generate: Callable[[list[list[int]], int], None]
-    """Continues rows of tokens by so many each, drawn from the whole distribution, whatever comes."""
+    """Continues rows of tokens by the given number of tokens each, sampled from the full distribution."""
 
 
 def minllm(shape: Shape, cfg: DictConfig, device: torch.device) -> Contestant:
@@ -142,7 +142,7 @@ def minllm(shape: Shape, cfg: DictConfig, device: torch.device) -> Contestant:
 
 
 def transformers(shape: Shape, cfg: DictConfig, device: torch.device) -> Contestant:
-    """Return transformers' model with the same options of AdamW, fused as its trainer has it."""
+    """Return transformers' model with the same options of AdamW, fused as in its trainer."""
     from transformers import GenerationConfig
 
     model = their_model(shape.vocab_size, cfg).to(device)
@@ -165,10 +165,10 @@ def transformers(shape: Shape, cfg: DictConfig, device: torch.device) -> Contest
 
 
 class TheirObjective:
-    """The loss that transformers' model computes itself, summed as minllm's is."""
+    """The loss that transformers' model computes itself, summed like minllm's."""
 
     def loss(self, model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: None) -> Tensor:
-        # the targets are the next tokens already
+        # the targets are already shifted
         shifted = {"shift_labels": targets_BT, "num_items_in_batch": 1}
         return model(input_ids=tokens_BT, labels=targets_BT, use_cache=False, **shifted).loss
 
@@ -182,7 +182,7 @@ MAKERS: dict[Name, Callable[[Shape, DictConfig, torch.device], Contestant]] = {
 def step_run(
     contestant: Contestant, shape: Shape, setting: Setting, cfg: DictConfig, device: torch.device
 ) -> Run:
-    """Return a run of which only the steps are taken: nothing happens between them."""
+    """Return a run for its training steps only: it has no logging, evaluation or checkpoints."""
     return Run(
         seed=0,
         settings=build(cfg.train),
@@ -205,7 +205,7 @@ def step_run(
 
 
 class SameBatch:
-    """Random tokens, the same ones in each step."""
+    """Random tokens, the same in each step."""
 
     def __init__(self, shape: Shape):
         generator = torch.Generator().manual_seed(0)

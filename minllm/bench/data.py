@@ -1,7 +1,7 @@
-"""How fast text becomes tokens, beside other people's tokenizers, and tokens become batches.
+"""Benchmarks of encoding, against other tokenizer libraries, and of making batches.
 
-Others train a vocabulary of the same size on the same text, with the same rule for where words are parted, and encode
-the same documents by one thread, in turns.
+The other libraries train a vocabulary of the same size on the same text with the same pre-tokenization pattern, and
+encode the same documents in turns, with one thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Encode = Callable[[list[str]], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Encoding:
-    """How fast a tokenizer encodes: the median of its turns, and of minllm's time through its time beside it."""
+    """How fast a tokenizer encodes: the median of its turns, and minllm's speed relative to it."""
 
     tokenizer: str
     megabytes_per_second: float
@@ -42,7 +42,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Rows:
-    """How fast a layout's rows come out of the store, and what they are filled with."""
+    """How fast rows are read from the store for a packing, and the shares of padding and lost tokens."""
 
     packing: str
     rows_per_second: float
@@ -52,7 +52,7 @@ class Rows:
 
 
 def encodings(cfg: DictConfig) -> list[Encoding]:
-    """Measure `cfg.tokenizer` beside Hugging Face's tokenizers and, if it's installed, tiktoken.
+    """Compare `cfg.tokenizer` with Hugging Face's tokenizers and, if installed, tiktoken.
 
     Raises:
         UserError: the tokenizer isn't one that minllm trains.
@@ -60,8 +60,8 @@ def encodings(cfg: DictConfig) -> list[Encoding]:
     tokenizer = build(cfg.tokenizer)
     if not isinstance(tokenizer, SentencePiece) or not tokenizer.metadata["pattern"]:
         raise UserError(
-            "measure=[data] compares a BPE of sentencepiece's with others of its size: type tokenizer=tales_4096, or"
-            " another that task=tokenizer has made."
+            "measure=[data] needs a BPE tokenizer of sentencepiece: type tokenizer=tales_4096, or another that"
+            " task=tokenizer has made."
         )
     texts = list(some_documents(build(cfg.data)))
     size = sum(len(text.encode()) for text in texts)
@@ -85,7 +85,7 @@ def encodings(cfg: DictConfig) -> list[Encoding]:
 
 
 def made_rows(cfg: DictConfig, seq_lens: Sequence[int]) -> list[Rows]:
-    """Measure each way to make rows of the training documents, in batches of `ROWS`."""
+    """Measure each packing of the training documents, in batches of `ROWS` rows."""
     source, tokenizer = build(cfg.data), build(cfg.tokenizer)
     found = []
     for seq_len, packing in itertools.product(seq_lens, PACKINGS):
@@ -112,8 +112,8 @@ def some_documents(source: Source) -> Iterator[str]:
 
 
 def others(tokenizer: SentencePiece, texts: Sequence[str]) -> dict[str, Encode]:
-    """Return what encodes texts with a vocabulary of the same size, by other people's code."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, as the others
+    """Return the encoders of other libraries, with vocabularies of the same size."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, like the others
     theirs = trained(tokenizer, texts)
     found: dict[str, Encode] = {"tokenizers": theirs.encode_batch_fast}
     if importlib.util.find_spec("tiktoken"):
@@ -122,7 +122,7 @@ def others(tokenizer: SentencePiece, texts: Sequence[str]) -> dict[str, Encode]:
 
 
 def trained(tokenizer: SentencePiece, texts: Sequence[str]) -> Any:
-    """Return a byte-level tokenizer of Hugging Face's, trained on the texts."""
+    """Return a byte-level tokenizer of Hugging Face's library, trained on the texts."""
     import tokenizers
     from tokenizers import models, pre_tokenizers, trainers
 
@@ -139,7 +139,7 @@ def trained(tokenizer: SentencePiece, texts: Sequence[str]) -> Any:
 
 
 def as_tiktoken(theirs: Any, pattern: str) -> Encode:
-    """Return the same vocabulary as tiktoken reads it: a token's number says when its pair is joined."""
+    """Return the same vocabulary in tiktoken, where a token's id is its merge rank."""
     import tiktoken
 
     from minllm.tokenizer.huggingface import from_letters

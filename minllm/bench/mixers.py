@@ -1,4 +1,4 @@
-"""The mixers that are measured beside attention: which there are, what is typed for each, and who competes."""
+"""The mixers that are compared with attention: their names, overrides and contestants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS: dict[str, list[str]] = {
     "gla": ["model.rec.n_heads=6"],
     "mamba2": ["model.rec.head_dim=64", "model.rec.n_state=64"],
 }
-"""What is typed at S3's width, for mixers that aren't measured as their files in conf/ have them."""
+"""Overrides for S3's width, for mixers that aren't measured with the defaults in conf/."""
 
 AS_THEIRS: dict[str, list[str]] = {
     "gated_deltanet": [],
@@ -37,15 +37,15 @@ AS_THEIRS: dict[str, list[str]] = {
         "model.softcap=30.0",
     ],
 }
-"""What is typed besides, for minllm's model to be the one that transformers has with this mixer."""
+"""Further overrides that make minllm's model match transformers' model with this mixer."""
 
 GROWTH = (2, 4, 8)
-"""How many times as long a sequence is when its cost a token is compared."""
+"""Multiples of the sequence length at which the cost per token is compared."""
 OURS_AS_THEIRS, THEIRS = "minllm, as in transformers", "transformers"
 
 
 def chosen_mixers(names: Sequence[str] | None) -> list[str]:
-    """Return the options of model/rec that are meant; null means all.
+    """Return the named options of model/rec, or all of them for None.
 
     Raises:
         UserError: there is no such option.
@@ -58,11 +58,11 @@ def chosen_mixers(names: Sequence[str] | None) -> list[str]:
 
 
 def check_lengths(lengths: Sequence[int], shape: Shape) -> None:
-    """Refuse sequences that a step has no whole number of."""
+    """Raise UserError for lengths that don't divide the number of tokens in a step."""
     for seq_len in lengths:
         if shape.tokens_per_step % seq_len:
             raise UserError(
-                f"lengths=[{seq_len}] doesn't divide the {shape.tokens_per_step:,} tokens of a step: take powers of"
+                f"lengths=[{seq_len}] doesn't divide the {shape.tokens_per_step:,} tokens of a step. Use powers of"
                 " two, such as 'lengths=[256,1024]'."
             )
 
@@ -70,9 +70,9 @@ def check_lengths(lengths: Sequence[int], shape: Shape) -> None:
 def mixer_jobs(
     mixer: str, lengths: Sequence[int], shape: Shape, setting: Setting, device: torch.device
 ) -> dict[str, Job]:
-    """Return who competes where a mixer is measured: itself at each length, attention, and transformers' class of it.
+    """Return the contestants for a mixer: itself at each length, attention, and transformers' class with this mixer.
 
-    transformers' class isn't compiled: what it has instead of a kernel is a loop in Python, which takes minutes.
+    transformers' class isn't compiled, because its Python loop in place of a kernel takes minutes to compile.
     """
     on_cpu, words = device.type == "cpu", WORDS.get(mixer, [])
 
@@ -93,7 +93,7 @@ def mixer_jobs(
 
 
 def at(mixer: str, seq_len: int) -> str:
-    """Return the name of minllm's contestant with a mixer at a length."""
+    """Return the name of minllm's contestant for a mixer and a length."""
     return f"{mixer}, T {seq_len}"
 
 

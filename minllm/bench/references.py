@@ -1,6 +1,6 @@
-"""transformers' model of a configuration of minllm's: the class that has the same mixer, in the same sizes.
+"""transformers' equivalent of a minllm configuration: the class with the same mixer, in the same sizes.
 
-On a CPU, and wherever the packages with their kernels aren't installed, each runs its own plain PyTorch.
+On a CPU, or without the packages that have their kernels, these classes run their plain PyTorch code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 ATTENTION = "attention"
-"""What mixes tokens where no option of model/rec is chosen."""
+"""The mixer if no option of model/rec is chosen."""
 
 
 def their_model(vocab_size: int, cfg: DictConfig) -> nn.Module:
@@ -83,7 +83,7 @@ def recurrent_gemma(vocab_size: int, cfg: DictConfig) -> nn.Module:
             **sizes(vocab_size, cfg),
             block_types=["recurrent"],
             lru_width=rec.width,
-            num_attention_heads=rec.n_blocks,  # as many blocks have the gates' matrices
+            num_attention_heads=rec.n_blocks,  # the gates' matrices have as many blocks
             conv1d_width=rec.conv_width,
             intermediate_size=2 * cfg.model.mlp.hidden,  # gate and up together
             logits_soft_cap=cfg.model.softcap,
@@ -106,7 +106,7 @@ def qwen3_next(vocab_size: int, cfg: DictConfig) -> nn.Module:
             linear_key_head_dim=rec.head_dim,
             linear_value_head_dim=rec.value_dim,
             linear_conv_kernel_dim=rec.conv_width,
-            num_experts=0,  # its MLP is then a dense one
+            num_experts=0,  # makes its MLP dense
             intermediate_size=cfg.model.mlp.hidden,
             rms_norm_eps=cfg.norm.eps,
         )
@@ -114,7 +114,7 @@ def qwen3_next(vocab_size: int, cfg: DictConfig) -> nn.Module:
 
 
 def sizes(vocab_size: int, cfg: DictConfig) -> dict[str, int | bool]:
-    """Return what all their configurations call by the same names."""
+    """Return the options whose names are the same in all of transformers' configurations."""
     return {
         "hidden_size": cfg.model.dim,
         "num_hidden_layers": cfg.model.n_layers,

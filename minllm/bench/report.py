@@ -1,4 +1,4 @@
-"""What a benchmark found: figures and ratios, as JSON and as a page to read."""
+"""Benchmark results: figures and ratios, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Figure:
-    """What one contestant reached: the median of its turns."""
+    """The result of one contestant: the median of its turns."""
 
     what: str
     contestant: str
     tokens_per_second: float
     share_of_limit: float | None = None
-    """Of this machine's matrix products a second, in the same precision."""
+    """The fraction of this machine's matrix-product FLOP/s in the same precision."""
     peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """minllm's figure through another's: the median of turns that stood side by side, and how far they lie apart."""
+    """minllm's result divided by another's: the median and range over pairs of neighbouring turns."""
 
     what: str
     median: float
@@ -43,7 +43,7 @@ class Ratio:
 
     @property
     def wanted(self) -> str:
-        """The bound; "" where there is none."""
+        """The bound; "" if there is none."""
         if self.at_least is not None:
             return f"at least {self.at_least:g}"
         return "" if self.at_most is None else f"at most {self.at_most:g}"
@@ -55,23 +55,23 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """The bound and whether the median keeps it; "" where there is none."""
+        """The bound and whether the median meets it; "" if there is none."""
         return self.wanted and f"{self.wanted}: {'met' if self.met else 'missed'}"
 
 
 @dataclass(frozen=True)
 class MixerRow:
-    """What was found of one mixer in one setting."""
+    """The results of one mixer in one setting."""
 
     setting: str
     mixer: str
     figures: list[Figure]
-    """Its own at the shape's length, then those of all that it was measured beside."""
+    """Its own at the shape's length first, then those of all other contestants."""
     beside_attention: list[Ratio]
     beside_theirs: list[Ratio]
-    """Empty where transformers has no class with this mixer."""
+    """Empty if transformers has no class with this mixer."""
     growth: list[Ratio]
-    """Seconds a token at other lengths, relative to those at the shape's own."""
+    """Seconds per token at other lengths, relative to the shape's own length."""
 
     @property
     def ratios(self) -> list[Ratio]:
@@ -80,13 +80,13 @@ class MixerRow:
 
 @dataclass
 class Report:
-    """All that was measured on one machine in one run."""
+    """All results of one benchmark run."""
 
     machine: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     """What was left out, and why."""
     limits: dict[str, float] = field(default_factory=dict)
-    """Floating-point operations a second of this machine's matrix products, for each setting."""
+    """The FLOP/s of this machine's matrix products in each setting."""
     figures: list[Figure] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
     mixers: list[MixerRow] = field(default_factory=list)
@@ -106,7 +106,7 @@ class Report:
         }
 
     def lines(self) -> list[str]:
-        """Return the page that a person reads."""
+        """Return the report as lines of text."""
         figures = [
             [
                 figure.what,
@@ -137,8 +137,8 @@ def judged(ratios: Sequence[Ratio]) -> list[dict[str, Any]]:
 
 
 def mixer_lines(rows: Sequence[MixerRow]) -> list[str]:
-    """Return one table of all mixers, with a column for each thing that they were measured beside."""
-    # the columns' order: a part of all rows before the next, since not every row has every column
+    """Return one table of all mixers, with a column for each ratio."""
+    # columns are ordered by part, because not every row has every column
     parts = [
         [row.beside_attention for row in rows],
         [row.beside_theirs for row in rows],
@@ -162,7 +162,7 @@ def mixer_lines(rows: Sequence[MixerRow]) -> list[str]:
 
 
 def data_lines(encodings: Sequence[Encoding], rows: Sequence[Rows]) -> list[str]:
-    """Return a table of tokenizers and one of the ways to make rows."""
+    """Return a table of tokenizers and a table of packings."""
     encoding_cells = [
         [
             one.tokenizer,
@@ -181,7 +181,7 @@ def data_lines(encodings: Sequence[Encoding], rows: Sequence[Rows]) -> list[str]
         for one in rows
     ]
     return [
-        *table(["encodes", "MB/s", "bytes a token", "minllm / it"], encoding_cells),
+        *table(["encodes", "MB/s", "bytes per token", "minllm / it"], encoding_cells),
         *table(["makes rows", "rows/s", "padding", "truncated", "cut off"], row_cells),
     ]
 
@@ -191,7 +191,7 @@ def short(ratio: Ratio) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Return rows in columns: words to the left, figures to the right; nothing where there are no rows."""
+    """Return an aligned table: text to the left, numbers to the right; [] if there are no rows."""
     if not rows:
         return []
     widths = [max(map(len, column)) for column in zip(head, *rows)]

@@ -1,4 +1,4 @@
-"""How long it takes from the command to the first logged step."""
+"""The time from the command to the first logged step."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TINY = [
 
 
 def first_step_seconds(overrides: list[str] = TINY) -> float:
-    """Return the seconds from `python run.py` to the first line of its metrics; the rest of the run is cut short.
+    """Return the seconds from starting `python run.py` to the first line of its metrics; the run is then killed.
 
     Raises:
-        RuntimeError: the run ended before it came to that.
+        RuntimeError: the run ended before its first step.
     """
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder, "run", "metrics.jsonl")

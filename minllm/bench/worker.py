@@ -1,10 +1,10 @@
-"""A contestant in a process of its own, so that its peak memory and its malloc are its own.
+"""A contestant in its own process, so that its peak memory and malloc settings are isolated.
 
     with Worker(job) as worker:
         worker.ask("train", seconds=1.0)       {"steps": 3, "tokens": 12288, "seconds": 1.2, "loss": 8.3}
 
-The process lives until the `with` block ends and does nothing between questions, so that contestants can take turns
-on a machine that others use as well. SearchSpec and answer are a line of JSON each, through its stdin and stdout.
+The process lives until the `with` block ends and is idle between questions, so that contestants can take turns on a
+shared machine. Each question and each answer is a line of JSON, through the process's stdin and stdout.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker works on."""
+    """What a worker measures."""
 
     contestant: Name
     keep_pages: bool
-    """Tell malloc what minllm tells it (`train.malloc=keep`)."""
+    """Use minllm's malloc settings (`train.malloc=keep`)."""
     shape: Shape
     setting: Setting
     device: str
     mixer: str = ATTENTION
-    """Or an option of model/rec."""
+    """Attention, or an option of model/rec."""
     words: Sequence[str] = ()
-    """What is typed besides."""
+    """Further overrides."""
 
     @classmethod
     def read(cls, text: str) -> Job:
@@ -53,10 +53,10 @@ class Job:
 
 
 class Worker:
-    """The process, as the one who asks sees it.
+    """A handle to the process.
 
     Raises:
-        RuntimeError: the process failed; the message ends with what it said last.
+        RuntimeError: the process failed; the message ends with its last output.
     """
 
     def __init__(self, job: Job):
@@ -67,13 +67,13 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             cwd=Path(__file__).resolve().parents[2],
-            # each compiles anew: what earlier runs have compiled would change the memory that is left after it
+            # no compile caches, because reusing earlier results would change memory use
             env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
             encoding="utf-8",
         )
 
     def ask(self, name: str, **arguments: float) -> dict[str, Any]:
-        """Return the answer of the method of `Contest` that has this name."""
+        """Call the method of `Contest` with this name in the process, and return its answer."""
         try:
             self.process.stdin.write(json.dumps([name, arguments]) + "\n")
             self.process.stdin.flush()
@@ -83,20 +83,20 @@ class Worker:
         if not answer:
             self.process.wait()
             self.errors.seek(0)
-            raise RuntimeError(f"a benchmark's process ended at '{name}':\n{self.errors.read()[-4000:]}")
+            raise RuntimeError(f"the benchmark process ended during '{name}':\n{self.errors.read()[-4000:]}")
         return json.loads(answer)
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self.process.kill()  # it has nothing to put in order
+        self.process.kill()  # it has nothing to clean up
         self.process.communicate()
         self.errors.close()
 
 
 class Contest:
-    """The process, seen from inside: a contestant, and what it can be asked to do."""
+    """The process's side: a contestant, and the questions it answers."""
 
     def __init__(self, job: Job):
         self.device = torch.device(job.device)
@@ -110,14 +110,14 @@ class Contest:
         self.compiled = job.setting.compiled
         self.loss_of = self.run.objective.loss
         if self.compiled:
-            # how minllm asks for compiled code is its own, as its malloc is
+            # minllm compiles in its own way, which is part of what is measured
             self.loss_of = (
                 loop.compile_loss(self.run) if job.contestant == "minllm" else torch.compile(self.loss_of)
             )
         self.lr = cfg.optim.lr
 
     def warm_up(self) -> dict[str, float]:
-        """Take the first steps, which compile and fill caches; from then on the peak of memory counts."""
+        """Take the first steps, which compile and fill caches, and then reset the peak memory."""
         seconds = self._seconds(lambda: [self._step() for _ in range(WARM_UP_STEPS)])
         if self.compiled:
             memory.trim()
@@ -125,7 +125,7 @@ class Contest:
         return {"seconds": seconds}
 
     def train(self, seconds: float) -> dict[str, float]:
-        """Take steps until `seconds` have passed, one at least."""
+        """Train until `seconds` have passed, for at least one step."""
         steps, taken, loss = 0, 0.0, 0.0
         while not steps or taken < seconds:
             begun = time.perf_counter()
@@ -136,7 +136,7 @@ class Contest:
         return {"steps": steps, "tokens": tokens, "seconds": taken, "loss": loss}
 
     def memory(self) -> dict[str, int]:
-        """Return the peak since the warm-up."""
+        """Return the peak memory since the warm-up."""
         return {"bytes": memory.peak_bytes(self.device)}
 
     def generate(self, rows: int, new_tokens: int) -> dict[str, float]:
@@ -163,7 +163,7 @@ class Contest:
 
 
 def main() -> None:
-    # stdout is for answers alone: what libraries print goes where errors go
+    # stdout is for answers only: what libraries print goes to stderr
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     contest = Contest(Job.read(sys.argv[1]))

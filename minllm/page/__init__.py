@@ -1,1 +1,1 @@
-"""What a person reads: Markdown, HTML, units, and text that any terminal can show."""
+"""Output for people: Markdown, HTML, units, and text that any terminal can show."""

@@ -1,4 +1,4 @@
-"""A page of HTML that needs nothing beside it, no network either: plotly's code is in it, once."""
+"""Self-contained HTML pages: they work offline, because plotly's code is included."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ for (const button of document.querySelectorAll('.switch button')) button.addEven
 
 @dataclass(frozen=True)
 class Choice:
-    """A button beside a figure, and what changes in its traces and its layout when it's pressed."""
+    """A button next to a figure, and the changes to its traces and layout when it is pressed."""
 
     label: str
     traces: Mapping[str, Any]
@@ -62,15 +62,15 @@ class Choice:
 
 
 def escape(text: str) -> str:
-    """Return text as a page shows it: nothing in it is markup, and nothing changes how the text around it is shown."""
+    """Return text escaped for HTML, without control characters that could affect the text around it."""
     return html.escape(printable(text))
 
 
 def document(title: str, body: Sequence[str], style: str = "") -> str:
-    """Return a page around the HTML of its parts.
+    """Return a page with the given HTML parts as its body.
 
     Args:
-        style: rules of CSS that come after STYLE.
+        style: CSS rules that are added after STYLE.
     """
     from plotly.offline import get_plotlyjs
 
@@ -92,11 +92,11 @@ def document(title: str, body: Sequence[str], style: str = "") -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    """Return a table of cells of HTML, wide ones with a scroll bar of their own.
+    """Return a table of HTML cells, which scrolls on its own if it is too wide.
 
     Args:
         head: the columns' headings; [] for none.
-        sides: l or r for each column, where r is for figures.
+        sides: l or r for each column; r is for numbers.
     """
 
     def line(cells: Sequence[str], tag: str) -> str:
@@ -112,11 +112,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str
 def drawn(
     figure: Figure, name: str | None = None, switches: Mapping[str, Sequence[Choice]] | None = None
 ) -> str:
-    """Return a figure's place in a page.
+    """Return the HTML of a figure.
 
     Args:
-        name: what it's found by in the page.
-        switches: rows of buttons by what they choose; the first of each is how the figure is to begin with.
+        name: the id of its element.
+        switches: rows of buttons, by what they choose; the first button of each row is the initial state.
     """
     plot = figure.to_html(
         full_html=False,

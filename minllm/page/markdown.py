@@ -1,4 +1,4 @@
-"""Markdown that reads well as plain text too."""
+"""Markdown that is readable as plain text too."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from minllm.errors import printable
 
 TERMINAL = 80
-"""Columns of a terminal that a table may take."""
+"""The maximum width of a table in a terminal, in characters."""
 LEAST_NAME = 16
-"""What a name is shortened to before a column is left out."""
+"""The width that names are shortened to before columns are left out."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    """Return a table of cells of Markdown; `sides` has l or r for each column."""
+    """Return a Markdown table; `sides` has l or r for each column."""
     widths = [max(3, *map(len, column)) for column in zip(head, *rows)]
     rule = ["-" * (width - 1) + (":" if side == "r" else "-") for side, width in zip(sides, widths)]
     padded = [
@@ -30,9 +30,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str
 def fitted(
     head: Sequence[str], rows: Sequence[Sequence[str]], sides: str, width: int = TERMINAL
 ) -> list[str]:
-    """Return a table that fits a terminal of this width, and below it what was left out, as a line each.
+    """Return a table that fits a terminal of this width, followed by a line for each kind of omission.
 
-    Names in the first column are shortened first, and then columns are left out, the last ones first.
+    Names in the first column are shortened first; then columns are left out, starting with the last.
     """
     shown, notes = len(head), []
     if widest(head, rows) > width:
@@ -52,12 +52,12 @@ def widest(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 
 def room_for_names(head: Sequence[str], rows: Sequence[Sequence[str]], shown: int, width: int) -> int:
-    """Return how wide the first column may be if so many columns are shown."""
+    """Return the width that is left for the first column if `shown` columns are shown."""
     return width - widest(["", *head[1:shown]], [["", *row[1:shown]] for row in rows]) + 3
 
 
 def shortened(names: Sequence[str], width: int) -> list[str]:
-    """Return names of this width at most, which stay different: by their ends, or else by their places."""
+    """Return names of at most this width, kept distinct by their ends, or else by numbers."""
     short = [
         name if len(name) <= width else f"{name[: width // 2]}…{name[len(name) - (width - 1) // 2 :]}"
         for name in names
@@ -68,24 +68,24 @@ def shortened(names: Sequence[str], width: int) -> list[str]:
 
 
 def lines(texts: Sequence[str]) -> list[str]:
-    """Return one part of a page with a line for each text; none where there are no texts."""
+    """Return one part of a page with a line for each text; [] if there are no texts."""
     return ["\n".join(texts)] if texts else []
 
 
 def sh(line: str) -> str:
-    """Return what is typed in a shell, in a block that nothing in it can end."""
+    """Return a shell command in a code block that its contents can't end."""
     fence = "`" * (1 + max([2, *map(len, re.findall("`+", line))]))
     return f"{fence}sh\n{printable(line)}\n{fence}"
 
 
 def word(text: str) -> str:
-    """Return a value as a plain word or number where Markdown makes nothing of it."""
+    """Return a value as plain text if it has no meaning in Markdown, or else as code."""
     return text if re.fullmatch(r"[A-Za-z0-9.+-]*", text) else code(text)
 
 
 def code(text: str) -> str:
-    """Return text as Markdown leaves it alone, in a table too; as plain text where it would end the code or look like
-    markup to a reader that knows no code.
+    """Return text as inline code that is also safe in a table, or as plain text if it could end the code or be read as
+    markup by a simple parser.
     """
     if re.search(r"[`<]|\]\(", text):
         return plain(text)
@@ -93,11 +93,13 @@ def code(text: str) -> str:
 
 
 def plain(line: str) -> str:
-    """Return a line in which nothing means anything to Markdown."""
+    """Return a line with all of Markdown's special characters escaped."""
     escaped = re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", one_line(line))
-    return re.sub(r"^(\s*\d*)([-+=.)])", r"\1\\\2", escaped)  # what would begin a list or end a heading
+    return re.sub(
+        r"^(\s*\d*)([-+=.)])", r"\1\\\2", escaped
+    )  # the start of a list or the underline of a heading
 
 
 def one_line(text: str) -> str:
-    """Return text without line breaks and control characters, which would end a cell or a paragraph."""
+    """Return text without line breaks and control characters, which could end a cell or a paragraph."""
     return printable(text).replace("\n", "\\n").replace("\t", " ")

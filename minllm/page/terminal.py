@@ -1,4 +1,4 @@
-"""What is printed reaches whoever reads it, whatever their terminal can show."""
+"""Printing that doesn't fail, whatever characters the terminal supports."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 from minllm.errors import printable
 
 BROKEN_PIPE = 141
-"""The exit code when nobody reads what is printed any more, as shells have it: 128 + SIGPIPE."""
+"""The exit code after a broken pipe, as in shells: 128 + SIGPIPE."""
 
 
 def write_anything() -> None:
-    """Have characters that the terminal's or file's encoding lacks written as escapes, instead of failing."""
-    logging.raiseExceptions = False  # a log line that nobody reads any more, as in `… | head`, is no error
+    """Write characters that the encoding of the terminal or file lacks as escapes, instead of failing."""
+    logging.raiseExceptions = False  # writing a log to a closed pipe, as in `… | head`, isn't an error
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # the shell has closed it
@@ -25,7 +25,7 @@ def write_anything() -> None:
 
 
 def exit_code(end: SystemExit) -> int:
-    """Return the code that a process ends with, as Python does: an idea's own code may end it with a text."""
+    """Return the exit code of a process, as Python does. Outside code may exit with a text, which is printed."""
     if end.code is None or isinstance(end.code, int):
         return int(end.code or 0)
     print(printable(str(end.code)), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Figures as people read them; a dash where there is none."""
+"""Numbers with units, formatted for people; a dash if there is no number."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MIB = 2**20
 
 
 def finite(value: float | None) -> float | None:
-    """Return a number that is one, and None for any other."""
+    """Return a finite number, and None for NaN, infinity or None."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def count(value: float | None) -> str:
-    """Return a number of things: 39,008 or 282 k or 5.78 G."""
+    """Format a count: 39,008 or 282 k or 5.78 G."""
     if finite(value) is None:
         return NONE
     if abs(value) < 1e5:
@@ -26,7 +26,7 @@ def count(value: float | None) -> str:
 
 
 def memory(value: float | None) -> str:
-    """Return bytes in the unit that suits them: 1.5 GiB."""
+    """Format bytes in a suitable unit: 1.5 GiB."""
     if finite(value) is None:
         return NONE
     power = min(int(math.log2(max(1.0, value)) / 10), len(BINARY) - 1)
@@ -34,12 +34,12 @@ def memory(value: float | None) -> str:
 
 
 def mib(value: float) -> str:
-    """Return bytes in MiB whatever they are, for what is compared."""
+    """Format bytes in MiB whatever their size, so that numbers can be compared."""
     return f"{value / MIB:,.0f} MiB"
 
 
 def duration(value: float | None, *, tenths: bool = True) -> str:
-    """Return seconds, minutes or hours; of less than ten seconds, `tenths` too."""
+    """Format a duration as seconds, minutes or hours; below ten seconds with `tenths`."""
     if finite(value) is None:
         return NONE
     if value < 59.5:
@@ -49,10 +49,10 @@ def duration(value: float | None, *, tenths: bool = True) -> str:
 
 
 def bits(value: float | None) -> str:
-    """Return bits a byte."""
+    """Format bits per byte."""
     return NONE if finite(value) is None else f"{value:.4f}"
 
 
 def rate(value: float | None) -> str:
-    """Return a learning rate."""
+    """Format a learning rate."""
     return NONE if finite(value) is None else f"{value:.4g}"

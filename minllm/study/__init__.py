@@ -1,1 +1,1 @@
-"""Comparing runs: sizing, statistics, reports."""
+"""Comparing runs: statistics and reports."""

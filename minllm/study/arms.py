@@ -1,7 +1,7 @@
-"""Arms: runs that differ in nothing but their seed, what they are called, and what they have in common.
+"""Arms: groups of runs that differ only in their seed, their names, and their differences.
 
-Two arms are compared in pairs of the same seed, which begin with the same weights wherever they share a parameter and
-see the same batches in the same order. What else was equal is a matter of fact, and is looked up here.
+Two arms are compared in pairs of runs with the same seed, which start from the same weights wherever they share a
+parameter and see the same batches in the same order. Whether anything else was equal is determined from the runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minllm.schema.overrides import short_names, written
 from minllm.study.selection import LeftOut, TrainedRun, leaves
 
 SECTIONS_ASIDE = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
-"""Sections that say nothing of what is learnt; a size that was asked for shows in the widths it led to."""
+"""Sections that don't affect what is learned. A requested size counts through the widths that it led to."""
 
 KEYS_ASIDE = (
     *(f"train.{key}" for key in ("log_every", "eval_every", "evals", "checkpoint_every", "keep_checkpoints")),
@@ -27,7 +27,7 @@ KEYS_ASIDE = (
 
 
 class Absent:
-    """What a configuration says of a key that it doesn't have, which isn't null."""
+    """Stands for a key that a configuration doesn't have, as opposed to null."""
 
     def __repr__(self) -> str:
         return "–"
@@ -36,14 +36,14 @@ class Absent:
 ABSENT = Absent()
 
 EXACT = 2**53
-"""Up to here every whole number is a float too."""
+"""Up to here, a float represents every integer exactly."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of one configuration, by their seeds.
+    """The runs of one configuration, by seed.
 
-    name: what sets it apart, as it would be typed
+    name: what distinguishes it, as overrides
     runs: in the order of their seeds
     """
 
@@ -52,18 +52,18 @@ class Arm:
 
     @property
     def first(self) -> TrainedRun:
-        """The run with the first seed, for what is the same in all."""
+        """The run with the first seed, for what is the same in all runs."""
         return next(iter(self.runs.values()))
 
     def values(self, key: str) -> list[Any]:
-        """Return a figure of summary.json of all its runs, in the order of their seeds."""
+        """Return a value of summary.json for each run, in the order of their seeds."""
         return [run.summary.get(key) for run in self.runs.values()]
 
 
 def arms_of(runs: Sequence[TrainedRun]) -> tuple[list[Arm], list[LeftOut]]:
-    """Return the arms that some runs make up, in the order in which they appear.
+    """Group runs into arms, in the order in which they appear.
 
-    Where two runs are of the same arm and seed, the later one counts, whichever is better.
+    If two runs have the same arm and seed, the later one counts, whichever is better.
     """
     grouped: dict[tuple[Any, ...], dict[int, TrainedRun]] = {}
     left_out = []
@@ -71,7 +71,7 @@ def arms_of(runs: Sequence[TrainedRun]) -> tuple[list[Arm], list[LeftOut]]:
         seeds = grouped.setdefault(identity(run.cfg), {})
         if run.seed in seeds:
             earlier, later = sorted([seeds[run.seed], run], key=finished_at)
-            left_out.append(LeftOut(earlier.folder, f"The same was run again in {later.folder.name}."))
+            left_out.append(LeftOut(earlier.folder, f"It was run again in {later.folder.name}."))
             run = later
         seeds[run.seed] = run
     groups = list(grouped.values())
@@ -80,18 +80,18 @@ def arms_of(runs: Sequence[TrainedRun]) -> tuple[list[Arm], list[LeftOut]]:
 
 
 def identity(cfg: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what the runs of one arm have in common."""
+    """Return a key that is the same for all runs of one arm."""
     return tuple(sorted((key, as_it_counts(value)) for key, value in learnt_from(cfg).items()))
 
 
 def as_it_counts(value: Any) -> str:
-    """Return the same for values that mean the same: 1 and 1.0."""
+    """Return the same text for values that are equal, such as 1 and 1.0."""
     whole = type(value) is int and abs(value) <= EXACT
     return repr(float(value) if whole else value)
 
 
 def learnt_from(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a configuration on which depends what is learnt, but for the seed."""
+    """Return the values of a configuration that affect what is learned, except the seed."""
     return {key: value for key, value in leaves(cfg).items() if not is_aside(key)}
 
 
@@ -104,7 +104,7 @@ def finished_at(run: TrainedRun) -> float:
 
 
 def names_of(cfgs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what sets each configuration apart: the choices that differ, and values where these don't suffice."""
+    """Return what distinguishes each configuration: the choices that differ, and values where choices aren't enough."""
     return [one_line(name) for name in names_apart(cfgs)]
 
 
@@ -125,7 +125,7 @@ def names_apart(cfgs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def values_apart(cfgs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return the values that set each configuration apart: those that were typed, if they do, or all."""
+    """Return the values that distinguish the configurations: the overridden ones if they suffice, or else all."""
     typed = tuple(f"{word.partition('=')[0].lstrip('+')}." for cfg in cfgs for word in cfg.get("typed") or [])
     values = [{key: written(value) for key, value in learnt_from(cfg).items()} for cfg in cfgs]
     chosen = [{key: one[key] for key in one if f"{key}.".startswith(typed)} for one in values]
@@ -134,7 +134,7 @@ def values_apart(cfgs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
-    """Return for each of some mappings its values that not all have, as `key=value` with short keys."""
+    """Return, for each mapping, the values that aren't the same in all of them, as `key=value` with short keys."""
     keys = dict.fromkeys(key for values in named for key in values)
     differ = [key for key in keys if len({values.get(key) for values in named}) > 1]
     short = short_names(differ)
@@ -142,31 +142,31 @@ def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
 
 
 def refuse_incomparable(arms: Sequence[Arm]) -> None:
-    """Raise UserError unless all arms were validated on the same text, and looked ahead in it either all or none."""
+    """Raise UserError unless all arms were validated on the same text, and either all or none of them look ahead."""
     ahead = [arm for arm in arms if arm.first.summary["state_bytes_per_sequence"] is None]
     if ahead and len(ahead) < len(arms):
         raise UserError(
-            f"{ahead[0].name} can't generate, since it looks ahead: its loss is lower than that of a model which sees"
-            " only what came before. Leave it out."
+            f"{ahead[0].name} looks ahead, so it can't generate and its loss isn't comparable with that of a causal"
+            " model. Leave it out."
         )
     texts: dict[str, Arm] = {}
     for arm in arms:
         for run in arm.runs.values():
             texts.setdefault(run.summary["validation_text"], arm)
     if len(texts) > 1:
-        one, other = list(texts.values())[:2]
+        first, second = list(texts.values())[:2]
         named = [
             f"{arm.name or arm.first.folder.name} (data={arm.first.cfg['choices'].get('data')})"
-            for arm in (one, other)
+            for arm in (first, second)
         ]
         raise UserError(
-            f"{named[0]} and {named[1]} were validated on different text, so their bits a byte say nothing of each"
-            " other. Leave one out, or train it again with the other's data=."
+            f"{named[0]} and {named[1]} were validated on different texts, so their bits per byte can't be"
+            " compared. Leave one out, or train it again with the other's data=."
         )
 
 
 def config_differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
-    """Return the keys in which the arms' configurations differ, with each arm's value; ABSENT where it has no such."""
+    """Return the keys in which the arms' configurations differ, with each arm's value, or ABSENT if it has none."""
     plain = [learnt_from(arm.first.cfg) for arm in arms]
     keys = dict.fromkeys(key for values in plain for key in values)
     found = {

@@ -1,4 +1,4 @@
-"""A comparison: arms, in pairs of the same seed, and a word for each contest between two of them."""
+"""A comparison: arms, paired by seed, and a verdict for each contest between two of them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from minllm.study.statistics import Verdict, noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
 
 METRIC = "val_bpb"
-"""Bits a byte: the loss that doesn't depend on how a tokenizer cuts the text."""
+"""Bits per byte: a loss that doesn't depend on how the tokenizer splits the text."""
 
 ALL = "all"
-SAME = "Every pair reached exactly the same loss, so what differs between the two changed nothing that is computed."
+SAME = "Every pair reached exactly the same loss, so what differs between the two had no effect on the computation."
 MARGIN = 0.005
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class Contest:
-    """One arm against another, in pairs of the same seed.
+    """One arm against another, in pairs of runs with the same seed.
 
-    differences: the arm's bits a byte less the baseline's, by the seed of the pair
-    failed: whether training failed at some seeds, or went wrong, so that no number of further ones settles it
+    differences: the arm's bits per byte minus the baseline's, by the seed of the pair
+    failed: whether training failed or went wrong at some seeds, so that more seeds can't settle it
     """
 
     arm: Arm
@@ -44,7 +44,7 @@ class Contest:
 
     @property
     def is_the_same(self) -> bool:
-        """Whether every pair reached the same loss to the last bit, as two arms do that compute the same."""
+        """Whether every pair reached exactly the same loss, as arms that compute the same thing do."""
         return len(self.differences) > 1 and not any(self.differences.values())
 
     @property
@@ -74,7 +74,7 @@ class Contest:
 class Noise:
     """An arm against itself: its runs in pairs of different seeds.
 
-    floor: the difference of two of its runs is within ± this, 95 times in a hundred, in bits a byte; None from a
+    floor: in 95 % of cases, the difference between two of its runs is within ± this many bits per byte; None for a
         single seed
     failed: whether training failed at some seeds
     """
@@ -94,7 +94,7 @@ Judged = TypeVar("Judged", Contest, Noise)
 
 @dataclass(frozen=True)
 class Tuning:
-    """How an arm's learning rate was chosen: the rates that were tried, with the metric of each, and the one taken."""
+    """How an arm's learning rate was chosen: the rates that were tried, with the metric of each, and the choice."""
 
     tried: Mapping[float, float | None]
     chosen: float
@@ -106,16 +106,16 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several runs say of the arms that they belong to.
+    """What several runs say about the arms that they belong to.
 
     arms: the baseline first
     contests: each arm against the baseline, or every arm against every other
-    margin: differences of this share of the baseline's bits a byte don't matter
-    noise: what an arm differs from itself by, where that was asked for
+    margin: differences up to this fraction of the baseline's bits per byte don't matter
+    noise: how much each arm differs from itself, if requested
     facts: what was equal between arms, and what wasn't
     left_out: runs that couldn't be compared
-    tuning: by an arm's name, where its learning rate was searched
-    commands: what makes the runs again, and this comparison of them
+    tuning: by arm name, for arms whose learning rate was searched
+    commands: commands that repeat the runs and this comparison
     kept_margin: whether the margin was stored with the runs, in a protocol, before they were trained
     """
 
@@ -135,23 +135,23 @@ class Comparison:
 
     @property
     def margin_bpb(self) -> float:
-        """The margin in bits a byte."""
+        """The margin in bits per byte."""
         return share_of(self.margin, self.baseline)
 
     @property
     def shared_seed(self) -> int:
-        """The first seed that most arms have: what one run of each arm is shown by."""
+        """The first seed that most arms have. The run with this seed represents its arm."""
         seeds = [seed for arm in self.arms for seed in arm.runs]
         return max(sorted(set(seeds)), key=seeds.count)
 
     @property
     def is_settled(self) -> bool:
-        """Whether more pairs wouldn't change any word."""
+        """Whether more pairs wouldn't change any verdict."""
         return all(one.is_settled for one in self.contests or self.noise)
 
     @property
     def settling(self) -> str:
-        """How many pairs would settle what is inconclusive: a sentence for each contest."""
+        """How many pairs would settle what is inconclusive, as a sentence for each contest."""
         judged = [*self.contests, *self.noise]
         several = len(judged) > 1
         named = ((f"{one.arm.name}: " if several else "", one.verdict.settling) for one in judged)
@@ -180,7 +180,7 @@ class Comparison:
         return self._counted()
 
     def _counted(self) -> str:
-        """The answer where there are too many contests to name."""
+        """The answer when there are too many contests to name."""
         if any(contest.baseline is not self.baseline for contest in self.contests):
             return f"None of the {len(self.arms)} arms is better than all others."
         words = [contest.verdict.word for contest in self.contests]
@@ -203,20 +203,20 @@ def compare(
     looks: int = 1,
     extensions: Iterable[str] = (),
 ) -> Comparison:
-    """Compare the arms that some runs make up.
+    """Compare the arms that the runs belong to.
 
     Args:
-        runs: folders of runs, or of grids and searches that hold them; or what else the runs are known by.
-        baseline: the arm that the others are held against, by its name or a part of it; `all` holds every arm against
+        runs: folders of runs, or of grids and searches that contain them; or a `Selection`.
+        baseline: the arm that the others are compared with, by its name or part of it; `all` compares every arm with
             every other. None is the arm of the first run.
-        margin: the share of the baseline's bits a byte by which a difference doesn't matter.
-        aa: hold each arm against itself, too: two of its seeds are a pair.
-        alpha: how often a difference may be claimed where there's none.
-        looks: how often the verdict is looked at while seeds are added.
-        extensions: packages besides minllm that the runs' configurations may take code from; name only what you trust.
+        margin: the fraction of the baseline's bits per byte up to which a difference doesn't matter.
+        aa: also compare each arm with itself, with two of its seeds as a pair.
+        alpha: the probability of claiming a difference where there is none.
+        looks: how many times the verdict is looked at while seeds are added.
+        extensions: packages besides minllm that the runs' configurations may use code from; name only ones you trust.
 
     Raises:
-        UserError: no such runs, a single arm, no arm of that name, or different validation texts.
+        UserError: there are no such runs, only one arm, no arm of that name, or different validation texts.
     """
     selection = runs if isinstance(runs, Selection) else Selection([str(run) for run in runs])
     found, left_out = find(selection, extensions)
@@ -243,10 +243,10 @@ def of_arms(
     alpha: float = ALPHA,
     looks: int = 1,
 ) -> Comparison:
-    """Compare arms, which have their names already; see `compare`."""
+    """Compare arms that already have names; see `compare`."""
     if not 0 < margin < 1:
         raise UserError(
-            f"margin={margin} is a share of the baseline's bits a byte: give a number above 0 and below 1."
+            f"margin={margin} must be a fraction of the baseline's bits per byte, above 0 and below 1."
         )
     refuse_too_few(arms, left_out, aa)
     refuse_incomparable(arms)
@@ -269,7 +269,7 @@ def of_arms(
 
 
 def contests_between(arms: Sequence[Arm], judging: Mapping[str, Any], *, every: bool) -> list[Contest]:
-    """Return the contests of all arms with the first, or of `every` arm with each that is named before it."""
+    """Return the contests of all arms with the first arm, or of `every` arm with each arm before it."""
     pairs = [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
     differences = [
         {seed: bpb(arm, seed) - bpb(other, seed) for seed in arm.runs if seed in other.runs}
@@ -280,32 +280,34 @@ def contests_between(arms: Sequence[Arm], judging: Mapping[str, Any], *, every: 
 
 
 def noises(arms: Sequence[Arm], judging: Mapping[str, Any]) -> list[Noise]:
-    """Return what each arm differs from itself by: its first seed and its second are a pair, and so on."""
+    """Return how much each arm differs from itself: its first and second seeds form a pair, and so on."""
     values = [arm.values(METRIC) for arm in arms]
     judged = verdicts([[b - a for a, b in zip(one[::2], one[1::2])] for one in values], **judging)
     return [Noise(arm, verdict, noise_floor(one)) for arm, verdict, one in zip(arms, judged, values)]
 
 
 def share_of(share: float, arm: Arm) -> float:
-    """Return a share of an arm's bits a byte, the mean over its seeds."""
+    """Return a fraction of an arm's bits per byte, averaged over its seeds."""
     values = arm.values(METRIC)
     return share * sum(values) / len(values)
 
 
 def without_lost_seeds(judged: Judged, arms: Sequence[Arm], left_out: Sequence[LeftOut]) -> Judged:
-    """Return what was judged, undecided if training failed at some seeds: the others may be the lucky ones."""
+    """Return `judged`, made inconclusive if training failed at some seeds, because the others may be lucky ones."""
     for arm in arms:
         own = identity(arm.first.cfg)
         failed = {one.cfg["seed"] for one in left_out if one.failed and one.cfg and identity(one.cfg) == own}
         if lost := sorted(failed - set(arm.runs)):
             seeds = f"seed{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
-            why = f"{arm.name or 'The arm'} failed with {seeds}, and the seeds that are left may be the lucky ones."
+            why = (
+                f"{arm.name or 'The arm'} failed with {seeds}, so the remaining seeds may be the lucky ones."
+            )
             return put_off(judged, why)
     return judged
 
 
 def without_impossible(contest: Contest) -> Contest:
-    """Return a contest, undecided if an arm is below what no model can be below."""
+    """Return a contest, made inconclusive if an arm is below the corpus's floor."""
     for arm in (contest.arm, contest.baseline):
         if error := impossible(arm):
             return put_off(contest, f"{arm.name}: {error}")
@@ -313,7 +315,7 @@ def without_impossible(contest: Contest) -> Contest:
 
 
 def undecided(comparison: Comparison, why: str) -> Comparison:
-    """Return a comparison of which nothing may be said yet, for a reason; further pairs settle it."""
+    """Return the comparison with all verdicts inconclusive for now, for the reason `why`; more pairs can settle it."""
 
     def later(one: Judged) -> Judged:
         before = {"settling": one.verdict.settling, "seeds_to_settle": one.verdict.seeds_to_settle}
@@ -325,7 +327,7 @@ def undecided(comparison: Comparison, why: str) -> Comparison:
 
 
 def put_off(one: Judged, why: str) -> Judged:
-    """Return what was judged as inconclusive, for a reason that no number of further pairs removes."""
+    """Return the result as inconclusive, for a reason that more pairs can't remove."""
     why = f"{why} {one.verdict.why}"
     verdict = replace(one.verdict, word="inconclusive", why=why, settling="", seeds_to_settle=None)
     return replace(one, verdict=verdict, failed=True)
@@ -341,17 +343,17 @@ def refuse_too_few(arms: Sequence[Arm], left_out: Sequence[LeftOut], aa: bool) -
         raise UserError(f"None of these runs can be compared:{reasons}")
     if len(arms) == 1 and not aa:
         raise UserError(
-            "All these runs are of one arm. Name runs of another too, or type aa=true to see how far this arm's own"
-            f" runs lie apart.{' Left out are:' if left_out else ''}{reasons}"
+            "All these runs belong to one arm. Add runs of another arm, or type aa=true to measure the noise between"
+            f" this arm's own runs.{' Left out:' if left_out else ''}{reasons}"
         )
     if len(arms) == 1 and len(arms[0].runs) < 2:
         raise UserError(
-            "A noise floor needs two seeds or more, and this arm has one. Train more: seed=0,1,2,3,4,5."
+            "A noise floor needs at least two seeds, and this arm has one. Train more: seed=0,1,2,3,4,5."
         )
 
 
 def arm_named(word: str, arms: Sequence[Arm]) -> Arm:
-    """Return the arm of a name, or the only one whose name has this part. UserError if there's none, or several."""
+    """Return the arm of this name, or the only one whose name contains it. UserError if there is none, or several."""
     exact = [arm for arm in arms if arm.name == word]
     parts = exact or [
         arm for arm in arms if word in arm.name.replace("=", " ").split() or word in arm.name.split()
@@ -360,4 +362,4 @@ def arm_named(word: str, arms: Sequence[Arm]) -> Arm:
         return parts[0]
     names = [arm.name for arm in arms]
     what = "several arms" if parts else "no arm"
-    raise UserError(f"baseline={word} names {what}. The arms are {', '.join(names)}.{suggest(word, names)}")
+    raise UserError(f"baseline={word} matches {what}. The arms are {', '.join(names)}.{suggest(word, names)}")

@@ -1,4 +1,4 @@
-"""What was equal between arms, and what wasn't: looked up, and not taken for granted."""
+"""What was equal between arms and what wasn't, as their runs recorded it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minllm.study.arms import Arm, learnt_from
 from minllm.study.selection import TrainedRun
 
 NEAR = 0.01
-"""Amounts that differ by no more than this share are called equal."""
+"""Amounts that differ by at most this fraction are considered equal."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Fact:
     """Something that arms may have in common.
 
     what: such as "parameters"
-    equal: whether all arms have the same, or nearly the same amount
-    said: how much, or what each has
+    equal: whether it is the same in all arms, or nearly the same for an amount
+    said: the amount, or what each arm has
     """
 
     what: str
@@ -30,16 +30,16 @@ class Fact:
 
 
 def facts(arms: Sequence[Arm]) -> list[Fact]:
-    """Return what was equal between arms and what wasn't, what matters most first."""
+    """Return what was equal between arms and what wasn't, most important first."""
     return [
-        Fact("validation text", True, "the same to the byte"),
+        Fact("validation text", True, "identical"),
         seeds_fact(arms),
-        config_fact(arms, "tokenizer", "the same", "different, and so compared in bits a byte"),
+        config_fact(arms, "tokenizer", "the same", "different; bits per byte remain comparable"),
         config_fact(arms, "data", "the same settings", "different"),
         config_fact(arms, "train.batch_size", "the same", "different"),
         config_fact(arms, "objective", "the same", "different"),
         amount_fact(arms, "parameters", lambda run: run.summary["params"]),
-        amount_fact(arms, "FLOPs a token", lambda run: run.summary["flops_per_token"]),
+        amount_fact(arms, "FLOPs per token", lambda run: run.summary["flops_per_token"]),
         amount_fact(arms, "tokens trained on", lambda run: run.summary["tokens"]),
         amount_fact(
             arms, "FLOPs of training", lambda run: run.summary["tokens"] * run.summary["flops_per_token"]
@@ -55,7 +55,7 @@ def facts(arms: Sequence[Arm]) -> list[Fact]:
 
 
 def config_fact(arms: Sequence[Arm], key: str, same: str, different: str) -> Fact:
-    """Compare what the arms' configurations say of a section, or of one key."""
+    """Compare a section, or a single key, of the arms' configurations."""
     values = [
         {
             name: value
@@ -81,17 +81,17 @@ def amount_fact(
     of: Callable[[TrainedRun], float],
     unit: Callable[[float], str] = units.count,
 ) -> Fact:
-    """Compare the arms' mean amounts; equal are those within NEAR of each other."""
+    """Compare the arms' mean amounts, which are equal if they are within NEAR of each other."""
     means = [sum(map(of, arm.runs.values())) / len(arm.runs) for arm in arms]
     low, high = min(means), max(means)
     equal = high <= low * (1 + NEAR)
     said = list(dict.fromkeys(map(unit, (low, high))))
-    about = "about " * (not equal and len(said) == 1)  # whose difference is lost in rounding
+    about = "about " * (not equal and len(said) == 1)  # the difference is lost in rounding
     return Fact(what, equal, about + " to ".join(said))
 
 
 def label_fact(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:
-    """Compare what each run says of itself in a word or two."""
+    """Compare a short label of each run."""
     return agreed(what, [one_line(str(of(run))) for arm in arms for run in arm.runs.values()])
 
 
@@ -110,7 +110,7 @@ def compiled(run: TrainedRun) -> str:
 
 
 def processor(run: TrainedRun) -> str:
-    """Return the name of what computed; an older run doesn't say whether that was its GPU."""
+    """Return the name of the GPU or CPU that trained a run; older runs don't record which of the two it was."""
     gpu = run.environment["gpu"]
     return (
         gpu
@@ -120,7 +120,7 @@ def processor(run: TrainedRun) -> str:
 
 
 def version_fact(arms: Sequence[Arm]) -> Fact:
-    """Compare the versions; those with changes that aren't committed are never known to be the same."""
+    """Compare the versions. Versions with uncommitted changes are never considered equal."""
     fact = label_fact(arms, "version of minllm", version)
     changed = any(run.environment["git"]["dirty"] for arm in arms for run in arm.runs.values())
     return (

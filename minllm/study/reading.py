@@ -1,4 +1,4 @@
-"""How one run of each arm writes and reads: the same prompts continued, and the same held-out texts, token by token."""
+"""One run of each arm continues the same prompts, and predicts the same held-out texts token by token."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from minllm.tokenizer.show import visible
 from minllm.training import checkpoints, machine
 from minllm.training.evaluation import LOOKAHEAD_WARNING
 
-NEEDS_MEMORY = "It reads a memory beside the tokens, and none is given here."
-OTHER_TEXT = "The data isn't what it was when these runs were made, so none of its texts is shown."
+NEEDS_MEMORY = "It reads a memory besides the tokens, and none is available here."
+OTHER_TEXT = "The data has changed since these runs were made, so its texts aren't shown."
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A token of a held-out text, as a model read it.
+    """A model's prediction of a token of a held-out text.
 
-    text: its characters; <E2> for each byte of one that is no whole character
+    text: the token's characters; <E2> for each byte of an incomplete character
     nats: its loss
     rank: 1 if it was the model's first guess, 2 if its second, …
-    bytes: how many it has in UTF-8
+    bytes: its length in UTF-8
     """
 
     text: str
@@ -48,13 +48,13 @@ class Guess:
 
 @dataclass(frozen=True)
 class Reading:
-    """How one run of an arm writes and reads.
+    """The samples and held-out texts of one run of an arm.
 
-    arm: its name
-    seed: the run's; the same for all arms that have it, and never chosen for its result
+    arm: the arm's name
+    seed: the run's seed: the same for all arms that have it, and never chosen by its result
     samples: each prompt with its continuation
     stories: the held-out texts
-    why_not: why something isn't shown; None if all is
+    why_not: why something isn't shown; None if everything is
     """
 
     arm: str
@@ -65,32 +65,34 @@ class Reading:
 
 
 def read_arms(comparison: Comparison, cfg: DictConfig, prompts: Sequence[str], stories: int) -> list[Reading]:
-    """Let one run of each arm continue the same prompts and read the same validation texts.
+    """Have one run of each arm continue the same prompts and predict the same validation texts.
 
     Args:
         cfg: how to sample (`sample:`), where to compute (`train.device`), and which packages code may come from.
-        stories: how many texts. Those that fit a window of the baseline's come first, to be shown whole.
+        stories: the number of texts. Those that fit in the baseline's window come first, so that they are complete.
 
     Raises:
-        UserError: `cfg` asks for a device that isn't there, or for a way to sample that can't be.
+        UserError: `cfg` has a device that doesn't exist, or invalid sampling options.
     """
     seeds = [next(s for s in (comparison.shared_seed, *arm.runs) if s in arm.runs) for arm in comparison.arms]
     try:
         texts, no_texts = held_out(comparison.baseline.runs[seeds[0]], stories), None
-    except Exception as error:  # of the data's files too: the comparison stands without its texts
+    except (
+        Exception
+    ) as error:  # including errors of the data's files: the comparison is valid without its texts
         texts, no_texts = [], reason(error)
     arms = zip(comparison.arms, seeds)
     return [read_arm(arm, seed, cfg, prompts, texts, no_texts) for arm, seed in arms]
 
 
 def accuracy(reading: Reading, k: int) -> float:
-    """Return the share of tokens that were among the model's first k guesses; nan where no text was read."""
+    """Return the fraction of tokens that were among the model's first k guesses; NaN if no text was read."""
     ranks = [guess.rank for story in reading.stories for guess in story]
     return sum(rank <= k for rank in ranks) / len(ranks) if ranks else math.nan
 
 
 def bits_a_byte(reading: Reading) -> float:
-    """Return the loss over all texts shown, in bits a byte; nan where no text was read."""
+    """Return the loss over all texts shown, in bits per byte; NaN if no text was read."""
     guesses = [guess for story in reading.stories for guess in story]
     n_bytes = sum(guess.bytes for guess in guesses)
     return sum(guess.nats for guess in guesses) / math.log(2) / n_bytes if n_bytes else math.nan
@@ -100,10 +102,10 @@ def bits_a_byte(reading: Reading) -> float:
 
 
 def held_out(run: TrainedRun, count: int) -> list[str]:
-    """Return the first validation texts of a run's data; one longer than its window is cut at the window's end.
+    """Return the first validation texts of a run's data, truncated to its window.
 
     Raises:
-        UserError: the data can't be read any more, or isn't what the run was judged by.
+        UserError: the data can't be read, or isn't the data that the run was validated on.
     """
     validate(run.config)
     source, tokenizer = build(run.config.data), of_run(run.folder, run.config)
@@ -117,14 +119,14 @@ def held_out(run: TrainedRun, count: int) -> list[str]:
     for start, size in zip(starts, sizes):
         documents.check(start, start + size)
     pieces = [documents.tokens[start : start + size].tolist() for start, size in zip(starts, sizes)]
-    # a cut may go through a character
+    # truncation may split a character
     return [b"".join(map(tokenizer.token_bytes, ids)).decode(errors="ignore") for ids in pieces]
 
 
 def read_arm(
     arm: Arm, seed: int, cfg: DictConfig, prompts: Sequence[str], texts: Sequence[str], no_texts: str | None
 ) -> Reading:
-    """Let the run of one seed write and read; `no_texts` says why there are no texts."""
+    """Return the reading of the run with this seed; `no_texts` says why there are no texts."""
     run = arm.runs[seed]
     device, sampling = machine.choose_device(build(cfg.train).device), asdict(build(cfg.sample))
     try:
@@ -135,7 +137,7 @@ def read_arm(
             raise UserError(NEEDS_MEMORY)
         source = build(run.config.data)
         stories = [read_text(model, tokenizer, source, text) for text in texts]
-    except Exception as error:  # of an idea's own too: the comparison stands without its texts
+    except Exception as error:  # including errors of outside code: the comparison is valid without its texts
         return Reading(arm.name, seed, [], [], reason(error))
     reasons = [LOOKAHEAD_WARNING if stories and model.cannot_generate else None, no_texts]
     try:
@@ -151,9 +153,9 @@ def reason(error: Exception) -> str:
 
 @torch.inference_mode()
 def read_text(model: LM, tokenizer: Tokenizer, source: Source, text: str) -> list[Guess]:
-    """Return what a model makes of each token of a text. It reads as evaluation does, in windows of `seq_len`.
+    """Return a model's prediction of each token of a text, in windows of `seq_len` as in evaluation.
 
-    A text may be longer than a window where another arm's tokens are longer.
+    A text may be longer than a window if another arm's tokens are longer.
     """
     guesses = []
     for batch in windows_of(tokenizer, source, text):
@@ -171,7 +173,7 @@ def read_text(model: LM, tokenizer: Tokenizer, source: Source, text: str) -> lis
 
 
 def windows_of(tokenizer: Tokenizer, source: Source, text: str) -> Iterator[Batch]:
-    """Yield a text's windows in its order; together their targets are its tokens, each once."""
+    """Yield a text's windows in order; their targets contain each of its tokens exactly once."""
     ids = np.array(tokenizer.encode(text, bos=True))
     length = len(ids) - 1
     document = Documents(ids, np.array([0, length]), np.array([length]), len(text.encode()))

@@ -1,7 +1,7 @@
-"""What a run has recorded: its files, each read as what it must hold, or refused with the reason.
+"""Read the files of a run and check what they contain.
 
-A run's folder may come from anyone, and may be damaged in any way. What a comparison takes from it is checked here, so
-that nothing after this has to doubt a type.
+A run's folder may come from anyone, and may be damaged in any way. Everything that a comparison uses is checked here,
+so that later code can rely on its types.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minllm.schema.options import Range
 
 MIB = 2**20
 LIMITS = {"config.yaml": MIB, "summary.json": MIB, "environment.json": MIB, FILE: MIB}
-"""The most bytes that each file may have; what isn't listed may have LARGEST."""
+"""The maximum size of each file in bytes; LARGEST for files that aren't listed."""
 LARGEST = 1024 * MIB
 
 Amount = Annotated[float, Range("a number from 0 to 1e30", 0, high=1e30)]
@@ -84,28 +84,28 @@ ENDING: Mapping[str, Any] = {"state": State, "text": str}
 
 EVENT: Mapping[str, Any] = {"step": Whole, "tokens": Amount, "seconds": Amount}
 POINT = "val_bpb"
-"""What a line of metrics has, besides what each has, if it is a point of a learning curve."""
+"""The key that distinguishes the points of a learning curve from other lines of metrics."""
 
 
 class Damaged(Exception):
-    """A file isn't what a run writes: the message is a sentence."""
+    """A file isn't what a run writes. The message is a sentence for users."""
 
 
 class Diverged(Exception):
-    """The validation loss is NaN or infinite, as training can leave it."""
+    """The validation loss is NaN or infinite."""
 
 
 def read_text(folder: Path, name: str) -> str:
-    """Return a file's text. Damaged if it isn't a plain file of UTF-8, of the size that such a file has.
+    """Return a file's text. Damaged if it isn't a regular UTF-8 file within its size limit.
 
-    A pipe, which would block whoever opens it, and a device are told before anything is read.
+    Pipes, which would block on opening, and devices are rejected before anything is read.
     """
     try:
-        # not blocking, since the file may have become a pipe by the time that it's opened
+        # non-blocking, because the file may be a pipe
         number = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK)
-        try:  # `open` alone would leave the descriptor of a folder open
+        try:  # `open` alone would leak the descriptor of a folder
             if not stat.S_ISREG(os.fstat(number).st_mode):
-                raise Damaged(f"Its {name} is damaged: it isn't a plain file.")
+                raise Damaged(f"Its {name} is damaged: it isn't a regular file.")
             limit = LIMITS.get(name, LARGEST)
             with open(number, "rb", closefd=False) as file:
                 content = file.read(limit + 1)
@@ -114,7 +114,7 @@ def read_text(folder: Path, name: str) -> str:
     except OSError as error:
         raise Damaged(f"Its {name} can't be read: {error.strerror or error}.") from error
     if len(content) > limit:
-        raise Damaged(f"Its {name} is damaged: it has more than {limit // MIB:,} MiB.")
+        raise Damaged(f"Its {name} is damaged: it is larger than {limit // MIB:,} MiB.")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -122,23 +122,23 @@ def read_text(folder: Path, name: str) -> str:
 
 
 def is_there(folder: Path, name: str) -> bool:
-    """Whether a folder has something of this name, whatever it is."""
+    """Whether a folder has an entry of this name, of any kind."""
     return os.path.lexists(folder / name)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Return what summary.json says.
+    """Return the contents of summary.json.
 
     Raises:
-        Damaged: anything that is compared is missing, or of another type.
-        Diverged: the run has no loss to compare.
+        Damaged: a compared value is missing or has the wrong type.
+        Diverged: the validation loss is NaN or infinite.
     """
     summary = read_object(folder, "summary.json")
     if is_not_finite(summary.get("val_bpb")):
         raise Diverged
     if "validation_text" not in summary and all(name in summary for name in ("val_bpb", "seed", "params")):
         raise Damaged(
-            "It was made by an older minllm, which didn't note its validation text. Train it again."
+            "It was made by an older minllm, which didn't record the validation text. Train it again."
         )
     check(summary, SUMMARY, "summary.json")
     check(summary, SUMMARY_WHERE_GIVEN, "summary.json", needed=False)
@@ -151,7 +151,7 @@ def is_not_finite(number: Any) -> bool:
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Return what environment.json says. Damaged if anything that is compared is missing or of another type."""
+    """Return the contents of environment.json. Damaged if a compared value is missing or has the wrong type."""
     environment = read_object(folder, "environment.json")
     check(environment, ENVIRONMENT, "environment.json")
     check(environment["versions"], VERSIONS, "environment.json", "versions.")
@@ -160,33 +160,33 @@ def read_environment(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path, extensions: Iterable[str] = ()) -> dict[str, Any]:
-    """Return what a run was configured with, as plain values: a comparison of hundreds reads hundreds.
+    """Return a run's configuration as plain values, which is fast enough for hundreds of runs.
 
     Raises:
-        Damaged: config.yaml isn't what a run writes, or takes code from packages that `extensions` doesn't name.
+        Damaged: config.yaml isn't what a run writes, or uses code from packages that `extensions` doesn't name.
     """
     text = read_text(folder, "config.yaml")
     if "${" in text:
-        raise Damaged("Its config.yaml refers to other values (${…}), which a run's own never does.")
+        raise Damaged("Its config.yaml has interpolations (${…}), which minllm never writes.")
     try:
         content = yaml.load(text, Loader=Plain)
         refuse_odd(content, set())
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        raise Damaged("Its config.yaml is damaged: it can't be read as YAML.") from error
+        raise Damaged("Its config.yaml is damaged: it isn't valid YAML.") from error
     if not isinstance(content, dict):
-        raise Damaged("Its config.yaml is damaged, or isn't minllm's: it isn't a mapping.")
+        raise Damaged("Its config.yaml is damaged or wasn't written by minllm: it isn't a mapping.")
     check(content, CONFIG, "config.yaml")
     check(content, CONFIG_WHERE_GIVEN, "config.yaml", needed=False)
     for section, kinds in SECTIONS_WHERE_GIVEN.items():
         check(content.get(section) or {}, kinds, "config.yaml", f"{section}.", needed=False)
     if unknown := [name for name in content.get("extensions") or [] if name not in set(extensions)]:
         named = ",".join([*extensions, *unknown])
-        raise Damaged(f"It uses code of {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'.")
+        raise Damaged(f"It uses code from {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'.")
     return {**content, "extensions": list(extensions)}
 
 
 class Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Reads YAML as OmegaConf does, for which 1e-3 is a number, but into plain values and a few times as fast."""
+    """Reads YAML as OmegaConf does (1e-3 is a number), but into plain values and several times faster."""
 
 
 Plain.add_implicit_resolver(
@@ -195,7 +195,7 @@ Plain.add_implicit_resolver(
 
 
 def refuse_odd(value: Any, above: set[int]) -> None:
-    """Raise ValueError for what no run's configuration holds: values of YAML's own types, and aliases."""
+    """Raise ValueError for what minllm never writes: values of YAML's special types, and aliases."""
     if isinstance(value, dict | list):
         if id(value) in above:
             raise ValueError("an alias")
@@ -209,9 +209,9 @@ def refuse_odd(value: Any, above: set[int]) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the events of metrics.jsonl; none if there's no such file. Damaged if a line isn't one.
+    """Return the events of metrics.jsonl; [] if there is no such file. Damaged if a line isn't an event.
 
-    A last line without an end was torn by a kill, and counts for nothing.
+    A last line without a newline was cut off when the run was killed, and is ignored.
     """
     if not is_there(folder, "metrics.jsonl"):
         return []
@@ -232,7 +232,7 @@ def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_ending(folder: Path) -> dict[str, Any]:
-    """Return what trial.json says of how a search's trial ended: its state and its text; {} if there's no such file."""
+    """Return how a search's trial ended, from trial.json: its state and text; {} if there is no such file."""
     if not is_there(folder, FILE):
         return {}
     ending = read_object(folder, FILE)
@@ -241,15 +241,15 @@ def read_ending(folder: Path) -> dict[str, Any]:
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
-    """Return the object that a file holds as JSON."""
+    """Return the JSON object in a file."""
     content = parsed(read_text(folder, name))
     if not isinstance(content, dict):
-        raise Damaged(f"Its {name} is damaged: it isn't an object in JSON.")
+        raise Damaged(f"Its {name} is damaged: it isn't a JSON object.")
     return content
 
 
 def parsed(text: str) -> Any:
-    """Return what a text says as JSON; None where it isn't any, or is nested too deeply."""
+    """Return parsed JSON, or None if the text is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -259,24 +259,24 @@ def parsed(text: str) -> Any:
 def check(
     content: Mapping[str, Any], kinds: Mapping[str, Any], file: str, above: str = "", *, needed: bool = True
 ) -> None:
-    """Raise Damaged unless `content` has every key of `kinds` with a value of its kind.
+    """Raise Damaged unless `content` has every key of `kinds` with a value of that kind.
 
     Args:
-        above: what comes before the key where it's named.
-        needed: whether each key must be there.
+        above: a prefix for the key in messages.
+        needed: whether the keys are required.
     """
     for key, kind in kinds.items():
         if key not in content and needed:
             raise Damaged(f"Its {file} has no '{above}{key}'.")
         value = content.get(key)
-        if get_origin(kind) is dict and isinstance(value, Mapping):  # whose names are told one by one
+        if get_origin(kind) is dict and isinstance(value, Mapping):  # so that the message names the wrong key
             check(value, dict.fromkeys(value, get_args(kind)[1]), file, f"{above}{key}.")
         elif key in content and not fits(value, kind):
             raise Damaged(f"Its {file} is damaged: {above}{key} is {shown(value)}, not {words(kind)}.")
 
 
 def shown(value: Any) -> str:
-    """Return a value as it's written, or what it is where that would be long."""
+    """Return a short text for a value in a message."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1e30:

@@ -1,4 +1,4 @@
-"""Runs as a comparison finds them: where they are, what each came to, and why one can't be compared."""
+"""Find the runs to compare, and say why a run can't be compared."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from minllm.schema.foreign import is_own, without_places
 from minllm.study import recorded
 
 VERDICT = "verdict.json"
-"""What lies in the folder of a verdict, above those of its searches."""
+"""A file in the folder of a verdict, which contains the folders of its searches."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that came to its end.
+    """A completed run.
 
-    cfg: what it was configured with, as plain values
+    cfg: its configuration, as plain values
     summary: its summary.json
     environment: its environment.json
     """
@@ -43,26 +43,26 @@ class TrainedRun:
 
     @functools.cached_property
     def config(self) -> DictConfig:
-        """What it was configured with, to build from; without places outside, if it wasn't made here."""
+        """Its configuration to build from, without outside paths unless the run was made here."""
         cfg = OmegaConf.create(self.cfg)
         return cfg if is_own(self.folder) else without_places(cfg)
 
     @functools.cached_property
     def evaluations(self) -> list[dict[str, float]]:
-        """Its metrics' lines with a validation loss: step, tokens, seconds, val_loss, val_bpb. None if it's lost.
+        """Its metrics with a validation loss: step, tokens, seconds, val_loss, val_bpb. Empty if metrics.jsonl is lost.
 
         Raises:
-            Damaged: a line isn't an event; `read` leaves such a run out.
+            Damaged: a line isn't an event; `read` leaves out such a run.
         """
         return [event for event in recorded.read_metrics(self.folder) if recorded.POINT in event]
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A run that isn't compared, and the reason in a sentence.
+    """A run that isn't compared, and the reason as a sentence.
 
-    cfg: what it was configured with, if that is known
-    failed: whether training it failed, so that its seed may be missing because of what it was
+    cfg: its configuration, if known
+    failed: whether its training failed, so that its seed may be missing because of its arm
     """
 
     folder: Path
@@ -73,14 +73,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which runs to look at: those in `folders`, or all under outputs/, as far as the rest says.
+    """Which runs to compare: those in `folders`, or all under outputs/, that match the other fields.
 
-    folders: of runs, of grids and searches, or anything above them; a * stands for anything, and latest for the grid
-        that was begun last
-    name: a part of the folder's name, or of its grid's
-    tag: one of its tags
-    choice: choices that it has made, such as norm=pre
-    date: the day it was made on, such as 2026-11-25
+    folders: of runs, of grids and searches, or of anything above them; * is a wildcard, and `latest` is the grid that
+        was started last
+    name: part of the name of the run's folder, or of its grid's
+    tag: one of the run's tags
+    choice: choices of the run, such as norm=pre
+    date: the day of the run, such as 2026-11-25
     """
 
     folders: Sequence[str]
@@ -92,8 +92,8 @@ class Selection:
     def __post_init__(self):
         if not self.folders and self.is_by_folder:
             raise UserError(
-                "Say which runs to compare: 'runs=[outputs/…]', where a grid's folder stands for its runs, or by"
-                " name=, tag=, 'choice=[norm=pre]' or date=."
+                "No runs were selected. Type 'runs=[outputs/…]', where a grid's folder selects all its runs, or select"
+                " runs by name=, tag=, 'choice=[norm=pre]' or date=."
             )
 
     @property
@@ -112,13 +112,13 @@ class Selection:
 
 
 def find(selection: Selection, extensions: Iterable[str] = ()) -> tuple[list[TrainedRun], list[LeftOut]]:
-    """Return the runs that came to their end, in the order of their folders, and the others with the reason.
+    """Return the completed runs in the order of their folders, and the others with the reason why they are left out.
 
     Args:
-        extensions: packages besides minllm that a run's configuration may take code from.
+        extensions: packages besides minllm that a run's configuration may use code from.
 
     Raises:
-        UserError: a folder isn't there or has no runs, or nothing is as wanted.
+        UserError: a folder doesn't exist or has no runs, or no run matches.
     """
     found: list[TrainedRun] = []
     left_out: list[LeftOut] = []
@@ -126,7 +126,7 @@ def find(selection: Selection, extensions: Iterable[str] = ()) -> tuple[list[Tra
         try:
             cfg = recorded.read_config(folder, extensions)
         except recorded.Damaged as error:
-            if selection.is_by_folder:  # else nobody knows whether it was meant
+            if selection.is_by_folder:  # otherwise it is unknown whether it was selected
                 left_out.append(LeftOut(folder, str(error)))
             continue
         if selection.matches(folder, cfg):
@@ -134,14 +134,14 @@ def find(selection: Selection, extensions: Iterable[str] = ()) -> tuple[list[Tra
             (left_out if isinstance(run, LeftOut) else found).append(run)
     if not found and not left_out:
         raise UserError(
-            "No run matches. A run's config.yaml has its `choices` and `tags`, and its date is the day in its folder's"
-            " name: date=2026-11-25."
+            "No run matches. A run's `choices` and `tags` are in its config.yaml, and its date is the day in its"
+            " folder's name, such as date=2026-11-25."
         )
     return found, left_out
 
 
 def folders_of(named: Sequence[str]) -> list[Path]:
-    """Return the folders of all runs in some folders, each once."""
+    """Return the folders of all runs in the named folders, without duplicates."""
     found: dict[Path, None] = {}
     for word in named or [str(OUTPUTS)]:
         place = latest_grid() if word == "latest" else Path(word).expanduser()
@@ -150,14 +150,14 @@ def folders_of(named: Sequence[str]) -> list[Path]:
         if not inside:
             where = f"There is no folder '{word}'" if not matches else f"There is no run in '{word}'"
             raise UserError(
-                f"{where}. Name the folder of a run, of a grid or of a search, such as outputs/<date>/…"
+                f"{where}. Give the folder of a run, a grid or a search, such as outputs/<date>/…"
             )
         found.update(dict.fromkeys(folder.resolve() for folder in inside))
     return list(found)
 
 
 def latest_grid() -> Path:
-    """Return the folder of the grid that was begun last."""
+    """Return the folder of the grid that was started last."""
     grids = sorted(OUTPUTS.glob("*/*-grid-*"))
     if not grids:
         raise UserError(
@@ -167,15 +167,15 @@ def latest_grid() -> Path:
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
-    """Yield the runs in a folder, which may be one itself: what is inside a run, such as W&B's files, is none.
+    """Yield the runs in a folder, which may itself be a run. Folders inside a run, such as W&B's, aren't searched.
 
-    A folder that can't be looked into is yielded too, so that it's named; one that links lead to again, once.
+    A folder that can't be read is yielded too, so that it is reported. A folder reached again by links is skipped.
     """
     yield from runs_below(folder, set())
 
 
 def runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    if recorded.is_there(folder, "config.yaml"):  # whatever it is, so that a damaged run is named
+    if recorded.is_there(folder, "config.yaml"):  # even a damaged run, so that it is reported
         yield folder
     elif folder.is_dir() and (real := folder.resolve()) not in seen:
         seen.add(real)
@@ -194,7 +194,7 @@ def in_natural_order(path: str | Path) -> list[tuple[int, str]]:
 
 
 def date_of(folder: Path) -> str:
-    """Return the day on which a run was made, by the folder it is in; else by its files."""
+    """Return the day of a run from its folder's path, or else from its files."""
     dated = [part for part in folder.parts if re.fullmatch(r"\d{4}-\d\d-\d\d", part)]
     made = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime)
     return dated[-1] if dated else f"{made:%Y-%m-%d}"
@@ -206,41 +206,41 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     def left_out(why: str, failed: bool = False) -> LeftOut:
         return LeftOut(folder, why, cfg, failed)
 
-    go_on = f"To go on: {command_to_go_on(folder, cfg.get('extensions') or [])}"
+    go_on = f"To continue: {command_to_go_on(folder, cfg.get('extensions') or [])}"
     if is_going_on(folder):
-        return left_out("It's still going.")
+        return left_out("It's still running.")
     if tried_a_rate(folder):
         return left_out("It tried a learning rate for a verdict.")
     try:
         ending = recorded.read_ending(folder)
         if ending.get("state", "complete") != "complete":
-            return left_out(f"Its search ended it. {ending['text']}", failed=True)
+            return left_out(f"It was ended by its search. {ending['text']}", failed=True)
         if not recorded.is_there(folder, "summary.json"):
             if not recorded.is_there(folder, "metrics.jsonl"):
                 return left_out("It wasn't trained: it has no metrics.jsonl.")
             if STOPPED in last_line(folder):
-                return left_out(f"It was stopped before its end. {go_on}")
-            return left_out(f"It crashed or was killed before its end. {go_on}", failed=True)
+                return left_out(f"It was stopped before it finished. {go_on}")
+            return left_out(f"It crashed or was killed before it finished. {go_on}", failed=True)
         run = TrainedRun(folder, cfg, recorded.read_summary(folder), recorded.read_environment(folder))
         if run.seed != cfg["seed"]:
             return left_out(
-                f"Its summary.json is of seed {run.seed}, and its config.yaml of seed {cfg['seed']}."
+                f"Its summary.json has seed {run.seed}, but its config.yaml has seed {cfg['seed']}."
             )
-        run.evaluations  # noqa: B018  (read now: what is damaged must be known before anything is compared)
+        run.evaluations  # noqa: B018  (read now, to find damage before anything is compared)
     except recorded.Diverged:
-        return left_out("Its validation loss isn't a finite number.", failed=True)
+        return left_out("Its validation loss is NaN or infinite.", failed=True)
     except recorded.Damaged as error:
         return left_out(str(error))
     return run
 
 
 def tried_a_rate(folder: Path) -> bool:
-    """Whether a run is one of those that a verdict tunes learning rates with."""
+    """Whether a verdict made this run to tune a learning rate."""
     return folder.parent.name.startswith("tune-") and (folder.parents[1] / VERDICT).is_file()
 
 
 def last_line(folder: Path) -> str:
-    """Return the last line of a run's log; "" where there is none to read."""
+    """Return the last line of a run's log, or "" if it can't be read."""
     try:
         lines = recorded.read_text(folder, "log.txt").splitlines()
     except recorded.Damaged:
@@ -249,7 +249,7 @@ def last_line(folder: Path) -> str:
 
 
 def leaves(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration's values by their full keys: {"model.dim": 128, …}."""
+    """Return a configuration as a flat dict with full keys: {"model.dim": 128, …}."""
 
     def inside(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:

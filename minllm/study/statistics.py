@@ -1,7 +1,7 @@
-"""From the differences between paired runs to one of four words: better, equivalent, worse, inconclusive.
+"""Statistical tests on paired runs, with one of four verdicts: better, equivalent, worse, inconclusive.
 
-A pair is two runs with the same seed, one of the arm and one of the baseline. Chance that a seed brings to both
-cancels in their difference, which is why a few pairs can say what many unpaired runs couldn't.
+A pair is two runs with the same seed, one of the arm and one of the baseline. Noise that the seed causes in both
+cancels in their difference, which is why a few pairs can show what many unpaired runs can't.
 """
 
 from __future__ import annotations
@@ -19,56 +19,58 @@ from scipy.special import nctdtr, ndtr, stdtr, stdtrit
 Word = Literal["better", "equivalent", "worse", "inconclusive"]
 
 LEAST_PAIRS = 6  # with fewer, the exact sign-flip test can't reach 0.05: its smallest two-sided p is 2/2^n
-EXACT_PAIRS = 20  # up to here all the sign flips are tried, a million at most; beyond, some are drawn
+EXACT_PAIRS = 20  # up to here all sign flips are enumerated, at most a million; beyond, they are sampled
 DRAWS = 20_000
 POWER = 0.8
 MOST_SEEDS = 1_000
-NOISE = 1e-9  # what is smaller beside the figures is rounding
+NOISE = 1e-9  # relative to the values, anything smaller is rounding error
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the seeds so far say of one arm beside the baseline. Every p-value is after Holm over the contests."""
+    """What the seeds so far say about one arm and the baseline; p-values have Holm's correction over the contests."""
 
     word: Word
     pairs: int
-    difference: float  # mean of (arm − baseline), in val_bpb: below 0, the arm is better
+    difference: float  # mean of (arm − baseline), in val_bpb; negative if the arm is better
     interval: tuple[float, float]  # of the difference, from Student's t at `confidence`
     confidence: float  # 0.95 with one look
-    margin: float  # in val_bpb: differences of less than that, either way, don't matter
-    p_t: float  # of no difference, by the paired t test
-    p_sign_flip: float  # of no difference, by the permutation test
-    p_equivalence: float  # of a difference of the margin or more, by two one-sided t tests
-    seeds_to_settle: int | None  # in all; None: more than 1,000, or unknowable from fewer than two pairs
-    why: str  # a sentence or two for a person
-    settling: str = ""  # where it is inconclusive: how many pairs would settle it, as a sentence
+    margin: float  # in val_bpb: smaller differences, either way, don't matter
+    p_t: float  # for no difference, from the paired t test
+    p_sign_flip: float  # for no difference, from the permutation test
+    p_equivalence: float  # for a difference of at least the margin, from two one-sided t tests
+    seeds_to_settle: (
+        int | None
+    )  # in total; None: more than 1,000, or fewer than two pairs to estimate it from
+    why: str  # the explanation, in a sentence or two
+    settling: str = ""  # if inconclusive: how many pairs would settle it, as a sentence
 
 
 def verdicts(
     differences: Sequence[Sequence[float]], *, margin: float, alpha: float = 0.05, looks: int = 1
 ) -> list[Verdict]:
-    """PruningLogger each contest by its differences between an arm and a baseline.
+    """Judge each contest by its differences between an arm and a baseline.
 
-    An arm is better or worse where both the t test and the sign-flip test exclude that there is no difference: the
-    first trusts the differences to be normal, the second only their symmetry. It is equivalent where two one-sided
-    t tests exclude a difference as large as the margin, and stays so where a smaller difference is certain.
+    An arm is better or worse if both the t test and the sign-flip test reject the hypothesis of no difference. The
+    first assumes that the differences are normal, the second only that they are symmetric. An arm is equivalent if two
+    one-sided t tests reject a difference as large as the margin, even if a smaller difference is significant.
 
-    False claims of a difference stay below `alpha` over all the contests (Holm) and all the looks (Bonferroni)
-    together; so do false claims of equivalence.
+    The probability of any false claim of a difference stays below `alpha` over all contests (Holm) and all looks
+    (Bonferroni) together; so does that of any false claim of equivalence.
 
     Args:
-        differences: for each contest, arm − baseline of every pair, in val_bpb. Each may have its own number of pairs.
+        differences: for each contest, arm − baseline of every pair, in val_bpb. The number of pairs may vary.
         margin: the largest difference that doesn't matter, in val_bpb, set before the first look.
-        alpha: the probability of a false claim, if nothing is different.
-        looks: how often the study is judged in all while seeds are added. Who looks more often must be surer each time.
+        alpha: the probability of a false claim.
+        looks: how many times in total the study is judged while seeds are added. More looks need stricter tests.
 
     Raises:
-        ValueError: a difference isn't finite, or another argument is out of its range.
+        ValueError: a difference isn't finite, or another argument is out of range.
     """
     if not (0 < margin < math.inf and 0 < alpha < 1 and looks >= 1):
         raise ValueError(f"margin={margin}, alpha={alpha} and looks={looks}: one of them is out of range")
     if not all(math.isfinite(difference) for contest in differences for difference in contest):
-        raise ValueError("a difference that isn't a finite number can't be judged; leave its pair out")
+        raise ValueError("all differences must be finite; leave out the pairs that aren't")
     rule = _Rule(margin, alpha / looks, strictest=alpha / looks / max(1, len(differences)))
     samples = [_sample(contest, rule) for contest in differences]
     families = (_t_test, _sign_flip_test, _equivalence_test)
@@ -77,18 +79,18 @@ def verdicts(
 
 
 def least_pairs(alpha: float, looks: int, contests: int) -> int:
-    """Return the fewest pairs with which the sign-flip test can decide any of the contests: its smallest p is 2/2^n."""
+    """Return the fewest pairs with which the sign-flip test, whose smallest p is 2/2^n, can decide any contest."""
     return next(n for n in itertools.count(LEAST_PAIRS) if 2 / 2**n <= alpha / looks / max(1, contests))
 
 
 def noise_floor(values: Sequence[float]) -> float | None:
-    """Return how far apart two runs of the same arm may be by their seeds alone, in 95 of 100 cases.
+    """Return the difference between two runs of the same arm that seeds alone stay below in 95 % of cases.
 
-    It is t · s · √2, with s the standard deviation of `values`, √2 because a difference has the noise of both its
-    runs, and t the 97.5 % quantile of Student's t with n − 1 degrees of freedom. None for fewer than two values.
+    It is t · s · √2, where s is the standard deviation of `values`, √2 accounts for the noise of both runs, and t is
+    the 97.5 % quantile of Student's t with n − 1 degrees of freedom. None for fewer than two values.
 
     Args:
-        values: val_bpb of one arm at several seeds. The floor has their unit.
+        values: val_bpb of one arm at several seeds; the floor has the same unit.
     """
     if len(values) < 2:
         return None
@@ -96,10 +98,10 @@ def noise_floor(values: Sequence[float]) -> float | None:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the standard deviation (over n − 1; 0.0 for one value). No value is a ValueError."""
+    """Return the mean and the standard deviation (with n − 1; 0.0 for one value). ValueError if there are no values."""
     if len(values) == 0:
-        raise ValueError("no values, so no mean")
-    mean = math.fsum(values) / len(values)  # fsum: the order of the seeds changes not even the last bit
+        raise ValueError("the mean of no values is undefined")
+    mean = math.fsum(values) / len(values)  # exact, so that the order of the seeds doesn't matter
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
 
 
@@ -107,7 +109,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 class _Rule:
     margin: float
     level: float  # alpha at each look
-    strictest: float  # what a contest must meet if no other does: Bonferroni's, for what can't know Holm's
+    strictest: float  # Bonferroni's level, where Holm's can't be known
 
     @property
     def least(self) -> int:
@@ -116,7 +118,7 @@ class _Rule:
 
 @dataclass(frozen=True)
 class _Sample:
-    """The differences of one contest, and what sums them up."""
+    """The differences of one contest, with their summary statistics."""
 
     differences: Sequence[float]
     pairs: int
@@ -125,7 +127,7 @@ class _Sample:
 
 
 def _sample(differences: Sequence[float], rule: _Rule) -> _Sample:
-    """Return a sample whose zeros are zeros, and whose spread isn't, so that nothing below divides by it."""
+    """Return a sample with rounding errors set to zero, and a standard deviation that can be divided by."""
     noise = NOISE * max(rule.margin, *map(abs, differences), 0.0)
     differences = [0.0 if abs(difference) <= noise else difference for difference in differences]
     mean, sd = spread(differences) if differences else (0.0, 0.0)
@@ -137,32 +139,32 @@ def _t_test(sample: _Sample, rule: _Rule) -> float:
 
 
 def _equivalence_test(sample: _Sample, rule: _Rule) -> float:
-    """Return the larger p-value of the two one-sided tests: that at the nearer end of the margins."""
+    """Return the larger p-value of the two one-sided tests, which is that of the nearer margin."""
     return _tail(rule.margin - abs(sample.mean), sample)
 
 
 def _tail(distance: float, sample: _Sample) -> float:
-    """Return how probably chance alone takes the mean this far from the value it's tested against."""
+    """Return the probability that chance alone takes the mean this far from the tested value."""
     if sample.pairs < 2:
         return 1.0
     return float(stdtr(sample.pairs - 1, -distance / sample.sd * math.sqrt(sample.pairs)))
 
 
 def _sign_flip_test(sample: _Sample, rule: _Rule) -> float:
-    """Return the share of all ways to flip the differences' signs that take their sum as far from 0, or farther."""
+    """Return the fraction of sign flips whose sum of differences is at least as far from 0."""
     sizes = np.sort(np.abs(sample.differences))
-    observed = abs(math.fsum(sample.differences)) - NOISE * sizes.sum()  # a tie may be an ulp away
+    observed = abs(math.fsum(sample.differences)) - NOISE * sizes.sum()  # a tie may differ by an ulp
     if sample.pairs > EXACT_PAIRS:
         signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(DRAWS, sample.pairs))
         return float((1 + np.count_nonzero(abs(signs @ sizes) >= observed)) / (1 + DRAWS))
-    sums = sizes[:1]  # whose sign stays: flipping all of them changes no distance from 0
+    sums = sizes[:1]  # its sign stays fixed, because flipping all signs doesn't change the distance from 0
     for size in sizes[1:]:
         sums = np.concatenate([sums + size, sums - size])
     return float((abs(sums) >= observed).mean()) if sample.pairs else 1.0
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's p-values: the smallest times their number, the next times one less, and so on, never falling."""
+    """Return Holm's adjusted p-values: the smallest times n, the next times n − 1, and so on, never decreasing."""
     adjusted, largest = [1.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
@@ -196,10 +198,10 @@ def _interval(sample: _Sample, rule: _Rule) -> tuple[float, float]:
 
 
 def _seeds_to_settle(sample: _Sample, rule: _Rule) -> int | None:
-    """Return how many pairs settle it in four of five studies, if the mean and the spread are what they seem."""
+    """Return how many pairs give a power of 0.8, assuming that the mean and the standard deviation stay the same."""
     if sample.pairs < 2:
         return None
-    powers = (_power_of_difference, _power_of_equivalence)  # neither falls as pairs are added
+    powers = (_power_of_difference, _power_of_equivalence)  # neither decreases as pairs are added
     choices = range(max(rule.least, sample.pairs + 1), MOST_SEEDS + 1)
     first = bisect_left(choices, POWER, key=lambda pairs: max(power(sample, rule, pairs) for power in powers))
     return choices[first] if first < len(choices) else None
@@ -209,17 +211,15 @@ def _settling(sample: _Sample, seeds: int | None) -> str:
     if sample.pairs < 2:
         return "How many pairs would settle it can't be estimated from fewer than two."
     if seeds is None:
-        return (
-            f"More than {MOST_SEEDS:,} pairs would be needed to settle it, by these pairs' mean and spread."
-        )
-    return f"About {seeds:,} pairs in all would settle it, if the mean and the spread stay as they are."
+        return f"It would take more than {MOST_SEEDS:,} pairs to settle it, if the mean and the spread stay the same."
+    return f"About {seeds:,} pairs in total would settle it, if the mean and the spread stay the same."
 
 
 def _power_of_difference(sample: _Sample, rule: _Rule, pairs: int) -> float:
-    """Return how probably both tests see the difference.
+    """Return the probability that both tests detect the difference.
 
-    What the sign-flip test asks beyond the t test is worth about one pair. With the fewest pairs it is worth more,
-    and known: if only one of all the flips may count against it, the differences must all have the same sign.
+    The sign-flip test needs about one pair more than the t test. With the fewest pairs it needs all differences to
+    have the same sign, whose probability is known.
     """
     power = _power(abs(sample.mean), sample, pairs - 1, rule.strictest / 2)
     same_sign = float(ndtr(abs(sample.mean) / sample.sd)) ** pairs
@@ -227,19 +227,19 @@ def _power_of_difference(sample: _Sample, rule: _Rule, pairs: int) -> float:
 
 
 def _power_of_equivalence(sample: _Sample, rule: _Rule, pairs: int) -> float:
-    """Return how probably both one-sided tests succeed: at least the two probabilities' sum less one."""
+    """Return a lower bound on the probability that both one-sided tests succeed: the sum of the two minus one."""
     near, far = rule.margin - abs(sample.mean), rule.margin + abs(sample.mean)
     return sum(_power(distance, sample, pairs, rule.strictest) for distance in (near, far)) - 1
 
 
 def _power(distance: float, sample: _Sample, pairs: int, level: float) -> float:
-    """Return how probably a one-sided t test sees that the mean lies this far from what it's tested against."""
+    """Return the power of a one-sided t test whose true mean is this far from the tested value."""
     shift = min(max(distance / sample.sd * math.sqrt(pairs), 0.0), 30.0)  # outside, nctdtr may return nan
     return 1 - float(nctdtr(pairs - 1, shift, stdtrit(pairs - 1, 1 - level)))
 
 
 def _found(sample: _Sample, rule: _Rule, p_sign_flip: float) -> str:
-    """Return the sentence with the figures."""
+    """Return the sentence with the numbers."""
     if sample.pairs == 0:
         return "No pair of runs has finished."
     low, high = _interval(sample, rule)
@@ -247,22 +247,22 @@ def _found(sample: _Sample, rule: _Rule, p_sign_flip: float) -> str:
     ends = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"
     interval = f" ({100 * (1 - rule.level):.3g} % interval {ends})" if sample.pairs > 1 else ""
     direction = "lower" if sample.mean < 0 else "higher" if sample.mean > 0 else "apart"
-    mean = f"{abs(sample.mean):.4f} bits a byte {direction}"
+    mean = f"{abs(sample.mean):.4f} bits per byte {direction}"
     test = "exact sign-flip p" if sample.pairs <= EXACT_PAIRS else f"sign-flip p (of {DRAWS:,} draws)"
     return f"{sample.pairs} pair{'s' * (sample.pairs > 1)}: {mean}{interval}, {test} {_p(p_sign_flip)}."
 
 
 def _so(word: Word, differs: bool, sample: _Sample, rule: _Rule, p_equivalence: float) -> str:
-    """Return the sentence with what follows from them; "" where they say it themselves."""
-    small = f"less than {rule.margin:.4f} either way (p {_p(p_equivalence)})"
+    """Return the sentence with the conclusion; "" if the numbers are conclusive on their own."""
     if word == "equivalent":
-        return f"It is {small}{': real, and too small to matter by the margin' * differs}."
+        small = f"less than {rule.margin:.4f} either way (p {_p(p_equivalence)})"
+        return f"The difference is {small}{': a real difference, but too small to matter' * differs}."
     if word != "inconclusive":
         return ""
     if sample.pairs >= rule.least:
-        return f"Neither a difference nor its absence, {small}, is certain."
-    so_many = " with so many contests and looks" * (rule.least > LEAST_PAIRS)
-    return f"Fewer than {rule.least} pairs{so_many} can't say more by the sign-flip test."
+        return f"Neither a difference nor equivalence within {rule.margin:.4f} (p {_p(p_equivalence)}) is established."
+    corrected = " with this many contests and looks" * (rule.least > LEAST_PAIRS)
+    return f"The sign-flip test needs at least {rule.least} pairs{corrected}."
 
 
 def _p(p_value: float) -> str:

@@ -1,4 +1,4 @@
-"""Whether an arm's figures can be trusted: its models obey the laws, and it isn't below what no model can be below."""
+"""Whether an arm's metrics can be trusted: its model obeys the laws, and its loss isn't below the corpus's floor."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from minllm.laws.laws import TURN_OFF, BrokenLaw, check_laws
 from minllm.model.contract import Mistake
 from minllm.study.arms import Arm
 
-OLDER = "made by a minllm that didn't check models"
+OLDER = "trained by an older minllm that didn't check models"
 TURNED_OFF = "trained with train.check=false"
 
 
 def impossible(arm: Arm) -> str | None:
-    """Return the error that an arm is below the corpus's floor; None if it isn't."""
+    """Return the error message if an arm is below the corpus's floor, else None."""
     errors = (below_floor(run.summary) for run in arm.runs.values())
     return next(filter(None, errors), None)
 
 
 def warnings(arms: Sequence[Arm]) -> list[str]:
-    """Return a sentence for each arm that can't be trusted."""
+    """Return a warning for each arm that can't be trusted."""
     found = []
     for arm in arms:
         if error := impossible(arm):
@@ -32,14 +32,14 @@ def warnings(arms: Sequence[Arm]) -> list[str]:
         if not all(checked):
             reasons = [OLDER] * (None in checked) + [TURNED_OFF] * (False in checked)
             found.append(
-                f"{called(arm)} is unchecked ({' and '.join(reasons)}): nobody knows whether it looks ahead, or decodes"
-                " as it was trained."
+                f"{called(arm)} is unchecked ({' and '.join(reasons)}): it may look ahead, or decode differently from"
+                " how it was trained."
             )
     return found
 
 
 def refuse_broken(arms: Sequence[Arm]) -> None:
-    """Raise UserError if an arm from before models were checked breaks a law."""
+    """Raise UserError if an arm whose model wasn't checked when it was trained breaks a law."""
     for arm in arms:
         if any("checked" not in run.summary for run in arm.runs.values()):
             try:
@@ -47,7 +47,9 @@ def refuse_broken(arms: Sequence[Arm]) -> None:
             except BrokenLaw as error:
                 why = str(error).removesuffix(TURN_OFF)
                 raise UserError(f"{called(arm)} can't be compared. {why}") from error
-            except UserError:  # a model that can't be built any more stays unchecked, which the report says
+            except (
+                UserError
+            ):  # a model that can no longer be built stays unchecked, and the report warns about it
                 continue
 
 
@@ -56,10 +58,10 @@ def called(arm: Arm) -> str:
 
 
 def refuse_broken_arm(name: str, cfg: DictConfig) -> None:
-    """Raise UserError if an arm's model breaks a law, such as that it may not look ahead, or has a mistake."""
+    """Raise UserError if an arm's model breaks a law, for example by looking ahead, or has a mistake."""
     try:
         check_laws(cfg)
     except (BrokenLaw, Mistake) as error:
         raise UserError(f"Arm {name}: {error}") from error
     except UserError:
-        return  # options that don't go together are refused in a trial, with what was typed for it
+        return  # incompatible options are rejected by the trial itself, which names its overrides

@@ -1,4 +1,4 @@
-"""A comparison as a report at Weights & Biases: its text, and the curves of its arms, beside the runs themselves."""
+"""A comparison as a report at Weights & Biases: its text and the curves of its arms, next to the runs themselves."""
 
 from __future__ import annotations
 
@@ -15,41 +15,39 @@ TITLE_LIMIT = 128
 
 
 def publish_if_mirrored(comparison: Comparison, markdown: str) -> str | None:
-    """Make a report if Weights & Biases has the runs; return what came of it, or None if it doesn't have them."""
+    """Make a report if Weights & Biases has the runs, and return a message about it; None if it doesn't have them."""
     loggers = [run.cfg.get("logger") or {} for arm in comparison.arms for run in arm.runs.values()]
     places = {(logger["project"], logger.get("group")) for logger in loggers if "project" in logger}
     if not places or any(logger.get("mode") == "offline" for logger in loggers):
         return None
     if len(places) > 1 or None in next(iter(places)):
-        return (
-            "W&B: no report, since the runs are in several groups: train them with one logger.group=<name>."
-        )
+        return "W&B: no report, because the runs aren't in one group. Train them with the same logger.group=<name>."
     ((project, group),) = places
     return publish(project=project, entity=None, group=group, title=comparison.headline, markdown=markdown)
 
 
 def publish(*, project: str, entity: str | None, group: str, title: str, markdown: str) -> str:
-    """Make a report of a finished comparison, and return a line that says where it is, or why there is none.
+    """Make a report of a finished comparison, and return a line with its address, or with the reason for its absence.
 
-    The comparison stands whether or not there is a report, so nothing that goes wrong here is raised.
+    The comparison is valid without the report, so errors aren't raised.
 
     Args:
         project: where the runs are.
-        entity: the user or team whose project it is; None is the account's default.
+        entity: the user or team that owns the project; None is the account's default.
         group: the runs' group, as `logger.group` names it.
         title: the report's heading.
-        markdown: its text, which comes before the curves.
+        markdown: the report's text, above the curves.
     """
     if importlib.util.find_spec("wandb_workspaces") is None:
-        return "W&B: no report, since wandb-workspaces isn't installed. Type: pip install -e '.[wandb]'"
+        return "W&B: no report, because wandb-workspaces isn't installed. Type: pip install -e '.[wandb]'"
     if not has_api_key():
-        return "W&B: no report, since no API key was found. Type: wandb login"
+        return "W&B: no report, because there is no API key. Type: wandb login"
     try:
-        # their library says where the report is too, on stderr
+        # the library prints the address to stderr too
         with contextlib.redirect_stderr(io.StringIO()):
             address = _save(project, entity, group, title, markdown)
-    except Exception as error:  # whatever the service, the network or their library comes up with
-        return f"W&B: no report, since this went wrong: {without_secrets(first_line(error))}"
+    except Exception as error:  # any error of the service, the network or the library
+        return f"W&B: no report, because of an error: {without_secrets(first_line(error))}"
     return f"W&B: the report is at {address}"
 
 
@@ -81,6 +79,6 @@ def _save(project: str, entity: str | None, group: str, title: str, markdown: st
 
 
 def without_secrets(text: str) -> str:
-    """Return a message without what may be an API key, or a password in an address."""
+    """Return a message without anything that may be an API key or a password in a URL."""
     text = re.sub(r"//[^/@\s]+@", "//…@", text)
     return re.sub(r"[\w-]{40,}", "…", text)

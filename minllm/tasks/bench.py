@@ -1,7 +1,7 @@
-"""`python run.py task=bench`: how fast minllm is on this machine, beside transformers' models of the same shape.
+"""`python run.py task=bench`: how fast minllm is on this machine, compared with transformers' models of the same shape.
 
-Others may be using the machine as well, so contestants take turns (A B C, A B C, …) and are compared turn by turn: a
-figure may be off, and the ratios of figures that were taken side by side still count.
+The machine may be shared, so contestants take turns (A B C, A B C, …) and are compared turn by turn: a single
+measurement may be off, but ratios of measurements taken next to each other are still reliable.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from minllm.runs.folder import environment, to_json, write_text
 from minllm.schema.options import Count, Positive
 from minllm.training.machine import choose_device, choose_precision
 
-TURNS, MIXER_TURNS = 5, 3  # eight contestants and more take turns where mixers are measured
+TURNS, MIXER_TURNS = 5, 3  # mixers have eight or more contestants
 NEW_TOKENS = 256
 GENERATED_ROWS = (1, 16)
 LIMIT_SIZE = 2048
@@ -56,21 +56,21 @@ AT_LEAST = {
     ("S3", "eager fp32"): 1.0,
     ("S3", "compiled bf16"): 1.15,
 }
-"""How many times transformers' tokens a second minllm is to train."""
+"""The target ratio of minllm's training tokens per second to transformers'."""
 AT_LEAST_GENERATED = 1.5
 AT_MOST_MEMORY = 1.0
 AT_MOST_STARTUP = 3.0
 AT_LEAST_OF_ATTENTION = 0.25
-"""How much of attention's tokens a second a mixer is to train, at the shape's own length."""
+"""The target ratio of a mixer's tokens per second to attention's, at the shape's own length."""
 AT_LEAST_OF_THEIRS = 2.0
-"""How many times the tokens a second of transformers' class of the same mixer."""
+"""The target ratio of a mixer's tokens per second to that of transformers' class with the same mixer."""
 AT_MOST_GROWN = 1.5
-"""How many times the seconds a token a recurrent mixer may take where a sequence is longest."""
+"""The largest allowed ratio of a recurrent mixer's seconds per token at the longest sequence to the shape's own."""
 
 MIXERS_SHAPE = SHAPES["S3"]
 MIXERS_NOTE = (
-    "Mixers: T is the length of a sequence, and a step has as many tokens at each. transformers' classes of them are"
-    " never compiled."
+    "Mixers: T is the sequence length; each step has the same number of tokens at every length. transformers' classes"
+    " are never compiled."
 )
 
 
@@ -85,19 +85,19 @@ def bench(
     mixers: list[str] | None,
     lengths: list[Count],
 ) -> dict[str, Any]:
-    """Measure, print a page and write bench.json; return what is in it.
+    """Run the benchmarks, print a report and write bench.json; return its contents.
 
     Args:
-        measure: what to measure. Memory is measured with training.
-        shapes: at which sizes, see `minllm.bench.contestants.SHAPES`.
-        settings: how the models are run. Where bf16 is slow, fp32 is measured instead, and the page says so.
+        measure: what to measure. Memory is measured together with training.
+        shapes: the sizes, see `minllm.bench.contestants.SHAPES`.
+        settings: precision and compilation. If bf16 is slow, fp32 is measured instead, and the report says so.
         seconds: how long each contestant trains in each setting, in `TURNS` turns of at least one step.
-        mixers: the options of model/rec that are measured beside attention; null means all.
-        lengths: of sequences, at which they are, and of the rows that data is made into.
+        mixers: the options of model/rec to compare with attention; null means all.
+        lengths: the sequence lengths for mixers and for rows of data.
 
     Raises:
-        UserError: transformers isn't installed, a mixer doesn't exist, a length divides no step, or the tokenizer isn't
-            one that minllm trains.
+        UserError: transformers isn't installed, a mixer doesn't exist, a length doesn't divide the tokens of a step, or
+            the tokenizer isn't one that minllm trains.
     """
     recs = chosen_mixers(mixers)
     if "mixers" in measure:
@@ -111,9 +111,7 @@ def bench(
         chosen, report.notes = settings_for(settings, device)
     if "training" in measure:
         if any(setting.compiled for setting in chosen):
-            report.notes.append(
-                "Compiled: minllm as it compiles its runs, transformers by torch.compile as it is."
-            )
+            report.notes.append("Compiled: minllm as in its own runs, transformers by plain torch.compile.")
         for setting in chosen:
             for name in shapes:
                 training(report, name, SHAPES[name], setting, device, seconds / TURNS)
@@ -134,7 +132,7 @@ def bench(
 
     print("\n".join(report.lines()))
     write_text(run_dir / "bench.json", to_json(report.as_dict()))
-    print(f"All figures are in {run_dir / 'bench.json'}")
+    print(f"All results are in {run_dir / 'bench.json'}")
     return report.as_dict()
 
 
@@ -169,7 +167,7 @@ def training(
 def generation(
     report: Report, name: str, shape: Shape, device: torch.device, rows: int, new_tokens: int
 ) -> None:
-    """Let the contestants continue short prompts in turns; report their speed."""
+    """Have the contestants continue short prompts in turns; report their speed."""
     what = f"{name}, generating {rows} x {new_tokens}"
     with started(jobs_at(shape, Setting("fp32", compiled=False), device)) as workers:
         speeds: dict[str, list[float]] = {who: [] for who in workers}
@@ -186,8 +184,8 @@ def generation(
 
 
 def startup(report: Report) -> None:
-    """Time the way to the first logged step, beside the import of torch alone."""
-    first_step_seconds()  # builds the token store, and has the files read once
+    """Measure the time to the first logged step, and that of importing torch alone."""
+    first_step_seconds()  # warm-up: builds the token store and fills the file cache
     firsts, imports = [], []
     for _ in tqdm(range(TURNS), "start-up", leave=False, disable=None):
         imports.append(import_seconds())
@@ -205,7 +203,7 @@ def mixer_row(
     device: torch.device,
     turn_seconds: float,
 ) -> MixerRow:
-    """Train a mixer in turns with itself at other lengths, with attention and with transformers' class of it."""
+    """Train a mixer in turns with itself at other lengths, attention, and transformers' class with the same mixer."""
     what = f"{mixer}, {setting}"
     with started(mixer_jobs(mixer, lengths, shape, setting, device)) as workers:
         speeds, peaks = trained(workers, what, turn_seconds, MIXER_TURNS)
@@ -222,7 +220,7 @@ def mixer_row(
         beside_theirs.append(Ratio.of(THEIRS, *pair, at_least=AT_LEAST_OF_THEIRS))
     for length in grown_lengths(shape):
         bound = AT_MOST_GROWN if length == longest and mixer != ATTENTION else None
-        # the tokens of a step are as many at each length
+        # a step has the same number of tokens at every length
         growth.append(Ratio.of(f"s/token, T {length}", own, speeds[at(mixer, length)], at_most=bound))
     return MixerRow(str(setting), mixer, figures, beside_attention, beside_theirs, growth)
 
@@ -234,7 +232,7 @@ def trained(
     turns: int = TURNS,
     before_turn: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Let workers train in turns; return the tokens a second of each turn, and each one's peak of memory in bytes."""
+    """Have workers train in turns; return the tokens per second of each turn and the peak memory in bytes."""
     speeds: dict[str, list[float]] = {who: [] for who in workers}
     for worker in tqdm(workers.values(), f"{what}, warming up", leave=False, disable=None):
         worker.ask("warm_up")
@@ -254,9 +252,9 @@ def started(jobs: Mapping[str, Job]) -> Iterator[dict[str, Worker]]:
 
 
 def jobs_at(shape: Shape, setting: Setting, device: torch.device) -> dict[str, Job]:
-    """Return who competes at a shape. minllm keeps its pages as it does in training, transformers does not.
+    """Return the contestants at a shape. minllm keeps its pages as in training, transformers doesn't.
 
-    On a CPU there is one more, transformers with minllm's malloc, so that one sees what is due to what.
+    On a CPU, transformers with minllm's malloc settings competes too, to separate the effect of malloc.
     """
     on_cpu = device.type == "cpu"
     entries: list[tuple[str, Name, bool]] = [(MINLLM, "minllm", on_cpu), (THEIRS, "transformers", False)]
@@ -269,7 +267,7 @@ def jobs_at(shape: Shape, setting: Setting, device: torch.device) -> dict[str, J
 
 
 def settings_for(names: Sequence[str], device: torch.device) -> tuple[list[Setting], list[str]]:
-    """Return the settings to measure, each once, and what there is to say about those that aren't."""
+    """Return the distinct settings to measure, and notes about those that are replaced."""
     wanted = [SETTINGS[name] for name in names]
     if any(setting.precision == "bf16" for setting in wanted):
         fastest, why = choose_precision("auto", device)
@@ -280,7 +278,7 @@ def settings_for(names: Sequence[str], device: torch.device) -> tuple[list[Setti
 
 
 def product_flops(setting: Setting, device: torch.device) -> float:
-    """Return how many floating-point operations a second a large matrix product reaches here and now."""
+    """Return the FLOP/s of a large matrix product on this machine, measured now."""
     dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
     a = torch.ones(LIMIT_SIZE, LIMIT_SIZE, dtype=dtype, device=device)
     synchronize = torch.get_device_module(device).synchronize
@@ -294,7 +292,7 @@ def product_flops(setting: Setting, device: torch.device) -> float:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what the figures depend on, and no more than that."""
+    """Return only the properties of this machine that the results depend on."""
     here = environment()
     installed = importlib.util.find_spec("transformers")
     return {
@@ -310,6 +308,6 @@ def machine(device: torch.device) -> dict[str, Any]:
 def require_transformers() -> None:
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
-            "task=bench compares with transformers, which isn't installed: pip install 'minllm[test]', or measure"
-            " only how long a run takes to start: 'measure=[startup]'."
+            "task=bench needs transformers, which isn't installed. Type pip install 'minllm[test]', or measure only"
+            " the start-up time: 'measure=[startup]'."
         )

@@ -1,4 +1,4 @@
-"""`python run.py task=compare 'runs=[outputs/…]'`: which arms are better, how sure that is, and a report to show."""
+"""`python run.py task=compare 'runs=[outputs/…]'`: which arms are better, with what confidence, and a report."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def compare(
     prompts: list[str],
     stories: Natural,
 ) -> Comparison:
-    """Print what some runs say of the arms they belong to, and write report.html, .md and .json.
+    """Compare the arms that runs belong to: print a summary, and write report.html, report.md and report.json.
 
     Args:
         run_dir: where the report is written.
-        runs, name, tag, choice, date: which runs; see `minllm.study.selection.Selection`.
+        runs, name, tag, choice, date: select the runs; see `minllm.study.selection.Selection`.
         baseline, margin, aa: see `minllm.study.comparison.compare`.
-        prompts: what one run of each arm continues, side by side.
-        stories: how many held-out texts the report shows each arm reading.
+        prompts: the prompts that one run of each arm continues, shown side by side.
+        stories: the number of held-out texts that are shown with each arm's loss.
 
     Raises:
-        UserError: no such runs, a single arm, or runs that can't be compared.
+        UserError: there are no such runs, only one arm, or the runs can't be compared.
         OSError: the report can't be written.
     """
     selection = Selection(runs, name, tag, choice, date)

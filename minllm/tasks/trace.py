@@ -1,9 +1,9 @@
-"""`task=trace`: an X-ray of a model. Every step of one forward pass, its shapes and its costs; nothing is trained.
+"""`task=trace`: every step of a model's forward pass, with its shapes and costs. Nothing is trained.
 
 python run.py task=trace model/attn=mqa
-python run.py task=trace inside=attn                    # one module: a path or its end, a class, a function
+python run.py task=trace inside=attn                    # one module: a path or its end, a class or a function
 python run.py task=trace 'hide=[mlp,norm]' layers=all
-python run.py task=trace decode=true batch=8            # one token that follows others, with a state
+python run.py task=trace decode=true batch=8            # one decoding step, with a state
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def trace(
     Args:
         cfg: the composed configuration.
         run_dir: unused: a trace isn't a run.
-        inside: show only what is inside this module or function.
-        hide: modules or functions whose insides aren't shown.
-        depth: how many levels are shown.
-        layers: show layers that are alike once, or all of them.
-        batch: rows.
-        decode: trace the reading of one token that follows others.
-        packed: trace the way that several documents in a row, or padding, take.
+        inside: show only the contents of this module or function.
+        hide: modules or functions whose contents aren't shown.
+        depth: the number of levels to show.
+        layers: show identical layers once, or all of them.
+        batch: number of rows.
+        decode: trace the decoding of one token.
+        packed: trace rows with several documents, or padding.
 
     Raises:
-        UserError: the configuration describes no model, or there's no module of that name.
+        UserError: the configuration isn't a valid model, or there is no module of that name.
     """
     from minllm import tracing
 

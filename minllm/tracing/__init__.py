@@ -1,4 +1,4 @@
-"""X-rays of a model: every module and every step of one forward pass, with shapes, parameters and FLOPs.
+"""Traces of a model: every module and step of one forward pass, with shapes, parameters and FLOPs.
 
 from minllm.tracing import trace
 
@@ -22,16 +22,16 @@ from minllm.tracing.tree import Node, find
 
 
 def trace(cfg: DictConfig, *, batch: int = 1, decode: bool = False, packed: bool = False) -> Trace:
-    """Return the trace of one forward pass of the model that `cfg` describes. Nothing is computed or trained.
+    """Return the trace of one forward pass of a model, without computing or training anything.
 
     Args:
         cfg: a configuration, as `minllm.compose` returns it; its `data.seq_len` is the number of tokens in a row.
-        batch: rows.
-        decode: trace the step that reads the last token of the row, with a state that holds those before it.
-        packed: trace the way that several documents in a row, or padding, take.
+        batch: number of rows.
+        decode: trace the decoding of the last token in a row, with a state that holds those before it.
+        packed: trace rows with several documents, or padding.
 
     Raises:
-        UserError: the configuration describes no model.
+        UserError: the configuration isn't a valid model.
     """
     validate(cfg)
     setup = Setup(cfg, build(cfg.tokenizer).vocab_size, batch, decode)
@@ -51,18 +51,18 @@ class Trace:
 
     root: Node
     letters: dict[str, dict[str, int]]
-    """What each letter stands for in each branch; "" is the model itself."""
+    """The size of each letter in each branch; "" is the model itself."""
     state_bytes: int | None
-    """What the rows' state takes when all their tokens have been read, in fp32; None if it can't generate."""
+    """The size of the state in fp32 after all tokens; None if the model can't generate."""
 
     @property
     def params(self) -> int:
-        """The numbers that the model learns."""
+        """The number of parameters."""
         return self.root.params
 
     @property
     def flops(self) -> int:
-        """The floating-point operations of the matrix products in this pass."""
+        """The FLOPs of the matrix products in this pass."""
         return self.root.flops
 
     def __str__(self) -> str:
@@ -81,15 +81,15 @@ class Trace:
         """Return the trace as text.
 
         Args:
-            inside: show only what is inside this module or function: layers.0.attn, qkv, Attention, Rope.rotate.
-            hide: modules or functions whose insides aren't shown, such as ["mlp", "norm"].
-            depth: how many levels are shown; None is all of them.
-            every_layer: show all layers, and not only once those that are alike.
-            colour: colours, for a terminal.
-            width: columns.
+            inside: show only the contents of this module or function: layers.0.attn, qkv, Attention, Rope.rotate.
+            hide: modules or functions whose contents aren't shown, such as ["mlp", "norm"].
+            depth: the number of levels to show; None is all of them.
+            every_layer: show all layers, instead of showing identical layers once.
+            colour: use a terminal's colours.
+            width: the width in characters.
 
         Raises:
-            UserError: there's no module of the name that `inside` or `hide` gives.
+            UserError: there is no module named by `inside` or `hide`.
         """
         tree = find(self.root, inside, "inside")[0] if inside else self.root
         hidden = [node for name in hide for node in find(self.root, name, "hide")]

@@ -1,6 +1,6 @@
-"""What torch computes in one call and a reader wants to see inside: the call's definition, in plain steps.
+"""Definitions, in plain steps, of torch functions that compute many steps in one call.
 
-The trace follows a definition in place of its call. `test_trace.py` holds each to what torch itself computes.
+The trace follows a definition instead of the call. `test_trace.py` checks each definition against torch.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def scaled_dot_product_attention(
 
 
 def heads(q_BHTK: Tensor, k_BGSK: Tensor, *options: object, **more: object) -> str:
-    """Say which query heads read which key/value head."""
+    """Return which query heads read which key/value head, as text."""
     H, G = q_BHTK.shape[-3], k_BGSK.shape[-3]
     if H == G:
-        return f"each of {H} query heads has a key/value head of its own"
+        return f"each of {H} query heads has its own key/value head"
     if G == 1:
         return f"{H} query heads share the one key/value head"
     R = H // G
@@ -56,5 +56,5 @@ def heads(q_BHTK: Tensor, k_BGSK: Tensor, *options: object, **more: object) -> s
     return f"{R} query heads share a key/value head: {', '.join(pairs[:3] + ['…'] * (G > 3))}"
 
 
-# the call: (its definition, what more there is to say about it)
+# call: (definition, function that returns a note about it)
 DEFINITIONS = {F.scaled_dot_product_attention: (scaled_dot_product_attention, heads)}

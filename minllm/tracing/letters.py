@@ -1,8 +1,8 @@
-"""Finds which letters a size stands for: 96 is H·K in one place and 3·D in another, and only in sizes is it the same.
+"""Find the letters that a size stands for: 96 may be H·K for one tensor and 3·D for another.
 
-The model is traced at its own sizes and at two others, its twins, in which every option that has a letter is another
-number. A size that is 24, 336 and 720 in the three is H·K if H·K is just that in all three; three numbers that agree
-by accident are next to impossible. What no letter explains, such as the width of a convolution, stays a number.
+The model is traced at its own sizes and as two twins, in which every option with a letter has another value. A size
+that is 24, 336 and 720 in the three traces is H·K if H·K has these values in all three, which is very unlikely by
+chance. A size that no letters explain, such as the width of a convolution, stays a number.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ MEANING = {
     "W": "window",
     "E": "experts",
     "N": "recurrent state",
-    "P": "learned places",
+    "P": "learned positions",
 }
 
-# an option, its letter, and its sizes in the twins. Heads divide widths, key/value heads divide heads, a head width is
-# a multiple of 4 and time one of 64, so that modules which cut their input into even parts can.
+# option: its letter, and its values in the twins. Heads divide widths, key/value heads divide heads, head widths are
+# multiples of 4 and times are multiples of 64, so that modules can split their input evenly.
 OPTIONS: dict[str, tuple[str, int, int]] = {
     "n_heads": ("H", 12, 20),
     "n_kv_heads": ("G", 4, 5),
@@ -54,13 +54,13 @@ EVERYWHERE: dict[str, tuple[str, int, int]] = {
     "batch": ("B", 3, 7),
     "seq_len": ("T", 192, 320),
 }
-# options whose null isn't "none" but "as many as the other options imply"
+# options whose null means a value that other options imply
 IMPLIED = ("head_dim", "hidden")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is traced: a configuration, the sizes that it doesn't say, and whether one token follows others."""
+    """What is traced: a configuration, the sizes that it doesn't contain, and whether one token is decoded."""
 
     cfg: DictConfig
     vocab_size: int
@@ -73,25 +73,25 @@ class Letters:
     """The letters of one branch, each with its size in the trace and in each twin."""
 
     of: dict[str, Sizes]
-    """Those that the configuration knows."""
+    """Letters of the configuration."""
     named: dict[str, Sizes] = field(default_factory=dict)
-    """Those that only the names in the code know."""
+    """Letters that occur only in names in the code."""
     solved: dict[Sizes, str] = field(default_factory=dict)
 
     def adopt(self, named: Collection[tuple[str, Sizes]]) -> None:
-        """Take over letters that only the code's names know, if they mean the same size wherever they stand."""
+        """Add letters that occur only in the code's names, if they have the same size everywhere."""
         for letter in {letter for letter, _ in named if letter.isalpha()} - set(self.of):
             sizes = {sizes for name, sizes in named if name == letter}
             if len(sizes) == 1:
                 self.named[letter] = sizes.pop()
 
     def spell(self, sizes: Sizes, named: str, given: Collection[tuple[Sizes, str]]) -> str:
-        """Return a size in letters, or "" where it's only a number.
+        """Return a size in letters, or "" if no letters match.
 
         Args:
             sizes: the size in the trace and its twins.
-            named: the letter that the code's name gives it, if any; it decides where two letters are the same size.
-            given: sizes of what it was made from, and how they are spelled; they decide next.
+            named: its letter in the code's name, if any, which takes precedence if several letters match.
+            given: sizes of the inputs with their letters, which take precedence next.
         """
         if self.of.get(named) == sizes:
             return named
@@ -110,7 +110,7 @@ class Letters:
 
 
 def expressions(letters: Mapping[str, Sizes], sizes: Sizes) -> Iterator[tuple[str, tuple[Fraction, ...]]]:
-    """Yield what a size may be, the simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3."""
+    """Yield candidate expressions for a size, simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3."""
     products = sorted(monomials(letters), key=lambda one: len(one[0]))
     yield from products
     for text, own in products:
@@ -133,7 +133,7 @@ def expressions(letters: Mapping[str, Sizes], sizes: Sizes) -> Iterator[tuple[st
 
 
 def monomials(letters: Mapping[str, Sizes]) -> Iterator[tuple[str, tuple[Fraction, ...]]]:
-    """Yield the products of up to three letters, also divided by one more."""
+    """Yield products of up to three letters, also divided by another letter."""
     for count in (1, 2, 3):
         for factors in itertools.combinations_with_replacement(letters, count):
             product = [Fraction(1)] * len(next(iter(letters.values())))
@@ -149,7 +149,7 @@ def monomials(letters: Mapping[str, Sizes]) -> Iterator[tuple[str, tuple[Fractio
 
 
 def twin(setup: Setup, which: int, varied: Collection[str]) -> Setup:
-    """Return the setup with every option of `varied` at its size in twin 0 or 1."""
+    """Return the setup with every option of `varied` at its value in twin 0 or 1."""
     cfg = copy.deepcopy(setup.cfg)
     OmegaConf.set_readonly(cfg, False)
     everywhere = {name: size[which] for name, (_, *size) in EVERYWHERE.items() if name in varied}
@@ -162,7 +162,7 @@ def twin(setup: Setup, which: int, varied: Collection[str]) -> Setup:
         for name, before in size.items():
             if before is None and name not in IMPLIED:
                 continue
-            # where two branches have another width, their twins have too
+            # branches with different widths keep different widths in the twins
             others = found.setdefault(name, [])
             others += [before] if before not in others else []
             times = 1 if name == "n_kv_heads" else 1 + others.index(before)
@@ -178,7 +178,7 @@ def twin(setup: Setup, which: int, varied: Collection[str]) -> Setup:
 
 
 def letters_of(setup: Setup) -> dict[str, dict[str, int | None]]:
-    """Return each branch's letters ("" is the model itself); None is a size that the module works out by itself."""
+    """Return each branch's letters ("" is the model itself); None is a size that the module computes itself."""
     model, time = setup.cfg.model, setup.cfg.data.seq_len
     shared = {
         "B": setup.batch,
@@ -205,7 +205,7 @@ def letters_of(setup: Setup) -> dict[str, dict[str, int | None]]:
 def settled(known: list[dict[str, int | None]], seen: Collection[Sizes]) -> dict[str, Sizes]:
     """Return a branch's letters, each with its size in the trace and its twins.
 
-    A size that the module works out by itself is the one that's `seen` where the twins have the letter's.
+    A size that the module computes itself is the one `seen` with the letter's values in the twins.
     """
     result: dict[str, Sizes] = {}
     for letter in known[0]:
@@ -226,7 +226,7 @@ def nodes(node: DictConfig) -> Iterator[DictConfig]:
 
 
 def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list[tuple[Setup, Node]]:
-    """Return two setups that do what `setup` does, step by step, at other sizes, with their traces."""
+    """Return two setups that do the same steps as `setup` at other sizes, with their traces."""
 
     def traced(varied: Collection[str]) -> list[tuple[Setup, Node]] | None:
         twins = []
@@ -234,7 +234,7 @@ def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list
             setup_of_twin = twin(setup, which, varied)
             try:
                 twins.append((setup_of_twin, trace(setup_of_twin)))
-            except Exception:  # a module of anybody's that refuses these sizes, in whatever way
+            except Exception:  # a module, possibly from outside, rejects these sizes
                 return None
             if skeleton(twins[-1][1]) != skeleton(root):
                 return None
@@ -243,7 +243,7 @@ def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list
     everything = [*EVERYWHERE, *OPTIONS]
     if twins := traced(everything):
         return twins
-    # some option can't be varied freely here: keep it, and vary the others
+    # some option can't be varied freely: keep it, and vary the others
     varied: list[str] = []
     twins = traced(varied)
     for name in everything if twins is not None else ():
@@ -253,7 +253,7 @@ def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list
 
 
 def spell_out(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> dict[str, dict[str, int]]:
-    """Write into every tensor of a trace its sizes in letters; return the letters and sizes of each branch.
+    """Set the letters of every tensor in a trace; return the letters and sizes of each branch.
 
     Args:
         setup: what was traced.
@@ -289,7 +289,7 @@ def spell_out(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> dict[
 
 
 def values(node: Node) -> Iterator[tuple[str, Value, list[Value]]]:
-    """Yield every tensor of a trace, the branch in which it is met, and those that it was made from."""
+    """Yield every tensor of a trace with its branch and the tensors that it was made from."""
     for arg in node.args:
         yield node.word, arg.value, []
     for part in node.inside:

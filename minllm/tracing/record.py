@@ -1,8 +1,8 @@
-"""Watches one forward pass and writes down every module and every step inside it; the model knows nothing of it.
+"""Record every module and step of one forward pass, without changes to the model.
 
-Modules are seen by torch's global forward hooks, steps by a TorchFunctionMode, and what the code calls its tensors by
-looking at the variables of the functions that are running. Tensors live on the "meta" device: they have shapes and no
-values, so that a large model takes no memory and hardly any time.
+Modules are recorded with torch's global forward hooks, steps with a TorchFunctionMode, and the names of tensors by
+inspecting the variables of running functions. Tensors are on the "meta" device, which has shapes but no values, so even
+a large model takes no memory and little time.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from minllm.tracing.tree import Arg, Node, Step, Value, tidy
 
 
 def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bool = False) -> Node:
-    """Return what happens in one forward pass of a model on the "meta" device.
+    """Return the trace of one forward pass of a model on the "meta" device.
 
     Args:
-        batch: rows, B.
-        time: tokens in a row, T. When decoding: those that have been seen when the step ends, S.
+        batch: number of rows, B.
+        time: number of tokens in a row, T; when decoding, the number of tokens seen after the step, S.
         decode: read one token with a state, instead of all at once.
-        packed: with segments, as when several documents share a row.
+        packed: pass segments, as when several documents share a row.
     """
     recorder = Recorder(model, caller=sys._getframe())
     with torch.device("meta"):
@@ -52,7 +52,7 @@ def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bo
 
 
 class Recorder(TorchFunctionMode):
-    """While it is entered, the model's modules and steps become nodes and steps under `root`."""
+    """While active, records the model's modules and steps as nodes and steps under `root`."""
 
     def __init__(self, model: nn.Module, caller: FrameType):
         super().__init__()
@@ -61,16 +61,16 @@ class Recorder(TorchFunctionMode):
         self.paths = {module: path for path, module in model.named_modules()}
         self.weights = {id(weight): path.rpartition(".")[2] for path, weight in model.named_parameters()}
         self.root = Node("what is traced")
-        # the nodes that are running, each with its function's frame (a module has none) and how deep its code lies
+        # the running nodes, each with its function's frame (None for modules) and the depth of its code
         self.running: list[tuple[Node, FrameType | None, int]] = [(self.root, None, 0)]
-        # every tensor so far, kept alive so that its id stays its own, with the frames that ran when it was made
+        # every tensor so far, kept alive so that its id stays unique, with the frames that were running at that time
         self.known: dict[int, tuple[Tensor, Value, list[FrameType]]] = {}
         self.read: set[int] = set()
         self.steps = 0
 
     @contextlib.contextmanager
     def modules(self) -> Iterator[None]:
-        """Watch which modules run."""
+        """Record which modules run."""
         hooks = register_module_forward_pre_hook(self.enter), register_module_forward_hook(self.leave)
         try:
             yield
@@ -110,7 +110,7 @@ class Recorder(TorchFunctionMode):
         made = [args[0]] if name == "__setitem__" else list(tensors(result))
         given = list(tensors([args, kwargs]))
         if not made or any(one is other for one in made for other in given) and not name.endswith("_"):
-            return result  # a question about a tensor, or a conversion that had nothing to do
+            return result  # a query, or a conversion without effect
         frames = self.frames()
         given_by_name = {
             one: x for one, x in kwargs.items() if x is not None and not is_default(func, one, x)
@@ -139,7 +139,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def frames(self) -> list[FrameType]:
-        """Return the calls that are running in the model's own code, the outermost first."""
+        """Return the running frames of the model's own code, outermost first."""
         frames: list[FrameType] = []
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame is not self.caller:
@@ -150,9 +150,9 @@ class Recorder(TorchFunctionMode):
         return frames[::-1]
 
     def learn_names(self, frames: list[FrameType]) -> None:
-        """Give tensors the names of the variables that hold them by now, in the code that asked for them.
+        """Name tensors after the variables that now hold them, in the code that made them.
 
-        A name with its shape, such as q_BHTK, is preferred to one without.
+        A name with a shape, such as q_BHTK, is preferred to one without.
         """
         for frame in frames:
             for name, held in frame.f_locals.items():
@@ -161,7 +161,7 @@ class Recorder(TorchFunctionMode):
                     value.name = better(value, name)
 
     def node(self, frames: list[FrameType]) -> Node:
-        """Return the node to which a step belongs that these calls lead to; functions become nodes here."""
+        """Return the node of the innermost frame, creating nodes for functions as needed."""
         while (frame := self.running[-1][1]) and not any(frame is one for one in frames):
             self.running.pop()
         parent, _, depth = self.running[-1]
@@ -186,7 +186,7 @@ class Recorder(TorchFunctionMode):
         return self.known[id(x)][1]
 
     def argument(self, x: Any, frames: list[FrameType]) -> Any:
-        """Return an argument with an `Arg` for each tensor in it."""
+        """Return an argument with each tensor in it replaced by an `Arg`."""
         if isinstance(x, Tensor):
             value, name = self.value(x), name_in(frames, x)
             if not value.name and Value(value.sizes, name).name_letters:
@@ -199,7 +199,7 @@ class Recorder(TorchFunctionMode):
         return tuple(self.argument(one, frames) for one in x) if isinstance(x, tuple) else x
 
 
-# torch's files, and this one, aren't the model's own code
+# the files of torch and this file aren't the model's own code
 OTHERS = (str(Path(torch.__file__).parent), __file__)
 
 
@@ -213,13 +213,13 @@ def tensors(x: Any) -> Iterator[Tensor]:
 
 
 def name_of(func: Callable) -> str:
-    """Return what a reader calls a torch function: matmul, split, mT, __getitem__."""
+    """Return the common name of a torch function: matmul, split, mT, __getitem__."""
     path = (resolve_name(func) or func.__name__).removesuffix(".__get__")
     return path.rpartition(".")[2]
 
 
 def is_default(func: Callable, name: str, x: Any) -> bool:
-    """Whether a call says by name what it would mean without: torch passes its own functions' defaults on."""
+    """Whether a keyword argument equals the function's default, as torch passes on in its own calls."""
     if not inspect.isfunction(func) or isinstance(x, Tensor):
         return False
     option = inspect.signature(func).parameters.get(name)
@@ -227,12 +227,12 @@ def is_default(func: Callable, name: str, x: Any) -> bool:
 
 
 def better(value: Value, name: str) -> str:
-    """Return the better name for a value that has no name with its shape."""
+    """Return the better of the value's name and this one, for a value whose name has no shape."""
     return name if not value.name or Value(value.sizes, name).name_letters else value.name
 
 
 def name_in(frames: Iterable[FrameType], x: Tensor) -> str:
-    """Return what the innermost code that knows a tensor calls it: a variable, an item of one, or an attribute."""
+    """Return a tensor's name in the innermost frame that has it: a variable, an item of one, or an attribute."""
     for frame in reversed(list(frames)):
         for name, held in frame.f_locals.items():
             if held is x:

@@ -1,4 +1,4 @@
-"""Prints a trace: a line for each module and step, what it makes, in letters and numbers, and what it costs."""
+"""Format a trace: a line for each module and step, with its outputs in letters and numbers, and its costs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INDENT = "  "
 
 @dataclass
 class Line:
-    """What stands in the columns of one line."""
+    """The cells of one line."""
 
     text: str
     name: str = ""
@@ -52,7 +52,7 @@ class Printer:
         self.hidden, self.depth, self.every_layer = hidden, depth, every_layer
 
     def lines_of(self, node: Node, level: int, within: str = "") -> list[Line]:
-        """Return the lines of a node and of all inside it; `within` is the path of the module around it."""
+        """Return the lines of a node and its contents; `within` is the path of the enclosing module."""
         closed = node in self.hidden or level == self.depth
         lines = [self.title(node, level, within, closed)]
         if node.note and not closed:
@@ -80,7 +80,7 @@ class Printer:
         )
 
     def contents(self, node: Node, level: int, within: str) -> list[Line]:
-        """Return the lines of what is inside a node; a numbered node that is like an earlier one is only named."""
+        """Return the lines of a node's contents. A numbered node that equals an earlier one is folded into one line."""
         lines: list[Line] = []
         shown: list[Node] = []
         folded: dict[Node, list[Node]] = {}
@@ -99,7 +99,7 @@ class Printer:
         return lines + self.folds(folded, level, within)
 
     def folds(self, folded: dict[Node, list[Node]], level: int, within: str) -> list[Line]:
-        """Return a line for each node that others are like, and for these."""
+        """Return a line for each group of nodes that equal an earlier one."""
         lines = []
         for first, alike in folded.items():
             name = first.path.removeprefix(f"{within}.")
@@ -119,23 +119,23 @@ class Printer:
 
 
 def number_of(node: Node) -> str:
-    """Return the number at the end of a node's path: 0 of layers.0; "" where there's none."""
+    """Return the number at the end of a node's path: 0 of layers.0; "" if there is none."""
     end = node.path.rpartition(".")[2]
     return end if end.isdigit() else ""
 
 
 def is_layer(node: Node) -> bool:
-    """Whether it is no module and no function but what is gathered under a number: layers.0."""
+    """Whether a node is a numbered group, such as layers.0, instead of a module or function."""
     return not node.kind and number_of(node) != ""
 
 
 def around(node: Node, within: str) -> str:
-    """Return the path that need not be said again inside a node."""
+    """Return the path that is omitted inside a node."""
     return node.path or within if node.kind or is_layer(node) else within
 
 
 def is_like(part: Node | Step, first: Node) -> bool:
-    """Whether a part does what a numbered node did, apart from what is computed once for all layers."""
+    """Whether a part equals a numbered node, ignoring what is computed once for all layers."""
     if not isinstance(part, Node) or not number_of(part):
         return False
     return part.path.rpartition(".")[0] == first.path.rpartition(".")[0] and likeness(part) == likeness(first)
@@ -150,7 +150,7 @@ def listed(numbers: list[int]) -> str:
 
 
 def likeness(node: Node) -> tuple:
-    """Return what is the same in nodes that look the same."""
+    """Return a key that is the same for nodes that look the same."""
     inside = [
         likeness(part)
         if isinstance(part, Node)
@@ -168,7 +168,7 @@ def likeness(node: Node) -> tuple:
 
 
 def legend(letters: dict[str, dict[str, int]]) -> list[str]:
-    """Say what the letters stand for; a letter that is another number in another branch is said for each."""
+    """Return lines with the meaning of each letter, separately for branches in which its size differs."""
     said: dict[str, dict[int, list[str]]] = {}
     for word, own in letters.items():
         for letter, size in own.items():
@@ -186,22 +186,22 @@ def legend(letters: dict[str, dict[str, int]]) -> list[str]:
 
 
 def totals(trace: Trace) -> list[str]:
-    """Say what all of it costs."""
+    """Return lines with the total costs."""
     tokens = trace.letters[""]["B"] * trace.letters[""]["T"]
     a_token = trace.flops / tokens
     return [
-        f"The whole model has {trace.params:,} parameters, which take {trace.params * 4:,} bytes in fp32.",
-        f"This forward pass takes {trace.flops:,} FLOPs in matrix products, {count(a_token)} a token; training takes"
+        f"The model has {trace.params:,} parameters, which take {trace.params * 4:,} bytes in fp32.",
+        f"This forward pass takes {trace.flops:,} FLOPs in matrix products, {count(a_token)} per token; training takes"
         " 3 times as many,",
-        "since the backward pass makes two products for each of these.",
-        "It can't generate: it looks ahead."
+        "because the backward pass has two products for each of these.",
+        "The model can't generate, because it looks ahead."
         if trace.state_bytes is None
-        else f"The decoding state takes {trace.state_bytes:,} bytes in fp32 when all tokens have been read.",
+        else f"The decoding state takes {trace.state_bytes:,} bytes in fp32 after all tokens.",
     ]
 
 
 def columns(lines: list[Line], width: int, colour: bool) -> list[str]:
-    """Align the columns. A step's text may run on over columns that are empty, and is cut where it's too long."""
+    """Align the columns. A step's text may extend over empty columns, and is truncated if it is too long."""
     cells = [(one.name, one.shape, one.params, one.flops) for one in lines]
     widths = [max(map(len, column)) for column in zip(*cells)]
     longest = max(len(one.text) for one in lines if one.name or one.shape)
@@ -226,7 +226,7 @@ def made(value: Value) -> str:
 
 
 def shape_of(value: Value) -> str:
-    """Return B=1 T=256 H·K=128; a size that no letter stands for is its number."""
+    """Return B=1 T=256 H·K=128; a size without letters is just a number."""
     letters = value.letters or [""] * len(value.sizes)
     said = [f"{letter}={size}" if letter else str(size) for letter, size in zip(letters, value.sizes)]
     return " ".join(said) or "scalar"
@@ -259,7 +259,7 @@ def argument(x: Any, step: Step) -> str:
 
 
 def reference(arg: Arg, number: int) -> str:
-    """Return what step `number` knows a tensor as: its name, or ↑2, what the step before the last one made."""
+    """Return how step `number` refers to a tensor: by name, or as ↑2, the output of two steps before."""
     value = arg.value
     if value.is_parameter:
         letters = value.letters or [""] * len(value.sizes)
@@ -273,7 +273,7 @@ def reference(arg: Arg, number: int) -> str:
 
 
 def count(number: float) -> str:
-    """Return 1234567 as 1.23 M; "" for none."""
+    """Format 1234567 as 1.23 M, and 0 as ""."""
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"

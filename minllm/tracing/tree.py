@@ -1,4 +1,4 @@
-"""What a trace is made of: nodes, the steps inside them and the tensors that these make."""
+"""The parts of a trace: nodes, the steps inside them, and the tensors that the steps make."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Any
 from minllm.errors import UserError, suggest
 
 SUFFIX = re.compile(r"_([A-Z0-9]+)$")
-# a generator's and a lambda's steps, those of an inherited `forward` and of our `linear` are those of the code around
+# steps inside these functions are shown as part of the code around them
 UNSHOWN = ("<genexpr>", "<listcomp>", "<dictcomp>", "<lambda>", ".forward", "linear")
 
 
 @dataclass(eq=False)
 class Value:
-    """A tensor: its sizes, and what the code calls it."""
+    """A tensor: its sizes, and its name in the code."""
 
     sizes: tuple[int, ...]
     name: str = ""
     is_parameter: bool = False
     step: int = -1
-    """The number of the step that made it; -1 where no step did."""
+    """The number of the step that made it; -1 if none did."""
     item: str = ""
-    """Which of several things it is that the step made: split[0]."""
+    """Which of a step's several outputs it is: split[0]."""
     letters: tuple[str, ...] = ()
-    """What each size is in letters, such as "H·K"; "" where there's only the number."""
+    """Each size in letters, such as "H·K"; "" if no letters match."""
 
     @property
     def name_letters(self) -> str:
-        """The letters at the name's end, if there's one for each size: BHTK of q_BHTK."""
+        """The letters at the end of the name, if there is one for each size: BHTK of q_BHTK."""
         suffix = SUFFIX.search(self.name)
         return suffix[1] if suffix and len(suffix[1]) == len(self.sizes) else ""
 
 
 @dataclass(frozen=True)
 class Arg:
-    """A tensor as a call is given it, and what the code that calls knows it as."""
+    """A tensor argument of a call, and its name in the calling code."""
 
     value: Value
     name: str
@@ -54,9 +54,9 @@ class Step:
     kwargs: dict[str, Any]
     outputs: list[Value] = field(default_factory=list)
     params: int = 0
-    """Numbers in the parameters that this step is the first to read."""
+    """The number of parameters that this step is the first to read."""
     reads_again: bool = False
-    """It reads parameters, and an earlier step has read them all: tied weights."""
+    """Whether earlier steps have already read all its parameters, as with tied weights."""
     flops: int = 0
 
     def given(self) -> Iterator[Value]:
@@ -66,18 +66,18 @@ class Step:
 
 @dataclass(eq=False)
 class Node:
-    """A module or a function, and the steps and nodes inside it in the order in which they run."""
+    """A module or a function, with the steps and nodes inside it in the order in which they run."""
 
     path: str
-    """A module's path in the model; of a function, its name."""
+    """A module's path in the model, or a function's name."""
     kind: str = ""
     """A module's class; "" for a function and for a layer."""
     word: str = ""
-    """The branch it belongs to, as the layout calls it: attn, mlp, …"""
+    """The branch it belongs to, named as in the layout: attn, mlp, …"""
     number: int = 0
     """The number of the first step inside."""
     shared: bool = False
-    """Computed by the first layer that asks, and shared with all others (`Context.once`)."""
+    """Computed once by the first layer, and shared with all others (`Context.once`)."""
     args: list[Arg] = field(default_factory=list)
     inside: list[Node | Step] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
@@ -108,7 +108,7 @@ def args_in(x: Any) -> Iterator[Value]:
 
 
 def skeleton(root: Node) -> list[tuple]:
-    """Return what two traces have in common when they're the same computation at different sizes."""
+    """Return a structure that is the same for traces of the same computation at different sizes."""
     return [
         (part.path, [len(arg.value.sizes) for arg in part.args])
         if isinstance(part, Node)
@@ -118,7 +118,7 @@ def skeleton(root: Node) -> list[tuple]:
 
 
 def tidy(node: Node) -> Node:
-    """Leave out what does nothing itself, and gather the modules of each layer under one node."""
+    """Remove nodes without steps or modules of their own, and group the modules of each layer under one node."""
     parts: list[Node | Step] = []
     for part in node.inside:
         if isinstance(part, Step):
@@ -143,7 +143,7 @@ def tidy(node: Node) -> Node:
 
 
 def gathered(node: Node, parts: list[Node | Step]) -> list[Node | Step]:
-    """Return `parts` with those that follow each other in the same numbered layer as one node, such as layers.0."""
+    """Return `parts` with adjacent parts of the same numbered layer grouped into one node, such as layers.0."""
 
     def layer(part: Node | Step) -> str:
         if not isinstance(part, Node) or not part.kind:
@@ -162,12 +162,12 @@ def gathered(node: Node, parts: list[Node | Step]) -> list[Node | Step]:
 
 
 def find(root: Node, name: str, option: str) -> list[Node]:
-    """Return the modules and functions that go by a name; one whose path it is comes first.
+    """Return the modules and functions that match a name, with an exact path first.
 
     A name is a path or its end, or a class or function or its end: layers.0.attn, qkv, RMSNorm, norm, rotate.
 
     Raises:
-        UserError: nothing goes by that name.
+        UserError: nothing matches.
     """
     nodes = [one for one in root.walk() if isinstance(one, Node)]
     ends = name.lower()
@@ -177,6 +177,6 @@ def find(root: Node, name: str, option: str) -> list[Node]:
     if not found:
         known = {name for one in nodes for name in (one.path, one.path.rpartition(".")[2], one.kind)}
         raise UserError(
-            f"{option}={name}: nothing in this model goes by that name.{suggest(name, known - {''})}"
+            f"{option}={name} doesn't match any module or function of this model.{suggest(name, known - {''})}"
         )
     return found

@@ -1,4 +1,4 @@
-"""The report of a comparison: a page to show, Markdown for a paper, and the same as data."""
+"""The report of a comparison as an HTML page, as Markdown for a paper, and as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second"
 
 
 def tell(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> None:
-    """Write the report into a folder, also at Weights & Biases if the runs are there, and print the summary."""
+    """Write the report to a folder, and to Weights & Biases if the runs are there, and print a summary."""
     written = write_report(comparison, folder, readings)
     print(summary(comparison))
     print(f"The report is {' and '.join(map(str, written))}", flush=True)
@@ -31,13 +31,13 @@ def tell(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> N
 
 
 def write_report(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> list[Path]:
-    """Write report.html, report.md and report.json into a folder, and return their paths.
+    """Write report.html, report.md and report.json to a folder, and return their paths.
 
     Args:
-        readings: what a run of each arm writes, and how it reads; see `minllm.study.reading.read_arms`.
+        readings: samples and per-token losses of one run of each arm; see `minllm.study.reading.read_arms`.
 
     Raises:
-        OSError: they can't be written.
+        OSError: a file can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"report.html": to_html, "report.md": to_markdown, "report.json": to_json}
@@ -47,12 +47,12 @@ def write_report(comparison: Comparison, folder: Path, readings: Sequence[Readin
 
 
 def summary(comparison: Comparison) -> str:
-    """Return what a terminal gets: the answer, the figures behind it, and what to be wary of."""
+    """Return the summary for a terminal: the verdicts, the metrics behind them, and warnings."""
     return encodable(printable("\n".join(_summary(comparison))))
 
 
 def encodable(text: str) -> str:
-    """Return text that UTF-8 has characters for: the name of a folder may hold bytes that are none."""
+    """Return text that can be encoded as UTF-8, because a folder's name may contain invalid bytes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The lines that make the runs of a comparison again, and compare them."""
+"""The commands that repeat the runs of a comparison, and compare them."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from minllm.study.selection import TrainedRun, runs_in
 
 
 def commands(comparison: Comparison) -> list[str]:
-    """Return what to type: what made the runs and compared them if that's known; and a line for each arm."""
+    """Return the commands that made and compared the runs, if known, and a command for each arm."""
     arms = [line for arm in comparison.arms for line in lines_of(arm)]
     return [*comparison.commands, *arms] if comparison.commands else [*arms, compared(comparison)]
 
 
 def lines_of(arm: Arm) -> list[str]:
-    """Return what trains an arm's runs again; more than one line where they were typed differently."""
+    """Return the commands that train an arm's runs again: several if the runs had different overrides."""
     seeds: dict[tuple[str, ...], list[int]] = {}
     for seed, run in arm.runs.items():
         words = run.cfg.get("typed")
         if words is None:
             return [
-                f"# {' '.join(called(arm).split())}: an older minllm made it, which didn't note what was typed"
+                f"# {' '.join(called(arm).split())}: made by an older minllm, which didn't record the overrides"
             ]
-        trusted = [word for word in words if not is_seed(word) and not gives_orders(word, run)]
+        trusted = [word for word in words if not is_seed(word) and not is_unsafe(word, run)]
         seeds.setdefault(tuple(trusted), []).append(seed)
     return [trained(words, typed) for words, typed in seeds.items()]
 
 
-def gives_orders(word: str, run: TrainedRun) -> bool:
-    """Whether a word that a run says was typed is for Hydra, or allows code that the comparison doesn't."""
+def is_unsafe(word: str, run: TrainedRun) -> bool:
+    """Whether a recorded override configures Hydra, or allows code that the comparison doesn't."""
     top = re.split("[./]", key_of(word))[0]
     return top == "hydra" or (top == "extensions" and not run.cfg.get("extensions"))
 
@@ -49,7 +49,7 @@ def trained(words: Sequence[str], seeds: Sequence[int]) -> str:
 
 
 def compared(comparison: Comparison) -> str:
-    """Return what compares these runs again."""
+    """Return the command that compares these runs again."""
     each = any(contest.baseline is not comparison.baseline for contest in comparison.contests)
     name = comparison.baseline.name
     baseline = ALL if each else name
@@ -60,26 +60,26 @@ def compared(comparison: Comparison) -> str:
 
 
 def folders(comparison: Comparison) -> list[str]:
-    """Return the folders of the runs, or of grids that hold these runs and no other."""
+    """Return the folders of the runs, or of grids that contain only these runs."""
     runs = [run.folder for arm in comparison.arms for run in arm.runs.values()]
-    looked_at = {*runs, *(one.folder for one in comparison.left_out)}
-    grids = {grid for grid in {run.parent for run in runs} if holds_no_other(grid, looked_at)}
+    known = {*runs, *(left_out.folder for left_out in comparison.left_out)}
+    grids = {grid for grid in {run.parent for run in runs} if holds_only(grid, known)}
     named = dict.fromkeys(run.parent if run.parent in grids else run for run in runs)
     return [shortened(folder) for folder in named]
 
 
-def holds_no_other(grid: Path, looked_at: set[Path]) -> bool:
+def holds_only(grid: Path, runs: set[Path]) -> bool:
     try:
-        return set(runs_in(grid)) <= looked_at
+        return set(runs_in(grid)) <= runs
     except OSError:
         return False
 
 
 def shortened(folder: Path) -> str:
-    """Return a folder as seen from here, where it's below."""
+    """Return a folder relative to the working directory, if it is inside."""
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
 def quoted(word: str) -> str:
-    """Return a word as Hydra reads it: in quotes if it is no plain one."""
+    """Return a value for Hydra, in quotes if it needs them."""
     return word if re.fullmatch(r"[\w./-]+", word) else QuotedString(word, Quote.double).with_quotes()

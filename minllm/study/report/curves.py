@@ -1,4 +1,4 @@
-"""Learning curves: what an arm's validation loss was along the way, over all its seeds."""
+"""Learning curves: an arm's validation loss during training, over all its seeds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minllm.study.selection import TrainedRun
 
 @dataclass(frozen=True)
 class Curve:
-    """Bits a byte at some points of training: mean, lowest and highest over the seeds.
+    """Bits per byte at some points of training: mean, lowest and highest over the seeds.
 
-    tokens, flops, seconds: where the points are, on each of the axes
+    tokens, flops, seconds: the points' positions on each axis
     """
 
     arm: str
@@ -31,10 +31,10 @@ class Curve:
 
 
 def curve(arm: Arm) -> Curve:
-    """Return an arm's curve; without a point where no run of it was evaluated.
+    """Return an arm's curve, which has no points if none of its runs was evaluated.
 
-    Where the runs were evaluated at different points, as with a budget in minutes, each is followed in a straight line
-    from one of its evaluations to the next.
+    If the runs were evaluated at different points, as with a budget in minutes, each is interpolated linearly between
+    its evaluations.
     """
     followed = [lines for lines in map(_evaluated, arm.runs.values()) if len(lines)]
     if not followed:
@@ -68,13 +68,13 @@ def at_quarters(one: Curve) -> list[float | None]:
 
 
 def floor_of(arms: Sequence[Arm]) -> float | None:
-    """Return the bits a byte that no model can go below, where the corpus's are known."""
+    """Return the corpus's entropy in bits per byte, which no model can go below, if it is known."""
     known = [finite(value) for arm in arms for value in arm.values("floor_bpb")]
     return next((value for value in known if value is not None), None)
 
 
 def _evaluated(run: TrainedRun) -> np.ndarray:
-    """Return a run's evaluations as rows of tokens, seconds and bits a byte, as far as these are numbers."""
+    """Return a run's finite evaluations as rows of tokens, seconds and bits per byte."""
     rows = [(event["tokens"], event["seconds"], event[METRIC]) for event in run.evaluations]
     return np.array(
         [row for row in rows if all(finite(value) is not None for value in row)], dtype=float
@@ -82,10 +82,10 @@ def _evaluated(run: TrainedRun) -> np.ndarray:
 
 
 def _common(tokens: Sequence[np.ndarray]) -> np.ndarray:
-    """Return points that lie within every run: their own where they have the same, and else evenly spaced ones."""
+    """Return points that every run covers: the runs' common points if they agree, or else evenly spaced ones."""
     if all(np.array_equal(one, tokens[0]) for one in tokens):
         return tokens[0]
     begin, end = max(one[0] for one in tokens), min(one[-1] for one in tokens)
-    if begin >= end:  # such as one evaluation each, at the end
+    if begin >= end:  # for example, a single evaluation each, at the end
         return np.array([np.mean([one[-1] for one in tokens])])
     return np.linspace(begin, end, max(2, min(map(len, tokens))))

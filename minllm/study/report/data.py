@@ -1,4 +1,4 @@
-"""What a comparison found, as data: report.json has what the page shows, and nothing else."""
+"""The report as data: report.json contains exactly what the page shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
-    """Return the text of report.json. Numbers that are none, or infinite, are null in it."""
+    """Return the text of report.json, in which NaN and infinite numbers are null."""
     content = {
         "format": FORMAT,
         "headline": comparison.headline,
@@ -82,7 +82,7 @@ def _runs(arm: Arm) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """Return what JSON can hold."""
+    """Return a value in the types of JSON."""
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""What a comparison found, drawn: each contest's difference with its interval, and the learning curves.
+"""The figures of a comparison: each contest's difference with its interval, and the learning curves.
 
-plotly takes a second to import, so it's imported where something is drawn. Lines and letters get their colours from
-the page's style, which has two of each, for light and dark.
+plotly takes a second to import, so it is imported only where a figure is made. The page's style colours lines and text,
+for a light and a dark theme.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 GREY = "#8a8f98"
-BAND = "rgba(138,143,152,.22)"  # the same, to see through
+BAND = "rgba(138,143,152,.22)"  # the same, translucent
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", GREY)
 DASHES = ("solid", "dash", "dot")
 WORDS = {"better": "#0072b2", "equivalent": "#009e73", "worse": "#d55e00", "inconclusive": GREY}
-"""Colours of dots and lines; the page has darker ones for letters, which need more contrast."""
+"""Colours of dots and lines; the page has darker ones for text, which needs more contrast."""
 
 AXES = {"tokens": "tokens trained on", "FLOPs": "FLOPs of training", "seconds": "seconds of training"}
 CLEAR = "rgba(0,0,0,0)"
-LINE_LETTERS = 34  # what a phone has room for
+LINE_LETTERS = 34  # fits a phone
 
 
 def colour(index: int) -> str:
-    """Return the colour of the arm in this place; those after the seventh have a dashed line, too."""
+    """Return the colour of the arm with this index. Colours repeat after the seventh arm, with dashed lines."""
     return COLOURS[index % len(COLOURS)]
 
 
@@ -39,9 +39,9 @@ def colour(index: int) -> str:
 
 
 def intervals(comparison: Comparison) -> Figure:
-    """Return a row for each contest: its difference with the interval, each seed's own, and the margin shaded.
+    """Return a figure with a row for each contest: the difference with its interval, each seed's, and the margin.
 
-    What is whose stands above it, since a phone has no room beside it.
+    Labels are above the rows, because a phone has no room beside them.
     """
     from plotly.graph_objects import Figure
 
@@ -62,10 +62,10 @@ def intervals(comparison: Comparison) -> Figure:
     figure.update_layout(
         **_layout(height=round(76 * (top + step * (len(contests) - 1) + 0.5) + 64)), showlegend=False
     )
-    # all at once, since plotly copies those that are there for each that is added
+    # all at once, because plotly copies the existing ones whenever one is added
     figure.update_layout(annotations=annotations, margin={"l": 12, "r": 12, "t": 8, "b": 56})
     figure.update_xaxes(
-        title_text="← better · difference in bits a byte · worse →",
+        title_text="← better · difference in bits per byte · worse →",
         range=_reach(contests),
         tickformat="~g",
     )
@@ -81,7 +81,7 @@ def _label(contest: Contest, comparison: Comparison) -> str:
 
 
 def wrapped(text: str) -> str:
-    """Return text in lines that a phone has room for."""
+    """Return text wrapped for the width of a phone."""
     return "<br>".join(escape(line) for line in textwrap.wrap(text, LINE_LETTERS))
 
 
@@ -116,7 +116,7 @@ def _interval(contest: Contest, place: float) -> Iterator[Any]:
 
 
 def _reach(contests: Sequence[Contest]) -> list[float]:
-    """Return where the axis of differences begins and ends."""
+    """Return the range of the axis of differences."""
     verdicts = [contest.verdict for contest in contests]
     values = [
         *(value for contest in contests for value in contest.differences.values()),
@@ -133,7 +133,7 @@ def _reach(contests: Sequence[Contest]) -> list[float]:
 def learning_curves(
     curves: Sequence[Curve], floor: float | None
 ) -> tuple[Figure, Mapping[str, Sequence[Choice]]]:
-    """Return the arms' curves against tokens, and the buttons that change the axis."""
+    """Return the arms' curves over tokens, and the buttons that change the axis."""
     from plotly.graph_objects import Figure
 
     shown = [(i, one) for i, one in enumerate(curves) if one.tokens]
@@ -154,7 +154,7 @@ def learning_curves(
         },
     )
     figure.update_xaxes(title_text=AXES["tokens"], type="linear")
-    figure.update_yaxes(title_text="bits a byte")
+    figure.update_yaxes(title_text="bits per byte")
     return figure, _switches([one for _, one in shown], floor is not None)
 
 
@@ -188,7 +188,7 @@ def _curve(one: Curve, index: int) -> Iterator[Any]:
 
 
 def _floor(floor: float, curves: Sequence[Curve]) -> Any:
-    """Return the floor's line; hidden to begin with where it would take most of the room from the curves."""
+    """Return the floor's line, hidden at first if it is so far below the curves that it would squeeze them."""
     from plotly.graph_objects import Scatter
 
     values = [value for one in curves for value in (*one.low, *one.high)]
@@ -222,7 +222,7 @@ def _switches(curves: Sequence[Curve], has_floor: bool) -> dict[str, list[Choice
 
 
 def _around(places: Sequence[float]) -> list[float]:
-    """Return where a band goes: along its upper edge, and back along its lower."""
+    """Return the outline of a band: along its upper edge, and back along its lower edge."""
     return [*places, *places[::-1]]
 
 

@@ -1,4 +1,4 @@
-"""What a comparison found, as Markdown for a paper's appendix."""
+"""The report of a comparison as Markdown, for a paper's appendix."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_verdict(comparison),
         ],
         [f"{plain(sentences.equal(comparison))}", plain(sentences.unequal(comparison))],
-        _listed("## The noise floor", sentences.noise(comparison)),
+        _listed("## Noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],
-        ["## The arms", *_arms(comparison)],
+        ["## Arms", *_arms(comparison)],
         _listed(plain(sentences.TUNED), sentences.tuning(comparison)),
-        ["## What differs in their configurations", *_differences(comparison)],
-        ["## What they write, and how they read", texts_markdown(readings)],
+        ["## Configuration differences", *_differences(comparison)],
+        ["## Samples and held-out text", texts_markdown(readings)],
         ["## Runs left out", *_left_out(comparison)],
-        ["## How it was judged", *map(plain, sentences.judged(comparison))],
-        ["## To repeat it", *_commands(comparison)],
-        ["## Every run", _runs(comparison)],
+        ["## Methods", *map(plain, sentences.judged(comparison))],
+        ["## Reproduction", *_commands(comparison)],
+        ["## All runs", _runs(comparison)],
     ]
     return "\n\n".join(part for section in sections for part in section) + "\n"
 
@@ -62,7 +62,7 @@ def _verdict(comparison: Comparison) -> list[str]:
     head = [
         "arm",
         "against",
-        "word",
+        "verdict",
         "difference",
         f"{_confidence(comparison)} interval",
         "margin",
@@ -73,7 +73,7 @@ def _verdict(comparison: Comparison) -> list[str]:
     return [
         *lines([f"- {plain(contest.sentence)}" for contest in comparison.contests]),
         table([*head, "p (equivalence)"], rows, "lllrrrrrrr"),
-        "Each seed's own difference:",
+        "Difference for each seed:",
         *lines(
             [
                 f"- {code(contest.arm.name)} against {code(contest.baseline.name)}: "
@@ -96,8 +96,8 @@ def _curves(comparison: Comparison) -> list[str]:
     rows = [
         [code(sentences.called(arm)), *map(units.bits, at_quarters(curve(arm)))] for arm in comparison.arms
     ]
-    head = ["arm", "a quarter", "a half", "three quarters", "the end"]
-    return ["Bits a byte, the mean over the seeds, at each quarter of training:", table(head, rows, "lrrrr")]
+    head = ["arm", "25 %", "50 %", "75 %", "end"]
+    return ["Bits per byte (mean over seeds) at each quarter of training:", table(head, rows, "lrrrr")]
 
 
 def _arms(comparison: Comparison) -> list[str]:
@@ -133,7 +133,7 @@ def _runs(comparison: Comparison) -> str:
         for arm in comparison.arms
         for seed, run in arm.runs.items()
     ]
-    return table(["arm", "seed", "bits a byte", "folder"], rows, "lrrl")
+    return table(["arm", "seed", "bits per byte", "folder"], rows, "lrrl")
 
 
 def _listed(heading: str, items: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a comparison found, as one page: the verdict first, and how to repeat it last."""
+"""The report of a comparison as one HTML page: the verdict first, the commands to reproduce it last."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ summary { cursor: pointer; }
 """
 
 ABOUT_INTERVALS = (
-    "Bars are intervals, diamonds the means, and dots each seed’s own difference. What lies in the shaded band is too"
-    " small to matter."
+    "Bars are intervals, diamonds are means, and dots are the differences of single seeds. Differences inside the"
+    " shaded band are too small to matter."
 )
 ABOUT_CURVES = (
-    "A line is the mean over an arm’s seeds, and its band goes from the lowest seed to the highest. A click on a name"
-    " hides its arm."
+    "Lines are means over an arm’s seeds, and bands range from the lowest seed to the highest. Click a name to hide its"
+    " arm."
 )
 ABOUT_FLOOR = " The floor is the text’s true entropy, which no model can go below."
 
@@ -76,10 +76,10 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_curves(comparison),
             *_arms(comparison),
             *_differences(comparison),
-            "<h2>What they write, and how they read</h2>",
+            "<h2>Samples and held-out text</h2>",
             texts_html(readings),
             *_left_out(comparison),
-            "<h2>How it was judged</h2>",
+            "<h2>Methods</h2>",
             *(f"<p>{_said(paragraph)}</p>" for paragraph in sentences.judged(comparison)),
             *_commands(comparison),
             *_runs(comparison),
@@ -106,12 +106,12 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
 
 def _facts(what: str, facts: Sequence[Fact]) -> Iterator[str]:
     said = [f'{escape(fact.what)} <span class="soft">{escape(fact.said)}</span>' for fact in facts]
-    yield f"<p><b>{what}:</b> {'; '.join(said) or 'nothing that was looked at'}.</p>"
+    yield f"<p><b>{what}:</b> {'; '.join(said) or 'nothing that was checked'}.</p>"
 
 
 def _noise(comparison: Comparison) -> Iterator[str]:
     if comparison.noise:
-        yield "<h2>The noise floor</h2>"
+        yield "<h2>Noise floor</h2>"
         yield _list(sentences.noise(comparison))
 
 
@@ -119,7 +119,7 @@ def _curves(comparison: Comparison) -> Iterator[str]:
     curves = [curve(arm) for arm in comparison.arms]
     yield "<h2>Learning curves</h2>"
     if not any(one.tokens for one in curves):
-        yield "<p>No run has an evaluation to draw.</p>"
+        yield "<p>No run has evaluations to plot.</p>"
         return
     floor = floor_of(comparison.arms)
     figure, switches = learning_curves(curves, floor)
@@ -128,7 +128,7 @@ def _curves(comparison: Comparison) -> Iterator[str]:
 
 
 def _arms(comparison: Comparison) -> Iterator[str]:
-    yield "<h2>The arms</h2>"
+    yield "<h2>Arms</h2>"
     yield table(
         ["arm", *(_said(column.heading) for column in COLUMNS)],
         [
@@ -149,7 +149,7 @@ def _arms(comparison: Comparison) -> Iterator[str]:
 
 def _differences(comparison: Comparison) -> Iterator[str]:
     found = config_differences(comparison.arms)
-    yield "<h2>What differs in their configurations</h2>"
+    yield "<h2>Configuration differences</h2>"
     if not found:
         yield f"<p>{escape(sentences.NO_DIFFERENCES)}</p>"
         return
@@ -175,7 +175,7 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
 
 
 def _commands(comparison: Comparison) -> Iterator[str]:
-    yield "<h2>To repeat it</h2>"
+    yield "<h2>Reproduction</h2>"
     lines = "\n\n".join(commands(comparison))
     yield f"<pre>{escape(lines)}</pre>"
     yield from (f'<p class="soft">{escape(sentence)}</p>' for sentence in sentences.repeating(comparison))
@@ -187,8 +187,8 @@ def _runs(comparison: Comparison) -> Iterator[str]:
         for arm in comparison.arms
         for seed, run in arm.runs.items()
     ]
-    yield f"<details><summary>Every run: {len(rows)} in all</summary>"
-    yield table(["arm", "seed", "bits a byte", "folder"], rows, "llll")
+    yield f"<details><summary>All {len(rows)} runs</summary>"
+    yield table(["arm", "seed", "bits per byte", "folder"], rows, "llll")
     yield "</details>"
 
 
@@ -197,5 +197,5 @@ def _list(items: Sequence[str]) -> str:
 
 
 def _said(sentence: str) -> str:
-    """Return a sentence whose figures keep their signs and units beside them, and words their articles."""
+    """Return a sentence with non-breaking spaces between numbers and units, and after articles."""
     return escape(re.sub(r" (?=[%=<])|(?<=[=<]) |(?<= a) |(?<= the) ", "\u00a0", sentence))

@@ -1,4 +1,4 @@
-"""The table with a row for each arm: what it reached, what it is, and what it took."""
+"""The table with a row for each arm: its loss, its size and its costs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from minllm.study.trust import impossible
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of an arm.
+    """A column of the table.
 
     key: its name in report.json
-    heading: its name for people
-    of: the figure; None where it isn't known
-    unit: how it's shown
+    heading: its heading in the other reports
+    of: returns the value for an arm; None if unknown
+    unit: formats the value
     """
 
     key: str
@@ -30,7 +30,7 @@ class Column:
 
 
 def mean(key: str) -> Callable[[Arm], float | None]:
-    """Return what tells the mean of a figure of summary.json over an arm's runs, as far as they have it."""
+    """Return a function that averages a value of summary.json over the runs of an arm that have it."""
 
     def of(arm: Arm) -> float | None:
         known = [value for value in arm.values(key) if units.finite(value) is not None]
@@ -40,7 +40,7 @@ def mean(key: str) -> Callable[[Arm], float | None]:
 
 
 def deviation(arm: Arm) -> float | None:
-    """Return the standard deviation of an arm's bits a byte over its seeds."""
+    """Return the standard deviation of an arm's bits per byte over its seeds."""
     return spread(arm.values(METRIC))[1] if len(arm.runs) > 1 else None
 
 
@@ -50,24 +50,24 @@ def learning_rate(arm: Arm) -> float | None:
 
 COLUMNS = (
     Column("seeds", "seeds", lambda arm: len(arm.runs), units.count),
-    Column("val_bpb", "bits a byte", mean(METRIC), units.bits),
+    Column("val_bpb", "bits per byte", mean(METRIC), units.bits),
     Column("val_bpb_sd", "sd", deviation, units.bits),
     Column("bpb_above_floor", "above the floor", mean("bpb_above_floor"), units.bits),
     Column("params", "parameters", mean("params"), units.count),
     Column("params_active", "active", mean("params_active"), units.count),
     Column("params_non_embedding", "non-embedding", mean("params_non_embedding"), units.count),
-    Column("flops_per_token", "FLOPs a token", mean("flops_per_token"), units.count),
+    Column("flops_per_token", "FLOPs per token", mean("flops_per_token"), units.count),
     Column("state_bytes_per_sequence", "state", mean("state_bytes_per_sequence"), units.memory),
-    Column("tokens_per_second", "tokens a second", mean("tokens_per_second"), units.count),
+    Column("tokens_per_second", "tokens per second", mean("tokens_per_second"), units.count),
     Column("wall_seconds", "time", mean("wall_seconds"), units.duration),
     Column("peak_memory_bytes", "peak memory", mean("peak_memory_bytes"), units.memory),
     Column("learning_rate", "learning rate", learning_rate, units.rate),
 )
-"""What a row has after the arm's name. Distances to a corpus's floor are known where the floor is."""
+"""The columns after the arm's name. Distances to a corpus's floor are known only if the floor is."""
 
 
 def cells(arm: Arm, comparison: Comparison) -> list[str]:
-    """Return an arm's figures as they're shown, and beside its learning rate how that was chosen."""
+    """Return an arm's formatted values, with a note on how its learning rate was chosen."""
     tuning = comparison.tuning.get(arm.name)
     mark = "" if tuning is None else " (tuned, at an edge)" if tuning.at_edge else " (tuned)"
     marks = {"learning_rate": mark, "bpb_above_floor": " IMPOSSIBLE" if impossible(arm) else ""}
@@ -75,5 +75,5 @@ def cells(arm: Arm, comparison: Comparison) -> list[str]:
 
 
 def row(arm: Arm) -> dict[str, Any]:
-    """Return an arm's figures by their keys."""
+    """Return an arm's values by key."""
     return {"arm": arm.name, **{column.key: column.of(arm) for column in COLUMNS}}

@@ -1,4 +1,4 @@
-"""What the arms write and read, as a part of the report: samples side by side, and held-out texts coloured by loss."""
+"""The report's samples, side by side, and its held-out texts, coloured by loss."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from minllm.study.reading import Guess, Reading, accuracy, bits_a_byte
 from minllm.tokenizer.show import visible
 
 DARKEST = 6.0
-"""The loss in nats from which on colours are the same: the model gave the token one chance in 400."""
+"""The loss in nats above which colours stay the same: a probability of 1 in 400."""
 
 FARTHEST = 3.0
-"""The difference in nats from which on colours are the same."""
+"""The difference in nats above which colours stay the same."""
 NOTICED = 0.1
-"""The difference in nats from which on a token is marked."""
+"""The difference in nats above which a token is marked."""
 
 STYLE_TEXTS = """
 .samples, .stories { display: grid; gap: 1rem 2rem; }
@@ -40,18 +40,18 @@ STYLE_TEXTS = """
 .legend { font-size: .85rem; line-height: 2; }
 .legend .token { padding: .15em .5em; }
 """
-"""One hue whose strength grows with the loss: mixed in sRGB, even steps look even, on white paper and on black."""
+"""One hue whose strength grows with the loss. Mixed in sRGB, equal steps look equal on a white and a black page."""
 
 
 def texts_html(readings: Sequence[Reading]) -> str:
-    """Return what one run of each arm writes and reads, as a part of a page that has STYLE_TEXTS."""
+    """Return the samples and held-out texts of one run of each arm, as part of a page with STYLE_TEXTS."""
     return "\n".join(
         [f"<p>{escape(whose(readings))}</p>", *missing(readings), *written(readings), *read(readings)]
     )
 
 
 def texts_markdown(readings: Sequence[Reading]) -> str:
-    """Return the samples as quotations, and how well each arm's run guesses the held-out texts as a table."""
+    """Return the samples as quotations, and the accuracy of each arm's run on the held-out texts as a table."""
     lines = [markdown.plain(whose(readings))]
     for arms, why in not_shown(readings):
         lines.append(f"{', '.join(map(markdown.code, arms))}: {markdown.plain(why)}")
@@ -65,9 +65,9 @@ def texts_markdown(readings: Sequence[Reading]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-# ---- what both say -------------------------------------------------------------------------------
+# ---- shared by both -------------------------------------------------------------------------------
 
-HEADINGS = ("arm", "top-1", "top-5", "bits a byte")
+HEADINGS = ("arm", "top-1", "top-5", "bits per byte")
 
 
 def whose(readings: Sequence[Reading]) -> str:
@@ -76,8 +76,8 @@ def whose(readings: Sequence[Reading]) -> str:
         which = f"seed {seeds.pop()}"
     else:
         which = "; ".join(f"{reading.arm}: seed {reading.seed}" for reading in readings)
-    same = "All have the same prompts, texts and sampling seed."
-    return f"One run of each arm ({which}), not chosen for its result. {same}"
+    same = "All use the same prompts, texts and sampling seed."
+    return f"One run of each arm ({which}), not selected by its result. {same}"
 
 
 def prompts_of(readings: Sequence[Reading]) -> list[str]:
@@ -85,22 +85,22 @@ def prompts_of(readings: Sequence[Reading]) -> list[str]:
 
 
 def title_of(prompt: str) -> str:
-    return f"After “{prompt}”" if prompt.strip() else "From nothing"
+    return f"After “{prompt}”" if prompt.strip() else "Without a prompt"
 
 
 def not_shown(readings: Sequence[Reading]) -> Iterator[tuple[list[str], str]]:
-    """Yield each reason why something isn't shown, after the arms that it holds for."""
+    """Yield the arms for which something isn't shown, grouped by reason, with the reason."""
     for why in dict.fromkeys(reading.why_not for reading in readings if reading.why_not):
         yield [reading.arm for reading in readings if reading.why_not == why], why
 
 
 def readers(readings: Sequence[Reading]) -> list[Reading]:
-    """Return those that have read a token: the others have no figures."""
+    """Return the readings with at least one token; the others have no accuracy."""
     return [reading for reading in readings if any(reading.stories)]
 
 
 def figures(reading: Reading) -> list[str]:
-    """Return how well an arm guesses, as it's shown below HEADINGS."""
+    """Return an arm's accuracy and loss, for the columns of HEADINGS."""
     return [f"{accuracy(reading, 1):.1%}", f"{accuracy(reading, 5):.1%}", f"{bits_a_byte(reading):.3f}"]
 
 
@@ -113,7 +113,7 @@ def missing(readings: Sequence[Reading]) -> Iterator[str]:
 
 
 def written(readings: Sequence[Reading]) -> Iterator[str]:
-    """Yield a block for each prompt, in which the arms stand side by side."""
+    """Yield a block for each prompt, with the arms side by side."""
     for place, prompt in enumerate(prompts_of(readings)):
         yield f"<h3>{escape(title_of(prompt))}</h3>"
         yield '<div class="samples">'
@@ -124,7 +124,7 @@ def written(readings: Sequence[Reading]) -> Iterator[str]:
 
 
 def read(readings: Sequence[Reading]) -> Iterator[str]:
-    """Yield a block for each held-out text: how each arm read it, and how that differs from the first arm."""
+    """Yield a block for each held-out text: each arm's losses, and how they differ from the first arm's."""
     shown = readers(readings)
     if not shown:
         return
@@ -139,14 +139,14 @@ def read(readings: Sequence[Reading]) -> Iterator[str]:
             yield block("story", one.arm, "".join(map(coloured, one.stories[place])))
             apart = differences(one.stories[place], first.stories[place])
             text = "".join(compared(guess, more) for guess, more in zip(one.stories[place], apart))
-            yield block("story", f"{one.arm}, less {first.arm}: {sum(apart):+.2f} nats", text)
+            yield block("story", f"{one.arm} minus {first.arm}: {sum(apart):+.2f} nats", text)
         yield "</div>"
 
 
 def differences(story: Sequence[Guess], against: Sequence[Guess]) -> list[float]:
-    """Return by how many nats each token's loss differs from what another arm lost over the same bytes.
+    """Return the difference in nats between each token's loss and another arm's loss over the same bytes.
 
-    Where the other arm's tokens are others, the loss of each counts in equal parts for its bytes.
+    If the arms' tokens differ, each of the other arm's losses is spread evenly over the bytes of its token.
     """
     if [guess.text for guess in story] == [guess.text for guess in against]:
         return [guess.nats - other.nats for guess, other in zip(story, against)]
@@ -161,14 +161,14 @@ def block(name: str, heading: str, text: str) -> str:
 
 
 def coloured(guess: Guess) -> str:
-    """Return a token in the colour of its loss, with a line beneath if it was among the first guesses."""
+    """Return a token in the colour of its loss, underlined if it was among the top five guesses."""
     line = " first" if guess.rank == 1 else " among-five" if guess.rank <= 5 else ""
     said = f"{guess.nats:.2f} nats, {ordinal(guess.rank)} guess"
     return token(guess.nats, line, f' title="{said}"', "".join(map(calm, guess.text)))
 
 
 def compared(guess: Guess, more: float) -> str:
-    """Return a token in the colour of how its loss differs from another arm's, with a line above where that shows."""
+    """Return a token coloured by how its loss differs from another arm's, with a line above if it is marked."""
     side = "" if abs(more) < NOTICED else " lower" if more < 0 else " higher"
     share = min(abs(more) / FARTHEST, 1) * DARKEST * bool(side)
     return token(
@@ -182,7 +182,7 @@ def token(nats: float, line: str, title: str, text: str) -> str:
 
 
 def calm(char: str) -> str:
-    """Return a character as it is shown: a space by its token's colour alone, other white space by a pale mark."""
+    """Return a character as HTML. Spaces show only their token's colour, and other white space has a pale mark."""
     if char.isprintable():
         return escape(char)
     mark = f'<span class="white">{escape(visible(char.encode()))}</span>'
@@ -197,11 +197,11 @@ def ordinal(number: int) -> str:
 LEGEND = (
     '<p class="legend">Each token is coloured by its loss in nats: '
     + "".join(token(nats, "", "", f"{nats}" if nats < DARKEST else f"{nats} or more") for nats in range(7))
-    + ". At 2.3 nats the model had given it 1 chance in 10, at 4.6 nats 1 in 100. Beneath it, "
+    + ". At 2.3 nats the model gave it a probability of 1 in 10, at 4.6 nats 1 in 100. Below it, "
     + token(0, " first", "", "a line")
-    + " says that it was the model’s first guess (top-1), and "
+    + " marks the model’s first guess (top-1), and "
     + token(0, " among-five", "", "dots")
-    + " that it was among its first five (top-5).</p>"
+    + " one of its first five (top-5).</p>"
 )
 
 LEGEND_OF_DIFFERENCES = (
@@ -209,7 +209,7 @@ LEGEND_OF_DIFFERENCES = (
     + token(DARKEST / 2, " lower", "", "a solid line above, blue")
     + " where it is lower, and "
     + token(DARKEST / 2, " higher", "", "a dashed line above, orange")
-    + f" where it is higher, by {NOTICED} nats or more.</p>"
+    + f" where it is higher, by at least {NOTICED} nats.</p>"
 )
 
 
