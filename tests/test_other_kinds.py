@@ -214,7 +214,7 @@ def test_null_is_passed_over_and_said(tmp_path, capsys):
     (tmp_path / "a.parquet").write_bytes(in_table(texts, pyarrow.string()))
     assert read(tmp_path / "a.jsonl") == read(tmp_path / "a.parquet")
     assert len(read(tmp_path / "a.jsonl")) == 60
-    assert capsys.readouterr().err.count("passed over 20 documents whose 'text' is null") == 3
+    assert capsys.readouterr().err.count("skipped 20 documents whose 'text' is null") == 3
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_foreign_configuration_hides_no_place_behind_a_reference(here: Path, d
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"data": {"path": "${tags.0}${tags.1}"}, "tags": ["$", "{oc.env:HOME}"]}, "in two steps"),
+        ({"data": {"path": "${tags.0}${tags.1}"}, "tags": ["$", "{oc.env:HOME}"]}, "nested interpolations"),
         ({"data": {"path": "${nowhere}"}}, "refers to keys that it doesn't have"),
         ({"data": {"path": "${data.path}"}}, "refers to keys that it doesn't have"),
         ({"data": {"path": "${oc.env:HOME}"}}, "not to the environment"),

@@ -219,7 +219,7 @@ def performed(*words):
 def test_a_checkpoint_knows_its_tokenizer(words):
     train(words, "train.steps=1", run_dir="run")
     assert checkpoints.read_progress(checkpoints.find("run", "last")).tokenizer == "bytes"
-    said = r"run was trained with tokenizer=bytes \(bytes\) and can.t read tokens of tokenizer=tales_512 \(\w{8}\).*Leave"
+    said = r"was trained with tokenizer=bytes \(bytes\) and can.t read tokens of tokenizer=tales_512 \(\w{8}\).*Leave"
     for task in ("generate", "evaluate"):
         with pytest.raises(UserError, match=said):
             performed(f"task={task}", "run=run", "tokenizer=tales_512")
