@@ -170,7 +170,7 @@ class Shifted(Bytes):
 
 
 def test_what_no_bytes_stand_for_is_refused_by_other_processes_too():
-    with pytest.raises(UserError, match="U[+]D800, half of a surrogate pair"):
+    with pytest.raises(UserError, match="U[+]D800, an unpaired surrogate"):
         list(encoding.encoded([*TEXTS, "\ud800", *TEXTS], Bytes(), 2))
 
 

@@ -201,7 +201,7 @@ def test_init_from_begins_a_new_run_with_the_best_weights_of_another(words):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [("model.dim=24", "another architecture"), ("tokenizer=tales_512", "was trained with tokenizer=bytes")],
+    [("model.dim=24", "different architecture"), ("tokenizer=tales_512", "was trained with tokenizer=bytes")],
 )
 def test_init_from_another_kind_of_model_is_refused(words, change, said):
     train(words, "train.steps=1", run_dir="first")
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_before_has_its_runs_tokenizer(words):
     train(words, "train.steps=1", run_dir="run")
     state = checkpoints.find("run", "last") / "state.json"
     state.write_text(json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "tokenizer"}))
-    with pytest.raises(UserError, match="tokens of tokenizer=bytes"):
+    with pytest.raises(UserError, match="with tokenizer=bytes"):
         performed("task=evaluate", "run=run", "tokenizer=tales_512")
     minllm.load("run")
     minllm.train(minllm.compose(["resume=run", "train.steps=2"]))
@@ -247,7 +247,7 @@ def test_a_tokenizer_that_was_exchanged_is_noticed(words):
     unsaid = [word for word in words if word != "tokenizer=bytes"]
     train(unsaid, "init_from=run", "train.steps=1", *other, run_dir="tuned")
     assert minllm.load("tuned")[1].fingerprint == minllm.load("run")[1].fingerprint
-    with pytest.raises(UserError, match="tokenizer=chars .* those of tokenizer=chars"):
+    with pytest.raises(UserError, match="tokenizer=chars .* tokens of tokenizer=chars"):
         performed("task=evaluate", "run=run", "tokenizer=chars", *other)
     Path("run/tokenizer/characters.json").write_text('{"characters": "ab"}', encoding="utf-8")
     for typed in (["task=evaluate", "run=run"], ["resume=run", "train.steps=2"], ["init_from=run"]):
@@ -271,7 +271,7 @@ def test_resume_refuses_documents_that_have_changed(words, change):
     Path("squares.txt").write_text(
         text + "One more." if change == "more of them" else text.replace("times", "cubes"), encoding="utf-8"
     )
-    with pytest.raises(UserError, match="documents .* have changed"):
+    with pytest.raises(UserError, match="documents have changed"):
         minllm.train(minllm.compose(["resume=run", "train.steps=4"]))
     assert figures("run") == before
 
