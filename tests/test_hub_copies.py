@@ -239,7 +239,10 @@ def test_a_mistyped_path_has_a_suggestion(downloaded, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"repo": "./here"}, "not the name of a data set on the hub, which has the form owner/name.*data.path=<path>"),
+        (
+            {"repo": "./here"},
+            "not the name of a data set on the hub, which has the form owner/name.*data.path=<path>",
+        ),
         ({"val_fraction": 0.0}, "leaves the training or the validation set empty"),
         ({"separator": ""}, "data.separator is empty"),
         ({"val_split": "train"}, "is also the training split"),

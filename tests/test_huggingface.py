@@ -57,9 +57,7 @@ def test_the_end_of_a_text_is_what_the_files_say(tmp_path):
 def test_ends_that_are_none_are_refused(tmp_path, key, said):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>", key: said}))
-    with pytest.raises(
-        UserError, match=f"tokenizer_config.json has {key}=.* neither a token nor its id"
-    ):
+    with pytest.raises(UserError, match=f"tokenizer_config.json has {key}=.* neither a token nor its id"):
         HuggingFace(name=str(tmp_path))
 
 

@@ -109,7 +109,7 @@ def test_half_a_character_is_refused_by_other_tokenizers(tmp_path):
         ({}, None, "is lossy"),
         ({"byte_fallback": True}, None, "is lossy"),
         ({"byte_fallback": True, "remove_extra_whitespaces": False}, None, "is lossy"),
-        ({"byte_fallback": True, "eos_id": -1}, None, "no token that ends one"),
+        ({"byte_fallback": True, "eos_id": -1}, None, "no end-of-text token"),
         (None, r"\w+", "is lossy"),
         (None, r"(a|[^a])", "without groups"),
         (b"", None, "isn't a sentencepiece model"),

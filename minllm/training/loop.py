@@ -365,8 +365,8 @@ def write_sample(run: Run) -> None:
         run.logger.samples(step, run.latest_samples)
 
 
-def means(figures: list[dict[str, float]]) -> dict[str, float]:
-    """Return each figure's mean over the steps that have it."""
-    names = dict.fromkeys(name for one in figures for name in one)
-    found = {name: [one[name] for one in figures if name in one] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
+def means(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Return each metric's mean over the steps that have it."""
+    names = dict.fromkeys(name for metrics in steps for name in metrics)
+    values_of = {name: [metrics[name] for metrics in steps if name in metrics] for name in names}
+    return {name: sum(values) / len(values) for name, values in values_of.items()}
