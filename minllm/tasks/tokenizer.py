@@ -63,7 +63,7 @@ def train_or_show(
     """
     if bool(sizes) == (show is not None):
         raise UserError(
-            "task=tokenizer trains or shows tokenizers: type 'tokenizer.sizes=[512,4096]' to train tokenizers on data=…, or"
+            "task=tokenizer trains or shows: type 'tokenizer.sizes=[512,4096]' to train tokenizers on data=…, or"
             " 'tokenizer.show=\"Once upon a time\"' to see how tokenizer=… tokenizes a text."
         )
     if show is not None:
