@@ -224,5 +224,5 @@ def test_validation_windows_that_share_nothing(letters):
         if ord("A") + LENGTHS.index(90) in targets.tolist()
     ]
     assert sorted(lengths, reverse=True) == [16] * 5 + [11]
-    with pytest.raises(UserError, match="pass over tokens"):
+    with pytest.raises(UserError, match="skip tokens"):
         letters(stride=17).validation(1)

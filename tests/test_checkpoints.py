@@ -150,9 +150,9 @@ def test_an_optimizer_file_cannot_run_code(run, tmp_path):
 
 def test_weights_of_another_architecture_are_refused(run):
     save(run, 1, *made(width=4))
-    with pytest.raises(UserError, match="another architecture.*shape"):
+    with pytest.raises(UserError, match="different architecture.*shape"):
         checkpoints.load_weights(checkpoints.find(run, "last"), made(width=6)[0])
-    with pytest.raises(UserError, match="another architecture.*missing"):
+    with pytest.raises(UserError, match="different architecture.*missing"):
         checkpoints.load_weights(checkpoints.find(run, "last"), torch.nn.Linear(2, 2))
 
 

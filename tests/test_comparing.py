@@ -130,7 +130,7 @@ def without_validation_text(folder: Path) -> None:
 def stopped(folder: Path) -> None:
     finished(folder, PRE)
     (folder / "summary.json").unlink()
-    (folder / "log.txt").write_text("Training.\nStopped at step 3. To go on: python run.py resume=x\n")
+    (folder / "log.txt").write_text("Training.\nStopped at step 3. To continue: python run.py resume=x\n")
 
 
 def pruned(folder: Path) -> None:

@@ -152,7 +152,7 @@ REFUSED = [
     ("tokenizer.times=2", "This task takes no 'tokenizer.times'", "task=spell"),
     ("+tokenizer.times=2", "tokenizer has no option 'times'", "tags"),
     ("run=nowhere", "no folder 'nowhere'"),
-    ("run=conf", "'conf' is no run", "config.yaml"),
+    ("run=conf", "'conf' is not a run", "config.yaml"),
     ("resume=latest", "no run with a checkpoint"),
     ("experiment=gpt22", "experiment=gpt22"),
     ("model.attn._target_=os.system", "os.system", "refused", "extensions=[os]"),

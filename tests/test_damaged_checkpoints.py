@@ -81,7 +81,7 @@ def flip(content):
 def test_a_changed_file_is_noticed(run, go_on, name, damage):
     file = last(run) / name
     file.write_bytes(damage(file.read_bytes()))
-    refused(run, go_on, f"step-000006/{name} is damaged.*Remove the folder.*step 4 takes its place")
+    refused(run, go_on, f"step-000006/{name} is damaged.*Remove the folder.*to use step 4 instead")
     if name == "model.safetensors":
         with pytest.raises(UserError, match="is damaged"):
             minllm.load(run, which="last")

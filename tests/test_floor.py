@@ -20,7 +20,7 @@ from minllm.training.train import train
 from tests.comparisons import FLOOR, comparison, finished, readings
 from tests.test_laws import TINY
 
-ERROR = "BELOW THE CORPUS'S FLOOR"
+ERROR = "BELOW THE CORPUS FLOOR"
 
 
 def test_a_figure_is_an_error_once_luck_and_rounding_do_not_explain_it():

@@ -170,7 +170,7 @@ def test_values_that_no_run_writes_are_damage(run, case):
     "word", [-0.5, float("inf"), 17, True, ["run"], "~nobody-has-this-name/x", "x" * 5000]
 )
 def test_a_number_is_no_run(word):
-    with pytest.raises(UserError, match="There is no folder|A run is named by its folder or latest"):
+    with pytest.raises(UserError, match="There is no folder|A run is given as its folder or as latest"):
         find_run(word)
 
 
@@ -283,7 +283,7 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_refused(run, name):
     (run / name).parent.mkdir(exist_ok=True)
     os.mkfifo(run / name)
     for _ in range(2):
-        with pytest.raises(UserError, match="is not a regular file|is no run"):
+        with pytest.raises(UserError, match="is not a regular file|is not a run"):
             read_run("run")
         (run / name).unlink()
         (run / name).symlink_to("/dev/zero")

@@ -102,7 +102,7 @@ def test_the_same_command_goes_on(go: Callable):
     code, out, err = go("-m", "seed=range(2)", *TINY, "norm=post,pre")  # the same, in other words
     assert code == 0 and not err, err
     assert out.startswith(f"1 of 4 runs are in {grid} already; going on with the others.\n1/4: ")
-    assert "Going on from step 2" in out and out.count("Training in ") == 2
+    assert "Continuing from step 2" in out and out.count("Training in ") == 2
     assert runs_of(grid) == runs and [*Path("outputs").glob("*/*")] == [grid]
     assert {name: bpb(run) for name, run in runs.items()} == figures
     assert (whole / "summary.json").stat().st_mtime_ns == before
@@ -154,7 +154,7 @@ def test_a_grid_with_data_and_a_folder_elsewhere_goes_on(go: Callable, tmp_path:
     (cut_off / "summary.json").unlink()
     shutil.rmtree(cut_off / "checkpoints" / "step-000003")
     code, out, err = go(*words)
-    assert code == 0 and not err and "Going on from step 2" in out, err
+    assert code == 0 and not err and "Continuing from step 2" in out, err
     assert bpb(cut_off) == before
 
 
@@ -171,11 +171,11 @@ def test_latest_is_the_same_run_in_all_of_a_grid(go: Callable):
     ]
     code, out, err = go(*grid_words)
     first = Path("outputs/first").resolve()
-    assert code == 0 and out.count(f"The weights begin as those of {first}") == 2, err
+    assert code == 0 and out.count(f"Weights are initialised from {first}") == 2, err
     shutil.rmtree(next(Path("outputs/grid").glob("1-*")))
     code, out, err = go(*grid_words)
     assert code == 0 and out.startswith("1 of 2 runs are"), err
-    assert out.count(f"The weights begin as those of {first}") == 1
+    assert out.count(f"Weights are initialised from {first}") == 1
 
 
 def test_other_settings_or_other_code_are_another_grid(go: Callable):

@@ -168,7 +168,7 @@ def test_a_set_of_the_hub_is_read_over_the_network(stand_in):
     )
     assert whole[:2] == [TRAIN, VAL] and early[:2] == [TRAIN[:3], VAL[:3]]
     assert not set(held_out[0]) & set(held_out[1]) and 0 < len(held_out[1]) <= 5
-    assert "read over the network to its end" in endless
+    assert "read over the network to hold documents" in endless
     assert not list(Path(os.environ["HF_HOME"]).rglob("*.arrow"))
 
 
@@ -269,6 +269,6 @@ def test_a_full_disk_is_said(stand_in, monkeypatch):
 
     monkeypatch.setattr(Hub, "builder", full)
     with pytest.raises(
-        UserError, match="can't be kept in .*hf/datasets: No space left on device. Make room there"
+        UserError, match="can't be kept in .*hf/datasets: No space left on device. Free some space"
     ):
         next(Hub(repo="me/Lines").documents("train"))

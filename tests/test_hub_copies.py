@@ -194,7 +194,7 @@ def test_fingerprints_and_checks_import_nothing_heavy(downloaded):
         ({"field": "story"}, "no column 'story', only text. Choose one: data.field=…"),
         ({"train_split": "test"}, "no split 'test', only train, validation. Choose one: data.train_split=…"),
         ({"val_split": "dev"}, "no split 'dev', only train, validation. Choose one: data.val_split=…"),
-        ({"val_split": None, "val_fraction": 1e-9}, "falls in the validation set. Change data.val_fraction"),
+        ({"val_split": None, "val_fraction": 1e-9}, "has no validation documents. Change data.val_fraction"),
     ],
 )
 def test_what_a_set_does_not_have_is_said(downloaded, options, says):
@@ -209,10 +209,10 @@ def test_what_a_set_does_not_have_is_said(downloaded, options, says):
         ("number.jsonl", b'{"text": 5}\n', "'text' is not text but 5"),
         ("fields.jsonl", b'{"story": "a"}\n', "no column 'text', only story"),
         ("empty.jsonl", b"", "is empty"),
-        ("blank.txt", b"\n\n\n", "falls in the training set"),
+        ("blank.txt", b"\n\n\n", "has no training documents"),
         ("latin.txt", b"caf\xe9\n", "can't be read: 'utf-8' codec can't decode byte 0xe9"),
         ("bad.parquet", b"no parquet", "can't be read: Parquet"),
-        ("words.doc", b"words", "is not one of .parquet, .jsonl, .json, .txt"),
+        ("words.doc", b"words", "only .parquet, .jsonl, .json, .txt files are supported"),
         ("folder/words.doc", b"words", "can't be read: No .*data files"),
     ],
 )
@@ -239,10 +239,13 @@ def test_a_mistyped_path_has_a_suggestion(downloaded, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"repo": "./here"}, "no data set's name on the hub, which is owner/name.*data.path=<path>"),
-        ({"val_fraction": 0.0}, "leaves nothing on one side"),
+        (
+            {"repo": "./here"},
+            "not the name of a data set on the hub, which has the form owner/name.*data.path=<path>",
+        ),
+        ({"val_fraction": 0.0}, "leaves the training or the validation set empty"),
         ({"separator": ""}, "data.separator is empty"),
-        ({"val_split": "train"}, "is the training split too"),
+        ({"val_split": "train"}, "is also the training split"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, says):

@@ -252,7 +252,7 @@ def test_when_memory_runs_out_micro_batches_halve_and_the_step_stays(tmp_path, e
     assert loss == gradient(calm)[0]
     for one, other in zip(grads, gradient(calm)[1]):
         assert torch.equal(one, other)
-    assert "going on with 3" in (tmp_path / "hungry" / "log.txt").read_text()
+    assert "continuing with 3" in (tmp_path / "hungry" / "log.txt").read_text()
 
 
 def test_when_memory_runs_out_in_an_evaluation_it_goes_on_with_fewer_rows(tmp_path):
@@ -299,7 +299,7 @@ def test_divergence_stops_the_run_before_it_spoils_the_weights(tmp_path):
 
     run = make_run(tmp_path)
     run.objective = Diverging()
-    with pytest.raises(UserError, match="no number at step 5.*optim.lr.*step-000004"):
+    with pytest.raises(UserError, match="NaN or infinite at step 5.*optim.lr.*step-000004"):
         fit(run)
     assert all(param.isfinite().all() for param in run.model.parameters())
 

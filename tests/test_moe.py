@@ -527,7 +527,7 @@ def test_a_stopped_run_goes_on_to_the_bit(option, tmp_path, monkeypatch):
 def test_what_looks_ahead_trains_and_says_so_and_does_not_generate(tmp_path):
     done = run_py(tmp_path, *TINY, "model/mlp=moe_expert_choice", "train.steps=4", "train.sample_every=2")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("There will be no samples.") == 1 and "looks ahead" in done.stdout
+    assert done.stdout.count("No samples will be written.") == 1 and "looks ahead" in done.stdout
     assert not list(tmp_path.glob("outputs/*/*/samples.txt"))
     summary = json.loads(next(tmp_path.glob("outputs/*/*/summary.json")).read_text())
     assert summary["state_bytes_per_sequence"] is None

@@ -65,9 +65,9 @@ def test_a_foreign_configuration_hides_no_place_behind_a_reference(here: Path, d
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"data": {"path": "${tags.0}${tags.1}"}, "tags": ["$", "{oc.env:HOME}"]}, "in two steps"),
-        ({"data": {"path": "${nowhere}"}}, "refers to values that aren't in it"),
-        ({"data": {"path": "${data.path}"}}, "refers to values that aren't in it"),
+        ({"data": {"path": "${tags.0}${tags.1}"}, "tags": ["$", "{oc.env:HOME}"]}, "nested interpolations"),
+        ({"data": {"path": "${nowhere}"}}, "refers to keys that it doesn't have"),
+        ({"data": {"path": "${data.path}"}}, "refers to keys that it doesn't have"),
         ({"data": {"path": "${oc.env:HOME}"}}, "not to the environment"),
         ({"a": "x" * (1 << 20)}, "more than"),
     ],

@@ -37,7 +37,7 @@ def test_it_encodes_once_and_says_what_is_in_it(go, monkeypatch):
     first, out = go()
     (folder,) = Path(".cache/stores").glob("[0-9a-f]*")
     assert list(first) == [folder.name] and first[folder.name] > 10_000
-    assert "bytes to a token" in out and "texts.jsonl" in out
+    assert "bytes per token" in out and "texts.jsonl" in out
     table = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("c", "p"))}
     assert set(table) == {"concat", "pad", "pack"}
     assert table["concat"][1] == "0.0%" and float(table["pad"][1][:-1]) > float(table["pack"][1][:-1])

@@ -136,7 +136,7 @@ def test_a_run_that_begins_while_another_prepares_is_not_written_over(cfg, monke
         return open_data(*args)
 
     monkeypatch.setattr(task, "open_data", slow)
-    with pytest.raises(UserError, match="There is a run in"):
+    with pytest.raises(UserError, match="There is already a run in"):
         train(OmegaConf.merge(cfg, {"train": {"steps": 2}}), "run")
     assert json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["steps"] == 4
 
@@ -188,7 +188,7 @@ def test_a_sample_that_memory_does_not_allow_costs_no_training(cfg, monkeypatch)
     monkeypatch.setattr(task, "generate", starving)
     assert train(cfg, "run")["steps"] == 4
     log = Path("run/log.txt").read_text(encoding="utf-8")
-    assert "Memory ran out while the model wrote a sample: step 4 has none." in log
+    assert "Memory ran out while generating a sample: step 4 has none." in log
     assert not Path("run/samples.txt").exists()
 
 

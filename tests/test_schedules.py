@@ -208,7 +208,7 @@ def test_a_pause_makes_the_schedule_quicker_and_not_later():
 
 def test_more_restarts_than_steps_are_refused_and_many_are_no_overflow():
     options = dict(lr_max=1.0, lr_min=0.0, warmup_steps=0, flat_steps=0)
-    with pytest.raises(UserError, match="parts take 2000 steps and the run has 100"):
+    with pytest.raises(UserError, match="parts take 2000 steps, but the run has only 100"):
         Cosine(restarts=2000, t_mult=2.0, **options).check(100)
     for t_mult in (0.5, 1.0, 2.0):
         assert 0 <= Cosine(restarts=2000, t_mult=t_mult, **options).lr(1500, 4000) <= 1

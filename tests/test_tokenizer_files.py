@@ -41,7 +41,7 @@ def test_files_may_begin_with_a_mark(folder):
         (b"", "can't be read as JSON"),
         (codecs.BOM_UTF8, "can't be read as JSON"),
         (b"[" * 100_000, "can't be read as JSON"),
-        (b"[]", "no section of settings"),
+        (b"[]", "isn't a JSON object"),
         (CONFIG.decode().encode("utf-16"), "is UTF-16 text"),
         (b'{"a": "caf\xe9"}', "not UTF-8 text"),
         (b"\x1f\x8b\x08" + CONFIG, "compressed by gzip"),
@@ -66,7 +66,7 @@ def test_a_model_that_the_library_would_abort_at_is_refused(tmp_path):
     source = json.loads(byte_fallback().to_str())
     source["model"]["continuing_subword_prefix"] = "##"
     (tmp_path / "tokenizer.json").write_text(json.dumps(source))
-    with pytest.raises(UserError, match="doesn't keep every character"):
+    with pytest.raises(UserError, match="is lossy"):
         HuggingFace(name=str(tmp_path))
 
 

@@ -129,7 +129,9 @@ def test_a_tokenizer_of_another_text_is_not_replaced(go, data, tmp_path):
     assert go(*data, "tokenizer.sizes=[330,340]")[0], "of the same text it is"
     text = (tmp_path / "notes.jsonl").read_text()
     (tmp_path / "notes.jsonl").write_text(text.replace("cat", "dog"))
-    with pytest.raises(UserError, match="notes-bpe-330 was trained on another text.*tokenizer.corpus=<name>"):
+    with pytest.raises(
+        UserError, match="notes-bpe-330 was trained on different text.*tokenizer.corpus=<name>"
+    ):
         go(*data, "tokenizer.sizes=[320,330]")
     assert not Path("tokenizers/notes-bpe-320").exists()
     assert load_tokenizer("tokenizers/notes-bpe-330").fingerprint == before

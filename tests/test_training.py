@@ -174,7 +174,7 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_it_had_not_been(words):
     assert figures("killed") == figures("whole")
     assert not list(Path("killed").rglob("*.partial"))
     if platform.libc_ver()[0] == "glibc":
-        assert "glibc keeps the pages it has" in Path("killed/log.txt").read_text(encoding="utf-8")
+        assert "glibc keeps freed pages" in Path("killed/log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow  # a process of its own, which imports torch
@@ -184,7 +184,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(words):
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
     step = checkpoints.step_of(checkpoints.find("run", "last"))
-    assert f"Stopped at step {step}. To go on: python run.py resume=" in Path("run/log.txt").read_text(
+    assert f"Stopped at step {step}. To continue: python run.py resume=" in Path("run/log.txt").read_text(
         encoding="utf-8"
     )
     assert not Path("run/summary.json").exists()
@@ -201,7 +201,7 @@ def test_init_from_begins_a_new_run_with_the_best_weights_of_another(words):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [("model.dim=24", "another architecture"), ("tokenizer=tales_512", "reads tokens of tokenizer=bytes")],
+    [("model.dim=24", "different architecture"), ("tokenizer=tales_512", "was trained with tokenizer=bytes")],
 )
 def test_init_from_another_kind_of_model_is_refused(words, change, said):
     train(words, "train.steps=1", run_dir="first")
@@ -219,7 +219,7 @@ def performed(*words):
 def test_a_checkpoint_knows_its_tokenizer(words):
     train(words, "train.steps=1", run_dir="run")
     assert checkpoints.read_progress(checkpoints.find("run", "last")).tokenizer == "bytes"
-    said = r"run reads tokens of tokenizer=bytes \(bytes\), and those of tokenizer=tales_512 \(\w{8}\).*Leave"
+    said = r"was trained with tokenizer=bytes \(bytes\) and can.t read tokens of tokenizer=tales_512 \(\w{8}\).*Leave"
     for task in ("generate", "evaluate"):
         with pytest.raises(UserError, match=said):
             performed(f"task={task}", "run=run", "tokenizer=tales_512")
@@ -231,7 +231,7 @@ def test_a_checkpoint_of_before_has_its_runs_tokenizer(words):
     train(words, "train.steps=1", run_dir="run")
     state = checkpoints.find("run", "last") / "state.json"
     state.write_text(json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "tokenizer"}))
-    with pytest.raises(UserError, match="tokens of tokenizer=bytes"):
+    with pytest.raises(UserError, match="with tokenizer=bytes"):
         performed("task=evaluate", "run=run", "tokenizer=tales_512")
     minllm.load("run")
     minllm.train(minllm.compose(["resume=run", "train.steps=2"]))
@@ -248,7 +248,7 @@ def test_a_tokenizer_that_was_exchanged_is_noticed(words):
     unsaid = [word for word in words if word != "tokenizer=bytes"]
     train(unsaid, "init_from=run", "train.steps=1", *other, run_dir="tuned")
     assert minllm.load("tuned")[1].fingerprint == minllm.load("run")[1].fingerprint
-    with pytest.raises(UserError, match="tokenizer=chars .* those of tokenizer=chars"):
+    with pytest.raises(UserError, match="tokenizer=chars .* tokens of tokenizer=chars"):
         performed("task=evaluate", "run=run", "tokenizer=chars", *other)
     Path("run/tokenizer/characters.json").write_text('{"characters": "ab"}', encoding="utf-8")
     for typed in (["task=evaluate", "run=run"], ["resume=run", "train.steps=2"], ["init_from=run"]):
@@ -272,7 +272,7 @@ def test_resume_refuses_documents_that_have_changed(words, change):
     Path("squares.txt").write_text(
         text + "One more." if change == "more of them" else text.replace("times", "cubes"), encoding="utf-8"
     )
-    with pytest.raises(UserError, match="documents .* have changed"):
+    with pytest.raises(UserError, match="documents have changed"):
         minllm.train(minllm.compose(["resume=run", "train.steps=4"]))
     assert figures("run") == before
 

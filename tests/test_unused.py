@@ -111,7 +111,7 @@ def test_what_was_typed_for_a_run_is_not_judged_when_the_run_is_looked_at(tmp_pa
         state.write_text(json.dumps({**json.loads(state.read_text()), "configured": None}))
     minllm.load(folder)
     perform(compose([f"resume={folder}", f"data.cache={tmp_path / 'cache'}", "train.steps=4"]), tmp_path)
-    assert "Going on from step" in capsys.readouterr().out
+    assert "Continuing from step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", ["sample.temperature=0 sample.top_k=4", "schedule.t_mult=3"])

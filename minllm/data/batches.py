@@ -1,9 +1,9 @@
-"""Batches of tokens to learn from and to be judged by.
+"""Batches of tokens for training and validation.
 
 corpus = open_data(source, tokenizer)
 train = corpus.train(batch_size=32, seed=0)
-batch = train.batch(step)                       # the same for the same seed and step, always and anywhere
-for batch in corpus.validation(batch_size=32):  # every token of the validation documents, once
+batch = train.batch(step)                       # depends on the seed and the step alone
+for batch in corpus.validation(batch_size=32):  # every token of the validation documents exactly once
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer
 
 IGNORED = -100
-"""The target of a place whose prediction doesn't count."""
+"""The target of a position whose prediction doesn't count towards the loss."""
 
-ROUNDED_TO = 32  # widths of evaluation batches, so that a compiled model meets only a few
+ROUNDED_TO = 32  # evaluation batches have a multiple of this width, so that a compiled model sees few shapes
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens, each predicting the next.
+    """Rows of tokens in which each predicts the next.
 
-    tokens_BT: int64, the input
-    targets_BT: int64, the token after each; -100 where no loss counts
-    segments_BT: int64, the number of a token's document along its row, -1 for padding; None if a row is one stream,
-        or one document and then padding, which a causal model doesn't see and no target counts
+    tokens_BT: int64, the inputs
+    targets_BT: int64, the token after each; -100 at positions without a loss
+    segments_BT: int64, the index of a token's document within its row, -1 for padding; None if a row is one stream,
+        or one document followed by padding, which a causal model doesn't see and which has no targets
     """
 
     tokens_BT: Tensor
@@ -57,7 +57,7 @@ class Batch:
 
 
 def open_data(source: Source, tokenizer: Tokenizer) -> Corpus:
-    """Return a corpus ready to be read; its tokens are encoded first if they haven't been yet.
+    """Return a corpus ready to be read; encode it first if that hasn't been done yet.
 
     Raises:
         UserError: the source can't be read, or its tokens can't be written.
@@ -67,23 +67,23 @@ def open_data(source: Source, tokenizer: Tokenizer) -> Corpus:
 
 
 def check_data(source: Source, tokenizer: Tokenizer) -> None:
-    """Refuse soon what can't be: before anything else is done, and before a corpus is encoded.
+    """Check the data options early, before a corpus is encoded.
 
     Raises:
-        UserError: evaluation would pass over tokens, or the documents can't be had and there's no store of them yet.
+        UserError: evaluation would skip tokens, or the documents aren't available and haven't been encoded yet.
     """
     if source.stride and source.stride > source.seq_len:
         raise UserError(
-            f"data.stride={source.stride} would pass over tokens: give at most data.seq_len, {source.seq_len}."
+            f"data.stride={source.stride} would skip tokens: it can be at most data.seq_len, {source.seq_len}."
         )
     if not place_of(source, tokenizer).is_dir():
         source.check()
 
 
 class Corpus:
-    """A corpus as tokens, in the rows that the source's `seq_len` and `packing` ask for.
+    """A tokenized corpus in rows as given by the source's `seq_len` and `packing`.
 
-    floor_bits_per_byte: the true entropy of the validation documents, if the source knows it
+    floor_bits_per_byte: the true entropy of the validation documents, or None if it isn't known
     """
 
     def __init__(self, source: Source, store: Store, pad_id: int) -> None:
@@ -92,7 +92,7 @@ class Corpus:
 
     @functools.cached_property
     def documents(self) -> Documents:
-        """Those to learn from."""
+        """The training documents."""
         return self.store.split("train")
 
     @functools.cached_property
@@ -108,17 +108,17 @@ class Corpus:
 
 
 def stride_of(source: Source) -> int:
-    """Return how many tokens the windows of evaluation go on by."""
+    """Return by how many tokens evaluation windows advance."""
     return source.stride or max(1, source.seq_len // 2)
 
 
 class TrainBatches:
-    """An endless sequence of batches: epoch after epoch, all rows in an order drawn for that epoch.
+    """An endless sequence of batches: in each epoch, all rows in an order drawn for that epoch.
 
-    The order depends on the seed alone, and row n of the sequence is in batch n // batch_size, which may begin in one
-    epoch and end in the next.
+    The order depends on the seed alone. Row n of the sequence is in batch n // batch_size, so a batch may span two
+    epochs.
 
-    rows_per_epoch: how many rows show the corpus once
+    rows_per_epoch: how many rows cover the corpus once
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class TrainBatches:
         self.order = functools.lru_cache(2)(functools.partial(epoch_order, layout.rows, seed))
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Return the batch of a step, which counts from 0, or some of its rows: a micro-batch.
+        """Return the batch of a step, counted from 0, or some of its rows (a micro-batch).
 
         tokens_BT is (number of rows, seq_len).
         """
@@ -139,33 +139,33 @@ class TrainBatches:
         return fill(pieces, self.documents, self.seq_len, self.pad_id, self.layout.segmented)
 
     def pieces(self, start: int, stop: int) -> list[Sequence[Piece]]:
-        """Return the rows from number `start` up to `stop`, of as many epochs as they reach over."""
+        """Return rows `start` to `stop` (exclusive) of the endless sequence."""
         found: list[Sequence[Piece]] = []
         while start < stop:
-            epoch, place = divmod(start, self.layout.rows)
+            epoch, first = divmod(start, self.layout.rows)
             order, shift = self.order(epoch)
-            found += self.layout.pieces(order[place : place + stop - start], shift)
+            found += self.layout.pieces(order[first : first + stop - start], shift)
             start = min(stop, (epoch + 1) * self.layout.rows)
         return found
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> tuple[np.ndarray, float]:
-    """Return the order of an epoch's rows, and how far its windows are shifted."""
+    """Return the order of an epoch's rows, and the shift of its windows in [0, 1)."""
     random = np.random.default_rng([seed, epoch])
     return random.permutation(rows), random.random()
 
 
 class Validation:
-    """The whole validation set in batches, always the same; iterate over it as often as you like.
+    """The whole validation set in batches, the same in every iteration.
 
-    Each document stands alone, read from its start. One longer than `seq_len` is read in windows that go on by a
-    stride: what a window has in common with the one before is context and is not predicted again. So all but a
-    document's first tokens are predicted from `seq_len` - stride or more. Windows of similar length share a batch, so
-    there's little padding.
+    Documents are read separately, each from its start. One longer than `seq_len` is read in windows that advance by a
+    stride: tokens shared with the previous window are context only and aren't predicted again. So all but the first
+    tokens of a document are predicted from at least `seq_len` - stride tokens of context. Windows of similar length
+    share a batch, which keeps padding low.
 
     batch_size: rows at a time; may be changed between iterations
-    tokens: how many are predicted, each exactly once, with the eos that ends each document
-    bytes: the length of the documents in UTF-8; the sum of all losses / ln 2 / bytes is the bits per byte
+    tokens: how many tokens are predicted, each exactly once, including each document's eos
+    bytes: the size of the documents in UTF-8; the sum of all losses / ln 2 / bytes is the bits per byte
     """
 
     def __init__(self, documents: Documents, seq_len: int, stride: int, pad_id: int, batch_size: int) -> None:
@@ -179,7 +179,7 @@ class Validation:
         return -(-len(self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches, the longest windows first; tokens_BT is (at most batch_size, at most seq_len)."""
+        """Yield batches, longest windows first; tokens_BT is (at most batch_size, at most seq_len)."""
         for start in range(0, len(self.order), self.batch_size):
             chosen = self.order[start : start + self.batch_size]
             rows = [(piece,) for piece in self.windows.pieces(chosen)]
@@ -194,9 +194,11 @@ class Validation:
 def fill(
     rows: Sequence[Sequence[Piece]], documents: Documents, width: int, pad_id: int, segmented: bool
 ) -> Batch:
-    """Return the batch with these pieces in its rows, from left to right, and padding after them."""
+    """Return the batch whose rows consist of these pieces from left to right, padded at the end."""
     shape = (len(rows), width)
-    stream = documents.tokens.view(np.ndarray)  # whose slices take a third of the time that a memmap's do
+    stream = documents.tokens.view(
+        np.ndarray
+    )  # slicing an ndarray takes a third of the time of slicing a memmap
     tokens_BT = np.full(shape, pad_id, np.int64)
     targets_BT = np.full(shape, IGNORED, np.int64)
     segments_BT = np.full(shape, PAD, np.int64) if segmented else None

@@ -1,6 +1,6 @@
-"""Checksums of a large file's blocks, so that each block is checked when something in it is read for the first time.
+"""Checksums of a large file's blocks: each block is verified when something in it is first read.
 
-A block of 64 KiB takes about 10 µs to check, and is hardly more than what the system reads from the disk anyway.
+Verifying a block of 64 KiB takes about 10 µs, and reads hardly more from disk than the system does anyway.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def checksums(path: Path) -> np.ndarray:
 
 
 class Blocks:
-    """An array on disk, and which of its blocks have been found to be as they were written."""
+    """An array on disk, whose blocks are verified on first use."""
 
     def __init__(self, folder: Path, array: np.ndarray, known: np.ndarray) -> None:
         self.folder = folder
@@ -28,7 +28,7 @@ class Blocks:
         self.known, self.unchecked = known, np.ones(len(known), bool)
 
     def are_whole(self, start: int, stop: int) -> bool:
-        """Whether the blocks that have the elements from `start` up to `stop` are as they were written."""
+        """Whether the blocks with the elements in [start, stop) match their checksums."""
         first, end = start * self.size // BLOCK, (stop * self.size - 1) // BLOCK + 1
         for number in np.flatnonzero(self.unchecked[first:end]) + first:
             if zlib.crc32(self.bytes[number * BLOCK : (number + 1) * BLOCK]) != self.known[number]:

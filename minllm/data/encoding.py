@@ -1,4 +1,4 @@
-"""Texts to tokens, by as many processes as there are CPUs: in order, and never much of a corpus at a time."""
+"""Encoding of texts to tokens in several processes: in order, and with little of the corpus in memory."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from minllm.errors import UserError
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer
 
-AT_ONCE = 1 << 18  # characters: enough that handing them over costs nothing beside encoding them
-ALONE = 32  # batches that are encoded before other processes are worth starting: a second's work
-AHEAD = 3  # batches for each process, in its hands or waiting
+AT_ONCE = 1 << 18  # characters per batch: large enough to make the cost of sending it negligible
+ALONE = 32  # batches encoded before other processes are worth starting: about a second's work
+AHEAD = 3  # batches per process, in progress or queued
 COULD_NOT_ENCODE = (
-    "A process that encodes couldn't start, or was killed, perhaps because memory ran out. Do without:"
-    " data.num_proc=1"
+    "An encoding process couldn't be started or was killed, perhaps because memory ran out. To encode in a single"
+    " process: data.num_proc=1"
 )
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Some documents' tokens, one document after the other.
+    """The concatenated tokens of some documents.
 
-    tokens: uint32; each document begins with bos, and ends with eos where that's another token
-    lengths: how many tokens each has, those included
-    bytes: how many bytes of UTF-8 each has
+    tokens: uint32; each document begins with bos, and ends with eos if that's a different token
+    lengths: number of tokens of each document, including bos and eos
+    bytes: size of each document in bytes of UTF-8
     """
 
     tokens: np.ndarray
@@ -50,19 +50,19 @@ class Encoded:
     bytes: np.ndarray
 
     def within(self, room: int) -> Encoded:
-        """Return the first documents, as many as have `room` tokens at most."""
+        """Return the first documents, as many as fit into `room` tokens."""
         fit = int(np.searchsorted(np.cumsum(self.lengths), room, side="right"))
         return Encoded(self.tokens[: self.lengths[:fit].sum()], self.lengths[:fit], self.bytes[:fit])
 
 
 def encoded(texts: Iterable[str], tokenizer: Tokenizer, processes: int | None = None) -> Iterator[Encoded]:
-    """Yield all texts' tokens, a batch at a time and in order; the same however many processes there are.
+    """Yield the tokens of all texts in order, a batch at a time; the result doesn't depend on the number of processes.
 
     Args:
-        processes: how many encode; None: one for each CPU. A small corpus is encoded by this one alone.
+        processes: how many processes encode; None: one per CPU. A small corpus is encoded in this process alone.
 
     Raises:
-        UserError: the tokenizer loses something of a text, or a process was killed.
+        UserError: the tokenizer is lossy on one of the texts, or a process was killed.
     """
     batches = batches_of(texts)
     processes = processes or usable_cpus()
@@ -72,7 +72,7 @@ def encoded(texts: Iterable[str], tokenizer: Tokenizer, processes: int | None = 
 
 
 def encoded_by(processes: int, batches: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    """Encode in other processes, each of which has a thread here that hands it batches."""
+    """Encode in other processes if the tokenizer can be recreated there, else in this one."""
     with tempfile.TemporaryDirectory(prefix="minllm-tokenizer-") as folder:
         if is_made_again(tokenizer, Path(folder)):
             yield from encoded_with(type(tokenizer), folder, processes, batches)
@@ -83,7 +83,7 @@ def encoded_by(processes: int, batches: Iterable[list[str]], tokenizer: Tokenize
 def encoded_with(
     kind: type[Tokenizer], folder: str, processes: int, batches: Iterable[list[str]]
 ) -> Iterator[Encoded]:
-    """Encode in other processes, with the tokenizer of a kind that is in a folder."""
+    """Encode in other processes, with the tokenizer of class `kind` saved in `folder`."""
     helpers: list[Helper] = []
     idle: SimpleQueue[Helper] = SimpleQueue()
     waiting: deque[Future[Encoded]] = deque()
@@ -108,16 +108,16 @@ def encoded_with(
             yield waiting.popleft().result()
     finally:
         for helper in helpers:
-            helper.process.kill()  # first, so that no thread waits for an answer any longer
+            helper.process.kill()  # first, so that no thread keeps waiting for an answer
         pool.shutdown(cancel_futures=True)
         for helper in helpers:
             helper.close()
 
 
 def is_made_again(tokenizer: Tokenizer, folder: Path) -> bool:
-    """Save a tokenizer, and return whether another process can make it again from the folder and its class.
+    """Save a tokenizer, and return whether another process can recreate it from the folder and its class.
 
-    It can't if only this program's main module has the class, or if an option matters that `save` doesn't keep.
+    It can't if the class is defined in the main module, or if `save` omits an option that matters.
     """
     kind = type(tokenizer)
     if kind.__module__ == "__main__":
@@ -126,7 +126,7 @@ def is_made_again(tokenizer: Tokenizer, folder: Path) -> bool:
         tokenizer.save(folder)
         same_class = class_of(kind.__module__, kind.__qualname__) is kind
         return same_class and made_again(kind, folder).fingerprint == tokenizer.fingerprint
-    # a class from outside minllm may say in many ways that it can't
+    # classes from outside minllm may fail in many ways
     except (
         UserError,
         OSError,
@@ -145,17 +145,21 @@ def class_of(module: str, name: str) -> type[Tokenizer]:
 
 
 def made_again(kind: type[Tokenizer], folder: Path) -> Tokenizer:
-    """Return the tokenizer that was saved in a folder; what its options name isn't looked at then."""
+    """Return the tokenizer that was saved in a folder; its other options are not used."""
     options = inspect.signature(kind).parameters.values()
-    needed = [one.name for one in options if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    needed = [
+        option.name
+        for option in options
+        if option.kind is option.KEYWORD_ONLY and option.default is option.empty
+    ]
     return kind(folder, **dict.fromkeys(needed))
 
 
 class Helper:
-    """Another process that encodes, seen from this one.
+    """An encoding process, as its parent sees it.
 
-    It runs `serve` below. `multiprocessing` would run this program's main module again in each process, and with it
-    whatever a script does without `if __name__ == "__main__"`; a fork would copy torch's threads half.
+    It runs `serve` below. `multiprocessing` would run the main module again in each process, and with it a script that
+    lacks `if __name__ == "__main__"`; a fork isn't safe with torch's threads.
     """
 
     def __init__(self, kind: type[Tokenizer], folder: str) -> None:
@@ -163,15 +167,15 @@ class Helper:
         known = {"paths": paths, "module": kind.__module__, "name": kind.__qualname__, "folder": folder}
         try:
             self.process = subprocess.Popen(
-                # isolated: nothing is imported but from where we import
+                # isolated: modules are imported only from this process's sys.path
                 [sys.executable, "-I", "-c", START, json.dumps(known)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C on the terminal is for the process that started this one
+                start_new_session=True,  # Ctrl-C on the terminal is handled by the parent
                 env={
                     **os.environ,
                     "TOKENIZERS_PARALLELISM": "false",
-                },  # there's a process for each CPU already
+                },  # there's already a process per CPU
             )
         except OSError as error:
             raise UserError(COULD_NOT_ENCODE) from error
@@ -180,7 +184,7 @@ class Helper:
         """Return the tokens of texts.
 
         Raises:
-            UserError: the tokenizer loses something of a text, or the process was killed.
+            UserError: the tokenizer is lossy on one of the texts, or the process was killed.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
@@ -194,14 +198,14 @@ class Helper:
             raise UserError(COULD_NOT_ENCODE) from error
 
     def array(self, length: int, dtype: str) -> np.ndarray:
-        """Read an array of the answer. ValueError if the process was killed before it had written all of it."""
+        """Read an array of the answer. ValueError if the process was killed before writing all of it."""
         return np.frombuffer(self.process.stdout.read(length * np.dtype(dtype).itemsize), dtype, length)
 
     def close(self) -> None:
-        """Leave nothing of a process that has been killed."""
+        """Wait for the killed process and close its pipes."""
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):  # there may be something left to write to it
+            with contextlib.suppress(OSError):  # closing flushes, which fails
                 if pipe is not None:
                     pipe.close()
 
@@ -215,8 +219,8 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     spelled = np.add.reduceat(tokenizer.byte_lengths[tokens], np.cumsum(lengths) - lengths)
     if len(lost := np.flatnonzero(spelled != sizes)):
         raise UserError(
-            f"The tokenizer loses something of {texts[lost[0]][:60]!r}…, so that bits a byte couldn't be told. Choose"
-            " another: tokenizer=<option>"
+            f"The tokenizer is lossy: it doesn't keep all of {texts[lost[0]][:60]!r}…, so bits per byte would be wrong."
+            " Choose another: tokenizer=<option>"
         )
     return Encoded(tokens, lengths, sizes)
 
@@ -234,8 +238,8 @@ def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs this process may use, which a container or `taskset` may have limited."""
-    with contextlib.suppress(AttributeError):  # only Linux can tell
+    """Return how many CPUs this process may use; a container or `taskset` may limit them."""
+    with contextlib.suppress(AttributeError):  # only on Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -250,13 +254,13 @@ from minllm.data.encoding import serve
 serve(known["module"], known["name"], known["folder"])
 """
 ANSWER = {"tokens": "<u4", "lengths": "<i8", "bytes": "<i8"}
-"""An answer: the length of each array as a line of JSON, then the arrays; or a line that says why there is none."""
+"""An answer: a line of JSON with the length of each array, then the arrays; or a line with an error message."""
 
 
 def serve(module: str, name: str, folder: str) -> None:
-    """Answer each line of texts on standard input with their tokens, until the process that asks is gone."""
+    """Answer each line of texts on standard input with their tokens, until the parent is gone."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keep library output out of the answers
     tokenizer = made_again(class_of(module, name), Path(folder))
     with contextlib.suppress(BrokenPipeError):
         while line := sys.stdin.buffer.readline():

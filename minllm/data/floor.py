@@ -1,9 +1,9 @@
-"""The floor: the entropy of a corpus whose probabilities are known, which no honest model can be below.
+"""The floor: the entropy of a corpus with known probabilities, which no valid model can beat.
 
-A floor is the surprisal of the very validation texts that a model is measured on, and not an expected one. A model
-that has learned nothing from them may still be lucky: by Markov's inequality it is k bits or more below, over the whole
-set, with a probability of at most 2 to the power of -k. So LUCK bits are allowed, a chance of one in a thousand, and
-ROUNDING for sums in single precision. What is further below knows what it predicts.
+The floor is the surprisal of the validation texts themselves, not its expectation. A model that has not seen them may
+still be lucky: by Markov's inequality, it is at least k bits below the floor over the whole set with probability at
+most 2^-k. So LUCK bits are allowed, a chance of one in a thousand, plus ROUNDING for sums in single precision. A model
+further below has seen what it predicts.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 LUCK = 10.0
 """Bits, over the whole validation set."""
 ROUNDING = 1e-5
-"""Bits a byte."""
+"""Bits per byte."""
 UNKNOWN_SIZE = 1e-4
-"""Bits a byte that are allowed where nobody knows how many bytes the validation set has."""
+"""Bits per byte allowed if the size of the validation set isn't known."""
 
 
 def above_floor(val_bpb: float, floor_bpb: float | None, n_bytes: int) -> dict[str, Any]:
-    """Return how far a figure is above its corpus's entropy, and the error if it's below; nothing if that isn't known.
+    """Return how far `val_bpb` is above the corpus entropy, and an error if it's below; {} if the entropy isn't known.
 
     Args:
-        n_bytes: the size of the validation set.
+        n_bytes: the size of the validation set in bytes.
     """
     if floor_bpb is None:
         return {}
@@ -33,7 +33,7 @@ def above_floor(val_bpb: float, floor_bpb: float | None, n_bytes: int) -> dict[s
 
 
 def below_floor(figures: Mapping[str, Any]) -> str | None:
-    """Return the error that a run's figures are below the floor; None if they aren't, or it isn't known."""
+    """Return an error if a run's metrics are below the floor; None if they aren't, or the floor isn't known."""
     above, n_bytes = figures.get("bpb_above_floor"), figures.get("validation_bytes")
     if not isinstance(above, (int, float)):
         return None
@@ -41,6 +41,6 @@ def below_floor(figures: Mapping[str, Any]) -> str | None:
     if above >= -allowed:
         return None
     return (
-        f"ERROR: {-above:.4f} BITS A BYTE BELOW THE CORPUS'S FLOOR, WHICH IS IMPOSSIBLE FOR A MODEL THAT PREDICTS. IT"
-        " LOOKS AHEAD, OR HAS LEARNED FROM THE VALIDATION TEXT. THIS FIGURE MEANS NOTHING."
+        f"ERROR: {-above:.4f} BITS PER BYTE BELOW THE CORPUS FLOOR, WHICH IS IMPOSSIBLE FOR A MODEL THAT PREDICTS. IT"
+        " LOOKS AHEAD, OR WAS TRAINED ON THE VALIDATION TEXT. THIS LOSS IS MEANINGLESS."
     )

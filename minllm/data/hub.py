@@ -1,4 +1,4 @@
-"""`data=tinystories` and its like: the documents of a data set on Hugging Face's hub, or of a copy on this machine.
+"""`data=tinystories` and similar: the documents of a data set on the Hugging Face Hub, or of a local copy.
 
 This module's annotations are real objects, not strings, for the reason that `minllm.data.source` gives.
 """
@@ -35,33 +35,33 @@ from minllm.schema.options import Count, Fraction, Name, Place
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
 READ_AT_ONCE = 1000  # rows
-LONGEST = 100_000  # rows of a document that ends with a separator
+LONGEST = 100_000  # maximum rows of a document that ends with a separator
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hub(Source):
-    """A data set of the hub's, each row of which is a document, or a line of one if there is a `separator`.
+    """A data set on the hub. Each row is a document, or a line of one if there is a `separator`.
 
-    It's downloaded into the cache of the `datasets` library, and found there when this machine is offline. Nothing of
-    it is run as code.
+    It's downloaded into the cache of the `datasets` library, and read from there when this machine is offline. No code
+    from the data set is run.
 
-    The validation documents are those of the split `val_split`. Where that's null, or the set has the training split
-    alone, a training document is held out if a hash of its text says so, as in `data=text`. Either way the first
-    `val_documents` are read, and the others are never trained on.
+    The validation documents are those of the split `val_split`. If that's null, or the set has only a training split,
+    training documents are held out by a hash of their text, as in `data=text`. In both cases the first `val_documents`
+    are used, and the others are never trained on.
 
     repo: the data set's name on the hub, owner/name
-    name: its configuration, such as a sample of it; null if it has one alone
-    revision: the branch, tag or commit. A branch may grow, and tokens already kept don't; a commit is always the same
-    path: a copy on this machine, which is read instead: a folder that was downloaded or written by `save_to_disk`,
-        or one .parquet, .jsonl, .json or .txt file (each line a row)
+    name: its configuration, such as a sample of it; null if it has only one
+    revision: the branch, tag or commit. Tokens already encoded aren't updated when a branch grows
+    path: a local copy to read instead: a folder that was downloaded or written by `save_to_disk`, or one .parquet,
+        .jsonl, .json or .txt file (each line a row)
     field: the column that holds the text
-    separator: what ends a document whose lines are rows; null: a row is a document
+    separator: the text that ends a document whose lines are rows; null: each row is a document
     train_split: the split to train on
     val_split: the split to validate on; null: hold documents out of the training split
-    val_documents: read the first so many validation documents only; null: all
-    val_fraction: about how many of the training documents are held out, where there's no split for validation
-    streaming: read the set over the network as it's needed, instead of downloading all of it first
-    licence: the terms that the set's owner gives
+    val_documents: use only this many validation documents, from the first; null: all
+    val_fraction: approximate share of training documents held out if there's no validation split
+    streaming: read the set over the network as needed, instead of downloading all of it first
+    licence: the terms given by the owner of the set
     """
 
     repo: Name
@@ -80,19 +80,19 @@ class Hub(Source):
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.repo):
             raise UserError(
-                f"data.repo={self.repo} is no data set's name on the hub, which is owner/name."
-                " For a file or folder on this machine, say data.path=<path>."
+                f"data.repo={self.repo} is not the name of a data set on the hub, which has the form owner/name."
+                " For a local file or folder, type data.path=<path>."
             )
         check_division(self.separator, self.val_fraction)
         if self.val_split == self.train_split:
             raise UserError(
-                f"data.val_split={self.val_split} is the training split too. To hold documents out of it,"
-                " say data.val_split=null."
+                f"data.val_split={self.val_split} is also the training split. To hold documents out of it,"
+                " type data.val_split=null."
             )
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Depends on the name and revision, not on what the hub has there today; of a copy, on the files."""
+        """Depends on the name and revision, not on the hub's current content; for a local copy, on its files."""
         options = [self.field, self.separator, self.train_split, self.val_split]
         options += [self.val_documents, self.val_fraction, self.name]
         known = [self.repo, self.revision] if self.path is None else self.files_and_identities()
@@ -103,7 +103,7 @@ class Hub(Source):
         return self.licence
 
     def check(self) -> None:
-        """Raise `UserError` if the copy isn't there, or neither the network nor the cache of `datasets` has the set."""
+        """Raise `UserError` if the copy doesn't exist, or neither the hub nor the cache of `datasets` is available."""
         if self.path is not None:
             self.local()
         elif not can_download():
@@ -113,16 +113,16 @@ class Hub(Source):
         """Yield the split's documents.
 
         Raises:
-            UserError: the set can't be had, or has no such configuration, split or column, or no document is left.
+            UserError: the set isn't available, has no such configuration, split or column, or the split is empty.
         """
         part, is_shared = self.part_with(split)
         texts = self.texts(part.rows)
         if is_shared:
             texts = (text for text in texts if self.is_held_out(text) == (split == "val"))
-        cure = f" Change data.val_fraction={self.val_fraction}." if is_shared else ""
+        remedy = f" Change data.val_fraction={self.val_fraction}." if is_shared else ""
         yield from at_least_one(
             islice(texts, self.val_documents if split == "val" else None),
-            f"No document of {self.place} falls in the {SPOKEN[split]} set.{cure}",
+            f"{self.place} has no {SPOKEN[split]} documents.{remedy}",
         )
 
     def size(self, split: Split) -> int | None:
@@ -138,13 +138,13 @@ class Hub(Source):
 
     @property
     def place(self) -> str:
-        """What is read, in words."""
+        """What is read, for error messages."""
         return self.repo if self.path is None else f"data.path={self.path}"
 
     # ---- from rows to documents ------------------------------------------------------------------------------------
 
     def part_with(self, split: Split) -> tuple[Part, bool]:
-        """Return the part of the set where a split's documents are, and whether the other's are there too."""
+        """Return the part of the set that has a split's documents, and whether it has those of the other split too."""
         parts = self.parts
         self.demand(self.train_split, parts, "train_split")
         if self.val_split is None or set(parts) == {self.train_split}:
@@ -156,8 +156,8 @@ class Hub(Source):
     def refuse_an_endless_search(self) -> None:
         if self.streaming and self.path is None and self.val_documents is None:
             raise UserError(
-                f"{self.repo} has no split for validation, and would be read over the network to its end to hold"
-                " documents out. Say how many: data.val_documents=500"
+                f"{self.repo} has no validation split, and all of it would be read over the network to hold documents"
+                " out. Give their number: data.val_documents=500"
             )
 
     def demand(self, split: str, parts: dict[str, Part], option: str) -> None:
@@ -170,13 +170,13 @@ class Hub(Source):
         return is_held_out(text, self.place, self.val_fraction)
 
     def texts(self, rows: Any) -> Iterator[str]:
-        """Yield the documents in rows, but for empty ones."""
+        """Yield the non-empty documents in rows."""
         values = self.values(rows)
         documents = values if self.separator is None else self.regrouped(values, unescaped(self.separator))
         return (text for text in documents if text and not text.isspace())
 
     def values(self, rows: Any) -> Iterator[str]:
-        """Yield the text in each row; a missing value is empty."""
+        """Yield the text of each row; empty for a missing value."""
         with self.in_a_sentence():
             known = rows.column_names
         if known is not None and self.field in known:
@@ -188,13 +188,13 @@ class Hub(Source):
                 )
             for value in batch[self.field]:
                 if not isinstance(value, str | None):
-                    said = json.dumps(value, default=str)[:40]
-                    raise UserError(f"{self.place}: '{self.field}' is not text but {said}.")
+                    shown = json.dumps(value, default=str)[:40]
+                    raise UserError(f"{self.place}: '{self.field}' is not text but {shown}.")
                 refuse_nuls(value or "", self.place)
                 yield value or ""
 
     def regrouped(self, rows: Iterable[str], separator: str) -> Iterator[str]:
-        """Join rows to the documents whose lines they are."""
+        """Join rows, which are lines, into documents."""
         lines: list[str] = []
         for row in rows:
             *ends, rest = row.split(separator)
@@ -204,7 +204,7 @@ class Hub(Source):
             lines.append(rest)
             if len(lines) > LONGEST:
                 raise UserError(
-                    f"{self.place} has no '{separator}' in {LONGEST:,} rows. If each row is a document, say"
+                    f"{self.place} has no '{separator}' in {LONGEST:,} rows. If each row is a document, type"
                     " data.separator=null."
                 )
         yield "\n".join(lines).strip()
@@ -213,7 +213,7 @@ class Hub(Source):
 
     @functools.cached_property
     def parts(self) -> dict[str, Part]:
-        """The set's splits by name, opened for reading: once, so that all are of the same commit."""
+        """The set's splits by name, opened for reading; cached, so that all are of the same commit."""
         if self.path is not None:
             path = self.local()
             if is_saved(path):
@@ -233,7 +233,7 @@ class Hub(Source):
             return {name: mapped(rows) for name, rows in builder.as_dataset().items()}
 
     def local(self) -> Path:
-        """Return where the copy is, if it's something that can be read."""
+        """Return the path of the local copy. UserError if it can't be read."""
         path = expanded(str(self.path), "data.path")
         with readable(path):
             if not path.exists():
@@ -258,7 +258,7 @@ class Hub(Source):
         return rows if isinstance(rows, dict) else {self.train_split: rows}
 
     def read_in_place(self, path: Path) -> dict[str, Part]:
-        """Return the splits of a file or of a folder of files, which are read where they are and not copied."""
+        """Return the splits of a file or a folder of files, which are read in place."""
         if path.is_file():
             files = {self.train_split: [glob_free(path)]}
             builder = library().load_dataset_builder(READERS[path.suffix], data_files=files)
@@ -271,7 +271,7 @@ class Hub(Source):
         return {name: Part(rows, sizes[name]) for name, rows in streams(builder).items()}
 
     def builder(self, where: str, revision: str | None = None) -> Any:
-        """Return what `datasets` reads a set with, of the configuration `name`."""
+        """Return the `datasets` builder of the configuration `name`."""
         try:
             return library().load_dataset_builder(where, self.name, revision=revision)
         except ValueError:
@@ -279,17 +279,17 @@ class Hub(Source):
             if self.path is not None and names == ["default"]:
                 return library().load_dataset_builder(where)  # a copy of one configuration's files
             if self.name in names or (self.name is None and len(names) == 1):
-                raise  # it's about something else
+                raise  # a different problem
             has = f"no configuration '{self.name}', only" if self.name else "several configurations:"
             raise UserError(f"{self.place} has {has} {', '.join(names)}. Choose one: data.name=…") from None
 
     def refuse_another_revision(self, builder: Any) -> None:
-        """`datasets` takes whatever its cache has of a set when the hub hasn't what was asked for, and only logs it."""
+        """Raise UserError if `datasets` fell back to another revision in its cache, which it only logs."""
         if builder.name == "cache" and self.revision != "main" and not builder.hash.startswith(self.revision):
             raise UserError(f"{self.repo} has no revision '{self.revision}'. Check data.revision.")
 
     def cached(self) -> Path:
-        """Return the folder where `datasets` keeps the set that it made from an earlier download."""
+        """Return the folder where `datasets` has cached the set after an earlier download."""
         kept = kept_in_cache(self.repo, self.name, self.revision)
         if len(names := sorted({folder.parts[-3] for folder in kept})) > 1:
             raise UserError(
@@ -313,7 +313,7 @@ class Hub(Source):
     # ---- what went wrong -------------------------------------------------------------------------------------------
 
     def explained(self, batches: Iterable[dict[str, list[Any]]]) -> Iterator[dict[str, list[Any]]]:
-        """Pass batches on; what the library says when it can't read one becomes a sentence."""
+        """Pass batches on; turn the library's errors into UserErrors."""
         batches = iter(batches)
         while True:
             with self.in_a_sentence():
@@ -324,7 +324,7 @@ class Hub(Source):
 
     @contextlib.contextmanager
     def in_a_sentence(self) -> Iterator[None]:
-        """Turn what the library raises into a sentence to the user."""
+        """Turn any error of the library into a UserError."""
         try:
             yield
         except UserError:
@@ -342,26 +342,26 @@ class Hub(Source):
         reasons = [one.strerror for one in chain if isinstance(one, OSError) and one.errno in full]
         if reasons:
             return (
-                f"{self.place} can't be kept in {cache_of_datasets()}: {reasons[0]}. Make room there, name"
-                " another folder by HF_HOME=<folder>, or read it as it comes: data.streaming=true"
+                f"{self.place} can't be kept in {cache_of_datasets()}: {reasons[0]}. Free some space, set"
+                " HF_HOME=<folder> to another folder, or don't store it: data.streaming=true"
             )
-        said = first_line(error)
+        message = first_line(error)
         if isinstance(error, DatasetNotFoundError) and self.path is None:
-            if "gated" in said:
+            if "gated" in message:
                 return (
-                    f"{self.repo} is given only to those who accept its terms, at"
-                    f" {endpoint()}/datasets/{self.repo}. Do so, then type: hf auth login"
+                    f"{self.repo} is gated: accept its terms at"
+                    f" {endpoint()}/datasets/{self.repo}, then type: hf auth login"
                 )
-            if "Revision" in said:
+            if "Revision" in message:
                 return f"{self.repo} has no revision '{self.revision}'. Check data.revision."
             return (
-                f"The hub has no data set '{self.repo}', or doesn't show it to you. Check data.repo; if it's private,"
+                f"The hub has no data set '{self.repo}', or you have no access to it. Check data.repo; if it's private,"
                 " type: hf auth login"
             )
-        return f"{self.place} can't be read: {first_line(chain[-1]) if 'generating' in said else said}."
+        return f"{self.place} can't be read: {first_line(chain[-1]) if 'generating' in message else message}."
 
 
-# ---- files of this machine -----------------------------------------------------------------------------------------
+# ---- local files --------------------------------------------------------------------------------------------------
 
 
 def is_saved(path: Path) -> bool:
@@ -370,7 +370,7 @@ def is_saved(path: Path) -> bool:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Return a folder's files but for hidden ones, such as what git and `hf download` note down for themselves."""
+    """Return a folder's files except hidden ones, such as those of git and `hf download`."""
     return sorted(
         file
         for file in folder.rglob("*")
@@ -379,5 +379,5 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 def glob_free(path: Path) -> str:
-    """Return a path in which `datasets` finds no pattern."""
+    """Return a path with glob characters escaped for `datasets`."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))

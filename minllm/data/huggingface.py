@@ -1,6 +1,6 @@
-"""What stands between a source and the library `datasets`: its cache and its reading.
+"""An interface to the library `datasets`: its cache, and reading from it.
 
-The library is imported by `library` alone, since that takes a second.
+The library is imported only in `library`, because that takes a second.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minllm.data.parquet import ParquetFiles
 
 @dataclass(frozen=True)
 class Part:
-    """A split: its rows, and if they're known, how many bytes of text and how many rows it has."""
+    """A split: its rows, and if known, its size in bytes of text and its number of rows."""
 
     rows: Any
     size: int | None = None
@@ -27,29 +27,29 @@ class Part:
 
 
 def mapped(rows: Any) -> Part:
-    """Return a split whose files are mapped into memory."""
+    """Return a split whose files are memory-mapped."""
     return Part(rows, sum(Path(file["filename"]).stat().st_size for file in rows.cache_files), len(rows))
 
 
 def streamed(builder: Any) -> dict[str, Part]:
-    """Return splits that are read over the network, and their sizes where the set says them."""
+    """Return splits that are read over the network, with their sizes if the set declares them."""
     splits = builder.info.splits or {}
     parts = {}
     for name, rows in streams(builder).items():
-        said = splits.get(name)
-        parts[name] = Part(rows, said.num_bytes, said.num_examples) if said else Part(rows)
+        split = splits.get(name)
+        parts[name] = Part(rows, split.num_bytes, split.num_examples) if split else Part(rows)
     return parts
 
 
 def streams(builder: Any) -> dict[str, Any]:
-    """Return a set's splits, to be read from the files where they are."""
+    """Return a set's splits, read from the files in place."""
     if builder.name == "parquet":
         return {name: ParquetFiles(list(files)) for name, files in builder.config.data_files.items()}
     return builder.as_streaming_dataset()
 
 
 def arrow_files(folder: Path) -> dict[str, Part]:
-    """Return the splits of a folder of the cache, without a look at the hub for anything newer."""
+    """Return the splits of a folder in the cache, without checking the hub for updates."""
     splits = json.loads((folder / "dataset_info.json").read_bytes())["splits"]
     parts = {}
     for name in splits:
@@ -64,7 +64,7 @@ def arrow_files(folder: Path) -> dict[str, Part]:
 
 
 def library() -> Any:
-    """Return the module `datasets`, which takes a second to import and is told to leave the talking to us."""
+    """Return the module `datasets` with its logging silenced; importing it takes a second."""
     import logging
 
     import datasets
@@ -76,7 +76,7 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Keep `datasets` from the network. It reads the environment when it's imported, so that would be too late."""
+    """Keep `datasets` off the network. It reads the environment variables only when imported."""
     library()
     import datasets.config
     import huggingface_hub.constants
@@ -93,7 +93,7 @@ def offline() -> Iterator[None]:
 
 
 def cache_of_datasets() -> Path:
-    """Return where `datasets` keeps what it made, from the variables that it reads itself."""
+    """Return the cache folder of `datasets`, from the environment variables that it uses."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     home = os.environ.get("HF_HOME") or caches / "huggingface"
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets").expanduser()
@@ -114,12 +114,12 @@ def kept_in_cache(repo: str, name: str | None, revision: str) -> list[Path]:
             and name in (None, configuration)
             and (revision == "main" or commit.startswith(revision))
         )
-        # that of somebody's own choice of files has a name with a hash
+        # sets made from individually chosen files have a hash in their name
         if is_asked_for and json.loads(info.read_bytes()).get("config_name") == configuration:
             found.append(info.parent)
     return found
 
 
 def letters(name: str) -> str:
-    """What is left of a set's name in the name of its folder: TinyStories is kept in tiny_stories."""
+    """Normalise a set's name to compare it with its folder's: TinyStories is kept in tiny_stories."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

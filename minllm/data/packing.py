@@ -1,6 +1,6 @@
-"""How rows of `seq_len` tokens are made of documents: three layouts, each an epoch's rows by number.
+"""Packing documents into rows of `seq_len` tokens: three layouts, each of which gives the rows of an epoch.
 
-A row is a list of pieces `(start, length)` of the stream of inputs that `minllm.data.store` describes.
+A row is a list of pieces `(start, length)` of the token stream described in `minllm.data.store`.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ import numpy as np
 from minllm.data.source import Packing, Source
 from minllm.data.store import Documents
 
-Piece = tuple[int, int]  # where in the stream it starts, how many tokens it has
+Piece = tuple[int, int]  # (start in the stream, number of tokens)
 
 
 def layout(packing: Packing, documents: Documents, source: Source) -> Layout:
-    """Return the rows that `packing`, a value of that option of the source, makes of documents."""
+    """Return the layout that `packing`, the source's option, names."""
     if packing == "concat":
         return Concat(documents, source.seq_len)
     return {"pad": Pad, "pack": Pack}[packing](documents, source.seq_len, source.truncate)
 
 
 class Layout(Protocol):
-    """An epoch's rows; there are `rows` of them in every epoch, and each has room for `seq_len` tokens."""
+    """The rows of an epoch: `rows` of them in every epoch, each with room for `seq_len` tokens."""
 
     rows: int
-    segmented: bool  # whether a row holds pieces that must be kept apart
+    segmented: bool  # whether a row has several documents that must not see each other
 
     def pieces(self, rows: np.ndarray, shift: float) -> list[Sequence[Piece]]:
-        """Return the pieces of some rows. `shift`, from 0 up to 1, is the epoch's own."""
+        """Return the pieces of some rows. `shift`, in [0, 1), is drawn for each epoch."""
         ...
 
     def shares(self) -> Shares:
-        """Return what becomes of an epoch's places and tokens."""
+        """Return how well rows and tokens are used."""
         ...
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How well a layout uses rows and documents; each is from 0 to 1.
+    """How well a layout uses rows and documents, as fractions from 0 to 1.
 
-    padding: of the places in rows, those that hold nothing
-    truncated: of the documents' tokens, those that no row shows
-    beheaded: of the tokens shown, those whose document began in another row
+    padding: of the positions in rows, those that are padding
+    truncated: of the documents' tokens, those in no row
+    beheaded: of the tokens in rows, those whose document begins in another row
     """
 
     padding: float
@@ -60,9 +60,9 @@ class Shares:
 
 
 class Concat:
-    """Windows of the endless stream, which goes in a circle: the last bos is the first.
+    """Windows of the stream, which wraps around: the final bos is the first one.
 
-    Where the first window starts differs by epoch, so that documents aren't always cut in the same places.
+    The first window starts elsewhere in each epoch, so that documents aren't always cut at the same positions.
     """
 
     segmented = False
@@ -77,7 +77,7 @@ class Concat:
         return [self.around(start) for start in starts.tolist()]
 
     def around(self, start: int) -> list[Piece]:
-        """Return a row from `start` on, which may go past the end and on from the beginning."""
+        """Return the row that starts at `start`, wrapping around at the end of the stream."""
         found, missing = [], self.seq_len
         while missing:
             length = min(missing, self.total - start)
@@ -94,9 +94,9 @@ class Concat:
 
 
 class Pad:
-    """Each document by itself, in as many rows as it needs.
+    """Each document in rows of its own, as many as it needs.
 
-    What follows a document is padding that it never sees, so no segments are needed to keep it apart.
+    Padding follows the document, which never sees it, so no segments are needed.
     """
 
     segmented = False
@@ -113,9 +113,9 @@ class Pad:
 
 
 class Pack:
-    """Documents fitted into rows, whole if they are no longer than a row: best fit, longest first.
+    """Documents packed into rows by best fit, longest first; those no longer than a row stay whole.
 
-    Each goes where it leaves the least room, which fills nearly every place where there are short documents.
+    Each goes where it leaves the least room. With enough short documents, there's almost no padding.
     """
 
     segmented = True
@@ -125,7 +125,9 @@ class Pack:
         row_of = best_fit(self.windows.lengths, seq_len)
         by_row = np.argsort(row_of, kind="stable")
         self.starts, self.lengths = self.windows.starts[by_row], self.windows.lengths[by_row]
-        self.first = np.searchsorted(row_of[by_row], np.arange(row_of.max() + 2))  # of each row's pieces
+        self.first = np.searchsorted(
+            row_of[by_row], np.arange(row_of.max() + 2)
+        )  # index of each row's first piece
         self.rows = len(self.first) - 1
 
     def pieces(self, rows: np.ndarray, shift: float) -> list[Sequence[Piece]]:
@@ -138,14 +140,14 @@ class Pack:
 
 @dataclass(frozen=True)
 class Windows:
-    """Documents cut into windows of at most `seq_len` tokens. Each token, a document's last included, is the target in
-    one window, or in none if documents are truncated.
+    """Documents cut into windows of at most `seq_len` tokens. Each token except bos is a target in one window, or
+    in none if documents are truncated.
 
-    starts: where each window starts in the stream
-    lengths: how many tokens each has
-    known: how many of its first tokens an earlier window predicts, and are only read here
-    is_first: whether it begins its document
-    tokens: how many tokens the documents have
+    starts: the start of each window in the stream
+    lengths: number of tokens of each window
+    known: how many of its first targets belong to the previous window, and are only context here
+    is_first: whether it's the first window of its document
+    tokens: total number of targets of the documents
     """
 
     starts: np.ndarray
@@ -164,13 +166,13 @@ class Windows:
 
 
 def windows(documents: Documents, seq_len: int, stride: int | None = None, truncate: bool = False) -> Windows:
-    """Cut documents into windows, the first from a document's start, each of the others `stride` further on:
+    """Cut documents into windows: the first starts with the document, each of the others `stride` tokens later:
 
         ─────────── seq_len
-            ░░░░░░░─────  what it adds is a stride; what it shares with the window before is only read again
+            ░░░░░░░─────  new tokens (a stride); those before are context
                 ░░░░░░░──
 
-    stride: null: `seq_len`, so that windows share nothing
+    stride: None: `seq_len`, so that windows don't overlap
     truncate: whether to keep only the first window of each document
     """
     stride = stride or seq_len
@@ -193,8 +195,10 @@ def windows(documents: Documents, seq_len: int, stride: int | None = None, trunc
 def best_fit(lengths: np.ndarray, size: int) -> np.ndarray:
     """Return each piece's row, so that no row's lengths add up to more than `size`."""
     row_of = np.empty(len(lengths), np.int64)
-    with_room: list[list[int]] = [[] for _ in range(size + 1)]  # the rows that have so much room
-    rooms = 0  # bit r is set if a row has room r, so the least room that is enough is found at once
+    with_room: list[list[int]] = [
+        [] for _ in range(size + 1)
+    ]  # with_room[r]: the rows with room for r more tokens
+    rooms = 0  # bit r is set if a row has room r, so the smallest sufficient room is found at once
     rows = 0
     longest_first = np.argsort(-lengths, kind="stable")
     for piece, length in zip(longest_first.tolist(), lengths[longest_first].tolist()):

@@ -1,4 +1,4 @@
-"""The rows of parquet files, a thousand or so at a time, from this machine or over the network."""
+"""The rows of local or remote parquet files, read in batches of about a thousand."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from minllm.errors import UserError
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """The rows of parquet files, with as much of a data set's interface as is needed.
+    """The rows of parquet files, with the part of the `datasets` interface that is needed here.
 
-    `datasets` reads them with threads that go on when a reader stops early, and that abort Python at its end if they
-    are still at it. It also reads every column.
+    `datasets` reads them with threads that keep running if a reader stops early, and that can abort Python at exit. It
+    also reads every column.
     """
 
     files: list[str]
@@ -43,10 +43,10 @@ class ParquetFiles:
 
 
 def values(column: Any, place: str, first: int) -> list[Any]:
-    """Return a column's values as Python's own.
+    """Return a column's values as Python objects.
 
     Args:
-        place: the words for where it is.
+        place: the location, for error messages.
         first: the number of its first row, from 0.
     """
     try:
@@ -55,7 +55,7 @@ def values(column: Any, place: str, first: int) -> list[Any]:
         row = next(row for row, value in enumerate(column) if not is_text(value))
         raise UserError(
             f"{place}, row {first + row + 1:,}: the text is not UTF-8: byte {error.start:,} is"
-            f" 0x{error.object[error.start]:02x}. Write the file again from a text in UTF-8, or leave that row out."
+            f" 0x{error.object[error.start]:02x}. Rewrite the file with text in UTF-8, or leave that row out."
         ) from error
 
 
@@ -69,7 +69,7 @@ def is_text(value: Any) -> bool:
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[Any]:
-    """Open a parquet file of this machine or, by hf://…, of the hub."""
+    """Open a parquet file on this machine or, as hf://…, on the hub."""
     import fsspec
     from pyarrow.parquet import ParquetFile
 
@@ -78,7 +78,7 @@ def opened(name: str) -> Iterator[Any]:
 
 
 def bytes_of_column(path: Path, column: str) -> int:
-    """Return about how many bytes a column holds; of a file that can't be read, which reading it will say, its size."""
+    """Return roughly how many bytes a column holds; the file size if the file can't be read."""
     from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 
@@ -88,4 +88,4 @@ def bytes_of_column(path: Path, column: str) -> int:
         return path.stat().st_size
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return sum(one.total_uncompressed_size for one in columns if one.path_in_schema == column)
+    return sum(chunk.total_uncompressed_size for chunk in columns if chunk.path_in_schema == column)

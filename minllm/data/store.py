@@ -1,15 +1,15 @@
-"""The tokens of a corpus on disk: encoded once, then mapped into memory by every run that reads them.
+"""The tokens of a corpus on disk: encoded once, then memory-mapped by every run that reads them.
 
 A store is a folder named by a hash of its source and its tokenizer. For each split it holds
 
-    <split>.tokens    uint16, or uint32 for a vocabulary above 65,535, and
-    <split>.starts    int64, one a document and one more: where the bos before it stands; last, the final bos
+    <split>.tokens    uint16, or uint32 for a vocabulary above 65,535
+    <split>.starts    int64, (documents + 1,): the position of each document's bos, and of the final bos
     <split>.checks    uint32, the checksums of the blocks of <split>.tokens
 
-The tokens are one stream, in which a document's inputs are its tokens but for the last, and its targets the same a
-place further on. Where one token begins and ends documents, two neighbours share it:
+The tokens form one stream. A document's inputs are its tokens except the last, and its targets are the same tokens
+shifted by one position. If bos and eos are the same token, neighbouring documents share it:
 
-    bos d d d bos d d bos … d bos                   or else         bos d d d eos bos d d eos … d eos bos
+    bos d d d bos d d bos … d bos                   otherwise       bos d d d eos bos d d eos … d eos bos
     ↑ starts  ↑       ↑       ↑ the last                            ↑ starts      ↑             the last ↑
 """
 
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from filelock import FileLock
 
-FORMAT = 4  # part of the key: a change of the files' meaning makes other stores
+FORMAT = 4  # part of the folder name; increase it when the format of the files changes
 METADATA = "meta.json"
-CHECKED = 1 << 24  # bytes of tokens that are held against their hash, which takes a hundredth of a second
-UNFINISHED = ".tmp"  # what the folder of a store ends with until it's complete
+CHECKED = 1 << 24  # maximum bytes of tokens whose hash is verified, which takes about 10 ms
+UNFINISHED = ".tmp"  # suffix of a store's folder until it's complete
 
 
 @dataclass(frozen=True)
 class Documents:
-    """One split of a store, mapped from disk; the module's docstring says how the arrays hang together.
+    """One memory-mapped split of a store; the module's docstring describes the arrays.
 
-    lengths: how many tokens each document has, with its end and without its beginning: its targets
-    bytes: how many bytes of UTF-8 all documents together have
-    blocks: the tokens' checksums; None where there are none, as in a store of an older minllm
+    lengths: how many targets each document has: its tokens with the eos and without the bos
+    bytes: total size of the documents in bytes of UTF-8
+    blocks: the checksums of the tokens; None in a store of an older minllm
     """
 
     tokens: np.ndarray
@@ -64,7 +64,7 @@ class Documents:
     blocks: Blocks | None = None
 
     def check(self, start: int, stop: int) -> None:
-        """Raise UserError unless the tokens from `start` up to `stop` are as they were written."""
+        """Raise UserError if the tokens in [start, stop) don't match their checksums."""
         if self.blocks is not None and not self.blocks.are_whole(start, stop):
             raise damaged(self.blocks.folder)
 
@@ -77,15 +77,15 @@ class Store:
     metadata: dict[str, Any]
 
     def split(self, split: Split) -> Documents:
-        """Map one split's arrays into memory.
+        """Memory-map the arrays of a split.
 
         Raises:
-            UserError: a file isn't as the store's metadata has it.
+            UserError: a file doesn't match the store's metadata.
         """
         known = self.metadata["splits"][split]
         starts = self.array(f"{split}.starts", "int64", known["documents"] + 1)
         tokens = self.array(f"{split}.tokens", self.metadata["dtype"], known["tokens"])
-        # what takes no time is looked at: all starts, and the tokens of a small corpus
+        # only quick checks: all starts, and the tokens of a small corpus
         is_whole = starts[0] == 0 and starts[-1] == len(tokens) - 1 and (np.diff(starts) > 0).all()
         if is_whole and tokens.nbytes <= CHECKED:
             is_whole = hashlib.sha256(tokens[:-1]).hexdigest() == known["sha256"]
@@ -105,7 +105,7 @@ class Store:
         """Return the checksums of the blocks of a split's tokens; None in a store of an older minllm.
 
         Raises:
-            UserError: they, or the starts of the documents, aren't as they were written.
+            UserError: the checksums or the starts of the documents are damaged.
         """
         if "checks" not in self.metadata:
             return None
@@ -122,10 +122,10 @@ class Store:
 
 
 def open_store(source: Source, tokenizer: Tokenizer) -> Store:
-    """Return the store of a source's tokens, after building it if there's none yet.
+    """Return the store of a source's tokens; build it first if there is none yet.
 
-    It's built in a folder beside its place and renamed when complete, so what is found in its place is whole. A process
-    that finds another building waits for it. What a killed one left is never looked at, and removed by the next.
+    It's built in a temporary folder and renamed when complete, so a store that exists is complete. A process waits if
+    another one is building the same store. Leftovers of a killed process are removed by the next build.
 
     Raises:
         UserError: the source can't be read, or the folder `source.cache` can't be written.
@@ -140,19 +140,19 @@ def open_store(source: Source, tokenizer: Tokenizer) -> Store:
         except OSError as error:
             raise UserError(
                 f"The tokens can't be written in {folder.parent.resolve()}: {error.strerror or error}."
-                " Make room there, or name another folder: data.cache=<folder>"
+                " Free some space there, or choose another folder: data.cache=<folder>"
             ) from error
     return read_store(folder)
 
 
 def place_of(source: Source, tokenizer: Tokenizer) -> Path:
-    """Return the folder where the store of a source's tokens is, or will be."""
+    """Return the folder of the store of a source's tokens, whether or not it exists."""
     key = json.dumps([FORMAT, source.fingerprint, source.max_tokens, tokenizer.fingerprint])
     return expanded(source.cache, "data.cache") / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def read_store(folder: Path) -> Store:
-    """Return a store that is there. UserError if it's damaged, or of another version."""
+    """Return an existing store. UserError if it's damaged, or of another version."""
     if not (folder / METADATA).is_file():
         raise damaged(folder)
     try:
@@ -165,7 +165,7 @@ def read_store(folder: Path) -> Store:
 
 
 def is_metadata(known: Any) -> bool:
-    """Whether a store's metadata has all that `write_store` writes and that is read again."""
+    """Whether a store's metadata has every value that is read from it."""
     if not isinstance(known, dict) or known.get("format") != FORMAT:
         return False
     splits, floor = known.get("splits"), known.get("floor_bits_per_byte")
@@ -193,19 +193,19 @@ def is_count(value: Any) -> bool:
 
 
 def damaged(folder: Path) -> UserError:
-    return UserError(f"The token store {folder} is damaged. Delete that folder, and it'll be made again.")
+    return UserError(f"The token store {folder} is damaged. Delete that folder to have it rebuilt.")
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Be the only process that builds `folder`; the system lifts the lock of one that is killed."""
+    """Hold the lock for building `folder`; the system releases it if the process is killed."""
     from filelock import Timeout
 
     lock = lock_of(folder)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print("Another process is encoding this corpus: waiting for its tokens.", file=sys.stderr)
+        print("Another process is encoding this corpus: waiting for it to finish.", file=sys.stderr)
         lock.acquire(poll_interval=0.2)
     try:
         yield
@@ -214,7 +214,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def is_being_built(unfinished: Path) -> bool:
-    """Whether a process is at work on an unfinished store, or else has left it."""
+    """Whether a process is still building an unfinished store."""
     from filelock import Timeout
 
     try:
@@ -231,14 +231,14 @@ def lock_of(folder: Path) -> FileLock:
 
 
 def build_beside(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
-    """Build a store in a temporary folder and rename it to `folder`; on any failure, leave nothing behind."""
+    """Build a store in a temporary folder and rename it to `folder`; remove it on failure."""
     for left in unfinished(folder):
         shutil.rmtree(left, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
     try:
         write_store(beside, source, tokenizer)
-        if place_of(replace(source), tokenizer) != folder:  # a copy looks again
-            raise UserError("The corpus has changed while it was encoded. Type the same once more.")
+        if place_of(replace(source), tokenizer) != folder:  # a copy computes its fingerprint anew
+            raise UserError("The corpus changed while it was being encoded. Run the same command again.")
         beside.chmod(0o777 & ~umask())
         beside.rename(folder)
     except BaseException:
@@ -247,12 +247,12 @@ def build_beside(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Return what killed processes have left of a store."""
+    """Return the unfinished folders of a store that killed processes left."""
     return sorted(folder.parent.glob(f"{folder.name}.*{UNFINISHED}"))
 
 
 def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
-    """Write a store's files, and last its metadata."""
+    """Write a store's files, its metadata last."""
     dtype = "uint32" if tokenizer.vocab_size > 65_535 else "uint16"
     read = hashlib.sha256()
     splits = {
@@ -271,13 +271,13 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
         "shared_ends": tokenizer.bos_id == tokenizer.eos_id,
         "splits": splits,
         "checks": {split: write_checks(folder, split) for split in SPLITS},
-        "validation_text": read.hexdigest(),  # the same whatever the tokenizer
+        "validation_text": read.hexdigest(),  # independent of the tokenizer
         "floor_bits_per_byte": source.floor_bits_per_byte(),
     }
     (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
-# the options of a source that its documents' tokens don't depend on
+# the options of a source that don't affect its tokens
 HOW_READ = {option.name for option in fields(Source)} - {"max_tokens"}
 
 
@@ -289,15 +289,15 @@ def write_split(
     dtype: str,
     text_digest: hashlib._Hash | None,
 ) -> dict[str, int | str]:
-    """Write one split's two files, and return how much is in them, and a hash that tells what.
+    """Write the tokens and starts of a split; return the numbers of documents, tokens and bytes, and the tokens' hash.
 
     Args:
-        text_digest: is fed the documents themselves.
+        text_digest: is updated with the text of the documents.
     """
     documents = position = size = 0
     digest = hashlib.sha256()
     limit = source.max_tokens if split == "train" else None
-    # with a limit, nobody knows how much of the corpus it is
+    # with a limit, the share of the corpus that is read isn't known
     size_of_text = source.size(split) if limit is None else None
     texts = shown(source.documents(split), f"Encoding {split}", size_of_text)
     if text_digest is not None:
@@ -322,9 +322,9 @@ def write_split(
                 break
         if not documents:
             raise UserError(
-                f"data.max_tokens={limit} has no room for a document. Give more, or null for all."
+                f"data.max_tokens={limit} is less than one document. Increase it, or use null for no limit."
                 if limit
-                else f"The corpus has no document for {SPOKEN[split]}."
+                else f"The corpus has no {SPOKEN[split]} documents."
             )
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
@@ -332,7 +332,7 @@ def write_split(
 
 
 def write_checks(folder: Path, split: Split) -> list[int]:
-    """Write the checksums of a split's blocks. Return that of its starts, and that of the checksums themselves."""
+    """Write the checksums of a split's blocks. Return the CRC-32 of its starts, and of the checksums themselves."""
     checks = checksums(folder / f"{split}.tokens")
     with (folder / f"{split}.checks").open("wb") as file:
         append(file, checks)
@@ -341,7 +341,7 @@ def write_checks(folder: Path, split: Split) -> list[int]:
 
 
 def fed_to(digest: hashlib._Hash, texts: Iterable[str]) -> Iterator[str]:
-    """Pass texts on, and feed each to a digest; its length before it tells where one ends and the next begins."""
+    """Pass texts on and add each to a digest, prefixed with its length to mark where it ends."""
     for text in texts:
         spelled = text.encode()
         digest.update(len(spelled).to_bytes(8, "little") + spelled)
@@ -349,12 +349,12 @@ def fed_to(digest: hashlib._Hash, texts: Iterable[str]) -> Iterator[str]:
 
 
 def append(file: BinaryIO, array: np.ndarray) -> None:
-    """Write an array's numbers; unlike `ndarray.tofile`, a full disk is an `OSError` that says so."""
+    """Write an array's bytes; unlike `ndarray.tofile`, this reports a full disk as the right `OSError`."""
     file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
 
 
 def shown(texts: Iterable[str], doing: str, size: int | None) -> Iterator[str]:
-    """Pass texts on, with a bar of progress on a terminal when they take more than a second."""
+    """Pass texts on; show a progress bar on a terminal if they take more than a second."""
     from tqdm import tqdm
 
     options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": None, "leave": False}
@@ -365,7 +365,7 @@ def shown(texts: Iterable[str], doing: str, size: int | None) -> Iterator[str]:
 
 
 def umask() -> int:
-    """The permissions that new files don't get. Python can only read them by setting them."""
+    """Return the process's umask, which Python can only read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

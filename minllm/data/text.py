@@ -1,4 +1,4 @@
-"""`data=text`: the documents of your own .txt, .jsonl and .parquet files."""
+"""`data=text`: documents from your own .txt, .jsonl and .parquet files."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from minllm.files.filetypes import decode, filled, other_kind, refuse_nuls, refu
 from minllm.schema.options import Fraction, Place
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-PIECE = 1 << 20  # bytes of a text without separators that are one document
-NEAR = 1 << 12  # bytes in which to look for a line's end where the validation part may begin
-LONGEST = 1 << 26  # bytes of a document that ends with a separator
-HASHED = 1 << 24  # bytes of a corpus that are hashed, so that it costs a hundredth of a second
+PIECE = 1 << 20  # maximum bytes of a document in a text without separators
+NEAR = 1 << 12  # bytes to search for a line end at which the validation part may start
+LONGEST = 1 << 26  # maximum bytes of a document that ends with a separator
+HASHED = 1 << 24  # maximum bytes of a corpus to hash, which takes about 10 ms
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles(Source):
-    """Documents from files, read as they are needed and never a large file at once.
+    """Documents from files, read incrementally: a large file is never in memory as a whole.
 
-    A .jsonl file has a document in each line, a .parquet file in each row, and a .txt file wherever `separator`
-    stands, less the white space around it. A document is held out if a hash of its text says so: the same text is
-    always on the same side, whatever other documents there are.
+    Each line of a .jsonl file and each row of a .parquet file is a document; a .txt file is split at `separator`, and
+    surrounding white space is stripped. A hash of a document's text decides whether it is held out, so the same text is
+    always in the same split, whatever other documents there are.
 
-    A .txt file without a separator is one text. Its last part is held out, from the end of a line on; each part is
-    one document up to 1 MiB, and longer ones are cut at the end of a line into documents of at most that size.
-    Evaluation reads a document in windows of `seq_len` tokens.
+    A .txt file without a separator is a single text. Its last part, starting after a line end, is held out. Parts
+    longer than 1 MiB are cut at line ends into documents of at most that size. Evaluation reads a document in windows
+    of `seq_len` tokens.
 
-    path: a file, a glob, or a list of both; files are read in the order of the list, a glob's by name
+    path: a file, a glob, or a list of both; files are read in list order, those of a glob sorted by name
     field: the key of .jsonl lines and the column of .parquet files that holds the text
-    separator: what stands between the documents of a .txt file; null if it is one text
-    val_fraction: about how much is held out: of the documents, or of the bytes of each text that is one document
+    separator: the text between the documents of a .txt file; null if the file is a single text
+    val_fraction: approximate share held out: of the documents, or of the bytes of a single text
     """
 
     path: Place | list[Place]
@@ -60,7 +60,7 @@ class TextFiles(Source):
         return hashlib.sha256(json.dumps([options, known]).encode()).hexdigest()
 
     def check(self) -> None:
-        """Raise `UserError` if a file is missing, or is of another kind by its first bytes."""
+        """Raise `UserError` if a file is missing, or if its first bytes show that it's of another kind."""
         for path in find_files(self.path):
             with readable(path):
                 refuse_other_kinds(path)
@@ -69,12 +69,12 @@ class TextFiles(Source):
         """Yield the split's documents.
 
         Raises:
-            UserError: a file is missing, empty, not UTF-8 or malformed, or nothing falls in the split.
+            UserError: a file is missing, empty, not UTF-8 or malformed, or the split has no documents.
         """
         found = (text for path in find_files(self.path) for text in self.documents_of(path, split))
         yield from at_least_one(
             found,
-            f"No document of {self.path} falls in the {SPOKEN[split]} set: there is too little text for"
+            f"{self.path} has no {SPOKEN[split]} documents: there is too little text for"
             f" data.val_fraction={self.val_fraction}. Add text or change the fraction.",
         )
 
@@ -95,11 +95,11 @@ class TextFiles(Source):
                 elif text and is_held_out(text, place, self.val_fraction) == (split == "val"):
                     yield text
         if missing and split == "train":
-            said = f"{path}: passed over {missing:,} documents whose '{self.field}' is null."
-            print(printable(said), file=sys.stderr)
+            warning = f"{path}: skipped {missing:,} documents whose '{self.field}' is null."
+            print(printable(warning), file=sys.stderr)
 
     def all_of(self, path: Path) -> Iterator[tuple[str | None, str]]:
-        """Yield every document of a file, None where there's no text, with the words for where it stands."""
+        """Yield (text, location) of every document of a file; the text is None if it's missing."""
         if path.suffix == ".txt":
             assert self.separator is not None
             return separated(path, unescaped(self.separator))
@@ -108,7 +108,7 @@ class TextFiles(Source):
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Raise as a `UserError` that a file can't be read."""
+    """Turn an OSError into a UserError that says the file can't be read."""
     try:
         yield
     except OSError as error:
@@ -116,25 +116,27 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def check_division(separator: str | None, val_fraction: float) -> None:
-    """Refuse what can't part documents, or training from validation."""
+    """Raise UserError if the separator is empty or the fraction leaves one split empty."""
     if separator == "":
-        raise UserError("data.separator is empty. Name the text between documents, or null if there is none.")
+        raise UserError("data.separator is empty. Give the text between documents, or null if there is none.")
     if not 0 < val_fraction < 1:
-        raise UserError(f"data.val_fraction={val_fraction} leaves nothing on one side. Try 0.1.")
+        raise UserError(
+            f"data.val_fraction={val_fraction} leaves the training or the validation set empty. Try 0.1."
+        )
 
 
 def find_files(path: str | list[str]) -> list[Path]:
-    """Return the files that paths and globs name, each once."""
+    """Return the files that paths and globs name, without duplicates."""
     found: dict[Path, None] = {}
-    for one in [path] if isinstance(path, str) else path:
-        here = expanded(one, "data.path")
+    for typed in [path] if isinstance(path, str) else path:
+        here = expanded(typed, "data.path")
         with readable(here):
-            found.update(dict.fromkeys(matches(here, one)))
+            found.update(dict.fromkeys(matches(here, typed)))
     for file in found:
         with readable(file):
             refuse_unfit(file, SUFFIXES)
     if not found:
-        raise UserError(f"data.path={path} names no file. Name one, such as data.path=notes.txt")
+        raise UserError(f"data.path={path} names no file. Give one, such as data.path=notes.txt")
     return list(found)
 
 
@@ -142,7 +144,7 @@ def matches(here: Path, typed: str) -> list[Path]:
     """Return the files that one path or glob names."""
     if here.is_dir():
         raise UserError(
-            f"data.path={typed} is a folder. Name its files: 'data.path={typed.rstrip('/')}/*.txt'"
+            f"data.path={typed} is a folder. Give its files: 'data.path={typed.rstrip('/')}/*.txt'"
         )
     if here.exists():
         return [here]
@@ -154,26 +156,24 @@ def matches(here: Path, typed: str) -> list[Path]:
 
 
 def refuse_unfit(file: Path, suffixes: Collection[str]) -> None:
-    """Raise `UserError` if a file isn't one that can be read again and again, and whose name says how."""
+    """Raise `UserError` if a path isn't a non-empty regular file with a known suffix."""
     if file.is_symlink() and not file.exists():
-        raise UserError(f"{file} is a symbolic link to {os.readlink(file)}, which isn't there.")
+        raise UserError(f"{file} is a symbolic link to {os.readlink(file)}, which doesn't exist.")
     if not file.is_file():
         raise UserError(f"{file} is not a file on disk but a pipe or device. Write its text to a file first.")
     if file.suffix not in suffixes:
         with file.open("rb") as opened:
-            said = other_kind(opened.read(1 << 10))
-        what = f" It is {said[0]}. {filled(said[1], file)}" if said else ""
-        raise UserError(
-            f"{file} is not one of {', '.join(suffixes)}, the kinds of file that can be read.{what}"
-        )
+            kind = other_kind(opened.read(1 << 10))
+        what = f" It is {kind[0]}. {filled(kind[1], file)}" if kind else ""
+        raise UserError(f"{file} can't be read: only {', '.join(suffixes)} files are supported.{what}")
     if file.stat().st_size == 0:
         raise UserError(f"{file} is empty.")
 
 
 def identities(paths: list[Path]) -> list[str]:
-    """Return for each file what changes when it does: a hash of its content, or its name, size and time.
+    """Return for each file a string that changes when it does: a hash of its content, or its name, size and time.
 
-    The smallest files are hashed, up to `HASHED` bytes of all together, so that large ones cost no time.
+    The smallest files are hashed, up to `HASHED` bytes in total, so that large ones take no time.
     """
     known, left = {}, HASHED
     try:
@@ -190,16 +190,18 @@ def identities(paths: list[Path]) -> list[str]:
 
 
 def bytes_of_text(path: Path, field: str) -> int:
-    """Return about how many bytes of text a file holds, without reading it."""
+    """Return approximately how many bytes of text a file holds, without reading it."""
     return bytes_of_column(path, field) if path.suffix == ".parquet" else path.stat().st_size
 
 
 def is_held_out(text: str, place: str, fraction: float) -> bool:
-    """Whether a hash of a text says that it's for validation; `place` is the words for where it stands."""
+    """Whether a text belongs to the validation set, by its hash; `place` is its location, for errors."""
     try:
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     except UnicodeEncodeError as error:
-        raise UserError(f"{place}: the text has half a surrogate pair, which is no character.") from error
+        raise UserError(
+            f"{place}: the text has an unpaired surrogate, which is not a valid character."
+        ) from error
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
@@ -207,7 +209,7 @@ def is_held_out(text: str, place: str, fraction: float) -> bool:
 
 
 def part_of_text(path: Path, split: Split, fraction: float) -> Iterator[str]:
-    """Yield one side of a file that is a single text, in documents of at most `PIECE` bytes."""
+    """Yield one split of a file that is a single text, in documents of at most `PIECE` bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         middle = int(size * (1 - fraction))
@@ -228,9 +230,9 @@ def part_of_text(path: Path, split: Split, fraction: float) -> Iterator[str]:
 
 
 def first_cut(block: bytes, left: int) -> int:
-    """Return how many bytes come before the first good place to cut: after a line, a word, a character.
+    """Return the offset of the first good place to cut: after a line, else a word, else a character.
 
-    left: how many bytes the text has left; a cut after the last of them is none
+    left: how many bytes of the text remain; a cut after the last of them doesn't count
     """
     found = [at for at in (block.find(mark, 0, left - 1) for mark in (b"\n", b" ")) if at >= 0]
     if found:
@@ -239,7 +241,7 @@ def first_cut(block: bytes, left: int) -> int:
 
 
 def last_cut(block: bytes) -> int:
-    """Return how many bytes come before the last good place to cut."""
+    """Return the offset of the last good place to cut."""
     found = [at for at in map(block.rfind, (b"\n", b" ")) if at >= 0]
     if found:
         return found[0] + 1
@@ -247,7 +249,7 @@ def last_cut(block: bytes) -> int:
 
 
 def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
-    """Yield the documents between separators, without the white space around them."""
+    """Yield the documents between separators, stripped of surrounding white space."""
     mark, rest, start, found = separator.encode(), b"", 0, False
     with path.open("rb") as file:
         while block := file.read(PIECE):
@@ -255,8 +257,8 @@ def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
             found = found or bool(pieces)
             if len(rest) > LONGEST:
                 raise UserError(
-                    f"{path} has no '{separator}' in {LONGEST / 1e6:,.0f} MB from byte {start:,} on. If it is one text,"
-                    " leave data.separator out."
+                    f"{path} has no '{separator}' in the {LONGEST / 1e6:,.0f} MB from byte {start:,}. If it is a single"
+                    " text, leave data.separator out."
                 )
             for piece in pieces:
                 yield text_from(piece, path, start).strip(), f"{path}, byte {start:,}"
@@ -267,18 +269,18 @@ def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
 
 
 def no_separator(path: Path, separator: str) -> str:
-    """Return the sentence for a separator that doesn't come, which may be that lines end otherwise."""
+    """Return the error for a file without the separator, which may be due to Windows line endings."""
     with path.open("rb") as file:
         sample = file.read(PIECE)
     windows = separator.replace("\n", "\r\n")
     if windows != separator and windows.encode() in sample:
         typed = windows.replace("\r", r"\r").replace("\n", r"\n")
         return f"{path} has lines that end with \\r\\n. Type 'data.separator=\"{typed}\"'"
-    return f"{path} has no {separator!r} in it. If it is one text, leave data.separator out."
+    return f"{path} doesn't contain {separator!r}. If it is a single text, leave data.separator out."
 
 
 def text_from(block: bytes, path: Path, start: int) -> str:
-    """Return the text of a file's bytes from `start` on, without the mark that some programs begin a file with."""
+    """Return the text of a file's bytes from `start` on, without a byte order mark."""
     text = decode(block, path, start)
     return text.removeprefix("\ufeff") if start == 0 else text
 
@@ -287,7 +289,7 @@ def text_from(block: bytes, path: Path, start: int) -> str:
 
 
 def lines(path: Path, field: str) -> Iterator[tuple[str | None, str]]:
-    """Yield the text in each line of a .jsonl file, None for null; blank lines are passed over."""
+    """Yield (text, location) of each line of a .jsonl file, None for null; blank lines are skipped."""
     start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -309,7 +311,7 @@ def text_of(line: str, field: str, place: str) -> str | None:
 
 
 def rows(path: Path, field: str) -> Iterator[tuple[str | None, str]]:
-    """Yield the text in each row of a .parquet file, None for a missing value."""
+    """Yield (text, location) of each row of a .parquet file, None for a missing value."""
     import pyarrow
 
     file = ParquetFiles([str(path)], [field])
@@ -325,20 +327,18 @@ def rows(path: Path, field: str) -> Iterator[tuple[str | None, str]]:
                 place = f"{path}, row {number:,}"
                 yield checked({field: value}, field, place), place
     except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{path} can't be read as a parquet file: {str(error).splitlines()[0]}") from error
 
 
 def checked(record: dict[str, Any], field: str, place: str) -> str | None:
     if field not in record:
-        has = f"only {', '.join(map(str, record))}" if record else "or anything else"
-        raise UserError(f"{place} has no '{field}', {has}. Name the key that holds the text: data.field=…")
+        has = f"only {', '.join(map(str, record))}" if record else "and is empty"
+        raise UserError(f"{place} has no '{field}', {has}. Give the key that holds the text: data.field=…")
     text = record[field]
     if not isinstance(text, str | None):
-        said = json.dumps(text, default=str)[:40]
+        value = json.dumps(text, default=str)[:40]
         raise UserError(
-            f"{place}: '{field}' is not text but {said}. Name the key that holds the text: data.field=…"
+            f"{place}: '{field}' is not text but {value}. Give the key that holds the text: data.field=…"
         )
     if text is not None:
         refuse_nuls(text, place)

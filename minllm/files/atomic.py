@@ -1,4 +1,4 @@
-"""Files that are never half written, and that are never written through a link that leads elsewhere."""
+"""Atomic writes and file locks, which never follow a link out of a folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside `path` and rename it, so that `path` is always whole."""
+    """Write `path` atomically: write a temporary file in the same folder, then rename it."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.partial")
     try:
-        beside.unlink(missing_ok=True)  # it may be a link, or have a second name elsewhere
+        beside.unlink(missing_ok=True)  # it may be a symbolic or hard link
         with open(beside, "wb", opener=without_links) as file:
             file.write(content)
         os.replace(beside, path)
@@ -32,12 +32,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def lock_taken(path: Path, seconds: float, refusal: str) -> FileLock:
-    """Return the lock that is the file `path`, taken; the system lifts that of a process that is killed.
+    """Acquire and return the file lock `path`; the system releases it if the process is killed.
 
-    On a disk without locks nothing is held, as before there were any.
+    On file systems without locks, nothing is locked.
 
     Raises:
-        UserError: another process has it for longer than `seconds`; `refusal` is what it says. Or it is a link.
+        UserError: another process holds it for longer than `seconds` (the message is `refusal`), or it's a link.
     """
     from filelock import FileLock, Timeout
 
@@ -45,7 +45,7 @@ def lock_taken(path: Path, seconds: float, refusal: str) -> FileLock:
         raise refused(path, "is a symbolic link")
     lock = FileLock(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder, where a file is expected. Remove it.")
+        raise UserError(f"{path} is a folder, but should be a file. Remove it.")
     try:
         lock.acquire(timeout=seconds)
     except NotImplementedError:
@@ -56,17 +56,17 @@ def lock_taken(path: Path, seconds: float, refusal: str) -> FileLock:
 
 
 def without_links(path: str, flags: int) -> int:
-    """Open a file for `open(..., opener=without_links)`, which fails where `path` is a symbolic link."""
+    """An opener for `open(..., opener=without_links)` that fails if `path` is a symbolic link."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def contents(path: Path) -> bytes:
-    """Return a file's bytes; none if it isn't there, or isn't a regular file."""
+    """Return a file's bytes; empty if it doesn't exist or isn't a regular file."""
     return path.read_bytes() if path.is_file() else b""
 
 
 def checksum(path: Path) -> int:
-    """Return the CRC-32 of a file: it tells damage, and takes a fraction of the time that reading from a disk does."""
+    """Return the CRC-32 of a file: it detects damage, and takes a fraction of the time of reading from disk."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -75,31 +75,31 @@ def checksum(path: Path) -> int:
 
 
 def set_aside(path: Path) -> None:
-    """Rename what stands where something else has to be written; a link is removed, which leaves what it names."""
+    """Move a path out of the way by renaming it; a symbolic link is removed, but not its target."""
     if path.is_symlink():
         path.unlink()
         return
     free = (path.with_name(f"{path.name}.aside-{number}") for number in range(1, 10_000))
-    os.rename(path, next(place for place in free if not os.path.lexists(place)))
+    os.rename(path, next(target for target in free if not os.path.lexists(target)))
 
 
 def refuse_links(folder: Path, appended: Container[str]) -> None:
-    """Raise UserError if writing a run into `folder` could write or delete anything outside of it.
+    """Raise UserError if writing a run to `folder` could change or delete anything outside of it.
 
     Args:
-        appended: the names of files that are written in place, where a hard link is another file's content.
+        appended: the names of files that are written in place, which must not be hard links.
     """
     root = folder.resolve()
     for place, folders, files in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *files)):
-            # W&B links the newest of its own files
+            # W&B makes links to its latest files
             of_wandb = path.relative_to(folder).parts[0] == "wandb" and path.is_symlink()
             if not (of_wandb and root in Path(os.path.realpath(path)).parents):
                 refuse_link(path, path.parent == folder and path.name in appended)
 
 
 def refuse_links_at_top(folder: Path, appended: Container[str]) -> None:
-    """Raise UserError as `refuse_links` does for what is in `folder` itself: runs refuse what is in theirs."""
+    """Raise UserError as `refuse_links` does, but only for the direct contents of `folder`."""
     for path in folder.iterdir() if folder.is_dir() else ():
         refuse_link(path, path.name in appended)
 
@@ -110,13 +110,13 @@ def refuse_link(path: Path, is_appended: bool) -> None:
         raise refused(path, "is a symbolic link")
     if stat.S_ISREG(found.st_mode):
         if is_appended and found.st_nlink > 1:
-            raise refused(path, "has a second name elsewhere (a hard link)")
+            raise refused(path, "is a hard link")
     elif not stat.S_ISDIR(found.st_mode):
         raise refused(path, "is not a regular file")
 
 
 def refused(path: Path, what: str) -> UserError:
     return UserError(
-        f"{path} {what}, so writing here could change files outside of its folder. Replace it with a copy of what"
-        " it names, or remove it."
+        f"{path} {what}, so writing to it could change files outside of its folder. Replace it with a copy of its"
+        " target, or remove it."
     )

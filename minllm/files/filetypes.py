@@ -1,4 +1,4 @@
-"""What a file is that was taken for text: other kinds of files and encodings, known by their first bytes."""
+"""Recognising files that aren't UTF-8 text, by their first bytes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from minllm.errors import UserError
 
-SAMPLE = 1 << 16  # bytes that are looked at
-# of bytes or characters; a text may have one here and there
+SAMPLE = 1 << 16  # bytes that are examined
+# shares and number of NULs; ordinary text may have a few
 MANY_NULS, FEW_NULS, SO_FEW = 0.1, 0.01, 8
 COMMON = frozenset(" \n\r\t,.;:!?'\"()，。、：；！？「」")
-"""Characters that every text has; in UTF-16 read the wrong way round, they are rare others."""
+"""Characters common in every text, but rare when UTF-16 is decoded in the wrong byte order."""
 
 BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # which begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is a prefix of it
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 EXTRACT = "Extract the text first"
 SIGNATURES: list[tuple[bytes, str, str]] = [
-    # a regular expression at the beginning, what such a file is, and what to do with it
+    # (regular expression for the first bytes, description, what to do with such a file)
     (rb"\x1f\x8b", "compressed by gzip", "Decompress it: gunzip -c {path} > {text}"),
     (rb"\xfd7zXZ\x00", "compressed by xz", "Decompress it: xz -dc {path} > {text}"),
     (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "compressed by bzip2", "Decompress it: bzip2 -dc {path} > {text}"),
@@ -70,14 +70,14 @@ SIGNATURES: list[tuple[bytes, str, str]] = [
     ),
     (
         rb"version https://git-lfs\.github\.com/spec/",
-        "not the text but Git LFS's note of where it is",
+        "not the text but a Git LFS pointer to it",
         "Fetch the text: git lfs pull",
     ),
 ]
 
 
 def refuse_other_kinds(path: Path) -> None:
-    """Raise `UserError` if a file's first bytes are those of something else than UTF-8 text.
+    """Raise `UserError` if a file's first bytes show that it isn't UTF-8 text.
 
     Raises:
         OSError: it can't be read.
@@ -85,20 +85,20 @@ def refuse_other_kinds(path: Path) -> None:
     with path.open("rb") as file:
         sample = file.read(SAMPLE)
     is_as_named = path.suffix == ".parquet" and sample.startswith(b"PAR1")
-    if not is_as_named and (said := other_kind(sample)):
-        what, cure = said
+    if not is_as_named and (kind := other_kind(sample)):
+        what, cure = kind
         raise UserError(f"{path} is {what}. {filled(cure, path)}")
 
 
 def filled(cure: str, path: Path) -> str:
-    """Return what to do with a file, such as a command with its name and one for the text that is made of it."""
+    """Fill a remedy's placeholders with the names of a file and of the text file made from it."""
     is_inside = path.with_suffix("").suffix in (".txt", ".jsonl")  # of notes.txt.gz
     text = path.with_suffix("") if is_inside else path.with_name(f"{path.stem}-text{path.suffix}")
     return cure.format(path=shlex.quote(str(path)), text=shlex.quote(str(text)))
 
 
 def other_kind(sample: bytes) -> tuple[str, str] | None:
-    """Return what a file is that begins so, and what to do with it; None if it may be UTF-8 text."""
+    """Return (description, remedy) of a file that begins with `sample`; None if it may be UTF-8 text."""
     for pattern, what, cure in SIGNATURES:
         if re.match(pattern, sample):
             return what, cure
@@ -108,7 +108,7 @@ def other_kind(sample: bytes) -> tuple[str, str] | None:
 
 
 def wide_encoding(sample: bytes) -> str | None:
-    """Return which encoding of two or four bytes to a character a text begins in, if it does."""
+    """Return the name of the UTF-16 or UTF-32 encoding of a sample; None if it has neither."""
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if sample.startswith(mark) and (encoding == "UTF-16" or decoded(sample, encoding) is not None):
             return encoding
@@ -121,7 +121,7 @@ def wide_encoding(sample: bytes) -> str | None:
 
 
 def common_share(sample: bytes, encoding: str) -> float:
-    """Return which share of a sample's characters are common ones; 0 where it isn't text in this encoding."""
+    """Return the share of common characters in a sample; 0 if it isn't text in this encoding."""
     text = decoded(sample, encoding)
     if not text or "\0" in text:
         return 0.0
@@ -129,7 +129,7 @@ def common_share(sample: bytes, encoding: str) -> float:
 
 
 def decoded(sample: bytes, encoding: str) -> str | None:
-    """Return a sample's text, whose last character may be cut off; None where it isn't in this encoding."""
+    """Decode a sample, whose last character may be cut off; None if it isn't in this encoding."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(sample)
     except UnicodeDecodeError:
@@ -137,7 +137,7 @@ def decoded(sample: bytes, encoding: str) -> str | None:
 
 
 def decode(block: bytes, path: Path, start: int) -> str:
-    """Return the text of a file's bytes from `start` on. UserError if it isn't UTF-8, or has many NULs."""
+    """Decode a file's bytes from `start` on. UserError if they aren't UTF-8, or have many NULs."""
     try:
         text = block.decode()
     except UnicodeDecodeError as error:
@@ -152,10 +152,10 @@ def decode(block: bytes, path: Path, start: int) -> str:
 
 
 def refuse_nuls(text: str, place: str) -> None:
-    """Raise `UserError` if a text has so many NULs that it can't be meant; `place` says where it is."""
+    """Raise `UserError` if a text has too many NULs to be intended; `place` is its location."""
     nuls = text.count("\0")
     if nuls > MANY_NULS * len(text) or (nuls > FEW_NULS * len(text) and nuls >= SO_FEW):
         raise UserError(
-            f"{place}: {nuls / len(text):.0%} of the characters are NUL, as if the text had been in another encoding,"
-            " such as UTF-16, or its file were damaged. Convert it from what it was, or remove them."
+            f"{place}: {nuls / len(text):.0%} of the characters are NUL. The text may be in another encoding,"
+            " such as UTF-16, or damaged. Convert it to UTF-8, or remove the NULs."
         )

@@ -1,4 +1,4 @@
-"""Whether Hugging Face's hub can be reached, found out within two seconds: its own library tries for half a minute."""
+"""Checks within two seconds whether the Hugging Face Hub can be reached; its own library tries for half a minute."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import threading
 import urllib.error
 import urllib.request
 
-PATIENCE = 1.2  # seconds for the hub to give any answer
+PATIENCE = 1.2  # seconds to wait for a response
 
 
 def can_download() -> bool:
     """Whether the hub answers at all.
 
-    The thread is there because a name server that doesn't answer knows no time limit.
+    It uses a thread because DNS lookups have no timeout.
     """
     if forbidden_by():
         return False
     if "all" in urllib.request.getproxies():
-        return True  # a kind of proxy that the library knows, and urllib doesn't
+        return True  # supported by the hub's library, but not by urllib
     answers: list[bool] = []
     thread = threading.Thread(target=lambda: answers.append(answers_to_a_request()), daemon=True)
     thread.start()
@@ -29,7 +29,7 @@ def can_download() -> bool:
 
 
 def forbidden_by() -> str | None:
-    """Return the variable by which the user has forbidden the network, if there is one."""
+    """Return the environment variable that forbids downloads, or None."""
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
     return next(
         (name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None
@@ -37,7 +37,7 @@ def forbidden_by() -> str | None:
 
 
 def endpoint() -> str:
-    """Return where the hub is."""
+    """Return the URL of the hub."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
@@ -48,7 +48,9 @@ def answers_to_a_request() -> bool:
     except urllib.error.HTTPError:
         return True
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # it's there; the library has certificates of its own
+        return isinstance(
+            error.reason, ssl.SSLError
+        )  # reachable; the hub's library brings its own certificates
     except (OSError, ValueError, http.client.HTTPException):
         return False
     return True

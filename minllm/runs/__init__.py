@@ -1,1 +1,1 @@
-"""A run's folder on disk: what is in it, how it is found, and what became of it."""
+"""Run folders on disk: their contents, how they are found, and how trials ended."""

@@ -1,4 +1,4 @@
-"""Runs on disk, as configurations: where one is, what it was configured with, and what continuing it means."""
+"""Finding runs on disk, reading their configuration, and combining it with overrides to continue them."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from minllm.schema.foreign import leaves as nodes
 from minllm.schema.moved import present_name
 
 OUTPUTS = Path("outputs")
-# the parts of a configuration that are a trained model
+# the sections of a configuration that define a trained model
 MODEL_KEYS = ("model", "norm", "tokenizer")
-# what was asked for and where a run is shown, which changes nothing that is computed
+# what was requested and where a run is displayed; none of it affects the computation
 WATCHING = ("choices", "typed", "size", "logger", "tags")
-# what may change when a run goes on from where it stopped: how it's trained and watched, not what is learnt from what
+# what may change when a run is resumed: how long it trains and how it's displayed, not what it learns
 RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
-# where the data stand and how they're read; training then makes sure that they're the same documents
+# where the data are and how they're read; training then checks that the documents are the same
 WHERE_DATA_STAND = ("data.path", "data.cache", "data.num_proc", "data.streaming")
-# what is learnt and how, which never changes in a run; the tokenizer and the documents have fingerprints of their own
+# what never changes in a run; the tokenizer and the documents have fingerprints of their own
 LEARNT = ("model", "norm", "objective", "optim", "schedule", "data", "seed")
 
 LARGEST = 1 << 20
-"""Bytes of a config.yaml; a run's own has a few thousand."""
+"""Maximum size of a config.yaml in bytes; minllm writes a few thousand."""
 
 
 def new_run_dir(overrides: Iterable[str] = ()) -> Path:
-    """Name a folder that doesn't exist yet: outputs/<date>/<time>-<choices>-<microseconds>."""
+    """Return a name for a new run folder: outputs/<date>/<time>-<choices>-<microseconds>."""
     now = datetime.now()
     return OUTPUTS / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{choice_words(overrides)}-{now:%f}"
 
 
 def choice_words(overrides: Iterable[str]) -> str:
-    """Return a few words for a folder's name: `["model/attn=mqa", "norm=post", "seed=1"]` gives mqa-post-seed1."""
+    """Shorten overrides for a folder name: `["model/attn=mqa", "norm=post", "seed=1"]` gives mqa-post-seed1."""
     words = []
-    for key, _, value in (one.partition("=") for one in overrides):
+    for key, _, value in (override.partition("=") for override in overrides):
         if key.startswith(
             ("hydra", "resume", "init_from", "run", "prompts", "extensions", "tags", "data.path", "from")
         ):
@@ -64,7 +64,7 @@ def choice_words(overrides: Iterable[str]) -> str:
 
 
 def remove_if_empty(run_dir: Path) -> None:
-    """Remove a run's folder in which nothing was written, and the folders above it that stand empty then."""
+    """Remove a run folder if nothing was written to it, and then its empty parent folders."""
     top, run_dir = OUTPUTS.resolve(), run_dir.resolve()
     above = [folder for folder in run_dir.parents if folder == top or top in folder.parents]
     here = Path.cwd()
@@ -78,27 +78,27 @@ def remove_if_empty(run_dir: Path) -> None:
 
 
 def find_run(word: str | Path) -> Path:
-    """Return the folder of a run. `latest` is the one under outputs/ that saved a checkpoint last.
+    """Return the folder of a run. `latest` is the run under outputs/ that saved a checkpoint most recently.
 
     Raises:
-        UserError: there is no such folder, it is no run, or no run has been made yet.
+        UserError: there is no such folder, it isn't a run, or there are no runs yet.
     """
     if not isinstance(word, (str, Path)) or not str(word).strip():
-        raise UserError(f"A run is named by its folder or latest, not {word!r}.")
+        raise UserError(f"A run is given as its folder or as latest, not as {word!r}.")
     if str(word) == "latest":
         return latest_run()
     try:
-        run = Path(str(word)).expanduser()  # the command line may have made it a number
+        run = Path(str(word)).expanduser()  # Hydra parses a folder name of digits as a number
         is_folder = run.is_dir()
-    except (OSError, RuntimeError):  # a name that is too long, or a home that nobody has
+    except (OSError, RuntimeError):  # the name is too long, or ~user doesn't exist
         is_folder = False
     if not is_folder:
         raise UserError(
-            f"There is no folder '{word}'. Name a run's folder, such as outputs/<date>/<time>-…, or latest."
+            f"There is no folder '{word}'. Give a run folder, such as outputs/<date>/<time>-…, or latest."
         )
     if not (run / "config.yaml").is_file():
         raise UserError(
-            f"'{word}' is no run: it has no config.yaml. A run's folder looks like outputs/<date>/<time>-…"
+            f"'{word}' is not a run: it has no config.yaml. A run folder looks like outputs/<date>/<time>-…"
         )
     return run.resolve()
 
@@ -114,13 +114,13 @@ def latest_run() -> Path:
 
 
 def saved_runs(folder: str) -> Iterator[tuple[float, str]]:
-    """Yield the runs below a folder that may have checkpoints, and when the last was saved.
+    """Yield (time of the last checkpoint, folder) of each run below a folder that may have checkpoints.
 
-    What is inside a run isn't looked at: W&B alone can have put thousands of files there.
+    Run folders aren't descended into: W&B alone can have put thousands of files there.
     """
     try:
         inside = {entry.name: entry for entry in os.scandir(folder)}
-    except OSError:  # it isn't ours to read, or was removed meanwhile
+    except OSError:  # not readable, or removed in the meantime
         return
     if "config.yaml" in inside:
         if "checkpoints" in inside and inside["checkpoints"].is_dir():
@@ -132,18 +132,21 @@ def saved_runs(folder: str) -> Iterator[tuple[float, str]]:
 
 
 def command_to_go_on(run: Path, extensions: Iterable[str]) -> str:
-    """Return what to type so that a run which stopped before its end goes on."""
+    """Return the command that resumes a run which stopped early."""
     trusted = ",".join(extensions)
-    words = [f"extensions=[{trusted}]"] if trusted else []
-    return shlex.join(["python", "run.py", *words, f"resume={run}"])
+    overrides = [f"extensions=[{trusted}]"] if trusted else []
+    return shlex.join(["python", "run.py", *overrides, f"resume={run}"])
 
 
 def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     """Return the configuration that a run was made with.
 
-    A run may come from anyone, so the packages that its configuration takes code from count only where `extensions`
-    names them too, and it can't refer to the environment. Of a run that wasn't made here, the files and folders outside
-    the working directory count only where the command line names them.
+    A run may come from anyone. So packages from which its configuration loads code are accepted only if `extensions`
+    names them too, and it can't refer to environment variables. If the run wasn't made on this machine, files and
+    folders outside the working directory are used only if the command line names them.
+
+    Raises:
+        UserError: there is no such run, its configuration is damaged, or it needs code that isn't trusted.
     """
     run = find_run(run)
     refuse_special_files(run)
@@ -159,7 +162,7 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
         name for name in (*MODEL_KEYS, "choices") if not isinstance(cfg, DictConfig) or name not in cfg
     ]
     if lacking:
-        raise UserError(f"{file} is damaged, or isn't minllm's: it has no '{lacking[0]}'.")
+        raise UserError(f"{file} is damaged or wasn't written by minllm: it has no '{lacking[0]}'.")
     if "${" in text:
         resolve(cfg, file)
     for key, value in leaves(cfg):
@@ -177,25 +180,27 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     if unknown:
         named = ",".join([*extensions, *unknown])
         raise UserError(
-            f"{run} uses code of {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'."
+            f"{run} uses code from {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'."
         )
     cfg.extensions = list(extensions)
     return cfg if is_own(run) else without_places(cfg)
 
 
 def resolve(cfg: DictConfig, file: Path) -> None:
-    """Replace what refers to other values of a configuration by these, so that nothing in it depends on another's."""
+    """Resolve a configuration's interpolations, so that no value depends on another key."""
     check_interpolations(cfg, str(file))
     try:
         OmegaConf.resolve(cfg)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise UserError(f"{file} is damaged: it refers to values that aren't in it.") from error
+        raise UserError(f"{file} is damaged: it refers to keys that it doesn't have.") from error
     if any(isinstance(value, str) and "${" in value for _, value in nodes(cfg)):
-        raise UserError(f"{file} refers to other values (${{…}}) in two steps, which a run's own never does.")
+        raise UserError(
+            f"{file} is damaged: it has nested interpolations (${{…}}), which minllm never writes."
+        )
 
 
 def refuse_special_files(run: Path) -> None:
-    """Raise UserError if a run has a pipe or a device in place of a file, which reading might never come back from."""
+    """Raise UserError if a run has a pipe or a device in place of a file, since reading it could block forever."""
     for pattern in ("*", "tokenizer/*", "checkpoints/step-*", "checkpoints/step-*/*"):
         for path in run.glob(pattern):
             try:
@@ -206,21 +211,21 @@ def refuse_special_files(run: Path) -> None:
                 raise UserError(f"{path} is not a regular file, so this run can't be read. Remove it.")
 
 
-# ---- going on from a run: its configuration, with what the command line named changed ------------
+# ---- configurations of tasks on existing runs: the saved one, with the overrides applied -----------
 
 
 def revisited(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
-    """`run=`: do another task with a run as it was configured."""
+    """`run=`: run another task with the run's own configuration."""
     if "experiment" in named:
         raise UserError(
-            "experiment= can't be combined with run=, which has its settings already. Leave one out."
+            "experiment= can't be combined with run=, which already provides the settings. Leave one out."
         )
     names = [name for name in options_of(root_options) if name not in ("task", "choices", "extensions")]
     return overlaid(cfg, saved, names, named)
 
 
 def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
-    """`resume=`: train on in the same run. Only how long, how it's watched and how it's sampled may change."""
+    """`resume=`: continue training the same run. Only its length, logging and sampling may change."""
     for key in sorted(named - {"resume", "task", "extensions"}):
         may_change = key.partition(".")[0] in RESUME_MAY_CHANGE and key != "train.batch_size"
         may_change |= key in WHERE_DATA_STAND
@@ -231,7 +236,7 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
             before, now = select(saved, key), select(cfg, key)
         if before != now and not may_change:
             raise UserError(
-                f"resume= goes on with the same run, so {group if group in cfg.choices else key} can't change from"
+                f"resume= continues the same run, so {group if group in cfg.choices else key} can't change from"
                 f" {before} to {now}. To start a new run from its weights, type init_from={cfg.resume} instead."
             )
     result = revisited(cfg, saved, named - {"experiment"})
@@ -244,7 +249,7 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
 
 
 def unchangeable(cfg: DictConfig) -> dict[str, str]:
-    """Return a hash of each section that can't change in a run, by its name."""
+    """Return a hash of each section that can't change during a run, by section name."""
     found = {name: select(cfg, name) for name in (*LEARNT, "train.batch_size")}
     plain = {
         name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -263,7 +268,7 @@ def unchangeable(cfg: DictConfig) -> dict[str, str]:
 
 
 def by_class(value: Any) -> Any:
-    """Return a section in which classes stand without their modules, which may move between versions."""
+    """Return a section with classes named without their modules, which may move between versions."""
     if isinstance(value, dict):
         return {
             name: one.rpartition(".")[2] if name == "_target_" and isinstance(one, str) else by_class(one)
@@ -273,13 +278,13 @@ def by_class(value: Any) -> Any:
 
 
 def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
-    """`init_from=`: a new run that starts with another's model. What the model is comes from there."""
-    # a preset names the model already, which must turn out to have the same parameters
+    """`init_from=`: a new run that starts from another run's weights, and takes its model and tokenizer."""
+    # a preset already defines the model, whose parameters must then match
     return overlaid(cfg, saved, ["tokenizer"] if "experiment" in named else MODEL_KEYS, named)
 
 
 def overlaid(cfg: DictConfig, saved: DictConfig, names: Iterable[str], named: set[str]) -> DictConfig:
-    """Return `cfg` with the sections `names` as they were `saved`, but for the keys that were `named`."""
+    """Return `cfg` with the sections `names` taken from `saved`, except for the keys in `named`."""
     result = cfg.copy()
     for name in names:
         if name in saved:

@@ -1,12 +1,12 @@
-"""The folder of a run: what is in it, and how it is written so that it is never half written.
+"""The folder of a run: its files, and how they are written so that none is ever left incomplete.
 
 config.yaml       the composed configuration
-environment.json  versions, machine and git commit; a mark by which this machine knows its own runs
-metrics.jsonl     one line an event: the source of truth
-log.txt           what was said, in plain lines
-samples.txt       what the model wrote along the way
-summary.json      the figures at the end
-tokenizer/        what the run's tokenizer needs, where it needs anything
+environment.json  versions, machine and git commit; a mark by which this machine recognises its own runs
+metrics.jsonl     one line per event: the source of truth
+log.txt           the log as plain lines
+samples.txt       texts that the model generated during training
+summary.json      the final metrics
+tokenizer/        the files of the run's tokenizer, if it has any
 checkpoints/
 """
 
@@ -51,23 +51,23 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 LOOKED_AT_SECONDS = 1.0
-"""Longer than anyone holds a run's lock who only looks whether it's held."""
+"""Longer than a process that only checks whether the lock is held will hold it."""
 STOPPED = "Stopped at step"
-"""How the last line of a log begins when a run was stopped before its end."""
+"""How the last line of a log begins if the run was stopped early."""
 FILES = ("config.yaml", "environment.json", "metrics.jsonl", "log.txt", "samples.txt", "summary.json", LOCK)
 FOLDERS = ("checkpoints", "tokenizer")
 APPENDED = ("metrics.jsonl", "log.txt", "samples.txt", LOCK)
 CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-"""What a write fails with when the folder was removed, or something else was put in a file's place."""
+"""The errors of a write after the folder was removed, or a file was replaced by something else."""
 
 
 class RunDir:
-    """Writes the folder of one run. A full disk and a forbidden folder raise OSError."""
+    """Writes the folder of one run. Raises OSError if the disk is full or the folder isn't writable."""
 
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
-        # a progress bar on a terminal; plain lines anywhere else
+        # a progress bar on a terminal; plain lines elsewhere
         self.on_terminal = sys.stderr.isatty()
         self._lock: FileLock | None = None
         self._begun: tuple[str, str, Tokenizer] | None = None
@@ -78,24 +78,24 @@ class RunDir:
         """Raise UserError if there is a run in this folder already."""
         if (self.path / "config.yaml").exists():
             raise UserError(
-                f"There is a run in {self.path} already. Go on with it (resume={self.path}), remove it, or choose"
-                " another place with hydra.run.dir=<folder>."
+                f"There is already a run in {self.path}. Resume it (resume={self.path}), remove it, or choose"
+                " another folder with hydra.run.dir=<folder>."
             )
 
     def begin(self, cfg: DictConfig, tokenizer: Tokenizer) -> None:
-        """Make the folder and write down what is about to be done, and where."""
+        """Create the folder and write the configuration, the environment and the tokenizer."""
         config = OmegaConf.to_yaml(cfg, resolve=True)
         self._begun = config, to_json({**environment(), "mark": mark(config)}), tokenizer
         self._describe()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Make the folder, and be the only process that trains in it while the context lasts; a kill ends that too.
+        """Create the folder and hold its lock, so that no other process trains in it; a killed process loses the lock.
 
-        A folder in which no run has begun when the context ends is left as it was.
+        If no run has begun when the context ends, the folder is left as it was.
 
         Raises:
-            UserError: another process trains in it, or it has links that lead elsewhere.
+            UserError: another process is training in it, or it has links that lead out of it.
         """
         if self._lock is not None:  # held by an outer context
             yield
@@ -111,17 +111,17 @@ class RunDir:
             if unlocked and self._begun is None:
                 (self.path / LOCK).unlink(missing_ok=True)
             self._release()
-            with contextlib.suppress(OSError):  # it's in use
+            with contextlib.suppress(OSError):  # not empty
                 for folder in made:
                     folder.rmdir()
 
     def kept(self, step: int, marks: Mapping[str, list[int]]) -> Kept:
-        """Return what stays of metrics and samples if the run goes on from `step`; nothing is written.
+        """Return which metrics and samples are kept if the run continues from `step`; nothing is written.
 
-        What was written after `step` goes, and so does a last line or sample that a kill has torn.
+        Everything written after `step` is dropped, and so is an incomplete last line or sample.
 
         Args:
-            marks: what the checkpoint of that step has noted of these files.
+            marks: the lengths and checksums of these files in the checkpoint of that step.
 
         Raises:
             UserError: a line of the metrics is damaged.
@@ -129,18 +129,18 @@ class RunDir:
         return kept_of(self.path, step, marks, torn=self._sampling.exists())
 
     def resume_at(self, step: int, marks: Mapping[str, list[int]]) -> Kept:
-        """Cut what was written after `step`, as if the run had stopped there, and return what is kept."""
+        """Cut off everything written after `step`, as if the run had stopped there, and return what is kept."""
         kept = self.kept(step, marks)
         if kept.metrics is not None:
             write_bytes(self.path / METRICS, kept.metrics)
         if kept.samples is not None:
             write_bytes(self.path / SAMPLES, kept.samples)
         self._sampling.unlink(missing_ok=True)
-        (self.path / "summary.json").unlink(missing_ok=True)  # of an end that isn't the end any more
+        (self.path / "summary.json").unlink(missing_ok=True)  # it describes an end that no longer is the end
         return kept
 
     def is_finished(self, step: int) -> bool:
-        """Whether the run has written its summary after `step` steps."""
+        """Whether the run wrote its summary at `step`."""
         try:
             summary = json.loads(contents(self.path / "summary.json"))
         except (ValueError, RecursionError):
@@ -148,13 +148,13 @@ class RunDir:
         return isinstance(summary, dict) and summary.get("steps") == step
 
     def say(self, line: str) -> None:
-        """Tell the user, and log.txt."""
+        """Print a line, and append it to log.txt."""
         line = printable(line)
         tqdm.write(line)
         self._log(line)
 
     def event(self, event: dict) -> None:
-        """Write a line of metrics. A terminal has the progress bar instead; elsewhere the line is printed too."""
+        """Append a line to metrics.jsonl and log.txt; print it too if there's no progress bar."""
         self._append(METRICS, json.dumps(event) + "\n")
         line = printable("  ".join(f"{name} {_short(value)}" for name, value in event.items()))
         self._log(line)
@@ -162,7 +162,7 @@ class RunDir:
             print(line, flush=True)
 
     def samples(self, step: int, texts: list[str]) -> None:
-        # while the mark is there, the last sample may be torn
+        # while this file exists, the last sample may be incomplete
         self.written(self._sampling.touch)
         self._append(SAMPLES, sample_text(step, texts))
         self._sampling.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ class RunDir:
         self.written(lambda: write_text(self.path / "summary.json", to_json(summary)))
 
     def written(self, write: Callable[[], None]) -> None:
-        """Do `write`; if the folder was removed or changed while the run was going on, make it again and retry."""
+        """Call `write`; if the folder was removed or replaced during the run, restore it and retry."""
         try:
             write()
         except OSError as error:
@@ -181,7 +181,7 @@ class RunDir:
             write()
 
     def mend(self) -> None:
-        """Make again what was removed from the folder while the run was going on."""
+        """Restore what was removed from the folder during the run."""
         if self._begun is None or not (self._replaced() or self._missing()):
             return
         for path in self._replaced():
@@ -191,13 +191,15 @@ class RunDir:
             self._release()
             self._acquire()
         self._describe()
-        self.say(f"Files of {self.path} were removed or replaced during training. They were written again.")
+        self.say(
+            f"Files in {self.path} were removed or replaced during training. They have been written again."
+        )
 
     def _missing(self) -> list[Path]:
         return [path for path in self._described if not path.exists()]
 
     def _replaced(self) -> list[Path]:
-        """Return what stands in the place of the run's own files and folders."""
+        """Return the paths where something else has replaced the run's files and folders."""
         folders = [self.path, *(self.path / name for name in FOLDERS)]
         places = [path for path in folders if path.exists() and not path.is_dir()]
         for path in (self.path / name for name in FILES):
@@ -210,7 +212,7 @@ class RunDir:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         tokenizer.save(self.path / "tokenizer")
         write_text(self.path / "environment.json", machine)
-        # last: with it the folder counts as a run
+        # last: it makes the folder a run
         write_text(self.path / "config.yaml", config)
         names = ("config.yaml", "environment.json", LOCK, *FOLDERS)
         self._described = [self.path / name for name in names if (self.path / name).exists()]
@@ -234,10 +236,10 @@ class RunDir:
     def _log(self, line: str) -> None:
         try:
             self._append("log.txt", line + "\n")
-        except OSError as error:  # metrics and checkpoints are what counts
+        except OSError as error:  # training doesn't depend on log.txt
             if self._logs:
                 tqdm.write(
-                    printable(f"Can't write {self.path / 'log.txt'}: {error.strerror}. Training goes on.")
+                    printable(f"Can't write {self.path / 'log.txt'}: {error.strerror}. Training continues.")
                 )
             self._logs = False
 
@@ -250,7 +252,7 @@ class RunDir:
 
 
 def is_going_on(run: Path) -> bool:
-    """Whether a process of this machine is training in a run's folder right now, as far as we may look."""
+    """Whether a process on this machine is training in a run folder now; False if its lock can't be opened."""
     from filelock import FileLock, Timeout
 
     lock = run / LOCK
@@ -261,7 +263,7 @@ def is_going_on(run: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # its lock isn't ours to open: that of a colleague, or on a disk that is only read
+    except OSError:  # no permission, or a read-only disk
         return False
 
 
@@ -270,7 +272,7 @@ def to_json(values: dict) -> str:
 
 
 def environment() -> dict:
-    """Return what a figure may depend on besides the configuration."""
+    """Return what results may depend on besides the configuration."""
     packages = ["minllm", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "sentencepiece"]
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
@@ -300,7 +302,7 @@ def _cpu_name() -> str:
 
 
 def _git(*command: str) -> str | None:
-    """Return what git says of the folder that this code is in; None where there is no git."""
+    """Return git's output for the folder of this code; None without git or outside a repository."""
     try:
         done = subprocess.run(
             ["git", *command],

@@ -1,4 +1,4 @@
-"""Start another Python for a module of minllm. It imports from where this process does, the working directory last."""
+"""Commands that start a minllm module in a new Python, with this process's import path."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ START = "import sys; sys.path[:] = sys.argv[2:]; del sys.argv[2:]; from {} impor
 def command(module: str, word: str = "") -> list[str]:
     """Return the command that calls a module's `main()` in a new process, with `word` as `sys.argv[1]`.
 
+    The working directory comes last in the import path.
+
     `python -m` would put the working directory first, and a `queue.py` there would replace the standard library's.
     (`python -P`, which turns that off, is missing in Python 3.10.)
     """
@@ -18,6 +20,6 @@ def command(module: str, word: str = "") -> list[str]:
 
 
 def search_path() -> list[str]:
-    """Return `sys.path` for another process; `""`, the working directory, moves to the end."""
+    """Return `sys.path` for another process, with the working directory (`""`) moved to the end."""
     here = [os.getcwd()] if "" in sys.path else []
     return [os.path.abspath(path) for path in sys.path if path] + here

@@ -1,7 +1,7 @@
-"""What became of a trial, as its process leaves it in its folder for whoever runs the search.
+"""How a trial ended, as its process records it in its folder for the search.
 
-A trial that ran out of memory is *pruned* and not *failed*: a sampler learns from what was pruned and forgets what
-failed, so that telling it "failed" would send it into the same wall again.
+A trial that ran out of memory is *pruned*, not *failed*: samplers learn from pruned trials but ignore failed ones, and
+would propose similar settings again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minllm.runs.folder import to_json, write_text
 
 FILE = "trial.json"
 OUTPUT = "output.txt"
-"""What a trial's process has printed, beside it."""
+"""The output of a trial's process, in the same folder."""
 
 TOO_LONG = "It took longer than sweep.trial_minutes."
 OF_THE_LAUNCHER = "It took longer than its launcher allows (hydra.launcher.timeout_min)."
@@ -32,21 +32,21 @@ class Outcome:
     value: float | None = None
     reason: Reason | None = None
     text: str = ""
-    """The reason as a sentence."""
+    """The reason, as text for the user."""
     figures: dict[str, Any] = field(default_factory=dict)
-    """What was measured: predicted_bytes, peak_bytes, params, seconds, …"""
+    """Measurements: predicted_bytes, peak_bytes, params, seconds, …"""
 
     @property
     def rows_were_halved(self) -> bool:
-        """Whether the batch had to be taken in smaller parts than asked for."""
+        """Whether the micro-batch had to be made smaller than requested."""
         asked = self.figures.get("micro_batch_size_asked")
         return asked is not None and self.figures["micro_batch_size"] < asked
 
     @property
     def smaller_may_fit(self) -> bool:
-        """Whether a smaller batch is worth a try: memory ran out, and not with a single row."""
+        """Whether a smaller batch is worth trying: memory ran out, and not with a single row."""
         if self.reason == "killed" or (self.reason == "memory" and "micro_batch_size" not in self.figures):
-            return True  # before anything could be halved
+            return True  # before the micro-batch could be halved
         return self.rows_were_halved and (self.state == "complete" or self.figures["micro_batch_size"] > 1)
 
     @property
@@ -59,9 +59,9 @@ def write(outcome: Outcome, run_dir: Path, attempt: str) -> None:
 
 
 def read(run_dir: Path, attempt: str) -> Outcome | None:
-    """Return what a trial's process wrote at its end; None if it didn't come to that in this attempt.
+    """Return the outcome that a trial's process wrote; None if it wrote none in this attempt.
 
-    A file that isn't ours to read, or that something else has written to, is none: the trial then counts as crashed.
+    An unreadable or invalid file also gives None: the trial then counts as crashed.
     """
     try:
         left = json.loads((run_dir / FILE).read_text(encoding="utf-8"))

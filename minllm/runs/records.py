@@ -1,8 +1,7 @@
-"""What a run that goes on keeps of metrics.jsonl and samples.txt: all up to the step that it goes on from.
+"""What a resumed run keeps of metrics.jsonl and samples.txt: everything up to the step it continues from.
 
-Both files are appended to, so a checkpoint notes how long they were when it was saved, and their checksums (`marked`).
-Where the files still begin with the same bytes, nothing in them has to be interpreted; where they don't, their lines
-are read one by one, and the log says that they were changed.
+Both files are only appended to, so a checkpoint records their lengths and checksums at that time (`marked`). If a file
+still begins with the same bytes, it is cut there; otherwise its lines are parsed, and the log says that it changed.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ LIKE_A_HEAD = re.compile(r"^(?= *=== step \d+ ===$)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Kept:
-    """What a resumed run keeps of its files: all up to the step that it goes on from.
+    """What a resumed run keeps of its files: everything up to the step it continues from.
 
-    metrics, samples: the files' new contents; None for a file that stays as it is
-    recorded: the names of all figures that metrics.jsonl has of that step
-    sample: the text that samples.txt has of that step, if any
-    changed: the names of the files that aren't what they were when the checkpoint was saved
+    metrics, samples: the files' new contents; None for a file that doesn't change
+    recorded: the names of all metrics that metrics.jsonl has for that step
+    sample: the text that samples.txt has for that step, if any
+    changed: the names of the files that were changed after the checkpoint was saved
     """
 
     metrics: bytes | None
@@ -41,17 +40,17 @@ class Kept:
 
 
 def marked(run: Path) -> dict[str, list[int]]:
-    """Return the length of each file and the checksum of its bytes, for a checkpoint."""
+    """Return each file's length in bytes and its CRC-32, for a checkpoint."""
     files = {name: contents(run / name) for name in (METRICS, SAMPLES)}
     return {name: [len(content), zlib.crc32(content)] for name, content in files.items()}
 
 
 def kept_of(run: Path, step: int, marks: Mapping[str, list[int]], torn: bool) -> Kept:
-    """Return what stays of a run's files if it goes on from `step`; nothing is written.
+    """Return what is kept of a run's files if it continues from `step`; nothing is written.
 
     Args:
-        marks: what the checkpoint has noted with `marked`; empty for a checkpoint of an older minllm.
-        torn: whether the last sample may be half written.
+        marks: the result of `marked` in the checkpoint; empty for a checkpoint of an older minllm.
+        torn: whether the last sample may be incomplete.
 
     Raises:
         UserError: a line of the metrics is damaged.
@@ -79,7 +78,7 @@ def kept_of(run: Path, step: int, marks: Mapping[str, list[int]], torn: bool) ->
 
 
 def as_marked(content: bytes, mark: list[int] | None) -> bytes | None:
-    """Return the part of a file that a checkpoint has noted; None if the file doesn't begin with it any more."""
+    """Return the part of a file that existed at a checkpoint; None if the file no longer begins with it."""
     if mark is None or len(content) < mark[0]:
         return None
     begins = content[: mark[0]]
@@ -87,14 +86,14 @@ def as_marked(content: bytes, mark: list[int] | None) -> bytes | None:
 
 
 def samples_up_to(step: int, text: bytes, torn: bool) -> bytes:
-    """Return the samples up to `step` by the heads of samples.txt."""
+    """Return the samples up to `step`, according to the headings in samples.txt."""
     heads = [(int(head[1]), head.start()) for head in SAMPLE_HEAD.finditer(text)]
     ends = [start for at, start in heads if at > step or (at == step and torn)]
     return text[: min(ends, default=len(text))]
 
 
 def sample_after(before: bytes, text: bytes, step: int, torn: bool) -> bytes:
-    """Return the sample of `step` that follows `before` in samples.txt; nothing if it isn't there, or isn't whole."""
+    """Return the sample of `step` that follows `before` in samples.txt; empty if it's missing or incomplete."""
     after = text[len(before) :]
     first, *later = [*SAMPLE_HEAD.finditer(after), None]
     if first is None or first.start() > 0 or int(first[1]) != step or torn:
@@ -109,13 +108,13 @@ def text_of(step: int, samples: bytes) -> str | None:
 
 
 def sample_text(step: int, texts: list[str]) -> str:
-    """Return what samples.txt says of a step. A line that looks like the head of a sample is indented by a space."""
+    """Return a step's entry in samples.txt. Lines that look like a heading are indented by a space."""
     written = "".join(LIKE_A_HEAD.sub(" ", text.rstrip()) + "\n\n" for text in texts)
     return f"=== step {step} ===\n{written}"
 
 
 def event_of(line: bytes, metrics: Path, number: int) -> dict[str, Any]:
-    """Return the event that a line of metrics.jsonl is. UserError if it's none."""
+    """Parse a line of metrics.jsonl. UserError if it isn't an event."""
     try:
         event = json.loads(line.decode("utf-8"))
         if type(event["step"]) is not int or event["step"] < 0:
@@ -123,5 +122,5 @@ def event_of(line: bytes, metrics: Path, number: int) -> dict[str, Any]:
         return event
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
-            f"{metrics} is damaged: line {number} is no event with a step. Remove that line, and resume again."
+            f"{metrics} is damaged: line {number} is not an event with a step. Remove that line and resume again."
         ) from error

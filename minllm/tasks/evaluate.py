@@ -1,4 +1,4 @@
-"""`python run.py task=evaluate run=latest`: measure a trained model on a validation set."""
+"""`python run.py task=evaluate run=latest`: evaluate a trained model on a validation set."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from minllm.training.evaluation import evaluate as measure
     "model", "norm", "objective", "tokenizer", "data", "train.device", "train.precision", "train.batch_size"
 )
 def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, Any]:
-    """Print and return how good a run's best model is on the validation set of `cfg.data`.
+    """Print and return the losses of a run's best checkpoint on the validation set of `cfg.data`.
 
     Args:
         run: the run's folder, or `latest`.
 
     Returns:
-        `val_loss` in nats a token, `val_bpb` in bits a byte, and where the corpus's entropy is known `floor_bpb`
-        and `bpb_above_floor`, and in `below_floor` what is wrong if it is below.
+        `val_loss` in nats per token and `val_bpb` in bits per byte. If the corpus entropy is known, also `floor_bpb`,
+        `bpb_above_floor`, and an error message in `below_floor` if the loss is below it.
 
     Raises:
         UserError: there is no such run, its checkpoint is damaged, or the data can't be read.

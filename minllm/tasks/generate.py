@@ -17,18 +17,18 @@ from minllm.training import checkpoints, machine, memory
 
 @reads("model", "norm", "objective", "tokenizer", "sample", "train.device")
 def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str]) -> list[str]:
-    """Print what a run's best model makes of each prompt, and return the continuations.
+    """Continue each prompt with a run's best checkpoint; print the texts and return the continuations.
 
     Args:
         run: the run's folder, or `latest`.
-        prompts: the beginnings, of any lengths; "" begins a new text. A single one is continued as you watch.
+        prompts: texts to continue; "" starts a new text. The output for a single prompt is streamed.
 
     Raises:
         UserError: there is no such run, its checkpoint is damaged, or its model can't generate.
     """
     if not prompts:
         raise UserError(
-            "prompts is empty: type 'prompts=[Once upon a time]', or leave it out to begin a new text."
+            "prompts is empty. Type 'prompts=[Once upon a time]', or leave it out to start a new text."
         )
     with memory.running_out("the model wrote"):
         return written(cfg, run, prompts)

@@ -1,4 +1,4 @@
-"""`task=prepare`: encode a corpus before it's needed, see what rows are made of it, and remove the tokens of others.
+"""`task=prepare`: encode a corpus in advance, show how it is packed into rows, and remove stored tokens.
 
 python run.py task=prepare data=text data.path=notes.txt tokenizer=bytes
 python run.py task=prepare remove=others
@@ -23,20 +23,20 @@ from minllm.errors import UserError, printable
 from minllm.schema.building import build
 from minllm.schema.options import Name, reads
 
-# of a store's folder, and nothing else's
+# matches only folders of stores
 NAME = re.compile(rf"[0-9a-f]{{16}}(\.\w+{re.escape(UNFINISHED)})?")
 
 
 @reads("data", "tokenizer")
 def prepare(cfg: DictConfig, run_dir: Path, *, remove: Name | list[Name] | None = None) -> dict[str, Any]:
-    """Encode `cfg.data` with `cfg.tokenizer`, unless it has been, and print what is in it; or remove stores of tokens.
+    """Encode `cfg.data` with `cfg.tokenizer` if necessary, and print its contents; or remove token stores.
 
     Args:
-        run_dir: unused: a store isn't a run.
-        remove: the names of stores that are to be removed, or `others`: all but this corpus's. Nothing is encoded then.
+        run_dir: unused.
+        remove: the names of stores to remove, or `others` for all except this corpus's. Nothing is encoded then.
 
     Returns:
-        The bytes that each store takes on the disk, by name.
+        The size of each store on disk in bytes, by name.
 
     Raises:
         UserError: the corpus can't be read or its tokens can't be written, or there's no store of that name.
@@ -57,26 +57,26 @@ def prepare(cfg: DictConfig, run_dir: Path, *, remove: Name | list[Name] | None 
 
 
 def removed(folder: Path) -> None:
-    """Remove a store; what is left of it if this is killed has the name of what's unfinished."""
+    """Remove a store; it's renamed first, so that a killed process leaves an unfinished store."""
     if not folder.name.endswith(UNFINISHED):
         folder = folder.rename(folder.with_name(f"{folder.name}.removed{UNFINISHED}"))
     shutil.rmtree(folder)
 
 
 def contents(store: Store) -> Iterator[str]:
-    """Yield a line on each split: how much text and how many tokens. UserError if the store is damaged anywhere."""
+    """Yield a line with the size of each split. UserError if any part of the store is damaged."""
     for split in SPLITS:
         documents = store.split(split)
         documents.check(0, len(documents.tokens))
         known = store.metadata["splits"][split]
         yield (
             f"{split:5}  {known['documents']:,} documents, {known['bytes'] / 1e6:,.2f} MB of text,"
-            f" {known['tokens']:,} tokens, {known['bytes'] / known['tokens']:.2f} bytes to a token"
+            f" {known['tokens']:,} tokens, {known['bytes'] / known['tokens']:.2f} bytes per token"
         )
 
 
 def shares(store: Store, source: Source) -> Iterator[str]:
-    """Yield a table of what each way to make rows does with the training documents."""
+    """Yield a table of how each packing uses the training documents."""
     documents = store.split("train")
     yield f"{f'rows of {source.seq_len}':14}{'rows':>12}{'padding':>10}{'truncated':>12}{'cut off':>10}"
     for packing in PACKINGS:
@@ -88,7 +88,7 @@ def shares(store: Store, source: Source) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder in the cache: a store, or what a killed process left of one."""
+    """A folder in the cache: a store, or an unfinished one left by a killed process."""
 
     folder: Path
     size: int
@@ -100,20 +100,19 @@ class Kept:
 
 
 def kept(cache: str) -> list[Kept]:
-    """Return what is in the cache, the newest first; what another process is building is left alone."""
-    folders = (
-        one for one in expanded(cache, "data.cache").glob("*") if one.is_dir() and not one.is_symlink()
-    )
-    found = {one: NAME.fullmatch(one.name) for one in folders}
-    stores = [one for one, match in found.items() if match and not (match[1] and is_being_built(one))]
-    return sorted(map(looked_at, stores), key=lambda one: one.made, reverse=True)
+    """Return the stores in the cache, newest first, except those that another process is building."""
+    paths = expanded(cache, "data.cache").glob("*")
+    folders = (path for path in paths if path.is_dir() and not path.is_symlink())
+    matches = {path: NAME.fullmatch(path.name) for path in folders}
+    stores = [path for path, match in matches.items() if match and not (match[1] and is_being_built(path))]
+    return sorted(map(looked_at, stores), key=lambda store: store.made, reverse=True)
 
 
 def looked_at(folder: Path) -> Kept:
     size = sum(file.lstat().st_size for file in folder.rglob("*"))
     made = datetime.fromtimestamp(folder.stat().st_mtime)
     if folder.name.endswith(UNFINISHED):
-        return Kept(folder, size, made, "left unfinished")
+        return Kept(folder, size, made, "unfinished")
     try:
         known = read_store(folder).metadata
     except UserError:
@@ -121,12 +120,12 @@ def looked_at(folder: Path) -> Kept:
     options = known["options"]
     corpus = options.get("path") or options.get("repo") or known["source"]
     tokens = sum(split["tokens"] for split in known["splits"].values())
-    words = f"{corpus}: {tokens:,} tokens of {known['tokenizer']}, {known['vocab_size']:,}"
-    return Kept(folder, size, made, words)
+    what = f"{corpus}: {tokens:,} tokens of {known['tokenizer']}, {known['vocab_size']:,}"
+    return Kept(folder, size, made, what)
 
 
 def chosen(names: Sequence[str], stores: Sequence[Kept], own: str) -> list[Kept]:
-    """Return the stores that are meant. UserError if there's none of a name."""
+    """Return the stores with these names. UserError if one doesn't exist."""
     if "others" in names:
         return [store for store in stores if store.folder.name != own]
     known = {store.folder.name: store for store in stores}

@@ -1,6 +1,6 @@
-"""`task=tokenizer`: train tokenizers on a corpus, or show how one cuts a text.
+"""`task=tokenizer`: train tokenizers on a corpus, or show how one tokenizes a text.
 
-python run.py task=tokenizer 'tokenizer.sizes=[512,1024,2048,4096]'        # those that come with minllm, once more
+python run.py task=tokenizer 'tokenizer.sizes=[512,1024,2048,4096]'        # recreates those that come with minllm
 python run.py task=tokenizer data=text data.path=notes.txt 'tokenizer.sizes=[1000]'
 python run.py tokenizer.folder=tokenizers/notes-bpe-1000 data=text data.path=notes.txt
 python run.py task=tokenizer tokenizer=bytes 'tokenizer.show="Once upon a time"'
@@ -28,7 +28,7 @@ from minllm.tokenizer.sentencepiece import METADATA, SentencePiece, write_folder
 from minllm.tokenizer.show import print_pieces
 from minllm.tokenizer.training import Algorithm, pattern_of, train
 
-HELD_OUT = 1_000  # documents to measure with
+HELD_OUT = 1_000  # validation documents for measuring compression
 
 
 @reads("data", "tokenizer")
@@ -46,17 +46,17 @@ def train_or_show(
     """Train a tokenizer of each size on `cfg.data`, or show the tokens of a text.
 
     Args:
-        cfg: the composed configuration; only its `data` counts, or its `tokenizer`.
-        run_dir: unused: a tokenizer isn't a run.
-        sizes: vocabulary sizes. Those of byte-pair encoding are the beginning of the largest.
-        show: the text to show.
+        cfg: the composed configuration; only its `data` and `tokenizer` are used.
+        run_dir: unused.
+        sizes: vocabulary sizes. With byte-pair encoding, the smaller ones are prefixes of the largest.
+        show: the text to tokenize.
         algorithm: byte-pair encoding within words, or a unigram model of whole texts.
-        corpus: what the corpus is to be called; null: as `data=` is, and of data=text, as its file.
-        max_documents: how many of the training documents to learn from.
-        into: where the folders go, `<corpus>-<algorithm>-<size>`.
+        corpus: the name of the corpus; null: the choice of `data=`, or the file name for data=text.
+        max_documents: maximum number of training documents to learn from.
+        into: the parent of the new folders, which are named `<corpus>-<algorithm>-<size>`.
 
     Returns:
-        The bytes of held-out text to a token, by the folder's name; or the text's tokens.
+        Bytes of held-out text per token, by folder name; or the text's tokens.
 
     Raises:
         UserError: the corpus can't be read or is too small for the sizes, or a folder can't be written.
@@ -64,7 +64,7 @@ def train_or_show(
     if bool(sizes) == (show is not None):
         raise UserError(
             "task=tokenizer trains or shows: type 'tokenizer.sizes=[512,4096]' to train tokenizers on data=…, or"
-            " 'tokenizer.show=\"Once upon a time\"' to see how tokenizer=… cuts a text."
+            " 'tokenizer.show=\"Once upon a time\"' to see how tokenizer=… tokenizes a text."
         )
     if show is not None:
         return print_pieces(build(cfg.tokenizer), show)
@@ -76,7 +76,7 @@ def train_or_show(
 def trained(
     source: Source, name: str, sizes: Sequence[int], algorithm: Algorithm, documents: int, into: Path
 ) -> dict[str, float]:
-    """Write a folder for each size, and return the bytes of held-out text to a token of each."""
+    """Write a folder for each size, and return the bytes of held-out text per token of each."""
     for size in sizes:
         refuse_another(into / f"{name}-{size}", source)
     read = shown(itertools.islice(source.documents("train"), documents), "Reading", None)
@@ -101,34 +101,34 @@ def trained(
 
 
 def refuse_another(place: Path, source: Source) -> None:
-    """Refuse to take the place of a tokenizer that was trained on another corpus: runs may need it."""
+    """Raise UserError instead of replacing a tokenizer trained on another corpus, which runs may need."""
     try:
         before = json.loads((place / METADATA).read_bytes())["corpus"]["hash"]
     except (OSError, ValueError, LookupError, TypeError):
-        return  # there's none, or a damaged one
+        return  # missing or damaged
     if before != source.fingerprint:
         raise UserError(
-            f"The tokenizer in {place} was trained on another text. Give the new one another name,"
-            " tokenizer.corpus=<name>, or remove that folder."
+            f"The tokenizer in {place} was trained on different text. Give the new one another name"
+            " with tokenizer.corpus=<name>, or remove that folder."
         )
 
 
 def corpus_name(typed: str | None, cfg: DictConfig, source: Source) -> str:
-    """Return what a corpus is called in the names of folders."""
+    """Return the name of a corpus for folder names."""
     name = cfg.choices["data"] if typed is None else typed
     if typed is None and isinstance(source, TextFiles):
         files = find_files(source.path)
         name = files[0].stem if len(files) == 1 else ""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(
-            "What should the corpus be called in the tokenizers' folders? Type tokenizer.corpus=<name>, of letters,"
+            "The tokenizers' folders need a name for the corpus. Type tokenizer.corpus=<name>, made of letters,"
             " digits, dots, dashes and underscores."
         )
     return name
 
 
 class Counted:
-    """Texts that count themselves as they pass."""
+    """An iterator of texts that counts documents and bytes."""
 
     def __init__(self, texts: Iterator[str]) -> None:
         self.texts, self.documents, self.bytes = texts, 0, 0
@@ -141,7 +141,7 @@ class Counted:
 
 
 def described(model: bytes, name: str, algorithm: Algorithm, corpus: dict[str, Any]) -> dict[str, Any]:
-    """Return what a tokenizer's metadata says, but for how good it is."""
+    """Return a tokenizer's metadata, without its compression."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -159,7 +159,7 @@ def described(model: bytes, name: str, algorithm: Algorithm, corpus: dict[str, A
 
 
 def measure(metadata: dict[str, Any], model: bytes, texts: list[str]) -> float:
-    """Return how many bytes of `texts` a token stands for."""
+    """Return the average number of bytes of `texts` per token."""
     tokens = sum(map(len, SentencePiece.of(metadata, model).encode_batch(texts)))
     return round(sum(len(text.encode()) for text in texts) / tokens, 4)
 

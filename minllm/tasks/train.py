@@ -1,4 +1,4 @@
-"""`python run.py`: train a model, watch it, and end with how good it is and what it writes."""
+"""`python run.py`: train a model, report its progress, and finish with its loss and a sample."""
 
 from __future__ import annotations
 

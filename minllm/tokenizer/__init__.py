@@ -1,4 +1,4 @@
-"""Text to numbers and back, without losing a byte.
+"""Lossless tokenizers: text to tokens and back.
 
 tokenizer = minllm.load_tokenizer("tales_4096")     # or bytes, gpt2, a folder, a run
 ids = tokenizer.encode("Once upon a time", bos=True)
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """What the rest of minllm needs of a tokenizer: `decode(encode(text)) == text` for every text.
+    """The interface of a tokenizer: `decode(encode(text)) == text` for every text.
 
-    A subclass sets the attributes below, and defines `encode_texts` and `save`. Its constructor takes, by position, the
-    folder that `save` wrote: `build(cfg.tokenizer, run / "tokenizer")` is the tokenizer a run was trained with,
-    whatever became of what its options name.
+    A subclass sets the attributes below and defines `encode_texts` and `save`. The first positional argument of its
+    constructor is the folder that `save` wrote: `build(cfg.tokenizer, run / "tokenizer")` is the tokenizer that a run
+    was trained with, even if the files that its options name have changed.
 
-    vocab_size: how many tokens there are, all of them below this number
-    bos_id, eos_id: the tokens that begin and end a document, often the same one; no text encodes to them
-    pad_id: what fills up a row; no loss counts it, so it may be one that has a meaning elsewhere
-    table: the bytes of each token, which may be a part of a character; none for those above
-    fingerprint: changes whenever any text's tokens do
+    vocab_size: the number of tokens; all token ids are below it
+    bos_id, eos_id: the tokens that begin and end a document, often the same; no text encodes to them
+    pad_id: the token that pads rows; it's never a target, so it may be an ordinary token
+    table: the bytes of each token, possibly part of a character; empty for special tokens
+    fingerprint: a string that changes whenever the tokens of any text do
     """
 
     vocab_size: int
@@ -45,14 +45,14 @@ class Tokenizer:
     fingerprint: str
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Return a text's tokens, with the one that begins a document before them, or the one that ends it after."""
+        """Return a text's tokens, optionally preceded by `bos_id` and followed by `eos_id`."""
         return self.encode_batch([text], bos=bos, eos=eos)[0]
 
     def encode_batch(self, texts: Iterable[str], *, bos: bool = False, eos: bool = False) -> list[list[int]]:
         """Return the tokens of each text.
 
         Raises:
-            UserError: a text has half of a surrogate pair, which no bytes stand for.
+            UserError: a text has an unpaired surrogate, which can't be encoded in UTF-8.
         """
         texts = [whole(text) for text in texts]
         before, after = [self.bos_id] * bos, [self.eos_id] * eos
@@ -61,11 +61,11 @@ class Tokenizer:
     def encode_rows(
         self, texts: Iterable[str], length: int | None = None, *, bos: bool = False, eos: bool = False
     ) -> np.ndarray:
-        """Return the tokens of texts as rows, int64, (number of texts, length).
+        """Return the tokens of texts as an int64 array of shape (number of texts, length).
 
         Args:
-            length: how long a row is: what a text has more is cut off, and what it lacks is filled up with `pad_id`;
-                None: as long as the longest.
+            length: the length of a row: longer texts are truncated, shorter ones are padded with `pad_id`; None: the
+                length of the longest.
         """
         encoded = self.encode_batch(texts, bos=bos, eos=eos)
         length = max(map(len, encoded), default=0) if length is None else length
@@ -79,44 +79,44 @@ class Tokenizer:
         return b"".join([self.table[token] for token in ids]).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes one token stands for: streams join them."""
+        """Return the bytes of one token, for streaming."""
         return self.table[token]
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes each token stands for, int64: over a text's tokens they sum up to its bytes in UTF-8."""
+        """The number of bytes of each token, int64; summed over a text's tokens, its size in UTF-8."""
         return np.array([len(token) for token in self.table], np.int64)
 
     def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
-        """Return the tokens of each text, and nothing besides."""
+        """Return the tokens of each text, without bos and eos."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Write into `folder` all that the constructor needs to make this tokenizer again."""
+        """Write to `folder` everything that the constructor needs to recreate this tokenizer."""
         raise NotImplementedError
 
 
 def whole(text: str) -> str:
-    """Return a text that can be spelled in bytes. UserError for any other."""
+    """Return a text that can be encoded in UTF-8. UserError otherwise."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X}"
         raise UserError(
-            f"Character {error.start + 1} of {text[:60]!r} is {code}, half of a surrogate pair, which can't be encoded."
-            " Leave it out, or type the text in UTF-8."
+            f"Character {error.start + 1} of {text[:60]!r} is {code}, an unpaired surrogate, which can't be encoded."
+            " Leave it out, or enter the text in UTF-8."
         ) from error
     return text
 
 
 def of_run(run: Path, saved: DictConfig) -> Tokenizer:
-    """Return the tokenizer that a run has kept; `saved` is how the run was configured."""
+    """Return the tokenizer saved in a run; `saved` is the run's configuration."""
     check_node(saved.tokenizer, "tokenizer", allowed_packages(saved))
     return build(saved.tokenizer, run / "tokenizer")
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files into a folder by name, each beside its place and then renamed."""
+    """Write files to a folder, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         beside = folder / f"{name}.{os.getpid()}.tmp"

@@ -1,4 +1,4 @@
-"""The simplest tokenizer: a token for each of the 256 bytes of UTF-8, and one for the end of a text."""
+"""The simplest tokenizer: one token for each of the 256 byte values, and one that begins and ends a text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minllm.tokenizer import Tokenizer
 class Bytes(Tokenizer):
     """Token n is the byte n; 256 begins and ends a text.
 
-    saved: a folder that a run kept; bytes need nothing from it.
+    saved: ignored: the tokenizer needs no files.
     """
 
     vocab_size = 257
@@ -26,4 +26,4 @@ class Bytes(Tokenizer):
         return [list(text.encode()) for text in texts]
 
     def save(self, folder: Path) -> None:
-        """Bytes are bytes: there is nothing to keep."""
+        """Write nothing: the tokenizer needs no files."""

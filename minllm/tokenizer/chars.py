@@ -1,4 +1,4 @@
-"""A token for each character of a corpus; what else a text may have is spelled in bytes, so nothing is lost."""
+"""A token for each character of a corpus; other characters are encoded as bytes, so nothing is lost."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FIRST_CHARACTER = FIRST_BYTE + 256
 
 
 class Chars(Tokenizer):
-    """Token 0 begins and ends a text, 256 tokens are bytes, and the others the corpus's characters in their order.
+    """Token 0 begins and ends a text, tokens 1 to 256 are bytes, and the rest are the corpus's characters in order.
 
     Args:
-        saved: the folder a run kept, if the tokenizer is a run's; the data isn't looked at then.
+        saved: the tokenizer folder of a run; the data isn't read then.
         data: the corpus.
-        documents: how many of its training documents are looked at.
+        documents: how many of its training documents are read.
 
     Raises:
         UserError: the corpus can't be read, or the folder is damaged.
@@ -40,13 +40,13 @@ class Chars(Tokenizer):
         self.table = [
             b"",
             *(bytes([byte]) for byte in range(256)),
-            *(one.encode() for one in self.characters),
+            *(character.encode() for character in self.characters),
         ]
         self.fingerprint = hashlib.sha256(self.characters.encode()).hexdigest()
         self.spelled = Spelled({ord(one): chr(n) for n, one in enumerate(self.characters, FIRST_CHARACTER)})
 
     def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
-        # `translate` is the fastest way to look up every character: a token is the number of a character for a while
+        # `translate` is the fastest way to look up every character, with token ids as code points
         return [list(map(ord, text.translate(self.spelled))) for text in texts]
 
     def save(self, folder: Path) -> None:
@@ -54,14 +54,14 @@ class Chars(Tokenizer):
 
 
 class Spelled(dict[int, str]):
-    """The token of each character; another's tokens are those of its bytes."""
+    """The token of each known character; other characters become the tokens of their bytes."""
 
     def __missing__(self, character: int) -> str:
         return "".join(chr(FIRST_BYTE + byte) for byte in chr(character).encode())
 
 
 def found_in(texts: Iterable[str]) -> str:
-    """Return the characters of some texts, each once and in order."""
+    """Return the distinct characters of some texts, in order."""
     return "".join(sorted(set().union(*texts)))
 
 
@@ -73,5 +73,5 @@ def read(folder: Path) -> str:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / FILE} is damaged: it has no list of characters.") from error
     if not isinstance(characters, str) or characters != found_in([characters]):
-        raise UserError(f"{folder / FILE} is damaged: its characters aren't in order, each once.")
+        raise UserError(f"{folder / FILE} is damaged: its characters aren't sorted and distinct.")
     return characters

@@ -1,4 +1,4 @@
-"""Where the files of one of Hugging Face's tokenizers are: in a folder, or fetched from the hub into its cache."""
+"""Finding the files of a Hugging Face tokenizer: in a folder, or downloaded from the hub into its cache."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ FILES = FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def find_folder(name: str, revision: str) -> Path:
-    """Return where a tokenizer's files are: in its folder, or where the hub's library has put them."""
+    """Return the folder of a tokenizer's files: `name` itself, or a folder in the hub's cache."""
     folder = expanded(name, "tokenizer.name")
     if folder.exists():
         return folder
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):  # no name that the hub could have
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):  # not a valid name on the hub
         raise UserError(f"There is no folder '{name}' (looked in {Path.cwd()}).{neighbour(folder)}")
     return in_cache(name, revision) or download(name, revision)
 
 
 def in_cache(name: str, revision: str) -> Path | None:
-    """Return the folder in the hub's cache that has the tokenizer already."""
+    """Return the tokenizer's folder in the hub's cache; None if it isn't there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -44,8 +44,8 @@ def download(name: str, revision: str) -> Path:
     if not can_download():
         raise UserError(
             f"{here} and this machine can't reach {endpoint()} to look for a tokenizer of that name."
-            f"{neighbour(Path(name))} Elsewhere, type `hf download {name} {' '.join(FILES)} --local-dir"
-            f" {Path(name).name}`, and here tokenizer.name={Path(name).name}"
+            f"{neighbour(Path(name))} Where there is a network, type `hf download {name} {' '.join(FILES)} --local-dir"
+            f" {Path(name).name}`, copy the folder here, and type tokenizer.name={Path(name).name}"
         )
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
@@ -55,11 +55,11 @@ def download(name: str, revision: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"{here} and the hub has no model '{name}', or doesn't show it to you.{neighbour(Path(name))} Check"
+            f"{here} and the hub has no model '{name}', or you have no access to it.{neighbour(Path(name))} Check"
             " tokenizer.name; if it's private, type: hf auth login"
         ) from error
     except HfHubHTTPError as error:
         raise UserError(
-            f"The hub doesn't give '{name}': {first_line(error)}. If it asks to accept its terms, do so at"
+            f"'{name}' can't be downloaded from the hub: {first_line(error)}. If it is gated, accept its terms at"
             f" {endpoint()}/{name}, then type: hf auth login"
         ) from error

@@ -1,7 +1,7 @@
-"""Any tokenizer.json of Hugging Face's that can spell every byte, made lossless by `minllm.tokenizer.lossless`.
+"""Hugging Face tokenizers (tokenizer.json) that can encode every byte, made lossless by `minllm.tokenizer.lossless`.
 
-There are two kinds. A byte-level vocabulary (GPT-2, Llama 3, Qwen) writes each byte as a letter of its own. The others
-(Llama 2, Gemma) write a space as ▁, and what they have no token for in bytes: <0xE2>. No text makes a special token.
+There are two kinds. Byte-level vocabularies (GPT-2, Llama 3, Qwen) write each byte as a letter. The others (Llama 2,
+Gemma) represent a space by ▁ and fall back to bytes, such as <0xE2>. No text is encoded to a special token.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from minllm.tokenizer.download import CONFIG, FILE, find_folder
 from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored, without_additions
 
 METADATA = "minllm.json"
-MOST = 1 << 24  # tokens: more is a slip, and would fill the memory
+MOST = 1 << 24  # maximum tokens; a larger number is a mistake and would exhaust memory
 ENDS = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"]
-"""What the token that ends a text is called, where nothing else says it."""
+"""Common names of the token that ends a text, tried if the files don't name it."""
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 class HuggingFace(Tokenizer):
-    """A tokenizer.json.
+    """A tokenizer read from a tokenizer.json.
 
     Args:
-        saved: the folder a run kept, if the tokenizer is a run's; it comes before `name`.
-        name: the folder where tokenizer.json is, or what the tokenizer is called on Hugging Face's hub.
-        revision: a branch, tag or commit there.
-        bos: the token that begins a text, or its number; null: what tokenizer_config.json calls bos_token, else `eos`.
-        eos: the token that ends a text, or its number; null: what tokenizer_config.json calls eos_token.
-        vocab_size: the number of tokens, where a model has more than the tokenizer; the others stand for nothing.
+        saved: the tokenizer folder of a run; it takes precedence over `name`.
+        name: the folder with tokenizer.json, or the model's name on the Hugging Face Hub.
+        revision: a branch, tag or commit on the hub.
+        bos: the token that begins a text, or its id; null: bos_token in tokenizer_config.json, else `eos`.
+        eos: the token that ends a text, or its id; null: eos_token in tokenizer_config.json.
+        vocab_size: the number of tokens, if the model has more than the tokenizer; the extra ones are unused.
 
     Raises:
-        UserError: the file isn't there or is damaged, loses something of a text, or doesn't say how a text ends.
+        UserError: the file is missing or damaged, the tokenizer is lossy, or the end-of-text token isn't known.
     """
 
     def __init__(
@@ -61,9 +61,11 @@ class HuggingFace(Tokenizer):
         lossless = json.dumps(without_additions(self.source, self.folder / FILE))
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(lossless)
-        except Exception as error:  # the library raises nothing more exact
+        except Exception as error:  # the library raises plain Exceptions
             raise UserError(f"{self.folder / FILE} can't be read: {first_line(error)}.") from error
-        self.tokenizer.encode_special_tokens = True  # as any other text
+        self.tokenizer.encode_special_tokens = (
+            True  # special tokens in a text are encoded like any other text
+        )
         self.tokens: dict[str, int] = self.tokenizer.get_vocab()
         self.added = self.tokenizer.get_added_tokens_decoder()
         self.is_bytes = not self.source["model"].get("byte_fallback")
@@ -72,13 +74,13 @@ class HuggingFace(Tokenizer):
         self.vocab_size = vocab_size or self._said_size() or known
         if self.vocab_size > MOST:
             raise UserError(
-                f"A vocabulary of {self.vocab_size:,} tokens is too large: {MOST:,} are the most."
+                f"A vocabulary of {self.vocab_size:,} tokens is too large: the maximum is {MOST:,}."
             )
         self.table = self._table(max(known, self.vocab_size))
         if lost := [token for token, number in self.tokens.items() if self._is_lost(number)]:
             raise UserError(
-                f"tokenizer.vocab_size={self.vocab_size} leaves out tokens that texts have, such as {lost[0]!r}: make"
-                f" it {known} or more."
+                f"tokenizer.vocab_size={self.vocab_size} leaves out ordinary tokens such as {lost[0]!r}: use"
+                f" {known} or more."
             )
         self.eos_id = self.pad_id = self._end(eos)
         self.bos_id = self._begin(bos)
@@ -90,7 +92,7 @@ class HuggingFace(Tokenizer):
         texts = list(texts)
         if self.is_bytes or (SPACE in self.tokens and not any(SPACE in text for text in texts)):
             found = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-            return [one.ids for one in found]
+            return [encoding.ids for encoding in found]
         return [self._encode_parts(text) for text in texts]
 
     def save(self, folder: Path) -> None:
@@ -101,17 +103,17 @@ class HuggingFace(Tokenizer):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Be the same in another process; what is set of the library's own tokenizer isn't in its pickle."""
+        """Restore the tokenizer in another process; its setting encode_special_tokens isn't pickled."""
         vars(self).update(state)
         self.tokenizer.encode_special_tokens = True
 
     @functools.cached_property
     def byte_tokens(self) -> list[int]:
-        """The token of each byte, where tokens fall back to bytes."""
+        """The token of each byte, for vocabularies that fall back to bytes."""
         return [self.tokens[name] for name in BYTES]
 
     def _encode_parts(self, text: str) -> list[int]:
-        """Encode a text in which the character that stands for a space is meant: it is spelled in bytes."""
+        """Encode a text with ▁ itself in it: that character is encoded as bytes, since its token means a space."""
         byte_tokens = self.byte_tokens
         parts = [self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(SPACE)]
         if SPACE not in self.tokens:
@@ -120,12 +122,12 @@ class HuggingFace(Tokenizer):
         return parts[0] + [token for ids in parts[1:] for token in (*spelled, *ids)]
 
     def _table(self, size: int) -> list[bytes]:
-        """Return the bytes of each token; special ones and those that only fill up have none."""
+        """Return the bytes of each token; special and unused tokens have none."""
         table, bytes_of = [b""] * size, from_letters if self.is_bytes else from_pieces
         for token, number in self.tokens.items():
             if number not in self.added:
                 table[number] = bytes_of(token)
-            elif not self.added[number].special:  # found in texts as it stands
+            elif not self.added[number].special:  # matched literally in texts
                 table[number] = (token if self.is_bytes else token.replace(SPACE, " ")).encode()
         return table
 
@@ -138,8 +140,8 @@ class HuggingFace(Tokenizer):
             eos = self._said("eos_token") or next((token for token in ENDS if token in self.tokens), None)
         if eos is None:
             raise UserError(
-                f"Nothing says which token of {self.folder / FILE} ends a text: add tokenizer.eos=<the token or its"
-                " number>."
+                f"The end-of-text token of {self.folder / FILE} isn't known: add tokenizer.eos=<the token or its"
+                " id>."
             )
         return self._number(eos, "tokenizer.eos")
 
@@ -148,18 +150,18 @@ class HuggingFace(Tokenizer):
         return self.eos_id if bos is None else self._number(bos, "tokenizer.bos")
 
     def _said(self, key: str) -> int | str | None:
-        """Return the token that begins or ends a text, as files beside tokenizer.json say."""
+        """Return the token that begins or ends a text according to the files beside tokenizer.json."""
         for file in (self.folder / METADATA, self.folder / CONFIG):
             if file.is_file():
                 said = read_json(file).get(key)
                 said = said.get("content") if isinstance(said, dict) else said
                 if said is not None and not fits(said, Natural | str):
-                    raise UserError(f"{file} says {key}={said!r}, which is neither a token nor its number.")
+                    raise UserError(f"{file} has {key}={said!r}, which is neither a token nor its id.")
                 return said
         return None
 
     def _said_size(self) -> int | None:
-        """Return how many tokens the model has, if a run has kept it."""
+        """Return the number of tokens that a run has saved, if any."""
         metadata = self.folder / METADATA
         size = read_json(metadata).get("vocab_size") if metadata.is_file() else None
         if not fits(size, Count | None):
@@ -167,15 +169,15 @@ class HuggingFace(Tokenizer):
         return size
 
     def _number(self, token: int | str, key: str) -> int:
-        """Return the number of a token that stands at a text's end, and in no text."""
+        """Return the id of a special token. UserError if it isn't one."""
         if isinstance(token, str) and token not in self.tokens:
-            raise UserError(f"{self.folder / FILE} has no token {token!r}: give {key} another.")
+            raise UserError(f"{self.folder / FILE} has no token {token!r}. Set {key} to a different one.")
         number = self.tokens[token] if isinstance(token, str) else token
         if number >= self.vocab_size:
             raise UserError(f"{key}={token} must be below {self.vocab_size}, the number of tokens.")
         if spelled := self.table[number]:
             raise UserError(
-                f"{key}={token} is the token of {spelled!r}, which texts have: name a special one."
+                f"{key}={token} is the token of {spelled!r}, which can occur in texts. Use a special token."
             )
         return number
 
@@ -185,15 +187,15 @@ class HuggingFace(Tokenizer):
         ids = self.encode(PROBE) if has_all else []
         if self.decode(ids) != PROBE or {self.bos_id, self.eos_id} & {*ids}:
             raise UserError(
-                f"{self.folder / FILE} doesn't keep every character of a text, and minllm counts bits for each byte of"
-                " it. A tokenizer whose tokens are bytes, or that falls back to bytes, is needed."
+                f"{self.folder / FILE} is lossy, so bits per byte can't be computed. Use a byte-level tokenizer, or one"
+                " that falls back to bytes."
             )
 
 
 def read(folder: Path) -> dict[str, Any]:
     if not (folder / FILE).is_file():
         raise UserError(
-            f"There is no {FILE} in '{folder}': name a folder, or a model of the hub, that has one."
+            f"There is no {FILE} in '{folder}'. Give a folder, or a model on the hub, that has one."
         )
     source = read_json(folder / FILE)
     if not isinstance(source.get("model"), dict):
@@ -203,7 +205,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some programs begin a file with a mark
+        text = path.read_text(encoding="utf-8-sig")  # some programs write a byte order mark
         values = json.loads(text, object_hook=_infinite)
     except UnicodeDecodeError as error:
         what = other_kind(path.read_bytes()[:SAMPLE])
@@ -211,17 +213,17 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it can't be read as JSON.") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it is no section of settings.")
+        raise UserError(f"{path} is damaged: it isn't a JSON object.")
     return values
 
 
 def _infinite(values: dict[str, Any]) -> Any:
-    """Return what transformers writes for a number that JSON hasn't: {"__float__": "Infinity"}."""
+    """Decode infinity as transformers writes it: {"__float__": "Infinity"}."""
     return float(values["__float__"]) if list(values) == ["__float__"] else values
 
 
 def _letters() -> dict[str, int]:
-    """Return the letters that byte-level vocabularies write for bytes, as GPT-2 began: what can be seen is itself."""
+    """Return GPT-2's mapping of letters to bytes, printable bytes map to themselves."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     unseen = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + n): byte for n, byte in enumerate(unseen)}
@@ -231,7 +233,7 @@ LETTERS = _letters()
 
 
 def from_letters(token: str) -> bytes:
-    if not all(letter in LETTERS for letter in token):  # none that a text can make
+    if not all(letter in LETTERS for letter in token):  # no text is encoded to it
         return token.encode()
     return bytes(LETTERS[letter] for letter in token)
 

@@ -1,7 +1,7 @@
-"""What a tokenizer.json does to a text besides cutting it is left out, and refused if it would be missed.
+"""Removing from a tokenizer.json every step that changes a text, or rejecting those that can't be removed.
 
-`decode(encode(text))` must be `text`. So no space is put before a text, Unicode's normal form C isn't made, no token
-is added at its ends, and chance takes no part. What can't be left out, such as writing all in lower case, is refused.
+`decode(encode(text))` must be `text`. So no space is prepended, the text stays unnormalised, no tokens are added at
+its ends, and there's no BPE dropout. Steps that can't be left out, such as lower-casing, raise a UserError.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 
 from minllm.errors import UserError
 
-SPACE = "\u2581"  # what many vocabularies write in place of a space
+SPACE = "\u2581"  # many vocabularies use it in place of a space
 CUTS = ("ByteLevel", "Digits", "FixedLength", "Metaspace", "Punctuation", "Split", "UnicodeScripts")
-"""Steps that part a text and keep all of it."""
+"""Steps that split a text without losing any of it."""
 DROPPED = ("Prepend", "NFC")
 PROBE = " A  b\n\t Éé e\u0301 日本 \U0001f409 \u00a0\x00 I'LL 0123 <0x41></s><eos><s><|x|>  "
-"""A text with much that a lossy tokenizer loses."""
+"""A text with many things that lossy tokenizers lose."""
 
 
 def spaces_restored(tokens: list[int], byte_tokens: Sequence[int]) -> list[int]:
-    """Return the tokens of a text that has no ▁, where a vocabulary without ▁ has spelled each space as one in bytes.
+    """Replace each ▁ encoded as bytes by a space, in the tokens of a text that has no ▁ itself.
 
-    UTF-8 makes sure that three such bytes in a row are one character, and in this text only a space becomes it.
+    For vocabularies without a token for ▁. In UTF-8, these three bytes in a row are always that character.
 
     Args:
         byte_tokens: the token of each byte.
@@ -38,16 +38,16 @@ def spaces_restored(tokens: list[int], byte_tokens: Sequence[int]) -> list[int]:
 
 
 def without_additions(source: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return a tokenizer.json that takes a text as it is.
+    """Return a tokenizer.json that doesn't change texts.
 
     Raises:
-        UserError: `file`, from which it was read, is damaged, or has a step that changes texts.
+        UserError: `file`, from which it was read, is damaged, or has a step that changes texts and is needed.
     """
-    # the library aborts the whole process when it reads merges with such a prefix, and none keeps every character
+    # the library aborts the process when it reads merges with such a prefix; such tokenizers are lossy anyway
     if source["model"].get("continuing_subword_prefix") and "merges" in source["model"]:
         raise UserError(
-            f"{file} marks the pieces inside a word (continuing_subword_prefix), so it doesn't keep every character of"
-            " a text. minllm counts bits for each byte, so it needs a tokenizer that does."
+            f"{file} marks pieces inside a word (continuing_subword_prefix), so it is lossy. minllm measures bits per"
+            " byte and needs a lossless tokenizer."
         )
     try:
         return {
@@ -63,20 +63,20 @@ def without_additions(source: dict[str, Any], file: Path) -> dict[str, Any]:
             ],
         }
     except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} can't be read: it isn't what the library tokenizers writes.") from error
+        raise UserError(f"{file} can't be read: it wasn't written by the library tokenizers.") from error
 
 
 def kept(step: dict[str, Any] | None, inner: str, file: Path) -> dict[str, Any] | None:
-    """Return a step of normalising or cutting without what adds to a text; None where nothing is left."""
+    """Return a normalizer or pre-tokenizer without the steps that add to a text; None if nothing is left."""
     if step is None or step["type"] in DROPPED:
         return None
     if step["type"] == "Sequence":
-        steps = [one for one in (kept(one, inner, file) for one in step[inner]) if one is not None]
+        steps = [part for part in (kept(part, inner, file) for part in step[inner]) if part is not None]
         return {**step, inner: steps} if steps else None
     if not keeps_everything(step):
         raise UserError(
-            f"{file} doesn't keep every character of a text: its step {step['type']} changes some. minllm counts bits"
-            " for each byte, so it needs a tokenizer that does."
+            f"{file} is lossy: its step {step['type']} changes characters. minllm measures bits per byte and needs a"
+            " lossless tokenizer."
         )
     quiet = {"add_prefix_space": False, "prepend_scheme": "never"}
     return {**step, **{key: value for key, value in quiet.items() if key in step}}

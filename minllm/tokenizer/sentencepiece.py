@@ -1,13 +1,12 @@
-"""Byte-pair encoding or a unigram model by sentencepiece, lossless.
+"""Lossless byte-pair encoding and unigram tokenizers, based on sentencepiece.
 
-Byte-pair encoding stays within the words of a regular expression in the manner of GPT-4's: a word takes the space or
-the mark before it, digits come in twos, and a line's end stays with the marks it follows. Each such chunk is encoded
-alone, so no token reaches across two. sentencepiece itself knows the expression only while it trains, as its
-`pretokenizer` callback; its `encode` never calls it. Having learnt `'s` from `it's`, it would use it in `the 'sun'`
-too, where the expression parts `'` from `sun`. So the split is done here as well, and a text's tokens are those that
-training counted.
+For byte-pair encoding, texts are first split by a regular expression similar to GPT-4's: a word includes the space or
+punctuation mark before it, digits come in pairs, and a line end stays with the marks before it. Each chunk is encoded
+separately, so no token spans two. sentencepiece uses the expression only in training, as its `pretokenizer` callback,
+and not in `encode`. Having learnt `'s` from `it's`, it would also use it in `the 'sun'`, where the expression separates
+`'` from `sun`. So texts are split here too, and their tokens are those that training counted.
 
-A unigram model has no expression: a text is encoded as a whole, by the likeliest of all its ways to be cut.
+A unigram model has no expression: a text is encoded as a whole, by its most likely segmentation.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored
 
 MODEL, METADATA = "tokenizer.model", "metadata.json"
-CACHED_CHUNKS = 1 << 16  # words whose tokens are remembered: most of a text is made of few
+CACHED_CHUNKS = 1 << 16  # chunks whose tokens are cached: a few words make up most of a text
 
 
 class SentencePiece(Tokenizer):
     """A trained tokenizer, read from a folder with `tokenizer.model` and `metadata.json`.
 
     Args:
-        saved: the folder a run kept, if the tokenizer is a run's; it comes before `folder`.
-        folder: where the tokenizer is, from here or, if there's none here, from the repository.
+        saved: the tokenizer folder of a run; it takes precedence over `folder`.
+        folder: the tokenizer's folder, relative to the working directory or else to the repository.
 
     Raises:
-        UserError: the folder isn't there, or its files are damaged or don't belong together.
+        UserError: there's no such folder, or its files are damaged or don't belong together.
     """
 
     def __init__(self, saved: Path | None = None, *, folder: Place) -> None:
@@ -55,13 +54,13 @@ class SentencePiece(Tokenizer):
             ) from error
         if self.eos_id < 0 or self.decode(self.encode(PROBE)) != PROBE:
             raise UserError(
-                f"The tokenizer in '{place}' doesn't keep every character of a text or has no token that ends one."
-                " minllm needs both. Train another: python run.py task=tokenizer 'tokenizer.sizes=[4096]'"
+                f"The tokenizer in '{place}' is lossy or has no end-of-text token, and minllm needs a lossless one that"
+                " has. Train another: python run.py task=tokenizer 'tokenizer.sizes=[4096]'"
             )
 
     @classmethod
     def of(cls, metadata: dict[str, Any], model: bytes) -> SentencePiece:
-        """Return a tokenizer that has just been trained, before it's in a folder."""
+        """Return a tokenizer that has just been trained and isn't in a folder yet."""
         tokenizer = cls.__new__(cls)
         tokenizer.read(metadata, model)
         return tokenizer
@@ -95,11 +94,11 @@ class SentencePiece(Tokenizer):
         return functools.lru_cache(CACHED_CHUNKS)(self.encode_chunk)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs; it remembers words of its own."""
+        """Return the state without the cache, which can't be pickled."""
         return {name: value for name, value in vars(self).items() if name != "tokens_of"}
 
     def encode_chunk(self, chunk: str) -> list[int]:
-        """Return a chunk's tokens; the character that stands for a space is spelled in bytes, lest it become one."""
+        """Return a chunk's tokens; ▁ itself is encoded as bytes, since its token means a space."""
         first, *rest = map(self.encode_part, chunk.split(SPACE))
         spelled = [self.byte_tokens[byte] for byte in SPACE.encode()]
         return first + [token for tokens in rest for token in (*spelled, *tokens)]
@@ -118,12 +117,12 @@ class SentencePiece(Tokenizer):
 
 
 def is_trained(folder: str) -> bool:
-    """Whether a folder has a tokenizer that was trained here, or what is left of one."""
+    """Whether a folder has a trained tokenizer, or part of one."""
     return any(map(is_there, places(folder)))
 
 
 def places(folder: str) -> list[Path]:
-    """Return where a folder may be: as seen from the working directory, or else from the repository."""
+    """Return the possible paths of a folder: relative to the working directory, and to the repository."""
     here = expanded(folder, "tokenizer.folder")
     return [here, REPOSITORY / here]
 
@@ -157,29 +156,31 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], bytes]:
     except ValueError as error:
         raise UserError(f"The tokenizer in '{folder}' is damaged: {METADATA} isn't valid JSON.") from error
     if not isinstance(metadata, dict) or not {"sha256", "pattern"} <= metadata.keys():
-        raise UserError(f"The tokenizer in '{folder}' is damaged: {METADATA} lacks sha256 or pattern.")
+        raise UserError(f"The tokenizer in '{folder}' is damaged: {METADATA} has no sha256 or pattern.")
     if not is_pattern(metadata["pattern"]):
         raise UserError(
-            f"The tokenizer in '{folder}' is damaged: the pattern in {METADATA} is no regular expression without"
-            " groups, nor null."
+            f"The tokenizer in '{folder}' is damaged: the pattern in {METADATA} must be null or a regular"
+            " expression without groups."
         )
     if hashlib.sha256(model).hexdigest() != metadata["sha256"]:
         raise UserError(
-            f"The tokenizer in '{folder}' is damaged: {MODEL} isn't the file whose sha256 {METADATA} has."
-            " Restore both from where they came from, or train it again."
+            f"The tokenizer in '{folder}' is damaged: {MODEL} doesn't match the sha256 in {METADATA}."
+            " Restore both files, or train it again."
         )
     return metadata, model
 
 
 def is_pattern(pattern: object) -> bool:
     try:
-        return pattern is None or re.compile(pattern).groups == 0  # with groups, `findall` returns only those
+        return (
+            pattern is None or re.compile(pattern).groups == 0
+        )  # with groups, `findall` would return only those
     except (re.error, TypeError):
         return False
 
 
 def write_folder(folder: Path, metadata: dict[str, Any], model: bytes) -> None:
-    """Write a tokenizer's two files, the metadata last: without it, or with another's, the folder is refused."""
+    """Write a tokenizer's two files, the metadata last: a folder without matching metadata is rejected."""
     text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
     try:
         write_files(folder, {MODEL: model, METADATA: text.encode()})

@@ -1,4 +1,4 @@
-"""How a text is cut, in a terminal: its pieces in colours that alternate, and their numbers beneath."""
+"""Shows in a terminal how a text is tokenized: its pieces in alternating colours, with their ids below."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from collections.abc import Iterator, Sequence
 
 from minllm.tokenizer import Tokenizer
 
-# what would move the cursor or can't be seen, and what is shown in its place
+# characters that are invisible or move the cursor, and what to show instead
 VISIBLE = {" ": "·", "\n": "⏎", "\t": "→", "\r": "␍"}
 BACKGROUNDS = ("\x1b[30;48;5;153m", "\x1b[30;48;5;223m")  # black on light blue, and on light orange
-Cell = tuple[str, str]  # a piece as it is shown, and its number
+Cell = tuple[str, str]  # a piece as displayed, and its id
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def print_pieces(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Print the pieces of a text with their numbers beneath, and return the numbers."""
+    """Print the pieces of a text with their token ids below, and return the ids."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # where it can't print every character
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # in case the terminal can't display every character
     ids = tokenizer.encode(text)
     cells = [(visible(tokenizer.token_bytes(token)), str(token)) for token in ids]
     rows = coloured if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else barred
@@ -35,7 +37,7 @@ def print_pieces(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def visible(piece: bytes) -> str:
-    """Return what a token's bytes look like; those that are no whole characters are spelled."""
+    """Return a token's bytes as text for display; incomplete characters are shown as hexadecimal bytes."""
     try:
         text = piece.decode()
     except UnicodeDecodeError:
@@ -44,7 +46,7 @@ def visible(piece: bytes) -> str:
 
 
 def lines(cells: Sequence[Cell], columns: int) -> Iterator[list[Cell]]:
-    """Yield the cells that a line has room for; the end of a line of the text ends one, too."""
+    """Yield lines of cells that fit the terminal; a line break in the text also ends a line."""
     line: list[Cell] = []
     for cell in cells:
         if line and sum(map(cell_width, [*line, cell])) + len(line) > columns:
@@ -59,14 +61,14 @@ def lines(cells: Sequence[Cell], columns: int) -> Iterator[list[Cell]]:
 
 
 def coloured(line: Sequence[Cell]) -> list[str]:
-    """Return two rows, pieces and numbers, in colours that alternate."""
+    """Return two rows, pieces and ids, in alternating colours."""
     colours = itertools.cycle(BACKGROUNDS)
     pieces = " ".join(f"{next(colours)}{padded(cell[0], cell)}{PLAIN}" for cell in line)
     return [pieces, DIM + " ".join(padded(cell[1], cell) for cell in line) + PLAIN]
 
 
 def barred(line: Sequence[Cell]) -> list[str]:
-    """Return two rows, pieces and numbers, with bars between them."""
+    """Return two rows, pieces and ids, separated by bars."""
     return ["│".join(padded(cell[row], cell) for cell in line) for row in (0, 1)]
 
 
@@ -79,6 +81,6 @@ def cell_width(cell: Cell) -> int:
 
 
 def width(text: str) -> int:
-    """Return how many columns a text takes: a mark on the letter before it none, an ideograph two."""
+    """Return the display width of a text in columns: combining marks take none, wide characters two."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))

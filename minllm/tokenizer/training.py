@@ -1,4 +1,4 @@
-"""Trains sentencepiece tokenizers: byte-pair encoding in several sizes at once, or unigram models one by one."""
+"""Training of sentencepiece tokenizers: byte-pair encoding in several sizes at once, or unigram models one by one."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from minllm.tokenizer.lossless import SPACE
 Algorithm = Literal["bpe", "unigram"]
 
 END_OF_TEXT = "<|endoftext|>"
-COVERAGE = 0.9999  # of the characters in the text; those that are rarer are spelled in bytes
+COVERAGE = 0.9999  # share of the text's characters that get tokens; rarer ones are encoded as bytes
 LONGEST_TOKEN = 32  # characters
-# with more, a unigram model's pieces depend on how many (its sums are taken in another order), and byte-pair encoding,
-# whose pieces don't, is no faster
+# with more, the pieces of a unigram model depend on the number (the order of summation changes), and byte-pair encoding
+# is no faster
 THREADS = 1
-RESERVED = "\u2585"  # sentencepiece's own mark for what it doesn't know: it skips every text that has one
+RESERVED = "\u2585"  # sentencepiece's mark for unknown characters: it skips every text that contains it
 
-# The expression of nanochat's tokenizer, in Python's `re`, which knows no \p{L}. Every character falls in exactly one
-# chunk. Python's \w is letters, numerals and _, so a letter is \w that is neither a digit nor _. Three things differ: a
-# numeral that is no \d (½, Ⅷ) counts as a letter, a word takes no _ before it, and U+001C to U+001F count as spaces.
+# The expression of nanochat's tokenizer, for Python's `re`, which lacks \p{L}. Every character is in exactly one chunk.
+# Python's \w is letters, numerals and _, so a letter is \w other than a digit or _. Three things differ: numerals that
+# aren't \d (½, Ⅷ) count as letters, a word doesn't include a _ before it, and U+001C to U+001F count as spaces.
 PATTERN = "|".join(
     (
         r"'(?i:[sdmt]|ll|ve|re)",  # the end of it's, don't, I'll
-        r"[^\r\n\w]?[^\W\d_]+",  # a word, with the space or the mark before it
+        r"[^\r\n\w]?[^\W\d_]+",  # a word, with the space or punctuation mark before it
         r"\d{1,2}",  # digits, two at a time
-        r" ?(?:[^\s\w]|_)+[\r\n]*",  # marks, with the space before them and the line's end after them
-        r"\s*[\r\n]+",  # the ends of lines
-        r"\s+(?!\S)",  # spaces, but for the last, which belongs to the word that follows
+        r" ?(?:[^\s\w]|_)+[\r\n]*",  # punctuation, with the space before it and the line ends after it
+        r"\s*[\r\n]+",  # line ends
+        r"\s+(?!\S)",  # spaces, except the last, which belongs to the next word
         r"\s+",
     )
 )
 
 
 def train(texts: Iterable[str], sizes: Sequence[int], algorithm: Algorithm = "bpe") -> dict[int, bytes]:
-    """Return, for each vocabulary size, a sentencepiece model in the bytes of its file.
+    """Return a serialised sentencepiece model for each vocabulary size.
 
-    Byte-pair encoding learns its merges one after the other, so the first n merges of a large vocabulary are what
-    training for the small one would find. Tokens are numbered end of text, unknown (never used: every byte has a
-    token), 256 bytes, characters, merges: a token's number is the same in all the sizes that have it.
+    Byte-pair encoding learns its merges one after another, so the first n merges of a large vocabulary are those that
+    training a small one would find. Token ids are in the order end of text, unknown (never used: every byte has a
+    token), 256 bytes, characters, merges: a token has the same id in every size that includes it.
 
-    A unigram model begins with too many pieces and loses the least useful, so each size is trained by itself.
+    A unigram model starts with too many pieces and drops the least useful, so each size is trained separately.
 
     Raises:
-        UserError: the texts are too few for the largest size, or the smallest can't hold their characters.
+        UserError: there is too little text for the largest size, or the smallest has no room for its characters.
     """
     sizes = sorted(sizes)
     if algorithm == "bpe":
@@ -57,9 +57,9 @@ def train(texts: Iterable[str], sizes: Sequence[int], algorithm: Algorithm = "bp
 
 
 def pattern_of(algorithm: Algorithm) -> str | None:
-    """Return the expression whose chunks are encoded one by one; None where a text is encoded as a whole.
+    """Return the expression that splits texts into chunks; None if a text is encoded as a whole.
 
-    sentencepiece 0.2.3 can train a unigram model within chunks, too, which costs it a quarter of its compression.
+    sentencepiece 0.2.3 can also train a unigram model within chunks, but that costs a quarter of its compression.
     """
     return PATTERN if algorithm == "bpe" else None
 
@@ -75,7 +75,7 @@ def train_one(texts: Iterable[str], size: int, algorithm: Algorithm) -> bytes:
             model_writer=written,
             model_type=algorithm,
             vocab_size=size,
-            hard_vocab_limit=False,  # where the text is too small, we say so, and what it allows
+            hard_vocab_limit=False,  # if there is too little text, the error below gives the largest size
             **chunks,
             # nothing is normalised, dropped or added
             normalization_rule_name="identity",
@@ -83,8 +83,8 @@ def train_one(texts: Iterable[str], size: int, algorithm: Algorithm) -> bytes:
             remove_extra_whitespaces=False,
             byte_fallback=True,
             character_coverage=COVERAGE,
-            max_sentence_length=1 << 30,  # bytes; longer texts are skipped, from 4,192 on unless told
-            # the regular expression says where tokens end, and no other rule does; without it, spaces do
+            max_sentence_length=1 << 30,  # bytes; longer texts are skipped (by default above 4,192)
+            # only the regular expression splits texts, or spaces if there is none
             split_by_unicode_script=False,
             split_by_number=False,
             allow_whitespace_only_pieces=True,
@@ -103,40 +103,40 @@ def train_one(texts: Iterable[str], size: int, algorithm: Algorithm) -> bytes:
 
 
 def training_sentence(message: str, size: int) -> str:
-    """Say what sentencepiece says of a training that can't be."""
+    """Return an error message for a failure that sentencepiece reports."""
     if fewest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return too_small(size, int(fewest[1]))
     if re.search(r"sentences_\.empty\(\)|all_chars_count", message):
         return "There is no text to learn tokens from."
     if "no pieces are loaded" in message:
-        return "The text is too uniform to learn tokens from. Give other text, or choose tokenizer=bytes."
-    reason = message.strip().rpartition("] ")[2]  # without the place in the library's code
-    return f"sentencepiece can't make {size:,} tokens of this text: {reason}"
+        return "The text is too uniform to learn tokens from. Use different text, or choose tokenizer=bytes."
+    reason = message.strip().rpartition("] ")[2]  # without the location in the library's source
+    return f"sentencepiece can't train {size:,} tokens on this text: {reason}"
 
 
 def too_small(size: int, fewest: int) -> str:
     return (
-        f"A vocabulary of {size:,} tokens is too small: the bytes and this text's characters need {fewest:,}, which is"
-        " the smallest size. Change tokenizer.sizes=[…]."
+        f"A vocabulary of {size:,} tokens is too small: the bytes and this text's characters need at least {fewest:,}."
+        " Change tokenizer.sizes=[…]."
     )
 
 
 def too_large(size: int, most: int) -> str:
     return (
-        f"A vocabulary of {size:,} tokens can't be had from this text: the largest this text allows is {most:,}. Change"
-        " tokenizer.sizes=[…], or give more text."
+        f"A vocabulary of {size:,} tokens is too large for this text, which allows at most {most:,}. Change"
+        " tokenizer.sizes=[…], or use more text."
     )
 
 
 def split_marked(text: str) -> list[str]:
-    """Split a text in which sentencepiece has put its own mark for each space."""
+    """Split a text in which sentencepiece has replaced each space by ▁."""
     return [chunk.replace(" ", SPACE) for chunk in re.findall(PATTERN, text.replace(SPACE, " "))]
 
 
 def first_pieces(model: bytes, size: int) -> bytes:
-    """Return the model with only the first `size` tokens: the characters are put before the merges they're made by.
+    """Return the model with its first `size` tokens, after moving the characters before the merges.
 
-    sentencepiece lists characters last. Their place doesn't matter to it: a merge is chosen by its score.
+    sentencepiece lists characters last. The order doesn't matter: merges are chosen by their score.
     """
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # its protobuf comes with wandb
 
@@ -149,7 +149,7 @@ def first_pieces(model: bytes, size: int) -> bytes:
         raise UserError(too_large(size, len(order)))
     kept = [proto.pieces[token] for token in order[:size]]
     for piece in kept:
-        if not is_merged(piece):  # a score that nothing reads, and that depends on the largest size
+        if not is_merged(piece):  # this score is unused and depends on the largest size
             piece.score = 0.0
     smaller = ModelProto()
     smaller.CopyFrom(proto)
@@ -164,7 +164,7 @@ def is_merged(piece: Any) -> bool:
 
 
 def whole(model: bytes, size: int) -> bytes:
-    """Return the model if it has all of its tokens."""
+    """Return the model. UserError if it has fewer than `size` tokens."""
     from sentencepiece import SentencePieceProcessor
 
     found = SentencePieceProcessor(model_proto=model).vocab_size()

@@ -1,4 +1,4 @@
-"""When a run ends, and where on its schedule it is."""
+"""When a run ends, and its position on the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from minllm.errors import UserError
 from minllm.training.settings import Settings
 
 PACE_STEPS = 5
-"""Steps after which the pace of a run is known, and with it the length of one whose budget is a time."""
+"""Number of steps after which the pace of a run is known, and the length of one with a time budget is estimated."""
 
 ENDLESS = 10**9
-"""The steps of a run whose length is not known yet."""
+"""`total_steps` of a run whose length is not known yet."""
 
 
 @dataclass
 class Budget:
-    """What a run may spend: `steps`, `seconds`, or whichever is used up first.
+    """The budget of a run: `steps`, `seconds`, or whichever is used up first.
 
-    The schedule is asked for the rate at `position` of `total_steps`. Under a budget of steps, tokens or FLOPs the
-    position is the step. Under a budget of minutes the length is estimated once, from the pace of the first steps,
-    and from then on each step moves the position by its share of the time that is left: the position never goes
-    back or leaps, however the pace changes, and reaches the end when the time does. Until the pace is known the
-    run counts as endless, so that the warm-up, if it has no length of its own, begins as that of a long run.
+    The schedule gives the learning rate at `position` of `total_steps`. With a budget of steps, tokens or FLOPs, the
+    position is the step. With a budget of minutes, the length is estimated once, from the pace of the first steps, and
+    each later step advances the position by its share of the remaining time. So the position never moves back or jumps,
+    however the pace changes, and reaches the end when the time is up. Until the pace is known, the run counts as
+    endless, so that a warm-up without an explicit length begins like that of a long run.
     """
 
     steps: int | None
@@ -44,22 +44,22 @@ class Budget:
         return cls(steps, seconds, ENDLESS if steps is None else steps)
 
     def spent(self, step: int, seconds: float) -> bool:
-        """Say whether a run that has taken `step` steps in `seconds` is over."""
+        """Whether a run that has taken `step` steps in `seconds` is over."""
         return (self.steps is not None and step >= self.steps) or (
             self.seconds is not None and seconds >= self.seconds
         )
 
     def passed(self, parts: int | None, before: Sequence[float] | None = None) -> int:
-        """Return how many of `parts` equal parts lie behind the run; 0 if it isn't divided.
+        """Return how many of `parts` equal parts of the run are complete; 0 if `parts` is None.
 
         Args:
-            before: the position and the number of steps to ask for, if not those of now.
+            before: the position and total steps to use instead of the current ones.
         """
         position, total_steps = before or (self.position, self.total_steps)
         return int(position * (parts or 0) // total_steps)
 
     def advance(self, step: int, seconds: float, step_seconds: float) -> None:
-        """Take note that step number `step` (counted from 1) is done: it took `step_seconds`, all so far `seconds`."""
+        """Advance the position after step `step` (from 1), which took `step_seconds`; the run so far took `seconds`."""
         rest = self.total_steps - self.position
         paces = [] if self.steps is None else [rest / (self.steps - step + 1)]
         if self.seconds is not None and step > PACE_STEPS:
@@ -69,14 +69,14 @@ class Budget:
             self.total_steps = max(step + 1, round(step * self.seconds / seconds))
 
     def used_up(self, step: int, seconds: float) -> UserError:
-        """Return what a finished run answers to whoever wants it to go on."""
+        """Return the error for resuming a finished run."""
         return UserError(
-            f"This run has used up its budget: it has taken {step} steps in {seconds / 60:.1f} minutes. Give it"
-            " more, such as train.steps=" + str(2 * step) + "."
+            f"This run has used up its budget: it took {step} steps in {seconds / 60:.1f} minutes. Increase it,"
+            " for example train.steps=" + str(2 * step) + "."
         )
 
     def go_on(self, step: int, seconds: float, position: float, total_steps: int | None) -> None:
-        """Go on with a run that has taken `step` steps in `seconds`, and may have used up this budget."""
+        """Restore the position of a resumed run that took `step` steps in `seconds`; its budget may have changed."""
         total_steps = ENDLESS if total_steps is None else total_steps
         if (
             self.steps is None
@@ -84,13 +84,13 @@ class Budget:
             and seconds > 0
             and not self.spent(step, seconds)
         ):
-            # its time was up, and there is more now: the pace so far tells the length anew
+            # its time was up and has been extended: estimate the length again from the pace so far
             position, total_steps = step, round(step * self.seconds / seconds)
         self.position = position
         self.total_steps = total_steps if self.steps is None else self.steps
 
     def seconds_left(self, step: int, seconds: float, step_seconds: float) -> float:
-        """Estimate how long the rest of the run takes if each step takes `step_seconds`."""
+        """Estimate how many seconds the rest of the run takes if each step takes `step_seconds`."""
         by_steps = math.inf if self.steps is None else (self.steps - step) * step_seconds
         by_time = math.inf if self.seconds is None else self.seconds - seconds
         return max(0.0, min(by_steps, by_time))

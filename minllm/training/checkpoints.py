@@ -1,11 +1,11 @@
-"""Checkpoints: safetensors, an optimizer state that holds tensors and numbers only, and JSON.
+"""Checkpoints: safetensors, an optimizer state of tensors and numbers only, and JSON.
 
     checkpoints/step-000100/
         model.safetensors
-        optimizer.pt        loaded with weights_only=True: nothing is unpickled
-        state.json          how far the run is, its best evaluation, what `auto` has chosen, and checksums (state.py)
+        optimizer.pt        loaded with weights_only=True: no arbitrary objects are unpickled
+        state.json          progress, best evaluation, choices made by `auto`, and checksums (state.py)
 
-A checkpoint is written in a folder beside and renamed, so that one that has its name is whole.
+A checkpoint is written to a temporary folder and then renamed, so a folder named step-* is always complete.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from minllm.training.state import Progress, wrong_values
 
 T = TypeVar("T")
 PATIENCE = 100
-"""How many checkpoints may be removed by the process that trains before one could be read."""
+"""How many times to retry when the training process removes the checkpoint being read."""
 CHECKED = ("model.safetensors", "optimizer.pt")
 WEIGHTS = ("F64", "F32", "F16", "BF16")
 
@@ -48,10 +48,10 @@ WEIGHTS = ("F64", "F32", "F16", "BF16")
 def save(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
 ) -> None:
-    """Write a checkpoint in `folder`, then remove all but the newest `keep` and the best.
+    """Write a checkpoint in `folder`, then remove all except the newest `keep` and the best.
 
     Raises:
-        OSError: the folder can't be written, or the disk is full; earlier checkpoints are as they were.
+        OSError: the folder can't be written, or the disk is full; earlier checkpoints are unchanged.
     """
     target = folder / f"step-{progress.step:06d}"
     beside = folder / f".{target.name}.partial"
@@ -68,11 +68,11 @@ def save(
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    tidy(folder, progress, keep)  # only now: `progress.best` may be the checkpoint that was just written
+    tidy(folder, progress, keep)  # after the rename: `progress.best` may be the checkpoint just written
 
 
 def tidy(folder: Path, progress: Progress, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep` and the best, and what a killed run left half written or removed."""
+    """Remove all checkpoints except the newest `keep` and the best, and partial folders left by a killed run."""
     best = progress.best["step"] if progress.best else None
     for old in all_in(folder)[:-keep]:
         if step_of(old) != best:
@@ -86,7 +86,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def save_progress(folder: Path, progress: Progress) -> None:
-    """Write what a step has found since its checkpoint was saved."""
+    """Rewrite state.json with what was measured after the checkpoint of this step was saved."""
     write_text(folder / f"step-{progress.step:06d}" / "state.json", to_json(asdict(progress)))
 
 
@@ -109,7 +109,7 @@ def find(run: str | Path, which: Literal["last", "best"]) -> Path:
 
     Args:
         run: the run's folder, or `latest`.
-        which: `best` is the one with the lowest validation loss; the last where none has been evaluated.
+        which: `best` has the lowest validation loss; the last checkpoint if none has been evaluated.
 
     Raises:
         UserError: there is no such run, or it has no checkpoint.
@@ -117,7 +117,7 @@ def find(run: str | Path, which: Literal["last", "best"]) -> Path:
     folder = runs.find_run(run) / "checkpoints"
     found = all_in(folder)
     if not found:
-        raise UserError(f"'{folder.parent}' has no checkpoint: it stopped before the first one was written.")
+        raise UserError(f"'{folder.parent}' has no checkpoint: it stopped before writing the first one.")
     if which == "best":
         best = read_progress(found[-1]).best
         return next((path for path in found if best and step_of(path) == best["step"]), found[-1])
@@ -125,7 +125,7 @@ def find(run: str | Path, which: Literal["last", "best"]) -> Path:
 
 
 def read_from(run: str | Path, which: Literal["last", "best"], read: Callable[[Path], T]) -> T:
-    """Return what `read` finds in a checkpoint. If training removes that one meanwhile, the next one is read.
+    """Return what `read` returns for a checkpoint. If training removes it meanwhile, retry with the next one.
 
     Raises:
         UserError: there is no such run, it has no checkpoint, or `read` raises it.
@@ -145,46 +145,44 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Return how far the run was. UserError if the checkpoint is damaged."""
+    """Return a checkpoint's progress. UserError if the checkpoint is damaged."""
     with _damage(checkpoint, "state.json") as path:
         progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
         if wrong := wrong_values(progress, step_of(checkpoint)):
-            raise UserError(
-                f"{path} is damaged: {wrong[0]} has a value that no run writes. {cure(checkpoint)}"
-            )
+            raise UserError(f"{path} is damaged: {wrong[0]} has an impossible value. {cure(checkpoint)}")
         return progress
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Fill `model` with a checkpoint's weights.
+    """Load a checkpoint's weights into `model`.
 
     Raises:
-        UserError: the checkpoint is damaged, or is of another architecture.
+        UserError: the checkpoint is damaged, or belongs to a different architecture.
     """
     with _damage(checkpoint, "model.safetensors") as path:
         refuse_changed(path)
-        shapes = _shapes(path)  # raises ValueError for numbers that no weights are
+        shapes = _shapes(path)  # raises ValueError for types that weights can't have
     for name, tensor in model.state_dict().items():
         if name in shapes and shapes[name] != tuple(tensor.shape):
             raise UserError(
-                f"{path} is of another architecture: its {name} has shape {shapes[name]}, and this model's has"
-                f" {tuple(tensor.shape)}. Its options are in {run_of(checkpoint)}/config.yaml."
+                f"{path} belongs to a different architecture: its {name} has shape {shapes[name]}, but this model's has"
+                f" {tuple(tensor.shape)}. Use the options in {run_of(checkpoint)}/config.yaml."
             )
     with _damage(checkpoint, "model.safetensors"):
         device = str(next(model.parameters()).device)
         missing, unexpected = load_model(model, path, strict=False, device=device)
     if missing or unexpected:
-        words = [f"{name} is missing" for name in missing] + [
+        differences = [f"{name} is missing" for name in missing] + [
             f"{name} is not in this model" for name in unexpected
         ]
         raise UserError(
-            f"{path} is of another architecture ({', '.join(words[:3])}). Give the options it was made with; they are"
-            f" in {run_of(checkpoint)}/config.yaml."
+            f"{path} belongs to a different architecture ({', '.join(differences[:3])}). Use the options it was trained"
+            f" with, from {run_of(checkpoint)}/config.yaml."
         )
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Give `optimizer` the state it had. UserError if the checkpoint is damaged."""
+    """Load a checkpoint's state into `optimizer`. UserError if the checkpoint is damaged."""
     with _damage(checkpoint, "optimizer.pt") as path:
         refuse_changed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -194,12 +192,11 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def refuse_changed(path: Path) -> None:
-    """Raise UserError unless a checkpoint's file has the content that was saved."""
+    """Raise UserError if a checkpoint's file has changed since it was saved."""
     known = read_progress(path.parent).files
     if known is not None and checksum(path) != known.get(path.name):
         raise UserError(
-            f"{path} is damaged: its content isn't what was saved with {path.parent / 'state.json'}."
-            f" {cure(path.parent)}"
+            f"{path} is damaged: its checksum doesn't match {path.parent / 'state.json'}. {cure(path.parent)}"
         )
 
 
@@ -210,13 +207,13 @@ def load(
     device: torch.device | str = "cpu",
     extensions: Sequence[str] = (),
 ) -> tuple[LM, Tokenizer, DictConfig]:
-    """Return the model of a run, its tokenizer and its configuration.
+    """Return a run's model, tokenizer and configuration.
 
     Args:
         run: the run's folder, or `latest`.
         which: the checkpoint with the lowest validation loss, or the last one.
-        device: where the model's parameters are put.
-        extensions: packages besides minllm that the run's configuration may take code from; name only what you trust.
+        device: the device of the model's parameters.
+        extensions: packages besides minllm from which the run's configuration may load code; name only what you trust.
 
     Returns:
         (model, tokenizer, cfg); the model is in evaluation mode.
@@ -234,7 +231,7 @@ def load_as(
     which: Literal["best", "last"] = "best",
     device: torch.device | str = "cpu",
 ) -> tuple[LM, Tokenizer]:
-    """Return a run's model and tokenizer with the options of `cfg`, which may differ from those it was made with."""
+    """Return a run's model and tokenizer with the options of `cfg`, which may differ from the run's own."""
     tokenizer = read_from(run, which, lambda checkpoint: tokenizer_of(checkpoint, cfg))
     model = rebuild_model(cfg, tokenizer).to(device)
     read_from(run, which, lambda checkpoint: load_weights(checkpoint, model))
@@ -242,10 +239,10 @@ def load_as(
 
 
 def tokenizer_of(checkpoint: Path, cfg: DictConfig) -> Tokenizer:
-    """Return the tokenizer that a checkpoint was trained with, whichever `cfg` names: if it's another, it is refused.
+    """Return the tokenizer that a checkpoint was trained with; `cfg` must not name a different one.
 
     Raises:
-        UserError: `cfg` has another tokenizer, or the one that the run kept isn't what it was.
+        UserError: `cfg` has a different tokenizer, or the run's own copy has changed.
     """
     run = run_of(checkpoint)
     saved = runs.read_run(run, cfg.extensions)
@@ -254,33 +251,33 @@ def tokenizer_of(checkpoint: Path, cfg: DictConfig) -> Tokenizer:
     if before not in (None, kept.fingerprint):
         raise UserError(
             f"The tokenizer in {run / 'tokenizer'} ({kept.fingerprint[:8]}) isn't the one that {checkpoint.name} was"
-            f" trained with ({before[:8]}). Put that one's files back; the model can't read another's tokens."
+            f" trained with ({before[:8]}). Restore the original files: the model can't read other tokens."
         )
-    # what is typed for the tokenizer may call the same one by another name
+    # the overrides may give the same tokenizer under another name
     asked = kept if unresolved(cfg.tokenizer) == unresolved(saved.tokenizer) else build(cfg.tokenizer)
     if asked.fingerprint != kept.fingerprint:
         raise UserError(
-            f"The model of {run} reads tokens of tokenizer={saved.choices.get('tokenizer')} ({kept.fingerprint[:8]}),"
-            f" and those of tokenizer={cfg.choices.get('tokenizer')} ({asked.fingerprint[:8]}) would mean nothing to"
-            " it. Leave out what you typed for the tokenizer: a run keeps its own."
+            f"The model of {run} was trained with tokenizer={saved.choices.get('tokenizer')} ({kept.fingerprint[:8]})"
+            f" and can't read tokens of tokenizer={cfg.choices.get('tokenizer')} ({asked.fingerprint[:8]}). Leave out"
+            " the tokenizer override: a run keeps its own tokenizer."
         )
     return kept
 
 
 def unresolved(node: DictConfig) -> Any:
-    """Return a node as it was chosen: what it refers to, such as the data it was made from, may be elsewhere now."""
+    """Return a node with its interpolations unresolved: what they refer to, such as a data path, may have moved."""
     return OmegaConf.to_container(node, resolve=False)
 
 
 @contextmanager
 def _damage(checkpoint: Path, name: str) -> Iterator[Path]:
-    """Turn any failure to read a file of a checkpoint into a sentence that names the file and the cure."""
+    """Turn any failure to read a checkpoint's file into a UserError that names the file and the remedy."""
     path = checkpoint / name
     try:
         yield path
     except UserError:
         raise
-    # a damaged file may fail in as many ways as there are parsers; none of them is a bug of ours
+    # parsers fail on damaged files in many ways, and none of them is a bug in minllm
     except Exception as error:
         if memory.ran_out(error):
             raise
@@ -293,16 +290,16 @@ def _damage(checkpoint: Path, name: str) -> Iterator[Path]:
 
 
 def cure(checkpoint: Path) -> str:
-    """Return what can be done about a damaged checkpoint."""
-    earlier = [other for other in all_in(checkpoint.parent) if step_of(other) < step_of(checkpoint)]
+    """Return the remedy for a damaged checkpoint."""
+    earlier = [path for path in all_in(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
     if earlier:
-        return f"Remove the folder {checkpoint}, and step {step_of(earlier[-1])} takes its place."
+        return f"Remove the folder {checkpoint} to use step {step_of(earlier[-1])} instead."
     return "The run has no earlier checkpoint, so train it again."
 
 
 @contextmanager
 def _write_errors() -> Iterator[None]:
-    """safetensors and torch report a failed write in exceptions of their own; raise the OSError that is inside."""
+    """Raise the underlying OSError of a failed write, which safetensors and torch wrap in their own exceptions."""
     try:
         yield
     except (SafetensorError, RuntimeError) as error:
@@ -317,14 +314,14 @@ def _write_errors() -> Iterator[None]:
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        if any(one.get_dtype() not in WEIGHTS for one in slices.values()):
-            raise ValueError("weights are real numbers")
-        return {name: tuple(one.get_shape()) for name, one in slices.items()}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if any(weight.get_dtype() not in WEIGHTS for weight in slices.values()):
+            raise ValueError("weights must be floating-point numbers")
+        return {name: tuple(weight.get_shape()) for name, weight in slices.items()}
 
 
 def _sync(folder: Path) -> None:
-    """Wait until the files are on the disk, so that the rename can't overtake them."""
+    """Flush the files to disk, so that the rename can't get there before them."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""How good a model is on the whole validation set."""
+"""Evaluation on the whole validation set."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from minllm.objective.causal import Causal
 from minllm.training.machine import Precision
 
 LOOKAHEAD_WARNING = (
-    "This model looks ahead: its loss is lower than that of one which sees only what came before."
+    "This model looks ahead, so its loss isn't comparable with that of a causal model, and is lower."
 )
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which a model is run: bf16 matrix products, or nothing special."""
+    """Return the autocast context for a precision: bf16, or disabled for fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -25,7 +25,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def evaluate(
     model: LM, objective: Causal, validation: Validation, device: torch.device, precision: Precision
 ) -> dict[str, float]:
-    """Return `val_loss` (nats a token) and `val_bpb` (bits a UTF-8 byte), without dropout."""
+    """Return `val_loss` (nats per token) and `val_bpb` (bits per UTF-8 byte), computed without dropout."""
     training = model.training
     model.eval()
     nats = torch.zeros((), dtype=torch.float64)

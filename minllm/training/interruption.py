@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, and stop where the run can go on."""
+"""Ctrl-C and SIGTERM: finish the current step, save a checkpoint, and stop."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 import threading
 from collections.abc import Iterator
 
-STOPPING = b"\nStopping after this step; once more stops at once.\n"
+STOPPING = b"\nStopping after this step. Press Ctrl-C again to stop immediately.\n"
 
 
 class Interruption:
-    """While it is entered, the first SIGINT or SIGTERM only sets `signal`; a second one acts as usual.
+    """A context in which the first SIGINT or SIGTERM only sets `signal`; a second one acts as usual.
 
-    Threads other than the main one, where Python doesn't allow signal handlers, go on undisturbed.
+    Has no effect outside the main thread, where Python doesn't allow signal handlers.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Let no signal stop what is inside, such as writing the checkpoint that the first one asked for."""
+        """Ignore further signals in the body, such as while writing the checkpoint after the first one."""
         self._held = True
         try:
             yield
@@ -46,7 +46,7 @@ class Interruption:
     def _note(self, number: int, frame: object) -> None:
         if self.signal is None:
             self.signal = number
-            # a handler may run in the middle of a print, where another print would be an error
+            # not print(): the handler may run in the middle of another print
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.write(sys.__stderr__.fileno(), STOPPING)
         elif not self._held:

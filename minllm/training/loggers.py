@@ -1,4 +1,4 @@
-"""Services that mirror a run's folder. The folder is the source of truth; a logger only looks.
+"""Services that mirror a run folder. The folder is the source of truth; loggers never change it.
 
 A logger has four methods: `start(cfg, run_dir)`, `log(event)`, `samples(step, rows)` and `finish(summary)`.
 """
@@ -24,27 +24,27 @@ from minllm.schema.groups import CONF, default_choices
 from minllm.schema.options import Name
 from minllm.schema.overrides import key_of
 
-# characters that W&B's server takes; longer ones it refuses, and an offline run's only when it's sent
+# maximum characters that W&B's server accepts; for offline runs, it rejects longer names only on sync
 GROUP_LIMIT = 128
-WORD_LIMIT = 64  # of a tag, or a job type
+WORD_LIMIT = 64  # for tags and job types
 
 
 class Logger(Protocol):
     def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
-        """Begin, or go on with, the run in `run_dir`. Return a line for the log."""
+        """Start or resume the run in `run_dir`. Return a line for the log."""
 
     def log(self, event: dict[str, Any]) -> None:
         """Mirror a line of metrics.jsonl."""
 
     def samples(self, step: int, rows: list[tuple[str, str]]) -> None:
-        """Mirror what the model wrote: (prompt, continuation) pairs."""
+        """Mirror samples: (prompt, continuation) pairs."""
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mirror summary.json, and end. A run that did not come to its end has an empty summary."""
+        """Mirror summary.json, and close. The summary is empty if the run stopped early."""
 
 
 class Silent:
-    """Nothing beyond the run's folder."""
+    """Log to nothing but the run folder."""
 
     def start(self, cfg: DictConfig, run_dir: Path) -> str | None:
         return None
@@ -60,20 +60,20 @@ class Silent:
 
 
 class WandB:
-    """Weights & Biases. Its files lie in the run's folder; `wandb sync` sends those of an offline run.
+    """Weights & Biases. Its files are in the run folder; `wandb sync` uploads those of an offline run.
 
-    What it refuses at the start is an error of the user's. What fails later is told once, and training goes on without.
+    Errors at the start raise a UserError. A later failure is reported once, and training continues without the logger.
 
-    Each choice is a key of the config (`choices.attn`), by which a dashboard can group; what was typed, or isn't the
-    default, is a tag too (`attn=mqa`).
+    Each choice is a config key (`choices.attn`), by which dashboards can group; choices that were typed or aren't the
+    default are also tags (`attn=mqa`).
 
     Args:
         project: the project's name.
         mode: auto is online if an API key is found, and offline otherwise.
-        group: the runs that belong together, such as those of one comparison; run.py names a grid's runs after its
-            folder, and sweep.py a search's after the study. null is named after the choices.
-        job_type: the arm of the comparison, by which a group's runs can be grouped again; run.py says what a grid
-            varies, but for the seed. null is named after the choices.
+        group: a name for runs that belong together, such as those of one comparison; run.py uses a grid's folder, and
+            sweep.py the study's name. null: named after the choices.
+        job_type: the arm of the comparison, for grouping within a group; run.py uses the options that a grid varies,
+            except the seed. null: named after the choices.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class WandB:
         with left_as_it_was(run_dir / "wandb"):
             try:
                 return self._start(cfg, run_dir)
-            # it raises exceptions of its own, of pydantic's and of the network's, and none of them is a bug of ours
+            # wandb, pydantic and the network raise many exceptions, none of which is a bug in minllm
             except Exception as error:
                 raise UserError(
                     f"Weights & Biases can't be used: {reason(error)}. Check logger.project, logger.group, tags and the"
@@ -99,7 +99,7 @@ class WandB:
                 ) from error
 
     def _start(self, cfg: DictConfig, run_dir: Path) -> str:
-        import wandb  # takes a second, and most runs don't use it
+        import wandb  # importing it takes a second, and most runs don't use it
 
         mode = self.mode
         if mode == "auto":
@@ -114,7 +114,7 @@ class WandB:
             group=short(self.group or " ".join(chosen) or "default", GROUP_LIMIT),
             job_type=short(self.job_type or " ".join(chosen) or "default", WORD_LIMIT),
             name=run_dir.name,
-            # the same folder is the same run, so that a resumed run goes on with its curves
+            # the id depends on the folder, so a resumed run continues its curves
             id=hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16],
             resume="allow",
             dir=run_dir,
@@ -127,14 +127,14 @@ class WandB:
         self.run.define_metric("*", step_metric="tokens", step_sync=True)
         self.table = wandb.Table(columns=["step", "prompt", "text"], log_mode="INCREMENTAL")
         where = (
-            f"offline, in {run_dir / 'wandb'}; `wandb sync` sends it" if mode == "offline" else self.run.url
+            f"offline, in {run_dir / 'wandb'}; `wandb sync` uploads it" if mode == "offline" else self.run.url
         )
         why = "; no API key was found" if self.mode == "auto" and mode == "offline" else ""
         return f"Weights & Biases: {where}{why}."
 
     def log(self, event: dict[str, Any]) -> None:
-        figures = {name: value for name, value in event.items() if name != "step"}
-        self._send(lambda: self.run.log(figures, step=event["step"]))
+        metrics = {name: value for name, value in event.items() if name != "step"}
+        self._send(lambda: self.run.log(metrics, step=event["step"]))
 
     def samples(self, step: int, rows: list[tuple[str, str]]) -> None:
         def send() -> None:
@@ -153,15 +153,15 @@ class WandB:
             return
         try:
             send()
-        # whatever fails in a service, the run's folder has it all and the training is worth more
+        # no failure of a service should stop training: the run folder has everything
         except Exception as error:
             self.works = False
-            tqdm.write(printable(f"Weights & Biases failed: {reason(error)}. The run goes on without it."))
+            tqdm.write(printable(f"Weights & Biases failed: {reason(error)}. The run continues without it."))
 
 
 @contextlib.contextmanager
 def left_as_it_was(folder: Path) -> Iterator[None]:
-    """Remove what was put into a folder, and point its links where they pointed, if what is inside fails."""
+    """If the body fails, restore a folder: remove new files and reset changed links."""
     before = {path: link_of(path) for path in folder.glob("*")} if folder.is_dir() else None
     try:
         yield
@@ -187,7 +187,7 @@ def link_of(path: Path) -> str | None:
 
 
 def reason(error: Exception) -> str:
-    """Return what is wrong in one line; pydantic has that in its last but one."""
+    """Return an error's message in one line, extracted from pydantic's text if it's one of its errors."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if line.startswith("Value error, ")), None)
     return (
@@ -196,7 +196,7 @@ def reason(error: Exception) -> str:
 
 
 def told(cfg: DictConfig) -> list[str]:
-    """Return the groups whose choices tell this run from others: those typed, and those that aren't the default."""
+    """Return the groups whose choices were typed or aren't the default."""
     usual = {**default_choices(), "experiment": "none"}
     typed = {key_of(word) for word in cfg.get("typed") or []} - {"experiment"}
     chosen = {group: choice for group, choice in cfg.choices.items() if choice is not None}
@@ -209,7 +209,7 @@ def told(cfg: DictConfig) -> list[str]:
 
 
 def default_of_option(group: str, chosen: Mapping[str, str]) -> str | None:
-    """Return what the option that a group belongs to chooses there by itself, such as the mask of an attention."""
+    """Return a subgroup's default in its parent option's file, such as the mask of an attention."""
     parent, _, name = group.rpartition("/")
     file = CONF / parent / f"{chosen.get(parent)}.yaml"
     found = re.search(rf"^\s+- {name}: (\w+)", file.read_text("utf-8"), re.M) if file.is_file() else None
@@ -217,7 +217,7 @@ def default_of_option(group: str, chosen: Mapping[str, str]) -> str | None:
 
 
 def short(name: str, limit: int) -> str:
-    """Return a name of at most `limit` characters, and still one that is its own."""
+    """Return a name of at most `limit` characters; longer ones get a hash to stay unique."""
     if len(name) <= limit:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The training loop. It reads from top to bottom: what happens in a step, and what happens between steps."""
+"""The training loop, in reading order: what happens in a step, and what happens between steps."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ T = TypeVar("T")
 
 
 class Diverged(UserError):
-    """The loss or the gradient is no number any more."""
+    """The loss or the gradient became NaN or infinite."""
 
 
 @dataclass
 class Run:
-    """All that a training run is made of."""
+    """Everything a training run consists of."""
 
     seed: int
     settings: Settings
@@ -55,38 +55,38 @@ class Run:
     train_batches: TrainBatches
     validation: Validation
     floor_bpb: float | None
-    """The validation set's true entropy, where it is known."""
+    """The validation set's true entropy in bits per byte, where it is known."""
     sample: Callable[[], list[tuple[str, str]]]
-    """Returns (prompt, continuation) pairs of the model as it is; none if it can't generate."""
+    """Returns (prompt, continuation) pairs from the current model; an empty list if it can't generate."""
     device: torch.device
     precision: machine.Precision
     tokens_per_step: int
     latest_samples: list[tuple[str, str]] = field(default_factory=list)
     validation_text: str | None = None
-    """A hash of the validation set's text, whatever the tokenizer: runs that have the same may be compared."""
+    """A hash of the validation text, independent of the tokenizer: runs with the same hash are comparable."""
     recorded: frozenset[str] = frozenset()
-    """Which figures metrics.jsonl has of the step that a resumed run goes on from."""
+    """The metrics that metrics.jsonl already has for the step from which a resumed run continues."""
     is_sampled: bool = False
-    """Whether samples.txt has a text of that step."""
+    """Whether samples.txt already has a text for that step."""
     began: float = 0.0
-    """When the run would have begun if it had never stopped, on the clock of `time.perf_counter`."""
+    """The `time.perf_counter` time at which the run would have started, had it never been interrupted."""
 
 
 def fit(run: Run) -> int | None:
-    """Train until a budget is used up. Return the signal that stopped it early, or None.
+    """Train until a budget is used up. Return the signal that stopped training early, or None.
 
-    Whatever is raised, a checkpoint of the last whole step is kept where the disk allows it.
+    Whatever is raised, a checkpoint of the last completed step is kept if the disk allows it.
 
     Raises:
-        Diverged: the loss is no number any more.
-        OutOfMemory: memory ran out at a single row.
-        OSError: the disk is full, or the folder can't be written. Earlier checkpoints are as they were.
+        Diverged: the loss or the gradient became NaN or infinite.
+        OutOfMemory: memory ran out with a single row.
+        OSError: the disk is full, or the folder can't be written. Earlier checkpoints are unchanged.
     """
     settings, progress, budget = run.settings, run.progress, run.budget
     compiling = progress.decisions.get("compile", False) if settings.compile == "auto" else settings.compile
     loss_of = compile_loss(run) if compiling else run.objective.loss
     logged_steps, logged_seconds = 0, 0.0
-    fastest_seconds = math.inf  # what else the machine does can only slow a step down
+    fastest_seconds = math.inf  # other load on the machine can only slow a step down
     run.began = time.perf_counter() - progress.seconds
     last, stopping = False, None
     run.model.train()
@@ -151,7 +151,7 @@ def fit(run: Run) -> int | None:
 
 
 def catch_up(run: Run, last: bool) -> None:
-    """Do what a kill or a failure has kept a resumed run from doing at the step of its checkpoint."""
+    """Do the logging, evaluation and sampling that the resumed run missed at its checkpoint's step."""
     settings, progress = run.settings, run.progress
     checkpoints.tidy(run.folder.checkpoints, progress, settings.keep_checkpoints)
     if "train_loss" in run.recorded:
@@ -172,16 +172,16 @@ def due(every: int, step: int, last: bool) -> bool:
 
 
 def part_ended(run: Run) -> bool:
-    """Whether the latest step ended a part of the run (`train.evals`), as far as that is known of an old checkpoint."""
+    """Whether the latest step ended one of the `train.evals` parts, as far as an old checkpoint tells."""
     budget, progress, parts = run.budget, run.progress, run.settings.evals
     position, total_steps = progress.before or (progress.position - 1, budget.total_steps)
-    if progress.total_steps != budget.total_steps:  # a resumed run has another length now
+    if progress.total_steps != budget.total_steps:  # the resumed run's length has changed
         total_steps = budget.total_steps
     return budget.passed(parts) > budget.passed(parts, (position, total_steps))
 
 
 def save(run: Run) -> None:
-    """Save a checkpoint."""
+    """Save a checkpoint, and restore the run folder first if parts of it were removed."""
     run.progress.seconds = time.perf_counter() - run.began
     run.folder.mend()
     run.progress.records = marked(run.folder.path)
@@ -191,20 +191,20 @@ def save(run: Run) -> None:
 
 @contextlib.contextmanager
 def keeping(run: Run) -> Iterator[None]:
-    """Save a checkpoint of the last whole step if what is inside fails, and raise the error as it is."""
+    """If the body fails, save a checkpoint of the last completed step, then re-raise the error."""
     try:
         yield
     except Exception as error:
         saved = checkpoints.is_saved(run.folder.checkpoints, run.progress.step)
         if run.progress.step > 0 and not saved and not isinstance(error, Diverged):
-            # the disk or the memory may be what failed; the first error is the one to tell
+            # saving may fail for the same reason (disk, memory); report the first error
             with contextlib.suppress(OSError, MemoryError, RuntimeError, UserError):
                 save(run)
         raise
 
 
 def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
-    """Compute the step's gradient in micro-batches; return its mean loss, in nats a counted target."""
+    """Compute the step's gradient in micro-batches; return the mean loss in nats per counted target."""
     batch = run.train_batches.batch(run.progress.step)
 
     def attempt(micro_batch_size: int) -> float:
@@ -220,7 +220,7 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
 
 
 def evaluation(run: Run) -> dict[str, float]:
-    """Return how good the model is on the validation set, as many rows at a time as training takes."""
+    """Evaluate the model on the validation set, with as many rows at a time as training uses."""
 
     def attempt(rows: int) -> dict[str, float]:
         run.validation.batch_size = rows
@@ -230,9 +230,9 @@ def evaluation(run: Run) -> dict[str, float]:
 
 
 def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
-    """Return what `attempt` returns, given the micro-batch's rows.
+    """Return what `attempt` returns for the current micro-batch size (rows).
 
-    When memory runs out, the micro-batch halves and the attempt begins again: the batch stays what was asked for.
+    When memory runs out, halve the micro-batch and try again; the batch size doesn't change.
     """
     while True:
         rows = run.progress.decisions["micro_batch_size"]
@@ -241,18 +241,18 @@ def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
         except Exception as error:
             if not memory.ran_out(error):
                 raise
-        # only here is the error gone, and with it the tensors that its traceback holds
+        # outside the except block, so that the traceback no longer keeps tensors alive
         run.progress.decisions["micro_batch_size"] = memory.halve(rows)
         run.folder.say(
-            f"Memory ran out with {rows} rows at a time: going on with"
-            f" {run.progress.decisions['micro_batch_size']}. The batch stays at {run.settings.batch_size}."
+            f"Memory ran out with {rows} rows at a time: continuing with"
+            f" {run.progress.decisions['micro_batch_size']}. The batch size stays at {run.settings.batch_size}."
         )
 
 
 def accumulate(run: Run, loss_of: Callable[..., Tensor], batch: Batch, micro_batch_size: int) -> float:
-    """Add up the gradient of the batch's mean loss, some rows at a time; return that loss."""
+    """Accumulate the gradient of the batch's mean loss over micro-batches; return that loss."""
     batch = batch.to(run.device)
-    # each target weighs the same, in whichever micro-batch it stands
+    # divide by the batch's targets, so that each weighs the same in whichever micro-batch it is
     counted = (batch.targets_BT != IGNORED).sum()
     total = torch.zeros((), device=run.device)
     for start in range(0, run.settings.batch_size, micro_batch_size):
@@ -266,7 +266,7 @@ def accumulate(run: Run, loss_of: Callable[..., Tensor], batch: Batch, micro_bat
 
 
 def update(run: Run, lr: float) -> float:
-    """Clip the gradient and take the optimizer's step, and the modules' own; return the norm before clipping."""
+    """Clip the gradient and run the optimizer's and the modules' steps; return the norm before clipping."""
     max_norm = math.inf if run.settings.clip is None else run.settings.clip
     grad_norm = clip_grad_norm_(run.model.parameters(), max_norm).item()
     if not math.isfinite(grad_norm):
@@ -274,34 +274,34 @@ def update(run: Run, lr: float) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
-    if figures := after_step(run.model):
-        run.progress.recent_figures.append(figures)
+    if metrics := after_step(run.model):
+        run.progress.recent_figures.append(metrics)
     return grad_norm
 
 
 def diverged(run: Run, what: str) -> str:
     kept = [path.name for path in checkpoints.all_in(run.folder.checkpoints)]
     return (
-        f"The {what} is no number at step {run.progress.step}: training diverged. Try a lower optim.lr, a longer"
+        f"The {what} is NaN or infinite at step {run.progress.step}: training diverged. Try a lower optim.lr, a longer"
         f" schedule.warmup_steps, a smaller train.clip or train.precision=fp32."
         f" {f'The last checkpoint is {kept[-1]}.' if kept else 'No checkpoint was written yet.'}"
     )
 
 
 def seed_dropout(seed: int, step: int) -> None:
-    """Seed torch's global generators for one step: dropout depends on seed and step, and on nothing before."""
+    """Seed torch's global generators for one step, so that dropout depends on the seed and the step alone."""
     torch.manual_seed(number(seed, f"dropout/{step}"))
 
 
 def compile_loss(run: Run) -> Callable[..., Tensor]:
-    """Return the objective's loss, compiled; its first call takes the time that compiling takes."""
+    """Return the compiled loss of the objective; compilation happens in the first call."""
     import torch._functorch.config
     import torch._inductor.config
 
-    # dropout then draws what it draws without compiling
+    # dropout then draws the same random numbers as without compilation
     torch._inductor.config.fallback_random = True
-    # norms and sums are computed again in the backward pass and not kept: less memory, and on CPUs no slower
-    # (activation_memory_budget would do so too, and computes dropout again with other numbers)
+    # recompute norms and sums in the backward pass: less memory, and on CPUs no slower
+    # (activation_memory_budget would also recompute dropout, with different random numbers)
     torch._functorch.config.ban_recompute_materialized_backward = False
     torch._functorch.config.ban_recompute_used_far_apart = False
     torch._functorch.config.ban_recompute_long_fusible_chains = False
@@ -309,7 +309,7 @@ def compile_loss(run: Run) -> Callable[..., Tensor]:
 
 
 def record_training(run: Run, tokens_per_second: float) -> None:
-    """Write a line on the steps since the last one."""
+    """Write a line of metrics for the steps since the last line."""
     progress = run.progress
     record(
         run,
@@ -324,7 +324,7 @@ def record_training(run: Run, tokens_per_second: float) -> None:
 
 
 def record_evaluation(run: Run) -> bool:
-    """Evaluate, and write a line on it; return whether no evaluation was as good before."""
+    """Evaluate and write a line of metrics; return whether this is the best evaluation so far."""
     progress = run.progress
     with keeping(run):
         figures = evaluation(run)
@@ -338,7 +338,7 @@ def record_evaluation(run: Run) -> bool:
 
 
 def record(run: Run, **figures: float) -> None:
-    """Write a line of metrics, here and wherever the run is watched."""
+    """Write a line of metrics to the run folder and the logger."""
     event = {
         "step": run.progress.step,
         "tokens": run.progress.tokens,
@@ -350,7 +350,7 @@ def record(run: Run, **figures: float) -> None:
 
 
 def write_sample(run: Run) -> None:
-    """Have the model write a text, here and wherever the run is watched."""
+    """Generate a sample; write it to the run folder and the logger."""
     step = run.progress.step
     try:
         with keeping(run):
@@ -360,13 +360,13 @@ def write_sample(run: Run) -> None:
     except Exception as error:
         if not memory.ran_out(error):
             raise
-        run.folder.say(f"Memory ran out while the model wrote a sample: step {step} has none.")
+        run.folder.say(f"Memory ran out while generating a sample: step {step} has none.")
     if run.latest_samples:
         run.logger.samples(step, run.latest_samples)
 
 
-def means(figures: list[dict[str, float]]) -> dict[str, float]:
-    """Return each figure's mean over the steps that have it."""
-    names = dict.fromkeys(name for one in figures for name in one)
-    found = {name: [one[name] for one in figures if name in one] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
+def means(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Return each metric's mean over the steps that have it."""
+    names = dict.fromkeys(name for metrics in steps for name in metrics)
+    values_of = {name: [metrics[name] for metrics in steps if name in metrics] for name in names}
+    return {name: sum(values) / len(values) for name, values in values_of.items()}

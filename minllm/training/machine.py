@@ -1,6 +1,6 @@
-"""What this machine is best at: each choice that `auto` makes is made here, by asking or by measuring.
+"""The choices that `auto` makes for this machine, by querying it or by measuring.
 
-Where a choice has a reason to tell, the function returns it too, for the log.
+Most functions also return the reason, for the log.
 """
 
 from __future__ import annotations
@@ -16,59 +16,57 @@ from minllm.errors import UserError
 Precision = Literal["fp32", "bf16"]
 
 COMPILE_SECONDS = 45.0
-"""What compiling takes: 20 to 47 seconds were measured on two CPU cores."""
+"""Estimated compile time; 20 to 47 seconds were measured on two CPU cores."""
 
 COMPILE_GAIN = 1.4
-"""How many times as fast compiled steps are, at least; about 1.2 to 1.8 were measured."""
+"""Estimated speed-up of compiled steps; about 1.2 to 1.8 were measured."""
 
 BF16_GAIN = 1.3
-"""How many times as fast bf16 matrix products must be to pay for the casts around them."""
+"""Speed-up of bf16 matrix products needed to make up for the casts around them."""
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
-    """Return the device to train on; auto is the fastest there is. UserError if `wanted` isn't there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the device to train on; auto is the fastest available. UserError if `wanted` isn't available."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        return torch.device(next(name for name in there if there[name]))
-    if not there[wanted]:
+        return torch.device(next(name for name in available if available[name]))
+    if not available[wanted]:
         raise UserError(
-            f"train.device={wanted}, and torch {torch.__version__} finds no such device on this machine: use"
-            " train.device=cpu, or auto for the fastest there is."
+            f"train.device={wanted} is not available: torch {torch.__version__} finds no such device. Use"
+            " train.device=cpu, or auto for the fastest available."
         )
     return torch.device(wanted)
 
 
 def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[Precision, str]:
-    """Return the precision of matrix products. On a CPU, auto tries a small one in each."""
+    """Return the precision of matrix products and the reason. On a CPU, auto times a small product in each."""
     if wanted != "auto":
-        return wanted, "as asked"
+        return wanted, "as requested"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", "this GPU has it"
-        return "fp32", "this GPU has no bf16"
+            return "bf16", "supported by this GPU"
+        return "fp32", "this GPU doesn't support bf16"
     if device.type != "cpu":
-        return "fp32", f"bf16 isn't tried on {device.type}"
+        return "fp32", f"bf16 isn't used on {device.type}"
     if not _onednn_has_bf16():
         return "fp32", "this processor has no instructions for bf16"
     ratio = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
-    words = f"bf16 matrix products are {ratio:.2g} times as fast here"
-    return ("bf16" if ratio > BF16_GAIN else "fp32"), words
+    reason = f"bf16 matrix products are {ratio:.2g} times as fast here"
+    return ("bf16" if ratio > BF16_GAIN else "fp32"), reason
 
 
 def choose_compile(device: torch.device, seconds_left: float) -> tuple[bool, str]:
-    """Return whether compiling now wins its time back in the `seconds_left` that the run would take without."""
+    """Return whether compiling now saves time, and the reason; `seconds_left` is the estimate without compiling."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
-        return False, "there is no C++ compiler here"
-    won = seconds_left * (1 - 1 / COMPILE_GAIN)
-    words = (
-        f"about {seconds_left:.0f} s are left, compiling takes {COMPILE_SECONDS:.0f} s and saves {won:.0f} s"
-    )
-    # twice as much as it takes: the estimate is rough, and a short run should begin at once
-    return won > 2 * COMPILE_SECONDS, words
+        return False, "no C++ compiler was found"
+    saved = seconds_left * (1 - 1 / COMPILE_GAIN)
+    reason = f"about {seconds_left:.0f} s are left, compiling takes {COMPILE_SECONDS:.0f} s and saves {saved:.0f} s"
+    # require twice the compile time: the estimate is rough, and a short run shouldn't wait
+    return saved > 2 * COMPILE_SECONDS, reason
 
 
 def _onednn_has_bf16() -> bool:
-    # without it a bf16 product takes hundreds of times as long, and on a busy machine a small probe may not show it
+    # without it, bf16 products are hundreds of times slower, which a small probe may miss on a busy machine
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

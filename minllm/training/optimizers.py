@@ -1,6 +1,6 @@
-"""Optimizers: `optim(model, *, lr, ...)`, with parameters grouped by the roles that the model gave them.
+"""Optimizers: `optim(model, *, lr, ...)`, with parameters grouped by the roles that the model assigned.
 
-They differ in how they move weights. How weights decay is the same for all, and stands in `Optimizer`.
+They differ in their update rules; weight decay is the same for all and implemented in `Optimizer`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ _Torch = torch.optim.Optimizer
 
 
 class Optimizer(_Torch):
-    """torch's Optimizer with weight decay beside the step (1711.05101): w ← w - lr · decay · w, whatever `move` does.
+    """torch's Optimizer with decoupled weight decay (1711.05101): w ← w - lr · decay · w, apart from `move`.
 
-    Matrices decay, embeddings if `decay_embeddings` says so, norms, biases and gains never. With `cautious_decay`
-    (2510.12402) a weight decays only in steps that move it towards zero themselves, or not at all.
+    Matrices decay, and embeddings if `decay_embeddings` is true; norms, biases and gains never. With `cautious_decay`
+    (2510.12402), a weight decays only in steps whose update doesn't move it away from zero.
 
-    torch wraps an optimizer's methods so that `torch.compile` steps around them, and to do so each wrapper imports
-    the compiler: two seconds before the first step. An optimizer that is never compiled needs no such wrapper, so
-    these are the same methods without it.
+    torch wraps an optimizer's methods to exclude them from `torch.compile`. The wrappers import the compiler, which
+    takes two seconds before the first step. These optimizers are never compiled, so the wrappers are removed here.
     """
 
     add_param_group = inspect.unwrap(_Torch.add_param_group)
@@ -37,7 +36,7 @@ class Optimizer(_Torch):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move all parameters that have a gradient, and let those decay that do."""
+        """Update all parameters that have a gradient, including weight decay."""
         decaying = [(p, group) for group in self.param_groups if group["decay"] for p in learning(group)]
         before = {p: p.clone() for p, group in decaying if group["cautious"]}
         for p, group in decaying:
@@ -46,12 +45,12 @@ class Optimizer(_Torch):
         self.move()
         for p, group in decaying:
             if p in before:
-                # the sign and not the value: a product of tiny numbers would be zero
+                # the sign, because a product of tiny numbers would underflow
                 shrinks = (before[p] - p).mul_(before[p].sign()) >= 0
                 p.sub_(before[p].mul_(shrinks), alpha=group["lr"] * group["decay"])
 
     def move(self) -> None:
-        """Change each parameter that has a gradient, as if nothing decayed."""
+        """Update each parameter that has a gradient, without weight decay."""
         raise NotImplementedError
 
 
@@ -81,11 +80,11 @@ class AdamW(_AdamW):
 
 
 class Muon(Optimizer):
-    """Muon: a matrix moves along its momentum, made orthogonal by five steps of Newton and Schulz.
+    """Muon: a matrix moves along its momentum, orthogonalised by five Newton-Schulz steps.
 
-    It is for the matrices between the embedding and the head. AdamW moves the rest: embeddings, vectors, the head, and
-    what has more than two dimensions, since a stack of matrices isn't one. Muon's steps are scaled to be as large as
-    AdamW's (2502.16982), so that one learning rate and one decay serve both.
+    Used for the matrices between the embedding and the head. AdamW updates the rest: embeddings, vectors, the head, and
+    parameters with more than two dimensions. Muon's updates are scaled to the size of AdamW's (2502.16982), so both
+    use the same learning rate and weight decay.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class Muon(Optimizer):
         super().__init__([*groups, *self.adamw.param_groups], {"lr": lr})
 
     def move(self) -> None:
-        # a checkpoint brings groups and state of its own, so AdamW borrows both for the step
+        # loading a checkpoint replaces groups and state, so AdamW borrows the current ones for the step
         n = len(self.adamw.param_groups)
         self.adamw.param_groups, self.adamw.state = self.param_groups[-n:], self.state
         self.adamw.move()
@@ -130,7 +129,7 @@ class Muon(Optimizer):
                 self.orthogonal_step(p, group["lr"])
 
     def orthogonal_step(self, p: nn.Parameter, lr: float) -> None:
-        # projections share a matrix for speed only: each is made orthogonal by itself
+        # projections share a matrix only for speed: each is orthogonalised separately
         parts = p.role.parts or [len(p)]
         muon(
             list(p.split(parts)),
@@ -149,7 +148,7 @@ class Muon(Optimizer):
 
 
 class Lion(Optimizer):
-    """Lion (2302.06675): each weight moves by lr, up or down as a mean of the gradients says."""
+    """Lion (2302.06675): each weight moves by lr in the direction of the sign of an average of the gradients."""
 
     def __init__(
         self,
@@ -175,7 +174,7 @@ class Lion(Optimizer):
 
 
 class SGD(Optimizer, torch.optim.SGD):
-    """torch's fused SGD with momentum. Its decay is decoupled too (SGDW, 1711.05101), and no part of the gradient."""
+    """torch's fused SGD with momentum and decoupled weight decay (SGDW, 1711.05101)."""
 
     move = inspect.unwrap(torch.optim.SGD.step)
 
@@ -192,7 +191,7 @@ class SGD(Optimizer, torch.optim.SGD):
     ):
         if nesterov and not momentum:
             raise UserError(
-                "optim.nesterov=true looks ahead along the momentum, and optim.momentum is 0: raise it, or type"
+                "optim.nesterov=true needs momentum, but optim.momentum is 0. Increase it, or type"
                 " optim.nesterov=false."
             )
         groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay)
@@ -202,7 +201,7 @@ class SGD(Optimizer, torch.optim.SGD):
 def grouped(
     params: Iterable[nn.Parameter], weight_decay: float, decay_embeddings: bool, cautious_decay: bool
 ) -> list[dict]:
-    """Return groups of the parameters that decay and of those that don't; none is empty."""
+    """Return parameter groups with and without weight decay, omitting empty ones."""
     params = list(params)
     kinds = {"matrix", "embedding"} if decay_embeddings else {"matrix"}
     decaying = [p for p in params if p.role.kind in kinds]
@@ -215,7 +214,7 @@ def grouped(
 
 
 def learning(group: dict) -> list[nn.Parameter]:
-    """Return the group's parameters that have a gradient: the others neither move nor decay."""
+    """Return the group's parameters that have a gradient; the others are neither updated nor decayed."""
     return [p for p in group["params"] if p.grad is not None]
 
 
@@ -227,44 +226,44 @@ def momentum_of(optimizer: Optimizer, p: nn.Parameter) -> Tensor:
 
 
 def has_fused(model: nn.Module) -> bool | None:
-    """Whether torch has fused kernels for the model's device; None lets torch choose another kind itself."""
+    """Return True if torch has fused kernels for the model's device; None lets torch choose."""
     return True if next(model.parameters()).device.type in ("cpu", "cuda", "mps") else None
 
 
 LIKE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer"}
-"""What fused kernels read and write in the parameter's size, whatever size it has."""
+"""State that fused kernels access with the parameter's shape, without checking its own."""
 
 
 def wrong_state(optimizer: _Torch, state: object) -> str | None:
-    """Return what keeps a saved state from being this optimizer's; None if it can be."""
+    """Return why a saved state doesn't fit this optimizer; None if it does."""
     own = optimizer.state_dict()
     if not isinstance(state, dict) or state.keys() != own.keys() or not isinstance(state["state"], dict):
         return "it isn't an optimizer's state"
     groups, known = state["param_groups"], own["param_groups"]
     if not isinstance(groups, list) or len(groups) != len(known):
-        return f"it hasn't {len(known)} groups of parameters"
+        return f"it doesn't have {len(known)} groups of parameters"
     for group, expected in zip(groups, known):
         if not isinstance(group, dict) or group.keys() != expected.keys():
-            return "a group of parameters has other options than this optimizer's"
+            return "a parameter group has different options than this optimizer's"
         if group["params"] != expected["params"]:
-            return "its groups have other parameters"
+            return "its groups have different parameters"
         if odd := [name for name, value in group.items() if not alike(value, expected[name])]:
-            return f"{odd[0]} of a group has a value of another type"
+            return f"{odd[0]} of a group has a value of the wrong type"
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for index, kept in state["state"].items():
         if not isinstance(index, int) or not 0 <= index < len(params) or not isinstance(kept, dict):
-            return "it has a state of a parameter that isn't there"
+            return "it has state for a parameter that doesn't exist"
         for name, value in kept.items():
             if not is_state(name, value, params[index]):
                 return f"{name} of parameter {index} doesn't fit the parameter"
     for group in groups:
         if len({frozenset(state["state"].get(index, ())) for index in group["params"]} - {frozenset()}) > 1:
-            return "parameters of one group have states of several kinds"
+            return "parameters of one group have different kinds of state"
     return None
 
 
 def alike(value: object, expected: object) -> bool:
-    """Whether an option of a group could have been written in place of another."""
+    """Whether a saved option of a group has a type compatible with the expected one."""
     if isinstance(expected, (tuple, list)):
         return isinstance(value, (tuple, list)) and list(map(type, value)) == list(map(type, expected))
     if isinstance(expected, (int, float)) and not isinstance(expected, bool):

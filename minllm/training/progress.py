@@ -15,7 +15,7 @@ ENDLESS_FORMAT = "{desc} |{bar}| {told}"
 
 
 class ProgressBar(tqdm):
-    """Training, the share of it that is done, the time that is left where that is known, and the latest figures."""
+    """Shows the share of training that is done, the time left if known, and the latest metrics."""
 
     def __init__(self, *, shown: bool, file: TextIO | None = None):
         self.told = ""
@@ -34,7 +34,7 @@ class ProgressBar(tqdm):
         return {**super().format_dict, "told": self.told}
 
     def show(self, progress: Progress, budget: Budget, loss: float, tokens_per_second: float) -> None:
-        """Show how far the run is."""
+        """Update the bar with the run's progress."""
         if self.disable:
             return
         known = budget.total_steps != ENDLESS
@@ -48,7 +48,7 @@ class ProgressBar(tqdm):
 
 
 def time_left(progress: Progress, budget: Budget) -> str:
-    """Return `` 01:30 left, ``, at the pace of the whole run so far; nothing while no pace is known."""
+    """Return text such as `01:30 left, `, from the average pace so far; empty while the pace is unknown."""
     pace = progress.timed_seconds / progress.timed_steps if progress.timed_steps else math.inf
     seconds = budget.seconds_left(progress.step, progress.seconds, pace)
     return f"{tqdm.format_interval(seconds)} left, " if math.isfinite(seconds) else ""

@@ -1,7 +1,7 @@
-"""Learning rates: pure functions of the step, `lr(step, total_steps)`.
+"""Learning rate schedules: pure functions of the step, `lr(step, total_steps)`.
 
-The first step is step 0. A step may be fractional: a run whose budget is a time glides along its schedule
-at the pace at which that time passes.
+The first step is step 0. Steps may be fractional: with a time budget, a run advances along its schedule in proportion
+to the time that has passed.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from minllm.errors import UserError
 from minllm.schema.options import Natural, NonNegative, Positive
 
 LONGEST_WARMUP = 100
-"""Steps of warm-up, at most, where none are asked for: a tenth of a short run, few of a long one."""
+"""Maximum number of warm-up steps if `warmup_steps` is null."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """A linear warm-up, and then what the subclass says.
+    """A linear warm-up, followed by the schedule of the subclass.
 
-    lr_max: the highest learning rate (optim.lr by default)
-    warmup_steps: how long the rate rises; null is a tenth of the run, at most 100 steps
+    lr_max: the maximum learning rate (optim.lr by default)
+    warmup_steps: number of warm-up steps; null: a tenth of the run, at most 100
     """
 
     lr_max: Positive
     warmup_steps: Natural | None
 
     def lr(self, step: float, total_steps: int) -> float:
-        """Return the learning rate of `step`, counted from 0, of a run of `total_steps`."""
+        """Return the learning rate at `step`, counted from 0, in a run of `total_steps`."""
         warmup = self._warmup(total_steps)
         if step < warmup:
             return self.lr_max * (step + 1) / (warmup + 1)
         return self.after_warmup(step - warmup, total_steps - warmup)
 
     def after_warmup(self, step: float, steps: int) -> float:
-        """Return the learning rate `step` steps after the warm-up, of `steps` that follow it."""
+        """Return the learning rate `step` steps after the warm-up, out of the `steps` after it."""
         raise NotImplementedError
 
     def needed_steps(self, total_steps: int) -> int:
-        """Return how many steps the parts with a length of their own take."""
+        """Return how many steps the parts with a fixed length take."""
         return self._warmup(total_steps)
 
     def check(self, total_steps: int) -> None:
         """Raise UserError if a run of `total_steps` is too short for this schedule."""
         if self.needed_steps(total_steps) > total_steps:
             raise UserError(
-                f"The schedule's parts take {self.needed_steps(total_steps)} steps and the run has {total_steps}:"
-                " train longer, or make schedule.warmup_steps and the schedule's other parts shorter."
+                f"The schedule's parts take {self.needed_steps(total_steps)} steps, but the run has only {total_steps}."
+                " Train longer, or make schedule.warmup_steps and the schedule's other parts shorter."
             )
 
     def _warmup(self, total_steps: int) -> int:
@@ -64,9 +64,9 @@ class Constant(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Falling(Schedule):
-    """A schedule that ends lower than it began.
+    """A schedule that decays after the warm-up.
 
-    lr_min: the lowest learning rate; null is a tenth of `lr_max`
+    lr_min: the minimum learning rate; null: a tenth of `lr_max`
     """
 
     lr_min: NonNegative | None
@@ -74,23 +74,23 @@ class Falling(Schedule):
     def __post_init__(self):
         if self.lr_min is not None and self.lr_min > self.lr_max:
             raise UserError(
-                f"schedule.lr_min={self.lr_min:g} is above schedule.lr_max={self.lr_max:g}: lower it, or make it"
+                f"schedule.lr_min={self.lr_min:g} is above schedule.lr_max={self.lr_max:g}. Lower it, or use"
                 " null for a tenth of lr_max."
             )
 
     def between(self, share: float) -> float:
-        """Return the rate that is `share` of the way from the lowest up to the highest."""
+        """Return the learning rate at `share` of the way from the minimum to the maximum."""
         low = self.lr_max / 10 if self.lr_min is None else self.lr_min
         return low + (self.lr_max - low) * share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annealing(Falling):
-    """Falls from `lr_max` to `lr_min` in one or more cycles, and then stays there.
+    """Decays from `lr_max` to `lr_min` in one or more cycles, and then stays there.
 
-    restarts: how many times the rate springs back to `lr_max` (warm restarts, 1608.03983)
-    t_mult: how many times as long as the one before each cycle is
-    flat_steps: the last steps, all at `lr_min`
+    restarts: how many times the rate is reset to `lr_max` (warm restarts, 1608.03983)
+    t_mult: the length of each cycle relative to the previous one
+    flat_steps: how many steps to stay at `lr_min` at the end
     """
 
     restarts: Natural
@@ -98,15 +98,17 @@ class Annealing(Falling):
     flat_steps: Natural
 
     def fall(self, progress: float) -> float:
-        """Return the height, from 1 to 0, at `progress`, from 0 to 1, through a cycle."""
+        """Return the decay factor, from 1 to 0, at `progress`, from 0 to 1, of a cycle."""
         raise NotImplementedError
 
     def after_warmup(self, step: float, steps: int) -> float:
-        # the last falling step is the first at lr_min; with no flat part, that is the last step
+        # the last step of the decay is the first at lr_min; without a flat part, that's the last step
         falling = max(1, steps - max(1, self.flat_steps))
         growth = [i * math.log(self.t_mult) for i in range(self.restarts + 1)]
         longest = max(growth)
-        cycles = [math.exp(one - longest) for one in growth]  # the longest is 1, whatever t_mult is
+        cycles = [
+            math.exp(one - longest) for one in growth
+        ]  # scaled so that the longest is 1, which avoids overflow
         place = min(step / falling, 1.0) * sum(cycles)
         for length in cycles[:-1]:
             if place < length:
@@ -120,7 +122,7 @@ class Annealing(Falling):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Annealing):
-    """Falls along half a cosine (1608.03983)."""
+    """Decays along half a cosine (1608.03983)."""
 
     def fall(self, progress: float) -> float:
         return (1 + math.cos(math.pi * progress)) / 2
@@ -128,7 +130,7 @@ class Cosine(Annealing):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Annealing):
-    """Falls along a straight line."""
+    """Decays linearly."""
 
     def fall(self, progress: float) -> float:
         return 1 - progress
@@ -136,9 +138,9 @@ class Linear(Annealing):
 
 @dataclass(frozen=True, kw_only=True)
 class WSD(Falling):
-    """Warm-up, stable, decay (2404.06395): stays at `lr_max`, then falls in a straight line to `lr_min`.
+    """Warm-up, stable, decay (2404.06395), a trapezoid: stays at `lr_max`, then decays linearly to `lr_min`.
 
-    decay_steps: how long it falls; null is a fifth of the run
+    decay_steps: number of decay steps; null: a fifth of the steps after the warm-up
     """
 
     decay_steps: Natural | None

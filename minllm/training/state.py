@@ -1,4 +1,4 @@
-"""How far a run is: what state.json of a checkpoint says, and which values it can't have."""
+"""The progress of a run: the contents of a checkpoint's state.json, and their validation."""
 
 from __future__ import annotations
 
@@ -8,58 +8,58 @@ from dataclasses import dataclass, field
 from minllm.schema.checking import fits
 
 LARGEST = 2**62
-"""Above any number of steps or tokens."""
+"""An upper bound for any number of steps or tokens."""
 
 
 @dataclass
 class Progress:
-    """How far a run is: all that a checkpoint must know besides weights and optimizer."""
+    """The progress of a run: everything in a checkpoint besides the weights and the optimizer state."""
 
     step: int = 0
     tokens: int = 0
     """Positions trained on, padding included: steps × batch_size × seq_len."""
     seconds: float = 0.0
     position: float = 0.0
-    """Where on its schedule the run is, in steps (see Budget)."""
+    """Position on the learning rate schedule, in steps (see Budget)."""
     total_steps: int | None = None
     before: list[float] | None = None
     """`position` and `total_steps` before the latest step; None in older checkpoints."""
     timed_steps: int = 0
     timed_seconds: float = 0.0
-    """The steps whose pace counts, and the time they took: all but those that compile."""
+    """The number of steps that don't compile, and the time they took; used for the pace."""
     val_loss: float | None = None
     val_bpb: float | None = None
     best: dict | None = None
     """The step and val_loss of the best evaluation so far."""
     tokenizer: str | None = None
-    """The fingerprint of the tokenizer whose tokens the model reads; None in checkpoints of before."""
+    """The fingerprint of the model's tokenizer; None in older checkpoints."""
     data: dict | None = None
-    """How many documents, tokens and bytes it learns from, and their hash; a resumed run learns from the same."""
+    """The numbers of documents, tokens and bytes of each split, and their hash; a resumed run must have the same."""
     lr: float | None = None
     grad_norm: float | None = None
     """Of the latest step."""
     recent_losses: list[float] = field(default_factory=list)
     """Of the steps since the last line of metrics."""
     recent_figures: list[dict[str, float]] = field(default_factory=list)
-    """What modules reported of the same steps (`minllm.model.steps`)."""
+    """Metrics that modules reported for the same steps (`minllm.model.steps`)."""
     decisions: dict = field(default_factory=dict)
-    """What `auto` has chosen; a resumed run chooses the same."""
+    """Choices made by `auto`; a resumed run keeps them."""
     configured: dict[str, str] | None = None
-    """A hash of each section of the configuration that can't change in a run; None in checkpoints of before."""
+    """A hash of each section of the configuration that can't change in a run; None in older checkpoints."""
     records: dict[str, list[int]] = field(default_factory=dict)
-    """How long metrics.jsonl and samples.txt were, and their checksums."""
+    """Lengths and checksums of metrics.jsonl and samples.txt."""
     files: dict[str, int] | None = None
-    """The checksums of the checkpoint's other files; None in checkpoints of before."""
+    """The checksums of the checkpoint's other files; None in older checkpoints."""
 
     def tokens_per_second(self, tokens_per_step: int) -> float:
-        """Return the pace of training alone, without evaluations, checkpoints and compiling."""
+        """Return the pace of training, excluding evaluations, checkpoints and compilation."""
         if not self.timed_steps:
             return self.tokens / self.seconds if self.seconds else 0.0
         return self.timed_steps * tokens_per_step / self.timed_seconds
 
 
 def wrong_values(progress: Progress, step: int) -> list[str]:
-    """Return the names of the values that a checkpoint of `step` can't have."""
+    """Return the names of the values that are invalid in a checkpoint of `step`."""
     best, decisions = progress.best, progress.decisions
     right = {
         "step": is_count(progress.step) and progress.step == step,
@@ -86,7 +86,8 @@ def wrong_values(progress: Progress, step: int) -> list[str]:
         and all(map(is_number, progress.recent_losses)),
         "recent_figures": isinstance(progress.recent_figures, list)
         and all(
-            isinstance(one, dict) and all(map(is_number, one.values())) for one in progress.recent_figures
+            isinstance(metrics, dict) and all(map(is_number, metrics.values()))
+            for metrics in progress.recent_figures
         ),
         "decisions": isinstance(decisions, dict)
         and decisions.get("precision", "fp32") in ("fp32", "bf16")
@@ -104,7 +105,7 @@ def wrong_values(progress: Progress, step: int) -> list[str]:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number. It may be NaN, as the validation loss of a model that diverged."""
+    """Whether a value is a number. NaN is allowed: the validation loss of a diverged model can be NaN."""
     return type(value) is float or (type(value) is int and abs(value) <= LARGEST)
 
 

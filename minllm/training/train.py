@@ -1,4 +1,4 @@
-"""`python run.py`: train a model, watch it, and end with how good it is and what it writes."""
+"""`python run.py`: train a model, report its progress, and finish with its validation loss and a sample."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ from minllm.training.settings import Settings
 def train(
     cfg: DictConfig, run_dir: Path, *, resume: RunPlace | None = None, init_from: RunPlace | None = None
 ) -> dict:
-    """Train the model that `cfg` describes; return what summary.json says.
+    """Train the model that `cfg` describes and return the contents of summary.json.
 
     Args:
-        run_dir: the folder of the run; it is made when all that can be refused has been.
-        resume: the run to go on with from its last checkpoint; `run_dir` is its folder.
-        init_from: the run whose best weights this one begins with.
+        run_dir: the run folder. It is created only after everything that can be rejected has been checked.
+        resume: the run to continue from its last checkpoint; `run_dir` is its folder.
+        init_from: the run whose best weights this run starts from.
 
     Raises:
-        UserError: the configuration can't be trained, the loss is no number any more, or memory ran out.
-        OSError: the run's folder can't be written, or the disk is full.
-        SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint; 128 + the signal's number.
+        UserError: the configuration can't be trained, the loss became NaN or infinite, or memory ran out.
+        OSError: the run folder can't be written, or the disk is full.
+        SystemExit: Ctrl-C or SIGTERM stopped the run, after saving a checkpoint; the code is 128 + the signal number.
     """
     with memory.running_out("the model was trained"):
         if not resume:
             return carry_out(*prepare(cfg, run_dir, None, init_from), cfg)
         folder = RunDir(run_dir)
-        # how far the run is must not change between reading it and going on
+        # hold the lock from reading the progress until training continues
         with folder.alone():
             return carry_out(*prepare(cfg, run_dir, resume, init_from, folder), cfg, resume)
 
@@ -61,11 +61,11 @@ def train(
 def carry_out(
     run: Run, tokenizer: Tokenizer, notes: list[str | None], cfg: DictConfig, resume: str | None = None
 ) -> dict:
-    """Train what `prepare` has prepared, and write the run's folder; return what summary.json says."""
+    """Train what `prepare` returned, write the run folder, and return the contents of summary.json."""
     with run.folder.alone():
         if not resume:
-            run.folder.refuse_another_run()  # another may have begun meanwhile
-        # before anything is written, since a service may refuse what the logger asks for
+            run.folder.refuse_another_run()  # another process may have started one since
+        # before anything is written: a service may reject what the logger asks for
         notes.append(run.logger.start(cfg, run.folder.path))
         summary: dict[str, Any] = {}
         try:
@@ -77,13 +77,13 @@ def carry_out(
             with explained(run):
                 signal = fit(run)
                 if signal is None:
-                    figures = summarise(run, cfg)
-                    run.folder.summary(figures)
-                    summary = figures
+                    metrics = summarise(run, cfg)
+                    run.folder.summary(metrics)
+                    summary = metrics
         finally:
             run.logger.finish(summary)
     if signal is not None:
-        run.folder.say(f"{STOPPED} {run.progress.step}. To go on: python run.py resume={run.folder.path}")
+        run.folder.say(f"{STOPPED} {run.progress.step}. To continue: python run.py resume={run.folder.path}")
         raise SystemExit(128 + signal)
     for line in report(run, summary):
         run.folder.say(line)
@@ -92,7 +92,7 @@ def carry_out(
 
 @contextlib.contextmanager
 def explained(run: Run) -> Iterator[None]:
-    """Turn a failure to write the run's folder into a sentence that says where the run can go on."""
+    """Turn a failure to write the run folder into a UserError that says how to continue the run."""
     try:
         yield
     except OSError as error:
@@ -102,8 +102,8 @@ def explained(run: Run) -> Iterator[None]:
         kept = checkpoints.all_in(run.folder.checkpoints)
         where = f"The last checkpoint is {kept[-1].name}" if kept else "There is no checkpoint yet"
         raise UserError(
-            f"{disk_sentence(error)} Training stopped at step {run.progress.step}. {where}. To go on, once that is"
-            f" possible again: python run.py resume={run.folder.path}"
+            f"{disk_sentence(error)} Training stopped at step {run.progress.step}. {where}. Once the problem is"
+            f" solved, continue with: python run.py resume={run.folder.path}"
         ) from error
 
 
@@ -114,12 +114,12 @@ def prepare(
     init_from: str | None,
     folder: RunDir | None = None,
 ) -> tuple[Run, Tokenizer, list[str | None]]:
-    """Build all that the run is made of, and refuse what can't be trained; nothing is written in `run_dir` yet.
+    """Build every part of the run and reject what can't be trained; nothing is written to `run_dir` yet.
 
-    Returns the run, its tokenizer, and what the log should say first.
+    Returns the run, its tokenizer, and the first lines of the log.
 
     Args:
-        folder: the run's folder, where the caller is alone in it already.
+        folder: the run folder, if the caller already holds its lock.
     """
     settings: Settings = build(cfg.train)
     folder = folder or RunDir(run_dir)
@@ -127,7 +127,7 @@ def prepare(
         folder.refuse_another_run()
     checkpoint = last_checkpoint(folder, resume) if resume else None
     if checkpoint:
-        init_from = None  # it has weights of its own by now
+        init_from = None  # the checkpoint has the run's own weights
     progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
     progress.configured = same_configuration(progress.configured, unchangeable(cfg))
     kept = folder.kept(progress.step, progress.records) if resume else None
@@ -137,12 +137,12 @@ def prepare(
     memory.reset_peak(device)
     precision, why = choose_precision(settings, device, progress)
     rows = settings.micro_batch_size or settings.batch_size
-    # what memory allowed holds on, unless another size is asked for now
+    # keep the micro-batch size that fitted into memory, unless a different one is requested now
     if progress.decisions.get("micro_batch_size_asked") != rows:
         progress.decisions |= {"micro_batch_size": rows, "micro_batch_size_asked": rows}
 
     if init_from:
-        tokenizer = checkpoints.read_from(init_from, "best", lambda one: checkpoints.tokenizer_of(one, cfg))
+        tokenizer = checkpoints.read_from(init_from, "best", lambda path: checkpoints.tokenizer_of(path, cfg))
     else:
         tokenizer = checkpoints.tokenizer_of(checkpoint, cfg) if checkpoint else build(cfg.tokenizer)
     progress.tokenizer = tokenizer.fingerprint
@@ -152,7 +152,7 @@ def prepare(
         model = (rebuild_model if resume else build_model)(cfg, tokenizer).to(device)
         checked = check_laws(cfg) if settings.check else None
     if init_from:
-        checkpoints.read_from(init_from, "best", lambda one: checkpoints.load_weights(one, model))
+        checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))
     optimizer = build(cfg.optim, model)
     budget = budget_of(settings, model, cfg.data.seq_len)
     schedule = build(cfg.schedule)
@@ -164,7 +164,7 @@ def prepare(
             raise budget.used_up(progress.step, progress.seconds)
         budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
 
-    # last, since encoding a corpus takes time: all that can be refused has been
+    # last, because encoding a corpus takes time: everything that can be rejected has been checked
     corpus = open_data(source, tokenizer)
     progress.data = same_data(progress.data, corpus.store.metadata["splits"])
     run = Run(
@@ -193,30 +193,32 @@ def prepare(
         run.latest_samples = [("", kept.sample)] if run.is_sampled else []
     params = sum(p.numel() for p in model.parameters())
     notes = [
-        f"{'Going on' if resume else 'Training'} in {run_dir}",
+        f"{'Continuing' if resume else 'Training'} in {run_dir}",
         f"{params:,} parameters; {device}, {torch.get_num_threads()} threads; {precision}: {why}.",
         in_words(cfg, model),
         checked or UNCHECKED,
         f"Rows of {source.seq_len} tokens, packing={source.packing}: {corpus.layout.shares()}.",
-        "glibc keeps the pages it has: faster steps for some memory (train.malloc=default turns it off)."
+        "glibc keeps freed pages, which speeds up steps but uses some memory (train.malloc=default turns this off)."
         if pages
         else None,
-        f"The weights begin as those of {init_from}." if init_from else None,
-        f"Going on from step {progress.step}." if checkpoint else None,
-        "It had no checkpoint yet, so it begins anew." if resume and not checkpoint else None,
+        f"Weights are initialised from {init_from}." if init_from else None,
+        f"Continuing from step {progress.step}." if checkpoint else None,
+        "The run had no checkpoint yet, so it starts from the beginning."
+        if resume and not checkpoint
+        else None,
         f"{' and '.join(kept.changed)} in {run_dir} changed after the checkpoint was saved, so lines may be missing."
         if kept and kept.changed
         else None,
-        f"There will be no samples. {model.cannot_generate}" if model.cannot_generate else None,
+        f"No samples will be written. {model.cannot_generate}" if model.cannot_generate else None,
     ]
     return run, tokenizer, notes
 
 
 def last_checkpoint(folder: RunDir, resume: str) -> Path | None:
-    """Return where a run goes on from; None if it was stopped before its first checkpoint.
+    """Return the checkpoint to continue from; None if the run stopped before its first checkpoint.
 
     Raises:
-        UserError: a finished run has no checkpoint any more.
+        UserError: a finished run no longer has a checkpoint.
     """
     if checkpoints.all_in(folder.checkpoints) or (folder.path / "summary.json").exists():
         return checkpoints.find(resume, "last")
@@ -224,7 +226,7 @@ def last_checkpoint(folder: RunDir, resume: str) -> Path | None:
 
 
 def choose_precision(settings: Settings, device: torch.device, progress: Progress) -> tuple[Any, str]:
-    """Choose as asked, else as the run chose before, else as the machine says."""
+    """Return the requested precision, else the run's earlier choice, else what suits the machine."""
     before = progress.decisions.get("precision")
     if settings.precision == "auto" and before:
         return before, "as before"
@@ -234,34 +236,34 @@ def choose_precision(settings: Settings, device: torch.device, progress: Progres
 
 
 def same_configuration(before: dict[str, str] | None, now: dict[str, str]) -> dict[str, str]:
-    """Return what tells the configuration from others. UserError if the run was trained with another so far."""
+    """Return `now`, the hashes of the configuration. UserError if the run was trained with a different one."""
     changed = [name for name in now if before and before.get(name, now[name]) != now[name]]
     if changed:
         raise UserError(
-            f"{changed[0]} in the run's config.yaml isn't what its last checkpoint was trained with, so it can't go on"
-            " as the same run. Undo that change, or start a new run from its weights with init_from=<run>."
+            f"{changed[0]} in the run's config.yaml differs from what its last checkpoint was trained with, so the run"
+            " can't be resumed. Undo that change, or start a new run from its weights with init_from=<run>."
         )
     return now
 
 
 def same_data(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    """Return what tells the documents from others. UserError if the run has learnt from others so far."""
+    """Return `now`, the hashes of the documents. UserError if the run was trained on different ones."""
     if before not in (None, now):
         raise UserError(
-            "The documents that this run learns from have changed since it began, so it can't go on as the same run."
-            " Put them back, or start a new run from its weights with init_from=<run>."
+            "This run's training or validation documents have changed since it started, so it can't be resumed."
+            " Restore them, or start a new run from its weights with init_from=<run>."
         )
     return now
 
 
 def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:
-    # counting FLOPs takes a second or two, so only a budget of FLOPs waits for it
+    # counting FLOPs takes a second or two, so do it only for a FLOPs budget
     flops_per_token = math.nan if settings.flops is None else cost(model, seq_len).flops_per_token
     return Budget.of(settings, settings.batch_size * seq_len, flops_per_token)
 
 
 def sampler(cfg: DictConfig, model: LM, tokenizer: Tokenizer) -> Callable[[], list[tuple[str, str]]]:
-    """Return what lets the model, as it is then, write a new text."""
+    """Return a function that generates a new text with the model's current weights."""
     options = asdict(build(cfg.sample))
     if model.cannot_generate:
         return lambda: []
@@ -269,9 +271,9 @@ def sampler(cfg: DictConfig, model: LM, tokenizer: Tokenizer) -> Callable[[], li
 
 
 def summarise(run: Run, cfg: DictConfig) -> dict:
-    """Return the run in figures: losses in nats a token and bits a byte, seconds, bytes."""
+    """Return the run's summary: losses in nats per token and bits per byte, times in seconds, memory in bytes."""
     progress = run.progress
-    peak = memory.peak_bytes(run.device)  # before the costs are counted, which takes memory of its own
+    peak = memory.peak_bytes(run.device)  # before counting the costs, which itself takes memory
     return {
         "val_loss": progress.val_loss,
         "val_bpb": progress.val_bpb,
@@ -293,16 +295,16 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
 
 
 def report(run: Run, summary: dict) -> list[str]:
-    """Return the last lines a person reads."""
-    floor = f", {summary['bpb_above_floor']:.4f} above the corpus's floor" if "floor_bpb" in summary else ""
+    """Return the closing lines of the log."""
+    floor = f", {summary['bpb_above_floor']:.4f} above the corpus floor" if "floor_bpb" in summary else ""
     return [
         "",
         *[(prompt + text).strip() for prompt, text in run.latest_samples],
         "",
-        f"Validation: {summary['val_loss']:.4f} nats a token, {summary['val_bpb']:.4f} bits a byte{floor}.",
+        f"Validation: {summary['val_loss']:.4f} nats per token, {summary['val_bpb']:.4f} bits per byte{floor}.",
         *[LOOKAHEAD_WARNING] * bool(run.model.cannot_generate),
         *([summary["below_floor"]] if "below_floor" in summary else []),
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"
-        f" {summary['wall_seconds']:.0f} s, at most {summary['peak_memory_bytes'] / 2**20:,.0f} MiB.",
+        f" {summary['wall_seconds']:.0f} s, peak memory {summary['peak_memory_bytes'] / 2**20:,.0f} MiB.",
         f"The run is in {run.folder.path}",
     ]
