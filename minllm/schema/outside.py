@@ -1,4 +1,4 @@
-"""What fails in code from outside minllm, which `extensions` names: where it fails, and why, in one sentence."""
+"""Error messages for code from outside minllm, which `extensions` names: where it fails, and why."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from minllm.errors import UserError, first_line
 
 
 def check_path(target: str, said: str) -> None:
-    """Refuse what is no dotted path of a class or function.
+    """Raise UserError unless `target` is the dotted path of a class or function.
 
     Args:
-        said: what asks for it, such as model.attn._target_=my_idea.decay.Decay.
+        said: the setting to name in messages, such as model.attn._target_=my_idea.decay.Decay.
     """
     if "." not in target or not all(word.isidentifier() for word in target.split(".")):
         raise UserError(
@@ -27,10 +27,10 @@ def check_path(target: str, said: str) -> None:
 
 
 def named(target: str, said: str) -> Any:
-    """Return what a dotted path names.
+    """Import and return what a dotted path names.
 
     Raises:
-        UserError: it isn't there, or importing its module fails.
+        UserError: it doesn't exist, or importing its module fails.
     """
     module, _, name = target.rpartition(".")
     try:
@@ -53,14 +53,14 @@ def imported(module: str, said: str) -> ModuleType:
 
 
 def failed(error: BaseException, module: str, said: str) -> BaseException:
-    """Return what to raise for a module that can't be imported: an error of minllm's own keeps its traceback."""
+    """Return the error to raise for a failed import; errors in minllm itself keep their traceback."""
     if module.partition(".")[0] == "minllm":
         return error
     return UserError(f"{said}: importing {module} fails {why(error, module)}")
 
 
 def code_error(error: BaseException, packages: Container[str]) -> UserError | None:
-    """Return the sentence for an error raised in, or below, code of the packages from outside; None for others."""
+    """Return the message for an error raised in `packages`, or in code that they called; None for others."""
     frame = last_frame(error, packages)
     if frame is None:
         return None
@@ -70,7 +70,7 @@ def code_error(error: BaseException, packages: Container[str]) -> UserError | No
 
 
 def why(error: BaseException, package: str) -> str:
-    """Say at which line of a package's code an error was raised, and which it is."""
+    """Return the line of a package's code at which an error was raised, and the error."""
     said = type(error).__name__ + (f": {first_line(error)}" if str(error) else "")
     if isinstance(error, SyntaxError) and error.filename:
         return (
@@ -86,7 +86,7 @@ def why(error: BaseException, package: str) -> str:
 
 
 def last_frame(error: BaseException, packages: Container[str]) -> FrameType | None:
-    """Return the innermost frame of an error that runs code of these packages."""
+    """Return the innermost frame of an error in code of these packages."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if package_of(frame) in packages]
     return frames[-1] if frames else None
 
