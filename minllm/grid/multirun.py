@@ -130,7 +130,7 @@ class GridSweeper(Sweeper):
         launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
         if launcher != "basic":
             raise UserError(
-                f"run.py runs grids on this machine only, without hydra/launcher={launcher}. For several runs at a time,"
+                f"run.py runs grids on this machine only, without hydra/launcher={launcher}. For several runs at once,"
                 " type hydra.sweeper.n_jobs=2. For a cluster, use sweep.py with search=grid."
             )
 
