@@ -43,8 +43,8 @@ WRONG = [
     ("mqa", "model/attn=mqa"),
     ("task", "task=<option>"),
     ("=x", "key=value"),
-    ("été=1", "Can't read"),
-    ("seed = 1", "Can't read"),
+    ("été=1", "Can't parse"),
+    ("seed = 1", "Can't parse"),
     ("optim.lr=intervall(1,2)", "'interval'"),
     ("optim.lr=interval(1)", "missing"),
     ("lr=0.1", "optim.lr=0.1"),
@@ -83,9 +83,9 @@ WRONG = [
     ("extensions=[my_idea/]", "names of packages"),
     ("extensions=[my-idea]", "names of packages"),
     ("tags=[a,???]", "tags[1] has no value"),
-    ("tags=[${HOME}]", "tags[0] refers to ${HOME}"),
+    ("tags=[${HOME}]", "tags[0]=${HOME} can't be resolved"),
     ("model.layout=[???]", "model.layout[0] has no value"),
-    ("extensions=[${nope}]", "extensions[0] refers to ${nope}"),
+    ("extensions=[${nope}]", "extensions[0]=${nope} can't be resolved"),
 ]
 
 

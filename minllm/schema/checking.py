@@ -232,7 +232,7 @@ def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callabl
             f"{key}._target_={target} is refused: only code from {' and '.join(sorted(allowed))} may run. If you"
             f" trust '{package}', add 'extensions=[{package}]'."
         )
-    refusal = f"{key} takes {kind.words}, which {target} is not"
+    refusal = f"{key} takes {kind.words}, not {target}"
     if any(word.startswith("_") for word in target.split(".")):
         raise UserError(f"{refusal}: names that begin with an underscore are private.")
     code = named(target, f"{key}._target_={target}")
