@@ -69,7 +69,7 @@ WRONG = [
     ("norm:post", "mean norm=post?"),
     ("model\\attn=mqa", "mean model/attn=mqa?"),
     ("model/attn=mqa,", "Type model/attn=mqa."),
-    ("model/attn=mqa,norm=post", "separate settings with spaces"),
+    ("model/attn=mqa,norm=post", "separate overrides with spaces"),
     ("train.steps=10,000", "type train.steps=10000"),
     ("model.layout=[attn mlp", "'model.layout=[attn mlp]'"),
     ("model/attn=mqa.yaml", "Type model/attn=mqa\n"),
