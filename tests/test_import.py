@@ -206,7 +206,7 @@ def test_damaged_settings(gpt2, tmp_path):
         (dict(embd_pdrop=0.3), "embd_pdrop=0.3"),
         (dict(something_new=1), "something_new"),
         (dict(n_embd=...), "of shape"),
-        (dict(n_embd=[32]), "setting of the wrong type"),
+        (dict(n_embd=[32]), "has an invalid value"),
         (dict(n_head=5), "n_heads=5"),
         (dict(n_layer=3), "lack h.2"),
         (dict(n_layer=1), "left over, such as h.1"),
@@ -241,7 +241,7 @@ def test_a_tokenizer_that_does_not_fit(gpt2, tmp_path):
 def test_what_is_typed_against_the_folder(gpt2, tmp_path):
     refused(gpt2, tmp_path, "can't be combined with from=", "experiment=gpt2")
     refused(gpt2, tmp_path, "of shape", "model.dim=16", "model.attn.n_heads=2")
-    refused(gpt2, tmp_path, "nothing in the weights stands for it", "model.head_bias=true")
+    refused(gpt2, tmp_path, "which the weights don.t have", "model.head_bias=true")
 
 
 def typed(**changes) -> list[str]:
