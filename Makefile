@@ -1,4 +1,4 @@
-# `make train` and `make test` set up what they need, in .venv, once.
+# `make train` and `make test` install what they need into .venv, once.
 
 python := .venv/bin/python
 
@@ -6,8 +6,8 @@ python := .venv/bin/python
 
 help:
 	@echo "make train   install into .venv and train the default model on the built-in corpus"
-	@echo "make test    install what the tests need too, check the style and run them"
-	@echo "make check   check the style; with option=model/attn=mqa, the laws of one option too"
+	@echo "make test    install the test dependencies, check the style and run the tests"
+	@echo "make check   check the style; with option=model/attn=mqa, also the laws of that option"
 	@echo "make clean   remove .venv and caches; runs under outputs/ stay"
 
 train: .venv/installed
@@ -16,7 +16,7 @@ train: .venv/installed
 test: style
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# option: what would be typed for run.py, such as 'model/attn=decay --config-dir my_idea/conf extensions=[my_idea]'
+# option: overrides and flags of run.py, such as 'model/attn=decay --config-dir my_idea/conf extensions=[my_idea]'
 check: style
 	$(if $(option),OPTION="$(option)" $(python) -m pytest tests/check_option.py)
 
@@ -25,7 +25,7 @@ style: .venv/installed-test
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-logo
 
-# installed again when pyproject.toml changes
+# reinstalled when pyproject.toml changes
 .venv/installed: pyproject.toml | .venv/bin/pip
 	$(python) -m pip install --quiet --disable-pip-version-check -e .
 	touch $@

@@ -1,13 +1,13 @@
-"""The door: `python run.py [group=option …] [key=value …]`. `python run.py --help` lists what there is."""
+"""Runs a task: `python run.py [group=option …] [key=value …]`. See `python run.py --help`."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-import minllm  # noqa: F401  (this one, whichever is installed)
+import minllm  # noqa: F401  (the package beside this file, even if another one is installed)
 
-if __name__ == "__main__":  # Python looks in this folder first, where a queue.py would replace its own
+if __name__ == "__main__":  # Python searches this folder first, where a queue.py would hide its own
     here = os.path.dirname(os.path.realpath(__file__))
     sys.path.sort(key=lambda folder: folder == here)
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def main(words: Sequence[str]) -> int:
-    """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug."""
+    """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after a bug."""
     return run_command(words, help_text, lambda: compose_and_run(config_dirs(words)))
 
 
 def compose_and_run(folders: Sequence[str]) -> int:
     """Let Hydra compose the configuration and run the task once, or once for each combination of a grid."""
-    gc.disable()  # composing makes many small objects and no garbage: a tenth of the time to --cfg's answer
+    gc.disable()  # composing creates many objects and no garbage; collecting takes a tenth of the time of --cfg
     refuse_misplaced(sys.argv[1:])
     from hydra.core.hydra_config import HydraConfig
 
@@ -44,7 +44,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
 
     codes = [0]
 
-    # a job keeps its own trouble to itself: one impossible combination mustn't cost the rest of a grid
+    # errors are reported here and not raised, so that the other runs of a grid continue
     def job(composed: DictConfig) -> int:
         from minllm.config.compose import perform, resolve_config
         from minllm.grid.manifest import going_on
@@ -59,12 +59,12 @@ def compose_and_run(folders: Sequence[str]) -> int:
             if in_grid:
                 overrides = going_on(composed, overrides, run_dir)
             perform(resolve_config(composed, overrides, now.runtime), run_dir)
-        except BrokenPipeError:  # raised here, Hydra would have a word to say
+        except BrokenPipeError:  # raised from here, it would make Hydra print a message
             codes.append(BROKEN_PIPE)
         except Exception as error:
             sentence = error if isinstance(error, UserError) else sentence_for(error, composed)
-            said = before + (str(sentence) if sentence else traceback.format_exc())
-            print(printable(said), file=sys.stderr)
+            message = before + (str(sentence) if sentence else traceback.format_exc())
+            print(printable(message), file=sys.stderr)
             codes.append(2 if sentence else 1)
         finally:
             remove_if_empty(run_dir)
@@ -85,7 +85,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
 
 
 def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:
-    """Return the sentence for what is no bug of ours: too little memory or disk, or a mistake in code from outside."""
+    """Return the message for errors that aren't bugs in minllm: memory, disk, and code of extensions."""
     from minllm.errors import disk_error, memory_error
     from minllm.schema.outside import code_error
 
@@ -94,23 +94,23 @@ def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:
 
 
 def refuse_misplaced(words: Sequence[str]) -> None:
-    """Refuse words for Hydra that would do nothing, and its other sweepers, which would lose what is trained."""
+    """Reject overrides of Hydra that would have no effect, and other sweepers than the grid."""
     in_grid = bool({"-m", "--multirun"} & set(words)) or any(word.startswith("hydra.mode=") for word in words)
     for word in words:
         key = key_of(word)
         if key in ("hydra/sweeper", "hydra.sweeper._target_"):
             raise UserError(
-                f"run.py takes no {word}: with -m it runs every combination of the values typed. To search with Optuna,"
-                " use sweep.py, such as: python sweep.py search=size"
+                f"run.py takes no {word}: with -m it runs every combination of the values. To search with Optuna, use"
+                " sweep.py, such as: python sweep.py search=size"
             )
         if in_grid and key.startswith("hydra.run."):
             raise UserError(
-                f"{key} is for a single run. The folder of a grid (-m) is hydra.sweep.dir=<folder>."
+                f"{key} is for a single run. For the folder of a grid (-m), type hydra.sweep.dir=<folder>."
             )
         if not in_grid and key.startswith(("hydra.sweep.", "hydra.sweeper.")):
             raise UserError(
-                f"{key} is for a grid: add -m and several values, such as -m seed=0,1. The folder of a single run is"
-                " hydra.run.dir=<folder>."
+                f"{key} is for a grid: add -m and several values, such as -m seed=0,1. For the folder of a single run,"
+                " type hydra.run.dir=<folder>."
             )
 
 

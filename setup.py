@@ -1,4 +1,4 @@
-"""Puts conf/, tokenizers/ and the two doors into the wheel, as minllm/home/; all else is in pyproject.toml."""
+"""Adds conf/, tokenizers/, run.py and sweep.py to the wheel as minllm/home/; the rest is in pyproject.toml."""
 
 from pathlib import Path
 from shutil import copy2, copytree, ignore_patterns
@@ -13,7 +13,7 @@ class WithHome(build_py):
     def run(self) -> None:
         super().run()
         if self.editable_mode:
-            return  # minllm finds them beside itself, in the clone
+            return  # minllm uses those of the clone
         home = Path(self.build_lib, "minllm", "home")
         home.mkdir(parents=True, exist_ok=True)
         for name in HOME:

@@ -1,13 +1,13 @@
-"""The other door: `python sweep.py search=size`. It searches what run.py runs; `--help` lists what there is."""
+"""Searches options and values of run.py: `python sweep.py search=size`. See `python sweep.py --help`."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-import minllm  # noqa: F401  (this one, whichever is installed)
+import minllm  # noqa: F401  (the package beside this file, even if another one is installed)
 
-if __name__ == "__main__":  # Python looks in this folder first, where a queue.py would replace its own
+if __name__ == "__main__":  # Python searches this folder first, where a queue.py would hide its own
     here = os.path.dirname(os.path.realpath(__file__))
     sys.path.sort(key=lambda folder: folder == here)
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 def main(words: Sequence[str]) -> int:
-    """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after crashes."""
+    """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after crashes."""
     return run_command(words, sweep_help_text, lambda: compose_and_search(words))
 
 
 def compose_and_search(words: Sequence[str]) -> int:
-    """Let Hydra compose the search, and lead it."""
+    """Let Hydra compose the configuration, and run the search."""
     if any(word.startswith("hydra.mode=") or word in ("--run", "-r") for word in words):
         raise UserError(
-            "sweep.py searches, and run.py runs once: leave out hydra.mode and --run, or type run.py."
+            "sweep.py only searches. Leave out hydra.mode and --run, or use run.py for a single run."
         )
     from minllm.runs.find import choice_words
     from minllm.sweep.plugin import RepeatedCrashes, is_search_key, job, register
 
-    # of the study and its folder: the same words are the same search
+    # the name of the study and its folder: the same overrides are the same search
     def search_words(*, _root_: DictConfig) -> str:
         if "hydra" not in _root_:  # as with --cfg job --resolve
             return "search"
@@ -47,7 +47,7 @@ def compose_and_search(words: Sequence[str]) -> int:
         )
 
     register()
-    # a trial's folder is named by its number; run.py's names are only written down in config.yaml
+    # a trial's folder is named by its number; choice_words is only needed by config.yaml
     resolvers = {"search_words": search_words, "choice_words": lambda: ""}
     try:
         run_hydra(job, "sweep", config_dirs(words), resolvers)

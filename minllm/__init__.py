@@ -1,4 +1,4 @@
-"""minllm: from an idea about a language model's architecture to a verdict on the machine at hand.
+"""minllm: test ideas about the architecture of language models on the machine at hand.
 
     import minllm
 
@@ -9,7 +9,7 @@
     texts = minllm.generate(model, tokenizer, ["Once upon a time"])
     print(minllm.compare(["outputs/multirun/…"]).headline)                    # which arm is better, if any
 
-What goes wrong by the caller's doing is raised as `minllm.UserError`, in a sentence.
+Mistakes of the caller raise `minllm.UserError`, whose message says what to change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 
 TYPE_CHECKING = False
-"""As typing has it: with `python -m minllm`, a typing.py in the working directory would still be imported here."""
+"""Not imported from typing: with `python -m minllm`, a typing.py in the working directory would be imported here."""
 
 if TYPE_CHECKING:
     from typing import Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from minllm.tracing import trace as trace
     from minllm.training.checkpoints import load as load
 
-# where each name lives; it's imported when it's first used, since torch takes seconds
+# the module of each name; imported on first use because torch takes seconds
 HOMES = {
     "UserError": "minllm.errors",
     "build_model": "minllm.model.build",

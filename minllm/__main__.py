@@ -1,4 +1,4 @@
-"""The doors of an installed minllm: `python -m minllm …` is run.py, and `python -m minllm sweep …` is sweep.py."""
+"""Entry points of an installed minllm: `python -m minllm …` is run.py, and `python -m minllm sweep …` is sweep.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 
 if (
     __name__ == "__main__"
-):  # `python -m` looks in the working directory first, as run.py does in its own folder
-    with contextlib.suppress(FileNotFoundError):  # it was removed, which the door says
+):  # `python -m` searches the working directory first, where a queue.py would hide Python's
+    with contextlib.suppress(FileNotFoundError):  # a removed working directory; run.py reports it
         here = os.getcwd()
         sys.path.sort(key=lambda folder: os.path.realpath(folder) == here)
 
@@ -19,11 +19,11 @@ from minllm.schema.groups import HOME
 
 
 def main() -> None:
-    door = "run.py"
+    script = "run.py"
     if sys.argv[1:2] == ["sweep"]:
-        door = "sweep.py"
+        script = "sweep.py"
         del sys.argv[1]
-    sys.argv[0] = str(HOME / door)
+    sys.argv[0] = str(HOME / script)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -56,7 +56,7 @@ def test_the_page_on_options_names_every_pair_that_is_refused():
 
 
 def test_a_choice_that_an_attention_does_not_have_is_refused():
-    with pytest.raises(UserError, match="What you chose for model/attn has no mask"):
+    with pytest.raises(UserError, match="The chosen option of model/attn has no mask"):
         compose(["model/attn=cross", "model/attn/mask=window"])
 
 

@@ -101,7 +101,7 @@ def test_the_same_command_goes_on(go: Callable):
     before = (whole / "summary.json").stat().st_mtime_ns
     code, out, err = go("-m", "seed=range(2)", *TINY, "norm=post,pre")  # the same, in other words
     assert code == 0 and not err, err
-    assert out.startswith(f"1 of 4 runs are in {grid} already; going on with the others.\n1/4: ")
+    assert out.startswith(f"1 of 4 runs in {grid} are already complete; continuing with the others.\n1/4: ")
     assert "Continuing from step 2" in out and out.count("Training in ") == 2
     assert runs_of(grid) == runs and [*Path("outputs").glob("*/*")] == [grid]
     assert {name: bpb(run) for name, run in runs.items()} == figures

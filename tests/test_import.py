@@ -205,12 +205,12 @@ def test_damaged_settings(gpt2, tmp_path):
         (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
         (dict(embd_pdrop=0.3), "embd_pdrop=0.3"),
         (dict(something_new=1), "something_new"),
-        (dict(n_embd=...), "of shape"),
-        (dict(n_embd=[32]), "setting of the wrong type"),
+        (dict(n_embd=...), "the shape"),
+        (dict(n_embd=[32]), "has an invalid value"),
         (dict(n_head=5), "n_heads=5"),
         (dict(n_layer=3), "lack h.2"),
         (dict(n_layer=1), "left over, such as h.1"),
-        (dict(n_inner=44), "of shape"),
+        (dict(n_inner=44), "the shape"),
     ],
 )
 def test_settings_that_cannot_be_expressed(gpt2, tmp_path, settings, words):
@@ -235,13 +235,13 @@ def test_a_tokenizer_that_does_not_fit(gpt2, tmp_path):
     copy = changed(gpt2, tmp_path)
     (copy / "tokenizer.json").unlink()
     refused(copy, tmp_path, f"no tokenizer.json.*{PADDED} tokens.*tokenizer=<option>")
-    refused(copy, tmp_path, f"{PADDED} tokens, and this tokenizer 257", "tokenizer=bytes")
+    refused(copy, tmp_path, f"{PADDED} tokens, but this tokenizer has 257", "tokenizer=bytes")
 
 
 def test_what_is_typed_against_the_folder(gpt2, tmp_path):
     refused(gpt2, tmp_path, "can't be combined with from=", "experiment=gpt2")
-    refused(gpt2, tmp_path, "of shape", "model.dim=16", "model.attn.n_heads=2")
-    refused(gpt2, tmp_path, "nothing in the weights stands for it", "model.head_bias=true")
+    refused(gpt2, tmp_path, "the shape", "model.dim=16", "model.attn.n_heads=2")
+    refused(gpt2, tmp_path, "which the weights don.t have", "model.head_bias=true")
 
 
 def typed(**changes) -> list[str]:

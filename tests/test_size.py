@@ -152,7 +152,7 @@ REFUSED = [
     ("size.parms=1e6", "size has no option 'parms'. Did you mean 'params'?"),
     ("size.params=-1", "size.params must be a number above 0"),
     ("size.params=million", "size.params must be a number above 0"),
-    ("size.params=${nowhere}", "size.params refers to ${nowhere}"),
+    ("size.params=${nowhere}", "size.params=${nowhere} can't be resolved"),
     ("size.params=1e6 size.within=1", "size.within must be a number from 0 to below 1"),
 ]
 

@@ -54,7 +54,7 @@ LR = "optim.lr=choice(0.1,0.2)"
         ([LR, "optim.at=0"], "optim.at"),
         ([], "There's nothing to search"),
         (["optim.lr=tag(log,interval(1e-2,1e-4))"], "Can't search optim.lr"),
-        (["optim.lr=choice(0.1"], "Can't read"),
+        (["optim.lr=choice(0.1"], "Can't parse"),
         (["optim.lr=interval(0.1,0.2)", GRID], "a continuous range, which a grid can't enumerate"),
         (["model.dim=choice(15,17)"], "None of 300 combinations"),
         ([LR, "hydra.mode=RUN"], "leave out hydra.mode"),

@@ -346,7 +346,7 @@ def test_a_time_that_is_too_short_for_one_run_is_said(here):
 
 
 class Trained:
-    """Stands in for an inquiry's trials: runs by hand, whose bits a byte are what a test says."""
+    """Stands in for an inquiry's trials: runs by hand, whose bits per byte are what a test says."""
 
     def __init__(self, asked: VerdictSearch, bpb, seconds: float, allowed: Mapping[str, int]):
         self.asked, self.bpb, self.seconds, self.allowed = asked, bpb, seconds, allowed
@@ -382,7 +382,7 @@ class Trained:
 
 @pytest.fixture
 def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
-    """Settle it with trials whose bits a byte are given, and return the comparison and what was asked for."""
+    """Settle it with trials whose bits per byte are given, and return the comparison and what was asked for."""
 
     def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=None, **protocol):
         shutil.rmtree(asked.folder, ignore_errors=True)
@@ -427,7 +427,7 @@ def test_the_first_look_that_settles_it_is_the_last(settled, capfd):
     (4, ["a4", "b4", "b6", "a6"]),
 ])  # fmt: skip
 def test_arms_take_turns_and_each_begins_as_often(settled, asked, monkeypatch, n_jobs, turns):
-    """What slows the machine meanwhile slows both, so that their tokens a second can be compared."""
+    """What slows the machine meanwhile slows both, so that their tokens per second can be compared."""
     monkeypatch.setattr(asked.sweeper, "n_jobs", n_jobs)
     _, asked_for = settled(clear, looks=[6])
     assert [f"{phase[-1]}{pairs}" for phase, pairs in asked_for] == turns

@@ -1,1 +1,1 @@
-"""What run.py and sweep.py do with a command line."""
+"""The command lines of run.py and sweep.py."""

@@ -1,4 +1,4 @@
-"""What a notebook or a script calls where the command line would say `python run.py`."""
+"""The Python counterpart of `python run.py`, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def train(cfg: DictConfig, run_dir: str | Path | None = None) -> dict:
     """Train the model that `cfg` describes, as `python run.py` does.
 
     Args:
-        cfg: from `minllm.compose`, changed or not; it's validated first.
+        cfg: from `minllm.compose`, possibly modified; it is validated first.
         run_dir: the run's folder; by default a new one under outputs/, or the one that `resume=` names.
 
     Returns:
-        What summary.json says: `val_loss` in nats a token, `val_bpb` in bits a byte, and so on.
+        The contents of summary.json: `val_loss` in nats per token, `val_bpb` in bits per byte, and so on.
 
     Raises:
-        UserError: the configuration can't be trained, or memory or disk ran out.
+        UserError: the configuration can't be trained, or memory or disk space ran out.
         SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint.
     """
     try:

@@ -1,4 +1,4 @@
-"""What run.py and sweep.py have in common: how a command line is received, and how trouble is answered."""
+"""What run.py and sweep.py share: reading the command line, calling Hydra, and reporting errors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ OF_HYDRA = [
     "minllm.sweep.plugin.PruningSweeper",
     "minllm.sweep.plugin.Processes",
 ]
-"""All of minllm's that Hydra itself may make."""
+"""The classes of minllm that Hydra may instantiate."""
 
-VALUES: dict[str, tuple[str, ...]] = {  # of the flags that take one; () is any
+VALUES: dict[str, tuple[str, ...]] = {  # of flags that take a value; () allows any
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath", "aliases"),
     "--package": (),
@@ -36,19 +36,19 @@ VALUES: dict[str, tuple[str, ...]] = {  # of the flags that take one; () is any
         f"{act}={shell}" for act in ("install", "uninstall", "query") for shell in ("bash", "fish", "zsh")
     ),
 }
-MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")  # of which there is one at a time
+MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")  # mutually exclusive
 
 
 def run_command(
     words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]
 ) -> int:
-    """Do what the command line says and return the exit code: 0, 2 after a user's mistake, 1 after our bug.
+    """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after a bug.
 
     Args:
-        words: the command line; the words of a model that is imported are added to it, and what Hydra wants in
-            quotes is quoted.
-        help_text: makes the page of --help, given the folders of options.
-        act: does the rest, reading `sys.argv` as Hydra does.
+        words: the command line. Overrides for an imported model are added, and values that Hydra wants in
+            quotes are quoted.
+        help_text: returns the text of --help, given the folders of options.
+        act: does the rest; it reads `sys.argv`, as Hydra does.
     """
     write_anything()
     try:
@@ -67,12 +67,12 @@ def run_command(
             from minllm.config.compose import with_imported
 
             words = with_imported(words)
-        sys.argv[1:] = words  # which is what Hydra reads
+        sys.argv[1:] = words  # Hydra reads this
         return act()
     except UserError as error:
         print(printable(str(error)), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (RuntimeError, OSError) as error:
@@ -80,20 +80,19 @@ def run_command(
             raise
         print(printable(str(sentence)), file=sys.stderr)
         return 2
-    except SystemExit as end:  # Hydra's way to say that there is no such package
+    except SystemExit as end:  # Hydra exits so where --package names nothing
         return 2 if end.code == 1 and "--cfg" in words else exit_code(end)
     except KeyboardInterrupt:
         return 130
 
 
 def exit_with(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """End the program with what `main` makes of the command line."""
+    """Exit with the code that `main` returns for the command line."""
     try:
         sys.exit(main(sys.argv[1:]))
     finally:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # while Python shuts down, Ctrl-C would print a traceback
+        # while Python shuts down, Ctrl-C would print a traceback
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_hydra(
@@ -102,17 +101,17 @@ def run_hydra(
     folders: Sequence[str],
     resolvers: Mapping[str, Callable[..., str]],
 ) -> None:
-    """Let Hydra read `sys.argv`, compose the configuration, and do `job` with it as often as it takes.
+    """Let Hydra read `sys.argv`, compose the configuration, and call `job` with it, or with each of a grid's.
 
     Args:
-        config_name: the file of conf/ that it starts from.
-        folders: the further folders of options that the command line names.
-        resolvers: what a configuration may refer to as `${name:}`; called with `_root_`, all that was composed.
+        config_name: the file of conf/ to start from.
+        folders: the folders given with --config-dir.
+        resolvers: functions for interpolations `${name:}`; called with the whole configuration as `_root_`.
 
     Raises:
-        UserError: the command line makes no configuration.
+        UserError: the configuration can't be composed.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print at length; we say it shortly
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     import hydra
     from omegaconf import OmegaConf
 
@@ -126,27 +125,27 @@ def run_hydra(
 
 
 def typed_words(hydra_cfg: DictConfig) -> list[str]:
-    """Return the command line's words, but for Hydra's own."""
+    """Return the overrides of the command line, except those for Hydra itself."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Refuse flags that don't exist, lack their value or don't go together, which Hydra answers at length."""
+    """Reject flags that don't exist, lack their value or exclude each other."""
     longs = {short: flag for flag, (short, _) in FLAGS.items() if short}
     given: dict[str, str | None] = {}
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         typed, equals, value = word.partition("=")
         flag = longs.get(typed, typed)
-        if not typed.startswith("-") or (place and is_value(words, place, longs)):
+        if not typed.startswith("-") or (index and is_value(words, index, longs)):
             continue
         if flag not in FLAGS:
             meant = f" Did you mean {word.lstrip('-')}?" if equals else suggest(flag, FLAGS)
-            raise UserError(f"There is no flag {flag}.{meant} Settings are written key=value.")
+            raise UserError(f"There is no flag {flag}.{meant} Overrides are written key=value.")
         if flag not in VALUES and equals:
-            raise UserError(f"{flag} takes no value: type {flag} alone, and settings after it.")
-        following = words[place + 1] if place + 1 < len(words) else None
+            raise UserError(f"{flag} takes no value. Type {flag} alone, and overrides after it.")
+        following = words[index + 1] if index + 1 < len(words) else None
         given[flag] = value if equals else following
         if flag == "--info" and not equals and following not in VALUES[flag]:
             raise UserError(f"--info needs one of {', '.join(VALUES[flag])}: type --info defaults.")
@@ -162,10 +161,10 @@ def check_flags(words: Sequence[str]) -> None:
             )
 
 
-def is_value(words: Sequence[str], place: int, longs: Mapping[str, str]) -> bool:
+def is_value(words: Sequence[str], index: int, longs: Mapping[str, str]) -> bool:
     """Whether a word is the value of the flag before it, such as the folder `-x` in `--config-dir -x`."""
-    before = words[place - 1]
-    return longs.get(before, before) in VALUES and not words[place].startswith("-")
+    before = words[index - 1]
+    return longs.get(before, before) in VALUES and not words[index].startswith("-")
 
 
 def check_flag_value(flag: str, value: str | None) -> None:
@@ -193,19 +192,19 @@ def check_working_directory() -> None:
 
 
 def check_text(words: Sequence[str]) -> None:
-    """Refuse bytes of the command line that Python couldn't decode, because no file could hold them."""
+    """Reject arguments that Python couldn't decode, because they can't be written to a file."""
     for word in words:
         try:
             word.encode()
         except UnicodeEncodeError as error:
             shown = word.encode("ascii", "backslashreplace").decode()
             raise UserError(
-                f"{shown} isn't text in this terminal's encoding. If it is UTF-8, set PYTHONUTF8=1 and try again."
+                f"{shown} can't be decoded in this terminal's encoding. If it is UTF-8, set PYTHONUTF8=1 and try again."
             ) from error
 
 
 def words_at_home(words: Sequence[str]) -> list[str]:
-    """Return the words with each ~ of --config-dir expanded, which the shell leaves as it is behind an equals sign."""
+    """Expand ~ in --config-dir=~/…, which the shell doesn't expand after an equals sign."""
     names = set(config_dirs(words))
     result = []
     for word in words:
@@ -218,7 +217,7 @@ def words_at_home(words: Sequence[str]) -> list[str]:
 
 
 def check_folders(words: Sequence[str]) -> None:
-    """Refuse a folder of options that isn't there, and an empty name of any folder of Hydra's."""
+    """Reject a --config-dir that can't be read, and empty values of Hydra's own keys."""
     for folder in config_dirs(words):
         if not folder.strip():
             raise UserError(f"--config-dir must name a folder, not {folder!r}.{UNSET}")
@@ -234,6 +233,6 @@ def check_folders(words: Sequence[str]) -> None:
 
 
 def config_dirs(words: Sequence[str]) -> list[str]:
-    """Return the folders that --config-dir names."""
+    """Return the folders given with --config-dir."""
     after = [value for flag, value in zip(words, words[1:]) if flag in ("--config-dir", "-cd")]
     return after + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]

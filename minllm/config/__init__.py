@@ -1,1 +1,1 @@
-"""From overrides to a configuration that can be run."""
+"""Composes configurations from overrides and resolves them to what is run."""

@@ -1,10 +1,10 @@
-"""From words on a command line to objects: compose a configuration, settle what it continues, build what it names.
+"""Compose a configuration from overrides, merge it with the run that it continues, and run its task.
 
-    cfg = compose(["model/attn=mqa", "norm=post"])     the files of conf/, with two choices changed
-    validate(cfg)                                      every key and value is one that the code takes
-    norms = build(cfg.norm)                            the one place where a configuration becomes an object
+    cfg = compose(["model/attn=mqa", "norm=post"])     the files of conf/ with two options changed
+    validate(cfg)                                      check every key and value against the code
+    norms = build(cfg.norm)                            instantiate a section
 
-Nothing here imports torch: what a `_target_` names is imported when it's validated or built.
+This module doesn't import torch: what a `_target_` names is imported when it is validated or built.
 """
 
 from __future__ import annotations
@@ -47,19 +47,21 @@ def compose(
     """Return the configuration that the command line `run.py <overrides>` would run.
 
     Args:
-        overrides: what would be typed, one string for each word: `["model/attn=mqa", "train.steps=100"]`.
+        overrides: what would be typed, one string per override: `["model/attn=mqa", "train.steps=100"]`.
         config_name: the file of conf/ to start from.
-        config_dir: another folder of options, as `--config-dir` on the command line.
+        config_dir: a further folder of options, as `--config-dir` on the command line.
 
     Raises:
-        UserError: a choice or a key doesn't exist, or a value can't be read.
+        UserError: an option or a key doesn't exist, or a value can't be parsed.
     """
     import hydra
 
     overrides = overrides if isinstance(overrides, (str, bytes, Mapping)) else list(overrides)
     if isinstance(overrides, (str, bytes, Mapping)) or not all(isinstance(word, str) for word in overrides):
         example = overrides if isinstance(overrides, str) else "model/attn=mqa"
-        raise UserError(f"compose takes a list of words: compose([{example!r}]), not {overrides!r}.")
+        raise UserError(
+            f"compose takes a list of overrides, such as compose([{example!r}]), not {overrides!r}."
+        )
     overrides = with_imported(with_runs_data([quoted(word) for word in overrides]))
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{existing_folder(config_dir)}]"]
     with explained([] if config_dir is None else [str(config_dir)]), own_hydra(), files_checked():
@@ -68,9 +70,9 @@ def compose(
 
 
 def with_imported(words: Sequence[str]) -> list[str]:
-    """Return a command line where `task=import from=<folder>` is followed by what would be typed for that model.
+    """Add to `task=import from=<folder>` the overrides that describe the model in that folder.
 
-    What is typed already stays as it is.
+    Overrides that are given already take precedence.
     """
     folders = [word for word in words if word.startswith("from=")]
     if not folders or "task=import" not in words:
@@ -84,34 +86,34 @@ def with_imported(words: Sequence[str]) -> list[str]:
         folder = OverridesParser.create().parse_overrides(folders[:1])[0].value()
     if not isinstance(folder, (str, int, float, bool)):
         raise UserError(
-            f"from= takes one folder, in quotes if its name is no plain word, which {folders[0]} is not."
+            f"{folders[0]} is not a single folder. Type from=<folder>, in quotes if its name has special characters."
         )
     check_value(folder, Place, "from", set())
     if "experiment" in named:
         raise UserError(
-            "experiment= can't be combined with from=, since the folder says which preset it is. Leave one out."
+            "experiment= can't be combined with from=, which chooses the preset itself. Leave one of them out."
         )
     typed = Pretrained(folder).typed(named)
     return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
 
 
 def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:
-    """Return the configuration to run: what was composed, on top of the run that it continues or looks at.
+    """Return the configuration to run: what was composed, merged with the run that it continues or loads.
 
-    `resume=<run>`, `run=<run>` and `init_from=<run>` mean "as that run was configured", so the run's own
-    configuration takes the place of the defaults, and only what `overrides` name is taken from `composed`. The choices
-    made (group → option) and what was typed are written into the configuration, and packages of code count only where
-    the command line names them. A new model's size, if one is asked for (`size.params=1e6`), is turned into widths.
+    With `resume=<run>`, `run=<run>` or `init_from=<run>`, the run's own configuration replaces the defaults, and only
+    the keys in `overrides` are taken from `composed`. The chosen options (group → option) and the overrides are stored
+    in the configuration. Packages in `extensions` count only if the command line names them. If a size is requested for
+    a new model (`size.params=1e6`), it is turned into widths.
 
     Args:
-        composed: the configuration that Hydra composed.
-        overrides: the words that it was composed of.
-        runtime: its `hydra.runtime`, which knows what was chosen, and from where.
+        composed: the configuration from Hydra.
+        overrides: the overrides that it was composed from.
+        runtime: its `hydra.runtime`, with the chosen options and their sources.
 
     Raises:
-        UserError: the run isn't there, the overrides would make it another run, or no widths give the size.
+        UserError: the run doesn't exist, the overrides contradict it, or no widths give the requested size.
     """
-    from minllm.model.size import refuse_size, sized  # which builds models with what stands here
+    from minllm.model.size import refuse_size, sized  # here, because it imports this module
 
     cfg = OmegaConf.create({name: composed._get_node(name) for name in composed if name != "hydra"})
     refuse_file_names(runtime.choices)
@@ -119,7 +121,7 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
         group: choice for group, choice in sorted(runtime.choices.items()) if not group.startswith("hydra/")
     }
     cfg.typed = [*named_folders(runtime), *(as_kept(cfg, word) for word in overrides)]
-    cfg = frozen(cfg)  # a run's file may not read the environment of whoever looks at it
+    cfg = frozen(cfg)  # a run's config.yaml must not read the environment of whoever opens it
     named = named_keys(overrides)
     refuse_unnamed_code(cfg, named)
     refuse_several(cfg, overrides)
@@ -127,20 +129,20 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
     for key in named:
         if key.partition(".")[0] in ("choices", "typed"):
             raise UserError(
-                f"{key} can't be set: minllm writes down itself what was chosen and typed. Leave it out."
+                f"{key} can't be set: minllm records the options and overrides itself. Leave it out."
             )
     if cfg.get("extensions") and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where my_idea/ stands
+        sys.path.append(os.getcwd())  # where my_idea/ is
     if "extensions" in named:
         refuse_missing_code(cfg)
-    for key, go_on in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
+    for key, merge in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
         if key in cfg:
             check_value(read(cfg, key, key), RunPlace | None, key, set())
         if cfg.get(key):
             cfg[key] = str(find_run(cfg[key]))
             refuse_size(cfg, key, named)
-            cfg = go_on(cfg, read_run(cfg[key], cfg.extensions), named)
-            break  # a resumed run may have begun from another's weights, and has its own now
+            cfg = merge(cfg, read_run(cfg[key], cfg.extensions), named)
+            break  # a resumed run may have an init_from of its own, whose weights it no longer needs
     else:
         cfg = sized(cfg)
     OmegaConf.set_struct(cfg, True)
@@ -148,18 +150,18 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
 
 
 def refuse_unread(cfg: DictConfig, named: Iterable[str]) -> None:
-    """Refuse what was typed for a section that the task doesn't read (`minllm.schema.options.reads`)."""
+    """Reject overrides of sections that the task doesn't read (`minllm.schema.options.reads`)."""
     target = OmegaConf.select(cfg, "task._target_", throw_on_missing=False, throw_on_resolution_failure=False)
     if not isinstance(target, str):
-        return  # which validating refuses
+        return  # validate rejects it
     task = locate(target, allowed_packages(cfg), "task", PLACES["task"])
     if (keys := getattr(task, "reads", None)) is None:
         return
     own = [f"{section_of(option)}.{key}".lstrip(".") for key, option in options_of(task).items()]
-    read_of_it = [f"{key}." for key in (*keys, *own, "task", "extensions", "experiment")]
+    prefixes = [f"{key}." for key in (*keys, *own, "task", "extensions", "experiment")]
     for key in sorted(named):
-        # a choice of files sets all of a section
-        if not any(f"{key}.".startswith(one) or one.startswith(f"{key}.") for one in read_of_it):
+        # choosing an option of a group sets the whole section
+        if not any(f"{key}.".startswith(prefix) or prefix.startswith(f"{key}.") for prefix in prefixes):
             typed = key.replace(".", "/") if key.replace(".", "/") in cfg.choices else key
             listed = ", ".join(dict.fromkeys([*keys, *own]))
             raise UserError(
@@ -168,7 +170,7 @@ def refuse_unread(cfg: DictConfig, named: Iterable[str]) -> None:
 
 
 def refuse_several(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse a list where one option of a group is chosen: Hydra would merge the files, and note no choice."""
+    """Reject a list of options for a group: Hydra would merge the files and record no choice."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -184,22 +186,20 @@ def refuse_several(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def refuse_file_names(choices: Mapping[str, Any]) -> None:
-    """Refuse a choice by the name of its file, because it would count as another arm."""
+    """Reject an option with its file extension, because it would count as a different arm."""
     for group, choice in choices.items():
         if str(choice).endswith((".yaml", ".yml")):
-            raise UserError(
-                f"{group}={choice} is the name of a file. Type {group}={str(choice).rpartition('.')[0]}"
-            )
+            raise UserError(f"{group}={choice} is a file name. Type {group}={str(choice).rpartition('.')[0]}")
 
 
 def named_folders(runtime: DictConfig) -> list[str]:
-    """Return the flags that name further folders of options, without which nothing of theirs can be chosen."""
-    folders = [one.path for one in runtime.config_sources if one.provider == "command-line"]
+    """Return the --config-dir flags, without which the options in those folders can't be chosen again."""
+    folders = [source.path for source in runtime.config_sources if source.provider == "command-line"]
     return [f"--config-dir={os.path.relpath(folder)}" for folder in folders]
 
 
 def as_kept(cfg: DictConfig, word: str) -> str:
-    """Return a word as a configuration may hold it: what refers to other values is replaced by what it came to."""
+    """Return an override with interpolations replaced by their values, as it is stored in the configuration."""
     if "${" not in word:
         return word
     key = word.partition("=")[0]
@@ -207,37 +207,37 @@ def as_kept(cfg: DictConfig, word: str) -> str:
         value = OmegaConf.select(cfg, key.lstrip("+"))
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException:
-        return key  # validation says what is wrong
+        return key  # validate reports it
     return f"{key}={json.dumps(value)}"
 
 
 def refuse_unnamed_code(cfg: DictConfig, named: Container[str]) -> None:
-    """Raise UserError if packages may give code that the command line doesn't name."""
+    """Reject `extensions` that a file sets and the command line doesn't."""
     if cfg.get("extensions") and "extensions" not in named:
         listed = ",".join(cfg.extensions)
         raise UserError(
-            f"A file can't allow itself to run code. If you trust it, add 'extensions=[{listed}]'."
+            f"A file can't set extensions, which run code. If you trust it, add 'extensions=[{listed}]'."
         )
 
 
 def refuse_missing_code(cfg: DictConfig) -> None:
-    """Refuse packages that aren't there, because nothing of them would be used."""
+    """Reject packages in `extensions` that don't exist."""
     for name in allowed_packages(cfg) - {"minllm"}:
         if not name.isidentifier():
             raise UserError(
-                f"extensions takes names of packages, such as my_idea for the folder my_idea/, not {name!r}."
+                f"extensions takes package names, such as my_idea for the folder my_idea/, not {name!r}."
             )
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise UserError(
-                f"There is no package '{name}' for extensions=[{name}] in {os.getcwd()}, and none is installed."
+                f"extensions=[{name}]: there is no package '{name}' in {os.getcwd()} or installed."
             )
 
 
 def perform(cfg: DictConfig, run_dir: Path) -> Any:
-    """Do the configuration's task, and return what it returns.
+    """Run the task of a configuration and return its result.
 
-    A task is a function `task(cfg, run_dir, *, <its own keys>)`: they stand at the root, or in the section that they
-    are marked with (`minllm.schema.options.In`). A resumed run goes on in its own folder.
+    A task is a function `task(cfg, run_dir, *, <options>)`. Its options are keys at the root, or of the section that
+    they are marked with (`minllm.schema.options.In`). A resumed run continues in its own folder.
     """
     validate(cfg)
     task = locate(cfg.task._target_, allowed_packages(cfg), "task", PLACES["task"])
@@ -252,7 +252,7 @@ def perform(cfg: DictConfig, run_dir: Path) -> Any:
 
 @contextlib.contextmanager
 def own_hydra() -> Iterator[None]:
-    """A Hydra of our own: composing works again and again, in a notebook, and inside a running job."""
+    """Initialize Hydra for one composition, so that compose can be called repeatedly and inside a running job."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -267,5 +267,5 @@ def own_hydra() -> Iterator[None]:
 
 def existing_folder(folder: str | Path) -> Path:
     if not Path(folder).is_dir():
-        raise UserError(f"There is no folder '{folder}' to take more options from.")
+        raise UserError(f"config_dir: there is no folder '{folder}'.")
     return Path(folder).resolve()

@@ -1,4 +1,4 @@
-"""Puts into one sentence what Hydra, OmegaConf and the file system say to developers at length."""
+"""Turns errors of Hydra, OmegaConf and the file system into short messages for the user."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from minllm.schema.overrides import key_of, line
 
 @contextlib.contextmanager
 def explained(folders: Sequence[str] = ()) -> Iterator[None]:
-    """Raise what goes wrong inside, while a configuration is composed, as a `UserError`.
+    """Convert errors raised while a configuration is composed to `UserError`.
 
     Args:
-        folders: more folders of options, besides conf/.
+        folders: folders of options besides conf/.
     """
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_sentence(error, folders)) from error
-    except FileNotFoundError as error:  # such as a folder under /proc, where none can be made
+    except FileNotFoundError as error:  # such as a run folder under /proc
         raise UserError(disk_sentence(error)) from error
     except OSError as error:
         sentence = disk_error(error) or not_mapping(folders)
@@ -37,9 +37,9 @@ def explained(folders: Sequence[str] = ()) -> Iterator[None]:
             raise
         raise sentence from error
     except RecursionError as error:
-        if "full_key" not in str(error):  # which OmegaConf adds
+        if "full_key" not in str(error):  # not raised by OmegaConf
             raise
-        raise UserError("A file of options is nested too deeply to be read.") from error
+        raise UserError("A configuration file is nested too deeply to be read.") from error
     except YAMLError as error:
         raise UserError(yaml_sentence(error)) from error
     except UnicodeDecodeError as error:
@@ -49,26 +49,24 @@ def explained(folders: Sequence[str] = ()) -> Iterator[None]:
     except ValueError as error:
         message = str(error)
         if message.startswith("Config group override"):  # such as logger=null
-            sentence = "A group can't be null: choose one of its options, which --help lists."
+            sentence = "A group can't be null. Choose one of its options; --help lists them."
         elif "@package" in message:
-            sentence = (
-                f"A file of options has a wrong first line: {first_line(error)}. Use # @package _global_."
-            )
+            sentence = f"Invalid @package line: {first_line(error)}. Use # @package _global_."
         else:
             raise
         raise UserError(sentence) from error
 
 
 def yaml_sentence(error: YAMLError) -> str:
-    """Say where a file of options is no YAML, and why."""
+    """Return where a configuration file isn't valid YAML, and why."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "A file of options"
+    where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "A configuration file"
     cure = " Indent with spaces." if "tab character" in str(problem) else ""
     return f"{where}: not valid YAML: {first_line(problem or error)}.{cure}"
 
 
 def not_text(folders: Sequence[str]) -> Path | None:
-    """Return the file in folders of options that isn't UTF-8."""
+    """Return the first file in `folders` that isn't UTF-8."""
     for file in (
         file for folder in folders for file in sorted(Path(folder).rglob("*.yaml")) if file.is_file()
     ):
@@ -80,7 +78,7 @@ def not_text(folders: Sequence[str]) -> Path | None:
 
 
 def not_mapping(folders: Sequence[str]) -> UserError | None:
-    """Return the sentence for a file in folders of options that holds a single number or the like."""
+    """Return the error for the first file in `folders` that isn't a mapping, such as a single number."""
     for file in (file for folder in folders for file in sorted(Path(folder).rglob("*.yaml"))):
         try:
             OmegaConf.load(file)
@@ -92,18 +90,18 @@ def not_mapping(folders: Sequence[str]) -> UserError | None:
 
 
 def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
-    """Say what's wrong with the command line, and what to type instead."""
+    """Return what is wrong with the command line, and what to type instead."""
     message = str(error) or str(error.__cause__ or "") or type(error).__name__
     if isinstance(error, OverrideParseException) and (
         called := re.search(r"(\w+) while evaluating '(.+?)': (.+)", message)
     ):
-        return f"Can't read '{error.override}': {called[2]}: {first_line(called[3])}."
+        return f"Can't parse '{error.override}': {called[2]}: {first_line(called[3])}."
     if isinstance(error, OverrideParseException) and (meant := retyped(error.override, find_groups(folders))):
-        return f"Can't read '{error.override}'. Did you mean {meant}?"
+        return f"Can't parse '{error.override}'. Did you mean {meant}?"
     if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return f"Can't read '{error.override}'. {near_word(error.override, find_groups(folders))}"
+        return f"Can't parse '{error.override}'. {near_word(error.override, find_groups(folders))}"
     if isinstance(error, OverrideParseException):
-        return f"Can't read '{error.override}'. A setting is key=value; quote brackets: 'prompts=[Once upon a time]'."
+        return f"Can't parse '{error.override}'. Type key=value, with brackets in quotes: 'prompts=[Once upon a time]'."
     if isinstance(error, SearchPathException):
         return f"{first_line(message)}."
     if isinstance(error.__cause__, YAMLError):
@@ -116,19 +114,19 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
         key, _, values = several[1].partition("=")
         parts = [part.strip("'\" ") for part in values.split(",")]
         if settings := [part for part in parts if re.fullmatch(r"[\w./@+~]+=.*", part)]:
-            return f"{several[1]} is several values. To set {key_of(settings[0])} too, separate settings with spaces."
+            return f"{several[1]} has several values. To set {key_of(settings[0])} too, separate overrides with spaces."
         if re.fullmatch(r"\d{1,3}(,\d{3})+", values):
-            return f"{several[1]} is several values. For one number, type {key}={values.replace(',', '')}"
+            return f"{several[1]} has several values. For one number, type {key}={values.replace(',', '')}"
         as_list = "" if "/" in key else f", or type '{key}=[{values}]' for a list"
         as_text = f" For one text, type {line(key, values)}" if " " in values else ""
-        return f"{several[1]} is several values. Add -m to run each{as_list}.{as_text}"
+        return f"{several[1]} has several values. Add -m to run each{as_list}.{as_text}"
     if sweep := re.search(r"Sweep parameters '(.+)' requires", message):
-        return f"{sweep[1]} is several values. Add -m to run each."
+        return f"{sweep[1]} has several values. Add -m to run each."
     if message.startswith(("Could not override ''", "Could not delete ''")):
-        return "A setting needs a key before its =: key=value."
+        return "An override needs a key before the =: key=value."
     if twice := re.search(r"Multiple values for (\S+?)\. |not supported: '\+\+(.+?)=", message):
         key = twice[1] or twice[2]
-        return f"{key} is chosen already. Choose another option without a +: {key}=<option>"
+        return f"{key} already has an option. Choose another one without the +: {key}=<option>"
     if unknown := re.search(r"Could not override '(.+?)'", message):
         value = re.search(r"use \+[^=]+=(.*)", message)
         return unknown_key(unknown[1], value[1] if value else "<option>", error.__cause__, folders)
@@ -143,11 +141,11 @@ TYPOGRAPHIC = str.maketrans(
     | dict.fromkeys("\u201c\u201d\u201e", '"')
     | dict.fromkeys("\u2018\u2019\u201a", "'")
     | {"\u00a0": " "}
-)  # what web pages and word processors put for - " ' and the space
+)  # typographic characters of web pages and word processors, for - " ' and space
 
 
 def retyped(word: str, groups: Mapping[str, Mapping[str, Option]]) -> str | None:
-    """Return what a word that can't be read may have been meant to be: a flag with another dash, or a choice."""
+    """Return the likely intention behind an override that can't be parsed: a flag with another dash, or an option."""
     plain = word.translate(TYPOGRAPHIC).strip("\"' ")
     longs = {short: flag for flag, (short, _) in FLAGS.items() if short}
     for flag in (plain, f"-{plain}"):
@@ -160,31 +158,29 @@ def retyped(word: str, groups: Mapping[str, Mapping[str, Option]]) -> str | None
 
 
 def near_word(word: str, groups: Mapping[str, Mapping[str, Option]]) -> str:
-    """Say what a word without = may have meant: an option of a group, a group, or a flag."""
+    """Suggest what a word without = may have meant: an option of a group, a group, or a flag."""
     if f"--{word}" in FLAGS:
         return f"Did you mean --{word}?"
     if choices := [f"{group}={word}" for group, options in groups.items() if word in options]:
         return f"Did you mean {' or '.join(choices[:3])}?"
     if word in groups:
         return f"Did you mean {word}=<option>? --help lists them."
-    return "A setting is key=value; quote brackets: 'prompts=[Once upon a time]'."
+    return "Type key=value, with brackets in quotes: 'prompts=[Once upon a time]'."
 
 
 def missing_option(path: str, options: Sequence[str], message: str) -> str:
     group, _, option = path.rpartition("/")
     asker = re.match(r"In '(.+?)'", message)
-    asked_by = f", which {asker[1]} asks for" if asker and asker[1] not in ("config", "sweep") else ""
+    asked_by = f", which {asker[1]} chooses" if asker and asker[1] not in ("config", "sweep") else ""
     return f"There is no {group}={option}{asked_by}.{suggest(option, options)}"
 
 
 def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequence[str]) -> str:
-    """Say what's near a key that nothing takes: a group of that name, another task's key, or one beside it."""
+    """Return the message for an unknown key, with a similar group, the tasks that have the key, or a similar key."""
     groups = find_groups(folders)
     if key in groups:  # options of an option, such as model/attn/mask
         group, _, name = key.rpartition("/")
-        return (
-            f"What you chose for {group} has no {name} to choose: leave out {key}, or choose another {group}."
-        )
+        return f"The chosen option of {group} has no {name}. Leave out {key}, or choose another {group}."
     if "/" in key:
         return f"There is no group '{key}'.{suggest(key, groups)}"
     for group in groups:
@@ -192,23 +188,21 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
             return f"There is no '{key}'. Did you mean {group}={value}?"
     tasks = [task for task, option in groups.get("task", {}).items() if key in option.keys]
     if tasks:
-        return f"This task takes no '{key}'. Add task={' or task='.join(tasks)}."
+        return f"This task has no option '{key}'. Add task={' or task='.join(tasks)}."
     parent, _, name = key.rpartition(".")
-    beside = [str(one) for one in getattr(cause, "parent_node", None) or []]
-    if elsewhere := places_of(key, getattr(cause, "parent_node", None)):
-        return (
-            f"There is no option '{key}'. Did you mean {' or '.join(f'{one}={value}' for one in elsewhere)}?"
-        )
+    siblings = [str(sibling) for sibling in getattr(cause, "parent_node", None) or []]
+    if elsewhere := paths_of(key, getattr(cause, "parent_node", None)):
+        return f"There is no option '{key}'. Did you mean {' or '.join(f'{path}={value}' for path in elsewhere)}?"
     where = f"{parent} has no option" if parent else "There is no option"
     group = parent.replace(".", "/")
     if having := [choice for choice, option in groups.get(group, {}).items() if name in option.keys]:
         owners = " and ".join(f"{group}={choice}" for choice in having[:3])
         return f"{where} '{name}'; {owners} {'has' if len(having) == 1 else 'have'} it."
-    return f"{where} '{name}'.{suggest(name, [one for one in beside if one not in ('hydra', '_target_')])}"
+    return f"{where} '{name}'.{suggest(name, [key for key in siblings if key not in ('hydra', '_target_')])}"
 
 
-def places_of(key: str, root: object, above: str = "") -> list[str]:
-    """Return the options further inside a configuration whose names end as `key` does: optim.lr for lr."""
+def paths_of(key: str, root: object, above: str = "") -> list[str]:
+    """Return the paths of nested options that end with `key`: optim.lr for lr."""
     if not isinstance(root, DictConfig) or root._is_missing() or root._is_none():
         return []
     found = []
@@ -218,5 +212,5 @@ def places_of(key: str, root: object, above: str = "") -> list[str]:
             continue
         if path.endswith(f".{key}"):
             found.append(path)
-        found += places_of(key, root._get_node(name), path)
+        found += paths_of(key, root._get_node(name), path)
     return found

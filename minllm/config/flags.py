@@ -1,17 +1,17 @@
-"""The flags of the command line, which are Hydra's."""
+"""The command-line flags, which are those of Hydra."""
 
 FLAGS = {  # flag: (its short form, what it does)
     "--help": ("-h", "this page"),
-    "--multirun": ("-m", "run every combination of the values given, separated by commas"),
+    "--multirun": ("-m", "run every combination of comma-separated values"),
     "--cfg": ("-c", "show the configuration instead of running it: --cfg job"),
-    "--resolve": ("", "with --cfg, show references resolved"),
-    "--package": ("-p", "with --cfg, show one part of it"),
+    "--resolve": ("", "with --cfg, show interpolations resolved"),
+    "--package": ("-p", "with --cfg, show one section only"),
     "--info": ("-i", "show where the configuration comes from: --info defaults"),
     "--config-dir": ("-cd", "add a folder with options of your own"),
-    "--config-path": ("-cp", "take another folder than conf/"),
-    "--config-name": ("-cn", "start from another file than config.yaml"),
-    "--shell-completion": ("-sc", 'let the Tab key complete: eval "$(python run.py -sc install=bash)"'),
+    "--config-path": ("-cp", "use another folder instead of conf/"),
+    "--config-name": ("-cn", "use another file instead of config.yaml"),
+    "--shell-completion": ("-sc", 'complete with the Tab key: eval "$(python run.py -sc install=bash)"'),
     "--run": ("-r", "run once, which is the default"),
-    "--hydra-help": ("", "what Hydra itself offers"),
+    "--hydra-help": ("", "help of Hydra itself"),
     "--version": ("", "Hydra's version"),
 }

@@ -1,4 +1,4 @@
-"""A tokenizer by its name, for notebooks and scripts."""
+"""Loads a tokenizer by name, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def load_tokenizer(name: str | Path, *, extensions: Sequence[str] = ()) -> Token
 
     Args:
         name: an option of conf/tokenizer (bytes, tales_4096), a folder that `task=tokenizer` or transformers wrote, the
-            folder of a run or `latest`, or a name on Hugging Face's hub (gpt2).
-        extensions: packages besides minllm that a run's configuration may take code from; name only what you trust.
+            folder of a run or `latest`, or a name on the Hugging Face Hub (gpt2).
+        extensions: packages besides minllm that a run's configuration may use code from; name only what you trust.
 
     Raises:
-        UserError: there's no such tokenizer, or it can't be read.
+        UserError: the tokenizer doesn't exist or can't be read.
     """
     options = find_groups()["tokenizer"]
     if name in options:

@@ -1,9 +1,9 @@
-"""Models of `transformers`, as the presets of this project: `python run.py task=import from=<folder>`.
+"""Converts models of `transformers` to presets of minllm: `python run.py task=import from=<folder>`.
 
-    families/llama.py    one module for each `model_type`: which weight is which, and what would be typed
-    settings.py          reads a config.json, and refuses what is left unread
-    table.py             fills a model with weights by a family's table, and refuses what is left over
+    families/llama.py    one module for each `model_type`: the table of weight names, and the overrides
+    settings.py          reads a config.json, and rejects settings that weren't read
+    table.py             copies weights into a model by a family's table, and rejects unused ones
     folder.py            the folder that `save_pretrained` wrote
 
-A family is found by its module's name, so that a new one is a new file and no other is edited.
+A family is found by its module's name, so that a new one needs only a new file.
 """

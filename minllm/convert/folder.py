@@ -1,4 +1,4 @@
-"""The folder that transformers' `save_pretrained` wrote: config.json, safetensors and, maybe, a tokenizer."""
+"""Reads a folder that transformers' `save_pretrained` wrote: config.json, safetensors and optionally a tokenizer."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from minllm.tokenizer.huggingface import read_json
 
 
 class Pretrained:
-    """A model of transformers on the disk.
+    """A saved transformers model.
 
     Raises:
-        UserError: the folder isn't there, has no config.json, or holds a kind of model that minllm doesn't know.
+        UserError: the folder doesn't exist, has no config.json, or has a model type that minllm doesn't support.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(str(folder)).expanduser()
         if not self.folder.is_dir():
             raise UserError(
-                f"There is no folder '{folder}'. Name one that save_pretrained wrote: from=<folder>."
+                f"There is no folder '{folder}'. Type from=<folder>, with a folder that save_pretrained wrote."
             )
         if not (self.folder / "config.json").is_file():
             raise UserError(
-                f"'{folder}' has no config.json. Name a folder that save_pretrained wrote: from=<folder>."
+                f"'{folder}' has no config.json. Type from=<folder>, with a folder that save_pretrained wrote."
             )
         self.config = read_json(self.folder / "config.json")
         self.family = family_of(self.config.get("model_type"))
 
     def typed(self, named: Iterable[str]) -> list[str]:
-        """Return what would be typed for this model: the preset, and what differs from it.
+        """Return the overrides for this model: the preset, and what differs from it.
 
         Args:
-            named: the keys that are typed already; a tokenizer that is chosen stays.
+            named: the keys that are given already; a chosen tokenizer is kept.
         """
         settings = self.settings
         words = self.family.typed(settings)
@@ -49,10 +49,10 @@ class Pretrained:
         return [*words, *([] if "tokenizer" in named else self.tokenizer())]
 
     def tokenizer(self) -> list[str]:
-        """Return what is typed for the folder's own tokenizer."""
+        """Return the overrides for the tokenizer in the folder."""
         if not (self.folder / "tokenizer.json").is_file():
             raise UserError(
-                f"'{self.folder}' has no tokenizer.json. Choose the tokenizer that its weights were trained with, of"
+                f"'{self.folder}' has no tokenizer.json. Choose the tokenizer that the model was trained with, of"
                 f" {self.vocab_size} tokens: tokenizer=<option>."
             )
         words = [
@@ -80,10 +80,10 @@ class Pretrained:
 
 
 class Weights(Mapping):
-    """The tensors of a folder's safetensors by name, each read when it is asked for.
+    """The tensors in a folder's safetensors files by name, read lazily.
 
     Raises:
-        UserError: there are none, or one of several files is missing or damaged.
+        UserError: there are none, or a file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,7 +95,7 @@ class Weights(Mapping):
                 file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise UserError(
-                    f"{path} is damaged: it can't be read as safetensors. Download it again."
+                    f"{path} is damaged: it isn't a valid safetensors file. Download it again."
                 ) from error
             self.files |= dict.fromkeys(file.keys(), file)
 
@@ -110,7 +110,7 @@ class Weights(Mapping):
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return a folder's files of weights."""
+    """Return the safetensors files of a folder."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
         names = set(read_json(index).get("weight_map", {}).values())
@@ -122,18 +122,18 @@ def files_of(folder: Path) -> list[Path]:
         return [single]
     if sorted(folder.glob("*.bin")):
         raise UserError(
-            f"'{folder}' has its weights in .bin files only, which can run code when they are read. Write them anew as"
-            " safetensors, with transformers: model.save_pretrained(<folder>)."
+            f"'{folder}' has weights only in .bin files, which can run code when loaded. Convert them to safetensors"
+            " with transformers: model.save_pretrained(<folder>)."
         )
-    raise UserError(f"'{folder}' has no weights: there is no model.safetensors in it.")
+    raise UserError(f"'{folder}' has no weights: model.safetensors is missing.")
 
 
 def family_of(model_type: str | None) -> ModuleType:
-    """Return the module of a `model_type`. UserError if there is none."""
+    """Return the module for a `model_type`. UserError if there is none."""
     known = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
     if model_type not in known:
         raise UserError(
-            f"config.json says model_type={model_type}, and minllm has no counterpart for it. It has for"
+            f"config.json has model_type={model_type}, which minllm doesn't support. It supports"
             f" {', '.join(known)}."
         )
     return importlib.import_module(f"{families.__name__}.{model_type}")

@@ -1,9 +1,9 @@
-"""Reads what a config.json says of a rope, in the form of transformers 5 and in the one before it.
+"""Reads the RoPE settings of a config.json, in the form of transformers 5 and in the older one.
 
     rope_parameters: {rope_type: linear, factor: 4.0, rope_theta: 500.0}      # version 5
-    rope_scaling: {type: linear, factor: 4.0}, rope_theta: 500.0              # before
+    rope_scaling: {type: linear, factor: 4.0}, rope_theta: 500.0              # older
 
-Each type of rope has a table of its keys, as each family has a table of its settings.
+Each type of RoPE has a table of its keys, as each family has a table of its settings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minllm.schema.options import Count, Fraction, NonNegative, Positive
 
 
 class Default:
-    """The keys of every rope. `type` is what `rope_type` was called."""
+    """The keys of every RoPE. `type` is the old name of `rope_type`."""
 
     rope_type: str = "default"
     type: str = "default"
@@ -73,9 +73,9 @@ def yarn(given: Settings) -> dict[str, Any]:
     return {
         "factor": factor,
         "original_len": given.take("original_max_position_embeddings"),
-        "fast": given.take("beta_fast") or 32.0,  # 0 means the default too
+        "fast": given.take("beta_fast") or 32.0,  # 0 also means the default
         "slow": given.take("beta_slow") or 1.0,
-        "truncate": bool(given.take("truncate")),  # null means false, and leaving it out true
+        "truncate": bool(given.take("truncate")),  # null means false; if left out, true
         "magnitude": magnitude,
     }
 
@@ -86,19 +86,19 @@ ROPES: dict[str, tuple[str, type, Callable[[Settings], dict[str, Any]]]] = {
     "llama3": ("rope_llama3", Llama3, llama3),
     "yarn": ("rope_yarn", Yarn, yarn),
 }
-"""Their rope types: our model/pos, the table of the keys, and what is set there."""
+"""RoPE types of transformers: the option of model/pos, the table of keys, and the options to set."""
 
 
 def longer(factor: float, mscale: float) -> float:
-    """Return how much longer queries and keys are made for texts that are `factor` times longer."""
+    """Return the scale of queries and keys for texts that are `factor` times longer."""
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def merged(config: Settings, *, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the rope's settings, whichever form they have.
+    """Return the RoPE settings from either form.
 
     Args:
-        usual: what a config.json means that has neither form.
+        usual: the default for a config.json with neither form.
     """
     said = one_form(config, usual)
     said.setdefault("rope_theta", config.take("rope_theta"))
@@ -113,7 +113,7 @@ def one_form(config: Settings, usual: Mapping[str, Any] | None = None) -> dict[s
     older, newer = config.take("rope_scaling"), config.take("rope_parameters")
     if older and newer and older != newer:
         raise UserError(
-            f"{config.name} has rope_scaling beside rope_parameters, which transformers ignores then: remove one."
+            f"{config.name} has both rope_scaling and rope_parameters; transformers ignores the former. Remove one."
         )
     return dict(older or (usual if newer is None else newer) or {})
 
@@ -127,14 +127,14 @@ def rope(
     width: int | None = None,
     preset: Sequence[str] = (),
 ) -> list[str]:
-    """Return the choice of a RoPE and its settings.
+    """Return the overrides that choose a RoPE and set its options.
 
     Args:
-        said: the rope's settings; see `merged`.
-        at: the place of the positions that are chosen.
-        partly: the class can turn a part of each head.
+        said: the RoPE settings; see `merged`.
+        at: the key of the position option.
+        partly: whether the class can rotate a fraction of each head's channels.
         width: channels of a head.
-        preset: options of the preset's rope that another rope may not have.
+        preset: options of the preset's RoPE, removed if the chosen RoPE doesn't have them.
     """
     their_type = type_of(config, said)
     ours, table, options = ROPES[their_type]
@@ -144,7 +144,7 @@ def rope(
     given.unread = {key for key in given.unread if given.values[key] is not None}
     if given.unread:
         raise UserError(
-            f"{given.name} has {', '.join(sorted(given.unread))}, which transformers ignores: remove it."
+            f"{given.name} has {', '.join(sorted(given.unread))}, which transformers ignores. Remove it."
         )
     return [
         f"model/pos={ours}" if at == "model.pos" else f"model/pos@{at}={ours}",
@@ -157,18 +157,18 @@ def type_of(config: Settings, said: Mapping[str, Any]) -> str:
     types = [said[key] for key in ("rope_type", "type") if key in said]
     if len(set(map(str, types))) > 1:
         raise UserError(
-            f"{config.name} has a rope with rope_type={types[0]} and type={types[1]}, which transformers ignores:"
-            " remove type."
+            f"{config.name} has a rope with rope_type={types[0]} and type={types[1]}, which transformers ignores."
+            " Remove type."
         )
     if (their_type := types[0] if types else "default") not in list(ROPES):
         raise UserError(
-            f"{config.name} has a rope with rope_type={their_type}, and minllm knows {', '.join(ROPES)} only."
+            f"{config.name} has a rope with rope_type={their_type}, but minllm supports only {', '.join(ROPES)}."
         )
     return their_type
 
 
 def with_lengths(config: Settings, said: Mapping[str, Any], table: type) -> dict[str, Any]:
-    """Return a rope's settings with what they leave to the length that the model was made for."""
+    """Return the RoPE settings, with missing ones derived from the model's maximum length."""
     said = dict(said)
     if "original_max_position_embeddings" not in table.__annotations__:
         return said
@@ -176,8 +176,8 @@ def with_lengths(config: Settings, said: Mapping[str, Any], table: type) -> dict
         outside = config.take("original_max_position_embeddings")
         if said.setdefault("original_max_position_embeddings", outside) != outside:
             raise UserError(
-                f"{config.name} has original_max_position_embeddings={outside}, and another one in its rope, which"
-                " transformers ignores: remove one of them."
+                f"{config.name} has original_max_position_embeddings={outside}, but its rope has another, which"
+                " transformers ignores. Remove one of them."
             )
     longest = config.take("max_position_embeddings")
     original = said.setdefault("original_max_position_embeddings", longest)
@@ -187,30 +187,29 @@ def with_lengths(config: Settings, said: Mapping[str, Any], table: type) -> dict
 
 
 def turning(given: Settings, width: int, partly: bool) -> dict[str, Any]:
-    """Return θ and the share of a head's channels that turn.
+    """Return θ and the fraction of a head's channels that are rotated.
 
-    transformers cuts the number of channels down to a whole one, R. An odd R turns R + 1 channels, at the wavelengths
-    θ^(2i/R); so does R + 1 with a larger θ.
+    transformers rounds the number of channels down to an integer R. An odd R rotates R + 1 channels, with wavelengths
+    θ^(2i/R); R + 1 with a larger θ is equivalent.
     """
     theta, share = given.take("rope_theta"), given.take("partial_rotary_factor")
     if not partly and share not in (None, 1):
         raise UserError(
-            f"{given.name} has partial_rotary_factor={share}, which this kind of model has no use for: all channels of"
-            " a head turn. Remove it."
+            f"{given.name} has partial_rotary_factor={share}, which transformers ignores: this kind of model rotates"
+            " all channels of a head. Remove it."
         )
     R = int(width * (1.0 if share is None else share))
     if R % 2:
         if width == R:
             raise UserError(
-                f"{given.name} would turn all {width} channels of a head, which is an odd number: channels turn in"
-                " pairs."
+                f"{given.name} would rotate all {width} channels of a head, but channels are rotated in pairs, so their"
+                " number must be even."
             )
         if given.table is Yarn:
             raise UserError(
-                f"{given.name} would turn {R} of {width} channels of a head, which is an odd number: YaRN isn't defined"
-                " for it."
+                f"{given.name} would rotate {R} of {width} channels of a head, but YaRN needs an even number."
             )
         R, theta = R + 1, theta ** ((R + 1) / R)
     if R == 0:
-        raise UserError(f"{given.name} turns none of {width} channels: set a larger partial_rotary_factor.")
+        raise UserError(f"{given.name} rotates none of {width} channels. Set a larger partial_rotary_factor.")
     return {"theta": theta, "fraction": R / width}

@@ -1,7 +1,7 @@
-"""Reads a config.json: every setting of it is translated, is known not to matter, or is refused.
+"""Reads a config.json: each setting is translated, known to have no effect on logits, or rejected.
 
-A config.json may leave out a setting, and what it means then is a matter of its class in transformers, never of the
-preset. So each family has a `Config`: the settings that its class reads, with their types and the class's defaults.
+For a setting that a config.json leaves out, the default of its class in transformers applies, and not the preset's. So
+each family has a `Config`: the settings that its class reads, with their types and the class's defaults.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
-"""Their names of activations, and ours."""
+"""The names of activations in transformers and in minllm."""
 
 HARMLESS = re.compile(
     r"""_.* | architectures | model_type | auto_map | transformers_version | torch_dtype | dtype | init_device
@@ -44,12 +44,12 @@ HARMLESS = re.compile(
     | forced_(bos|eos)_token_id | remove_invalid_values | exponential_decay_length_penalty | output_scores""",
     re.VERBOSE,
 )
-"""Settings that change no logits: bookkeeping, first values, tasks that aren't language modelling, fused kernels, and
-how to sample."""
+"""Settings with no effect on logits: metadata, initialization, tasks other than language modelling, fused kernels, and
+sampling."""
 
 
 class WithRope:
-    """What every class with a rope reads; all but the first are its form before version 5 of transformers."""
+    """RoPE settings that every class reads; all but the first have the form used before version 5 of transformers."""
 
     rope_parameters: dict | None = None
     rope_scaling: dict | None = None
@@ -59,9 +59,9 @@ class WithRope:
 
 
 class Settings:
-    """The settings of a config.json, each to be asked for once.
+    """The settings of a config.json, with a record of which were read.
 
-    name: what error messages call it
+    name: the name for error messages
     """
 
     def __init__(self, values: Mapping[str, Any], name: str = "config.json") -> None:
@@ -71,9 +71,9 @@ class Settings:
         self.kinds: dict[str, Any] = {}
 
     def declare(self, table: type) -> Settings:
-        """Take the types and the defaults of settings from the annotations and the values of a class.
+        """Take the types and defaults of settings from the annotations and values of a class.
 
-        Its `aliases`, if there are any, are names that transformers replaces by others.
+        Its optional `aliases` maps names that transformers accepts to the actual settings.
         """
         self.table, self.kinds = table, get_type_hints(table, include_extras=True)
         for alias, key in getattr(table, "aliases", {}).items():
@@ -83,75 +83,74 @@ class Settings:
                 if self.values.setdefault(key, value) != value:
                     raise UserError(
                         f"{self.name} has {key}={self.values[key]} and {alias}={value}, which are two names of one"
-                        f" setting: remove one of them."
+                        f" setting. Remove one of them."
                     )
         return self
 
     def take(self, key: str, *, default: Any = ...) -> Any:
-        """Return the value of `key`; where it is left out, the default of the table.
+        """Return the value of `key`, or the table's default if it is left out.
 
         Args:
-            default: of a setting that the table doesn't have.
+            default: the default of a setting that isn't in the table.
         """
         self.unread.discard(key)
         if key not in self.values:
             default = getattr(self.table, key, default)
             if default is ...:
-                raise UserError(f"{self.name} has no '{key}', so it isn't known what model this is.")
+                raise UserError(f"{self.name} has no '{key}', which is required for this kind of model.")
             return default
         value = self.values[key]
         if key in self.kinds and not fits(value, self.kinds[key]):
             raise UserError(
-                f"{self.name} has a setting of the wrong type or range: {key} must be {words(self.kinds[key])}, not"
-                f" {value!r}."
+                f"{self.name} has an invalid value: {key} must be {words(self.kinds[key])}, not {value!r}."
             )
         return value
 
     def unused(self, *keys: str) -> None:
-        """Pass over settings that change no logits in this family."""
+        """Mark settings as read that have no effect on logits in this family."""
         self.unread -= set(keys)
 
     def ignored(self, key: str, used: Any) -> None:
-        """Refuse a setting that the class ignores, unless it has the value that is used anyway."""
+        """Reject a setting that the class ignores, unless it has the value that the class uses."""
         if key in self.values and (value := self.take(key)) != used:
             raise UserError(
                 f"{self.name} has {key}={value}, which transformers ignores for this kind of model: it uses {used}."
-                f" Remove {key}, or write {used}."
+                f" Remove {key}, or set it to {used}."
             )
 
     def only(self, key: str, *allowed: Any) -> None:
-        """Refuse the setting `key` unless it has one of the values that are `allowed`."""
+        """Reject the setting `key` unless it has one of the `allowed` values."""
         value = self.take(key, default=allowed[0])
         if value not in allowed:
             known = " or ".join(map(str, allowed))
-            default = "" if key in self.values else ", which is what leaving it out means"
-            raise UserError(
-                f"{self.name} has {key}={value}{default}, and minllm has a counterpart for {known} only."
-            )
+            default = "" if key in self.values else " (the default)"
+            raise UserError(f"{self.name} has {key}={value}{default}, but minllm supports only {known}.")
 
     def inner(self, key: str, table: type) -> Settings:
-        """Return the settings inside one; null is none."""
+        """Return the nested settings of `key`; null counts as empty."""
         return Settings(self.take(key) or {}, f"{self.name}'s {key}").declare(table)
 
     def activation(self, key: str) -> str:
-        said = self.take(key)
-        if said not in ACTIVATIONS:
-            raise UserError(f"{self.name} has {key}={said}, and minllm knows {', '.join(ACTIVATIONS)} only.")
-        return ACTIVATIONS[said]
+        name = self.take(key)
+        if name not in ACTIVATIONS:
+            raise UserError(
+                f"{self.name} has {key}={name}, but minllm supports only {', '.join(ACTIVATIONS)}."
+            )
+        return ACTIVATIONS[name]
 
     def only_silu(self) -> None:
         self.only("hidden_act", "silu", "swish")
 
     def finish(self) -> None:
-        """Refuse what nobody has asked for: it might change what the model computes."""
+        """Reject settings that weren't read, because they might change what the model computes."""
         if self.unread:
             raise UserError(
-                f"{self.name} has settings that minllm has no counterpart for: {', '.join(sorted(self.unread))}."
+                f"{self.name} has settings that minllm doesn't support: {', '.join(sorted(self.unread))}."
             )
 
 
 def override(key: str, value: Any) -> str:
-    """Return what is typed to give a setting its value."""
+    """Return the override that sets `key` to `value`."""
     if isinstance(value, list):
         return f"{key}=[{','.join(value)}]"
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
@@ -162,10 +161,10 @@ def overrides(values: Mapping[str, Any]) -> list[str]:
 
 
 def llama_like(config: Settings, *, mlp: str = "model.mlp") -> list[str]:
-    """Return the sizes of Llama and of all that name them as it does.
+    """Return the overrides for the sizes of Llama and of models with the same setting names.
 
     Args:
-        mlp: where the MLP is that the intermediate size is meant for.
+        mlp: the key of the MLP that has the intermediate size.
     """
     heads = config.take("num_attention_heads")
     return overrides(
@@ -185,31 +184,31 @@ def llama_like(config: Settings, *, mlp: str = "model.mlp") -> list[str]:
 
 
 def head_dim(config: Settings) -> int:
-    said = config.take("head_dim", default=None)
-    return said or config.take("hidden_size") // config.take("num_attention_heads")
+    width = config.take("head_dim", default=None)
+    return width or config.take("hidden_size") // config.take("num_attention_heads")
 
 
 def attention_biases(config: Settings, at: str = "model.attn") -> list[str]:
-    has = config.take("attention_bias")
-    return overrides({f"{at}.qkv_bias": has, f"{at}.out_bias": has})
+    bias = config.take("attention_bias")
+    return overrides({f"{at}.qkv_bias": bias, f"{at}.out_bias": bias})
 
 
 # ---- layers of several kinds -----------------------------------------------------------------------
 
-SENTENCES = {"sliding_attention": "local mlp", "full_attention": "attn mlp"}
-"""What a layer of a kind does, where two kinds of attention take turns."""
+LAYERS = {"sliding_attention": "local mlp", "full_attention": "attn mlp"}
+"""The branches of each kind of layer, for models that alternate two kinds of attention."""
 
 OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
-"""What transformers calls kinds of layers now."""
+"""Old names of layer kinds in transformers, and the current ones."""
 
 
-def layer_types(config: Settings, words: Mapping[str, str] = SENTENCES, *, every: int) -> list[str]:
+def layer_types(config: Settings, words: Mapping[str, str] = LAYERS, *, every: int) -> list[str]:
     """Return the kind of each layer.
 
     Args:
-        words: the sentence of each kind.
-        every: where kinds aren't listed, each layer whose number this divides has the last of them, and all others
-            the first.
+        words: the branches of each kind.
+        every: if the config.json doesn't list the kinds, every such layer has the last kind, and all others the
+            first.
     """
     usual, last = list(words)[0], list(words)[-1]
     n_layers = config.take("num_hidden_layers")
@@ -218,29 +217,29 @@ def layer_types(config: Settings, words: Mapping[str, str] = SENTENCES, *, every
     kinds = [OLDER.get(kind, kind) for kind in kinds]
     if unknown := sorted(set(kinds) - set(words)):
         raise UserError(
-            f"{config.name} has layers of type {unknown[0]}, and minllm knows {', '.join(words)} only."
+            f"{config.name} has layers of type {unknown[0]}, but minllm supports only {', '.join(words)}."
         )
     if len(kinds) != n_layers:
         raise UserError(
-            f"{config.name} has num_hidden_layers={n_layers}, and its layer_types are {len(kinds)}: make them as many."
+            f"{config.name} has num_hidden_layers={n_layers}, but {len(kinds)} layer_types. Make them equal."
         )
     return kinds
 
 
-def layout(kinds: Sequence[str], words: Mapping[str, str] = SENTENCES) -> list[str]:
-    """Return the sentences for the kinds of layers: `model.layout=[local mlp,attn mlp]`."""
-    sentences = [words[kind] for kind in kinds]
-    return [repeated(sentences), *without_unsaid(sentences, words.values())]
+def layout(kinds: Sequence[str], words: Mapping[str, str] = LAYERS) -> list[str]:
+    """Return the overrides for the layers: `model.layout=[local mlp,attn mlp]`."""
+    layers = [words[kind] for kind in kinds]
+    return [repeated(layers), *without_unused(layers, words.values())]
 
 
-def repeated(sentences: list[str]) -> str:
-    """Return the layers' sentences, as few as repeat."""
-    lengths = range(1, len(sentences) + 1)
-    period = next(n for n in lengths if all(one == sentences[i % n] for i, one in enumerate(sentences)))
-    return override("model.layout", sentences[:period])
+def repeated(layers: list[str]) -> str:
+    """Return the override of model.layout, with the shortest period that repeats to `layers`."""
+    lengths = range(1, len(layers) + 1)
+    period = next(n for n in lengths if all(layer == layers[i % n] for i, layer in enumerate(layers)))
+    return override("model.layout", layers[:period])
 
 
-def without_unsaid(sentences: Iterable[str], of_preset: Iterable[str]) -> list[str]:
-    """Return what is typed to remove the modules of a preset that no layer of a model has."""
-    said, known = (set(" ".join(some).split()) for some in (sentences, of_preset))
-    return [f"~model.{word}" for word in sorted(known - said - {"attn", "mlp"})]
+def without_unused(layers: Iterable[str], of_preset: Iterable[str]) -> list[str]:
+    """Return the overrides that remove the branches of a preset that no layer of the model has."""
+    used, known = (set(" ".join(some).split()) for some in (layers, of_preset))
+    return [f"~model.{branch}" for branch in sorted(known - used - {"attn", "mlp"})]

@@ -1,11 +1,11 @@
-"""Fills a model with another's weights, by a table of names.
+"""Copies weights of another model into a model, by a table of names.
 
     "layers.{i}.attn.words.attn.qkv.*": "layers.{i}.self_attn.[q k v]_proj.*"
 
-Left is ours, right is theirs: `{i}` is a layer's number, `{attn}` the word that the layer has for its attention (attn
-or local), `{e}` an expert's number, `*` is weight or bias, and `[q k v]` stands for several of theirs, one on top of
-the other, `(a|b)` for whichever of two there is. An expert without a number in their name is one of a stack. Where a
-weight is laid out otherwise, a function around their name says how.
+On the left is our name, on the right theirs. `{i}` is a layer's number, `{attn}` the layer's attention branch (attn or
+local), `{e}` an expert's number, and `*` weight or bias. `[q k v]` stands for several weights concatenated along the
+first dimension, and `(a|b)` for the one of two that exists. An expert whose number isn't in their name is an element of
+a stacked weight. A function around their name converts a different memory layout.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from minllm.errors import UserError
 from minllm.model.lm import LM
 
 COMPUTED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias))")
-"""What older files keep beside the weights: it follows from the configuration."""
+"""Buffers in older files, which follow from the configuration."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where a weight comes from: their names for its parts, and what is made of them.
+    """The source of a weight: the names of its parts, and how they are combined.
 
-    `make` is given the parts and the module that holds ours (an attention, an MLP).
+    `make` takes the parts and the module that owns our weight (an attention, an MLP).
     """
 
     theirs: str
@@ -37,27 +37,27 @@ class Row:
 
 
 def transposed(theirs: str) -> Row:
-    """x W instead of x Wᵀ; a bias is what it is."""
+    """x W instead of x Wᵀ; a bias is unchanged."""
     return Row(theirs, lambda parts, owner: parts[0].t())
 
 
 def per_head(theirs: str) -> Row:
-    """Rows by head and then by q, k, v, as in NeoX; ours by q, k, v and then by head."""
+    """Rows ordered by head and then by q, k, v, as in NeoX; ours by q, k, v and then by head."""
     return Row(theirs, lambda parts, owner: _regrouped(parts[0], owner.head_dim))
 
 
 def interleaved(theirs: str) -> Row:
-    """x W instead of x Wᵀ, and the outputs for gate and up by turns; ours are one on top of the other."""
+    """x W instead of x Wᵀ, with gate and up interleaved; ours are concatenated."""
     return Row(theirs, lambda parts, owner: parts[0].t().unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
 
 
 def side_by_side(theirs: str) -> Row:
-    """Several of theirs, one beside the other."""
+    """Several weights concatenated along the last dimension."""
     return Row(theirs, lambda parts, owner: torch.cat(parts, dim=-1))
 
 
 def convolution(theirs: str) -> Row:
-    """A channel's weights from the earliest token to the token itself; ours begin with the token itself."""
+    """A channel's weights from the earliest to the current token; ours begin with the current token."""
     return Row(theirs, lambda parts, owner: parts[0][:, 0].flip(-1).t())
 
 
@@ -69,15 +69,15 @@ def fill(
     prefix: str = "",
     renamed: Mapping[str, str] = {},
 ) -> None:
-    """Give every parameter of `model` the value that `table` finds in `weights`.
+    """Set every parameter of `model` from `weights`, by `table`.
 
     Args:
-        weights: theirs by name; read one by one, so that they may be on a disk.
-        prefix: what their names may begin with and the table leaves out.
-        renamed: beginnings of names that older files have, and what the table calls them.
+        weights: their weights by name; read one at a time, so that they can be loaded lazily.
+        prefix: an optional prefix of their names that the table leaves out.
+        renamed: prefixes of names in older files, and the prefixes in the table.
 
     Raises:
-        UserError: a weight is missing, is of another shape, or would be left over.
+        UserError: a weight is missing, has the wrong shape, or would be left over.
     """
     names = {_plain(name, prefix, renamed): name for name in weights if not COMPUTED.fullmatch(name)}
     rows = [
@@ -85,37 +85,39 @@ def fill(
     ]
     used: set[str] = set()
     with torch.no_grad():
-        for ours, param in model.state_dict(keep_vars=True).items():  # a balancing bias is no parameter
+        for ours, param in model.state_dict(
+            keep_vars=True
+        ).items():  # includes buffers, such as a balancing bias
             theirs, make, expert = _source(ours, rows)
             theirs = [_whichever(name, names) for name in theirs]
             if absent := [name for name in theirs if name not in names]:
                 raise UserError(
-                    f"The weights lack {', '.join(absent)}, which the model needs for its {ours}. Is a file missing,"
-                    " or does the configuration belong to another model?"
+                    f"The weights lack {', '.join(absent)}, required for {ours}. Check that all files are there and"
+                    " that config.json belongs to these weights."
                 )
             parts = [weights[names[name]] for name in theirs]
             parts = parts if expert is None else [part[expert] for part in parts]
             value = make(parts, _owner(model, ours))
             if value.shape != param.shape:
                 raise UserError(
-                    f"{theirs[0]} makes a {ours} of shape {tuple(value.shape)}, and the model's has shape"
-                    f" {tuple(param.shape)}. Leave out what you changed of the model's sizes."
+                    f"{theirs[0]} gives {ours} the shape {tuple(value.shape)}, but the model needs"
+                    f" {tuple(param.shape)}. Leave out overrides of the model's sizes."
                 )
             param.copy_(value)
             used.update(theirs)
     left = [name for name in names if name not in used and not _is_tied_head(name, names, weights, model)]
     if left:
         raise UserError(
-            f"{len(left)} weights would be left over, such as {', '.join(sorted(left)[:3])}: this isn't the model that"
-            " the configuration describes."
+            f"{len(left)} weights would be left over, such as {', '.join(sorted(left)[:3])}: the configuration doesn't"
+            " match the weights."
         )
 
 
 def _source(ours: str, rows: list[tuple[re.Pattern, Row]]) -> tuple[list[str], Callable, int | None]:
-    """Return their names for what a parameter is made of, how it is made, and the expert to take out of a stack."""
+    """Return the names of a parameter's parts, how they are combined, and the expert's index in a stacked weight."""
     for pattern, row in rows:
-        if found := pattern.fullmatch(ours):
-            groups = found.groupdict()
+        if match := pattern.fullmatch(ours):
+            groups = match.groupdict()
             name = row.theirs.replace("{i}", groups.get("i") or "").replace("*", groups.get("kind") or "")
             expert = groups.get("e")
             is_stacked = expert is not None and "{e}" not in name
@@ -129,12 +131,12 @@ def _source(ours: str, rows: list[tuple[re.Pattern, Row]]) -> tuple[list[str], C
                 int(expert) if is_stacked else None,
             )
     raise UserError(
-        f"The model has a {ours}, and nothing in the weights stands for it: leave out what adds it."
+        f"The model has {ours}, which the weights don't have. Leave out the override that adds it."
     )
 
 
 def _whichever(name: str, names: Mapping[str, str]) -> str:
-    """Return a name without its alternatives: the first that there is, or else the first."""
+    """Return a name with its alternatives resolved to the first that exists, or else to the first."""
     before, *between = re.split(r"[()]", name)
     if not between:
         return name
@@ -143,10 +145,10 @@ def _whichever(name: str, names: Mapping[str, str]) -> str:
 
 
 def _pattern(ours: str) -> re.Pattern:
-    """Return the expression that finds the parameters a row is for."""
+    """Return the regular expression that matches the parameters of a row."""
     text = re.escape(ours).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<kind>weight|bias)")
     text = text.replace(r"\{e\}", r"(?P<e>\d+)")
-    # the first names the word, those that follow repeat it
+    # the first {attn} is a named group, later ones refer back to it
     return re.compile(text.replace(r"\{attn\}", "(?P<attn>attn|local)", 1).replace(r"\{attn\}", "(?P=attn)"))
 
 
@@ -160,7 +162,7 @@ def _owner(model: LM, ours: str) -> nn.Module:
 
 
 def _is_tied_head(name: str, names: Mapping[str, str], weights: Mapping[str, Tensor], model: LM) -> bool:
-    """Whether a weight is the embedding once more, which some files have although the head is tied to it."""
+    """Whether a weight is a copy of the embedding, which some files contain although the head is tied."""
     if model.head is not None or name != "lm_head.weight":
         return False
     head = weights[names[name]]

@@ -1,1 +1,1 @@
-"""`run.py -m`: every combination of the values given, in processes of their own."""
+"""Grids, `run.py -m`: every combination of the given values, each in its own process."""

@@ -1,4 +1,4 @@
-"""Processes forked from this one, which has imported everything: each has a run, and ends when this one does."""
+"""Child processes forked after all imports, one for each run. They end when the parent ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended: its exit code or the signal that ended it, how long it took, and what it printed."""
+    """How a process ended: its exit code or signal, its duration, and its output."""
 
     code: int
     signal: str | None
@@ -37,7 +37,7 @@ class End:
 
     @property
     def broken_pipe(self) -> bool:
-        """Whether nobody reads any more what it prints."""
+        """Whether the reader of its output has closed the pipe."""
         return self.code == BROKEN_PIPE
 
 
@@ -52,17 +52,17 @@ class Child(Generic[T]):
 
 
 class Children(Generic[T]):
-    """As many processes as there are slots. With one slot, it prints where this process does; else when it has ended.
+    """Up to `slots` processes at a time. A single one shares this process's output; several are printed when they end.
 
-    Several share this machine's memory and processors equally, or have a GPU each. Ctrl-C and SIGTERM reach this
-    process alone, and are handed on: the first time a run stops after its step, the second time at once.
+    Several processes share the machine's memory and processors equally, or have a GPU each. Ctrl-C and SIGTERM reach
+    only this process, which passes them on: the first stops a run after its step, the second immediately.
     """
 
     def __init__(self, slots: int):
         self.slots = slots
         self.running: dict[int, Child[T]] = {}
         self.stopped_by = 0
-        """The number of the signal that stopped them, if one did."""
+        """The number of the first signal received, or 0."""
         self._signals = 0
         self._before: dict[int, object] = {}
 
@@ -89,27 +89,27 @@ class Children(Generic[T]):
         return len(self.running) == self.slots
 
     def start(self, what: T, work: Callable[[], int], device: str | None) -> None:
-        """Fork a process that does `work`, whose result is its exit code.
+        """Fork a process that calls `work` and exits with its result.
 
         Args:
-            what: what it's for; `ended` returns it.
-            device: where it computes, which says what it shares with others.
+            what: identifies the process; `ended` returns it.
+            device: the device it uses, which determines what it shares with others.
         """
         slot = min({*range(self.slots)} - {child.slot for child in self.running.values()})
         out, err = (tempfile.TemporaryFile() if self.slots > 1 else None for _ in range(2))  # noqa: SIM115
-        sys.stdout.flush(), sys.stderr.flush()  # or what is waiting would be printed by both
+        sys.stdout.flush(), sys.stderr.flush()  # or buffered output would be printed by both
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             pid = os.fork()
             if pid == 0:
                 self._be_child(work, slot, device, [out, err])
-            lead_a_group(pid)  # here too: whoever is first
+            lead_a_group(pid)  # in parent and child, because either may run first
             self.running[pid] = Child(what, pid, slot, time.monotonic(), out, err)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     def ended(self) -> Iterator[tuple[T, End]]:
-        """Wait until a process has ended, and return what it was for and how it ended."""
+        """Wait until at least one process has ended; yield each one's `what` and how it ended."""
         while self.running:
             ends = [
                 (pid, status)
@@ -118,7 +118,7 @@ class Children(Generic[T]):
                 if ended
             ]
             for pid, status in ends:
-                end_group(pid)  # what it has started itself, and left
+                end_group(pid)  # processes that it started and left behind
                 child = self.running.pop(pid)
                 yield child.what, end_of(child, os.waitstatus_to_exitcode(status))
             if ends:
@@ -135,7 +135,7 @@ class Children(Generic[T]):
     def _be_child(
         self, work: Callable[[], int], slot: int, device: str | None, outputs: list[IO[bytes] | None]
     ):
-        """Be the child, from the fork to its exit."""
+        """Run the child process, from the fork to its exit."""
         code = 1
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -172,7 +172,7 @@ class Children(Generic[T]):
             os._exit(code)
 
     def _share(self, slot: int, device: str | None) -> None:
-        """Hold this process to its share of the machine."""
+        """Limit this process to its share of the machine."""
         import torch
 
         from minllm.training.machine import choose_device

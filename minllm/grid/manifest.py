@@ -1,8 +1,8 @@
-"""What a grid's folder knows of its runs, by which the same command goes on: `grid.json`.
+"""A grid's manifest, `grid.json`, which lets the same command continue an unfinished grid.
 
-A run is known by what it was composed of, and not by the words or their order: `seed=0,1` and `seed=range(2)` are the
-same runs. Beside the configurations the file names the code. A grid that other code has begun isn't gone on with by
-itself, since arms must not be trained by different code; `hydra.sweep.dir=<its folder>` asks for it.
+A run is identified by its composed configuration, and not by the overrides or their order: `seed=0,1` and
+`seed=range(2)` are the same runs. The file also has a hash of the code. A grid begun with other code isn't continued
+automatically, because all arms must be trained by the same code; `hydra.sweep.dir=<its folder>` continues it anyway.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ TRAINS = "minllm.tasks.train.train"
 FILE = "grid.json"
 LOCK = ".lock"
 PATIENCE_SECONDS = 1.0
-"""Until the processes of a grid that was killed are gone too."""
+"""How long to wait for the processes of a killed grid to end."""
 
 
 @dataclass
 class Grid:
     """A grid's folder.
 
-    group: what a logger calls it
-    code: a hash of the code that its runs are trained by
-    names: the folder of each run in it, by the run's fingerprint
-    latest: the run that `latest` meant when the grid began, which its own runs must not take the place of
-    remembered: whether it's gone on with; other tasks than training are done again each time
+    group: its name in a logger
+    code: a hash of the code that trains its runs
+    names: the folder name of each run, by the run's fingerprint
+    latest: the run that `latest` referred to when the grid began, before it had runs of its own
+    remembered: whether it can be continued; tasks other than training are repeated each time
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class Grid:
     remembered: bool = True
 
     def name_of(self, identity: str, proposed: str) -> str:
-        """Return the name of a run's folder; a run that is new here gets the proposed one, unless it's taken."""
+        """Return the name of a run's folder; a new run gets the proposed name, with a number if it is taken."""
         if identity not in self.names:
             taken, name, count = {*self.names.values()}, proposed, 2
             while name in taken:
@@ -64,7 +64,7 @@ class Grid:
         return self.names[identity]
 
     def pin_latest(self, composed: DictConfig) -> None:
-        """Have `init_from=latest` and its like mean the same run in all of the grid, and when it goes on."""
+        """Make `latest` in `init_from` and the like the same run for the whole grid, also when it is continued."""
         for key in ("resume", "run", "init_from"):
             if composed.get(key) == "latest":
                 self.latest = self.latest or str(latest_run())
@@ -78,10 +78,10 @@ class Grid:
             write_text(self.folder / FILE, to_json(known))
 
     def is_finished(self, identities: Iterable[str]) -> bool:
-        return all(is_whole(self.folder / self.names[one]) for one in identities)
+        return all(is_whole(self.folder / self.names[identity]) for identity in identities)
 
     def remove_if_empty(self) -> None:
-        """Remove the folder if no run has left anything in it."""
+        """Remove the folder if it contains no runs."""
         own = {FILE, LOCK}
         if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} <= own:
             for name in own:
@@ -92,13 +92,13 @@ class Grid:
 def grid_for(
     config: DictConfig, subject: Sequence[str], identities: Sequence[str], *, remembered: bool
 ) -> Grid:
-    """Return the grid to go on with, or a new one: where `hydra.sweep.dir` says, else under outputs/.
+    """Return the grid to continue, or a new one, in `hydra.sweep.dir` or else under outputs/.
 
     Args:
-        config: Hydra's, of all runs.
-        subject: the words that are varied.
+        config: Hydra's configuration, common to all runs.
+        subject: the overrides that are varied.
         identities: the runs' fingerprints.
-        remembered: whether to look for one at all.
+        remembered: whether the grid can be continued.
     """
     place = Path(config.hydra.sweep.dir)
     now = datetime.now()
@@ -107,33 +107,33 @@ def grid_for(
     if not remembered:
         return new
     if (place / FILE).exists():
-        found = read(place)
-        if found is None:
+        existing = read(place)
+        if existing is None:
             raise UserError(f"{place / FILE} is damaged. Choose another folder: hydra.sweep.dir=<folder>.")
-        return found
+        return existing
     if any(key_of(word) == "hydra.sweep.dir" for word in config.hydra.overrides.hydra):
         return new
-    alike = [one for one in grids() if one.names.keys() == set(identities)]
-    same = [one for one in alike if one.code == code]
+    alike = [grid for grid in grids() if grid.names.keys() == set(identities)]
+    same = [grid for grid in alike if grid.code == code]
     if same:
         return same[0]
     if alike and not alike[0].is_finished(identities):
         folder = printable(str(alike[0].folder))
         print(
-            f"An unfinished grid of the same runs is in {folder}, but the code has changed since it began, so"
-            f" this is a new one. To go on with that one: hydra.sweep.dir={folder}"
+            f"{folder} has an unfinished grid of the same runs, but the code has changed, so this is a new grid."
+            f" To continue the old one, add hydra.sweep.dir={folder}"
         )
     return new
 
 
 def grids() -> list[Grid]:
-    """Return the grids under outputs/ that can be read, the newest first."""
+    """Return the readable grids under outputs/, the newest first."""
     files = sorted(OUTPUTS.glob(f"*/*/{FILE}"), reverse=True)
     return [grid for file in files if (grid := read(file.parent)) is not None]
 
 
 def read(folder: Path) -> Grid | None:
-    """Return the grid in a folder; None if its file is damaged, or names a place outside the folder."""
+    """Return the grid in a folder; None if its file is damaged or names a path outside the folder."""
     try:
         known = json.loads((folder / FILE).read_text(encoding="utf-8"))
         group, code, names, latest = (known[name] for name in ("group", "code", "runs", "latest"))
@@ -148,10 +148,10 @@ def read(folder: Path) -> Grid | None:
 
 @contextlib.contextmanager
 def locked(grid: Grid) -> Iterator[None]:
-    """Make the folder, and be the only process that runs this grid while the context lasts; a kill ends that too.
+    """Create the folder and hold its lock, which is also released if the process is killed.
 
     Raises:
-        UserError: another does.
+        UserError: another process runs this grid.
     """
     grid.folder.mkdir(parents=True, exist_ok=True)
     if not grid.remembered:
@@ -160,7 +160,7 @@ def locked(grid: Grid) -> Iterator[None]:
     lock = lock_taken(
         grid.folder / LOCK,
         PATIENCE_SECONDS,
-        f"Another process is running this grid, in {grid.folder}. Wait until it has ended, or choose another"
+        f"Another process is running this grid in {grid.folder}. Wait until it has ended, or choose another"
         " folder: hydra.sweep.dir=<folder>",
     )
     try:
@@ -173,22 +173,22 @@ def locked(grid: Grid) -> Iterator[None]:
 
 
 def is_whole(run: Path) -> bool:
-    """Whether a run has come to its end."""
+    """Whether a run is complete."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    figure = summary.get("val_bpb") if isinstance(summary, dict) else None
-    return isinstance(figure, (int, float)) and (run / "config.yaml").is_file()
+    metric = summary.get("val_bpb") if isinstance(summary, dict) else None
+    return isinstance(metric, (int, float)) and (run / "config.yaml").is_file()
 
 
 def can_go_on(run: Path) -> bool:
-    """Whether a run has a checkpoint to go on from."""
+    """Whether a run has a checkpoint to resume from."""
     return (run / "config.yaml").is_file() and any((run / "checkpoints").glob("step-*"))
 
 
 def going_on(composed: DictConfig, words: Sequence[str], run: Path) -> list[str]:
-    """Return a run's words, or those that resume it if there is something to resume in its folder."""
+    """Return a run's overrides, or those that resume it if its folder has a checkpoint."""
     if composed.task.get("_target_") != TRAINS or not can_go_on(run):
         return list(words)
     composed.resume = str(run)
@@ -197,15 +197,15 @@ def going_on(composed: DictConfig, words: Sequence[str], run: Path) -> list[str]
 
 
 def make_ready(run: Path) -> None:
-    """Empty the folder of a run that stopped before its first checkpoint: it begins again.
+    """Remove the folder of a run that stopped before its first checkpoint, so that it starts again.
 
     Raises:
-        UserError: it hasn't stopped, or is a link, so that the run would be written elsewhere.
+        UserError: the run is still training, or its folder is a symbolic link.
     """
     from minllm.runs.folder import is_going_on
 
     if run.is_symlink():
-        raise UserError(f"{run} is a link to elsewhere, so the run in it can't go on. Remove the link.")
+        raise UserError(f"{run} is a symbolic link, so the run can't be continued in it. Remove the link.")
     if (run / "config.yaml").exists() and not can_go_on(run):
         if is_going_on(run):
             raise UserError(f"Another process is training in {run}. Wait until it has ended, or stop it.")
@@ -213,14 +213,14 @@ def make_ready(run: Path) -> None:
 
 
 def fingerprint(composed: DictConfig) -> str:
-    """Return what two runs have in common that were composed alike, however they were typed."""
+    """Return a hash of a run's composed configuration and choices, whatever the overrides were."""
     choices = composed.hydra.runtime.choices.items()
     chosen = {group: choice for group, choice in choices if not str(group).startswith("hydra/")}
     return hashed({**values(composed, aside=()), "choices": chosen})
 
 
 def likeness(composed: DictConfig) -> str:
-    """Return what runs have in common that compute the same, whatever their tags and their logger."""
+    """Return a hash that is equal for runs that compute the same; tags and logger don't count."""
     return hashed(values(composed, aside=("logger", "tags")))
 
 
@@ -230,7 +230,7 @@ def hashed(known: Mapping[str, Any]) -> str:
 
 
 def values(composed: DictConfig, aside: Sequence[str]) -> dict[str, Any]:
-    """Return a configuration's values, but for Hydra's and those of the sections `aside`."""
+    """Return a configuration's values, except those of Hydra and of the sections `aside`."""
     known: dict[str, Any] = {}
     for name in composed:
         if name not in ("hydra", "choices", *aside):
@@ -242,12 +242,12 @@ def values(composed: DictConfig, aside: Sequence[str]) -> dict[str, Any]:
 def plain(composed: DictConfig, name: str) -> Any:
     try:
         return OmegaConf.to_container(composed[name], resolve=True)
-    except OmegaConfBaseException:  # the run will say what is wrong
+    except OmegaConfBaseException:  # the run reports it
         return OmegaConf.to_container(composed[name], resolve=False)
 
 
 def canonical(value: Any) -> Any:
-    """Return a value in which equal numbers are written alike: 1e3 as 1000."""
+    """Normalize numbers so that equal ones are written alike: 1e3 as 1000."""
     if isinstance(value, Mapping):
         return {str(key): canonical(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -260,13 +260,13 @@ def canonical(value: Any) -> Any:
 
 
 def code_hash(extensions: Iterable[str]) -> str:
-    """Return a hash of minllm's code and that of the packages besides."""
+    """Return a hash of the code of minllm and of the given packages."""
     digest = hashlib.sha256()
     for file in (
         *sources(Path(__file__).parent),
         *(file for name in extensions for file in found(str(name))),
     ):
-        with contextlib.suppress(OSError):  # an extension's that isn't ours to read
+        with contextlib.suppress(OSError):  # an unreadable file of an extension
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -1,7 +1,7 @@
-"""A grid, `python run.py -m …`: every combination of the values typed is a run, and each run has a process of its own.
+"""Grids, `python run.py -m …`: every combination of the given values is a run in its own process.
 
-The processes are forked from this one when it has imported everything, so that only the first run waits for that. The
-grid's folder says which runs belong to it (see `manifest.py`): the same command goes on in it where it stopped.
+The processes are forked from this one after all imports, so that the imports happen once. The grid's folder records
+its runs (see `manifest.py`), and the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
 SWEEPER = "grid"
 WARM = ("minllm.tasks.train", "minllm.model.attention.attention", "numpy.random", "torch._dynamo")
-"""What training imports, some of it late: once here, and not in each run."""
+"""Modules that training imports, some of them lazily; imported once, before forking."""
 
 FEW, MANY = 20, 50
-"""Combinations that are composed at once, and those after which it's said how far that is."""
+"""The number of combinations composed without a message, and the number between progress messages."""
 
 
 def register() -> None:
-    """Let Hydra take `GridSweeper` for run.py's grids; run.py chooses it."""
+    """Register `GridSweeper` with Hydra; run.py selects it."""
     Plugins.instance().register(GridSweeper)
     ConfigStore.instance().store(
         group="hydra/sweeper", name=SWEEPER, node=GridOptions, provider="minllm", replace=True
@@ -57,14 +57,14 @@ def register() -> None:
 
 @dataclass
 class GridOptions:
-    """`hydra.sweeper`."""
+    """The keys of `hydra.sweeper`."""
 
     _target_: str = "minllm.grid.multirun.GridSweeper"
     n_jobs: int = 1
 
 
 class GridEnded(Exception):
-    """All runs of a grid have ended, or it was stopped; `code` is run.py's exit code."""
+    """Raised when all runs of a grid have ended or it was stopped; `code` is the exit code of run.py."""
 
     def __init__(self, code: int):
         super().__init__(code)
@@ -73,7 +73,7 @@ class GridEnded(Exception):
 
 @dataclass
 class Combination:
-    """A run to be: its words, what they compose to, its folder, and the words that differ between the grid's runs."""
+    """A run of a grid: its overrides, composed configuration and folder, and the overrides that the grid varies."""
 
     words: list[str]
     composed: DictConfig
@@ -93,11 +93,11 @@ class GridSweeper(Sweeper):
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the grid. It always ends with an exception: GridEnded, if nothing else.
+        """Run the grid. Always ends with an exception, because Hydra returns no exit code.
 
         Raises:
-            UserError: the words make no grid, or another process is training it.
-            GridEnded: with run.py's exit code.
+            UserError: the overrides define no grid, or another process is running it.
+            GridEnded: the grid has ended; has the exit code of run.py.
         """
         self.refuse_other_launchers()
         loader = self.context.config_loader
@@ -130,12 +130,12 @@ class GridSweeper(Sweeper):
         launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
         if launcher != "basic":
             raise UserError(
-                f"run.py runs a grid on this machine, so it takes no hydra/launcher={launcher}. Several runs at a time:"
-                " hydra.sweeper.n_jobs=2. On a cluster, use sweep.py with search=grid."
+                f"run.py runs grids on this machine only, without hydra/launcher={launcher}. For several runs at once,"
+                " type hydra.sweeper.n_jobs=2. For a cluster, use sweep.py with search=grid."
             )
 
     def run_all(self, grid: Grid, runs: Sequence[Combination]) -> int:
-        """Run what isn't whole yet, and print the table. Return the exit code."""
+        """Run what isn't complete yet, print the table, and return the exit code."""
         missing = [run for run in runs if not (grid.remembered and is_whole(run.folder))]
         kept = len(runs) - len(missing)
         if kept:
@@ -149,7 +149,7 @@ class GridSweeper(Sweeper):
             with Children[Combination](self.n_jobs) as children:
                 codes += self.run_missing(children, grid, missing, progress)
             if children.stopped_by:
-                print(f"Stopped at {progress}. The same command goes on.", file=sys.stderr)
+                print(f"Stopped at {progress}. Repeat the command to continue.", file=sys.stderr)
                 return 128 + children.stopped_by
         if table := grid_table([(run.words, run.folder) for run in runs]):
             print(table)
@@ -158,7 +158,7 @@ class GridSweeper(Sweeper):
     def run_missing(
         self, children: Children[Combination], grid: Grid, missing: Sequence[Combination], progress: Progress
     ) -> list[int]:
-        """Run each in a process of its own, and return their exit codes."""
+        """Run each in its own process, and return their exit codes."""
         codes, waiting = [], list(missing)
         while children.running or (waiting and not children.stopped_by):
             while waiting and not children.is_full and not children.stopped_by:
@@ -169,25 +169,25 @@ class GridSweeper(Sweeper):
                     progress.one_more(None)
                     codes.append(2)
                 elif not self.started(children, run):
-                    waiting.insert(0, run)  # there may be room once another has ended
+                    waiting.insert(0, run)  # retry when another has ended
                     break
             for run, end in children.ended():
                 remove_if_empty(run.folder)
                 print(end.out, end="", flush=True)
                 print(end.err, end="", file=sys.stderr, flush=True)
-                if end.broken_pipe:  # whoever read what is printed has had enough
+                if end.broken_pipe:  # the reader of our output has closed it
                     raise BrokenPipeError
                 if end.signal and not children.stopped_by:
-                    print(f"{' '.join(run.words)}: its process was ended by {end.signal}.", file=sys.stderr)
+                    print(f"{' '.join(run.words)}: the process was killed by {end.signal}.", file=sys.stderr)
                 progress.one_more(end.seconds if end.code == 0 else None)
                 codes.append(end.code)
         return codes
 
     def started(self, children: Children[Combination], run: Combination) -> bool:
-        """Start a run's process; return False where the system has no room for one more beside the others.
+        """Start a run's process; return False if the system can't start another one while others run.
 
         Raises:
-            UserError: it has none for a single one.
+            UserError: it can't even start a single one.
         """
         try:
             children.start(run, self.work(run), device_of(run.composed))
@@ -195,13 +195,13 @@ class GridSweeper(Sweeper):
             if children.running:
                 return False
             raise UserError(
-                f"{' '.join(run.words)}: no process can be started ({error.strerror}). End other programs, or make room"
-                f" in {tempfile.gettempdir()}. The same command goes on."
+                f"{' '.join(run.words)}: no process can be started ({error.strerror}). Close other programs, or free"
+                f" space in {tempfile.gettempdir()}. Repeat the command to continue."
             ) from error
         return True
 
     def work(self, run: Combination) -> Callable[[], int]:
-        """Return what a run's process does."""
+        """Return the function that a run's process calls."""
         return lambda: (
             run_job(
                 hydra_context=self.context,
@@ -215,16 +215,16 @@ class GridSweeper(Sweeper):
 
 @dataclass
 class Progress:
-    """How many of a grid's runs have ended, and how long the others will take."""
+    """The number of runs that have ended, and an estimate of the remaining time."""
 
     total: int
     done: int
     n_jobs: int
     seconds: list[float] = field(default_factory=list)
-    """Of the runs that were trained."""
+    """The durations of the runs that succeeded."""
 
     def one_more(self, seconds: float | None) -> None:
-        """Count a run that has ended; one that failed says nothing of the time that others take."""
+        """Count a run that has ended; `seconds` is None if it failed, which doesn't count for the estimate."""
         self.done += 1
         if seconds is not None:
             self.seconds.append(seconds)
@@ -239,7 +239,7 @@ class Progress:
 
 
 def why_not_ready(grid: Grid, run: Combination) -> UserError | None:
-    """Empty the folder of a run that begins again; return what is in the way, if anything."""
+    """Prepare the folder of a run; return the error if that isn't possible."""
     try:
         if grid.remembered:
             make_ready(run.folder)
@@ -252,20 +252,20 @@ def why_not_ready(grid: Grid, run: Combination) -> UserError | None:
 
 def already(grid: Grid, kept: int, total: int) -> str:
     if kept < total:
-        return f"{kept} of {total} runs are in {grid.folder} already; going on with the others."
+        return f"{kept} of {total} runs in {grid.folder} are already complete; continuing with the others."
     return (
-        f"All {total} runs of this grid are in {grid.folder} already, so nothing was trained. To train them again, name"
-        " another folder: hydra.sweep.dir=<folder>"
+        f"All {total} runs of this grid in {grid.folder} are already complete, so nothing was trained. To train them"
+        " again, choose another folder: hydra.sweep.dir=<folder>"
     )
 
 
 def warm_up(runs: Sequence[Combination]) -> None:
-    """Import here what each run would import."""
+    """Import the modules that each run would import."""
     os.environ.update(ENVIRONMENT)
     for name in WARM:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # collecting garbage would copy pages that runs share
+    gc.freeze()  # garbage collection would copy memory pages that the processes share
 
 
 def device_of(composed: DictConfig) -> str | None:
@@ -277,43 +277,39 @@ def device_of(composed: DictConfig) -> str | None:
 
 
 def combinations(overrides: Sequence[Override]) -> tuple[list[list[str]], set[str]]:
-    """Return the words of each combination, the last word varying fastest, and the keys of those that are varied.
+    """Return the overrides of each combination, the last varying fastest, and the keys that are varied.
 
     Raises:
-        UserError: nothing is varied, a choice is empty, or a key is given twice.
+        UserError: nothing is varied, a list of values is empty, or a key is given twice.
     """
     choices: dict[str, list[str]] = {}
     varied = set()
     for override in overrides:
         key = override.get_key_element()
         if key_of(key) in varied:
-            raise UserError(
-                f"{key_of(key)} is given again after it had several values. Leave one of the two out."
-            )
+            raise UserError(f"{key_of(key)} is given twice. Leave out one of them.")
         if not override.is_sweep_override():
             values = [override.get_value_element_as_str()]
         else:
             if not override.is_discrete_sweep():
                 raise UserError(
-                    f"{override.input_line} is a range, and run.py -m runs the values that are typed, such as"
-                    f" {key}=0.1,0.2. sweep.py searches ranges."
+                    f"{override.input_line} is a range, but run.py -m needs a list of values, such as {key}=0.1,0.2. To"
+                    " search a range, use sweep.py."
                 )
             values = list(override.sweep_string_iterator())
             if not values:
-                raise UserError(
-                    f"{override.input_line} has no values, so there is nothing to run. Name some: {key}=<value>,<value>"
-                )
+                raise UserError(f"{override.input_line} has no values. Type some: {key}=<value>,<value>")
             varied.add(key_of(key))
         choices[key] = [key if key.startswith("~") and not value else f"{key}={value}" for value in values]
     if not varied:
         raise UserError(
-            "-m runs combinations, and no word has several values. Name some, such as seed=0,1,2, or leave out -m."
+            "-m runs combinations, but no override has several values. Type some, such as seed=0,1,2, or leave out -m."
         )
     return [list(words) for words in itertools.product(*choices.values())], varied
 
 
 def counted(all_words: Sequence[list[str]]) -> Iterator[list[str]]:
-    """Yield each combination, and say how many are composed: hundreds take a minute before the first one runs."""
+    """Yield each combination and print the progress, because composing hundreds takes a minute."""
     total = len(all_words)
     if total > FEW:
         print(f"Composing {total} configurations.", flush=True)
@@ -328,12 +324,12 @@ def only(keys: Container[str], words: Iterable[str]) -> list[str]:
 
 
 def refuse_twins(all_words: Sequence[Sequence[str]], likenesses: Sequence[str]) -> None:
-    """Raise UserError if two combinations are the same run, which would count as two."""
+    """Reject combinations that are the same run, because they would count as two."""
     first: dict[str, Sequence[str]] = {}
     for words, alike in zip(all_words, likenesses):
         twin = first.setdefault(alike, words)
         if twin is not words:
             raise UserError(
                 f"Two combinations of this grid are the same run: {' '.join(twin)} and {' '.join(words)}. Leave"
-                " one out. To see how much is chance, vary the seed: seed=0,1,2"
+                " one out. To measure the variation between runs, vary the seed: seed=0,1,2"
             )

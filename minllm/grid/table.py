@@ -1,6 +1,6 @@
-"""A grid, `python run.py -m …`: what a logger calls its runs, and the table that it ends with.
+"""The names of a grid's runs in a logger, and the table printed at the end of a grid.
 
-The table is a first look. Runs that differ in their seed alone are one row, with their mean and standard deviation.
+Runs that differ only in their seed share a row, with their mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from minllm.schema.overrides import PLAIN, in_quotes, is_seed, key_of
 HEAD = ["", "params", "val_bpb", "tokens/s", "state, bytes"]
 ABOVE_FLOOR = "above the floor"
 FIGURES = ("val_bpb", "params", "tokens", "tokens_per_second", "seed")
-SHORTEST = 12  # characters of an arm's words that stay
+SHORTEST = 12  # characters of an arm's name that are always shown
 
 
 def name_for_logger(cfg: DictConfig, group: str, varied: Sequence[str]) -> None:
-    """Let a logger that groups runs show a grid as one comparison, in which an arm is a job type.
+    """Set the group and job type for a logger that groups runs: a grid is a group, an arm a job type.
 
     Args:
-        cfg: one run's configuration; names that it gives itself are kept.
-        group: what the grid is called.
-        varied: the words that the grid varies, as this run has them; an arm is all but the seed.
+        cfg: one run's configuration; names that are set already are kept.
+        group: the name of the grid.
+        varied: this run's values of the overrides that the grid varies; the arm is all of them but the seed.
     """
     names = {"group": group, "job_type": " ".join(_arm(varied)) or None}
     logger = cfg.get("logger")
@@ -43,11 +43,11 @@ def name_for_logger(cfg: DictConfig, group: str, varied: Sequence[str]) -> None:
 
 
 def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = None) -> str:
-    """Return a Markdown table of the jobs that trained, the best first; "" where fewer than two did.
+    """Return a Markdown table of the completed runs, the best first, or "" if there are fewer than two.
 
     Args:
-        jobs: what was typed for each, and its folder.
-        width: characters in a line; None is as many as the terminal has, and 80 elsewhere.
+        jobs: the overrides and the folder of each run.
+        width: characters per line; None is the width of the terminal, or 80 if there is none.
     """
     width = width or shutil.get_terminal_size((80, 24)).columns
     trained = [(words, summary) for words, folder in jobs if (summary := _read(folder))]
@@ -57,12 +57,12 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
     for words, summary in trained:
         arms.setdefault(_arm(words), []).append(summary)
     shared = set.intersection(*(set(words) for words in arms))
-    # what is impossibly good is no result, and stands last
+    # runs below the entropy floor are invalid and come last
     ranked = sorted(arms.items(), key=lambda arm: (_error(arm[1]) is not None, _mean(arm[1], "val_bpb")))
     names = [" ".join(word for word in words if word not in shared) for words, _ in ranked]
     floors = {_floor(summary) for _, summary in trained}
     head, rows = list(HEAD), [_row(summaries) for _, summaries in ranked]
-    if len(floors) > 1:  # else one line says it
+    if len(floors) > 1:  # otherwise a line below the table says it
         head.insert(3, ABOVE_FLOOR)
         for row, (_, summaries) in zip(rows, ranked):
             row.insert(2, _above_floor(summaries))
@@ -77,17 +77,17 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
         if error := _error(summaries):
             below.append(f"{' '.join(words) or 'All runs'}: {error}")
     if left_out:
-        below.append(f"For lack of room, the table has no {' and no '.join(reversed(left_out))}.")
+        below.append(f"Columns left out because of the width: {'; '.join(reversed(left_out))}.")
     if short != names:
-        below += ["The names in full, in the same order:", *(f"  {name or 'as it is'}" for name in names)]
+        below += ["The full names, in the same order:", *(f"  {name or 'as it is'}" for name in names)]
     if len(arms) > 1:
-        below += ["How sure this is:", f"  {_command_to_compare(jobs)}"]
+        below += ["To see how certain this is:", f"  {_command_to_compare(jobs)}"]
     told = [line if line.startswith(" ") else textwrap.fill(line, max(width, 40)) for line in below]
     return "\n".join([_table(head, cells), "", *told])
 
 
 def _command_to_compare(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
-    """Return what to type so that the grid's runs are compared, wherever its folder is and whatever ran since."""
+    """Return the command that compares the grid's runs."""
     grid = os.path.commonpath([folder.parent for _, folder in jobs])
     named = grid if PLAIN.fullmatch(grid) else in_quotes(grid)
     trusted = dict.fromkeys(word for words, _ in jobs for word in words if key_of(word) == "extensions")
@@ -95,7 +95,7 @@ def _command_to_compare(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
 
 
 def _room(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
-    """Return how many characters of an arm's words fit beside the other columns."""
+    """Return how many characters of an arm's name fit beside the other columns."""
     least = len(code("x" * SHORTEST))
     line = _table(head, [["x" * least, *row] for row in rows]).partition("\n")[0]
     return SHORTEST + width - len(line)
@@ -106,12 +106,12 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def _arm(words: Sequence[str]) -> tuple[str, ...]:
-    """Return what runs have in common that differ in their seed alone."""
+    """Return a run's overrides without the seed."""
     return tuple(word for word in words if not is_seed(word))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """Return what a run that trained has found; None for what failed, was another task, or is damaged."""
+    """Return the summary of a completed run; None if it failed, was another task, or is damaged."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         machine = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
@@ -137,7 +137,7 @@ def _row(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _error(summaries: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return what is wrong if a run's metric is below the corpus's floor."""
+    """Return an error message if a run's metric is below the entropy floor of the corpus."""
     return next(filter(None, map(below_floor, summaries)), None)
 
 
@@ -147,12 +147,12 @@ def _above_floor(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _floor(summary: Mapping[str, Any]) -> float | None:
-    """Return the entropy of a run's validation text, as it's shown; None where it isn't known."""
+    """Return the entropy of a run's validation text in bits per byte, rounded; None if it is unknown."""
     return round(summary["val_bpb"] - summary["bpb_above_floor"], 4) if "bpb_above_floor" in summary else None
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Return the mean, and the standard deviation where there are several seeds."""
+    """Return the mean and, with several seeds, the standard deviation."""
     mean = f"{statistics.fmean(values):.4f}"
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
@@ -162,15 +162,15 @@ def _mean(summaries: Sequence[Mapping[str, Any]], key: str) -> float:
 
 
 def _under_it(summaries: Sequence[Mapping[str, Any]], floors: Container[float | None]) -> str:
-    """Return what the figures depend on: tokens, seeds, floor and machine."""
+    """Return what the metrics depend on: tokens, seeds, floor and machine."""
     tokens, seeds = ({summary[key] for summary in summaries} for key in ("tokens", "seed"))
     machines = {_machine(summary) for summary in summaries}
     floor = _floor(summaries[0])
     told = [
         f"{' or '.join(f'{n:,}' for n in sorted(tokens))} tokens each; {'seeds' if len(seeds) > 1 else 'seed'}"
         f" {', '.join(map(str, sorted(seeds)))}{' (± is the standard deviation over seeds)' * (len(seeds) > 1)}.",
-        f"The floor, which no model can be below, is {floor:.4f}." if floor and {floor} == floors else "",
-        f"{' and '.join(sorted(machines))}. The state is one sequence's, as long as those trained on, in fp32.",
+        f"The floor, below which no model can be, is {floor:.4f}." if floor and {floor} == floors else "",
+        f"{' and '.join(sorted(machines))}. The state is that of one sequence of the training length, in fp32.",
     ]
     return " ".join(filter(None, told))
 

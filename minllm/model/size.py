@@ -29,7 +29,7 @@ TARGETS = {
     "params": "parameters",
     "params_active": "active parameters",
     "params_non_embedding": "parameters outside the embedding",
-    "flops_per_token": "FLOPs a token",
+    "flops_per_token": "FLOPs per token",
     "state_bytes": "bytes of state",
 }
 GIVES_WAY = {"width": "layers", "layers": "width", "hidden": "width"}

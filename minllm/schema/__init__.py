@@ -1,1 +1,1 @@
-"""A constructor is a schema: option types, checking a configuration against them, and building what it names."""
+"""Option types, validation of configurations against constructors, and instantiation of their sections."""

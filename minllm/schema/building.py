@@ -1,4 +1,4 @@
-"""The one place where a configuration becomes an object: a node's `_target_`, called with the node's options."""
+"""Instantiates sections of a configuration: a node's `_target_` is called with the node's options."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from minllm.schema.options import Kind
 
 
 def build(node: Mapping[str, Any], *args: Any, place: str | None = None) -> Any:
-    """Return what a node configures: its `_target_`, called with `args` and, by keyword, the node's options.
+    """Instantiate a node: call its `_target_` with `args` and, by keyword, the node's options.
 
-    A node inside it arrives as a `functools.partial` of its own target and options: the owner calls it with what
-    only the owner knows, such as a layer's width.
+    A nested node is passed as a `functools.partial` of its own target and options. The owner calls it with the
+    arguments that only the owner knows, such as a layer's width.
 
     Args:
-        place: where it stands, for a node that has been taken out of its configuration.
+        place: the key of the node, for a node that was taken out of its configuration.
 
     Raises:
-        UserError: the target isn't of the kind that stands there, or its constructor refuses the options.
+        UserError: the target isn't of the kind required at this key, or its constructor rejects the options.
     """
     return part(node, place)(*args)
 
 
 def part(node: Mapping[str, Any], key: str | None = None, kind: Kind | None = None) -> functools.partial[Any]:
-    """Return a node's target with the node's options filled in."""
+    """Return a partial of a node's target with the node's options."""
     root = node._get_root() if isinstance(node, DictConfig) else node
     if key is None:
         key, kind = place_of(node)
@@ -57,7 +57,7 @@ def part(node: Mapping[str, Any], key: str | None = None, kind: Kind | None = No
 
 
 def plain(value: Any, annotation: Any, key: str) -> Any:
-    """Return a value of the configuration as Python's own: lists, dicts, and partials for nodes with a target."""
+    """Return a value of the configuration as plain Python: lists, dicts, and partials for nodes with a target."""
     if has_target(value):
         return part(value, key, kind_for(annotation, key))
     if isinstance(value, Mapping):

@@ -1,9 +1,9 @@
-"""Holds a composed configuration against the code it configures.
+"""Validates a composed configuration against the code it configures.
 
-**A constructor is a schema.** A node such as `{_target_: minllm.model.mlps.Gated, hidden: 512}` is checked against
+The constructor is the schema. A node such as `{_target_: minllm.model.mlps.Gated, hidden: 512}` is checked against
 the signature of `Gated.__init__`: its keyword-only parameters are the options that a YAML file or the command line
-may set, and their annotations say which values they take. Positional parameters (a layer's width, its number) are the
-code's to supply. So a new option is one typed parameter, and there's no second list to keep in step.
+may set, and their annotations define the valid values. Positional parameters (a layer's width, its number) are
+supplied by the code. A new option is one typed parameter; there is no second list to keep in sync.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from minllm.schema.options import In, Kind, Matching, Name, Natural, Range
 from minllm.schema.outside import check_path, named
 from minllm.schema.overrides import UNSET
 
-SMALLEST, LARGEST = 1.2e-38, 3.4e38  # of single precision, in which models compute
+SMALLEST, LARGEST = 1.2e-38, 3.4e38  # normal numbers of single precision, in which models compute
 LARGEST_INT = 2**63 - 1
 
-Node = Mapping[str, Any]  # a part of the config with its own `_target_`
+Node = Mapping[str, Any]  # a section with its own `_target_`
 
 
 def root_options(
@@ -46,28 +46,30 @@ def root_options(
     logger: Node,
     train: Node,
     sample: Node,
-    tags: Sequence[Name] = (),  # which runs from before there were tags don't have
+    tags: Sequence[Name] = (),  # missing in the configurations of old runs
     size: Node | None = None,
 ) -> None:
-    """The keys at the root of every configuration; a task's own keyword-only parameters come on top.
+    """The keys at the root of every configuration. The task's keyword-only parameters are added to them.
 
-    Those that are marked with `In` stand in one of the sections above, beside the options of its own class.
+    Parameters marked with `In` belong to one of the sections above, in addition to the options of its class.
     """
 
 
 def validate(cfg: DictConfig) -> None:
-    """Raise `UserError` unless every key and value of `cfg` is one that the code it configures takes.
+    """Raise `UserError` unless every key and value of `cfg` is accepted by the code it configures.
 
-    Nothing is built and nothing is written. What only a constructor can know, such as whether `n_heads` is
-    divisible by `n_kv_heads`, it says itself when it's built.
+    Nothing is instantiated or written. Conditions that only a constructor can check, such as whether `n_heads` is
+    divisible by `n_kv_heads`, are checked when it is called.
     """
     if not isinstance(cfg, DictConfig):
-        raise UserError(f"A configuration is needed, from minllm.compose(['model/attn=mqa']), not {cfg!r}.")
+        raise UserError(
+            f"A configuration must come from minllm.compose, such as minllm.compose(['model/attn=mqa']), not {cfg!r}."
+        )
     allowed = allowed_packages(cfg)
     check_groups(cfg)
     task = locate(target_of(section_in(cfg, "task"), "task"), allowed, "task", PLACES["task"])
     check_options(cfg.task, "task", {}, allowed, also={"_target_"})
-    # a task's options stand at the root, beside its node, or in the section that they are marked with
+    # a task's options are keys at the root, not of its node, or of the section that they are marked with
     options: dict[str, dict[str, inspect.Parameter]] = {"": options_of(root_options)}
     for name, option in options_of(task).items():
         options.setdefault(section_of(option), {})[name] = option
@@ -81,7 +83,7 @@ def validate(cfg: DictConfig) -> None:
 
 
 def section_of(option: inspect.Parameter) -> str:
-    """Return the section that a task's option stands in; "" is the root."""
+    """Return the section that a task's option belongs to; "" is the root."""
     marks = get_args(option.annotation)[1:] if get_origin(option.annotation) is Annotated else ()
     return next((mark.section for mark in marks if isinstance(mark, In)), "")
 
@@ -93,11 +95,11 @@ def check_node(
     of_task: Mapping[str, inspect.Parameter] = types.MappingProxyType({}),
     kind: Kind | None = None,
 ) -> None:
-    """Check a node with its own `_target_` against the kind of its place, and its options against the constructor.
+    """Check a node's `_target_` against the kind required at its key, and its options against the constructor.
 
     Args:
-        of_task: the task's options, which may stand in it too.
-        kind: of its place; by default that of `path`, a place at the root.
+        of_task: options of the task that belong to this section.
+        kind: the required kind; by default that of the root section `path`.
     """
     target = locate(target_of(node, path), allowed, path, kind or PLACES[path])
     options = {**options_of(target), **of_task}
@@ -115,19 +117,19 @@ def check_options(
     also: Iterable[str] = (),
     target: Callable[..., Any] | None = None,
 ) -> None:
-    """Check that a node's keys are `options`, or are spoken for by `also`, and that its values fit."""
+    """Check that a node's keys are in `options` or `also`, and that the values of its options are valid."""
     for name in node:
         if name not in options and name not in also:
-            if target and name in [one.name for one in by_position(target)]:
+            if target and name in [parameter.name for parameter in by_position(target)]:
                 raise UserError(
-                    f"{path}.{name} can't be set, because {target.__qualname__} takes {name} by position. If it is an"
-                    f" option, make it keyword-only: write a * before it, def __init__(self, dim, layer, *, {name})."
+                    f"{path}.{name} can't be set: {name} is a positional parameter of {target.__qualname__}. To make it"
+                    f" an option, write a * before it: def __init__(self, dim, layer, *, {name})."
                 )
             where = f"{path} has no option" if path else "There is no option"
             raise UserError(f"{where} '{name}'.{suggest(str(name), options)}")
     for name, option in options.items():
         key = f"{path}.{name}" if path else name
-        if name in list(node):  # `in` alone denies what has no value yet
+        if name in list(node):  # `name in node` is False for ???
             check_value(read(node, name, key), option.annotation, key, allowed)
         elif option.default is inspect.Parameter.empty:
             is_choice = option.annotation == Node
@@ -138,36 +140,36 @@ def check_options(
 
 
 def check_value(value: Any, kind: Any, key: str, allowed: set[str]) -> None:
-    """Check one value: a node against its own target, anything else against the annotation `kind`."""
+    """Check one value: a node against its target, anything else against the annotation `kind`."""
     if has_target(value):
         check_node(value, key, allowed, kind=kind_for(kind, key))
     elif isinstance(value, Sequence) and not isinstance(value, str) and any(map(has_target, value)):
-        for i, one in enumerate(value):
-            check_value(one, kind, f"{key}[{i}]", allowed)
+        for i, item in enumerate(value):
+            check_value(item, kind, f"{key}[{i}]", allowed)
     elif isinstance(value, Mapping) and any(has_target(value[name]) for name in value):
         for name in value:
             check_value(value[name], kind, f"{key}.{name}", allowed)
     elif not fits(value, kind):
-        said = repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
-        said = said if len(said) < 200 else f"{said[:100]}… ({len(said):,} characters)"
-        raise UserError(f"{key} must be {words(kind)}, not {said}.{hint(value, kind, key)}")
+        shown = repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+        shown = shown if len(shown) < 200 else f"{shown[:100]}… ({len(shown):,} characters)"
+        raise UserError(f"{key} must be {words(kind)}, not {shown}.{hint(value, kind, key)}")
 
 
 def check_groups(cfg: DictConfig) -> None:
-    """Refuse `model.attn=mqa` where `model/attn=mqa` was meant: a choice's place must hold the choice's node."""
+    """Reject `model.attn=mqa` where `model/attn=mqa` was meant: the key of a group must hold a section."""
     for group in cfg.get("choices") or {}:
         key = group.partition("@")[2] or group.replace("/", ".")
         value = OmegaConf.select(cfg, key, throw_on_missing=False, throw_on_resolution_failure=False)
         if isinstance(value, (str, int, float, bool)):
             raise UserError(
-                f"{group} is a choice of files, not a value. Type {group}={value} instead of {key}={value}."
+                f"{group} is a group of options, not a value. Type {group}={value} instead of {key}={value}."
             )
 
 
 def read(node: Any, name: Any, key: str) -> Any:
-    """Return `node[name]` with its interpolation resolved, or say why there's nothing to return."""
+    """Return `node[name]` with interpolations resolved. UserError if it has no value or can't be resolved."""
     if OmegaConf.is_missing(node, name):
-        cure = "Write it in place of ???." if isinstance(name, int) else f"Give it one: {key}=<value>"
+        cure = "Replace the ??? with one." if isinstance(name, int) else f"Set one: {key}=<value>"
         raise UserError(f"{key} has no value yet. {cure}")
     try:
         value = node[name]
@@ -176,18 +178,17 @@ def read(node: Any, name: Any, key: str) -> Any:
         return value
     except InterpolationResolutionError as error:
         raw = node._get_node(name)._value()
-        raise UserError(f"{key} refers to {raw}, which can't be found: {first_line(error)}") from error
+        raise UserError(f"{key}={raw} can't be resolved: {first_line(error)}") from error
 
 
 def section_in(cfg: Mapping[str, Any], name: str) -> Any:
-    """Return a section of the root; an empty one if it isn't there."""
+    """Return a section of the root, or an empty one if it is missing."""
     return read(cfg, name, name) if name in list(cfg) else {}
 
 
 def has_target(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in list(
-        value
-    )  # `in` alone denies what can't be resolved
+    # `in value` is False for an interpolation that can't be resolved
+    return isinstance(value, Mapping) and "_target_" in list(value)
 
 
 def target_of(node: Any, key: str) -> str:
@@ -195,19 +196,19 @@ def target_of(node: Any, key: str) -> str:
     target = read(node, "_target_", f"{key}._target_") if has_target(node) else None
     if target is None and isinstance(node, Mapping):
         raise UserError(
-            f"{key} has no _target_, which names its class: begin its file with a line such as"
+            f"{key} has no _target_, the path of its class. Add a line to its file, such as"
             " _target_: my_idea.decay.Decay"
         )
     if not isinstance(target, str):
-        raise UserError(f"{key} must be a section with a _target_, the class it configures, not {node!r}.")
+        raise UserError(f"{key} must be a section with a _target_, the path of its class, not {node!r}.")
     return target
 
 
-# ---- from a dotted path to code: only what this project, or a named extension, defines -----------
+# ---- importing code: only from minllm and from packages in extensions ----------------------------
 
 
 def allowed_packages(cfg: Any) -> set[str]:
-    """The top-level packages that a configuration may take its code from."""
+    """Return the top-level packages that a configuration may use code from."""
     extensions = section_in(cfg, "extensions") if isinstance(cfg, Mapping) else []
     if not fits(extensions or [], list[str]):
         raise UserError(
@@ -217,65 +218,61 @@ def allowed_packages(cfg: Any) -> set[str]:
 
 
 def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callable[..., Any]:
-    """Return the class or function that `target` names, if it is of the kind that the place `key` takes.
+    """Return the class or function that `target` names, if it is of the kind required at `key`.
 
-    It must be defined in one of the `allowed` packages. A configuration file may come from anywhere, so this is the
-    gate: `os.system` is refused by its first word, `minllm.config.os.system` because `os` isn't a module of minllm's,
-    and `minllm.tasks.prepare.removed` because it is no tokenizer, mixer or whatever else stands at `key`.
+    It must be defined in one of the `allowed` packages. This is the security check for untrusted configuration files:
+    `os.system` is rejected for its package, `minllm.config.os.system` because `os` isn't defined in minllm, and
+    `minllm.tasks.prepare.removed` because it isn't a tokenizer, a mixer or whatever `key` requires.
     """
     module_name, _, name = target.rpartition(".")
     package = module_name.partition(".")[0]
     check_path(target, f"{key}._target_={target}")
     if package not in allowed:
         raise UserError(
-            f"{key}._target_={target} is refused: code is only taken from {' and '.join(sorted(allowed))}. If you"
-            f" trust '{package}' to run on this machine, add 'extensions=[{package}]'."
+            f"{key}._target_={target} is refused: only code from {' and '.join(sorted(allowed))} may run. If you"
+            f" trust '{package}', add 'extensions=[{package}]'."
         )
-    refusal = f"{key} takes {kind.words}, and {target} is none"
+    refusal = f"{key} takes {kind.words}, not {target}"
     if any(word.startswith("_") for word in target.split(".")):
-        raise UserError(f"{refusal}: names with an underscore are private.")
-    found = named(target, f"{key}._target_={target}")
-    defined_in = str(getattr(found, "__module__", "")).partition(".")[0]
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or defined_in not in allowed:
-        raise UserError(f"{key}._target_={target} is refused: it's no class or function of {package}'s own.")
-    if (why := why_not(found, kind, set(allowed) - {"minllm"})) is not None:
+        raise UserError(f"{refusal}: names that begin with an underscore are private.")
+    code = named(target, f"{key}._target_={target}")
+    defined_in = str(getattr(code, "__module__", "")).partition(".")[0]
+    if not (inspect.isclass(code) or inspect.isfunction(code)) or defined_in not in allowed:
+        raise UserError(
+            f"{key}._target_={target} is refused: it isn't a class or function defined in {package}."
+        )
+    if (why := why_not(code, kind, set(allowed) - {"minllm"})) is not None:
         raise UserError(f"{refusal}{why}.")
-    return found
+    return code
 
 
 def place_of(node: DictConfig) -> tuple[str, Kind]:
-    """Return where a node of a configuration stands, and the kind of code that this place takes."""
+    """Return the key of a node in its configuration, and the kind of code required there."""
     key = node._get_full_key(None)
     if key in PLACES:
         return key, PLACES[key]
     parent = node._get_parent()
     if key == "" or parent is None or not has_target(parent):
-        raise ValueError(f"nothing says which kind of code stands at '{key}'")
+        raise ValueError(f"the kind of code required at '{key}' is unknown")
     owner = locate(target_of(parent, key), allowed_packages(node._get_root()), *place_of(parent))
     options, name = options_of(owner), node._key()
     return key, BRANCH if name not in options else kind_for(options[name].annotation, key)
 
 
 def kind_for(annotation: Any, key: str) -> Kind:
-    """Return the kind of node that an option takes: that of its place at the root, or what its annotation asks for."""
+    """Return the kind of node that an option takes: that of its key in `PLACES`, or that of its annotation."""
     kind = PLACES.get(key) or kind_in(annotation)
     if kind is None:
-        cure = (
-            ""
-            if annotation is not Any
-            else (
-                " If it should, its constructor must say of which kind, such as Callable[[int, Layer], nn.Module]."
-            )
-        )
-        raise UserError(f"{key} takes no section with a _target_.{cure}")
+        cure = " To allow it, annotate the parameter with a kind, such as Callable[[int, Layer], nn.Module]."
+        raise UserError(f"{key} can't be a section with a _target_.{cure if annotation is Any else ''}")
     return kind
 
 
 def branches_of(node: Mapping[str, Any], target: Callable[..., Any], options: Iterable[str]) -> list[str]:
-    """Return the names of the nodes inside `node` that aren't options but branches.
+    """Return the names of the nodes inside `node` that are branches and not options.
 
-    A model's layout calls its branches what it likes (attn, mlp, rec, local, …), so a target with a positional
-    parameter `branches` is given, by name, all nodes that none of its options claims.
+    Branches can have any name (attn, mlp, rec, local, …), which the layout refers to. A target with a positional
+    parameter `branches` is given, by name, all nested nodes that aren't its options.
     """
     if "branches" not in inspect.signature(target).parameters:
         return []
@@ -290,7 +287,7 @@ def branch_in(node: Mapping[str, Any], name: str) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether `value` is one that the annotation `kind` allows."""
+    """Whether the annotation `kind` allows `value`."""
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
@@ -301,7 +298,7 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return any(value == word and type(value) is type(word) for word in args)
     if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in args)
+        return any(fits(value, arg) for arg in args)
     if kind in (None, type(None)):
         return value is None
     if kind is float:
@@ -315,7 +312,7 @@ def fits(value: Any, kind: Any) -> bool:
         return (
             isinstance(value, Sequence)
             and not isinstance(value, str)
-            and all(fits(one, inner) for one in value)
+            and all(fits(item, inner) for item in value)
         )
     if origin is dict or kind is dict:
         inner = args[1] if args else Any
@@ -324,29 +321,29 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def is_single(number: float) -> bool:
-    """Whether single precision has this number: neither infinite or NaN, nor so small that it would be 0."""
+    """Whether single precision can represent a number: not infinite, NaN, or so small that it becomes 0."""
     return number == 0 or SMALLEST <= abs(number) <= LARGEST
 
 
 def means_float(kind: Any) -> bool:
-    """Whether an annotation takes numbers with a fraction, and whole numbers only as such."""
+    """Whether an annotation allows floats, and integers only as floats."""
     if get_origin(kind) is Annotated:
         return means_float(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
-        others = [one for one in get_args(kind) if not means_float(one)]
-        return len(others) < len(get_args(kind)) and not any(fits(1, one) for one in others)
+        others = [arg for arg in get_args(kind) if not means_float(arg)]
+        return len(others) < len(get_args(kind)) and not any(fits(1, arg) for arg in others)
     return kind is float
 
 
 def words(kind: Any) -> str:
-    """Say in words which values an annotation allows."""
+    """Describe the values that an annotation allows."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return next((mark.words for mark in args[1:] if isinstance(mark, (Range, Matching))), words(args[0]))
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(str(word) for word in args)
     if origin in (Union, types.UnionType):
-        return ", or ".join(words(one) for one in args)
+        return ", or ".join(words(arg) for arg in args)
     if is_list(kind):
         return "a list" + (f", each item {words(args[0])}" if args and args[0] is not Any else "")
     if origin is dict or kind is dict:
@@ -356,9 +353,9 @@ def words(kind: Any) -> str:
 
 
 def hint(value: Any, kind: Any, key: str) -> str:
-    """A word more where the mistake is a likely one."""
+    """Return advice for a common mistake, or an empty string."""
     if type(value) is int and abs(value) > LARGEST_INT:
-        return " It takes more than 64 bits."
+        return " It doesn't fit in 64 bits."
     if type(value) is float and not is_single(value) and fits(1.0, kind):
         return f" Single precision has numbers from {SMALLEST} to {LARGEST}."
     if is_blank(value):
@@ -378,20 +375,20 @@ def hint(value: Any, kind: Any, key: str) -> str:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether there is nothing in a value, or nothing in an item of a list."""
+    """Whether a value, or an item of a list, is blank."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return any(map(is_blank, value))
     return isinstance(value, str) and not value.strip()
 
 
 def literal_words(kind: Any) -> list[Any]:
-    """The words of every `Literal` inside an annotation."""
+    """Return the values of every `Literal` inside an annotation."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))
     if get_origin(kind) is Annotated:
         return literal_words(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
-        return [word for one in get_args(kind) for word in literal_words(one)]
+        return [word for arg in get_args(kind) for word in literal_words(arg)]
     return []
 
 

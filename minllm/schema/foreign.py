@@ -1,8 +1,8 @@
-"""What a file or a run from elsewhere may not say: options of others are data, and only the command line gives orders.
+"""Restrictions on configuration files and runs from other sources, which are data and must not execute anything.
 
-Files are those outside conf/: of `--config-dir`, `--config-path` and `hydra.searchpath`. They choose and set options.
-They don't configure Hydra, whose callbacks and logging call code; choose no task and allow no packages; and read no
-environment variables. They are checked as Hydra loads them, before it acts on what they say.
+External files are those outside conf/: of `--config-dir`, `--config-path` and `hydra.searchpath`. They may choose and
+set options. They must not configure Hydra, whose callbacks and logging call code, choose a task, set extensions, or
+read environment variables. They are checked when Hydra loads them, before it acts on their content.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from minllm.schema.overrides import key_of
 
 HYDRA_OF_FILES = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")
 RESOLVERS = ("oc.select", "now")
-"""What an interpolation of a file may call: neither the environment, nor what evaluates a text."""
+"""Resolvers that a file's interpolations may call: none that reads the environment or evaluates text."""
 ORDERS = ("hydra", "task", "extensions", "choices", "typed", "resume", "run", "init_from")
-"""Keys that only the command line sets."""
+"""Keys that only the command line may set."""
 SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms")
 NAMES_A_PLACE = re.compile(r"path|file|folder|dir|cache|root")
 DEFAULT_CACHE = ".cache/stores"
 FOREIGN = "from elsewhere: "
-"""What a place begins with that a run from elsewhere names and that must not be used."""
+"""The prefix of paths that an external run names and that must not be used."""
 KEY_BYTES = 32
 DEEPEST = 50
-"""Sections of a file inside each other: the libraries that merge them call themselves for each."""
+"""The maximum nesting of a file's sections, because the libraries that merge them are recursive."""
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -47,10 +47,10 @@ DEEPEST = 50
 
 @contextlib.contextmanager
 def files_checked() -> Iterator[None]:
-    """Have each file from elsewhere checked that Hydra loads inside.
+    """Check each external file that Hydra loads within this context.
 
     Raises:
-        UserError: where a configuration is composed inside, a file says what it may not.
+        UserError: from the composition inside, if a file contains something it must not.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
@@ -71,17 +71,17 @@ def files_checked() -> Iterator[None]:
 
 _changing = threading.Lock()
 _checking = 0
-"""How many are inside `files_checked`: threads may compose at once, and the last of them puts Hydra's own back."""
+"""The number of active `files_checked`: threads may compose at once, and the last one restores Hydra's method."""
 _load: Any = None
 
 
 def _checked(self: Any, default: Any, repo: Any) -> Any:
     loaded = _load(self, default, repo)
     if is_elsewhere(loaded):
-        found = repo.load_config(default.config_path)
-        if not isinstance(found.config, DictConfig):
+        raw = repo.load_config(default.config_path)
+        if not isinstance(raw.config, DictConfig):
             raise UserError(f"{default.config_path}.yaml {MAPPING}")
-        check_file(default.config_path, loaded.config, found.defaults_list or [], default.primary)
+        check_file(default.config_path, loaded.config, raw.defaults_list or [], default.primary)
     return loaded
 
 
@@ -93,10 +93,10 @@ def is_elsewhere(loaded: Any) -> bool:
 
 
 def check_file(name: str, config: Container, defaults: Sequence[Any], primary: bool) -> None:
-    """Check one file: what it sets, at the places where it sets it, and what its list of defaults chooses.
+    """Check one file: the keys that it sets, in their final position, and its defaults list.
 
     Args:
-        name: its path below its folder of options, such as experiment/mine.
+        name: its path relative to its folder of options, such as experiment/mine.
         primary: whether the command line names it by --config-name or --config-path.
     """
     from minllm.schema.checking import options_of, root_options
@@ -105,14 +105,16 @@ def check_file(name: str, config: Container, defaults: Sequence[Any], primary: b
     for default in defaults:
         check_default(name, default, primary)
     own = CONF / f"{name}.yaml"
-    same = dict(leaves(OmegaConf.load(own))) if own.is_file() else {}  # a copy of ours may say what ours does
+    same = (
+        dict(leaves(OmegaConf.load(own))) if own.is_file() else {}
+    )  # a copy of a file in conf/ may set the same values
     for key, value in leaves(config):
         if key.count(".") > DEEPEST:
             raise UserError(f"{name}.yaml is nested too deeply to be read.")
         if key.partition(".")[0] == "hydra" and key not in HYDRA_OF_FILES and same.get(key, ...) != value:
             raise UserError(
-                f"{name}.yaml sets {key}, and a file can set nothing of Hydra's but {' and '.join(HYDRA_OF_FILES)}."
-                f" If you want it, type it: {key}=…"
+                f"{name}.yaml sets {key}, but the only keys of Hydra that a file may set are"
+                f" {' and '.join(HYDRA_OF_FILES)}. Type {key}=… instead."
             )
     settable = [*options_of(root_options), *SECTIONS_OF_SEARCH, "hydra"]
     is_task = primary or name.startswith("task/")
@@ -122,11 +124,12 @@ def check_file(name: str, config: Container, defaults: Sequence[Any], primary: b
         ordered = key in ORDERS and key != "hydra" and not (is_task and (empty or key == "task"))
         if ordered and key == "extensions":
             raise UserError(
-                f"A file can't allow itself to run code. If you trust {name}.yaml, add 'extensions=[{listed(value)}]'."
+                f"A file can't set extensions, which run code. If you trust {name}.yaml, add"
+                f" 'extensions=[{listed(value)}]'."
             )
         if ordered or not (is_task or key in settable):
             raise UserError(
-                f"{name}.yaml sets {key}: a file chooses no task, and sets no option of one. Type"
+                f"{name}.yaml sets {key}, but a file can't choose a task or set an option of one. Type"
                 f" {key}=… instead.{'' if ordered else near(str(key), settable)}"
             )
     target = OmegaConf.select(config, "task._target_", throw_on_missing=False)
@@ -137,7 +140,7 @@ def check_file(name: str, config: Container, defaults: Sequence[Any], primary: b
 
 
 def check_default(name: str, default: Any, primary: bool) -> None:
-    """Check one line of a file's list of defaults: `override /hydra/launcher: x` isn't a file's to say."""
+    """Check one entry of a file's defaults list: `override /hydra/launcher: x` isn't allowed."""
     group = getattr(default, "group", None)
     values = [] if group is None else default.value if isinstance(default.value, list) else [default.value]
     here = posixpath.join("/", posixpath.dirname(name), group or getattr(default, "path", None) or "")
@@ -150,18 +153,20 @@ def check_default(name: str, default: Any, primary: bool) -> None:
         ["hydra/sweeper/pruning"],
         ["hydra/launcher/processes"],
     )
-    for one in chosen:
-        first = one.partition("/")[0]
+    for choice in chosen:
+        first = choice.partition("/")[0]
         if (first == "hydra" or "hydra" in package) and not ours:
             raise UserError(
-                f"{name}.yaml chooses {one}, and a file can't configure Hydra. Type it, if you want it."
+                f"{name}.yaml chooses {choice}, but a file can't configure Hydra. Type it on the command line."
             )
         if (first == "task" or "task" in package) and not (primary or name.startswith("task/")):
-            raise UserError(f"{name}.yaml chooses {one}: a file chooses no task. Type task=… instead.")
+            raise UserError(
+                f"{name}.yaml chooses {choice}, but a file can't choose a task. Type task=… instead."
+            )
 
 
 def check_task_options(name: str, config: Container, same: Mapping[str, Any]) -> None:
-    """Refuse options of minllm's own tasks, at the root or in a section, such as remove and tokenizer.into."""
+    """Reject options of minllm's tasks, at the root or in a section, such as remove and tokenizer.into."""
     from minllm.schema.checking import options_of, root_options
     from minllm.schema.groups import read_option
 
@@ -171,22 +176,24 @@ def check_task_options(name: str, config: Container, same: Mapping[str, Any]) ->
         parts = key.split(".")
         is_option = parts[0] in keys or ".".join(parts[:2]) in keys
         if is_option and value not in (None, "???") and same.get(key, ...) != value:
-            raise UserError(f"{name}.yaml sets {key}, an option of a task. Type {key}=… instead.")
+            raise UserError(
+                f"{name}.yaml sets {key}, but a file can't set an option of a task. Type {key}=… instead."
+            )
 
 
 def check_written(name: str, config: Container, same: Mapping[str, Any]) -> None:
-    """Refuse a place to write to that is outside of the working directory, or isn't known before all is composed."""
+    """Reject an output path outside the working directory, or with an interpolation."""
     for key, value in leaves(config):
         is_place = (key.rpartition(".")[2] == "cache" or key == "sweep.storage") and isinstance(value, str)
         if is_place and ("${" in value or leads_out(value)) and same.get(key) != value:
             raise UserError(
-                f"{name}.yaml sets {key}={value}, and a file can't choose a place to write to that is outside of the"
-                f" working directory. If you want it, type it: {key}={value}"
+                f"{name}.yaml sets {key}={value}, but a file can't choose an output path outside the working directory."
+                f" If you trust it, type {key}={value}"
             )
 
 
 def check_words(name: str, config: Container) -> None:
-    """Refuse orders among what becomes words of a trial's command line."""
+    """Reject forbidden keys in sections that become overrides of a trial."""
 
     def section(key: str) -> Any:
         return OmegaConf.select(config, key, throw_on_resolution_failure=False, throw_on_missing=False)
@@ -196,12 +203,12 @@ def check_words(name: str, config: Container) -> None:
     for word in words:
         if gives_orders(key := key_of(word).strip("'\"+~ \t\r\n")):
             raise UserError(
-                f"{name}.yaml makes {key} a word of each trial, which only the command line may: type it."
+                f"{name}.yaml makes {key} an override of its trials, which only the command line may do. Type it there."
             )
 
 
 def gives_orders(key: str) -> bool:
-    """Whether a word's key is only the command line's to set, by its name or by the package behind an @."""
+    """Whether only the command line may set a key, because of its name or of its package after an @."""
     tops = {re.split("[./]", part.removeprefix("_global_."))[0] for part in re.split("[@:]", key)}
     is_place = re.split("[./]", key)[-1] == "cache"
     return key.startswith("-") or "${" in key or is_place or not tops.isdisjoint(ORDERS)
@@ -215,8 +222,8 @@ def keys_in(config: Any) -> Iterator[str]:
 
 
 def near(key: str, settable: Sequence[str]) -> str:
-    said = suggest(key, settable)
-    return said if said.startswith(" Did") else ""
+    suggestion = suggest(key, settable)
+    return suggestion if suggestion.startswith(" Did") else ""
 
 
 def listed(value: Any) -> str:
@@ -227,17 +234,17 @@ def listed(value: Any) -> str:
 
 
 def check_interpolations(config: Container, where: str) -> None:
-    """Raise UserError if a value calls another resolver than a file may, such as ${oc.env:HOME}."""
+    """Reject values that call a resolver not allowed in files, such as ${oc.env:HOME}."""
     for key, value in leaves(config):
         if isinstance(value, str) and not is_harmless(value):
             raise UserError(
-                f"{where}: {key} is {value}, and a file can refer to other options only, not to the environment."
-                f" Type it, if you want it: {key}=…"
+                f"{where} sets {key}={value}, but a file can refer only to other options, not to the environment."
+                f" Type {key}=… instead."
             )
 
 
 def is_harmless(value: str) -> bool:
-    """Whether a text, and what it would be once its backslashes are gone, calls none but the allowed resolvers."""
+    """Whether text calls only allowed resolvers, both as it is and without its backslashes."""
     return all(map(calls_allowed_resolvers, {value, value.replace("\\", "")}))
 
 
@@ -262,16 +269,16 @@ def calls_allowed_resolvers(value: str) -> bool:
 
 
 def frozen(cfg: DictConfig) -> DictConfig:
-    """Return a configuration in which what was typed of the environment stands as what it came to."""
+    """Return a configuration in which interpolations of the environment are replaced by their values."""
     for key, value in [*leaves(cfg)]:
         if isinstance(value, str) and not is_harmless(value):
-            with contextlib.suppress(OmegaConfBaseException):  # validation says what is wrong
+            with contextlib.suppress(OmegaConfBaseException):  # validate reports it
                 OmegaConf.update(cfg, key, OmegaConf.select(cfg, key))
     return cfg
 
 
 def refuse_environment(hydra_cfg: DictConfig) -> None:
-    """Environment variables can make other programs run code, so no file sets them: only the command line may."""
+    """Reject environment variables set by a file, because they can make other programs run code."""
     if hydra_cfg.job.env_set and not any("hydra.job.env_set" in word for word in hydra_cfg.overrides.hydra):
         raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
 
@@ -280,14 +287,14 @@ def refuse_environment(hydra_cfg: DictConfig) -> None:
 
 
 def without_places(cfg: DictConfig) -> DictConfig:
-    """Return a run's configuration in which files and folders outside the working directory can't be used.
+    """Return a run's configuration in which paths outside the working directory are marked as unusable.
 
-    A run from elsewhere says what it was made of. What is read or written here, the command line says: whoever opens
-    such a place gets `refuse_foreign`'s sentence.
+    Only the command line may name files outside the working directory to read or write. Code that is about to open a
+    path calls `refuse_foreign`, which raises for a marked one.
     """
     result = cfg.copy()
     for section in ("data", "tokenizer", "objective", "logger"):
-        # a tokenizer is read from the run's own copy, so what its own options name isn't
+        # the tokenizer is read from the copy in the run, and not from the paths in its options
         inner = [] if not isinstance(cfg.get(section), DictConfig) else leaves(cfg[section])
         for name, value in inner:
             option = next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
@@ -300,19 +307,19 @@ def without_places(cfg: DictConfig) -> DictConfig:
 
 
 def refuse_foreign(place: str, key: str) -> None:
-    """Raise UserError if a place is one that `without_places` has marked."""
+    """Raise UserError if a path was marked by `without_places`."""
     if place.startswith(FOREIGN):
         named = place.removeprefix(FOREIGN)
         raise UserError(
-            f"The run names {key}={named}, which is outside of the working directory, and the run was not made by this"
-            f" user on this machine, or its config.yaml has changed since. If you trust it, type {key}={named}"
+            f"The run has {key}={named}, which is outside the working directory, and it wasn't created by this user on"
+            f" this machine, or its config.yaml was changed. If you trust it, type {key}={named}"
         )
 
 
 def mark(config: str) -> str | None:
-    """Return what a run keeps to show that its config.yaml was written by this user on this machine.
+    """Return a signature that shows that a config.yaml was written by this user on this machine.
 
-    None where no key can be kept, such as without a home folder.
+    None if no key can be stored, such as without a home folder.
     """
     with contextlib.suppress(OSError, RuntimeError):
         key_file().parent.mkdir(parents=True, exist_ok=True)
@@ -322,13 +329,15 @@ def mark(config: str) -> str | None:
 
 
 def is_own(run: Path) -> bool:
-    """Whether a run was made here, and its configuration is as it was then; where its folder is doesn't matter."""
+    """Whether a run was created by this user on this machine and its config.yaml is unchanged."""
     try:
         known = json.loads((run / "environment.json").read_bytes())["mark"]
-        made = signature((run / "config.yaml").read_bytes())
+        expected = signature((run / "config.yaml").read_bytes())
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-    return made is not None and isinstance(known, str) and hmac.compare_digest(known.encode(), made.encode())
+    if expected is None or not isinstance(known, str):
+        return False
+    return hmac.compare_digest(known.encode(), expected.encode())
 
 
 def signature(config: bytes) -> str | None:
@@ -344,7 +353,7 @@ def key_file() -> Path:
 
 
 def leads_out(place: str) -> bool:
-    """Whether a path leads out of the working directory."""
+    """Whether a path is outside the working directory."""
     here = Path.cwd().resolve()
     try:
         there = Path(place).expanduser().resolve()
@@ -354,7 +363,7 @@ def leads_out(place: str) -> bool:
 
 
 def leaves(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value of a configuration as it's written, with its key: ("model.dim", 128)."""
+    """Yield every value of a configuration, unresolved, with its key: ("model.dim", 128)."""
     if isinstance(config, (DictConfig, ListConfig)):
         if not isinstance(config._content, (dict, list)):  # None, ??? or an interpolation
             yield above, config._value()

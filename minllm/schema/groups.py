@@ -1,6 +1,6 @@
-"""The files of conf/: where they are, and which groups and options they make.
+"""The files of conf/ and the groups and options that they define.
 
-Nothing here imports Hydra, so that the answer to --help comes at once.
+This module doesn't import Hydra, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ HOME = INSTALLED if INSTALLED.is_dir() else INSTALLED.parents[1]
 """Where conf/, tokenizers/, run.py and sweep.py are: in the clone, or in an installed package."""
 CONF = HOME / "conf"
 MAPPING = "must be a mapping of keys, such as 'dim: 64'."
-"""What a file of options must be."""
+"""The end of the error message for a configuration file that isn't a mapping."""
 
 
 @dataclass(frozen=True)
 class Option:
     """One YAML file of a group."""
 
-    comment: str  # its first line of comment that isn't a directive
-    keys: frozenset[str]  # of the file's root, and those of its sections with a dot: tokenizer.show
+    comment: str  # the first comment line that isn't a directive
+    keys: frozenset[str]  # of the file's root, and of its sections with a dot: tokenizer.show
 
 
 def find_groups(folders: Iterable[str] = ()) -> dict[str, dict[str, Option]]:
@@ -31,11 +31,11 @@ def find_groups(folders: Iterable[str] = ()) -> dict[str, dict[str, Option]]:
     groups: dict[str, dict[str, Option]] = {}
     for root in (CONF, *map(Path, folders)):
         for file in sorted(root.glob("*/**/*.yaml")):
-            if not file.is_file():  # a pipe would never end
+            if not file.is_file():  # reading a pipe would block
                 continue
             group = file.parent.relative_to(root).as_posix()
             groups.setdefault(group, {}).setdefault(file.stem, read_option(file))
-    return dict(sorted(groups.items(), key=lambda one: (one[0] != "task", one[0])))
+    return dict(sorted(groups.items(), key=lambda group: (group[0] != "task", group[0])))
 
 
 def read_option(file: Path) -> Option:
@@ -53,6 +53,6 @@ def keys_of(lines: Iterable[str]) -> Iterator[str]:
 
 
 def default_choices(primary: str = "config") -> dict[str, str]:
-    """Return the option of each group that config.yaml, or sweep.yaml, starts from."""
+    """Return the default option of each group in config.yaml, or sweep.yaml."""
     text = (CONF / f"{primary}.yaml").read_text(encoding="utf-8")
     return dict(re.findall(r"^\s+- /?([\w/]+): (\w+)", text, re.M))

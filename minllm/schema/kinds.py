@@ -1,12 +1,13 @@
-"""What may stand where: every place of a configuration takes its own kind of code, and nothing else.
+"""The kind of code that each section of a configuration requires.
 
-A configuration names code by `_target_`, and may come from anyone. That a name is minllm's own isn't enough: a function
-that removes a folder is no tokenizer. So each place has a kind. Those at the root are listed here; inside a node, the
-kind is what the constructor's annotation says: `mask: Callable[[], Full]` takes `Full` and its subclasses, and
-`branches: Mapping[str, Callable[[int, Layer], nn.Module]]` takes modules that are made by a width and a layer.
+A configuration names code by `_target_`, and it may come from an untrusted source. It isn't enough that the name
+belongs to minllm: a function that removes a folder must not be called as a tokenizer. So each section requires a kind.
+Those at the root are listed here. For a nested section the annotation in the constructor defines the kind:
+`mask: Callable[[], Full]` takes `Full` and its subclasses, and `branches: Mapping[str, Callable[[int, Layer],
+nn.Module]]` takes modules whose constructor takes a width and a layer.
 
-A class belongs to a kind by being a subclass, or, where the kind is a protocol, by having its methods. A function
-belongs to a kind if it is declared with `@factory` and annotated with what it returns.
+A class belongs to a kind if it is a subclass or, for a protocol, has its methods. A function belongs to a kind if it
+is decorated with `@factory` and annotated with a return type of that kind.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from minllm.schema.options import Kind, is_factory
 
-# what the code that builds a section hands over by position is in brackets
+# the positional arguments of each constructor are in parentheses
 PLACES = {
     "task": Kind("a task, which is a function (cfg, run_dir, *, <its options>)", ()),
     "model": Kind("a model", ("minllm.model.lm.LM",), 3),  # (vocab_size, norms, branches)
@@ -40,32 +41,32 @@ PLACES = {
 }
 
 
-def why_not(found: Callable[..., Any], kind: Kind, packages: Iterable[str]) -> str | None:
-    """Return why a class or function doesn't belong to a kind; "" where there's no more to say than that; else None.
+def why_not(code: Callable[..., Any], kind: Kind, packages: Iterable[str]) -> str | None:
+    """Return why a class or function doesn't belong to a kind, "" if there is no specific reason, or None if it does.
 
     Args:
-        packages: the packages, besides minllm, that code may be taken from.
+        packages: the packages besides minllm that code may come from.
     """
     if kind is PLACES["task"]:
-        return why_no_task(found, packages)
+        return why_no_task(code, packages)
     bases = [base if isinstance(base, type) else named(base) for base in kind.bases]
-    if not inspect.isclass(found):
-        return why_no_factory(found, bases)
-    if not any(belongs(found, base) for base in bases):
+    if not inspect.isclass(code):
+        return why_no_factory(code, bases)
+    if not any(belongs(code, base) for base in bases):
         return ": it must be a torch.nn.Module" if kind == BRANCH else inherit_from(bases)
-    if kind == BRANCH and (why := why_no_branch(found)):
+    if kind == BRANCH and (why := why_no_branch(code)):
         return why
-    return why_not_callable(found, kind.calls)
+    return why_not_callable(code, kind.calls)
 
 
 def inherit_from(bases: Iterable[type]) -> str:
-    """Return the cure for a class that lacks the base of its kind; "" where methods alone would do."""
+    """Return the base class to inherit from, or "" if the kind is a protocol."""
     classes = [base for base in bases if not getattr(base, "_is_protocol", False)]
     return f": inherit from {classes[0].__module__}.{classes[0].__qualname__}" if classes else ""
 
 
 def kind_in(annotation: Any) -> Kind | None:
-    """Return the kind of section that an option's annotation asks for: `Callable[[int], Position] | None`."""
+    """Return the kind of section that an option's annotation requires, such as `Callable[[int], Position] | None`."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         marks = [mark for mark in args[1:] if isinstance(mark, Kind)]
@@ -80,7 +81,7 @@ def kind_in(annotation: Any) -> Kind | None:
 
 
 def of_factory(takes: Any, made: type) -> Kind:
-    """Return the kind of an option that is annotated `Callable[takes, made]`."""
+    """Return the kind of an option annotated `Callable[takes, made]`."""
     calls = len(takes) if isinstance(takes, list) else None
     if f"{made.__module__}.{made.__qualname__}" == "torch.nn.modules.module.Module":
         return BRANCH if makes_a_branch(takes) else Kind("a module (torch.nn.Module)", (made,), calls)
@@ -88,7 +89,7 @@ def of_factory(takes: Any, made: type) -> Kind:
 
 
 def makes_a_branch(takes: Any) -> bool:
-    """Whether `takes` is [int, Layer], in which case the place is one for a mixer or an MLP."""
+    """Whether `takes` is [int, Layer], the arguments of a mixer or an MLP."""
     if not isinstance(takes, list) or len(takes) != 2:
         return False
     width, layer = (get_args(one)[0] if get_origin(one) is Annotated else one for one in takes)
@@ -99,7 +100,7 @@ def makes_a_branch(takes: Any) -> bool:
 
 
 def why_no_task(found: Callable[..., Any], packages: Iterable[str]) -> str | None:
-    """A task is a function (cfg, run_dir, *, <options>), of minllm.tasks or of a package that is named."""
+    """A task is a function (cfg, run_dir, *, <options>) in minllm.tasks or in a package of `extensions`."""
     if not inspect.isfunction(found):
         return ""
     at_home = found.__module__.startswith("minllm.tasks.") or found.__module__.partition(".")[0] in packages
@@ -117,7 +118,7 @@ def why_no_factory(found: Callable[..., Any], bases: Iterable[type]) -> str | No
     made = [one for one in get_args(made) or [made] if one not in (None, type(None))]
     if made and all(isinstance(one, type) and any(belongs(one, base) for base in bases) for one in made):
         return None
-    return "" if made else ": its annotation doesn't say what it returns"
+    return "" if made else ": annotate its return type"
 
 
 # ---- classes -------------------------------------------------------------------------------------
@@ -132,18 +133,18 @@ def belongs(found: type, base: type) -> bool:
 
 
 def why_not_callable(found: type, calls: int | None) -> str | None:
-    """Say why a class can't be made by so many arguments by position, and its options by keyword."""
+    """Return why a class can't be called with `calls` positional arguments and its options by keyword."""
     parameters = by_position(found)
     if calls is None or any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
         return None
     needed = [one.name for one in parameters if one.default is inspect.Parameter.empty]
     if len(needed) > calls:
-        return f": its option {needed[calls]} isn't keyword-only: write a * before it in the constructor"
+        return f": its option {needed[calls]} isn't keyword-only; write a * before it in the constructor"
     return None
 
 
 def why_no_branch(found: type) -> str | None:
-    """Say why a module is no branch: `Branch(dim, layer, *, <options>)`, and `forward(x_BTD, ctx, …)`."""
+    """Return why a module isn't a branch: `Branch(dim, layer, *, <options>)` with `forward(x_BTD, ctx, …)`."""
     parameters = by_position(found)
     open_ended = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
     if not open_ended and len(parameters) < 2:
@@ -153,9 +154,9 @@ def why_no_branch(found: type) -> str | None:
         stated = kinds.get(one.name, given)
         stated = get_args(stated)[0] if get_origin(stated) is Annotated else stated
         if isinstance(stated, type) and not issubclass(given, stated):
-            return f": its {one.name} is {stated.__name__}, and a branch is made by (dim: int, layer: Layer)"
+            return f": its {one.name} is {stated.__name__}, but a branch takes (dim: int, layer: Layer)"
     if found.forward is named("torch.nn.Module").forward:
-        return f": it has no forward: write {WRITE_FORWARD}"
+        return f": it has no forward; write {WRITE_FORWARD}"
     taken = list(inspect.signature(found.forward).parameters.values())[1:]
     if len([one for one in taken if one.kind in POSITIONAL]) < 2:
         return f": write {WRITE_FORWARD}"
@@ -178,7 +179,7 @@ def by_position(found: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def hints(found: Callable[..., Any]) -> dict[str, Any]:
-    """Return a function's annotations; none where they can't be evaluated, as with names of TYPE_CHECKING."""
+    """Return a function's annotations, or none if they can't be evaluated, as with imports under TYPE_CHECKING."""
     try:
         return get_type_hints(found, include_extras=True)
     except (NameError, TypeError, AttributeError):

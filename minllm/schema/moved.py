@@ -1,4 +1,4 @@
-"""Classes that have moved: configurations of older runs name them by where they were."""
+"""Classes that were moved, because configurations of older runs have their old names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOVED = {
 
 
 def present_name(name: str) -> str:
-    """Return the dotted name of a class or module as it is now."""
+    """Return the current dotted name of a class or module."""
     parts = name.split(".")
     for end in range(len(parts), 1, -1):
         if (before := ".".join(parts[:end])) in MOVED:

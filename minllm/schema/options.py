@@ -1,7 +1,7 @@
 """Types for the options that a YAML file may set: `lr: Positive` says more than `lr: float`.
 
-A class's constructor is its schema: `minllm.config.compose.validate` reads these annotations and tells the user, before
-anything is built, that `optim.lr=-1` can't be.
+A class's constructor is its schema: `minllm.config.compose.validate` reads these annotations and rejects
+`optim.lr=-1` before anything is instantiated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an option may take, and how to say so."""
+    """The range of numbers that an option takes, and its description for messages."""
 
     words: str
     low: float
@@ -33,7 +33,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Matching:
-    """The texts that an option may take, and how to say so. By default that is text with anything in it at all."""
+    """The text that an option takes, and its description for messages. The default is any text that isn't blank."""
 
     words: str
     pattern: str = r"(?s).*\S.*"
@@ -44,18 +44,18 @@ class Matching:
 
 @dataclass(frozen=True)
 class In:
-    """Where a task's option stands if not at the root: `show: Annotated[str, In("tokenizer")]` is tokenizer.show."""
+    """The section that a task's option belongs to: `show: Annotated[str, In("tokenizer")]` is tokenizer.show."""
 
     section: str
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What may stand in a section with a `_target_`: `pruner: Annotated[Node, Kind("a pruner", (…,))]`.
+    """The kind of code that a section with a `_target_` requires: `pruner: Annotated[Node, Kind("a pruner", (…,))]`.
 
-    words: what it is called in a message, with its article
-    bases: its base classes, or their dotted paths where importing them takes time
-    calls: how many arguments it is given by position; None where that is not known
+    words: its name in messages, with an article
+    bases: its base classes, or their dotted paths if importing them takes time
+    calls: the number of positional arguments; None if unknown
     """
 
     words: str
@@ -64,15 +64,15 @@ class Kind:
 
 
 def factory(function: Function) -> Function:
-    """Declare that a function makes an option, so that a `_target_` may name it; its annotation says what it makes."""
+    """Decorate a function that a `_target_` may name; its annotated return type is what it creates."""
     function.is_minllm_factory = True  # type: ignore[attr-defined]
     return function
 
 
 def reads(*keys: str) -> Callable[[Function], Function]:
-    """Declare what a task reads of a configuration besides its own options: sections, or single keys of one.
+    """Declare what a task reads of a configuration besides its own options: sections, or single keys of them.
 
-    Whatever else is typed is refused, because it would do nothing. A task that declares nothing may read everything.
+    Overrides of anything else are rejected because they would do nothing. An undecorated task may read everything.
     """
 
     def declare(task: Function) -> Function:

@@ -1,4 +1,4 @@
-"""What fails in code from outside minllm, which `extensions` names: where it fails, and why, in one sentence."""
+"""Error messages for code from outside minllm, which `extensions` names: where it fails, and why."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from minllm.errors import UserError, first_line
 
 
 def check_path(target: str, said: str) -> None:
-    """Refuse what is no dotted path of a class or function.
+    """Raise UserError unless `target` is the dotted path of a class or function.
 
     Args:
-        said: what asks for it, such as model.attn._target_=my_idea.decay.Decay.
+        said: the setting to name in messages, such as model.attn._target_=my_idea.decay.Decay.
     """
     if "." not in target or not all(word.isidentifier() for word in target.split(".")):
         raise UserError(
@@ -27,10 +27,10 @@ def check_path(target: str, said: str) -> None:
 
 
 def named(target: str, said: str) -> Any:
-    """Return what a dotted path names.
+    """Import and return what a dotted path names.
 
     Raises:
-        UserError: it isn't there, or importing its module fails.
+        UserError: it doesn't exist, or importing its module fails.
     """
     module, _, name = target.rpartition(".")
     try:
@@ -53,7 +53,7 @@ def imported(module: str, said: str) -> ModuleType:
 
 
 def failed(error: BaseException, module: str, said: str) -> BaseException:
-    """Return what to raise for a module that can't be imported: an error of minllm's own keeps its traceback."""
+    """Return the error to raise for a failed import; errors in minllm itself keep their traceback."""
     if module.partition(".")[0] == "minllm":
         return error
     return UserError(f"{said}: importing {module} fails {why(error, module)}")
@@ -75,7 +75,7 @@ def code_error(error: BaseException, packages: Container[str]) -> UserError | No
 
 
 def why(error: BaseException, package: str) -> str:
-    """Say at which line of a package's code an error was raised, and which it is."""
+    """Return the line of a package's code at which an error was raised, and the error."""
     said = type(error).__name__ + (f": {first_line(error)}" if str(error) else "")
     if isinstance(error, SyntaxError) and error.filename:
         return (

@@ -1,6 +1,6 @@
-"""Words of the command line, `key=value`: what they say, how they're typed, and what is short for them.
+"""Overrides on the command line, `key=value`: parsing, quoting and short names.
 
-Hydra is imported only where its grammar is needed, so that the answer to --help comes at once.
+Hydra is imported only where its grammar is needed, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from minllm.errors import UserError, suggest
 
-UNSET = " If it comes from a variable of the shell or of a script, that variable isn't set."
+UNSET = " If it comes from a shell variable, that variable isn't set."
 
 
 def key_of(word: str) -> str:
@@ -25,19 +25,19 @@ def is_seed(word: str) -> bool:
 
 
 def written(value: Any) -> str:
-    """Return a value of a configuration as it's typed."""
+    """Return a value of a configuration as it is typed."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
 
 
 def with_runs_data(words: Sequence[str]) -> list[str]:
-    """Return a command line whose `data.path=…` is taken for the data of the run that it goes on with or looks at.
+    """Prefix `data.path=…` with ++ if the command line names a run, whose data it is meant for.
 
-    The default data, which Hydra composes first, may not have that option; the run's own are held to it afterwards.
+    Hydra composes the default data first, which may not have that option; it is validated against the run's data later.
     """
-    goes_on = any(word.startswith(("resume=", "run=")) for word in words)
-    if not goes_on or any(word.startswith("data=") for word in words):
+    names_run = any(word.startswith(("resume=", "run=")) for word in words)
+    if not names_run or any(word.startswith("data=") for word in words):
         return list(words)
     return [f"++{word}" if word.startswith("data.") else word for word in words]
 
@@ -46,24 +46,24 @@ def with_runs_data(words: Sequence[str]) -> list[str]:
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Return the shortest ending of each name that no other name ends with: `n_heads` for `model.attn.n_heads`."""
+    """Return the shortest unambiguous ending of each name: `n_heads` for `model.attn.n_heads`."""
     names = list(dict.fromkeys(names))
     ends = Counter(ending for name in names for ending in endings(name))
     return {name: next((end for end in endings(name) if ends[end] == 1), name) for name in names}
 
 
 def endings(name: str) -> list[str]:
-    """Return the endings of a name that begin with a whole word of it, the shortest first."""
+    """Return the endings of a name that begin at a part of it, the shortest first."""
     starts = [0, *(point.end() for point in re.finditer(r"[./]", name))]
     return [name[start:] for start in reversed(starts)]
 
 
 # ---- quotes --------------------------------------------------------------------------------------
 
-PLAIN = re.compile(r"[\w./+-]*", re.ASCII)  # values that need no look: nearly all
-LONG = 1000  # digits: Python reads no longer numbers than 4,300
-PROSE = ("prompts",)  # lists of ordinary text: each item is text, whatever else it looks like
-ESCAPED = re.compile(r"\\[\\()\[\]{}:=, \t'\"]")  # what Hydra's grammar, or a user, takes for one character
+PLAIN = re.compile(r"[\w./+-]*", re.ASCII)  # values that never need quotes
+LONG = 1000  # digits; Python doesn't parse integers of more than 4,300
+PROSE = ("prompts",)  # lists of prose: each item is text, even if it looks like a number
+ESCAPED = re.compile(r"\\[\\()\[\]{}:=, \t'\"]")  # escapes of Hydra's grammar
 CALL = re.compile(r"([A-Za-z_]\w*)( ?)\(.*\)", re.ASCII | re.DOTALL)
 OPENED = re.compile(r"([A-Za-z_]\w*)\([^)]*\Z", re.ASCII)
 REFERENCE = re.compile(r"\$\{\s*[A-Za-z_.][^{}]*\}")
@@ -71,13 +71,13 @@ UNESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 
 
 def quoted(word: str) -> str:
-    """Return a word with quotes where Hydra's grammar needs them and there is only one way to read it.
+    """Add quotes where Hydra's grammar needs them and the override is unambiguous.
 
-    So `prompts=[Don't stop]`, `data.path=notes (1).txt`, `arms.a=[norm=pre]` and `baseline=norm=pre` can be typed as
-    they are. What the grammar accepts keeps its meaning: a comma separates values, `${…}` refers to another value.
+    So `prompts=[Don't stop]`, `data.path=notes (1).txt`, `arms.a=[norm=pre]` and `baseline=norm=pre` can be typed
+    without quotes. What the grammar accepts keeps its meaning: commas separate values, `${…}` is an interpolation.
 
     Raises:
-        UserError: there are several ways to read it; the message has the lines to type.
+        UserError: the override is ambiguous; the message says what to type.
     """
     key, _, value = word.partition("=")
     if key.startswith("-") or (PLAIN.fullmatch(value) and len(value) < LONG) or not key:
@@ -90,12 +90,12 @@ def quoted(word: str) -> str:
         if read(word) is not UNREAD:
             return word
     if read(f"{key}=x") is UNREAD:
-        return word  # the key is at fault, which Hydra's error says
+        return word  # the key is invalid, which Hydra reports
     return f"{key}={text_quoted(key, value, is_prose)}"
 
 
 def comma_note(word: str) -> str | None:
-    """Return what to say about a list of prompts whose unquoted commas could also belong to one text."""
+    """Return a note about a list of prompts whose unquoted commas could also be part of one text."""
     key, _, value = word.partition("=")
     text = listed(value)
     parts = parts_of(text) if key_of(word) in PROSE and text is not None else []
@@ -105,13 +105,13 @@ def comma_note(word: str) -> str | None:
 
 
 def line(key: str, value: str) -> str:
-    """Return what to type in a shell so that `value`, or what stands in its brackets, is one text."""
+    """Return what to type in a shell so that `value`, or the content of its brackets, is one text."""
     text = listed(value)
     return shlex.quote(f"{key}={as_text(value)}" if text is None else f"{key}=[{as_text(text)}]")
 
 
 def text_quoted(key: str, value: str, is_prose: bool) -> str:
-    """Quote those of the values that Hydra can't read, or wouldn't read as text, where there is one reading."""
+    """Quote the values that Hydra can't parse, or wouldn't parse as text. UserError if they are ambiguous."""
     text = listed(value)
     parts = parts_of(value if text is None else text)
     if text is not None and not text.strip(" \t"):
@@ -121,7 +121,7 @@ def text_quoted(key: str, value: str, is_prose: bool) -> str:
         found = read(f"x=[{part}]") if part.strip(" \t") else UNREAD
         as_it_is = is_prose_item(part, found) if is_prose else found is not UNREAD
         if not as_it_is and not is_prose and is_call(part, key, value):
-            return value  # Hydra says what is wrong with the arguments
+            return value  # Hydra reports what is wrong with the arguments
         if not as_it_is and not (
             is_text(part, is_prose) and (found is not UNREAD or not is_prose or len(parts) == 1)
         ):
@@ -131,14 +131,14 @@ def text_quoted(key: str, value: str, is_prose: bool) -> str:
 
 
 def is_prose_item(part: str, found: Any) -> bool:
-    """Whether Hydra reads an item as text, and as nothing that OmegaConf would stumble over."""
+    """Whether Hydra parses an item as text without invalid interpolations."""
     if not isinstance(found, list) or not isinstance(found[0], str):
         return False
     return not UNESCAPED.search(REFERENCE.sub("", str(found[0])))
 
 
 def is_call(part: str, key: str, value: str) -> bool:
-    """Whether a value calls one of the grammar's functions; refuse what looks like a call of another."""
+    """Whether a value calls a function of Hydra's grammar. UserError if it looks like a call of an unknown one."""
     from hydra.core.override_parser.overrides_parser import create_functions
 
     call = CALL.fullmatch(part.strip(" \t"))
@@ -152,7 +152,7 @@ def is_call(part: str, key: str, value: str) -> bool:
 
 
 def several_readings(key: str, value: str) -> UserError:
-    """Say that a value can be read in several ways, and what to type for one text or for several."""
+    """Return the error for an ambiguous value, with what to type for one text or for several."""
     text = listed(value)
     parts = [part.strip(" \t") for part in parts_of(value if text is None else text)]
     if text is None and value[:1] == "[":
@@ -162,27 +162,25 @@ def several_readings(key: str, value: str) -> UserError:
         )
     if text is None and len(parts) == 2 and not parts[1] and PLAIN.fullmatch(parts[0]):
         return UserError(
-            f"{key}={value} ends in a comma. Type {key}={parts[0]}. For one text, type {line(key, value)}"
+            f"{key}={value} ends with a comma. Type {key}={parts[0]}. For one text, type {line(key, value)}"
         )
     several = ""
     if text is not None and len(parts) > 1 and all(map(is_text, parts)):
         items = ",".join(map(as_text, parts))
-        several = f", or {shlex.quote(f'{key}=[{items}]')} for {len(parts)}"
-    return UserError(
-        f"{key}={value} can be read in several ways. For one text, type {line(key, value)}{several}"
-    )
+        several = f", or for {len(parts)} texts {shlex.quote(f'{key}=[{items}]')}"
+    return UserError(f"{key}={value} is ambiguous. For one text, type {line(key, value)}{several}")
 
 
 def is_text(part: str, is_prose: bool = False) -> bool:
-    """Whether there is only one way to read what Hydra doesn't: as it stands."""
+    """Whether text that Hydra can't parse is unambiguous."""
     bare = part.strip(" \t")
     opening = "'\"" if is_prose else "'\"[{"
-    special = any(one in bare for one in (",", "${")) or ESCAPED.search(bare)
+    special = any(mark in bare for mark in (",", "${")) or ESCAPED.search(bare)
     return bool(bare) and bare[0] not in opening and not special
 
 
 def listed(value: str) -> str | None:
-    """Return what stands between a list's brackets, or None if the value is no list."""
+    """Return the text between a list's brackets, or None if the value isn't a list."""
     bare = value.strip(" \t")
     return bare[1:-1] if len(bare) > 1 and bare[0] == "[" and bare[-1] == "]" else None
 
@@ -191,7 +189,7 @@ UNREAD = object()
 
 
 def read(word: str) -> Any:
-    """Return the value that Hydra reads in a word, None for a sweep, or UNREAD."""
+    """Return the value of an override as parsed by Hydra, None for a sweep, or UNREAD."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -218,7 +216,7 @@ def is_word(part: str) -> bool:
 
 
 def as_text(text: str) -> str:
-    """Return text as a quoted value in which nothing has a meaning of its own, `${` included."""
+    """Return text as a quoted value in which nothing has a special meaning, including `${`."""
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     return in_quotes(text, "'" if '"' in text else '"')
 
@@ -229,9 +227,9 @@ def in_quotes(part: str, quote: str = "'") -> str:
 
 
 def parts_of(text: str, at: str = ",") -> list[str]:
-    """Split a list's text at its own commas, and not at those inside brackets or quotes, or behind a backslash.
+    """Split text at its top-level commas: not inside brackets or quotes, and not after a backslash.
 
-    A quote opens where a value begins, and not within a word such as don't.
+    A quote opens only at the start of a value, and not within a word such as don't.
     """
     parts, depth, quote, escaped, before = [""], 0, "", False, ","
     for char in text:

@@ -1,4 +1,4 @@
-"""`task=describe`: what a model is and what it costs, in one table, so that two can be compared without running them.
+"""`task=describe`: a table of a model's options, parameters and costs, to compare models without training them.
 
 python run.py task=describe model/attn=mqa
 python run.py task=describe model/attn=mqa 'against="model/attn=mla norm=post"'
@@ -27,21 +27,21 @@ from minllm.schema.building import build
 from minllm.schema.checking import validate
 from minllm.schema.options import Name, reads
 
-Column = dict[str, str]  # what a row says of one model, by the row's name
+Column = dict[str, str]  # a model's cell in each row, by the row's name
 
 
 @reads("model", "norm", "objective", "tokenizer", "size", "data", "train.check")
 def describe(cfg: DictConfig, run_dir: Path, *, against: Name | None) -> None:
-    """Print the table of the model that `cfg` describes; nothing is trained, and no more than a few
-    layers are computed with, to check that it obeys the laws (`minllm.laws.laws`).
+    """Print the table of the model that `cfg` describes. Nothing is trained; only a few layers are evaluated, to
+    check that the model obeys the laws (`minllm.laws.laws`).
 
     Args:
         cfg: the composed configuration.
-        run_dir: unused: a description isn't a run.
-        against: the words of another command line, for a second column.
+        run_dir: unused, because no run is written.
+        against: the overrides of another model, for a second column.
 
     Raises:
-        UserError: a configuration describes no model, or one that breaks a law.
+        UserError: a configuration is invalid, or its model violates a law.
     """
     cfgs = [cfg] if against is None else [cfg, compose(words_of(against))]
     columns = [column(one) for one in cfgs]
@@ -53,11 +53,11 @@ def words_of(line: str) -> list[str]:
     try:
         return shlex.split(line)
     except ValueError as error:
-        raise UserError(f"Can't read against={line}: {first_line(error)}.") from error
+        raise UserError(f"Can't parse against={line}: {first_line(error)}.") from error
 
 
 def column(cfg: DictConfig) -> Column:
-    """Return each choice, the parameters by group, and the costs at the length that is trained."""
+    """Return the chosen options, the parameters by group, and the costs at the training length."""
     validate(cfg)
     model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
     refuse_unused(cfg)
@@ -71,15 +71,15 @@ def column(cfg: DictConfig) -> Column:
         "": "",
         "parameters": f"{figures.params:,}",
         **{f"  {name}": f"{params:,}" for name, params in parameters_by_group(model).items() if params},
-        "  that a token meets": f"{figures.params_active:,}",
+        "  active per token": f"{figures.params_active:,}",
         " ": "",
-        "FLOPs a token, training": f"{figures.flops_per_token:,.0f}",
+        "FLOPs per token, training": f"{figures.flops_per_token:,.0f}",
         f"state after {T:,} tokens": "can't generate" if state is None else f"{state:,} bytes",
     }
 
 
 def parameters_by_group(model: LM) -> dict[str, int]:
-    """Return how many parameters the embedding has, each word of the layout in all layers, the norms, and so on."""
+    """Return the parameter counts of the embedding, each branch summed over all layers, the norms, and so on."""
     branches = model.branches()
     words = dict.fromkeys(word for branch in branches for word in branch.words)
     return {
@@ -98,7 +98,7 @@ def size(modules: Iterable[nn.Module | None]) -> int:
 
 
 def table(columns: list[Column]) -> list[str]:
-    """Return the lines of a table that fits a terminal; a row in which two models differ is marked with a dot."""
+    """Return the lines of a table that fits a terminal; rows in which the models differ are marked with a dot."""
     names = in_order([list(column) for column in columns])
     rows = [(name, [column.get(name, "–" if name.strip() else "") for column in columns]) for name in names]
     width = max(len(name) for name in names)
@@ -117,7 +117,7 @@ def table(columns: list[Column]) -> list[str]:
 
 
 def in_order(lists: list[list[str]]) -> list[str]:
-    """Return all names of some lists once, each list's own order kept: a name stands behind what it follows."""
+    """Merge lists of names without duplicates, keeping the order of each list."""
     names: list[str] = []
     for one in lists:
         after = 0

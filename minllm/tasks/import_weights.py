@@ -1,4 +1,4 @@
-"""`python run.py task=import from=<folder>`: a run from a model of transformers, as if it had been trained here."""
+"""`python run.py task=import from=<folder>`: converts a model of transformers to a run."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from minllm.training import checkpoints
 
 
 def import_weights(cfg: DictConfig, run_dir: Path, *, from_: Place) -> dict[str, Any]:
-    """Write a run with the weights and the tokenizer of a model of transformers; return what summary.json says.
+    """Write a run with the weights and the tokenizer of a transformers model, and return its summary.
 
-    `task=generate run=latest`, `task=evaluate run=latest` and `init_from=latest` go on from there.
+    The run can be used with `task=generate run=latest`, `task=evaluate run=latest` and `init_from=latest`.
 
     Args:
-        from_: the folder that `save_pretrained` wrote. `cfg` is what is typed for it (`config.compose.with_imported`).
+        from_: the folder that `save_pretrained` wrote. `config.compose.with_imported` adds its overrides to `cfg`.
 
     Raises:
-        UserError: the folder lacks something, or holds what minllm has no counterpart for.
+        UserError: the folder is incomplete, or minllm doesn't support the model.
     """
     run, pretrained = RunDir(run_dir), Pretrained(from_)
     run.refuse_another_run()
     weights, tokenizer = pretrained.weights, build(cfg.tokenizer)
     if tokenizer.vocab_size != pretrained.vocab_size:
         raise UserError(
-            f"The model has {pretrained.vocab_size} tokens, and this tokenizer {tokenizer.vocab_size}: choose the"
-            " tokenizer that the weights were trained with, tokenizer=<option>."
+            f"The model has {pretrained.vocab_size} tokens, but this tokenizer has {tokenizer.vocab_size}. Choose the"
+            " tokenizer that the model was trained with: tokenizer=<option>."
         )
     model = build_model(cfg, tokenizer)
     family = pretrained.family
     fill(model, family.TABLE, weights, prefix=family.PREFIX, renamed=getattr(family, "RENAMED", {}))
 
-    with run.alone():  # which refuses links, too
+    with run.alone():  # also rejects symbolic links
         run.begin(cfg, tokenizer)
         progress = checkpoints.Progress(tokenizer=tokenizer.fingerprint)
         checkpoints.save(run.checkpoints, model, build(cfg.optim, model), progress, keep=1)
@@ -55,6 +55,6 @@ def import_weights(cfg: DictConfig, run_dir: Path, *, from_: Place) -> dict[str,
         "choices": OmegaConf.to_container(cfg.choices),
     }
     run.summary(summary)
-    run.say(f"{summary['params']:,} parameters, as experiment={cfg.choices['experiment']} has them.")
+    run.say(f"Imported {summary['params']:,} parameters into experiment={cfg.choices['experiment']}.")
     run.say(f"The run is in {run_dir}")
     return summary

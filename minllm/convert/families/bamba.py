@@ -14,7 +14,7 @@ from minllm.convert.settings import (
     override,
     overrides,
     repeated,
-    without_unsaid,
+    without_unused,
 )
 from minllm.errors import UserError
 from minllm.schema.checking import fits
@@ -117,5 +117,5 @@ def layout(config: Settings) -> list[str]:
     return [
         override("model.first", [first] if others else []),
         repeated(others or [first]),
-        *without_unsaid([first, *others], ["rec"]),
+        *without_unused([first, *others], ["rec"]),
     ]

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from minllm.convert.families import llama, mamba
-from minllm.convert.settings import Settings, llama_like, overrides, repeated, without_unsaid
+from minllm.convert.settings import Settings, llama_like, overrides, repeated, without_unused
 from minllm.convert.table import Row
 from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
@@ -92,7 +92,7 @@ def typed(config: Settings) -> list[str]:
     }
     rec = {"model.rec.dt_rank": mamba.rank(config, "mamba_dt_rank"), **mamba_like(config)}
     layers = sentences(config, n_experts)
-    removed = without_unsaid(layers, ["rec", "moe"])
+    removed = without_unused(layers, ["rec", "moe"])
     return [
         "experiment=jamba",
         *llama_like(config),

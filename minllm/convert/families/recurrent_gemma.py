@@ -3,7 +3,7 @@
 import torch
 
 from minllm.convert.ropes import merged, rope
-from minllm.convert.settings import Settings, WithRope, head_dim, overrides, repeated, without_unsaid
+from minllm.convert.settings import Settings, WithRope, head_dim, overrides, repeated, without_unused
 from minllm.convert.table import convolution, side_by_side
 from minllm.errors import UserError
 from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
@@ -107,4 +107,4 @@ def layout(config: Settings) -> list[str]:
     if not kinds or set(kinds) - set(words):
         raise UserError(f"{config.name} has block_types={kinds}, and minllm knows {', '.join(words)} only.")
     sentences = [words[kinds[i % len(kinds)]] for i in range(n_layers)]
-    return [repeated(sentences), *without_unsaid(sentences, ["rec"])]
+    return [repeated(sentences), *without_unused(sentences, ["rec"])]
