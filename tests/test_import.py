@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from minllm.config.compose import compose, perform
 from minllm.convert.folder import family_of
-from minllm.convert.settings import Settings, layer_types
+from minllm.convert.settings import ConfigJson, layer_types
 from minllm.errors import UserError
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.training import checkpoints
@@ -246,7 +246,7 @@ def test_what_is_typed_against_the_folder(gpt2, tmp_path):
 
 def typed(**changes) -> list[str]:
     """Return what would be typed for a Llama whose config.json says this."""
-    config = Settings({"head_dim": 8, "max_position_embeddings": 9, **changes})
+    config = ConfigJson({"head_dim": 8, "max_position_embeddings": 9, **changes})
     words = family_of("llama").typed(config)
     config.finish()
     return words
@@ -258,7 +258,7 @@ def test_ropes_and_layers_that_are_unknown():
     with pytest.raises(UserError, match="linear has beta_fast, which transformers ignores"):
         typed(rope_parameters={"rope_type": "linear", "factor": 2.0, "beta_fast": 8.0})
     with pytest.raises(UserError, match="chunked_attention"):
-        layer_types(Settings({"layer_types": ["chunked_attention"], "num_hidden_layers": 1}), every=2)
+        layer_types(ConfigJson({"layer_types": ["chunked_attention"], "num_hidden_layers": 1}), every=2)
 
 
 def test_ropes_before_version_5():
@@ -286,4 +286,4 @@ def test_older_settings_say_the_same(preset):
     more, less = OLDER[preset]
     older = {key: value for key, value in (now | more).items() if key not in less}
     family = family_of(now["model_type"])
-    assert nodes(*family.typed(Settings(older))) == nodes(*family.typed(Settings(now)))
+    assert nodes(*family.typed(ConfigJson(older))) == nodes(*family.typed(ConfigJson(now)))

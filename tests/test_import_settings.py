@@ -23,7 +23,7 @@ import torch
 from minllm.config.compose import compose
 from minllm.convert.families import gpt_oss, mpt
 from minllm.convert.folder import family_of
-from minllm.convert.settings import HARMLESS, Settings, WithRope
+from minllm.convert.settings import HARMLESS, ConfigJson, WithRope
 from minllm.convert.table import fill
 from minllm.errors import UserError
 from minllm.model.build import build_model
@@ -58,7 +58,7 @@ def infinite(value: Any) -> Any:
 
 def typed(settings: dict[str, Any]) -> list[str]:
     """Return what would be typed for a config.json. UserError where it's refused."""
-    read = Settings(copy.deepcopy(settings))
+    read = ConfigJson(copy.deepcopy(settings))
     words = family_of(settings["model_type"]).typed(read)
     read.finish()
     return words
@@ -74,7 +74,7 @@ BESIDE = {
     "mamba": {"intermediate_size"},
     **dict.fromkeys(("olmo2", "jamba", "bamba", "recurrent_gemma"), {"head_dim"}),
 }
-"""Settings that aren't fields of the class, and that its code reads."""
+"""ConfigJson that aren't fields of the class, and that its code reads."""
 
 NARROWER = {
     "deepseek_v3": {"v_head_dim", "n_group", "topk_group", "num_experts_per_tok", "first_k_dense_replace"},
@@ -91,7 +91,7 @@ NARROWER = {
     },
     "recurrent_gemma": {"block_types"},
 }
-"""Settings that may be null by their class's types, and then its code fails."""
+"""ConfigJson that may be null by their class's types, and then its code fails."""
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -20,7 +20,7 @@ from torch import nn
 
 from minllm.config.compose import compose
 from minllm.convert.folder import family_of
-from minllm.convert.settings import Settings
+from minllm.convert.settings import ConfigJson
 from minllm.convert.table import fill
 from minllm.model.build import build_model
 from minllm.model.lm import LM
@@ -243,7 +243,7 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def typed(oracle: nn.Module, family: ModuleType) -> list[str]:
-    settings = Settings(copy.deepcopy(oracle.config.to_dict()))
+    settings = ConfigJson(copy.deepcopy(oracle.config.to_dict()))
     words = family.typed(settings)
     settings.finish()
     return words
@@ -467,7 +467,7 @@ def test_the_preset_is_the_published_model(preset):
     """The published config.json translates into the preset, with nothing that differs from it."""
     settings, params = PUBLISHED[preset]
     config = getattr(transformers, f"{TINY[preset][0]}Config")(**settings)
-    words = family_of(config.model_type).typed(Settings(config.to_dict()))
+    words = family_of(config.model_type).typed(ConfigJson(config.to_dict()))
     assert nodes(*words) == nodes(f"experiment={preset}")
     assert params_of(preset, config.vocab_size) == params
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from minllm.convert import families
-from minllm.convert.settings import Settings, override
+from minllm.convert.settings import ConfigJson, override
 from minllm.errors import UserError
 from minllm.tokenizer.huggingface import read_json
 
@@ -67,8 +67,8 @@ class Pretrained:
         ]
 
     @property
-    def settings(self) -> Settings:
-        return Settings(self.config, f"{self.folder / 'config.json'}").declare(self.family.Config)
+    def settings(self) -> ConfigJson:
+        return ConfigJson(self.config, f"{self.folder / 'config.json'}").declare(self.family.Config)
 
     @property
     def vocab_size(self) -> int:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minllm.convert.settings import Settings, head_dim, overrides
+from minllm.convert.settings import ConfigJson, head_dim, overrides
 from minllm.errors import UserError
 from minllm.schema.options import Count, Fraction, NonNegative, Positive
 
@@ -48,15 +48,15 @@ class Yarn(Default):
     mscale_all_dim: NonNegative | None = None
 
 
-def unscaled(given: Settings) -> dict[str, Any]:
+def unscaled(given: ConfigJson) -> dict[str, Any]:
     return {}
 
 
-def linear(given: Settings) -> dict[str, Any]:
+def linear(given: ConfigJson) -> dict[str, Any]:
     return {"factor": given.take("factor")}
 
 
-def llama3(given: Settings) -> dict[str, Any]:
+def llama3(given: ConfigJson) -> dict[str, Any]:
     return {
         "factor": given.take("factor"),
         "original_len": given.take("original_max_position_embeddings"),
@@ -65,7 +65,7 @@ def llama3(given: Settings) -> dict[str, Any]:
     }
 
 
-def yarn(given: Settings) -> dict[str, Any]:
+def yarn(given: ConfigJson) -> dict[str, Any]:
     factor, magnitude = given.take("factor"), given.take("attention_factor")
     each, all_of_it = given.take("mscale"), given.take("mscale_all_dim")
     if magnitude is None and each and all_of_it:
@@ -80,7 +80,7 @@ def yarn(given: Settings) -> dict[str, Any]:
     }
 
 
-ROPES: dict[str, tuple[str, type, Callable[[Settings], dict[str, Any]]]] = {
+ROPES: dict[str, tuple[str, type, Callable[[ConfigJson], dict[str, Any]]]] = {
     "default": ("rope", Default, unscaled),
     "linear": ("rope_linear", Linear, linear),
     "llama3": ("rope_llama3", Llama3, llama3),
@@ -94,7 +94,7 @@ def longer(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def merged(config: Settings, *, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def merged(config: ConfigJson, *, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the RoPE settings from either form.
 
     Args:
@@ -109,7 +109,7 @@ def merged(config: Settings, *, usual: Mapping[str, Any] | None = None) -> dict[
     return said
 
 
-def one_form(config: Settings, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def one_form(config: ConfigJson, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
     older, newer = config.take("rope_scaling"), config.take("rope_parameters")
     if older and newer and older != newer:
         raise UserError(
@@ -119,7 +119,7 @@ def one_form(config: Settings, usual: Mapping[str, Any] | None = None) -> dict[s
 
 
 def rope(
-    config: Settings,
+    config: ConfigJson,
     said: Mapping[str, Any],
     at: str = "model.pos",
     *,
@@ -138,7 +138,7 @@ def rope(
     """
     their_type = type_of(config, said)
     ours, table, options = ROPES[their_type]
-    given = Settings(with_lengths(config, said, table), f"{config.name}'s rope of type {their_type}")
+    given = ConfigJson(with_lengths(config, said, table), f"{config.name}'s rope of type {their_type}")
     given.declare(table).unused("rope_type", "type")
     values = {**turning(given, width or head_dim(config), partly), **options(given)}
     given.unread = {key for key in given.unread if given.values[key] is not None}
@@ -153,7 +153,7 @@ def rope(
     ]
 
 
-def type_of(config: Settings, said: Mapping[str, Any]) -> str:
+def type_of(config: ConfigJson, said: Mapping[str, Any]) -> str:
     types = [said[key] for key in ("rope_type", "type") if key in said]
     if len(set(map(str, types))) > 1:
         raise UserError(
@@ -167,7 +167,7 @@ def type_of(config: Settings, said: Mapping[str, Any]) -> str:
     return their_type
 
 
-def with_lengths(config: Settings, said: Mapping[str, Any], table: type) -> dict[str, Any]:
+def with_lengths(config: ConfigJson, said: Mapping[str, Any], table: type) -> dict[str, Any]:
     """Return the RoPE settings, with missing ones derived from the model's maximum length."""
     said = dict(said)
     if "original_max_position_embeddings" not in table.__annotations__:
@@ -186,7 +186,7 @@ def with_lengths(config: Settings, said: Mapping[str, Any], table: type) -> dict
     return said
 
 
-def turning(given: Settings, width: int, partly: bool) -> dict[str, Any]:
+def turning(given: ConfigJson, width: int, partly: bool) -> dict[str, Any]:
     """Return θ and the fraction of a head's channels that are rotated.
 
     transformers rounds the number of channels down to an integer R. An odd R rotates R + 1 channels, with wavelengths

@@ -44,7 +44,7 @@ HARMLESS = re.compile(
     | forced_(bos|eos)_token_id | remove_invalid_values | exponential_decay_length_penalty | output_scores""",
     re.VERBOSE,
 )
-"""Settings with no effect on logits: metadata, initialization, tasks other than language modelling, fused kernels, and
+"""ConfigJson with no effect on logits: metadata, initialization, tasks other than language modelling, fused kernels, and
 sampling."""
 
 
@@ -58,7 +58,7 @@ class WithRope:
     original_max_position_embeddings: Count | None = None
 
 
-class Settings:
+class ConfigJson:
     """The settings of a config.json, with a record of which were read.
 
     name: the name for error messages
@@ -70,7 +70,7 @@ class Settings:
         self.table: type = object
         self.kinds: dict[str, Any] = {}
 
-    def declare(self, table: type) -> Settings:
+    def declare(self, table: type) -> ConfigJson:
         """Take the types and defaults of settings from the annotations and values of a class.
 
         Its optional `aliases` maps names that transformers accepts to the actual settings.
@@ -126,9 +126,9 @@ class Settings:
             default = "" if key in self.values else " (the default)"
             raise UserError(f"{self.name} has {key}={value}{default}, but minllm supports only {known}.")
 
-    def inner(self, key: str, table: type) -> Settings:
+    def inner(self, key: str, table: type) -> ConfigJson:
         """Return the nested settings of `key`; null counts as empty."""
-        return Settings(self.take(key) or {}, f"{self.name}'s {key}").declare(table)
+        return ConfigJson(self.take(key) or {}, f"{self.name}'s {key}").declare(table)
 
     def activation(self, key: str) -> str:
         name = self.take(key)
@@ -160,7 +160,7 @@ def overrides(values: Mapping[str, Any]) -> list[str]:
     return [override(key, value) for key, value in values.items()]
 
 
-def llama_like(config: Settings, *, mlp: str = "model.mlp") -> list[str]:
+def llama_like(config: ConfigJson, *, mlp: str = "model.mlp") -> list[str]:
     """Return the overrides for the sizes of Llama and of models with the same setting names.
 
     Args:
@@ -183,12 +183,12 @@ def llama_like(config: Settings, *, mlp: str = "model.mlp") -> list[str]:
     )
 
 
-def head_dim(config: Settings) -> int:
+def head_dim(config: ConfigJson) -> int:
     width = config.take("head_dim", default=None)
     return width or config.take("hidden_size") // config.take("num_attention_heads")
 
 
-def attention_biases(config: Settings, at: str = "model.attn") -> list[str]:
+def attention_biases(config: ConfigJson, at: str = "model.attn") -> list[str]:
     bias = config.take("attention_bias")
     return overrides({f"{at}.qkv_bias": bias, f"{at}.out_bias": bias})
 
@@ -202,7 +202,7 @@ OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
 """Old names of layer kinds in transformers, and the current ones."""
 
 
-def layer_types(config: Settings, words: Mapping[str, str] = LAYERS, *, every: int) -> list[str]:
+def layer_types(config: ConfigJson, words: Mapping[str, str] = LAYERS, *, every: int) -> list[str]:
     """Return the kind of each layer.
 
     Args:

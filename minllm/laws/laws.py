@@ -38,7 +38,6 @@ from minllm.model.contract import refuse_plain_parameters
 from minllm.model.lm import LM, ModelState
 from minllm.objective.causal import Causal
 from minllm.schema.building import build
-from minllm.schema.checking import validate
 
 LENGTH = 37  # a prime, so that chunks don't end where a document or a change does
 LONG = 149  # for modules that compute longer texts differently
@@ -70,14 +69,13 @@ class BrokenLaw(UserError):
 
 
 def check_laws(cfg: DictConfig) -> str:
-    """Check the model that `cfg` configures; return a message for the log that lists the laws checked.
+    """Check the model of a validated configuration; return a message for the log that lists the laws checked.
 
     Raises:
         BrokenLaw: the model breaks a law.
         UserError: the model can't be built.
     """
     began = time.perf_counter()
-    validate(cfg)
     # external modules may draw random numbers in their constructors
     with torch.random.fork_rng(devices=[]):
         model = specimen(cfg)

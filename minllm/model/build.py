@@ -32,7 +32,11 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
             no effect.
     """
     validate(cfg)
-    tokenizer = tokenizer or build(cfg.tokenizer)
+    return new_model(cfg, tokenizer or build(cfg.tokenizer))
+
+
+def new_model(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
+    """Return what `build_model` does, for a configuration that has been validated."""
     build_shapes(cfg, tokenizer.vocab_size)  # rejects invalid combinations before anything is allocated
     model = with_first_values(cfg, tokenizer)
     if has_values(model):
@@ -41,11 +45,10 @@ def build_model(cfg: DictConfig, tokenizer: Tokenizer | None = None) -> LM:
 
 
 def rebuild_model(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
-    """Return the model of an existing run, as `build_model` does.
+    """Return the model of an existing run, for a configuration that has been validated.
 
     The run's overrides aren't checked again, because new overrides may have made them ineffective.
     """
-    validate(cfg)
     shapes_of(cfg, tokenizer.vocab_size)
     return with_first_values(cfg, tokenizer)
 

@@ -35,7 +35,7 @@ PLACES = {
     "sample": Kind("the settings of sampling", ("minllm.generation.sampler.Sampling",)),
     "size": Kind("the settings of a size", ("minllm.model.size.Size",)),
     "search": Kind("a search", ("minllm.sweep.space.Plan", "minllm.verdict.protocol.Protocol")),
-    "sweep": Kind("the settings of a search", ("minllm.sweep.settings.Settings",)),
+    "sweep": Kind("the settings of a search", ("minllm.sweep.settings.SweepSettings",)),
     "sweep.pruner": Kind("a pruner", ("optuna.pruners.BasePruner",)),
     "memory": Kind("the settings of memory", ("minllm.sweep.settings.Memory",)),
 }

@@ -10,6 +10,7 @@ from minllm.data.floor import below_floor
 from minllm.errors import UserError
 from minllm.laws.laws import TURN_OFF, BrokenLaw, check_laws
 from minllm.model.contract import Mistake
+from minllm.schema.checking import validate
 from minllm.study.arms import Arm
 
 OLDER = "trained by an older minllm that didn't check models"
@@ -43,6 +44,7 @@ def refuse_broken(arms: Sequence[Arm]) -> None:
     for arm in arms:
         if any("checked" not in run.summary for run in arm.runs.values()):
             try:
+                validate(arm.first.config)
                 check_laws(arm.first.config)
             except BrokenLaw as error:
                 why = str(error).removesuffix(TURN_OFF)
@@ -60,6 +62,7 @@ def called(arm: Arm) -> str:
 def refuse_broken_arm(name: str, cfg: DictConfig) -> None:
     """Raise UserError if an arm's model breaks a law, for example by looking ahead, or has a mistake."""
     try:
+        validate(cfg)
         check_laws(cfg)
     except (BrokenLaw, Mistake) as error:
         raise UserError(f"Arm {name}: {error}") from error

@@ -16,7 +16,7 @@ from minllm.sweep.ends import said_in
 from minllm.sweep.plugin import RepeatedCrashes
 from minllm.sweep.report.table import Table
 from minllm.sweep.report.trials import best_of
-from minllm.sweep.settings import Settings
+from minllm.sweep.settings import SweepSettings
 
 OF_BOTH_TWINS = (
     "reason",
@@ -35,7 +35,7 @@ OF_BOTH_TWINS = (
 class Reporter:
     """Records the outcomes of trials in the study and shows them on the terminal."""
 
-    def __init__(self, study: optuna.Study, settings: Settings, table: Table, folder: Path):
+    def __init__(self, study: optuna.Study, settings: SweepSettings, table: Table, folder: Path):
         self.study, self.settings, self.table, self.folder = study, settings, table, folder
         self.kept = best_of(study)
         """The trial whose checkpoints are kept."""

@@ -45,7 +45,7 @@ from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
 from minllm.sweep.reporter import Reporter, folder_of
 from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
-from minllm.sweep.settings import Memory, Settings
+from minllm.sweep.settings import Memory, SweepSettings
 from minllm.sweep.spec import SearchSpec, resolved
 from minllm.sweep.store import APPENDED, Leader, alone, open_study, put_back, storage_errors
 from minllm.sweep.trial import Assignment
@@ -107,7 +107,7 @@ class Search:
         for section in OWN_SECTIONS:
             if section in self.config:
                 check_node(self.config[section], section, allowed_packages(self.config))
-        self.settings: Settings = build(self.config.sweep)
+        self.settings: SweepSettings = build(self.config.sweep)
         self.memory: Memory = build(self.config.memory)
         refuse_password(self.config)
         self.spec = SearchSpec(self.config, typed, sweeper.hydra_context)

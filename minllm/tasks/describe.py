@@ -43,7 +43,10 @@ def describe(cfg: DictConfig, run_dir: Path, *, against: Name | None) -> None:
     Raises:
         UserError: a configuration is invalid, or its model violates a law.
     """
-    cfgs = [cfg] if against is None else [cfg, compose(words_of(against))]
+    cfgs = [cfg]
+    if against is not None:
+        cfgs.append(compose(words_of(against)))
+        validate(cfgs[1])
     columns = [column(one) for one in cfgs]
     notes = [check_laws(one) if build(one.train).check else UNCHECKED for one in cfgs]
     print(printable("\n".join([*table(columns), "", *notes])))
@@ -58,7 +61,6 @@ def words_of(line: str) -> list[str]:
 
 def column(cfg: DictConfig) -> Column:
     """Return the chosen options, the parameters by group, and the costs at the training length."""
-    validate(cfg)
     model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
     refuse_unused(cfg)
     figures, T = cost(model, cfg.data.seq_len), cfg.data.seq_len

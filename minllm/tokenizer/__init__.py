@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minllm.errors import UserError
+from minllm.files.atomic import write_bytes
 from minllm.schema.building import build
 from minllm.schema.checking import allowed_packages, check_node
 
@@ -119,9 +120,4 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files to a folder, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        beside = folder / f"{name}.{os.getpid()}.tmp"
-        try:
-            beside.write_bytes(content)
-            os.replace(beside, folder / name)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_bytes(folder / name, content)

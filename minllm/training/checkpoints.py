@@ -33,6 +33,7 @@ from minllm.model.lm import LM
 from minllm.runs import find as runs
 from minllm.runs.folder import to_json
 from minllm.schema.building import build
+from minllm.schema.checking import validate
 from minllm.tokenizer import Tokenizer, of_run
 from minllm.training import memory
 from minllm.training.optimizers import wrong_state
@@ -222,6 +223,7 @@ def load(
         UserError: there is no such run, it has no checkpoint, or the checkpoint is damaged.
     """
     cfg = runs.read_run(run, extensions)
+    validate(cfg)
     return *load_as(cfg, run, which, device), cfg
 
 

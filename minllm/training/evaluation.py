@@ -8,7 +8,7 @@ import torch
 
 from minllm.data.batches import Validation
 from minllm.model.lm import LM
-from minllm.objective.causal import Causal
+from minllm.objective import Objective
 from minllm.training.machine import Precision
 
 LOOKAHEAD_WARNING = (
@@ -23,7 +23,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 @torch.no_grad()
 def evaluate(
-    model: LM, objective: Causal, validation: Validation, device: torch.device, precision: Precision
+    model: LM, objective: Objective, validation: Validation, device: torch.device, precision: Precision
 ) -> dict[str, float]:
     """Return `val_loss` (nats per token) and `val_bpb` (bits per UTF-8 byte), computed without dropout."""
     training = model.training

@@ -18,7 +18,7 @@ from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.model.seed import number
 from minllm.model.steps import after_step, before_step
-from minllm.objective.causal import Causal
+from minllm.objective import Objective
 from minllm.runs.folder import RunDir
 from minllm.runs.records import marked
 from minllm.training import checkpoints, machine, memory
@@ -47,7 +47,7 @@ class Run:
     folder: RunDir
     logger: Logger
     model: LM
-    objective: Causal
+    objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     budget: Budget

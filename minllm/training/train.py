@@ -17,7 +17,7 @@ from minllm.data.floor import above_floor
 from minllm.errors import DISK_TROUBLE, UserError, disk_sentence
 from minllm.generation.generate import generate
 from minllm.laws.laws import UNCHECKED, check_laws
-from minllm.model.build import build_model, rebuild_model
+from minllm.model.build import new_model, rebuild_model
 from minllm.model.cost import cost
 from minllm.model.lm import LM
 from minllm.model.size import in_words
@@ -149,7 +149,7 @@ def prepare(
     source = build(cfg.data)
     check_data(source, tokenizer)
     with memory.running_out("the model was built"):
-        model = (rebuild_model if resume else build_model)(cfg, tokenizer).to(device)
+        model = (rebuild_model if resume else new_model)(cfg, tokenizer).to(device)
         checked = check_laws(cfg) if settings.check else None
     if init_from:
         checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from minllm.convert.families import jamba, mamba2
 from minllm.convert.ropes import one_form, rope
 from minllm.convert.settings import (
-    Settings,
+    ConfigJson,
     WithRope,
     attention_biases,
     head_dim,
@@ -59,7 +59,7 @@ class Config(WithRope):
     head_dim: Count | None = None
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only_silu()  # the mixers' too
     config.unused("z_loss_coefficient", "num_logits_to_keep", "use_mamba_kernels")
     config.unused("layer_types", "layers_block_type")  # follow from attn_layer_indices
@@ -82,7 +82,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def mixer_width(config: Settings) -> int:
+def mixer_width(config: ConfigJson) -> int:
     """Return the width of a mixer's head."""
     inner, heads = config.take("mamba_expand") * config.take("hidden_size"), config.take("mamba_n_heads")
     said = config.take("mamba_d_head")
@@ -95,7 +95,7 @@ def mixer_width(config: Settings) -> int:
     return width
 
 
-def merged(config: Settings) -> dict[str, Any]:
+def merged(config: ConfigJson) -> dict[str, Any]:
     """Return the rope's settings. Half a head turns unless they say otherwise; what is said beside them is ignored."""
     said = one_form(config)
     share = said.setdefault("partial_rotary_factor", 0.5)
@@ -107,7 +107,7 @@ def merged(config: Settings) -> dict[str, Any]:
     return said
 
 
-def layout(config: Settings) -> list[str]:
+def layout(config: ConfigJson) -> list[str]:
     """Return the first layer, and the sentences of the others: in the published models these repeat."""
     attends = set(config.take("attn_layer_indices") or ())
     first, *others = [

@@ -1,6 +1,6 @@
 """BLOOM (2211.05100): queries, keys and values packed for each head, ALiBi, a norm behind the embedding."""
 
-from minllm.convert.settings import Settings, overrides
+from minllm.convert.settings import ConfigJson, overrides
 from minllm.convert.table import per_head
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
@@ -39,7 +39,7 @@ class Config:
     n_embed: Count | None = None
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("apply_residual_connection_post_layernorm", False)
     dim = config.take("n_embed") or config.take("hidden_size")
     config.ignored("hidden_size", dim)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minllm.convert.ropes import longer, merged, rope
-from minllm.convert.settings import Settings, WithRope, override, overrides
+from minllm.convert.settings import ConfigJson, WithRope, override, overrides
 from minllm.errors import UserError
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
@@ -71,7 +71,7 @@ class Config(WithRope):
     attention_dropout: Fraction | None = 0.0
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("attention_bias", False)
     if config.take("rms_norm_eps") != 1e-6:
         raise UserError(
@@ -115,7 +115,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def as_published(config: Settings) -> None:
+def as_published(config: ConfigJson) -> None:
     """Pass over what the published files say and transformers doesn't read, where it is what transformers does."""
     config.only("moe_layer_freq", 1)
     config.only("scoring_func", "sigmoid")
@@ -123,7 +123,7 @@ def as_published(config: Settings) -> None:
     config.unused("aux_loss_alpha", "seq_aux", "ep_size")
 
 
-def layout(config: Settings) -> list[str]:
+def layout(config: ConfigJson) -> list[str]:
     """Return the dense layers and the mixtures behind them, if there are any."""
     n_dense, mixtures = config.take("first_k_dense_replace"), experts(config)
     if n_dense >= config.take("num_hidden_layers"):
@@ -131,7 +131,7 @@ def layout(config: Settings) -> list[str]:
     return [override("model.first", ["attn mlp"] * n_dense), *mixtures]
 
 
-def experts(config: Settings) -> list[str]:
+def experts(config: ConfigJson) -> list[str]:
     hidden = config.take("moe_intermediate_size")
     return overrides(
         {
@@ -149,7 +149,7 @@ def experts(config: Settings) -> list[str]:
     )
 
 
-def sharper(config: Settings, said: Mapping[str, Any]) -> float:
+def sharper(config: ConfigJson, said: Mapping[str, Any]) -> float:
     """Return how much sharper than 1/√K attention is by each of its two sides."""
     mscale, factor = said.get("mscale_all_dim"), said.get("factor")
     if not mscale:

@@ -2,7 +2,7 @@
 
 from minllm.convert.families.llama import PREFIX, TABLE
 from minllm.convert.ropes import merged, rope
-from minllm.convert.settings import Settings, WithRope, attention_biases, llama_like, override
+from minllm.convert.settings import ConfigJson, WithRope, attention_biases, llama_like, override
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
 __all__ = ["PREFIX", "TABLE", "typed"]
@@ -29,7 +29,7 @@ class Config(WithRope):
     use_bidirectional_attention: bool | None = None
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("use_bidirectional_attention", None, False)
     config.only("hidden_activation", None, "gelu_pytorch_tanh")  # ignored
     activation = config.activation("hidden_act")

@@ -2,7 +2,7 @@
 
 from minllm.convert.ropes import merged, rope
 from minllm.convert.settings import (
-    Settings,
+    ConfigJson,
     WithRope,
     attention_biases,
     layer_types,
@@ -56,7 +56,7 @@ class Config(WithRope):
     use_bidirectional_attention: bool | None = None
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     kinds = layer_types(config.declare(Config), every=2)
     softcap = config.take("attn_logit_softcapping")
     return [
@@ -67,7 +67,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def alike(config: Settings, kinds: list[str]) -> list[str]:
+def alike(config: ConfigJson, kinds: list[str]) -> list[str]:
     """Return what Gemma 2 and Gemma 3 say in the same words."""
     config.only("hidden_act", "gelu_pytorch_tanh", "gelu")  # ignored
     config.only("use_bidirectional_attention", None, False)
@@ -85,7 +85,7 @@ def alike(config: Settings, kinds: list[str]) -> list[str]:
     ]
 
 
-def local(config: Settings, kinds: list[str]) -> list[str]:
+def local(config: ConfigJson, kinds: list[str]) -> list[str]:
     """Return what is local layers' own, if there are any."""
     window = config.take("sliding_window")
     if "sliding_attention" not in kinds:

@@ -2,7 +2,7 @@
 
 from minllm.convert.families import gemma2
 from minllm.convert.ropes import rope
-from minllm.convert.settings import Settings, layer_types
+from minllm.convert.settings import ConfigJson, layer_types
 from minllm.errors import UserError
 from minllm.schema.options import Count, Positive
 
@@ -28,13 +28,13 @@ class Config(gemma2.Config):
     rope_local_base_freq: Positive = 10000.0
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("attn_logit_softcapping", None)
     kinds = layer_types(config, every=config.take("sliding_window_pattern"))
     return ["experiment=gemma3", *gemma2.alike(config, kinds), *ropes(config, kinds)]
 
 
-def ropes(config: Settings, kinds: list[str]) -> list[str]:
+def ropes(config: ConfigJson, kinds: list[str]) -> list[str]:
     """Return what is typed for the ropes of the kinds of layers that there are."""
     said = dict(config.take("rope_parameters") or {})
     for kind, key in (("full_attention", "rope_theta"), ("sliding_attention", "rope_local_base_freq")):

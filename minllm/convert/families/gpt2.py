@@ -1,6 +1,6 @@
 """GPT-2: its matrices are transposed, since its products are x W and not x Wᵀ."""
 
-from minllm.convert.settings import Settings, overrides
+from minllm.convert.settings import ConfigJson, overrides
 from minllm.convert.table import transposed
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
@@ -48,7 +48,7 @@ class Config:
     tie_word_embeddings: bool = True
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("scale_attn_weights", True)
     config.only("scale_attn_by_inverse_layer_idx", False)
     config.only("add_cross_attention", False)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from minllm.convert.ropes import one_form, rope
-from minllm.convert.settings import Settings, WithRope, attention_biases, overrides
+from minllm.convert.settings import ConfigJson, WithRope, attention_biases, overrides
 from minllm.convert.table import per_head
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
@@ -45,7 +45,7 @@ class Config(WithRope):
     rotary_pct: Fraction = 0.25
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("use_parallel_residual", True)
     dim, heads = config.take("hidden_size"), config.take("num_attention_heads")
     config.ignored("head_dim", dim // heads)
@@ -70,7 +70,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def merged(config: Settings) -> dict[str, Any]:
+def merged(config: ConfigJson) -> dict[str, Any]:
     """Return the rope's settings; before version 5 they have names of their own here."""
     said = one_form(config)
     names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}

@@ -4,7 +4,7 @@ from minllm.convert.families.gemma2 import local
 from minllm.convert.families.mixtral import experts
 from minllm.convert.ropes import merged, rope
 from minllm.convert.settings import (
-    Settings,
+    ConfigJson,
     WithRope,
     attention_biases,
     layer_types,
@@ -75,7 +75,7 @@ USUAL_ROPE = {
 """The rope of a config.json that says nothing of it."""
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only_silu()
     config.only("swiglu_alpha", 1.702)
     config.unused("output_router_logits")  # whether the balance loss is returned too

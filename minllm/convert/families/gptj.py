@@ -1,6 +1,6 @@
 """GPT-J: one norm for attention and MLP side by side, rotation of neighbouring channels, a bias at the head."""
 
-from minllm.convert.settings import Settings, overrides
+from minllm.convert.settings import ConfigJson, overrides
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = "transformer."
@@ -44,7 +44,7 @@ class Config:
     tie_word_embeddings: bool = False
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     dim, heads = config.declare(Config).take("n_embd"), config.take("n_head")
     config.only("rotary", True)
     config.only("scale_attn_weights", True)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from minllm.convert.families import llama, mamba
-from minllm.convert.settings import Settings, llama_like, overrides, repeated, without_unused
+from minllm.convert.settings import ConfigJson, llama_like, overrides, repeated, without_unused
 from minllm.convert.table import Row
 from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
@@ -78,7 +78,7 @@ class Config:
     head_dim: Count | None = None
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only_silu()  # the mixers' too
     config.only("mamba_inner_layernorms", True)
     config.only("sliding_window", None)
@@ -103,7 +103,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def sentences(config: Settings, n_experts: int) -> list[str]:
+def sentences(config: ConfigJson, n_experts: int) -> list[str]:
     """Return each layer's sentence; a mixture of one expert is the MLP itself."""
     attn, moe = (
         (config.take(f"{kind}_layer_period"), config.take(f"{kind}_layer_offset"))
@@ -115,7 +115,7 @@ def sentences(config: Settings, n_experts: int) -> list[str]:
     return [f"{mixer} {mlp}" for mixer, mlp in zip(mixers, mlps)]
 
 
-def mamba_like(config: Settings) -> dict[str, object]:
+def mamba_like(config: ConfigJson) -> dict[str, object]:
     """Return what Jamba and Bamba say of their mixers in the same words."""
     return {
         "model.rec.expand": config.take("mamba_expand"),

@@ -1,7 +1,7 @@
 """Llama (2302.13971, 2407.21783)."""
 
 from minllm.convert.ropes import merged, rope
-from minllm.convert.settings import Settings, WithRope, attention_biases, llama_like, override
+from minllm.convert.settings import ConfigJson, WithRope, attention_biases, llama_like, override
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = "model."
@@ -39,7 +39,7 @@ class Config(WithRope):
     mlp_bias: bool = False
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config)
     ropes = rope(config, merged(config))
     return [

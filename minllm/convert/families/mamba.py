@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from minllm.convert.settings import Settings, override, overrides
+from minllm.convert.settings import ConfigJson, override, overrides
 from minllm.convert.table import Row, convolution
 from minllm.errors import UserError
 from minllm.schema.options import Count, Natural, NonNegative, Positive
@@ -66,7 +66,7 @@ class Config:
     intermediate_size: Count | None = None
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config)
     dim = config.take("hidden_size")
     inner = config.take("intermediate_size") or config.take("expand") * dim
@@ -88,7 +88,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def alike(config: Settings, *, expand: int) -> list[str]:
+def alike(config: ConfigJson, *, expand: int) -> list[str]:
     """Return what Mamba and Mamba-2 say in the same words."""
     config.unused("expand")
     config.only_silu()
@@ -117,13 +117,13 @@ def alike(config: Settings, *, expand: int) -> list[str]:
     ]
 
 
-def rank(config: Settings, key: str) -> int | None:
+def rank(config: ConfigJson, key: str) -> int | None:
     """Return the width of the steps' bottleneck; None is the usual one."""
     said, usual = config.take(key), math.ceil(config.take("hidden_size") / 16)
     return None if said in ("auto", usual) else said
 
 
-def beginnings(config: Settings) -> dict[str, float]:
+def beginnings(config: ConfigJson) -> dict[str, float]:
     """Return between what the steps begin."""
     low, high = sorted([config.take("time_step_min"), config.take("time_step_max")])
     return {"model.rec.dt_min": low, "model.rec.dt_max": high}

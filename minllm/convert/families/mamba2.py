@@ -4,7 +4,7 @@ import math
 from typing import Any, Literal
 
 from minllm.convert.families import mamba
-from minllm.convert.settings import Settings, overrides
+from minllm.convert.settings import ConfigJson, overrides
 from minllm.convert.table import Row, convolution
 from minllm.errors import UserError
 from minllm.schema.options import Count, Natural, NonNegative, Positive
@@ -58,7 +58,7 @@ class Config:
     tie_word_embeddings: bool = False
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).unused("time_step_rank")
     no_limit(config)
     inner, width = config.take("expand") * config.take("hidden_size"), config.take("head_dim")
@@ -84,7 +84,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def no_limit(config: Settings) -> None:
+def no_limit(config: ConfigJson) -> None:
     """Refuse a limit of the steps."""
     if list(config.take("time_step_limit")) != [0.0, math.inf]:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from minllm.convert.families import llama
 from minllm.convert.ropes import merged, rope
-from minllm.convert.settings import Settings, WithRope, llama_like, override, overrides
+from minllm.convert.settings import ConfigJson, WithRope, llama_like, override, overrides
 from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
 PREFIX = llama.PREFIX
@@ -42,7 +42,7 @@ class Config(WithRope):
     rope_theta: Positive = 1e6
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("sliding_window", None)
     config.only("router_jitter_noise", 0.0)
     config.unused("output_router_logits")  # whether the balance loss is returned too
@@ -55,7 +55,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def experts(config: Settings) -> list[str]:
+def experts(config: ConfigJson) -> list[str]:
     return overrides(
         {
             "model.mlp.n_experts": config.take("num_local_experts"),

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from minllm.convert.settings import Settings, overrides
+from minllm.convert.settings import ConfigJson, overrides
 from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive, Range
 
 PREFIX = "transformer."
@@ -56,7 +56,7 @@ class Config:
     tie_word_embeddings: bool = True
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("expansion_ratio", 4)
     config.only("no_bias", True)
     config.only("logit_scale", None)

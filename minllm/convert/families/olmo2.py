@@ -1,7 +1,7 @@
 """OLMo 2 (2501.00656): norms behind the branches, and over all heads' queries and keys together."""
 
 from minllm.convert.ropes import merged, rope
-from minllm.convert.settings import Settings, WithRope, attention_biases, llama_like, override
+from minllm.convert.settings import ConfigJson, WithRope, attention_biases, llama_like, override
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
 PREFIX = "model."
@@ -41,7 +41,7 @@ class Config(WithRope):
     head_dim: Count | None = None
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config)
     return [
         "experiment=olmo2",

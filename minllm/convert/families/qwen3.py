@@ -2,7 +2,7 @@
 
 from minllm.convert.families import llama
 from minllm.convert.ropes import merged, rope
-from minllm.convert.settings import OLDER, Settings, WithRope, attention_biases, llama_like, override
+from minllm.convert.settings import OLDER, ConfigJson, WithRope, attention_biases, llama_like, override
 from minllm.errors import UserError
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
@@ -38,7 +38,7 @@ class Config(WithRope):
     attention_dropout: Fraction = 0.0
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config)
     refuse_windows(config)
     return [
@@ -50,7 +50,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def refuse_windows(config: Settings) -> None:
+def refuse_windows(config: ConfigJson) -> None:
     """Refuse a model with local layers, which the preset hasn't."""
     n_layers, from_layer = config.take("num_hidden_layers"), config.take("max_window_layers")
     window = config.take("sliding_window")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from minllm.convert.families import qwen3
 from minllm.convert.ropes import merged, rope
-from minllm.convert.settings import Settings, WithRope, layer_types, layout, llama_like, overrides
+from minllm.convert.settings import ConfigJson, WithRope, layer_types, layout, llama_like, overrides
 from minllm.convert.table import Row, convolution
 from minllm.errors import UserError
 from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
@@ -104,7 +104,7 @@ class Config(WithRope):
     full_attention_interval: Count = 4
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("attention_bias", False)
     config.only_silu()  # the mixers' too
     refuse_experts(config)
@@ -126,7 +126,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def refuse_experts(config: Settings) -> None:
+def refuse_experts(config: ConfigJson) -> None:
     """Refuse a model with a mixture of experts in a layer."""
     config.unused("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts_per_tok")
     config.unused("norm_topk_prob", "router_aux_loss_coef", "output_router_logits")

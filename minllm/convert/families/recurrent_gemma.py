@@ -3,7 +3,7 @@
 import torch
 
 from minllm.convert.ropes import merged, rope
-from minllm.convert.settings import Settings, WithRope, head_dim, overrides, repeated, without_unused
+from minllm.convert.settings import ConfigJson, WithRope, head_dim, overrides, repeated, without_unused
 from minllm.convert.table import convolution, side_by_side
 from minllm.errors import UserError
 from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
@@ -63,7 +63,7 @@ class Config(WithRope):
     head_dim: Count | None = None
 
 
-def typed(config: Settings) -> list[str]:
+def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).only("hidden_activation", "gelu_pytorch_tanh")  # the mixers' too
     config.unused("w_init_variance_scale", "final_w_init_variance_scale")
     dim, heads = config.take("hidden_size"), config.take("num_attention_heads")
@@ -99,7 +99,7 @@ def typed(config: Settings) -> list[str]:
     ]
 
 
-def layout(config: Settings) -> list[str]:
+def layout(config: ConfigJson) -> list[str]:
     """Return the sentences of the layers, whose kinds repeat as the class has it."""
     words = {"recurrent": "rec mlp", "attention": "attn mlp"}
     kinds, n_layers = list(config.take("block_types")), config.take("num_hidden_layers")
