@@ -94,7 +94,7 @@ def check_search(word: str) -> None:
     from minllm.sweep.settings import Memory
 
     section, _, key = word.rstrip("=").partition(".")
-    option = options_of({"sweep": Settings, "memory": Memory}[section])[key]
+    option = options_of({"sweep": SweepSettings, "memory": Memory}[section])[key]
     check_value("", option.annotation, f"{section}.{key}", set())
 
 

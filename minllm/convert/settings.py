@@ -44,7 +44,7 @@ HARMLESS = re.compile(
     | forced_(bos|eos)_token_id | remove_invalid_values | exponential_decay_length_penalty | output_scores""",
     re.VERBOSE,
 )
-"""ConfigJson with no effect on logits: metadata, initialization, tasks other than language modelling, fused kernels, and
+"""Settings with no effect on logits: metadata, initialization, tasks other than language modelling, fused kernels, and
 sampling."""
 
 

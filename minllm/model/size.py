@@ -23,7 +23,7 @@ from minllm.schema.options import BelowOne, Positive
 
 if TYPE_CHECKING:
     from minllm.model.lm import LM
-    from minllm.model.solve import Settings
+    from minllm.model.solve import Sizes
 
 TARGETS = {
     "params": "parameters",
@@ -140,7 +140,7 @@ def in_words(cfg: DictConfig, model: LM) -> str | None:
 # ---- sentences -----------------------------------------------------------------------------------
 
 
-def cannot_be_met(size: Size, nearest: Settings, figure: float) -> str:
+def cannot_be_met(size: Size, nearest: Sizes, figure: float) -> str:
     error = size.off(figure)
     if error < 0.2:
         cure = f"Accept it with size.within={math.ceil(error * 1000) / 1000:g}"
@@ -153,7 +153,7 @@ def cannot_be_met(size: Size, nearest: Settings, figure: float) -> str:
     )
 
 
-def settings_in_words(size: Size, settings: Settings) -> str:
+def settings_in_words(size: Size, settings: Sizes) -> str:
     """Describe the solved settings: the width or number of layers, then the hidden widths."""
     first = {"width": "model.dim", "layers": "model.n_layers"}.get(size.by)
     widths = [key for key, value in settings.items() if key.endswith(".hidden") and value is not None]

@@ -25,7 +25,7 @@ from minllm.schema.building import build
 if TYPE_CHECKING:
     from minllm.model.size import Size
 
-Settings = Mapping[str, int | None]
+Sizes = Mapping[str, int | None]
 """Keys of the configuration and what they are set to: {"model.dim": 176, "model.n_layers": 4, …}."""
 Figure = Callable[[int], float | None]
 """The measured size at a number; None if no model can be built."""
@@ -38,14 +38,14 @@ NEIGHBOURS = 4
 """Number of widths around the target, the nearest first, for which hidden widths are fitted."""
 
 
-def solve(cfg: DictConfig, size: Size) -> tuple[Settings, float]:
+def solve(cfg: DictConfig, size: Size) -> tuple[Sizes, float]:
     """Return settings within tolerance of the target, or else the nearest ones found, and their measured size.
 
     Raises:
         UserError: no model can be built, or there is nothing to change.
     """
     measure = Measure(cfg, size.target)
-    best: tuple[Settings, float] | None = None
+    best: tuple[Sizes, float] | None = None
     for settings in candidates(measure, configured(cfg), size):
         figure = measure(settings)
         if best is None or size.off(figure) < size.off(best[1]):
@@ -60,7 +60,7 @@ def solve(cfg: DictConfig, size: Size) -> tuple[Settings, float]:
     return best
 
 
-def configured(cfg: DictConfig) -> Settings:
+def configured(cfg: DictConfig) -> Sizes:
     """Return the configured values of what may be changed: width, layers, and hidden widths that aren't references."""
     said = {
         word
@@ -88,7 +88,7 @@ class Measure:
         self.vocab_size = build(cfg.tokenizer).vocab_size
         self.known: dict[tuple[object, ...], float | UserError] = {}
 
-    def __call__(self, settings: Settings, target: str | None = None) -> float:
+    def __call__(self, settings: Sizes, target: str | None = None) -> float:
         """Return the size, by another `target` if given. Raises UserError if the model can't be built."""
         target = target or self.target
         key = (target, *settings.values())
@@ -126,7 +126,7 @@ def figure_of(model: LM, target: str, seq_len: int) -> float:
 # ---- candidates ----------------------------------------------------------------------------------
 
 
-def candidates(measure: Measure, start: Settings, size: Size) -> Iterator[Settings]:
+def candidates(measure: Measure, start: Sizes, size: Size) -> Iterator[Sizes]:
     """Yield settings near the target, most promising first: changed by `size.by`, then with hidden widths fitted."""
     if size.by == "hidden":
         yield from fitted(measure, start, size.wanted)
@@ -139,7 +139,7 @@ def candidates(measure: Measure, start: Settings, size: Size) -> Iterator[Settin
             yield from fitted(measure, settings, size.wanted)
 
 
-def wider(settings: Settings, dim: int) -> Settings:
+def wider(settings: Sizes, dim: int) -> Sizes:
     """Return the settings at another width, with hidden widths in proportion; those that are null scale already."""
     widths = {key: value for key, value in settings.items() if key.endswith(".hidden") and value is not None}
     scale = dim / settings["model.dim"]
@@ -150,24 +150,24 @@ def wider(settings: Settings, dim: int) -> Settings:
     }
 
 
-def deeper(settings: Settings, n_layers: int) -> Settings:
+def deeper(settings: Sizes, n_layers: int) -> Sizes:
     return {**settings, "model.n_layers": n_layers}
 
 
-def fitted(measure: Measure, settings: Settings, wanted: float) -> Iterator[Settings]:
+def fitted(measure: Measure, settings: Sizes, wanted: float) -> Iterator[Sizes]:
     """Yield the settings with all hidden widths scaled by one factor, so that the size is near the target."""
     widths = {key: hidden_width(measure, settings, key) for key in settings if key.endswith(".hidden")}
     if not widths:
         return
     largest = max(widths.values())
 
-    def scaled(n: int) -> Settings:
+    def scaled(n: int) -> Sizes:
         return {**settings, **{key: max(1, round(width * n / largest)) for key, width in widths.items()}}
 
     yield from nearest(measure, scaled, largest, LAST["hidden"], wanted, 2)
 
 
-def hidden_width(measure: Measure, settings: Settings, key: str) -> int:
+def hidden_width(measure: Measure, settings: Sizes, key: str) -> int:
     """Return a hidden width. If it is null, the width is inferred from the number of parameters, which is linear."""
     if settings[key] is not None:
         return settings[key]
@@ -180,12 +180,12 @@ def hidden_width(measure: Measure, settings: Settings, key: str) -> int:
 
 def nearest(
     measure: Measure,
-    settings_of: Callable[[int], Settings],
+    settings_of: Callable[[int], Sizes],
     start: int,
     last: int,
     wanted: float,
     count: int,
-) -> Iterator[Settings]:
+) -> Iterator[Sizes]:
     """Yield settings for the `count` numbers up to `last` whose size is nearest to the target, the nearest first.
 
     Raises:

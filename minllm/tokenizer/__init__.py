@@ -8,7 +8,6 @@ assert tokenizer.decode(ids) == "Once upon a time"
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
