@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from minllm.data.batches import Batch, open_data
+from minllm.data.batches import Batch, check_data, open_data
 from minllm.data.packing import best_fit
 from minllm.errors import UserError
 from minllm.tokenizer.bytes import Bytes
@@ -226,3 +226,9 @@ def test_validation_windows_that_share_nothing(letters):
     assert sorted(lengths, reverse=True) == [16] * 5 + [11]
     with pytest.raises(UserError, match="skip tokens"):
         letters(stride=17).validation(1)
+
+
+def test_truncating_a_stream_is_refused(tmp_path):
+    source = Letters(cache=str(tmp_path), packing="concat", truncate=True)
+    with pytest.raises(UserError, match=r"data\.truncate=true would do nothing with data\.packing=concat"):
+        check_data(source, Bytes())

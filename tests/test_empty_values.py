@@ -91,7 +91,7 @@ def test_a_searchs_names_too(word: str):
 
 def check_search(word: str) -> None:
     from minllm.schema.checking import check_value, options_of
-    from minllm.sweep.settings import Memory
+    from minllm.sweep.settings import Memory, SweepSettings
 
     section, _, key = word.rstrip("=").partition(".")
     option = options_of({"sweep": SweepSettings, "memory": Memory}[section])[key]

@@ -70,11 +70,15 @@ def check_data(source: Source, tokenizer: Tokenizer) -> None:
     """Check the data options early, before a corpus is encoded.
 
     Raises:
-        UserError: evaluation would skip tokens, or the documents aren't available and haven't been encoded yet.
+        UserError: evaluation would skip tokens, an option has no effect, or the documents aren't available and haven't been encoded yet.
     """
     if source.stride and source.stride > source.seq_len:
         raise UserError(
             f"data.stride={source.stride} would skip tokens: it can be at most data.seq_len, {source.seq_len}."
+        )
+    if source.truncate and source.packing == "concat":
+        raise UserError(
+            "data.truncate=true would do nothing with data.packing=concat: remove it, or choose pad or pack."
         )
     if not place_of(source, tokenizer).is_dir():
         source.check()
