@@ -70,7 +70,8 @@ def check_data(source: Source, tokenizer: Tokenizer) -> None:
     """Check the data options early, before a corpus is encoded.
 
     Raises:
-        UserError: evaluation would skip tokens, an option has no effect, or the documents aren't available and haven't been encoded yet.
+        UserError: evaluation would skip tokens, an option has no effect, or the documents
+            aren't available and haven't been encoded yet.
     """
     if source.stride and source.stride > source.seq_len:
         raise UserError(
