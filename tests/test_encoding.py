@@ -16,7 +16,7 @@ from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer
 from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.huggingface import HuggingFace
-from tests.test_readme import TINY, blocks
+from tests.test_readme import PYTHON, TINY, blocks
 from tests.vocabularies import AWKWARD, byte_level
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ encoding.AT_ONCE = encoding.ALONE = 1
 
 def test_the_python_example_runs_as_a_script_whose_corpus_is_encoded_by_several_processes(tmp_path):
     words = ", ".join(map(repr, ["train.steps=2", "data.num_proc=2", *TINY]))
-    example = blocks("python")[1].replace('"train.steps=200"', words)
+    example = blocks("python", PYTHON)[0].replace('"train.steps=200"', words)
     (tmp_path / "script.py").write_text(UNGUARDED + example)
     done = subprocess.run(
         [sys.executable, "script.py"],

@@ -111,7 +111,7 @@ def test_the_same_command_goes_on(go: Callable):
     }
 
     code, out, err = go(*grid_words)
-    assert code == 0 and out.startswith(f"All 4 runs of this grid are in {grid} already")
+    assert code == 0 and out.startswith(f"All 4 runs of this grid in {grid}")
     assert "hydra.sweep.dir=<folder>" in out and "Training in" not in out and "`norm=pre`" in out
 
 
@@ -119,7 +119,11 @@ def test_a_grid_grows_in_a_folder_that_is_named(go: Callable):
     words = ["-m", *TINY, "train.steps=1", "hydra.sweep.dir=here"]
     assert go(*words, "seed=0,1")[0] == 0
     code, out, _ = go(*words, "seed=0,1,2")
-    assert code == 0 and out.startswith("2 of 3 runs are in here already") and out.count("Training in") == 1
+    assert (
+        code == 0
+        and out.startswith("2 of 3 runs in here are already complete")
+        and out.count("Training in") == 1
+    )
     assert len(read(Path("here")).names) == 3
     (Path("here") / FILE).write_text("{")
     code, _, err = go(*words, "seed=0,1")
@@ -174,7 +178,7 @@ def test_latest_is_the_same_run_in_all_of_a_grid(go: Callable):
     assert code == 0 and out.count(f"Weights are initialised from {first}") == 2, err
     shutil.rmtree(next(Path("outputs/grid").glob("1-*")))
     code, out, err = go(*grid_words)
-    assert code == 0 and out.startswith("1 of 2 runs are"), err
+    assert code == 0 and out.startswith("1 of 2 runs"), err
     assert out.count(f"Weights are initialised from {first}") == 1
 
 
@@ -188,7 +192,7 @@ def test_other_settings_or_other_code_are_another_grid(go: Callable):
     code, out, _ = go(*words)
     assert code == 2 and f"hydra.sweep.dir={first}" in out and len([*Path("outputs").glob("*/*")]) == 3
     code, out, _ = go(*words, f"hydra.sweep.dir={first}")
-    assert out.startswith(f"1 of 2 runs are in {first} already")
+    assert out.startswith(f"1 of 2 runs in {first} are already complete")
 
 
 def test_a_foreign_grid_names_no_place_outside(tmp_path: Path):
@@ -239,10 +243,10 @@ def test_equal_numbers_are_equal_runs():
         (["optim.lr=1e-3,0.001"], "the same run"),
         (["model.layout=[attn],[attn]"], "the same run"),
         (["train={steps: 5},{steps: 5.0}"], "the same run"),
-        (["seed=0,1", "seed=3"], "seed is given again"),
+        (["seed=0,1", "seed=3"], "seed is given twice"),
         (["seed=0"], "leave out -m"),
         ([], "leave out -m"),
-        (["optim.lr=interval(0,1)"], "sweep.py searches ranges"),
+        (["optim.lr=interval(0,1)"], "To search a range, use sweep.py"),
         (["seed=0,1", "hydra.sweeper.n_jobs=0"], "n_jobs must be a whole number of 1 or more"),
         (["seed=0,1", "hydra.run.dir=x"], "hydra.sweep.dir="),
         (["seed=0,1", "hydra/launcher=submitit_local"], "hydra.sweeper.n_jobs=2"),
@@ -381,7 +385,7 @@ def test_a_run_that_is_killed_does_not_cost_the_others():
         (lambda: sys.exit(None), 0, ""),
         (lambda: fail(UserError("a \x1b[31mname")), 2, "a \\x1b[31mname\n"),
         (lambda: fail(OSError(errno.ENOSPC, "No space left", "there")), 2, "The disk is full at there."),
-        (lambda: fail(MemoryError()), 2, "Memory ran out."),
+        (lambda: fail(MemoryError()), 2, "Out of memory."),
     ],
     ids=["text", "none", "mistake", "full disk", "memory"],
 )

@@ -139,7 +139,7 @@ def trained_on(texts: tuple[str, ...], algorithm: str) -> Tokenizer | None:
         except UserError as refusal:
             if re.search("too uniform|no text to learn", str(refusal)):
                 return None
-            found = re.search(r"(?:need|allows is) ([\d,]+\d)", str(refusal))
+            found = re.search(r"at (?:least|most) ([\d,]*\d)", str(refusal))
             assert found, refusal
             size = int(found[1].replace(",", ""))
         else:

@@ -557,7 +557,7 @@ def test_what_looks_ahead_refuses_to_generate():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model/mlp=moe", "model.mlp.top_k=9"], "type top_k=8 or less"),
+        (["model/mlp=moe", "model.mlp.top_k=9"], "set top_k=8 or less"),
         (["model/mlp=moe", "model.mlp.top_k=1"], "renormalise=false"),
         (["model/mlp=moe", "model/mlp@model.mlp.expert=moe"], "can't be a mixture"),
         (["model/mlp=moe_sigmoid", "model.mlp.router.n_groups=3"], "multiple"),

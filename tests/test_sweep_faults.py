@@ -165,7 +165,7 @@ def test_a_full_disk_costs_a_sentence_and_no_trial(tmp_path: Path):
             filler.write_bytes(bytes(shutil.disk_usage(disk).free - room))
             done = place.search(*words)
             assert done.returncode == 2 and one_sentence(done.err), done.err
-            assert "Make room" in done.err and place.nobody_is_left()
+            assert "Free some space" in done.err and place.nobody_is_left()
             before = place.trials()
             assert len(before) < 6 and all(trial.state == TrialState.COMPLETE for trial in before[:-1])
             assert all(trial.state in (TrialState.WAITING, TrialState.RUNNING) for trial in before[-1:])

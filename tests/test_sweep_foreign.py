@@ -145,7 +145,7 @@ def test_a_lock_that_is_a_link_is_not_taken(tmp_path: Path):
 def test_a_grid_does_not_go_on_in_a_run_elsewhere(tmp_path: Path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "0-mha").symlink_to(tmp_path / "outside")
-    with pytest.raises(UserError, match="is a link to elsewhere"):
+    with pytest.raises(UserError, match="is a symbolic link"):
         make_ready(tmp_path / "0-mha")
 
 

@@ -57,7 +57,7 @@ LR = "optim.lr=choice(0.1,0.2)"
         (["optim.lr=choice(0.1"], "Can't parse"),
         (["optim.lr=interval(0.1,0.2)", GRID], "a continuous range, which a grid can't enumerate"),
         (["model.dim=choice(15,17)"], "None of 300 combinations"),
-        ([LR, "hydra.mode=RUN"], "leave out hydra.mode"),
+        ([LR, "hydra.mode=RUN"], "Leave out hydra.mode"),
         (["model.dim=choice(15,17)", GRID], "None of the combinations"),
         ([LR, "hydra/launcher=basic"], "Use hydra/launcher=processes"),
     ],
@@ -81,7 +81,7 @@ def test_no_password_is_handed_to_a_launcher_that_writes_it_down(go: Callable):
 @pytest.mark.parametrize(
     ("lines", "words", "expected"),
     [
-        ("extensions: [evil]\nsweep: {pruner: {_target_: evil.run}}", [], "can't allow itself to run code"),
+        ("extensions: [evil]\nsweep: {pruner: {_target_: evil.run}}", [], "can't set extensions"),
         ("hydra: {job: {env_set: {LD_PRELOAD: evil.so}}}", [], "sets hydra.job.env_set.LD_PRELOAD"),
         (
             "hydra: {launcher: {setup: [touch evil]}}",

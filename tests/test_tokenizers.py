@@ -247,7 +247,7 @@ def test_sizes_that_cannot_be_are_refused_with_those_that_can(algorithm):
     texts = made_up_texts()
     for size, says in (
         (9_000, r"9,000 tokens .* allows at most (\d+)\."),
-        (100, r"need (\d+),"),
+        (100, r"need at least (\d+)\."),
     ):
         with pytest.raises(UserError, match=says) as refusal:
             train(texts, [size], algorithm)
@@ -271,7 +271,7 @@ def test_a_missing_tokenizer_names_those_there_are():
     [
         ("tokenizer.model", b"other", "sha256"),
         ("metadata.json", b"{", "isn't valid JSON"),
-        ("metadata.json", b"{}", "lacks"),
+        ("metadata.json", b"{}", "has no sha256"),
         ("metadata.json", b'{"pattern": "(", "sha256": ""}', "must be null or a regular expression"),
         ("metadata.json", b'{"pattern": 3, "sha256": ""}', "must be null or a regular expression"),
         ("metadata.json", None, "metadata.json is missing"),

@@ -163,7 +163,7 @@ def test_the_forward_pass_is_left_as_it_was():
     cfg = compose([*SMALL, "model/pos=learned", "model.pos.max_len=3"])
     hooks = torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks
     before = [len(one) for one in hooks]
-    with pytest.raises(UserError, match="raise model.pos.max_len"):
+    with pytest.raises(UserError, match="increase model.pos.max_len"):
         tracing.trace(cfg)
     assert [len(one) for one in hooks] == before
 

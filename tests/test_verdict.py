@@ -521,7 +521,7 @@ def test_where_a_seed_failed_no_further_pairs_are_trained(settled, capfd):
 def test_what_would_settle_it_is_said_after_each_look(settled, capfd):
     comparison, _ = settled(unclear, looks=[6, 7])
     settling = comparison.contests[0].verdict.settling
-    assert settling.startswith("About ") and settling.endswith("stay as they are.")
+    assert settling.startswith("About ") and settling.endswith("stay the same.")
     looks = [line for line in capfd.readouterr().out.splitlines() if line.startswith("After ")]
     assert len(looks) == 2 and looks[1] == f"After 7 pairs: {comparison.headline} {settling}"
 
