@@ -222,7 +222,7 @@ def in_kinds(preset: str, rope: dict[str, Any]) -> dict[str, Any]:
     return {"full_attention": rope, "sliding_attention": {"rope_theta": 20.0}} if preset == "gemma3" else rope
 
 
-MODELS = 2
+MODELS = 1
 """How many mutations of each kind are compared as models, so that the suite stays fast; a larger number tries more."""
 
 

@@ -70,7 +70,9 @@ def outcome_of_job(error: Exception, run_dir: Path) -> Outcome:
 
 
 def no_room(folder: Path) -> UserError:
-    return UserError(f"The disk is full at {folder}. Free some space and run the same command again to continue.")
+    return UserError(
+        f"The disk is full at {folder}. Free some space and run the same command again to continue."
+    )
 
 
 def crashed(text: str, run_dir: Path) -> Outcome:
