@@ -202,7 +202,7 @@ def test_when_memory_runs_out_for_good_training_is_kept(cfg, monkeypatch):
     assert [event["step"] for event in left("run")[0] if "val_loss" in event] == [3, 4]
 
 
-@pytest.mark.parametrize("where", ["build_model", "generate", "open_data", "cost"])
+@pytest.mark.parametrize("where", ["new_model", "generate", "open_data", "cost"])
 @pytest.mark.parametrize(
     "error",
     [
