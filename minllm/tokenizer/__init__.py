@@ -8,6 +8,7 @@ assert tokenizer.decode(ids) == "Once upon a time"
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minllm.errors import UserError
-from minllm.files.atomic import write_bytes
 from minllm.schema.building import build
 from minllm.schema.checking import allowed_packages, check_node
 
@@ -119,4 +119,10 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files to a folder, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        write_bytes(folder / name, content)
+        # no lock guards this folder, so two processes need temporary files of their own
+        beside = folder / f"{name}.{os.getpid()}.tmp"
+        try:
+            beside.write_bytes(content)
+            os.replace(beside, folder / name)
+        finally:
+            beside.unlink(missing_ok=True)
