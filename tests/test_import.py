@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from minllm.convert.settings import ConfigJson, layer_types
 from minllm.errors import UserError
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.training import checkpoints
+from tests.commands import python
 from tests.test_oracles import TINY, nodes, randomised
 from tests.vocabularies import AWKWARD, TEXTS, assert_survives, byte_fallback, byte_level
 
@@ -129,15 +127,9 @@ def test_files_before_version_5_name_and_keep_more(gpt2, tmp_path):
         imported(copy, tmp_path / "other")
 
 
-@pytest.mark.slow  # five processes that import torch
 def test_a_run_of_an_import_is_a_run_like_others(gpt2, tmp_path):
     def run(*words: str) -> str:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        door = Path(__file__).resolve().parent.parent / "run.py"
-        whole = [sys.executable, str(door), *words]
-        done = subprocess.run(
-            whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
-        )
+        done = python("run.py", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -1,10 +1,7 @@
 """W&B, held against the files that it writes offline."""
 
 import json
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +11,12 @@ from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.grid.table import name_for_logger
 from minllm.training.loggers import Silent, WandB, short
+from tests.commands import python
 from tests.test_readme import TINY
 from tests.tiny import tiny_cfg
 
 wandb = pytest.importorskip("wandb")
 
-ROOT = Path(__file__).resolve().parent.parent
 BLOCK, HEADER = 32768, 7
 
 
@@ -169,9 +166,7 @@ def test_run_py_names_the_runs_of_a_grid(tmp_path):
         *TINY,
         "train.steps=2",
     ]
-    environment = {**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    python = [sys.executable, str(ROOT / "run.py")]
-    done = subprocess.run([*python, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = python("run.py", *words, cwd=tmp_path, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     (grid,) = tmp_path.glob("outputs/*/*-grid-*")
     runs = [

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,9 +23,9 @@ from minllm.model.parameter import initialise
 from minllm.model.steps import after_step, before_step
 from minllm.objective.causal import Causal
 from minllm.schema.building import build
+from tests.commands import python
 from tests.tiny import VOCAB, T, tiny_model, tokens
 
-ROOT = Path(__file__).resolve().parent.parent
 B, D, E = 3, 16, 4
 OPTIONS = ["moe", "moe_sigmoid", "moe_expert_choice"]
 every_option = pytest.mark.parametrize("option", OPTIONS)
@@ -470,12 +468,6 @@ TINY = [
 ]
 
 
-def run_py(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "run.py"), *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-
-
 def metrics(run: Path) -> list[dict]:
     clock = {"seconds", "tokens_per_second", "memory_bytes"}
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -525,20 +517,22 @@ def test_a_stopped_run_goes_on_to_the_bit(option, tmp_path, monkeypatch):
 
 @pytest.mark.slow  # four processes
 def test_what_looks_ahead_trains_and_says_so_and_does_not_generate(tmp_path):
-    done = run_py(tmp_path, *TINY, "model/mlp=moe_expert_choice", "train.steps=4", "train.sample_every=2")
+    done = python(
+        "run.py", *TINY, "model/mlp=moe_expert_choice", "train.steps=4", "train.sample_every=2", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("No samples will be written.") == 1 and "looks ahead" in done.stdout
     assert not list(tmp_path.glob("outputs/*/*/samples.txt"))
     summary = json.loads(next(tmp_path.glob("outputs/*/*/summary.json")).read_text())
     assert summary["state_bytes_per_sequence"] is None
 
-    evaluated = run_py(tmp_path, "task=evaluate", "run=latest")
+    evaluated = python("run.py", "task=evaluate", "run=latest", cwd=tmp_path)
     assert evaluated.returncode == 0 and "looks ahead" in evaluated.stdout
     for task in (
         ["task=generate", "run=latest", "prompts=[Once]"],
         ["task=trace", "decode=true", "model/mlp=moe_expert_choice"],
     ):
-        refused = run_py(tmp_path, *task)
+        refused = python("run.py", *task, cwd=tmp_path)
         said = refused.stdout + refused.stderr
         assert refused.returncode == 2 and "can't generate" in said and "Traceback" not in said
 

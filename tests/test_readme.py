@@ -19,6 +19,7 @@ import pytest
 
 import tests.test_every_option as laws
 from minllm.schema.groups import CONF
+from tests.commands import python
 from tests.pairs import is_refused
 from tests.tiny import completed, groups_of_model, is_listed, options
 
@@ -65,7 +66,6 @@ def commands(page: str = README) -> list[list[str]]:
     return [shlex.split(line, comments=True) for block in whole for line in block.splitlines()]
 
 
-@pytest.mark.slow  # each command is a process that imports torch
 def test_every_command_runs(tmp_path):
     """In the README's order, in an empty folder with the example's two files, each at a tiny size."""
     write_idea(tmp_path)
@@ -81,7 +81,6 @@ def test_every_command_runs(tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/report.html"))) == 1 + 1
 
 
-@pytest.mark.slow  # each command is a process that imports torch
 def test_every_command_of_the_page_on_data_runs(tmp_path):
     write_texts(tmp_path)
     for command in commands(DATA):
@@ -90,7 +89,6 @@ def test_every_command_of_the_page_on_data_runs(tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 3
 
 
-@pytest.mark.slow  # each command is a process that imports torch
 def test_every_command_of_the_page_on_options_runs(tmp_path):
     for command in commands(OPTIONS):
         done = run_tiny(command, tmp_path)
@@ -232,9 +230,7 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
             words.append("data.path=stories.jsonl")  # there may be no network
         if any(word.startswith("model.layout") for word in words):
             words.append("model.n_layers=2")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole = [sys.executable, str(ROOT / command[1]), *words]
-    return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
+    return python(command[1], *words, cwd=folder)
 
 
 def sections_read(words: list[str]) -> tuple[str, ...]:
