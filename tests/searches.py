@@ -8,17 +8,16 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.sweep.store import JOURNAL, open_study
+from tests.commands import Command
 
 T = TypeVar("T")
 
@@ -71,24 +70,8 @@ ENDLESS = ["train.steps=1000000", "train.evals=100000", "sweep/pruner=none"]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class Search(subprocess.Popen):
-    """A search that has begun, and leads a session of its own; what it says goes where no test fills the disk."""
-
-    def __init__(self, words: Sequence[str | Path], **options: object):
-        # whatever it writes goes to the end, though we have read from the start
-        self.files: list[IO[str]] = [tempfile.TemporaryFile("a+", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
-        out, err = self.files
-        super().__init__(
-            words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, **options
-        )
-
-    @property
-    def out(self) -> str:
-        return self._read(0)
-
-    @property
-    def err(self) -> str:
-        return self._read(1)
+class Search(Command):
+    """A search that has been started."""
 
     def ended(self) -> Search:
         """Wait until it has."""
@@ -99,10 +82,6 @@ class Search(subprocess.Popen):
         """Wait until it has ended, which must be a good end."""
         assert self.ended().returncode == 0, self.err
         return self
-
-    def _read(self, number: int) -> str:
-        self.files[number].seek(0)
-        return self.files[number].read()
 
 
 class Workplace:
@@ -142,16 +121,15 @@ class Workplace:
 
     def start(self, *words: str) -> Search:
         """Start a search; `words` come after the workplace's, and win."""
-        return self.start_program(ROOT / "sweep.py", *self.words, *words)
+        return self.start_program("sweep.py", *self.words, *words)
 
     def search(self, *words: str) -> Search:
         """Search to the end, whichever that is."""
         return self.start(*words).ended()
 
-    def start_program(self, program: Path, *words: str) -> Search:
+    def start_program(self, program: str, *words: str) -> Search:
         path = os.pathsep.join([str(ROOT), str(self.folder)])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **self.variables}
-        self.searches.append(Search([sys.executable, program, *words], cwd=self.folder, env=environment))
+        self.searches.append(Search(program, *words, cwd=self.folder, PYTHONPATH=path, **self.variables))
         return self.searches[-1]
 
     # ---- the study
@@ -199,7 +177,7 @@ class Workplace:
         return wait_until(lambda: not self.processes())
 
 
-def wait_until(act: Callable[[], T], process: subprocess.Popen | None = None) -> T:
+def wait_until(act: Callable[[], T], process: Command | subprocess.Popen | None = None) -> T:
     """Call `act` until it returns something true, as long as `process` lives, and return that."""
     deadline = time.monotonic() + PATIENCE
     while not (found := act()):
@@ -209,8 +187,8 @@ def wait_until(act: Callable[[], T], process: subprocess.Popen | None = None) ->
     return found
 
 
-def said_by(process: subprocess.Popen) -> str:
-    return process.out + process.err if isinstance(process, Search) else ""
+def said_by(process: Command | subprocess.Popen) -> str:
+    return process.out + process.err if isinstance(process, Command) else ""
 
 
 def one_sentence(text: str) -> bool:

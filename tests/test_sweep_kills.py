@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import TrialState
 
-from tests.searches import ANY_LR, GRID, ROOT, Search, Workplace, one_sentence, wait_until
+from tests.searches import ANY_LR, GRID, Search, Workplace, one_sentence, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
 
@@ -75,7 +75,7 @@ def test_a_study_that_has_its_trials_is_left_as_it_is(searched: SimpleNamespace)
 def test_the_line_that_is_printed_runs_the_best_trial_again_to_the_bit(searched: SimpleNamespace):
     place = searched.place
     line = re.search(r"^To run it again: python run\.py (.*)$", searched.done.out, re.MULTILINE)[1]
-    place.start_program(ROOT / "run.py", *shlex.split(line), "hydra.run.dir=again").well()
+    place.start_program("run.py", *shlex.split(line), "hydra.run.dir=again").well()
     best = min(place.trials(), key=lambda trial: trial.value)
     assert json.loads((place.folder / "again/summary.json").read_text())["val_loss"] == best.value
 

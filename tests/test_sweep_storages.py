@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import PASSWORD
-from tests.searches import ANY_LR, ENDLESS, Search, Workplace, wait_until
+from tests.searches import ANY_LR, ENDLESS, Workplace, wait_until
 from tests.test_loggers import records
 
 TRIALS = ["hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=4"]
@@ -93,10 +94,9 @@ def test_optuna_dashboard_shows_the_study(finished):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    dashboard = Search(
-        [Path(sys.executable).with_name("optuna-dashboard"), finished.study_folder / "study.journal"]
-        + ["--host=127.0.0.1", f"--port={port}"]
-    )
+    program = Path(sys.executable).with_name("optuna-dashboard")
+    words = [program, finished.study_folder / "study.journal", "--host=127.0.0.1", f"--port={port}"]
+    dashboard = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
 
         def answer(path):

@@ -34,7 +34,7 @@ from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from minllm.verdict.tuning import chosen_rate
 from tests.comparisons import finished
 from tests.instant import LITTLE, Instant
-from tests.searches import ROOT, Search, Workplace, wait_until
+from tests.searches import Search, Workplace, wait_until
 from tests.specs import composed
 
 ASKED = {
@@ -590,7 +590,7 @@ def killed_and_gone_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim
             return {file: file.stat().st_mtime_ns for file in files}
 
         def start(*words: str) -> Search:
-            return place.start_program(ROOT / "sweep.py", *WORDS, *words)
+            return place.start_program("sweep.py", *WORDS, *words)
 
         first = start()
         wait_until(lambda: len(summaries()) > 0, first)
