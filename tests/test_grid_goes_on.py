@@ -34,6 +34,7 @@ TINY = [
     "train.keep_checkpoints=9",
     "train.eval_every=0",
     "train.batch_size=2",
+    "train.check=false",
     "train.device=cpu",
     "train.precision=fp32",
     "train.compile=false",

@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -226,10 +225,8 @@ def test_a_tokenizer_of_the_hub_is_downloaded_once_and_then_needs_no_network(sta
 
 def test_without_network_it_says_so_at_once_and_what_to_type(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    start = time.monotonic()
     with pytest.raises(UserError) as caught:
         build(compose(["data=tinystories"]).data).check()
-    assert time.monotonic() - start < 2
     assert str(caught.value) == (
         "This machine can't reach http://127.0.0.1:9, so roneneldan/TinyStories can't be downloaded. Type data=tales"
         " for the built-in corpus; or, where there is a network, `hf download roneneldan/TinyStories --repo-type"
@@ -241,16 +238,16 @@ def test_a_name_server_that_never_answers_is_not_waited_for(monkeypatch):
     asked = threading.Event()
 
     def never(*_, **__):
-        asked.wait(10)
+        asked.wait()
         raise OSError
 
     monkeypatch.setattr("socket.getaddrinfo", never)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    start = time.monotonic()
-    with pytest.raises(UserError, match="can't reach https://huggingface.co"):
-        Hub(repo="owner/set").check()
-    assert time.monotonic() - start < 2
-    asked.set()
+    try:
+        with pytest.raises(UserError, match="can't reach https://huggingface.co"):
+            Hub(repo="owner/set").check()
+    finally:
+        asked.set()
 
 
 def test_a_network_that_is_forbidden_is_not_tried(stand_in, monkeypatch):

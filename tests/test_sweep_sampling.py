@@ -83,7 +83,7 @@ def test_what_cannot_be_built_never_becomes_a_trial(made, given):
 @each(GPSampler)
 @pytest.mark.slow  # a Gaussian process takes a tenth of a second for each guess
 def test_what_cannot_be_built_never_becomes_a_trial_of_a_gaussian_process(made, given):
-    search_through(made, given, trials=30)
+    search_through(made, given, trials=18)
 
 
 def search_through(made, given, trials: int) -> None:

@@ -41,7 +41,7 @@ def test_a_file_says_in_its_first_line_what_it_is(search):
 def test_most_of_what_is_drawn_from_a_file_is_built_and_the_rest_refused_in_a_sentence(search):
     with spec(f"search={search}") as asked:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        refused = [asked.refusal(ask(study, asked.space)[1]) for _ in range(25)]
+        refused = [asked.refusal(ask(study, asked.space)[1]) for _ in range(14)]
     for why in filter(None, refused):
         assert why.endswith(".") and "\n" not in why
         assert "isn't an option" not in why and "no key" not in why, (

@@ -17,6 +17,7 @@ import minllm
 import run as door
 from minllm.errors import UserError
 from minllm.training import checkpoints, loggers, loop
+from tests.commands import Command
 from tests.tiny import options
 
 TINY = [
@@ -26,7 +27,14 @@ TINY = [
     "model.attn.n_heads=2",
     "model.attn.n_kv_heads=1",
 ]
-TINY += ["data=text", "data.seq_len=16", "train.batch_size=4", "train.precision=fp32", "train.compile=false"]
+TINY += [
+    "data=text",
+    "data.seq_len=16",
+    "train.batch_size=4",
+    "train.precision=fp32",
+    "train.compile=false",
+    "train.check=false",
+]
 TINY += ["train.log_every=2", "train.eval_every=3", "train.checkpoint_every=2", "train.sample_every=0"]
 TINY += ["sample.max_new_tokens=8", "schedule=constant", "schedule.warmup_steps=1", "train.malloc=default"]
 CLOCK = {"seconds", "tokens_per_second", "memory_bytes"}
@@ -56,9 +64,7 @@ def figures(run):
 def started(words, *more, run):
     """Start a run as a process of its own; return it once it has some checkpoints."""
     words = [*words, *more, f"hydra.run.dir={run}"]
-    process = subprocess.Popen(
-        [sys.executable, door.__file__, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = Command("run.py", *words, cwd=Path.cwd())
     while not Path(run, "checkpoints", "step-000004").exists() and process.poll() is None:
         time.sleep(0.01)
     return process
@@ -166,8 +172,8 @@ def test_a_finished_run_needs_a_larger_budget_to_go_on(words):
 @pytest.mark.slow  # a process of its own, which imports torch
 def test_killed_at_any_moment_a_run_goes_on_as_if_it_had_not_been(words):
     process = started(words, "train.steps=100000", "model.dropout=0.3", "train.malloc=keep", run="killed")
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     step = checkpoints.step_of(checkpoints.find("killed", "last"))
     minllm.train(minllm.compose(["resume=killed", f"train.steps={step + 5}"]))
     train(words, f"train.steps={step + 5}", "model.dropout=0.3", run_dir="whole")
@@ -180,9 +186,8 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_it_had_not_been(words):
 @pytest.mark.slow  # a process of its own, which imports torch
 def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(words):
     process = started(words, "train.steps=100000", run="run")
-    process.terminate()
-    _, err = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM and "Traceback" not in process.err
     step = checkpoints.step_of(checkpoints.find("run", "last"))
     assert f"Stopped at step {step}. To continue: python run.py resume=" in Path("run/log.txt").read_text(
         encoding="utf-8"
@@ -339,9 +344,7 @@ def test_a_budget_of_flops_is_kept(words):
     assert summary["steps"] == 3
 
 
-@pytest.mark.slow  # a process of its own, which imports torch
-@pytest.mark.parametrize("optim", options("optim"))
-def test_the_first_step_waits_for_no_library_it_does_not_need(words, optim):
+def test_the_first_step_waits_for_no_library_it_does_not_need(words):
     """torch._dynamo alone takes as long as torch: a run would take twice as long to begin."""
     script = """
 import sys, minllm
@@ -349,16 +352,19 @@ from minllm.training import loop
 class Seen(Exception): pass
 def stop(run, **figures): raise Seen
 loop.record = stop
-try:
-    minllm.train(minllm.compose(sys.argv[1:]))
-except Seen:
-    heavy = {"torch._dynamo", "sympy", "transformers", "datasets", "pandas", "wandb", "matplotlib"}
-    print(sorted(heavy & sys.modules.keys()))
+for optim in sys.argv[1].split():
+    try:
+        minllm.train(minllm.compose([*sys.argv[2:], optim]))
+    except Seen:
+        heavy = {"torch._dynamo", "sympy", "transformers", "datasets", "pandas", "wandb", "matplotlib"}
+        print(optim, sorted(heavy & sys.modules.keys()))
 """
+    optims = options("optim")
     done = subprocess.run(
-        [sys.executable, "-c", script, *words, optim, "train.log_every=1"],
+        [sys.executable, "-c", script, " ".join(optims), *words, "train.log_every=1"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(door.__file__).parent)},
     )
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("optim=")]
+    assert said == [f"{optim} []" for optim in optims], done.stderr
