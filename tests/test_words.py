@@ -102,6 +102,7 @@ def test_any_text_arrives_or_its_line_is_printed(text: str):
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(TEXTS, CODE_LIKE))
+@example("[#]")
 def test_any_text_of_one_value(text: str):
     """Of an option that is one text, such as data.path."""
     try:
@@ -112,4 +113,6 @@ def test_any_text_of_one_value(text: str):
         return
     (override,) = OverridesParser.create().parse_overrides([value])
     if value != f"path={text}" and not override.is_sweep_override():
-        assert override.value() in (text.strip(" \t"), text.strip())
+        is_list = text.strip()[:1] == "[" and text.strip()[-1:] == "]"
+        items = [item.strip() for item in text.strip()[1:-1].split(",")]
+        assert override.value() in (text.strip(" \t"), text.strip(), *[items] * is_list)
