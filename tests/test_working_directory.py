@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from minllm.bench import worker
+from minllm.data import encoding
 from minllm.runs import interpreter
 from minllm.sweep import processes
+from minllm.tokenizer.bytes import Bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (
@@ -90,6 +92,27 @@ def test_processes_that_are_started(hostile: Path, tmp_path: Path, monkeypatch: 
     assert found.pop("my_idea") == str(hostile / "my_idea.py")
     assert not [origin for origin in found.values() if origin.startswith(str(hostile))]
     assert found["minllm"] == str(ROOT / "minllm" / "__init__.py") and not (hostile / "TRACE").exists()
+
+
+@pytest.mark.parametrize("starts", ["a search", "an encoding"])
+def test_processes_that_are_started_run_the_same_minllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: str
+):
+    """Even if an installed one, or another clone, comes first in the import path."""
+    (tmp_path / "other/minllm").mkdir(parents=True)
+    (tmp_path / "other/minllm/__init__.py").write_text("raise RuntimeError('the wrong one')\n")
+    (tmp_path / "probe.py").write_text(PROBE)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "other"), str(tmp_path), *sys.path])
+    if starts == "a search":
+        command = interpreter.command("probe", json.dumps(["minllm"]))
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == {"minllm": str(ROOT / "minllm" / "__init__.py")}
+    else:
+        Bytes().save(tmp_path)
+        helper = encoding.Helper(Bytes, str(tmp_path))
+        assert helper.encode(["a b"]).bytes.tolist() == [3]
+        helper.process.kill()
+        helper.close()
 
 
 def test_searches_and_benchmarks_start_their_processes_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

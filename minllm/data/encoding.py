@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minllm.errors import UserError
+from minllm.runs.interpreter import HOME
 
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer
@@ -164,7 +165,13 @@ class Helper:
 
     def __init__(self, kind: type[Tokenizer], folder: str) -> None:
         paths = [os.path.abspath(path) for path in sys.path]
-        known = {"paths": paths, "module": kind.__module__, "name": kind.__qualname__, "folder": folder}
+        known = {
+            "home": HOME,
+            "paths": paths,
+            "module": kind.__module__,
+            "name": kind.__qualname__,
+            "folder": folder,
+        }
         try:
             self.process = subprocess.Popen(
                 # isolated: modules are imported only from this process's sys.path
@@ -249,6 +256,8 @@ def usable_cpus() -> int:
 START = """
 import json, sys
 known = json.loads(sys.argv[1])
+sys.path.insert(0, known["home"])
+import minllm
 sys.path[:] = known["paths"]
 from minllm.data.encoding import serve
 serve(known["module"], known["name"], known["folder"])

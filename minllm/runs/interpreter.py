@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 import sys
 
-START = "import sys; sys.path[:] = sys.argv[2:]; del sys.argv[2:]; from {} import main; main()"
+import minllm
+
+HOME = os.path.dirname(os.path.dirname(os.path.abspath(minllm.__file__)))
+"""The folder of this process's minllm. Another process imports minllm from there before it gets its import path, in
+which another clone, or an installed minllm, may come first."""
+
+START = (
+    "import sys; sys.path.insert(0, sys.argv[2]); import minllm; sys.path[:] = sys.argv[3:]; del sys.argv[2:];"
+    " from {} import main; main()"
+)
 
 
 def command(module: str, word: str = "") -> list[str]:
@@ -16,7 +25,7 @@ def command(module: str, word: str = "") -> list[str]:
     `python -m` would put the working directory first, and a `queue.py` there would replace the standard library's.
     (`python -P`, which turns that off, is missing in Python 3.10.)
     """
-    return [sys.executable, "-c", START.format(module), word, *search_path()]
+    return [sys.executable, "-c", START.format(module), word, HOME, *search_path()]
 
 
 def search_path() -> list[str]:
