@@ -1,0 +1,121 @@
+"""How many pairs a verdict takes and how often it is wrong, in simulated studies.
+
+`python -m tests.simulate_verdicts` prints the tables of docs/compare.md, which takes about a quarter of an hour.
+`before` is the procedure that the sequential one replaced: four looks, each at a quarter of the error rate.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr
+
+from minllm.study.boundaries import Floats, SignFlips, boundary, skewness, statistic
+from minllm.study.futility import FUTILE, chance_to_settle
+from minllm.study.statistics import least_pairs
+
+ALPHA = 0.05
+BEFORE = (9, 13, 19, 28)
+LOOKS = tuple(range(6, 29))
+EFFECTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+Draw = Callable[[np.random.Generator, tuple[int, int]], Floats]
+
+DIFFERENCES: Mapping[str, Draw] = {  # all with mean 0 and standard deviation 1
+    "normal": lambda random, shape: random.standard_normal(shape),
+    "heavy-tailed (t, 3 df)": lambda random, shape: random.standard_t(3, shape) / np.sqrt(3),
+    "of two skewed arms (exponential)": lambda random, shape: (
+        (random.exponential(size=shape) - random.exponential(size=shape)) / np.sqrt(2)
+    ),
+    "skewed (lognormal, skewness 1.75)": lambda random, shape: (
+        (random.lognormal(0, 0.5, shape) - np.exp(0.125)) / np.sqrt((np.exp(0.25) - 1) * np.exp(0.25))
+    ),
+    "skewed (exponential, skewness 2)": lambda random, shape: random.exponential(size=shape) - 1,
+}
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Of each study: the pairs it took, and what it claimed.
+
+    claims: 1 and −1 for a difference of that sign, 2 for equivalence, 0 for none
+    """
+
+    pairs: Floats
+    claims: Floats
+
+    def share(self, *claims: int) -> float:
+        return float(np.isin(self.claims, claims).mean())
+
+
+def before(studies: Floats, margin: float) -> Outcomes:
+    """Judge each study at four looks by Student's t and sign flips, without futility."""
+    found = Outcomes(np.full(len(studies), float(BEFORE[-1])), np.zeros(len(studies)))
+    going = np.arange(len(studies))
+    level = ALPHA / len(BEFORE)
+    for pairs in BEFORE:
+        seen = studies[going, :pairs]
+        mean, error = seen.mean(1), seen.std(1, ddof=1) / np.sqrt(pairs)
+        differs = 2 * stdtr(pairs - 1, -abs(mean) / error) <= level
+        for i in np.flatnonzero(differs):
+            differs[i] = SignFlips(seen[i], [pairs], [pairs]).p_value(0) <= level
+        equivalent = stdtr(pairs - 1, (abs(mean) - margin) / error) <= level
+        going = _settle(found, going, pairs, np.where(equivalent, 2, np.sign(mean) * differs))
+    return found
+
+
+def after(studies: Floats, margin: float, *, futility: bool = True, looks: Sequence[int] = LOOKS) -> Outcomes:
+    """Judge each study by the sequential boundaries, as `verdicts` judges a single contest."""
+    found = Outcomes(np.full(len(studies), float(looks[-1])), np.zeros(len(studies)))
+    going, random = np.arange(len(studies)), np.random.default_rng(0)
+    least = least_pairs(ALPHA, looks, 1)
+    tested = tuple(pairs for pairs in looks if pairs >= least)
+    limits = dict.fromkeys(looks, 0.0) | dict(zip(tested, boundary(tested, ALPHA, 2)))
+    equivalence = dict(zip(looks, boundary(tuple(looks), ALPHA, 1)))
+    once_t = np.zeros(len(studies), bool)
+    for pairs in looks:
+        seen = studies[going, :pairs]
+        mean, sd, skew = moments(seen)
+        once_t[going] |= 2 * stdtr(pairs - 1, -abs(statistic(pairs, mean, sd, skew))) <= limits[pairs]
+        differs = once_t[going]
+        for i in np.flatnonzero(differs):
+            own = [look for look in tested if look <= pairs]
+            differs[i] = SignFlips(seen[i], own, tested).rejects(len(own) - 1, ALPHA)
+        nearer = np.minimum(
+            statistic(pairs, mean, sd, skew, -margin), -statistic(pairs, mean, sd, skew, margin)
+        )
+        equivalent = stdtr(pairs - 1, -nearer) <= equivalence[pairs]
+        going = _settle(found, going, pairs, np.where(equivalent, 2, np.sign(mean) * differs))
+        later = [look for look in looks if look > pairs]
+        if futility and later and len(going):
+            needed = [limits[look] for look in later], [equivalence[look] for look in later]
+            chance = np.concatenate(
+                [
+                    chance_to_settle(part, later, *needed, margin, random)
+                    for part in np.array_split(studies[going, :pairs], 1 + len(going) // 250)
+                ]
+            )
+            found.pairs[going[chance < FUTILE]] = pairs
+            going = going[chance >= FUTILE]
+    return found
+
+
+def moments(seen: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the mean, the standard deviation and the skewness of each study."""
+    pairs, mean = seen.shape[1], seen.mean(1)
+    centred = seen - mean[:, None]
+    second = (centred**2).mean(1)
+    return (
+        mean,
+        np.sqrt(second * pairs / (pairs - 1)),
+        skewness(pairs, second, (centred**3).mean(1)),
+    )
+
+
+def _settle(found: Outcomes, going: np.ndarray, pairs: int, claims: Floats) -> np.ndarray:
+    """Write down what was claimed, and return the studies that go on."""
+    settled = claims != 0
+    found.pairs[going[settled]], found.claims[going[settled]] = pairs, claims[settled]
+    return going[~settled]
