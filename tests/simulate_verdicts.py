@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ from scipy.special import stdtr
 
 from minllm.study.boundaries import Floats, SignFlips, boundary, skewness, statistic
 from minllm.study.futility import FUTILE, chance_to_settle
-from minllm.study.statistics import least_pairs
 
 ALPHA = 0.05
 BEFORE = (9, 13, 19, 28)
@@ -70,19 +68,15 @@ def after(studies: Floats, margin: float, *, futility: bool = True, looks: Seque
     """Judge each study by the sequential boundaries, as `verdicts` judges a single contest."""
     found = Outcomes(np.full(len(studies), float(looks[-1])), np.zeros(len(studies)))
     going, random = np.arange(len(studies)), np.random.default_rng(0)
-    least = least_pairs(ALPHA, looks, 1)
-    tested = tuple(pairs for pairs in looks if pairs >= least)
-    limits = dict.fromkeys(looks, 0.0) | dict(zip(tested, boundary(tested, ALPHA, 2)))
+    limits = dict(zip(looks, boundary(tuple(looks), ALPHA, 2)))
     equivalence = dict(zip(looks, boundary(tuple(looks), ALPHA, 1)))
-    once_t = np.zeros(len(studies), bool)
     for pairs in looks:
         seen = studies[going, :pairs]
         mean, sd, skew = moments(seen)
-        once_t[going] |= 2 * stdtr(pairs - 1, -abs(statistic(pairs, mean, sd, skew))) <= limits[pairs]
-        differs = once_t[going]
+        differs = 2 * stdtr(pairs - 1, -abs(statistic(pairs, mean, sd, skew))) <= limits[pairs]
         for i in np.flatnonzero(differs):
-            own = [look for look in tested if look <= pairs]
-            differs[i] = SignFlips(seen[i], own, tested).rejects(len(own) - 1, ALPHA)
+            own = [look for look in looks if look <= pairs]
+            differs[i] = SignFlips(seen[i], own, looks).rejections(len(own) - 1, ALPHA)[-1]
         nearer = np.minimum(
             statistic(pairs, mean, sd, skew, -margin), -statistic(pairs, mean, sd, skew, margin)
         )

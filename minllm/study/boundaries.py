@@ -9,8 +9,8 @@ it may have been used.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -21,17 +21,19 @@ from scipy.special import stdtr, stdtrit
 Floats = NDArray[np.float64]
 Sides = Literal[1, 2]
 
-POWER = 1.0
+POWER = 0.75
 PATHS = 2**17
 """Simulated studies without a difference, from which the boundaries of the t tests are taken."""
 
 EXACT_PAIRS = 16
 """Up to here all sign flips are enumerated, at most 2^15; beyond, the signs of further pairs are drawn."""
 
-LEVELS = tuple(float(f"{level:.4g}") for level in np.geomspace(1e-4, 1.0, 133))
-"""The error rates at which sequential tests are tried; a p-value is rounded up to one of them."""
+LEVELS = (1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+"""The error rates at which sequential tests are tried; a p-value is rounded up to one of them, or to 1."""
 
-ROUNDING = 9  # decimals of a sum of signed differences, relative to the largest, beyond which there is only rounding
+ROUNDING = (
+    9  # decimals of a sum of signed differences, relative to the largest, beyond which there is only rounding
+)
 
 
 def spent(level: float, looks: Sequence[int], pairs: int) -> float:
@@ -126,19 +128,18 @@ def thresholds(paths: NDArray[np.floating], allowed: Sequence[int]) -> list[floa
     return found
 
 
-def sequential_p(rejects: Callable[[float], bool], levels: Sequence[float]) -> float:
-    """Return the smallest of the increasing levels at which a test rejects; 1.0 if there is none."""
-    first = bisect_left(levels, True, key=rejects)
-    return levels[first] if first < len(levels) else 1.0
+def sequential_p(rejects: Callable[[float], bool], levels: Sequence[float], alpha: float) -> float:
+    """Return the smallest of the increasing levels at which a test rejects; 1.0 if there is none.
 
-
-def sequential_t(p_values: Sequence[float], looks: tuple[int, ...], levels: Sequence[float], sides: Sides) -> float:
-    """Return the sequential p-value of a t test with these p-values at the first looks."""
-    if len(looks) == 1:
-        return p_values[0]
-    return sequential_p(
-        lambda level: any(p <= limit for p, limit in zip(p_values, boundary(looks, level, sides))), levels
-    )
+    With more to spend at an early look, a later one may have less left, so a test can reject at one level and not at
+    a larger one. To be valid, a p-value of at most `alpha`, which is one of the levels, needs all levels from it up to
+    `alpha` to reject.
+    """
+    at = levels.index(alpha)
+    if not rejects(alpha):
+        return next((level for level in levels[at + 1 :] if rejects(level)), 1.0)
+    below = itertools.takewhile(rejects, reversed(levels[:at]))
+    return min(below, default=alpha)
 
 
 class SignFlips:
@@ -172,16 +173,19 @@ class SignFlips:
         drawn = int(self.looks[look] > EXACT_PAIRS)
         return (drawn + extreme) / (drawn + self.rows)
 
-    def sequential(self, look: int, levels: Sequence[float]) -> float:
+    def sequential(self, look: int, levels: Sequence[float], alpha: float) -> float:
         """Return the sequential p-value after the looks up to this one."""
         if len(self.planned) == 1:
             return self.p_value(look)
-        return sequential_p(lambda level: self.rejects(look, level), levels)
+        return sequential_p(lambda level: any(self.rejections(look, level)), levels, alpha)
 
-    def rejects(self, look: int, level: float) -> bool:
-        """Whether any look up to this one rejects, at an error rate over all looks."""
-        limits = thresholds(self.sums[:, : look + 1], [self._allowed(level, pairs) for pairs in self.looks[: look + 1]])
-        return any(-abs(seen) <= limit for seen, limit in zip(self.observed, limits))
+    def rejections(self, look: int, level: float) -> list[bool]:
+        """Return which looks up to this one reject, at an error rate over all looks."""
+        if len(self.planned) == 1:
+            return [self.p_value(look) <= level]
+        allowed = [self._allowed(level, pairs) for pairs in self.looks[: look + 1]]
+        limits = thresholds(self.sums[:, : look + 1], allowed)
+        return [-abs(seen) <= limit for seen, limit in zip(self.observed, limits)]
 
     def _allowed(self, level: float, pairs: int) -> int:
         share = spent(level, self.planned, pairs)

@@ -16,18 +16,19 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from minllm.study.boundaries import (
-    EXACT_PAIRS,
     LEVELS,
+    Sides,
     SignFlips,
     boundary,
     interval,
-    sequential_t,
+    sequential_p,
     skewness,
     spent,
     statistic,
 )
+from minllm.study.explaining import Numbers, explained, settling
 from minllm.study.futility import FUTILE, chance_to_settle, chance_to_settle_ranks
-from minllm.study.power import MOST_PAIRS, Guess, pairs_to_settle
+from minllm.study.power import Guess, pairs_to_settle
 
 Word = Literal["better", "equivalent", "worse", "inconclusive"]
 
@@ -66,16 +67,16 @@ class Verdict:
     word: Word
     pairs: int
     difference: float  # mean of (arm − baseline), in val_bpb, over the pairs in which neither diverged
-    interval: tuple[float, float]  # of the difference; infinite where a run diverged, or before the first look
+    interval: tuple[
+        float, float
+    ]  # of the difference; infinite where a run diverged, or before the first look
     confidence: float
     margin: float  # in val_bpb: smaller differences, either way, don't matter
     p_t: float  # for no difference, from the paired t test; 1.0 where a run diverged
     p_sign_flip: float  # for no difference, from the permutation test; of ranks where a run diverged
-    p_difference: float  # the larger of the two, with Holm's correction over the contests
+    p_difference: float  # from both together, with Holm's correction over the contests
     p_equivalence: float  # for a difference of at least the margin, with Holm's correction
-    seeds_to_settle: (
-        int | None
-    )  # in total; None: more than 1,000, or it can't be estimated
+    seeds_to_settle: int | None  # in total; None: more than 1,000, or it can't be estimated
     why: str  # the explanation, in a sentence or two
     settling: str = ""  # if inconclusive: how many pairs would settle it, as a sentence
     looks: tuple[Look, ...] = ()  # up to the one that settled it
@@ -124,7 +125,7 @@ def verdicts(
     for look in range(max((len(trial.reached) for trial in trials), default=0)):
         for trial in trials:
             trial.test(look)
-        of_difference = _holm([max(trial.p_t, trial.p_sign_flip) for trial in trials])
+        of_difference = _holm([trial.p_difference for trial in trials])
         of_equivalence = _holm([trial.p_equivalence for trial in trials])
         for trial, *p_values in zip(trials, of_difference, of_equivalence):
             trial.judge(look, *p_values)
@@ -202,7 +203,9 @@ class _Sample:
 def _sample(differences: Sequence[float], noise: float) -> _Sample:
     finite = list(filter(math.isfinite, differences))
     mean, sd = spread(finite) if finite else (0.0, 0.0)
-    second, third = (math.fsum((one - mean) ** power for one in finite) / max(1, len(finite)) for power in (2, 3))
+    second, third = (
+        math.fsum((one - mean) ** power for one in finite) / max(1, len(finite)) for power in (2, 3)
+    )
     skew = skewness(len(finite), np.asarray(second), np.asarray(third)) if sd > noise else 0.0
     return _Sample(differences, mean, max(sd, noise), float(skew))
 
@@ -217,6 +220,7 @@ class _Trial:
     looks: list[Look] = field(default_factory=list)
     p_t: float = 1.0
     p_sign_flip: float = 1.0
+    p_difference: float = 1.0
     p_equivalence: float = 1.0
     adjusted: tuple[float, float] = (1.0, 1.0)
 
@@ -238,16 +242,42 @@ class _Trial:
         """Compute the sequential p-values up to a look."""
         if not self.is_open(look) or self.flips is None:
             return
-        levels, to_here = self.rule.levels, slice(look + 1)
-        finite = self.samples[look].is_finite
-        self.p_t = sequential_t(self.of_t[to_here], self.planned, levels, 2) if finite else 1.0
-        self.p_equivalence = (
-            sequential_t(self.of_equivalence[to_here], self.planned, levels, 1) if finite else 1.0
-        )
-        needed = self.p_t <= self.rule.alpha or not finite or look == len(self.reached) - 1
-        self.p_sign_flip = self.flips.sequential(look, levels) if needed else 1.0
-        if not finite:  # the test of ranks decides alone
-            self.p_t = 0.0
+        is_last, finite = look == len(self.reached) - 1, self.samples[look].is_finite
+        self.p_equivalence = self._p_of_t(self.of_equivalence, look, 1)
+        if is_last:  # what the report shows
+            self.p_t = self._p_of_t(self.of_t, look, 2)
+            self.p_sign_flip = self.flips.sequential(look, self.rule.levels, self.rule.alpha)
+        limits = boundary(self.planned, self.rule.alpha, 2)
+        is_close = not finite or any(p <= limit for p, limit in zip(self.of_t[: look + 1], limits))
+        self.p_difference = self._p_difference(look) if is_close or is_last else 1.0  # else it's above alpha
+
+    def _p_of_t(self, p_values: Sequence[float], look: int, sides: Sides) -> float:
+        """Return the sequential p-value of a t test with these p-values at each look; 1.0 where a run diverged."""
+        if not self.samples[look].is_finite:
+            return 1.0
+        if len(self.planned) == 1:
+            return p_values[look]
+
+        def rejects(level: float) -> bool:
+            limits = boundary(self.planned, level, sides)
+            return any(p <= limit for p, limit in zip(p_values[: look + 1], limits))
+
+        return sequential_p(rejects, self.rule.levels, self.rule.alpha)
+
+    def _p_difference(self, look: int) -> float:
+        """Return the smallest error rate at which both tests reject at the same look, the t test if it can be used."""
+        if len(self.planned) == 1:
+            return max(self.of_t[look] if self.samples[look].is_finite else 0.0, self.flips.p_value(look))
+
+        def rejects(level: float) -> bool:
+            limits = boundary(self.planned, level, 2)
+            by_t = (
+                p <= limit or not sample.is_finite
+                for p, limit, sample in zip(self.of_t, limits, self.samples[: look + 1])
+            )
+            return any(t and signs for t, signs in zip(by_t, self.flips.rejections(look, level)))
+
+        return sequential_p(rejects, self.rule.levels, self.rule.alpha)
 
     def judge(self, look: int, p_difference: float, p_equivalence: float) -> None:
         """Settle the contest if the corrected p-values allow it, and write down the look."""
@@ -274,7 +304,11 @@ class _Trial:
         sample, alpha = self.samples[look], self.rule.alpha
         level = boundary(self.planned, alpha, 2)[look]
         whole = sample.is_finite and sample.pairs > 1
-        ends = interval(sample.pairs, sample.mean, sample.sd, sample.skew, level) if whole else (-math.inf, math.inf)
+        ends = (
+            interval(sample.pairs, sample.mean, sample.sd, sample.skew, level)
+            if whole
+            else (-math.inf, math.inf)
+        )
         p_values = (self.of_t[look], self.flips.p_value(look), self.of_equivalence[look])
         equivalence_level = boundary(self.planned, alpha, 1)[look]
         return Look(sample.pairs, sample.mean, ends, *p_values, level, equivalence_level, self.word)
@@ -290,25 +324,37 @@ class _Trial:
         sample = _sample(self.differences[:pairs], self.noise)
         settled = self.word != "inconclusive"
         chance = None if settled else self._chance(level)
+        futile = chance is not None and chance < FUTILE
         seeds = pairs if settled else self._seeds_to_settle(sample)
-        ends = last.interval if last else (-math.inf, math.inf)
-        p_t = self.p_t if sample.is_finite else 1.0
+        p_difference, p_equivalence = self.adjusted
+        numbers = Numbers(
+            sample.differences,
+            sample.mean,
+            last.interval if last else (-math.inf, math.inf),
+            1 - self.rule.alpha,
+            self.rule.margin,
+            p_difference,
+            p_equivalence,
+            self.rule.looks,
+            self._least(),
+            LEAST_PAIRS,
+        )
         return Verdict(
             word=self.word,
             pairs=pairs,
             difference=sample.mean,
-            interval=ends,
-            confidence=1 - self.rule.alpha,
-            margin=self.rule.margin,
-            p_t=p_t,
+            interval=numbers.interval,
+            confidence=numbers.confidence,
+            margin=numbers.margin,
+            p_t=self.p_t,
             p_sign_flip=self.p_sign_flip,
-            p_difference=self.adjusted[0],
-            p_equivalence=self.adjusted[1],
+            p_difference=p_difference,
+            p_equivalence=p_equivalence,
             seeds_to_settle=seeds,
-            why=f"{_found(sample, ends, self)} {_so(sample, self)}".strip(),
-            settling="" if settled else _settling(sample, seeds, chance, self.planned),
+            why=explained(self.word, numbers),
+            settling="" if settled else settling(numbers, seeds, futile),
             looks=tuple(self.looks),
-            futile=chance is not None and chance < FUTILE,
+            futile=futile,
             diverged=_diverged(sample),
         )
 
@@ -329,7 +375,9 @@ class _Trial:
         if not sample.is_finite:
             return None
         strictest = self.rule.alpha / self.rule.contests
-        levels = [boundary(self.planned, strictest, sides)[-1] if self.planned else strictest for sides in (2, 1)]
+        levels = [
+            boundary(self.planned, strictest, sides)[-1] if self.planned else strictest for sides in (2, 1)
+        ]
         return pairs_to_settle(
             Guess(sample.pairs, sample.mean, sample.sd, self.rule.margin, *levels, self._least())
         )
@@ -373,66 +421,3 @@ def _holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         adjusted[index] = largest
     return adjusted
-
-
-def _settling(sample: _Sample, seeds: int | None, chance: float | None, planned: Sequence[int]) -> str:
-    """Return how many pairs would settle it, as a sentence or two."""
-    futile = (
-        f"The looks to come, up to {planned[-1]} pairs, are unlikely to settle it (chance below {100 * FUTILE:.0f} %). "
-        if chance is not None and chance < FUTILE
-        else ""
-    )
-    if not sample.is_finite:
-        return f"{futile}How many pairs would settle it can't be estimated where training diverged."
-    if sample.pairs < 2:
-        return "How many pairs would settle it can't be estimated from fewer than two."
-    if seeds is None:
-        pairs = f"It would take more than {MOST_PAIRS:,} pairs"
-        return f"{futile}{pairs} to settle it, if the mean and the spread stay the same."
-    return f"{futile}About {seeds:,} pairs in total would settle it, if the mean and the spread stay the same."
-
-
-def _found(sample: _Sample, ends: tuple[float, float], trial: _Trial) -> str:
-    """Return the sentence with the numbers."""
-    if sample.pairs == 0:
-        return "No pair of runs has finished."
-    pairs = f"{sample.pairs} pair{'s' * (sample.pairs > 1)}: "
-    p = f", p {_p(trial.adjusted[0])}" if trial.looks else ""
-    finite = sum(map(math.isfinite, sample.differences))
-    direction = "lower" if sample.mean < 0 else "higher" if sample.mean > 0 else "apart"
-    mean = f"{abs(sample.mean):.4f} bits per byte {direction}"
-    if finite < sample.pairs:
-        mean = f"{mean} in the {finite} in which neither diverged" if finite else "in none did both finish"
-        return f"{pairs}{mean}{p} by ranks, where divergence is the worst."
-    low, high = ends
-    near, far = sorted((abs(low), abs(high)))
-    between = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"
-    within = f" ({100 * (1 - trial.rule.alpha):.3g} % interval {between})" if math.isfinite(high - low) else ""
-    return f"{pairs}{mean}{within}{p}."
-
-
-def _so(sample: _Sample, trial: _Trial) -> str:
-    """Return the sentence with the conclusion; "" if the numbers are conclusive on their own."""
-    rule, (p_difference, p_equivalence) = trial.rule, trial.adjusted
-    if trial.word == "equivalent":
-        small = f"less than {rule.margin:.4f} either way (p {_p(p_equivalence)})"
-        real = ": a real difference, but too small to matter" * (p_difference <= rule.alpha)
-        return f"The difference is {small}{real}."
-    if trial.word != "inconclusive":
-        return ""
-    if rule.looks and not trial.looks:
-        return f"The first look is at {rule.looks[0]} pairs."
-    least = trial._least()
-    if sample.pairs >= least:
-        if not sample.is_finite:
-            return "" if p_difference <= rule.alpha else "Neither is established to be worse."
-        return f"Neither a difference nor equivalence within {rule.margin:.4f} (p {_p(p_equivalence)}) is established."
-    corrected = " with this many contests and looks" * (least > LEAST_PAIRS)
-    return f"The sign-flip test needs at least {least} pairs{corrected}."
-
-
-def _p(p_value: float) -> str:
-    return "< 0.0001" if p_value < 0.0001 else f"= {p_value:.2g}"
-
-
-__all__ = ["EXACT_PAIRS", "LEAST_PAIRS", "Look", "Verdict", "Word", "least_pairs", "noise_floor", "spread", "verdicts"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from minllm.page import units
 from minllm.study import trust
 from minllm.study.arms import Arm
+from minllm.study.boundaries import EXACT_PAIRS
 from minllm.study.comparison import Comparison, Tuning
 from minllm.study.facts import NEAR
-from minllm.study.statistics import EXACT_PAIRS
 
 NO_DIFFERENCES = "Only the seeds differ."
 NONE_LEFT_OUT = "None: the comparison includes every run that was found."
