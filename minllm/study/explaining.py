@@ -53,10 +53,12 @@ def settling(numbers: Numbers, seeds: int | None, futile: bool) -> str:
     """Return how many pairs would settle it, in a sentence or two."""
     if numbers.pairs < 2:
         return "How many pairs would settle it can't be estimated from fewer than two."
-    unlikely = (
-        f"The remaining looks, up to {numbers.looks[-1] if futile else 0} pairs, are unlikely to settle it (chance below"
-        f" {100 * FUTILE:.0f} %). "
-    ) * futile
+    unlikely = ""
+    if futile:
+        chance = f"chance below {100 * FUTILE:.0f} %"
+        unlikely = (
+            f"The remaining looks, up to {numbers.looks[-1]} pairs, are unlikely to settle it ({chance}). "
+        )
     if numbers.finite < numbers.pairs:
         return f"{unlikely}How many pairs would settle it can't be estimated where training diverged."
     if seeds is None:

@@ -13,22 +13,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from minllm.study.boundaries import (
     LEVELS,
     Sides,
     SignFlips,
     boundary,
-    interval,
     sequential_p,
-    skewness,
     spent,
-    statistic,
 )
 from minllm.study.explaining import Numbers, explained, settling
 from minllm.study.futility import FUTILE, chance_to_settle, chance_to_settle_ranks
 from minllm.study.power import Guess, pairs_to_settle
+from minllm.study.sample import Sample, sample_of, spread
 
 Word = Literal["better", "equivalent", "worse", "inconclusive"]
 
@@ -161,14 +159,6 @@ def noise_floor(values: Sequence[float]) -> float | None:
     return float(stdtrit(len(values) - 1, 0.975)) * spread(values)[1] * math.sqrt(2)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the standard deviation (with n − 1; 0.0 for one value). ValueError if there are no values."""
-    if len(values) == 0:
-        raise ValueError("the mean of no values is undefined")
-    mean = math.fsum(values) / len(values)  # exact, so that the order of the seeds doesn't matter
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
-
-
 @dataclass(frozen=True)
 class _Rule:
     margin: float
@@ -180,34 +170,6 @@ class _Rule:
     def levels(self) -> list[float]:
         """The error rates at which sequential tests are tried; Holm's own are among them."""
         return sorted({*LEVELS, *(self.alpha / rank for rank in range(1, self.contests + 1))})
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """The differences of some pairs, with their summary statistics."""
-
-    differences: Sequence[float]
-    mean: float  # this and what follows: of the finite ones
-    sd: float  # can be divided by
-    skew: float
-
-    @property
-    def pairs(self) -> int:
-        return len(self.differences)
-
-    @property
-    def is_finite(self) -> bool:
-        return all(map(math.isfinite, self.differences))
-
-
-def _sample(differences: Sequence[float], noise: float) -> _Sample:
-    finite = list(filter(math.isfinite, differences))
-    mean, sd = spread(finite) if finite else (0.0, 0.0)
-    second, third = (
-        math.fsum((one - mean) ** power for one in finite) / max(1, len(finite)) for power in (2, 3)
-    )
-    skew = skewness(len(finite), np.asarray(second), np.asarray(third)) if sd > noise else 0.0
-    return _Sample(differences, mean, max(sd, noise), float(skew))
 
 
 @dataclass
@@ -230,10 +192,10 @@ class _Trial:
         self.differences = [0.0 if abs(one) <= self.noise else one for one in self.differences]
         self.planned = self.rule.looks or ((len(self.differences),) if self.differences else ())
         self.reached = [pairs for pairs in self.planned if pairs <= len(self.differences)]
-        self.samples = [_sample(self.differences[:pairs], self.noise) for pairs in self.reached]
+        self.samples = [sample_of(self.differences[:pairs], self.noise) for pairs in self.reached]
         self.flips = SignFlips(self.differences, self.reached, self.planned) if self.reached else None
-        self.of_t = [_p_t(sample) for sample in self.samples]
-        self.of_equivalence = [_p_equivalence(sample, self.rule.margin) for sample in self.samples]
+        self.of_t = [sample.p_t for sample in self.samples]
+        self.of_equivalence = [sample.p_equivalence(self.rule.margin) for sample in self.samples]
 
     def is_open(self, look: int) -> bool:
         return self.word == "inconclusive" and look < len(self.reached)
@@ -295,7 +257,7 @@ class _Trial:
         """Return which of the two is better; inconclusive if that one diverged more often."""
         sample = self.samples[look]
         side = sample.mean if sample.is_finite else self.flips.observed[look]
-        arm, baseline = _diverged(sample)
+        arm, baseline = sample.diverged
         if (side < 0 and arm > baseline) or (side > 0 and baseline > arm):
             return "inconclusive"
         return "better" if side < 0 else "worse"
@@ -303,12 +265,7 @@ class _Trial:
     def _look(self, look: int) -> Look:
         sample, alpha = self.samples[look], self.rule.alpha
         level = boundary(self.planned, alpha, 2)[look]
-        whole = sample.is_finite and sample.pairs > 1
-        ends = (
-            interval(sample.pairs, sample.mean, sample.sd, sample.skew, level)
-            if whole
-            else (-math.inf, math.inf)
-        )
+        ends = sample.interval(level)
         p_values = (self.of_t[look], self.flips.p_value(look), self.of_equivalence[look])
         equivalence_level = boundary(self.planned, alpha, 1)[look]
         return Look(sample.pairs, sample.mean, ends, *p_values, level, equivalence_level, self.word)
@@ -321,7 +278,7 @@ class _Trial:
         """
         last = self.looks[-1] if self.looks else None
         pairs = last.pairs if last else len(self.differences)
-        sample = _sample(self.differences[:pairs], self.noise)
+        sample = sample_of(self.differences[:pairs], self.noise)
         settled = self.word != "inconclusive"
         chance = None if settled else self._chance(level)
         futile = chance is not None and chance < FUTILE
@@ -355,7 +312,7 @@ class _Trial:
             settling="" if settled else settling(numbers, seeds, futile),
             looks=tuple(self.looks),
             futile=futile,
-            diverged=_diverged(sample),
+            diverged=sample.diverged,
         )
 
     def _chance(self, level: float) -> float | None:
@@ -365,13 +322,13 @@ class _Trial:
             return None
         seen, random = np.array(self.differences[: self.looks[-1].pairs]), np.random.default_rng(0)
         if not np.isfinite(seen).all():
-            arm, baseline = _diverged(_sample(seen, self.noise))
+            arm, baseline = sample_of(seen, self.noise).diverged
             wanted = [side for side, allowed in ((1, arm >= baseline), (-1, baseline >= arm)) if allowed]
             return chance_to_settle_ranks(seen, later[-1], level, wanted, random)
         limits = [boundary(self.planned, level, sides)[len(self.looks) :] for sides in (2, 1)]
         return float(chance_to_settle(seen, later, *limits, self.rule.margin, random))
 
-    def _seeds_to_settle(self, sample: _Sample) -> int | None:
+    def _seeds_to_settle(self, sample: Sample) -> int | None:
         if not sample.is_finite:
             return None
         strictest = self.rule.alpha / self.rule.contests
@@ -388,30 +345,6 @@ class _Trial:
 
 def _are_increasing(looks: Sequence[int]) -> bool:
     return all(pairs >= 1 for pairs in looks) and sorted(set(looks)) == list(looks)
-
-
-def _p_t(sample: _Sample) -> float:
-    """Return the two-sided p-value for no difference."""
-    if sample.pairs < 2 or not sample.is_finite:
-        return 1.0
-    found = float(statistic(sample.pairs, sample.mean, sample.sd, sample.skew))
-    return 2 * float(stdtr(sample.pairs - 1, -abs(found)))
-
-
-def _p_equivalence(sample: _Sample, margin: float) -> float:
-    """Return the larger p-value of the two one-sided tests."""
-    if sample.pairs < 2 or not sample.is_finite:
-        return 1.0
-    below, above = (
-        float(statistic(sample.pairs, sample.mean, sample.sd, sample.skew, at)) for at in (-margin, margin)
-    )
-    return float(stdtr(sample.pairs - 1, max(-below, above)))
-
-
-def _diverged(sample: _Sample) -> tuple[int, int]:
-    """Return in how many pairs only the arm, and only the baseline, diverged."""
-    differences = list(sample.differences)
-    return differences.count(math.inf), differences.count(-math.inf)
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
