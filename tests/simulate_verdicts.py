@@ -70,13 +70,15 @@ def after(studies: Floats, margin: float, *, futility: bool = True, looks: Seque
     going, random = np.arange(len(studies)), np.random.default_rng(0)
     limits = dict(zip(looks, boundary(tuple(looks), ALPHA, 2)))
     equivalence = dict(zip(looks, boundary(tuple(looks), ALPHA, 1)))
+    by_t = np.zeros(len(studies), bool)
     for pairs in looks:
         seen = studies[going, :pairs]
         mean, sd, skew = moments(seen)
-        differs = 2 * stdtr(pairs - 1, -abs(statistic(pairs, mean, sd, skew))) <= limits[pairs]
+        by_t[going] |= 2 * stdtr(pairs - 1, -abs(statistic(pairs, mean, sd, skew))) <= limits[pairs]
+        differs = by_t[going]
         for i in np.flatnonzero(differs):
             own = [look for look in looks if look <= pairs]
-            differs[i] = SignFlips(seen[i], own, looks).rejections(len(own) - 1, ALPHA)[-1]
+            differs[i] = any(SignFlips(seen[i], own, looks).rejections(len(own) - 1, ALPHA))
         nearer = np.minimum(
             statistic(pairs, mean, sd, skew, -margin), -statistic(pairs, mean, sd, skew, margin)
         )

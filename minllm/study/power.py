@@ -47,10 +47,10 @@ def pairs_to_settle(guess: Guess) -> int | None:
 def power_of_difference(guess: Guess, pairs: int) -> float:
     """Return the probability that both tests detect the difference.
 
-    The sign-flip test needs about one pair more than the t test. With the fewest pairs it needs all differences to
-    have the same sign, whose probability is known.
+    The correction for skewness and the sign-flip test need about two pairs more than Student's t. With the fewest
+    pairs all differences must have the same sign, whose probability is known.
     """
-    power = power_of_t(abs(guess.mean), guess.sd, pairs - 1, guess.level / 2)
+    power = power_of_t(abs(guess.mean), guess.sd, pairs - 2, guess.level / 2)
     same_sign = float(ndtr(abs(guess.mean) / guess.sd)) ** pairs
     return power if 4 / 2**pairs <= guess.level else min(power, same_sign)
 

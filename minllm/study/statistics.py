@@ -40,7 +40,8 @@ class Look:
 
     p_t, p_sign_flip, p_equivalence: p-values as if this were the only look and the only contest
     level, equivalence_level: what p_t and p_equivalence need at this look for the error rate of a single contest
-    interval: of the difference; the intervals at all looks together cover it with probability `confidence`
+    interval: of the difference, which the intervals at all looks together cover with probability `confidence`; what an
+        earlier look has excluded stays so
     word: the outcome so far, corrected for the number of contests
     """
 
@@ -227,17 +228,20 @@ class _Trial:
         return sequential_p(rejects, self.rule.levels, self.rule.alpha)
 
     def _p_difference(self, look: int) -> float:
-        """Return the smallest error rate at which both tests reject at the same look, the t test if it can be used."""
+        """Return the smallest error rate at which both tests have rejected by now, the t test if it can be used."""
         if len(self.planned) == 1:
             return max(self.of_t[look] if self.samples[look].is_finite else 0.0, self.flips.p_value(look))
 
         def rejects(level: float) -> bool:
             limits = boundary(self.planned, level, 2)
-            by_t = (
-                p <= limit or not sample.is_finite
-                for p, limit, sample in zip(self.of_t, limits, self.samples[: look + 1])
-            )
-            return any(t and signs for t, signs in zip(by_t, self.flips.rejections(look, level)))
+            by_t, by_signs = False, False
+            for at, signs in enumerate(self.flips.rejections(look, level)):
+                if signs and not self.samples[at].is_finite:
+                    return True
+                by_t, by_signs = by_t or self.of_t[at] <= limits[at], by_signs or signs
+                if by_t and by_signs:
+                    return True
+            return False
 
         return sequential_p(rejects, self.rule.levels, self.rule.alpha)
 
@@ -265,10 +269,17 @@ class _Trial:
     def _look(self, look: int) -> Look:
         sample, alpha = self.samples[look], self.rule.alpha
         level = boundary(self.planned, alpha, 2)[look]
-        ends = sample.interval(level)
+        ends = self._narrowed(sample.interval(level))
         p_values = (self.of_t[look], self.flips.p_value(look), self.of_equivalence[look])
         equivalence_level = boundary(self.planned, alpha, 1)[look]
         return Look(sample.pairs, sample.mean, ends, *p_values, level, equivalence_level, self.word)
+
+    def _narrowed(self, ends: tuple[float, float]) -> tuple[float, float]:
+        """Return the values that are in the intervals of all looks so far; the last interval if there are none."""
+        if not self.looks or math.isinf(ends[0]):
+            return ends
+        low, high = (pick(both) for pick, both in zip((max, min), zip(self.looks[-1].interval, ends)))
+        return (low, high) if low <= high else ends
 
     def verdict(self, level: float) -> Verdict:
         """Return the result after the last look.
