@@ -144,7 +144,8 @@ def compare(
         aa: also compare each arm with itself, with two of its seeds as a pair.
         alpha: the probability of claiming a difference where there is none.
         looks: the numbers of pairs at which results are tested while seeds are added, such as [6, 8, 12], including
-            the looks to come; 1 for a single look at all pairs.
+            the looks to come; 1 for a single look at all pairs. With `aa` they count the pairs of an arm with itself,
+            for each of which there are two of an arm with another.
         extensions: packages besides minllm that the runs' configurations may use code from; name only ones you trust.
 
     Raises:
@@ -186,8 +187,12 @@ def of_arms(
         first = arm_named(baseline, arms)
         arms = [first, *(arm for arm in arms if arm is not first)]
     planned = planned_looks(looks)
-    judging = {"margin": first_share(margin, arms[0], planned, left_out), "alpha": alpha, "looks": planned}
-    contests = contests_between(arms, judging, left_out, every=baseline == ALL)
+    looks_at_contests = [pairs * (2 if aa else 1) for pairs in planned]
+    own_margin = first_share(margin, arms[0], looks_at_contests, left_out)
+    judging = {"margin": own_margin, "alpha": alpha, "looks": planned}
+    contests = contests_between(
+        arms, {**judging, "looks": looks_at_contests}, left_out, every=baseline == ALL
+    )
     return Comparison(
         arms=arms,
         contests=[
