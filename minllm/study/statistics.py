@@ -207,9 +207,6 @@ class _Trial:
             return
         is_last, finite = look == len(self.reached) - 1, self.samples[look].is_finite
         self.p_equivalence = self._p_of_t(self.of_equivalence, look, 1)
-        if is_last:  # what the report shows
-            self.p_t = self._p_of_t(self.of_t, look, 2)
-            self.p_sign_flip = self.flips.sequential(look, self.rule.levels, self.rule.alpha)
         limits = boundary(self.planned, self.rule.alpha, 2)
         is_close = not finite or any(p <= limit for p, limit in zip(self.of_t[: look + 1], limits))
         self.p_difference = self._p_difference(look) if is_close or is_last else 1.0  # else it's above alpha
@@ -256,6 +253,9 @@ class _Trial:
         elif sample.pairs >= LEAST_PAIRS and p_difference <= alpha:
             self.word = self._direction(look)
         self.looks.append(self._look(look))
+        if self.word != "inconclusive" or look == len(self.reached) - 1:  # what the report shows
+            self.p_t = self._p_of_t(self.of_t, look, 2)
+            self.p_sign_flip = self.flips.sequential(look, self.rule.levels, self.rule.alpha)
 
     def _direction(self, look: int) -> Word:
         """Return which of the two is better; inconclusive if that one diverged more often."""
