@@ -117,8 +117,8 @@ def judged(comparison: Comparison) -> list[str]:
         "An arm is better or worse if both the paired t test and the sign-flip test (exact for up to"
         f" {EXACT_PAIRS} pairs) reject the hypothesis of no difference. It is equivalent if two one-sided t tests"
         " reject a difference as large as the margin. A run that diverged counts as the worst outcome: the sign-flip"
-        " test then uses ranks and decides alone, equivalence isn't claimed, and neither is that the one that diverged more"
-        " often is better. The p-values of differences and equivalence are corrected for the number of contests by"
+        " test then uses ranks and decides alone, equivalence isn't claimed, and neither is that the one that diverged"
+        " more often is better. The p-values of differences and equivalence are corrected for the number of contests by"
         f" Holm's method. Anything else is inconclusive. {looks}",
         f"Where a single run represents an arm, as for its texts, it is the run with seed {comparison.shared_seed}: the"
         " first seed that most arms have, whatever its loss. If an arm has two runs with the same seed, the later one"
