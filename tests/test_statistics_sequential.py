@@ -201,3 +201,11 @@ def test_the_simulated_studies_have_mean_0_and_sd_1():
         drawn = draw(np.random.default_rng(0), (100_000, 4))
         assert drawn.mean() == pytest.approx(0, abs=0.01) and drawn.std() == pytest.approx(1, abs=0.05)
     assert PATHS >= 100_000 and simulation.BEFORE == (9, 13, 19, 28)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("looks", [(), (1,), (1, 2, 3), (2, 3, 9), (6, 7, 8, 12)])
+def test_odd_differences_have_verdicts_too(looks):
+    odd = [[], [0.1], [0.1, 0.2], [INF], [INF, -INF], [0.0] * 3, [INF] * 3, [0.1] * 8, [1e-30] * 8]
+    for verdict in verdicts([*odd, [*[0.1] * 7, INF]], margin=0.01, looks=looks):
+        assert "nan" not in repr(verdict)

@@ -16,6 +16,8 @@ from minllm.study.boundaries import Floats, skewness, statistic
 FUTILE = 0.1
 """A contest is given up if the chance that a planned look settles it is below this."""
 
+NOISE = 1e-9  # relative to the values, anything smaller is rounding error
+
 FUTURES = 200
 """Possible continuations from which that chance is estimated."""
 
@@ -42,7 +44,8 @@ def chance_to_settle(
     """
     pairs = seen.shape[-1]
     shape = (*seen.shape[:-1], FUTURES)
-    mean, sd = seen.mean(-1), np.maximum(seen.std(-1, ddof=1), 1e-300)
+    least = NOISE * np.maximum(np.abs(seen).max(-1), margin)  # a standard deviation that can be divided by
+    mean, sd = seen.mean(-1), np.maximum(seen.std(-1, ddof=1), least)
     sigma = sd[..., None] * np.sqrt((pairs - 1) / random.chisquare(pairs - 1, shape))
     true = mean[..., None] + sigma / np.sqrt(pairs) * random.standard_normal(shape)
     centred = seen - mean[..., None]
@@ -55,7 +58,7 @@ def chance_to_settle(
                 total += drawn**power
         done = look
         first, second, third = (total / look for total in sums)
-        variance = np.maximum(second - first**2, 1e-300)
+        variance = np.maximum(second - first**2, least[..., None] ** 2)
         skew = skewness(look, variance, third - 3 * first * second + 2 * first**3)
         at, spread = first + mean[..., None], np.sqrt(variance * look / (look - 1))
         settled |= np.abs(statistic(look, at, spread, skew)) >= stdtrit(look - 1, 1 - limit / 2)

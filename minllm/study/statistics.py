@@ -24,14 +24,13 @@ from minllm.study.boundaries import (
     spent,
 )
 from minllm.study.explaining import Numbers, explained, settling
-from minllm.study.futility import FUTILE, chance_to_settle, chance_to_settle_ranks
+from minllm.study.futility import FUTILE, NOISE, chance_to_settle, chance_to_settle_ranks
 from minllm.study.power import Guess, pairs_to_settle
 from minllm.study.sample import Sample, sample_of, spread
 
 Word = Literal["better", "equivalent", "worse", "inconclusive"]
 
 LEAST_PAIRS = 6  # with fewer, the exact sign-flip test can't reach 0.05: its smallest two-sided p is 2/2^n
-NOISE = 1e-9  # relative to the values, anything smaller is rounding error
 
 
 @dataclass(frozen=True)
