@@ -138,6 +138,14 @@ def pruned(folder: Path) -> None:
     write(Outcome("pruned", reason="pruner", text="Others were better at step 20."), folder, "1")
 
 
+def diverged(folder: Path) -> None:
+    finished(folder, PRE)
+    (folder / "summary.json").unlink()
+    (folder / "log.txt").write_text(
+        "Training.\nThe loss is NaN or infinite at step 3: training diverged. Try\n"
+    )
+
+
 def of_an_extension(folder: Path) -> None:
     file = finished(folder, PRE) / "config.yaml"
     file.write_text(file.read_text().replace("extensions: []", "extensions: [my_idea]"))
@@ -149,6 +157,7 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (finished(folder, PRE) / "summary.json").unlink(),
         "It crashed or was killed before it finished. To continue: python run.py resume=",
     ),
+    "diverged": (diverged, "Its training diverged: the loss or the gradient became NaN or infinite."),
     "pruned by its search": (pruned, "It was ended by its search. Others were better at step 20."),
     "lost": (
         lambda folder: finished(folder, PRE, bpb=math.nan),
@@ -190,6 +199,30 @@ def test_a_run_without_a_result_is_named_with_its_reason_and_the_rest_is_compare
     comparison = compare([tmp_path])
     assert list(reasons(comparison)) == ["odd"] and reason in reasons(comparison)["odd"]
     assert [len(arm.runs) for arm in comparison.arms] == [1, 1]
+
+
+def test_divergence_counts_and_other_failures_leave_it_open(tmp_path):
+    for seed in range(8):
+        finished(tmp_path / f"a{seed}", PRE, seed=seed, bpb=2 + seed / 1000)
+        finished(tmp_path / f"b{seed}", POST, seed=seed, bpb=2.1 + seed / 500)
+    for seed in (8, 9):
+        finished(tmp_path / f"a{seed}", PRE, seed=seed)
+        finished(tmp_path / f"b{seed}", POST, seed=seed, bpb=math.nan)
+    (contest,) = compare([tmp_path]).contests
+    assert (contest.verdict.word, contest.verdict.pairs, len(contest.differences)) == ("worse", 10, 8)
+    assert contest.divergence.arm == [8, 9] and contest.divergence.counts == ("2 of 10", "0 of 10")
+    (tmp_path / "b8/summary.json").unlink()
+    (contest,) = compare([tmp_path]).contests
+    assert contest.verdict.word == "inconclusive" and contest.verdict.why.startswith(
+        "norm=post failed with seed 8"
+    )
+    write(Outcome("pruned", reason="diverged", text="The loss is NaN."), tmp_path / "b8", "1")
+    assert compare([tmp_path]).contests[0].divergence.arm == [8, 9]
+
+
+@pytest.mark.parametrize("looks", [0, 3, [], [8, 6], [0, 6]])
+def test_looks_that_are_no_numbers_of_pairs_are_refused(three_arms, looks):
+    assert "must be increasing numbers of pairs, such as [6, 8, 12]" in refusal(three_arms, looks=looks)
 
 
 def test_a_run_that_is_still_going_is_left_out_until_it_ends(tmp_path):

@@ -54,6 +54,8 @@ LOOKED_AT_SECONDS = 1.0
 """Longer than a process that only checks whether the lock is held will hold it."""
 STOPPED = "Stopped at step"
 """How the last line of a log begins if the run was stopped early."""
+DIVERGED = "training diverged"
+"""What the last line of a log contains if the loss or the gradient became NaN or infinite."""
 FILES = ("config.yaml", "environment.json", "metrics.jsonl", "log.txt", "samples.txt", "summary.json", LOCK)
 FOLDERS = ("checkpoints", "tokenizer")
 APPENDED = ("metrics.jsonl", "log.txt", "samples.txt", LOCK)
@@ -152,6 +154,10 @@ class RunDir:
         line = printable(line)
         tqdm.write(line)
         self._log(line)
+
+    def note(self, line: str) -> None:
+        """Append a line to log.txt that is printed elsewhere."""
+        self._log(printable(line))
 
     def event(self, event: dict) -> None:
         """Append a line to metrics.jsonl and log.txt; print it too if there's no progress bar."""

@@ -2,94 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from minllm.errors import UserError, suggest
-from minllm.study.arms import Arm, arms_of, identity, refuse_incomparable
+from minllm.study.arms import Arm, arms_of, refuse_incomparable
+from minllm.study.contest import Contest, Judged, Noise
+from minllm.study.divergence import diverged_seeds, divergence, lost_seeds
 from minllm.study.facts import Fact, facts
 from minllm.study.selection import LeftOut, Selection, find
-from minllm.study.statistics import Verdict, noise_floor, verdicts
+from minllm.study.statistics import noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
 
 METRIC = "val_bpb"
 """Bits per byte: a loss that doesn't depend on how the tokenizer splits the text."""
 
 ALL = "all"
-SAME = "Every pair reached exactly the same loss, so what differs between the two had no effect on the computation."
 MARGIN = 0.005
 ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Contest:
-    """One arm against another, in pairs of runs with the same seed.
-
-    differences: the arm's bits per byte minus the baseline's, by the seed of the pair
-    failed: whether training failed or went wrong at some seeds, so that more seeds can't settle it
-    """
-
-    arm: Arm
-    baseline: Arm
-    differences: Mapping[int, float]
-    verdict: Verdict
-    failed: bool = False
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether more pairs wouldn't change anything."""
-        return self.failed or self.verdict.word != "inconclusive"
-
-    @property
-    def is_the_same(self) -> bool:
-        """Whether every pair reached exactly the same loss, as arms that compute the same thing do."""
-        return len(self.differences) > 1 and not any(self.differences.values())
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(self.differences)
-
-    @property
-    def sentence(self) -> str:
-        link = {
-            "better": "is better than",
-            "worse": "is worse than",
-            "equivalent": "is equivalent to",
-            "inconclusive": "against",
-        }[self.verdict.word]
-        end = ": inconclusive" if self.verdict.word == "inconclusive" else ""
-        same = SAME * self.is_the_same
-        said = [
-            f"{self.arm.name} {link} {self.baseline.name}{end}.",
-            self.verdict.why,
-            self.verdict.settling,
-            same,
-        ]
-        return " ".join(filter(None, said))
-
-
-@dataclass(frozen=True)
-class Noise:
-    """An arm against itself: its runs in pairs of different seeds.
-
-    floor: in 95 % of cases, the difference between two of its runs is within ± this many bits per byte; None for a
-        single seed
-    failed: whether training failed at some seeds
-    """
-
-    arm: Arm
-    verdict: Verdict
-    floor: float | None
-    failed: bool = False
-
-    @property
-    def is_settled(self) -> bool:
-        return self.failed or self.verdict.word != "inconclusive"
-
-
-Judged = TypeVar("Judged", Contest, Noise)
 
 
 @dataclass(frozen=True)
@@ -136,7 +69,7 @@ class Comparison:
     @property
     def margin_bpb(self) -> float:
         """The margin in bits per byte."""
-        return share_of(self.margin, self.baseline)
+        return (*self.contests, *self.noise)[0].verdict.margin
 
     @property
     def shared_seed(self) -> int:
@@ -146,7 +79,7 @@ class Comparison:
 
     @property
     def is_settled(self) -> bool:
-        """Whether more pairs wouldn't change any verdict."""
+        """Whether more pairs wouldn't change any verdict, or are unlikely to."""
         return all(one.is_settled for one in self.contests or self.noise)
 
     @property
@@ -173,9 +106,7 @@ class Comparison:
         if best:
             return f"{best[0].name} is better than {'all others' if len(self.arms) > 2 else 'the other'}."
         if len(self.contests) <= 3:
-            words = [
-                f"{one.arm.name} against {one.baseline.name}: {one.verdict.word}" for one in self.contests
-            ]
+            words = [f"{one.arm.name} against {one.baseline.name}: {one.outcome}" for one in self.contests]
             return "; ".join(words) + "."
         return self._counted()
 
@@ -183,7 +114,7 @@ class Comparison:
         """The answer when there are too many contests to name."""
         if any(contest.baseline is not self.baseline for contest in self.contests):
             return f"None of the {len(self.arms)} arms is better than all others."
-        words = [contest.verdict.word for contest in self.contests]
+        words = [contest.outcome for contest in self.contests]
         counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
         return f"Of {len(words)} arms against {self.baseline.name}: {', '.join(counts)}."
 
@@ -200,7 +131,7 @@ def compare(
     margin: float = MARGIN,
     aa: bool = False,
     alpha: float = ALPHA,
-    looks: int = 1,
+    looks: int | Sequence[int] = 1,
     extensions: Iterable[str] = (),
 ) -> Comparison:
     """Compare the arms that the runs belong to.
@@ -212,7 +143,9 @@ def compare(
         margin: the fraction of the baseline's bits per byte up to which a difference doesn't matter.
         aa: also compare each arm with itself, with two of its seeds as a pair.
         alpha: the probability of claiming a difference where there is none.
-        looks: how many times the verdict is looked at while seeds are added.
+        looks: the numbers of pairs at which results are tested while seeds are added, such as [6, 8, 12], including
+            the looks to come; 1 for a single look at all pairs. With `aa` they count the pairs of an arm with itself,
+            for each of which there are two of an arm with another.
         extensions: packages besides minllm that the runs' configurations may use code from; name only ones you trust.
 
     Raises:
@@ -241,7 +174,7 @@ def of_arms(
     margin: float = MARGIN,
     aa: bool = False,
     alpha: float = ALPHA,
-    looks: int = 1,
+    looks: int | Sequence[int] = 1,
 ) -> Comparison:
     """Compare arms that already have names; see `compare`."""
     if not 0 < margin < 1:
@@ -253,30 +186,76 @@ def of_arms(
     if baseline not in (None, ALL):
         first = arm_named(baseline, arms)
         arms = [first, *(arm for arm in arms if arm is not first)]
-    judging = {"margin": share_of(margin, arms[0]), "alpha": alpha, "looks": looks}
-    contests = contests_between(arms, judging, every=baseline == ALL)
+    planned = planned_looks(looks)
+    looks_at_contests = [pairs * (2 if aa else 1) for pairs in planned]
+    own_margin = first_share(margin, arms[0], looks_at_contests, left_out)
+    judging = {"margin": own_margin, "alpha": alpha, "looks": planned}
+    contests = contests_between(
+        arms, {**judging, "looks": looks_at_contests}, left_out, every=baseline == ALL
+    )
     return Comparison(
         arms=arms,
         contests=[
-            without_impossible(without_lost_seeds(contest, [contest.arm, contest.baseline], left_out))
+            without_impossible(
+                without_lost_seeds(contest, [contest.arm, contest.baseline], left_out, "ended")
+            )
             for contest in contests
         ],
         margin=margin,
-        noise=[without_lost_seeds(one, [one.arm], left_out) for one in noises(arms, judging)] if aa else [],
+        noise=[
+            without_lost_seeds(one, [one.arm], left_out, "diverged", "ended") for one in noises(arms, judging)
+        ]
+        if aa
+        else [],
         facts=facts(arms),
         left_out=left_out,
     )
 
 
-def contests_between(arms: Sequence[Arm], judging: Mapping[str, Any], *, every: bool) -> list[Contest]:
+def planned_looks(looks: int | Sequence[int]) -> Sequence[int]:
+    """Return the numbers of pairs at which results are tested; () for a single look at all pairs."""
+    if looks == 1:
+        return ()
+    if isinstance(looks, int) or min(looks, default=0) < 1 or sorted(set(looks)) != list(looks):
+        raise UserError(
+            f"looks={looks} must be increasing numbers of pairs, such as [6, 8, 12], or 1 for a single look."
+        )
+    return looks
+
+
+def contests_between(
+    arms: Sequence[Arm], judging: Mapping[str, Any], left_out: Sequence[LeftOut], *, every: bool
+) -> list[Contest]:
     """Return the contests of all arms with the first arm, or of `every` arm with each arm before it."""
     pairs = [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
-    differences = [
-        {seed: bpb(arm, seed) - bpb(other, seed) for seed in arm.runs if seed in other.runs}
-        for arm, other in pairs
-    ]
+    differences = [differences_between(*pair, left_out) for pair in pairs]
     judged = verdicts([list(one.values()) for one in differences], **judging)
-    return [Contest(*pair, one, verdict) for pair, one, verdict in zip(pairs, differences, judged)]
+    return [
+        Contest(
+            *pair,
+            {seed: value for seed, value in list(one.items())[: verdict.pairs] if is_known(*pair, seed)},
+            verdict,
+            divergence=divergence(*pair, left_out),
+        )
+        for pair, one, verdict in zip(pairs, differences, judged)
+    ]
+
+
+def differences_between(arm: Arm, other: Arm, left_out: Sequence[LeftOut]) -> dict[int, float]:
+    """Return the difference of each pair: infinite if one of them diverged, which is the worst, and 0 if both did."""
+    lost, others = diverged_seeds(arm, left_out), diverged_seeds(other, left_out)
+    seeds = sorted({*arm.runs, *lost} & {*other.runs, *others})
+    found = {}
+    for seed in seeds:
+        if is_known(arm, other, seed):
+            found[seed] = bpb(arm, seed) - bpb(other, seed)
+        else:
+            found[seed] = 0.0 if seed in lost and seed in others else math.inf if seed in lost else -math.inf
+    return found
+
+
+def is_known(arm: Arm, other: Arm, seed: int) -> bool:
+    return seed in arm.runs and seed in other.runs
 
 
 def noises(arms: Sequence[Arm], judging: Mapping[str, Any]) -> list[Noise]:
@@ -292,12 +271,22 @@ def share_of(share: float, arm: Arm) -> float:
     return share * sum(values) / len(values)
 
 
-def without_lost_seeds(judged: Judged, arms: Sequence[Arm], left_out: Sequence[LeftOut]) -> Judged:
-    """Return `judged`, made inconclusive if training failed at some seeds, because the others may be lucky ones."""
+def first_share(share: float, arm: Arm, looks: Sequence[int], left_out: Sequence[LeftOut]) -> float:
+    """Return a fraction of an arm's bits per byte, averaged over its seeds at the first look.
+
+    Later seeds would move the margin, and earlier looks would no longer be what they were.
+    """
+    seeds = sorted({*arm.runs, *diverged_seeds(arm, left_out)})[: looks[0] if looks else None]
+    values = [bpb(arm, seed) for seed in seeds if seed in arm.runs]
+    return share * sum(values) / len(values) if values else share_of(share, arm)
+
+
+def without_lost_seeds(
+    judged: Judged, arms: Sequence[Arm], left_out: Sequence[LeftOut], *kinds: str
+) -> Judged:
+    """Return `judged`, made inconclusive if runs failed in one of these ways, because the others may be lucky ones."""
     for arm in arms:
-        own = identity(arm.first.cfg)
-        failed = {one.cfg["seed"] for one in left_out if one.failed and one.cfg and identity(one.cfg) == own}
-        if lost := sorted(failed - set(arm.runs)):
+        if lost := sorted(lost_seeds(arm, left_out, *kinds) - set(arm.runs)):
             seeds = f"seed{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
             why = (
                 f"{arm.name or 'The arm'} failed with {seeds}, so the remaining seeds may be the lucky ones."
@@ -329,7 +318,9 @@ def undecided(comparison: Comparison, why: str) -> Comparison:
 def put_off(one: Judged, why: str) -> Judged:
     """Return the result as inconclusive, for a reason that more pairs can't remove."""
     why = f"{why} {one.verdict.why}"
-    verdict = replace(one.verdict, word="inconclusive", why=why, settling="", seeds_to_settle=None)
+    verdict = replace(
+        one.verdict, word="inconclusive", why=why, settling="", seeds_to_settle=None, futile=False
+    )
     return replace(one, verdict=verdict, failed=True)
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 
 from minllm.errors import printable
-from minllm.runs.outcome import FILE, State
+from minllm.runs.outcome import FILE, Reason, State
 from minllm.schema.checking import fits, words
 from minllm.schema.options import Range
 
@@ -81,6 +81,7 @@ SECTIONS_WHERE_GIVEN: Mapping[str, Mapping[str, Any]] = {
 }
 
 ENDING: Mapping[str, Any] = {"state": State, "text": str}
+ENDING_WHERE_GIVEN: Mapping[str, Any] = {"reason": Reason | None}
 
 EVENT: Mapping[str, Any] = {"step": Whole, "tokens": Amount, "seconds": Amount}
 POINT = "val_bpb"
@@ -232,11 +233,12 @@ def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_ending(folder: Path) -> dict[str, Any]:
-    """Return how a search's trial ended, from trial.json: its state and text; {} if there is no such file."""
+    """Return how a search's trial ended, from trial.json: its state, text and reason; {} if there is no such file."""
     if not is_there(folder, FILE):
         return {}
     ending = read_object(folder, FILE)
     check(ending, ENDING, FILE)
+    check(ending, ENDING_WHERE_GIVEN, FILE, needed=False)
     return ending
 
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
 from minllm.runs.find import OUTPUTS, command_to_go_on
-from minllm.runs.folder import STOPPED, is_going_on
+from minllm.runs.folder import DIVERGED, STOPPED, is_going_on
 from minllm.schema.foreign import is_own, without_places
 from minllm.study import recorded
 
@@ -62,13 +62,14 @@ class LeftOut:
     """A run that isn't compared, and the reason as a sentence.
 
     cfg: its configuration, if known
-    failed: whether its training failed, so that its seed may be missing because of its arm
+    lost: how its training failed: it diverged, which is a result, or it ended in another way, such as a crash, that may
+        or may not be due to its arm; None if it didn't fail
     """
 
     folder: Path
     why: str
     cfg: Mapping[str, Any] | None = None
-    failed: bool = False
+    lost: Literal["diverged", "ended"] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,8 @@ def date_of(folder: Path) -> str:
 def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     """Return a run, or why it can't be compared."""
 
-    def left_out(why: str, failed: bool = False) -> LeftOut:
-        return LeftOut(folder, why, cfg, failed)
+    def left_out(why: str, lost: Literal["diverged", "ended"] | None = None) -> LeftOut:
+        return LeftOut(folder, why, cfg, lost)
 
     go_on = f"To continue: {command_to_go_on(folder, cfg.get('extensions') or [])}"
     if is_going_on(folder):
@@ -214,13 +215,18 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     try:
         ending = recorded.read_ending(folder)
         if ending.get("state", "complete") != "complete":
-            return left_out(f"It was ended by its search. {ending['text']}", failed=True)
+            lost = "diverged" if ending.get("reason") == "diverged" else "ended"
+            return left_out(f"It was ended by its search. {ending['text']}", lost)
         if not recorded.is_there(folder, "summary.json"):
             if not recorded.is_there(folder, "metrics.jsonl"):
                 return left_out("It wasn't trained: it has no metrics.jsonl.")
             if STOPPED in last_line(folder):
                 return left_out(f"It was stopped before it finished. {go_on}")
-            return left_out(f"It crashed or was killed before it finished. {go_on}", failed=True)
+            if DIVERGED in last_line(folder):
+                return left_out(
+                    "Its training diverged: the loss or the gradient became NaN or infinite.", "diverged"
+                )
+            return left_out(f"It crashed or was killed before it finished. {go_on}", "ended")
         run = TrainedRun(folder, cfg, recorded.read_summary(folder), recorded.read_environment(folder))
         if run.seed != cfg["seed"]:
             return left_out(
@@ -228,7 +234,7 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
             )
         run.evaluations  # noqa: B018  (read now, to find damage before anything is compared)
     except recorded.Diverged:
-        return left_out("Its validation loss is NaN or infinite.", failed=True)
+        return left_out("Its validation loss is NaN or infinite.", "diverged")
     except recorded.Damaged as error:
         return left_out(str(error))
     return run

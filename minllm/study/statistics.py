@@ -8,79 +8,141 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy.special import nctdtr, ndtr, stdtr, stdtrit
+from scipy.special import stdtrit
+
+from minllm.study.boundaries import (
+    LEVELS,
+    Sides,
+    SignFlips,
+    boundary,
+    sequential_p,
+    spent,
+)
+from minllm.study.explaining import Numbers, explained, settling
+from minllm.study.futility import FUTILE, NOISE, chance_to_settle, chance_to_settle_ranks
+from minllm.study.power import Guess, pairs_to_settle
+from minllm.study.sample import Sample, sample_of, spread
 
 Word = Literal["better", "equivalent", "worse", "inconclusive"]
 
 LEAST_PAIRS = 6  # with fewer, the exact sign-flip test can't reach 0.05: its smallest two-sided p is 2/2^n
-EXACT_PAIRS = 20  # up to here all sign flips are enumerated, at most a million; beyond, they are sampled
-DRAWS = 20_000
-POWER = 0.8
-MOST_SEEDS = 1_000
-NOISE = 1e-9  # relative to the values, anything smaller is rounding error
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the first pairs said when they were tested.
+
+    p_t, p_sign_flip, p_equivalence: p-values as if this were the only look and the only contest
+    level, equivalence_level: what p_t and p_equivalence need at this look for the error rate of a single contest
+    interval: of the difference, which the intervals at all looks together cover with probability `confidence`; what an
+        earlier look has excluded stays so
+    word: the outcome so far, corrected for the number of contests
+    """
+
+    pairs: int
+    difference: float
+    interval: tuple[float, float]
+    p_t: float
+    p_sign_flip: float
+    p_equivalence: float
+    level: float
+    equivalence_level: float
+    word: Word
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the seeds so far say about one arm and the baseline; p-values have Holm's correction over the contests."""
+    """What the seeds so far say about one arm and the baseline.
+
+    All p-values are sequential: they hold whenever the study stops, and so does the interval.
+    """
 
     word: Word
     pairs: int
-    difference: float  # mean of (arm − baseline), in val_bpb; negative if the arm is better
-    interval: tuple[float, float]  # of the difference, from Student's t at `confidence`
-    confidence: float  # 0.95 with one look
+    difference: float  # mean of (arm − baseline), in val_bpb, over the pairs in which neither diverged
+    interval: tuple[
+        float, float
+    ]  # of the difference; infinite where a run diverged, or before the first look
+    confidence: float
     margin: float  # in val_bpb: smaller differences, either way, don't matter
-    p_t: float  # for no difference, from the paired t test
-    p_sign_flip: float  # for no difference, from the permutation test
-    p_equivalence: float  # for a difference of at least the margin, from two one-sided t tests
-    seeds_to_settle: (
-        int | None
-    )  # in total; None: more than 1,000, or fewer than two pairs to estimate it from
+    p_t: float  # for no difference, from the paired t test; 1.0 where a run diverged
+    p_sign_flip: float  # for no difference, from the permutation test; of ranks where a run diverged
+    p_difference: float  # from both together, with Holm's correction over the contests
+    p_equivalence: float  # for a difference of at least the margin, with Holm's correction
+    seeds_to_settle: int | None  # in total; None: more than 1,000, or it can't be estimated
     why: str  # the explanation, in a sentence or two
     settling: str = ""  # if inconclusive: how many pairs would settle it, as a sentence
+    looks: tuple[Look, ...] = ()  # up to the one that settled it
+    futile: bool = False  # whether it's inconclusive and the looks to come are unlikely to settle it
+    diverged: tuple[int, int] = (0, 0)  # the pairs in which only the arm, and only the baseline, diverged
 
 
 def verdicts(
-    differences: Sequence[Sequence[float]], *, margin: float, alpha: float = 0.05, looks: int = 1
+    differences: Sequence[Sequence[float]],
+    *,
+    margin: float,
+    alpha: float = 0.05,
+    looks: Sequence[int] = (),
 ) -> list[Verdict]:
-    """Judge each contest by its differences between an arm and a baseline.
+    """Judge each contest by its differences between an arm and a baseline, in the order in which they were trained.
 
     An arm is better or worse if both the t test and the sign-flip test reject the hypothesis of no difference. The
-    first assumes that the differences are normal, the second only that they are symmetric. An arm is equivalent if two
-    one-sided t tests reject a difference as large as the margin, even if a smaller difference is significant.
+    first assumes that the differences are normal (and corrects for skewness), the second only that they are symmetric.
+    An arm is equivalent if two one-sided t tests reject a difference as large as the margin, even if a smaller
+    difference is significant.
+
+    A difference is infinite if the arm diverged (inf) or the baseline did (-inf), and 0 if both did. The sign-flip test
+    then compares ranks, in which divergence is the worst outcome, and decides alone. Equivalence isn't claimed then,
+    nor that the one that diverged more often is better.
 
     The probability of any false claim of a difference stays below `alpha` over all contests (Holm) and all looks
-    (Bonferroni) together; so does that of any false claim of equivalence.
+    (alpha spending) together; so does that of any false claim of equivalence. A contest is settled at the first look
+    that allows a claim; later pairs don't change it.
 
     Args:
         differences: for each contest, arm − baseline of every pair, in val_bpb. The number of pairs may vary.
         margin: the largest difference that doesn't matter, in val_bpb, set before the first look.
         alpha: the probability of a false claim.
-        looks: how many times in total the study is judged while seeds are added. More looks need stricter tests.
+        looks: the numbers of pairs at which results are tested while pairs are added, including the looks to come. All
+            looks for which there are enough pairs are repeated here. Empty: a single look at all pairs.
 
     Raises:
-        ValueError: a difference isn't finite, or another argument is out of range.
+        ValueError: a difference is NaN, or another argument is out of range.
     """
-    if not (0 < margin < math.inf and 0 < alpha < 1 and looks >= 1):
+    if not (0 < margin < math.inf and 0 < alpha < 1 and _are_increasing(looks)):
         raise ValueError(f"margin={margin}, alpha={alpha} and looks={looks}: one of them is out of range")
-    if not all(math.isfinite(difference) for contest in differences for difference in contest):
-        raise ValueError("all differences must be finite; leave out the pairs that aren't")
-    rule = _Rule(margin, alpha / looks, strictest=alpha / looks / max(1, len(differences)))
-    samples = [_sample(contest, rule) for contest in differences]
-    families = (_t_test, _sign_flip_test, _equivalence_test)
-    p_values = zip(*(_holm([test(sample, rule) for sample in samples]) for test in families))
-    return [_judge(sample, rule, *ps) for sample, ps in zip(samples, p_values)]
+    if any(math.isnan(difference) for contest in differences for difference in contest):
+        raise ValueError("a difference is NaN; it must be infinite if a run diverged, or else be left out")
+    rule = _Rule(margin, alpha, tuple(looks), max(1, len(differences)))
+    trials = [_Trial(contest, rule) for contest in differences]
+    for look in range(max((len(trial.reached) for trial in trials), default=0)):
+        for trial in trials:
+            trial.test(look)
+        of_difference = _holm([trial.p_difference for trial in trials])
+        of_equivalence = _holm([trial.p_equivalence for trial in trials])
+        for trial, *p_values in zip(trials, of_difference, of_equivalence):
+            trial.judge(look, *p_values)
+    unsettled = sum(trial.word == "inconclusive" for trial in trials)
+    return [trial.verdict(alpha / max(1, unsettled)) for trial in trials]
 
 
-def least_pairs(alpha: float, looks: int, contests: int) -> int:
-    """Return the fewest pairs with which the sign-flip test, whose smallest p is 2/2^n, can decide any contest."""
-    return next(n for n in itertools.count(LEAST_PAIRS) if 2 / 2**n <= alpha / looks / max(1, contests))
+def least_pairs(alpha: float, looks: Sequence[int], contests: int) -> int:
+    """Return the fewest pairs with which the sign-flip test, whose smallest p is 2/2^n, can decide any contest.
+
+    Args:
+        looks: the planned numbers of pairs. If none of them suffices, the result is larger than the last; if there are
+            none, it's the number for a single look.
+    """
+    level = alpha / max(1, contests)
+    if not looks:
+        return next(n for n in itertools.count(LEAST_PAIRS) if 2 / 2**n <= level)
+    planned = itertools.chain(looks, itertools.count(looks[-1] + 1))
+    return next(n for n in planned if n >= LEAST_PAIRS and 2 / 2**n <= spent(level, looks, n))
 
 
 def noise_floor(values: Sequence[float]) -> float | None:
@@ -97,70 +159,202 @@ def noise_floor(values: Sequence[float]) -> float | None:
     return float(stdtrit(len(values) - 1, 0.975)) * spread(values)[1] * math.sqrt(2)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the standard deviation (with n − 1; 0.0 for one value). ValueError if there are no values."""
-    if len(values) == 0:
-        raise ValueError("the mean of no values is undefined")
-    mean = math.fsum(values) / len(values)  # exact, so that the order of the seeds doesn't matter
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
-
-
 @dataclass(frozen=True)
 class _Rule:
     margin: float
-    level: float  # alpha at each look
-    strictest: float  # Bonferroni's level, where Holm's can't be known
+    alpha: float
+    looks: tuple[int, ...]
+    contests: int
 
     @property
-    def least(self) -> int:
-        return least_pairs(self.strictest, 1, 1)
+    def levels(self) -> list[float]:
+        """The error rates at which sequential tests are tried; Holm's own are among them."""
+        return sorted({*LEVELS, *(self.alpha / rank for rank in range(1, self.contests + 1))})
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """The differences of one contest, with their summary statistics."""
+@dataclass
+class _Trial:
+    """A contest while its looks are repeated one after the other."""
 
     differences: Sequence[float]
-    pairs: int
-    mean: float
-    sd: float
+    rule: _Rule
+    word: Word = "inconclusive"
+    looks: list[Look] = field(default_factory=list)
+    p_t: float = 1.0
+    p_sign_flip: float = 1.0
+    p_difference: float = 1.0
+    p_equivalence: float = 1.0
+    adjusted: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self):
+        finite = [abs(one) for one in self.differences if math.isfinite(one)]
+        self.noise = NOISE * max(self.rule.margin, *finite, 0.0)
+        self.differences = [0.0 if abs(one) <= self.noise else one for one in self.differences]
+        self.planned = self.rule.looks or ((len(self.differences),) if self.differences else ())
+        self.reached = [pairs for pairs in self.planned if pairs <= len(self.differences)]
+        self.samples = [sample_of(self.differences[:pairs], self.noise) for pairs in self.reached]
+        self.flips = SignFlips(self.differences, self.reached, self.planned) if self.reached else None
+        self.of_t = [sample.p_t for sample in self.samples]
+        self.of_equivalence = [sample.p_equivalence(self.rule.margin) for sample in self.samples]
+
+    def is_open(self, look: int) -> bool:
+        return self.word == "inconclusive" and look < len(self.reached)
+
+    def test(self, look: int) -> None:
+        """Compute the sequential p-values up to a look."""
+        if not self.is_open(look) or self.flips is None:
+            return
+        is_last, finite = look == len(self.reached) - 1, self.samples[look].is_finite
+        self.p_equivalence = self._p_of_t(self.of_equivalence, look, 1)
+        limits = boundary(self.planned, self.rule.alpha, 2)
+        is_close = not finite or any(p <= limit for p, limit in zip(self.of_t[: look + 1], limits))
+        self.p_difference = self._p_difference(look) if is_close or is_last else 1.0  # else it's above alpha
+
+    def _p_of_t(self, p_values: Sequence[float], look: int, sides: Sides) -> float:
+        """Return the sequential p-value of a t test with these p-values at each look; 1.0 where a run diverged."""
+        if not self.samples[look].is_finite:
+            return 1.0
+        if len(self.planned) == 1:
+            return p_values[look]
+
+        def rejects(level: float) -> bool:
+            limits = boundary(self.planned, level, sides)
+            return any(p <= limit for p, limit in zip(p_values[: look + 1], limits))
+
+        return sequential_p(rejects, self.rule.levels, self.rule.alpha)
+
+    def _p_difference(self, look: int) -> float:
+        """Return the smallest error rate at which both tests have rejected by now, the t test if it can be used."""
+        if len(self.planned) == 1:
+            return max(self.of_t[look] if self.samples[look].is_finite else 0.0, self.flips.p_value(look))
+
+        def rejects(level: float) -> bool:
+            limits = boundary(self.planned, level, 2)
+            by_t, by_signs = False, False
+            for at, signs in enumerate(self.flips.rejections(look, level)):
+                if signs and not self.samples[at].is_finite:
+                    return True
+                by_t, by_signs = by_t or self.of_t[at] <= limits[at], by_signs or signs
+                if by_t and by_signs:
+                    return True
+            return False
+
+        return sequential_p(rejects, self.rule.levels, self.rule.alpha)
+
+    def judge(self, look: int, p_difference: float, p_equivalence: float) -> None:
+        """Settle the contest if the corrected p-values allow it, and write down the look."""
+        if not self.is_open(look):
+            return
+        self.adjusted = (p_difference, p_equivalence)
+        sample, alpha = self.samples[look], self.rule.alpha * (1 + 1e-9)
+        if sample.pairs >= LEAST_PAIRS and p_equivalence <= alpha:
+            self.word = "equivalent"
+        elif sample.pairs >= LEAST_PAIRS and p_difference <= alpha:
+            self.word = self._direction(look)
+        self.looks.append(self._look(look))
+        if self.word != "inconclusive" or look == len(self.reached) - 1:  # what the report shows
+            self.p_t = self._p_of_t(self.of_t, look, 2)
+            self.p_sign_flip = self.flips.sequential(look, self.rule.levels, self.rule.alpha)
+
+    def _direction(self, look: int) -> Word:
+        """Return which of the two is better; inconclusive if that one diverged more often."""
+        sample = self.samples[look]
+        side = sample.mean if sample.is_finite else self.flips.observed[look]
+        arm, baseline = sample.diverged
+        if (side < 0 and arm > baseline) or (side > 0 and baseline > arm):
+            return "inconclusive"
+        return "better" if side < 0 else "worse"
+
+    def _look(self, look: int) -> Look:
+        sample, alpha = self.samples[look], self.rule.alpha
+        level = boundary(self.planned, alpha, 2)[look]
+        ends = self._narrowed(sample.interval(level))
+        p_values = (self.of_t[look], self.flips.p_value(look), self.of_equivalence[look])
+        equivalence_level = boundary(self.planned, alpha, 1)[look]
+        return Look(sample.pairs, sample.mean, ends, *p_values, level, equivalence_level, self.word)
+
+    def _narrowed(self, ends: tuple[float, float]) -> tuple[float, float]:
+        """Return the values that are in the intervals of all looks so far; the last interval if there are none."""
+        if not self.looks or math.isinf(ends[0]):
+            return ends
+        low, high = (pick(both) for pick, both in zip((max, min), zip(self.looks[-1].interval, ends)))
+        return (low, high) if low <= high else ends
+
+    def verdict(self, level: float) -> Verdict:
+        """Return the result after the last look.
+
+        Args:
+            level: the error rate that the contest may use at the looks to come.
+        """
+        last = self.looks[-1] if self.looks else None
+        pairs = last.pairs if last else len(self.differences)
+        sample = sample_of(self.differences[:pairs], self.noise)
+        settled = self.word != "inconclusive"
+        chance = None if settled else self._chance(level)
+        futile = chance is not None and chance < FUTILE
+        seeds = pairs if settled else self._seeds_to_settle(sample)
+        p_difference, p_equivalence = self.adjusted
+        numbers = Numbers(
+            sample.differences,
+            sample.mean,
+            last.interval if last else (-math.inf, math.inf),
+            1 - self.rule.alpha,
+            self.rule.margin,
+            p_difference,
+            p_equivalence,
+            self.rule.looks,
+            self._least(),
+            LEAST_PAIRS,
+        )
+        return Verdict(
+            word=self.word,
+            pairs=pairs,
+            difference=sample.mean,
+            interval=numbers.interval,
+            confidence=numbers.confidence,
+            margin=numbers.margin,
+            p_t=self.p_t,
+            p_sign_flip=self.p_sign_flip,
+            p_difference=p_difference,
+            p_equivalence=p_equivalence,
+            seeds_to_settle=seeds,
+            why=explained(self.word, numbers),
+            settling="" if settled else settling(numbers, seeds, futile),
+            looks=tuple(self.looks),
+            futile=futile,
+            diverged=sample.diverged,
+        )
+
+    def _chance(self, level: float) -> float | None:
+        """Return the chance that a look to come settles it; None before the first look and after the last."""
+        later = self.planned[len(self.looks) :]
+        if not self.looks or not later or self.looks[-1].pairs < 3:
+            return None
+        seen, random = np.array(self.differences[: self.looks[-1].pairs]), np.random.default_rng(0)
+        if not np.isfinite(seen).all():
+            arm, baseline = sample_of(seen, self.noise).diverged
+            wanted = [side for side, allowed in ((1, arm >= baseline), (-1, baseline >= arm)) if allowed]
+            return chance_to_settle_ranks(seen, later[-1], level, wanted, random)
+        limits = [boundary(self.planned, level, sides)[len(self.looks) :] for sides in (2, 1)]
+        return float(chance_to_settle(seen, later, *limits, self.rule.margin, random))
+
+    def _seeds_to_settle(self, sample: Sample) -> int | None:
+        if not sample.is_finite:
+            return None
+        strictest = self.rule.alpha / self.rule.contests
+        levels = [
+            boundary(self.planned, strictest, sides)[-1] if self.planned else strictest for sides in (2, 1)
+        ]
+        return pairs_to_settle(
+            Guess(sample.pairs, sample.mean, sample.sd, self.rule.margin, *levels, self._least())
+        )
+
+    def _least(self) -> int:
+        return least_pairs(self.rule.alpha, self.rule.looks, self.rule.contests)
 
 
-def _sample(differences: Sequence[float], rule: _Rule) -> _Sample:
-    """Return a sample with rounding errors set to zero, and a standard deviation that can be divided by."""
-    noise = NOISE * max(rule.margin, *map(abs, differences), 0.0)
-    differences = [0.0 if abs(difference) <= noise else difference for difference in differences]
-    mean, sd = spread(differences) if differences else (0.0, 0.0)
-    return _Sample(differences, len(differences), mean, max(sd, noise))
-
-
-def _t_test(sample: _Sample, rule: _Rule) -> float:
-    return min(1.0, 2 * _tail(abs(sample.mean), sample))
-
-
-def _equivalence_test(sample: _Sample, rule: _Rule) -> float:
-    """Return the larger p-value of the two one-sided tests, which is that of the nearer margin."""
-    return _tail(rule.margin - abs(sample.mean), sample)
-
-
-def _tail(distance: float, sample: _Sample) -> float:
-    """Return the probability that chance alone takes the mean this far from the tested value."""
-    if sample.pairs < 2:
-        return 1.0
-    return float(stdtr(sample.pairs - 1, -distance / sample.sd * math.sqrt(sample.pairs)))
-
-
-def _sign_flip_test(sample: _Sample, rule: _Rule) -> float:
-    """Return the fraction of sign flips whose sum of differences is at least as far from 0."""
-    sizes = np.sort(np.abs(sample.differences))
-    observed = abs(math.fsum(sample.differences)) - NOISE * sizes.sum()  # a tie may differ by an ulp
-    if sample.pairs > EXACT_PAIRS:
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(DRAWS, sample.pairs))
-        return float((1 + np.count_nonzero(abs(signs @ sizes) >= observed)) / (1 + DRAWS))
-    sums = sizes[:1]  # its sign stays fixed, because flipping all signs doesn't change the distance from 0
-    for size in sizes[1:]:
-        sums = np.concatenate([sums + size, sums - size])
-    return float((abs(sums) >= observed).mean()) if sample.pairs else 1.0
+def _are_increasing(looks: Sequence[int]) -> bool:
+    return all(pairs >= 1 for pairs in looks) and sorted(set(looks)) == list(looks)
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
@@ -170,100 +364,3 @@ def _holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         adjusted[index] = largest
     return adjusted
-
-
-def _judge(sample: _Sample, rule: _Rule, p_t: float, p_sign_flip: float, p_equivalence: float) -> Verdict:
-    enough = sample.pairs >= LEAST_PAIRS
-    differs = enough and max(p_t, p_sign_flip) <= rule.level
-    word: Word = "inconclusive"
-    if enough and p_equivalence <= rule.level:
-        word = "equivalent"
-    elif differs:
-        word = "better" if sample.mean < 0 else "worse"
-    p_values = (p_t, p_sign_flip, p_equivalence)
-    seeds = _seeds_to_settle(sample, rule) if word == "inconclusive" else sample.pairs
-    why = f"{_found(sample, rule, p_sign_flip)} {_so(word, differs, sample, rule, p_equivalence)}".strip()
-    interval, confidence = _interval(sample, rule), 1 - rule.level
-    settling = _settling(sample, seeds) if word == "inconclusive" else ""
-    return Verdict(
-        word, sample.pairs, sample.mean, interval, confidence, rule.margin, *p_values, seeds, why, settling
-    )
-
-
-def _interval(sample: _Sample, rule: _Rule) -> tuple[float, float]:
-    if sample.pairs < 2:
-        return -math.inf, math.inf
-    half = float(stdtrit(sample.pairs - 1, 1 - rule.level / 2)) * sample.sd / math.sqrt(sample.pairs)
-    return sample.mean - half, sample.mean + half
-
-
-def _seeds_to_settle(sample: _Sample, rule: _Rule) -> int | None:
-    """Return how many pairs give a power of 0.8, assuming that the mean and the standard deviation stay the same."""
-    if sample.pairs < 2:
-        return None
-    powers = (_power_of_difference, _power_of_equivalence)  # neither decreases as pairs are added
-    choices = range(max(rule.least, sample.pairs + 1), MOST_SEEDS + 1)
-    first = bisect_left(choices, POWER, key=lambda pairs: max(power(sample, rule, pairs) for power in powers))
-    return choices[first] if first < len(choices) else None
-
-
-def _settling(sample: _Sample, seeds: int | None) -> str:
-    if sample.pairs < 2:
-        return "How many pairs would settle it can't be estimated from fewer than two."
-    if seeds is None:
-        return f"It would take more than {MOST_SEEDS:,} pairs to settle it, if the mean and the spread stay the same."
-    return f"About {seeds:,} pairs in total would settle it, if the mean and the spread stay the same."
-
-
-def _power_of_difference(sample: _Sample, rule: _Rule, pairs: int) -> float:
-    """Return the probability that both tests detect the difference.
-
-    The sign-flip test needs about one pair more than the t test. With the fewest pairs it needs all differences to
-    have the same sign, whose probability is known.
-    """
-    power = _power(abs(sample.mean), sample, pairs - 1, rule.strictest / 2)
-    same_sign = float(ndtr(abs(sample.mean) / sample.sd)) ** pairs
-    return power if 4 / 2**pairs <= rule.strictest else min(power, same_sign)
-
-
-def _power_of_equivalence(sample: _Sample, rule: _Rule, pairs: int) -> float:
-    """Return a lower bound on the probability that both one-sided tests succeed: the sum of the two minus one."""
-    near, far = rule.margin - abs(sample.mean), rule.margin + abs(sample.mean)
-    return sum(_power(distance, sample, pairs, rule.strictest) for distance in (near, far)) - 1
-
-
-def _power(distance: float, sample: _Sample, pairs: int, level: float) -> float:
-    """Return the power of a one-sided t test whose true mean is this far from the tested value."""
-    shift = min(max(distance / sample.sd * math.sqrt(pairs), 0.0), 30.0)  # outside, nctdtr may return nan
-    return 1 - float(nctdtr(pairs - 1, shift, stdtrit(pairs - 1, 1 - level)))
-
-
-def _found(sample: _Sample, rule: _Rule, p_sign_flip: float) -> str:
-    """Return the sentence with the numbers."""
-    if sample.pairs == 0:
-        return "No pair of runs has finished."
-    low, high = _interval(sample, rule)
-    near, far = sorted((abs(low), abs(high)))
-    ends = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"
-    interval = f" ({100 * (1 - rule.level):.3g} % interval {ends})" if sample.pairs > 1 else ""
-    direction = "lower" if sample.mean < 0 else "higher" if sample.mean > 0 else "apart"
-    mean = f"{abs(sample.mean):.4f} bits per byte {direction}"
-    test = "exact sign-flip p" if sample.pairs <= EXACT_PAIRS else f"sign-flip p (of {DRAWS:,} draws)"
-    return f"{sample.pairs} pair{'s' * (sample.pairs > 1)}: {mean}{interval}, {test} {_p(p_sign_flip)}."
-
-
-def _so(word: Word, differs: bool, sample: _Sample, rule: _Rule, p_equivalence: float) -> str:
-    """Return the sentence with the conclusion; "" if the numbers are conclusive on their own."""
-    if word == "equivalent":
-        small = f"less than {rule.margin:.4f} either way (p {_p(p_equivalence)})"
-        return f"The difference is {small}{': a real difference, but too small to matter' * differs}."
-    if word != "inconclusive":
-        return ""
-    if sample.pairs >= rule.least:
-        return f"Neither a difference nor equivalence within {rule.margin:.4f} (p {_p(p_equivalence)}) is established."
-    corrected = " with this many contests and looks" * (rule.least > LEAST_PAIRS)
-    return f"The sign-flip test needs at least {rule.least} pairs{corrected}."
-
-
-def _p(p_value: float) -> str:
-    return "< 0.0001" if p_value < 0.0001 else f"= {p_value:.2g}"

@@ -19,7 +19,7 @@ from minllm.model.lm import LM
 from minllm.model.seed import number
 from minllm.model.steps import after_step, before_step
 from minllm.objective import Objective
-from minllm.runs.folder import RunDir
+from minllm.runs.folder import DIVERGED, RunDir
 from minllm.runs.records import marked
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import PACE_STEPS, Budget
@@ -282,7 +282,7 @@ def update(run: Run, lr: float) -> float:
 def diverged(run: Run, what: str) -> str:
     kept = [path.name for path in checkpoints.all_in(run.folder.checkpoints)]
     return (
-        f"The {what} is NaN or infinite at step {run.progress.step}: training diverged. Try a lower optim.lr, a longer"
+        f"The {what} is NaN or infinite at step {run.progress.step}: {DIVERGED}. Try a lower optim.lr, a longer"
         f" schedule.warmup_steps, a smaller train.clip or train.precision=fp32."
         f" {f'The last checkpoint is {kept[-1]}.' if kept else 'No checkpoint was written yet.'}"
     )

@@ -30,7 +30,7 @@ from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import LOOKAHEAD_WARNING
-from minllm.training.loop import Run, fit
+from minllm.training.loop import Diverged, Run, fit
 from minllm.training.settings import Settings
 
 
@@ -80,6 +80,9 @@ def carry_out(
                     metrics = summarise(run, cfg)
                     run.folder.summary(metrics)
                     summary = metrics
+        except Diverged as error:
+            run.folder.note(str(error))  # by which a comparison tells it from a crash
+            raise
         finally:
             run.logger.finish(summary)
     if signal is not None:

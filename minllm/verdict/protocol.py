@@ -21,6 +21,8 @@ from minllm.study.comparison import ALL, Tuning
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper
 
+MOST_LOOKS = 100
+
 FIRST_TUNING_SEED = 1000
 """Seeds below this are used by the verdict; learning rates are tuned on this seed and above."""
 
@@ -32,7 +34,7 @@ class Protocol:
     equal: the quantity in which all arms are sized to match the first; null leaves their sizes alone
     rates: learning rates that each arm tries, as multiples of its optim.lr
     tuning_seeds: seeds of the tuning runs; each rate is judged by its mean loss over them
-    looks: numbers of pairs after which the results are tested
+    looks: numbers of pairs after which the results are tested; the error rate is shared out among them
     margin: differences below this share of the baseline's bits per byte count as equal
     baseline: the arm that the others are compared with; all compares every pair of arms
     aa: also compare each arm with itself; with a single arm, only that
@@ -58,6 +60,10 @@ class Protocol:
     def __post_init__(self):
         if not self.looks or sorted(set(self.looks)) != list(self.looks):
             raise UserError("search.looks must be increasing numbers of pairs, such as [8,12,18].")
+        if len(self.looks) > MOST_LOOKS:
+            raise UserError(
+                f"search.looks has {len(self.looks)} numbers of pairs, which is more than {MOST_LOOKS}: leave some out."
+            )
         if self.rates and not self.tuning_seeds:
             raise UserError(
                 "search.tuning_seeds has no seed to try learning rates on: add one, or set search.rates=[]."
@@ -85,6 +91,13 @@ class Protocol:
         ended = [{trial.params["seed"] for trial in trials if trial.state.is_finished()} for trials in arms]
         seeds = next(seed for seed in itertools.count() if not all(seed in one for one in ended))
         return seeds // self.runs_of_a_pair
+
+
+def listed(looks: Sequence[int]) -> str:
+    """Return the looks as text."""
+    if len(looks) <= 4:
+        return " or ".join(map(str, looks))
+    return f"{looks[0]}, {looks[1]}, {looks[2]}, …, {looks[-1]}"
 
 
 def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[str]]:

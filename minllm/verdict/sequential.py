@@ -6,7 +6,7 @@
 4. Report.
 
 The tuning and the seeds of each arm are separate searches with their own folders, so an interrupted verdict continues
-with the same command. The looks are fixed in advance, and the significance level is corrected for their number.
+with the same command. The looks are fixed in advance, and share the significance level.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
     Protocol,
     arms_in,
+    listed,
     refuse_changes,
     refuse_own_seeds,
     refuse_same_results,
@@ -132,14 +133,11 @@ class VerdictSearch:
             lines.append(
                 f"Tuning: {runs} runs with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."
             )
-        looks = " or ".join(map(str, protocol.looks))
-        lines.append(f"Pairs: seeds 0, 1, 2, …; the results are tested after {looks} pairs.")
+        lines.append(f"Pairs: seeds 0, 1, 2, …; the results are tested after {listed(protocol.looks)} pairs.")
         contests = math.comb(len(self.arms), 2) if protocol.baseline == ALL else len(self.arms) - 1
-        least = least_pairs(ALPHA, len(protocol.looks), contests)
+        least = least_pairs(ALPHA, protocol.looks, contests)
         if protocol.looks[0] < least:
-            lines.append(
-                f"With {len(protocol.looks)} planned looks, no arm can be called better or worse before {least} pairs."
-            )
+            lines.append(f"With these looks, no arm can be called better or worse before {least} pairs.")
         return "\n".join(lines)
 
     # ---- the steps -------------------------------------------------------------------------------
@@ -164,7 +162,8 @@ class VerdictSearch:
     def train_pairs(self, tuning: Mapping[str, Tuning]) -> Comparison:
         """Train pairs of seeds until a look settles every comparison, or looks or time run out.
 
-        Returns the comparison at the last look reached, or an undecided one before the first look.
+        Returns the comparison at the last look reached, or an undecided one before the first look. An arm whose
+        contests are all settled isn't trained any further.
         """
         done, comparison = 0, None
         with contextlib.ExitStack() as stack:
@@ -177,21 +176,32 @@ class VerdictSearch:
                 print(f"After {look} pairs: {comparison.headline} {comparison.settling}".rstrip(), flush=True)
                 if comparison.is_settled:
                     return comparison
+                going_on = self.still_needed(comparison)
+                searches = {name: search for name, search in searches.items() if name in going_on}
         if comparison is None:
             before = f"before the first look at {self.protocol.looks[0]} pairs"
             return undecided(self.compared(tuning, done), TIME_WAS_UP.format(before))
         return comparison
 
+    def still_needed(self, comparison: Comparison) -> set[str]:
+        """Return the names of the arms that an unsettled contest needs."""
+        arms = [arm for one in comparison.contests if not one.is_settled for arm in (one.arm, one.baseline)]
+        arms += [one.arm for one in comparison.noise if not one.is_settled]
+        called = {arm.name for arm in arms}
+        return {name for name in self.arms if self.called(name) in called}
+
     def train_up_to(self, look: int, done: int, searches: Mapping[str, RunUntil]) -> int:
-        """Train up to `look` pairs while there is time, and return the number of finished pairs.
+        """Train at least `look` pairs while there is time, and return the number of finished pairs.
 
         The arms take turns and their order alternates, so that other load on the machine slows all of them alike and
-        their tokens per second stay comparable.
+        their tokens per second stay comparable. A turn trains as many pairs as there are processes, so it may end
+        after the look, which then uses only the first ones.
         """
-        while done < look and (more := self.pairs_in_time()):
+        last = self.protocol.looks[-1]
+        while done < look and (more := self.pairs_in_time(len(searches))):
             turn, wanted = (
                 done // self.sweeper.n_jobs,
-                done + int(min(look - done, more, self.sweeper.n_jobs)),
+                done + int(min(last - done, more, self.sweeper.n_jobs)),
             )
             trials = {}
             for name in list(searches)[:: 1 if turn % 2 == 0 else -1]:
@@ -216,7 +226,7 @@ class VerdictSearch:
         seeds = self.protocol.looks[-1] * self.protocol.runs_of_a_pair
         return self.opened(f"seeds-{name}", name, words, seeds, keep="all")
 
-    def pairs_in_time(self) -> float:
+    def pairs_in_time(self, arms: int) -> float:
         """Return how many more pairs there is time for, by the mean duration of a run; `n_jobs` before the first."""
         left = self.ends - time.monotonic()
         if math.isinf(left):
@@ -224,7 +234,7 @@ class VerdictSearch:
         seconds = [one for search in self.seconds.values() for one in search]
         if not seconds:
             return self.sweeper.n_jobs if left > 0 else 0
-        runs = len(self.arms) * self.protocol.runs_of_a_pair
+        runs = arms * self.protocol.runs_of_a_pair
         return max(0, int(left * self.sweeper.n_jobs / (runs * sum(seconds) / len(seconds))))
 
     def compared(self, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
@@ -259,7 +269,7 @@ class VerdictSearch:
             baseline=self.baseline(),
             margin=protocol.margin,
             aa=protocol.aa,
-            looks=len(protocol.looks),
+            looks=protocol.looks,
         )
         tuned = {self.called(name): found for name, found in tuning.items()}
         return replace(comparison, tuning=tuned, commands=[self.command()], kept_margin=True)

@@ -104,7 +104,13 @@ def _interval(contest: Contest, place: float) -> Iterator[Any]:
             x=ends, y=[place] * 2, mode="lines", line={"color": shade, "width": 4}, hoverinfo="skip"
         )
     if own:
-        interval = f"{ends[0]:+.4f} to {ends[1]:+.4f}" if len(ends) == 2 else "no interval from one pair"
+        interval = (
+            f"{ends[0]:+.4f} to {ends[1]:+.4f}"
+            if len(ends) == 2
+            else "no interval from one pair"
+            if len(own) == 1
+            else "no interval"
+        )
         yield Scatter(
             x=[verdict.difference],
             y=[place],

@@ -46,13 +46,12 @@ def _verdict(comparison: Comparison) -> list[str]:
         [
             code(contest.arm.name),
             code(contest.baseline.name),
-            contest.verdict.word,
+            contest.outcome,
             f"{contest.verdict.difference:+.4f}",
             _interval(contest.verdict.interval),
             f"{contest.verdict.margin:.4f}",
             str(contest.verdict.pairs),
-            f"{contest.verdict.p_t:.2g}",
-            f"{contest.verdict.p_sign_flip:.2g}",
+            f"{contest.verdict.p_difference:.2g}",
             f"{contest.verdict.p_equivalence:.2g}",
         ]
         for contest in comparison.contests
@@ -67,12 +66,11 @@ def _verdict(comparison: Comparison) -> list[str]:
         f"{_confidence(comparison)} interval",
         "margin",
         "pairs",
-        "p (t)",
-        "p (sign flips)",
+        "p (difference)",
     ]
     return [
         *lines([f"- {plain(contest.sentence)}" for contest in comparison.contests]),
-        table([*head, "p (equivalence)"], rows, "lllrrrrrrr"),
+        table([*head, "p (equivalence)"], rows, "lllrrrrrr"),
         "Difference for each seed:",
         *lines(
             [

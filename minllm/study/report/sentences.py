@@ -5,9 +5,9 @@ from __future__ import annotations
 from minllm.page import units
 from minllm.study import trust
 from minllm.study.arms import Arm
+from minllm.study.boundaries import EXACT_PAIRS
 from minllm.study.comparison import Comparison, Tuning
 from minllm.study.facts import NEAR
-from minllm.study.statistics import EXACT_PAIRS
 
 NO_DIFFERENCES = "Only the seeds differ."
 NONE_LEFT_OUT = "None: the comparison includes every run that was found."
@@ -103,8 +103,9 @@ def judged(comparison: Comparison) -> list[str]:
     """Return how the verdicts were reached, and which run is shown where only one can be."""
     confidence = {contest.verdict.confidence for contest in comparison.contests} or {0.95}
     looks = (
-        "The number of looks while seeds are added was stored before the runs were trained, and each look uses its"
-        " share of the error rate."
+        "The numbers of pairs at which results are tested while seeds are added were stored before the runs were"
+        " trained. The looks share the error rate (alpha spending), so p-values and intervals hold whenever the study"
+        " stops; stopping for futility makes no claim."
         if comparison.kept_margin
         else "The error rates assume a single look at a number of seeds fixed beforehand; whether seeds"
         " were added after an earlier comparison isn't recorded."
@@ -112,10 +113,12 @@ def judged(comparison: Comparison) -> list[str]:
     return [
         f"A contest is one arm against another. Two runs with the same seed form a pair. {pairs(comparison)} The tests"
         " use the difference within each pair (arm minus baseline) in bits per byte at the end of training; the"
-        f" interval is Student's t at {100 * min(confidence):.4g} %.",
+        f" interval is Student's t at {100 * min(confidence):.4g} %, widened if the differences are skewed (Hall).",
         "An arm is better or worse if both the paired t test and the sign-flip test (exact for up to"
         f" {EXACT_PAIRS} pairs) reject the hypothesis of no difference. It is equivalent if two one-sided t tests"
-        " reject a difference as large as the margin. The p-values are corrected for the number of contests by"
+        " reject a difference as large as the margin. A run that diverged counts as the worst outcome: the sign-flip"
+        " test then uses ranks and decides alone, equivalence isn't claimed, and neither is that the one that diverged"
+        " more often is better. The p-values of differences and equivalence are corrected for the number of contests by"
         f" Holm's method. Anything else is inconclusive. {looks}",
         f"Where a single run represents an arm, as for its texts, it is the run with seed {comparison.shared_seed}: the"
         " first seed that most arms have, whatever its loss. If an arm has two runs with the same seed, the later one"

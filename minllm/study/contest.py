@@ -1,0 +1,117 @@
+"""One arm against another, or against itself, and what is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from minllm.study.arms import Arm
+from minllm.study.divergence import Divergence
+from minllm.study.statistics import Verdict
+
+SAME = "Every pair reached exactly the same loss, so what differs between the two had no effect on the computation."
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One arm against another, in pairs of runs with the same seed.
+
+    differences: the arm's bits per byte minus the baseline's, by the seed of the pair, where neither diverged
+    failed: whether runs crashed or went wrong at some seeds, so that more seeds can't settle it
+    divergence: how often training diverged, unless it never did
+    """
+
+    arm: Arm
+    baseline: Arm
+    differences: Mapping[int, float]
+    verdict: Verdict
+    failed: bool = False
+    divergence: Divergence | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether more pairs wouldn't change anything, or are unlikely to."""
+        return self.failed or self.verdict.futile or self.verdict.word != "inconclusive"
+
+    @property
+    def unstable(self) -> Arm | None:
+        """The one of the two that diverged more often and is better only where it didn't; None if there is none."""
+        arm, baseline = self.verdict.diverged
+        if arm > baseline and self.verdict.difference < 0:
+            return self.arm
+        if baseline > arm and self.verdict.difference > 0:
+            return self.baseline
+        return None
+
+    @property
+    def outcome(self) -> str:
+        """The verdict's word, or unstable if it is inconclusive because one of the two diverged more often."""
+        return "unstable" if self.unstable and self.verdict.word == "inconclusive" else self.verdict.word
+
+    @property
+    def is_the_same(self) -> bool:
+        """Whether every pair reached exactly the same loss, as arms that compute the same thing do."""
+        return len(self.differences) > 1 and not any(self.differences.values())
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.differences)
+
+    @property
+    def sentence(self) -> str:
+        same = SAME * self.is_the_same
+        said = [self._answer(), self._diverged(), self.verdict.why, self.verdict.settling, same]
+        return " ".join(filter(None, said))
+
+    def _answer(self) -> str:
+        """The first sentence."""
+        word, unstable, found = self.verdict.word, self.unstable, self.divergence
+        if unstable and found:
+            other = self.baseline if unstable is self.arm else self.arm
+            own, against = found.counts if unstable is self.arm else reversed(found.counts)
+            worse = f" and worse than {other.name}" * (word != "inconclusive")
+            return (
+                f"{unstable.name} is unstable{worse}: training failed with {own} seeds (against {against} of"
+                f" {other.name}), although it reached {abs(self.verdict.difference):.4f} bits per byte less where it"
+                " survived."
+            )
+        links = {
+            "better": "is better than",
+            "worse": "is worse than",
+            "equivalent": "is equivalent to",
+            "inconclusive": "against",
+        }
+        end = ": inconclusive" * (word == "inconclusive")
+        return f"{self.arm.name} {links[word]} {self.baseline.name}{end}."
+
+    def _diverged(self) -> str:
+        if self.divergence is None:
+            return ""
+        own, others = self.divergence.counts
+        return (
+            f"Training diverged with {own} seeds of {self.arm.name} and {others} of {self.baseline.name}"
+            f" (exact McNemar test: p = {self.divergence.p:.2g})."
+        )
+
+
+@dataclass(frozen=True)
+class Noise:
+    """An arm against itself: its runs in pairs of different seeds.
+
+    floor: in 95 % of cases, the difference between two of its runs is within ± this many bits per byte; None for a
+        single seed
+    failed: whether training failed at some seeds
+    """
+
+    arm: Arm
+    verdict: Verdict
+    floor: float | None
+    failed: bool = False
+
+    @property
+    def is_settled(self) -> bool:
+        return self.failed or self.verdict.futile or self.verdict.word != "inconclusive"
+
+
+Judged = TypeVar("Judged", Contest, Noise)

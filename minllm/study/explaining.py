@@ -1,0 +1,111 @@
+"""The sentences that explain a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minllm.study.futility import FUTILE
+from minllm.study.power import MOST_PAIRS
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the sentences are about.
+
+    mean: of the finite differences
+    interval: of the difference; infinite if there is none
+    looks: planned numbers of pairs; empty for a single look
+    least: with fewer pairs, no difference can be claimed
+    """
+
+    differences: Sequence[float]
+    mean: float
+    interval: tuple[float, float]
+    confidence: float
+    margin: float
+    p_difference: float
+    p_equivalence: float
+    looks: Sequence[int]
+    least: int
+    fewest: int
+
+    @property
+    def pairs(self) -> int:
+        return len(self.differences)
+
+    @property
+    def finite(self) -> int:
+        return sum(map(math.isfinite, self.differences))
+
+    @property
+    def is_tested(self) -> bool:
+        return self.pairs >= (self.looks[0] if self.looks else 1)
+
+
+def explained(word: str, numbers: Numbers) -> str:
+    """Return the numbers in a sentence, and the conclusion in another unless the numbers say it on their own."""
+    return f"{_found(numbers)} {_concluded(word, numbers)}".strip()
+
+
+def settling(numbers: Numbers, seeds: int | None, futile: bool) -> str:
+    """Return how many pairs would settle it, in a sentence or two."""
+    if numbers.pairs < 2:
+        return "How many pairs would settle it can't be estimated from fewer than two."
+    unlikely = ""
+    if futile:
+        chance = f"chance below {100 * FUTILE:.0f} %"
+        unlikely = (
+            f"The remaining looks, up to {numbers.looks[-1]} pairs, are unlikely to settle it ({chance}). "
+        )
+    if numbers.finite < numbers.pairs:
+        return f"{unlikely}How many pairs would settle it can't be estimated where training diverged."
+    if seeds is None:
+        needed = f"It would take more than {MOST_PAIRS:,} pairs to settle it"
+    else:
+        needed = f"About {seeds:,} pairs in total would settle it"
+    return f"{unlikely}{needed}, if the mean and the spread stay the same."
+
+
+def _found(numbers: Numbers) -> str:
+    if numbers.pairs == 0:
+        return "No pair of runs has finished."
+    pairs = f"{numbers.pairs} pair{'s' * (numbers.pairs > 1)}: "
+    p = f", p {_p(numbers.p_difference)}" if numbers.is_tested else ""
+    direction = "lower" if numbers.mean < 0 else "higher" if numbers.mean > 0 else "apart"
+    mean = f"{abs(numbers.mean):.4f} bits per byte {direction}"
+    if numbers.finite < numbers.pairs:
+        survived = (
+            f"{mean} in the {numbers.finite} in which neither diverged" if numbers.finite else "all diverged"
+        )
+        return f"{pairs}{survived}{p} by ranks, of which divergence has the worst."
+    low, high = numbers.interval
+    near, far = sorted((abs(low), abs(high)))
+    between = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"
+    share = f"{100 * numbers.confidence:.3g} %"
+    return f"{pairs}{mean}{f' ({share} interval {between})' * math.isfinite(high - low)}{p}."
+
+
+def _concluded(word: str, numbers: Numbers) -> str:
+    differs = numbers.p_difference <= 1 - numbers.confidence
+    if word == "equivalent":
+        small = f"less than {numbers.margin:.4f} either way (p {_p(numbers.p_equivalence)})"
+        return f"The difference is {small}{': a real difference, but too small to matter' * differs}."
+    if word != "inconclusive":
+        return ""
+    if not numbers.is_tested and numbers.looks:
+        return f"The first look is at {numbers.looks[0]} pairs."
+    if numbers.pairs < numbers.least:
+        corrected = " with this many contests and looks" * (numbers.least > numbers.fewest)
+        return f"The sign-flip test needs at least {numbers.least} pairs{corrected}."
+    if numbers.finite < numbers.pairs:
+        return "" if differs else "Neither is established to be worse."
+    return (
+        f"Neither a difference nor equivalence within {numbers.margin:.4f} (p {_p(numbers.p_equivalence)}) is"
+        " established."
+    )
+
+
+def _p(p_value: float) -> str:
+    return "< 0.0001" if p_value < 0.0001 else f"= {p_value:.2g}"
