@@ -48,13 +48,18 @@ class TrainedRun:
         return cfg if is_own(self.folder) else without_places(cfg)
 
     @functools.cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl; empty if it is lost. Damaged if a line isn't an event."""
+        return recorded.read_metrics(self.folder)
+
+    @functools.cached_property
     def evaluations(self) -> list[dict[str, float]]:
         """Its metrics with a validation loss: step, tokens, seconds, val_loss, val_bpb. Empty if metrics.jsonl is lost.
 
         Raises:
             Damaged: a line isn't an event; `read` leaves out such a run.
         """
-        return [event for event in recorded.read_metrics(self.folder) if recorded.POINT in event]
+        return [event for event in self.events if recorded.POINT in event]
 
 
 @dataclass(frozen=True)
