@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
+from minllm.runs.documents import DocumentLosses
 from minllm.runs.find import OUTPUTS, command_to_go_on
 from minllm.runs.folder import STOPPED, is_going_on
 from minllm.schema.foreign import is_own, without_places
@@ -51,6 +52,11 @@ class TrainedRun:
     def events(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl; empty if it is lost. Damaged if a line isn't an event."""
         return recorded.read_metrics(self.folder)
+
+    @functools.cached_property
+    def documents(self) -> DocumentLosses | None:
+        """The loss of each validation document; None if it wasn't recorded. Damaged if its file is."""
+        return recorded.read_documents(self.folder, self.summary["val_bpb"])
 
     @functools.cached_property
     def evaluations(self) -> list[dict[str, float]]:
