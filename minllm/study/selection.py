@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,12 @@ class TrainedRun:
     def events(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl; empty if it is lost. Damaged if a line isn't an event."""
         return recorded.read_metrics(self.folder)
+
+    @functools.cached_property
+    def train_losses(self) -> tuple[float, ...]:
+        """Its finite training losses, one for each line of metrics that has one."""
+        found = [event.get("train_loss") for event in self.events]
+        return tuple(loss for loss in found if isinstance(loss, int | float) and math.isfinite(loss))
 
     @functools.cached_property
     def documents(self) -> DocumentLosses | None:

@@ -6,7 +6,7 @@ Each has a test of its own, and Bonferroni's correction keeps the probability of
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ class Stability:
     spread: the standard deviation of the bits per byte over the seeds of the pairs. The test is McCulloch's (1987) for
         paired samples: Spearman's correlation of the sums and the differences of the pairs, which is 0 if the
         variances are equal.
-    spikes: of the training loss, per run, and a sign test over the pairs; see `spikes_of`
+    spikes: of the training loss, per run, and a sign test over the pairs; see `count_spikes`
     failures: the fraction of an arm's runs that crashed, diverged or were ended, and Fisher's exact test
     less_stable: which of the two is less stable by the corrected tests; None if neither is, or if each is
         by another test
@@ -83,7 +83,7 @@ def stability(
     """
     signs = (
         _spread(*values),
-        _spikes(*([spikes_of(run) for run in own] for own in runs)),
+        _spikes(*([count_spikes(run.train_losses) for run in own] for own in runs)),
         _failures(failed, finished),
     )
     corrected = [1.0 if sign.p is None else min(1.0, len(signs) * sign.p) for sign in signs]
@@ -123,14 +123,9 @@ def _failures(failed: tuple[int, int], finished: tuple[int, int]) -> Sign:
     return Sign(*shares, p)
 
 
-def spikes_of(run: TrainedRun) -> int | None:
-    """Return how many times a run's training loss jumped; None if it has too few lines of metrics."""
-    found = [event.get("train_loss") for event in run.events]
-    return count_spikes([loss for loss in found if isinstance(loss, int | float) and math.isfinite(loss)])
-
-
-def count_spikes(losses: Sequence[float]) -> int | None:
-    """Return the number of spikes in a series of losses; None if it is too short.
+@functools.lru_cache(4096)  # a run may be in many contests
+def count_spikes(losses: tuple[float, ...]) -> int | None:
+    """Return the number of spikes in a series of training losses; None if it is too short.
 
     A value is in a spike if it lies above the median of the WINDOW values before it by more than FAR robust standard
     deviations of such distances (from their median absolute deviation), and by more than NOTICED of that median.

@@ -22,10 +22,10 @@ ABOUT = (
 ABOUT_SPEED = (
     "A speed-up is a ratio of tokens, on the mean curves over the paired seeds, interpolated in the logarithm of"
     " tokens: above 1, the arm is faster. “To the arm's loss” divides the tokens that the baseline needs for the arm's"
-    " final loss by the arm's tokens; “to the baseline's loss” divides the baseline's tokens by those that the arm needs for"
-    " the baseline's final loss. Where a curve never reaches the loss, the value is a bound (at least, at most), and an"
-    f" interval without an upper end goes beyond what was trained. Intervals are from a bootstrap over at least"
-    f" {LEAST_RESAMPLED} pairs. “Extrapolated” continues the baseline's curve by a power law of tokens above the"
+    " final loss by the arm's tokens; “to the baseline's loss” divides the baseline's tokens by those that the arm"
+    " needs for the baseline's final loss. Where a curve never reaches the loss, the value is a bound (at least, at"
+    " most), and an interval without an upper end goes beyond what was trained. Intervals are from a bootstrap over at"
+    f" least {LEAST_RESAMPLED} pairs. “Extrapolated” continues the baseline's curve by a power law of tokens above the"
     " corpus's known entropy, fitted to the second half of the curve; that is an assumption, which a learning rate that"
     " decays violates."
 )
