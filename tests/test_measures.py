@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from scipy.stats import norm, ttest_1samp
+from scipy.stats import norm, spearmanr, ttest_1samp
 from scipy.stats import t as student
 
 from minllm.runs.documents import DOCUMENTS, DocumentLosses
@@ -19,7 +19,7 @@ from minllm.study.report import summary, write_report
 from minllm.study.report.measures import conclusion, speed_up
 from minllm.study.selection import LeftOut
 from minllm.study.speedup import SpeedUp, _Pairs, at_equal, speed_ups
-from minllm.study.stability import count_spikes, stability
+from minllm.study.stability import count_spikes, rank_test, stability
 from minllm.study.superiority import newcombe, superiority, wins
 from tests.comparisons import comparison
 
@@ -237,6 +237,16 @@ def test_the_arm_with_the_larger_spread_is_less_stable():
     )
     assert judged((calm, wild)).less_stable == "b"
     assert judged((calm, calm + 1)).less_stable is None
+
+
+def test_the_rank_test_is_exact_for_a_few_pairs():
+    assert rank_test(np.arange(6.0), np.arange(6.0) ** 3) == pytest.approx(2 / math.factorial(6))
+    # of the published table for n = 5: a correlation of 0.9 or more has a probability of 0.0833, on both sides
+    assert rank_test(np.arange(5.0), np.array([0.0, 1.0, 2.0, 4.0, 3.0])) == pytest.approx(0.0833, abs=1e-4)
+    random = np.random.default_rng(0)
+    one, other = random.standard_normal(15), random.standard_normal(15)
+    assert rank_test(one, other) == pytest.approx(spearmanr(one, other).pvalue, abs=0.02)
+    assert rank_test(one, one) == 1 / 10_001
 
 
 def test_the_test_of_spread_holds_its_level_for_skewed_values():

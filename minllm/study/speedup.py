@@ -177,7 +177,10 @@ def at_equal(axis: str, pairs: _Pairs) -> AtEqual:
     """Return the difference at the largest budget that all runs have spent."""
     arm, baseline = ([(getattr(one, axis), one.bpb) for one in runs] for runs in (pairs.arm, pairs.baseline))
     budget = min(places[-1] for places, _ in (*arm, *baseline))
-    used = [float(np.mean([budget / places[-1] for places, _ in runs])) for runs in (arm, baseline)]
+    used = [
+        float(np.mean([budget / places[-1] if places[-1] else 1.0 for places, _ in runs]))
+        for runs in (arm, baseline)
+    ]
     difference = None
     if all(0 < places[0] <= budget for places, _ in (*arm, *baseline)):
         difference = mean_of(

@@ -7,6 +7,8 @@ Each has a test of its own, and Bonferroni's correction keeps the probability of
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,8 @@ from minllm.study.selection import TrainedRun
 from minllm.study.statistics import spread
 
 LEAST_PAIRS = 4  # for the correlation of sums and differences
+EXACT_PAIRS = 7  # up to here all orders are enumerated, at most 5,040
+DRAWS = 10_000
 WINDOW = 5  # lines of metrics
 LEAST_LINES = 3 * WINDOW
 FAR = 6.0  # robust standard deviations
@@ -93,15 +97,35 @@ def stability(
 
 
 def _spread(arm: Sequence[float], baseline: Sequence[float]) -> Sign:
-    from scipy import stats  # takes half a second to import
-
     if len(arm) < 2:
         return Sign(None, None, None)
     deviations = spread(arm)[1], spread(baseline)[1]
     sums, differences = np.add(arm, baseline), np.subtract(arm, baseline)
     if len(arm) < LEAST_PAIRS or not np.ptp(sums) or not np.ptp(differences):
         return Sign(*deviations, None)
-    return Sign(*deviations, float(stats.spearmanr(sums, differences).pvalue))
+    return Sign(*deviations, rank_test(sums, differences))
+
+
+def rank_test(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the p-value of Spearman's correlation: exact for up to EXACT_PAIRS pairs, from DRAWS orders beyond.
+
+    That of `scipy.stats.spearmanr` is asymptotic, and 0 for a perfect correlation of a few pairs.
+    """
+    from scipy.stats import rankdata  # takes half a second to import
+
+    n = len(one)
+    ranks, others = (rankdata(values) - (n + 1) / 2 for values in (one, other))
+    observed = abs(ranks @ others) - 1e-9
+    reached = np.count_nonzero(np.abs(ranks[_orders(n)] @ others) >= observed)
+    return reached / math.factorial(n) if n <= EXACT_PAIRS else (1 + reached) / (1 + DRAWS)
+
+
+@functools.lru_cache(64)
+def _orders(n: int) -> np.ndarray:
+    """Return all orders of n values, or DRAWS random ones if there are too many."""
+    if n <= EXACT_PAIRS:
+        return np.array([*itertools.permutations(range(n))])
+    return np.random.default_rng(n).permuted(np.tile(np.arange(n), (DRAWS, 1)), axis=1)
 
 
 def _spikes(arm: Sequence[int | None], baseline: Sequence[int | None]) -> Sign:
