@@ -34,18 +34,13 @@ class Sign:
 
     arm, baseline: the amounts; None if unknown
     p: two-sided; None if it can't be tested
+    leans: 1 if by the test the arm has more of it, -1 if the baseline has, else 0
     """
 
     arm: float | None
     baseline: float | None
     p: float | None
-
-    @property
-    def leans(self) -> int:
-        """1 if the arm has more of it, -1 if the baseline has, else 0."""
-        if self.arm is None or self.baseline is None:
-            return 0
-        return (self.arm > self.baseline) - (self.arm < self.baseline)
+    leans: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,13 +98,15 @@ def _spread(arm: Sequence[float], baseline: Sequence[float]) -> Sign:
     sums, differences = np.add(arm, baseline), np.subtract(arm, baseline)
     if len(arm) < LEAST_PAIRS or not np.ptp(sums) or not np.ptp(differences):
         return Sign(*deviations, None)
-    return Sign(*deviations, rank_test(sums, differences))
+    p, direction = rank_test(sums, differences)
+    return Sign(*deviations, p, direction)
 
 
-def rank_test(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the p-value of Spearman's correlation: exact for up to EXACT_PAIRS pairs, from DRAWS orders beyond.
+def rank_test(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+    """Return the p-value of Spearman's correlation, and its sign.
 
-    That of `scipy.stats.spearmanr` is asymptotic, and 0 for a perfect correlation of a few pairs.
+    It is exact for up to EXACT_PAIRS pairs, and from DRAWS random orders beyond. That of `scipy.stats.spearmanr` is
+    asymptotic, and 0 for a perfect correlation of a few pairs.
     """
     from scipy.stats import rankdata  # takes half a second to import
 
@@ -117,7 +114,8 @@ def rank_test(one: np.ndarray, other: np.ndarray) -> float:
     ranks, others = (rankdata(values) - (n + 1) / 2 for values in (one, other))
     observed = abs(ranks @ others) - 1e-9
     reached = np.count_nonzero(np.abs(ranks[_orders(n)] @ others) >= observed)
-    return reached / math.factorial(n) if n <= EXACT_PAIRS else (1 + reached) / (1 + DRAWS)
+    p = reached / math.factorial(n) if n <= EXACT_PAIRS else (1 + reached) / (1 + DRAWS)
+    return p, _sign(ranks @ others)
 
 
 @functools.lru_cache(64)
@@ -136,7 +134,7 @@ def _spikes(arm: Sequence[int | None], baseline: Sequence[int | None]) -> Sign:
         return Sign(None, None, None)
     more, fewer = sum(own > other for own, other in known), sum(own < other for own, other in known)
     p = float(stats.binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
-    return Sign(*(float(np.mean(one)) for one in zip(*known)), p)
+    return Sign(*(float(np.mean(one)) for one in zip(*known)), p, _sign(more - fewer))
 
 
 def _failures(failed: tuple[int, int], finished: tuple[int, int]) -> Sign:
@@ -144,7 +142,11 @@ def _failures(failed: tuple[int, int], finished: tuple[int, int]) -> Sign:
 
     shares = [lost / max(1, lost + kept) for lost, kept in zip(failed, finished)]
     p = float(stats.fisher_exact([failed, finished]).pvalue) if any(failed) else 1.0
-    return Sign(*shares, p)
+    return Sign(*shares, p, _sign(shares[0] - shares[1]))
+
+
+def _sign(value: float) -> int:
+    return int(value > 0) - int(value < 0)
 
 
 @functools.lru_cache(4096)  # a run may be in many contests
