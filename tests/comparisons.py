@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.config.compose import compose
+from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.study.arms import Arm
 from minllm.study.comparison import Comparison, of_arms
 from minllm.study.reading import Guess, Reading
@@ -108,6 +111,19 @@ def comparison(
         for name, mean in means.items()
     ]
     return of_arms(arms, **asked)
+
+
+def with_documents(one: Comparison, spread_of_documents: float = 0.0) -> Comparison:
+    """Write the file of each run's documents, which differ between arms by the same amount up to a spread."""
+    chance = np.random.default_rng(0)
+    sizes = chance.integers(300, 900, 40)
+    for arm in one.arms:
+        shape = 1 + spread_of_documents * chance.standard_normal(40)
+        for run in arm.runs.values():
+            nats = sizes * shape
+            nats *= run.summary["val_bpb"] * math.log(2) * sizes.sum() / nats.sum()
+            (run.folder / DOCUMENTS).write_bytes(DocumentLosses(nats, sizes).to_bytes())
+    return one
 
 
 def readings(one: Comparison) -> list[Reading]:

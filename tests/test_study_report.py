@@ -93,6 +93,7 @@ def test_the_verdict_comes_first(tmp_path):
     assert "3 arms with 7 seeds each" in page.sections[headline]
     assert [*page.sections][2:] == [
         "Learning curves",
+        "Other measures",
         "Arms",
         "Configuration differences",
         "Samples and held-out text",

@@ -180,6 +180,11 @@ class Validation:
         self.tokens = int(documents.lengths.sum())
         self.bytes = documents.bytes
 
+    @property
+    def documents_of_windows(self) -> np.ndarray:
+        """The number of the document of each row of all batches, in their order."""
+        return (np.cumsum(self.windows.is_first) - 1)[self.order]
+
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 FORMAT = 4  # part of the folder name; increase it when the format of the files changes
 METADATA = "meta.json"
 CHECKED = 1 << 24  # maximum bytes of tokens whose hash is verified, which takes about 10 ms
+AT_ONCE = 1024  # documents whose sizes are computed at once, to save memory
 UNFINISHED = ".tmp"  # suffix of a store's folder until it's complete
 
 
@@ -62,6 +63,15 @@ class Documents:
     lengths: np.ndarray
     bytes: int
     blocks: Blocks | None = None
+
+    def sizes(self, byte_lengths: np.ndarray) -> np.ndarray:
+        """Return the size of each document in bytes of UTF-8, given the bytes of each token."""
+        stream, sizes = np.asarray(self.tokens), []
+        for first in range(0, len(self.starts) - 1, AT_ONCE):
+            starts = self.starts[first : first + AT_ONCE + 1]
+            some = byte_lengths[stream[starts[0] : starts[-1]]]
+            sizes.append(np.add.reduceat(some, starts[:-1] - starts[0]))
+        return np.concatenate(sizes)
 
     def check(self, start: int, stop: int) -> None:
         """Raise UserError if the tokens in [start, stop) don't match their checksums."""

@@ -14,4 +14,7 @@ class Objective(Protocol):
     """The interface of `objective:`. An objective with `gives_memory = True` also supplies cross-attention's memory."""
 
     def loss(self, model: LM, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
-        """Return the sum of the losses of all counted targets."""
+        """Return the sum of the losses of all counted targets.
+
+        If it also takes `rows_B`, as `Causal.loss` does, runs record the loss of each validation document.
+        """

@@ -25,17 +25,30 @@ class Causal:
     def __init__(self, *, predict_ahead: Natural, ahead_weight: NonNegative, z_loss: NonNegative):
         self.predict_ahead, self.ahead_weight, self.z_loss = predict_ahead, ahead_weight, z_loss
 
-    def loss(self, model: LM, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
+    def loss(
+        self,
+        model: LM,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        segments_BT: Tensor | None,
+        rows_B: Tensor | None = None,
+    ) -> Tensor:
         """Return the sum of the losses of all counted targets, in nats; targets of -100 don't count.
 
         It is a sum and not a mean, so that a batch can be split into micro-batches without changing the loss. In
         training, the branches' auxiliary losses are added for each counted target.
+
+        Args:
+            rows_B: in evaluation, each row's part of the loss is added to it, if it is given.
         """
         losses: list[Tensor] = []
         ahead: list[Tensor] | None = [] if model.training and self.predict_ahead else None
         counted_BT = targets_BT != IGNORED
         x_BTD = model.hidden(tokens_BT, segments_BT, counted_BT=counted_BT, losses=losses, ahead=ahead)
-        loss = self._head_loss(model, x_BTD, targets_BT)
+        each_BT = None if rows_B is None else torch.zeros_like(targets_BT, dtype=rows_B.dtype)
+        loss = self._head_loss(model, x_BTD, targets_BT, each_BT)
+        if rows_B is not None:
+            rows_B += each_BT.sum(1)
         for x_BTD in ahead or []:
             targets_BT = _one_later(targets_BT, segments_BT)
             loss = loss + self.ahead_weight * self._head_loss(model, x_BTD, targets_BT)
@@ -43,7 +56,9 @@ class Causal:
             loss = loss + sum(losses) * counted_BT.sum()
         return loss
 
-    def _head_loss(self, model: LM, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+    def _head_loss(
+        self, model: LM, x_BTD: Tensor, targets_BT: Tensor, each_BT: Tensor | None = None
+    ) -> Tensor:
         return head_cross_entropy(
             x_BTD.flatten(0, 1),
             model.head_weight_VD,
@@ -51,6 +66,7 @@ class Causal:
             model.head_bias_V,
             softcap=model.softcap,
             z_loss=self.z_loss if model.training else 0.0,
+            each_N=None if each_BT is None else each_BT.view(-1),
         )
 
 

@@ -28,6 +28,7 @@ def head_cross_entropy(
     *,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    each_N: Tensor | None = None,
 ) -> Tensor:
     """Return the summed cross-entropy, in nats, of logits x Wᵀ + b against `targets_N`.
 
@@ -38,27 +39,39 @@ def head_cross_entropy(
         bias_V: the head's bias, or None.
         softcap: limit the logits to softcap·tanh(logits / softcap); None means no limit.
         z_loss: add this times (ln Σ exp(logits))² for each counted row.
+        each_N: if given, it is set to each row's loss; rows that don't count have 0.
     """
+    if each_N is not None:
+        each_N.zero_()
+    first_N, kept_N = None, each_N
     if not torch.compiler.is_compiling():  # compiled code needs a fixed number of rows
-        x_ND, targets_N = _without_padding(x_ND, targets_N)
+        x_ND, targets_N, first_N = _without_padding(x_ND, targets_N)
+    if each_N is not None and first_N is not None:
+        kept_N = torch.zeros_like(targets_N, dtype=each_N.dtype)
     if torch.is_autocast_enabled(x_ND.device.type):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
         bias_V = None if bias_V is None else bias_V.to(dtype)
     if not torch.is_grad_enabled():  # needs_input_grad is true for parameters even under no_grad
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    return _HeadCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, softcap, z_loss)
+    loss = _HeadCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, softcap, z_loss, kept_N)
+    if each_N is not None and first_N is not None:
+        each_N[first_N] = kept_N
+    return loss
 
 
-def _without_padding(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Remove rows without a target, except a few: sizes that hardly vary let malloc reuse its blocks."""
+def _without_padding(x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Remove rows without a target, except a few: sizes that hardly vary let malloc reuse its blocks.
+
+    The third value has the indices of the remaining rows, or is None if none was removed.
+    """
     counted_N = targets_N != IGNORED
     n = int(counted_N.sum())
     kept = -(-n // ROUNDED_TO) * ROUNDED_TO
     if kept >= len(targets_N):
-        return x_ND, targets_N
+        return x_ND, targets_N, None
     first_N = counted_N.int().argsort(descending=True, stable=True)[:kept]
-    return x_ND[first_N], targets_N[first_N]
+    return x_ND[first_N], targets_N[first_N], first_N
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -71,6 +84,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         targets_N: Tensor,
         softcap: float | None,
         z_loss: float,
+        each_N: Tensor | None,
     ) -> Tensor:
         total = torch.zeros((), device=x_ND.device)
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -80,8 +94,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
         with torch.autocast(x_ND.device.type, enabled=False):
             for start in range(0, len(x_ND), CHUNK):
                 rows = slice(start, start + CHUNK)
+                each_C = None if each_N is None else each_N[rows]
                 loss, *gradients = _chunk(
-                    x_ND[rows], weight_VD, bias_V, targets_N[rows], softcap, z_loss, learning
+                    x_ND[rows], weight_VD, bias_V, targets_N[rows], softcap, z_loss, learning, each_C
                 )
                 total += loss
                 if learning:
@@ -95,10 +110,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dtotal: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
+    def backward(ctx, dtotal: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None, None]:
         dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
         dbias_V = None if dbias_V is None else dbias_V * dtotal
-        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None
+        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None, None
 
 
 @torch.compiler.nested_compile_region  # compiled once for all chunks, which halves the compile time
@@ -110,8 +125,12 @@ def _chunk(
     softcap: float | None,
     z_loss: float,
     learning: bool,
+    each_C: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Return the summed loss of some rows and, if `learning`, its gradients for the rows, the weight and the bias."""
+    """Return the summed loss of some rows and, if `learning`, its gradients for the rows, the weight and the bias.
+
+    Each row's loss is written to `each_C`, if it is given.
+    """
     raw_CV = F.linear(x_CD, weight_VD, bias_V)
     logits_CV = raw_CV.float()
     if softcap is not None:
@@ -126,6 +145,8 @@ def _chunk(
         log_z_C1 = logits_CV.gather(1, places_C1) - log_p_C1
         losses_C1 = losses_C1 + z_loss * log_z_C1.square()
     loss = torch.where(counted_C1, losses_C1, 0).sum()
+    if each_C is not None:
+        each_C.copy_(torch.where(counted_C1, losses_C1, 0)[:, 0])
     if not learning:
         return (loss,)
     # d loss / d logits = p − one-hot(target)

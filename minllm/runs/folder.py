@@ -6,6 +6,7 @@ metrics.jsonl     one line per event: the source of truth
 log.txt           the log as plain lines
 samples.txt       texts that the model generated during training
 summary.json      the final metrics
+documents.safetensors   the loss of each validation document at the end
 tokenizer/        the files of the run's tokenizer, if it has any
 checkpoints/
 """
@@ -40,6 +41,7 @@ from minllm.files.atomic import (
     write_bytes,
     write_text,
 )
+from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.runs.records import METRICS, SAMPLES, Kept, kept_of, sample_text
 from minllm.schema.foreign import mark
 
@@ -56,7 +58,10 @@ STOPPED = "Stopped at step"
 """How the last line of a log begins if the run was stopped early."""
 DIVERGED = "training diverged"
 """What the last line of a log contains if the loss or the gradient became NaN or infinite."""
-FILES = ("config.yaml", "environment.json", "metrics.jsonl", "log.txt", "samples.txt", "summary.json", LOCK)
+FILES = (
+    *("config.yaml", "environment.json", "metrics.jsonl", "log.txt", "samples.txt", "summary.json"),
+    *(DOCUMENTS, LOCK),
+)
 FOLDERS = ("checkpoints", "tokenizer")
 APPENDED = ("metrics.jsonl", "log.txt", "samples.txt", LOCK)
 CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -172,6 +177,9 @@ class RunDir:
         self.written(self._sampling.touch)
         self._append(SAMPLES, sample_text(step, texts))
         self._sampling.unlink(missing_ok=True)
+
+    def documents(self, losses: DocumentLosses) -> None:
+        self.written(lambda: write_bytes(self.path / DOCUMENTS, losses.to_bytes()))
 
     def summary(self, summary: dict) -> None:
         self.written(lambda: write_text(self.path / "summary.json", to_json(summary)))

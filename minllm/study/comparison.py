@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from minllm.study.arms import Arm, arms_of, refuse_incomparable
 from minllm.study.contest import Contest, Judged, Noise
 from minllm.study.divergence import diverged_seeds, divergence, lost_seeds
 from minllm.study.facts import Fact, facts
+from minllm.study.measures import Measures, measure
 from minllm.study.selection import LeftOut, Selection, find
 from minllm.study.statistics import noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
@@ -65,6 +67,11 @@ class Comparison:
     @property
     def baseline(self) -> Arm:
         return self.arms[0]
+
+    @functools.cached_property
+    def measures(self) -> list[Measures]:
+        """What each contest says besides its mean difference; computed for reports only."""
+        return [measure(one.arm, one.baseline, self.left_out) for one in self.contests]
 
     @property
     def margin_bpb(self) -> float:

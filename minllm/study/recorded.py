@@ -18,12 +18,16 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 
 from minllm.errors import printable
+from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.runs.outcome import FILE, Reason, State
 from minllm.schema.checking import fits, words
 from minllm.schema.options import Range
 
 MIB = 2**20
-LIMITS = {"config.yaml": MIB, "summary.json": MIB, "environment.json": MIB, FILE: MIB}
+LIMITS = {
+    **{"config.yaml": MIB, "summary.json": MIB, "environment.json": MIB, FILE: MIB},
+    DOCUMENTS: 256 * MIB,
+}
 """The maximum size of each file in bytes; LARGEST for files that aren't listed."""
 LARGEST = 1024 * MIB
 
@@ -84,6 +88,8 @@ ENDING: Mapping[str, Any] = {"state": State, "text": str}
 ENDING_WHERE_GIVEN: Mapping[str, Any] = {"reason": Reason | None}
 
 EVENT: Mapping[str, Any] = {"step": Whole, "tokens": Amount, "seconds": Amount}
+ROUNDING = 1e-4
+"""The relative error allowed between the sum of the documents' losses and the total, which are summed differently."""
 POINT = "val_bpb"
 """The key that distinguishes the points of a learning curve from other lines of metrics."""
 
@@ -97,7 +103,16 @@ class Diverged(Exception):
 
 
 def read_text(folder: Path, name: str) -> str:
-    """Return a file's text. Damaged if it isn't a regular UTF-8 file within its size limit.
+    """Return a file's text. Damaged if it isn't a regular UTF-8 file within its size limit."""
+    content = read_bytes(folder, name)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Damaged(f"Its {name} is damaged: byte {error.start:,} isn't UTF-8.") from error
+
+
+def read_bytes(folder: Path, name: str) -> bytes:
+    """Return a file's content. Damaged if it isn't a regular file within its size limit.
 
     Pipes, which would block on opening, and devices are rejected before anything is read.
     """
@@ -116,10 +131,7 @@ def read_text(folder: Path, name: str) -> str:
         raise Damaged(f"Its {name} can't be read: {error.strerror or error}.") from error
     if len(content) > limit:
         raise Damaged(f"Its {name} is damaged: it is larger than {limit // MIB:,} MiB.")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Damaged(f"Its {name} is damaged: byte {error.start:,} isn't UTF-8.") from error
+    return content
 
 
 def is_there(folder: Path, name: str) -> bool:
@@ -230,6 +242,28 @@ def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         if POINT in event and not is_not_finite(event[POINT]):
             check(event, {POINT: Loss | None}, "metrics.jsonl", where)
         yield event
+
+
+def read_documents(folder: Path, val_bpb: float) -> DocumentLosses | None:
+    """Return the loss of each validation document; None if the run didn't record them.
+
+    Args:
+        val_bpb: the run's bits per byte, with which the documents must agree.
+
+    Raises:
+        Damaged: the file isn't what a run writes, or belongs to another evaluation.
+    """
+    if not is_there(folder, DOCUMENTS):
+        return None
+    try:
+        found = DocumentLosses.from_bytes(read_bytes(folder, DOCUMENTS))
+    except ValueError as error:
+        raise Damaged(f"Its {DOCUMENTS} is damaged: {error}.") from error
+    if not math.isclose(found.bpb, val_bpb, rel_tol=ROUNDING):
+        raise Damaged(
+            f"Its {DOCUMENTS} has {found.bpb:.4f} bits per byte, but its summary.json {val_bpb:.4f}."
+        )
+    return found
 
 
 def read_ending(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
+from minllm.runs.documents import DocumentLosses
 from minllm.runs.find import OUTPUTS, command_to_go_on
 from minllm.runs.folder import DIVERGED, STOPPED, is_going_on
 from minllm.schema.foreign import is_own, without_places
@@ -48,13 +50,29 @@ class TrainedRun:
         return cfg if is_own(self.folder) else without_places(cfg)
 
     @functools.cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl; empty if it is lost. Damaged if a line isn't an event."""
+        return recorded.read_metrics(self.folder)
+
+    @functools.cached_property
+    def train_losses(self) -> tuple[float, ...]:
+        """Its finite training losses, one for each line of metrics that has one."""
+        found = [event.get("train_loss") for event in self.events]
+        return tuple(loss for loss in found if isinstance(loss, int | float) and math.isfinite(loss))
+
+    @functools.cached_property
+    def documents(self) -> DocumentLosses | None:
+        """The loss of each validation document; None if it wasn't recorded. Damaged if its file is."""
+        return recorded.read_documents(self.folder, self.summary["val_bpb"])
+
+    @functools.cached_property
     def evaluations(self) -> list[dict[str, float]]:
         """Its metrics with a validation loss: step, tokens, seconds, val_loss, val_bpb. Empty if metrics.jsonl is lost.
 
         Raises:
             Damaged: a line isn't an event; `read` leaves out such a run.
         """
-        return [event for event in recorded.read_metrics(self.folder) if recorded.POINT in event]
+        return [event for event in self.events if recorded.POINT in event]
 
 
 @dataclass(frozen=True)

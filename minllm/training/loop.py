@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -19,12 +20,13 @@ from minllm.model.lm import LM
 from minllm.model.seed import number
 from minllm.model.steps import after_step, before_step
 from minllm.objective import Objective
+from minllm.runs.documents import DocumentLosses
 from minllm.runs.folder import DIVERGED, RunDir
 from minllm.runs.records import marked
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import PACE_STEPS, Budget
 from minllm.training.checkpoints import Progress
-from minllm.training.evaluation import autocast, evaluate
+from minllm.training.evaluation import autocast, evaluate, knows_rows
 from minllm.training.interruption import Interruption
 from minllm.training.loggers import Logger
 from minllm.training.progress import ProgressBar
@@ -64,6 +66,8 @@ class Run:
     latest_samples: list[tuple[str, str]] = field(default_factory=list)
     validation_text: str | None = None
     """A hash of the validation text, independent of the tokenizer: runs with the same hash are comparable."""
+    document_bytes: np.ndarray | None = None
+    """The size of each validation document, to record each one's loss at the end; None doesn't record them."""
     recorded: frozenset[str] = frozenset()
     """The metrics that metrics.jsonl already has for the step from which a resumed run continues."""
     is_sampled: bool = False
@@ -129,7 +133,7 @@ def fit(run: Run) -> int | None:
 
             better = False
             if due(settings.eval_every, progress.step, last) or part_ended(run):
-                better = record_evaluation(run)
+                better = record_evaluation(run, last)
 
             undecided = settings.compile == "auto" and "compile" not in progress.decisions
             if undecided and progress.step >= PACE_STEPS:
@@ -160,7 +164,7 @@ def catch_up(run: Run, last: bool) -> None:
         record_training(run, tokens_per_second=progress.tokens_per_second(run.tokens_per_step))
     evaluates = due(settings.eval_every, progress.step, last) or part_ended(run)
     if evaluates and "val_loss" not in run.recorded:
-        record_evaluation(run)
+        record_evaluation(run, last)
         progress.records = marked(run.folder.path)
         run.folder.written(lambda: checkpoints.save_progress(run.folder.checkpoints, progress))
     if due(settings.sample_every, progress.step, last) and not run.is_sampled:
@@ -219,12 +223,17 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
     return loss
 
 
-def evaluation(run: Run) -> dict[str, float]:
-    """Evaluate the model on the validation set, with as many rows at a time as training uses."""
+def evaluation(run: Run, by_document: bool) -> tuple[dict[str, float], np.ndarray | None]:
+    """Evaluate the model on the validation set, with as many rows at a time as training uses.
 
-    def attempt(rows: int) -> dict[str, float]:
+    Returns the metrics and, if requested, the nats of each document.
+    """
+
+    def attempt(rows: int) -> tuple[dict[str, float], np.ndarray | None]:
         run.validation.batch_size = rows
-        return evaluate(run.model, run.objective, run.validation, run.device, run.precision)
+        nats = np.zeros(len(run.document_bytes)) if by_document else None
+        figures = evaluate(run.model, run.objective, run.validation, run.device, run.precision, nats)
+        return figures, nats
 
     return as_memory_allows(run, attempt)
 
@@ -323,11 +332,18 @@ def record_training(run: Run, tokens_per_second: float) -> None:
     progress.recent_losses.clear(), progress.recent_figures.clear()
 
 
-def record_evaluation(run: Run) -> bool:
-    """Evaluate and write a line of metrics; return whether this is the best evaluation so far."""
+def record_evaluation(run: Run, last: bool) -> bool:
+    """Evaluate and write a line of metrics; return whether this is the best evaluation so far.
+
+    The last evaluation also writes the loss of each document, before the line of metrics: a resumed run doesn't
+    evaluate again if that line exists.
+    """
     progress = run.progress
+    by_document = last and run.document_bytes is not None and knows_rows(run.objective)
     with keeping(run):
-        figures = evaluation(run)
+        figures, nats = evaluation(run, by_document)
+        if nats is not None:
+            run.folder.documents(DocumentLosses(nats, run.document_bytes))
     progress.seconds = time.perf_counter() - run.began
     progress.val_loss, progress.val_bpb = figures["val_loss"], figures["val_bpb"]
     better = progress.best is None or progress.val_loss < progress.best["val_loss"]

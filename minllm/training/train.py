@@ -170,6 +170,7 @@ def prepare(
     # last, because encoding a corpus takes time: everything that can be rejected has been checked
     corpus = open_data(source, tokenizer)
     progress.data = same_data(progress.data, corpus.store.metadata["splits"])
+    validation = corpus.validation(rows)
     run = Run(
         seed=cfg.seed,
         settings=settings,
@@ -182,13 +183,14 @@ def prepare(
         budget=budget,
         progress=progress,
         train_batches=corpus.train(settings.batch_size, cfg.seed),
-        validation=corpus.validation(rows),
+        validation=validation,
         floor_bpb=corpus.floor_bits_per_byte,
         sample=sampler(cfg, model, tokenizer),
         device=device,
         precision=precision,
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
         validation_text=corpus.store.metadata["validation_text"],
+        document_bytes=validation.documents.sizes(tokenizer.byte_lengths),
     )
     if kept:
         run.recorded = kept.recorded

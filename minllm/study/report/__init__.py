@@ -14,6 +14,7 @@ from minllm.study.reading import Reading
 from minllm.study.report import sentences
 from minllm.study.report.data import to_json
 from minllm.study.report.markdown import to_markdown
+from minllm.study.report.measures import in_a_terminal
 from minllm.study.report.page import to_html
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.wandb_report import publish_if_mirrored
@@ -60,7 +61,9 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield comparison.headline
     yield from (f"WARNING: {sentence}" for sentence in sentences.warnings(comparison))
     yield ""
-    yield from (f"- {contest.sentence}" for contest in comparison.contests)
+    for contest, measures in zip(comparison.contests, comparison.measures):
+        yield f"- {contest.sentence}"
+        yield from (f"  {sentence}" for sentence in in_a_terminal(measures))
     yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
     yield ""
     yield from _table(comparison)

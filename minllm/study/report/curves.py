@@ -9,8 +9,7 @@ import numpy as np
 
 from minllm.page.units import finite
 from minllm.study.arms import Arm
-from minllm.study.comparison import METRIC
-from minllm.study.selection import TrainedRun
+from minllm.study.curves import common_points, points_of
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ def curve(arm: Arm) -> Curve:
     If the runs were evaluated at different points, as with a budget in minutes, each is interpolated linearly between
     its evaluations.
     """
-    followed = [lines for lines in map(_evaluated, arm.runs.values()) if len(lines)]
+    followed = [points for points in map(points_of, arm.runs.values()) if len(points)]
     if not followed:
         return Curve(arm.name, 0, [], [], [], [], [], [])
-    points = _common([lines[:, 0] for lines in followed])
+    points = common_points([one.tokens for one in followed])
     seconds, values = (
-        np.array([np.interp(points, lines[:, 0], lines[:, column]) for lines in followed])
-        for column in (1, 2)
+        np.array([np.interp(points, one.tokens, getattr(one, name)) for one in followed])
+        for name in ("seconds", "bpb")
     )
     return Curve(
         arm.name,
@@ -71,21 +70,3 @@ def floor_of(arms: Sequence[Arm]) -> float | None:
     """Return the corpus's entropy in bits per byte, which no model can go below, if it is known."""
     known = [finite(value) for arm in arms for value in arm.values("floor_bpb")]
     return next((value for value in known if value is not None), None)
-
-
-def _evaluated(run: TrainedRun) -> np.ndarray:
-    """Return a run's finite evaluations as rows of tokens, seconds and bits per byte."""
-    rows = [(event["tokens"], event["seconds"], event[METRIC]) for event in run.evaluations]
-    return np.array(
-        [row for row in rows if all(finite(value) is not None for value in row)], dtype=float
-    ).reshape(-1, 3)
-
-
-def _common(tokens: Sequence[np.ndarray]) -> np.ndarray:
-    """Return points that every run covers: the runs' common points if they agree, or else evenly spaced ones."""
-    if all(np.array_equal(one, tokens[0]) for one in tokens):
-        return tokens[0]
-    begin, end = max(one[0] for one in tokens), min(one[-1] for one in tokens)
-    if begin >= end:  # for example, a single evaluation each, at the end
-        return np.array([np.mean([one[-1] for one in tokens])])
-    return np.linspace(begin, end, max(2, min(map(len, tokens))))

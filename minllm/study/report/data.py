@@ -31,6 +31,7 @@ def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
         "margin": comparison.margin,
         "warnings": sentences.warnings(comparison),
         "contests": [_contest(contest) for contest in comparison.contests],
+        "measures": [asdict(one) for one in comparison.measures],
         "noise": [
             {"arm": one.arm.name, "floor": one.floor, "verdict": asdict(one.verdict)}
             for one in comparison.noise

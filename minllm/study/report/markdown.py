@@ -10,7 +10,7 @@ from minllm.schema.overrides import written
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.reading import Reading
-from minllm.study.report import sentences
+from minllm.study.report import measures, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.rows import COLUMNS, cells
@@ -29,6 +29,7 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
         [f"{plain(sentences.equal(comparison))}", plain(sentences.unequal(comparison))],
         _listed("## Noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],
+        _measures(comparison),
         ["## Arms", *_arms(comparison)],
         _listed(plain(sentences.TUNED), sentences.tuning(comparison)),
         ["## Configuration differences", *_differences(comparison)],
@@ -96,6 +97,16 @@ def _curves(comparison: Comparison) -> list[str]:
     ]
     head = ["arm", "25 %", "50 %", "75 %", "end"]
     return ["Bits per byte (mean over seeds) at each quarter of training:", table(head, rows, "lrrrr")]
+
+
+def _measures(comparison: Comparison) -> list[str]:
+    if not comparison.contests:
+        return []
+    parts = [f"## {measures.HEADING}", plain(measures.ABOUT)]
+    for one in measures.tables(comparison):
+        rows = [[code(arm), code(baseline), *map(plain, cells)] for arm, baseline, *cells in one.rows]
+        parts += [f"### {one.title}", table(one.head, rows, "l" * len(one.head)), plain(one.about)]
+    return parts
 
 
 def _arms(comparison: Comparison) -> list[str]:

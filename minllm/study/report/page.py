@@ -12,7 +12,7 @@ from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
 from minllm.study.reading import Reading
-from minllm.study.report import sentences
+from minllm.study.report import measures, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
@@ -74,6 +74,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_verdict(comparison),
             *_noise(comparison),
             *_curves(comparison),
+            *_measures(comparison),
             *_arms(comparison),
             *_differences(comparison),
             "<h2>Samples and held-out text</h2>",
@@ -125,6 +126,17 @@ def _curves(comparison: Comparison) -> Iterator[str]:
     figure, switches = learning_curves(curves, floor)
     yield drawn(figure, "curves", switches)
     yield f'<p class="soft">{ABOUT_CURVES}{ABOUT_FLOOR if floor is not None else ""}</p>'
+
+
+def _measures(comparison: Comparison) -> Iterator[str]:
+    if not comparison.contests:
+        return
+    yield f"<h2>{measures.HEADING}</h2>"
+    yield f'<p class="soft">{_said(measures.ABOUT)}</p>'
+    for one in measures.tables(comparison):
+        yield f"<h3>{escape(one.title)}</h3>"
+        yield table([*map(escape, one.head)], [[*map(_said, row)] for row in one.rows], "l" * len(one.head))
+        yield f'<p class="soft">{_said(one.about)}</p>'
 
 
 def _arms(comparison: Comparison) -> Iterator[str]:

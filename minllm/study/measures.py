@@ -1,0 +1,87 @@
+"""What a contest says besides its mean difference: speed, equal budgets, seeds won, stability, and other texts.
+
+None of this changes a verdict. Intervals are at 95 % each, without a correction for the number of contests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minllm.study.arms import Arm, identity
+from minllm.study.documents import ByDocument, by_document
+from minllm.study.selection import LeftOut
+from minllm.study.speedup import AXES, AtEqual, SpeedUps, at_equal, pairs_of, speed_ups
+from minllm.study.stability import Stability, stability
+from minllm.study.superiority import Superiority, Wins, superiority, wins
+
+METRIC = "val_bpb"
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The measures of an arm against a baseline.
+
+    pairs: how many seeds both have; with none, nothing below is known
+    speed: None if a run has no evaluations
+    at_equal: at equal tokens, FLOPs and seconds; empty if a run has no evaluations
+    by_document: None if it isn't known
+    no_documents: why it isn't known, as a sentence
+    """
+
+    arm: str
+    baseline: str
+    pairs: int
+    wins: Wins | None
+    superiority: Superiority | None
+    speed: SpeedUps | None
+    at_equal: Sequence[AtEqual]
+    stability: Stability
+    by_document: ByDocument | None
+    no_documents: str = ""
+
+
+def measure(arm: Arm, baseline: Arm, left_out: Sequence[LeftOut]) -> Measures:
+    """Return the measures of an arm against a baseline.
+
+    Args:
+        left_out: the runs that aren't compared, of which those that failed count for stability.
+    """
+    seeds = [seed for seed in arm.runs if seed in baseline.runs]
+    arms = (arm, baseline)
+    values = tuple([one.runs[seed].summary[METRIC] for seed in seeds] for one in arms)
+    curves = pairs_of(arm, baseline, seeds)
+    documents = by_document(arm, baseline, seeds)
+    return Measures(
+        arm=arm.name,
+        baseline=baseline.name,
+        pairs=len(seeds),
+        wins=wins([own - other for own, other in zip(*values)]) if seeds else None,
+        superiority=superiority(arm.values(METRIC), baseline.values(METRIC)) if seeds else None,
+        speed=speed_ups(curves, _floor(arms)) if curves else None,
+        at_equal=[at_equal(axis, curves) for axis in AXES] if curves else [],
+        stability=stability(
+            (arm.name, baseline.name),
+            values,
+            tuple([one.runs[seed] for seed in seeds] for one in arms),
+            tuple(_failed(one, left_out) for one in arms),
+            tuple(len(one.runs) for one in arms),
+        ),
+        by_document=None if isinstance(documents, str) else documents,
+        no_documents=documents if isinstance(documents, str) else "",
+    )
+
+
+def _floor(arms: Sequence[Arm]) -> float | None:
+    """Return the corpus's entropy, if every run knows it."""
+    found = {run.summary.get("floor_bpb") for arm in arms for run in arm.runs.values()}
+    return found.pop() if len(found) == 1 else None
+
+
+def _failed(arm: Arm, left_out: Sequence[LeftOut]) -> int:
+    """Return with how many seeds an arm's training failed, and wasn't repeated successfully."""
+    failed = [one for one in left_out if one.failed and one.cfg]
+    if not failed:
+        return 0
+    own = identity(arm.first.cfg)
+    return len({one.cfg["seed"] for one in failed if identity(one.cfg) == own} - set(arm.runs))

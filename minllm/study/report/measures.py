@@ -1,0 +1,233 @@
+"""The measures besides the mean difference, as tables that the HTML and the Markdown report share, and as sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from minllm.page import units
+from minllm.study.comparison import Comparison
+from minllm.study.documents import ByDocument
+from minllm.study.intervals import LEAST_RESAMPLED, Estimate
+from minllm.study.measures import Measures
+from minllm.study.speedup import SpeedUp
+from minllm.study.stability import FAR, NOTICED, WINDOW, Sign
+
+HEADING = "Other measures"
+ABOUT = (
+    "These don't change a verdict. All intervals are at 95 %, each on its own: they aren't corrected for the number of"
+    " contests, measures or looks. A dash means that a value is unknown."
+)
+ABOUT_SPEED = (
+    "A speed-up is a ratio of tokens, on the mean curves over the paired seeds, interpolated in the logarithm of"
+    " tokens: above 1, the arm is faster. “To the arm's loss” divides the tokens that the baseline needs for the arm's"
+    " final loss by the arm's tokens; “to the baseline's loss” divides the baseline's tokens by those that the arm"
+    " needs for the baseline's final loss. Where a curve never reaches the loss, the value is a bound (at least, at"
+    " most), and an interval without an upper end goes beyond what was trained. Intervals are from a bootstrap over at"
+    f" least {LEAST_RESAMPLED} pairs. “Extrapolated” continues the baseline's curve by a power law of tokens above the"
+    " corpus's known entropy, fitted to the second half of the curve; that is an assumption, which a learning rate that"
+    " decays violates."
+)
+ABOUT_EQUAL = (
+    "Bits per byte, arm minus baseline, at the largest budget that every run of both arms has spent, with Student's"
+    " interval over the pairs. Where an arm had spent only a part of its budget by then, its percentage is given: if"
+    " its learning rate falls until the end of training, such a point is worse than a run planned to end there, so the"
+    " comparison is unfavourable to that arm. Seconds include evaluations, and depend on the machine and its load."
+)
+ABOUT_SEEDS = (
+    "Seeds won are pairs in which the arm has the lower loss, with the exact binomial interval (Clopper–Pearson) of"
+    " their share. The probability of superiority is that of a run of the arm having a lower loss than a run of the"
+    " baseline with any seed, with Newcombe's interval and the Mann–Whitney test; both treat the arms as independent."
+)
+ABOUT_STABILITY = (
+    "Arm against baseline. Spread is the standard deviation over the paired seeds, with McCulloch's rank test of equal"
+    " variances in pairs. Spikes are jumps of the training loss, per run: values above the median of the"
+    f" {WINDOW} before by {FAR:g} robust standard deviations and {100 * NOTICED:g} %, with a sign test over the pairs."
+    " Failures are runs that crashed, diverged or were ended by a search, with Fisher's exact test. An arm is less"
+    " stable if one of the three p-values, times three, is at most 0.05."
+)
+ABOUT_TEXTS = (
+    "Bits per byte, arm minus baseline. The interval over seeds holds for these validation documents only; the one over"
+    " documents for these seeds only; the one over both for other seeds and other documents of the same kind. It is"
+    " from the variances between seeds, between documents and of the rest (two-way analysis of variance), and assumes"
+    " that the documents are a random sample."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a row for each contest. The first two cells of a row are the names of the arm and the baseline."""
+
+    title: str
+    about: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of all measures."""
+    parts: list[tuple[str, str, Sequence[str], Callable[[Measures], Sequence[str]]]] = [
+        ("Speed-up", ABOUT_SPEED, ("to the arm's loss", "to the baseline's loss", "extrapolated"), _speed),
+        ("Equal budgets", ABOUT_EQUAL, ("at equal tokens", "at equal FLOPs", "at equal seconds"), _equal),
+        ("Seeds", ABOUT_SEEDS, ("seeds won", "share won", "probability of superiority", "p"), _seeds),
+        (
+            "Stability",
+            ABOUT_STABILITY,
+            ("spread", "p", "spikes", "p", "failures", "p", "less stable"),
+            _stability,
+        ),
+        (
+            "Validation documents",
+            ABOUT_TEXTS,
+            ("documents", "won", "over seeds", "over documents", "over both", "conclusion"),
+            _texts,
+        ),
+    ]
+    return [
+        Table(
+            title,
+            about,
+            ["arm", "against", *head],
+            [[one.arm, one.baseline, *of(one)] for one in comparison.measures],
+        )
+        for title, about, head, of in parts
+    ]
+
+
+def in_a_terminal(one: Measures) -> list[str]:
+    """Return at most two sentences: how much faster the arm is, and what limits or qualifies the difference."""
+    if one.wins is None:
+        return []
+    parts = [f"{one.wins.won} of {one.pairs} seeds won"]
+    if one.speed:
+        parts.insert(0, f"speed-up {speed_up(one.speed.best_known)} in tokens")
+    if one.superiority:
+        parts.append(f"probability of superiority {_interval(one.superiority.probability, _share)}")
+    speed = f"{one.arm} against {one.baseline}: {', '.join(parts)}."
+    return [line for line in (speed, " ".join(qualified(one))) if line]
+
+
+def qualified(one: Measures) -> list[str]:
+    """Return what qualifies a difference: another text, or a lack of stability."""
+    found = []
+    if known := one.by_document:
+        interval = _interval(known.over_both, _signed)
+        found.append(
+            f"{conclusion(known).capitalize()}: {interval} over seeds and {known.documents:,} documents."
+        )
+    if one.stability.less_stable is not None:
+        found.append(f"{one.stability.less_stable} is less stable (p {_p(one.stability.p)} of three tests).")
+    return found
+
+
+def conclusion(one: ByDocument) -> str:
+    """Return how far the difference generalises."""
+    if not math.isfinite(one.over_seeds.interval[0]) or not math.isfinite(one.over_both.interval[0]):
+        return "too few seeds or documents"
+    if one.over_both.excludes_zero:
+        return f"{_side(one)} on such texts"
+    if one.over_seeds.excludes_zero:
+        return f"{_side(one)} on this text, not shown for other texts"
+    return "no difference shown on this text"
+
+
+def speed_up(one: SpeedUp | None) -> str:
+    """Format a speed-up with its interval."""
+    if one is None:
+        return units.NONE
+    value = f"{one.bound} {one.value:.3g}".strip()
+    low, high = one.interval
+    if (low, high) == (0.0, math.inf):
+        return value
+    if low > 0 and math.isfinite(high):
+        return f"{value} ({low:.3g} to {high:.3g})"
+    end = f"at most {high:.3g}" if math.isfinite(high) else f"at least {low:.3g}"
+    return value if value == end else f"{value} ({end})"
+
+
+def _speed(one: Measures) -> list[str]:
+    if one.speed is None:
+        return [units.NONE] * 3
+    extrapolated = speed_up(one.speed.extrapolated)
+    if one.speed.exponent is not None:
+        extrapolated += f", exponent {one.speed.exponent:.2g}"
+    return [speed_up(one.speed.to_arm), speed_up(one.speed.to_baseline), extrapolated]
+
+
+def _equal(one: Measures) -> list[str]:
+    cells = []
+    for equal in one.at_equal:
+        amount = units.duration(equal.budget) if equal.axis == "seconds" else units.count(equal.budget)
+        shares = (("arm", equal.of_arm), ("baseline", equal.of_baseline))
+        parts = [f"{name} at {100 * share:.0f} %" for name, share in shares if share < 0.995]
+        if equal.difference is None:
+            cells.append(f"{units.NONE} (no evaluation by {amount})")
+        else:
+            cells.append(
+                f"{_interval(equal.difference, _signed)} at {amount}{''.join(f', {part}' for part in parts)}"
+            )
+    return cells or [units.NONE] * 3
+
+
+def _seeds(one: Measures) -> list[str]:
+    if one.wins is None or one.superiority is None:
+        return [units.NONE] * 4
+    tied = f", {one.wins.tied} tied" if one.wins.tied else ""
+    return [
+        f"{one.wins.won} of {one.pairs}{tied}",
+        _interval(one.wins.share, _share),
+        _interval(one.superiority.probability, _share),
+        _p(one.superiority.p),
+    ]
+
+
+def _stability(one: Measures) -> list[str]:
+    known = one.stability
+    return [
+        *_sign(known.spread, units.bits),
+        *_sign(known.spikes, "{:.2g}".format),
+        *_sign(known.failures, "{:.0%}".format),
+        known.less_stable or "neither",
+    ]
+
+
+def _sign(one: Sign, unit: Callable[[float], str]) -> list[str]:
+    if one.arm is None or one.baseline is None:
+        return [units.NONE] * 2
+    return [f"{unit(one.arm)} against {unit(one.baseline)}", units.NONE if one.p is None else _p(one.p)]
+
+
+def _texts(one: Measures) -> list[str]:
+    found = one.by_document
+    if found is None:
+        return [*[units.NONE] * 5, one.no_documents]
+    intervals = (found.over_seeds, found.over_documents, found.over_both)
+    return [
+        units.count(found.documents),
+        f"{100 * found.won:.0f} %",
+        *(_interval(each, _signed) for each in intervals),
+        conclusion(found),
+    ]
+
+
+def _side(one: ByDocument) -> str:
+    return "better" if one.over_seeds.value < 0 else "worse"
+
+
+def _interval(one: Estimate, unit: Callable[[float], str]) -> str:
+    if not all(map(math.isfinite, one.interval)):
+        return unit(one.value)
+    return f"{unit(one.value)} ({unit(one.interval[0])} to {unit(one.interval[1])})"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _p(p_value: float) -> str:
+    return "< 0.0001" if p_value < 0.0001 else f"{p_value:.2g}"

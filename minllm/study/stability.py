@@ -1,0 +1,167 @@
+"""Which arm is less stable: by the spread over seeds, spikes of the training loss, and runs that failed.
+
+Each has a test of its own, and Bonferroni's correction keeps the probability of any false claim over the three below
+5 %.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minllm.study.intervals import LEVEL
+from minllm.study.selection import TrainedRun
+from minllm.study.statistics import spread
+
+LEAST_PAIRS = 4  # for the correlation of sums and differences
+EXACT_PAIRS = 7  # up to here all orders are enumerated, at most 5,040
+DRAWS = 10_000
+WINDOW = 5  # lines of metrics
+LEAST_LINES = 3 * WINDOW
+FAR = 6.0  # robust standard deviations
+NOTICED = 0.02  # of the loss: smaller spikes don't count, however smooth the curve is
+NORMAL = 1.4826  # the standard deviation of a normal variable over its median absolute deviation
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of instability in both arms, and the probability of such a difference by chance alone.
+
+    arm, baseline: the amounts; None if unknown
+    p: two-sided; None if it can't be tested
+    leans: 1 if by the test the arm has more of it, -1 if the baseline has, else 0
+    """
+
+    arm: float | None
+    baseline: float | None
+    p: float | None
+    leans: int = 0
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How stable an arm and its baseline are.
+
+    spread: the standard deviation of the bits per byte over the seeds of the pairs. The test is McCulloch's (1987) for
+        paired samples: Spearman's correlation of the sums and the differences of the pairs, which is 0 if the
+        variances are equal.
+    spikes: of the training loss, per run, and a sign test over the pairs; see `count_spikes`
+    failures: the fraction of an arm's runs that crashed, diverged or were ended, and Fisher's exact test
+    less_stable: which of the two is less stable by the corrected tests; None if neither is, or if each is
+        by another test
+    p: the smallest corrected p-value of the three
+    """
+
+    spread: Sign
+    spikes: Sign
+    failures: Sign
+    less_stable: str | None
+    p: float
+
+
+def stability(
+    names: tuple[str, str],
+    values: tuple[Sequence[float], Sequence[float]],
+    runs: tuple[Sequence[TrainedRun], Sequence[TrainedRun]],
+    failed: tuple[int, int],
+    finished: tuple[int, int],
+) -> Stability:
+    """Compare the stability of an arm (first) and the baseline (second).
+
+    Args:
+        names: of the two.
+        values: bits per byte, in pairs.
+        runs: the same pairs.
+        failed: how many runs of each failed.
+        finished: how many runs of each didn't.
+    """
+    signs = (
+        _spread(*values),
+        _spikes(*([count_spikes(run.train_losses) for run in own] for own in runs)),
+        _failures(failed, finished),
+    )
+    corrected = [1.0 if sign.p is None else min(1.0, len(signs) * sign.p) for sign in signs]
+    leaning = {sign.leans for sign, p in zip(signs, corrected) if p <= LEVEL} - {0}
+    less = names[0] if leaning == {1} else names[1] if leaning == {-1} else None
+    return Stability(*signs, less, min(corrected))
+
+
+def _spread(arm: Sequence[float], baseline: Sequence[float]) -> Sign:
+    if len(arm) < 2:
+        return Sign(None, None, None)
+    deviations = spread(arm)[1], spread(baseline)[1]
+    sums, differences = np.add(arm, baseline), np.subtract(arm, baseline)
+    if len(arm) < LEAST_PAIRS or not np.ptp(sums) or not np.ptp(differences):
+        return Sign(*deviations, None)
+    p, direction = rank_test(sums, differences)
+    return Sign(*deviations, p, direction)
+
+
+def rank_test(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+    """Return the p-value of Spearman's correlation, and its sign.
+
+    It is exact for up to EXACT_PAIRS pairs, and from DRAWS random orders beyond. That of `scipy.stats.spearmanr` is
+    asymptotic, and 0 for a perfect correlation of a few pairs.
+    """
+    from scipy.stats import rankdata  # takes half a second to import
+
+    n = len(one)
+    ranks, others = (rankdata(values) - (n + 1) / 2 for values in (one, other))
+    observed = abs(ranks @ others) - 1e-9
+    reached = np.count_nonzero(np.abs(ranks[_orders(n)] @ others) >= observed)
+    p = reached / math.factorial(n) if n <= EXACT_PAIRS else (1 + reached) / (1 + DRAWS)
+    return p, _sign(ranks @ others)
+
+
+@functools.lru_cache(64)
+def _orders(n: int) -> np.ndarray:
+    """Return all orders of n values, or DRAWS random ones if there are too many."""
+    if n <= EXACT_PAIRS:
+        return np.array([*itertools.permutations(range(n))])
+    return np.random.default_rng(n).permuted(np.tile(np.arange(n), (DRAWS, 1)), axis=1)
+
+
+def _spikes(arm: Sequence[int | None], baseline: Sequence[int | None]) -> Sign:
+    from scipy import stats  # takes half a second to import
+
+    known = [(own, other) for own, other in zip(arm, baseline) if own is not None and other is not None]
+    if not known:
+        return Sign(None, None, None)
+    more, fewer = sum(own > other for own, other in known), sum(own < other for own, other in known)
+    p = float(stats.binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
+    return Sign(*(float(np.mean(one)) for one in zip(*known)), p, _sign(more - fewer))
+
+
+def _failures(failed: tuple[int, int], finished: tuple[int, int]) -> Sign:
+    from scipy import stats  # takes half a second to import
+
+    shares = [lost / max(1, lost + kept) for lost, kept in zip(failed, finished)]
+    p = float(stats.fisher_exact([failed, finished]).pvalue) if any(failed) else 1.0
+    return Sign(*shares, p, _sign(shares[0] - shares[1]))
+
+
+def _sign(value: float) -> int:
+    return int(value > 0) - int(value < 0)
+
+
+@functools.lru_cache(4096)  # a run may be in many contests
+def count_spikes(losses: tuple[float, ...]) -> int | None:
+    """Return the number of spikes in a series of training losses; None if it is too short.
+
+    A value is in a spike if it lies above the median of the WINDOW values before it by more than FAR robust standard
+    deviations of such distances (from their median absolute deviation), and by more than NOTICED of that median.
+    Neighbouring values form one spike.
+    """
+    if len(losses) < LEAST_LINES:
+        return None
+    before = np.median(np.lib.stride_tricks.sliding_window_view(np.array(losses)[:-1], WINDOW), axis=1)
+    above = np.array(losses)[WINDOW:] - before
+    centre = np.median(above)
+    limit = np.maximum(centre + FAR * NORMAL * np.median(np.abs(above - centre)), NOTICED * np.abs(before))
+    is_far = above > limit
+    return int(is_far[0]) + int((is_far[1:] & ~is_far[:-1]).sum())
