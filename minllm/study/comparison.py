@@ -13,6 +13,7 @@ from minllm.study.facts import Fact, facts
 from minllm.study.selection import LeftOut, Selection, find
 from minllm.study.statistics import Verdict, noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
+from minllm.study.tuning import Tuning
 
 METRIC = "val_bpb"
 """Bits per byte: a loss that doesn't depend on how the tokenizer splits the text."""
@@ -29,6 +30,7 @@ class Contest:
 
     differences: the arm's bits per byte minus the baseline's, by the seed of the pair
     failed: whether training failed or went wrong at some seeds, so that more seeds can't settle it
+    reason: why more pairs can't settle it, as a clause for the first sentence; "" if that isn't known
     """
 
     arm: Arm
@@ -36,6 +38,7 @@ class Contest:
     differences: Mapping[int, float]
     verdict: Verdict
     failed: bool = False
+    reason: str = ""
 
     @property
     def is_settled(self) -> bool:
@@ -52,6 +55,11 @@ class Contest:
         return list(self.differences)
 
     @property
+    def outcome(self) -> str:
+        """The verdict's word, with the reason if more pairs can't settle it."""
+        return f"{self.verdict.word} because {self.reason}" if self.reason else self.verdict.word
+
+    @property
     def sentence(self) -> str:
         link = {
             "better": "is better than",
@@ -59,7 +67,7 @@ class Contest:
             "equivalent": "is equivalent to",
             "inconclusive": "against",
         }[self.verdict.word]
-        end = ": inconclusive" if self.verdict.word == "inconclusive" else ""
+        end = f": {self.outcome}" if self.verdict.word == "inconclusive" else ""
         same = SAME * self.is_the_same
         said = [
             f"{self.arm.name} {link} {self.baseline.name}{end}.",
@@ -90,18 +98,6 @@ class Noise:
 
 
 Judged = TypeVar("Judged", Contest, Noise)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How an arm's learning rate was chosen: the rates that were tried, with the metric of each, and the choice."""
-
-    tried: Mapping[float, float | None]
-    chosen: float
-
-    @property
-    def at_edge(self) -> bool:
-        return self.chosen in (min(self.tried), max(self.tried))
 
 
 @dataclass(frozen=True)
@@ -173,17 +169,17 @@ class Comparison:
         if best:
             return f"{best[0].name} is better than {'all others' if len(self.arms) > 2 else 'the other'}."
         if len(self.contests) <= 3:
-            words = [
-                f"{one.arm.name} against {one.baseline.name}: {one.verdict.word}" for one in self.contests
-            ]
+            words = [f"{one.arm.name} against {one.baseline.name}: {one.outcome}" for one in self.contests]
             return "; ".join(words) + "."
         return self._counted()
 
     def _counted(self) -> str:
         """The answer when there are too many contests to name."""
         if any(contest.baseline is not self.baseline for contest in self.contests):
-            return f"None of the {len(self.arms)} arms is better than all others."
-        words = [contest.verdict.word for contest in self.contests]
+            reasons = "; ".join(dict.fromkeys(one.reason for one in self.contests if one.reason))
+            because = f" because {reasons}" if reasons else ""
+            return f"None of the {len(self.arms)} arms is better than all others{because}."
+        words = [contest.outcome for contest in self.contests]
         counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
         return f"Of {len(words)} arms against {self.baseline.name}: {', '.join(counts)}."
 
@@ -312,6 +308,27 @@ def without_impossible(contest: Contest) -> Contest:
         if error := impossible(arm):
             return put_off(contest, f"{arm.name}: {error}")
     return contest
+
+
+def with_tuning(comparison: Comparison, tuning: Mapping[str, Tuning]) -> Comparison:
+    """Return the comparison with the tuning of its arms, by name."""
+    contests = [without_unsettled_tuning(contest, tuning) for contest in comparison.contests]
+    return replace(comparison, tuning=tuning, contests=contests)
+
+
+def without_unsettled_tuning(contest: Contest, tuning: Mapping[str, Tuning]) -> Contest:
+    """Return a contest, made inconclusive if more tuning of an arm could change its loss and so the answer.
+
+    This holds in both directions: the loss that tuning finds on its own seeds may rise again on others, so an arm that
+    is ahead before its tuning is settled needn't stay ahead.
+    """
+    names = [arm.name for arm in (contest.baseline, contest.arm)]
+    unsettled = [name for name in names if name in tuning and tuning[name].unsettled]
+    if not unsettled:
+        return contest
+    reason = f"the tuning of {' and of '.join(unsettled)} isn't settled"
+    why = " ".join(f"{name}: {tuning[name].unsettled}." for name in unsettled)
+    return replace(put_off(contest, why), reason=reason)
 
 
 def undecided(comparison: Comparison, why: str) -> Comparison:
