@@ -3,7 +3,7 @@
 1. Every planned rate is tried with the first tuning seed.
 2. While the best rate is the lowest or the highest tried, the next one beyond it is tried.
 3. The best rate and its neighbours are tried with the other tuning seeds, which may make another rate the best.
-4. A quadratic in the logarithm of the rate is fitted through the best rate and its neighbours, and its minimum is chosen.
+4. A quadratic in the logarithm of the rate is fitted through the best rate and its neighbours; its minimum is chosen.
 
 A rate counts only if it and every lower rate held with every seed that they were tried with: a rate between rates that
 diverged was lucky.

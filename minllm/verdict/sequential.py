@@ -45,7 +45,7 @@ from minllm.study.trust import refuse_broken_arm
 from minllm.study.tuning import Tuning
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper
 from minllm.sweep.report.trials import is_complete, seconds_of
-from minllm.sweep.search import Search, run_together
+from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
@@ -118,10 +118,7 @@ class VerdictSearch:
         composed = {name: self.composed(name) for name in self.arms} if self.size else bases
         if self.size:
             refuse_the_same(composed)
-        for (
-            name,
-            cfg,
-        ) in composed.items():  # reject arms that can't be sized or break a law before anything runs
+        for name, cfg in composed.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
 

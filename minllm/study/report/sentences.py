@@ -15,7 +15,9 @@ from minllm.study.tuning import Tried, Tuning
 
 NO_DIFFERENCES = "Only the seeds differ."
 NONE_LEFT_OUT = "None: the comparison includes every run that was found."
-TUNED = "Each arm was tuned with seeds that aren't compared. In brackets, bits per byte (mean over these seeds) or failed:"
+TUNED = (
+    "Each arm was tuned with seeds that aren't compared. In brackets, mean bits per byte over these seeds:"
+)
 FEW = 12
 """The most values whose results are listed; of more, only the best are."""
 

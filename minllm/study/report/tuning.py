@@ -91,9 +91,9 @@ def _effort(contest: Contest, arm: TuningCurve, baseline: TuningCurve) -> Effort
         said += " With more trials their bands overlap." * (apart[-1] < trials)
     else:
         said = (
-            f"The bands of the tuning curves of {names} overlap at every number of trials, so {trials} trials don't show"
-            " whether a difference survives more tuning. Bands narrow with more trials: search.trials=48 with several"
-            " keys in search.tune."
+            f"The bands of the tuning curves of {names} overlap at every number of trials, so {trials} trials don't"
+            " show whether a difference survives more tuning. Bands narrow with more trials, for example"
+            " search.tune=[optim.lr,optim.weight_decay] search.trials=48."
         )
     return Effort(contest.arm.name, contest.baseline.name, apart, said)
 
