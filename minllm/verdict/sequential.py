@@ -58,7 +58,7 @@ from minllm.verdict.protocol import (
     refuse_same_results,
     refuse_the_same,
 )
-from minllm.verdict.tuning import TIME_WAS_UP, Plan, plan_lines, plan_of, space_of, tune
+from minllm.verdict.tuning import TIME_WAS_UP, Plan, plan_lines, plan_of, refuse_extremes, space_of, tune
 
 WORDS_ALONE = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
@@ -121,6 +121,8 @@ class VerdictSearch:
         for name, cfg in composed.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
+        for name, plan in self.plans.items():
+            refuse_extremes(name, plan, lambda words, name=name: self.spec(name, words))
 
     def plan(self) -> str:
         """Return a description of what will be run."""
@@ -304,14 +306,13 @@ class VerdictSearch:
 
     def composed(self, name: str) -> DictConfig:
         """Return an arm's configuration under the overrides known so far."""
-        spec = SearchSpec(
-            self.without_arms(),
-            [*self.words_of(name), f"seed=range(0,{FIRST_TUNING_SEED})"],
-            self.sweeper.hydra_context,
-        )
+        spec = self.spec(name, [f"seed=range(0,{FIRST_TUNING_SEED})"])
         for key in sorted(set(spec.space.distributions) - {"seed"}):
             raise UserError(f"{key} has several values. Make each a separate arm: 'arms.b=[{key}=<value>]'.")
         return spec.space.base
+
+    def spec(self, name: str, words: Sequence[str]) -> SearchSpec:
+        return SearchSpec(self.without_arms(), [*self.words_of(name), *words], self.sweeper.hydra_context)
 
     def words_of(self, name: str) -> list[str]:
         return [*self.typed, *self.precision, *self.size, *self.arms[name]]

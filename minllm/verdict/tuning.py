@@ -7,7 +7,7 @@ that it finds, tries the same values and chooses the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +21,7 @@ from minllm.study.arms import ABSENT
 from minllm.study.tuning import RATE, Tuning
 from minllm.sweep.report.trials import is_complete
 from minllm.sweep.search import Search, run_together
+from minllm.sweep.spec import SearchSpec
 from minllm.training.train import budget_of
 from minllm.verdict.protocol import Protocol
 from minllm.verdict.random_search import RandomSearch, draws_of
@@ -45,6 +46,25 @@ def plan_of(name: str, cfg: DictConfig, protocol: Protocol) -> Plan:
         return RateSearch(rates_of(configured(name, cfg, RATE), protocol.rates), seeds, protocol.tuning_runs)
     centre = {key: configured(name, cfg, key) for key in protocol.tune}
     return RandomSearch(draws_of(centre, protocol.trials, protocol.span), seeds, centre, protocol.span)
+
+
+def refuse_extremes(name: str, plan: Plan, spec_of: Callable[[Sequence[str]], SearchSpec]) -> None:
+    """Raise UserError if an arm can't be trained with the lowest or the highest values of a random search.
+
+    Args:
+        spec_of: returns the arm's search space with the given sweeps.
+    """
+    if isinstance(plan, RateSearch):
+        return
+    spec = spec_of(space_of(plan))
+    for end, place in (("lowest", 0), ("highest", 1)):
+        values = {key: ends[place] for key, ends in plan.ranges().items()}
+        if why := spec.refusal({**values, "seed": plan.seeds[0]}):
+            said = " ".join(f"{key}={value:g}" for key, value in values.items())
+            raise UserError(
+                f"Arm {name} can't be trained with the {end} values of its random search ({said}): {why} Make"
+                " search.span smaller, or remove the key from search.tune."
+            )
 
 
 def plan_lines(plans: Mapping[str, Plan]) -> list[str]:
