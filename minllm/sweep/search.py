@@ -155,6 +155,8 @@ class Search:
             config=self.config, hydra_context=sweeper.hydra_context, task_function=sweeper.task_function
         )
         prepare(self.launcher)
+        if isinstance(self.launcher, Processes):
+            self.launcher.start(self.n_jobs, sweeper.server)
         here = runs_here(self.launcher)
         device = machine.choose_device(self.space.base.train.device)
         free = limits.free_bytes(device, self.n_jobs) if here else None
@@ -185,7 +187,7 @@ class Search:
             raise
         finally:
             if isinstance(self.launcher, Processes):
-                self.launcher.close()
+                self.launcher.close(interrupted=bool(self.running))
             self.recover()
             if self.leader:
                 self.leader.leave()

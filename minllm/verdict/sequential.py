@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 from optuna.trial import FrozenTrial
 
 from minllm.config.compose import named_folders
@@ -43,12 +43,16 @@ from minllm.study.selection import VERDICT, LeftOut, Selection, find, runs_in
 from minllm.study.statistics import least_pairs
 from minllm.study.trust import refuse_broken_arm
 from minllm.study.tuning import Tuning
+from minllm.sweep.launchers import shared_server
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper
+from minllm.sweep.processes import ForkServer
 from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
+from minllm.verdict.jobs import jobs_for
+from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
 from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
     Protocol,
@@ -65,9 +69,6 @@ WORDS_ALONE = {"_target_": "minllm.sweep.space.Plan"}
 
 RunUntil = Callable[[int], Sequence[FrozenTrial]]
 
-QUEUED = {"_target_": "optuna.samplers.RandomSampler", "seed": 0}
-"""For a search that runs only what is queued."""
-EACH_ONCE = {"_target_": "optuna.samplers.GridSampler", "_partial_": True, "search_space": {}}
 TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
 
 
@@ -88,7 +89,8 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         return
     refuse_links_at_top(search.folder, appended=())
     search.keep_protocol()
-    comparison = search.train_pairs(search.tune())
+    with shared_server(search.config, sweeper.n_jobs) as search.server:
+        comparison = search.train_pairs(search.tune())
     protocol = search.protocol
     print()
     tell(comparison, search.folder, read_arms(comparison, search.config, protocol.prompts, protocol.stories))
@@ -96,6 +98,9 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
 
 class VerdictSearch:
     """The arms, and the searches that train them."""
+
+    server: ForkServer | None = None
+    """The process that starts the runs of all searches."""
 
     def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
         self.sweeper, self.config = sweeper, sweeper.config
@@ -111,6 +116,8 @@ class VerdictSearch:
         self.size: list[str] = []
         bases = {name: self.composed(name) for name in self.arms}
         refuse_the_same(bases)
+        if sweeper.chooses_jobs:
+            sweeper.n_jobs = jobs_for(self.config, next(iter(bases.values())))
         self.plans = {
             name: plan_of(name, cfg, self.protocol) for name, cfg in bases.items() if self.protocol.is_tuned
         }
@@ -266,43 +273,32 @@ class VerdictSearch:
 
     def opened_tuning(self, name: str, plan: Plan) -> contextlib.AbstractContextManager[Search]:
         """Open the search that runs what is queued of an arm's tuning."""
-        words = [*space_of(plan), *self.logged_as(name, "-tuning")]
-        return self.in_charge_of(f"tune-{name}", name, words, plan.most_runs, keep="none", sampler=QUEUED)
+        words = [*self.words_of(name), *space_of(plan), *self.logged_as(name, "-tuning")]
+        config = self.config_of(f"tune-{name}", keep="none")
+        return phase(self.sweeper, config, words, plan.most_runs, QUEUED, self.server)
 
     @contextlib.contextmanager
     def opened(
-        self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
+        self, name_of_phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
     ) -> Iterator[RunUntil]:
         """Open the search that runs an arm with further overrides, up to `n_trials` trials.
 
         Yields a function that runs the search until it has a given number of trials, and returns them.
         """
-        with self.in_charge_of(phase, name, words, n_trials, keep, EACH_ONCE) as search:
+        config, words = self.config_of(name_of_phase, keep), [*self.words_of(name), *words]
+        with phase(self.sweeper, config, words, n_trials, EACH_ONCE, self.server) as search:
             yield search.run_until
 
-    @contextlib.contextmanager
-    def in_charge_of(
-        self,
-        phase: str,
-        name: str,
-        words: Sequence[str],
-        n_trials: int,
-        keep: str,
-        sampler: Mapping[str, Any],
-    ) -> Iterator[Search]:
+    def config_of(self, name_of_phase: str, keep: str) -> DictConfig:
+        """Return the configuration of a phase's search, which keeps `keep` checkpoints."""
         config = self.without_arms()
         left = self.ends - time.monotonic()
         with read_write(config.hydra):
-            config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{phase}", keep
+            config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{name_of_phase}", keep
             config.sweep.metric = METRIC
             config.sweep.minutes = None if math.isinf(left) else max(left, 1e-3) / 60
-            config.hydra.sweep.dir = str(self.folder / phase)
-        own = PruningSweeper(OmegaConf.create(sampler), n_trials, self.sweeper.n_jobs)
-        context, function = self.sweeper.hydra_context, self.sweeper.task_function
-        own.setup(hydra_context=context, task_function=function, config=config)
-        search = Search(own, [*self.words_of(name), *words])
-        with search.opened(), search.in_charge():
-            yield search
+            config.hydra.sweep.dir = str(self.folder / name_of_phase)
+        return config
 
     def composed(self, name: str) -> DictConfig:
         """Return an arm's configuration under the overrides known so far."""
