@@ -42,7 +42,8 @@ def efforts(comparison: Comparison) -> list[Effort]:
     return [
         _effort(contest, curves[contest.arm.name], curves[contest.baseline.name])
         for contest in comparison.contests
-        if contest.arm.name in curves and contest.baseline.name in curves
+        if {contest.arm.name, contest.baseline.name}
+        <= {name for name, one in curves.items() if len(one.trials) > 1}
     ]
 
 
