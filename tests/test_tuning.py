@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import DictConfig, OmegaConf
 from opda.nonparametric import EmpiricalDistribution
 
+from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.runs.outcome import Outcome
 from minllm.study.tuning import Tuning
 from minllm.study.tuning_curves import CONFIDENCE, separate_at, tuning_curve
+from minllm.sweep.plugin import LauncherOptions, Processes
+from minllm.verdict import jobs
 from minllm.verdict.protocol import refuse_same_results
 from minllm.verdict.random_search import FINALISTS, RandomSearch, draws_of
 from minllm.verdict.rate_search import RateSearch, rates_of
@@ -396,3 +400,46 @@ def test_an_arm_that_diverges_with_every_rate_is_named():
 def test_a_time_that_is_too_short_for_one_run_is_said(here):
     with pytest.raises(UserError, match="Time ran out while tuning arm a. Run the same command to continue"):
         tuned(lambda cfg: Outcome("complete", 2.0), "sweep.minutes=1e-6")
+
+
+# ---- how the runs share the machine --------------------------------------------------------------
+
+
+class Server:
+    """Stands in for the process that starts runs."""
+
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_all_searches_of_a_verdict_share_a_server(here):
+    with inquiry(*ARMS) as asked:
+        asked.server = Server()
+        with (
+            asked.opened_tuning("a", asked.plans["a"]) as one,
+            asked.opened_tuning("b", asked.plans["b"]) as other,
+        ):
+            assert one.sweeper.server is other.sweeper.server is asked.server
+
+
+def test_a_shared_server_is_only_closed_for_a_search_that_was_interrupted():
+    launcher, server = Processes(), Server()
+    launcher.start(2, server)
+    launcher.close(interrupted=False)
+    assert server.closed == 0
+    launcher.close(interrupted=True)
+    assert server.closed == 1
+
+
+def test_small_models_that_train_here_have_a_job_for_each_thread(monkeypatch):
+    def verdict(launcher: str) -> DictConfig:
+        return OmegaConf.create({"hydra": {"launcher": {"_target_": launcher}}})
+
+    arm = compose(["model.dim=16", "model.n_layers=1", "tokenizer=bytes", "train.device=cpu"])
+    monkeypatch.setattr(jobs.torch, "get_num_threads", lambda: 6)
+    assert jobs.jobs_for(verdict(LauncherOptions._target_), arm) == 6
+    assert jobs.jobs_for(verdict("a.cluster"), arm) == 1
+    monkeypatch.setattr(jobs, "SMALL", 1000)
+    assert jobs.jobs_for(verdict(LauncherOptions._target_), arm) == 1
