@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -14,12 +15,23 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.runs.outcome import Outcome, write
+from minllm.schema.overrides import quoted
 from minllm.sweep.store import open_study
 from minllm.sweep.trial import Assignment
+from minllm.verdict.sequential import VerdictSearch
 from tests.specs import composed
 
 LITTLE = ("tokenizer=bytes", "data.train_stories=32", "data.val_stories=2")
 """A corpus that is encoded at once."""
+
+
+SMALL = (
+    "model.dim=16",
+    "model.n_layers=2",
+    "model.attn.n_heads=2",
+    "model.attn.n_kv_heads=1",
+    "data.seq_len=32",
+)
 
 
 class Instant(Launcher):
@@ -41,13 +53,18 @@ class Instant(Launcher):
         return [JobReturn(status=JobStatus.COMPLETED)]
 
 
+def register() -> None:
+    """Make hydra/launcher=instant known."""
+    Plugins.instance().register(Instant)
+    node = {"_target_": "tests.instant.Instant"}
+    ConfigStore.instance().store(group="hydra/launcher", name="instant", node=node, replace=True)
+
+
 def search_at_once(
     outcome_of: Callable[[DictConfig], Outcome], *words: str
 ) -> tuple[optuna.Study, list[DictConfig]]:
     """Search in the current folder as `python sweep.py <words>` would, and return the study and what was launched."""
-    Plugins.instance().register(Instant)
-    node = {"_target_": "tests.instant.Instant"}
-    ConfigStore.instance().store(group="hydra/launcher", name="instant", node=node, replace=True)
+    register()
     Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
     words = (*LITTLE, *words)
     with composed(*words, "hydra/launcher=instant", "sweep.keep_checkpoints=all") as (master, context):
@@ -57,3 +74,15 @@ def search_at_once(
         sweeper.sweep([word for word in words if not word.startswith("hydra")])
     study = open_study("a-search", None, Path("outputs/sweeps/a-search"), sampler=None, pruner=None)
     return study, Instant.launched
+
+
+@contextlib.contextmanager
+def inquiry(*words: str) -> Iterator[VerdictSearch]:
+    """What `python sweep.py search=verdict <words>` asks, with trials that end at once."""
+    register()
+    typed = [quoted(word) for word in ("search=verdict", *LITTLE, *SMALL, *words)]
+    with composed(*typed, "hydra/launcher=instant") as (master, context):
+        sweeper = Plugins.instance().instantiate_sweeper(
+            config=master, hydra_context=context, task_function=lambda cfg: None
+        )
+        yield VerdictSearch(sweeper, [word for word in typed if not word.startswith("hydra")])

@@ -210,9 +210,11 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     continues = any(word.startswith(("run=", "resume=")) for word in words)
     smaller = {"size.params=1e6": "size.params=2e4", "size.params=5e5": "size.params=2e4"}
     smaller |= {"seed=0,1,2,3,4,5": "seed=0,1", "experiment=glob(small_*)": "experiment=glob(small_g*)"}
+    smaller |= {"search.trials=24": "search.trials=3"}
     words = [smaller.get(word, word) for word in words]
     if "search=verdict" in words:
-        words += [*TINY, "train.evals=1", "train.steps=2", "search.rates=[]", "search.looks=[1]"]
+        words += [*TINY, "train.evals=1", "search.rates=[]", "search.tuning_seeds=[1000]", "search.looks=[1]"]
+        words.append("train.steps=10" if "search.trials=3" in words else "train.steps=2")
     elif command[1] == "sweep.py":
         words = [word for word in words if not word.startswith("hydra.sweeper.n_trials")]
         words += [*TINY, "train.minutes=null", "train.evals=1", "hydra.sweeper.n_trials=1"]

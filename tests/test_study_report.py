@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from minllm.page import units
-from minllm.study.comparison import Comparison, Tuning, of_arms
+from minllm.study.comparison import Comparison, of_arms, with_tuning
 from minllm.study.reading import Reading
 from minllm.study.report import summary, write_report
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.selection import LeftOut
+from minllm.study.tuning import Tried, Tuning
 from tests.comparisons import comparison, readings, run
 
 THREE = {"pre": 2.0, "none": 1.9, "sandwich": 2.0005}
@@ -233,19 +234,45 @@ def test_runs_left_out_have_their_reason(tmp_path):
     assert "Left out: /runs/7: It's still running." in summary(one)
 
 
-def test_tuning_is_marked(tmp_path):
-    tuning = {
-        "pre": Tuning({0.001: 2.1, 0.003: 2.0, 0.01: None}, 0.003),
-        "none": Tuning({0.001: 2.1, 0.003: 2.0}, 0.003),
+def tuning(rates: dict[float, float | None], chosen: float, unsettled: str = "") -> Tuning:
+    tried = [Tried({"optim.lr": rate}, {1000: loss}) for rate, loss in rates.items()]
+    return Tuning(tried, {"optim.lr": chosen}, "the lowest mean loss", 16, unsettled)
+
+
+def test_tuning_is_shown(tmp_path):
+    tunings = {
+        "pre": tuning({0.001: 2.1, 0.003: 2.0, 0.01: None}, 0.003),
+        "none": tuning({0.001: 2.1, 0.003: 2.0, 0.01: 2.0}, 0.01, "its best rate is the highest"),
     }
-    one = dataclasses.replace(comparison(tmp_path, THREE), tuning=tuning)
+    one = with_tuning(comparison(tmp_path, THREE), tunings)
     page, text, data = written(one, tmp_path)
-    assert "0.003 (tuned)" in page.sections["Arms"] and "0.003 (tuned, at an edge)" in text
-    assert "pre: tried 0.001 (2.1000), 0.003 (2.0000), 0.01 (failed); chose 0.003." in page.sections["Arms"]
-    assert data["tuning"]["none"]["at_edge"] and data["tuning"]["pre"]["tried"][2] == {
-        "rate": 0.01,
-        "val_bpb": None,
+    said = "pre: optim.lr=0.003: the lowest mean loss. Tried in 3 runs (at most 16): 0.001 (2.1000); 0.003 (2.0000)"
+    assert said in page.sections["Tuning"].replace("\u00a0", " ") and "Not settled: its best rate is" in text
+    assert "0.003 (tuned)" in page.sections["Arms"] and "0.003 (tuned, not settled)" in text
+    assert "overlap at every number of trials" in page.sections["Tuning"].replace("\u00a0", " ")
+    assert "| 3 | 2.0000 (– to –) | 2.0000 (– to –) |" in " ".join(text.split())
+    assert not data["tuning"]["none"]["settled"] and data["tuning"]["pre"]["tried"][2] == {
+        **{"values": {"optim.lr": 0.01}, "planned": True, "val_bpb": None, "val_bpb_by_seed": {"1000": None}}
     }
+    assert data["tuning"]["pre"]["curve"]["low"] == [None] * 3 and data["tuning"]["pre"]["chosen"] == {
+        "optim.lr": 0.003
+    }
+    assert [effort["separate_at"] for effort in data["tuning_effort"]] == [[]]
+
+
+def test_tuning_that_survives_more_effort(tmp_path):
+    tunings = {
+        name: tuning({i / 1000: loss + i / 100 for i in range(1, 25)}, 0.001)
+        for name, loss in (("pre", 2.0), ("none", 1.0))
+    }
+    one = with_tuning(comparison(tmp_path, {"pre": 2.0, "none": 1.0}), tunings)
+    page, text, data = written(one, tmp_path)
+    said = "The tuning curves of none and pre are apart, with none lower, after 1 and 2 trials of tuning"
+    assert said in page.sections["Tuning"].replace("\u00a0", " ") and said in text and said in summary(one)
+    assert (
+        data["tuning_effort"][0]["separate_at"] == [1, 2]
+        and "bands overlap" in data["tuning_effort"][0]["sentence"]
+    )
 
 
 def test_the_noise_floor(tmp_path):
@@ -316,12 +343,17 @@ def test_units():
     assert [units.mib(value) for value in (0, 2**20, 2000 * 2**20)] == ["0 MiB", "1 MiB", "2,000 MiB"]
 
 
-def test_a_learning_rate_at_an_edge_is_said_on_the_first_screen(tmp_path):
+def test_tuning_that_is_not_settled_is_said_on_the_first_screen(tmp_path):
     one = comparison(tmp_path, {"pre": 2.0, "none": 1.9})
-    tuned = dataclasses.replace(one, tuning={"pre": Tuning({0.1: 2.0, 0.2: 2.1, 0.4: 2.2}, 0.1)})
+    tuned = with_tuning(one, {"pre": tuning({0.1: 2.0, 0.2: 2.1}, 0.1, "its best rate is the lowest")})
     page, text = (file.read_text() for file in write_report(tuned, tmp_path, readings(tuned))[:2])
-    said = "The learning rate of pre is at the edge of the range that was tried"
-    page = page.replace("\u00a0", " ")
+    said = "The tuning of pre isn't settled: its best rate is the lowest."
+    page = page.replace("\u00a0", " ").replace("&#x27;", "'")
     assert page.index(said) < page.index('class="verdicts"') and said in text.partition("## ")[0]
+    assert (
+        summary(tuned).splitlines()[0]
+        == "none against pre: inconclusive because the tuning of pre isn't settled."
+    )
     assert summary(tuned).splitlines()[1].startswith(f"WARNING: {said}")
-    assert "at the edge of the range that was tried" not in summary(one)
+    assert one.contests[0].verdict.word == "better" and tuned.contests[0].verdict.word == "inconclusive"
+    assert "isn't settled" not in summary(one)

@@ -22,7 +22,7 @@ from minllm.runs import outcome
 from minllm.runs.outcome import Outcome
 from minllm.sweep import processes, server
 from minllm.sweep.ends import outcome_of, without_outcome
-from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied
+from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied, TrialOrder
 from minllm.sweep.trial import judged
 from tests.searches import GRID, PATIENCE, ROOT, Workplace, one_sentence
 
@@ -219,9 +219,9 @@ def test_a_disk_without_room_for_a_last_word_is_still_said_to_be_full(tmp_path: 
 def test_a_kill_is_for_memory_if_the_kernel_has_counted_one(
     tmp_path: Path, status: int, timed_out: bool, kills: int, state: str, reason: str
 ):
-    child = server.Child(number=7, pid=1, kills_before=3, deadline=0.0, timed_out=timed_out)
+    child = server.Child(id=7, pid=1, kills_before=3, deadline=0.0, timed_out=timed_out)
     answer = server.answer(child, status, kills)
-    assert answer.pop("number") == 7
+    assert answer.pop("id") == 7
     end = outcome_of(ProcessDied(**answer), tmp_path)
     assert (end.state, end.reason) == (state, reason)
 
@@ -270,19 +270,21 @@ def test_an_outcome_is_its_attempts_alone(tmp_path: Path):
 
 
 def test_a_server_that_is_killed_keeps_nobody_waiting(tmp_path: Path):
-    started = processes.ForkServer(tmp_path, None, None, slots=2)
+    started = processes.ForkServer(slots=2)
     with ThreadPoolExecutor(2) as pool:
-        before = [pool.submit(started.run, number) for number in range(2)]
+        before = [pool.submit(started.run, TrialOrder(str(tmp_path), number)) for number in range(2)]
         started.process.kill()
         for future in before:
             assert isinstance(future.exception(PATIENCE), ServerDied)
-        assert isinstance(pool.submit(started.run, 2).exception(PATIENCE), ServerDied)
+        assert isinstance(
+            pool.submit(started.run, TrialOrder(str(tmp_path), 2)).exception(PATIENCE), ServerDied
+        )
     started.close()
 
 
 def test_a_server_that_somebody_has_stopped_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.2)
-    started = processes.ForkServer(tmp_path, None, None, slots=1)
+    started = processes.ForkServer(slots=1)
     started.process.send_signal(signal.SIGSTOP)
     started.close()
     assert started.process.returncode < 0

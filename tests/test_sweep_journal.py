@@ -138,7 +138,8 @@ def test_trials_that_a_lost_journal_knew_of_are_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # as on this machine, where a trial that was put back takes its folder again
     monkeypatch.setattr(search, "Processes", Instant)
-    monkeypatch.setattr(Instant, "close", lambda self: None, raising=False)
+    monkeypatch.setattr(Instant, "start", lambda self, slots, shared: None, raising=False)
+    monkeypatch.setattr(Instant, "close", lambda self, interrupted: None, raising=False)
     grid = "hydra/sweeper/sampler=grid"
     words = ("sweep.name=a-search", "search=none", grid, "seed=choice(0,1)", "hydra.sweeper.n_trials=2")
     folder = tmp_path / "outputs/sweeps/a-search"

@@ -230,7 +230,7 @@ def perform(*_):
 
 imported = server.Imported(perform, lambda: 0, limits.gpus())
 for slot in range(3):
-    order = {"folder": ".", "number": slot, "storage": None, "minutes": None, "slot": slot}
+    order = {"folder": ".", "number": slot, "id": slot, "storage": None, "minutes": None, "slot": slot}
     child = server.start(order, imported, close=())
     os.waitpid(child.pid, 0)
     os.write(1, b" ")
@@ -267,13 +267,13 @@ class Pretended:
 
 def test_a_slot_is_given_back_when_its_trial_has_ended(monkeypatch):
     monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=Pretended, PIPE=subprocess.PIPE))
-    search = processes.ForkServer(Path(), None, None, slots=2)
+    search = processes.ForkServer(slots=2)
     orders, ends = search.process.orders, search.process.ends
     for number in range(3):
-        threading.Thread(target=search.run, args=(number,), daemon=True).start()
+        threading.Thread(target=search.run, args=(processes.TrialOrder(".", number),), daemon=True).start()
     wait_until(lambda: len(orders) == 2)
     first, second = orders
     assert {first["slot"], second["slot"]} == {0, 1}
-    ends.put({"number": second["number"], "status": 0})
+    ends.put({"id": second["id"], "status": 0})
     wait_until(lambda: len(orders) == 3)
     assert orders[2]["slot"] == second["slot"]

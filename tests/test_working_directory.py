@@ -127,7 +127,7 @@ def test_searches_and_benchmarks_start_their_processes_so(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     with pytest.raises(Started):
-        processes.ForkServer(tmp_path, None, None, 1)
+        processes.ForkServer(1)
     job = worker.Job.__new__(worker.Job)
     monkeypatch.setattr(worker, "asdict", lambda _: {"a": 1})
     with pytest.raises(Started):

@@ -18,6 +18,7 @@ from minllm.study.measures import Measures, measure
 from minllm.study.selection import LeftOut, Selection, find
 from minllm.study.statistics import noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
+from minllm.study.tuning import Tuning
 
 METRIC = "val_bpb"
 """Bits per byte: a loss that doesn't depend on how the tokenizer splits the text."""
@@ -28,17 +29,6 @@ ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """How an arm's learning rate was chosen: the rates that were tried, with the metric of each, and the choice."""
-
-    tried: Mapping[float, float | None]
-    chosen: float
-
-    @property
-    def at_edge(self) -> bool:
-        return self.chosen in (min(self.tried), max(self.tried))
-
-
 @dataclass(frozen=True)
 class Comparison:
     """What several runs say about the arms that they belong to.
@@ -120,7 +110,9 @@ class Comparison:
     def _counted(self) -> str:
         """The answer when there are too many contests to name."""
         if any(contest.baseline is not self.baseline for contest in self.contests):
-            return f"None of the {len(self.arms)} arms is better than all others."
+            reasons = "; ".join(dict.fromkeys(one.reason for one in self.contests if one.reason))
+            because = f" because {reasons}" if reasons else ""
+            return f"None of the {len(self.arms)} arms is better than all others{because}."
         words = [contest.outcome for contest in self.contests]
         counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
         return f"Of {len(words)} arms against {self.baseline.name}: {', '.join(counts)}."
@@ -308,6 +300,27 @@ def without_impossible(contest: Contest) -> Contest:
         if error := impossible(arm):
             return put_off(contest, f"{arm.name}: {error}")
     return contest
+
+
+def with_tuning(comparison: Comparison, tuning: Mapping[str, Tuning]) -> Comparison:
+    """Return the comparison with the tuning of its arms, by name."""
+    contests = [without_unsettled_tuning(contest, tuning) for contest in comparison.contests]
+    return replace(comparison, tuning=tuning, contests=contests)
+
+
+def without_unsettled_tuning(contest: Contest, tuning: Mapping[str, Tuning]) -> Contest:
+    """Return a contest, made inconclusive if more tuning of an arm could change its loss and so the answer.
+
+    This holds in both directions: the loss that tuning finds on its own seeds may rise again on others, so an arm that
+    is ahead before its tuning is settled needn't stay ahead.
+    """
+    names = [arm.name for arm in (contest.baseline, contest.arm)]
+    unsettled = [name for name in names if name in tuning and tuning[name].unsettled]
+    if not unsettled:
+        return contest
+    reason = f"the tuning of {' and of '.join(unsettled)} isn't settled"
+    why = " ".join(f"{name}: {tuning[name].unsettled}." for name in unsettled)
+    return replace(put_off(contest, why), reason=reason)
 
 
 def undecided(comparison: Comparison, why: str) -> Comparison:

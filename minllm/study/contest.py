@@ -20,6 +20,7 @@ class Contest:
     differences: the arm's bits per byte minus the baseline's, by the seed of the pair, where neither diverged
     failed: whether runs crashed or went wrong at some seeds, so that more seeds can't settle it
     divergence: how often training diverged, unless it never did
+    reason: why more pairs can't settle it, as a clause for the first sentence; "" if that isn't known
     """
 
     arm: Arm
@@ -28,6 +29,7 @@ class Contest:
     verdict: Verdict
     failed: bool = False
     divergence: Divergence | None = None
+    reason: str = ""
 
     @property
     def is_settled(self) -> bool:
@@ -46,7 +48,12 @@ class Contest:
 
     @property
     def outcome(self) -> str:
-        """The verdict's word, or unstable if it is inconclusive because one of the two diverged more often."""
+        """The verdict's word with the reason if more pairs can't settle it, or unstable.
+
+        Unstable means that it is inconclusive because one of the two diverged more often.
+        """
+        if self.reason:
+            return f"{self.verdict.word} because {self.reason}"
         return "unstable" if self.unstable and self.verdict.word == "inconclusive" else self.verdict.word
 
     @property
@@ -67,7 +74,7 @@ class Contest:
     def _answer(self) -> str:
         """The first sentence."""
         word, unstable, found = self.verdict.word, self.unstable, self.divergence
-        if unstable and found:
+        if unstable and found and not self.reason:
             other = self.baseline if unstable is self.arm else self.arm
             own, against = found.counts if unstable is self.arm else reversed(found.counts)
             worse = f" and worse than {other.name}" * (word != "inconclusive")
@@ -82,7 +89,7 @@ class Contest:
             "equivalent": "is equivalent to",
             "inconclusive": "against",
         }
-        end = ": inconclusive" * (word == "inconclusive")
+        end = f": {self.outcome}" if word == "inconclusive" else ""
         return f"{self.arm.name} {links[word]} {self.baseline.name}{end}."
 
     def _diverged(self) -> str:

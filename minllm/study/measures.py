@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minllm.study.arms import Arm, identity
+from minllm.study.arms import Arm
+from minllm.study.divergence import diverged_seeds
 from minllm.study.documents import ByDocument, by_document
 from minllm.study.selection import LeftOut
 from minllm.study.speedup import AXES, AtEqual, SpeedUps, at_equal, pairs_of, speed_ups
@@ -64,7 +65,7 @@ def measure(arm: Arm, baseline: Arm, left_out: Sequence[LeftOut]) -> Measures:
             (arm.name, baseline.name),
             values,
             tuple([one.runs[seed] for seed in seeds] for one in arms),
-            tuple(_failed(one, left_out) for one in arms),
+            tuple(len(diverged_seeds(one, left_out)) for one in arms),
             tuple(len(one.runs) for one in arms),
         ),
         by_document=None if isinstance(documents, str) else documents,
@@ -76,12 +77,3 @@ def _floor(arms: Sequence[Arm]) -> float | None:
     """Return the corpus's entropy, if every run knows it."""
     found = {run.summary.get("floor_bpb") for arm in arms for run in arm.runs.values()}
     return found.pop() if len(found) == 1 else None
-
-
-def _failed(arm: Arm, left_out: Sequence[LeftOut]) -> int:
-    """Return with how many seeds an arm's training failed, and wasn't repeated successfully."""
-    failed = [one for one in left_out if one.failed and one.cfg]
-    if not failed:
-        return 0
-    own = identity(arm.first.cfg)
-    return len({one.cfg["seed"] for one in failed if identity(one.cfg) == own} - set(arm.runs))

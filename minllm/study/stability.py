@@ -1,4 +1,4 @@
-"""Which arm is less stable: by the spread over seeds, spikes of the training loss, and runs that failed.
+"""Which arm is less stable: by the spread over seeds, spikes of the training loss, and runs that diverged.
 
 Each has a test of its own, and Bonferroni's correction keeps the probability of any false claim over the three below
 5 %.
@@ -51,7 +51,7 @@ class Stability:
         paired samples: Spearman's correlation of the sums and the differences of the pairs, which is 0 if the
         variances are equal.
     spikes: of the training loss, per run, and a sign test over the pairs; see `count_spikes`
-    failures: the fraction of an arm's runs that crashed, diverged or were ended, and Fisher's exact test
+    failures: the fraction of an arm's runs that diverged, and Fisher's exact test
     less_stable: which of the two is less stable by the corrected tests; None if neither is, or if each is
         by another test
     p: the smallest corrected p-value of the three
@@ -77,7 +77,7 @@ def stability(
         names: of the two.
         values: bits per byte, in pairs.
         runs: the same pairs.
-        failed: how many runs of each failed.
+        failed: how many runs of each diverged.
         finished: how many runs of each didn't.
     """
     signs = (

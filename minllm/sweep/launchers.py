@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
@@ -11,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from minllm.errors import UserError
 from minllm.sweep.plugin import LauncherOptions, Processes
+from minllm.sweep.processes import ForkServer
 from minllm.sweep.store import parsed, secrets
 
 
@@ -53,6 +56,16 @@ def prepare(launcher: Launcher) -> None:
 def runs_here(launcher: Launcher) -> bool:
     """Whether trials run on this machine; elsewhere, only the job knows its memory and processors."""
     return isinstance(launcher, Processes) or getattr(launcher, "_EXECUTOR", None) == "local"
+
+
+@contextlib.contextmanager
+def shared_server(config: DictConfig, slots: int) -> Iterator[ForkServer | None]:
+    """Start a server process for several searches; None with a launcher that needs none."""
+    if config.hydra.launcher._target_ != LauncherOptions._target_:
+        yield None
+        return
+    with contextlib.closing(ForkServer(slots)) as server:
+        yield server
 
 
 def fresh(run_dir: Path) -> Path:

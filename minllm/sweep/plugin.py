@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -22,6 +22,9 @@ from omegaconf import MISSING, DictConfig
 from minllm.errors import UserError
 from minllm.schema.foreign import refuse_environment
 from minllm.schema.overrides import key_of
+
+if TYPE_CHECKING:
+    from minllm.sweep.processes import ForkServer
 
 OWN_SECTIONS = ("search", "sweep", "memory", "arms")
 """Sections of the configuration that configure the search and aren't part of a trial."""
@@ -48,7 +51,7 @@ class SweeperOptions:
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}])
     sampler: Any = MISSING
     n_trials: int = MISSING
-    n_jobs: int = MISSING
+    n_jobs: int | None = None
 
 
 @dataclass
@@ -79,14 +82,18 @@ class PruningSweeper(Sweeper):
     Args:
         sampler: the node of `hydra/sweeper/sampler`.
         n_trials: total number of trials of the study, including those of earlier calls.
-        n_jobs: number of trials that run at once.
+        n_jobs: number of trials that run at once; None leaves it to the search, and is 1 if that doesn't choose.
     """
 
-    def __init__(self, sampler: DictConfig, n_trials: int, n_jobs: int):
+    server: ForkServer | None = None
+    """A server process that this search shares with others; without one, it starts its own."""
+
+    def __init__(self, sampler: DictConfig, n_trials: int, n_jobs: int | None):
         for name, number in (("n_trials", n_trials), ("n_jobs", n_jobs)):
-            if number < 1:
+            if number is not None and number < 1:
                 raise UserError(f"hydra.sweeper.{name} must be a whole number of 1 or more, not {number}.")
-        self.sampler, self.n_trials, self.n_jobs = sampler, n_trials, n_jobs
+        self.sampler, self.n_trials = sampler, n_trials
+        self.n_jobs, self.chooses_jobs = n_jobs or 1, n_jobs is None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
@@ -118,27 +125,30 @@ class Processes(Launcher):
     """Runs each trial in its own process, forked from one that has already imported everything (see processes.py)."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.order = {"storage": config.sweep.storage, "minutes": config.sweep.trial_minutes}
+        self.folder = config.hydra.sweep.dir
+
+    def start(self, slots: int, shared: ForkServer | None) -> None:
+        """Start the server process, unless the search shares one. It runs `slots` trials at a time."""
         from minllm.sweep.processes import ForkServer
 
-        self.server = ForkServer(
-            Path(config.hydra.sweep.dir),
-            config.sweep.storage,
-            config.sweep.trial_minutes,
-            config.hydra.sweeper.n_jobs,
-        )
+        self.server, self.is_shared = shared or ForkServer(slots), shared is not None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run trials one after the other and wait for them. Several threads may call it at once."""
         return [self._launch(initial_job_idx + i) for i in range(len(job_overrides))]
 
-    def close(self) -> None:
-        """Stop all running trials."""
-        self.server.close()
+    def close(self, *, interrupted: bool) -> None:
+        """Stop all running trials and the server, which others that share it don't need if they were interrupted."""
+        if interrupted or not self.is_shared:
+            self.server.close()
 
     def _launch(self, number: int) -> JobReturn:
+        from minllm.sweep.processes import TrialOrder
+
         done = JobReturn(status=JobStatus.COMPLETED)
         try:
-            self.server.run(number)
+            self.server.run(TrialOrder(self.folder, number, **self.order))
         except Exception as error:  # raised again when the caller reads return_value
             done.status, done.return_value = JobStatus.FAILED, error
         return done

@@ -10,13 +10,14 @@ which the server kills when the trial has ended, when its time is up, and when t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
 import subprocess
 import threading
 from concurrent.futures import Future
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 from minllm.runs.interpreter import command
 
@@ -45,22 +46,36 @@ class ServerDied(Exception):
     """The process that trials are forked from has died, and its trials with it; their outcomes are unknown."""
 
 
+@dataclass(frozen=True)
+class TrialOrder:
+    """A trial to run.
+
+    folder: the study's folder
+    number: the trial's number
+    storage: the study's database, or None
+    minutes: its time limit; None for no limit
+    """
+
+    folder: str
+    number: int
+    storage: str | None = None
+    minutes: float | None = None
+
+
 class ForkServer:
-    """The search's handle on the server process.
+    """A handle on the server process, which several searches may share.
 
     Args:
-        folder: the study's folder.
-        storage: the study's database, or None.
-        minutes: time limit of a trial; None for no limit.
         slots: number of trials that run at once; the slot's number selects the GPU.
     """
 
-    def __init__(self, folder: Path, storage: str | None, minutes: float | None, slots: int):
-        self.order = {"folder": str(folder), "storage": storage, "minutes": minutes}
+    def __init__(self, slots: int):
         self.free_slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(slots):
             self.free_slots.put(slot)
+        self.ids = itertools.count()
         self.ends: dict[int, Future[ProcessDied | None]] = {}
+        """By the id of the order."""
         self.has_died = False
         self.writing = threading.Lock()
         self.process = subprocess.Popen(
@@ -74,7 +89,7 @@ class ForkServer:
         )
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def run(self, number: int) -> None:
+    def run(self, trial: TrialOrder) -> None:
         """Run a trial and wait until it has ended.
 
         Raises:
@@ -87,8 +102,9 @@ class ForkServer:
             with self.writing:
                 if self.has_died:
                     raise ServerDied
-                self.ends[number] = end
-                order = json.dumps({**self.order, "number": number, "slot": slot})
+                id = next(self.ids)
+                self.ends[id] = end
+                order = json.dumps({**asdict(trial), "id": id, "slot": slot})
                 with contextlib.suppress(BrokenPipeError):  # _listen notices it too
                     self.process.stdin.write(order + "\n")
                     self.process.stdin.flush()
@@ -112,7 +128,7 @@ class ForkServer:
     def _listen(self) -> None:
         for line in self.process.stdout:
             answer = json.loads(line)
-            end = self.ends.pop(answer.pop("number"))
+            end = self.ends.pop(answer.pop("id"))
             end.set_result(ProcessDied(**answer) if answer["status"] else None)
         with self.writing:
             self.has_died = True

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,7 +44,7 @@ from minllm.sweep.plugin import OWN_SECTIONS, Processes, is_search_key
 from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
 from minllm.sweep.reporter import Reporter, folder_of
-from minllm.sweep.sampling import Grid, ask, make_sampler, refuse_hopeless
+from minllm.sweep.sampling import Grid, already_chosen, ask, make_sampler, refuse_hopeless
 from minllm.sweep.settings import Memory, SweepSettings
 from minllm.sweep.spec import SearchSpec, resolved
 from minllm.sweep.store import APPENDED, Leader, alone, open_study, put_back, storage_errors
@@ -155,6 +155,8 @@ class Search:
             config=self.config, hydra_context=sweeper.hydra_context, task_function=sweeper.task_function
         )
         prepare(self.launcher)
+        if isinstance(self.launcher, Processes):
+            self.launcher.start(self.n_jobs, sweeper.server)
         here = runs_here(self.launcher)
         device = machine.choose_device(self.space.base.train.device)
         free = limits.free_bytes(device, self.n_jobs) if here else None
@@ -185,7 +187,7 @@ class Search:
             raise
         finally:
             if isinstance(self.launcher, Processes):
-                self.launcher.close()
+                self.launcher.close(interrupted=bool(self.running))
             self.recover()
             if self.leader:
                 self.leader.leave()
@@ -198,6 +200,14 @@ class Search:
             self.table.update(self.trials())
             self.loop()
         return self.trials()
+
+    def queue(self, combinations: Sequence[Mapping[str, Any]]) -> None:
+        """Queue the combinations that the study doesn't have yet, whatever the sampler."""
+        known = [already_chosen(trial) for trial in self.trials()]
+        for values in combinations:
+            if values not in known:
+                self.study.enqueue_trial(dict(values))
+        self.n_trials = len(self.trials())  # the sampler adds none
 
     def report(self) -> list[Path]:
         """Write the report of the study so far, and return the paths of its files."""
@@ -215,17 +225,18 @@ class Search:
         put_back(self.study)
 
     def loop(self) -> None:
-        while True:
-            while len(self.running) < self.n_jobs and self.more():
-                self.start(*ask(self.study, self.space))
-            if not self.running:
-                return
-            done, _ = wait(self.running, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
-            for future in done:
-                self.end(self.running.pop(future), future)
-            if self.leader:
-                self.leader.beat()
-            self.table.update(self.trials())
+        run_together([self], self.n_jobs)
+
+    def start_next(self) -> None:
+        self.start(*ask(self.study, self.space))
+
+    def end_all(self, done: Iterable[Future[JobReturn]]) -> None:
+        """Record the outcomes of those of this search's trials that are `done`, and show the progress."""
+        for future in self.running.keys() & set(done):
+            self.end(self.running.pop(future), future)
+        if self.leader:
+            self.leader.beat()
+        self.table.update(self.trials())
 
     def more(self) -> bool:
         """Whether there is another trial to start, queued or new."""
@@ -317,6 +328,20 @@ class Search:
         with read_write(self.config.hydra):
             self.config.hydra.job.num = number
         return self.folder / str(self.config.hydra.sweep.subdir)
+
+
+def run_together(searches: Sequence[Search], n_jobs: int) -> None:
+    """Run the trials of several searches, at most `n_jobs` at a time, until none has another. All are in charge."""
+    while True:
+        for search in searches:
+            while sum(len(one.running) for one in searches) < n_jobs and search.more():
+                search.start_next()
+        running = [future for search in searches for future in search.running]
+        if not running:
+            return
+        done, _ = wait(running, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
+        for search in searches:
+            search.end_all(done)
 
 
 def in_a_thread(act: Callable[[], T]) -> Future[T]:

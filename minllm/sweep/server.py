@@ -33,7 +33,8 @@ PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 class Child:
     """A running trial."""
 
-    number: int
+    id: int
+    """Of the order that started it."""
     pid: int
     kills_before: int
     """Number of processes that the kernel's out-of-memory killer had killed when this one started."""
@@ -104,7 +105,7 @@ def begin(order: Mapping[str, Any], pipes: Pipes, imported: Imported, children: 
         traceback.print_exc()
         no_memory = error.errno == errno.ENOMEM
         say(
-            {"number": order["number"], "status": 1, "killed_for_memory": no_memory, "timed_out": False},
+            {"id": order["id"], "status": 1, "killed_for_memory": no_memory, "timed_out": False},
             pipes,
         )
     else:
@@ -151,7 +152,7 @@ def start(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) 
     lead_a_group(pid)  # in parent and child, because either may come first
     # with a grace period, because a trial that stops itself leaves its measurements
     seconds = (order["minutes"] or float("inf")) * 60 + GRACE_SECONDS
-    return Child(order["number"], pid, kills_before, time.monotonic() + seconds)
+    return Child(order["id"], pid, kills_before, time.monotonic() + seconds)
 
 
 def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ...]) -> NoReturn:
@@ -191,7 +192,7 @@ def reaped(children: dict[int, Child], imported: Imported) -> Iterator[dict[str,
 def answer(child: Child, status: int, kills: int) -> dict[str, Any]:
     killed = status == -signal.SIGKILL and not child.timed_out
     return {
-        "number": child.number,
+        "id": child.id,
         "status": status,
         "killed_for_memory": killed and kills > child.kills_before,
         "timed_out": child.timed_out,

@@ -29,7 +29,7 @@ class Schedule:
 
     def lr(self, step: float, total_steps: int) -> float:
         """Return the learning rate at `step`, counted from 0, in a run of `total_steps`."""
-        warmup = self._warmup(total_steps)
+        warmup = self.warmup(total_steps)
         if step < warmup:
             return self.lr_max * (step + 1) / (warmup + 1)
         return self.after_warmup(step - warmup, total_steps - warmup)
@@ -40,7 +40,7 @@ class Schedule:
 
     def needed_steps(self, total_steps: int) -> int:
         """Return how many steps the parts with a fixed length take."""
-        return self._warmup(total_steps)
+        return self.warmup(total_steps)
 
     def check(self, total_steps: int) -> None:
         """Raise UserError if a run of `total_steps` is too short for this schedule."""
@@ -50,7 +50,8 @@ class Schedule:
                 " Train longer, or make schedule.warmup_steps and the schedule's other parts shorter."
             )
 
-    def _warmup(self, total_steps: int) -> int:
+    def warmup(self, total_steps: int) -> int:
+        """Return the number of warm-up steps in a run of `total_steps`."""
         return min(LONGEST_WARMUP, total_steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 

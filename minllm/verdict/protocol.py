@@ -16,7 +16,9 @@ from minllm.schema.checking import words as said
 from minllm.schema.options import Count, FolderName, Natural, Positive, Share
 from minllm.schema.overrides import is_seed
 from minllm.study.arms import ABSENT, identity, learnt_from
-from minllm.study.comparison import ALL, Tuning
+from minllm.study.comparison import ALL
+from minllm.study.tuning import RATE, Tuning
+from minllm.verdict.random_search import FINALISTS
 
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper
@@ -27,13 +29,21 @@ FIRST_TUNING_SEED = 1000
 """Seeds below this are used by the verdict; learning rates are tuned on this seed and above."""
 
 
+CLOSEST = 1.1
+"""The smallest factor between the learning rates of a grid, which are rounded to three digits."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """The `search:` section of a verdict.
 
     equal: the quantity in which all arms are sized to match the first; null leaves their sizes alone
-    rates: learning rates that each arm tries, as multiples of its optim.lr
-    tuning_seeds: seeds of the tuning runs; each rate is judged by its mean loss over them
+    tune: the keys that are tuned for each arm: the learning rate alone on a grid, others by random search
+    rates: the grid's learning rates, as multiples of each arm's optim.lr
+    tuning_runs: the most tuning runs of an arm on the grid
+    trials: the number of draws that each arm tries in a random search
+    span: a random search draws between a configured value divided by this and multiplied by it
+    tuning_seeds: seeds of the tuning runs; everything is tried with the first, and the best values with all
     looks: numbers of pairs after which the results are tested; the error rate is shared out among them
     margin: differences below this share of the baseline's bits per byte count as equal
     baseline: the arm that the others are compared with; all compares every pair of arms
@@ -42,7 +52,11 @@ class Protocol:
     """
 
     equal: Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
+    tune: list[str]
     rates: list[Positive]
+    tuning_runs: Count
+    trials: Count
+    span: Positive
     tuning_seeds: list[Natural]
     looks: list[Count]
     margin: Share
@@ -64,22 +78,46 @@ class Protocol:
             raise UserError(
                 f"search.looks has {len(self.looks)} numbers of pairs, which is more than {MOST_LOOKS}: leave some out."
             )
-        if self.rates and not self.tuning_seeds:
-            raise UserError(
-                "search.tuning_seeds has no seed to try learning rates on: add one, or set search.rates=[]."
-            )
+        self._refuse_bad_tuning()
         if self.looks[-1] * self.runs_of_a_pair > FIRST_TUNING_SEED:
             raise UserError(
                 f"search.looks can't exceed {FIRST_TUNING_SEED // self.runs_of_a_pair} pairs, but ends at"
                 f" {self.looks[-1]}."
             )
-        for key in ("rates", "tuning_seeds"):
+
+    def _refuse_bad_tuning(self) -> None:
+        for key in ("tune", "rates", "tuning_seeds"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise UserError(f"search.{key} has a duplicate: {getattr(self, key)}. Remove it.")
         if any(seed < FIRST_TUNING_SEED for seed in self.tuning_seeds):
             raise UserError(
                 f"search.tuning_seeds must be {FIRST_TUNING_SEED} or above: the verdict uses the seeds below."
             )
+        if self.is_tuned and not self.tuning_seeds:
+            raise UserError("search.tuning_seeds has no seed to tune on: add one, or set search.tune=[].")
+        if self.is_grid and self.tuning_runs < len(self.rates):
+            raise UserError(
+                f"search.tuning_runs={self.tuning_runs} is too few to try each of the {len(self.rates)} learning rates"
+                " in search.rates."
+            )
+        spaced = sorted(self.rates)
+        if any(high < CLOSEST * low for low, high in itertools.pairwise(spaced)):
+            raise UserError(
+                f"search.rates must differ by a factor of {CLOSEST} or more, and not be {self.rates}."
+            )
+        if self.is_tuned and not self.is_grid and self.trials < FINALISTS:
+            raise UserError(f"search.trials must be {FINALISTS} or more, not {self.trials}.")
+        if self.span <= 1:
+            raise UserError(f"search.span must be a factor above 1, not {self.span:g}.")
+
+    @property
+    def is_tuned(self) -> bool:
+        return bool(self.tune) and (self.tune != [RATE] or bool(self.rates))
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the learning rate alone is tuned."""
+        return self.is_tuned and self.tune == [RATE]
 
     @property
     def runs_of_a_pair(self) -> int:
@@ -132,6 +170,11 @@ def refuse_own_seeds(typed: Sequence[str]) -> None:
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
     """Raise UserError if the protocol has changed since the verdict began."""
+    if set(before) != set(now):
+        raise UserError(
+            f"The verdict '{name}' was begun by another version of minllm, whose protocol had other options, so it"
+            " can't be continued. Start another verdict: sweep.name=<name>."
+        )
     for key, value in now.items():
         if key not in ("prompts", "stories") and before.get(key) != value:
             asked = key if key == "arms" else f"search.{key}"
@@ -169,11 +212,11 @@ def is_of_model_only(one: DictConfig, other: DictConfig) -> bool:
 
 
 def refuse_same_results(tuning: Mapping[str, Tuning]) -> None:
-    """Raise UserError if two arms had exactly the same loss at each learning rate, so they compute the same."""
+    """Raise UserError if two arms had exactly the same losses wherever they were tuned, so they compute the same."""
     found = [(name, one.tried) for name, one in tuning.items()]
     for (name, tried), (other, others) in itertools.combinations(found, 2):
-        if tried == others and None not in tried.values():
+        if tried == others and all(one.held for one in tried):
             raise UserError(
-                f"arms.{name} and arms.{other} reached exactly the same loss at each learning rate, so their"
-                " differences don't affect what is computed. Change one of them."
+                f"arms.{name} and arms.{other} reached exactly the same loss in every tuning run, so their differences"
+                " don't affect what is computed. Change one of them."
             )

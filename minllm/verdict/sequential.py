@@ -1,7 +1,8 @@
 """`python sweep.py search=verdict 'arms.a=[model/attn=gqa]' 'arms.b=[model/attn=differential]'`: which arm is better.
 
 1. Size: each arm gets as many parameters as the first.
-2. Tuning: each arm tries the same multiples of its learning rate, on seeds that the verdict doesn't use.
+2. Tuning: each arm tries the same multiples of its learning rate, or the same random draws of several settings, on
+   seeds that the verdict doesn't use.
 3. Pairs: the arms train with the same new seeds until a look at the results settles the verdict or time runs out.
 4. Report.
 
@@ -21,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 from optuna.trial import FrozenTrial
 
 from minllm.config.compose import named_folders
@@ -35,18 +36,23 @@ from minllm.schema.building import build
 from minllm.schema.overrides import key_of
 from minllm.study import recorded
 from minllm.study.arms import Arm, arms_of
-from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, Tuning, of_arms, undecided
+from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, of_arms, undecided, with_tuning
 from minllm.study.reading import read_arms
-from minllm.study.report import tell
+from minllm.study.report import sentences, tell
 from minllm.study.selection import VERDICT, LeftOut, Selection, find, runs_in
 from minllm.study.statistics import least_pairs
 from minllm.study.trust import refuse_broken_arm
+from minllm.study.tuning import Tuning
+from minllm.sweep.launchers import shared_server
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper
+from minllm.sweep.processes import ForkServer
 from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
+from minllm.verdict.jobs import jobs_for
+from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
 from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
     Protocol,
@@ -57,14 +63,13 @@ from minllm.verdict.protocol import (
     refuse_same_results,
     refuse_the_same,
 )
-from minllm.verdict.tuning import TIME_WAS_UP, chosen_rate, rates_of
+from minllm.verdict.tuning import TIME_WAS_UP, Plan, plan_lines, plan_of, refuse_extremes, space_of, tune
 
 WORDS_ALONE = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
 
 RunUntil = Callable[[int], Sequence[FrozenTrial]]
 
-EACH_ONCE = {"_target_": "optuna.samplers.GridSampler", "_partial_": True, "search_space": {}}
 TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
 
 
@@ -85,7 +90,8 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         return
     refuse_links_at_top(search.folder, appended=())
     search.keep_protocol()
-    comparison = search.train_pairs(search.tune())
+    with shared_server(search.config, sweeper.n_jobs) as search.server:
+        comparison = search.train_pairs(search.tune())
     protocol = search.protocol
     print()
     tell(comparison, search.folder, read_arms(comparison, search.config, protocol.prompts, protocol.stories))
@@ -93,6 +99,9 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
 
 class VerdictSearch:
     """The arms, and the searches that train them."""
+
+    server: ForkServer | None = None
+    """The process that starts the runs of all searches."""
 
     def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
         self.sweeper, self.config = sweeper, sweeper.config
@@ -108,17 +117,20 @@ class VerdictSearch:
         self.size: list[str] = []
         bases = {name: self.composed(name) for name in self.arms}
         refuse_the_same(bases)
-        self.rates = {name: rates_of(cfg, self.protocol) for name, cfg in bases.items()}
+        if sweeper.chooses_jobs:
+            sweeper.n_jobs = jobs_for(self.config, next(iter(bases.values())))
+        self.plans = {
+            name: plan_of(name, cfg, self.protocol) for name, cfg in bases.items() if self.protocol.is_tuned
+        }
         self.size = self.size_word(next(iter(bases.values())))
         composed = {name: self.composed(name) for name in self.arms} if self.size else bases
         if self.size:
             refuse_the_same(composed)
-        for (
-            name,
-            cfg,
-        ) in composed.items():  # reject arms that can't be sized or break a law before anything runs
+        for name, cfg in composed.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
+        for name, plan in self.plans.items():
+            refuse_extremes(name, plan, lambda words, name=name: self.spec(name, words))
 
     def plan(self) -> str:
         """Return a description of what will be run."""
@@ -126,13 +138,7 @@ class VerdictSearch:
         lines = [f"{name}: {' '.join(words) or 'no overrides'}" for name, words in self.arms.items()]
         if sizes := [word for word in (*self.size, *self.typed) if word.startswith("size.")]:
             lines.append(f"All arms have the same size: {' '.join(sizes)}.")
-        if protocol.rates:
-            seeds = protocol.tuning_seeds
-            runs = sum(map(len, self.rates.values())) * len(seeds)
-            lines += [f"{name} tries optim.lr={', '.join(map(str, self.rates[name]))}." for name in self.arms]
-            lines.append(
-                f"Tuning: {runs} runs with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."
-            )
+        lines += plan_lines(self.plans)
         lines.append(f"Pairs: seeds 0, 1, 2, …; the results are tested after {listed(protocol.looks)} pairs.")
         contests = math.comb(len(self.arms), 2) if protocol.baseline == ALL else len(self.arms) - 1
         least = least_pairs(ALPHA, protocol.looks, contests)
@@ -143,19 +149,15 @@ class VerdictSearch:
     # ---- the steps -------------------------------------------------------------------------------
 
     def tune(self) -> dict[str, Tuning]:
-        """Try each arm's learning rates on the tuning seeds, and choose the one with the lowest mean loss."""
-        seeds = self.protocol.tuning_seeds
-        found = {}
-        for name, rates in self.rates.items() if self.protocol.rates else ():
-            tried = [f"optim.lr=choice({','.join(map(repr, rates))})"]
-            tried += [f"seed=choice({','.join(map(str, seeds))})", *self.logged_as(name, "-tuning")]
-            n_trials = len(rates) * len(seeds)
-            with self.opened(f"tune-{name}", name, tried, n_trials, keep="none") as run_until:
-                trials = run_until(n_trials)
-            self.seconds[f"tune-{name}"] = seconds_of_runs(trials)
-            found[name] = chosen_rate(name, rates, trials, len(seeds))
-            edge = ", at the edge of the range tried" * found[name].at_edge
-            print(f"{name}: optim.lr={found[name].chosen:g}{edge}.", flush=True)
+        """Tune each arm on the tuning seeds, and return what was tried and chosen."""
+        with contextlib.ExitStack() as stack:
+            searches = {
+                name: stack.enter_context(self.opened_tuning(name, plan)) for name, plan in self.plans.items()
+            }
+            found = tune(self.plans, searches, self.sweeper.n_jobs)
+            self.seconds |= {f"tune-{name}": seconds_of_runs(one.trials()) for name, one in searches.items()}
+        for name, one in found.items():
+            print(f"{name}: {sentences.tuned(one)}", flush=True)
         refuse_same_results(found)
         return found
 
@@ -216,9 +218,8 @@ class VerdictSearch:
         self, name: str, tuning: Mapping[str, Tuning]
     ) -> contextlib.AbstractContextManager[RunUntil]:
         """Open the search that trains an arm's seeds at its learning rate."""
-        rate = [f"optim.lr={tuning[name].chosen!r}"] if name in tuning else []
         words = [
-            *rate,
+            *(tuning[name].words if name in tuning else ()),
             f"seed=range(0,{FIRST_TUNING_SEED})",
             "train.keep_checkpoints=1",
             *self.logged_as(name),
@@ -272,7 +273,7 @@ class VerdictSearch:
             looks=protocol.looks,
         )
         tuned = {self.called(name): found for name, found in tuning.items()}
-        return replace(comparison, tuning=tuned, commands=[self.command()], kept_margin=True)
+        return replace(with_tuning(comparison, tuned), commands=[self.command()], kept_margin=True)
 
     def baseline(self) -> str | None:
         baseline = self.protocol.baseline
@@ -280,38 +281,44 @@ class VerdictSearch:
 
     # ---- what all searches share -----------------------------------------------------------------
 
+    def opened_tuning(self, name: str, plan: Plan) -> contextlib.AbstractContextManager[Search]:
+        """Open the search that runs what is queued of an arm's tuning."""
+        words = [*self.words_of(name), *space_of(plan), *self.logged_as(name, "-tuning")]
+        config = self.config_of(f"tune-{name}", keep="none")
+        return phase(self.sweeper, config, words, plan.most_runs, QUEUED, self.server)
+
     @contextlib.contextmanager
     def opened(
-        self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
+        self, name_of_phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
     ) -> Iterator[RunUntil]:
         """Open the search that runs an arm with further overrides, up to `n_trials` trials.
 
         Yields a function that runs the search until it has a given number of trials, and returns them.
         """
+        config, words = self.config_of(name_of_phase, keep), [*self.words_of(name), *words]
+        with phase(self.sweeper, config, words, n_trials, EACH_ONCE, self.server) as search:
+            yield search.run_until
+
+    def config_of(self, name_of_phase: str, keep: str) -> DictConfig:
+        """Return the configuration of a phase's search, which keeps `keep` checkpoints."""
         config = self.without_arms()
         left = self.ends - time.monotonic()
         with read_write(config.hydra):
-            config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{phase}", keep
+            config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{name_of_phase}", keep
             config.sweep.metric = METRIC
             config.sweep.minutes = None if math.isinf(left) else max(left, 1e-3) / 60
-            config.hydra.sweep.dir = str(self.folder / phase)
-        own = PruningSweeper(OmegaConf.create(EACH_ONCE), n_trials, self.sweeper.n_jobs)
-        context, function = self.sweeper.hydra_context, self.sweeper.task_function
-        own.setup(hydra_context=context, task_function=function, config=config)
-        search = Search(own, [*self.words_of(name), *words])
-        with search.opened(), search.in_charge():
-            yield search.run_until
+            config.hydra.sweep.dir = str(self.folder / name_of_phase)
+        return config
 
     def composed(self, name: str) -> DictConfig:
         """Return an arm's configuration under the overrides known so far."""
-        spec = SearchSpec(
-            self.without_arms(),
-            [*self.words_of(name), f"seed=range(0,{FIRST_TUNING_SEED})"],
-            self.sweeper.hydra_context,
-        )
+        spec = self.spec(name, [f"seed=range(0,{FIRST_TUNING_SEED})"])
         for key in sorted(set(spec.space.distributions) - {"seed"}):
             raise UserError(f"{key} has several values. Make each a separate arm: 'arms.b=[{key}=<value>]'.")
         return spec.space.base
+
+    def spec(self, name: str, words: Sequence[str]) -> SearchSpec:
+        return SearchSpec(self.without_arms(), [*self.words_of(name), *words], self.sweeper.hydra_context)
 
     def words_of(self, name: str) -> list[str]:
         return [*self.typed, *self.precision, *self.size, *self.arms[name]]
@@ -334,7 +341,7 @@ class VerdictSearch:
         trained = any(self.folder.glob("seeds-*"))
         if recorded.is_there(self.folder, VERDICT):
             kept = self.kept()
-            if trained:
+            if trained or any(self.folder.glob("tune-*")):
                 refuse_changes(kept["protocol"], self.asked(), self.name)
             return kept["words"]
         if trained:

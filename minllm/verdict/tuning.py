@@ -1,49 +1,170 @@
-"""Learning rate tuning for the arms of a verdict."""
+"""Tuning the hyper-parameters of a verdict's arms, in rounds of runs whose results decide the next round.
+
+A round depends only on complete rounds before it. So an interrupted verdict, which repeats the rounds with the results
+that it finds, tries the same values and chooses the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError
-from minllm.study.comparison import Tuning
+from minllm.model.build import build_shapes
+from minllm.schema.building import build
+from minllm.schema.overrides import written
+from minllm.study.arms import ABSENT
+from minllm.study.tuning import RATE, Tuning
 from minllm.sweep.report.trials import is_complete
+from minllm.sweep.search import Search, run_together
+from minllm.sweep.spec import SearchSpec
+from minllm.training.train import budget_of
 from minllm.verdict.protocol import Protocol
+from minllm.verdict.random_search import RandomSearch, draws_of
+from minllm.verdict.rate_search import RateSearch, rates_of
+from minllm.verdict.results import Results, Round, Run
+
+Plan: TypeAlias = RateSearch | RandomSearch
 
 TIME_WAS_UP = (
     "Time ran out {}. Run the same command to continue, with a larger sweep.minutes=<minutes> if needed."
 )
+TUNABLE = ("optim.", "schedule.", "model.", "norm.", "objective.")
+WARMUP = "schedule.warmup_steps"
+EXAMPLES = {"optim.weight_decay": "0.1", WARMUP: "20"}
+"""Values to suggest where a multiple of the configured one isn't possible."""
 
 
-def rates_of(cfg: DictConfig, protocol: Protocol) -> list[float]:
-    """Return the learning rates that an arm tries, in increasing order, rounded to three digits."""
-    return list(dict.fromkeys(float(f"{cfg.optim.lr * rate:.3g}") for rate in sorted(protocol.rates)))
+def plan_of(name: str, cfg: DictConfig, protocol: Protocol) -> Plan:
+    """Return what an arm tries, from its own configuration. UserError if a key can't be tuned in this arm."""
+    seeds = tuple(protocol.tuning_seeds)
+    if protocol.is_grid:
+        return RateSearch(rates_of(configured(name, cfg, RATE), protocol.rates), seeds, protocol.tuning_runs)
+    centre = {key: configured(name, cfg, key) for key in protocol.tune}
+    return RandomSearch(draws_of(centre, protocol.trials, protocol.span), seeds, centre, protocol.span)
 
 
-def chosen_rate(name: str, rates: Sequence[float], trials: Sequence[FrozenTrial], seeds: int) -> Tuning:
-    """Return the rate with the lowest mean loss over the seeds, among those that completed with every seed.
+def refuse_extremes(name: str, plan: Plan, spec_of: Callable[[Sequence[str]], SearchSpec]) -> None:
+    """Raise UserError if an arm can't be trained with the lowest or the highest values of a random search.
+
+    Args:
+        spec_of: returns the arm's search space with the given sweeps.
+    """
+    if isinstance(plan, RateSearch):
+        return
+    spec = spec_of(space_of(plan))
+    for end, place in (("lowest", 0), ("highest", 1)):
+        values = {key: ends[place] for key, ends in plan.ranges().items()}
+        if why := spec.refusal({**values, "seed": plan.seeds[0]}):
+            said = " ".join(f"{key}={value:g}" for key, value in values.items())
+            raise UserError(
+                f"Arm {name} can't be trained with the {end} values of its random search ({said}): {why} Make"
+                " search.span smaller, or remove the key from search.tune."
+            )
+
+
+def plan_lines(plans: Mapping[str, Plan]) -> list[str]:
+    """Return what is tried for each arm, and how many runs that takes."""
+    lines = [f"{name} tries {plan.said}." for name, plan in plans.items()]
+    if not plans:
+        return lines
+    one = next(iter(plans.values()))
+    least = sum(len(plan.next_round({})) for plan in plans.values())
+    seeds = ", ".join(map(str, one.seeds[1:]))
+    again = f", and then what is best with seed{'s' * (len(one.seeds) > 2)} {seeds}" if seeds else ""
+    return [
+        *lines,
+        f"Tuning: {least} runs with seed {one.seeds[0]}{again}; at most {one.most_runs} runs for each arm.",
+    ]
+
+
+def tune(plans: Mapping[str, Plan], searches: Mapping[str, Search], n_jobs: int) -> dict[str, Tuning]:
+    """Run each arm's rounds until none needs another, and return what was tried and chosen.
+
+    Arms run their rounds side by side, so that one that needs a single run leaves no job idle.
 
     Raises:
-        UserError: time ran out, or no rate completed with every seed.
+        UserError: time ran out, or an arm diverged or failed wherever that matters.
     """
-    if sum(trial.state.is_finished() for trial in trials) < len(rates) * seeds:
-        raise UserError(TIME_WAS_UP.format(f"while tuning the learning rate of arm {name}"))
-    losses: dict[float, list[float]] = {rate: [] for rate in rates}
-    for trial in filter(is_complete, trials):
-        losses[trial.params["optim.lr"]].append(trial.value)
-    means = {rate: sum(values) / seeds if len(values) == seeds else None for rate, values in losses.items()}
-    known = {rate: mean for rate, mean in means.items() if mean is not None}
-    if not known:
-        raise UserError(
-            f"Every learning rate of arm {name} failed. Try others: search.rates=[0.03,0.1].{_reason(trials)}"
-        )
-    return Tuning(means, min(known, key=known.__getitem__))
+    results: dict[str, dict[Run, float | None]] = {name: {} for name in plans}
+    while rounds := {name: one for name, plan in plans.items() if (one := plan.next_round(results[name]))}:
+        for name, runs in rounds.items():
+            searches[name].queue([parameters(run) for run in runs])
+        run_together([searches[name] for name in rounds], n_jobs)
+        for name, runs in rounds.items():
+            results[name] |= results_of(name, runs, searches[name].trials())
+    return {
+        name: choice_of(name, plan, results[name], searches[name].trials()) for name, plan in plans.items()
+    }
 
 
-def _reason(trials: Sequence[FrozenTrial]) -> str:
-    """Return a sentence on why the first trial failed; "" if unknown."""
+def results_of(name: str, runs: Round, trials: Sequence[FrozenTrial]) -> dict[Run, float | None]:
+    """Return the metric of each run, and None where it diverged or failed. UserError if some haven't ended."""
+    ended = {
+        tuple(sorted(trial.params.items())): trial.value if is_complete(trial) else None
+        for trial in trials
+        if trial.state.is_finished()
+    }
+    found = {run: tuple(sorted(parameters(run).items())) for run in runs}
+    if any(key not in ended for key in found.values()):
+        raise UserError(TIME_WAS_UP.format(f"while tuning arm {name}"))
+    return {run: ended[key] for run, key in found.items()}
+
+
+def parameters(run: Run) -> dict[str, float]:
+    """Return a run's values and seed as the parameters of a trial."""
+    values, seed = run
+    return {**dict(values), "seed": seed}
+
+
+def choice_of(name: str, plan: Plan, results: Results, trials: Sequence[FrozenTrial]) -> Tuning:
+    """Return what is chosen for an arm. UserError if it diverged or failed wherever that matters."""
+    if choice := plan.choice(results):
+        return choice
     texts = (trial.user_attrs.get("text") for trial in trials)
     first = next(filter(None, texts), None)
-    return f" The first failure: {first}" if first else ""
+    raise UserError(
+        f"Arm {name} diverged or failed even with the lowest values that were tried ({plan.lowest(results)}). Try lower"
+        f" ones: arms.{name}=[…,{RATE}=<number>].{f' The first failure: {first}' if first else ''}"
+    )
+
+
+def space_of(plan: Plan) -> list[str]:
+    """Return sweeps in Hydra's grammar that contain everything that a plan may try."""
+    ranges = {**plan.ranges(), "seed": (min(plan.seeds), max(plan.seeds))}
+    return [
+        f"{key}=range({low},{high + 1})"
+        if isinstance(low, int)
+        else f"{key}=tag(log,interval({low!r},{high!r}))"
+        for key, (low, high) in ranges.items()
+    ]
+
+
+def configured(name: str, cfg: DictConfig, key: str) -> float:
+    """Return an arm's configured value, of which multiples are tried. UserError if that isn't possible."""
+    value = OmegaConf.select(cfg, key, default=ABSENT)
+    if value is ABSENT or not key.startswith(TUNABLE):
+        sections = ", ".join(f"{section}*" for section in TUNABLE)
+        raise UserError(
+            f"search.tune has {key}, but arm {name} has no such number among {sections}. Remove it, or choose one that"
+            " every arm has."
+        )
+    if value is None and key == WARMUP:
+        value = warmup_of(cfg)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(
+            f"search.tune={key} tries multiples of a number above 0, but in arm {name} it is {written(value)}. Set it,"
+            f" such as {key}={EXAMPLES.get(key, '1')}, or remove it from search.tune."
+        )
+    return value
+
+
+def warmup_of(cfg: DictConfig) -> int:
+    """Return the length of the warm-up that the schedule chooses where none is configured."""
+    settings = build(cfg.train)
+    model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
+    return build(cfg.schedule).warmup(budget_of(settings, model, cfg.data.seq_len).total_steps)

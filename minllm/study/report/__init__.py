@@ -17,6 +17,7 @@ from minllm.study.report.markdown import to_markdown
 from minllm.study.report.measures import in_a_terminal
 from minllm.study.report.page import to_html
 from minllm.study.report.rows import COLUMNS, cells
+from minllm.study.report.tuning import efforts
 from minllm.study.wandb_report import publish_if_mirrored
 
 IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
@@ -70,7 +71,8 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield sentences.ABOUT_SD
     yield ""
     yield sentences.unequal(comparison)
-    yield from (f"Learning rate of {sentence}" for sentence in sentences.tuning(comparison))
+    yield from (f"Tuning of {sentence}" for sentence in sentences.tuning(comparison))
+    yield from (effort.sentence for effort in efforts(comparison))
     yield from (f"Left out: {folder}: {why}" for folder, why in sentences.left_out(comparison))
 
 

@@ -17,6 +17,7 @@ from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.rows import row
+from minllm.study.report.tuning import efforts, tuning_data
 
 FORMAT = 1
 
@@ -40,14 +41,8 @@ def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
         "floor_bpb": floor_of(comparison.arms),
         "curves": [asdict(curve(arm)) for arm in comparison.arms],
         "arms": [{**row(arm), "runs": _runs(arm)} for arm in comparison.arms],
-        "tuning": {
-            name: {
-                "tried": [{"rate": rate, METRIC: value} for rate, value in sorted(one.tried.items())],
-                "chosen": one.chosen,
-                "at_edge": one.at_edge,
-            }
-            for name, one in comparison.tuning.items()
-        },
+        "tuning": {name: tuning_data(one) for name, one in comparison.tuning.items()},
+        "tuning_effort": [asdict(one) for one in efforts(comparison)],
         "differences": [
             {
                 "key": key,

@@ -28,6 +28,8 @@ WORDS = {"better": "#0072b2", "equivalent": "#009e73", "worse": "#d55e00", "inco
 AXES = {"tokens": "tokens trained on", "FLOPs": "FLOPs of training", "seconds": "seconds of training"}
 CLEAR = "rgba(0,0,0,0)"
 LINE_LETTERS = 34  # fits a phone
+MARGIN = {"l": 56, "r": 12, "t": 12, "b": 56}
+LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "maxheight": 0.7}
 
 
 def colour(index: int) -> str:
@@ -60,7 +62,7 @@ def intervals(comparison: Comparison) -> Figure:
     figure.add_vrect(-margin, margin, fillcolor=BAND, line_width=0, layer="below")
     figure.add_vline(0, line={"color": GREY, "width": 1}, layer="below")
     figure.update_layout(
-        **_layout(height=round(76 * (top + step * (len(contests) - 1) + 0.5) + 64)), showlegend=False
+        **layout(height=round(76 * (top + step * (len(contests) - 1) + 0.5) + 64)), showlegend=False
     )
     # all at once, because plotly copies the existing ones whenever one is added
     figure.update_layout(annotations=annotations, margin={"l": 12, "r": 12, "t": 8, "b": 56})
@@ -147,32 +149,39 @@ def learning_curves(
     if floor is not None:
         figure.add_trace(_floor(floor, curves))
     lines = sum(1 + wrapped(one.arm).count("<br>") for _, one in shown)
-    figure.update_layout(**_layout(height=420 + 22 * lines), hovermode="closest")
-    figure.update_layout(
-        margin={"l": 56, "r": 12, "t": 12, "b": 56},
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "y": 1.02,
-            "yanchor": "bottom",
-            "maxheight": 0.7,
-        },
-    )
+    figure.update_layout(**layout(height=420 + 22 * lines), hovermode="closest")
+    figure.update_layout(margin=MARGIN, legend=LEGEND)
     figure.update_xaxes(title_text=AXES["tokens"], type="linear")
     figure.update_yaxes(title_text="bits per byte")
     return figure, _switches([one for _, one in shown], floor is not None)
 
 
 def _curve(one: Curve, index: int) -> Iterator[Any]:
-    """Yield an arm's band and its line, which the legend toggles together."""
+    return banded(one.arm, index, one.tokens, one.mean, (one.low, one.high))
+
+
+def banded(
+    arm: str,
+    index: int,
+    places: Sequence[float],
+    values: Sequence[float | None],
+    band: tuple[Sequence[float], Sequence[float]],
+    said: Sequence[str] | None = None,
+) -> Iterator[Any]:
+    """Yield an arm's band, from low to high, and its line, which the legend toggles together.
+
+    Args:
+        index: the arm's place among the arms, which selects its colour.
+        said: what is shown beside each value when it's pointed at; by default the ends of the band.
+    """
     from plotly.graph_objects import Scatter
 
     red, green, blue = (int(colour(index)[at : at + 2], 16) for at in (1, 3, 5))
-    together = {"legendgroup": str(index), "name": wrapped(one.arm)}
+    together = {"legendgroup": str(index), "name": wrapped(arm)}
+    low, high = band
     yield Scatter(
-        x=_around(one.tokens),
-        y=[*one.high, *one.low[::-1]],
+        x=_around(places),
+        y=[*high, *low[::-1]],
         fill="toself",
         fillcolor=f"rgba({red},{green},{blue},.18)",
         line={"width": 0},
@@ -182,13 +191,13 @@ def _curve(one: Curve, index: int) -> Iterator[Any]:
         **together,
     )
     yield Scatter(
-        x=one.tokens,
-        y=one.mean,
-        mode="lines+markers" if len(one.tokens) <= 20 else "lines",
+        x=places,
+        y=values,
+        mode="lines+markers" if len(places) <= 20 else "lines",
         line={"color": colour(index), "width": 2.5, "dash": DASHES[index // len(COLOURS) % len(DASHES)]},
         marker={"size": 6},
-        customdata=[f"{bits(low)} to {bits(high)}" for low, high in zip(one.low, one.high)],
-        hovertemplate="%{y:.4f} (%{customdata})<extra>" + escape(one.arm) + "</extra>",
+        customdata=said or [f"{bits(below)} to {bits(above)}" for below, above in zip(low, high)],
+        hovertemplate="%{y:.4f} (%{customdata})<extra>" + escape(arm) + "</extra>",
         **together,
     )
 
@@ -237,7 +246,7 @@ def _ends(curves: Sequence[Curve], axis: str) -> list[float]:
     return [min(places), max(places)] if places else []
 
 
-def _layout(height: int) -> dict[str, Any]:
+def layout(height: int) -> dict[str, Any]:
     return {
         "template": "none",
         "height": height,

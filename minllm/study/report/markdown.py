@@ -15,6 +15,7 @@ from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import texts_markdown
+from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
 
 
 def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
@@ -31,7 +32,7 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
         ["## Learning curves", *_curves(comparison)],
         _measures(comparison),
         ["## Arms", *_arms(comparison)],
-        _listed(plain(sentences.TUNED), sentences.tuning(comparison)),
+        _tuning(comparison),
         ["## Configuration differences", *_differences(comparison)],
         ["## Samples and held-out text", texts_markdown(readings)],
         ["## Runs left out", *_left_out(comparison)],
@@ -113,6 +114,16 @@ def _arms(comparison: Comparison) -> list[str]:
     rows = [[code(sentences.called(arm)), *cells(arm, comparison)] for arm in comparison.arms]
     head = ["arm", *(column.heading for column in COLUMNS)]
     return [table(head, rows, "l" + "r" * len(COLUMNS)), plain(sentences.ABOUT_ARMS)]
+
+
+def _tuning(comparison: Comparison) -> list[str]:
+    if not comparison.tuning:
+        return []
+    parts = ["## Tuning", *_listed(plain(sentences.TUNED), sentences.tuning(comparison))]
+    if rows := curve_rows(comparison):
+        head = ["trials", *map(code, comparison.tuning)]
+        parts += [plain(ABOUT_TUNING_CURVES), table(head, rows, "r" * len(head))]
+    return [*parts, *(plain(effort.sentence) for effort in efforts(comparison))]
 
 
 def _differences(comparison: Comparison) -> list[str]:

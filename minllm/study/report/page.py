@@ -18,6 +18,8 @@ from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
+from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
+from minllm.study.report.tuning_figure import tuning_figure
 
 STYLE = """
 body { max-width: 72rem; }
@@ -76,6 +78,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_curves(comparison),
             *_measures(comparison),
             *_arms(comparison),
+            *_tuning(comparison),
             *_differences(comparison),
             "<h2>Samples and held-out text</h2>",
             texts_html(readings),
@@ -154,9 +157,18 @@ def _arms(comparison: Comparison) -> Iterator[str]:
         "l" + "r" * len(COLUMNS),
     )
     yield f'<p class="soft">{_said(sentences.ABOUT_ARMS)}</p>'
-    if comparison.tuning:
-        yield f"<p>{escape(sentences.TUNED)}</p>"
-        yield _list(sentences.tuning(comparison))
+
+
+def _tuning(comparison: Comparison) -> Iterator[str]:
+    if not comparison.tuning:
+        return
+    yield "<h2>Tuning</h2>"
+    yield f"<p>{escape(sentences.TUNED)}</p>"
+    yield _list(sentences.tuning(comparison))
+    if curve_rows(comparison):
+        yield drawn(tuning_figure(comparison), "tuning")
+        yield f'<p class="soft">{_said(ABOUT_TUNING_CURVES)}</p>'
+    yield from (f"<p>{_said(effort.sentence)}</p>" for effort in efforts(comparison))
 
 
 def _differences(comparison: Comparison) -> Iterator[str]:

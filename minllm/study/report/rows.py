@@ -11,6 +11,7 @@ from minllm.study.arms import Arm
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.statistics import spread
 from minllm.study.trust import impossible
+from minllm.study.tuning import RATE
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,13 @@ COLUMNS = (
 def cells(arm: Arm, comparison: Comparison) -> list[str]:
     """Return an arm's formatted values, with a note on how its learning rate was chosen."""
     tuning = comparison.tuning.get(arm.name)
-    mark = "" if tuning is None else " (tuned, at an edge)" if tuning.at_edge else " (tuned)"
+    mark = (
+        ""
+        if tuning is None or RATE not in tuning.chosen
+        else " (tuned, not settled)"
+        if tuning.unsettled
+        else " (tuned)"
+    )
     marks = {"learning_rate": mark, "bpb_above_floor": " IMPOSSIBLE" if impossible(arm) else ""}
     return [column.unit(column.of(arm)) + marks.get(column.key, "") for column in COLUMNS]
 

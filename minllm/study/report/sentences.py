@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from minllm.page import units
 from minllm.study import trust
 from minllm.study.arms import Arm
 from minllm.study.boundaries import EXACT_PAIRS
-from minllm.study.comparison import Comparison, Tuning
+from minllm.study.comparison import Comparison
 from minllm.study.facts import NEAR
+from minllm.study.tuning import Tried, Tuning
 
 NO_DIFFERENCES = "Only the seeds differ."
 NONE_LEFT_OUT = "None: the comparison includes every run that was found."
-TUNED = "Each arm's learning rate was tuned. The bits per byte at each rate:"
+TUNED = (
+    "Each arm was tuned with seeds that aren't compared. In brackets, mean bits per byte over these seeds:"
+)
+FEW = 12
+"""The most values whose results are listed; of more, only the best are."""
 
 
 ABOUT_DIFFERENCES = (
@@ -48,14 +56,14 @@ def introduction(comparison: Comparison) -> str:
 
 def warnings(comparison: Comparison) -> list[str]:
     """Return the warnings that come first in every report, because they may change the answer."""
-    found = trust.warnings(comparison.arms)
-    edges = [name for name, one in comparison.tuning.items() if one.at_edge]
-    if not edges:
-        return found
     return [
-        *found,
-        f"The learning rate of {' and of '.join(edges)} is at the edge of the range that was tried, so a better rate"
-        " may lie outside it and change the answer. Try more: search.rates=[…] in a new verdict (sweep.name=<name>).",
+        *trust.warnings(comparison.arms),
+        *(
+            f"The tuning of {name} isn't settled: {one.unsettled}. Better values may change the answer, so none of its"
+            " contests is decided. Widen the search in a new verdict (sweep.name=<name>)."
+            for name, one in comparison.tuning.items()
+            if one.unsettled
+        ),
     ]
 
 
@@ -83,8 +91,34 @@ def noise(comparison: Comparison) -> list[str]:
 
 
 def tuning(comparison: Comparison) -> list[str]:
-    """Return a sentence for each arm whose learning rate was searched."""
-    return [f"{name}: {_tuned(one)}" for name, one in comparison.tuning.items()]
+    """Return what was tried and chosen for each arm that was tuned."""
+    return [f"{name}: {tuned(one)}" for name, one in comparison.tuning.items()]
+
+
+def tuned(one: Tuning) -> str:
+    """Return what was chosen and how, and what was tried."""
+    failed = sum(not tried.held for tried in one.tried)
+    if len(one.tried) <= FEW:
+        listed = "; ".join(map(_tried, one.tried))
+    else:
+        best = sorted(
+            (tried for tried in one.tried if len(tried.losses) > 1), key=lambda tried: tried.mean or math.inf
+        )
+        listed = (
+            f"{len(one.tried)} values, of which {failed} failed; the best: {'; '.join(map(_tried, best))}"
+        )
+    said = f"{values(one.chosen)}: {one.how}. Tried in {one.runs} runs (at most {one.most_runs}): {listed}."
+    return f"{said} Not settled: {one.unsettled}." if one.unsettled else said
+
+
+def values(chosen: Mapping[str, float]) -> str:
+    return " ".join(f"{key}={units.rate(value)}" for key, value in chosen.items())
+
+
+def _tried(one: Tried) -> str:
+    numbers = ", ".join(map(units.rate, one.values.values()))
+    seeds = f", {len(one.losses)} seeds" if len(one.losses) > 1 else ""
+    return f"{numbers} ({'failed' if one.mean is None else units.bits(one.mean)}{seeds})"
 
 
 def left_out(comparison: Comparison) -> list[tuple[str, str]]:
@@ -145,14 +179,3 @@ def pairs(comparison: Comparison) -> str:
     )
     other = f" Their code may differ ({', '.join(code)}), which may change both." if code else ""
     return f"{weights} {batches}{other}"
-
-
-def _tuned(one: Tuning) -> str:
-    tried = ", ".join(
-        f"{units.rate(rate)} ({'failed' if units.finite(value) is None else units.bits(value)})"
-        for rate, value in sorted(one.tried.items())
-    )
-    edge = (
-        ", at the edge of the range that was tried; a better rate may lie outside it" if one.at_edge else ""
-    )
-    return f"tried {tried}; chose {units.rate(one.chosen)}{edge}."

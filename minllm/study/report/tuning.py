@@ -1,0 +1,111 @@
+"""What the report says about tuning effort: tuning curves, and whether a difference survives more trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minllm.page import units
+from minllm.study.comparison import Comparison, Contest
+from minllm.study.tuning import Tuning
+from minllm.study.tuning_curves import CONFIDENCE, TuningCurve, separate_at, tuning_curve
+
+ABOUT_TUNING_CURVES = (
+    "The best bits per byte (median) to expect after this many trials of tuning, with the first tuning seed, if the"
+    f" trials that every arm tries are taken as random draws. Bands hold at {100 * CONFIDENCE:g} % for each arm, and so"
+    " at 95 % for two arms together, for all numbers of trials at once. A trial that diverged counts as the worst."
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Whether the tuning curves of two arms are apart.
+
+    separate_at: the numbers of trials after which their bands don't overlap
+    """
+
+    arm: str
+    baseline: str
+    separate_at: Sequence[int]
+    sentence: str
+
+
+def curves_of(comparison: Comparison) -> dict[str, TuningCurve]:
+    """Return the tuning curve of each arm that was tuned, by name."""
+    return {name: tuning_curve(one.planned_losses) for name, one in comparison.tuning.items()}
+
+
+def efforts(comparison: Comparison) -> list[Effort]:
+    """Return for each contest between tuned arms whether their tuning curves are apart."""
+    curves = curves_of(comparison)
+    return [
+        _effort(contest, curves[contest.arm.name], curves[contest.baseline.name])
+        for contest in comparison.contests
+        if {contest.arm.name, contest.baseline.name}
+        <= {name for name, one in curves.items() if len(one.trials) > 1}
+    ]
+
+
+def curve_rows(comparison: Comparison) -> list[list[str]]:
+    """Return the rows of a table: numbers of trials, and the tuning curve of each arm at them; none for one trial."""
+    curves = list(curves_of(comparison).values())
+    trials = max((len(one.trials) for one in curves), default=0)
+    if trials < 2:
+        return []
+    shown = [*(2**power for power in range(trials.bit_length()) if 2**power < trials), trials]
+    return [[str(k), *(_at(one, k) for one in curves)] for k in shown]
+
+
+def tuning_data(one: Tuning) -> dict[str, Any]:
+    """Return an arm's tuning for report.json."""
+    return {
+        "chosen": one.chosen,
+        "how": one.how,
+        "settled": not one.unsettled,
+        "unsettled": one.unsettled,
+        "runs": one.runs,
+        "most_runs": one.most_runs,
+        "tried": [
+            {
+                "values": tried.values,
+                "planned": tried.planned,
+                "val_bpb": tried.mean,
+                "val_bpb_by_seed": tried.losses,
+            }
+            for tried in one.tried
+        ],
+        "curve": {"confidence": CONFIDENCE, **asdict(tuning_curve(one.planned_losses))},
+    }
+
+
+def _effort(contest: Contest, arm: TuningCurve, baseline: TuningCurve) -> Effort:
+    apart = separate_at(arm, baseline)
+    names = f"{contest.arm.name} and {contest.baseline.name}"
+    trials = min(len(arm.trials), len(baseline.trials))
+    if apart:
+        lower = contest.arm if arm.high[apart[0] - 1] < baseline.low[apart[0] - 1] else contest.baseline
+        said = (
+            f"The tuning curves of {names} are apart, with {lower.name} lower, after {_counted(apart)} of tuning: with"
+            " that much effort the difference survives tuning."
+        )
+        said += " With more trials their bands overlap." * (apart[-1] < trials)
+    else:
+        said = (
+            f"The bands of the tuning curves of {names} overlap at every number of trials, so {trials} trials don't"
+            " show whether a difference survives more tuning. Bands narrow with more trials, for example"
+            " search.tune=[optim.lr,optim.weight_decay] search.trials=48."
+        )
+    return Effort(contest.arm.name, contest.baseline.name, apart, said)
+
+
+def _counted(trials: Sequence[int]) -> str:
+    listed = ", ".join(map(str, trials[:-1]))
+    return f"{listed}{' and ' if listed else ''}{trials[-1]} trial{'s' * (trials[-1] > 1)}"
+
+
+def _at(curve: TuningCurve, k: int) -> str:
+    if k > len(curve.trials):
+        return units.NONE
+    best, low, high = (units.bits(values[k - 1]) for values in (curve.best, curve.low, curve.high))
+    return f"{best} ({low} to {high})"

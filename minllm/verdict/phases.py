@@ -1,0 +1,42 @@
+"""A phase of a verdict: a search with its own folder, such as the tuning or the seeds of an arm."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from minllm.sweep.plugin import PruningSweeper
+from minllm.sweep.processes import ForkServer
+from minllm.sweep.search import Search
+
+QUEUED = {"_target_": "optuna.samplers.RandomSampler", "seed": 0}
+"""The sampler of a search that runs only what is queued."""
+EACH_ONCE = {"_target_": "optuna.samplers.GridSampler", "_partial_": True, "search_space": {}}
+
+
+@contextlib.contextmanager
+def phase(
+    verdict: PruningSweeper,
+    config: DictConfig,
+    words: Sequence[str],
+    n_trials: int,
+    sampler: dict[str, Any],
+    server: ForkServer | None,
+) -> Iterator[Search]:
+    """Open a search and take charge of it.
+
+    Args:
+        verdict: the sweeper of the whole verdict.
+        config: the search's own configuration.
+        words: the overrides of its trials.
+        server: the process that starts the trials of all searches, if they run in processes here.
+    """
+    own = PruningSweeper(OmegaConf.create(sampler), n_trials, verdict.n_jobs)
+    own.setup(hydra_context=verdict.hydra_context, task_function=verdict.task_function, config=config)
+    own.server = server
+    search = Search(own, words)
+    with search.opened(), search.in_charge():
+        yield search

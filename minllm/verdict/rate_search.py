@@ -1,0 +1,154 @@
+"""Tuning the learning rate on a grid that goes on past an edge until the best rate is inside it.
+
+1. Every planned rate is tried with the first tuning seed.
+2. While the best rate is the lowest or the highest tried, the next one beyond it is tried.
+3. The best rate and its neighbours are tried with the other tuning seeds, which may make another rate the best.
+4. A quadratic in the logarithm of the rate is fitted through the best rate and its neighbours; its minimum is chosen.
+
+A rate counts only if it and every lower rate held with every seed that they were tried with: a rate between rates that
+diverged was lucky.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minllm.study.tuning import RATE, Tuning
+from minllm.verdict.results import Results, Round, Run, Values, held, levels, missing, ranked, tried
+
+SPACING = 2.0
+"""The factor between rates if a single one is planned."""
+REACH = 2
+"""How many neighbours on either side of the best rate the fit uses."""
+FAR = 0.25
+"""The weight of neighbours that aren't next to the best rate."""
+
+
+def rates_of(centre: float, multiples: Sequence[float]) -> tuple[float, ...]:
+    """Return the learning rates of an arm's grid, in increasing order."""
+    return tuple(dict.fromkeys(_rounded(centre * multiple) for multiple in sorted(multiples)))
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """The grid of an arm.
+
+    planned: the rates that are tried in any case
+    seeds: the tuning seeds; all rates are tried with the first
+    most_runs: the limit on the number of runs
+    """
+
+    planned: tuple[float, ...]
+    seeds: tuple[int, ...]
+    most_runs: int
+
+    @property
+    def said(self) -> str:
+        return f"{RATE}={', '.join(map(str, self.planned))}, and goes on past an edge"
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Return the range of everything that may be tried."""
+        below, above = self._factors()
+        low, high = self.planned[0], self.planned[-1]
+        steps = self.most_runs - len(self.planned) + 1  # one more, because rates are rounded
+        return {RATE: (low / below**steps, high * above**steps)}
+
+    def next_round(self, results: Results) -> Round:
+        """Return the next runs; none if the choice is settled or the limit is reached."""
+        wanted = self._wanted(results)
+        return wanted if len(results) + len(wanted) <= self.most_runs else []
+
+    def choice(self, results: Results) -> Tuning | None:
+        """Return the choice; None if no rate held."""
+        best = self._best(results)
+        if best is None:
+            return None
+        chosen, how = self._fitted(best, results)
+        planned = [_values(rate) for rate in self.planned]
+        return Tuning(
+            tried(results, planned), {RATE: chosen}, how, self.most_runs, self._unsettled(best, results)
+        )
+
+    def lowest(self, results: Results) -> str:
+        return f"{RATE}={self._rates(results)[0]:g}"
+
+    def _wanted(self, results: Results) -> list[Run]:
+        if not results:
+            return [(_values(rate), self.seeds[0]) for rate in self.planned]
+        rates, best = self._rates(results), self._best(results)
+        below, above = self._factors()
+        if best in (None, rates[0]):
+            return [(_values(_rounded(rates[0] / below)), self.seeds[0])]
+        if best == rates[-1]:
+            return [(_values(_rounded(rates[-1] * above)), self.seeds[0])]
+        near = self._near(best, results, 1)
+        return [run for rate in near for run in missing(_values(rate), results, self.seeds)]
+
+    def _unsettled(self, best: float, results: Results) -> str:
+        rates = self._rates(results)
+        runs = f"after {len(results)} runs of at most {self.most_runs} (search.tuning_runs)"
+        if best in (rates[0], rates[-1]):
+            end = "lowest" if best == rates[0] else "highest"
+            return f"its best learning rate, {best:g}, is the {end} that was tried {runs}"
+        if self._wanted(results):
+            return f"its best learning rates weren't tried with every tuning seed {runs}"
+        return ""
+
+    def _fitted(self, best: float, results: Results) -> tuple[float, str]:
+        """Return the minimum of the fit, kept between the best rate's neighbours, and how it was found."""
+        loss = self._levels(results)
+        near, window = self._near(best, results, 1), self._near(best, results, REACH)
+        if len(window) < 3:
+            return best, "the lowest mean loss, because too few rates beside it held for a fit"
+        tries = [len(self.seeds) - len(missing(_values(rate), results, self.seeds)) for rate in window]
+        weights = [count * (1 if rate in near else FAR) for count, rate in zip(tries, window)]
+        places = np.log2(np.array(window) / best)
+        bend, slope, _ = np.polyfit(places, [loss[_values(rate)] for rate in window], 2, w=np.sqrt(weights))
+        if bend <= 0:
+            return best, "the lowest mean loss, because a quadratic through its neighbours has no minimum"
+        minimum = _rounded(best * 2 ** float(-slope / (2 * bend)))
+        fit = f"a quadratic through {len(window)} rates"
+        if near[0] <= minimum <= near[-1]:
+            return minimum, f"the minimum of {fit}, within the range that was tried"
+        end = near[0] if minimum < near[0] else near[-1]
+        return end, f"nearest to the minimum of {fit}, which lies beyond the rates beside the best one"
+
+    def _best(self, results: Results) -> float | None:
+        """Return the rate with the lowest loss among those that count; None if there are none."""
+        counted = [_values(rate) for rate in self._counted(results)]
+        return next((dict(values)[RATE] for values in ranked(counted, results, self.seeds)), None)
+
+    def _levels(self, results: Results) -> dict[Values, float]:
+        return levels([_values(rate) for rate in self._counted(results)], results, self.seeds)
+
+    def _near(self, best: float, results: Results, reach: int) -> list[float]:
+        """Return the best rate with up to `reach` rates that count on either side."""
+        counted = self._counted(results)
+        place = counted.index(best)
+        return counted[max(0, place - reach) : place + reach + 1]
+
+    def _counted(self, results: Results) -> list[float]:
+        """Return the rates that held, up to the first that didn't."""
+        rates = self._rates(results)
+        lost = [i for i, rate in enumerate(rates) if not held(_values(rate), results, self.seeds)]
+        return rates[: lost[0]] if lost else rates
+
+    def _rates(self, results: Results) -> list[float]:
+        return sorted({dict(values)[RATE] for values, _ in results})
+
+    def _factors(self) -> tuple[float, float]:
+        """Return the factors between the two lowest and the two highest planned rates."""
+        if len(self.planned) == 1:
+            return SPACING, SPACING
+        return self.planned[1] / self.planned[0], self.planned[-1] / self.planned[-2]
+
+
+def _values(rate: float) -> Values:
+    return ((RATE, rate),)
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
