@@ -11,6 +11,7 @@ from minllm.errors import UserError, suggest
 from minllm.study.arms import Arm, arms_of, identity, refuse_incomparable
 from minllm.study.facts import Fact, facts
 from minllm.study.selection import LeftOut, Selection, find
+from minllm.study.standing import Standing
 from minllm.study.statistics import Verdict, noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
 
@@ -29,6 +30,7 @@ class Contest:
 
     differences: the arm's bits per byte minus the baseline's, by the seed of the pair
     failed: whether training failed or went wrong at some seeds, so that more seeds can't settle it
+    standing: how it stands among all ideas tried, if it was tested among them
     """
 
     arm: Arm
@@ -36,11 +38,19 @@ class Contest:
     differences: Mapping[int, float]
     verdict: Verdict
     failed: bool = False
+    standing: Standing | None = None
 
     @property
     def is_settled(self) -> bool:
         """Whether more pairs wouldn't change anything."""
-        return self.failed or self.verdict.word != "inconclusive"
+        return self.failed or self.is_answered
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it has an outcome other than inconclusive, and one that holds among all ideas if it has to."""
+        return self.verdict.word != "inconclusive" and not (
+            self.standing and self.standing.is_open(self.verdict)
+        )
 
     @property
     def is_the_same(self) -> bool:
@@ -60,9 +70,10 @@ class Contest:
             "inconclusive": "against",
         }[self.verdict.word]
         end = ": inconclusive" if self.verdict.word == "inconclusive" else ""
+        among = self.standing.words(self.verdict) if self.standing else ""
         same = SAME * self.is_the_same
         said = [
-            f"{self.arm.name} {link} {self.baseline.name}{end}.",
+            f"{self.arm.name} {link} {self.baseline.name}{end}{among}.",
             self.verdict.why,
             self.verdict.settling,
             same,
@@ -86,7 +97,11 @@ class Noise:
 
     @property
     def is_settled(self) -> bool:
-        return self.failed or self.verdict.word != "inconclusive"
+        return self.failed or self.is_answered
+
+    @property
+    def is_answered(self) -> bool:
+        return self.verdict.word != "inconclusive"
 
 
 Judged = TypeVar("Judged", Contest, Noise)
@@ -150,6 +165,11 @@ class Comparison:
         return all(one.is_settled for one in self.contests or self.noise)
 
     @property
+    def is_answered(self) -> bool:
+        """Whether every contest has an outcome that stands."""
+        return all(one.is_answered for one in self.contests or self.noise)
+
+    @property
     def settling(self) -> str:
         """How many pairs would settle what is inconclusive, as a sentence for each contest."""
         judged = [*self.contests, *self.noise]
@@ -169,6 +189,9 @@ class Comparison:
             )
         if len(self.contests) == 1:
             return self.contests[0].sentence.partition(". ")[0] + "."
+        return self._among_several() + self._not_yet()
+
+    def _among_several(self) -> str:
         best = [arm for arm in self.arms if self._beats_all(arm)]
         if best:
             return f"{best[0].name} is better than {'all others' if len(self.arms) > 2 else 'the other'}."
@@ -178,6 +201,15 @@ class Comparison:
             ]
             return "; ".join(words) + "."
         return self._counted()
+
+    def _not_yet(self) -> str:
+        """What is established within this study, but not yet among all ideas."""
+        waiting = [
+            f"{one.arm.name} against {one.baseline.name} ({one.standing.needs(one.verdict)})"
+            for one in self.contests
+            if one.standing and one.standing.is_open(one.verdict)
+        ]
+        return f" On its own, not yet among all ideas: {', '.join(waiting)}." if waiting else ""
 
     def _counted(self) -> str:
         """The answer when there are too many contests to name."""

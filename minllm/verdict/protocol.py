@@ -37,6 +37,8 @@ class Protocol:
     baseline: the arm that the others are compared with; all compares every pair of arms
     aa: also compare each arm with itself; with a single arm, only that
     prompts, stories: prompts and number of stories for the samples in the report
+    ledger: hold the error rate over all ideas in the ledger, and not only within this verdict
+    champion: compare with the best arm so far for the same question, instead of arms.a
     """
 
     equal: Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
@@ -48,12 +50,17 @@ class Protocol:
     aa: bool
     prompts: list[str]
     stories: Natural
+    ledger: bool
+    champion: bool
 
     def lead(self, sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         """Reach the verdict; `sweeper` has the configuration, `typed` the overrides but for Hydra's own."""
+        from minllm.sweep.plugin import NotSettled
         from minllm.verdict.sequential import reach_verdict
 
-        reach_verdict(sweeper, typed)
+        comparison = reach_verdict(sweeper, typed)
+        if comparison is not None and not comparison.is_answered:
+            raise NotSettled
 
     def __post_init__(self):
         if not self.looks or sorted(set(self.looks)) != list(self.looks):
@@ -73,6 +80,14 @@ class Protocol:
         if any(seed < FIRST_TUNING_SEED for seed in self.tuning_seeds):
             raise UserError(
                 f"search.tuning_seeds must be {FIRST_TUNING_SEED} or above: the verdict uses the seeds below."
+            )
+        if self.champion and not self.ledger:
+            raise UserError(
+                "search.champion=true crowns only what holds among all ideas, so it needs search.ledger=true."
+            )
+        if self.champion and self.baseline not in (None, "a"):
+            raise UserError(
+                f"search.champion=true makes the champion the baseline: leave search.baseline={self.baseline} out."
             )
 
     @property
