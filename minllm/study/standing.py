@@ -45,5 +45,5 @@ def p_of(verdict: Verdict, alpha: float = 0.05) -> float:
     Both tests must reject at a look, each at its share of `alpha`, so the larger p-value times the number of looks is
     valid however the study was stopped. The p-values of a `Verdict` are corrected for its contests already.
     """
-    looks = alpha / (1 - verdict.confidence)
+    looks = round(alpha / (1 - verdict.confidence), 6)
     return min(1.0, looks * max(verdict.p_t, verdict.p_sign_flip))

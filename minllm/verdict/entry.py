@@ -301,6 +301,7 @@ def outcome(contest: Contest) -> dict[str, Any]:
         "number": stands.number if stands else None,
         "level": stands.level if stands else None,
         "holds": stands.holds(verdict) if stands else None,
+        "open": stands.is_open(verdict) if stands else None,
     }
 
 

@@ -36,7 +36,7 @@ PLACE = {"arm": str, "baseline": str, "idea": str, "number": int, "level": float
 REACHED = {"headline": str, "outcomes": list[dict[str, Any]], "noise": list[dict[str, Any]]}
 OUTCOME = {
     **{"arm": str, "baseline": str, "outcome": str, "pairs": int, "difference": float | None},
-    **{"number": int | None, "level": float | None, "p": float, "holds": bool | None},
+    **{"number": int | None, "level": float | None, "p": float, "holds": bool | None, "open": bool | None},
 }
 EVENTS = {"started": STARTED, "reached": REACHED}
 INSIDE = {"places": PLACE, "outcomes": OUTCOME}
