@@ -32,7 +32,8 @@ def only_answers() -> Iterator[None]:
     try:
         with open(kept, "w", encoding="utf-8", closefd=False) as _answers:
             os.dup2(2, 1)
-            yield
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)
