@@ -11,9 +11,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from minllm.errors import UserError, printable
+from minllm.files.atomic import write_text
 from minllm.page import html, markdown, units
 from minllm.page.terminal import answer
-from minllm.runs.folder import write_text
 from minllm.schema.options import Name, reads
 from minllm.verdict.discoveries import level
 from minllm.verdict.ledger import Contents, Ledger, Line
