@@ -12,15 +12,20 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 
+from minllm.config.compose import compose, perform
 from minllm.errors import UserError
+from minllm.page.terminal import only_answers
 from minllm.study.comparison import Comparison
 from minllm.verdict.entry import entered, kind_of
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from tests.comparisons import composed, finished
 from tests.test_ledger import COMMAND, better, compared, question, told
-from tests.test_report_schema import validate_report
+from tests.test_readme import ROOT, commands
+from tests.test_report_schema import validate_answer, validate_report
 from tests.test_verdict import PROTOCOL, inquiry
+
+PAGE = (ROOT / "docs/ledger.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -174,3 +179,50 @@ def test_a_verdict_goes_on_to_its_later_looks_until_it_holds_and_is_written_once
         verdict("arms.b=[norm=none]", "search.looks=[7,9]", "sweep.name=one").headline == comparison.headline
     )
     assert (done / "outputs/ledger.jsonl").read_text().splitlines() == lines
+
+
+def test_the_task_shows_every_verdict_and_its_champion(done, capfd, monkeypatch):
+    rows = shown("task=ledger")
+    out = capfd.readouterr().out
+    (row,) = rows
+    assert (row.arm, row.outcome, row.among_all, row.pairs) == ("norm=none", "better", "yes, crowned", 9)
+    assert "1 idea tried, 1 hold among all; the next one needs p ≤ 0.015." in out
+    for page in ("pages/ledger.html", "pages/ledger.md"):
+        text = (done / page).read_text(encoding="utf-8")
+        assert "norm=none against a" in text and "yes, crowned" in text and row.report in text
+    assert shown("task=ledger", f"date={row.time[:10]}", "name=none") == rows
+    for word in ("date=2020-01-01", "name=sandwich"):
+        with pytest.raises(UserError, match="No verdict in the ledger matches"):
+            shown("task=ledger", word)
+
+
+def test_the_task_names_damage_and_verdicts_that_were_not_reached(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert shown("task=ledger") == [] and capfd.readouterr().out.startswith("The ledger is empty: no verdict")
+    assert list(tmp_path.iterdir()) == []
+    entered(question(tmp_path, "dropped"), Ledger(), None, None)
+    entered(question(tmp_path, "uncounted", ledger=False), Ledger(), None, None)
+    with Ledger().path.open("a") as file:
+        file.write("{}\n")
+    with only_answers():
+        rows = shown("task=ledger")
+    line, err = capfd.readouterr()
+    assert [(row.outcome, row.number) for row in rows] == [("not reached", 1), ("not reached", None)]
+    assert "ledger.jsonl, line 3, is damaged: it has no version." in err
+    validate_answer(json.loads(line))
+    assert json.loads(line)["ideas"] == 1 and len(json.loads(line)["damaged"]) == 1
+
+
+def shown(*words: str):
+    return perform(compose(words), Path("pages"))
+
+
+def test_the_commands_of_the_page_on_the_ledger_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for _, door, *words in commands(PAGE):
+        if door == "run.py":
+            assert shown(*words) == []
+        else:
+            with inquiry(*words, "train.check=false") as asked:
+                assert reach_verdict(asked.sweeper, [*asked.typed, "arms.b=[model/mlp=relu2]"]) is None
+    assert list(tmp_path.iterdir()) == [] and "b: model/mlp=relu2" in capfd.readouterr().out
