@@ -21,6 +21,7 @@ from minllm.study.statistics import verdicts
 from minllm.verdict.discoveries import level
 from minllm.verdict.entry import Entry, Question, contests_of, entered, reached, standing
 from minllm.verdict.ledger import Contents, Ledger, next_places
+from tests.comparisons import comparison
 from tests.test_verdict import ASKED
 
 COMMAND = "python sweep.py search=verdict"
@@ -184,6 +185,13 @@ def test_what_is_worse_or_equivalent_is_settled_whatever_its_p():
     place = Standing(60, 1e-9, ("better",))
     assert worse.word == "worse" and not place.is_open(worse) and not place.holds(worse)
     assert Standing(60, 1e-9, ("better", "worse")).is_open(worse), "with every arm an idea, worse is a claim"
+
+
+@pytest.mark.parametrize("baseline", [None, "all", "y"])
+def test_the_ideas_of_a_verdict_are_the_contests_of_its_comparison(tmp_path, baseline):
+    one = comparison(tmp_path, {"x": 2.0, "y": 2.1, "z": 2.2}, baseline=baseline)
+    pairs = [(contest.arm.name, contest.baseline.name) for contest in one.contests]
+    assert contests_of(["x", "y", "z"], baseline) == pairs
 
 
 def test_the_p_value_counts_every_look():

@@ -86,7 +86,8 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> Comparison |
         return None
     refuse_links_at_top(search.folder, appended=())
     search.keep_protocol()
-    print(search.entry.announcement, flush=True)
+    if search.entry.announcement:
+        print(search.entry.announcement, flush=True)
     comparison = search.train_pairs(search.tune())
     protocol = search.protocol
     print()
