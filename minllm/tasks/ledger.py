@@ -188,11 +188,14 @@ def in_a_line(contents: Contents, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def in_a_terminal(rows: Sequence[Row]) -> list[str]:
-    """Return the table with the question first, because that is what can be shortened."""
-    order = [1, 2, 3, 4, 6, 0, 8, 7, 5, 9]
-    table = [[markdown.one_line(cells(row)[i]) for i in order] for row in rows]
-    head, sides = [HEAD[i] for i in order], "".join(SIDES[i] for i in order)
-    return markdown.fitted(head, table, sides, shutil.get_terminal_size((80, 24)).columns)
+    """Return the table with the arm first, which can be shortened, and last what can be left out."""
+    head = ("arm", *HEAD[2:5], "pairs", "against", "date", *HEAD[7:])
+    table = []
+    for row in rows:
+        date, _, outcome, among, difference, _, pairs, p, needs, report = cells(row)
+        table.append([row.arm, outcome, among, difference, pairs, row.baseline, date, p, needs, report])
+    printed = [[markdown.one_line(cell) for cell in line] for line in table]
+    return markdown.fitted(head, printed, "lllrrllrrl", shutil.get_terminal_size((80, 24)).columns)
 
 
 def to_markdown(contents: Contents, rows: Sequence[Row]) -> str:
