@@ -16,7 +16,7 @@ from minllm.config.compose import compose, perform
 from minllm.errors import UserError
 from minllm.page.terminal import only_answers
 from minllm.study.comparison import Comparison
-from minllm.verdict.entry import entered, kind_of
+from minllm.verdict.entry import entered, kind_of, refuse_unsafe
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from tests.comparisons import composed, finished
@@ -96,6 +96,12 @@ def test_the_champion_takes_the_place_of_arm_a(tmp_path, monkeypatch):
         inquiry(*words),
     ):
         pass
+
+
+@pytest.mark.parametrize("word", ["extensions=[evil]", "+extensions=[evil]", "hydra.launcher.setup=[x]"])
+def test_a_ledger_can_not_allow_code(tmp_path, word):
+    with pytest.raises(UserError, match="which only the command line may have"):
+        refuse_unsafe(["norm=none", word], tmp_path / "ledger.jsonl")
 
 
 def crown(asked: VerdictSearch, overrides: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,8 +159,10 @@ def held_against_champion(search: VerdictSearch, default: DictConfig, typed: Seq
         arms = search.kept()["protocol"].get("arms")
         if not fits(arms, dict[str, list[str]]) or "a" not in arms:
             raise UserError(f"The arms in {search.folder / VERDICT} are damaged. Restore the file.")
+        refuse_unsafe(arms["a"], search.folder / VERDICT)
         search.arms["a"] = arms["a"]
     elif champion := champion_of(kind, search.ledger):
+        refuse_unsafe(champion["overrides"], search.ledger.path)
         search.arms["a"] = champion["overrides"]
         try:
             search.composed("a")
@@ -169,6 +172,16 @@ def held_against_champion(search: VerdictSearch, default: DictConfig, typed: Seq
                 f" {champion['command']}"
             ) from error
     return kind
+
+
+def refuse_unsafe(words: Sequence[str], file: Path) -> None:
+    """Raise UserError if a champion's overrides in a file allow code or configure Hydra, as only a user may."""
+    for word in words:
+        if re.split("[./]", key_of(word))[0] in ("extensions", "hydra"):
+            raise UserError(
+                f"The champion in {file} has the override {word}, which only the command line may have. Put it"
+                " outside arms when you submit an idea, and remove this crowning from the ledger."
+            )
 
 
 def entered(question: Question, ledger: Ledger, kept: object, kind: str | None) -> Entry:
