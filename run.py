@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minllm.cli.help import help_text
-from minllm.cli.main import config_dirs, exit_with, run_command, run_hydra, typed_words
+from minllm.cli.main import config_dirs, exit_with, refused, run_command, run_hydra, typed_words
 from minllm.errors import UserError, printable
-from minllm.page.terminal import BROKEN_PIPE
+from minllm.page.terminal import BROKEN_PIPE, NOT_SETTLED
 from minllm.schema.foreign import refuse_environment
 from minllm.schema.overrides import key_of
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def main(words: Sequence[str]) -> int:
-    """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after a bug."""
+    """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after a bug, 3 if unsettled."""
     return run_command(words, help_text, lambda: compose_and_run(config_dirs(words)))
 
 
@@ -58,14 +58,18 @@ def compose_and_run(folders: Sequence[str]) -> int:
             refuse_environment(now)
             if in_grid:
                 overrides = going_on(composed, overrides, run_dir)
-            perform(resolve_config(composed, overrides, now.runtime), run_dir)
+            result = perform(resolve_config(composed, overrides, now.runtime), run_dir)
+            if getattr(result, "is_answered", True) is False:  # a comparison
+                codes.append(NOT_SETTLED)
         except BrokenPipeError:  # raised from here, it would make Hydra print a message
             codes.append(BROKEN_PIPE)
         except Exception as error:
             sentence = error if isinstance(error, UserError) else sentence_for(error, composed)
-            message = before + (str(sentence) if sentence else traceback.format_exc())
-            print(printable(message), file=sys.stderr)
-            codes.append(2 if sentence else 1)
+            if sentence:
+                codes.append(refused(f"{before}{sentence}"))
+            else:
+                print(printable(before + traceback.format_exc()), file=sys.stderr)
+                codes.append(1)
         finally:
             remove_if_empty(run_dir)
         return codes[-1]

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from minllm.cli.help import sweep_help_text
 from minllm.cli.main import config_dirs, exit_with, run_command, run_hydra, typed_words
 from minllm.errors import UserError, printable
+from minllm.page.terminal import NOT_SETTLED
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
 def main(words: Sequence[str]) -> int:
-    """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after crashes."""
+    """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after crashes, 3 unsettled."""
     return run_command(words, sweep_help_text, lambda: compose_and_search(words))
 
 
@@ -34,7 +35,7 @@ def compose_and_search(words: Sequence[str]) -> int:
             "sweep.py only searches. Leave out hydra.mode and --run, or use run.py for a single run."
         )
     from minllm.runs.find import choice_words
-    from minllm.sweep.plugin import RepeatedCrashes, is_search_key, job, register
+    from minllm.sweep.plugin import NotSettled, RepeatedCrashes, is_search_key, job, register
 
     # the name of the study and its folder: the same overrides are the same search
     def search_words(*, _root_: DictConfig) -> str:
@@ -54,6 +55,8 @@ def compose_and_search(words: Sequence[str]) -> int:
     except RepeatedCrashes as error:
         print(printable(str(error)), file=sys.stderr)
         return 1
+    except NotSettled:
+        return NOT_SETTLED
     return 0
 
 

@@ -27,6 +27,7 @@ from minllm.study.selection import Selection, find
 from tests.comparisons import ENVIRONMENT, begun, figures, finished
 from tests.test_config import idea  # noqa: F401  (a fixture)
 from tests.test_doors import go  # noqa: F401  (a fixture)
+from tests.test_report_schema import validate_answer, validate_report
 
 PRE, POST = "norm=pre", "norm=post"
 
@@ -591,13 +592,26 @@ def test_the_command_says_the_verdict_and_writes_a_report(typed, here):
         "hydra.run.dir=there",
         "baseline=post",
     )
-    assert (code, err) == (0, "")
+    assert (code, err) == (3, ""), "a contest is inconclusive"
     assert "norm=pre against norm=post: better" in out and "there/report.html" in out
     assert {"report.html", "report.md", "report.json"} == {file.name for file in Path("there").iterdir()}
     data = json.loads(Path("there/report.json").read_text(encoding="utf-8"))
     assert data["baseline"] == "norm=post" and [one["verdict"]["word"] for one in data["contests"]] == [
         *("better", "inconclusive")
     ]
+
+
+def test_with_json_a_settled_comparison_is_one_line_and_its_report_is_as_described(typed, here):
+    two_arms(here / "outputs/a-grid", seeds=7)
+    code, out, err = typed(
+        "task=compare", "runs=[outputs/a-grid]", "hydra.run.dir=there", "aa=true", "--json"
+    )
+    line = json.loads(out)
+    assert (code, line["status"], out.count("\n")) == (0, "settled", 1) and line["headline"] in err
+    validate_answer(line)
+    validate_report(json.loads(Path(line["report"]).read_text(encoding="utf-8")))
+    code, out, _ = typed("task=compare", "runs=[nowhere]", "--json")
+    assert (code, json.loads(out)["status"]) == (2, "refused")
 
 
 @pytest.mark.parametrize(

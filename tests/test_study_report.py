@@ -127,7 +127,7 @@ def test_differences_and_nothing_else(tmp_path):
 def test_json_has_the_verdicts_and_each_seed(tmp_path):
     one = comparison(tmp_path, THREE)
     _, _, data = written(one, tmp_path)
-    assert data["format"] == 1 and data["baseline"] == "pre" and data["margin"] == 0.005
+    assert data["format"] == 2 and data["baseline"] == "pre" and data["margin"] == 0.005
     for contest, told in zip(one.contests, data["contests"]):
         assert told["verdict"] == json.loads(json.dumps(dataclasses.asdict(contest.verdict)))
         differences = [pair["difference"] for pair in told["pairs"]]

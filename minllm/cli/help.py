@@ -22,10 +22,13 @@ Train a small language model, one choice of its architecture at a time.
   python run.py -m model/attn=mha,gqa,mqa seed=0,1   a grid: every combination; repeat the command to continue
   python run.py -m seed=0,1,2 hydra.sweeper.n_jobs=2 a grid, two runs at a time
   python run.py task=compare 'runs=[latest]'         which arms of the last grid are better, and how certain that is
+  python run.py task=ledger                          every verdict that was reached here
   python run.py resume=latest                        continue the newest run
   python run.py task=generate run=latest 'prompts=[Once upon a time]'
   python run.py task=trace model/attn=mqa            shapes, parameters and FLOPs of every operation
   python run.py --config-dir my_idea/conf 'extensions=[my_idea]' model/attn=mine
+
+Exit codes: 0, 2 if the command is refused, 3 if a comparison isn't settled, 1 after a bug.
 """
 
 
@@ -40,6 +43,8 @@ Search options and values of run.py with Optuna. Trials that run out of memory, 
 
 hydra.sweeper.n_trials is the total number of trials, and hydra.sweeper.n_jobs how many run at once.
 hydra/sweeper/sampler is tpe, random, grid, gp, cmaes, nsgaii, nsgaiii or qmc.
+
+Exit codes: 0, 2 if the command is refused, 3 if a verdict isn't settled, 1 after a bug or repeated crashes.
 """
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from minllm.config.flags import FLAGS
 from minllm.errors import UserError, disk_error, neighbour, printable, suggest
-from minllm.page.terminal import BROKEN_PIPE, exit_code, write_anything
+from minllm.page.terminal import BROKEN_PIPE, answer, exit_code, only_answers, write_anything
 from minllm.schema.groups import CONF
 from minllm.schema.overrides import UNSET, comma_note, key_of, quoted, with_runs_data
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+JSON = "--json"
 
 OF_HYDRA = [
     "minllm.grid.multirun.GridSweeper",
@@ -44,6 +46,8 @@ def run_command(
 ) -> int:
     """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after a bug.
 
+    With --json, standard output gets one line of JSON and nothing else, after a mistake too.
+
     Args:
         words: the command line. Overrides for an imported model are added, and values that Hydra wants in
             quotes are quoted.
@@ -51,10 +55,20 @@ def run_command(
         act: does the rest; it reads `sys.argv`, as Hydra does.
     """
     write_anything()
+    if JSON not in words:
+        return command_run(words, help_text, act)
+    with only_answers():
+        return command_run(words, help_text, act)
+
+
+def command_run(
+    words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]
+) -> int:
     try:
         check_working_directory()
         check_text(words)
         check_flags(words)
+        words = without_json(words)
         words = words_at_home(words)
         check_folders(words)
         if {"--help", "-h"} & set(words):
@@ -70,20 +84,35 @@ def run_command(
         sys.argv[1:] = words  # Hydra reads this
         return act()
     except UserError as error:
-        print(printable(str(error)), file=sys.stderr)
-        return 2
+        return refused(str(error))
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (RuntimeError, OSError) as error:
         if (sentence := disk_error(error)) is None:
             raise
-        print(printable(str(sentence)), file=sys.stderr)
-        return 2
+        return refused(str(sentence))
     except SystemExit as end:  # Hydra exits so where --package names nothing
         return 2 if end.code == 1 and "--cfg" in words else exit_code(end)
     except KeyboardInterrupt:
         return 130
+
+
+def refused(sentence: str) -> int:
+    """Print why a command can't be executed, and return its exit code."""
+    print(printable(sentence), file=sys.stderr)
+    answer({"status": "refused", "error": printable(sentence)})
+    return 2
+
+
+def without_json(words: Sequence[str]) -> list[str]:
+    """Return the command line without --json. UserError if it has no answer that can be one line of JSON."""
+    one_answer = {"task=compare", "task=ledger", "search=verdict"} & set(words)
+    if JSON in words and (not one_answer or {"-m", "--multirun"} & set(words)):
+        raise UserError(
+            "--json is for a single task=compare or task=ledger, and for search=verdict. Leave it out."
+        )
+    return [word for word in words if word != JSON]
 
 
 def exit_with(main: Callable[[Sequence[str]], int]) -> NoReturn:

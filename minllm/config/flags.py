@@ -1,4 +1,4 @@
-"""The command-line flags, which are those of Hydra."""
+"""The command-line flags, which are those of Hydra and --json."""
 
 FLAGS = {  # flag: (its short form, what it does)
     "--help": ("-h", "this page"),
@@ -12,6 +12,7 @@ FLAGS = {  # flag: (its short form, what it does)
     "--config-name": ("-cn", "use another file instead of config.yaml"),
     "--shell-completion": ("-sc", 'complete with the Tab key: eval "$(python run.py -sc install=bash)"'),
     "--run": ("-r", "run once, which is the default"),
+    "--json": ("", "print one line of JSON and nothing else: for comparisons, verdicts and the ledger"),
     "--hydra-help": ("", "help of Hydra itself"),
     "--version": ("", "Hydra's version"),
 }

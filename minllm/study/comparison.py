@@ -80,6 +80,11 @@ class Comparison:
         return all(one.is_settled for one in self.contests or self.noise)
 
     @property
+    def is_answered(self) -> bool:
+        """Whether every contest has an outcome that stands."""
+        return all(one.is_answered for one in self.contests or self.noise)
+
+    @property
     def settling(self) -> str:
         """How many pairs would settle what is inconclusive, as a sentence for each contest."""
         judged = [*self.contests, *self.noise]
@@ -99,6 +104,9 @@ class Comparison:
             )
         if len(self.contests) == 1:
             return self.contests[0].sentence.partition(". ")[0] + "."
+        return self._among_several() + self._not_yet()
+
+    def _among_several(self) -> str:
         best = [arm for arm in self.arms if self._beats_all(arm)]
         if best:
             return f"{best[0].name} is better than {'all others' if len(self.arms) > 2 else 'the other'}."
@@ -106,6 +114,15 @@ class Comparison:
             words = [f"{one.arm.name} against {one.baseline.name}: {one.outcome}" for one in self.contests]
             return "; ".join(words) + "."
         return self._counted()
+
+    def _not_yet(self) -> str:
+        """What is established within this study, but not yet among all ideas."""
+        waiting = [
+            f"{one.arm.name} against {one.baseline.name} ({one.standing.needs(one.verdict)})"
+            for one in self.contests
+            if one.standing and one.standing.is_open(one.verdict)
+        ]
+        return f" On its own, not yet among all ideas: {', '.join(waiting)}." if waiting else ""
 
     def _counted(self) -> str:
         """The answer when there are too many contests to name."""

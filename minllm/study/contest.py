@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from minllm.study.arms import Arm
 from minllm.study.divergence import Divergence
+from minllm.study.standing import Standing
 from minllm.study.statistics import Verdict
 
 SAME = "Every pair reached exactly the same loss, so what differs between the two had no effect on the computation."
@@ -21,6 +22,7 @@ class Contest:
     failed: whether runs crashed or went wrong at some seeds, so that more seeds can't settle it
     divergence: how often training diverged, unless it never did
     reason: why more pairs can't settle it, as a clause for the first sentence; "" if that isn't known
+    standing: how it stands among all ideas tried, if it was tested among them
     """
 
     arm: Arm
@@ -30,11 +32,18 @@ class Contest:
     failed: bool = False
     divergence: Divergence | None = None
     reason: str = ""
+    standing: Standing | None = None
 
     @property
     def is_settled(self) -> bool:
         """Whether more pairs wouldn't change anything, or are unlikely to."""
-        return self.failed or self.verdict.futile or self.verdict.word != "inconclusive"
+        return self.failed or self.verdict.futile or self.is_answered
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it has an outcome other than inconclusive, and one that holds among all ideas if it has to."""
+        is_open = self.standing is not None and self.standing.is_open(self.verdict)
+        return self.verdict.word != "inconclusive" and not is_open
 
     @property
     def unstable(self) -> Arm | None:
@@ -90,7 +99,8 @@ class Contest:
             "inconclusive": "against",
         }
         end = f": {self.outcome}" if word == "inconclusive" else ""
-        return f"{self.arm.name} {links[word]} {self.baseline.name}{end}."
+        among = self.standing.words(self.verdict) if self.standing else ""
+        return f"{self.arm.name} {links[word]} {self.baseline.name}{end}{among}."
 
     def _diverged(self) -> str:
         if self.divergence is None:
@@ -118,7 +128,11 @@ class Noise:
 
     @property
     def is_settled(self) -> bool:
-        return self.failed or self.verdict.futile or self.verdict.word != "inconclusive"
+        return self.failed or self.verdict.futile or self.is_answered
+
+    @property
+    def is_answered(self) -> bool:
+        return self.verdict.word != "inconclusive"
 
 
 Judged = TypeVar("Judged", Contest, Noise)

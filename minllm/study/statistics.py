@@ -74,6 +74,7 @@ class Verdict:
     p_sign_flip: float  # for no difference, from the permutation test; of ranks where a run diverged
     p_difference: float  # from both together, with Holm's correction over the contests
     p_equivalence: float  # for a difference of at least the margin, with Holm's correction
+    p_overall: float  # for no difference, without Holm's correction and with the pairs after the look that settled it
     seeds_to_settle: int | None  # in total; None: more than 1,000, or it can't be estimated
     why: str  # the explanation, in a sentence or two
     settling: str = ""  # if inconclusive: how many pairs would settle it, as a sentence
@@ -317,6 +318,7 @@ class _Trial:
             p_sign_flip=self.p_sign_flip,
             p_difference=p_difference,
             p_equivalence=p_equivalence,
+            p_overall=self._p_overall(),
             seeds_to_settle=seeds,
             why=explained(self.word, numbers),
             settling="" if settled else settling(numbers, seeds, futile),
@@ -324,6 +326,23 @@ class _Trial:
             futile=futile,
             diverged=sample.diverged,
         )
+
+    def _p_overall(self) -> float:
+        """Return the sequential p-value for no difference at the last look that was reached, settled or not.
+
+        Below the smallest of LEVELS it is Bonferroni's: the smallest p-value of a look times the number of looks.
+        """
+        if not self.reached:
+            return 1.0
+        last = len(self.reached) - 1
+        found = self._p_difference(last)
+        if len(self.planned) == 1 or found > LEVELS[0]:
+            return found
+        of_looks = [
+            max(self.of_t[look] if self.samples[look].is_finite else 0.0, self.flips.p_value(look))
+            for look in range(last + 1)
+        ]
+        return min(found, len(self.planned) * min(of_looks))
 
     def _chance(self, level: float) -> float | None:
         """Return the chance that a look to come settles it; None before the first look and after the last."""

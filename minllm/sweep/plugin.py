@@ -63,6 +63,10 @@ class RepeatedCrashes(Exception):
     """Too many trials crashed in a row: something is broken, and more trials won't help."""
 
 
+class NotSettled(Exception):
+    """A verdict was reached in which a contest is inconclusive, or doesn't hold among all ideas."""
+
+
 def is_search_key(word: str) -> bool:
     """Whether an override configures the search and not its trials."""
     return key_of(word).replace("/", ".").partition(".")[0] in OWN_SECTIONS

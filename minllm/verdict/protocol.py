@@ -49,6 +49,8 @@ class Protocol:
     baseline: the arm that the others are compared with; all compares every pair of arms
     aa: also compare each arm with itself; with a single arm, only that
     prompts, stories: prompts and number of stories for the samples in the report
+    ledger: hold the error rate over all ideas in the ledger, and not only within this verdict
+    champion: compare with the best arm so far for the same question, instead of arms.a
     """
 
     equal: Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
@@ -64,12 +66,17 @@ class Protocol:
     aa: bool
     prompts: list[str]
     stories: Natural
+    ledger: bool
+    champion: bool
 
     def lead(self, sweeper: PruningSweeper, typed: Sequence[str]) -> None:
         """Reach the verdict; `sweeper` has the configuration, `typed` the overrides but for Hydra's own."""
+        from minllm.sweep.plugin import NotSettled
         from minllm.verdict.sequential import reach_verdict
 
-        reach_verdict(sweeper, typed)
+        comparison = reach_verdict(sweeper, typed)
+        if comparison is not None and not comparison.is_answered:
+            raise NotSettled
 
     def __post_init__(self):
         if not self.looks or sorted(set(self.looks)) != list(self.looks):
@@ -109,6 +116,14 @@ class Protocol:
             raise UserError(f"search.trials must be {FINALISTS} or more, not {self.trials}.")
         if self.span <= 1:
             raise UserError(f"search.span must be a factor above 1, not {self.span:g}.")
+        if self.champion and not self.ledger:
+            raise UserError(
+                "search.champion=true crowns only what holds among all ideas, so it needs search.ledger=true."
+            )
+        if self.champion and self.baseline not in (None, "a"):
+            raise UserError(
+                f"search.champion=true makes the champion the baseline: leave search.baseline={self.baseline} out."
+            )
 
     @property
     def is_tuned(self) -> bool:

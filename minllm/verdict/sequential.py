@@ -51,7 +51,9 @@ from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
+from minllm.verdict.entry import enter, held_against_champion, record, standing
 from minllm.verdict.jobs import jobs_for
+from minllm.verdict.ledger import Ledger
 from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
 from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
@@ -73,8 +75,8 @@ RunUntil = Callable[[int], Sequence[FrozenTrial]]
 TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
 
 
-def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
-    """Size the arms, tune them, train them in pairs, and write the report.
+def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> Comparison | None:
+    """Size the arms, tune them, train them in pairs, and write the report; None after a dry run.
 
     Args:
         sweeper: the sweeper that Hydra instantiated; it holds the rest of the configuration.
@@ -87,14 +89,19 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
     search = VerdictSearch(sweeper, typed)
     print(printable(search.plan()), flush=True)
     if search.config.sweep.dry_run:
-        return
+        return None
     refuse_links_at_top(search.folder, appended=())
     search.keep_protocol()
+    if search.entry.announcement:
+        print(search.entry.announcement, flush=True)
     with shared_server(search.config, sweeper.n_jobs) as search.server:
         comparison = search.train_pairs(search.tune())
     protocol = search.protocol
     print()
-    tell(comparison, search.folder, read_arms(comparison, search.config, protocol.prompts, protocol.stories))
+    entered = record(search, comparison)
+    readings = read_arms(comparison, search.config, protocol.prompts, protocol.stories)
+    tell(comparison, search.folder, readings, entered)
+    return comparison
 
 
 class VerdictSearch:
@@ -113,20 +120,24 @@ class VerdictSearch:
         self.ends = time.monotonic() + (self.config.sweep.minutes or math.inf) * 60
         self.seconds: dict[str, list[float]] = {}
         """Durations of each search's runs."""
+        self.ledger, self.entry = Ledger(), None
+        self.precision, self.size = [], []
+        default = self.composed("a") if self.protocol.champion else None
+        self.kind = None if default is None else held_against_champion(self, default, typed)
         self.precision = self.precision_word()
-        self.size: list[str] = []
         bases = {name: self.composed(name) for name in self.arms}
         refuse_the_same(bases)
+        first = default or next(iter(bases.values()))
         if sweeper.chooses_jobs:
-            sweeper.n_jobs = jobs_for(self.config, next(iter(bases.values())))
+            sweeper.n_jobs = jobs_for(self.config, first)
         self.plans = {
             name: plan_of(name, cfg, self.protocol) for name, cfg in bases.items() if self.protocol.is_tuned
         }
-        self.size = self.size_word(next(iter(bases.values())))
-        composed = {name: self.composed(name) for name in self.arms} if self.size else bases
+        self.size = self.size_word(first)
+        self.cfgs = {name: self.composed(name) for name in self.arms} if self.size else bases
         if self.size:
-            refuse_the_same(composed)
-        for name, cfg in composed.items():  # before anything runs
+            refuse_the_same(self.cfgs)
+        for name, cfg in self.cfgs.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
         for name, plan in self.plans.items():
@@ -273,7 +284,8 @@ class VerdictSearch:
             looks=protocol.looks,
         )
         tuned = {self.called(name): found for name, found in tuning.items()}
-        return replace(with_tuning(comparison, tuned), commands=[self.command()], kept_margin=True)
+        comparison = replace(with_tuning(comparison, tuned), commands=[self.command()], kept_margin=True)
+        return standing(comparison, self.entry, every=protocol.baseline == ALL)
 
     def baseline(self) -> str | None:
         baseline = self.protocol.baseline
@@ -367,9 +379,11 @@ class VerdictSearch:
         return kept
 
     def keep_protocol(self) -> None:
-        """Save the protocol and the precision of all runs, which a later call continues with."""
+        """Save the protocol, the precision of all runs and the ledger's levels, which a later call continues with."""
+        self.entry = enter(self)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / VERDICT, to_json({"protocol": self.asked(), "words": self.precision}))
+        kept = {"protocol": self.asked(), "words": self.precision, "ledger": self.entry.kept}
+        write_text(self.folder / VERDICT, to_json(kept))
 
     def asked(self) -> dict[str, Any]:
         return {**asdict(self.protocol), "arms": self.arms}
@@ -397,7 +411,8 @@ class VerdictSearch:
         """Return the command line with secrets removed."""
         hydra = self.config.hydra
         arms = [f"arms.{name}=[{','.join(words)}]" for name, words in self.arms.items()]
-        words = [*named_folders(hydra.runtime), *self.typed, *arms, *hydra.overrides.hydra]
+        typed = [word for word in self.typed if key_of(word) != "search.champion"]  # arms.a names it
+        words = [*named_folders(hydra.runtime), *typed, *arms, *hydra.overrides.hydra]
         return shlex.join(["python", "sweep.py", *without_storage(words)])
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from minllm.errors import printable
 from minllm.page.markdown import fitted, one_line
+from minllm.page.terminal import answer
 from minllm.runs.folder import write_text
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import sentences
-from minllm.study.report.data import to_json
+from minllm.study.report.data import in_a_line, to_json
 from minllm.study.report.markdown import to_markdown
 from minllm.study.report.measures import in_a_terminal
 from minllm.study.report.page import to_html
@@ -23,28 +25,50 @@ from minllm.study.wandb_report import publish_if_mirrored
 IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
 
 
-def tell(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> None:
-    """Write the report to a folder, and to Weights & Biases if the runs are there, and print a summary."""
-    written = write_report(comparison, folder, readings)
+def tell(
+    comparison: Comparison,
+    folder: Path,
+    readings: Sequence[Reading],
+    ledger: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the report to a folder, and to Weights & Biases if the runs are there, and print a summary.
+
+    Args:
+        ledger: of a verdict, what the report says about its entry in the ledger.
+    """
+    written = write_report(comparison, folder, readings, ledger)
     print(summary(comparison))
     print(f"The report is {' and '.join(map(str, written))}", flush=True)
+    if ledger:
+        print(printable(ledger["sentence"]), flush=True)
+    answer(in_a_line(comparison, folder / "report.json", ledger))
     if mirrored := publish_if_mirrored(comparison, (folder / "report.md").read_text(encoding="utf-8")):
         print(mirrored)
 
 
-def write_report(comparison: Comparison, folder: Path, readings: Sequence[Reading]) -> list[Path]:
+def write_report(
+    comparison: Comparison,
+    folder: Path,
+    readings: Sequence[Reading],
+    ledger: Mapping[str, Any] | None = None,
+) -> list[Path]:
     """Write report.html, report.md and report.json to a folder, and return their paths.
 
     Args:
         readings: samples and per-token losses of one run of each arm; see `minllm.study.reading.read_arms`.
+        ledger: of a verdict, what the report says about its entry in the ledger.
 
     Raises:
         OSError: a file can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"report.html": to_html, "report.md": to_markdown, "report.json": to_json}
+    texts = {
+        "report.html": to_html(comparison, readings),
+        "report.md": to_markdown(comparison, readings),
+        "report.json": to_json(comparison, readings, ledger),
+    }
     for name, text in texts.items():
-        write_text(folder / name, encodable(text(comparison, readings)))
+        write_text(folder / name, encodable(text))
     return [folder / name for name in texts]
 
 

@@ -19,23 +19,33 @@ from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.rows import row
 from minllm.study.report.tuning import efforts, tuning_data
 
-FORMAT = 1
+FORMAT = 2
+"""The version of report.json and of the line that --json prints; docs/report.schema.json describes both."""
 
 
-def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
-    """Return the text of report.json, in which NaN and infinite numbers are null."""
+def to_json(
+    comparison: Comparison, readings: Sequence[Reading], ledger: Mapping[str, Any] | None = None
+) -> str:
+    """Return the text of report.json, in which NaN and infinite numbers are null.
+
+    Args:
+        ledger: of a verdict, its entry in the ledger.
+    """
     content = {
         "format": FORMAT,
+        "status": status(comparison),
         "headline": comparison.headline,
         "metric": METRIC,
         "baseline": comparison.baseline.name,
         "margin": comparison.margin,
+        "introduction": sentences.introduction(comparison),
+        "methods": sentences.judged(comparison),
         "warnings": sentences.warnings(comparison),
         "contests": [_contest(contest) for contest in comparison.contests],
         "measures": [asdict(one) for one in comparison.measures],
         "noise": [
-            {"arm": one.arm.name, "floor": one.floor, "verdict": asdict(one.verdict)}
-            for one in comparison.noise
+            {"arm": one.arm.name, "sentence": said, "floor": one.floor, "verdict": asdict(one.verdict)}
+            for one, said in zip(comparison.noise, sentences.noise(comparison))
         ],
         "facts": [asdict(fact) for fact in comparison.facts],
         "floor_bpb": floor_of(comparison.arms),
@@ -55,9 +65,57 @@ def to_json(comparison: Comparison, readings: Sequence[Reading]) -> str:
         "readings": [asdict(reading) for reading in readings],
         "left_out": [{"folder": folder, "why": why} for folder, why in sentences.left_out(comparison)],
         "commands": commands(comparison),
+        "ledger": ledger,
     }
     text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def in_a_line(comparison: Comparison, report: Path, ledger: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the outcome in short, as --json prints it; `report` is the path of report.json."""
+    contests = [
+        {
+            "arm": contest.arm.name,
+            "baseline": contest.baseline.name,
+            "outcome": contest.verdict.word,
+            **{
+                name: getattr(contest.verdict, name)
+                for name in ("difference", "interval", "confidence", "pairs")
+            },
+            "standing": _standing(contest),
+        }
+        for contest in comparison.contests
+    ]
+    return plain(
+        {
+            "format": FORMAT,
+            "status": status(comparison),
+            "headline": comparison.headline,
+            "warnings": sentences.warnings(comparison),
+            "contests": contests,
+            "noise": [
+                {"arm": one.arm.name, "floor": one.floor, "outcome": one.verdict.word}
+                for one in comparison.noise
+            ],
+            "report": report,
+            "ledger": ledger,
+        }
+    )
+
+
+def status(comparison: Comparison) -> str:
+    return "settled" if comparison.is_answered else "not settled"
+
+
+def _standing(contest: Contest) -> dict[str, Any] | None:
+    if contest.standing is None:
+        return None
+    return {
+        "number": contest.standing.number,
+        "level": contest.standing.level,
+        "p": contest.verdict.p_overall,
+        "holds": contest.standing.holds(contest.verdict),
+    }
 
 
 def _contest(contest: Contest) -> dict[str, Any]:
@@ -67,6 +125,7 @@ def _contest(contest: Contest) -> dict[str, Any]:
         "sentence": contest.sentence,
         "verdict": asdict(contest.verdict),
         "pairs": [{"seed": seed, "difference": value} for seed, value in contest.differences.items()],
+        "standing": _standing(contest),
     }
 
 

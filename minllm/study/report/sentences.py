@@ -35,6 +35,13 @@ NOT_KEPT = (
 )
 
 
+AMONG_ALL = (
+    "Each contest was also tested among all ideas in the ledger (outputs/ledger.jsonl), at a level that was fixed"
+    " before its first run by LORD++, so that at most 5 % of all ideas found to be better are expected not to be. Its"
+    " p-value there is the larger one of the two tests, corrected for the planned looks."
+)
+
+
 def called(arm: Arm) -> str:
     """Return an arm's name, or "the only arm", because a single arm has no name."""
     return arm.name or "the only arm"
@@ -154,6 +161,7 @@ def judged(comparison: Comparison) -> list[str]:
         " test then uses ranks and decides alone, equivalence isn't claimed, and neither is that the one that diverged"
         " more often is better. The p-values of differences and equivalence are corrected for the number of contests by"
         f" Holm's method. Anything else is inconclusive. {looks}",
+        *([AMONG_ALL] if any(contest.standing for contest in comparison.contests) else []),
         f"Where a single run represents an arm, as for its texts, it is the run with seed {comparison.shared_seed}: the"
         " first seed that most arms have, whatever its loss. If an arm has two runs with the same seed, the later one"
         f" counts. Amounts within {100 * NEAR:g} % of each other are considered equal.",

@@ -1,0 +1,232 @@
+"""`python run.py task=ledger`: every verdict that was started here, on its own and among all ideas."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from minllm.errors import UserError, printable
+from minllm.files.atomic import write_text
+from minllm.page import html, markdown, units
+from minllm.page.terminal import answer
+from minllm.schema.options import Name, reads
+from minllm.verdict.discoveries import level
+from minllm.verdict.ledger import Contents, Ledger, Line
+
+HEAD = (
+    "date",
+    "question",
+    "outcome",
+    "among all",
+    "difference",
+    "interval",
+    "pairs",
+    "p",
+    "needs p ≤",
+    "report",
+)
+SIDES = "llllrlrrrl"
+EMPTY = (
+    "The ledger is empty: no verdict has been started in this folder yet. Start one, such as: python sweep.py"
+    " search=verdict 'arms.b=[norm=sandwich]'"
+)
+ABOUT = (
+    "A row is one arm against its baseline, as of the last look. Differences are in bits per byte; negative is better."
+    " An idea holds among all if its p-value is at most the level that was fixed before its first run; every level"
+    " depends on how many ideas were started and discovered before it (LORD++), so that at most 5 % of all ideas that"
+    " hold are expected to be false."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the ledger says of one arm against its baseline; `among_all` is yes, not yet, no, crowned, or a dash."""
+
+    id: str
+    time: str
+    name: str
+    arm: str
+    baseline: str
+    outcome: str
+    among_all: str
+    difference: float | None
+    interval: Sequence[float | None] | None
+    pairs: int | None
+    p: float | None
+    number: int | None
+    level: float | None
+    report: str | None
+
+    @property
+    def question(self) -> str:
+        return f"{self.arm} against {self.baseline}"
+
+
+@reads()
+def ledger(cfg: DictConfig, run_dir: Path, *, date: Name | None, name: Name | None) -> list[Row]:
+    """Print the ledger as a table, and write ledger.html and ledger.md.
+
+    Args:
+        run_dir: where the pages are written.
+        date: only verdicts started or reached on this day (UTC): 2026-11-25.
+        name: only verdicts in whose name or question this occurs.
+
+    Raises:
+        UserError: no verdict matches.
+        OSError: the pages can't be written.
+    """
+    contents = Ledger().read()
+    rows = [row for row in rows_of(contents) if is_selected(row, date, name)]
+    answer(in_a_line(contents, rows))
+    for sentence in contents.damaged:
+        print(f"WARNING: {printable(sentence)}")
+    if not contents.lines:
+        if not contents.damaged:
+            print(EMPTY)
+        return rows
+    if not rows:
+        raise UserError("No verdict in the ledger matches. Leave out date= and name= to see all of them.")
+    print(printable("\n".join(in_a_terminal(rows))))
+    print(printable(summary(contents)))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "ledger.html", to_html(contents, rows))
+    write_text(run_dir / "ledger.md", to_markdown(contents, rows))
+    print(f"The pages are {run_dir / 'ledger.html'} and {run_dir / 'ledger.md'}")
+    return rows
+
+
+def rows_of(contents: Contents) -> Iterator[Row]:
+    """Yield the rows of each verdict as of its last line, in the order in which the verdicts were started."""
+    for started in contents.of("started"):
+        reached = contents.of("reached", started["id"])
+        if reached:
+            yield from rows_of_verdict(started, reached[-1], [line.get("crowned") for line in reached])
+        else:
+            common = {"id": started["id"], "time": started["time"], "name": started["name"], "report": None}
+            missing = dict.fromkeys(("difference", "interval", "pairs", "p"))
+            for place in started["places"] or untested(started):
+                known = {key: place.get(key) for key in ("arm", "baseline", "number", "level")}
+                yield Row(**common, **missing, **known, outcome="not reached", among_all=units.NONE)
+
+
+def untested(started: Line) -> list[dict[str, str]]:
+    """Return the arms and baselines of a verdict whose ideas have no places, as far as its question tells them."""
+    arms = started["question"].get("arms") or {}
+    first, *others = [" ".join(words) or arm for arm, words in arms.items()] or [started["name"]]
+    return [{"arm": arm, "baseline": first} for arm in others] or [{"arm": first, "baseline": "itself"}]
+
+
+def rows_of_verdict(
+    started: Line, line: Line, crownings: Sequence[Mapping[str, Any] | None]
+) -> Iterator[Row]:
+    common = {"id": line["id"], "time": line["time"], "name": started["name"], "report": line.get("report")}
+    crowned = [one["arm"] for one in crownings if one]
+    for found in line["outcomes"]:
+        known = {
+            key: found.get(key)
+            for key in (
+                "arm",
+                "baseline",
+                "difference",
+                "interval",
+                "pairs",
+                "p",
+                "number",
+                "level",
+                "outcome",
+            )
+        }
+        yield Row(**common, **known, among_all=among_all(found, crowned))
+    for found in line["noise"]:
+        yield Row(
+            **common,
+            **dict.fromkeys(("difference", "interval", "p", "number", "level")),
+            arm=found.get("arm") or "the only arm",
+            baseline="itself",
+            outcome=found.get("outcome", units.NONE),
+            among_all=units.NONE,
+            pairs=found.get("pairs"),
+        )
+
+
+def among_all(found: Mapping[str, Any], crowned: Sequence[str]) -> str:
+    if found["number"] is None:
+        return units.NONE
+    if found["holds"]:
+        return "yes, crowned" if found["arm"] in crowned else "yes"
+    return "not yet" if found["open"] else "no"
+
+
+def is_selected(row: Row, date: str | None, name: str | None) -> bool:
+    texts = (row.name, row.arm, row.baseline)
+    return (date is None or row.time.startswith(date)) and (
+        name is None or any(name in text for text in texts)
+    )
+
+
+def summary(contents: Contents) -> str:
+    """Return how many ideas were tried, and what the next one needs."""
+    ideas, found = contents.ideas, contents.discoveries()
+    tried = f"{ideas} idea{'s' * (ideas != 1)} tried, {len(found)} hold among all"
+    return f"{tried}; the next one needs p ≤ {level(ideas + 1, found):.2g}."
+
+
+def in_a_line(contents: Contents, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "status": "read",
+        "ideas": contents.ideas,
+        "discoveries": len(contents.discoveries()),
+        "next_level": level(contents.ideas + 1, contents.discoveries()),
+        "verdicts": [asdict(row) for row in rows],
+        "damaged": list(contents.damaged),
+    }
+
+
+def in_a_terminal(rows: Sequence[Row]) -> list[str]:
+    """Return the table with the arm first, which can be shortened, and last what can be left out."""
+    head = ("arm", *HEAD[2:5], "pairs", "against", "date", *HEAD[7:])
+    table = []
+    for row in rows:
+        date, _, outcome, among, difference, _, pairs, p, needs, report = cells(row)
+        table.append([row.arm, outcome, among, difference, pairs, row.baseline, date, p, needs, report])
+    printed = [[markdown.one_line(cell) for cell in line] for line in table]
+    return markdown.fitted(head, printed, "lllrrllrrl", shutil.get_terminal_size((80, 24)).columns)
+
+
+def to_markdown(contents: Contents, rows: Sequence[Row]) -> str:
+    table = [[markdown.word(cell) for cell in cells(row)] for row in rows]
+    parts = ["# Ledger of verdicts", markdown.plain(summary(contents)), markdown.table(HEAD, table, SIDES)]
+    damaged = markdown.lines([f"- {markdown.plain(sentence)}" for sentence in contents.damaged])
+    return "\n\n".join([*parts, markdown.plain(ABOUT), *damaged]) + "\n"
+
+
+def to_html(contents: Contents, rows: Sequence[Row]) -> str:
+    body = [
+        "<h1>Ledger of verdicts</h1>",
+        f"<p>{html.escape(summary(contents))}</p>",
+        *(f"<p><b>{html.escape(sentence)}</b></p>" for sentence in contents.damaged),
+        html.table(HEAD, [[html.escape(cell) for cell in cells(row)] for row in rows], SIDES),
+        f'<p class="soft">{html.escape(ABOUT)}</p>',
+    ]
+    return html.document("Ledger of verdicts", body)
+
+
+def cells(row: Row) -> list[str]:
+    ends = row.interval or (None, None)
+    return [
+        row.time[:10],
+        row.question,
+        row.outcome,
+        row.among_all,
+        units.NONE if row.difference is None else f"{row.difference:+.4f}",
+        units.NONE if None in ends else f"{ends[0]:+.4f} to {ends[1]:+.4f}",
+        units.NONE if row.pairs is None else str(row.pairs),
+        units.NONE if row.p is None else f"{row.p:.2g}",
+        units.NONE if row.level is None else f"{row.level:.2g}",
+        row.report or units.NONE,
+    ]

@@ -1,0 +1,389 @@
+"""A verdict's entry in the ledger: its question, the places of its ideas, and the champion it may be held against."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minllm.errors import UserError, without_passwords
+from minllm.schema.checking import fits
+from minllm.schema.overrides import key_of
+from minllm.study import recorded
+from minllm.study.arms import identity
+from minllm.study.comparison import ALL, Comparison, Contest, Noise
+from minllm.study.report.data import plain
+from minllm.study.selection import VERDICT
+from minllm.study.standing import Standing
+from minllm.sweep.spec import without_storage
+from minllm.verdict.ledger import PLACE, Contents, Ledger, Line, fault_in, next_places, refuse_damage
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from minllm.verdict.sequential import VerdictSearch
+
+BUDGET = ("steps", "tokens", "minutes", "flops", "batch_size")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a verdict asks, as the ledger records it.
+
+    cfgs: the configuration of each arm, sized but not tuned, by the arm's name
+    names: what each arm is called in the report, by its name
+    arms, typed, size: overrides of each arm, of all arms, and those that set their size
+    contests: each arm that is judged and its baseline, in the order of the comparison
+    """
+
+    name: str
+    folder: Path
+    cfgs: Mapping[str, DictConfig]
+    names: Mapping[str, str]
+    arms: Mapping[str, Sequence[str]]
+    typed: Sequence[str]
+    size: Sequence[str]
+    protocol: Mapping[str, Any]
+    contests: Sequence[tuple[str, str]]
+
+    @property
+    def key(self) -> str:
+        """A hash that is the same for the same arms, whatever the verdict is called and however they were typed."""
+        return hashed([[name, idea_of(self.cfgs, (name, name))] for name in self.cfgs])
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What is recorded of it, without secrets."""
+        first = next(iter(self.cfgs.values()))
+        return {
+            "arms": {name: shown(words) for name, words in self.arms.items()},
+            "overrides": shown(self.typed),
+            "size": list(self.size),
+            "budget": {key: first.train.get(key) for key in BUDGET},
+            "data": first.choices.get("data"),
+            "tokenizer": first.choices.get("tokenizer"),
+            **{key: self.protocol[key] for key in ("equal", "margin", "looks", "baseline", "aa", "champion")},
+        }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The entry of a verdict that was started.
+
+    places: of its ideas, each with its number and level; none if errors aren't controlled over all ideas
+    kind: the kind of question that it competes in for a championship, if it does
+    """
+
+    identifier: str
+    question: str
+    places: Sequence[Line]
+    kind: str | None = None
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What verdict.json keeps of it, so that the levels stay the same however often the verdict is continued."""
+        return {
+            "id": self.identifier,
+            "question": self.question,
+            "places": list(self.places),
+            "kind": self.kind,
+        }
+
+    @property
+    def announcement(self) -> str:
+        """A sentence on what is needed; "" if errors aren't controlled over all ideas."""
+        if not self.places:
+            return ""
+        needed = ", ".join(f"idea {place['number']} needs p ≤ {place['level']:.2g}" for place in self.places)
+        return f"Among all ideas tried here, {needed}."
+
+
+def enter(search: VerdictSearch) -> Entry:
+    """Return the entry of a verdict that is about to train; see `entered`."""
+    names = {name: search.called(name) for name in search.arms}
+    question = Question(
+        name=search.name,
+        folder=search.folder,
+        cfgs=search.cfgs,
+        names=names,
+        arms=search.arms,
+        typed=search.typed,
+        size=search.size,
+        protocol=search.asked(),
+        contests=contests_of(list(search.arms), search.protocol.baseline),
+    )
+    kept = search.kept().get("ledger") if recorded.is_there(search.folder, VERDICT) else None
+    return entered(question, search.ledger, kept, search.kind)
+
+
+def record(search: VerdictSearch, comparison: Comparison) -> dict[str, Any]:
+    """Enter a verdict into the ledger, and return what its report says about that; see `reached`."""
+    spent = {
+        "report": str(search.folder / "report.html"),
+        "seconds": round(sum(map(sum, search.seconds.values())), 1),
+        "runs": sum(map(len, search.seconds.values())),
+    }
+    arms = {search.called(name): words for name, words in search.arms.items()}
+    overrides = {"arms": arms, "command": without_passwords(search.command())}
+    line = reached(comparison, search.entry, search.ledger, spent, overrides)
+    crowned = line["crowned"]["arm"] if line["crowned"] else None
+    said = f"The verdict is in {search.ledger.path}, which python run.py task=ledger shows."
+    return {
+        "file": str(search.ledger.path),
+        "id": line["id"],
+        "crowned": crowned,
+        "sentence": f"{crowned} is the new champion. {said}" if crowned else said,
+    }
+
+
+def held_against_champion(search: VerdictSearch, default: DictConfig, typed: Sequence[str]) -> str:
+    """Make the champion, or the one that the verdict began with, arm a; return the kind of question.
+
+    Args:
+        default: the configuration of arm a without overrides, which is the champion before the first crowning.
+        typed: the command line's overrides.
+
+    Raises:
+        UserError: arms.a is given, too, or the champion's options aren't available.
+    """
+    if search.arms.get("a") or any(key_of(word) in ("arms", "arms.a") for word in typed):
+        raise UserError(
+            "search.champion=true compares with the champion instead of arms.a: leave arms.a out, or search.champion."
+        )
+    kind = kind_of(default, search.protocol.equal)
+    if recorded.is_there(search.folder, VERDICT):
+        arms = search.kept()["protocol"].get("arms")
+        if not fits(arms, dict[str, list[str]]) or "a" not in arms:
+            raise UserError(f"The arms in {search.folder / VERDICT} are damaged. Restore the file.")
+        refuse_unsafe(arms["a"], search.folder / VERDICT)
+        search.arms["a"] = arms["a"]
+    elif champion := champion_of(kind, search.ledger):
+        refuse_unsafe(champion["overrides"], search.ledger.path)
+        search.arms["a"] = champion["overrides"]
+        try:
+            search.composed("a")
+        except UserError as error:
+            raise UserError(
+                f"The champion, {champion['arm']}, can't be built with this command: {error} It was crowned by:"
+                f" {champion['command']}"
+            ) from error
+    return kind
+
+
+def refuse_unsafe(words: Sequence[str], file: Path) -> None:
+    """Raise UserError if a champion's overrides in a file allow code or configure Hydra, as only a user may."""
+    for word in words:
+        if re.split("[./]", key_of(word))[0] in ("extensions", "hydra"):
+            raise UserError(
+                f"The champion in {file} has the override {word}, which only the command line may have. Put it"
+                " outside arms when you submit an idea, and remove this crowning from the ledger."
+            )
+
+
+def entered(question: Question, ledger: Ledger, kept: object, kind: str | None) -> Entry:
+    """Return the entry of a verdict, which is made before its first run, or was made when it began.
+
+    Args:
+        kept: what verdict.json has of it, if it has begun.
+        kind: the kind of question that it competes in for a championship, if it does.
+
+    Raises:
+        UserError: the ledger or the kept entry is damaged, or the ledger can't be locked.
+    """
+    if kept is not None:
+        entry = entry_of(kept)
+        if entry.question == question.key:
+            return entry
+    ideas = [
+        (question.names[arm], question.names[baseline], idea_of(question.cfgs, (arm, baseline)))
+        for arm, baseline in question.contests
+    ]
+    with ledger.locked() as contents:
+        if question.protocol["ledger"]:
+            refuse_damage(contents)
+        identifier, started = begun(contents, question)
+        if started is None:
+            places = next_places(contents, ideas) if question.protocol["ledger"] else []
+            started = {
+                "name": question.name,
+                "folder": str(question.folder),
+                "question": plain(question.content),
+                "places": places,
+            }
+            ledger.append("started", identifier, started)
+    return Entry(identifier, question.key, started["places"], kind)
+
+
+def begun(contents: Contents, question: Question) -> tuple[str, Line | None]:
+    """Return the verdict's identifier, and its line if it was started and dropped before verdict.json was written."""
+    key = hashed([str(question.folder.resolve()), question.key, question.protocol["ledger"]])[:12]
+    reached = {line["id"] for line in contents.of("reached")}
+    earlier = [line for line in contents.of("started") if line["id"].partition("-")[0] == key]
+    if earlier and earlier[-1]["id"] not in reached:
+        return earlier[-1]["id"], earlier[-1]
+    return key if not earlier else f"{key}-{len(earlier) + 1}", None
+
+
+def standing(comparison: Comparison, entry: Entry | None, every: bool) -> Comparison:
+    """Return the comparison with the place of each contest among all ideas, if it was entered.
+
+    Args:
+        every: whether every arm is compared with every other, so that none is the idea: then worse is a claim, too.
+    """
+    claims = ("better", "worse") if every else ("better",)
+    entries = entry.places if entry else ()
+    places = {(place["arm"], place["baseline"]): place for place in entries}
+    contests = []
+    for contest in comparison.contests:
+        place = places.get((contest.arm.name, contest.baseline.name))
+        stands = place and Standing(place["number"], place["level"], claims)
+        contests.append(replace(contest, standing=stands))
+    return replace(comparison, contests=contests)
+
+
+def reached(
+    comparison: Comparison,
+    entry: Entry,
+    ledger: Ledger,
+    spent: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+) -> Line:
+    """Append a line for the verdict, unless the same one is there already, and return it.
+
+    Args:
+        spent: the report's path, the seconds and the number of runs.
+        overrides: of each arm, by the name it has in the comparison, for a championship; and the whole command.
+    """
+    found = {
+        "headline": comparison.headline,
+        "outcomes": [outcome(contest) for contest in comparison.contests],
+        "noise": [noise(one) for one in comparison.noise],
+    }
+    content = plain(found)
+    with ledger.locked() as contents:
+        before = contents.of("reached", entry.identifier)
+        if before and {key: before[-1][key] for key in content} == content:
+            return before[-1]
+        content["crowned"] = crowned(comparison, entry, contents, overrides)
+        content["updates"] = before[-1]["time"] if before else None
+        content |= {"seeds": seeds_of(comparison), **commit_of(comparison), **plain(spent)}
+        return ledger.append("reached", entry.identifier, content)
+
+
+def crowned(
+    comparison: Comparison, entry: Entry, contents: Contents, overrides: Mapping[str, Any]
+) -> Line | None:
+    """Return the new champion: the best arm that is better than the present one, also among all ideas."""
+    if entry.kind is None:
+        return None
+    present = contents.champion(entry.kind)
+    held = shown(overrides["arms"][comparison.baseline.name])
+    if held != (present["overrides"] if present else []):
+        return None  # another one has been crowned in the meantime
+    better = [
+        contest
+        for contest in comparison.contests
+        if contest.standing and contest.verdict.word == "better" and contest.standing.holds(contest.verdict)
+    ]
+    if not better:
+        return None
+    best = min(better, key=lambda contest: contest.verdict.difference)
+    return {
+        "kind": entry.kind,
+        "arm": best.arm.name,
+        "overrides": shown(overrides["arms"][best.arm.name]),
+        "command": overrides["command"],
+    }
+
+
+def outcome(contest: Contest) -> dict[str, Any]:
+    verdict, stands = contest.verdict, contest.standing
+    return {
+        "arm": contest.arm.name,
+        "baseline": contest.baseline.name,
+        "outcome": verdict.word,
+        "pairs": verdict.pairs,
+        "difference": verdict.difference,
+        "interval": verdict.interval,
+        "confidence": verdict.confidence,
+        "p": verdict.p_overall,
+        "number": stands.number if stands else None,
+        "level": stands.level if stands else None,
+        "holds": stands.holds(verdict) if stands else None,
+        "open": stands.is_open(verdict) if stands else None,
+    }
+
+
+def noise(one: Noise) -> dict[str, Any]:
+    return {
+        "arm": one.arm.name,
+        "outcome": one.verdict.word,
+        "pairs": one.verdict.pairs,
+        "floor": one.floor,
+    }
+
+
+def seeds_of(comparison: Comparison) -> list[int]:
+    return sorted({seed for arm in comparison.arms for seed in arm.runs})
+
+
+def commit_of(comparison: Comparison) -> dict[str, Any]:
+    """Return the commit that the runs were made with; a list if there are several."""
+    git = [run.environment["git"] for arm in comparison.arms for run in arm.runs.values()]
+    commits = list(dict.fromkeys(one["commit"] for one in git))
+    return {"commit": commits[0] if len(commits) == 1 else commits, "dirty": any(one["dirty"] for one in git)}
+
+
+def contests_of(arms: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
+    """Return each arm and the baseline it is compared with, as `minllm.study.comparison` pairs them."""
+    if baseline == ALL:
+        return [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :]]
+    first = baseline or arms[0]
+    return [(arm, first) for arm in arms if arm != first]
+
+
+def kind_of(cfg: DictConfig, equal: str | None) -> str:
+    """Return a hash of a kind of question: the default arm as it would be trained, and what is held equal to it."""
+    return hashed([identity(cfg), equal])[:16]
+
+
+def champion_of(kind: str, ledger: Ledger) -> Line | None:
+    """Return the champion of a kind. UserError if the ledger is damaged, which may hide it."""
+    contents = ledger.read()
+    refuse_damage(contents)
+    champion = contents.champion(kind)
+    kinds = {"arm": str, "overrides": list[str], "command": str}
+    if champion and (fault := fault_in(champion, kinds, "crowned.")):
+        raise UserError(f"The champion in {ledger.path} is damaged: {fault}. Restore the line.")
+    return champion
+
+
+def entry_of(kept: object) -> Entry:
+    """Return the entry that verdict.json keeps. UserError if it is damaged."""
+    kinds = {"id": str, "question": str, "places": list[dict[str, Any]], "kind": str | None}
+    fault = fault_in(kept, kinds, "")
+    for place in () if fault else kept["places"]:
+        fault = fault or fault_in(place, PLACE, "places.")
+    if fault or not fits(kept, dict[str, Any]):
+        raise UserError(
+            f"The ledger section of verdict.json is damaged: {fault}. Restore the file, or start another verdict:"
+            " sweep.name=<name>."
+        )
+    return Entry(kept["id"], kept["question"], kept["places"], kept["kind"])
+
+
+def idea_of(cfgs: Mapping[str, DictConfig], pair: tuple[str, str]) -> str:
+    return hashed([identity(cfgs[name]) for name in pair])[:16]
+
+
+def shown(words: Sequence[str]) -> list[str]:
+    """Return overrides without secrets."""
+    return [without_passwords(word) for word in without_storage(words)]
+
+
+def hashed(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()

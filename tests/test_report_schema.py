@@ -1,0 +1,125 @@
+"""docs/report.schema.json describes every key of report.json and of the line that --json prints, and no other."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from minllm.cli.main import refused, without_json
+from minllm.errors import UserError
+from minllm.page.terminal import answer, only_answers
+from minllm.study.comparison import Tuning
+from minllm.study.report.data import in_a_line, to_json
+from minllm.study.standing import Standing
+from tests.comparisons import comparison, readings
+
+SCHEMA = json.loads((Path(__file__).parents[1] / "docs/report.schema.json").read_text(encoding="utf-8"))
+LEDGER = {"file": "outputs/ledger.jsonl", "id": "abc", "crowned": None, "sentence": "It is in the ledger."}
+
+
+def validate_report(report: Any) -> None:
+    jsonschema.validate(report, SCHEMA, jsonschema.Draft202012Validator)
+
+
+def validate_answer(line: Any) -> None:
+    jsonschema.validate(
+        line, {**SCHEMA["$defs"]["answer"], "$defs": SCHEMA["$defs"]}, jsonschema.Draft202012Validator
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory):
+    """A comparison that has something to say in every section."""
+    one = comparison(tmp_path_factory.mktemp("compared"), {"pre": 2.0, "post": 2.1, "none": 2.0001}, aa=True)
+    tuning = {"pre": Tuning({0.01: 2.0, 0.02: None}, 0.01)}
+    contests = [replace(contest, standing=Standing(3, 0.01, ("better",))) for contest in one.contests]
+    return replace(one, tuning=tuning, contests=contests, commands=["python sweep.py search=verdict"])
+
+
+def test_the_schema_is_one():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_a_report_with_everything_has_only_what_is_described(compared):
+    report = json.loads(to_json(compared, readings(compared), LEDGER))
+    validate_report(report)
+    assert all(report[key] for key in report if key not in ("left_out",)), "each section is filled"
+    validate_report(json.loads(to_json(compared, [])))
+    validate_answer(in_a_line(compared, Path("report.json"), LEDGER))
+
+
+@pytest.mark.parametrize(
+    "place", [(), ("contests", 0), ("contests", 0, "verdict"), ("arms", 0), ("facts", 0)]
+)
+def test_a_key_that_is_not_described_is_refused(compared, place):
+    report = json.loads(to_json(compared, readings(compared), LEDGER))
+    changed = copy.deepcopy(report)
+    inner = changed
+    for step in place:
+        inner = inner[step]
+    inner["news"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="news"):
+        validate_report(changed)
+
+
+def test_every_key_is_described_and_every_object_closed():
+    for path, node in objects(SCHEMA, "report"):
+        assert "additionalProperties" in node, path
+        for key, value in node.get("properties", {}).items():
+            assert value.get("description"), f"{path}.{key}"
+        assert set(node.get("required", [])) <= set(node.get("properties", {})), path
+
+
+def objects(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the schema of each object, at any depth."""
+    if isinstance(node, dict):
+        if node.get("type") == "object":
+            yield path, node
+        for key, value in node.items():
+            yield from objects(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from objects(value, f"{path}[{index}]")
+
+
+# ---- the line of --json --------------------------------------------------------------------------
+
+
+def test_only_the_answer_goes_to_standard_output(capfd, compared):
+    with only_answers():
+        print("progress")
+        answer(in_a_line(compared, Path("report.json"), None))
+    out, err = capfd.readouterr()
+    assert out.count("\n") == 1 and json.loads(out)["headline"] == compared.headline and err == "progress\n"
+    answer({"status": "read"})
+    print("after")
+    assert capfd.readouterr().out == "after\n", "without --json there is no such line"
+
+
+def test_a_refusal_is_a_line_as_well(capfd):
+    with only_answers():
+        assert refused("It can't be.\x1b[31m") == 2
+    out, err = capfd.readouterr()
+    validate_answer(json.loads(out))
+    assert json.loads(out)["error"] == "It can't be.\\x1b[31m" and err == "It can't be.\\x1b[31m\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["task=compare"], ["task=ledger"], ["search=verdict", "arms.b=[norm=none]"]]
+)
+def test_json_is_no_override(words):
+    assert without_json([*words, "--json"]) == words and without_json(words) == words
+
+
+@pytest.mark.parametrize("words", [["norm=post"], ["search=size"], ["-m", "task=compare", "aa=true,false"]])
+def test_json_where_there_is_no_single_answer_is_refused(words):
+    assert without_json(words) == words
+    with pytest.raises(UserError, match="--json is for a single task=compare or task=ledger"):
+        without_json([*words, "--json"])
