@@ -29,7 +29,6 @@ ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class Comparison:
     """What several runs say about the arms that they belong to.
 
