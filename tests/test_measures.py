@@ -268,20 +268,21 @@ def test_more_spikes_in_every_pair_are_noticed():
 
 def test_failures_are_compared_exactly():
     found = judged(([], []), failed=(5, 0), finished=(5, 10))
-    assert found.failures.arm == 0.5 and found.failures.p == pytest.approx(0.0325, abs=1e-4)
+    assert found.divergence.arm == 0.5 and found.divergence.p == pytest.approx(0.0325, abs=1e-4)
     assert found.less_stable is None  # 0.0325 times three is above 0.05
     assert judged(([], []), failed=(8, 0), finished=(2, 10)).less_stable == "a"
 
 
-def test_an_arm_that_fails_counts_its_seeds_once(tmp_path):
+def test_a_seed_that_diverged_counts_once_and_a_crash_or_a_seed_trained_again_does_not(tmp_path):
     one = comparison(tmp_path, {"pre": 2.0, "none": 1.9}, seeds=range(6))
     cfg = one.arms[1].first.cfg
     lost = [
-        LeftOut(tmp_path, "It crashed.", OmegaConf.merge(cfg, {"seed": seed}), failed=True)
-        for seed in (6, 6, 7, 0)
+        LeftOut(tmp_path, "It failed.", OmegaConf.merge(cfg, {"seed": seed}), lost)
+        for seed, lost in ((6, "diverged"), (6, "diverged"), (7, "diverged"), (0, "diverged"), (8, "ended"))
     ]
     (found,) = type(one)(**{**vars(one), "left_out": lost}).measures
-    assert found.stability.failures.arm == pytest.approx(2 / 8) and found.stability.failures.baseline == 0
+    assert found.stability.divergence.arm == pytest.approx(2 / 8)
+    assert found.stability.divergence.baseline == 0
 
 
 # ---- reports -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from scipy.stats import t as student
 
 from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.study.documents import two_way
+from minllm.study.intervals import mean_of
 from minllm.study.report import summary, write_report
 from minllm.study.report.measures import conclusion
 from tests.comparisons import comparison, with_documents
@@ -73,7 +74,8 @@ def test_better_on_this_text_and_on_such_texts_are_told_apart(tmp_path, spread, 
     (found,) = one.measures
     assert found.by_document.documents == 40
     assert found.by_document.over_seeds.value == pytest.approx(one.contests[0].verdict.difference, abs=1e-5)
-    assert found.by_document.over_seeds.interval == pytest.approx(one.contests[0].verdict.interval, abs=1e-5)
+    of_pairs = mean_of(list(one.contests[0].differences.values()))
+    assert found.by_document.over_seeds.interval == pytest.approx(of_pairs.interval, abs=1e-5)
     assert said in summary(one).lower()
     write_report(one, tmp_path / "report", [])
     assert all(said in (tmp_path / "report" / f"report.{kind}").read_text() for kind in ("html", "md"))

@@ -15,10 +15,11 @@ import pytest
 from minllm.cli.main import refused, without_json
 from minllm.errors import UserError
 from minllm.page.terminal import answer, only_answers
-from minllm.study.comparison import Tuning
+from minllm.study.divergence import Divergence
 from minllm.study.report.data import in_a_line, to_json
 from minllm.study.standing import Standing
-from tests.comparisons import comparison, readings
+from minllm.study.tuning import Tried, Tuning
+from tests.comparisons import comparison, readings, with_documents
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs/report.schema.json").read_text(encoding="utf-8"))
 LEDGER = {"file": "outputs/ledger.jsonl", "id": "abc", "crowned": None, "sentence": "It is in the ledger."}
@@ -38,8 +39,12 @@ def validate_answer(line: Any) -> None:
 def compared(tmp_path_factory: pytest.TempPathFactory):
     """A comparison that has something to say in every section."""
     one = comparison(tmp_path_factory.mktemp("compared"), {"pre": 2.0, "post": 2.1, "none": 2.0001}, aa=True)
-    tuning = {"pre": Tuning({0.01: 2.0, 0.02: None}, 0.01)}
-    contests = [replace(contest, standing=Standing(3, 0.01, ("better",))) for contest in one.contests]
+    one = with_documents(one)
+    tried = [Tried({"optim.lr": 0.01}, {1000: 2.0, 1001: 2.1}), Tried({"optim.lr": 0.02}, {1000: None})]
+    found = Tuning(tried, {"optim.lr": 0.01}, "the lowest", 9, "0.02 failed")
+    added = {"standing": Standing(3, 0.01, ("better",)), "divergence": Divergence([8], [], 8, 7, 1.0)}
+    contests = [replace(contest, **added) for contest in one.contests]
+    tuning = {"pre": found, "post": found}
     return replace(one, tuning=tuning, contests=contests, commands=["python sweep.py search=verdict"])
 
 
@@ -56,7 +61,17 @@ def test_a_report_with_everything_has_only_what_is_described(compared):
 
 
 @pytest.mark.parametrize(
-    "place", [(), ("contests", 0), ("contests", 0, "verdict"), ("arms", 0), ("facts", 0)]
+    "place",
+    [
+        *(
+            (),
+            ("contests", 0),
+            ("contests", 0, "verdict"),
+            ("contests", 0, "verdict", "looks", 0),
+            ("arms", 0),
+        ),
+        *(("measures", 0), ("measures", 0, "stability"), ("tuning", "pre"), ("tuning_effort", 0)),
+    ],
 )
 def test_a_key_that_is_not_described_is_refused(compared, place):
     report = json.loads(to_json(compared, readings(compared), LEDGER))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 NONE = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P")
@@ -56,3 +57,18 @@ def bits(value: float | None) -> str:
 def rate(value: float | None) -> str:
     """Format a learning rate."""
     return NONE if finite(value) is None else f"{value:.4g}"
+
+
+def signed(value: float | None) -> str:
+    """Format a difference in bits per byte."""
+    return NONE if finite(value) is None else f"{value:+.4f}"
+
+
+def between(ends: Sequence[float | None]) -> str:
+    """Format an interval of differences in bits per byte; a dash unless both ends are known."""
+    return NONE if None in map(finite, ends) else f"{signed(ends[0])} to {signed(ends[1])}"
+
+
+def p_value(value: float) -> str:
+    """Format a p-value: 0.012 or < 0.0001."""
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"

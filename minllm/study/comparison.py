@@ -110,7 +110,10 @@ class Comparison:
         if best:
             return f"{best[0].name} is better than {'all others' if len(self.arms) > 2 else 'the other'}."
         if len(self.contests) <= 3:
-            words = [f"{one.arm.name} against {one.baseline.name}: {one.outcome}" for one in self.contests]
+            words = [
+                f"{one.arm.name} against {one.baseline.name}: {one.explained_outcome}"
+                for one in self.contests
+            ]
             return "; ".join(words) + "."
         return self._counted()
 
@@ -129,7 +132,7 @@ class Comparison:
             reasons = "; ".join(dict.fromkeys(one.reason for one in self.contests if one.reason))
             because = f" because {reasons}" if reasons else ""
             return f"None of the {len(self.arms)} arms is better than all others{because}."
-        words = [contest.outcome for contest in self.contests]
+        words = [contest.explained_outcome for contest in self.contests]
         counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
         return f"Of {len(words)} arms against {self.baseline.name}: {', '.join(counts)}."
 

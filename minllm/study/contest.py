@@ -57,13 +57,14 @@ class Contest:
 
     @property
     def outcome(self) -> str:
-        """The verdict's word with the reason if more pairs can't settle it, or unstable.
+        """The verdict's word; unstable where it is inconclusive because one of the two diverged more often."""
+        is_unstable = self.verdict.word == "inconclusive" and self.unstable and not self.reason
+        return "unstable" if is_unstable else self.verdict.word
 
-        Unstable means that it is inconclusive because one of the two diverged more often.
-        """
-        if self.reason:
-            return f"{self.verdict.word} because {self.reason}"
-        return "unstable" if self.unstable and self.verdict.word == "inconclusive" else self.verdict.word
+    @property
+    def explained_outcome(self) -> str:
+        """The outcome, with the reason why more pairs can't settle it if that is known."""
+        return f"{self.outcome} because {self.reason}" if self.reason else self.outcome
 
     @property
     def is_the_same(self) -> bool:
@@ -98,7 +99,7 @@ class Contest:
             "equivalent": "is equivalent to",
             "inconclusive": "against",
         }
-        end = f": {self.outcome}" if word == "inconclusive" else ""
+        end = f": {self.explained_outcome}" if word == "inconclusive" else ""
         among = self.standing.words(self.verdict) if self.standing else ""
         return f"{self.arm.name} {links[word]} {self.baseline.name}{end}{among}."
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minllm.page import units
 from minllm.study.futility import FUTILE
 from minllm.study.power import MOST_PAIRS
 
@@ -108,4 +109,5 @@ def _concluded(word: str, numbers: Numbers) -> str:
 
 
 def _p(p_value: float) -> str:
-    return "< 0.0001" if p_value < 0.0001 else f"= {p_value:.2g}"
+    said = units.p_value(p_value)
+    return said if said.startswith("<") else f"= {said}"

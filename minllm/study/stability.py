@@ -51,7 +51,7 @@ class Stability:
         paired samples: Spearman's correlation of the sums and the differences of the pairs, which is 0 if the
         variances are equal.
     spikes: of the training loss, per run, and a sign test over the pairs; see `count_spikes`
-    failures: the fraction of an arm's runs that diverged, and Fisher's exact test
+    divergence: the fraction of an arm's runs that diverged, and Fisher's exact test
     less_stable: which of the two is less stable by the corrected tests; None if neither is, or if each is
         by another test
     p: the smallest corrected p-value of the three
@@ -59,7 +59,7 @@ class Stability:
 
     spread: Sign
     spikes: Sign
-    failures: Sign
+    divergence: Sign
     less_stable: str | None
     p: float
 
@@ -68,7 +68,7 @@ def stability(
     names: tuple[str, str],
     values: tuple[Sequence[float], Sequence[float]],
     runs: tuple[Sequence[TrainedRun], Sequence[TrainedRun]],
-    failed: tuple[int, int],
+    diverged: tuple[int, int],
     finished: tuple[int, int],
 ) -> Stability:
     """Compare the stability of an arm (first) and the baseline (second).
@@ -77,13 +77,13 @@ def stability(
         names: of the two.
         values: bits per byte, in pairs.
         runs: the same pairs.
-        failed: how many runs of each diverged.
-        finished: how many runs of each didn't.
+        diverged: how many runs of each diverged.
+        finished: how many runs of each were completed.
     """
     signs = (
         _spread(*values),
         _spikes(*([count_spikes(run.train_losses) for run in own] for own in runs)),
-        _failures(failed, finished),
+        _divergence(diverged, finished),
     )
     corrected = [1.0 if sign.p is None else min(1.0, len(signs) * sign.p) for sign in signs]
     leaning = {sign.leans for sign, p in zip(signs, corrected) if p <= LEVEL} - {0}
@@ -137,11 +137,11 @@ def _spikes(arm: Sequence[int | None], baseline: Sequence[int | None]) -> Sign:
     return Sign(*(float(np.mean(one)) for one in zip(*known)), p, _sign(more - fewer))
 
 
-def _failures(failed: tuple[int, int], finished: tuple[int, int]) -> Sign:
+def _divergence(diverged: tuple[int, int], finished: tuple[int, int]) -> Sign:
     from scipy import stats  # takes half a second to import
 
-    shares = [lost / max(1, lost + kept) for lost, kept in zip(failed, finished)]
-    p = float(stats.fisher_exact([failed, finished]).pvalue) if any(failed) else 1.0
+    shares = [lost / max(1, lost + kept) for lost, kept in zip(diverged, finished)]
+    p = float(stats.fisher_exact([diverged, finished]).pvalue) if any(diverged) else 1.0
     return Sign(*shares, p, _sign(shares[0] - shares[1]))
 
 

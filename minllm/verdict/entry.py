@@ -305,7 +305,7 @@ def outcome(contest: Contest) -> dict[str, Any]:
     return {
         "arm": contest.arm.name,
         "baseline": contest.baseline.name,
-        "outcome": verdict.word,
+        "outcome": contest.outcome,
         "pairs": verdict.pairs,
         "difference": verdict.difference,
         "interval": verdict.interval,

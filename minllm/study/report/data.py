@@ -77,7 +77,7 @@ def in_a_line(comparison: Comparison, report: Path, ledger: Mapping[str, Any] | 
         {
             "arm": contest.arm.name,
             "baseline": contest.baseline.name,
-            "outcome": contest.verdict.word,
+            "outcome": contest.outcome,
             **{
                 name: getattr(contest.verdict, name)
                 for name in ("difference", "interval", "confidence", "pairs")
@@ -123,8 +123,11 @@ def _contest(contest: Contest) -> dict[str, Any]:
         "arm": contest.arm.name,
         "baseline": contest.baseline.name,
         "sentence": contest.sentence,
+        "outcome": contest.outcome,
+        "reason": contest.reason,
         "verdict": asdict(contest.verdict),
         "pairs": [{"seed": seed, "difference": value} for seed, value in contest.differences.items()],
+        "divergence": contest.divergence and asdict(contest.divergence),
         "standing": _standing(contest),
     }
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minllm.page.html import Choice, escape
-from minllm.page.units import bits, finite
+from minllm.page.units import between, bits, finite, signed
 from minllm.study.comparison import Comparison, Contest
 from minllm.study.report.curves import Curve
 
@@ -78,7 +78,7 @@ def intervals(comparison: Comparison) -> Figure:
 def _label(contest: Contest, comparison: Comparison) -> str:
     same = all(one.baseline is comparison.baseline for one in comparison.contests)
     against = "" if same and len(comparison.contests) > 1 else f" against {contest.baseline.name}"
-    words = f"{contest.arm.name}{against}: {contest.verdict.word}"
+    words = f"{contest.arm.name}{against}: {contest.outcome}"
     return wrapped(words)
 
 
@@ -97,7 +97,7 @@ def _interval(contest: Contest, place: float) -> Iterator[Any]:
         y=[place - 0.2] * len(own),
         mode="markers",
         marker={"color": shade, "size": 6, "opacity": 0.55},
-        text=[f"seed {seed}: {value:+.4f}" for seed, value in own.items()],
+        text=[f"seed {seed}: {signed(value)}" for seed, value in own.items()],
         hoverinfo="text",
     )
     ends = [end for end in verdict.interval if finite(end) is not None]
@@ -107,7 +107,7 @@ def _interval(contest: Contest, place: float) -> Iterator[Any]:
         )
     if own:
         interval = (
-            f"{ends[0]:+.4f} to {ends[1]:+.4f}"
+            between(ends)
             if len(ends) == 2
             else "no interval from one pair"
             if len(own) == 1
@@ -118,7 +118,7 @@ def _interval(contest: Contest, place: float) -> Iterator[Any]:
             y=[place],
             mode="markers",
             marker={"color": shade, "size": 13, "symbol": "diamond"},
-            text=[f"{verdict.difference:+.4f}<br>{interval}"],
+            text=[f"{signed(verdict.difference)}<br>{interval}"],
             hoverinfo="text",
         )
 

@@ -13,6 +13,7 @@ from minllm.study.reading import Reading
 from minllm.study.report import measures, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
+from minllm.study.report.looks import looks
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import texts_markdown
 from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
@@ -28,6 +29,7 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_verdict(comparison),
         ],
         [f"{plain(sentences.equal(comparison))}", plain(sentences.unequal(comparison))],
+        _looks(comparison),
         _listed("## Noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],
         _measures(comparison),
@@ -48,13 +50,13 @@ def _verdict(comparison: Comparison) -> list[str]:
         [
             code(contest.arm.name),
             code(contest.baseline.name),
-            contest.outcome,
-            f"{contest.verdict.difference:+.4f}",
-            _interval(contest.verdict.interval),
+            contest.explained_outcome,
+            units.signed(contest.verdict.difference),
+            units.between(contest.verdict.interval),
             f"{contest.verdict.margin:.4f}",
             str(contest.verdict.pairs),
-            f"{contest.verdict.p_difference:.2g}",
-            f"{contest.verdict.p_equivalence:.2g}",
+            units.p_value(contest.verdict.p_difference),
+            units.p_value(contest.verdict.p_equivalence),
         ]
         for contest in comparison.contests
     ]
@@ -77,7 +79,9 @@ def _verdict(comparison: Comparison) -> list[str]:
         *lines(
             [
                 f"- {code(contest.arm.name)} against {code(contest.baseline.name)}: "
-                + ", ".join(f"seed {seed} {value:+.4f}" for seed, value in contest.differences.items())
+                + ", ".join(
+                    f"seed {seed} {units.signed(value)}" for seed, value in contest.differences.items()
+                )
                 for contest in comparison.contests
             ]
         ),
@@ -88,8 +92,9 @@ def _confidence(comparison: Comparison) -> str:
     return " or ".join(dict.fromkeys(f"{100 * one.verdict.confidence:.4g} %" for one in comparison.contests))
 
 
-def _interval(ends: tuple[float, float]) -> str:
-    return units.NONE if None in map(units.finite, ends) else f"{ends[0]:+.4f} to {ends[1]:+.4f}"
+def _looks(comparison: Comparison) -> list[str]:
+    found = looks(comparison)
+    return [f"## {found.title}", *_tabulated(found)] if found else []
 
 
 def _curves(comparison: Comparison) -> list[str]:
@@ -105,9 +110,13 @@ def _measures(comparison: Comparison) -> list[str]:
         return []
     parts = [f"## {measures.HEADING}", plain(measures.ABOUT)]
     for one in measures.tables(comparison):
-        rows = [[code(arm), code(baseline), *map(plain, cells)] for arm, baseline, *cells in one.rows]
-        parts += [f"### {one.title}", table(one.head, rows, "l" * len(one.head)), plain(one.about)]
+        parts += [f"### {one.title}", *_tabulated(one)]
     return parts
+
+
+def _tabulated(one: measures.Table) -> list[str]:
+    rows = [[code(arm), code(baseline), *map(plain, cells)] for arm, baseline, *cells in one.rows]
+    return [table(one.head, rows, "l" * len(one.head)), plain(one.about)]
 
 
 def _arms(comparison: Comparison) -> list[str]:

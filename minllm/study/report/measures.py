@@ -44,7 +44,7 @@ ABOUT_STABILITY = (
     "Arm against baseline. Spread is the standard deviation over the paired seeds, with McCulloch's rank test of equal"
     " variances in pairs. Spikes are jumps of the training loss, per run: values above the median of the"
     f" {WINDOW} before by {FAR:g} robust standard deviations and {100 * NOTICED:g} %, with a sign test over the pairs."
-    " Failures are runs that crashed, diverged or were ended by a search, with Fisher's exact test. An arm is less"
+    " “Diverged” is the share of an arm's runs that diverged, with Fisher's exact test. An arm is less"
     " stable if one of the three p-values, times three, is at most 0.05."
 )
 ABOUT_TEXTS = (
@@ -74,7 +74,7 @@ def tables(comparison: Comparison) -> list[Table]:
         (
             "Stability",
             ABOUT_STABILITY,
-            ("spread", "p", "spikes", "p", "failures", "p", "less stable"),
+            ("spread", "p", "spikes", "p", "diverged", "p", "less stable"),
             _stability,
         ),
         (
@@ -112,12 +112,14 @@ def qualified(one: Measures) -> list[str]:
     """Return what qualifies a difference: another text, or a lack of stability."""
     found = []
     if known := one.by_document:
-        interval = _interval(known.over_both, _signed)
+        interval = _interval(known.over_both, units.signed)
         found.append(
             f"{conclusion(known).capitalize()}: {interval} over seeds and {known.documents:,} documents."
         )
     if one.stability.less_stable is not None:
-        found.append(f"{one.stability.less_stable} is less stable (p {_p(one.stability.p)} of three tests).")
+        found.append(
+            f"{one.stability.less_stable} is less stable (p {units.p_value(one.stability.p)} of three tests)."
+        )
     return found
 
 
@@ -165,7 +167,7 @@ def _equal(one: Measures) -> list[str]:
             cells.append(f"{units.NONE} (no evaluation by {amount})")
         else:
             cells.append(
-                f"{_interval(equal.difference, _signed)} at {amount}{''.join(f', {part}' for part in parts)}"
+                f"{_interval(equal.difference, units.signed)} at {amount}{''.join(f', {part}' for part in parts)}"
             )
     return cells or [units.NONE] * 3
 
@@ -178,7 +180,7 @@ def _seeds(one: Measures) -> list[str]:
         f"{one.wins.won} of {one.pairs}{tied}",
         _interval(one.wins.share, _share),
         _interval(one.superiority.probability, _share),
-        _p(one.superiority.p),
+        units.p_value(one.superiority.p),
     ]
 
 
@@ -187,7 +189,7 @@ def _stability(one: Measures) -> list[str]:
     return [
         *_sign(known.spread, units.bits),
         *_sign(known.spikes, "{:.2g}".format),
-        *_sign(known.failures, "{:.0%}".format),
+        *_sign(known.divergence, "{:.0%}".format),
         known.less_stable or "neither",
     ]
 
@@ -195,7 +197,10 @@ def _stability(one: Measures) -> list[str]:
 def _sign(one: Sign, unit: Callable[[float], str]) -> list[str]:
     if one.arm is None or one.baseline is None:
         return [units.NONE] * 2
-    return [f"{unit(one.arm)} against {unit(one.baseline)}", units.NONE if one.p is None else _p(one.p)]
+    return [
+        f"{unit(one.arm)} against {unit(one.baseline)}",
+        units.NONE if one.p is None else units.p_value(one.p),
+    ]
 
 
 def _texts(one: Measures) -> list[str]:
@@ -206,7 +211,7 @@ def _texts(one: Measures) -> list[str]:
     return [
         units.count(found.documents),
         f"{100 * found.won:.0f} %",
-        *(_interval(each, _signed) for each in intervals),
+        *(_interval(each, units.signed) for each in intervals),
         conclusion(found),
     ]
 
@@ -221,13 +226,5 @@ def _interval(one: Estimate, unit: Callable[[float], str]) -> str:
     return f"{unit(one.value)} ({unit(one.interval[0])} to {unit(one.interval[1])})"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.4f}"
-
-
 def _share(value: float) -> str:
     return f"{value:.2f}"
-
-
-def _p(p_value: float) -> str:
-    return "< 0.0001" if p_value < 0.0001 else f"{p_value:.2g}"

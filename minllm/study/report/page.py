@@ -16,6 +16,7 @@ from minllm.study.report import measures, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
+from minllm.study.report.looks import looks
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
 from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
@@ -74,6 +75,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
         comparison.headline,
         [
             *_verdict(comparison),
+            *_looks(comparison),
             *_noise(comparison),
             *_curves(comparison),
             *_measures(comparison),
@@ -100,7 +102,7 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
         yield '<ul class="verdicts">'
         for contest in comparison.contests:
             word = contest.verdict.word
-            yield f'<li class="{word}"><span class="word">{word}</span><br>{_said(contest.sentence)}</li>'
+            yield f'<li class="{word}"><span class="word">{contest.outcome}</span><br>{_said(contest.sentence)}</li>'
         yield "</ul>"
         yield drawn(intervals(comparison), "intervals")
         yield f'<p class="soft">{ABOUT_INTERVALS}</p>'
@@ -111,6 +113,12 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
 def _facts(what: str, facts: Sequence[Fact]) -> Iterator[str]:
     said = [f'{escape(fact.what)} <span class="soft">{escape(fact.said)}</span>' for fact in facts]
     yield f"<p><b>{what}:</b> {'; '.join(said) or 'nothing that was checked'}.</p>"
+
+
+def _looks(comparison: Comparison) -> Iterator[str]:
+    if found := looks(comparison):
+        yield f"<h2>{escape(found.title)}</h2>"
+        yield from _tabulated(found)
 
 
 def _noise(comparison: Comparison) -> Iterator[str]:
@@ -138,8 +146,12 @@ def _measures(comparison: Comparison) -> Iterator[str]:
     yield f'<p class="soft">{_said(measures.ABOUT)}</p>'
     for one in measures.tables(comparison):
         yield f"<h3>{escape(one.title)}</h3>"
-        yield table([*map(escape, one.head)], [[*map(_said, row)] for row in one.rows], "l" * len(one.head))
-        yield f'<p class="soft">{_said(one.about)}</p>'
+        yield from _tabulated(one)
+
+
+def _tabulated(one: measures.Table) -> Iterator[str]:
+    yield table([*map(escape, one.head)], [[*map(_said, row)] for row in one.rows], "l" * len(one.head))
+    yield f'<p class="soft">{_said(one.about)}</p>'
 
 
 def _arms(comparison: Comparison) -> Iterator[str]:

@@ -1,0 +1,41 @@
+"""The results at each look of each contest, as a table that the HTML and the Markdown report share."""
+
+from __future__ import annotations
+
+from minllm.page import units
+from minllm.study.comparison import Comparison, Contest
+from minllm.study.report.measures import Table
+from minllm.study.statistics import Look
+
+ABOUT = (
+    "p-values are those of each test as if this were the only look and the only contest. The limit beside them is what"
+    " this look needs if a single contest is to have an error rate of 5 % over all looks (alpha spending); the limit of"
+    " the sign-flip test depends on the differences themselves and isn't listed. The outcome is corrected for the number"
+    " of contests (Holm). The intervals of a contest hold together: what one look excludes stays excluded."
+)
+HEAD = (
+    *("arm", "against", "pairs", "difference", "interval", "p (t test)", "needs", "p (sign-flip)"),
+    *("p (equivalence)", "needs", "outcome"),
+)
+
+
+def looks(comparison: Comparison) -> Table | None:
+    """Return a row for each look of each contest; None before the first."""
+    rows = [_row(contest, look) for contest in comparison.contests for look in contest.verdict.looks]
+    return Table("Looks", ABOUT, HEAD, rows) if rows else None
+
+
+def _row(contest: Contest, look: Look) -> list[str]:
+    return [
+        contest.arm.name,
+        contest.baseline.name,
+        str(look.pairs),
+        units.signed(look.difference),
+        units.between(look.interval),
+        units.p_value(look.p_t),
+        f"≤ {look.level:.2g}",
+        units.p_value(look.p_sign_flip),
+        units.p_value(look.p_equivalence),
+        f"≤ {look.equivalence_level:.2g}",
+        look.word,
+    ]
