@@ -27,6 +27,7 @@ from minllm.study.explaining import Numbers, explained, settling
 from minllm.study.futility import FUTILE, NOISE, chance_to_settle, chance_to_settle_ranks
 from minllm.study.power import Guess, pairs_to_settle
 from minllm.study.sample import Sample, sample_of, spread
+from minllm.study.sign_flips import sign_flip_p
 
 Word = Literal["better", "equivalent", "worse", "inconclusive"]
 
@@ -334,15 +335,14 @@ class _Trial:
         """
         if not self.reached:
             return 1.0
-        last = len(self.reached) - 1
-        found = self._p_difference(last)
-        if len(self.planned) == 1 or found > LEVELS[0]:
+        found = self._p_difference(len(self.reached) - 1)
+        if found > LEVELS[0]:
             return found
         of_looks = [
-            max(self.of_t[look] if self.samples[look].is_finite else 0.0, self.flips.p_value(look))
-            for look in range(last + 1)
+            max(p_t if sample.is_finite else 0.0, sign_flip_p(sample.differences))
+            for p_t, sample in zip(self.of_t, self.samples)
         ]
-        return min(found, len(self.planned) * min(of_looks))
+        return min(LEVELS[0], len(self.planned) * min(of_looks))
 
     def _chance(self, level: float) -> float | None:
         """Return the chance that a look to come settles it; None before the first look and after the last."""

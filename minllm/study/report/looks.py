@@ -9,9 +9,9 @@ from minllm.study.statistics import Look
 
 ABOUT = (
     "p-values are those of each test as if this were the only look and the only contest. The limit beside them is what"
-    " this look needs if a single contest is to have an error rate of 5 % over all looks (alpha spending); the limit of"
-    " the sign-flip test depends on the differences themselves and isn't listed. The outcome is corrected for the number"
-    " of contests (Holm). The intervals of a contest hold together: what one look excludes stays excluded."
+    " this look needs if a single contest is to have an error rate of 5 % over all looks (alpha spending); that of the"
+    " sign-flip test depends on the differences and isn't listed. The outcome is corrected for the number of contests"
+    " (Holm). The intervals of a contest hold together: what one look excludes stays excluded."
 )
 HEAD = (
     *("arm", "against", "pairs", "difference", "interval", "p (t test)", "needs", "p (sign-flip)"),
