@@ -25,14 +25,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from minllm.errors import UserError
 from minllm.schema.overrides import quoted
-from minllm.study.report import sentences, summary
+from minllm.study.report import sentences, summary, write_report
 from minllm.study.tuning import Tried, Tuning
+from minllm.verdict.comparing import compared
 from minllm.verdict.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from tests.comparisons import finished
 from tests.instant import SMALL, inquiry
 from tests.searches import Search, Workplace, wait_until
 from tests.specs import composed
+from tests.test_report_schema import validate_report
 
 ASKED = {
     **{
@@ -424,7 +426,7 @@ def test_a_turn_may_go_beyond_a_look_which_uses_the_first_pairs_only(settled, as
 
 def test_the_same_runs_have_the_same_looks_again(settled, asked):
     first, _ = settled(doubtful, looks=[6, 7, 9, 20])
-    looks = [asked.compared({}, pairs).contests[0].verdict.looks for pairs in (6, 7, 9, 20)]
+    looks = [compared(asked, {}, pairs).contests[0].verdict.looks for pairs in (6, 7, 9, 20)]
     assert looks[-1] == first.contests[0].verdict.looks and len(looks[-1]) == 4
     assert all(looks[-1][: len(earlier)] == earlier for earlier in looks)
 
@@ -495,6 +497,32 @@ def test_an_arm_that_diverges_and_is_no_better_elsewhere_is_worse(settled):
         f"{name} is worse than {other}. Training diverged with 1 of 7 seeds of {name} and 0 of 7 of {other} (exact"
         " McNemar test: p = 1)."
     )
+
+
+@pytest.mark.parametrize("lost", ["a", "b"])
+def test_an_arm_that_diverges_with_every_seed_is_worse(settled, lost, tmp_path):
+    comparison, asked_for = settled(
+        lambda name, seed: math.nan if name == lost else clear("a", seed), looks=[6, 7, 9]
+    )
+    contest = comparison.contests[0]
+    assert contest.outcome == {"a": "better", "b": "worse"}[lost] and contest.is_settled
+    assert contest.seeds == [] and math.isnan(contest.verdict.difference)
+    pairs = contest.verdict.pairs
+    assert max(asked for _, asked in asked_for) == pairs
+    assert f"{pairs} of {pairs}" in contest.sentence
+    assert f"{pairs} pairs: at least one run of each diverged, p = 0." in contest.sentence
+    arms = {arm.name: len(arm.runs) for arm in comparison.arms}
+    assert sorted(arms.values()) == [0, pairs]
+    write_report(comparison, tmp_path / "report", [])
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    validate_report(report)
+    assert report["contests"][0]["verdict"]["difference"] is None
+    assert len(report["contests"][0]["divergence"][{"a": "baseline", "b": "arm"}[lost]]) == pairs
+
+
+def test_where_every_arm_diverges_with_every_seed_there_is_nothing_to_compare(settled):
+    with pytest.raises(UserError, match="training of every arm diverged with every seed"):
+        settled(lambda name, seed: math.nan, looks=[6, 7])
 
 
 @pytest.mark.parametrize("unstable", ["a", "b"])

@@ -44,16 +44,23 @@ class Arm:
     """The runs of one configuration, by seed.
 
     name: what distinguishes it, as overrides
-    runs: in the order of their seeds
+    runs: those that were completed, in the order of their seeds
+    diverged: its runs that diverged, if none was completed
     """
 
     name: str
     runs: Mapping[int, TrainedRun]
+    diverged: Sequence[LeftOut] = ()
 
     @property
     def first(self) -> TrainedRun:
-        """The run with the first seed, for what is the same in all runs."""
+        """The completed run with the first seed, for what is the same in all runs."""
         return next(iter(self.runs.values()))
+
+    @property
+    def cfg(self) -> Mapping[str, Any]:
+        """The configuration, of which only the seed isn't the same in all runs."""
+        return next(one.cfg for one in (*self.runs.values(), *self.diverged) if one.cfg is not None)
 
     def values(self, key: str) -> list[Any]:
         """Return a value of summary.json for each run, in the order of their seeds."""
@@ -141,8 +148,14 @@ def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
     return [[f"{short[key]}={values.get(key, str(ABSENT))}" for key in differ] for values in named]
 
 
+def measured(arms: Sequence[Arm]) -> list[Arm]:
+    """Return the arms with at least one completed run; the others have a configuration and no results."""
+    return [arm for arm in arms if arm.runs]
+
+
 def refuse_incomparable(arms: Sequence[Arm]) -> None:
     """Raise UserError unless all arms were validated on the same text, and either all or none of them look ahead."""
+    arms = measured(arms)
     ahead = [arm for arm in arms if arm.first.summary["state_bytes_per_sequence"] is None]
     if ahead and len(ahead) < len(arms):
         raise UserError(
@@ -156,7 +169,7 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
     if len(texts) > 1:
         first, second = list(texts.values())[:2]
         named = [
-            f"{arm.name or arm.first.folder.name} (data={arm.first.cfg['choices'].get('data')})"
+            f"{arm.name or arm.first.folder.name} (data={arm.cfg['choices'].get('data')})"
             for arm in (first, second)
         ]
         raise UserError(
@@ -167,7 +180,7 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
 
 def config_differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     """Return the keys in which the arms' configurations differ, with each arm's value, or ABSENT if it has none."""
-    plain = [learnt_from(arm.first.cfg) for arm in arms]
+    plain = [learnt_from(arm.cfg) for arm in arms]
     keys = dict.fromkeys(key for values in plain for key in values)
     found = {
         key: [values.get(key, ABSENT) for values in plain] for key in keys if not key.endswith("_target_")

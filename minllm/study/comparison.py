@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import UserError, suggest
-from minllm.study.arms import Arm, arms_of, refuse_incomparable
+from minllm.study.arms import Arm, arms_of, measured, refuse_incomparable
 from minllm.study.contest import Contest, Judged, Noise
 from minllm.study.divergence import diverged_seeds, divergence, lost_seeds
 from minllm.study.facts import Fact, facts
@@ -206,7 +206,7 @@ def of_arms(
         arms = [first, *(arm for arm in arms if arm is not first)]
     planned = planned_looks(looks)
     looks_at_contests = [pairs * (2 if aa else 1) for pairs in planned]
-    own_margin = first_share(margin, arms[0], looks_at_contests, left_out)
+    own_margin = first_share(margin, measured(arms)[0], looks_at_contests, left_out)
     judging = {"margin": own_margin, "alpha": alpha, "looks": planned}
     contests = contests_between(
         arms, {**judging, "looks": looks_at_contests}, left_out, every=baseline == ALL
@@ -369,7 +369,7 @@ def bpb(arm: Arm, seed: int) -> float:
 
 def refuse_too_few(arms: Sequence[Arm], left_out: Sequence[LeftOut], aa: bool) -> None:
     reasons = "".join(f"\n  {one.folder}: {one.why}" for one in left_out)
-    if not arms:
+    if not measured(arms):
         raise UserError(f"None of these runs can be compared:{reasons}")
     if len(arms) == 1 and not aa:
         raise UserError(

@@ -49,7 +49,7 @@ def diverged_seeds(arm: Arm, left_out: Sequence[LeftOut]) -> list[int]:
 
 def lost_seeds(arm: Arm, left_out: Sequence[LeftOut], *kinds: str) -> set[int]:
     """Return the seeds of an arm's runs that failed in one of these ways."""
-    own = identity(arm.first.cfg)
+    own = identity(arm.cfg)
     return {one.cfg["seed"] for one in left_out if one.lost in kinds and one.cfg and identity(one.cfg) == own}
 
 

@@ -78,9 +78,11 @@ def _found(numbers: Numbers) -> str:
     mean = f"{abs(numbers.mean):.4f} bits per byte {direction}"
     if numbers.finite < numbers.pairs:
         survived = (
-            f"{mean} in the {numbers.finite} in which neither diverged" if numbers.finite else "all diverged"
+            f"{mean} in the {numbers.finite} in which neither diverged"
+            if numbers.finite
+            else "at least one run of each diverged"
         )
-        return f"{pairs}{survived}{p} by ranks, of which divergence has the worst."
+        return f"{pairs}{survived}{p} by ranks, in which divergence is the worst."
     low, high = numbers.interval
     near, far = sorted((abs(low), abs(high)))
     between = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from minllm.page import units
 from minllm.page.markdown import one_line
-from minllm.study.arms import Arm, learnt_from
+from minllm.study.arms import Arm, learnt_from, measured
 from minllm.study.selection import TrainedRun
 
 NEAR = 0.01
@@ -57,16 +57,12 @@ def facts(arms: Sequence[Arm]) -> list[Fact]:
 def config_fact(arms: Sequence[Arm], key: str, same: str, different: str) -> Fact:
     """Compare a section, or a single key, of the arms' configurations."""
     values = [
-        {
-            name: value
-            for name, value in learnt_from(arm.first.cfg).items()
-            if f"{name}.".startswith(f"{key}.")
-        }
+        {name: value for name, value in learnt_from(arm.cfg).items() if f"{name}.".startswith(f"{key}.")}
         for arm in arms
     ]
     equal = all(one == values[0] for one in values)
     chosen = dict.fromkeys(
-        one_line(str(arm.first.cfg["choices"].get(key) or one.get(key))) for arm, one in zip(arms, values)
+        one_line(str(arm.cfg["choices"].get(key) or one.get(key))) for arm, one in zip(arms, values)
     )
     return Fact(
         key.rpartition(".")[2].replace("_", " "),
@@ -82,7 +78,7 @@ def amount_fact(
     unit: Callable[[float], str] = units.count,
 ) -> Fact:
     """Compare the arms' mean amounts, which are equal if they are within NEAR of each other."""
-    means = [sum(map(of, arm.runs.values())) / len(arm.runs) for arm in arms]
+    means = [sum(map(of, arm.runs.values())) / len(arm.runs) for arm in measured(arms)]
     low, high = min(means), max(means)
     equal = high <= low * (1 + NEAR)
     said = list(dict.fromkeys(map(unit, (low, high))))
@@ -96,7 +92,7 @@ def label_fact(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) 
 
 
 def seeds_fact(arms: Sequence[Arm]) -> Fact:
-    return agreed("seeds", [", ".join(map(str, arm.runs)) for arm in arms])
+    return agreed("seeds", [", ".join(map(str, arm.runs)) or "none" for arm in arms])
 
 
 def agreed(what: str, labels: Sequence[str]) -> Fact:

@@ -18,7 +18,7 @@ from minllm.generation.generate import generate
 from minllm.model.lm import LM
 from minllm.schema.building import build
 from minllm.schema.checking import validate
-from minllm.study.arms import Arm
+from minllm.study.arms import Arm, measured
 from minllm.study.comparison import Comparison
 from minllm.study.selection import TrainedRun
 from minllm.tokenizer import Tokenizer, of_run
@@ -65,7 +65,7 @@ class Reading:
 
 
 def read_arms(comparison: Comparison, cfg: DictConfig, prompts: Sequence[str], stories: int) -> list[Reading]:
-    """Have one run of each arm continue the same prompts and predict the same validation texts.
+    """Have one completed run of each arm that has any continue the same prompts and predict the same validation texts.
 
     Args:
         cfg: how to sample (`sample:`), where to compute (`train.device`), and which packages code may come from.
@@ -74,15 +74,15 @@ def read_arms(comparison: Comparison, cfg: DictConfig, prompts: Sequence[str], s
     Raises:
         UserError: `cfg` has a device that doesn't exist, or invalid sampling options.
     """
-    seeds = [next(s for s in (comparison.shared_seed, *arm.runs) if s in arm.runs) for arm in comparison.arms]
+    arms = measured(comparison.arms)
+    seeds = [next(s for s in (comparison.shared_seed, *arm.runs) if s in arm.runs) for arm in arms]
     try:
-        texts, no_texts = held_out(comparison.baseline.runs[seeds[0]], stories), None
+        texts, no_texts = held_out(arms[0].runs[seeds[0]], stories), None
     except (
         Exception
     ) as error:  # including errors of the data's files: the comparison is valid without its texts
         texts, no_texts = [], reason(error)
-    arms = zip(comparison.arms, seeds)
-    return [read_arm(arm, seed, cfg, prompts, texts, no_texts) for arm, seed in arms]
+    return [read_arm(arm, seed, cfg, prompts, texts, no_texts) for arm, seed in zip(arms, seeds)]
 
 
 def accuracy(reading: Reading, k: int) -> float:

@@ -65,7 +65,7 @@ class Verdict:
 
     word: Word
     pairs: int
-    difference: float  # mean of (arm − baseline), in val_bpb, over the pairs in which neither diverged
+    difference: float  # mean of (arm − baseline), in val_bpb, over the pairs in which neither diverged; NaN without any
     interval: tuple[
         float, float
     ]  # of the difference; infinite where a run diverged, or before the first look

@@ -18,7 +18,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,10 @@ from minllm.runs.folder import to_json, write_text
 from minllm.schema.building import build
 from minllm.schema.overrides import key_of
 from minllm.study import recorded
-from minllm.study.arms import Arm, arms_of
-from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, of_arms, undecided, with_tuning
+from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, undecided
 from minllm.study.reading import read_arms
 from minllm.study.report import sentences, tell
-from minllm.study.selection import VERDICT, LeftOut, Selection, find, runs_in
+from minllm.study.selection import VERDICT
 from minllm.study.statistics import least_pairs
 from minllm.study.trust import refuse_broken_arm
 from minllm.study.tuning import Tuning
@@ -51,7 +50,8 @@ from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
-from minllm.verdict.entry import enter, held_against_champion, record, standing
+from minllm.verdict.comparing import compared
+from minllm.verdict.entry import enter, held_against_champion, record
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
@@ -185,7 +185,7 @@ class VerdictSearch:
                 done = self.train_up_to(look, done, searches)
                 if done < look:
                     break
-                comparison = self.compared(tuning, look)
+                comparison = compared(self, tuning, look)
                 print(f"After {look} pairs: {comparison.headline} {comparison.settling}".rstrip(), flush=True)
                 if comparison.is_settled:
                     return comparison
@@ -193,7 +193,7 @@ class VerdictSearch:
                 searches = {name: search for name, search in searches.items() if name in going_on}
         if comparison is None:
             before = f"before the first look at {self.protocol.looks[0]} pairs"
-            return undecided(self.compared(tuning, done), TIME_WAS_UP.format(before))
+            return undecided(compared(self, tuning, done), TIME_WAS_UP.format(before))
         return comparison
 
     def still_needed(self, comparison: Comparison) -> set[str]:
@@ -248,48 +248,6 @@ class VerdictSearch:
             return self.sweeper.n_jobs if left > 0 else 0
         runs = arms * self.protocol.runs_of_a_pair
         return max(0, int(left * self.sweeper.n_jobs / (runs * sum(seconds) / len(seconds))))
-
-    def compared(self, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
-        """Compare the first `pairs` pairs. UserError if an arm has no complete run."""
-        arms: list[Arm] = []
-        left_out: list[LeftOut] = []
-        for name in self.arms:
-            folder = self.folder / f"seeds-{name}"
-            if not pairs or not any(runs_in(folder)):
-                raise UserError(TIME_WAS_UP.format("before every arm had a run"))
-            runs, others = find(Selection([str(folder)]), self.config.extensions)
-            seeds = range(pairs * self.protocol.runs_of_a_pair)
-            within = [run for run in runs if run.seed in seeds]
-            of_pairs = [one for one in others if one.cfg is None or one.cfg["seed"] in seeds]
-            if not within:
-                raise UserError(
-                    f"None of the {len(of_pairs)} runs of arm {name} ({self.called(name)}) can be compared. The first"
-                    f" is {of_pairs[0].folder}: {of_pairs[0].why}"
-                )
-            found, repeated = arms_of(within)
-            if len(found) > 1:
-                raise UserError(
-                    f"The runs in {folder} have different configurations because conf/ has changed between them. Start"
-                    " another verdict: sweep.name=<name>."
-                )
-            arms.append(replace(found[0], name=self.called(name)))
-            left_out += [*of_pairs, *repeated]
-        protocol = self.protocol
-        comparison = of_arms(
-            arms,
-            left_out,
-            baseline=self.baseline(),
-            margin=protocol.margin,
-            aa=protocol.aa,
-            looks=protocol.looks,
-        )
-        tuned = {self.called(name): found for name, found in tuning.items()}
-        comparison = replace(with_tuning(comparison, tuned), commands=[self.command()], kept_margin=True)
-        return standing(comparison, self.entry, every=protocol.baseline == ALL)
-
-    def baseline(self) -> str | None:
-        baseline = self.protocol.baseline
-        return self.called(baseline) if baseline in self.arms else baseline
 
     # ---- what all searches share -----------------------------------------------------------------
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -14,7 +15,7 @@ from minllm.schema.overrides import is_seed, key_of
 from minllm.study.arms import Arm
 from minllm.study.comparison import ALL, Comparison
 from minllm.study.report.sentences import called
-from minllm.study.selection import TrainedRun, runs_in
+from minllm.study.selection import runs_in
 
 
 def commands(comparison: Comparison) -> list[str]:
@@ -26,21 +27,22 @@ def commands(comparison: Comparison) -> list[str]:
 def lines_of(arm: Arm) -> list[str]:
     """Return the commands that train an arm's runs again: several if the runs had different overrides."""
     seeds: dict[tuple[str, ...], list[int]] = {}
-    for seed, run in arm.runs.items():
-        words = run.cfg.get("typed")
+    trained_runs = {seed: run.cfg for seed, run in arm.runs.items()}
+    for seed, cfg in (trained_runs or {one.cfg["seed"]: one.cfg for one in arm.diverged if one.cfg}).items():
+        words = cfg.get("typed")
         if words is None:
             return [
                 f"# {' '.join(called(arm).split())}: made by an older minllm, which didn't record the overrides"
             ]
-        trusted = [word for word in words if not is_seed(word) and not is_unsafe(word, run)]
+        trusted = [word for word in words if not is_seed(word) and not is_unsafe(word, cfg)]
         seeds.setdefault(tuple(trusted), []).append(seed)
     return [trained(words, typed) for words, typed in seeds.items()]
 
 
-def is_unsafe(word: str, run: TrainedRun) -> bool:
+def is_unsafe(word: str, cfg: Mapping[str, Any]) -> bool:
     """Whether a recorded override configures Hydra, or allows code that the comparison doesn't."""
     top = re.split("[./]", key_of(word))[0]
-    return top == "hydra" or (top == "extensions" and not run.cfg.get("extensions"))
+    return top == "hydra" or (top == "extensions" and not cfg.get("extensions"))
 
 
 def trained(words: Sequence[str], seeds: Sequence[int]) -> str:

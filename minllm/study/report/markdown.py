@@ -8,7 +8,7 @@ from minllm.page import units
 from minllm.page.markdown import code, lines, plain, sh, table
 from minllm.schema.overrides import written
 from minllm.study.arms import config_differences
-from minllm.study.comparison import METRIC, Comparison
+from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.reading import Reading
 from minllm.study.report import measures, sentences
 from minllm.study.report.commands import commands
@@ -78,14 +78,16 @@ def _verdict(comparison: Comparison) -> list[str]:
         "Difference for each seed:",
         *lines(
             [
-                f"- {code(contest.arm.name)} against {code(contest.baseline.name)}: "
-                + ", ".join(
-                    f"seed {seed} {units.signed(value)}" for seed, value in contest.differences.items()
-                )
+                f"- {code(contest.arm.name)} against {code(contest.baseline.name)}: {_of_seeds(contest)}"
                 for contest in comparison.contests
             ]
         ),
     ]
+
+
+def _of_seeds(contest: Contest) -> str:
+    known = [f"seed {seed} {units.signed(value)}" for seed, value in contest.differences.items()]
+    return ", ".join(known) or "none is known"
 
 
 def _confidence(comparison: Comparison) -> str:

@@ -46,7 +46,7 @@ def deviation(arm: Arm) -> float | None:
 
 
 def learning_rate(arm: Arm) -> float | None:
-    return (arm.first.cfg.get("optim") or {}).get("lr")
+    return (arm.cfg.get("optim") or {}).get("lr")
 
 
 COLUMNS = (

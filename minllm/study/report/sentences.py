@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from minllm.page import units
 from minllm.study import trust
-from minllm.study.arms import Arm
+from minllm.study.arms import Arm, measured
 from minllm.study.boundaries import EXACT_PAIRS
 from minllm.study.comparison import Comparison
 from minllm.study.facts import NEAR
@@ -53,10 +53,12 @@ def introduction(comparison: Comparison) -> str:
     each = f"{seeds[0]} {'seeds' if seeds[0] != 1 else 'seed'}"
     each = f"{each} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     arms = f"{len(comparison.arms)} arms" if len(comparison.arms) > 1 else "One arm"
+    measure = measured(comparison.arms)[0]
+    of = f"the baseline, {called(measure)}" if measure is comparison.baseline else called(measure)
     return (
         f"{arms} with {each}, measured in bits per byte of held-out text (lower is better)."
         f" A difference of up to {units.bits(comparison.margin_bpb)} bits per byte ({100 * comparison.margin:.3g} % of"
-        f" the baseline, {called(comparison.baseline)}) is considered too small to matter."
+        f" {of}) is considered too small to matter."
         f" {KEPT if comparison.kept_margin else NOT_KEPT}"
     )
 
@@ -92,7 +94,8 @@ def noise(comparison: Comparison) -> list[str]:
         f" ({len(one.arm.runs)} seeds). Compared with itself: {one.verdict.word}. "
         + " ".join(filter(None, [one.verdict.why, one.verdict.settling]))
         if one.floor is not None
-        else f"{called(one.arm)} has only one seed, so the spread of its runs is unknown."
+        else f"{called(one.arm)} has {'only one' if one.arm.runs else 'no'} completed run, so the spread of its runs is"
+        " unknown."
         for one in comparison.noise
     ]
 
@@ -173,7 +176,7 @@ def pairs(comparison: Comparison) -> str:
     unequal = {fact.what for fact in comparison.facts if not fact.equal}
     settings = sorted(unequal & {"data", "tokenizer", "batch size", "objective"})
     code = sorted(unequal & {"version of minllm", "torch"})
-    begun = any(arm.first.cfg.get("init_from") for arm in comparison.arms)
+    begun = any(arm.cfg.get("init_from") for arm in comparison.arms)
     weights = (
         "Some start from the weights of another run (init_from)."
         if begun

@@ -1,0 +1,72 @@
+"""What the first pairs of a verdict say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from minllm.errors import UserError
+from minllm.study.arms import Arm, arms_of
+from minllm.study.comparison import ALL, Comparison, of_arms, with_tuning
+from minllm.study.selection import LeftOut, Selection, find, runs_in
+from minllm.study.tuning import Tuning
+from minllm.verdict.entry import standing
+from minllm.verdict.tuning import TIME_WAS_UP
+
+if TYPE_CHECKING:
+    from minllm.verdict.sequential import VerdictSearch
+
+
+def compared(search: VerdictSearch, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
+    """Compare the first `pairs` pairs. UserError if no arm has a run that can be compared, or one has no run at all."""
+    arms: list[Arm] = []
+    left_out: list[LeftOut] = []
+    for name in search.arms:
+        arm, others = arm_of(search, name, pairs)
+        arms.append(arm)
+        left_out += others
+    if not any(arm.runs for arm in arms):
+        raise UserError(
+            f"The training of every arm diverged with every seed, so there is nothing to compare. The first run is"
+            f" {left_out[0].folder}."
+        )
+    protocol = search.protocol
+    baseline = protocol.baseline
+    comparison = of_arms(
+        arms,
+        left_out,
+        baseline=search.called(baseline) if baseline in search.arms else baseline,
+        margin=protocol.margin,
+        aa=protocol.aa,
+        looks=protocol.looks,
+    )
+    tuned = {search.called(name): found for name, found in tuning.items()}
+    comparison = replace(with_tuning(comparison, tuned), commands=[search.command()], kept_margin=True)
+    return standing(comparison, search.entry, every=baseline == ALL)
+
+
+def arm_of(search: VerdictSearch, name: str, pairs: int) -> tuple[Arm, list[LeftOut]]:
+    """Return an arm with the runs of the first pairs, and those of its runs that can't be compared."""
+    folder = search.folder / f"seeds-{name}"
+    if not pairs or not any(runs_in(folder)):
+        raise UserError(TIME_WAS_UP.format("before every arm had a run"))
+    runs, others = find(Selection([str(folder)]), search.config.extensions)
+    seeds = range(pairs * search.protocol.runs_of_a_pair)
+    within = [run for run in runs if run.seed in seeds]
+    left_out = [one for one in others if one.cfg is None or one.cfg["seed"] in seeds]
+    if not within:
+        diverged = [one for one in left_out if one.lost == "diverged"]
+        if not diverged:
+            raise UserError(
+                f"None of the {len(left_out)} runs of arm {name} ({search.called(name)}) can be compared. The first is"
+                f" {left_out[0].folder}: {left_out[0].why}"
+            )
+        return Arm(search.called(name), {}, diverged), left_out
+    found, repeated = arms_of(within)
+    if len(found) > 1:
+        raise UserError(
+            f"The runs in {folder} have different configurations because conf/ has changed between them. Start another"
+            " verdict: sweep.name=<name>."
+        )
+    return replace(found[0], name=search.called(name)), [*left_out, *repeated]
