@@ -168,11 +168,19 @@ def verdict(*words: str) -> Comparison:
 
 
 def test_a_verdict_goes_on_to_its_later_looks_until_it_holds_and_is_written_once(done, capfd):
-    """Seven pairs of one sign are better alone (p 0.031), which two looks and the first level don't allow yet."""
-    comparison = verdict("arms.b=[norm=none]", "search.looks=[7,9]", "sweep.name=one")
+    """Six pairs of one sign are better alone (p 0.031), but the first level is 0.011; three further pairs help."""
+    comparison = verdict("arms.b=[norm=none]", "search.looks=[6,9,12]", "sweep.name=one")
     out = capfd.readouterr().out
-    assert "After 7 pairs: norm=none is better than a on its own, not yet among 1 idea: needs" in out
-    assert comparison.contests[0].verdict.pairs == 9 and comparison.is_answered
+    assert (
+        "After 6 pairs: norm=none is better than a on its own, not yet among 1 idea: needs p ≤ 0.011, has"
+        in out
+    )
+    assert "After 9 pairs: norm=none is better than a, also among 1 idea: needs p ≤ 0.011, has 0.0" in out
+    assert "After 12" not in out and comparison.is_answered
+    found = comparison.contests[0].verdict
+    assert found.pairs == 6 and found.p_difference > 0.011 >= found.p_overall, (
+        "only the ledger counts all nine"
+    )
     assert "norm=none is the new champion." in out
     lines = (done / "outputs/ledger.jsonl").read_text().splitlines()
     line = json.loads(lines[-1])
@@ -184,7 +192,8 @@ def test_a_verdict_goes_on_to_its_later_looks_until_it_holds_and_is_written_once
     kept = json.loads((done / "outputs/sweeps/one/verdict.json").read_text())
     assert kept["ledger"]["places"][0]["level"] == line["outcomes"][0]["level"]
     assert (
-        verdict("arms.b=[norm=none]", "search.looks=[7,9]", "sweep.name=one").headline == comparison.headline
+        verdict("arms.b=[norm=none]", "search.looks=[6,9,12]", "sweep.name=one").headline
+        == comparison.headline
     )
     assert (done / "outputs/ledger.jsonl").read_text().splitlines() == lines
 
@@ -193,7 +202,7 @@ def test_the_task_shows_every_verdict_and_its_champion(done, capfd, monkeypatch)
     rows = shown("task=ledger")
     out = capfd.readouterr().out
     (row,) = rows
-    assert (row.arm, row.outcome, row.among_all, row.pairs) == ("norm=none", "better", "yes, crowned", 9)
+    assert (row.arm, row.outcome, row.among_all, row.pairs) == ("norm=none", "better", "yes, crowned", 6)
     assert "1 idea tried, 1 hold among all; the next one needs p ≤ 0.015." in out
     for page in ("pages/ledger.html", "pages/ledger.md"):
         text = (done / page).read_text(encoding="utf-8")

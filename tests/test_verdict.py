@@ -153,7 +153,7 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(here, capfd):
         "a tries optim.lr=0.01, 0.02, and goes on past an edge.",
         "b tries optim.lr=0.01, 0.02, and goes on past an edge.",
         "Tuning: 4 runs with seed 1000, and then what is best with seed 1001; at most 16 runs for each arm.",
-        "Pairs: seeds 0, 1, 2, …; the results are tested after 5 or 8 pairs.",
+        "Pairs: seeds 0, 1, 2, …; the results are tested after 5 and 8 pairs.",
         "With these looks, no arm can be called better or worse before 8 pairs.",
     ]
     assert list(here.iterdir()) == []
@@ -546,7 +546,6 @@ def test_an_arm_that_is_better_only_where_it_survives_is_unstable_and_settles_it
 
 def test_an_arm_that_needs_no_more_pairs_is_not_trained_further(settled, asked, monkeypatch):
     monkeypatch.setattr(asked, "arms", {**asked.arms, "c": ["norm=sandwich"]})
-    monkeypatch.setattr(asked, "rates", {})
     comparison, asked_for = settled(
         lambda name, seed: doubtful("b", seed) if name == "c" else clear(name, seed), looks=[8, 9, 20]
     )

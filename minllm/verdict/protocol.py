@@ -149,7 +149,8 @@ class Protocol:
 def listed(looks: Sequence[int]) -> str:
     """Return the looks as text."""
     if len(looks) <= 4:
-        return " or ".join(map(str, looks))
+        *earlier, last = map(str, looks)
+        return f"{', '.join(earlier)} and {last}" if earlier else last
     return f"{looks[0]}, {looks[1]}, {looks[2]}, …, {looks[-1]}"
 
 

@@ -162,7 +162,7 @@ def _equal(one: Measures) -> list[str]:
     for equal in one.at_equal:
         amount = units.duration(equal.budget) if equal.axis == "seconds" else units.count(equal.budget)
         shares = (("arm", equal.of_arm), ("baseline", equal.of_baseline))
-        parts = [f"{name} at {100 * share:.0f} %" for name, share in shares if share < 0.995]
+        parts = [f"{name} at {_percent(share)}" for name, share in shares if share < 0.995]
         if equal.difference is None:
             cells.append(f"{units.NONE} (no evaluation by {amount})")
         else:
@@ -189,7 +189,7 @@ def _stability(one: Measures) -> list[str]:
     return [
         *_sign(known.spread, units.bits),
         *_sign(known.spikes, "{:.2g}".format),
-        *_sign(known.divergence, "{:.0%}".format),
+        *_sign(known.divergence, _percent),
         known.less_stable or "neither",
     ]
 
@@ -210,7 +210,7 @@ def _texts(one: Measures) -> list[str]:
     intervals = (found.over_seeds, found.over_documents, found.over_both)
     return [
         units.count(found.documents),
-        f"{100 * found.won:.0f} %",
+        _percent(found.won),
         *(_interval(each, units.signed) for each in intervals),
         conclusion(found),
     ]
@@ -224,6 +224,10 @@ def _interval(one: Estimate, unit: Callable[[float], str]) -> str:
     if not all(map(math.isfinite, one.interval)):
         return unit(one.value)
     return f"{unit(one.value)} ({unit(one.interval[0])} to {unit(one.interval[1])})"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def _share(value: float) -> str:
