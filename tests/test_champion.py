@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from minllm.config.compose import compose, perform
 from minllm.errors import UserError
 from minllm.page.terminal import only_answers
 from minllm.study.comparison import Comparison
+from minllm.sweep.plugin import NotSettled
 from minllm.verdict.entry import entered, kind_of, refuse_unsafe
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
@@ -131,45 +133,54 @@ def done(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("done")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(VerdictSearch, "opened", made_up)
+        patch.setattr(VerdictSearch, "opened", made_up(lambda seed: -0.1 - seed / 1000))
         yield folder
 
 
-def made_up(search: VerdictSearch, phase: str, name: str, words, n_trials: int, keep: str):
-    def run_until(n_trials: int):
-        for seed in range(n_trials):
-            run = search.folder / phase / f"trial-{seed}"
-            if not run.exists():
-                finished(run, *search.arms[name], seed=seed, bpb=2 - (name == "b") * (0.1 + seed / 1000))
-        return [
-            optuna.trial.create_trial(
-                state=TrialState.COMPLETE,
-                value=1.0,
-                params={"seed": seed},
-                distributions={"seed": IntDistribution(0, 999)},
-                user_attrs={"seconds": 2.0},
-            )
-            for seed in range(n_trials)
-        ]
+def made_up(difference: Callable[[int], float]):
+    """Return what stands in for the search of an arm: runs by hand, of which those of arm b differ by seed."""
 
-    return contextlib.nullcontext(run_until)
+    def opened(search: VerdictSearch, phase: str, name: str, words, n_trials: int, keep: str):
+        def run_until(n_trials: int):
+            for seed in range(n_trials):
+                run = search.folder / phase / f"trial-{seed}"
+                if not run.exists():
+                    bpb = 2 + (difference(seed) if name == "b" else 0)
+                    finished(run, *search.arms[name], seed=seed, bpb=bpb)
+            return [
+                optuna.trial.create_trial(
+                    state=TrialState.COMPLETE,
+                    value=1.0,
+                    params={"seed": seed},
+                    distributions={"seed": IntDistribution(0, 999)},
+                    user_attrs={"seconds": 2.0},
+                )
+                for seed in range(n_trials)
+            ]
+
+        return contextlib.nullcontext(run_until)
+
+    return opened
+
+
+LITTLE = (
+    "train.check=false",
+    "search.rates=[]",
+    "search.prompts=[]",
+    "search.stories=0",
+    "search.equal=null",
+    "arms.b=[norm=none]",
+)
 
 
 def verdict(*words: str) -> Comparison:
-    fixed = (
-        "train.check=false",
-        "search.rates=[]",
-        "search.prompts=[]",
-        "search.stories=0",
-        "search.equal=null",
-    )
-    with inquiry(*fixed, "search.champion=true", *words) as asked:
+    with inquiry(*LITTLE, "search.champion=true", *words) as asked:
         return reach_verdict(asked.sweeper, [*asked.typed, "arms.b=[norm=none]"])
 
 
 def test_a_verdict_goes_on_to_its_later_looks_until_it_holds_and_is_written_once(done, capfd):
     """Six pairs of one sign are better alone (p 0.031), but the first level is 0.011; three further pairs help."""
-    comparison = verdict("arms.b=[norm=none]", "search.looks=[6,9,12]", "sweep.name=one")
+    comparison = verdict("search.looks=[6,9,12]", "sweep.name=one")
     out = capfd.readouterr().out
     assert (
         "After 6 pairs: norm=none is better than a on its own, not yet among 1 idea: needs p ≤ 0.011, has"
@@ -191,11 +202,40 @@ def test_a_verdict_goes_on_to_its_later_looks_until_it_holds_and_is_written_once
     assert report["contests"][0]["standing"]["holds"] and report["ledger"]["crowned"] == "norm=none"
     kept = json.loads((done / "outputs/sweeps/one/verdict.json").read_text())
     assert kept["ledger"]["places"][0]["level"] == line["outcomes"][0]["level"]
-    assert (
-        verdict("arms.b=[norm=none]", "search.looks=[6,9,12]", "sweep.name=one").headline
-        == comparison.headline
-    )
+    assert verdict("search.looks=[6,9,12]", "sweep.name=one").headline == comparison.headline
     assert (done / "outputs/ledger.jsonl").read_text().splitlines() == lines
+
+
+def test_without_the_ledgers_control_the_first_look_that_settles_it_is_the_last(here_with_runs, capfd):
+    here_with_runs(lambda seed: -0.1 - seed / 1000)
+    with inquiry(*LITTLE, "search.ledger=false", "search.looks=[6,9,12]") as asked:
+        asked.protocol.lead(asked.sweeper, [*asked.typed, "arms.b=[norm=none]"])
+    out = capfd.readouterr().out
+    assert (
+        "After 6 pairs: norm=none is better than a.\n" in out and "After 9" not in out and "idea" not in out
+    )
+    (line,) = Ledger().read().of("reached")
+    assert (line["outcomes"][0]["outcome"], line["outcomes"][0]["number"]) == ("better", None)
+
+
+def test_a_verdict_that_is_given_up_is_not_settled_and_recorded(here_with_runs, capfd):
+    """sweep.py exits with 3 then."""
+    here_with_runs(lambda seed: (0.1 + seed / 1000) * (-1) ** seed)
+    with inquiry(*LITTLE, "search.looks=[6,7,8]") as asked, pytest.raises(NotSettled):
+        asked.protocol.lead(asked.sweeper, [*asked.typed, "arms.b=[norm=none]"])
+    out = capfd.readouterr().out
+    assert "are unlikely to settle it" in out and "After 7" not in out
+    (line,) = Ledger().read().of("reached")
+    assert line["outcomes"][0]["outcome"] == "inconclusive" and line["outcomes"][0]["holds"] is False
+
+
+@pytest.fixture
+def here_with_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[int], float]], None]:
+    """An empty working directory, and what makes runs up by hand; see `made_up`."""
+    monkeypatch.chdir(tmp_path)
+    return lambda difference: monkeypatch.setattr(VerdictSearch, "opened", made_up(difference))
 
 
 def test_the_task_shows_every_verdict_and_its_champion(done, capfd, monkeypatch):
