@@ -506,7 +506,7 @@ def test_an_arm_that_diverges_with_every_seed_is_worse(settled, lost, tmp_path):
     )
     contest = comparison.contests[0]
     assert contest.outcome == {"a": "better", "b": "worse"}[lost] and contest.is_settled
-    assert contest.seeds == [] and math.isnan(contest.verdict.difference)
+    assert contest.seeds == [] and contest.verdict.difference is None
     pairs = contest.verdict.pairs
     assert max(asked for _, asked in asked_for) == pairs
     assert f"{pairs} of {pairs}" in contest.sentence
@@ -537,8 +537,8 @@ def test_an_arm_that_is_better_only_where_it_survives_is_unstable_and_settles_it
     names = ["norm=pre model.layout=[attn mlp,mlp]", "norm=post model/attn=mha"]
     name, other = names if unstable == "a" else reversed(names)
     assert comparison.headline == (
-        f"{name} is unstable: training failed with 2 of 8 seeds (against 0 of 8 of {other}), although it reached"
-        " 0.1896 bits per byte less where it survived."
+        f"{name} is unstable: training diverged with 2 of 8 seeds (against 0 of 8 of {other}), although it reached"
+        " 0.1896 bits per byte less where it didn't."
     )
     assert (contest.verdict.word, contest.outcome, contest.is_settled) == ("inconclusive", "unstable", True)
     assert max(pairs for _, pairs in asked_for) == 8 and contest.verdict.interval == (-math.inf, math.inf)
@@ -578,9 +578,9 @@ def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled, seeds):
 def test_an_arm_whose_runs_are_all_lost_is_named_with_the_reason(settled):
     with pytest.raises(
         UserError,
-        match=r"None of the 6 runs of arm b .* can be .* first is \S+seeds-b/trial-0: Its validation loss is",
+        match=r"None of the 6 runs of arm b .* can be .* first is \S+seeds-b/trial-0: It crashed",
     ):
-        settled(lambda name, seed: 2.0 if name == "a" else math.nan)
+        settled(lambda name, seed: 2.0 if name == "a" else None)
 
 
 def test_each_against_each_and_each_against_itself(settled):

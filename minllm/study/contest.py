@@ -48,10 +48,10 @@ class Contest:
     @property
     def unstable(self) -> Arm | None:
         """The one of the two that diverged more often and is better only where it didn't; None if there is none."""
-        arm, baseline = self.verdict.diverged
-        if arm > baseline and self.verdict.difference < 0:
+        (arm, baseline), difference = self.verdict.diverged, self.verdict.difference or 0.0
+        if arm > baseline and difference < 0:
             return self.arm
-        if baseline > arm and self.verdict.difference > 0:
+        if baseline > arm and difference > 0:
             return self.baseline
         return None
 
@@ -89,9 +89,9 @@ class Contest:
             own, against = found.counts if unstable is self.arm else reversed(found.counts)
             worse = f" and worse than {other.name}" * (word != "inconclusive")
             return (
-                f"{unstable.name} is unstable{worse}: training failed with {own} seeds (against {against} of"
-                f" {other.name}), although it reached {abs(self.verdict.difference):.4f} bits per byte less where it"
-                " survived."
+                f"{unstable.name} is unstable{worse}: training diverged with {own} seeds (against {against} of"
+                f" {other.name}), although it reached {abs(self.verdict.difference or 0.0):.4f} bits per byte less"
+                " where it didn't."
             )
         links = {
             "better": "is better than",

@@ -17,7 +17,7 @@ class Sample:
     """Differences with their summary statistics.
 
     differences: infinite where one of a pair diverged
-    mean, sd, skew: of the finite ones; the mean is NaN if there are none, and sd can be divided by
+    mean, sd, skew: of the finite ones; the standard deviation can be divided by
     """
 
     differences: Sequence[float]
@@ -32,6 +32,11 @@ class Sample:
     @property
     def is_finite(self) -> bool:
         return all(map(math.isfinite, self.differences))
+
+    @property
+    def known_mean(self) -> float | None:
+        """The mean; None if there is no finite difference."""
+        return self.mean if any(map(math.isfinite, self.differences)) else None
 
     @property
     def can_be_tested(self) -> bool:
@@ -69,7 +74,7 @@ class Sample:
 def sample_of(differences: Sequence[float], noise: float) -> Sample:
     """Return a sample; what is at most `noise` is rounding error."""
     finite = list(filter(math.isfinite, differences))
-    mean, sd = spread(finite) if finite else (math.nan, 0.0)
+    mean, sd = spread(finite) if finite else (0.0, 0.0)
     moments = [math.fsum((one - mean) ** power for one in finite) / max(1, len(finite)) for power in (2, 3)]
     skew = float(skewness(len(finite), *map(np.asarray, moments))) if sd > noise else 0.0
     return Sample(differences, mean, max(sd, noise), skew)

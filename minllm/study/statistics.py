@@ -46,7 +46,7 @@ class Look:
     """
 
     pairs: int
-    difference: float
+    difference: float | None
     interval: tuple[float, float]
     p_t: float
     p_sign_flip: float
@@ -65,7 +65,7 @@ class Verdict:
 
     word: Word
     pairs: int
-    difference: float  # mean of (arm − baseline), in val_bpb, over the pairs in which neither diverged; NaN without any
+    difference: float | None  # mean of (arm − baseline), in val_bpb, over the pairs in which neither diverged
     interval: tuple[
         float, float
     ]  # of the difference; infinite where a run diverged, or before the first look
@@ -273,7 +273,7 @@ class _Trial:
         ends = self._narrowed(sample.interval(level))
         p_values = (self.of_t[look], self.flips.p_value(look), self.of_equivalence[look])
         equivalence_level = boundary(self.planned, alpha, 1)[look]
-        return Look(sample.pairs, sample.mean, ends, *p_values, level, equivalence_level, self.word)
+        return Look(sample.pairs, sample.known_mean, ends, *p_values, level, equivalence_level, self.word)
 
     def _narrowed(self, ends: tuple[float, float]) -> tuple[float, float]:
         """Return the values that are in the intervals of all looks so far; the last interval if there are none."""
@@ -311,7 +311,7 @@ class _Trial:
         return Verdict(
             word=self.word,
             pairs=pairs,
-            difference=sample.mean,
+            difference=sample.known_mean,
             interval=numbers.interval,
             confidence=numbers.confidence,
             margin=numbers.margin,

@@ -291,7 +291,7 @@ def crowned(
     ]
     if not better:
         return None
-    best = min(better, key=lambda contest: contest.verdict.difference)
+    best = min(better, key=lambda contest: contest.verdict.difference or 0.0)
     return {
         "kind": entry.kind,
         "arm": best.arm.name,
