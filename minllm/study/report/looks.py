@@ -8,15 +8,12 @@ from minllm.study.report.measures import Table
 from minllm.study.statistics import Look
 
 ABOUT = (
-    "p-values are those of each test as if this were the only look and the only contest. The limit beside them is what"
-    " this look needs if a single contest is to have an error rate of 5 % over all looks (alpha spending); that of the"
-    " sign-flip test depends on the differences and isn't listed. The outcome is corrected for the number of contests"
-    " (Holm). The intervals of a contest hold together: what one look excludes stays excluded."
+    "p-values are those of each test as if this were the only look and the only contest. In brackets is what this look"
+    " needs if a single contest is to have an error rate of 5 % over all looks (alpha spending); what the sign-flip test"
+    " needs depends on the differences and isn't listed. The outcome is corrected for the number of contests (Holm). The"
+    " intervals of a contest hold together: what one look excludes stays excluded."
 )
-HEAD = (
-    *("arm", "against", "pairs", "difference", "interval", "p (t test)", "needs", "p (sign-flip)"),
-    *("p (equivalence)", "needs", "outcome"),
-)
+HEAD = ("arm", "against", "pairs", "difference", "interval", "t test", "sign flips", "equivalence", "outcome")
 
 
 def looks(comparison: Comparison) -> Table | None:
@@ -32,10 +29,8 @@ def _row(contest: Contest, look: Look) -> list[str]:
         str(look.pairs),
         units.signed(look.difference),
         units.between(look.interval),
-        units.p_value(look.p_t),
-        f"≤ {look.level:.2g}",
+        f"{units.p_value(look.p_t)} ({look.level:.2g})",
         units.p_value(look.p_sign_flip),
-        units.p_value(look.p_equivalence),
-        f"≤ {look.equivalence_level:.2g}",
+        f"{units.p_value(look.p_equivalence)} ({look.equivalence_level:.2g})",
         look.word,
     ]

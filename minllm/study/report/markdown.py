@@ -29,7 +29,6 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_verdict(comparison),
         ],
         [f"{plain(sentences.equal(comparison))}", plain(sentences.unequal(comparison))],
-        _looks(comparison),
         _listed("## Noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],
         _measures(comparison),
@@ -38,6 +37,7 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
         ["## Configuration differences", *_differences(comparison)],
         ["## Samples and held-out text", texts_markdown(readings)],
         ["## Runs left out", *_left_out(comparison)],
+        _looks(comparison),
         ["## Methods", *map(plain, sentences.judged(comparison))],
         ["## Reproduction", *_commands(comparison)],
         ["## All runs", _runs(comparison)],
@@ -94,11 +94,6 @@ def _confidence(comparison: Comparison) -> str:
     return " or ".join(dict.fromkeys(f"{100 * one.verdict.confidence:.4g} %" for one in comparison.contests))
 
 
-def _looks(comparison: Comparison) -> list[str]:
-    found = looks(comparison)
-    return [f"## {found.title}", *_tabulated(found)] if found else []
-
-
 def _curves(comparison: Comparison) -> list[str]:
     rows = [
         [code(sentences.called(arm)), *map(units.bits, at_quarters(curve(arm)))] for arm in comparison.arms
@@ -152,6 +147,11 @@ def _left_out(comparison: Comparison) -> list[str]:
     found = sentences.left_out(comparison)
     listed = lines([f"- {code(folder)}: {plain(why)}" for folder, why in found])
     return listed or [plain(sentences.NONE_LEFT_OUT)]
+
+
+def _looks(comparison: Comparison) -> list[str]:
+    found = looks(comparison)
+    return [f"## {found.title}", *_tabulated(found)] if found else []
 
 
 def _commands(comparison: Comparison) -> list[str]:

@@ -75,7 +75,6 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
         comparison.headline,
         [
             *_verdict(comparison),
-            *_looks(comparison),
             *_noise(comparison),
             *_curves(comparison),
             *_measures(comparison),
@@ -85,6 +84,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
             "<h2>Samples and held-out text</h2>",
             texts_html(readings),
             *_left_out(comparison),
+            *_looks(comparison),
             "<h2>Methods</h2>",
             *(f"<p>{_said(paragraph)}</p>" for paragraph in sentences.judged(comparison)),
             *_commands(comparison),
@@ -113,12 +113,6 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
 def _facts(what: str, facts: Sequence[Fact]) -> Iterator[str]:
     said = [f'{escape(fact.what)} <span class="soft">{escape(fact.said)}</span>' for fact in facts]
     yield f"<p><b>{what}:</b> {'; '.join(said) or 'nothing that was checked'}.</p>"
-
-
-def _looks(comparison: Comparison) -> Iterator[str]:
-    if found := looks(comparison):
-        yield f"<h2>{escape(found.title)}</h2>"
-        yield from _tabulated(found)
 
 
 def _noise(comparison: Comparison) -> Iterator[str]:
@@ -208,6 +202,12 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
         return
     items = "".join(f"<li><code>{escape(folder)}</code><br>{escape(why)}</li>" for folder, why in rows)
     yield f"<ul>{items}</ul>"
+
+
+def _looks(comparison: Comparison) -> Iterator[str]:
+    if found := looks(comparison):
+        yield f"<h2>{escape(found.title)}</h2>"
+        yield from _tabulated(found)
 
 
 def _commands(comparison: Comparison) -> Iterator[str]:
