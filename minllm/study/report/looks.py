@@ -9,9 +9,9 @@ from minllm.study.statistics import Look
 
 ABOUT = (
     "p-values are those of each test as if this were the only look and the only contest. In brackets is what this look"
-    " needs if a single contest is to have an error rate of 5 % over all looks (alpha spending); what the sign-flip test"
-    " needs depends on the differences and isn't listed. The outcome is corrected for the number of contests (Holm). The"
-    " intervals of a contest hold together: what one look excludes stays excluded."
+    " needs if a single contest is to have an error rate of 5 % over all looks (alpha spending); what the test of sign"
+    " flips needs depends on the differences and isn't listed. The outcome is corrected for the number of contests"
+    " (Holm). The intervals of a contest hold together: what one look excludes stays excluded."
 )
 HEAD = ("arm", "against", "pairs", "difference", "interval", "t test", "sign flips", "equivalence", "outcome")
 
