@@ -86,3 +86,17 @@ def inquiry(*words: str) -> Iterator[VerdictSearch]:
             config=master, hydra_context=context, task_function=lambda cfg: None
         )
         yield VerdictSearch(sweeper, [word for word in typed if not word.startswith("hydra")])
+
+
+def complete(n_trials: int, seconds: float) -> list[optuna.trial.FrozenTrial]:
+    """Return trials that are complete, of seeds from 0, each of which took as long."""
+    return [
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.COMPLETE,
+            value=1.0,
+            params={"seed": seed},
+            distributions={"seed": optuna.distributions.IntDistribution(0, 999)},
+            user_attrs={"seconds": seconds},
+        )
+        for seed in range(n_trials)
+    ]

@@ -8,10 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import pytest
-from optuna.distributions import IntDistribution
-from optuna.trial import TrialState
 
 from minllm.config.compose import compose, perform
 from minllm.errors import UserError
@@ -22,10 +19,11 @@ from minllm.verdict.entry import entered, kind_of, refuse_unsafe
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from tests.comparisons import composed, finished
+from tests.instant import complete, inquiry
 from tests.test_ledger import COMMAND, better, compared, question, told
 from tests.test_readme import ROOT, commands
 from tests.test_report_schema import validate_answer, validate_report
-from tests.test_verdict import PROTOCOL, inquiry
+from tests.test_verdict import PROTOCOL
 
 PAGE = (ROOT / "docs/ledger.md").read_text(encoding="utf-8")
 
@@ -147,16 +145,7 @@ def made_up(difference: Callable[[int], float]):
                 if not run.exists():
                     bpb = 2 + (difference(seed) if name == "b" else 0)
                     finished(run, *search.arms[name], seed=seed, bpb=bpb)
-            return [
-                optuna.trial.create_trial(
-                    state=TrialState.COMPLETE,
-                    value=1.0,
-                    params={"seed": seed},
-                    distributions={"seed": IntDistribution(0, 999)},
-                    user_attrs={"seconds": 2.0},
-                )
-                for seed in range(n_trials)
-            ]
+            return complete(n_trials, 2.0)
 
         return contextlib.nullcontext(run_until)
 

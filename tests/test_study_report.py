@@ -99,6 +99,7 @@ def test_the_verdict_comes_first(tmp_path):
         "Configuration differences",
         "Samples and held-out text",
         "Runs left out",
+        "Looks",
         "Methods",
         "Reproduction",
     ]

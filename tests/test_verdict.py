@@ -31,7 +31,7 @@ from minllm.verdict.comparing import compared
 from minllm.verdict.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from tests.comparisons import finished
-from tests.instant import SMALL, inquiry
+from tests.instant import SMALL, complete, inquiry
 from tests.searches import Search, Workplace, wait_until
 from tests.specs import composed
 from tests.test_report_schema import validate_report
@@ -282,16 +282,7 @@ class Trained:
                     finished(folder, *self.asked.arms[name], seed=seed, bpb=bpb or 0.0)
                     if bpb is None:  # it crashed
                         (folder / "summary.json").unlink()
-            return [
-                optuna.trial.create_trial(
-                    state=TrialState.COMPLETE,
-                    value=1.0,
-                    params={"seed": seed},
-                    distributions={"seed": IntDistribution(0, 999)},
-                    user_attrs={"seconds": self.seconds},
-                )
-                for seed in range(n_trials)
-            ]
+            return complete(n_trials, self.seconds)
 
         yield run_until
 

@@ -14,14 +14,11 @@ from minllm.study.arms import Arm, arms_of, measured, refuse_incomparable
 from minllm.study.contest import Contest, Judged, Noise
 from minllm.study.divergence import diverged_seeds, divergence, lost_seeds
 from minllm.study.facts import Fact, facts
-from minllm.study.measures import Measures, measure
+from minllm.study.measures import METRIC, Measures, measure
 from minllm.study.selection import LeftOut, Selection, find
 from minllm.study.statistics import noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
 from minllm.study.tuning import Tuning
-
-METRIC = "val_bpb"
-"""Bits per byte: a loss that doesn't depend on how the tokenizer splits the text."""
 
 ALL = "all"
 MARGIN = 0.005

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
+from minllm.study.sample import spread
+
 LEVEL = 0.05
 DRAWS = 4000
 LEAST_RESAMPLED = 5
@@ -32,10 +34,10 @@ class Estimate:
 
 def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
     """Return the mean of a sample with Student's interval."""
-    n, mean = len(values), math.fsum(values) / len(values)
+    n, (mean, sd) = len(values), spread(values)
     if n < 2:
         return Estimate(mean, UNKNOWN)
-    return around(mean, float(np.std(values, ddof=1)) / math.sqrt(n), n - 1)
+    return around(mean, sd / math.sqrt(n), n - 1)
 
 
 def around(mean: float, error: float, freedom: float) -> Estimate:

@@ -17,6 +17,7 @@ from minllm.study.stability import Stability, stability
 from minllm.study.superiority import Superiority, Wins, superiority, wins
 
 METRIC = "val_bpb"
+"""Bits per byte: a loss that doesn't depend on how the tokenizer splits the text."""
 
 
 @dataclass(frozen=True)

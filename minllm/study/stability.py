@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minllm.study.divergence import mcnemar
 from minllm.study.intervals import LEVEL
+from minllm.study.sample import spread
 from minllm.study.selection import TrainedRun
-from minllm.study.statistics import spread
 
 LEAST_PAIRS = 4  # for the correlation of sums and differences
 EXACT_PAIRS = 7  # up to here all orders are enumerated, at most 5,040
@@ -127,13 +128,11 @@ def _orders(n: int) -> np.ndarray:
 
 
 def _spikes(arm: Sequence[int | None], baseline: Sequence[int | None]) -> Sign:
-    from scipy import stats  # takes half a second to import
-
     known = [(own, other) for own, other in zip(arm, baseline) if own is not None and other is not None]
     if not known:
         return Sign(None, None, None)
     more, fewer = sum(own > other for own, other in known), sum(own < other for own, other in known)
-    p = float(stats.binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
+    p = mcnemar(more, fewer)  # as a test, the sign test is the same
     return Sign(*(float(np.mean(one)) for one in zip(*known)), p, _sign(more - fewer))
 
 
