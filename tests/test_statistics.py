@@ -356,9 +356,14 @@ def test_arms_may_have_different_numbers_of_pairs_and_there_may_be_none():
     assert verdicts([], margin=1) == []
 
 
-def test_what_is_not_a_number_is_refused():
-    with pytest.raises(ValueError, match="a difference is NaN"):
-        judge(0.1, math.nan)
+def test_pairs_in_which_both_diverged_are_ties_and_allow_no_equivalence():
+    small = [0.001, -0.002, 0.001, 0.0015, -0.001, 0.0005, -0.001]
+    assert judge(*small).word == "equivalent"
+    both = judge(*small, math.nan)
+    assert both.word == "inconclusive" and both.difference == pytest.approx(sum(small) / 7)
+    assert both.diverged == (0, 0) and both.pairs == 8 and both.p_equivalence == both.p_t == 1
+    assert judge(*[-1.0 - one for one in small], math.nan).p_sign_flip == 2 / 2**7
+    assert judge(*[math.nan] * 8).difference is None
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def contests_between(
 
 
 def differences_between(arm: Arm, other: Arm, left_out: Sequence[LeftOut]) -> dict[int, float]:
-    """Return the difference of each pair: infinite if one of them diverged, which is the worst, and 0 if both did."""
+    """Return the difference of each pair: infinite if one of them diverged, which is the worst; NaN if both did."""
     lost, others = diverged_seeds(arm, left_out), diverged_seeds(other, left_out)
     seeds = sorted({*arm.runs, *lost} & {*other.runs, *others})
     found = {}
@@ -265,7 +265,9 @@ def differences_between(arm: Arm, other: Arm, left_out: Sequence[LeftOut]) -> di
         if is_known(arm, other, seed):
             found[seed] = bpb(arm, seed) - bpb(other, seed)
         else:
-            found[seed] = 0.0 if seed in lost and seed in others else math.inf if seed in lost else -math.inf
+            found[seed] = (
+                math.nan if seed in lost and seed in others else math.inf if seed in lost else -math.inf
+            )
     return found
 
 

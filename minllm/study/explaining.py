@@ -82,7 +82,8 @@ def _found(numbers: Numbers) -> str:
             if numbers.finite
             else "at least one run of each diverged"
         )
-        return f"{pairs}{survived}{p} by ranks, in which divergence is the worst."
+        ranks = " by ranks, in which divergence is the worst" * any(map(math.isinf, numbers.differences))
+        return f"{pairs}{survived}{p}{ranks}."
     low, high = numbers.interval
     near, far = sorted((abs(low), abs(high)))
     between = f"{-low:.4f} lower to {high:.4f} higher" if low < 0 < high else f"{near:.4f} to {far:.4f}"

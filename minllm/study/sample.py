@@ -16,7 +16,7 @@ from minllm.study.boundaries import interval, skewness, statistic
 class Sample:
     """Differences with their summary statistics.
 
-    differences: infinite where one of a pair diverged
+    differences: infinite where one of a pair diverged, NaN where both did
     mean, sd, skew: of the finite ones; the standard deviation can be divided by
     """
 

@@ -98,9 +98,9 @@ def verdicts(
     An arm is equivalent if two one-sided t tests reject a difference as large as the margin, even if a smaller
     difference is significant.
 
-    A difference is infinite if the arm diverged (inf) or the baseline did (-inf), and 0 if both did. The sign-flip test
-    then compares ranks, in which divergence is the worst outcome, and decides alone. Equivalence isn't claimed then,
-    nor that the one that diverged more often is better.
+    A difference is infinite if the arm diverged (inf) or the baseline did (-inf), and NaN if both did, which is a tie.
+    The sign-flip test then compares ranks, in which divergence is the worst outcome, and decides alone. Equivalence
+    isn't claimed then, nor that the one that diverged more often is better.
 
     The probability of any false claim of a difference stays below `alpha` over all contests (Holm) and all looks
     (alpha spending) together; so does that of any false claim of equivalence. A contest is settled at the first look
@@ -114,12 +114,10 @@ def verdicts(
             looks for which there are enough pairs are repeated here. Empty: a single look at all pairs.
 
     Raises:
-        ValueError: a difference is NaN, or another argument is out of range.
+        ValueError: an argument is out of range.
     """
     if not (0 < margin < math.inf and 0 < alpha < 1 and _are_increasing(looks)):
         raise ValueError(f"margin={margin}, alpha={alpha} and looks={looks}: one of them is out of range")
-    if any(math.isnan(difference) for contest in differences for difference in contest):
-        raise ValueError("a difference is NaN; it must be infinite if a run diverged, or else be left out")
     rule = _Rule(margin, alpha, tuple(looks), max(1, len(differences)))
     trials = [_Trial(contest, rule) for contest in differences]
     for look in range(max((len(trial.reached) for trial in trials), default=0)):
@@ -195,7 +193,8 @@ class _Trial:
         self.planned = self.rule.looks or ((len(self.differences),) if self.differences else ())
         self.reached = [pairs for pairs in self.planned if pairs <= len(self.differences)]
         self.samples = [sample_of(self.differences[:pairs], self.noise) for pairs in self.reached]
-        self.flips = SignFlips(self.differences, self.reached, self.planned) if self.reached else None
+        self.with_ties = [0.0 if math.isnan(one) else one for one in self.differences]
+        self.flips = SignFlips(self.with_ties, self.reached, self.planned) if self.reached else None
         self.of_t = [sample.p_t for sample in self.samples]
         self.of_equivalence = [sample.p_equivalence(self.rule.margin) for sample in self.samples]
 
@@ -339,7 +338,7 @@ class _Trial:
         if found > LEVELS[0]:
             return found
         of_looks = [
-            max(p_t if sample.is_finite else 0.0, sign_flip_p(sample.differences))
+            max(p_t if sample.is_finite else 0.0, sign_flip_p(self.with_ties[: sample.pairs]))
             for p_t, sample in zip(self.of_t, self.samples)
         ]
         return min(LEVELS[0], len(self.planned) * min(of_looks))
@@ -349,9 +348,10 @@ class _Trial:
         later = self.planned[len(self.looks) :]
         if not self.looks or not later or self.looks[-1].pairs < 3:
             return None
-        seen, random = np.array(self.differences[: self.looks[-1].pairs]), np.random.default_rng(0)
-        if not np.isfinite(seen).all():
-            arm, baseline = sample_of(seen, self.noise).diverged
+        pairs, random = self.looks[-1].pairs, np.random.default_rng(0)
+        seen = np.array(self.with_ties[:pairs])
+        if not (sample := sample_of(self.differences[:pairs], self.noise)).is_finite:
+            arm, baseline = sample.diverged
             wanted = [side for side, allowed in ((1, arm >= baseline), (-1, baseline >= arm)) if allowed]
             return chance_to_settle_ranks(seen, later[-1], level, wanted, random)
         limits = [boundary(self.planned, level, sides)[len(self.looks) :] for sides in (2, 1)]
