@@ -62,6 +62,11 @@ class Arm:
         """The configuration, of which only the seed isn't the same in all runs."""
         return next(one.cfg for one in (*self.runs.values(), *self.diverged) if one.cfg is not None)
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of its completed runs; of those that diverged, if none was completed."""
+        return sorted(self.runs or {one.cfg["seed"] for one in self.diverged if one.cfg is not None})
+
     def values(self, key: str) -> list[Any]:
         """Return a value of summary.json for each run, in the order of their seeds."""
         return [run.summary.get(key) for run in self.runs.values()]

@@ -92,7 +92,7 @@ def label_fact(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) 
 
 
 def seeds_fact(arms: Sequence[Arm]) -> Fact:
-    return agreed("seeds", [", ".join(map(str, arm.runs)) or "none" for arm in arms])
+    return agreed("seeds", [", ".join(map(str, arm.seeds)) for arm in arms])
 
 
 def agreed(what: str, labels: Sequence[str]) -> Fact:

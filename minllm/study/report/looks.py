@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from minllm.page import units
 from minllm.study.comparison import Comparison, Contest
 from minllm.study.report.measures import Table
@@ -23,14 +25,15 @@ def looks(comparison: Comparison) -> Table | None:
 
 
 def _row(contest: Contest, look: Look) -> list[str]:
+    is_tested = math.isfinite(look.interval[0])  # by t tests, which need that no run diverged
     return [
         contest.arm.name,
         contest.baseline.name,
         str(look.pairs),
         units.signed(look.difference),
         units.between(look.interval),
-        f"{units.p_value(look.p_t)} ({look.level:.2g})",
+        f"{units.p_value(look.p_t)} ({look.level:.2g})" if is_tested else units.NONE,
         units.p_value(look.p_sign_flip),
-        f"{units.p_value(look.p_equivalence)} ({look.equivalence_level:.2g})",
+        f"{units.p_value(look.p_equivalence)} ({look.equivalence_level:.2g})" if is_tested else units.NONE,
         look.word,
     ]

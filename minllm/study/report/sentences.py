@@ -50,7 +50,7 @@ def called(arm: Arm) -> str:
 
 def introduction(comparison: Comparison) -> str:
     """Return what was compared, by which metric, and which differences matter."""
-    seeds = sorted({len(arm.runs) for arm in comparison.arms})
+    seeds = sorted({len(arm.seeds) for arm in comparison.arms})
     each = f"{seeds[0]} {'seeds' if seeds[0] != 1 else 'seed'}"
     each = f"{each} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     arms = f"{len(comparison.arms)} arms" if len(comparison.arms) > 1 else "One arm"
