@@ -292,7 +292,9 @@ def test_the_grid_is_what_conf_holds():
 
 def test_the_pictures_and_files_it_names_are_there():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    links = [page.parent / link for page in pages for link in re.findall(r"\]\(([^):#]+)[)#]", page.read_text())]
+    links = [
+        page.parent / link for page in pages for link in re.findall(r"\]\(([^):#]+)[)#]", page.read_text())
+    ]
     code = r"`((?:minllm|conf|tests|notebooks)/[\w/.]+\.\w+)`"
     named = [ROOT / path for page in pages for path in re.findall(code, page.read_text())]
     assert len(links) >= 10 and len(named) >= 10
