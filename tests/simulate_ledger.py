@@ -81,7 +81,7 @@ def ledger(kinds: Sequence[str], ideas: Sequence[Study], rule: str) -> Tally:
     return tally
 
 
-def main(count: int = 1000) -> None:
+def main(count: int = 600) -> None:
     pools = {kind: studies(effect, count) for kind, effect in EFFECTS.items()}
     row(["ideas", "better", "worse", "", "false among found", "better ones found", "a false one", "false ones", "pairs"])
     row(["---"] * 9)

@@ -29,6 +29,8 @@ PATHS = 2**17
 
 EXACT_PAIRS = 16
 """Up to here all sign flips are enumerated, at most 2^15; beyond, the signs of further pairs are drawn."""
+FAR = 0.05
+"""Up to this error rate only the sign flips that are far from 0 at some look are kept, to save time."""
 GRID = 2**16
 """Steps in the sum of all sizes when the sign flips of more pairs are counted."""
 
@@ -195,8 +197,16 @@ class SignFlips:
         if len(self.planned) == 1:
             return [self.p_value(look) <= level]
         allowed = [self._allowed(level, pairs) for pairs in self.looks[: look + 1]]
-        limits = thresholds(self.sums[:, : look + 1], allowed)
+        sums = self._far if level <= FAR else self.sums
+        limits = thresholds(sums[:, : look + 1], allowed)
         return [-abs(seen) <= limit for seen, limit in zip(self.observed, limits)]
+
+    @functools.cached_property
+    def _far(self) -> Floats:
+        """The sums of the sign flips that can be rejected at a level of at most FAR, which are few."""
+        allowed = [max(0, self._allowed(FAR, pairs)) for pairs in self.looks]
+        limits = [np.partition(column, total)[total] for column, total in zip(self.sums.T, allowed)]
+        return np.asfortranarray(self.sums[(self.sums <= limits).any(axis=1)])
 
     def _allowed(self, level: float, pairs: int) -> int:
         share = spent(level, self.planned, pairs)
