@@ -51,8 +51,11 @@ def p_overall(study: Floats) -> list[float]:
         both = np.array(of_t) <= boundary(LOOKS, tried, 2), of_signs.rejections(len(looks) - 1, tried)
         rejected[tried] = np.logical_and(*(np.maximum.accumulate(each) for each in both))
     single = np.minimum.accumulate([max(p, of_signs.p_value(look)) for look, p in enumerate(of_t)])
-    found = [sequential_p(lambda tried: rejected[tried][look], LEVELS, ALPHA) for look in range(len(looks))]
-    return [p if p > LEVELS[0] else min(p, len(looks) * least) for p, least in zip(found, single)]
+    found = []
+    for by_look, least in zip(zip(*rejected.values()), single):
+        p = sequential_p(dict(zip(rejected, by_look)).__getitem__, LEVELS, ALPHA)
+        found.append(p if p > LEVELS[0] else min(p, len(looks) * least))
+    return found
 
 
 def studies(effect: float, count: int) -> list[Study]:
@@ -83,7 +86,8 @@ def ledger(kinds: Sequence[str], ideas: Sequence[Study], rule: str) -> Tally:
 
 def main(count: int = 600) -> None:
     pools = {kind: studies(effect, count) for kind, effect in EFFECTS.items()}
-    row(["ideas", "better", "worse", "", "false among found", "better ones found", "a false one", "false ones", "pairs"])
+    shown = ["false among found", "better ones found", "a false one", "false ones", "pairs"]
+    row(["ideas", "better", "worse", "", *shown])
     row(["---"] * 9)
     for ideas, better, worse in ((100, 0, 0), (100, 0, 40), (30, 6, 12), (60, 6, 24)):
         kinds = np.repeat(list(EFFECTS), (ideas - better - worse, worse, better))

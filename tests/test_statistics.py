@@ -317,7 +317,7 @@ def test_fewer_than_six_pairs_never_suffice(pairs):
 
 @pytest.mark.parametrize(
     "arms, looks, needed",
-    [(2, (), 7), (20, (), 10), (2, range(7, 33), 9), (3, range(7, 33), 10), (2, (6, 10, 20), 10)],
+    [(2, (), 7), (20, (), 10), (2, range(6, 33), 8), (3, range(6, 33), 9), (2, (6, 10, 20), 10)],
 )
 def test_more_arms_and_looks_need_more_pairs(arms, looks, needed):
     clear = [-0.2, -0.21, -0.19, -0.2, -0.22, -0.18, -0.2]

@@ -86,7 +86,7 @@ def test_no_boundary_is_above_the_error_rate_or_spends_more_than_it(power, monke
     looks = (7, 8, 12, 20)
     monkeypatch.setattr(boundaries, "POWER", power)
     limits = np.array(boundary.__wrapped__(looks, 0.05, 1))
-    assert (0 < limits).all() and (limits <= 0.05).all()
+    assert (limits > 0).all() and (limits <= 0.05).all()
     p_values = stats.t.cdf(boundaries._null(looks), np.array(looks) - 1)
     rejected = np.logical_or.accumulate(p_values <= limits * (1 - 1e-6), axis=1).mean(axis=0)
     assert (rejected <= [spent(0.05, looks, pairs) for pairs in looks]).all()

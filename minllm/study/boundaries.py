@@ -34,7 +34,10 @@ FAR = 0.05
 GRID = 2**16
 """Steps in the sum of all sizes when the sign flips of more pairs are counted."""
 
-LEVELS = (1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+LEVELS = (
+    *(1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01),
+    *(0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7),
+)
 """The error rates at which sequential tests are tried; a p-value is rounded up to one of them, or to 1."""
 
 ROUNDING = (
@@ -78,7 +81,9 @@ def skewness(pairs: int, second: Floats, third: Floats) -> Floats:
     if pairs < 3:
         return np.zeros_like(second)
     safe = np.where(second > 0, second, 1.0)
-    return np.where(second > 0, math.sqrt(pairs * (pairs - 1)) / (pairs - 2) * third / (safe * np.sqrt(safe)), 0.0)
+    return np.where(
+        second > 0, math.sqrt(pairs * (pairs - 1)) / (pairs - 2) * third / (safe * np.sqrt(safe)), 0.0
+    )
 
 
 @functools.lru_cache(maxsize=1024)
