@@ -11,6 +11,7 @@ from scipy import stats
 from minllm.study import boundaries
 from minllm.study.boundaries import (
     EXACT_PAIRS,
+    LEVELS,
     PATHS,
     SignFlips,
     boundary,
@@ -91,6 +92,17 @@ def test_no_boundary_is_above_the_error_rate_or_spends_more_than_it(power, monke
     rejected = np.logical_or.accumulate(p_values <= limits * (1 - 1e-6), axis=1).mean(axis=0)
     assert (rejected <= [spent(0.05, looks, pairs) for pairs in looks]).all()
     assert rejected[-1] == pytest.approx(0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [9, 20])
+def test_leaving_out_sign_flips_near_0_changes_nothing(count, monkeypatch):
+    differences = np.round(np.random.default_rng(count).normal(0.6, 1, count), 1)
+    looks = [pairs for pairs in LOOKS if pairs <= count]
+    some, all_ = SignFlips(differences, looks, LOOKS), SignFlips(differences, looks, LOOKS)
+    few = [some.rejections(len(looks) - 1, level) for level in LEVELS]
+    monkeypatch.setattr(boundaries, "FAR", 0.0)
+    assert few == [all_.rejections(len(looks) - 1, level) for level in LEVELS]
+    assert len(some._far) < some.rows / 4
 
 
 def test_many_sign_flips_are_counted_as_if_each_were_tried():
