@@ -50,11 +50,12 @@ def p_overall(study: Floats) -> list[float]:
     for tried in LEVELS:
         both = np.array(of_t) <= boundary(LOOKS, tried, 2), of_signs.rejections(len(looks) - 1, tried)
         rejected[tried] = np.logical_and(*(np.maximum.accumulate(each) for each in both))
-    single = np.minimum.accumulate([max(p, of_signs.p_value(look)) for look, p in enumerate(of_t)])
+    parts = [2 * (len(looks) - 1)] * (len(looks) - 1) + [2]
+    of_looks = [max(p, of_signs.p_value(look)) * part for look, (p, part) in enumerate(zip(of_t, parts))]
     found = []
-    for by_look, least in zip(zip(*rejected.values()), single):
+    for by_look, least in zip(zip(*rejected.values()), np.minimum.accumulate(of_looks)):
         p = sequential_p(dict(zip(rejected, by_look)).__getitem__, LEVELS, ALPHA)
-        found.append(p if p > LEVELS[0] else min(p, len(looks) * least))
+        found.append(p if p > LEVELS[0] else min(p, least))
     return found
 
 

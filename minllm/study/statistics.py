@@ -330,7 +330,8 @@ class _Trial:
     def _p_overall(self) -> float:
         """Return the sequential p-value for no difference at the last look that was reached, settled or not.
 
-        Below the smallest of LEVELS it is Bonferroni's: the smallest p-value of a look times the number of looks.
+        Below the smallest of LEVELS it is Bonferroni's. Half of it is for the last look, which most often decides
+        whether a p-value gets so small, and the rest is divided equally among the others.
         """
         if not self.reached:
             return 1.0
@@ -342,7 +343,10 @@ class _Trial:
             max(self.of_t[look] if self.samples[look].is_finite else 0.0, self.flips.p_value(look))
             for look in range(last + 1)
         ]
-        return min(found, len(self.planned) * min(of_looks))
+        others = 2 * (len(self.planned) - 1)
+        return min(
+            found, *(p * (2 if look == len(self.planned) - 1 else others) for look, p in enumerate(of_looks))
+        )
 
     def _chance(self, level: float) -> float | None:
         """Return the chance that a look to come settles it; None before the first look and after the last."""
