@@ -1,6 +1,6 @@
 """How many ideas a ledger finds, how many of them falsely, and how many pairs its verdicts take, in simulated ledgers.
 
-`python -m tests.simulate_ledger` prints the table of docs/ledger.md, which takes about five minutes.
+`python -m tests.simulate_ledger` prints the table of docs/ledger.md, which takes about two minutes of CPU time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many pairs a verdict takes and how often it is wrong, in simulated studies.
 
-`python -m tests.simulate_verdicts` prints the tables of docs/compare.md, which takes about six minutes.
+`python -m tests.simulate_verdicts` prints the tables of docs/compare.md, which takes about two minutes of CPU time.
 `before` is the procedure that the sequential one replaced: four looks, each at a quarter of the error rate.
 """
 
