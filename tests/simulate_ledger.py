@@ -50,13 +50,12 @@ def p_overall(study: Floats) -> list[float]:
     for tried in LEVELS:
         both = np.array(of_t) <= boundary(LOOKS, tried, 2), of_signs.rejections(len(looks) - 1, tried)
         rejected[tried] = np.logical_and(*(np.maximum.accumulate(each) for each in both))
-    parts = [2 * (len(looks) - 1)] * (len(looks) - 1) + [2]
-    of_looks = [max(p, of_signs.p_value(look)) * part for look, (p, part) in enumerate(zip(of_t, parts))]
-    found = []
-    for by_look, least in zip(zip(*rejected.values()), np.minimum.accumulate(of_looks)):
-        p = sequential_p(dict(zip(rejected, by_look)).__getitem__, LEVELS, ALPHA)
-        found.append(p if p > LEVELS[0] else min(p, least))
-    return found
+    found = [
+        sequential_p(dict(zip(rejected, by_look)).__getitem__, LEVELS, ALPHA)
+        for by_look in zip(*rejected.values())
+    ]
+    found[-1] = min(found[-1], max(of_t[-1], of_signs.p_value(len(looks) - 1)))
+    return [min(1.0, 2 * p) for p in found]
 
 
 def studies(effect: float, count: int) -> list[Study]:

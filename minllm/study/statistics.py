@@ -328,25 +328,21 @@ class _Trial:
         )
 
     def _p_overall(self) -> float:
-        """Return the sequential p-value for no difference at the last look that was reached, settled or not.
+        """Return a p-value for no difference over all looks that were reached, settled or not.
 
-        Below the smallest of LEVELS it is Bonferroni's. Half of it is for the last look, which most often decides
-        whether a p-value gets so small, and the rest is divided equally among the others.
+        Half of the error rate is for the sequential test, and half for the last planned look alone: the sequential test
+        decides early, but hardly ever at the small levels of late ideas.
         """
         if not self.reached:
             return 1.0
         last = len(self.reached) - 1
         found = self._p_difference(last)
-        if len(self.planned) == 1 or found > LEVELS[0]:
+        if len(self.planned) == 1:
             return found
-        of_looks = [
-            max(self.of_t[look] if self.samples[look].is_finite else 0.0, self.flips.p_value(look))
-            for look in range(last + 1)
-        ]
-        others = 2 * (len(self.planned) - 1)
-        return min(
-            found, *(p * (2 if look == len(self.planned) - 1 else others) for look, p in enumerate(of_looks))
-        )
+        if len(self.reached) == len(self.planned):
+            of_t = self.of_t[last] if self.samples[last].is_finite else 0.0
+            found = min(found, max(of_t, self.flips.p_value(last)))
+        return min(1.0, 2 * found)
 
     def _chance(self, level: float) -> float | None:
         """Return the chance that a look to come settles it; None before the first look and after the last."""
