@@ -9,7 +9,17 @@ import pytest
 from scipy import stats
 
 from minllm.study import boundaries
-from minllm.study.boundaries import PATHS, SignFlips, boundary, sequential_p, spent, thresholds
+from minllm.study.boundaries import (
+    EXACT_PAIRS,
+    LEVELS,
+    PATHS,
+    SignFlips,
+    boundary,
+    sequential_p,
+    spent,
+    tail,
+    thresholds,
+)
 from minllm.study.divergence import mcnemar
 from minllm.study.futility import FUTILE, chance_to_settle
 from minllm.study.statistics import verdicts
@@ -50,7 +60,7 @@ def test_no_more_is_spent_than_was_allowed_and_ties_stay_together():
 
 
 def test_the_whole_error_rate_is_spent_at_the_last_look():
-    assert spent(0.05, (6, 28), 28) == 0.05 and 2 / 2**6 <= spent(0.05, (6, 28), 6) < 0.05
+    assert spent(0.05, (7, 32), 32) == 0.05 and 2 / 2**7 <= spent(0.05, (7, 32), 7) < 0.05
     assert boundary((9,), 0.05, 2) == (0.05,)
 
 
@@ -69,6 +79,42 @@ def test_sign_flips_have_the_promised_error_rate_whatever_the_sizes():
     allowed = [flips._allowed(0.05, pairs) for pairs in looks]
     rejected = (flips.sums <= thresholds(flips.sums, allowed)).any(axis=1)
     assert flips.rows == 2**9 and 0.02 < rejected.mean() <= 0.05
+
+
+@pytest.mark.parametrize("power", [0.2, 1.0])
+def test_no_boundary_is_above_the_error_rate_or_spends_more_than_it(power, monkeypatch):
+    """However early most of it is spent, and although Hall's transformation makes early p-values too large."""
+    looks = (7, 8, 12, 20)
+    monkeypatch.setattr(boundaries, "POWER", power)
+    limits = np.array(boundary.__wrapped__(looks, 0.05, 1))
+    assert (limits > 0).all() and (limits <= 0.05).all()
+    p_values = stats.t.cdf(boundaries._null(looks), np.array(looks) - 1)
+    rejected = np.logical_or.accumulate(p_values <= limits * (1 - 1e-6), axis=1).mean(axis=0)
+    assert (rejected <= [spent(0.05, looks, pairs) for pairs in looks]).all()
+    assert rejected[-1] == pytest.approx(0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [9, 20])
+def test_leaving_out_sign_flips_near_0_changes_nothing(count, monkeypatch):
+    differences = np.round(np.random.default_rng(count).normal(0.6, 1, count), 1)
+    looks = [pairs for pairs in LOOKS if pairs <= count]
+    some, all_ = SignFlips(differences, looks, LOOKS), SignFlips(differences, looks, LOOKS)
+    few = [some.rejections(len(looks) - 1, level) for level in LEVELS]
+    monkeypatch.setattr(boundaries, "FAR", 0.0)
+    assert few == [all_.rejections(len(looks) - 1, level) for level in LEVELS]
+    assert len(some._far) < some.rows / 4
+
+
+def test_many_sign_flips_are_counted_as_if_each_were_tried():
+    random = np.random.default_rng(3)
+    for mean in (0.0, 0.5, 2.0):
+        differences = random.normal(mean, 1, EXACT_PAIRS)
+        flips = SignFlips(differences, [EXACT_PAIRS], [EXACT_PAIRS])
+        counted = tail(flips.weights[0], flips.observed[0])
+        assert flips.p_value(0) <= counted <= flips.p_value(0) * 1.01
+    assert tail(np.full(40, 1 / 40), 1.0) == pytest.approx(2 / 2**40)
+    assert tail(np.full(40, 1 / 40), 0.5) == pytest.approx(2 * stats.binom.sf(29, 40, 0.5))
+    assert tail(np.zeros(20), 0.0) == 1
 
 
 def test_a_look_is_the_same_when_it_is_repeated_with_more_pairs():
@@ -94,9 +140,10 @@ def test_a_difference_of_the_margin_is_called_equivalent_no_more_often_than_prom
 
 
 def test_fewer_pairs_are_needed_than_with_four_looks_at_a_quarter_of_the_error_rate():
-    clear, none = (sample(DIFFERENCES["normal"], effect, 100, seed=3) for effect in (2.0, 0.0))
-    assert after(clear, 0.1).pairs.mean() <= 0.8 * before(clear, 0.1).pairs.mean()
+    clear, small, none = (sample(DIFFERENCES["normal"], effect, 100, seed=3) for effect in (2.0, 0.75, 0.0))
+    assert after(clear, 0.1).pairs.mean() <= 0.9 * before(clear, 0.1).pairs.mean()
     assert after(none, 0.1).pairs.mean() <= 0.55 * before(none, 0.1).pairs.mean()
+    assert after(small, 0.1).share(1) >= before(small, 0.1).share(1) - 0.07, "nor are there fewer findings"
 
 
 def test_the_simulation_judges_as_verdicts_do():
@@ -119,7 +166,7 @@ def test_the_interval_where_a_study_stops_covers_the_difference():
 
 
 def test_what_is_settled_stays_settled_by_its_own_pairs():
-    clear = [-0.1 - i / 1000 for i in range(6)]
+    clear = [-0.1 - i / 1000 for i in range(LOOKS[0])]
     early, late = judge(clear), judge([*clear, *[0.3] * 10])
     assert early.word == "better" and early == late
 

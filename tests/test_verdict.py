@@ -528,11 +528,11 @@ def test_an_arm_that_is_better_only_where_it_survives_is_unstable_and_settles_it
     names = ["norm=pre model.layout=[attn mlp,mlp]", "norm=post model/attn=mha"]
     name, other = names if unstable == "a" else reversed(names)
     assert comparison.headline == (
-        f"{name} is unstable: training diverged with 2 of 8 seeds (against 0 of 8 of {other}), although it reached"
-        " 0.1896 bits per byte less where it didn't."
+        f"{name} is unstable: training diverged with 2 of 7 seeds (against 0 of 7 of {other}), although it reached"
+        " 0.1897 bits per byte less where it didn't."
     )
     assert (contest.verdict.word, contest.outcome, contest.is_settled) == ("inconclusive", "unstable", True)
-    assert max(pairs for _, pairs in asked_for) == 8 and contest.verdict.interval == (-math.inf, math.inf)
+    assert max(pairs for _, pairs in asked_for) == 7 and contest.verdict.interval == (-math.inf, math.inf)
 
 
 def test_an_arm_that_needs_no_more_pairs_is_not_trained_further(settled, asked, monkeypatch):

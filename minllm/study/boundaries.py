@@ -21,15 +21,23 @@ from scipy.special import stdtr, stdtrit
 Floats = NDArray[np.float64]
 Sides = Literal[1, 2]
 
-POWER = 0.3
-"""Small, so that six pairs with the same sign (p = 0.031) can be enough out of 28 planned ones."""
+POWER = 0.7
+"""Small enough for seven pairs of the same sign (p = 0.016) to settle a contest of 32 planned ones, and large enough to
+leave the later looks most of the error rate, on which the power against smaller differences depends."""
 PATHS = 2**17
 """Simulated studies without a difference, from which the boundaries of the t tests are taken."""
 
 EXACT_PAIRS = 16
 """Up to here all sign flips are enumerated, at most 2^15; beyond, the signs of further pairs are drawn."""
+FAR = 0.05
+"""Up to this error rate only the sign flips that are far from 0 at some look are kept, to save time."""
+GRID = 2**16
+"""Steps in the sum of all sizes when the sign flips of more pairs are counted."""
 
-LEVELS = (1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+LEVELS = (
+    *(1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01),
+    *(0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7),
+)
 """The error rates at which sequential tests are tried; a p-value is rounded up to one of them, or to 1."""
 
 ROUNDING = (
@@ -50,7 +58,8 @@ def statistic(pairs: int, mean: Floats, sd: Floats, skew: Floats, at: float | Fl
     """
     root = math.sqrt(pairs)
     scaled = (mean - at) / sd
-    transformed = scaled + skew * scaled**2 / 3 + skew**2 * scaled**3 / 27 + skew / (6 * pairs)
+    part = skew * scaled / 3
+    transformed = scaled * (1 + part + part**2 / 3) + skew / (6 * pairs)
     agree = np.sign(scaled) == np.sign(transformed)
     nearer = np.minimum(np.abs(scaled), np.abs(transformed))
     return np.where(agree, np.sign(scaled) * nearer * root, 0.0)
@@ -72,7 +81,9 @@ def skewness(pairs: int, second: Floats, third: Floats) -> Floats:
     if pairs < 3:
         return np.zeros_like(second)
     safe = np.where(second > 0, second, 1.0)
-    return np.where(second > 0, math.sqrt(pairs * (pairs - 1)) / (pairs - 2) * third / safe**1.5, 0.0)
+    return np.where(
+        second > 0, math.sqrt(pairs * (pairs - 1)) / (pairs - 2) * third / (safe * np.sqrt(safe)), 0.0
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -80,31 +91,35 @@ def boundary(looks: tuple[int, ...], level: float, sides: Sides) -> tuple[float,
     """Return the p-value that a t test must reach at each look, so that its error rate over all looks is `level`.
 
     The boundaries are quantiles over simulated studies of normal differences. Neither the mean nor the standard
-    deviation matters, so they hold exactly, but for the error of the simulation.
+    deviation matters, so they hold exactly, but for the error of the simulation. None is above `level`.
     """
     if len(looks) == 1:
         return (level,)
-    lower = _null(looks)
-    p_values = lower if sides == 1 else 2 * np.minimum(lower, 1 - lower)
+    freedom = np.maximum(1, np.array(looks) - 1)
+    paths = _null(looks) if sides == 1 else -np.abs(_null(looks))
+    near = paths <= stdtrit(freedom, level / sides).astype(np.float32)
+    some = near.any(axis=1)  # no other study is ever rejected
     allowed = [math.floor(spent(level, looks, pairs) * PATHS) for pairs in looks]
-    return tuple(min(max(0.0, limit), level) for limit in thresholds(p_values, allowed))
+    limits = thresholds(np.where(near[some], paths[some], np.inf), allowed)
+    return tuple(min(level, sides * float(stdtr(df, limit))) for df, limit in zip(freedom, limits))
 
 
 @functools.lru_cache(maxsize=4)
 def _null(looks: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return one-sided p-values at each look of studies without a difference."""
+    """Return the t statistics at each look of studies without a difference."""
     random = np.random.default_rng(0)
     sums = np.zeros((3, PATHS))
-    found = np.empty((PATHS, len(looks)), np.float32, order="F")
+    found = np.zeros((PATHS, len(looks)), np.float32, order="F")
     for pairs in range(1, looks[-1] + 1):
         drawn = random.standard_normal(PATHS)
-        sums += drawn, drawn**2, drawn**3
-        if pairs in looks:
+        squared = drawn**2
+        sums += drawn, squared, squared * drawn
+        if pairs in looks and pairs > 1:
             first, second, third = sums / pairs
             variance = second - first**2
-            skew = skewness(pairs, variance, third - 3 * first * second + 2 * first**3)
-            sd = np.sqrt(variance * pairs / max(1, pairs - 1)) if pairs > 1 else np.full(PATHS, np.inf)
-            found[:, looks.index(pairs)] = stdtr(max(1, pairs - 1), statistic(pairs, first, sd, skew))
+            skew = skewness(pairs, variance, third - first * (3 * second - 2 * first**2))
+            sd = np.sqrt(variance * pairs / (pairs - 1))
+            found[:, looks.index(pairs)] = statistic(pairs, first, sd, skew)
     return found
 
 
@@ -112,7 +127,7 @@ def thresholds(paths: NDArray[np.floating], allowed: Sequence[int]) -> list[floa
     """Return how small a value must be at each look to reject, from studies without a difference.
 
     Args:
-        paths: a row for each study and a column for each look; small values reject.
+        paths: a row for each study and a column for each look; small values reject, infinite ones never.
         allowed: how many studies may have been rejected after each look.
     """
     alive = np.arange(len(paths))
@@ -123,7 +138,8 @@ def thresholds(paths: NDArray[np.floating], allowed: Sequence[int]) -> list[floa
         if left <= 0:
             found.append(-math.inf)
             continue
-        within = values < np.partition(values, left)[left] if left < len(values) else values < math.inf
+        least = np.partition(values, left)[left] if left < len(values) else math.inf
+        within = values < least
         found.append(float(values[within].max()) if within.any() else -math.inf)
         alive = alive[~within]
     return found
@@ -160,19 +176,20 @@ class SignFlips:
         signs = _signs(self.looks[-1])
         self.rows = len(signs)
         self.sums = np.empty((self.rows, len(self.looks)), order="F")
-        self.observed = []
+        self.weights, self.observed = [], []
         for column, pairs in enumerate(self.looks):
             seen = np.array(differences[:pairs], dtype=float)
             weights = sizes(seen)
             weights /= max(weights.sum(), 1e-300)
+            self.weights.append(weights)
             self.sums[:, column] = -np.round(np.abs(signs[:, :pairs] @ weights), ROUNDING)
             self.observed.append(round(float(np.sign(seen) @ weights), ROUNDING))
 
     def p_value(self, look: int) -> float:
-        """Return the fraction of sign flips whose sum is at least as far from 0, at one look."""
-        extreme = int(np.count_nonzero(self.sums[:, look] <= -abs(self.observed[look])))
-        drawn = int(self.looks[look] > EXACT_PAIRS)
-        return (drawn + extreme) / (drawn + self.rows)
+        """Return the fraction of all sign flips whose sum is at least as far from 0, at one look."""
+        if self.looks[look] > EXACT_PAIRS:
+            return tail(self.weights[look], self.observed[look])
+        return float(np.mean(self.sums[:, look] <= -abs(self.observed[look])))
 
     def sequential(self, look: int, levels: Sequence[float], alpha: float) -> float:
         """Return the sequential p-value after the looks up to this one."""
@@ -185,13 +202,38 @@ class SignFlips:
         if len(self.planned) == 1:
             return [self.p_value(look) <= level]
         allowed = [self._allowed(level, pairs) for pairs in self.looks[: look + 1]]
-        limits = thresholds(self.sums[:, : look + 1], allowed)
+        sums = self._far if level <= FAR else self.sums
+        limits = thresholds(sums[:, : look + 1], allowed)
         return [-abs(seen) <= limit for seen, limit in zip(self.observed, limits)]
+
+    @functools.cached_property
+    def _far(self) -> Floats:
+        """The sums of the sign flips that can be rejected at a level of at most FAR, which are few."""
+        allowed = [max(0, self._allowed(FAR, pairs)) for pairs in self.looks]
+        limits = [np.partition(column, total)[total] for column, total in zip(self.sums.T, allowed)]
+        return np.asfortranarray(self.sums[(self.sums <= limits).any(axis=1)])
 
     def _allowed(self, level: float, pairs: int) -> int:
         share = spent(level, self.planned, pairs)
         drawn = int(pairs > EXACT_PAIRS)  # the observed signs count as one of the drawn
         return math.floor(share * (self.rows + drawn) * (1 + 1e-12)) - drawn
+
+
+def tail(weights: Floats, observed: float) -> float:
+    """Return the share of all sign flips whose sum is at least as far from 0 as what was observed.
+
+    The weights are rounded to a grid, on which the distribution of the sum is built up weight by weight. Flips that
+    are at least as far but for rounding are counted, so the result isn't too small.
+    """
+    cells = np.rint(weights * GRID).astype(int)
+    chances = np.zeros(cells.sum() + 1)  # of the sum of the weights with a positive sign
+    chances[0] = 1.0
+    for cell in cells:
+        moved = chances.copy()
+        moved[cell:] += chances[: len(chances) - cell]
+        chances = moved / 2
+    first = math.ceil((len(chances) - 1 + abs(observed) * GRID - len(cells) / 2) / 2)
+    return min(1.0, 2 * float(chances[max(0, first) :].sum()))
 
 
 def sizes(differences: Floats) -> Floats:

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from minllm.study.boundaries import Floats, skewness, statistic
 
-FUTILE = 0.1
+FUTILE = 0.14
 """A contest is given up if the chance that a planned look settles it is below this."""
 
 NOISE = 1e-9  # relative to the values, anything smaller is rounding error

@@ -27,7 +27,6 @@ from minllm.study.explaining import Numbers, explained, settling
 from minllm.study.futility import FUTILE, NOISE, chance_to_settle, chance_to_settle_ranks
 from minllm.study.power import Guess, pairs_to_settle
 from minllm.study.sample import Sample, sample_of, spread
-from minllm.study.sign_flips import sign_flip_p
 
 Word = Literal["better", "equivalent", "worse", "inconclusive"]
 
@@ -328,20 +327,21 @@ class _Trial:
         )
 
     def _p_overall(self) -> float:
-        """Return the sequential p-value for no difference at the last look that was reached, settled or not.
+        """Return a p-value for no difference over all looks that were reached, settled or not.
 
-        Below the smallest of LEVELS it is Bonferroni's: the smallest p-value of a look times the number of looks.
+        Half of the error rate is for the sequential test, and half for the last planned look alone: the sequential test
+        decides early, but hardly ever at the small levels of late ideas.
         """
         if not self.reached:
             return 1.0
-        found = self._p_difference(len(self.reached) - 1)
-        if found > LEVELS[0]:
+        last = len(self.reached) - 1
+        found = self._p_difference(last)
+        if len(self.planned) == 1:
             return found
-        of_looks = [
-            max(p_t if sample.is_finite else 0.0, sign_flip_p(self.with_ties[: sample.pairs]))
-            for p_t, sample in zip(self.of_t, self.samples)
-        ]
-        return min(LEVELS[0], len(self.planned) * min(of_looks))
+        if len(self.reached) == len(self.planned):
+            of_t = self.of_t[last] if self.samples[last].is_finite else 0.0
+            found = min(found, max(of_t, self.flips.p_value(last)))
+        return min(1.0, 2 * found)
 
     def _chance(self, level: float) -> float | None:
         """Return the chance that a look to come settles it; None before the first look and after the last."""
