@@ -32,6 +32,7 @@ from tests.tiny import (
     go_together,
     groups_of_model,
     options,
+    random_model,
     tiny_cfg,
     tiny_model,
     tokens,
@@ -147,7 +148,7 @@ def reached(param: torch.nn.Parameter) -> bool:
 @every_pair
 def test_it_does_not_look_ahead(choices):
     """Changing token t changes no output before t, to the bit, and does change the one at t."""
-    model, batch, t = tiny_model(*choices, randomised=True), tokens(), 15
+    model, batch, t = random_model(*choices), tokens(), 15
     changed = batch.clone()
     changed[:, t] = (changed[:, t] + 1) % VOCAB
     if refuses_to_generate(model):
@@ -158,9 +159,10 @@ def test_it_does_not_look_ahead(choices):
 
 
 @every_pair
+@torch.no_grad()
 def test_decoding_step_by_step_equals_the_whole(choices):
     """A prompt read at once and then one token at a time gives the logits of the full forward pass."""
-    model, batch = tiny_model(*choices, randomised=True), tokens()
+    model, batch = random_model(*choices), tokens()
     if refuses_to_generate(model):
         return
     state = model.init_state(len(batch), T)
@@ -170,9 +172,10 @@ def test_decoding_step_by_step_equals_the_whole(choices):
 
 
 @every_pair
+@torch.no_grad()
 def test_prompts_of_different_lengths_decode_as_if_alone(choices):
     """A shorter prompt, padded on the left in a batch, gets the logits that it gets alone."""
-    model, batch, pad = tiny_model(*choices, randomised=True), tokens(), 5
+    model, batch, pad = random_model(*choices), tokens(), 5
     if refuses_to_generate(model):
         return
     segments = torch.zeros_like(batch)
@@ -188,7 +191,7 @@ def test_prompts_of_different_lengths_decode_as_if_alone(choices):
 @every_pair
 def test_documents_in_one_row_do_not_meet(choices):
     """Two documents packed in a row give the outputs that they give alone, whatever pads the rest."""
-    model, batch = tiny_model(*choices, randomised=True), tokens()
+    model, batch = random_model(*choices), tokens()
     segments = torch.tensor([[0] * 9 + [1] * 10 + [PAD] * 5] * 2)
     packed = model(batch, segments)
     same(packed[:, :9], model(batch[:, :9]))
@@ -201,7 +204,7 @@ def test_documents_in_one_row_do_not_meet(choices):
 @every_single
 def test_evaluation_is_the_same_in_any_batch(choices):
     """The loss of some documents doesn't depend on how many stand in a batch, nor on how far they are padded."""
-    model, learn = tiny_model(*choices, randomised=True), build(tiny_cfg(*choices).objective)
+    model, learn = random_model(*choices), build(tiny_cfg(*choices).objective)
     lengths = [3, 23, 7, 13, 20, 5, 9, 16, 11]
     batch = tokens(len(lengths), 2 * T)
 
@@ -251,7 +254,7 @@ def test_it_computes_in_bf16_too(choices):
 @every_option
 def test_a_checkpoint_gives_the_same_logits(choices, tmp_path):
     """Saved and loaded into a model with other weights: the same logits to the bit."""
-    model, other, batch = tiny_model(*choices, randomised=True), tiny_model(*choices), tokens()
+    model, other, batch = random_model(*choices), tiny_model(*choices), tokens()
     assert not torch.equal(other(batch), model(batch))
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoints.save(tmp_path, model, optimizer, checkpoints.Progress(step=1), keep=1)
