@@ -14,15 +14,18 @@ import torch
 from allpairspy import AllPairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minllm import tracing
 from minllm.data.batches import IGNORED
 from minllm.errors import UserError
 from minllm.laws.laws import check_laws
 from minllm.model.context import PAD
-from minllm.model.cost import cost
+from minllm.model.cost import cost, forward_flops, state_bytes
 from minllm.model.lm import LM
 from minllm.model.norm import Norms
 from minllm.schema.building import build
 from minllm.schema.checking import literal_words, options_of
+from minllm.tasks.describe import column
+from minllm.tracing.tree import Step
 from minllm.training import checkpoints
 from tests.pairs import is_refused
 from tests.tiny import (
@@ -67,6 +70,8 @@ VALUES = [
     ("model/mlp=moe", "+model/mlp@model.mlp.shared=gelu"),
 ]
 """What isn't a file of its own, and changes what a model computes."""
+TRACED = [(f"experiment={name}",) for name in ("gpt2", "gemma2", "jamba", "deepseek_v3", "megalodon")]
+"""A preset for each thing that a trace must name; the costs of all presets are held to what is measured."""
 PRESETS = [(choice,) for choice in options("experiment")]
 
 
@@ -88,6 +93,7 @@ PAIRS = [
 # the laws of one option follow each other, so that a process composes and builds what it needs once
 of_choices = partial(pytest.mark.parametrize, "choices", ids=" ".join, scope="module")
 every_single = of_choices(SINGLES)
+every_traced = of_choices(SINGLES + TRACED)
 every_option = of_choices(SINGLES + VALUES + PRESETS)
 every_pair = of_choices(SINGLES + VALUES + PRESETS + PAIRS)
 every_objective = pytest.mark.parametrize("objective", options("objective"))
@@ -304,6 +310,28 @@ def test_reported_costs_are_what_is_measured(choices):
         model(tokens(1)[:, t : t + 1], state=state)
     held = {x.untyped_storage() for states in state.branches for s in states.values() for x in s.tensors()}
     assert reported.state_bytes_per_sequence == sum(storage.nbytes() for storage in held)
+
+
+@every_option
+def test_the_parameters_that_are_described_add_up(choices):
+    said = column(tiny_cfg(*choices))
+    groups = [figure for name, figure in said.items() if name.startswith("  ") and "per token" not in name]
+    assert sum(int(figure.replace(",", "")) for figure in groups) == int(said["parameters"].replace(",", ""))
+
+
+@every_traced
+def test_it_is_traced_and_the_totals_are_what_is_measured(choices):
+    cfg = tiny_cfg(*choices)
+    trace, model = tracing.trace(cfg), build(cfg.model, build(cfg.tokenizer).vocab_size, build(cfg.norm))
+    steps = [part for part in trace.root.walk() if isinstance(part, Step)]
+    assert trace.params == sum(p.numel() for p in model.parameters())
+    assert sum(step.params for step in steps) == trace.params, "each parameter is read by a step"
+    assert trace.flops == sum(step.flops for step in steps) == forward_flops(model, T)
+    assert trace.state_bytes == state_bytes(model, 1, T)
+    text = str(trace)
+    assert max(map(len, text.splitlines())) <= 110
+    assert f"{trace.params:,} parameters" in text and f"{trace.flops:,} FLOPs" in text
+    assert all(len(value.letters) == len(value.sizes) for step in steps for value in step.outputs)
 
 
 @every_option
