@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +23,13 @@ hypothesis.settings.load_profile("busy machine")
 
 # a shell's background jobs ignore Ctrl-C, and so would what the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported, which it would otherwise look through again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from tests.tiny import VOCAB, completed, has_no_mask, has_no_word, is_listed, tiny_cfg
 
+READ = ("model", "norm", "objective", "extensions", "choices", "typed")
+"""What is read where a model is built as shapes."""
 OF_A_LAYOUT = ("layout", "first", "loops", "n_layers")
 
 
@@ -17,6 +19,7 @@ OF_A_LAYOUT = ("layout", "first", "loops", "n_layers")
 def alone(choice: str) -> dict:
     """Return a choice's tiny configuration, with what it needs; a recurrent mixer stands beside an attention."""
     cfg = OmegaConf.to_container(tiny_cfg(*completed(choice)), resolve=True)
+    cfg = {name: cfg[name] for name in READ}
     if choice.startswith("model/rec="):
         cfg["model"]["layout"] = ["rec mlp", "attn mlp"]
     return cfg

@@ -9,16 +9,6 @@ import pytest
 from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.tasks.describe import column, describe, table
-from tests.tiny import completed, groups_of_model, options, tiny_cfg
-
-CHOICES = [completed(choice) for group in [*groups_of_model(), "experiment"] for choice in options(group)]
-
-
-@pytest.mark.parametrize("choices", CHOICES, ids=" ".join)
-def test_every_choice_is_described_and_its_groups_add_up(choices):
-    said = column(tiny_cfg(*choices, "tokenizer=bytes"))
-    groups = [figure for name, figure in said.items() if name.startswith("  ") and "per token" not in name]
-    assert sum(int(figure.replace(",", "")) for figure in groups) == int(said["parameters"].replace(",", ""))
 
 
 def test_two_models_stand_side_by_side(capsys):

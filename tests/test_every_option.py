@@ -14,15 +14,18 @@ import torch
 from allpairspy import AllPairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minllm import tracing
 from minllm.data.batches import IGNORED
 from minllm.errors import UserError
 from minllm.laws.laws import check_laws
 from minllm.model.context import PAD
-from minllm.model.cost import cost
+from minllm.model.cost import cost, forward_flops, state_bytes
 from minllm.model.lm import LM
 from minllm.model.norm import Norms
 from minllm.schema.building import build
 from minllm.schema.checking import literal_words, options_of
+from minllm.tasks.describe import column
+from minllm.tracing.tree import Step
 from minllm.training import checkpoints
 from tests.pairs import is_refused
 from tests.tiny import (
@@ -32,6 +35,7 @@ from tests.tiny import (
     go_together,
     groups_of_model,
     options,
+    random_model,
     tiny_cfg,
     tiny_model,
     tokens,
@@ -66,6 +70,8 @@ VALUES = [
     ("model/mlp=moe", "+model/mlp@model.mlp.shared=gelu"),
 ]
 """What isn't a file of its own, and changes what a model computes."""
+TRACED = [(f"experiment={name}",) for name in ("gpt2", "gemma2", "jamba", "deepseek_v3", "megalodon")]
+"""A preset for each thing that a trace must name; the costs of all presets are held to what is measured."""
 PRESETS = [(choice,) for choice in options("experiment")]
 
 
@@ -87,6 +93,7 @@ PAIRS = [
 # the laws of one option follow each other, so that a process composes and builds what it needs once
 of_choices = partial(pytest.mark.parametrize, "choices", ids=" ".join, scope="module")
 every_single = of_choices(SINGLES)
+every_traced = of_choices(SINGLES + TRACED)
 every_option = of_choices(SINGLES + VALUES + PRESETS)
 every_pair = of_choices(SINGLES + VALUES + PRESETS + PAIRS)
 every_objective = pytest.mark.parametrize("objective", options("objective"))
@@ -147,7 +154,7 @@ def reached(param: torch.nn.Parameter) -> bool:
 @every_pair
 def test_it_does_not_look_ahead(choices):
     """Changing token t changes no output before t, to the bit, and does change the one at t."""
-    model, batch, t = tiny_model(*choices, randomised=True), tokens(), 15
+    model, batch, t = random_model(*choices), tokens(), 15
     changed = batch.clone()
     changed[:, t] = (changed[:, t] + 1) % VOCAB
     if refuses_to_generate(model):
@@ -158,9 +165,10 @@ def test_it_does_not_look_ahead(choices):
 
 
 @every_pair
+@torch.no_grad()
 def test_decoding_step_by_step_equals_the_whole(choices):
     """A prompt read at once and then one token at a time gives the logits of the full forward pass."""
-    model, batch = tiny_model(*choices, randomised=True), tokens()
+    model, batch = random_model(*choices), tokens()
     if refuses_to_generate(model):
         return
     state = model.init_state(len(batch), T)
@@ -170,9 +178,10 @@ def test_decoding_step_by_step_equals_the_whole(choices):
 
 
 @every_pair
+@torch.no_grad()
 def test_prompts_of_different_lengths_decode_as_if_alone(choices):
     """A shorter prompt, padded on the left in a batch, gets the logits that it gets alone."""
-    model, batch, pad = tiny_model(*choices, randomised=True), tokens(), 5
+    model, batch, pad = random_model(*choices), tokens(), 5
     if refuses_to_generate(model):
         return
     segments = torch.zeros_like(batch)
@@ -188,7 +197,7 @@ def test_prompts_of_different_lengths_decode_as_if_alone(choices):
 @every_pair
 def test_documents_in_one_row_do_not_meet(choices):
     """Two documents packed in a row give the outputs that they give alone, whatever pads the rest."""
-    model, batch = tiny_model(*choices, randomised=True), tokens()
+    model, batch = random_model(*choices), tokens()
     segments = torch.tensor([[0] * 9 + [1] * 10 + [PAD] * 5] * 2)
     packed = model(batch, segments)
     same(packed[:, :9], model(batch[:, :9]))
@@ -201,7 +210,7 @@ def test_documents_in_one_row_do_not_meet(choices):
 @every_single
 def test_evaluation_is_the_same_in_any_batch(choices):
     """The loss of some documents doesn't depend on how many stand in a batch, nor on how far they are padded."""
-    model, learn = tiny_model(*choices, randomised=True), build(tiny_cfg(*choices).objective)
+    model, learn = random_model(*choices), build(tiny_cfg(*choices).objective)
     lengths = [3, 23, 7, 13, 20, 5, 9, 16, 11]
     batch = tokens(len(lengths), 2 * T)
 
@@ -251,7 +260,7 @@ def test_it_computes_in_bf16_too(choices):
 @every_option
 def test_a_checkpoint_gives_the_same_logits(choices, tmp_path):
     """Saved and loaded into a model with other weights: the same logits to the bit."""
-    model, other, batch = tiny_model(*choices, randomised=True), tiny_model(*choices), tokens()
+    model, other, batch = random_model(*choices), tiny_model(*choices), tokens()
     assert not torch.equal(other(batch), model(batch))
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoints.save(tmp_path, model, optimizer, checkpoints.Progress(step=1), keep=1)
@@ -301,6 +310,28 @@ def test_reported_costs_are_what_is_measured(choices):
         model(tokens(1)[:, t : t + 1], state=state)
     held = {x.untyped_storage() for states in state.branches for s in states.values() for x in s.tensors()}
     assert reported.state_bytes_per_sequence == sum(storage.nbytes() for storage in held)
+
+
+@every_option
+def test_the_parameters_that_are_described_add_up(choices):
+    said = column(tiny_cfg(*choices))
+    groups = [figure for name, figure in said.items() if name.startswith("  ") and "per token" not in name]
+    assert sum(int(figure.replace(",", "")) for figure in groups) == int(said["parameters"].replace(",", ""))
+
+
+@every_traced
+def test_it_is_traced_and_the_totals_are_what_is_measured(choices):
+    cfg = tiny_cfg(*choices)
+    trace, model = tracing.trace(cfg), build(cfg.model, build(cfg.tokenizer).vocab_size, build(cfg.norm))
+    steps = [part for part in trace.root.walk() if isinstance(part, Step)]
+    assert trace.params == sum(p.numel() for p in model.parameters())
+    assert sum(step.params for step in steps) == trace.params, "each parameter is read by a step"
+    assert trace.flops == sum(step.flops for step in steps) == forward_flops(model, T)
+    assert trace.state_bytes == state_bytes(model, 1, T)
+    text = str(trace)
+    assert max(map(len, text.splitlines())) <= 110
+    assert f"{trace.params:,} parameters" in text and f"{trace.flops:,} FLOPs" in text
+    assert all(len(value.letters) == len(value.sizes) for step in steps for value in step.outputs)
 
 
 @every_option

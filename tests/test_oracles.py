@@ -455,10 +455,14 @@ PUBLISHED = {
 """What the published config.json says where it differs from the class's defaults, and the number of parameters."""
 
 
-@functools.cache
+@functools.lru_cache(1)  # the preset that is compared is also counted
+def composed(*words: str) -> DictConfig:
+    return compose(words)
+
+
 def nodes(*words: str) -> dict:
     """Return what makes the model, as a configuration has it."""
-    cfg = OmegaConf.to_container(compose(words), resolve=True)
+    cfg = OmegaConf.to_container(composed(*words), resolve=True)
     return {name: cfg[name] for name in ("model", "norm")} | {"seq_len": cfg["data"]["seq_len"]}
 
 
@@ -477,7 +481,7 @@ def test_min_gemma_has_964352_parameters():
 
 
 def params_of(preset: str, vocab: int) -> int:
-    cfg = compose([f"experiment={preset}"])
+    cfg = composed(f"experiment={preset}")
     with torch.device("meta"):
         model = build(cfg.model, vocab, build(cfg.norm))
     return sum(p.numel() for p in model.parameters())

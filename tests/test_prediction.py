@@ -212,6 +212,7 @@ def trial(folder, shape, precision, words):
         "data=tales", "data.packing=concat", "data.train_stories=200", "data.val_stories=16", "data.num_proc=1",
         f"data.cache={stores}", "train.steps=2", "train.eval_every=0", "train.checkpoint_every=0",
         "train.sample_every=0", "train.device=cpu", "train.compile=false", f"train.precision={precision}",
+        f"train.check={str(bool(shape)).lower()}",  # what it holds is released before the first step
         *words,
     ]
     cfg = config(SHAPES[shape], SETTINGS[f"eager_{precision}"], words=words) if shape else compose(words)
@@ -236,7 +237,8 @@ for line in sys.stdin:
         print("null", flush=True)
 """
 
-ONE_OF_EACH_SCAN = [f"model/rec={name}" for name in ("mamba", "mamba2", "deltanet", "mega", "rglru")]
+# mamba is that of small_jamba, and gla that of small_gla
+ONE_OF_EACH_SCAN = [f"model/rec={name}" for name in ("mamba2", "deltanet", "mega", "rglru")]
 SMALL = ["model.dim=192", "model.n_layers=2", "train.batch_size=8", "data.seq_len=192"]
 
 
@@ -288,7 +290,14 @@ def trial() -> Iterator[Callable[..., dict]]:
         (
             "",
             "fp32",
-            ["optim=muon", "model.dim=512", "model.n_layers=3", "train.batch_size=1", "tokenizer=bytes"],
+            [
+                "optim=muon",
+                "model.dim=512",
+                "model.n_layers=3",
+                "train.batch_size=1",
+                "tokenizer=bytes",
+                "train.steps=1",
+            ],
         ),
         ("", "fp32", [*SMALL, "train.malloc=default", "train.micro_batch_size=4"]),
     ],

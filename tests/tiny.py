@@ -126,6 +126,7 @@ def words_of(layout: str) -> set[str]:
 
 
 refused_pairs = refused()
+OBJECTIVE = f"objective={default_choices()['objective']}"
 
 
 def completed(choice: str) -> tuple[str, ...]:
@@ -137,9 +138,13 @@ def completed(choice: str) -> tuple[str, ...]:
     return (choice, *needed)
 
 
-@functools.cache
 def tiny_cfg(*choices: str) -> DictConfig:
     """Return the configuration of some choices at a tiny size; nobody changes it."""
+    return composed(*(choice for choice in choices if choice != OBJECTIVE))
+
+
+@functools.cache
+def composed(*choices: str) -> DictConfig:
     cfg = compose([*choices, *SIZES])
     cfg.typed = []  # whether each override has an effect is proved elsewhere, and takes a while
     shrink(cfg.model)
@@ -194,6 +199,12 @@ def tiny_model(*choices: str, randomised: bool = False, n_layers: int | None = N
             for param in model.parameters():
                 param.copy_(torch.randn(param.shape, generator=generator) * sigma + (param.ndim == 1) * 0.5)
     return (remembering(model) if model.reads_memory else model).eval()
+
+
+@functools.lru_cache(2)
+def random_model(*choices: str) -> LM:
+    """Return the tiny model of some choices with random weights, which tests share: nobody changes it."""
+    return tiny_model(*choices, randomised=True)
 
 
 def remembering(model: LM) -> LM:

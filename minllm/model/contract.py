@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -262,7 +262,25 @@ def _check_output(part: nn.Module, x: Tensor, out: Any) -> None:
 
 def _check_constructor(place: str, factory: Callable[..., Any], names: list[str]) -> None:
     """Raise `Mistake` if a constructor doesn't take the owner's arguments, or takes them in another order."""
-    signature, listed = inspect.signature(factory), ", ".join(names)
+    listed = ", ".join(names)
+    if isinstance(factory, functools.partial) and not factory.args:
+        in_order = _in_order_with(factory.func, tuple(factory.keywords), tuple(names))
+    else:
+        in_order = _in_order(factory, names)
+    if not in_order:
+        raise Mistake(
+            f"{place}: {_name_of(factory)} can't be called with ({listed}): write {WRITE_INIT.format(listed)}, with its"
+            " options after the *."
+        )
+
+
+@functools.lru_cache(1024)  # it is asked for every layer of every model
+def _in_order_with(function: Callable[..., Any], options: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    return _in_order(functools.partial(function, **dict.fromkeys(options)), names)
+
+
+def _in_order(factory: Callable[..., Any], names: Sequence[str]) -> bool:
+    signature = inspect.signature(factory)
     takes = [
         param.name
         for param in signature.parameters.values()
@@ -270,17 +288,9 @@ def _check_constructor(place: str, factory: Callable[..., Any], names: list[str]
     ]
     try:
         signature.bind(*names)
-        in_order = [name for name in takes if name in names] in (
-            [],
-            [name for name in names if name in takes],
-        )
     except TypeError:
-        in_order = False
-    if not in_order:
-        raise Mistake(
-            f"{place}: {_name_of(factory)} can't be called with ({listed}): write {WRITE_INIT.format(listed)}, with its"
-            " options after the *."
-        )
+        return False
+    return [name for name in takes if name in names] in ([], [name for name in names if name in takes])
 
 
 def _takes(function: Callable[..., Any], positional: int, *keywords: str) -> bool:

@@ -6,7 +6,9 @@ layouts may contain defaults for parts that a model doesn't have.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -38,6 +40,8 @@ LENGTHS = (48, 256)
 MOST_PARAMETERS = 10_000_000
 """A larger model takes too long to rebuild for each option."""
 OF_SIZE = ("by", "within")
+ERRORS = (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError)
+"""What a value that an option can't have may raise."""
 MATTER = (
     *("model.dim", "model.n_layers", "model.layout", "model.first", "model.loops", "model.predict_ahead"),
     *("sample.max_new_tokens", "sample.seed"),
@@ -96,14 +100,14 @@ def refuse_unused(cfg: DictConfig) -> None:
                 raise UserError(
                     f"size.{name} would do nothing without a target size: add one, such as size.params=1e6."
                 )
-    same = small(cfg)
+    same, changed = small(cfg), small(cfg)
     before = functools.cache(lambda section, length: computed(section, same, length))
     for key in typed:
         section = key.partition(".")[0]
         if section not in COMPUTES or key in MATTER or as_typed(cfg, key) != key or "." not in key:
             continue
         others = list(other_values(cfg, key))
-        if others and not any(differs(before, same, key, other) for other in others):
+        if others and not any(differs(before, changed, key, other) for other in others):
             raise UserError(
                 f"{key}={OmegaConf.select(cfg, key)} would do nothing: the {NAMES[section]} computes the same with"
                 " other values. Remove it, or change the option that it depends on."
@@ -152,17 +156,20 @@ def other_values(cfg: DictConfig, key: str) -> Iterator[Any]:
 # ---- what is computed ----------------------------------------------------------------------------
 
 
-def differs(before: Callable[[str, int], list[Tensor] | None], cfg: DictConfig, key: str, value: Any) -> bool:
+def differs(before: Callable[[str, int], list[Any] | None], cfg: DictConfig, key: str, value: Any) -> bool:
     """Whether another value of an option makes a difference; a value that raises an error counts as different.
 
     Args:
         before: what `computed` returns for `cfg` as it is, given the section and the length.
+        cfg: changed, and then changed back.
     """
-    changed, section = cfg.copy(), key.partition(".")[0]
-    OmegaConf.update(changed, key, value, force_add=True)
-    return not all(
-        same_outputs(before(section, length), computed(section, changed, length)) for length in LENGTHS
-    )
+    section, (parent, _, name) = key.partition(".")[0], key.rpartition(".")
+    own = OmegaConf.to_container(OmegaConf.select(cfg, parent), resolve=False)[name]
+    OmegaConf.update(cfg, key, value, force_add=True)
+    try:
+        return not all(gives(before(section, length), section, cfg, length) for length in LENGTHS)
+    finally:
+        OmegaConf.update(cfg, key, own, merge=False)
 
 
 def computes_the_same(one: DictConfig, other: DictConfig) -> bool:
@@ -173,24 +180,39 @@ def computes_the_same(one: DictConfig, other: DictConfig) -> bool:
     n_layers = max(cfg.model.n_layers for cfg in cfgs)
     for cfg in cfgs:
         cfg.model.n_layers, cfg.seed = n_layers, 0
-    return all(same_outputs(*(computed("model", cfg, length) for cfg in cfgs)) for length in LENGTHS)
+    return all(gives(computed("model", cfgs[0], length), "model", cfgs[1], length) for length in LENGTHS)
 
 
-def same_outputs(one: list[Tensor] | None, other: list[Tensor] | None) -> bool:
-    """Whether two results of `computed` are equal; False if either is None."""
-    if one is None or other is None:
+def gives(expected: list[Any] | None, section: str, cfg: DictConfig, length: int) -> bool:
+    """Whether a section computes what is expected; False if either raises an error.
+
+    It computes only up to the first difference, which for most options is the shapes or the initial values.
+    """
+    if expected is None:
         return False
-    return len(one) == len(other) and all(map(torch.equal, one, other))
+    with random_state_kept(), contextlib.suppress(*ERRORS):
+        found = itertools.zip_longest(expected, COMPUTES[section](cfg, length))
+        return all(is_same(one, other) for one, other in found)
+    return False
 
 
-def computed(section: str, cfg: DictConfig, length: int) -> list[Tensor] | None:
+def computed(section: str, cfg: DictConfig, length: int) -> list[Any] | None:
     """Return what a section computes; None if it raises an error."""
+    with random_state_kept(), contextlib.suppress(*ERRORS):
+        return list(COMPUTES[section](cfg, length))
+    return None
+
+
+def is_same(one: Any, other: Any) -> bool:
+    both = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return torch.equal(one, other) if both else one == other
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
-            return COMPUTES[section](cfg, length)
-        except (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError):
-            return None
+        yield
 
 
 def small(cfg: DictConfig) -> DictConfig:
@@ -202,36 +224,40 @@ def small(cfg: DictConfig) -> DictConfig:
     return result
 
 
-def computed_by_model(cfg: DictConfig, length: int) -> list[Tensor]:
-    """Return a model's initial values, and its outputs with random values: many parts do nothing when initialised."""
+def computed_by_model(cfg: DictConfig, length: int) -> Iterator[Any]:
+    """Yield a model's shapes, initial values and outputs, these with random values: initially many parts do nothing."""
     with torch.device("meta"):
         shapes = build(cfg.model, VOCABULARY, build(cfg.norm))
     if sum(p.numel() for p in shapes.parameters()) > MOST_PARAMETERS:
         raise RuntimeError("too large to be built for each option")
+    yield [p.shape for p in shapes.parameters()]
     model = build(cfg.model, VOCABULARY, build(cfg.norm))
     initialise(model, cfg.seed)
-    found = [p.detach().clone() for p in model.parameters()]
+    yield from (p.detach().clone() for p in model.parameters())
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(0, VOCABULARY, (1, length), generator=generator)
     memory_BSD = model.blank_memory(1, length)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(0.2 * torch.randn(p.shape, generator=generator) + 0.5 * (p.ndim == 1))
-        for training, segments_BT in (
-            (True, None),
-            (False, (torch.arange(length) >= length // 3).long()[None]),
-        ):
-            torch.manual_seed(0)
-            losses: list[Tensor] = []
+    for training, segments_BT in (
+        (True, None),
+        (False, (torch.arange(length) >= length // 3).long()[None]),
+    ):
+        torch.manual_seed(0)
+        losses: list[Tensor] = []
+        with torch.no_grad():
             hidden = model.train(training).hidden(
                 tokens_BT, segments_BT, memory_BSD=memory_BSD, losses=losses
             )
-            found += [model.logits(hidden), *losses]
-        if not model.cannot_generate:
-            state = model.init_state(1, length)
-            for piece_BT in tokens_BT.split(length // 2, dim=1):
-                found.append(model(piece_BT, state=state, memory_BSD=memory_BSD))
-    return found
+            logits = model.logits(hidden)
+        yield from (logits, *losses)
+    if not model.cannot_generate:
+        state = model.init_state(1, length)
+        for piece_BT in tokens_BT.split(length // 2, dim=1):
+            with torch.no_grad():
+                logits = model(piece_BT, state=state, memory_BSD=memory_BSD)
+            yield logits
 
 
 def computed_by_schedule(cfg: DictConfig, length: int) -> list[Tensor]:

@@ -241,7 +241,7 @@ def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callabl
         raise UserError(
             f"{key}._target_={target} is refused: it isn't a class or function defined in {package}."
         )
-    if (why := why_not(code, kind, set(allowed) - {"minllm"})) is not None:
+    if (why := why_not(code, kind, frozenset(allowed) - {"minllm"})) is not None:
         raise UserError(f"{refusal}{why}.")
     return code
 

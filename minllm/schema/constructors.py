@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import textwrap
@@ -20,6 +21,11 @@ def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     it passes explicitly. For a key that is a Python keyword, such as from, the parameter's name ends with an
     underscore: from_.
     """
+    return dict(_options_of(target))
+
+
+@functools.cache  # it is asked for every section, whenever a configuration is validated or built
+def _options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     options: dict[str, inspect.Parameter] = {}
     settled: set[str] = set()
     for owner, function in constructors(target):

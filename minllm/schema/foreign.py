@@ -8,6 +8,7 @@ read environment variables. They are checked when Hydra loads them, before it ac
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -243,6 +244,7 @@ def check_interpolations(config: Container, where: str) -> None:
             )
 
 
+@functools.lru_cache(4096)  # parsing is slow, and the same values are checked in every composition
 def is_harmless(value: str) -> bool:
     """Whether text calls only allowed resolvers, both as it is and without its backslashes."""
     return all(map(calls_allowed_resolvers, {value, value.replace("\\", "")}))

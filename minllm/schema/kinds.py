@@ -12,6 +12,7 @@ is decorated with `@factory` and annotated with a return type of that kind.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import types
@@ -41,7 +42,8 @@ PLACES = {
 }
 
 
-def why_not(code: Callable[..., Any], kind: Kind, packages: Iterable[str]) -> str | None:
+@functools.cache  # it is asked for every section, whenever a configuration is validated or built
+def why_not(code: Callable[..., Any], kind: Kind, packages: frozenset[str]) -> str | None:
     """Return why a class or function doesn't belong to a kind, "" if there is no specific reason, or None if it does.
 
     Args:

@@ -36,11 +36,12 @@ def trace(cfg: DictConfig, *, batch: int = 1, decode: bool = False, packed: bool
     validate(cfg)
     setup = Setup(cfg, build(cfg.tokenizer).vocab_size, batch, decode)
 
-    def trace_one(one: Setup) -> Node:
+    def trace_one(one: Setup, only_sizes: bool = True) -> Node:
         model = build_shapes(one.cfg, one.vocab_size)
-        return record(model, one.batch, one.cfg.data.seq_len, decode=one.decode, packed=packed)
+        time = one.cfg.data.seq_len
+        return record(model, one.batch, time, decode=one.decode, packed=packed, only_sizes=only_sizes)
 
-    root = trace_one(setup)
+    root = trace_one(setup, only_sizes=False)
     letters = spell_out(setup, root, trace_one)
     return Trace(root, letters, state_bytes(build_shapes(cfg, setup.vocab_size), batch, cfg.data.seq_len))
 

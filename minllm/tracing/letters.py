@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -240,16 +240,26 @@ def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list
                 return None
         return twins
 
-    everything = [*EVERYWHERE, *OPTIONS]
+    present = {name for node in nodes(setup.cfg.model) for name in node}
+    everything = [*EVERYWHERE, *(name for name in OPTIONS if name in present)]
     if twins := traced(everything):
         return twins
     # some option can't be varied freely: keep it, and vary the others
     varied: list[str] = []
     twins = traced(varied)
-    for name in everything if twins is not None else ():
-        if more := traced([*varied, name]):
-            varied, twins = [*varied, name], more
+    waiting = halves(everything) if twins is not None else []
+    while waiting:
+        names = waiting.pop(0)
+        if more := traced([*varied, *names]):
+            varied, twins = [*varied, *names], more
+        elif len(names) > 1:
+            waiting = [*halves(names), *waiting]
     return twins or []
+
+
+def halves(names: Sequence[str]) -> list[Sequence[str]]:
+    middle = len(names) // 2
+    return [names[:middle], names[middle:]]
 
 
 def spell_out(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> dict[str, dict[str, int]]:

@@ -8,6 +8,7 @@ a large model takes no memory and little time.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import re
 import sys
@@ -28,7 +29,15 @@ from minllm.tracing.definitions import DEFINITIONS
 from minllm.tracing.tree import Arg, Node, Step, Value, tidy
 
 
-def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bool = False) -> Node:
+def record(
+    model: LM,
+    batch: int,
+    time: int,
+    *,
+    decode: bool = False,
+    packed: bool = False,
+    only_sizes: bool = False,
+) -> Node:
     """Return the trace of one forward pass of a model on the "meta" device.
 
     Args:
@@ -36,8 +45,9 @@ def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bo
         time: number of tokens in a row, T; when decoding, the number of tokens seen after the step, S.
         decode: read one token with a state, instead of all at once.
         packed: pass segments, as when several documents share a row.
+        only_sizes: leave out the names of tensors and the FLOPs, which take most of the time.
     """
-    recorder = Recorder(model, caller=sys._getframe())
+    recorder = Recorder(model, sys._getframe(), only_sizes)
     with torch.device("meta"):
         tokens_BT = torch.zeros(batch, 1 if decode else time, dtype=torch.int64)
         segments_BT = torch.zeros_like(tokens_BT) if packed else None
@@ -46,7 +56,8 @@ def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bo
         if state is not None:
             state.past = time - 1
             state.segments_BS = torch.zeros(batch, time - 1, dtype=torch.int64) if packed else None
-        with recorder.counter, torch.no_grad(), recorder.modules(), recorder:
+        counter = contextlib.nullcontext() if only_sizes else recorder.counter
+        with counter, torch.no_grad(), recorder.modules(), recorder:
             model(tokens_BT, segments_BT, state, memory_BSD)
     return next(tidy(node) for node in recorder.root.inside if isinstance(node, Node))
 
@@ -54,9 +65,9 @@ def record(model: LM, batch: int, time: int, *, decode: bool = False, packed: bo
 class Recorder(TorchFunctionMode):
     """While active, records the model's modules and steps as nodes and steps under `root`."""
 
-    def __init__(self, model: nn.Module, caller: FrameType):
+    def __init__(self, model: nn.Module, caller: FrameType, only_sizes: bool):
         super().__init__()
-        self.caller = caller
+        self.caller, self.only_sizes = caller, only_sizes
         self.counter = FlopCounterMode(display=False)
         self.paths = {module: path for path, module in model.named_modules()}
         self.weights = {id(weight): path.rpartition(".")[2] for path, weight in model.named_parameters()}
@@ -146,7 +157,8 @@ class Recorder(TorchFunctionMode):
             if not frame.f_code.co_filename.startswith(OTHERS):
                 frames.append(frame)
             frame = frame.f_back
-        self.learn_names(frames)
+        if not self.only_sizes:
+            self.learn_names(frames)
         return frames[::-1]
 
     def learn_names(self, frames: list[FrameType]) -> None:
@@ -188,7 +200,7 @@ class Recorder(TorchFunctionMode):
     def argument(self, x: Any, frames: list[FrameType]) -> Any:
         """Return an argument with each tensor in it replaced by an `Arg`."""
         if isinstance(x, Tensor):
-            value, name = self.value(x), name_in(frames, x)
+            value, name = self.value(x), "" if self.only_sizes else name_in(frames, x)
             if not value.name and Value(value.sizes, name).name_letters:
                 value.name = name
             return Arg(value, name)
@@ -212,6 +224,7 @@ def tensors(x: Any) -> Iterator[Tensor]:
             yield from tensors(one)
 
 
+@functools.lru_cache(4096)
 def name_of(func: Callable) -> str:
     """Return the common name of a torch function: matmul, split, mT, __getitem__."""
     path = (resolve_name(func) or func.__name__).removesuffix(".__get__")
@@ -222,8 +235,11 @@ def is_default(func: Callable, name: str, x: Any) -> bool:
     """Whether a keyword argument equals the function's default, as torch passes on in its own calls."""
     if not inspect.isfunction(func) or isinstance(x, Tensor):
         return False
-    option = inspect.signature(func).parameters.get(name)
+    option = signature(func).parameters.get(name)
     return option is not None and option.default is not option.empty and option.default == x
+
+
+signature = functools.lru_cache(4096)(inspect.signature)
 
 
 def better(value: Value, name: str) -> str:
