@@ -168,40 +168,40 @@ def verdict(*words: str) -> Comparison:
 
 
 def test_a_verdict_goes_on_to_its_later_looks_until_it_holds_and_is_written_once(done, capfd):
-    """Six pairs of one sign are better alone (p 0.031), but the first level is 0.011; three further pairs help."""
-    comparison = verdict("search.looks=[6,9,12]", "sweep.name=one")
+    """Seven pairs of one sign are better alone (p 0.016), but the first level is 0.011; five further pairs help."""
+    comparison = verdict("search.looks=[7,12,13]", "sweep.name=one")
     out = capfd.readouterr().out
     assert (
-        "After 6 pairs: norm=none is better than a on its own, not yet among 1 idea: needs p ≤ 0.011, has"
+        "After 7 pairs: norm=none is better than a on its own, not yet among 1 idea: needs p ≤ 0.011, has"
         in out
     )
-    assert "After 9 pairs: norm=none is better than a, also among 1 idea: needs p ≤ 0.011, has 0.0" in out
-    assert "After 12" not in out and comparison.is_answered
+    assert "After 12 pairs: norm=none is better than a, also among 1 idea: needs p ≤ 0.011, has 0.0" in out
+    assert "After 13" not in out and comparison.is_answered
     found = comparison.contests[0].verdict
-    assert found.pairs == 6 and found.p_difference > 0.011 >= found.p_overall, (
-        "only the ledger counts all nine"
+    assert found.pairs == 7 and found.p_difference > 0.011 >= found.p_overall, (
+        "only the ledger counts all twelve"
     )
     assert "norm=none is the new champion." in out
     lines = (done / "outputs/ledger.jsonl").read_text().splitlines()
     line = json.loads(lines[-1])
-    assert (line["runs"], line["seconds"], line["commit"]) == (18, 36.0, "0123456789abcdef")
-    assert Path(line["report"]).is_file() and line["seeds"] == list(range(9))
+    assert (line["runs"], line["seconds"], line["commit"]) == (24, 48.0, "0123456789abcdef")
+    assert Path(line["report"]).is_file() and line["seeds"] == list(range(12))
     report = json.loads((done / "outputs/sweeps/one/report.json").read_text())
     validate_report(report)
     assert report["contests"][0]["standing"]["holds"] and report["ledger"]["crowned"] == "norm=none"
     kept = json.loads((done / "outputs/sweeps/one/verdict.json").read_text())
     assert kept["ledger"]["places"][0]["level"] == line["outcomes"][0]["level"]
-    assert verdict("search.looks=[6,9,12]", "sweep.name=one").headline == comparison.headline
+    assert verdict("search.looks=[7,12,13]", "sweep.name=one").headline == comparison.headline
     assert (done / "outputs/ledger.jsonl").read_text().splitlines() == lines
 
 
 def test_without_the_ledgers_control_the_first_look_that_settles_it_is_the_last(here_with_runs, capfd):
     here_with_runs(lambda seed: -0.1 - seed / 1000)
-    with inquiry(*LITTLE, "search.ledger=false", "search.looks=[6,9,12]") as asked:
+    with inquiry(*LITTLE, "search.ledger=false", "search.looks=[7,12,13]") as asked:
         asked.protocol.lead(asked.sweeper, [*asked.typed, "arms.b=[norm=none]"])
     out = capfd.readouterr().out
     assert (
-        "After 6 pairs: norm=none is better than a.\n" in out and "After 9" not in out and "idea" not in out
+        "After 7 pairs: norm=none is better than a.\n" in out and "After 12" not in out and "idea" not in out
     )
     (line,) = Ledger().read().of("reached")
     assert (line["outcomes"][0]["outcome"], line["outcomes"][0]["number"]) == ("better", None)
@@ -231,7 +231,7 @@ def test_the_task_shows_every_verdict_and_its_champion(done, capfd, monkeypatch)
     rows = shown("task=ledger")
     out = capfd.readouterr().out
     (row,) = rows
-    assert (row.arm, row.outcome, row.among_all, row.pairs) == ("norm=none", "better", "yes, crowned", 6)
+    assert (row.arm, row.outcome, row.among_all, row.pairs) == ("norm=none", "better", "yes, crowned", 7)
     assert "1 idea tried, 1 hold among all; the next one needs p ≤ 0.015." in out
     for page in ("pages/ledger.html", "pages/ledger.md"):
         text = (done / page).read_text(encoding="utf-8")
