@@ -383,7 +383,7 @@ def test_arms_that_are_equivalent_settle_it_too(settled):
 def test_each_look_must_be_surer_where_there_are_several(settled):
     """Six pairs of one sign settle it if they are looked at once, and not if that was the first look of many."""
     assert settled(clear, looks=[6])[0].contests[0].verdict.word == "worse"
-    comparison, asked_for = settled(clear, looks=[6, 7, 40])
+    comparison, asked_for = settled(clear, looks=[6, 7, 20])
     assert max(pairs for _, pairs in asked_for) == 7
     verdict = comparison.contests[0].verdict
     assert [(look.pairs, look.word) for look in verdict.looks] == [(6, "inconclusive"), (7, "worse")]
@@ -405,13 +405,13 @@ def test_what_no_look_can_settle_any_more_is_given_up(settled, capfd):
     contest = comparison.contests[0]
     assert max(pairs for _, pairs in asked_for) == 6 and contest.verdict.futile and contest.is_settled
     assert contest.verdict.word == "inconclusive"
-    said = "The remaining looks, up to 8 pairs, are unlikely to settle it (chance below 10 %)."
+    said = "The remaining looks, up to 8 pairs, are unlikely to settle it (chance below 14 %)."
     assert said in contest.sentence and said in capfd.readouterr().out
 
 
 def test_a_turn_may_go_beyond_a_look_which_uses_the_first_pairs_only(settled, asked, monkeypatch):
     monkeypatch.setattr(asked.sweeper, "n_jobs", 4)
-    comparison, asked_for = settled(clear, looks=[6, 7, 40])
+    comparison, asked_for = settled(clear, looks=[6, 7, 20])
     assert asked_for[-1][1] == 8 and comparison.contests[0].seeds == list(range(7))
 
 
@@ -440,7 +440,7 @@ def test_only_pairs_that_were_trained_count_where_the_time_runs_out_within_a_tur
     """The second arm's last runs weren't begun any more."""
     runs = 2 if aa else 1
     allowed = {"seeds-a": 7 * runs, "seeds-b": 7 * runs - 1}
-    comparison, asked_for = settled(weak, looks=[6, 7, 40], allowed=allowed, aa=aa)
+    comparison, asked_for = settled(weak, looks=[6, 7, 20], allowed=allowed, aa=aa)
     assert asked_for[-1][1] == 7 * runs and len(comparison.contests[0].seeds) == 6 * runs
     assert "After 6 pairs" in (said := capfd.readouterr().out) and "After 7 pairs" not in said
     allowed = {"seeds-a": 3 * runs, "seeds-b": 3 * runs - 1}
