@@ -23,6 +23,7 @@ from minllm.grid.manifest import FILE, Grid, code_hash, fingerprint, read
 from minllm.grid.multirun import Combination, GridSweeper, Progress
 from minllm.runs.find import command_to_go_on, latest_run
 from minllm.runs.folder import RunDir
+from tests.commands import python
 
 TINY = [
     "model.dim=16",
@@ -48,8 +49,23 @@ TINY = [
 
 
 @pytest.fixture
-def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable]:
-    """Call the door in this process: `go("seed=1")` gives (exit code, stdout, stderr)."""
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Run a command: `go("seed=1")` gives (exit code, stdout, stderr).
+
+    It isn't run in this process, which may have threads of torch, and can't be forked safely.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        done = python("run.py", *words, cwd=Path.cwd(), HYDRA_FULL_ERROR="1")
+        return done.returncode, done.stdout, done.stderr
+
+    return call
+
+
+@pytest.fixture
+def go_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Callable]:
+    """Do the same in this process, for what is replaced in it or refused before any run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     handlers = logging.getLogger().handlers[:]
@@ -256,13 +272,13 @@ def test_equal_numbers_are_equal_runs():
     ],
     ids=str,
 )
-def test_refused_before_anything_runs(go: Callable, words: list[str], expected: str):
-    code, out, err = go("-m", *words)
+def test_refused_before_anything_runs(go_here: Callable, words: list[str], expected: str):
+    code, out, err = go_here("-m", *words)
     assert code == 2 and expected in err and err.count("\n") == 1 and not out, err
     assert not Path("outputs").exists()
 
 
-def test_composing_many_combinations_says_how_far_it_is(go: Callable, monkeypatch, capfd):
+def test_composing_many_combinations_says_how_far_it_is(go_here: Callable, monkeypatch, capfd):
     composed = []
 
     def compose(self: object, config: object, words: list[str]) -> None:
@@ -271,7 +287,7 @@ def test_composing_many_combinations_says_how_far_it_is(go: Callable, monkeypatc
             raise UserError("That is enough.")
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", compose)
-    code, _, err = go("-m", "seed=range(500)")
+    code, _, err = go_here("-m", "seed=range(500)")
     assert code == 2 and "enough" in err
     said = {number: out for number, out in composed if out}
     assert said == {0: "Composing 500 configurations.\n", 50: "50/500 composed\n", 100: "100/500 composed\n"}
@@ -417,9 +433,9 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return refusals
 
 
-def test_a_machine_without_room_for_a_process_is_a_sentence(go: Callable, crowded: list[int]):
+def test_a_machine_without_room_for_a_process_is_a_sentence(go_here: Callable, crowded: list[int]):
     crowded[0] = 1
-    code, _, err = go("-m", "seed=0,1", *TINY)
+    code, _, err = go_here("-m", "seed=0,1", *TINY)
     assert code == 2 and err.count("\n") == 1 and "no process can be started (Resource temporarily" in err
     assert not Path("outputs").exists()
 
