@@ -176,7 +176,7 @@ def test_what_no_bytes_stand_for_is_refused_by_other_processes_too():
 
 
 def test_a_process_that_does_not_start_is_said(monkeypatch):
-    monkeypatch.setattr(encoding, "START", "raise SystemExit(1)")
+    monkeypatch.setattr(encoding, "command", lambda *_: [sys.executable, "-c", "raise SystemExit(1)"])
     with pytest.raises(UserError, match="couldn.t be started.*data.num_proc=1"):
         list(encoding.encoded(TEXTS, Bytes(), 2))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minllm.errors import UserError
-from minllm.runs.interpreter import HOME
+from minllm.runs.interpreter import command
 
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer
@@ -164,18 +164,10 @@ class Helper:
     """
 
     def __init__(self, kind: type[Tokenizer], folder: str) -> None:
-        paths = [os.path.abspath(path) for path in sys.path]
-        known = {
-            "home": HOME,
-            "paths": paths,
-            "module": kind.__module__,
-            "name": kind.__qualname__,
-            "folder": folder,
-        }
+        saved = {"module": kind.__module__, "name": kind.__qualname__, "folder": folder}
         try:
             self.process = subprocess.Popen(
-                # isolated: modules are imported only from this process's sys.path
-                [sys.executable, "-I", "-c", START, json.dumps(known)],
+                command("minllm.data.encoding", json.dumps(saved)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C on the terminal is handled by the parent
@@ -253,17 +245,12 @@ def usable_cpus() -> int:
 
 # ---- in the other processes ------------------------------------------------------------------------
 
-START = """
-import json, sys
-known = json.loads(sys.argv[1])
-sys.path.insert(0, known["home"])
-import minllm
-sys.path[:] = known["paths"]
-from minllm.data.encoding import serve
-serve(known["module"], known["name"], known["folder"])
-"""
 ANSWER = {"tokens": "<u4", "lengths": "<i8", "bytes": "<i8"}
 """An answer: a line of JSON with the length of each array, then the arrays; or a line with an error message."""
+
+
+def main() -> None:
+    serve(**json.loads(sys.argv[1]))
 
 
 def serve(module: str, name: str, folder: str) -> None:
