@@ -335,7 +335,8 @@ class _Trial:
         if not self.reached:
             return 1.0
         last = len(self.reached) - 1
-        found = self._p_difference(last)
+        was_tested = len(self.looks) == len(self.reached)
+        found = self.p_difference if was_tested else self._p_difference(last)
         if len(self.planned) == 1:
             return found
         if len(self.reached) == len(self.planned):
