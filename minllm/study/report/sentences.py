@@ -38,8 +38,8 @@ NOT_KEPT = (
 AMONG_ALL = (
     "Each contest was also tested among all ideas in the ledger (outputs/ledger.jsonl), at a level that was fixed"
     " before its first run by LORD++, so that at most 5 % of all ideas found to be better are expected not to be. Its"
-    " p-value there is the larger one of the two tests, corrected for the planned looks, over all pairs: it also counts"
-    " those that were trained after the contest was settled on its own."
+    " p-value there is valid at whichever look the study ends, and uses all pairs, also those that were trained after"
+    " the contest was settled on its own."
 )
 
 
