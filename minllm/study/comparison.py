@@ -264,10 +264,10 @@ def differences_between(arm: Arm, other: Arm, left_out: Sequence[LeftOut]) -> di
     for seed in seeds:
         if is_known(arm, other, seed):
             found[seed] = bpb(arm, seed) - bpb(other, seed)
+        elif seed in lost and seed in others:
+            found[seed] = math.nan
         else:
-            found[seed] = (
-                math.nan if seed in lost and seed in others else math.inf if seed in lost else -math.inf
-            )
+            found[seed] = math.inf if seed in lost else -math.inf
     return found
 
 

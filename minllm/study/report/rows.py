@@ -70,13 +70,9 @@ COLUMNS = (
 def cells(arm: Arm, comparison: Comparison) -> list[str]:
     """Return an arm's formatted values, with a note on how its learning rate was chosen."""
     tuning = comparison.tuning.get(arm.name)
-    mark = (
-        ""
-        if tuning is None or RATE not in tuning.chosen
-        else " (tuned, not settled)"
-        if tuning.unsettled
-        else " (tuned)"
-    )
+    mark = ""
+    if tuning is not None and RATE in tuning.chosen:
+        mark = " (tuned, not settled)" if tuning.unsettled else " (tuned)"
     marks = {"learning_rate": mark, "bpb_above_floor": " IMPOSSIBLE" if impossible(arm) else ""}
     return [column.unit(column.of(arm)) + marks.get(column.key, "") for column in COLUMNS]
 
