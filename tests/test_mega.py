@@ -187,8 +187,9 @@ def test_the_moving_average_does_not_look_ahead(has_segments):
 
 @pytest.mark.slow  # compiles
 def test_the_moving_average_compiles():
+    """To a single graph, forwards and backwards; building its kernels would take half a minute."""
     inputs, results = drawn(37), []
-    for average in (moving_average, torch.compile(moving_average)):
+    for average in (moving_average, torch.compile(moving_average, backend="aot_eager", fullgraph=True)):
         y, h = average(*inputs[:-1], starts(37), inputs[-1])
         grads = torch.autograd.grad(y.square().sum() + h.square().sum(), inputs)
         results.append((y, h, *grads))

@@ -220,6 +220,7 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     words = [smaller.get(word, word) for word in words]
     if "search=verdict" in words:
         words += [*TINY, "train.evals=1", "search.rates=[]", "search.tuning_seeds=[1000]", "search.looks=[1]"]
+        words.append("memory.predict=false")
         words.append("train.steps=10" if "search.trials=3" in words else "train.steps=2")
     elif command[1] == "sweep.py":
         words = [word for word in words if not word.startswith("hydra.sweeper.n_trials")]

@@ -1,0 +1,187 @@
+"""The process that the commands of tests are forked from, which has already imported torch and minllm.
+
+A new interpreter needs two to three seconds for these imports, and the tests run some two hundred processes. A forked
+process has its own arguments, environment, working directory and standard streams, and ends like an interpreter:
+uncaught exceptions, exit handlers and the exit code are the same.
+
+    a test  ──a line of JSON──▶  the warm process  ──fork──▶  python sweep.py …
+            ◀──pid, exit code──        ▲           ──fork──▶  the server of its trials
+                                       └──── a socket ────────┘ which that command asks for
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minllm.sweep import processes, server
+
+IMPORTED = (
+    *("minllm.cli.main", "minllm.config.compose", "minllm.grid.multirun", "minllm.training.train"),
+    *("minllm.laws.laws", "minllm.sweep.search", "minllm.sweep.trial", "minllm.sweep.limits"),
+    *("minllm.study.report", "torch._dynamo"),
+)
+"""What most commands import."""
+
+SOCKET = "SOCKET_OF_WARM_PROCESS"
+"""The environment variable with the path of the warm process's socket."""
+
+
+class Forked:
+    """Replaces `subprocess.Popen` where a command starts the server of its trials: the warm process forks it."""
+
+    def __init__(
+        self,
+        args: Sequence[str],
+        *,
+        stdin: int,
+        stdout: int,
+        start_new_session: bool,
+        env: Mapping[str, str],
+        encoding: str,
+    ):
+        assert start_new_session and stdin == stdout == subprocess.PIPE
+        theirs_in, ours_in = os.pipe()
+        ours_out, theirs_out = os.pipe()
+        self.stdin = open(ours_in, "w", encoding=encoding)  # noqa: SIM115
+        self.stdout = open(ours_out, encoding=encoding)  # noqa: SIM115
+        order = {"argv": args[3:4], "path": args[5:], "cwd": os.getcwd(), "environment": dict(env)}
+        with socket.socket(socket.AF_UNIX) as to_warm_process:
+            to_warm_process.connect(os.environ[SOCKET])
+            socket.send_fds(to_warm_process, [b"{"], [theirs_in, theirs_out, 2])
+            to_warm_process.sendall(json.dumps(order)[1:].encode())
+            to_warm_process.shutdown(socket.SHUT_WR)
+            self.pid = int(to_warm_process.recv(64))
+        os.close(theirs_in), os.close(theirs_out)
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def wait(self, seconds: float | None = None) -> None:
+        ended, _, _ = select.select([self._pidfd], [], [], seconds)
+        if not ended:
+            raise subprocess.TimeoutExpired("the server", seconds)
+
+    def _send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+
+def main() -> None:
+    for module in IMPORTED:
+        importlib.import_module(module)
+    folder = tempfile.mkdtemp()
+    os.environ[SOCKET] = str(Path(folder, "socket"))
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(os.environ[SOCKET])
+    listening.listen()
+    gc.freeze()  # otherwise each forked process would copy the memory that it collects
+    command = serve(listening)
+    if command is None:
+        shutil.rmtree(folder)
+    elif "path" in command:
+        server.main()
+    else:
+        runpy.run_path(command["argv"][0], run_name="__main__")
+
+
+def serve(listening: socket.socket) -> Mapping[str, Any] | None:
+    """Answer orders until there are no more; in a forked process, return the command that it has to become."""
+    servers: list[int] = []
+    while True:
+        ready, _, _ = select.select([sys.stdin, listening], [], [], 0.1 if servers else None)
+        servers = [pid for pid in servers if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+        if listening in ready:
+            connection, _ = listening.accept()
+            order, streams = received(connection)
+            if (pid := forked()) == 0:
+                connection.detach(), listening.detach()
+                become(order, streams)
+                return order
+            servers.append(pid)
+            connection.sendall(str(pid).encode())
+            connection.close()
+            for stream in streams:
+                os.close(stream)
+        if sys.stdin in ready:
+            line = sys.stdin.readline()
+            if not line:
+                return None
+            order = json.loads(line)
+            if "poll" in order:
+                pid, status = os.waitpid(order["poll"], os.WNOHANG)
+                answer = os.waitstatus_to_exitcode(status) if pid else None
+            elif (answer := forked()) == 0:
+                listening.detach()
+                become(order["start"], opened(order["start"]["streams"]))
+                return order["start"]
+            print(json.dumps(answer), flush=True)
+
+
+def received(connection: socket.socket) -> tuple[Mapping[str, Any], list[int]]:
+    """Return what `Forked` sent: its order, and the server's standard streams."""
+    text, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    while more := connection.recv(1 << 16):
+        text += more
+    return json.loads(text), streams
+
+
+def opened(paths: Sequence[str]) -> list[int]:
+    """Return standard streams that read nothing and append to two files."""
+    return [os.open(os.devnull, os.O_RDONLY), *(os.open(path, os.O_WRONLY | os.O_APPEND) for path in paths)]
+
+
+def forked() -> int:
+    """Fork; return the process's number once it leads a session, so that it can be killed with it, or 0 in it."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.close(write)
+        return 0
+    os.close(write)
+    os.read(read, 1)
+    os.close(read)
+    return pid
+
+
+def become(command: Mapping[str, Any], streams: Sequence[int]) -> None:
+    """Give this process the streams, environment, arguments and import path of a command, and close other files."""
+    for target, stream in enumerate(streams):
+        os.dup2(stream, target)
+    os.closerange(3, 256)
+    own_socket = os.environ[SOCKET]
+    os.environ.clear()
+    os.environ.update({**command["environment"], SOCKET: own_socket})
+    os.chdir(command["cwd"])
+    if "path" in command:
+        sys.argv[:], sys.path[:] = ["-c", *command["argv"]], command["path"]
+        return
+    sys.argv[:] = command["argv"]
+    given = filter(None, command["environment"].get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = [os.path.dirname(os.path.realpath(sys.argv[0])), *given]
+    if hasattr(os, "pidfd_open"):
+        processes.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
+
+
+if __name__ == "__main__":
+    main()
