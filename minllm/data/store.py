@@ -69,7 +69,7 @@ class Documents:
     given: np.ndarray | None = None
 
     def sizes(self, byte_lengths: np.ndarray) -> np.ndarray:
-        """Return the size of each document in bytes of UTF-8, given the bytes of each token; of a pair, its target's."""
+        """Return the size in bytes of UTF-8 of each document, or of a pair's target, given the bytes of each token."""
         stream, sizes = np.asarray(self.tokens), []
         for first in range(0, len(self.starts) - 1, AT_ONCE):
             starts = self.starts[first : first + AT_ONCE + 1]
