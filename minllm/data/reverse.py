@@ -81,7 +81,8 @@ class Reverse(PairSource):
         count = self.val_pairs if split == "val" else self.train_pairs
         drawn = (text for text in islice(self.strings(split), TRIES * count) if text is not None)
         made = 0
-        for made, text in enumerate(islice(distinct(drawn) if split == "val" else drawn, count), 1):
+        for text in islice(distinct(drawn) if split == "val" else drawn, count):
+            made += 1
             yield Pair(text + unescaped(self.separator), self.answer(text))
         if made < count:
             raise UserError(
