@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import accumulate
 from math import fsum, log2, sqrt
 from random import Random
 
@@ -29,7 +30,7 @@ from minllm.data.tales_pairs.facts import facts_of, lines, probability_of_facts,
 def few_words(monkeypatch):
     """Kinds that are small enough to enumerate all stories."""
     small = {
-        "child": "Ann, Bo, Cy, Di",
+        "child": "Ann, Bo, Cy, Di, Ed",
         "where": "park, mill, lake",
         "tint": "red, blue",
         "elder": "Mum, Dad",
@@ -109,24 +110,22 @@ def cut_at(text: str, n: int):
 
 def branching(tell):
     """Roles in either order, roles that only some stories have, and draws of the same kinds in between."""
-    tell("[{hero} met {friend}|{friend} met {hero}|<child> met {hero}] at {a place}[ and the <where>|].")
-    tell.one_of(
-        with_rival, lambda tell: tell("<Child> came from the <where>, not [{second}|{place}]. <Tint>!")
-    )
+    tell("[{hero} met {friend}|{friend} met {hero}|<child> met {hero}] [near the <where>, |]at {a place}.")
+    tell.one_of(with_rival, lambda tell: tell("<Child> came from the <where> in <tint>."))
 
 
 def with_rival(tell):
-    tell("[<Child>|<Child> and <child>|{friend}] beat {rival}. [{elder} <said>|<Elder>, {elder}] so.")
+    tell("[<Child>|<Child> and {friend}|{friend}] beat {rival}. [{elder} said|<Elder>, {elder}] so.")
 
 
-def test_the_probability_of_facts_is_that_of_the_enumeration(few_words, monkeypatch):
-    monkeypatch.setitem(KINDS, "said", words("said, cried"))
+def test_the_probability_of_facts_is_that_of_the_enumeration(few_words):
     roles = ("hero", "friend", "rival", "place", "elder")
     expected = defaultdict(float)
     for teller in every_story(branching):
         facts = {role: teller.world[role].forms[""] for role in roles if role in teller.world}
         expected[tuple(facts.items())] += 2**-teller.bits
-    assert len(expected) > 200 and {len(facts) for facts in expected} == {2, 3, 4, 5}
+    assert fsum(expected.values()) == pytest.approx(1), "no kind may run out"
+    assert len(expected) > 100 and {len(facts) for facts in expected} == {2, 3, 4, 5}
     for facts, share in expected.items():
         assert probability_of_facts(branching, dict(facts), roles) == pytest.approx(share, rel=1e-9)
     assert probability_of_facts(branching, {"hero": "Ann", "friend": "Ann", "place": "park"}, roles) == 0
@@ -164,20 +163,14 @@ class Watched(Teller):
 
 
 def test_the_bits_of_the_rest_are_the_bits_drawn_after_the_cut():
-    """In most stories, nothing has been drawn by then that doesn't show."""
-    same = 0
+    """Nothing has been drawn by then that doesn't show."""
     for seed in range(40):
         teller = Watched(Random(seed).random)
         tell_a_tale(teller)
-        pair, size = cut("".join(teller.pieces), seed), 0
-        for piece, bits in zip(teller.pieces, teller.after):
-            size += len(piece)
-            if size >= len(pair.given):
-                break
-        left, exact = teller.bits - bits, bits_of_rest(tell_a_tale, pair)
-        assert exact == pytest.approx(left, abs=12)
-        same += exact == pytest.approx(left, abs=1e-6)
-    assert same >= 20
+        pair = cut("".join(teller.pieces), seed)
+        ends = accumulate(map(len, teller.pieces))
+        drawn = next(bits for end, bits in zip(ends, teller.after) if end >= len(pair.given))
+        assert bits_of_rest(tell_a_tale, pair) == pytest.approx(teller.bits - drawn, abs=1e-6)
 
 
 def test_every_story_has_more_sentences_than_cuts():
