@@ -40,19 +40,38 @@ class Batch:
     targets_BT: int64, the token after each; -100 at positions without a loss
     segments_BT: int64, the index of a token's document within its row, -1 for padding; None if a row is one stream,
         or one document followed by padding, which a causal model doesn't see and which has no targets
+    given_BT: bool, where the token after belongs to the given part of a pair, or is known from an earlier window; those
+        targets are -100. None if documents aren't pairs
+    pad_id: the token that rows are padded with
     """
 
     tokens_BT: Tensor
     targets_BT: Tensor
     segments_BT: Tensor | None
+    given_BT: Tensor | None = None
+    pad_id: int = 0
+
+    @property
+    def text_BT(self) -> Tensor:
+        """The token after each, int64, whether or not it counts, and `pad_id` after padding.
+
+        The token after a row is known only if it counts, and is `pad_id` otherwise.
+        """
+        after_BT = self.tokens_BT.roll(-1, dims=1)
+        after_BT[:, -1] = self.pad_id
+        return torch.where(self.targets_BT == IGNORED, after_BT, self.targets_BT)
 
     def to(self, device: torch.device | str) -> Batch:
-        segments = None if self.segments_BT is None else self.segments_BT.to(device, non_blocking=True)
+        segments, given = (
+            None if tensor is None else tensor.to(device, non_blocking=True)
+            for tensor in (self.segments_BT, self.given_BT)
+        )
         return replace(
             self,
             tokens_BT=self.tokens_BT.to(device, non_blocking=True),
             targets_BT=self.targets_BT.to(device, non_blocking=True),
             segments_BT=segments,
+            given_BT=given,
         )
 
 
@@ -169,8 +188,9 @@ class Validation:
     share a batch, which keeps padding low.
 
     batch_size: rows at a time; may be changed between iterations
-    tokens: how many tokens are predicted, each exactly once, including each document's eos
-    bytes: the size of the documents in UTF-8; the sum of all losses / ln 2 / bytes is the bits per byte
+    tokens: how many tokens are predicted, each exactly once, including each document's eos and no given part
+    bytes: the size of the documents in UTF-8, of pairs that of their targets; the sum of all losses / ln 2 / bytes is
+        the bits per byte
     """
 
     def __init__(self, documents: Documents, seq_len: int, stride: int, pad_id: int, batch_size: int) -> None:
@@ -178,12 +198,14 @@ class Validation:
         self.windows = windows(documents, seq_len, stride)
         self.order = np.argsort(-self.windows.lengths, kind="stable")
         self.tokens = int(documents.lengths.sum())
+        if documents.given is not None:
+            self.tokens -= int(documents.given.sum())
         self.bytes = documents.bytes
 
     @property
     def documents_of_windows(self) -> np.ndarray:
         """The number of the document of each row of all batches, in their order."""
-        return (np.cumsum(self.windows.is_first) - 1)[self.order]
+        return (np.searchsorted(self.documents.starts, self.windows.starts, side="right") - 1)[self.order]
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
@@ -196,8 +218,10 @@ class Validation:
             longest = int(self.windows.lengths[chosen[0]])
             width = min(self.seq_len, -(-longest // ROUNDED_TO) * ROUNDED_TO)
             batch = fill(rows, self.documents, width, self.pad_id, segmented=False)
-            for targets_T, known in zip(batch.targets_BT, self.windows.known[chosen].tolist()):
-                targets_T[:known] = IGNORED
+            for row, known in enumerate(self.windows.known[chosen].tolist()):
+                batch.targets_BT[row, :known] = IGNORED
+                if batch.given_BT is not None:
+                    batch.given_BT[row, :known] = True
             yield batch
 
 
@@ -212,6 +236,7 @@ def fill(
     tokens_BT = np.full(shape, pad_id, np.int64)
     targets_BT = np.full(shape, IGNORED, np.int64)
     segments_BT = np.full(shape, PAD, np.int64) if segmented else None
+    given_BT = None if documents.given is None else np.zeros(shape, bool)
     for row, pieces in enumerate(rows):
         at = 0
         for segment, (start, length) in enumerate(pieces):
@@ -221,6 +246,22 @@ def fill(
             targets_BT[row, at:end] = stream[start + 1 : start + length + 1]
             if segments_BT is not None:
                 segments_BT[row, at:end] = segment
+            if given_BT is not None:
+                mark_given(given_BT[row, at:end], start, documents)
             at = end
-    segments = None if segments_BT is None else torch.from_numpy(segments_BT)
-    return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT), segments)
+    if given_BT is not None:
+        targets_BT[given_BT] = IGNORED
+    segments, given = (
+        None if array is None else torch.from_numpy(array) for array in (segments_BT, given_BT)
+    )
+    return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT), segments, given, pad_id)
+
+
+def mark_given(given_T: np.ndarray, start: int, documents: Documents) -> None:
+    """Set the positions of a piece, which begins at `start` in the stream, whose targets are a given part."""
+    assert documents.given is not None
+    first = np.searchsorted(documents.starts, start, side="right") - 1
+    stop = np.searchsorted(documents.starts, start + len(given_T))
+    begins = documents.starts[first:stop] - start
+    for begin, length in zip(begins.tolist(), documents.given[first:stop].tolist()):
+        given_T[max(begin, 0) : max(begin + length, 0)] = True

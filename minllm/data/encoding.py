@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minllm.data.source import Pair
 from minllm.errors import UserError
 from minllm.runs.interpreter import command
 
@@ -37,27 +38,38 @@ COULD_NOT_ENCODE = (
 )
 
 
+Texts = list[str] | list[Pair]
+"""A batch; from another process, pairs arrive as lists."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """The concatenated tokens of some documents.
 
     tokens: uint32; each document begins with bos, and ends with eos if that's a different token
     lengths: number of tokens of each document, including bos and eos
-    bytes: size of each document in bytes of UTF-8
+    bytes: size of each document in bytes of UTF-8; of a pair, that of its target
+    given: number of tokens of the given part of each document, without bos; 0 if it isn't a pair
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     bytes: np.ndarray
+    given: np.ndarray
 
     def within(self, room: int) -> Encoded:
         """Return the first documents, as many as fit into `room` tokens."""
         fit = int(np.searchsorted(np.cumsum(self.lengths), room, side="right"))
-        return Encoded(self.tokens[: self.lengths[:fit].sum()], self.lengths[:fit], self.bytes[:fit])
+        tokens = self.tokens[: self.lengths[:fit].sum()]
+        return Encoded(tokens, self.lengths[:fit], self.bytes[:fit], self.given[:fit])
 
 
-def encoded(texts: Iterable[str], tokenizer: Tokenizer, processes: int | None = None) -> Iterator[Encoded]:
+def encoded(
+    texts: Iterable[str] | Iterable[Pair], tokenizer: Tokenizer, processes: int | None = None
+) -> Iterator[Encoded]:
     """Yield the tokens of all texts in order, a batch at a time; the result doesn't depend on the number of processes.
+
+    The two parts of a pair are encoded separately, so that a token belongs to one of them.
 
     Args:
         processes: how many processes encode; None: one per CPU. A small corpus is encoded in this process alone.
@@ -72,7 +84,7 @@ def encoded(texts: Iterable[str], tokenizer: Tokenizer, processes: int | None = 
         yield from encoded_by(processes, chain([first], batches), tokenizer)
 
 
-def encoded_by(processes: int, batches: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[Encoded]:
+def encoded_by(processes: int, batches: Iterable[Texts], tokenizer: Tokenizer) -> Iterator[Encoded]:
     """Encode in other processes if the tokenizer can be recreated there, else in this one."""
     with tempfile.TemporaryDirectory(prefix="minllm-tokenizer-") as folder:
         if is_made_again(tokenizer, Path(folder)):
@@ -82,7 +94,7 @@ def encoded_by(processes: int, batches: Iterable[list[str]], tokenizer: Tokenize
 
 
 def encoded_with(
-    kind: type[Tokenizer], folder: str, processes: int, batches: Iterable[list[str]]
+    kind: type[Tokenizer], folder: str, processes: int, batches: Iterable[Texts]
 ) -> Iterator[Encoded]:
     """Encode in other processes, with the tokenizer of class `kind` saved in `folder`."""
     helpers: list[Helper] = []
@@ -90,7 +102,7 @@ def encoded_with(
     waiting: deque[Future[Encoded]] = deque()
     pool = ThreadPoolExecutor(processes)
 
-    def encode_there(batch: list[str]) -> Encoded:
+    def encode_there(batch: Texts) -> Encoded:
         helper = idle.get()
         try:
             return helper.encode(batch)
@@ -179,7 +191,7 @@ class Helper:
         except OSError as error:
             raise UserError(COULD_NOT_ENCODE) from error
 
-    def encode(self, texts: list[str]) -> Encoded:
+    def encode(self, texts: Texts) -> Encoded:
         """Return the tokens of texts.
 
         Raises:
@@ -209,26 +221,43 @@ class Helper:
                     pipe.close()
 
 
-def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+def encode(tokenizer: Tokenizer, texts: Texts) -> Encoded:
     shared = tokenizer.bos_id == tokenizer.eos_id
-    documents = tokenizer.encode_batch(texts, bos=True, eos=not shared)
-    lengths = np.array([len(ids) for ids in documents], np.int64)
-    tokens = np.fromiter(chain.from_iterable(documents), np.uint32, lengths.sum())
-    sizes = np.array([len(text.encode()) for text in texts], np.int64)
-    spelled = np.add.reduceat(tokenizer.byte_lengths[tokens], np.cumsum(lengths) - lengths)
-    if len(lost := np.flatnonzero(spelled != sizes)):
+    if isinstance(texts[0], str):
+        parts, per_document = texts, 1
+        encoded_parts = tokenizer.encode_batch(parts, bos=True, eos=not shared)
+    else:
+        parts, per_document = list(chain.from_iterable(texts)), 2
+        encoded_parts = tokenizer.encode_batch(parts)
+        end = [] if shared else [tokenizer.eos_id]
+        encoded_parts[::2] = [[tokenizer.bos_id, *ids] for ids in encoded_parts[::2]]
+        encoded_parts[1::2] = [ids + end for ids in encoded_parts[1::2]]
+    lengths = np.array([len(ids) for ids in encoded_parts], np.int64)
+    tokens = np.fromiter(chain.from_iterable(encoded_parts), np.uint32, lengths.sum())
+    sizes = np.array([len(text.encode()) for text in parts], np.int64)
+    refuse_lossy(tokenizer, tokens, lengths, parts, sizes)
+    by_document, sizes = lengths.reshape(-1, per_document), sizes.reshape(-1, per_document)
+    given = by_document[:, :-1].sum(1) - (per_document - 1)  # without bos
+    return Encoded(tokens, by_document.sum(1), sizes[:, -1], given)
+
+
+def refuse_lossy(
+    tokenizer: Tokenizer, tokens: np.ndarray, lengths: np.ndarray, texts: list[str], sizes: np.ndarray
+) -> None:
+    """Raise UserError if the tokens don't have as many bytes as their texts, whose `sizes` are given."""
+    ends = np.cumsum(np.append(0, tokenizer.byte_lengths[tokens]))[np.append(0, np.cumsum(lengths))]
+    if len(lost := np.flatnonzero(np.diff(ends) != sizes)):
         raise UserError(
             f"The tokenizer is lossy: it doesn't keep all of {texts[lost[0]][:60]!r}…, so bits per byte would be wrong."
             " Choose another: tokenizer=<option>"
         )
-    return Encoded(tokens, lengths, sizes)
 
 
-def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
+def batches_of(texts: Iterable[str] | Iterable[Pair]) -> Iterator[Texts]:
     batch, size = [], 0
     for text in texts:
         batch.append(text)
-        size += len(text)
+        size += len(text) if isinstance(text, str) else len(text.given) + len(text.target)
         if size >= AT_ONCE:
             yield batch
             batch, size = [], 0
@@ -245,7 +274,7 @@ def usable_cpus() -> int:
 
 # ---- in the other processes ------------------------------------------------------------------------
 
-ANSWER = {"tokens": "<u4", "lengths": "<i8", "bytes": "<i8"}
+ANSWER = {"tokens": "<u4", "lengths": "<i8", "bytes": "<i8", "given": "<i8"}
 """An answer: a line of JSON with the length of each array, then the arrays; or a line with an error message."""
 
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -177,21 +177,34 @@ class Hub(Source):
 
     def values(self, rows: Any) -> Iterator[str]:
         """Yield the text of each row; empty for a missing value."""
+        return (text or "" for (text,) in self.columns(rows, {"field": self.field}))
+
+    def columns(self, rows: Any, names: Mapping[str, str]) -> Iterator[tuple[str | None, ...]]:
+        """Yield the texts in some columns of each row, None for a missing value.
+
+        Args:
+            names: each column, by the name of the option that gives it.
+        """
         with self.in_a_sentence():
             known = rows.column_names
-        if known is not None and self.field in known:
-            rows = rows.select_columns([self.field])
+        if known is not None and set(names.values()) <= set(known):
+            rows = rows.select_columns(list(names.values()))
         for batch in self.explained(rows.iter(READ_AT_ONCE)):
-            if self.field not in batch:
-                raise UserError(
-                    f"{self.place} has no column '{self.field}', only {', '.join(batch)}. Choose one: data.field=…"
-                )
-            for value in batch[self.field]:
-                if not isinstance(value, str | None):
-                    shown = json.dumps(value, default=str)[:40]
-                    raise UserError(f"{self.place}: '{self.field}' is not text but {shown}.")
-                refuse_nuls(value or "", self.place)
-                yield value or ""
+            for option, name in names.items():
+                if name not in batch:
+                    raise UserError(
+                        f"{self.place} has no column '{name}', only {', '.join(batch)}. Choose one: data.{option}=…"
+                    )
+            for values in zip(*(batch[name] for name in names.values())):
+                for name, value in zip(names.values(), values):
+                    self.refuse_other_values(name, value)
+                yield values
+
+    def refuse_other_values(self, name: str, value: Any) -> None:
+        if not isinstance(value, str | None):
+            shown = json.dumps(value, default=str)[:40]
+            raise UserError(f"{self.place}: '{name}' is not text but {shown}.")
+        refuse_nuls(value or "", self.place)
 
     def regrouped(self, rows: Iterable[str], separator: str) -> Iterator[str]:
         """Join rows, which are lines, into documents."""

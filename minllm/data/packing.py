@@ -13,6 +13,7 @@ import numpy as np
 
 from minllm.data.source import Packing, Source
 from minllm.data.store import Documents
+from minllm.errors import UserError
 
 Piece = tuple[int, int]  # (start in the stream, number of tokens)
 
@@ -174,6 +175,11 @@ def windows(documents: Documents, seq_len: int, stride: int | None = None, trunc
 
     stride: None: `seq_len`, so that windows don't overlap
     truncate: whether to keep only the first window of each document
+
+    Windows of a pair that end before its target begins are left out, because they have nothing to predict.
+
+    Raises:
+        UserError: no window is left.
     """
     stride = stride or seq_len
     counts = 1 + np.maximum(0, -(-(documents.lengths - seq_len) // stride))
@@ -182,9 +188,18 @@ def windows(documents: Documents, seq_len: int, stride: int | None = None, trunc
     before = np.cumsum(counts) - counts
     number = np.arange(counts.sum()) - np.repeat(before, counts)  # of a window in its document
     left = np.repeat(documents.lengths, counts) - number * stride
+    starts, lengths = np.repeat(documents.starts[:-1], counts) + number * stride, np.minimum(left, seq_len)
+    if documents.given is not None:
+        has_targets = number * stride + lengths > np.repeat(documents.given, counts)
+        if not has_targets.any():
+            raise UserError(
+                f"No target begins in the first data.seq_len={seq_len} tokens of its document, and data.truncate=true"
+                " leaves the rest out. Increase data.seq_len, or type data.truncate=false."
+            )
+        starts, lengths, number = starts[has_targets], lengths[has_targets], number[has_targets]
     return Windows(
-        starts=np.repeat(documents.starts[:-1], counts) + number * stride,
-        lengths=np.minimum(left, seq_len),
+        starts=starts,
+        lengths=lengths,
         known=np.where(number > 0, seq_len - stride, 0),
         is_first=number == 0,
         seq_len=seq_len,

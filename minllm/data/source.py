@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from minllm.errors import UserError
 from minllm.schema.foreign import refuse_foreign
@@ -76,6 +76,30 @@ class Source:
         No model's expected `val_bpb` is lower. It is computed once, when the store is built, and kept there.
         """
         return None
+
+
+class Pair(NamedTuple):
+    """A document of two parts: models see the given part and learn to predict the target."""
+
+    given: str
+    target: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSource(Source):
+    """A corpus whose documents are pairs. A subclass adds `pairs`, `fingerprint`, and its own options.
+
+    Only targets count: `floor_bits_per_byte` is the surprisal of the validation targets, each with its given part
+    known, divided by their bytes.
+    """
+
+    def pairs(self, split: Split) -> Iterator[Pair]:
+        """Yield the split's pairs, always in the same order; a given part may be empty, a target may not."""
+        raise NotImplementedError
+
+    def documents(self, split: Split) -> Iterator[str]:
+        """Yield the text of each pair, for example for training a tokenizer."""
+        return (given + target for given, target in self.pairs(split))
 
 
 def expanded(path: str, key: str) -> Path:

@@ -5,6 +5,7 @@ A store is a folder named by a hash of its source and its tokenizer. For each sp
     <split>.tokens    uint16, or uint32 for a vocabulary above 65,535
     <split>.starts    int64, (documents + 1,): the position of each document's bos, and of the final bos
     <split>.checks    uint32, the checksums of the blocks of <split>.tokens
+    <split>.given     int64, (documents,), if documents are pairs: the number of tokens of the given part, without bos
 
 The tokens form one stream. A document's inputs are its tokens except the last, and its targets are the same tokens
 shifted by one position. If bos and eos are the same token, neighbouring documents share it:
@@ -18,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -27,13 +27,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from minllm.data.blocks import BLOCK, Blocks, checksums
 from minllm.data.encoding import encoded
-from minllm.data.source import SPLITS, SPOKEN, Source, Split, expanded
+from minllm.data.metadata import FORMAT, is_metadata
+from minllm.data.source import SPLITS, SPOKEN, Pair, PairSource, Source, Split, expanded
 from minllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from filelock import FileLock
 
-FORMAT = 4  # part of the folder name; increase it when the format of the files changes
 METADATA = "meta.json"
 CHECKED = 1 << 24  # maximum bytes of tokens whose hash is verified, which takes about 10 ms
 AT_ONCE = 1024  # documents whose sizes are computed at once, to save memory
 UNFINISHED = ".tmp"  # suffix of a store's folder until it's complete
+
+Text = TypeVar("Text", str, Pair)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ class Documents:
     """One memory-mapped split of a store; the module's docstring describes the arrays.
 
     lengths: how many targets each document has: its tokens with the eos and without the bos
-    bytes: total size of the documents in bytes of UTF-8
+    bytes: total size of the documents in bytes of UTF-8; of pairs, that of their targets
     blocks: the checksums of the tokens; None in a store of an older minllm
+    given: how many of each document's first targets are the given part of a pair; None if documents aren't pairs
     """
 
     tokens: np.ndarray
@@ -63,14 +66,20 @@ class Documents:
     lengths: np.ndarray
     bytes: int
     blocks: Blocks | None = None
+    given: np.ndarray | None = None
 
     def sizes(self, byte_lengths: np.ndarray) -> np.ndarray:
-        """Return the size of each document in bytes of UTF-8, given the bytes of each token."""
+        """Return the size in bytes of UTF-8 of each document, or of a pair's target, given the bytes of each token."""
         stream, sizes = np.asarray(self.tokens), []
         for first in range(0, len(self.starts) - 1, AT_ONCE):
             starts = self.starts[first : first + AT_ONCE + 1]
             some = byte_lengths[stream[starts[0] : starts[-1]]]
-            sizes.append(np.add.reduceat(some, starts[:-1] - starts[0]))
+            begins = starts[:-1] - starts[0]
+            if self.given is None:
+                sizes.append(np.add.reduceat(some, begins))
+            else:  # each document's bytes up to its target, and from it on
+                targets = begins + 1 + self.given[first : first + AT_ONCE]
+                sizes.append(np.add.reduceat(some, np.stack([begins, targets], 1).ravel())[1::2])
         return np.concatenate(sizes)
 
     def check(self, start: int, stop: int) -> None:
@@ -101,7 +110,8 @@ class Store:
             is_whole = hashlib.sha256(tokens[:-1]).hexdigest() == known["sha256"]
             is_whole &= bool((tokens[starts] == tokens[-1]).all())  # bos
         checks = self.checks(split, starts, tokens.nbytes)
-        if not is_whole:
+        given = self.array(f"{split}.given", "int64", known["documents"]) if "given" in known else None
+        if not is_whole or (given is not None and zlib.crc32(given) != known["given"]):
             raise damaged(self.folder)
         return Documents(
             tokens=tokens,
@@ -109,6 +119,7 @@ class Store:
             lengths=np.diff(starts) - (not self.metadata["shared_ends"]),
             bytes=known["bytes"],
             blocks=None if checks is None else Blocks(self.folder, tokens, checks),
+            given=given,
         )
 
     def checks(self, split: Split, starts: np.ndarray, size: int) -> np.ndarray | None:
@@ -172,34 +183,6 @@ def read_store(folder: Path) -> Store:
     if not is_metadata(metadata):
         raise damaged(folder)
     return Store(folder, metadata)
-
-
-def is_metadata(known: Any) -> bool:
-    """Whether a store's metadata has every value that is read from it."""
-    if not isinstance(known, dict) or known.get("format") != FORMAT:
-        return False
-    splits, floor = known.get("splits"), known.get("floor_bits_per_byte")
-    return (
-        all(isinstance(known.get(name), str) for name in ("source", "tokenizer", "validation_text"))
-        and isinstance(known.get("options"), dict)
-        and is_count(known.get("vocab_size"))
-        and known.get("dtype") in ("uint16", "uint32")
-        and isinstance(known.get("shared_ends"), bool)
-        and (floor is None or (isinstance(floor, int | float) and 0 <= floor < math.inf))
-        and isinstance(splits, dict)
-        and all(is_split(splits.get(split)) for split in SPLITS)
-        and isinstance(known.get("checks", {}), dict)
-    )
-
-
-def is_split(known: Any) -> bool:
-    if not isinstance(known, dict) or not isinstance(known.get("sha256"), str):
-        return False
-    return all(is_count(known.get(name)) for name in ("documents", "tokens", "bytes"))
-
-
-def is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value < 1 << 53
 
 
 def damaged(folder: Path) -> UserError:
@@ -301,20 +284,25 @@ def write_split(
 ) -> dict[str, int | str]:
     """Write the tokens and starts of a split; return the numbers of documents, tokens and bytes, and the tokens' hash.
 
+    For pairs, also write the sizes of given parts, and return their checksum.
+
     Args:
         text_digest: is updated with the text of the documents.
     """
-    documents = position = size = 0
+    documents = position = size = checksum = 0
     digest = hashlib.sha256()
     limit = source.max_tokens if split == "train" else None
     # with a limit, the share of the corpus that is read isn't known
     size_of_text = source.size(split) if limit is None else None
-    texts = shown(source.documents(split), f"Encoding {split}", size_of_text)
+    is_pairs = isinstance(source, PairSource)
+    texts = source.pairs(split) if is_pairs else source.documents(split)
+    texts = shown(texts, f"Encoding {split}", size_of_text)
     if text_digest is not None:
         texts = fed_to(text_digest, texts)
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
         (folder / f"{split}.starts").open("wb") as starts_file,
+        (folder / f"{split}.given").open("wb") if is_pairs else contextlib.nullcontext() as given_file,
         contextlib.closing(encoded(texts, tokenizer, source.num_proc)) as batches,
     ):
         for batch in batches:
@@ -325,6 +313,9 @@ def write_split(
             digest.update(stream)
             append(tokens_file, stream)
             append(starts_file, position + np.cumsum(batch.lengths) - batch.lengths)
+            if given_file is not None:
+                append(given_file, batch.given)
+                checksum = zlib.crc32(np.ascontiguousarray(batch.given), checksum)
             documents += len(batch.lengths)
             position += len(stream)
             size += int(batch.bytes.sum())
@@ -338,7 +329,8 @@ def write_split(
             )
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
-    return {"documents": documents, "tokens": position + 1, "bytes": size, "sha256": digest.hexdigest()}
+    known = {"documents": documents, "tokens": position + 1, "bytes": size, "sha256": digest.hexdigest()}
+    return known | ({"given": checksum} if is_pairs else {})
 
 
 def write_checks(folder: Path, split: Split) -> list[int]:
@@ -350,10 +342,16 @@ def write_checks(folder: Path, split: Split) -> list[int]:
     return [zlib.crc32(starts), zlib.crc32(checks)]
 
 
-def fed_to(digest: hashlib._Hash, texts: Iterable[str]) -> Iterator[str]:
-    """Pass texts on and add each to a digest, prefixed with its length to mark where it ends."""
+def fed_to(digest: hashlib._Hash, texts: Iterable[Text]) -> Iterator[Text]:
+    """Pass texts on and add each to a digest, prefixed with its length to mark where it ends.
+
+    The given part of a pair is also marked, so that it can't be confused with a document.
+    """
     for text in texts:
-        spelled = text.encode()
+        if not isinstance(text, str):
+            spelled = text.given.encode()
+            digest.update(b"given" + len(spelled).to_bytes(8, "little") + spelled)
+        spelled = (text if isinstance(text, str) else text.target).encode()
         digest.update(len(spelled).to_bytes(8, "little") + spelled)
         yield text
 
@@ -363,7 +361,7 @@ def append(file: BinaryIO, array: np.ndarray) -> None:
     file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
 
 
-def shown(texts: Iterable[str], doing: str, size: int | None) -> Iterator[str]:
+def shown(texts: Iterable[Text], doing: str, size: int | None) -> Iterator[Text]:
     """Pass texts on; show a progress bar on a terminal if they take more than a second."""
     from tqdm import tqdm
 
@@ -371,7 +369,7 @@ def shown(texts: Iterable[str], doing: str, size: int | None) -> Iterator[str]:
     with tqdm(desc=doing, total=size, **options) as bar:
         for text in texts:
             yield text
-            bar.update(len(text.encode()))
+            bar.update(sum(len(part.encode()) for part in ((text,) if isinstance(text, str) else text)))
 
 
 def umask() -> int:

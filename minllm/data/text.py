@@ -9,15 +9,16 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from minllm.data.parquet import ParquetFiles, bytes_of_column
+from minllm.data import records
+from minllm.data.parquet import bytes_of_column
+from minllm.data.records import text_from
 from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
 from minllm.errors import UserError, neighbour, printable
-from minllm.files.filetypes import decode, filled, other_kind, refuse_nuls, refuse_other_kinds
+from minllm.files.filetypes import filled, other_kind, refuse_other_kinds
 from minllm.schema.options import Fraction, Place
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -103,7 +104,10 @@ class TextFiles(Source):
         if path.suffix == ".txt":
             assert self.separator is not None
             return separated(path, unescaped(self.separator))
-        return (lines if path.suffix == ".jsonl" else rows)(path, self.field)
+        keys = {"field": self.field}
+        return (
+            (texts[0], place) for texts, place in records.texts(path, keys, "the key that holds the text")
+        )
 
 
 @contextlib.contextmanager
@@ -125,26 +129,26 @@ def check_division(separator: str | None, val_fraction: float) -> None:
         )
 
 
-def find_files(path: str | list[str]) -> list[Path]:
-    """Return the files that paths and globs name, without duplicates."""
+def find_files(path: str | list[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Return the files that paths and globs name, without duplicates. UserError if one has none of the suffixes."""
     found: dict[Path, None] = {}
     for typed in [path] if isinstance(path, str) else path:
         here = expanded(typed, "data.path")
         with readable(here):
-            found.update(dict.fromkeys(matches(here, typed)))
+            found.update(dict.fromkeys(matches(here, typed, suffixes[0])))
     for file in found:
         with readable(file):
-            refuse_unfit(file, SUFFIXES)
+            refuse_unfit(file, suffixes)
     if not found:
-        raise UserError(f"data.path={path} names no file. Give one, such as data.path=notes.txt")
+        raise UserError(f"data.path={path} names no file. Give one, such as data.path=notes{suffixes[0]}")
     return list(found)
 
 
-def matches(here: Path, typed: str) -> list[Path]:
-    """Return the files that one path or glob names."""
+def matches(here: Path, typed: str, suffix: str) -> list[Path]:
+    """Return the files that one path or glob names; `suffix` is for the error message."""
     if here.is_dir():
         raise UserError(
-            f"data.path={typed} is a folder. Give its files: 'data.path={typed.rstrip('/')}/*.txt'"
+            f"data.path={typed} is a folder. Give its files: 'data.path={typed.rstrip('/')}/*{suffix}'"
         )
     if here.exists():
         return [here]
@@ -196,13 +200,18 @@ def bytes_of_text(path: Path, field: str) -> int:
 
 def is_held_out(text: str, place: str, fraction: float) -> bool:
     """Whether a text belongs to the validation set, by its hash; `place` is its location, for errors."""
+    digest = hashlib.blake2b(spelled(text, place), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def spelled(text: str, place: str) -> bytes:
+    """Return a text in UTF-8. UserError if it has characters that aren't valid."""
     try:
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
             f"{place}: the text has an unpaired surrogate, which is not a valid character."
         ) from error
-    return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 # ---- .txt ---------------------------------------------------------------------------------------------------------
@@ -277,69 +286,3 @@ def no_separator(path: Path, separator: str) -> str:
         typed = windows.replace("\r", r"\r").replace("\n", r"\n")
         return f"{path} has lines that end with \\r\\n. Type 'data.separator=\"{typed}\"'"
     return f"{path} doesn't contain {separator!r}. If it is a single text, leave data.separator out."
-
-
-def text_from(block: bytes, path: Path, start: int) -> str:
-    """Return the text of a file's bytes from `start` on, without a byte order mark."""
-    text = decode(block, path, start)
-    return text.removeprefix("\ufeff") if start == 0 else text
-
-
-# ---- .jsonl and .parquet ------------------------------------------------------------------------------------------
-
-
-def lines(path: Path, field: str) -> Iterator[tuple[str | None, str]]:
-    """Yield (text, location) of each line of a .jsonl file, None for null; blank lines are skipped."""
-    start = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            place = f"{path}, line {number:,}"
-            text = text_from(line, path, start)
-            start += len(line)
-            if text.strip():
-                yield text_of(text, field, place), place
-
-
-def text_of(line: str, field: str, place: str) -> str | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON: {getattr(error, 'msg', error)}.") from error
-    if not isinstance(record, dict):
-        raise UserError(f'{place} is not an object such as {{"{field}": "…"}}.')
-    return checked(record, field, place)
-
-
-def rows(path: Path, field: str) -> Iterator[tuple[str | None, str]]:
-    """Yield (text, location) of each row of a .parquet file, None for a missing value."""
-    import pyarrow
-
-    file = ParquetFiles([str(path)], [field])
-    try:
-        if field not in file.column_names:
-            raise UserError(
-                f"{path} has no column '{field}', only {', '.join(file.column_names)}. Choose one: data.field=…"
-            )
-        number = 0
-        for batch in file.iter(1000):
-            for value in batch[field]:
-                number += 1
-                place = f"{path}, row {number:,}"
-                yield checked({field: value}, field, place), place
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} can't be read as a parquet file: {str(error).splitlines()[0]}") from error
-
-
-def checked(record: dict[str, Any], field: str, place: str) -> str | None:
-    if field not in record:
-        has = f"only {', '.join(map(str, record))}" if record else "and is empty"
-        raise UserError(f"{place} has no '{field}', {has}. Give the key that holds the text: data.field=…")
-    text = record[field]
-    if not isinstance(text, str | None):
-        value = json.dumps(text, default=str)[:40]
-        raise UserError(
-            f"{place}: '{field}' is not text but {value}. Give the key that holds the text: data.field=…"
-        )
-    if text is not None:
-        refuse_nuls(text, place)
-    return text

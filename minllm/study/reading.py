@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from minllm.data.batches import IGNORED, Batch, Validation, open_data, stride_of
-from minllm.data.source import Source
+from minllm.data.source import Pair, Source
 from minllm.data.store import Documents
 from minllm.errors import UserError, first_line
 from minllm.generation.generate import generate
@@ -101,8 +101,10 @@ def bits_a_byte(reading: Reading) -> float:
 # ---- the texts, and one run ----------------------------------------------------------------------
 
 
-def held_out(run: TrainedRun, count: int) -> list[str]:
+def held_out(run: TrainedRun, count: int) -> list[str] | list[Pair]:
     """Return the first validation texts of a run's data, truncated to its window.
+
+    Pairs whose target begins after the window are left out.
 
     Raises:
         UserError: the data can't be read, or isn't the data that the run was validated on.
@@ -113,18 +115,34 @@ def held_out(run: TrainedRun, count: int) -> list[str]:
     if store.metadata["validation_text"] != run.summary["validation_text"]:
         raise UserError(OTHER_TEXT)
     documents = store.split("val")
-    chosen = np.argsort(documents.lengths > source.seq_len, kind="stable")[:count]
+    by_fit = np.argsort(documents.lengths > source.seq_len, kind="stable")
+    given = documents.given
+    chosen = (by_fit if given is None else by_fit[given[by_fit] < source.seq_len])[:count]
     starts = documents.starts[chosen] + 1  # after the bos
     sizes = np.minimum(documents.lengths[chosen] - 1, source.seq_len)  # without the end
     for start, size in zip(starts, sizes):
         documents.check(start, start + size)
     pieces = [documents.tokens[start : start + size].tolist() for start, size in zip(starts, sizes)]
-    # truncation may split a character
-    return [b"".join(map(tokenizer.token_bytes, ids)).decode(errors="ignore") for ids in pieces]
+    if given is None:
+        return [decoded(tokenizer, ids) for ids in pieces]
+    cuts = given[chosen].tolist()
+    return [
+        Pair(decoded(tokenizer, ids[:cut]), decoded(tokenizer, ids[cut:])) for ids, cut in zip(pieces, cuts)
+    ]
+
+
+def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Return the text of tokens, without a character at its end that truncation has split."""
+    return b"".join(map(tokenizer.token_bytes, ids)).decode(errors="ignore")
 
 
 def read_arm(
-    arm: Arm, seed: int, cfg: DictConfig, prompts: Sequence[str], texts: Sequence[str], no_texts: str | None
+    arm: Arm,
+    seed: int,
+    cfg: DictConfig,
+    prompts: Sequence[str],
+    texts: Sequence[str | Pair],
+    no_texts: str | None,
 ) -> Reading:
     """Return the reading of the run with this seed; `no_texts` says why there are no texts."""
     run = arm.runs[seed]
@@ -152,8 +170,8 @@ def reason(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def read_text(model: LM, tokenizer: Tokenizer, source: Source, text: str) -> list[Guess]:
-    """Return a model's prediction of each token of a text, in windows of `seq_len` as in evaluation.
+def read_text(model: LM, tokenizer: Tokenizer, source: Source, text: str | Pair) -> list[Guess]:
+    """Return a model's prediction of each token of a text, or of a target, in windows of `seq_len` as in evaluation.
 
     A text may be longer than a window if another arm's tokens are longer.
     """
@@ -172,11 +190,19 @@ def read_text(model: LM, tokenizer: Tokenizer, source: Source, text: str) -> lis
     return guesses
 
 
-def windows_of(tokenizer: Tokenizer, source: Source, text: str) -> Iterator[Batch]:
-    """Yield a text's windows in order; their targets contain each of its tokens exactly once."""
-    ids = np.array(tokenizer.encode(text, bos=True))
+def windows_of(tokenizer: Tokenizer, source: Source, text: str | Pair) -> Iterator[Batch]:
+    """Yield a text's windows in order; their targets contain each of its tokens, of a pair the target's, once."""
+    given, target = text if isinstance(text, Pair) else ("", text)
+    known = tokenizer.encode(given, bos=True)
+    ids = np.array(known + tokenizer.encode(target))
     length = len(ids) - 1
-    document = Documents(ids, np.array([0, length]), np.array([length]), len(text.encode()))
+    document = Documents(
+        tokens=ids,
+        starts=np.array([0, length]),
+        lengths=np.array([length]),
+        bytes=len(target.encode()),
+        given=np.array([len(known) - 1]) if isinstance(text, Pair) else None,
+    )
     yield from Validation(document, source.seq_len, stride_of(source), tokenizer.pad_id, batch_size=1)
 
 

@@ -69,9 +69,11 @@ def contents(store: Store) -> Iterator[str]:
         documents = store.split(split)
         documents.check(0, len(documents.tokens))
         known = store.metadata["splits"][split]
+        given = 0 if documents.given is None else int(documents.given.sum())
+        text, part = ("text", "") if documents.given is None else ("targets", f" ({given:,} of them given)")
         yield (
-            f"{split:5}  {known['documents']:,} documents, {known['bytes'] / 1e6:,.2f} MB of text,"
-            f" {known['tokens']:,} tokens, {known['bytes'] / known['tokens']:.2f} bytes per token"
+            f"{split:5}  {known['documents']:,} documents, {known['bytes'] / 1e6:,.2f} MB of {text},"
+            f" {known['tokens']:,} tokens{part}, {known['bytes'] / (known['tokens'] - given):.2f} bytes per token"
         )
 
 

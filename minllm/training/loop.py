@@ -262,7 +262,8 @@ def accumulate(run: Run, loss_of: Callable[..., Tensor], batch: Batch, micro_bat
     """Accumulate the gradient of the batch's mean loss over micro-batches; return that loss."""
     batch = batch.to(run.device)
     # divide by the batch's targets, so that each weighs the same in whichever micro-batch it is
-    counted = (batch.targets_BT != IGNORED).sum()
+    # a batch of few rows may have given parts alone
+    counted = (batch.targets_BT != IGNORED).sum().clamp(min=1)
     total = torch.zeros((), device=run.device)
     for start in range(0, run.settings.batch_size, micro_batch_size):
         rows = slice(start, start + micro_batch_size)
