@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -128,19 +130,21 @@ def test_a_batch_norm_is_refused_by_its_name():
 class Unlike(Causal):
     """Evaluates to something else than the next tokens' cost."""
 
-    def loss(self, model, tokens_BT, targets_BT, segments_BT):
-        return 0.5 * super().loss(model, tokens_BT, targets_BT, segments_BT)
+    def nats(self, model, batch, noise):
+        return 0.5 * super().nats(model, batch, noise)
 
 
 class HalfOfThem(Causal):
-    def loss(self, model, tokens_BT, targets_BT, segments_BT):
-        even_T = torch.arange(targets_BT.shape[1]) % 2 == 0
-        return super().loss(model, tokens_BT, targets_BT.masked_fill(even_T, -100), segments_BT)
+    def nats(self, model, batch, noise):
+        even_T = torch.arange(batch.targets_BT.shape[1]) % 2 == 0
+        return super().nats(
+            model, replace(batch, targets_BT=batch.targets_BT.masked_fill(even_T, -100)), noise
+        )
 
 
 class ToldTheTarget(Causal):
-    def loss(self, model, tokens_BT, targets_BT, segments_BT):
-        return super().loss(model, targets_BT.clamp(min=0), targets_BT, segments_BT)
+    def nats(self, model, batch, noise):
+        return super().nats(model, replace(batch, tokens_BT=batch.targets_BT.clamp(min=0)), noise)
 
 
 class OwnHead(LM):

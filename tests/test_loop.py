@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from minllm.data.batches import IGNORED, Batch
 from minllm.errors import UserError
 from minllm.model.parameter import Linear, initialise, normal, parameter
+from minllm.objective import Objective
 from minllm.runs.folder import RunDir
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import ENDLESS, Budget
@@ -35,15 +36,21 @@ class Bigram(torch.nn.Module):
         return self.head(F.dropout(F.embedding(tokens_BT, self.embedding), 0.25, self.training))
 
 
-class Objective:
-    def loss(self, model, tokens_BT, targets_BT, segments_BT):
-        return F.cross_entropy(model(tokens_BT).flatten(0, 1), targets_BT.flatten(), reduction="sum")
+class NextToken(Objective):
+    def loss(self, model, inputs):
+        return self.each(model, inputs).sum()
+
+    def nats(self, model, batch, noise):
+        return self.each(model, batch).sum(1)
+
+    def each(self, model, batch):
+        return F.cross_entropy(model(batch.tokens_BT).mT, batch.targets_BT, reduction="none")
 
 
 class Batches:
     """Rows with very different numbers of counted targets, drawn from the step alone."""
 
-    tokens, bytes = 40, 100
+    rows, tokens, bytes = 2 * ROWS, 40, 100
 
     def batch(self, step):
         drawn = torch.randint(VOCABULARY, (2, ROWS, LENGTH), generator=torch.Generator().manual_seed(step))
@@ -82,7 +89,7 @@ def make_run(path, steps=8, **changed):
         folder=RunDir(path),
         logger=Silent(),
         model=model,
-        objective=Objective(),
+        objective=NextToken(),
         optimizer=AdamW(
             model,
             lr=0.01,
@@ -238,11 +245,11 @@ def test_samples_after_the_checkpoint_are_cut(tmp_path):
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), MemoryError()],
 )
 def test_when_memory_runs_out_micro_batches_halve_and_the_step_stays(tmp_path, error):
-    class Hungry(Objective):
-        def loss(self, model, tokens_BT, targets_BT, segments_BT):
-            if len(tokens_BT) > 2:
+    class Hungry(NextToken):
+        def loss(self, model, inputs):
+            if len(inputs.tokens_BT) > 2:
                 raise error
-            return super().loss(model, tokens_BT, targets_BT, segments_BT)
+            return super().loss(model, inputs)
 
     hungry, calm = make_run(tmp_path / "hungry"), make_run(tmp_path / "calm", micro_batch_size=1)
     hungry.objective = Hungry()
@@ -256,11 +263,11 @@ def test_when_memory_runs_out_micro_batches_halve_and_the_step_stays(tmp_path, e
 
 
 def test_when_memory_runs_out_in_an_evaluation_it_goes_on_with_fewer_rows(tmp_path):
-    class Hungry(Objective):
-        def loss(self, model, tokens_BT, targets_BT, segments_BT):
-            if not model.training and run.validation.batch_size > 2:
+    class Hungry(NextToken):
+        def nats(self, model, batch, noise):
+            if run.validation.batch_size > 2:
                 raise RuntimeError("can't allocate memory")
-            return super().loss(model, tokens_BT, targets_BT, segments_BT)
+            return super().nats(model, batch, noise)
 
     run = make_run(tmp_path, steps=3)
     run.objective = Hungry()
@@ -270,7 +277,7 @@ def test_when_memory_runs_out_in_an_evaluation_it_goes_on_with_fewer_rows(tmp_pa
 
 
 def test_when_memory_runs_out_at_one_row_the_user_is_told_what_to_do(tmp_path):
-    class Starving(Objective):
+    class Starving(NextToken):
         def loss(self, *args):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -281,7 +288,7 @@ def test_when_memory_runs_out_at_one_row_the_user_is_told_what_to_do(tmp_path):
 
 
 def test_other_errors_keep_their_traceback(tmp_path):
-    class Broken(Objective):
+    class Broken(NextToken):
         def loss(self, *args):
             raise RuntimeError("shapes don't match")
 
@@ -292,9 +299,9 @@ def test_other_errors_keep_their_traceback(tmp_path):
 
 
 def test_divergence_stops_the_run_before_it_spoils_the_weights(tmp_path):
-    class Diverging(Objective):
-        def loss(self, model, tokens_BT, *rest):
-            loss = super().loss(model, tokens_BT, *rest)
+    class Diverging(NextToken):
+        def loss(self, model, inputs):
+            loss = super().loss(model, inputs)
             return loss * float("nan") if model.training and run.progress.step == 5 else loss
 
     run = make_run(tmp_path)
@@ -352,7 +359,7 @@ def test_compiled_dropout_drops_the_same_forwards_and_backwards(tmp_path):
 
     def loss():
         torch.manual_seed(0)
-        return loss_of(run.model.train(), batch.tokens_BT, batch.targets_BT, None)
+        return loss_of(run.model.train(), batch)
 
     begun = loss()
     begun.backward()
@@ -364,9 +371,7 @@ def test_compiled_dropout_drops_the_same_forwards_and_backwards(tmp_path):
             p.data += way * g / slope
         ends.append(loss().item())
     assert (ends[0] - ends[1]) / 0.02 == pytest.approx(slope.item(), rel=0.01)
-    assert (
-        begun.item() != run.objective.loss(run.model.eval(), batch.tokens_BT, batch.targets_BT, None).item()
-    )
+    assert begun.item() != run.objective.loss(run.model.eval(), batch).item()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

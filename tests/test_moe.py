@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minllm.config.compose import compose
+from minllm.data.batches import Batch
 from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
@@ -443,7 +444,7 @@ def test_compiled_it_learns_the_same(option="moe_sigmoid"):  # whose router also
         for loss_of in (objective.loss, compiled):
             model.zero_grad()
             before_step(model)
-            loss = loss_of(model, batch[:, :-1], batch[:, 1:], None)
+            loss = loss_of(model, Batch(batch[:, :-1], batch[:, 1:], None))
             loss.backward()
             counted = [buffer.clone() for buffer in model.buffers()]
             results.append([loss.detach(), *counted, *(p.grad.clone() for p in model.parameters())])

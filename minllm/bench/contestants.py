@@ -20,6 +20,7 @@ from minllm.data.batches import Batch
 from minllm.generation.generate import next_tokens
 from minllm.generation.sampler import Sampling
 from minllm.model.build import build_model
+from minllm.objective.noise import Noise
 from minllm.schema.building import build
 from minllm.training.checkpoints import Progress
 from minllm.training.loop import Run
@@ -167,10 +168,13 @@ def transformers(shape: Shape, cfg: DictConfig, device: torch.device) -> Contest
 class TheirObjective:
     """The loss that transformers' model computes itself, summed like minllm's."""
 
-    def loss(self, model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: None) -> Tensor:
+    def inputs(self, batch: Batch, noise: Noise, model: nn.Module) -> Batch:
+        return batch
+
+    def loss(self, model: nn.Module, inputs: Batch) -> Tensor:
         # the targets are already shifted
-        shifted = {"shift_labels": targets_BT, "num_items_in_batch": 1}
-        return model(input_ids=tokens_BT, labels=targets_BT, use_cache=False, **shifted).loss
+        shifted = {"shift_labels": inputs.targets_BT, "num_items_in_batch": 1}
+        return model(input_ids=inputs.tokens_BT, labels=inputs.targets_BT, use_cache=False, **shifted).loss
 
 
 MAKERS: dict[Name, Callable[[Shape, DictConfig, torch.device], Contestant]] = {

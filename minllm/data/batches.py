@@ -9,7 +9,7 @@ for batch in corpus.validation(batch_size=32):  # every token of the validation 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ from minllm.errors import UserError
 from minllm.model.context import PAD
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from minllm.tokenizer import Tokenizer
 
 IGNORED = -100
@@ -33,7 +35,23 @@ ROUNDED_TO = 32  # evaluation batches have a multiple of this width, so that a c
 
 
 @dataclass(frozen=True)
-class Batch:
+class Rows:
+    """A dataclass whose tensors have a row for each text."""
+
+    def rows(self, chosen: slice) -> Self:
+        """Return some of the rows."""
+        return self._changed(lambda tensor: tensor[chosen])
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Batch(Rows):
     """Rows of tokens in which each predicts the next.
 
     tokens_BT: int64, the inputs
@@ -60,19 +78,6 @@ class Batch:
         after_BT = self.tokens_BT.roll(-1, dims=1)
         after_BT[:, -1] = self.pad_id
         return torch.where(self.targets_BT == IGNORED, after_BT, self.targets_BT)
-
-    def to(self, device: torch.device | str) -> Batch:
-        segments, given = (
-            None if tensor is None else tensor.to(device, non_blocking=True)
-            for tensor in (self.segments_BT, self.given_BT)
-        )
-        return replace(
-            self,
-            tokens_BT=self.tokens_BT.to(device, non_blocking=True),
-            targets_BT=self.targets_BT.to(device, non_blocking=True),
-            segments_BT=segments,
-            given_BT=given,
-        )
 
 
 def open_data(source: Source, tokenizer: Tokenizer) -> Corpus:
@@ -188,6 +193,7 @@ class Validation:
     share a batch, which keeps padding low.
 
     batch_size: rows at a time; may be changed between iterations
+    rows: the number of rows of all batches
     tokens: how many tokens are predicted, each exactly once, including each document's eos and no given part
     bytes: the size of the documents in UTF-8, of pairs that of their targets; the sum of all losses / ln 2 / bytes is
         the bits per byte
@@ -197,6 +203,7 @@ class Validation:
         self.documents, self.seq_len, self.pad_id, self.batch_size = documents, seq_len, pad_id, batch_size
         self.windows = windows(documents, seq_len, stride)
         self.order = np.argsort(-self.windows.lengths, kind="stable")
+        self.rows = len(self.order)
         self.tokens = int(documents.lengths.sum())
         if documents.given is not None:
             self.tokens -= int(documents.given.sum())

@@ -11,12 +11,13 @@ from omegaconf import OmegaConf
 
 from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
-from minllm.model.context import PAD
+from minllm.model.context import PAD, PAST, Sight
 from minllm.model.lm import LM
 from minllm.model.seed import generator
 from minllm.schema.checking import check_options, options_of
 
 if TYPE_CHECKING:
+    from minllm.objective import Objective
     from minllm.tokenizer import Tokenizer
 
 
@@ -25,6 +26,7 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
+    objective: Objective | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.8,
     top_k: int | None = None,
@@ -41,6 +43,8 @@ def generate(
         model: the model; it is in evaluation mode during generation.
         tokenizer: the tokenizer that the model was trained with.
         prompts: texts of any length; "" begins a new text.
+        objective: what the model has learnt (`minllm.build_objective`), which decides how it writes; None writes from
+            left to right.
         max_new_tokens, temperature, top_k, top_p, min_p, seed: see `minllm.generation.sampler.Sampling`.
         stream: called with each piece of text as it is generated; for a single prompt only.
 
@@ -68,12 +72,26 @@ def generate(
     )
     check_options(OmegaConf.create(options), "sample", options_of(Sampling), allowed={"minllm"})
     sampling = Sampling(**options)
+    write = continued if objective is None else objective.generate
+    return write(model, tokenizer, prompts, sampling, stream)
+
+
+def continued(
+    model: LM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    stream: Callable[[str], None] | None = None,
+    *,
+    sight: Sight = PAST,
+) -> list[str]:
+    """Continue each prompt from left to right; see `generate` and `next_tokens`."""
+    generators = [generator(sampling.seed, prompt) for prompt in prompts]
+    limits = dict(vocab_size=tokenizer.vocab_size, sight=sight)
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     show = _decoded(stream) if stream else None
-    for tokens in next_tokens(
-        model, _rows(tokenizer, prompts), [generator(seed, prompt) for prompt in prompts], sampling
-    ):
+    for tokens in next_tokens(model, _rows(tokenizer, prompts), generators, sampling, **limits):
         for i, token in enumerate(tokens):
             ended[i] |= token is None or token == tokenizer.eos_id
             if not ended[i]:
@@ -89,11 +107,21 @@ def generate(
 
 @torch.inference_mode()
 def next_tokens(
-    model: LM, rows: list[list[int]], generators: list[torch.Generator], sampling: Sampling
+    model: LM,
+    rows: list[list[int]],
+    generators: list[torch.Generator],
+    sampling: Sampling,
+    *,
+    vocab_size: int | None = None,
+    sight: Sight = PAST,
 ) -> Iterator[list[int | None]]:
     """Yield the next token of each row, up to `max_new_tokens` times.
 
     Rows that have used up all learned positions get None.
+
+    Args:
+        vocab_size: only tokens below this are written; None means all.
+        sight: what the tokens of a prompt may see.
 
     Rows of different lengths are padded on the left, so that their next tokens are in one column:
 
@@ -114,11 +142,11 @@ def next_tokens(
     model.eval()
     try:
         for written in range(1, new_tokens + 1):
-            logits_BV = model.logits(model.hidden(tokens_BT, segments, state)[:, -1])
+            logits_BV = model.logits(model.hidden(tokens_BT, segments, state, sight=sight)[:, -1])
             uniforms_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-            tokens_B = sampling.draw(logits_BV, uniforms_B.to(device))
+            tokens_B = sampling.draw(logits_BV[:, :vocab_size], uniforms_B.to(device))
             yield [token if written <= room else None for token, room in zip(tokens_B.tolist(), rooms)]
-            tokens_BT, segments = tokens_B[:, None], None
+            tokens_BT, segments, sight = tokens_B[:, None], None, PAST
             if written >= min(rooms):  # a row without another position is padding from here on
                 segments = torch.tensor([[PAD if written >= room else 0] for room in rooms], device=device)
     finally:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from minllm.data.batches import IGNORED
+from minllm.data.batches import IGNORED, Batch
 from minllm.errors import UserError
 from minllm.laws.passes import Pass, first_difference, first_not_finite, joined, recorded
 from minllm.laws.specimen import STRENGTHS, VOCABULARY, randomise, specimen
@@ -36,7 +36,8 @@ from minllm.model.build import try_out
 from minllm.model.context import PAD
 from minllm.model.contract import refuse_plain_parameters
 from minllm.model.lm import LM, ModelState
-from minllm.objective.causal import Causal
+from minllm.objective import Objective
+from minllm.objective.noise import Noise
 from minllm.schema.building import build
 
 LENGTH = 37  # a prime, so that chunks don't end where a document or a change does
@@ -78,9 +79,9 @@ def check_laws(cfg: DictConfig) -> str:
     began = time.perf_counter()
     # external modules may draw random numbers in their constructors
     with torch.random.fork_rng(devices=[]):
-        model = specimen(cfg)
-        check_specimen(model, cfg.data.seq_len, build(cfg.objective))
-    names = [name for name, law in LAWS.items() if holds_for(model, law)]
+        model, objective = specimen(cfg), build(cfg.objective)
+        check_specimen(model, cfg.data.seq_len, objective)
+    names = [name for name, law in LAWS.items() if holds_for(model, law, objective)]
     share = f", in {len(model.layers)} of {cfg.model.n_layers} layers" * (
         len(model.layers) < cfg.model.n_layers
     )
@@ -88,7 +89,7 @@ def check_laws(cfg: DictConfig) -> str:
     return f"Checked{share}: {', '.join(names)}; {time.perf_counter() - began:.1f} s.{declared}"
 
 
-def check_specimen(model: LM, seq_len: int, objective: Causal) -> None:
+def check_specimen(model: LM, seq_len: int, objective: Objective) -> None:
     """Raise BrokenLaw if a model breaks a law with texts of up to `seq_len` tokens. Overwrites its weights."""
     refuse_plain_parameters(model)
     randomise(model, 0, strength=0.0)
@@ -105,22 +106,21 @@ def check_specimen(model: LM, seq_len: int, objective: Causal) -> None:
 
 
 def complaints(
-    model: LM, seq_len: int, objective: Causal, seed: int, only: Collection[str] | None = None
+    model: LM, seq_len: int, objective: Objective, seed: int, only: Collection[str] | None = None
 ) -> dict[str, str | None]:
     """Return an error message for each law; None if it holds with this seed's weights and tokens."""
     texts = Texts(model, seq_len, objective, seed)
     return {
         name: law(model, texts)
         for name, law in LAWS.items()
-        if holds_for(model, law) and (only is None or name in only)
+        if holds_for(model, law, objective) and (only is None or name in only)
     }
 
 
-def holds_for(model: LM, law: Law) -> bool:
+def holds_for(model: LM, law: Law, objective: Objective) -> bool:
     if law is next_tokens:
-        return (
-            not model.reads_memory
-        )  # the objective makes the memory from data, which a specimen doesn't have
+        # the objective makes the memory from data, which a specimen doesn't have
+        return objective.attends == "past" and not model.reads_memory
     return not (model.cannot_generate and law is decoding)
 
 
@@ -270,23 +270,25 @@ def next_tokens(model: LM, texts: Texts) -> str | None:
     tokens_BT, targets_BT = texts.tokens_BT[:, :-1], texts.tokens_BT[:, 1:].clone()
     targets_BT[0, : texts.length // 3], targets_BT[1, -3:] = IGNORED, IGNORED
     with torch.no_grad():
-        loss = texts.objective.loss(model, tokens_BT, targets_BT, None)
+        noise = Noise(texts.seed, "law", range(len(tokens_BT)), len(tokens_BT))
+        found_B = texts.objective.nats(model, Batch(tokens_BT, targets_BT, None), noise)
         # called as the objective calls it, so that padding is treated in the same way
         x_BTD = model.hidden(tokens_BT, counted_BT=targets_BT != IGNORED)
         nats = F.cross_entropy(
             model.logits(x_BTD).flatten(0, 1).double(),
             targets_BT.flatten(),
             ignore_index=IGNORED,
-            reduction="sum",
+            reduction="none",
         )
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        return f"objective ({type(texts.objective).__name__}) must return a scalar tensor as its loss."
-    if math.isclose(loss.item(), nats.item(), rel_tol=EXACT * 100, abs_tol=EXACT):
+        nats_B = nats.view(targets_BT.shape).sum(1)
+    if not isinstance(found_B, Tensor) or found_B.shape != nats_B.shape:
+        return f"objective ({type(texts.objective).__name__}): nats must return a number for each row."
+    if torch.allclose(found_B.double(), nats_B, rtol=EXACT * 100, atol=EXACT):
         return None
     return (
-        f"objective ({type(texts.objective).__name__}) evaluates to {loss.item():.4f} nats, but the cross-entropy of"
-        f" the next tokens is {nats.item():.4f}, so val_bpb wouldn't be comparable with other runs: if model.training"
-        " is false, return the summed cross-entropy of the model's logits over all counted targets."
+        f"objective ({type(texts.objective).__name__}) evaluates to {found_B.sum():.4f} nats, but the cross-entropy of"
+        f" the next tokens is {nats_B.sum():.4f}, so val_bpb wouldn't be comparable with other runs: nats must return"
+        " the summed cross-entropy of the model's logits over the counted targets of each row."
     )
 
 
@@ -309,7 +311,7 @@ LAWS: dict[str, Law] = {
 class Texts:
     """Random tokens, and passes of a model with random weights over them."""
 
-    def __init__(self, model: LM, seq_len: int, objective: Causal, seed: int):
+    def __init__(self, model: LM, seq_len: int, objective: Objective, seed: int):
         self.model, self.objective, self.seed = model.eval(), objective, seed
         # modules needn't support texts longer than those trained on
         affordable = max(LONG, int(WORK / sum(param.numel() for param in model.parameters())))

@@ -13,7 +13,7 @@ from minllm.model.contract import outputs_checked, refuse_plain_parameters
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
 from minllm.model.unused import refuse_unsaid, refuse_unused
-from minllm.schema.building import build, part
+from minllm.schema.building import build
 from minllm.schema.checking import validate
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def rebuild_model(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
 
 
 def with_first_values(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
-    model = build(cfg.model, tokenizer.vocab_size, build(cfg.norm))
+    model = build(cfg.model, tokenizer.vocab_size + build(cfg.objective).extra_tokens, build(cfg.norm))
     refuse_plain_parameters(model)
     initialise(model, cfg.seed)
     if has_values(model):
@@ -96,25 +96,39 @@ def build_shapes(cfg: DictConfig, vocab_size: int) -> LM:
 
 def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
     """Return the same as `build_shapes`, without checking for overrides that have no effect."""
+    objective = build(cfg.objective)
     try:
         with torch.device("meta"):
-            model = build(cfg.model, vocab_size, build(cfg.norm))
+            model = build(cfg.model, vocab_size + objective.extra_tokens, build(cfg.norm))
     except RuntimeError as error:
         if "overflow" not in str(error):
             raise
         raise UserError(
             f"This model is too large for any machine: {first_line(error)}. Make it smaller."
         ) from error
-    objective = part(cfg.objective)
-    if model.reads_memory and not getattr(objective.func, "gives_memory", False):
+    if model.reads_memory and not objective.gives_memory:
         raise UserError(
             "model.layout has cross-attention, which reads a memory, but this objective supplies none: choose another"
             " objective, or another model/layout or model/attn."
         )
-    learnt, made = objective.keywords.get("predict_ahead", 0), cfg.model.predict_ahead
+    if objective.attends != "past":
+        refuse_readers_of_the_past(cfg, model)
+    learnt, made = getattr(objective, "predict_ahead", 0), cfg.model.predict_ahead
     if learnt != made:
         raise UserError(
             f"model.predict_ahead={made} and objective.predict_ahead={learnt} must be the same: set only"
             " objective.predict_ahead, which model.predict_ahead follows."
         )
     return model.eval()
+
+
+def refuse_readers_of_the_past(cfg: DictConfig, model: LM) -> None:
+    """Reject mixers that only read from left to right, for an objective whose tokens see later ones."""
+    for branch in model.branches():
+        for word, module in branch.words.items():
+            if hasattr(module, "init_state") and not getattr(module, "reads_both_ways", False):
+                raise UserError(
+                    f"objective={cfg.choices.objective} lets tokens see later ones, but model.{word}"
+                    f" ({type(module).__name__}) reads from left to right only: choose attention in its place, such as"
+                    " model/layout=transformer, or objective=causal."
+                )

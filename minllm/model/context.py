@@ -32,6 +32,29 @@ class Layer:
     place: int = 0
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What tokens may see of their segment. By default, those up to their own position.
+
+    sees_all: whether tokens see their whole segment
+    order_BS: int64, (B or 1, S): a token sees the tokens of its own order, and those of a lower and even order. Tokens
+        of an odd order are thus hidden from all others. None leaves it to positions.
+
+            0 0 0 2 4 6        the first three see each other, the others all before them
+            0 0 2 2 4 4        blocks of two
+            -1 -1 1 1 0 0 2 2  the same twice: noised blocks, which see the clean ones before theirs
+
+    positions_BS: int64, (B or 1, S): positions, if they aren't those of the tokens in their segments
+    """
+
+    sees_all: bool = False
+    order_BS: Tensor | None = None
+    positions_BS: Tensor | None = None
+
+
+PAST = Sight()
+
+
 @dataclass
 class Context:
     """One forward pass, as its branches see it.
@@ -57,6 +80,9 @@ class Context:
     past: int = 0
     """Number of tokens in earlier passes."""
     causal: bool = True
+    """Whether tokens see no later ones, unless `order_BS` decides."""
+    order_BS: Tensor | None = None
+    """What each token so far may see; see `Sight`."""
     x0_BTD: Tensor | None = None
     """The embedded tokens, the input of the first layer."""
     memory_BSD: Tensor | None = None
@@ -101,10 +127,14 @@ class Context:
     def _visible(self, mask: Full, first: int, explicit: bool) -> Tensor | None:
         T, earlier = self.positions_BT.shape[1], self.past - first
         hides = mask.hides(earlier + T, first)
-        if self.segments_BS is None and not hides and not explicit and (T == 1 or earlier == 0):
+        simple = self.order_BS is None and (T == 1 or earlier == 0 or not self.causal)
+        if self.segments_BS is None and not hides and not explicit and simple:
             return None
         visible_BTS = torch.ones(1, T, earlier + T, dtype=torch.bool, device=self.positions_BT.device)
-        if self.causal:
+        if self.order_BS is not None:
+            q_BT1, k_B1S = self.order_BS[:, self.past :, None], self.order_BS[:, None, first:]
+            visible_BTS = (k_B1S == q_BT1) | ((k_B1S < q_BT1) & (k_B1S % 2 == 0))
+        elif self.causal:
             visible_BTS = visible_BTS.tril(earlier)
         if hides:
             keys_B1S = self.positions_BS[:, None, first:]

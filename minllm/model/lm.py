@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from minllm.errors import UserError, suggest
 from minllm.model.branch import Branch, nothing
-from minllm.model.context import PAD, Context, Layer, Position, State
+from minllm.model.context import PAD, PAST, Context, Layer, Position, Sight, State
 from minllm.model.contract import made, made_branch, made_norm
 from minllm.model.kernels.linear import linear
 from minllm.model.norm import Norms
@@ -150,6 +150,7 @@ class LM(nn.Module):
         counted_BT: Tensor | None = None,
         losses: list[Tensor] | None = None,
         ahead: list[Tensor] | None = None,
+        sight: Sight = PAST,
     ) -> Tensor:
         """Return the head's input, (B, T, D). Takes the arguments of `forward`, and those that objectives need:
 
@@ -158,18 +159,23 @@ class LM(nn.Module):
             counted_BT: the tokens that count in the loss, bool.
             losses: branches append their auxiliary losses to this list, in nats per counted token.
             ahead: the head's inputs for the tokens after the next one are appended to this list, (B, T, D) each.
+            sight: what tokens may see; with a state, in its first pass only.
         """
         if self.sees_padding and segments is None and counted_BT is not None:
             segments = _without_padding(counted_BT)
         past = state.past if state else 0
         segments_BS = state.advance(tokens_BT, segments) if state else segments
-        positions_BS = _positions(past + tokens_BT.shape[1], segments_BS, tokens_BT.device)
+        positions_BS = sight.positions_BS
+        if positions_BS is None:
+            positions_BS = _positions(past + tokens_BT.shape[1], segments_BS, tokens_BT.device)
         ctx = Context(
             positions_BT=positions_BS[:, past:],
             positions_BS=positions_BS,
             segments_BT=None if segments_BS is None else segments_BS[:, past:],
             segments_BS=segments_BS,
             past=past,
+            causal=not sight.sees_all,
+            order_BS=sight.order_BS,
             position=self.position,
             memory_BSD=memory_BSD,
             memory_segments_BS=memory_segments_BS,

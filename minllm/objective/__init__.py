@@ -1,20 +1,91 @@
-"""Training objectives: how the loss of a batch is computed."""
+"""Training objectives: what a model learns, how it is evaluated, and how it writes.
+
+Loop, evaluation and generation know only this interface. A batch goes through an objective like this:
+
+    batch ── inputs(batch, noise, model) ──▶ inputs ── loss(model, inputs) ──▶ a sum of nats
+                what the model reads                    of some or all rows
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-    from minllm.model.lm import LM
+from minllm.data.batches import Batch, Rows
+from minllm.data.source import Source
+from minllm.generation.generate import continued
+from minllm.generation.sampler import Sampling
+from minllm.model.lm import LM
+from minllm.objective.noise import Noise
+from minllm.tokenizer import Tokenizer
+
+Bound = Literal["exact", "upper"]
 
 
-class Objective(Protocol):
-    """The interface of `objective:`. An objective with `gives_memory = True` also supplies cross-attention's memory."""
+@dataclass(frozen=True)
+class Inputs(Rows):
+    """What a model reads and has to predict.
 
-    def loss(self, model: LM, tokens_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
-        """Return the sum of the losses of all counted targets.
+    tokens_BS: the tokens that it reads; S may be longer than T
+    targets_BT: what it has to predict at the first T of them; -100 where nothing
+    segments_BS: the segment of each token, -1 for what isn't there; None if each row is one segment
+    weights_BT: the factor of each target's loss; None means 1
+    order_BS, positions_BS: what a token may see, and its position, if not given by its place (`Sight`)
+    """
 
-        If it also takes `rows_B`, as `Causal.loss` does, runs record the loss of each validation document.
+    tokens_BS: Tensor
+    targets_BT: Tensor
+    segments_BS: Tensor | None = None
+    weights_BT: Tensor | None = None
+    order_BS: Tensor | None = None
+    positions_BS: Tensor | None = None
+
+
+class Objective:
+    """The base class of `objective:`. A subclass defines `loss` and `nats`, and `inputs` if it changes the batch."""
+
+    extra_tokens: int = 0
+    """How many tokens of its own the model has, such as a mask; their ids follow the tokenizer's."""
+    bound: Bound = "exact"
+    """Whether `nats` is the negative log-likelihood, or an upper bound of it."""
+    attends: Literal["past", "all", "given", "blocks"] = "past"
+    """What a token may see of its document: the past; everything; the given part and the past; its block and those
+    before."""
+    gives_memory: bool = False
+    """Whether cross-attention reads the given part as its memory."""
+
+    def check(self, source: Source) -> None:
+        """Raise `UserError` if the objective can't learn from documents in the rows that `source` makes."""
+
+    def inputs(self, batch: Batch, noise: Noise, model: LM) -> Rows:
+        """Return what the model reads for a batch. All random numbers are drawn here, outside compiled code."""
+        return batch
+
+    def loss(self, model: LM, inputs: Rows) -> Tensor:
+        """Return the loss of all targets as a sum, which is divided by the batch's number of counted targets.
+
+        It is a sum and not a mean, so that a batch can be split into micro-batches without changing the gradient.
         """
+        raise NotImplementedError
+
+    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
+        """Return the negative log-likelihood of each row's counted targets in nats, (B,), or its upper bound."""
+        raise NotImplementedError
+
+    def generate(
+        self,
+        model: LM,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        stream: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """Return what the model writes for each prompt; by default a continuation from left to right.
+
+        Args:
+            stream: called with each piece of text as it is generated; for a single prompt only.
+        """
+        return continued(model, tokenizer, prompts, sampling, stream)

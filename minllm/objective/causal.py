@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minllm.data.batches import IGNORED
+from minllm.data.batches import IGNORED, Batch
 from minllm.model.lm import LM
+from minllm.objective import Objective
 from minllm.objective.cross_entropy import head_cross_entropy
+from minllm.objective.noise import Noise
 from minllm.schema.options import Natural, NonNegative
 
 
-class Causal:
+class Causal(Objective):
     """Next-token prediction, the objective of every GPT.
 
     Args:
@@ -25,36 +27,31 @@ class Causal:
     def __init__(self, *, predict_ahead: Natural, ahead_weight: NonNegative, z_loss: NonNegative):
         self.predict_ahead, self.ahead_weight, self.z_loss = predict_ahead, ahead_weight, z_loss
 
-    def loss(
-        self,
-        model: LM,
-        tokens_BT: Tensor,
-        targets_BT: Tensor,
-        segments_BT: Tensor | None,
-        rows_B: Tensor | None = None,
-    ) -> Tensor:
-        """Return the sum of the losses of all counted targets, in nats; targets of -100 don't count.
+    def loss(self, model: LM, inputs: Batch) -> Tensor:
+        """Return the sum of the losses of all counted targets, in nats.
 
-        It is a sum and not a mean, so that a batch can be split into micro-batches without changing the loss. In
-        training, the branches' auxiliary losses are added for each counted target.
-
-        Args:
-            rows_B: in evaluation, each row's part of the loss is added to it, if it is given.
+        In training, the branches' auxiliary losses are added for each counted target.
         """
         losses: list[Tensor] = []
         ahead: list[Tensor] | None = [] if model.training and self.predict_ahead else None
-        counted_BT = targets_BT != IGNORED
-        x_BTD = model.hidden(tokens_BT, segments_BT, counted_BT=counted_BT, losses=losses, ahead=ahead)
-        each_BT = None if rows_B is None else torch.zeros_like(targets_BT, dtype=rows_B.dtype)
-        loss = self._head_loss(model, x_BTD, targets_BT, each_BT)
-        if rows_B is not None:
-            rows_B += each_BT.sum(1)
+        targets_BT, counted_BT = inputs.targets_BT, inputs.targets_BT != IGNORED
+        x_BTD = model.hidden(
+            inputs.tokens_BT, inputs.segments_BT, counted_BT=counted_BT, losses=losses, ahead=ahead
+        )
+        loss = self._head_loss(model, x_BTD, targets_BT)
         for x_BTD in ahead or []:
-            targets_BT = _one_later(targets_BT, segments_BT)
+            targets_BT = _one_later(targets_BT, inputs.segments_BT)
             loss = loss + self.ahead_weight * self._head_loss(model, x_BTD, targets_BT)
         if losses and model.training:
             loss = loss + sum(losses) * counted_BT.sum()
         return loss
+
+    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
+        counted_BT = batch.targets_BT != IGNORED
+        each_BT = torch.zeros(batch.targets_BT.shape, device=batch.targets_BT.device)
+        x_BTD = model.hidden(batch.tokens_BT, batch.segments_BT, counted_BT=counted_BT)
+        self._head_loss(model, x_BTD, batch.targets_BT, each_BT)
+        return each_BT.sum(1)
 
     def _head_loss(
         self, model: LM, x_BTD: Tensor, targets_BT: Tensor, each_BT: Tensor | None = None

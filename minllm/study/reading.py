@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from minllm.data.batches import IGNORED, Batch, Validation, open_data, stride_of
 from minllm.data.source import Pair, Source
 from minllm.data.store import Documents
 from minllm.errors import UserError, first_line
-from minllm.generation.generate import generate
 from minllm.model.lm import LM
 from minllm.schema.building import build
 from minllm.schema.checking import validate
@@ -146,20 +145,23 @@ def read_arm(
 ) -> Reading:
     """Return the reading of the run with this seed; `no_texts` says why there are no texts."""
     run = arm.runs[seed]
-    device, sampling = machine.choose_device(build(cfg.train).device), asdict(build(cfg.sample))
+    device, sampling = machine.choose_device(build(cfg.train).device), build(cfg.sample)
     try:
         model, tokenizer, _ = checkpoints.load(
             run.folder, which="last", device=device, extensions=cfg.extensions
         )
         if model.reads_memory:
             raise UserError(NEEDS_MEMORY)
-        source = build(run.config.data)
-        stories = [read_text(model, tokenizer, source, text) for text in texts]
+        source, objective = build(run.config.data), build(run.config.objective)
+        reads_on = objective.attends in ("past", "given")
+        stories = [read_text(model, tokenizer, source, text) for text in texts] if reads_on else []
     except Exception as error:  # including errors of outside code: the comparison is valid without its texts
         return Reading(arm.name, seed, [], [], reason(error))
     reasons = [LOOKAHEAD_WARNING if stories and model.cannot_generate else None, no_texts]
+    if not reads_on:
+        reasons.append("Its objective doesn't predict one token after the other, so no text is marked.")
     try:
-        samples = list(zip(prompts, generate(model, tokenizer, prompts, **sampling)))
+        samples = list(zip(prompts, objective.generate(model, tokenizer, prompts, sampling)))
     except Exception as error:
         samples, reasons = [], [reason(error), *reasons]
     return Reading(arm.name, seed, samples, stories, " ".join(filter(None, reasons)) or None)

@@ -34,6 +34,7 @@ from minllm.model.build import build_model
 from minllm.model.mlp.moe import MoE
 from minllm.model.mlp.router import ExpertChoice
 from minllm.model.steps import before_step
+from minllm.objective.noise import Noise
 from minllm.schema.building import build
 from minllm.tokenizer import Tokenizer
 from minllm.training import machine, memory
@@ -123,12 +124,14 @@ def train(
     """
     run = run_of(cfg, tokenizer, rows, device, precision)
     batch = batch_of(cfg)
+    noise = Noise(0, 0, range(len(batch.tokens_BT)), len(batch.tokens_BT))
+    inputs = run.objective.inputs(batch, noise, run.model)
     # Adam's state appears at the end of the first step
     for _ in range(2):
         run.optimizer.zero_grad()
         before_step(run.model)
         lasting = storages.bytes
-        accumulate(run, run.objective.loss, batch, rows)
+        accumulate(run, run.objective.loss, inputs, 1, rows)
         update(run, lr=cfg.optim.lr)
     evaluate(run.model, run.objective, Few([few_rows(batch, rows)]), device, precision)
     return lasting, sum(fresh_products(module, batch) for module in run.model.modules())
@@ -176,7 +179,7 @@ def few_rows(batch: Batch, rows: int) -> Batch:
 class Few(list):
     """Batches to evaluate, with the counts that losses are divided by."""
 
-    tokens = bytes = 1
+    rows = tokens = bytes = 1
 
 
 def fresh_products(module: nn.Module, batch: Batch) -> int:

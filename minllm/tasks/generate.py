@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from minllm.errors import UserError, printable
-from minllm.generation.generate import generate as continued
 from minllm.schema.building import build
 from minllm.schema.options import RunPlace, reads
 from minllm.training import checkpoints, machine, memory
@@ -39,13 +37,13 @@ def written(cfg: DictConfig, run: str, prompts: list[str]) -> list[str]:
     model, tokenizer = checkpoints.load_as(cfg, run, device=device)
     if model.cannot_generate:
         raise UserError(model.cannot_generate)
-    options = asdict(build(cfg.sample))
+    objective, sampling = build(cfg.objective), build(cfg.sample)
     if len(prompts) == 1:
         show(prompts[0])
-        texts = continued(model, tokenizer, prompts, stream=show, **options)
+        texts = objective.generate(model, tokenizer, prompts, sampling, show)
         show("\n")
         return texts
-    texts = continued(model, tokenizer, prompts, **options)
+    texts = objective.generate(model, tokenizer, prompts, sampling)
     print(printable("\n\n".join(prompt + text for prompt, text in zip(prompts, texts))))
     return texts
 

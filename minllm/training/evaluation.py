@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from minllm.data.batches import Validation
 from minllm.model.lm import LM
 from minllm.objective import Objective
+from minllm.objective.noise import Noise
 from minllm.training.machine import Precision
 
 LOOKAHEAD_WARNING = (
@@ -35,36 +35,25 @@ def evaluate(
     """Return `val_loss` (nats per token) and `val_bpb` (bits per UTF-8 byte), computed without dropout.
 
     Args:
-        nats_of_documents: if given, each document's loss is added to it; the objective must support that
-            (`knows_rows`).
+        nats_of_documents: if given, each document's loss is added to it.
     """
     training = model.training
     model.eval()
-    nats = torch.zeros((), dtype=torch.float64)
     by_window: list[np.ndarray] = []
     try:
         for batch in validation:
-            batch = batch.to(device)
+            first = sum(map(len, by_window))
+            noise = Noise(0, "evaluation", range(first, first + len(batch.tokens_BT)), validation.rows)
             with autocast(device, precision):
-                if nats_of_documents is None:
-                    loss = objective.loss(model, batch.tokens_BT, batch.targets_BT, batch.segments_BT)
-                else:
-                    rows_B = torch.zeros(len(batch.tokens_BT), device=device)
-                    loss = objective.loss(
-                        model, batch.tokens_BT, batch.targets_BT, batch.segments_BT, rows_B=rows_B
-                    )
-                    by_window.append(rows_B.cpu().numpy())
-            nats += loss.double().cpu()
+                nats_B = objective.nats(model, batch.to(device), noise)
+            by_window.append(nats_B.double().cpu().numpy())
     finally:
         model.train(training)
+    nats = np.concatenate(by_window)
     if nats_of_documents is not None:
-        np.add.at(nats_of_documents, validation.documents_of_windows, np.concatenate(by_window))
+        np.add.at(nats_of_documents, validation.documents_of_windows, nats)
+    total = float(nats.sum())
     return {
-        "val_loss": nats.item() / validation.tokens,
-        "val_bpb": nats.item() / math.log(2) / validation.bytes,
+        "val_loss": total / validation.tokens,
+        "val_bpb": total / math.log(2) / validation.bytes,
     }
-
-
-def knows_rows(objective: Objective) -> bool:
-    """Whether an objective can tell the loss of each row, from which the loss of each document is summed."""
-    return "rows_B" in inspect.signature(objective.loss).parameters

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from minllm.data.batches import IGNORED, Batch, TrainBatches, Validation
+from minllm.data.batches import IGNORED, Rows, TrainBatches, Validation
 from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.model.seed import number
 from minllm.model.steps import after_step, before_step
 from minllm.objective import Objective
+from minllm.objective.noise import Noise
 from minllm.runs.documents import DocumentLosses
 from minllm.runs.folder import DIVERGED, RunDir
 from minllm.runs.records import marked
 from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import PACE_STEPS, Budget
 from minllm.training.checkpoints import Progress
-from minllm.training.evaluation import autocast, evaluate, knows_rows
+from minllm.training.evaluation import autocast, evaluate
 from minllm.training.interruption import Interruption
 from minllm.training.loggers import Logger
 from minllm.training.progress import ProgressBar
@@ -210,12 +211,17 @@ def keeping(run: Run) -> Iterator[None]:
 def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
     """Compute the step's gradient in micro-batches; return the mean loss in nats per counted target."""
     batch = run.train_batches.batch(run.progress.step)
+    rows = len(batch.tokens_BT)
+    noise = Noise(run.seed, run.progress.step, range(rows), rows)
+    inputs = run.objective.inputs(batch, noise, run.model)
+    # a batch of few rows may have given parts alone
+    counted = max(1, int((batch.targets_BT != IGNORED).sum()))
 
     def attempt(micro_batch_size: int) -> float:
         run.optimizer.zero_grad()
         before_step(run.model)
         seed_dropout(run.seed, run.progress.step)
-        return accumulate(run, loss_of, batch, micro_batch_size)
+        return accumulate(run, loss_of, inputs, counted, micro_batch_size)
 
     loss = as_memory_allows(run, attempt)
     if not math.isfinite(loss):
@@ -258,18 +264,19 @@ def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
         )
 
 
-def accumulate(run: Run, loss_of: Callable[..., Tensor], batch: Batch, micro_batch_size: int) -> float:
-    """Accumulate the gradient of the batch's mean loss over micro-batches; return that loss."""
-    batch = batch.to(run.device)
-    # divide by the batch's targets, so that each weighs the same in whichever micro-batch it is
-    # a batch of few rows may have given parts alone
-    counted = (batch.targets_BT != IGNORED).sum().clamp(min=1)
+def accumulate(
+    run: Run, loss_of: Callable[..., Tensor], inputs: Rows, counted: int, micro_batch_size: int
+) -> float:
+    """Accumulate the gradient of the batch's mean loss over micro-batches; return that loss.
+
+    Args:
+        counted: the batch's number of targets, so that each weighs the same in whichever micro-batch it is.
+    """
+    inputs = inputs.to(run.device)
     total = torch.zeros((), device=run.device)
     for start in range(0, run.settings.batch_size, micro_batch_size):
-        rows = slice(start, start + micro_batch_size)
-        segments = None if batch.segments_BT is None else batch.segments_BT[rows]
         with autocast(run.device, run.precision):
-            loss = loss_of(run.model, batch.tokens_BT[rows], batch.targets_BT[rows], segments) / counted
+            loss = loss_of(run.model, inputs.rows(slice(start, start + micro_batch_size))) / counted
         loss.backward()
         total += loss.detach()
     return total.item()
@@ -340,7 +347,7 @@ def record_evaluation(run: Run, last: bool) -> bool:
     evaluate again if that line exists.
     """
     progress = run.progress
-    by_document = last and run.document_bytes is not None and knows_rows(run.objective)
+    by_document = last and run.document_bytes is not None
     with keeping(run):
         figures, nats = evaluation(run, by_document)
         if nats is not None:

@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from minllm.data.batches import check_data, open_data
 from minllm.data.floor import above_floor
 from minllm.errors import DISK_TROUBLE, UserError, disk_sentence
-from minllm.generation.generate import generate
 from minllm.laws.laws import UNCHECKED, check_laws
 from minllm.model.build import new_model, rebuild_model
 from minllm.model.cost import cost
 from minllm.model.lm import LM
 from minllm.model.size import in_words
+from minllm.objective import Objective
 from minllm.runs.find import unchangeable
 from minllm.runs.folder import STOPPED, RunDir
 from minllm.schema.building import build
@@ -151,6 +151,8 @@ def prepare(
     progress.tokenizer = tokenizer.fingerprint
     source = build(cfg.data)
     check_data(source, tokenizer)
+    objective: Objective = build(cfg.objective)
+    objective.check(source)
     with memory.running_out("the model was built"):
         model = (rebuild_model if resume else new_model)(cfg, tokenizer).to(device)
         checked = check_laws(cfg) if settings.check else None
@@ -177,7 +179,7 @@ def prepare(
         folder=folder,
         logger=build(cfg.logger),
         model=model,
-        objective=build(cfg.objective),
+        objective=objective,
         optimizer=optimizer,
         schedule=schedule,
         budget=budget,
@@ -185,7 +187,7 @@ def prepare(
         train_batches=corpus.train(settings.batch_size, cfg.seed),
         validation=validation,
         floor_bpb=corpus.floor_bits_per_byte,
-        sample=sampler(cfg, model, tokenizer),
+        sample=sampler(cfg, model, tokenizer, objective),
         device=device,
         precision=precision,
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
@@ -267,12 +269,14 @@ def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:
     return Budget.of(settings, settings.batch_size * seq_len, flops_per_token)
 
 
-def sampler(cfg: DictConfig, model: LM, tokenizer: Tokenizer) -> Callable[[], list[tuple[str, str]]]:
+def sampler(
+    cfg: DictConfig, model: LM, tokenizer: Tokenizer, objective: Objective
+) -> Callable[[], list[tuple[str, str]]]:
     """Return a function that generates a new text with the model's current weights."""
-    options = asdict(build(cfg.sample))
+    sampling = build(cfg.sample)
     if model.cannot_generate:
         return lambda: []
-    return lambda: [("", text) for text in generate(model, tokenizer, [""], **options)]
+    return lambda: [("", text) for text in objective.generate(model, tokenizer, [""], sampling)]
 
 
 def summarise(run: Run, cfg: DictConfig) -> dict:
@@ -282,6 +286,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
     return {
         "val_loss": progress.val_loss,
         "val_bpb": progress.val_bpb,
+        "val_bound": run.objective.bound,
         **above_floor(progress.val_bpb, run.floor_bpb, run.validation.bytes),
         "best": progress.best,
         **asdict(cost(run.model, cfg.data.seq_len)),

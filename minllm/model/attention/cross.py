@@ -24,6 +24,7 @@ class CrossAttention(nn.Module):
     """
 
     reads_memory = True
+    reads_both_ways = True
 
     def __init__(
         self,
