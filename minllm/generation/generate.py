@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from omegaconf import OmegaConf
@@ -33,6 +33,9 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     seed: int = 0,
+    steps: int | None = None,
+    unmask: Literal["confident", "random"] = "confident",
+    trace: int = 0,
     stream: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Continue each prompt until its text ends or `max_new_tokens` have been added.
@@ -45,7 +48,7 @@ def generate(
         prompts: texts of any length; "" begins a new text.
         objective: what the model has learnt (`minllm.build_objective`), which decides how it writes; None writes from
             left to right.
-        max_new_tokens, temperature, top_k, top_p, min_p, seed: see `minllm.generation.sampler.Sampling`.
+        max_new_tokens, temperature, top_k, top_p, min_p, seed, steps, unmask, trace: see `minllm.generation.sampler.Sampling`.
         stream: called with each piece of text as it is generated; for a single prompt only.
 
     Returns:
@@ -69,6 +72,9 @@ def generate(
         min_p=min_p,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        steps=steps,
+        unmask=unmask,
+        trace=trace,
     )
     check_options(OmegaConf.create(options), "sample", options_of(Sampling), allowed={"minllm"})
     sampling = Sampling(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,11 @@ class Sampling:
         min_p: sample from tokens at least this fraction as likely as the most likely one (2407.01082).
         max_new_tokens: maximum number of tokens to generate.
         seed: random seed; the same seed gives the same text.
+        steps: passes in which the tokens of a block are unmasked; null means one for each token. Fewer are faster.
+        unmask: which tokens stay in each pass: the most probable ones, or some at random.
+        trace: show the text after every so many passes; 0 means only at the end.
+
+    The last three are for objectives that unmask tokens (`masked`, `blocks`).
     """
 
     temperature: NonNegative
@@ -30,6 +36,9 @@ class Sampling:
     min_p: Fraction
     max_new_tokens: Count
     seed: Natural
+    steps: Count | None = None
+    unmask: Literal["confident", "random"] = "confident"
+    trace: Natural = 0
 
     def probabilities(self, logits_BV: Tensor) -> Tensor:
         """Return the distribution that the next token is drawn from, (B, V)."""

@@ -28,6 +28,7 @@ def head_cross_entropy(
     *,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    weights_N: Tensor | None = None,
     each_N: Tensor | None = None,
 ) -> Tensor:
     """Return the summed cross-entropy, in nats, of logits x Wᵀ + b against `targets_N`.
@@ -39,13 +40,16 @@ def head_cross_entropy(
         bias_V: the head's bias, or None.
         softcap: limit the logits to softcap·tanh(logits / softcap); None means no limit.
         z_loss: add this times (ln Σ exp(logits))² for each counted row.
-        each_N: if given, it is set to each row's loss; rows that don't count have 0.
+        weights_N: the factor of each row's loss; None means 1.
+        each_N: if given, it is set to each row's loss, times its weight; rows that don't count have 0.
     """
     if each_N is not None:
         each_N.zero_()
     first_N, kept_N = None, each_N
     if not torch.compiler.is_compiling():  # compiled code needs a fixed number of rows
         x_ND, targets_N, first_N = _without_padding(x_ND, targets_N)
+        if weights_N is not None and first_N is not None:
+            weights_N = weights_N[first_N]
     if each_N is not None and first_N is not None:
         kept_N = torch.zeros_like(targets_N, dtype=each_N.dtype)
     if torch.is_autocast_enabled(x_ND.device.type):
@@ -54,7 +58,7 @@ def head_cross_entropy(
         bias_V = None if bias_V is None else bias_V.to(dtype)
     if not torch.is_grad_enabled():  # needs_input_grad is true for parameters even under no_grad
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    loss = _HeadCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, softcap, z_loss, kept_N)
+    loss = _HeadCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, weights_N, softcap, z_loss, kept_N)
     if each_N is not None and first_N is not None:
         each_N[first_N] = kept_N
     return loss
@@ -82,6 +86,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_N: Tensor,
+        weights_N: Tensor | None,
         softcap: float | None,
         z_loss: float,
         each_N: Tensor | None,
@@ -95,8 +100,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
             for start in range(0, len(x_ND), CHUNK):
                 rows = slice(start, start + CHUNK)
                 each_C = None if each_N is None else each_N[rows]
+                weights_C = None if weights_N is None else weights_N[rows]
                 loss, *gradients = _chunk(
-                    x_ND[rows], weight_VD, bias_V, targets_N[rows], softcap, z_loss, learning, each_C
+                    x_ND[rows], weight_VD, bias_V, targets_N[rows], weights_C, softcap, z_loss, learning, each_C
                 )
                 total += loss
                 if learning:
@@ -110,10 +116,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dtotal: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None, None]:
+    def backward(ctx, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
         dbias_V = None if dbias_V is None else dbias_V * dtotal
-        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None, None
+        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None, None, None
 
 
 @torch.compiler.nested_compile_region  # compiled once for all chunks, which halves the compile time
@@ -122,6 +128,7 @@ def _chunk(
     weight_VD: Tensor,
     bias_V: Tensor | None,
     targets_C: Tensor,
+    weights_C: Tensor | None,
     softcap: float | None,
     z_loss: float,
     learning: bool,
@@ -129,7 +136,7 @@ def _chunk(
 ) -> tuple[Tensor, ...]:
     """Return the summed loss of some rows and, if `learning`, its gradients for the rows, the weight and the bias.
 
-    Each row's loss is written to `each_C`, if it is given.
+    Each row's loss, times its weight, is written to `each_C`, if it is given.
     """
     raw_CV = F.linear(x_CD, weight_VD, bias_V)
     logits_CV = raw_CV.float()
@@ -144,6 +151,8 @@ def _chunk(
     if z_loss:
         log_z_C1 = logits_CV.gather(1, places_C1) - log_p_C1
         losses_C1 = losses_C1 + z_loss * log_z_C1.square()
+    if weights_C is not None:
+        losses_C1 = losses_C1 * weights_C[:, None]
     loss = torch.where(counted_C1, losses_C1, 0).sum()
     if each_C is not None:
         each_C.copy_(torch.where(counted_C1, losses_C1, 0)[:, 0])
@@ -158,6 +167,9 @@ def _chunk(
         slope_CV = 1 - tanh_CV.square()
         dlogits_CV *= slope_CV
         at_target_C1 *= slope_CV.gather(1, places_C1)
+    if weights_C is not None:
+        dlogits_CV *= weights_C[:, None]
+        at_target_C1 = at_target_C1 * weights_C[:, None]
     # the target's gradient may be near 0, so the 1 is subtracted before rounding
     dlogits_CV = dlogits_CV.to(raw_CV.dtype).scatter_(1, places_C1, at_target_C1.to(raw_CV.dtype))
     gradients = (

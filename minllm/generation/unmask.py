@@ -1,0 +1,133 @@
+"""Writing by unmasking: a row of masks becomes a text, block by block, with several tokens revealed in each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minllm.errors import UserError
+from minllm.generation.sampler import Sampling
+from minllm.model.context import Sight
+from minllm.model.lm import LM
+from minllm.model.seed import generator
+
+if TYPE_CHECKING:
+    from minllm.tokenizer import Tokenizer
+
+HIDDEN = "░"
+"""How a masked token is shown."""
+
+
+@torch.inference_mode()
+def unmasked(
+    model: LM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    stream: Callable[[str], None] | None = None,
+    *,
+    block: int,
+    length: int,
+) -> list[str]:
+    """Return what a model that has learnt to unmask tokens writes after each prompt.
+
+    A prompt's continuation doesn't depend on the other prompts.
+
+    Args:
+        stream: called with the states of the text if `sampling.trace` asks for them, and with the text at the end.
+        block: tokens that are unmasked together; each block sees itself and those before it.
+        length: the most tokens of a text.
+
+    Raises:
+        UserError: a prompt leaves no room.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return [_written(model, tokenizer, prompt, sampling, stream, block, length) for prompt in prompts]
+    finally:
+        model.train(training)
+
+
+def _written(
+    model: LM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    stream: Callable[[str], None] | None,
+    block: int,
+    length: int,
+) -> str:
+    given = tokenizer.encode(prompt)
+    if len(given) >= length:
+        raise UserError(
+            f"The prompt has {len(given)} tokens, and the model writes texts of at most {length}: shorten it."
+        )
+    mask, random = model.vocab_size - 1, generator(sampling.seed, prompt)
+    end = min(len(given) + sampling.max_new_tokens, length)
+    text_T = torch.full((length,), mask)
+    text_T[: len(given)] = torch.tensor(given, dtype=torch.int64)
+    for start in range(len(given) // block * block, end, block):
+        stop = min(start + block, length)
+        for step in unmask(model, text_T[:stop], start, block, sampling, random, tokenizer.vocab_size):
+            if stream and sampling.trace and step % sampling.trace == 0:
+                stream(_shown(tokenizer, text_T[:stop].tolist(), mask) + "\n")
+        if tokenizer.eos_id in text_T[start:stop].tolist():
+            break
+    new = text_T[len(given) : end].tolist()
+    ends = [new.index(token) for token in (tokenizer.eos_id, mask) if token in new]
+    text = tokenizer.decode(new[: min(ends, default=len(new))])
+    if stream:
+        stream(prompt + text if sampling.trace else text)
+    return text
+
+
+def unmask(
+    model: LM,
+    text_T: Tensor,
+    start: int,
+    block: int,
+    sampling: Sampling,
+    random: torch.Generator,
+    vocab_size: int,
+):
+    """Replace the masks from `start` on, in place; yield the number of each pass.
+
+    In each pass every masked token is drawn, and a share of them stays: the most probable ones, or some at random.
+    """
+    mask, device, T = model.vocab_size - 1, model.embedding.device, len(text_T)
+    order_1T = (torch.arange(T, device=device) // block * 2)[None]
+    sight = Sight(sees_all=True) if start == 0 else Sight(order_BS=order_1T)
+    passes = min(sampling.steps or T, int((text_T[start:] == mask).sum()))
+    for step in range(passes):
+        places_M = (text_T == mask).nonzero()[:, 0]
+        x_1TD = model.hidden(text_T[None].to(device), sight=sight)
+        logits_MV = model.logits(x_1TD[0, places_M.to(device)])[:, :vocab_size]
+        # float64, because fewer digits make rare tokens rarer (2409.02908)
+        uniforms_M = torch.rand(len(places_M), generator=random, dtype=torch.float64)
+        drawn_M = sampling.draw(logits_MV, uniforms_M.to(device)).cpu()
+        if sampling.unmask == "confident":
+            p_MV = logits_MV.float().softmax(-1).cpu()
+            worth_M = p_MV.gather(1, drawn_M[:, None])[:, 0]
+        else:
+            worth_M = torch.rand(len(places_M), generator=random)
+        kept_N = worth_M.argsort(descending=True)[: -(-len(places_M) // (passes - step))]
+        text_T[places_M[kept_N]] = drawn_M[kept_N]
+        yield step
+
+
+def _shown(tokenizer: Tokenizer, tokens: list[int], mask: int) -> str:
+    """Return the text of tokens up to the end, with a sign in place of each mask."""
+    if tokenizer.eos_id in tokens:
+        tokens = tokens[: tokens.index(tokenizer.eos_id)]
+    pieces, known = [], []
+    for token in [*tokens, mask]:
+        if token == mask:
+            pieces += [tokenizer.decode(known), HIDDEN]
+            known = []
+        else:
+            known.append(token)
+    return "".join(pieces[:-1])
