@@ -15,13 +15,14 @@ from allpairspy import AllPairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minllm import tracing
-from minllm.data.batches import IGNORED, Batch
+from minllm.data.batches import IGNORED
 from minllm.errors import UserError
 from minllm.laws.laws import check_laws
 from minllm.model.context import PAD
 from minllm.model.cost import cost, forward_flops, state_bytes
 from minllm.model.lm import LM
 from minllm.model.norm import Norms
+from minllm.objective import Inputs
 from minllm.schema.building import build
 from minllm.schema.checking import literal_words, options_of
 from minllm.tasks.describe import column
@@ -131,7 +132,7 @@ def test_it_learns(choices, objective):
     batch = tokens(4, T + 1)
 
     def loss():
-        return learn.loss(model, Batch(batch[:, :-1], batch[:, 1:], None)) / batch[:, 1:].numel()
+        return learn.loss(model, Inputs(batch[:, :-1], batch[:, 1:], None)) / batch[:, 1:].numel()
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses, without = [], set(dict(model.named_parameters()))
@@ -224,7 +225,7 @@ def test_evaluation_is_the_same_in_any_batch(choices):
             for target, row in zip(targets, some):
                 target[lengths[row] :] = IGNORED
                 target[: lengths[row] // 4] = IGNORED  # context, as windows of evaluation have it
-            total += learn.loss(model, Batch(batch[some, :width], targets, None)).item()
+            total += learn.loss(model, Inputs(batch[some, :width], targets, None)).item()
         return total
 
     alone = loss(1, padding=0)
@@ -244,9 +245,9 @@ def test_it_computes_in_bf16_too(choices):
     cfg = tiny_cfg(*choices)
     model, learn, batch = tiny_model(*choices).train(), build(cfg.objective), tokens(2, T + 1)
     segments = torch.tensor([[0] * 9 + [1] * 10 + [PAD] * 5] * 2)
-    exact = learn.loss(model, Batch(batch[:, :-1], batch[:, 1:], segments)).item()
+    exact = learn.loss(model, Inputs(batch[:, :-1], batch[:, 1:], segments)).item()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = learn.loss(model, Batch(batch[:, :-1], batch[:, 1:], segments))
+        loss = learn.loss(model, Inputs(batch[:, :-1], batch[:, 1:], segments))
     loss.backward()
     assert loss.item() == pytest.approx(exact, rel=0.02)
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

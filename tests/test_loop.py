@@ -43,6 +43,9 @@ class NextToken(Objective):
     def nats(self, model, batch, noise):
         return self.each(model, batch).sum(1)
 
+    def inputs(self, batch, noise, model):
+        return batch
+
     def each(self, model, batch):
         return F.cross_entropy(model(batch.tokens_BT).mT, batch.targets_BT, reduction="none")
 

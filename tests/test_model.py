@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from minllm.config.compose import compose
-from minllm.data.batches import Batch
 from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.model.kernels.attention import attend, attend_in_blocks
 from minllm.model.kernels.linear import linear
 from minllm.model.norm import ScaleNorm
 from minllm.model.parameter import Linear, SplitLinear, initialise
-from minllm.objective import cross_entropy
+from minllm.objective import Inputs, cross_entropy
 from minllm.objective.causal import Causal, _one_later
 from minllm.objective.cross_entropy import head_cross_entropy
 from tests.tiny import VOCAB, tiny_model, tokens
@@ -91,7 +90,7 @@ def test_what_branches_add_to_the_losses_counts_in_training_only(monkeypatch):
     """So much for each counted target, whatever the loss itself is."""
     model, batch = tiny_model(), tokens()
     targets = batch.masked_fill(torch.arange(batch.shape[1]) < 2, -100)
-    plain = CAUSAL.loss(model, Batch(batch, targets, None))
+    plain = CAUSAL.loss(model, Inputs(batch, targets, None))
     branch = model.branches()[0]
     forward = branch.forward
     monkeypatch.setattr(
@@ -99,8 +98,8 @@ def test_what_branches_add_to_the_losses_counts_in_training_only(monkeypatch):
         "forward",
         lambda x, ctx, states: ctx.losses.append(torch.tensor(2.0)) or forward(x, ctx, states),
     )
-    assert CAUSAL.loss(model, Batch(batch, targets, None)).item() == pytest.approx(plain.item())
-    loss = CAUSAL.loss(model.train(), Batch(batch, targets, None))
+    assert CAUSAL.loss(model, Inputs(batch, targets, None)).item() == pytest.approx(plain.item())
+    loss = CAUSAL.loss(model.train(), Inputs(batch, targets, None))
     assert loss.item() == pytest.approx(plain.item() + 2 * (targets != -100).sum().item())
 
 
@@ -249,16 +248,16 @@ def test_tokens_further_ahead_are_learnt_within_their_text_only(packed):
 
 def test_what_is_learnt_further_ahead_counts_in_training_only():
     model, batch = tiny_model("objective.predict_ahead=2", randomised=True), tokens(2, 13)
-    plain = CAUSAL.loss(model, Batch(batch[:, :-1], batch[:, 1:], None))
+    plain = CAUSAL.loss(model, Inputs(batch[:, :-1], batch[:, 1:], None))
     ahead = Causal(predict_ahead=2, ahead_weight=0.5, z_loss=0)
-    torch.testing.assert_close(ahead.loss(model, Batch(batch[:, :-1], batch[:, 1:], None)), plain)
+    torch.testing.assert_close(ahead.loss(model, Inputs(batch[:, :-1], batch[:, 1:], None)), plain)
     found: list[torch.Tensor] = []
     model.hidden(batch[:, :-1], ahead=found)
     expected = plain
     for i, x_BTD in enumerate(found, start=1):
         logits = model.logits(x_BTD[:, : 12 - i]).flatten(0, 1)
         expected = expected + 0.5 * F.cross_entropy(logits, batch[:, 1 + i :].flatten(), reduction="sum")
-    torch.testing.assert_close(ahead.loss(model.train(), Batch(batch[:, :-1], batch[:, 1:], None)), expected)
+    torch.testing.assert_close(ahead.loss(model.train(), Inputs(batch[:, :-1], batch[:, 1:], None)), expected)
 
 
 def test_an_mlp_may_be_left_out():

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from minllm.config.compose import compose
-from minllm.data.batches import Batch
 from minllm.errors import UserError
 from minllm.generation.generate import generate
 from minllm.model.build import build_model
@@ -22,6 +21,7 @@ from minllm.model.cost import cost, forward_flops
 from minllm.model.mlp.moe import MoE
 from minllm.model.parameter import initialise
 from minllm.model.steps import after_step, before_step
+from minllm.objective import Inputs
 from minllm.objective.causal import Causal
 from minllm.schema.building import build
 from tests.commands import python
@@ -444,7 +444,7 @@ def test_compiled_it_learns_the_same(option="moe_sigmoid"):  # whose router also
         for loss_of in (objective.loss, compiled):
             model.zero_grad()
             before_step(model)
-            loss = loss_of(model, Batch(batch[:, :-1], batch[:, 1:], None))
+            loss = loss_of(model, Inputs(batch[:, :-1], batch[:, 1:], None))
             loss.backward()
             counted = [buffer.clone() for buffer in model.buffers()]
             results.append([loss.detach(), *counted, *(p.grad.clone() for p in model.parameters())])
@@ -540,7 +540,9 @@ def test_what_looks_ahead_trains_and_says_so_and_does_not_generate(tmp_path):
 
 def test_what_looks_ahead_refuses_to_generate():
     model = tiny_model("model/mlp=moe_expert_choice")
-    tokenizer = SimpleNamespace(eos_id=0, vocab_size=8, encode_batch=lambda texts, bos: [[0, 1, 2] for _ in texts])
+    tokenizer = SimpleNamespace(
+        eos_id=0, vocab_size=8, encode_batch=lambda texts, bos: [[0, 1, 2] for _ in texts]
+    )
     with pytest.raises(UserError, match="still to come"):
         generate(model, tokenizer, ["Once"])
     assert tiny_model("model/mlp=moe").cannot_generate is None

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import minllm
-from minllm.data.batches import Batch
+from minllm.objective import Inputs
 from minllm.objective.causal import Causal
 from minllm.page.html import STYLE
 from minllm.schema.building import build
@@ -95,7 +95,7 @@ def test_losses_and_ranks_are_those_of_the_model(trained, readings):
         tokens_1T = torch.tensor([tokenizer.encode(joined(story), bos=True)])
         objective = Causal(predict_ahead=0, ahead_weight=0.0, z_loss=0.0)
         with torch.no_grad():
-            loss = objective.loss(model, Batch(tokens_1T[:, :-1], tokens_1T[:, 1:], None))
+            loss = objective.loss(model, Inputs(tokens_1T[:, :-1], tokens_1T[:, 1:], None))
             logits_TV = model(tokens_1T[:, :-1])[0]
         assert sum(guess.nats for guess in story) == pytest.approx(loss.item(), rel=1e-5)
         best_first = logits_TV.argsort(dim=-1, descending=True).tolist()

@@ -171,6 +171,9 @@ class TheirObjective:
     def inputs(self, batch: Batch, noise: Noise, model: nn.Module) -> Batch:
         return batch
 
+    def counted(self, batch: Batch, inputs: Batch) -> int:
+        return batch.targets_BT.numel()
+
     def loss(self, model: nn.Module, inputs: Batch) -> Tensor:
         # the targets are already shifted
         shifted = {"shift_labels": inputs.targets_BT, "num_items_in_batch": 1}

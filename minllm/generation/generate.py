@@ -48,7 +48,8 @@ def generate(
         prompts: texts of any length; "" begins a new text.
         objective: what the model has learnt (`minllm.build_objective`), which decides how it writes; None writes from
             left to right.
-        max_new_tokens, temperature, top_k, top_p, min_p, seed, steps, unmask, trace: see `minllm.generation.sampler.Sampling`.
+        max_new_tokens, temperature, top_k, top_p, min_p, seed, steps, unmask, trace: see
+            `minllm.generation.sampler.Sampling`.
         stream: called with each piece of text as it is generated; for a single prompt only.
 
     Returns:
@@ -92,12 +93,28 @@ def continued(
     sight: Sight = PAST,
 ) -> list[str]:
     """Continue each prompt from left to right; see `generate` and `next_tokens`."""
-    generators = [generator(sampling.seed, prompt) for prompt in prompts]
-    limits = dict(vocab_size=tokenizer.vocab_size, sight=sight)
-    written: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
+    rows = tokenizer.encode_batch(prompts, bos=True)
+    return continued_rows(model, tokenizer, rows, prompts, sampling, stream, sight=sight)
+
+
+def continued_rows(
+    model: LM,
+    tokenizer: Tokenizer,
+    rows: list[list[int]],
+    names: Sequence[str],
+    sampling: Sampling,
+    stream: Callable[[str], None] | None = None,
+    *,
+    sight: Sight = PAST,
+) -> list[str]:
+    """Continue rows of tokens from left to right; the random numbers of each depend on the seed and its name."""
+    generators = [generator(sampling.seed, name) for name in names]
+    written: list[list[int]] = [[] for _ in rows]
+    ended = [False] * len(rows)
     show = _decoded(stream) if stream else None
-    for tokens in next_tokens(model, _rows(tokenizer, prompts), generators, sampling, **limits):
+    for tokens in next_tokens(
+        model, rows, generators, sampling, vocab_size=tokenizer.vocab_size, sight=sight
+    ):
         for i, token in enumerate(tokens):
             ended[i] |= token is None or token == tokenizer.eos_id
             if not ended[i]:
@@ -157,10 +174,6 @@ def next_tokens(
                 segments = torch.tensor([[PAD if written >= room else 0] for room in rooms], device=device)
     finally:
         model.train(training)
-
-
-def _rows(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    return tokenizer.encode_batch(prompts, bos=True)
 
 
 def _decoded(stream: Callable[[str], None]) -> Callable[..., None]:

@@ -275,7 +275,9 @@ def next_tokens(model: LM, texts: Texts) -> str | None:
         # called as the objective calls it, so that padding is treated in the same way
         x_BTD = model.hidden(tokens_BT, counted_BT=targets_BT != IGNORED)
         nats = F.cross_entropy(
-            model.logits(x_BTD).flatten(0, 1).double(),
+            model.logits(x_BTD)[..., : model.vocab_size - texts.objective.extra_tokens]
+            .flatten(0, 1)
+            .double(),
             targets_BT.flatten(),
             ignore_index=IGNORED,
             reduction="none",

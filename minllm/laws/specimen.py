@@ -40,7 +40,12 @@ def specimen(cfg: DictConfig) -> LM:
         UserError: two options can't be combined.
     """
     small = narrowed(with_layers(cfg))
-    return build(small.model, VOCABULARY, build(small.norm))
+    return build(small.model, vocabulary(cfg), build(small.norm))
+
+
+def vocabulary(cfg: DictConfig) -> int:
+    """Return the specimen's number of tokens: those of texts, and the objective's own."""
+    return VOCABULARY + build(cfg.objective).extra_tokens
 
 
 def randomise(model: LM, seed: int, strength: float, *, gates_open: bool = False) -> None:
@@ -92,7 +97,7 @@ def parameters(cfg: DictConfig) -> int | None:
     """Return the number of parameters of a model; None if it can't be built."""
     try:
         with torch.device("meta"):
-            model = build(cfg.model, VOCABULARY, build(cfg.norm))
+            model = build(cfg.model, vocabulary(cfg), build(cfg.norm))
     except (UserError, ArithmeticError, AssertionError, RuntimeError, ValueError):
         return None  # external modules may raise any error if widths don't fit together
     return sum(param.numel() for param in model.parameters())

@@ -12,17 +12,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from minllm.data.batches import Batch, Rows
+from minllm.data.batches import IGNORED, Batch, Rows
 from minllm.data.source import Source
 from minllm.generation.generate import continued
 from minllm.generation.sampler import Sampling
+from minllm.model.context import PAD, Sight
 from minllm.model.lm import LM
 from minllm.objective.noise import Noise
 from minllm.tokenizer import Tokenizer
 
 Bound = Literal["exact", "upper"]
+
+HOLE = "___"
+"""What marks the place to be filled in a prompt."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Inputs(Rows):
     targets_BT: what it has to predict at the first T of them; -100 where nothing
     segments_BS: the segment of each token, -1 for what isn't there; None if each row is one segment
     weights_BT: the factor of each target's loss; None means 1
-    order_BS, positions_BS: what a token may see, and its position, if not given by its place (`Sight`)
+    order_BS, positions_BS, sees_all: what a token may see, and its position; see `Sight`
     """
 
     tokens_BS: Tensor
@@ -42,6 +47,19 @@ class Inputs(Rows):
     weights_BT: Tensor | None = None
     order_BS: Tensor | None = None
     positions_BS: Tensor | None = None
+    sees_all: bool = False
+
+    @property
+    def sight(self) -> Sight:
+        return Sight(self.sees_all, self.order_BS, self.positions_BS)
+
+    @property
+    def present_BS(self) -> Tensor:
+        """The tokens that count in statistics and auxiliary losses: those with a target, or all that aren't padding."""
+        if self.order_BS is None and not self.sees_all:
+            return self.targets_BT != IGNORED
+        here = torch.ones_like(self.tokens_BS, dtype=torch.bool)
+        return here if self.segments_BS is None else self.segments_BS != PAD
 
 
 class Objective:
@@ -54,6 +72,8 @@ class Objective:
     attends: Literal["past", "all", "given", "blocks"] = "past"
     """What a token may see of its document: the past; everything; the given part and the past; its block and those
     before."""
+    fills_holes: bool = False
+    """Whether a prompt may have a hole, of which `generate` then returns the filling."""
     gives_memory: bool = False
     """Whether cross-attention reads the given part as its memory."""
 
@@ -62,7 +82,7 @@ class Objective:
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Rows:
         """Return what the model reads for a batch. All random numbers are drawn here, outside compiled code."""
-        return batch
+        return Inputs(batch.tokens_BT, batch.targets_BT, batch.segments_BT)
 
     def loss(self, model: LM, inputs: Rows) -> Tensor:
         """Return the loss of all targets as a sum, which is divided by the batch's number of counted targets.
@@ -70,6 +90,10 @@ class Objective:
         It is a sum and not a mean, so that a batch can be split into micro-batches without changing the gradient.
         """
         raise NotImplementedError
+
+    def counted(self, batch: Batch, inputs: Rows) -> int:
+        """Return the number of targets in the whole batch; training reports the loss for each of them."""
+        return int((batch.targets_BT != IGNORED).sum())
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
         """Return the negative log-likelihood of each row's counted targets in nats, (B,), or its upper bound."""

@@ -27,12 +27,12 @@ from minllm.data.source import Source
 from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
 from minllm.generation.unmask import unmasked
-from minllm.model.context import PAD, Sight
+from minllm.model.context import PAD
 from minllm.model.lm import LM
 from minllm.objective import Bound, Inputs, Objective
-from minllm.objective.cross_entropy import head_cross_entropy
 from minllm.objective.noise import Noise
 from minllm.objective.schedule import Schedule, masking
+from minllm.objective.targets import loss_of_targets, nats_of_rows
 from minllm.schema.options import Count
 from minllm.tokenizer import Tokenizer
 
@@ -96,45 +96,18 @@ class Blocks(Objective):
         return canvas.inputs(masked_BT, canvas.of_block(weight_BN), mask_of(model))
 
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
-        losses: list[Tensor] = []
-        counted_BS = None if inputs.segments_BS is None else inputs.segments_BS != PAD
-        sight = Sight(inputs.order_BS is None, inputs.order_BS, inputs.positions_BS)
-        x_BSD = model.hidden(
-            inputs.tokens_BS, inputs.segments_BS, counted_BT=counted_BS, losses=losses, sight=sight
-        )
-        loss = self._head_loss(model, x_BSD, inputs)
-        if losses and model.training:
-            loss = loss + sum(losses) * (inputs.targets_BT != IGNORED).sum()
-        return loss
-
-    def _head_loss(self, model: LM, x_BSD: Tensor, inputs: Inputs, each_BT: Tensor | None = None) -> Tensor:
-        V = mask_of(model)
-        return head_cross_entropy(
-            x_BSD[:, : inputs.targets_BT.shape[1]].flatten(0, 1),
-            model.head_weight_VD[:V],
-            inputs.targets_BT.flatten(),
-            None if model.head_bias_V is None else model.head_bias_V[:V],
-            softcap=model.softcap,
-            weights_N=None if inputs.weights_BT is None else inputs.weights_BT.flatten(),
-            each_N=None if each_BT is None else each_BT.view(-1),
-        )
+        return loss_of_targets(model, inputs, extra_tokens=1)
 
     # ---- evaluating
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
         canvas = Canvas(batch, self.block, self.length)
-        if self.chain_rule or self.block == 1:
-            draws, copies = 1, self._one_by_one(canvas)
-        else:
-            draws, copies = self.draws, self._masked_exactly(canvas, noise)
-        total_B = torch.zeros(len(batch.tokens_BT), device=batch.tokens_BT.device)
-        for masked_BT, weights_BT in copies:
-            inputs = canvas.inputs(masked_BT, weights_BT, mask_of(model)).to(total_B.device)
-            sight = Sight(inputs.order_BS is None, inputs.order_BS, inputs.positions_BS)
-            each_BT = torch.zeros(inputs.targets_BT.shape, device=total_B.device)
-            self._head_loss(model, model.hidden(inputs.tokens_BS, inputs.segments_BS, sight=sight), inputs, each_BT)
-            total_B += each_BT.sum(1)
-        return total_B / draws
+        copies = self._one_by_one(canvas) if self.bound == "exact" else self._masked_exactly(canvas, noise)
+        device = batch.tokens_BT.device
+        return sum(
+            nats_of_rows(model, canvas.inputs(*copy, mask_of(model)).to(device), extra_tokens=1)
+            for copy in copies
+        ) / len(copies)
 
     def _masked_exactly(self, canvas: Canvas, noise: Noise) -> Sequence[tuple[Tensor, Tensor]]:
         """Return copies with 1 to n of the n open tokens of each block masked, and the weights n / their number."""
@@ -230,7 +203,7 @@ class Canvas:
         segments_BT = torch.where(self.exists_BT, 0, PAD)
         if self.blocks == 1:
             segments = None if self.exists_BT.all() else segments_BT
-            return Inputs(noised_BT, targets_BT, segments, weights_BT)
+            return Inputs(noised_BT, targets_BT, segments, weights_BT, sees_all=True)
         place_1T = torch.arange(self.width)[None].expand(masked_BT.shape)
         order_BT = 2 * self.block_T[None].expand(masked_BT.shape)
         return Inputs(

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from minllm.data.batches import IGNORED, Batch
 from minllm.model.lm import LM
-from minllm.objective import Objective
-from minllm.objective.cross_entropy import head_cross_entropy
+from minllm.objective import Inputs, Objective
 from minllm.objective.noise import Noise
+from minllm.objective.targets import head_loss, nats_of_rows, read, with_auxiliary
 from minllm.schema.options import Natural, NonNegative
 
 
@@ -27,44 +27,20 @@ class Causal(Objective):
     def __init__(self, *, predict_ahead: Natural, ahead_weight: NonNegative, z_loss: NonNegative):
         self.predict_ahead, self.ahead_weight, self.z_loss = predict_ahead, ahead_weight, z_loss
 
-    def loss(self, model: LM, inputs: Batch) -> Tensor:
-        """Return the sum of the losses of all counted targets, in nats.
-
-        In training, the branches' auxiliary losses are added for each counted target.
-        """
+    def loss(self, model: LM, inputs: Inputs) -> Tensor:
         losses: list[Tensor] = []
         ahead: list[Tensor] | None = [] if model.training and self.predict_ahead else None
-        targets_BT, counted_BT = inputs.targets_BT, inputs.targets_BT != IGNORED
-        x_BTD = model.hidden(
-            inputs.tokens_BT, inputs.segments_BT, counted_BT=counted_BT, losses=losses, ahead=ahead
-        )
-        loss = self._head_loss(model, x_BTD, targets_BT)
+        z_loss = self.z_loss if model.training else 0.0
+        targets_BT = inputs.targets_BT
+        x_BTD = read(model, inputs, losses=losses, ahead=ahead)
+        loss = head_loss(model, x_BTD, targets_BT, z_loss=z_loss)
         for x_BTD in ahead or []:
-            targets_BT = _one_later(targets_BT, inputs.segments_BT)
-            loss = loss + self.ahead_weight * self._head_loss(model, x_BTD, targets_BT)
-        if losses and model.training:
-            loss = loss + sum(losses) * counted_BT.sum()
-        return loss
+            targets_BT = _one_later(targets_BT, inputs.segments_BS)
+            loss = loss + self.ahead_weight * head_loss(model, x_BTD, targets_BT, z_loss=z_loss)
+        return with_auxiliary(model, loss, losses, inputs)
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        counted_BT = batch.targets_BT != IGNORED
-        each_BT = torch.zeros(batch.targets_BT.shape, device=batch.targets_BT.device)
-        x_BTD = model.hidden(batch.tokens_BT, batch.segments_BT, counted_BT=counted_BT)
-        self._head_loss(model, x_BTD, batch.targets_BT, each_BT)
-        return each_BT.sum(1)
-
-    def _head_loss(
-        self, model: LM, x_BTD: Tensor, targets_BT: Tensor, each_BT: Tensor | None = None
-    ) -> Tensor:
-        return head_cross_entropy(
-            x_BTD.flatten(0, 1),
-            model.head_weight_VD,
-            targets_BT.flatten(),
-            model.head_bias_V,
-            softcap=model.softcap,
-            z_loss=self.z_loss if model.training else 0.0,
-            each_N=None if each_BT is None else each_BT.view(-1),
-        )
+        return nats_of_rows(model, self.inputs(batch, noise, model))
 
 
 def _one_later(targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from minllm.data.batches import IGNORED, Rows, TrainBatches, Validation
+from minllm.data.batches import Rows, TrainBatches, Validation
 from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.model.seed import number
@@ -215,7 +215,7 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
     noise = Noise(run.seed, run.progress.step, range(rows), rows)
     inputs = run.objective.inputs(batch, noise, run.model)
     # a batch of few rows may have given parts alone
-    counted = max(1, int((batch.targets_BT != IGNORED).sum()))
+    counted = max(1, run.objective.counted(batch, inputs))
 
     def attempt(micro_batch_size: int) -> float:
         run.optimizer.zero_grad()

@@ -1,0 +1,116 @@
+"""Fill in the middle (2207.14255): some documents are rearranged so that a middle part comes last.
+
+prefix middle suffix   ──▶   <pre> prefix <suf> suffix <mid> middle <end>          (psm)
+                             <pre> <suf> suffix <mid> prefix middle <end>          (spm)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from minllm.data.batches import IGNORED, Batch
+from minllm.data.source import Source
+from minllm.errors import UserError
+from minllm.generation.generate import continued, continued_rows
+from minllm.generation.sampler import Sampling
+from minllm.model.lm import LM
+from minllm.objective import HOLE, Inputs, Objective
+from minllm.objective.noise import Noise
+from minllm.objective.targets import loss_of_targets, nats_of_rows
+from minllm.schema.options import Fraction
+from minllm.tokenizer import Tokenizer
+
+SPECIAL = 3
+"""How many tokens are added to a rearranged document: <pre>, <suf> and <mid>, whose ids follow the tokenizer's."""
+
+
+class FillInTheMiddle(Objective):
+    """Predict each next token, in documents of which a share is rearranged. Special tokens aren't predicted.
+
+    It is evaluated on documents as they are, like `causal`. Given parts stay where they are.
+
+    Args:
+        rate: the share of rows that are rearranged.
+        spm: the share of those with the suffix first; the others have the prefix first.
+    """
+
+    extra_tokens = SPECIAL
+    fills_holes = True
+
+    def __init__(self, *, rate: Fraction, spm: Fraction):
+        self.rate, self.spm = rate, spm
+
+    def check(self, source: Source) -> None:
+        if source.packing == "pack":
+            raise UserError(
+                "objective=fim rearranges rows, which must not have several documents apart: choose data.packing=pad or"
+                " concat."
+            )
+
+    def inputs(self, batch: Batch, noise: Noise, model: LM) -> Inputs:
+        first = model.vocab_size - SPECIAL
+        tokens_BT, targets_BT = batch.tokens_BT.clone(), batch.targets_BT.clone()
+        for row, (u_rearranged, u_spm, u_from, u_to) in enumerate(noise.uniform(4).tolist()):
+            if u_rearranged < self.rate:
+                rearrange(
+                    tokens_BT[row], targets_BT[row], first, batch.eos_id, u_spm < self.spm, (u_from, u_to)
+                )
+        return Inputs(tokens_BT, targets_BT, batch.segments_BT)
+
+    def counted(self, batch: Batch, inputs: Inputs) -> int:
+        return int((inputs.targets_BT != IGNORED).sum())
+
+    def loss(self, model: LM, inputs: Inputs) -> Tensor:
+        return loss_of_targets(model, inputs, extra_tokens=SPECIAL)
+
+    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
+        return nats_of_rows(model, super().inputs(batch, noise, model), extra_tokens=SPECIAL)
+
+    def generate(
+        self,
+        model: LM,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        stream: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """Continue each prompt, or return what fills its hole."""
+        if not any(HOLE in prompt for prompt in prompts):
+            return continued(model, tokenizer, prompts, sampling, stream)
+        pre, suf, mid = range(model.vocab_size - SPECIAL, model.vocab_size)
+        rows = []
+        for prompt in prompts:
+            before, hole, after = prompt.partition(HOLE)
+            ids, *rest = [tokenizer.encode(text) for text in (before, after)]
+            whole = [pre, *ids, suf, *rest[0], mid] if hole else ids
+            rows.append([tokenizer.bos_id, *whole])
+        return continued_rows(model, tokenizer, rows, prompts, sampling, stream)
+
+
+def rearrange(
+    tokens_T: Tensor, targets_T: Tensor, first: int, eos: int, spm: bool, cuts: tuple[float, float]
+) -> None:
+    """Rearrange a row's counted targets in place; the last few are dropped where there is no room for special tokens.
+
+    Args:
+        first: the id of <pre>; <suf> and <mid> follow.
+        cuts: numbers in [0, 1) that say where the middle begins and ends.
+    """
+    counted_T = targets_T != IGNORED
+    start, length = int(counted_T.int().argmax()), int(counted_T.sum())
+    text = targets_T[start : start + length].tolist()
+    if text[-1:] == [eos]:
+        text.pop()
+    text = text[: len(tokens_T) - start - SPECIAL - 1]
+    a, b = sorted(int(cut * (len(text) + 1)) for cut in cuts)
+    prefix, middle, suffix = text[:a], text[a:b], text[b:]
+    pre, suf, mid = range(first, first + SPECIAL)
+    first_part = [pre, suf, *suffix, mid, *prefix] if spm else [pre, *prefix, suf, *suffix, mid]
+    new = [*first_part, *middle, eos]
+    after_T = torch.tensor(new)
+    targets_T[start:] = IGNORED
+    targets_T[start : start + len(new)] = torch.where(after_T >= first, IGNORED, after_T)
+    tokens_T[start + 1 : start + len(new)] = after_T[:-1]
