@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,7 +268,7 @@ class Trained:
     @contextlib.contextmanager
     def __call__(
         self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
-    ) -> Iterator[Callable[[int], list[FrozenTrial]]]:
+    ) -> Iterator[SimpleNamespace]:
         assert keep == "all" and "optim.lr=0.02" in words
 
         def run_until(n_trials: int) -> list[FrozenTrial]:
@@ -284,15 +284,19 @@ class Trained:
                         (folder / "summary.json").unlink()
             return complete(n_trials, self.seconds)
 
-        yield run_until
+        def trials() -> list[FrozenTrial]:
+            return complete(len(list((self.asked.folder / phase).glob("trial-*"))), self.seconds)
+
+        yield SimpleNamespace(run_until=run_until, trials=trials)
 
 
 @pytest.fixture
 def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
     """Settle it with trials whose bits per byte are given, and return the comparison and what was asked for."""
 
-    def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=None, unsettled=(), **protocol):
-        shutil.rmtree(asked.folder, ignore_errors=True)
+    def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=None, unsettled=(), again=False, **protocol):
+        if not again:
+            shutil.rmtree(asked.folder, ignore_errors=True)
         trials = Trained(asked, bpb, seconds, allowed or {})
         monkeypatch.setattr(asked, "opened", trials)
         monkeypatch.setattr(asked, "seconds", {})
@@ -435,6 +439,13 @@ def test_pairs_that_there_is_no_time_for_are_not_begun(settled):
     )
 
 
+def test_pairs_that_are_there_count_when_there_is_no_time_for_more(settled):
+    first, _ = settled(doubtful, looks=[6, 7, 9, 20])
+    again, asked_for = settled(doubtful, looks=[6, 7, 9, 20], time_left=0, again=True)
+    assert asked_for == [] and again.headline == first.headline
+    assert [one.verdict for one in again.contests] == [one.verdict for one in first.contests]
+
+
 @pytest.mark.parametrize("aa", [False, True])
 def test_only_pairs_that_were_trained_count_where_the_time_runs_out_within_a_turn(settled, capfd, aa):
     """The second arm's last runs weren't begun any more."""
@@ -537,12 +548,16 @@ def test_an_arm_that_is_better_only_where_it_survives_is_unstable_and_settles_it
 
 def test_an_arm_that_needs_no_more_pairs_is_not_trained_further(settled, asked, monkeypatch):
     monkeypatch.setattr(asked, "arms", {**asked.arms, "c": ["norm=sandwich"]})
-    comparison, asked_for = settled(
-        lambda name, seed: doubtful("b", seed) if name == "c" else clear(name, seed), looks=[8, 9, 20]
-    )
+
+    def bpb(name: str, seed: int) -> float:
+        return doubtful("b", seed) if name == "c" else clear(name, seed)
+
+    comparison, asked_for = settled(bpb, looks=[8, 9, 20])
     most = {phase: max(pairs for which, pairs in asked_for if which == phase) for phase, _ in asked_for}
     assert most == {"seeds-a": 20, "seeds-b": 8, "seeds-c": 20}
     assert [one.verdict.pairs for one in comparison.contests] == [8, 20]
+    again, asked_for = settled(bpb, looks=[8, 9, 20], time_left=0, again=True)
+    assert asked_for == [] and again.contests == comparison.contests
 
 
 def test_what_would_settle_it_is_said_after_each_look(settled, capfd):

@@ -17,7 +17,7 @@ import copy
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,6 @@ from minllm.verdict.tuning import TIME_WAS_UP, Plan, plan_lines, plan_of, refuse
 
 WORDS_ALONE = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
-
-RunUntil = Callable[[int], Sequence[FrozenTrial]]
 
 TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
 
@@ -182,7 +180,7 @@ class VerdictSearch:
         with contextlib.ExitStack() as stack:
             searches = {name: stack.enter_context(self.opened_seeds(name, tuning)) for name in self.arms}
             for look in self.protocol.looks:
-                done = self.train_up_to(look, done, searches)
+                done = self.train_up_to(look, searches)
                 if done < look:
                     break
                 comparison = compared(self, tuning, look)
@@ -203,7 +201,7 @@ class VerdictSearch:
         called = {arm.name for arm in arms}
         return {name for name in self.arms if self.called(name) in called}
 
-    def train_up_to(self, look: int, done: int, searches: Mapping[str, RunUntil]) -> int:
+    def train_up_to(self, look: int, searches: Mapping[str, Search]) -> int:
         """Train at least `look` pairs while there is time, and return the number of finished pairs.
 
         The arms take turns and their order alternates, so that other load on the machine slows all of them alike and
@@ -211,6 +209,7 @@ class VerdictSearch:
         after the look, which then uses only the first ones.
         """
         last = self.protocol.looks[-1]
+        done = self.finished_pairs({name: search.trials() for name, search in searches.items()})
         while done < look and (more := self.pairs_in_time(len(searches))):
             turn, wanted = (
                 done // self.sweeper.n_jobs,
@@ -218,16 +217,20 @@ class VerdictSearch:
             )
             trials = {}
             for name in list(searches)[:: 1 if turn % 2 == 0 else -1]:
-                trials[name] = searches[name](wanted * self.protocol.runs_of_a_pair)
-                self.seconds[f"seeds-{name}"] = seconds_of_runs(trials[name])
-            done = self.protocol.pairs_in(trials.values())
+                trials[name] = searches[name].run_until(wanted * self.protocol.runs_of_a_pair)
+            done = self.finished_pairs(trials)
             if done < wanted:  # time ran out during this turn
                 break
         return done
 
+    def finished_pairs(self, trials: Mapping[str, Sequence[FrozenTrial]]) -> int:
+        """Return the number of finished pairs among the trials of each arm, and note how long these took."""
+        self.seconds |= {f"seeds-{name}": seconds_of_runs(own) for name, own in trials.items()}
+        return self.protocol.pairs_in(trials.values())
+
     def opened_seeds(
         self, name: str, tuning: Mapping[str, Tuning]
-    ) -> contextlib.AbstractContextManager[RunUntil]:
+    ) -> contextlib.AbstractContextManager[Search]:
         """Open the search that trains an arm's seeds at its learning rate."""
         words = [
             *(tuning[name].words if name in tuning else ()),
@@ -257,17 +260,12 @@ class VerdictSearch:
         config = self.config_of(f"tune-{name}", keep="none")
         return phase(self.sweeper, config, words, plan.most_runs, QUEUED, self.server)
 
-    @contextlib.contextmanager
     def opened(
         self, name_of_phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
-    ) -> Iterator[RunUntil]:
-        """Open the search that runs an arm with further overrides, up to `n_trials` trials.
-
-        Yields a function that runs the search until it has a given number of trials, and returns them.
-        """
+    ) -> contextlib.AbstractContextManager[Search]:
+        """Open the search that runs an arm with further overrides, up to `n_trials` trials."""
         config, words = self.config_of(name_of_phase, keep), [*self.words_of(name), *words]
-        with phase(self.sweeper, config, words, n_trials, EACH_ONCE, self.server) as search:
-            yield search.run_until
+        return phase(self.sweeper, config, words, n_trials, EACH_ONCE, self.server)
 
     def config_of(self, name_of_phase: str, keep: str) -> DictConfig:
         """Return the configuration of a phase's search, which keeps `keep` checkpoints."""
