@@ -30,6 +30,7 @@ from minllm.study.tuning import Tried, Tuning
 from minllm.verdict.comparing import compared
 from minllm.verdict.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
+from minllm.verdict.tuning import NothingToCompare
 from tests.comparisons import finished
 from tests.instant import SMALL, complete, inquiry
 from tests.searches import Search, Workplace, wait_until
@@ -294,7 +295,17 @@ class Trained:
 def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
     """Settle it with trials whose bits per byte are given, and return the comparison and what was asked for."""
 
-    def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=None, unsettled=(), again=False, **protocol):
+    def settle(
+        bpb,
+        *,
+        seconds=1.0,
+        time_left=math.inf,
+        allowed=None,
+        unsettled=(),
+        diverged=(),
+        again=False,
+        **protocol,
+    ):
         if not again:
             shutil.rmtree(asked.folder, ignore_errors=True)
         trials = Trained(asked, bpb, seconds, allowed or {})
@@ -302,7 +313,8 @@ def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(asked, "seconds", {})
         monkeypatch.setattr(asked, "ends", time.monotonic() + time_left)
         monkeypatch.setattr(asked, "protocol", replace(PROTOCOL, **protocol))
-        return asked.train_pairs({name: tuning(name in unsettled) for name in asked.arms}), trials.asked_for
+        tuned = {name: DIVERGED if name in diverged else tuning(name in unsettled) for name in asked.arms}
+        return asked.train_pairs(tuned), trials.asked_for
 
     return settle
 
@@ -313,6 +325,15 @@ def tuning(unsettled: bool) -> Tuning:
     ]
     why = "its best learning rate is the highest that was tried" if unsettled else ""
     return Tuning(tried, {"optim.lr": 0.02}, "the lowest mean loss", 4, why)
+
+
+DIVERGED = Tuning(
+    [Tried({"optim.lr": rate}, {1000: None}) for rate in (0.02, 0.04, 0.08)],
+    {"optim.lr": 0.02},
+    "the lowest values that were tried, because training diverged with them",
+    3,
+    "training diverged with all values that were tried, in 3 runs",
+)
 
 
 def clear(name: str, seed: int) -> float:
@@ -377,6 +398,31 @@ def test_an_arm_whose_tuning_is_not_settled_decides_nothing(settled, capfd, name
     assert capfd.readouterr().out == f"After 7 pairs: {comparison.headline}\n"
     warned = [line for line in summary(comparison).splitlines() if line.startswith("WARNING")]
     assert len(warned) == 1 and f"The tuning of {called[name]} isn't settled" in warned[0]
+
+
+@pytest.mark.parametrize("lost", ["a", "b"])
+def test_an_arm_that_diverges_in_all_of_its_tuning_is_worse(settled, lost):
+    def bpb(name: str, seed: int) -> float:
+        return math.nan if name == lost else 2.0
+
+    comparison, asked_for = settled(bpb, looks=[6, 7, 9], diverged=[lost])
+    contest = comparison.contests[0]
+    assert contest.outcome == {"a": "better", "b": "worse"}[lost] and comparison.is_answered
+    name = comparison.arms["ab".index(lost)].name
+    because = (
+        f"because in the tuning of {name}, training diverged with all values that were tried, in 3 runs."
+    )
+    assert comparison.headline.endswith(because)
+    (warning,) = (one for one in sentences.warnings(comparison) if name in one)
+    assert "It can't be better than another arm, only worse." in warning
+
+
+def test_an_arm_that_diverges_in_all_of_its_tuning_and_not_afterwards_decides_nothing(settled):
+    """The loss that it has with the lowest rate isn't the one that tuning would give it."""
+    contest = settled(clear, looks=[7], diverged=["a"])[0].contests[0]
+    assert contest.outcome == "inconclusive" and "tuning of norm=pre" in contest.reason
+    contest = settled(lambda name, seed: 2.0, looks=[7], diverged=["a", "b"])[0].contests[0]
+    assert contest.outcome == "inconclusive"
 
 
 def test_arms_that_are_equivalent_settle_it_too(settled):
@@ -523,7 +569,7 @@ def test_an_arm_that_diverges_with_every_seed_is_worse(settled, lost, tmp_path):
 
 
 def test_where_every_arm_diverges_with_every_seed_there_is_nothing_to_compare(settled):
-    with pytest.raises(UserError, match="training of every arm diverged with every seed"):
+    with pytest.raises(NothingToCompare, match="training diverged with every seed of every arm"):
         settled(lambda name, seed: math.nan, looks=[6, 7])
 
 
@@ -575,9 +621,7 @@ def test_the_margin_is_said_to_be_kept_where_it_was(settled):
 
 @pytest.mark.parametrize("seeds", [0, 1])
 def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled, seeds):
-    with pytest.raises(
-        UserError, match="Time ran out before every arm had a run. Run the same command to continue"
-    ):
+    with pytest.raises(NothingToCompare, match="time ran out before every arm had a run"):
         settled(clear, allowed={"seeds-a": seeds, "seeds-b": 0})
 
 

@@ -140,6 +140,12 @@ def record(search: VerdictSearch, comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def not_reached(search: VerdictSearch) -> dict[str, Any]:
+    """Return what --json says about the entry of a verdict that ends without a comparison."""
+    said = f"The verdict was started, but not reached, according to {search.ledger.path}."
+    return {"file": str(search.ledger.path), "id": search.entry.identifier, "crowned": None, "sentence": said}
+
+
 def held_against_champion(search: VerdictSearch, default: DictConfig, typed: Sequence[str]) -> str:
     """Make the champion, or the one that the verdict began with, arm a; return the kind of question.
 

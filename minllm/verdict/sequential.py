@@ -37,7 +37,7 @@ from minllm.schema.overrides import key_of
 from minllm.study import recorded
 from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, undecided
 from minllm.study.reading import read_arms
-from minllm.study.report import sentences, tell
+from minllm.study.report import sentences, tell, tell_without_report
 from minllm.study.selection import VERDICT
 from minllm.study.statistics import least_pairs
 from minllm.study.trust import refuse_broken_arm
@@ -50,8 +50,8 @@ from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
-from minllm.verdict.comparing import compared
-from minllm.verdict.entry import enter, held_against_champion, record
+from minllm.verdict.comparing import compared, without_runs
+from minllm.verdict.entry import enter, held_against_champion, not_reached, record
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
@@ -65,7 +65,16 @@ from minllm.verdict.protocol import (
     refuse_same_results,
     refuse_the_same,
 )
-from minllm.verdict.tuning import TIME_WAS_UP, Plan, plan_lines, plan_of, refuse_extremes, space_of, tune
+from minllm.verdict.tuning import (
+    CONTINUE,
+    NothingToCompare,
+    Plan,
+    plan_lines,
+    plan_of,
+    refuse_extremes,
+    space_of,
+    tune,
+)
 
 WORDS_ALONE = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
@@ -74,14 +83,16 @@ TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
 
 
 def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> Comparison | None:
-    """Size the arms, tune them, train them in pairs, and write the report; None after a dry run.
+    """Size the arms, tune them, train them in pairs, and write the report; return the comparison, or None if dry.
+
+    If time runs out before every arm has a run, all contests are inconclusive, and no report is written.
 
     Args:
         sweeper: the sweeper that Hydra instantiated; it holds the rest of the configuration.
         typed: the command line's overrides, without Hydra's own.
 
     Raises:
-        UserError: an arm can't be built, or all of its learning rates failed.
+        UserError: an arm can't be built, or its runs fail.
         RepeatedCrashes: too many trials crashed in a row.
     """
     search = VerdictSearch(sweeper, typed)
@@ -92,8 +103,13 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> Comparison |
     search.keep_protocol()
     if search.entry.announcement:
         print(search.entry.announcement, flush=True)
-    with shared_server(search.config, sweeper.n_jobs) as search.server:
-        comparison = search.train_pairs(search.tune())
+    try:
+        with shared_server(search.config, sweeper.n_jobs) as search.server:
+            comparison = search.train_pairs(search.tune())
+    except NothingToCompare as end:
+        comparison = without_runs(search, end)
+        tell_without_report(comparison, not_reached(search))
+        return comparison
     protocol = search.protocol
     print()
     entered = record(search, comparison)
@@ -190,8 +206,8 @@ class VerdictSearch:
                 going_on = self.still_needed(comparison)
                 searches = {name: search for name, search in searches.items() if name in going_on}
         if comparison is None:
-            before = f"before the first look at {self.protocol.looks[0]} pairs"
-            return undecided(compared(self, tuning, done), TIME_WAS_UP.format(before))
+            why = f"Time ran out before the first look at {self.protocol.looks[0]} pairs. {CONTINUE}"
+            return undecided(compared(self, tuning, done), why)
         return comparison
 
     def still_needed(self, comparison: Comparison) -> set[str]:
