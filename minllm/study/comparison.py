@@ -168,7 +168,7 @@ def compare(
     """
     selection = runs if isinstance(runs, Selection) else Selection([str(run) for run in runs])
     found, left_out = find(selection, extensions)
-    arms, repeated = arms_of(found)
+    arms, repeated = arms_of(found, left_out)
     refuse_broken(arms)
     return of_arms(
         arms,
