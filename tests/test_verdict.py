@@ -93,6 +93,8 @@ def test_without_tuning_no_seed_is_needed_for_it(nothing):
         ({"a": [], "b": [3]}, "arms.b must be a list of overrides"),
         ({"a": ["seed=3"], "b": []}, "arms.a has a seed"),
         ({"a": ["++seed=3"], "b": []}, "arms.a has a seed"),
+        ({"a": [], "b": ["search.margin=0.1"]}, "arms.b has search.margin=0.1, which concerns the whole"),
+        ({"a": [], "b": ["+sweep/pruner=median"]}, "arms.b has .* Put it outside arms"),
     ],
 )
 def test_arms_that_are_none_are_refused(arms, sentence):
@@ -186,6 +188,13 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
             ],
             r"^Arm c: model\.own \(NextToken\) looks ahead",
         ),
+        (["sweep.minutes=0"], "^sweep.minutes must be a number above 0, or null, not 0"),
+        (["sweep.minutes=-1"], "^sweep.minutes must be a number above 0, or null, not -1"),
+        (["sweep.name=../x"], "^sweep.name must be a folder's name"),
+        (["sweep.metric=val_loss"], "^sweep.metric=val_loss has no effect in a verdict, .* Leave it out"),
+        (["sweep/pruner=none"], "^sweep/pruner=none has no effect in a verdict"),
+        (["hydra.sweeper.n_trials=3"], "^hydra.sweeper.n_trials=3 has no effect in a verdict"),
+        (["hydra/sweeper/sampler=grid"], "^hydra/sweeper/sampler=grid has no effect in a verdict"),
     ],
     ids=lambda value: str(value),
 )

@@ -54,7 +54,7 @@ from minllm.verdict.comparing import compared, without_runs
 from minllm.verdict.entry import enter, held_against_champion, not_reached, record
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ledger import Ledger
-from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
+from minllm.verdict.phases import EACH_ONCE, QUEUED, checked_settings, phase
 from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
     Protocol,
@@ -64,6 +64,7 @@ from minllm.verdict.protocol import (
     refuse_own_seeds,
     refuse_same_results,
     refuse_the_same,
+    refuse_without_effect,
 )
 from minllm.verdict.tuning import (
     CONTINUE,
@@ -127,11 +128,13 @@ class VerdictSearch:
     def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
         self.sweeper, self.config = sweeper, sweeper.config
         self.protocol: Protocol = build(self.config.search)
+        settings = checked_settings(self.config)
         self.arms = arms_in(self.config.arms, self.protocol)
         refuse_own_seeds(typed)
-        self.name, self.folder = self.config.sweep.name, Path(str(self.config.hydra.sweep.dir))
+        refuse_without_effect([*typed, *self.config.hydra.overrides.hydra])
+        self.name, self.folder = settings.name, Path(str(self.config.hydra.sweep.dir))
         self.typed = [word for word in typed if key_of(word).partition(".")[0] != "arms"]
-        self.ends = time.monotonic() + (self.config.sweep.minutes or math.inf) * 60
+        self.ends = time.monotonic() + (settings.minutes or math.inf) * 60
         self.seconds: dict[str, list[float]] = {}
         """Durations of each search's runs."""
         self.ledger, self.entry = Ledger(), None
