@@ -16,7 +16,8 @@ from minllm.errors import UserError
 from minllm.page.terminal import only_answers
 from minllm.study.comparison import Comparison
 from minllm.sweep.plugin import NotSettled
-from minllm.verdict.entry import entered, kind_of, refuse_unsafe
+from minllm.verdict.champion import kind_of, refuse_unsafe
+from minllm.verdict.entry import entered
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from tests.comparisons import composed, finished

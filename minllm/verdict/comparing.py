@@ -58,9 +58,7 @@ def without_runs(search: VerdictSearch, end: NothingToCompare) -> Comparison:
     arms = {name: Arm(search.called(name), {}) for name in search.arms}
     contests = contests_of(list(arms), protocol.baseline)
     (verdict,) = verdicts([[]], margin=protocol.margin)
-    verdict = replace(
-        verdict, why=f"{end.reason[0].upper()}{end.reason[1:]}. {end.advice}".strip(), settling=""
-    )
+    verdict = replace(verdict, why=end.advice, settling="")
     comparison = Comparison(
         arms=list(arms.values()),
         contests=[

@@ -50,8 +50,9 @@ from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
+from minllm.verdict.champion import held_against_champion
 from minllm.verdict.comparing import compared, without_runs
-from minllm.verdict.entry import enter, held_against_champion, not_reached, record
+from minllm.verdict.entry import enter, not_reached, record
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.phases import EACH_ONCE, QUEUED, checked_settings, phase
