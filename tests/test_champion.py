@@ -242,9 +242,11 @@ def test_the_task_shows_every_verdict_and_its_champion(done, capfd, monkeypatch)
         text = (done / page).read_text(encoding="utf-8")
         assert "norm=none against a" in text and "yes, crowned" in text and row.report in text
     assert shown("task=ledger", f"date={row.time[:10]}", "name=none") == rows
+    capfd.readouterr()
     for word in ("date=2020-01-01", "name=sandwich"):
-        with pytest.raises(UserError, match="No verdict in the ledger matches"):
+        with only_answers(), pytest.raises(UserError, match="No verdict in the ledger matches"):
             shown("task=ledger", word)
+        assert capfd.readouterr().out == "", "the only line of JSON is that of the refusal"
 
 
 def test_the_task_names_damage_and_verdicts_that_were_not_reached(tmp_path, monkeypatch, capfd):

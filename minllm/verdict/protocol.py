@@ -175,7 +175,8 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
             raise UserError(f"The name of an arm must be {said(FolderName)}, not {name!r}.")
         if not fits(words, list[str]) or not all("=" in word for word in words):
             raise UserError(
-                f"arms.{name} must be a list of overrides, such as 'arms.{name}=[model/attn=mqa]'."
+                f"arms.{name} must be a list of overrides key=value, such as 'arms.{name}=[model/attn=mqa]', not"
+                f" {words}."
             )
         for word in words:
             if re.split("[./]", key_of(word))[0] in NOT_OF_ARMS:

@@ -183,8 +183,8 @@ def configured(name: str, cfg: DictConfig, key: str) -> float:
     if value is ABSENT or not key.startswith(TUNABLE):
         sections = ", ".join(f"{section}*" for section in TUNABLE)
         raise UserError(
-            f"search.tune has {key}, but arm {name} has no such number among {sections}. Remove it, or choose one that"
-            " every arm has."
+            f"search.tune has {key}, but arm {name} has no such number among {sections}. Type the full key of one that"
+            " every arm has, such as optim.lr."
         )
     if value is None and key == WARMUP:
         value = warmup_of(cfg)
