@@ -137,7 +137,7 @@ def test_a_verdict_that_continues_after_its_ledger_was_removed_is_entered_again(
     kept = json.loads(json.dumps(entry.kept))
     assert entered(asked, ledger, kept, None) == entry == entered(asked, ledger, kept, None)
     assert [line["places"][0]["number"] for line in ledger.read().of("started")] == [1, 2]
-    told(asked, entry, compared(asked, entry, {"b": better(9)}), ledger)
+    told(asked, entry, compared(asked, entry, {"b": better(14)}), ledger)
     assert ledger.read().discoveries() == [2] and ledger.read().ideas == 2
 
 

@@ -188,6 +188,7 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
             ],
             r"^Arm c: model\.own \(NextToken\) looks ahead",
         ),
+        (["arms.a=[]", "arms.b=[model.dim=15]"], "affects training, once they have been given the same size"),
         (["sweep.minutes=0"], "^sweep.minutes must be a number above 0, or null, not 0"),
         (["sweep.minutes=-1"], "^sweep.minutes must be a number above 0, or null, not -1"),
         (["sweep.name=../x"], "^sweep.name must be a folder's name"),

@@ -228,14 +228,19 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str)
             )
 
 
-def refuse_the_same(cfgs: Mapping[str, DictConfig]) -> None:
-    """Raise UserError if two arms have the same configuration or compute the same model, however they were typed."""
+def refuse_the_same(cfgs: Mapping[str, DictConfig], sized: bool = False) -> None:
+    """Raise UserError if two arms have the same configuration or compute the same model, however they were typed.
+
+    Args:
+        sized: whether they have been given the same size, which overrides widths.
+    """
     known: dict[tuple[Any, ...], str] = {}
     for name, cfg in cfgs.items():
         other = known.setdefault(identity(cfg), name)
         if other != name:
             raise UserError(
-                f"arms.{other} and arms.{name} are the same: they don't differ in anything that affects training."
+                f"arms.{other} and arms.{name} are the same: they don't differ in anything that affects training"
+                f"{', once they have been given the same size (search.equal=null leaves their sizes alone)' * sized}."
                 " Change one of them, or compare a single arm with itself: search.aa=true."
             )
     from minllm.model.unused import computes_the_same  # imports torch

@@ -154,7 +154,7 @@ class VerdictSearch:
         self.size = self.size_word(first)
         self.cfgs = {name: self.composed(name) for name in self.arms} if self.size else bases
         if self.size:
-            refuse_the_same(self.cfgs)
+            refuse_the_same(self.cfgs, sized=True)
         for name, cfg in self.cfgs.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
