@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,8 @@ from minllm.errors import UserError
 from minllm.page.terminal import only_answers
 from minllm.study.comparison import Comparison
 from minllm.sweep.plugin import NotSettled
-from minllm.verdict.entry import entered, kind_of, refuse_unsafe
+from minllm.verdict.champion import kind_of, refuse_unsafe
+from minllm.verdict.entry import entered
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from tests.comparisons import composed, finished
@@ -147,7 +149,10 @@ def made_up(difference: Callable[[int], float]):
                     finished(run, *search.arms[name], seed=seed, bpb=bpb)
             return complete(n_trials, 2.0)
 
-        return contextlib.nullcontext(run_until)
+        def trials():
+            return complete(len(list((search.folder / phase).glob("trial-*"))), 2.0)
+
+        return contextlib.nullcontext(SimpleNamespace(run_until=run_until, trials=trials))
 
     return opened
 
@@ -237,9 +242,11 @@ def test_the_task_shows_every_verdict_and_its_champion(done, capfd, monkeypatch)
         text = (done / page).read_text(encoding="utf-8")
         assert "norm=none against a" in text and "yes, crowned" in text and row.report in text
     assert shown("task=ledger", f"date={row.time[:10]}", "name=none") == rows
+    capfd.readouterr()
     for word in ("date=2020-01-01", "name=sandwich"):
-        with pytest.raises(UserError, match="No verdict in the ledger matches"):
+        with only_answers(), pytest.raises(UserError, match="No verdict in the ledger matches"):
             shown("task=ledger", word)
+        assert capfd.readouterr().out == "", "the only line of JSON is that of the refusal"
 
 
 def test_the_task_names_damage_and_verdicts_that_were_not_reached(tmp_path, monkeypatch, capfd):

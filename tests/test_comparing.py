@@ -23,6 +23,8 @@ from minllm.runs.folder import RunDir, is_going_on
 from minllm.runs.outcome import Outcome, write
 from minllm.study.comparison import Comparison, compare
 from minllm.study.report import sentences, summary, write_report
+from minllm.study.report.commands import compared
+from minllm.study.report.data import to_json
 from minllm.study.selection import Selection, find
 from tests.comparisons import ENVIRONMENT, begun, figures, finished
 from tests.test_config import idea  # noqa: F401  (a fixture)
@@ -219,6 +221,30 @@ def test_divergence_counts_and_other_failures_leave_it_open(tmp_path):
     )
     write(Outcome("pruned", reason="diverged", text="The loss is NaN."), tmp_path / "b8", "1")
     assert compare([tmp_path]).contests[0].divergence.arm == [8, 9]
+
+
+def test_an_arm_that_diverged_with_every_seed_is_compared(tmp_path):
+    for seed in range(7):
+        finished(tmp_path / f"a{seed}", POST, seed=seed, bpb=math.nan)
+        finished(tmp_path / f"b{seed}", PRE, seed=seed, bpb=2 + seed / 1000)
+    comparison = compare([tmp_path])
+    (contest,) = comparison.contests
+    assert [arm.name for arm in comparison.arms] == ["norm=pre", "norm=post"]
+    assert (contest.outcome, contest.verdict.pairs, contest.divergence.counts) == (
+        "worse", 7, ("7 of 7", "0 of 7")
+    )  # fmt: skip
+    validate_report(json.loads(to_json(comparison, [])))
+    assert compare([tmp_path], baseline="norm=post").contests[0].outcome == "better"
+
+
+def test_the_command_that_compares_again_names_runs_that_diverged(tmp_path):
+    """Also where it can't name their folder, which has a run that wasn't selected."""
+    for seed in range(2):
+        finished(tmp_path / f"a{seed}", PRE, seed=seed)
+        finished(tmp_path / f"b{seed}", POST, seed=seed, bpb=math.nan if seed else 2.0)
+    runs = [tmp_path / name for name in ("a0", "a1", "b0", "b1")]
+    finished(tmp_path / "c0", "norm=sandwich")
+    assert str(tmp_path / "b1") in compared(compare(runs))
 
 
 @pytest.mark.parametrize("looks", [0, 3, [], [8, 6], [0, 6]])

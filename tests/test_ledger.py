@@ -127,6 +127,32 @@ def test_the_level_stays_the_same_however_often_a_verdict_is_continued(ledger, t
     assert other.places[0]["number"] == 5, "another question in the same folder is another idea"
 
 
+def test_a_verdict_that_continues_after_its_ledger_was_removed_is_entered_again(ledger, tmp_path):
+    """Or it would be a discovery of an idea that was never started, before which no further idea can have a level."""
+    entered(question(tmp_path, "first"), ledger, None, None)
+    asked = question(tmp_path, "second", "x")
+    entry = entered(asked, ledger, None, None)
+    ledger.path.unlink()
+    entered(question(tmp_path, "third", "y"), ledger, None, None)
+    kept = json.loads(json.dumps(entry.kept))
+    assert entered(asked, ledger, kept, None) == entry == entered(asked, ledger, kept, None)
+    assert [line["places"][0]["number"] for line in ledger.read().of("started")] == [1, 2]
+    told(asked, entry, compared(asked, entry, {"b": better(14)}), ledger)
+    assert ledger.read().discoveries() == [2] and ledger.read().ideas == 2
+
+
+def test_a_discovery_without_the_line_of_its_start_allows_no_more_than_it_should(ledger, tmp_path):
+    asked = question(tmp_path, "first")
+    entry = entered(asked, ledger, None, None)
+    told(asked, entry, compared(asked, entry, {"b": better(9)}), ledger)
+    ledger.path.write_text(ledger.path.read_text().split("\n", 1)[1])
+    assert ledger.read().ideas == 1 and ledger.read().discoveries() == [1]
+    after = entered(question(tmp_path, "second", "x"), ledger, None, None)
+    assert after.places[0]["number"] == 2 and after.places[0]["level"] == pytest.approx(
+        level(2, [1]), rel=1e-5
+    )
+
+
 def test_a_verdict_that_is_made_again_from_nothing_is_another_idea(ledger, tmp_path):
     asked = question(tmp_path, "first")
     entry = entered(asked, ledger, None, None)

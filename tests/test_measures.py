@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.stats import norm, spearmanr, ttest_1samp
 
 from minllm.study.curves import Points, common_points, reached
 from minllm.study.intervals import Estimate, mean_of, middle, resamples
+from minllm.study.measures import measure
 from minllm.study.report import summary, write_report
 from minllm.study.report.measures import speed_up
 from minllm.study.selection import LeftOut
@@ -283,6 +285,23 @@ def test_a_seed_that_diverged_counts_once_and_a_crash_or_a_seed_trained_again_do
     (found,) = type(one)(**{**vars(one), "left_out": lost}).measures
     assert found.stability.divergence.arm == pytest.approx(2 / 8)
     assert found.stability.divergence.baseline == 0
+
+
+def test_a_seed_that_diverged_is_lost(tmp_path):
+    """An arm that is better where it survives hasn't won every seed."""
+    one = comparison(tmp_path, {"pre": 2.0, "none": 1.9}, seeds=range(6))
+    lost = []
+    for arm, seeds in zip(one.arms, ([6, 8], [6, 7])):
+        for seed in seeds:
+            cfg = OmegaConf.merge(arm.first.cfg, {"seed": seed})
+            lost.append(LeftOut(tmp_path, "It diverged.", cfg, "diverged"))
+    arm, baseline = one.arms[1], one.arms[0]
+    found = measure(arm, baseline, lost)
+    assert (found.pairs, found.wins.won, found.wins.lost, found.wins.tied) == (6, 6, 0, 1)
+    baseline = replace(baseline, runs={**baseline.runs, 7: baseline.first})
+    found = measure(arm, baseline, lost)
+    assert (found.wins.won, found.wins.lost, found.wins.tied) == (6, 1, 1)
+    assert found.superiority.probability.value == pytest.approx((6 * 9 + 2 * 1) / 72)
 
 
 # ---- reports -------------------------------------------------------------------------------------

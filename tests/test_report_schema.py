@@ -138,3 +138,9 @@ def test_json_where_there_is_no_single_answer_is_refused(words):
     assert without_json(words) == words
     with pytest.raises(UserError, match="--json is for a single task=compare or task=ledger"):
         without_json([*words, "--json"])
+
+
+@pytest.mark.parametrize("word", ["sweep.dry_run=true", "--help", "--cfg"])
+def test_json_where_there_is_no_answer_is_refused(word):
+    with pytest.raises(UserError, match=f"--json prints the answer of a command, and {word} has none"):
+        without_json(["search=verdict", word, "--json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,20 +11,25 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from opda.nonparametric import EmpiricalDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from minllm.config.compose import compose
 from minllm.errors import UserError
+from minllm.page.terminal import only_answers
 from minllm.runs.outcome import Outcome
+from minllm.study.report import sentences
 from minllm.study.tuning import Tuning
 from minllm.study.tuning_curves import CONFIDENCE, separate_at, tuning_curve
-from minllm.sweep.plugin import LauncherOptions, Processes
+from minllm.sweep.plugin import LauncherOptions, NotSettled, Processes
 from minllm.verdict import jobs
+from minllm.verdict.ledger import Ledger
 from minllm.verdict.protocol import refuse_same_results
 from minllm.verdict.random_search import FINALISTS, RandomSearch, draws_of
 from minllm.verdict.rate_search import RateSearch, rates_of
 from minllm.verdict.results import Results
 from minllm.verdict.tuning import choice_of
 from tests.instant import Instant, inquiry
+from tests.test_report_schema import validate_answer
 
 RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 SEEDS = (1000, 1001)
@@ -387,19 +393,55 @@ def test_arms_that_compute_the_same_are_refused_once_that_shows():
         refuse_same_results({"a": one, "b": one})
 
 
-def test_an_arm_that_diverges_with_every_rate_is_named():
+def test_an_arm_that_diverges_with_every_rate_is_compared_at_the_lowest():
     plan = RateSearch(RATES, SEEDS, 6)
     _, results = carried_out(plan, bowl(0.004, breaks=0))
-    said = (
-        r"Arm b diverged or failed even with the lowest values that were tried \(optim.lr=0.0005\). Try lower"
-    )
+    choice = choice_of("b", plan, results, lost("diverged"))
+    assert choice.chosen == {"optim.lr": 0.0005} and choice.always_diverged and choice.runs == 6
+    assert choice.unsettled == "training diverged with all values that were tried, in 6 runs"
+
+
+def test_an_arm_of_which_only_the_lowest_rate_diverges_did_not_always_diverge():
+    plan = RateSearch(RATES, SEEDS, 6)
+    _, results = carried_out(plan, lambda values, seed: None if values["optim.lr"] < 0.01 else 2.0)
+    choice = choice_of("b", plan, results, lost("diverged"))
+    assert not choice.always_diverged
+    assert choice.unsettled == "training diverged with the lowest values that were tried, in 6 runs"
+
+
+def test_of_several_keys_that_always_diverge_the_lowest_rate_is_compared():
+    plan = random_search({"optim.weight_decay": 0.1, "optim.lr": 0.004})
+    _, results = carried_out(plan, lambda values, seed: None)
+    choice = choice_of("b", plan, results, lost("diverged"))
+    assert choice.chosen["optim.lr"] == min(dict(draw)["optim.lr"] for draw in plan.draws)
+    assert "24 values, of which 24 failed. Not settled" in sentences.tuned(choice)
+
+
+def test_an_arm_whose_tuning_runs_fail_in_another_way_is_named():
+    plan = RateSearch(RATES, SEEDS, 6)
+    _, results = carried_out(plan, bowl(0.004, breaks=0))
+    said = r"Arm b can't be tuned: no .* down to optim.lr=0.0005, .* other failure: It lost by memory\."
     with pytest.raises(UserError, match=said):
-        choice_of("b", plan, results, [])
+        choice_of("b", plan, results, [*lost("diverged"), *lost("memory")])
 
 
-def test_a_time_that_is_too_short_for_one_run_is_said(here):
-    with pytest.raises(UserError, match="Time ran out while tuning arm a. Run the same command to continue"):
-        tuned(lambda cfg: Outcome("complete", 2.0), "sweep.minutes=1e-6")
+def lost(reason: str) -> list[FrozenTrial]:
+    attributes = {"reason": reason, "text": f"It lost by {reason}."}
+    return [create_trial(state=TrialState.PRUNED, user_attrs=attributes)]
+
+
+def test_a_time_that_is_too_short_for_one_run_is_not_settled(here, capfd):
+    """There is no report, but a line of JSON, and the ledger has the verdict as started."""
+    words = (*ARMS, "sweep.minutes=1e-6", "search.aa=true")
+    with only_answers(), inquiry(*words) as asked, pytest.raises(NotSettled):
+        asked.protocol.lead(asked.sweeper, [*asked.typed, *ARMS[:2]])
+    line = json.loads(capfd.readouterr().out)
+    validate_answer(line)
+    assert line["status"] == "not settled" and line["report"] is None and line["ledger"]["crowned"] is None
+    assert line["headline"].endswith("inconclusive because time ran out while tuning arm a.")
+    assert [(one["outcome"], one["pairs"]) for one in line["contests"]] == [("inconclusive", 0)]
+    assert [one["outcome"] for one in line["noise"]] == ["inconclusive"] * 2
+    assert [line["event"] for line in Ledger().read().lines] == ["started"]
 
 
 # ---- how the runs share the machine --------------------------------------------------------------

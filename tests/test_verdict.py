@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from minllm.study.tuning import Tried, Tuning
 from minllm.verdict.comparing import compared
 from minllm.verdict.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
+from minllm.verdict.tuning import NothingToCompare
 from tests.comparisons import finished
 from tests.instant import SMALL, complete, inquiry
 from tests.searches import Search, Workplace, wait_until
@@ -92,6 +93,8 @@ def test_without_tuning_no_seed_is_needed_for_it(nothing):
         ({"a": [], "b": [3]}, "arms.b must be a list of overrides"),
         ({"a": ["seed=3"], "b": []}, "arms.a has a seed"),
         ({"a": ["++seed=3"], "b": []}, "arms.a has a seed"),
+        ({"a": [], "b": ["search.margin=0.1"]}, "arms.b has search.margin=0.1, which concerns the whole"),
+        ({"a": [], "b": ["+sweep/pruner=median"]}, "arms.b has .* Put it outside arms"),
     ],
 )
 def test_arms_that_are_none_are_refused(arms, sentence):
@@ -185,6 +188,14 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
             ],
             r"^Arm c: model\.own \(NextToken\) looks ahead",
         ),
+        (["arms.a=[]", "arms.b=[model.dim=15]"], "affects training, once they have been given the same size"),
+        (["sweep.minutes=0"], "^sweep.minutes must be a number above 0, or null, not 0"),
+        (["sweep.minutes=-1"], "^sweep.minutes must be a number above 0, or null, not -1"),
+        (["sweep.name=../x"], "^sweep.name must be a folder's name"),
+        (["sweep.metric=val_loss"], "^sweep.metric=val_loss has no effect in a verdict, .* Leave it out"),
+        (["sweep/pruner=none"], "^sweep/pruner=none has no effect in a verdict"),
+        (["hydra.sweeper.n_trials=3"], "^hydra.sweeper.n_trials=3 has no effect in a verdict"),
+        (["hydra/sweeper/sampler=grid"], "^hydra/sweeper/sampler=grid has no effect in a verdict"),
     ],
     ids=lambda value: str(value),
 )
@@ -268,7 +279,7 @@ class Trained:
     @contextlib.contextmanager
     def __call__(
         self, phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
-    ) -> Iterator[Callable[[int], list[FrozenTrial]]]:
+    ) -> Iterator[SimpleNamespace]:
         assert keep == "all" and "optim.lr=0.02" in words
 
         def run_until(n_trials: int) -> list[FrozenTrial]:
@@ -284,21 +295,36 @@ class Trained:
                         (folder / "summary.json").unlink()
             return complete(n_trials, self.seconds)
 
-        yield run_until
+        def trials() -> list[FrozenTrial]:
+            return complete(len(list((self.asked.folder / phase).glob("trial-*"))), self.seconds)
+
+        yield SimpleNamespace(run_until=run_until, trials=trials)
 
 
 @pytest.fixture
 def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
     """Settle it with trials whose bits per byte are given, and return the comparison and what was asked for."""
 
-    def settle(bpb, *, seconds=1.0, time_left=math.inf, allowed=None, unsettled=(), **protocol):
-        shutil.rmtree(asked.folder, ignore_errors=True)
+    def settle(
+        bpb,
+        *,
+        seconds=1.0,
+        time_left=math.inf,
+        allowed=None,
+        unsettled=(),
+        diverged=(),
+        again=False,
+        **protocol,
+    ):
+        if not again:
+            shutil.rmtree(asked.folder, ignore_errors=True)
         trials = Trained(asked, bpb, seconds, allowed or {})
         monkeypatch.setattr(asked, "opened", trials)
         monkeypatch.setattr(asked, "seconds", {})
         monkeypatch.setattr(asked, "ends", time.monotonic() + time_left)
         monkeypatch.setattr(asked, "protocol", replace(PROTOCOL, **protocol))
-        return asked.train_pairs({name: tuning(name in unsettled) for name in asked.arms}), trials.asked_for
+        tuned = {name: DIVERGED if name in diverged else tuning(name in unsettled) for name in asked.arms}
+        return asked.train_pairs(tuned), trials.asked_for
 
     return settle
 
@@ -309,6 +335,15 @@ def tuning(unsettled: bool) -> Tuning:
     ]
     why = "its best learning rate is the highest that was tried" if unsettled else ""
     return Tuning(tried, {"optim.lr": 0.02}, "the lowest mean loss", 4, why)
+
+
+DIVERGED = Tuning(
+    [Tried({"optim.lr": rate}, {1000: None}) for rate in (0.02, 0.04, 0.08)],
+    {"optim.lr": 0.02},
+    "the lowest values that were tried, because training diverged with them",
+    3,
+    "training diverged with all values that were tried, in 3 runs",
+)
 
 
 def clear(name: str, seed: int) -> float:
@@ -375,6 +410,31 @@ def test_an_arm_whose_tuning_is_not_settled_decides_nothing(settled, capfd, name
     assert len(warned) == 1 and f"The tuning of {called[name]} isn't settled" in warned[0]
 
 
+@pytest.mark.parametrize("lost", ["a", "b"])
+def test_an_arm_that_diverges_in_all_of_its_tuning_is_worse(settled, lost):
+    def bpb(name: str, seed: int) -> float:
+        return math.nan if name == lost else 2.0
+
+    comparison, asked_for = settled(bpb, looks=[6, 7, 9], diverged=[lost])
+    contest = comparison.contests[0]
+    assert contest.outcome == {"a": "better", "b": "worse"}[lost] and comparison.is_answered
+    name = comparison.arms["ab".index(lost)].name
+    because = (
+        f"because in the tuning of {name}, training diverged with all values that were tried, in 3 runs."
+    )
+    assert comparison.headline.endswith(because)
+    (warning,) = (one for one in sentences.warnings(comparison) if name in one)
+    assert "It can't be better than another arm, only worse." in warning
+
+
+def test_an_arm_that_diverges_in_all_of_its_tuning_and_not_afterwards_decides_nothing(settled):
+    """The loss that it has with the lowest rate isn't the one that tuning would give it."""
+    contest = settled(clear, looks=[7], diverged=["a"])[0].contests[0]
+    assert contest.outcome == "inconclusive" and "tuning of norm=pre" in contest.reason
+    contest = settled(lambda name, seed: 2.0, looks=[7], diverged=["a", "b"])[0].contests[0]
+    assert contest.outcome == "inconclusive"
+
+
 def test_arms_that_are_equivalent_settle_it_too(settled):
     comparison, asked_for = settled(alike, looks=[7, 9])
     assert comparison.contests[0].verdict.word == "equivalent" and len(asked_for) == 14
@@ -433,6 +493,13 @@ def test_pairs_that_there_is_no_time_for_are_not_begun(settled):
     assert verdict.why.startswith(
         "Time ran out before the first look at 6 pairs. Run the same command to continue"
     )
+
+
+def test_pairs_that_are_there_count_when_there_is_no_time_for_more(settled):
+    first, _ = settled(doubtful, looks=[6, 7, 9, 20])
+    again, asked_for = settled(doubtful, looks=[6, 7, 9, 20], time_left=0, again=True)
+    assert asked_for == [] and again.headline == first.headline
+    assert [one.verdict for one in again.contests] == [one.verdict for one in first.contests]
 
 
 @pytest.mark.parametrize("aa", [False, True])
@@ -512,7 +579,7 @@ def test_an_arm_that_diverges_with_every_seed_is_worse(settled, lost, tmp_path):
 
 
 def test_where_every_arm_diverges_with_every_seed_there_is_nothing_to_compare(settled):
-    with pytest.raises(UserError, match="training of every arm diverged with every seed"):
+    with pytest.raises(NothingToCompare, match="training diverged with every seed of every arm"):
         settled(lambda name, seed: math.nan, looks=[6, 7])
 
 
@@ -537,12 +604,16 @@ def test_an_arm_that_is_better_only_where_it_survives_is_unstable_and_settles_it
 
 def test_an_arm_that_needs_no_more_pairs_is_not_trained_further(settled, asked, monkeypatch):
     monkeypatch.setattr(asked, "arms", {**asked.arms, "c": ["norm=sandwich"]})
-    comparison, asked_for = settled(
-        lambda name, seed: doubtful("b", seed) if name == "c" else clear(name, seed), looks=[8, 9, 20]
-    )
+
+    def bpb(name: str, seed: int) -> float:
+        return doubtful("b", seed) if name == "c" else clear(name, seed)
+
+    comparison, asked_for = settled(bpb, looks=[8, 9, 20])
     most = {phase: max(pairs for which, pairs in asked_for if which == phase) for phase, _ in asked_for}
     assert most == {"seeds-a": 20, "seeds-b": 8, "seeds-c": 20}
     assert [one.verdict.pairs for one in comparison.contests] == [8, 20]
+    again, asked_for = settled(bpb, looks=[8, 9, 20], time_left=0, again=True)
+    assert asked_for == [] and again.contests == comparison.contests
 
 
 def test_what_would_settle_it_is_said_after_each_look(settled, capfd):
@@ -560,9 +631,7 @@ def test_the_margin_is_said_to_be_kept_where_it_was(settled):
 
 @pytest.mark.parametrize("seeds", [0, 1])
 def test_a_time_that_is_up_before_each_arm_has_a_run_is_said(settled, seeds):
-    with pytest.raises(
-        UserError, match="Time ran out before every arm had a run. Run the same command to continue"
-    ):
+    with pytest.raises(NothingToCompare, match="time ran out before every arm had a run"):
         settled(clear, allowed={"seeds-a": seeds, "seeds-b": 0})
 
 

@@ -38,6 +38,7 @@ VALUES: dict[str, tuple[str, ...]] = {  # of flags that take a value; () allows 
         f"{act}={shell}" for act in ("install", "uninstall", "query") for shell in ("bash", "fish", "zsh")
     ),
 }
+NO_ANSWER = ("--help", "-h", "--cfg", "-c", "--info", "-i")
 MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")  # mutually exclusive
 
 
@@ -112,6 +113,8 @@ def without_json(words: Sequence[str]) -> list[str]:
         raise UserError(
             "--json is for a single task=compare or task=ledger, and for search=verdict. Leave it out."
         )
+    if JSON in words and (without := {*NO_ANSWER, "sweep.dry_run=true"} & set(words)):
+        raise UserError(f"--json prints the answer of a command, and {min(without)} has none. Leave one out.")
     return [word for word in words if word != JSON]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minllm.errors import UserError
@@ -72,23 +72,33 @@ class Arm:
         return [run.summary.get(key) for run in self.runs.values()]
 
 
-def arms_of(runs: Sequence[TrainedRun]) -> tuple[list[Arm], list[LeftOut]]:
-    """Group runs into arms, in the order in which they appear.
+def arms_of(runs: Sequence[TrainedRun], others: Sequence[LeftOut] = ()) -> tuple[list[Arm], list[LeftOut]]:
+    """Group runs into arms, in the order in which they appear, and return the runs that were repeated.
 
-    If two runs have the same arm and seed, the later one counts, whichever is better.
+    If two runs have the same arm and seed, the later one counts, whichever is better. Arms without a completed run,
+    of which some of the `others` diverged, come last.
     """
     grouped: dict[tuple[Any, ...], dict[int, TrainedRun]] = {}
-    left_out = []
+    repeated = []
     for run in runs:
         seeds = grouped.setdefault(identity(run.cfg), {})
         if run.seed in seeds:
             earlier, later = sorted([seeds[run.seed], run], key=finished_at)
-            left_out.append(LeftOut(earlier.folder, f"It was run again in {later.folder.name}."))
+            repeated.append(LeftOut(earlier.folder, f"It was run again in {later.folder.name}."))
             run = later
         seeds[run.seed] = run
-    groups = list(grouped.values())
-    names = names_of([next(iter(seeds.values())).cfg for seeds in groups])
-    return [Arm(name, dict(sorted(seeds.items()))) for name, seeds in zip(names, groups)], left_out
+    arms = [Arm("", dict(sorted(seeds.items()))) for seeds in grouped.values()]
+    arms += [Arm("", {}, runs) for key, runs in diverged_by_arm(others).items() if key not in grouped]
+    return [replace(arm, name=name) for arm, name in zip(arms, names_of([arm.cfg for arm in arms]))], repeated
+
+
+def diverged_by_arm(others: Sequence[LeftOut]) -> dict[tuple[Any, ...], list[LeftOut]]:
+    """Return the runs that diverged, by the identity of their arm."""
+    grouped: dict[tuple[Any, ...], list[LeftOut]] = {}
+    for run in others:
+        if run.lost == "diverged" and run.cfg is not None:
+            grouped.setdefault(identity(run.cfg), []).append(run)
+    return grouped
 
 
 def identity(cfg: Mapping[str, Any]) -> tuple[Any, ...]:

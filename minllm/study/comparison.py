@@ -168,7 +168,7 @@ def compare(
     """
     selection = runs if isinstance(runs, Selection) else Selection([str(run) for run in runs])
     found, left_out = find(selection, extensions)
-    arms, repeated = arms_of(found)
+    arms, repeated = arms_of(found, left_out)
     refuse_broken(arms)
     return of_arms(
         arms,
@@ -330,12 +330,15 @@ def without_unsettled_tuning(contest: Contest, tuning: Mapping[str, Tuning]) -> 
     """Return a contest, made inconclusive if more tuning of an arm could change its loss and so the answer.
 
     This holds in both directions: the loss that tuning finds on its own seeds may rise again on others, so an arm that
-    is ahead before its tuning is settled needn't stay ahead.
+    is ahead before its tuning is settled needn't stay ahead. An arm that diverged with all values is worse, though.
     """
     names = [arm.name for arm in (contest.baseline, contest.arm)]
     unsettled = [name for name in names if name in tuning and tuning[name].unsettled]
     if not unsettled:
         return contest
+    worse = {"better": contest.baseline.name, "worse": contest.arm.name}.get(contest.verdict.word)
+    if unsettled == [worse] and tuning[worse].always_diverged:
+        return replace(contest, reason=f"in the tuning of {worse}, {tuning[worse].unsettled}")
     reason = f"the tuning of {' and of '.join(unsettled)} isn't settled"
     why = " ".join(f"{name}: {tuning[name].unsettled}." for name in unsettled)
     return replace(put_off(contest, why), reason=reason)

@@ -21,7 +21,8 @@ class Contest:
     differences: the arm's bits per byte minus the baseline's, by the seed of the pair, where neither diverged
     failed: whether runs crashed or went wrong at some seeds, so that more seeds can't settle it
     divergence: how often training diverged, unless it never did
-    reason: why more pairs can't settle it, as a clause for the first sentence; "" if that isn't known
+    reason: why more pairs can't settle it, or why an arm that couldn't be tuned is worse, as a clause for the first
+        sentence; "" if neither applies
     standing: how it stands among all ideas tried, if it was tested among them
     """
 
@@ -99,9 +100,10 @@ class Contest:
             "equivalent": "is equivalent to",
             "inconclusive": "against",
         }
-        end = f": {self.explained_outcome}" if word == "inconclusive" else ""
+        outcome = f": {word}" if word == "inconclusive" else ""
+        because = f" because {self.reason}" if self.reason else ""
         among = self.standing.words(self.verdict) if self.standing else ""
-        return f"{self.arm.name} {links[word]} {self.baseline.name}{end}{among}."
+        return f"{self.arm.name} {links[word]} {self.baseline.name}{outcome}{because}{among}."
 
     def _diverged(self) -> str:
         if self.divergence is None:

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from minllm.page import units
 from minllm.study.futility import FUTILE
 from minllm.study.power import MOST_PAIRS
+from minllm.study.sample import Sample
 
 
 @dataclass(frozen=True)
 class Numbers:
     """What the sentences are about.
 
-    mean: of the finite differences
+    sample: the differences
     interval: of the difference; infinite if there is none
     looks: planned numbers of pairs; empty for a single look
-    least: with fewer pairs, no difference can be claimed
+    least: with fewer pairs, no difference can be claimed with these looks and contests
+    fewest: with fewer pairs, no difference can be claimed at all
     """
 
-    differences: Sequence[float]
-    mean: float
+    sample: Sample
     interval: tuple[float, float]
     confidence: float
     margin: float
@@ -33,16 +34,8 @@ class Numbers:
     fewest: int
 
     @property
-    def pairs(self) -> int:
-        return len(self.differences)
-
-    @property
-    def finite(self) -> int:
-        return sum(map(math.isfinite, self.differences))
-
-    @property
     def is_tested(self) -> bool:
-        return self.pairs >= (self.looks[0] if self.looks else 1)
+        return self.sample.pairs >= (self.looks[0] if self.looks else 1)
 
 
 def explained(word: str, numbers: Numbers) -> str:
@@ -52,7 +45,7 @@ def explained(word: str, numbers: Numbers) -> str:
 
 def settling(numbers: Numbers, seeds: int | None, futile: bool) -> str:
     """Return how many pairs would settle it, in a sentence or two."""
-    if numbers.pairs < 2:
+    if numbers.sample.pairs < 2:
         return "How many pairs would settle it can't be estimated from fewer than two."
     unlikely = ""
     if futile:
@@ -60,7 +53,7 @@ def settling(numbers: Numbers, seeds: int | None, futile: bool) -> str:
         unlikely = (
             f"The remaining looks, up to {numbers.looks[-1]} pairs, are unlikely to settle it ({chance}). "
         )
-    if numbers.finite < numbers.pairs:
+    if not numbers.sample.is_finite:
         return f"{unlikely}How many pairs would settle it can't be estimated where training diverged."
     if seeds is None:
         needed = f"It would take more than {MOST_PAIRS:,} pairs to settle it"
@@ -70,19 +63,20 @@ def settling(numbers: Numbers, seeds: int | None, futile: bool) -> str:
 
 
 def _found(numbers: Numbers) -> str:
-    if numbers.pairs == 0:
+    sample = numbers.sample
+    if sample.pairs == 0:
         return "No pair of runs has finished."
-    pairs = f"{numbers.pairs} pair{'s' * (numbers.pairs > 1)}: "
+    pairs = f"{sample.pairs} pair{'s' * (sample.pairs > 1)}: "
     p = f", p {_p(numbers.p_difference)}" if numbers.is_tested else ""
-    direction = "lower" if numbers.mean < 0 else "higher" if numbers.mean > 0 else "apart"
-    mean = f"{abs(numbers.mean):.4f} bits per byte {direction}"
-    if numbers.finite < numbers.pairs:
+    direction = "lower" if sample.mean < 0 else "higher" if sample.mean > 0 else "apart"
+    mean = f"{abs(sample.mean):.4f} bits per byte {direction}"
+    if not sample.is_finite:
         survived = (
-            f"{mean} in the {numbers.finite} in which neither diverged"
-            if numbers.finite
+            f"{mean} in the {sample.finite} in which neither diverged"
+            if sample.finite
             else "at least one run of each diverged"
         )
-        ranks = " by ranks, in which divergence is the worst" * any(map(math.isinf, numbers.differences))
+        ranks = " by ranks, in which divergence is the worst" * any(sample.diverged)
         return f"{pairs}{survived}{p}{ranks}."
     low, high = numbers.interval
     near, far = sorted((abs(low), abs(high)))
@@ -100,10 +94,10 @@ def _concluded(word: str, numbers: Numbers) -> str:
         return ""
     if not numbers.is_tested and numbers.looks:
         return f"The first look is at {numbers.looks[0]} pairs."
-    if numbers.pairs < numbers.least:
+    if numbers.sample.pairs < numbers.least:
         corrected = " with this many contests and looks" * (numbers.least > numbers.fewest)
         return f"The sign-flip test needs at least {numbers.least} pairs{corrected}."
-    if numbers.finite < numbers.pairs:
+    if not numbers.sample.is_finite:
         return "" if differs else "Neither is established to be worse."
     return (
         f"Neither a difference nor equivalence within {numbers.margin:.4f} (p {_p(numbers.p_equivalence)}) is"

@@ -5,6 +5,7 @@ None of this changes a verdict. Intervals are at 95 % each, without a correction
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ METRIC = "val_bpb"
 class Measures:
     """The measures of an arm against a baseline.
 
-    pairs: how many seeds both have; with none, nothing below is known
+    pairs: with how many seeds neither diverged
+    wins, superiority: a run that diverged has the worst loss; None if the arms have no seed in common
     speed: None if a run has no evaluations
     at_equal: at equal tokens, FLOPs and seconds; empty if a run has no evaluations
     by_document: None if it isn't known
@@ -47,19 +49,21 @@ def measure(arm: Arm, baseline: Arm, left_out: Sequence[LeftOut]) -> Measures:
     """Return the measures of an arm against a baseline.
 
     Args:
-        left_out: the runs that aren't compared, of which those that failed count for stability.
+        left_out: the runs that aren't compared, of which those that diverged have the worst loss.
     """
     seeds = [seed for seed in arm.runs if seed in baseline.runs]
     arms = (arm, baseline)
     values = tuple([one.runs[seed].summary[METRIC] for seed in seeds] for one in arms)
+    own, others = (losses(one, left_out) for one in arms)
+    paired = [seed for seed in own if seed in others]
     curves = pairs_of(arm, baseline, seeds)
     documents = by_document(arm, baseline, seeds)
     return Measures(
         arm=arm.name,
         baseline=baseline.name,
         pairs=len(seeds),
-        wins=wins([own - other for own, other in zip(*values)]) if seeds else None,
-        superiority=superiority(arm.values(METRIC), baseline.values(METRIC)) if seeds else None,
+        wins=wins([own[seed] - others[seed] for seed in paired]) if paired else None,
+        superiority=superiority(list(own.values()), list(others.values())) if paired else None,
         speed=speed_ups(curves, _floor(arms)) if curves else None,
         at_equal=[at_equal(axis, curves) for axis in AXES] if curves else [],
         stability=stability(
@@ -72,6 +76,12 @@ def measure(arm: Arm, baseline: Arm, left_out: Sequence[LeftOut]) -> Measures:
         by_document=None if isinstance(documents, str) else documents,
         no_documents=documents if isinstance(documents, str) else "",
     )
+
+
+def losses(arm: Arm, left_out: Sequence[LeftOut]) -> dict[int, float]:
+    """Return an arm's bits per byte by seed, infinite where it diverged."""
+    diverged = dict.fromkeys(diverged_seeds(arm, left_out), math.inf)
+    return diverged | dict(zip(arm.runs, arm.values(METRIC)))
 
 
 def _floor(arms: Sequence[Arm]) -> float | None:

@@ -30,13 +30,18 @@ class Sample:
         return len(self.differences)
 
     @property
+    def finite(self) -> int:
+        """The number of pairs in which neither diverged."""
+        return sum(map(math.isfinite, self.differences))
+
+    @property
     def is_finite(self) -> bool:
-        return all(map(math.isfinite, self.differences))
+        return self.finite == self.pairs
 
     @property
     def known_mean(self) -> float | None:
         """The mean; None if there is no finite difference."""
-        return self.mean if any(map(math.isfinite, self.differences)) else None
+        return self.mean if self.finite else None
 
     @property
     def can_be_tested(self) -> bool:

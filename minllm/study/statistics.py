@@ -295,8 +295,7 @@ class _Trial:
         seeds = pairs if settled else self._seeds_to_settle(sample)
         p_difference, p_equivalence = self.adjusted
         numbers = Numbers(
-            sample.differences,
-            sample.mean,
+            sample,
             last.interval if last else (-math.inf, math.inf),
             1 - self.rule.alpha,
             self.rule.margin,

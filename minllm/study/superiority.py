@@ -26,6 +26,10 @@ class Wins:
     tied: int
     share: Estimate
 
+    @property
+    def seeds(self) -> int:
+        return self.won + self.lost + self.tied
+
 
 @dataclass(frozen=True)
 class Superiority:
@@ -40,7 +44,7 @@ class Superiority:
 
 
 def wins(differences: Sequence[float]) -> Wins:
-    """Count the seeds won from the differences, arm minus baseline."""
+    """Count the seeds won from the differences, arm minus baseline; NaN, where both diverged, is a tie."""
     won, lost = sum(one < 0 for one in differences), sum(one > 0 for one in differences)
     return Wins(won, lost, len(differences) - won - lost, share_of(won, len(differences)))
 

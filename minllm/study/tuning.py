@@ -51,6 +51,11 @@ class Tuning:
     unsettled: str = ""
 
     @property
+    def always_diverged(self) -> bool:
+        """Whether there is nothing to choose from, because training diverged with all values that were tried."""
+        return not any(one.held for one in self.tried)
+
+    @property
     def keys(self) -> list[str]:
         return list(self.chosen)
 

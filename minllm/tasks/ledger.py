@@ -82,22 +82,26 @@ def ledger(cfg: DictConfig, run_dir: Path, *, date: Name | None, name: Name | No
     """
     contents = Ledger().read()
     rows = [row for row in rows_of(contents) if is_selected(row, date, name)]
-    answer(in_a_line(contents, rows))
     for sentence in contents.damaged:
         print(f"WARNING: {printable(sentence)}")
-    if not contents.lines:
-        if not contents.damaged:
-            print(EMPTY)
-        return rows
-    if not rows:
+    if contents.lines and not rows:
         raise UserError("No verdict in the ledger matches. Leave out date= and name= to see all of them.")
+    if rows:
+        show(contents, rows, run_dir)
+    elif not contents.damaged:
+        print(EMPTY)
+    answer(in_a_line(contents, rows))
+    return rows
+
+
+def show(contents: Contents, rows: Sequence[Row], run_dir: Path) -> None:
+    """Print the table, and write the pages."""
     print(printable("\n".join(in_a_terminal(rows))))
     print(printable(summary(contents)))
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "ledger.html", to_html(contents, rows))
     write_text(run_dir / "ledger.md", to_markdown(contents, rows))
     print(f"The pages are {run_dir / 'ledger.html'} and {run_dir / 'ledger.md'}")
-    return rows
 
 
 def rows_of(contents: Contents) -> Iterator[Row]:

@@ -9,17 +9,24 @@ from typing import TYPE_CHECKING
 from minllm.errors import UserError
 from minllm.study.arms import Arm, arms_of
 from minllm.study.comparison import ALL, Comparison, of_arms, with_tuning
+from minllm.study.contest import Contest, Noise
 from minllm.study.selection import LeftOut, Selection, find, runs_in
+from minllm.study.statistics import verdicts
 from minllm.study.tuning import Tuning
-from minllm.verdict.entry import standing
-from minllm.verdict.tuning import TIME_WAS_UP
+from minllm.verdict.entry import contests_of, standing
+from minllm.verdict.tuning import CONTINUE, NothingToCompare
 
 if TYPE_CHECKING:
     from minllm.verdict.sequential import VerdictSearch
 
 
 def compared(search: VerdictSearch, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
-    """Compare the first `pairs` pairs. UserError if no arm has a run that can be compared, or one has no run at all."""
+    """Compare the first `pairs` pairs.
+
+    Raises:
+        NothingToCompare: an arm has no run yet, or every arm diverged with every seed.
+        UserError: all runs of an arm failed in another way.
+    """
     arms: list[Arm] = []
     left_out: list[LeftOut] = []
     for name in search.arms:
@@ -27,9 +34,8 @@ def compared(search: VerdictSearch, tuning: Mapping[str, Tuning], pairs: int) ->
         arms.append(arm)
         left_out += others
     if not any(arm.runs for arm in arms):
-        raise UserError(
-            f"The training of every arm diverged with every seed, so there is nothing to compare. The first run is"
-            f" {left_out[0].folder}."
+        raise NothingToCompare(
+            "training diverged with every seed of every arm", f"The first run is {left_out[0].folder}."
         )
     protocol = search.protocol
     baseline = protocol.baseline
@@ -46,11 +52,31 @@ def compared(search: VerdictSearch, tuning: Mapping[str, Tuning], pairs: int) ->
     return standing(comparison, search.entry, every=baseline == ALL)
 
 
+def without_runs(search: VerdictSearch, end: NothingToCompare) -> Comparison:
+    """Return a comparison in which every contest is inconclusive, because no arm can be compared yet."""
+    protocol = search.protocol
+    arms = {name: Arm(search.called(name), {}) for name in search.arms}
+    contests = contests_of(list(arms), protocol.baseline)
+    (verdict,) = verdicts([[]], margin=protocol.margin)
+    verdict = replace(verdict, why=end.advice, settling="")
+    comparison = Comparison(
+        arms=list(arms.values()),
+        contests=[
+            Contest(arms[arm], arms[baseline], {}, verdict, reason=end.reason) for arm, baseline in contests
+        ],
+        margin=protocol.margin,
+        noise=[Noise(arm, verdict, None) for arm in arms.values()] if protocol.aa else [],
+        facts=[],
+        left_out=[],
+    )
+    return standing(comparison, search.entry, every=protocol.baseline == ALL)
+
+
 def arm_of(search: VerdictSearch, name: str, pairs: int) -> tuple[Arm, list[LeftOut]]:
     """Return an arm with the runs of the first pairs, and those of its runs that can't be compared."""
     folder = search.folder / f"seeds-{name}"
     if not pairs or not any(runs_in(folder)):
-        raise UserError(TIME_WAS_UP.format("before every arm had a run"))
+        raise NothingToCompare("time ran out before every arm had a run", CONTINUE)
     runs, others = find(Selection([str(folder)]), search.config.extensions)
     seeds = range(pairs * search.protocol.runs_of_a_pair)
     within = [run for run in runs if run.seed in seeds]

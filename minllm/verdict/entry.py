@@ -1,10 +1,9 @@
-"""A verdict's entry in the ledger: its question, the places of its ideas, and the champion it may be held against."""
+"""A verdict's entry in the ledger: its question, and the numbers and levels of its ideas."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from minllm.errors import UserError, without_passwords
 from minllm.schema.checking import fits
-from minllm.schema.overrides import key_of
 from minllm.study import recorded
 from minllm.study.arms import identity
 from minllm.study.comparison import ALL, Comparison, Contest, Noise
@@ -140,48 +138,10 @@ def record(search: VerdictSearch, comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def held_against_champion(search: VerdictSearch, default: DictConfig, typed: Sequence[str]) -> str:
-    """Make the champion, or the one that the verdict began with, arm a; return the kind of question.
-
-    Args:
-        default: the configuration of arm a without overrides, which is the champion before the first crowning.
-        typed: the command line's overrides.
-
-    Raises:
-        UserError: arms.a is given, too, or the champion's options aren't available.
-    """
-    if search.arms.get("a") or any(key_of(word) in ("arms", "arms.a") for word in typed):
-        raise UserError(
-            "search.champion=true compares with the champion instead of arms.a: leave arms.a out, or search.champion."
-        )
-    kind = kind_of(default, search.protocol.equal)
-    if recorded.is_there(search.folder, VERDICT):
-        arms = search.kept()["protocol"].get("arms")
-        if not fits(arms, dict[str, list[str]]) or "a" not in arms:
-            raise UserError(f"The arms in {search.folder / VERDICT} are damaged. Restore the file.")
-        refuse_unsafe(arms["a"], search.folder / VERDICT)
-        search.arms["a"] = arms["a"]
-    elif champion := champion_of(kind, search.ledger):
-        refuse_unsafe(champion["overrides"], search.ledger.path)
-        search.arms["a"] = champion["overrides"]
-        try:
-            search.composed("a")
-        except UserError as error:
-            raise UserError(
-                f"The champion, {champion['arm']}, can't be built with this command: {error} It was crowned by:"
-                f" {champion['command']}"
-            ) from error
-    return kind
-
-
-def refuse_unsafe(words: Sequence[str], file: Path) -> None:
-    """Raise UserError if a champion's overrides in a file allow code or configure Hydra, as only a user may."""
-    for word in words:
-        if re.split("[./]", key_of(word))[0] in ("extensions", "hydra"):
-            raise UserError(
-                f"The champion in {file} has the override {word}, which only the command line may have. Put it"
-                " outside arms when you submit an idea, and remove this crowning from the ledger."
-            )
+def not_reached(search: VerdictSearch) -> dict[str, Any]:
+    """Return what --json says about the entry of a verdict that ends without a comparison."""
+    said = f"The verdict was started, but not reached, according to {search.ledger.path}."
+    return {"file": str(search.ledger.path), "id": search.entry.identifier, "crowned": None, "sentence": said}
 
 
 def entered(question: Question, ledger: Ledger, kept: object, kind: str | None) -> Entry:
@@ -197,6 +157,7 @@ def entered(question: Question, ledger: Ledger, kept: object, kind: str | None) 
     if kept is not None:
         entry = entry_of(kept)
         if entry.question == question.key:
+            restore(entry, question, ledger)
             return entry
     ideas = [
         (question.names[arm], question.names[baseline], idea_of(question.cfgs, (arm, baseline)))
@@ -208,14 +169,26 @@ def entered(question: Question, ledger: Ledger, kept: object, kind: str | None) 
         identifier, started = begun(contents, question)
         if started is None:
             places = next_places(contents, ideas) if question.protocol["ledger"] else []
-            started = {
-                "name": question.name,
-                "folder": str(question.folder),
-                "question": plain(question.content),
-                "places": places,
-            }
+            started = start(question, places)
             ledger.append("started", identifier, started)
     return Entry(identifier, question.key, started["places"], kind)
+
+
+def start(question: Question, places: Sequence[Line]) -> Line:
+    """Return the content of the line of a verdict that is started."""
+    return {
+        "name": question.name,
+        "folder": str(question.folder),
+        "question": plain(question.content),
+        "places": list(places),
+    }
+
+
+def restore(entry: Entry, question: Question, ledger: Ledger) -> None:
+    """Append the line of a verdict that was started, if the ledger has been removed since."""
+    with ledger.locked() as contents:
+        if not contents.damaged and not contents.of("started", entry.identifier):
+            ledger.append("started", entry.identifier, start(question, entry.places))
 
 
 def begun(contents: Contents, question: Question) -> tuple[str, Line | None]:
@@ -344,22 +317,6 @@ def contests_of(arms: Sequence[str], baseline: str | None) -> list[tuple[str, st
         return [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :]]
     first = baseline or arms[0]
     return [(arm, first) for arm in arms if arm != first]
-
-
-def kind_of(cfg: DictConfig, equal: str | None) -> str:
-    """Return a hash of a kind of question: the default arm as it would be trained, and what is held equal to it."""
-    return hashed([identity(cfg), equal])[:16]
-
-
-def champion_of(kind: str, ledger: Ledger) -> Line | None:
-    """Return the champion of a kind. UserError if the ledger is damaged, which may hide it."""
-    contents = ledger.read()
-    refuse_damage(contents)
-    champion = contents.champion(kind)
-    kinds = {"arm": str, "overrides": list[str], "command": str}
-    if champion and (fault := fault_in(champion, kinds, "crowned.")):
-        raise UserError(f"The champion in {ledger.path} is damaged: {fault}. Restore the line.")
-    return champion
 
 
 def entry_of(kept: object) -> Entry:

@@ -60,23 +60,24 @@ class Contents:
     @property
     def ideas(self) -> int:
         """How many ideas have been started."""
-        return max((place["number"] for line in self.of("started") for place in line["places"]), default=0)
+        return max(map(last_number, self.lines), default=0)
 
     def discoveries(self) -> list[int]:
         """Return, for each idea that was discovered, how many ideas had been started by then.
 
         An idea that is discovered a second time, under another name or after more pairs, isn't another discovery.
         """
-        ideas: dict[int, str] = {}
-        known, found = set(), []
+        ideas: dict[tuple[str, int], str] = {}
+        started, known, found = 0, set(), []
         for line in self.lines:
+            started = max(started, last_number(line))
             if line["event"] == "started":
-                ideas |= {place["number"]: place["idea"] for place in line["places"]}
+                ideas |= {(line["id"], place["number"]): place["idea"] for place in line["places"]}
             for outcome in line.get("outcomes", ()):
-                idea = ideas.get(outcome["number"], outcome["number"])
+                idea = ideas.get((line["id"], outcome["number"]), outcome["number"])
                 if outcome["holds"] and idea not in known:
                     known.add(idea)
-                    found.append(len(ideas))
+                    found.append(started)
         return found
 
     def champion(self, kind: str) -> Line | None:
@@ -158,6 +159,12 @@ class Ledger:
             f"The last line of {self.path} was cut off when it was written, so it was moved to {torn}.",
             flush=True,
         )
+
+
+def last_number(line: Line) -> int:
+    """Return the largest number of an idea in a line; 0 if there is none."""
+    places = line["places"] if line["event"] == "started" else line["outcomes"]
+    return max((place["number"] or 0 for place in places), default=0)
 
 
 def next_places(contents: Contents, ideas: Sequence[tuple[str, str, str]]) -> list[Line]:

@@ -8,9 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from minllm.schema.building import build
+from minllm.schema.checking import allowed_packages, check_node
 from minllm.sweep.plugin import PruningSweeper
 from minllm.sweep.processes import ForkServer
 from minllm.sweep.search import Search
+from minllm.sweep.settings import SweepSettings
 
 QUEUED = {"_target_": "optuna.samplers.RandomSampler", "seed": 0}
 """The sampler of a search that runs only what is queued."""
@@ -40,3 +43,11 @@ def phase(
     search = Search(own, words)
     with search.opened(), search.in_charge():
         yield search
+
+
+def checked_settings(config: DictConfig) -> SweepSettings:
+    """Return the `sweep:` section. UserError if it or the `memory:` section is invalid, before anything is written."""
+    for section in ("sweep", "memory"):
+        check_node(config[section], section, allowed_packages(config))
+    build(config.memory)
+    return build(config.sweep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,7 @@ from minllm.errors import UserError
 from minllm.schema.checking import fits
 from minllm.schema.checking import words as said
 from minllm.schema.options import Count, FolderName, Natural, Positive, Share
-from minllm.schema.overrides import is_seed
+from minllm.schema.overrides import is_seed, key_of
 from minllm.study.arms import ABSENT, identity, learnt_from
 from minllm.study.comparison import ALL
 from minllm.study.tuning import RATE, Tuning
@@ -31,6 +32,18 @@ FIRST_TUNING_SEED = 1000
 
 CLOSEST = 1.1
 """The smallest factor between the learning rates of a grid, which are rounded to three digits."""
+
+
+SET_BY_VERDICTS = {
+    "hydra.sweeper.n_trials": "whose runs are limited by search.looks, search.tuning_runs and search.trials",
+    "hydra.sweeper.sampler": "which tries what search.tune and search.rates say",
+    "sweep.pruner": "which trains every run to its end",
+    "sweep.metric": "which compares val_bpb",
+    "sweep.keep_checkpoints": "which keeps the last checkpoint of each pair's runs",
+}
+"""Options of searches that a verdict sets itself, and how, as a clause."""
+NOT_OF_ARMS = ("search", "sweep", "memory", "arms", "hydra", "resume", "task")
+"""Sections that an arm's overrides can't set, because they concern the whole verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +175,14 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
             raise UserError(f"The name of an arm must be {said(FolderName)}, not {name!r}.")
         if not fits(words, list[str]) or not all("=" in word for word in words):
             raise UserError(
-                f"arms.{name} must be a list of overrides, such as 'arms.{name}=[model/attn=mqa]'."
+                f"arms.{name} must be a list of overrides key=value, such as 'arms.{name}=[model/attn=mqa]', not"
+                f" {words}."
             )
+        for word in words:
+            if re.split("[./]", key_of(word))[0] in NOT_OF_ARMS:
+                raise UserError(
+                    f"arms.{name} has {word}, which concerns the whole verdict. Put it outside arms."
+                )
         if any(map(is_seed, words)):
             raise UserError(f"arms.{name} has a seed, but all arms use the same seeds: remove it.")
     if len(arms) < 2 and not protocol.aa:
@@ -184,6 +203,15 @@ def refuse_own_seeds(typed: Sequence[str]) -> None:
         )
 
 
+def refuse_without_effect(words: Sequence[str]) -> None:
+    """Raise UserError if an override sets an option of searches that a verdict sets itself."""
+    for word in words:
+        key = key_of(word).replace("/", ".")
+        for section, instead in SET_BY_VERDICTS.items():
+            if f"{key}.".startswith(f"{section}."):
+                raise UserError(f"{word} has no effect in a verdict, {instead}. Leave it out.")
+
+
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
     """Raise UserError if the protocol has changed since the verdict began."""
     if set(before) != set(now):
@@ -200,14 +228,19 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str)
             )
 
 
-def refuse_the_same(cfgs: Mapping[str, DictConfig]) -> None:
-    """Raise UserError if two arms have the same configuration or compute the same model, however they were typed."""
+def refuse_the_same(cfgs: Mapping[str, DictConfig], sized: bool = False) -> None:
+    """Raise UserError if two arms have the same configuration or compute the same model, however they were typed.
+
+    Args:
+        sized: whether they have been given the same size, which overrides widths.
+    """
     known: dict[tuple[Any, ...], str] = {}
     for name, cfg in cfgs.items():
         other = known.setdefault(identity(cfg), name)
         if other != name:
             raise UserError(
-                f"arms.{other} and arms.{name} are the same: they don't differ in anything that affects training."
+                f"arms.{other} and arms.{name} are the same: they don't differ in anything that affects training"
+                f"{', once they have been given the same size (search.equal=null leaves their sizes alone)' * sized}."
                 " Change one of them, or compare a single arm with itself: search.aa=true."
             )
     from minllm.model.unused import computes_the_same  # imports torch

@@ -60,6 +60,11 @@ class RandomSearch:
         ends = (f"{key} from {low:g} to {high:g}" for key, (low, high) in self.ranges().items())
         return f"{len(self.draws)} random draws of {', '.join(ends)}"
 
+    @property
+    def in_any_case(self) -> Sequence[Values]:
+        """What is tried whatever the results are."""
+        return self.draws
+
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Return the range of the draws of each key."""
         columns = {key: [dict(draw)[key] for draw in self.draws] for key in self.centre}
@@ -81,8 +86,9 @@ class RandomSearch:
         unsettled = self._unsettled(finalists, results)
         return Tuning(tried(results, self.draws), dict(finalists[0]), how, self.most_runs, unsettled)
 
-    def lowest(self, results: Results) -> str:
-        return " ".join(f"{key}={value:g}" for key, value in min(self.draws))
+    def lowest(self, results: Results) -> Values:
+        """Return the draw with the lowest learning rate, or the first one if that isn't tuned."""
+        return min(self.draws, key=lambda draw: dict(draw).get(RATE, 0.0))
 
     def _unsettled(self, finalists: Sequence[Values], results: Results) -> str:
         if any(missing(draw, results, self.seeds) for draw in finalists):

@@ -49,6 +49,11 @@ class RateSearch:
     def said(self) -> str:
         return f"{RATE}={', '.join(map(str, self.planned))}, and goes on past an edge"
 
+    @property
+    def in_any_case(self) -> Sequence[Values]:
+        """What is tried whatever the results are."""
+        return [_values(rate) for rate in self.planned]
+
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Return the range of everything that may be tried."""
         below, above = self._factors()
@@ -67,13 +72,12 @@ class RateSearch:
         if best is None:
             return None
         chosen, how = self._fitted(best, results)
-        planned = [_values(rate) for rate in self.planned]
-        return Tuning(
-            tried(results, planned), {RATE: chosen}, how, self.most_runs, self._unsettled(best, results)
-        )
+        unsettled = self._unsettled(best, results)
+        return Tuning(tried(results, self.in_any_case), {RATE: chosen}, how, self.most_runs, unsettled)
 
-    def lowest(self, results: Results) -> str:
-        return f"{RATE}={self._rates(results)[0]:g}"
+    def lowest(self, results: Results) -> Values:
+        """Return the lowest rate that was tried."""
+        return _values(self._rates(results)[0])
 
     def _wanted(self, results: Results) -> list[Run]:
         if not results:

@@ -17,7 +17,7 @@ import copy
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from minllm.schema.overrides import key_of
 from minllm.study import recorded
 from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, undecided
 from minllm.study.reading import read_arms
-from minllm.study.report import sentences, tell
+from minllm.study.report import sentences, tell, tell_without_report
 from minllm.study.selection import VERDICT
 from minllm.study.statistics import least_pairs
 from minllm.study.trust import refuse_broken_arm
@@ -50,11 +50,12 @@ from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
-from minllm.verdict.comparing import compared
-from minllm.verdict.entry import enter, held_against_champion, record
+from minllm.verdict.champion import held_against_champion
+from minllm.verdict.comparing import compared, without_runs
+from minllm.verdict.entry import enter, not_reached, record
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ledger import Ledger
-from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
+from minllm.verdict.phases import EACH_ONCE, QUEUED, checked_settings, phase
 from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
     Protocol,
@@ -64,26 +65,36 @@ from minllm.verdict.protocol import (
     refuse_own_seeds,
     refuse_same_results,
     refuse_the_same,
+    refuse_without_effect,
 )
-from minllm.verdict.tuning import TIME_WAS_UP, Plan, plan_lines, plan_of, refuse_extremes, space_of, tune
+from minllm.verdict.tuning import (
+    CONTINUE,
+    NothingToCompare,
+    Plan,
+    plan_lines,
+    plan_of,
+    refuse_extremes,
+    space_of,
+    tune,
+)
 
 WORDS_ALONE = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
-
-RunUntil = Callable[[int], Sequence[FrozenTrial]]
 
 TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
 
 
 def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> Comparison | None:
-    """Size the arms, tune them, train them in pairs, and write the report; None after a dry run.
+    """Size the arms, tune them, train them in pairs, and write the report; return the comparison, or None if dry.
+
+    If time runs out before every arm has a run, all contests are inconclusive, and no report is written.
 
     Args:
         sweeper: the sweeper that Hydra instantiated; it holds the rest of the configuration.
         typed: the command line's overrides, without Hydra's own.
 
     Raises:
-        UserError: an arm can't be built, or all of its learning rates failed.
+        UserError: an arm can't be built, or its runs fail.
         RepeatedCrashes: too many trials crashed in a row.
     """
     search = VerdictSearch(sweeper, typed)
@@ -94,8 +105,13 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> Comparison |
     search.keep_protocol()
     if search.entry.announcement:
         print(search.entry.announcement, flush=True)
-    with shared_server(search.config, sweeper.n_jobs) as search.server:
-        comparison = search.train_pairs(search.tune())
+    try:
+        with shared_server(search.config, sweeper.n_jobs) as search.server:
+            comparison = search.train_pairs(search.tune())
+    except NothingToCompare as end:
+        comparison = without_runs(search, end)
+        tell_without_report(comparison, not_reached(search))
+        return comparison
     protocol = search.protocol
     print()
     entered = record(search, comparison)
@@ -113,11 +129,13 @@ class VerdictSearch:
     def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
         self.sweeper, self.config = sweeper, sweeper.config
         self.protocol: Protocol = build(self.config.search)
+        settings = checked_settings(self.config)
         self.arms = arms_in(self.config.arms, self.protocol)
         refuse_own_seeds(typed)
-        self.name, self.folder = self.config.sweep.name, Path(str(self.config.hydra.sweep.dir))
+        refuse_without_effect([*typed, *self.config.hydra.overrides.hydra])
+        self.name, self.folder = settings.name, Path(str(self.config.hydra.sweep.dir))
         self.typed = [word for word in typed if key_of(word).partition(".")[0] != "arms"]
-        self.ends = time.monotonic() + (self.config.sweep.minutes or math.inf) * 60
+        self.ends = time.monotonic() + (settings.minutes or math.inf) * 60
         self.seconds: dict[str, list[float]] = {}
         """Durations of each search's runs."""
         self.ledger, self.entry = Ledger(), None
@@ -136,7 +154,7 @@ class VerdictSearch:
         self.size = self.size_word(first)
         self.cfgs = {name: self.composed(name) for name in self.arms} if self.size else bases
         if self.size:
-            refuse_the_same(self.cfgs)
+            refuse_the_same(self.cfgs, sized=True)
         for name, cfg in self.cfgs.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
@@ -182,7 +200,7 @@ class VerdictSearch:
         with contextlib.ExitStack() as stack:
             searches = {name: stack.enter_context(self.opened_seeds(name, tuning)) for name in self.arms}
             for look in self.protocol.looks:
-                done = self.train_up_to(look, done, searches)
+                done = self.train_up_to(look, searches)
                 if done < look:
                     break
                 comparison = compared(self, tuning, look)
@@ -192,8 +210,8 @@ class VerdictSearch:
                 going_on = self.still_needed(comparison)
                 searches = {name: search for name, search in searches.items() if name in going_on}
         if comparison is None:
-            before = f"before the first look at {self.protocol.looks[0]} pairs"
-            return undecided(compared(self, tuning, done), TIME_WAS_UP.format(before))
+            why = f"Time ran out before the first look at {self.protocol.looks[0]} pairs. {CONTINUE}"
+            return undecided(compared(self, tuning, done), why)
         return comparison
 
     def still_needed(self, comparison: Comparison) -> set[str]:
@@ -203,7 +221,7 @@ class VerdictSearch:
         called = {arm.name for arm in arms}
         return {name for name in self.arms if self.called(name) in called}
 
-    def train_up_to(self, look: int, done: int, searches: Mapping[str, RunUntil]) -> int:
+    def train_up_to(self, look: int, searches: Mapping[str, Search]) -> int:
         """Train at least `look` pairs while there is time, and return the number of finished pairs.
 
         The arms take turns and their order alternates, so that other load on the machine slows all of them alike and
@@ -211,6 +229,7 @@ class VerdictSearch:
         after the look, which then uses only the first ones.
         """
         last = self.protocol.looks[-1]
+        done = self.finished_pairs({name: search.trials() for name, search in searches.items()})
         while done < look and (more := self.pairs_in_time(len(searches))):
             turn, wanted = (
                 done // self.sweeper.n_jobs,
@@ -218,16 +237,20 @@ class VerdictSearch:
             )
             trials = {}
             for name in list(searches)[:: 1 if turn % 2 == 0 else -1]:
-                trials[name] = searches[name](wanted * self.protocol.runs_of_a_pair)
-                self.seconds[f"seeds-{name}"] = seconds_of_runs(trials[name])
-            done = self.protocol.pairs_in(trials.values())
+                trials[name] = searches[name].run_until(wanted * self.protocol.runs_of_a_pair)
+            done = self.finished_pairs(trials)
             if done < wanted:  # time ran out during this turn
                 break
         return done
 
+    def finished_pairs(self, trials: Mapping[str, Sequence[FrozenTrial]]) -> int:
+        """Return the number of finished pairs among the trials of each arm, and note how long these took."""
+        self.seconds |= {f"seeds-{name}": seconds_of_runs(own) for name, own in trials.items()}
+        return self.protocol.pairs_in(trials.values())
+
     def opened_seeds(
         self, name: str, tuning: Mapping[str, Tuning]
-    ) -> contextlib.AbstractContextManager[RunUntil]:
+    ) -> contextlib.AbstractContextManager[Search]:
         """Open the search that trains an arm's seeds at its learning rate."""
         words = [
             *(tuning[name].words if name in tuning else ()),
@@ -257,17 +280,12 @@ class VerdictSearch:
         config = self.config_of(f"tune-{name}", keep="none")
         return phase(self.sweeper, config, words, plan.most_runs, QUEUED, self.server)
 
-    @contextlib.contextmanager
     def opened(
         self, name_of_phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
-    ) -> Iterator[RunUntil]:
-        """Open the search that runs an arm with further overrides, up to `n_trials` trials.
-
-        Yields a function that runs the search until it has a given number of trials, and returns them.
-        """
+    ) -> contextlib.AbstractContextManager[Search]:
+        """Open the search that runs an arm with further overrides, up to `n_trials` trials."""
         config, words = self.config_of(name_of_phase, keep), [*self.words_of(name), *words]
-        with phase(self.sweeper, config, words, n_trials, EACH_ONCE, self.server) as search:
-            yield search.run_until
+        return phase(self.sweeper, config, words, n_trials, EACH_ONCE, self.server)
 
     def config_of(self, name_of_phase: str, keep: str) -> DictConfig:
         """Return the configuration of a phase's search, which keeps `keep` checkpoints."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,17 +27,30 @@ from minllm.training.train import budget_of
 from minllm.verdict.protocol import Protocol
 from minllm.verdict.random_search import RandomSearch, draws_of
 from minllm.verdict.rate_search import RateSearch, rates_of
-from minllm.verdict.results import Results, Round, Run
+from minllm.verdict.results import Results, Round, Run, tried
 
 Plan: TypeAlias = RateSearch | RandomSearch
 
-TIME_WAS_UP = (
-    "Time ran out {}. Run the same command to continue, with a larger sweep.minutes=<minutes> if needed."
-)
+CONTINUE = "Run the same command to continue, with a larger sweep.minutes=<minutes> if needed."
+DIVERGED = "diverged"
+"""The reason of a trial whose training diverged; see `minllm.runs.outcome`."""
 TUNABLE = ("optim.", "schedule.", "model.", "norm.", "objective.")
 WARMUP = "schedule.warmup_steps"
 EXAMPLES = {"optim.weight_decay": "0.1", WARMUP: "20"}
 """Values to suggest where a multiple of the configured one isn't possible."""
+
+
+class NothingToCompare(Exception):
+    """A verdict ends without a comparison, because no arm, or not every arm, has a result.
+
+    Args:
+        reason: as a clause.
+        advice: what the user can do, as a sentence; "" if nothing.
+    """
+
+    def __init__(self, reason: str, advice: str = ""):
+        super().__init__(reason)
+        self.reason, self.advice = reason, advice
 
 
 def plan_of(name: str, cfg: DictConfig, protocol: Protocol) -> Plan:
@@ -88,7 +102,8 @@ def tune(plans: Mapping[str, Plan], searches: Mapping[str, Search], n_jobs: int)
     Arms run their rounds side by side, so that one that needs a single run leaves no job idle.
 
     Raises:
-        UserError: time ran out, or an arm diverged or failed wherever that matters.
+        UserError: an arm can't be tuned, because its runs failed.
+        NothingToCompare: time ran out.
     """
     results: dict[str, dict[Run, float | None]] = {name: {} for name in plans}
     while rounds := {name: one for name, plan in plans.items() if (one := plan.next_round(results[name]))}:
@@ -103,7 +118,11 @@ def tune(plans: Mapping[str, Plan], searches: Mapping[str, Search], n_jobs: int)
 
 
 def results_of(name: str, runs: Round, trials: Sequence[FrozenTrial]) -> dict[Run, float | None]:
-    """Return the metric of each run, and None where it diverged or failed. UserError if some haven't ended."""
+    """Return the metric of each run, and None where it diverged or failed.
+
+    Raises:
+        NothingToCompare: time ran out before all of them ended.
+    """
     ended = {
         tuple(sorted(trial.params.items())): trial.value if is_complete(trial) else None
         for trial in trials
@@ -111,7 +130,7 @@ def results_of(name: str, runs: Round, trials: Sequence[FrozenTrial]) -> dict[Ru
     }
     found = {run: tuple(sorted(parameters(run).items())) for run in runs}
     if any(key not in ended for key in found.values()):
-        raise UserError(TIME_WAS_UP.format(f"while tuning arm {name}"))
+        raise NothingToCompare(f"time ran out while tuning arm {name}", CONTINUE)
     return {run: ended[key] for run, key in found.items()}
 
 
@@ -122,15 +141,29 @@ def parameters(run: Run) -> dict[str, float]:
 
 
 def choice_of(name: str, plan: Plan, results: Results, trials: Sequence[FrozenTrial]) -> Tuning:
-    """Return what is chosen for an arm. UserError if it diverged or failed wherever that matters."""
+    """Return what is chosen for an arm: the lowest values if nothing counts because training diverged.
+
+    Raises:
+        UserError: nothing counts, because runs failed in another way, such as without memory.
+    """
     if choice := plan.choice(results):
         return choice
-    texts = (trial.user_attrs.get("text") for trial in trials)
-    first = next(filter(None, texts), None)
-    raise UserError(
-        f"Arm {name} diverged or failed even with the lowest values that were tried ({plan.lowest(results)}). Try lower"
-        f" ones: arms.{name}=[…,{RATE}=<number>].{f' The first failure: {first}' if first else ''}"
+    lowest = plan.lowest(results)
+    failures = [trial.user_attrs for trial in trials if trial.user_attrs.get("reason", DIVERGED) != DIVERGED]
+    if failures:
+        shown = " ".join(f"{key}={value:g}" for key, value in lowest)
+        raise UserError(
+            f"Arm {name} can't be tuned: no value that was tried counts, down to {shown}, and not only because training"
+            f" diverged. The first other failure: {failures[0]['text']}"
+        )
+    choice = Tuning(
+        tried(results, plan.in_any_case),
+        dict(lowest),
+        "the lowest values that were tried, because training diverged with them",
+        plan.most_runs,
     )
+    where = "all values" if choice.always_diverged else "the lowest values"
+    return replace(choice, unsettled=f"training diverged with {where} that were tried, in {choice.runs} runs")
 
 
 def space_of(plan: Plan) -> list[str]:
@@ -150,8 +183,8 @@ def configured(name: str, cfg: DictConfig, key: str) -> float:
     if value is ABSENT or not key.startswith(TUNABLE):
         sections = ", ".join(f"{section}*" for section in TUNABLE)
         raise UserError(
-            f"search.tune has {key}, but arm {name} has no such number among {sections}. Remove it, or choose one that"
-            " every arm has."
+            f"search.tune has {key}, but arm {name} has no such number among {sections}. Type the full key of one that"
+            " every arm has, such as optim.lr."
         )
     if value is None and key == WARMUP:
         value = warmup_of(cfg)

@@ -46,6 +46,13 @@ def tell(
         print(mirrored)
 
 
+def tell_without_report(comparison: Comparison, ledger: Mapping[str, Any]) -> None:
+    """Print a comparison in which no arm has a run, of which there is nothing to report."""
+    judged = [*comparison.contests, *comparison.noise]
+    print(printable(f"{comparison.headline} {judged[0].verdict.why}"), flush=True)
+    answer(in_a_line(comparison, None, ledger))
+
+
 def write_report(
     comparison: Comparison,
     folder: Path,

@@ -62,8 +62,9 @@ def compared(comparison: Comparison) -> str:
 
 
 def folders(comparison: Comparison) -> list[str]:
-    """Return the folders of the runs, or of grids that contain only these runs."""
+    """Return the folders of the runs and of those that failed, or of grids that contain only these runs."""
     runs = [run.folder for arm in comparison.arms for run in arm.runs.values()]
+    runs += [left_out.folder for left_out in comparison.left_out if left_out.lost]
     known = {*runs, *(left_out.folder for left_out in comparison.left_out)}
     grids = {grid for grid in {run.parent for run in runs} if holds_only(grid, known)}
     named = dict.fromkeys(run.parent if run.parent in grids else run for run in runs)

@@ -71,8 +71,10 @@ def to_json(
     return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def in_a_line(comparison: Comparison, report: Path, ledger: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the outcome in short, as --json prints it; `report` is the path of report.json."""
+def in_a_line(
+    comparison: Comparison, report: Path | None, ledger: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the outcome in short, as --json prints it; `report` is the path of report.json, if there is one."""
     contests = [
         {
             "arm": contest.arm.name,

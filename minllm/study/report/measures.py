@@ -38,7 +38,8 @@ ABOUT_EQUAL = (
 ABOUT_SEEDS = (
     "Seeds won are pairs in which the arm has the lower loss, with the exact binomial interval (Clopper–Pearson) of"
     " their share. The probability of superiority is that of a run of the arm having a lower loss than a run of the"
-    " baseline with any seed, with Newcombe's interval and the Mann–Whitney test; both treat the arms as independent."
+    " baseline with any seed, with Newcombe's interval and the Mann–Whitney test; both treat the arms as independent. A"
+    " run that diverged has the worst loss."
 )
 ABOUT_STABILITY = (
     "Arm against baseline. Spread is the standard deviation over the paired seeds, with McCulloch's rank test of equal"
@@ -99,7 +100,7 @@ def in_a_terminal(one: Measures) -> list[str]:
     """Return at most two sentences: how much faster the arm is, and what limits or qualifies the difference."""
     if one.wins is None:
         return []
-    parts = [f"{one.wins.won} of {one.pairs} seeds won"]
+    parts = [f"{one.wins.won} of {one.wins.seeds} seeds won"]
     if one.speed:
         parts.insert(0, f"speed-up {speed_up(one.speed.best_known)} in tokens")
     if one.superiority:
@@ -177,7 +178,7 @@ def _seeds(one: Measures) -> list[str]:
         return [units.NONE] * 4
     tied = f", {one.wins.tied} tied" if one.wins.tied else ""
     return [
-        f"{one.wins.won} of {one.pairs}{tied}",
+        f"{one.wins.won} of {one.wins.seeds}{tied}",
         _interval(one.wins.share, _share),
         _interval(one.superiority.probability, _share),
         units.p_value(one.superiority.p),

@@ -68,13 +68,20 @@ def warnings(comparison: Comparison) -> list[str]:
     """Return the warnings that come first in every report, because they may change the answer."""
     return [
         *trust.warnings(comparison.arms),
-        *(
-            f"The tuning of {name} isn't settled: {one.unsettled}. Better values may change the answer, so none of its"
-            " contests is decided. Widen the search in a new verdict (sweep.name=<name>)."
-            for name, one in comparison.tuning.items()
-            if one.unsettled
-        ),
+        *(_unsettled(name, one) for name, one in comparison.tuning.items() if one.unsettled),
     ]
+
+
+def _unsettled(name: str, one: Tuning) -> str:
+    undecided = (
+        "It can't be better than another arm, only worse."
+        if one.always_diverged
+        else "Better values may change the answer, so none of its contests is decided."
+    )
+    return (
+        f"The tuning of {name} isn't settled: {one.unsettled}. {undecided} Widen the search in a new verdict"
+        " (sweep.name=<name>)."
+    )
 
 
 def equal(comparison: Comparison) -> str:
@@ -115,9 +122,8 @@ def tuned(one: Tuning) -> str:
         best = sorted(
             (tried for tried in one.tried if len(tried.losses) > 1), key=lambda tried: tried.mean or math.inf
         )
-        listed = (
-            f"{len(one.tried)} values, of which {failed} failed; the best: {'; '.join(map(_tried, best))}"
-        )
+        listed = f"{len(one.tried)} values, of which {failed} failed"
+        listed += f"; the best: {'; '.join(map(_tried, best))}" if best else ""
     said = f"{values(one.chosen)}: {one.how}. Tried in {one.runs} runs (at most {one.most_runs}): {listed}."
     return f"{said} Not settled: {one.unsettled}." if one.unsettled else said
 
