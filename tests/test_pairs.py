@@ -24,7 +24,8 @@ from minllm.data.store import open_store
 from minllm.errors import UserError
 from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.schema.building import build
-from minllm.study.reading import read_text
+from minllm.study.reading import Guess, Reading, read_text
+from minllm.study.report.texts import texts_html
 from minllm.tokenizer import Tokenizer
 from minllm.tokenizer.bytes import Bytes
 from minllm.training import checkpoints
@@ -552,3 +553,9 @@ def test_a_tokenizer_is_made_of_both_parts(trained, tmp_path):
     trained("tokenizer=chars", "train.steps=1")
     _, tokenizer, _ = checkpoints.load(tmp_path / "run", which="last")
     assert tokenizer.characters == ":abc"
+
+
+def test_a_report_shows_what_was_given():
+    story = [Guess("olleh", 0.1, 1, 5)]
+    page = texts_html([Reading("a", 0, [], [story], None, ["<hello>:"]), Reading("b", 0, [], [story], None)])
+    assert page.count("&lt;hello&gt;:") == 1 and "given" in page
