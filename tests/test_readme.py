@@ -87,7 +87,7 @@ def test_every_command_of_the_page_on_data_runs(tmp_path):
     for command in commands(DATA):
         done = run_tiny(command, tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
-    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 3
+    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 5
 
 
 def test_every_command_of_the_page_on_options_runs(tmp_path):
@@ -140,6 +140,7 @@ def write_texts(folder: Path) -> None:
     texts += [" ".join("".join(draw.choices("aeioulmnrst", k=6)) for _ in range(40)) for _ in range(20)]
     (folder / "notes.txt").write_text("".join(texts))
     (folder / "stories.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    (folder / "faq.csv").write_text("question,answer\n" + "".join(f"{n}?,{2 * n}\n" for n in range(60)))
 
 
 def write_idea(folder: Path) -> None:

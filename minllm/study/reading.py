@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class Reading:
     samples: each prompt with its continuation
     stories: the held-out texts
     why_not: why something isn't shown; None if everything is
+    givens: of pairs, the given part of each held-out text
     """
 
     arm: str
@@ -61,6 +62,7 @@ class Reading:
     samples: list[tuple[str, str]]
     stories: list[list[Guess]]
     why_not: str | None
+    givens: list[str] = field(default_factory=list)
 
 
 def read_arms(comparison: Comparison, cfg: DictConfig, prompts: Sequence[str], stories: int) -> list[Reading]:
@@ -164,7 +166,8 @@ def read_arm(
         samples = list(zip(prompts, objective.generate(model, tokenizer, prompts, sampling)))
     except Exception as error:
         samples, reasons = [], [reason(error), *reasons]
-    return Reading(arm.name, seed, samples, stories, " ".join(filter(None, reasons)) or None)
+    givens = [text.given for text in texts if isinstance(text, Pair)]
+    return Reading(arm.name, seed, samples, stories, " ".join(filter(None, reasons)) or None, givens)
 
 
 def reason(error: Exception) -> str:

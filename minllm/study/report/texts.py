@@ -134,6 +134,8 @@ def read(readings: Sequence[Reading]) -> Iterator[str]:
     for place in range(len(first.stories)):
         yield f"<h3>Held-out text {place + 1}</h3>"
         yield '<div class="stories">'
+        if first.givens:
+            yield block("story", "given", escape(first.givens[place]))
         yield block("story", first.arm, "".join(map(coloured, first.stories[place])))
         for one in others:
             yield block("story", one.arm, "".join(map(coloured, one.stories[place])))
