@@ -74,8 +74,9 @@ def try_out(model: LM) -> None:
     Raises:
         UserError: a part returns an invalid output, or changes its input.
     """
-    tokens_BT, memory_BSD = torch.zeros(1, 2, dtype=torch.int64), model.blank_memory(1, 2)
+    tokens_BT = torch.zeros(1, 2, dtype=torch.int64)
     with outputs_checked(model):
+        memory_BSD = model.example_memory(tokens_BT)
         model(tokens_BT, memory_BSD=memory_BSD)
         if not model.cannot_generate:
             state = model.init_state(1, 2)

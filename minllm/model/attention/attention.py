@@ -47,6 +47,8 @@ class Attention(nn.Module):
         UserError: n_heads isn't a multiple of n_kv_heads, or D isn't a multiple of n_heads.
     """
 
+    bidirectional = True
+
     def __init__(
         self,
         dim: int,

@@ -29,6 +29,8 @@ class DifferentialAttention(nn.Module):
         mask, dropout: see `minllm.model.attention.attention.Attention`.
     """
 
+    bidirectional = True
+
     def __init__(
         self,
         dim: int,

@@ -37,6 +37,8 @@ class LatentAttention(nn.Module):
         scale: factor of the products of queries and keys; null means 1/√(N + R).
     """
 
+    bidirectional = True
+
     def __init__(
         self,
         dim: int,
