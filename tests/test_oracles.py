@@ -26,7 +26,7 @@ from minllm.model.build import build_model
 from minllm.model.lm import LM
 from minllm.schema.building import build
 from tests import diffllama
-from tests.tiny import SIZES_OF, VOCAB, T, options, tiny_cfg, told, tokens
+from tests.tiny import SIZES_OF, VOCAB, T, options, tiny_cfg, tokens, told
 
 transformers = pytest.importorskip(
     "transformers", reason="the oracle is not installed: pip install -e .[test]"
@@ -456,7 +456,10 @@ PUBLISHED = {
     "bloom": (dict(hidden_size=1024, n_head=16, n_layer=24), 559_214_592),
     "gpt2": (dict(), 124_439_808),
     "t5": (dict(), 60_506_624),
-    "bart": (dict(), 406_291_456 - 4 * 1024),  # without the first two positions of each stack, which nothing reads
+    "bart": (
+        dict(),
+        406_291_456 - 4 * 1024,
+    ),  # without the first two positions of each stack, which nothing reads
     "mixtral": (dict(router_aux_loss_coef=0.02, max_position_embeddings=32768), 46_702_792_704),
     "gpt_oss": (
         dict(num_hidden_layers=24, num_local_experts=32, router_aux_loss_coef=0.9),
