@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 import tempfile
 from types import ModuleType, SimpleNamespace
 
@@ -319,6 +320,82 @@ def test_the_logits_are_those_of_transformers(name):
     oracle = oracle_of(*(TINY | VARIANTS)[name])
     family = family_of(oracle.config.model_type)
     assert_same_logits(model_of(compose(typed(oracle, family)), oracle, family), oracle)
+
+
+def drawn(name: str, seed: int) -> dict:
+    """Return settings of an encoder-decoder, at random."""
+    draw = random.Random(seed)
+    heads = draw.choice([2, 3, 4])
+    sizes = dict(vocab_size=VOCAB, d_model=12 * draw.randint(2, 4), decoder_start_token_id=draw.randrange(5))
+    if name == "T5":
+        return sizes | dict(
+            d_kv=draw.randint(4, 12),
+            d_ff=draw.randint(20, 60),
+            num_layers=draw.randint(1, 4),
+            num_decoder_layers=draw.randint(1, 4),
+            num_heads=heads,
+            relative_attention_num_buckets=draw.choice([4, 6, 8, 16, 32]),
+            relative_attention_max_distance=draw.randint(17, 40),
+            layer_norm_epsilon=10 ** draw.uniform(-6, -1),
+            feed_forward_proj=draw.choice(["relu", "gelu", "gated-gelu", "gated-silu", "gated-relu"]),
+            tie_word_embeddings=draw.choice([True, False]),
+        )
+    return sizes | dict(
+        encoder_layers=draw.randint(1, 4),
+        decoder_layers=draw.randint(1, 4),
+        encoder_attention_heads=draw.choice([2, 3, 4]),
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=draw.randint(20, 60),
+        decoder_ffn_dim=draw.randint(20, 60),
+        activation_function=draw.choice(["gelu", "gelu_new", "relu", "silu"]),
+        scale_embedding=draw.choice([True, False]),
+        max_position_embeddings=draw.randint(T, 2 * T),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_encoder_decoders_have_the_logits_and_write_the_tokens_of_transformers(name, seed):
+    oracle = oracle_of(name, drawn(name, seed))
+    family = family_of(oracle.config.model_type)
+    model = model_of(compose(typed(oracle, family)), oracle, family)
+    assert_same_logits(model, oracle)
+    assert_same_text(model, oracle)
+
+
+@torch.no_grad()
+def assert_same_text(model: LM, oracle: nn.Module) -> None:
+    """Compare greedy decoding with a state, which holds the memory from the first pass on.
+
+    No token is written twice, because a random model would write the same one again and again.
+    """
+    source, new = tokens(3, 11, seed=2), 12
+    plain = dict(
+        do_sample=False, num_beams=1, eos_token_id=None, forced_eos_token_id=None, no_repeat_ngram_size=1
+    )
+    plain |= dict(output_logits=True, return_dict_in_generate=True)
+    theirs = oracle.generate(source, attention_mask=torch.ones_like(source), max_new_tokens=new, **plain)
+    ours = torch.full((3, 1), oracle.config.decoder_start_token_id)
+    state, given = model.init_state(3, new), {"source_BS": source}
+    for their_logits in theirs.logits:
+        logits = model(ours[:, -1:], state=state, **given)
+        assert (logits[:, 0] - their_logits).abs().max() < 1e-4
+        token_B1 = logits[:, 0].scatter(1, ours, -torch.inf).argmax(-1, keepdim=True)
+        ours, given = torch.cat([ours, token_B1], dim=1), {}
+    assert ours.shape == (3, new + 1)
+    assert ours.tolist() == theirs.sequences.tolist()
+
+
+def test_a_head_of_its_own_is_imported():
+    """As files of T5 1.1 have it, which the class reads as a copy of the embedding."""
+    oracle = oracle_of(*VARIANTS["unscaled"])
+    family, head = family_of("t5"), torch.nn.Linear(32, VOCAB, bias=False)
+    settings = ConfigJson(copy.deepcopy(oracle.config.to_dict()) | {"tie_word_embeddings": False})
+    cfg = told(compose(family.typed(settings)))
+    oracle.lm_head = randomised(head)
+    model = build_model(cfg, SimpleNamespace(vocab_size=VOCAB))
+    fill(model, family.TABLE, {**oracle.state_dict()}, prefix=family.PREFIX)
+    assert_same_logits(model.eval(), oracle)
 
 
 def test_min_gemma():
