@@ -41,6 +41,7 @@ MIXED = [
     *("model.attn.value_residual=true", "model.encoder.share_embeddings=false norm.embedding=true"),
     "+model/attn@model.encoder.attn=mla +model/pos@model.encoder.pos=alibi",
     "model/pos=none +model/pos@model.encoder.pos=t5",
+    "+model/mlp@model.encoder.mlp=moe_expert_choice",
     "+model/attn@model.encoder.near=local model.encoder.layout=[near+mlp,attn] model.encoder.n_layers=3",
 ]
 EVERYTHING = [*ATTENTIONS, *MASKS, *options("model/pos"), *DENSE, *MIXED]

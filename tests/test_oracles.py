@@ -301,14 +301,16 @@ def saved(oracle: nn.Module) -> dict[str, torch.Tensor]:
         return load_file(f"{folder}/model.safetensors")
 
 
-def assert_same_logits(model: LM, oracle: nn.Module) -> None:
+@torch.no_grad()
+def both_logits(model: LM, oracle: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     batch, source = tokens(3), tokens(3, T - 5, seed=1)
-    with torch.no_grad():
-        if model.encoder is None:
-            ours, theirs = model(batch), oracle(batch).logits
-        else:
-            ours = model(batch, source_BS=source)
-            theirs = oracle(source, decoder_input_ids=batch).logits
+    if model.encoder is None:
+        return model(batch), oracle(batch).logits
+    return model(batch, source_BS=source), oracle(source, decoder_input_ids=batch).logits
+
+
+def assert_same_logits(model: LM, oracle: nn.Module) -> None:
+    ours, theirs = both_logits(model, oracle)
     difference = (ours - theirs).abs().max().item()
     print(f"largest difference {difference:.1e}, σ of the logits {theirs.std():.2f}")
     assert theirs.std() > 0.1

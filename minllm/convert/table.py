@@ -174,7 +174,11 @@ def _is_implied(name: str, weight: Tensor, embedding: Tensor) -> bool:
     """Whether the model has a weight without reading it: a copy of the embedding, or a bias of zeros."""
     if name == "final_logits_bias":
         return not weight.any()
-    return name in COPIES and weight.shape == embedding.shape and torch.equal(weight.to(embedding.dtype), embedding)
+    return (
+        name in COPIES
+        and weight.shape == embedding.shape
+        and torch.equal(weight.to(embedding.dtype), embedding)
+    )
 
 
 def _on_top(parts: list[Tensor], owner: nn.Module) -> Tensor:

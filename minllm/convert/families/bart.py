@@ -65,7 +65,8 @@ class Config:
     dropout: Fraction = 0.1
     attention_dropout: Fraction = 0.0
     activation_dropout: Fraction = 0.0
-    scale_embedding: bool = False
+    init_std: float | None = 0.02
+    scale_embedding: bool | None = False
     tie_word_embeddings: bool = True
 
 
@@ -86,7 +87,7 @@ def typed(config: ConfigJson) -> list[str]:
         "model.dim": config.take("d_model"),
         "model.n_layers": config.take("decoder_layers"),
         "model.tie_embeddings": config.take("tie_word_embeddings"),
-        "model.scale_embedding": config.take("scale_embedding"),
+        "model.scale_embedding": config.take("scale_embedding") or False,
         "model.dropout": config.take("dropout"),
         "model.attn.n_heads": config.take("decoder_attention_heads"),
         "model.attn.dropout": config.take("attention_dropout"),

@@ -64,18 +64,19 @@ class Config:
     relative_attention_max_distance: Count = 128
     dropout_rate: Fraction = 0.1
     layer_norm_epsilon: Positive = 1e-6
+    initializer_factor: float = 1.0
     feed_forward_proj: str = "relu"
     tie_word_embeddings: bool = True
-    # no field of the class, but set by it
-    scale_decoder_outputs: bool | None = None
+    # no field of the class, but written by it; where it is left out, it is tie_word_embeddings
+    scale_decoder_outputs: bool
     # no field of the class: the length that it was trained with
     n_positions: Count = 512
 
 
 def typed(config: ConfigJson) -> list[str]:
     config.declare(Config).unused("initializer_factor", "output_past", "dense_act_fn", "is_gated_act")
-    tied, scaled = config.take("tie_word_embeddings"), config.take("scale_decoder_outputs")
-    scaled = tied if scaled is None else scaled
+    tied = config.take("tie_word_embeddings")
+    scaled = config.take("scale_decoder_outputs", default=tied)
     if scaled and not tied:
         raise UserError(
             f"{config.name} has scale_decoder_outputs=true, but tie_word_embeddings=false, which minllm doesn't"
