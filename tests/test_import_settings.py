@@ -74,6 +74,8 @@ BESIDE = {
     "mamba": {"intermediate_size"},
     # what every class reads, and for T5 the length that it was trained with
     "t5": {
+        "dense_act_fn",
+        "is_gated_act",
         "bos_token_id",
         "decoder_start_token_id",
         "tie_word_embeddings",

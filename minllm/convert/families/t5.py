@@ -69,12 +69,15 @@ class Config:
     tie_word_embeddings: bool = True
     # no field of the class, but written by it; where it is left out, it is tie_word_embeddings
     scale_decoder_outputs: bool
+    # likewise, from feed_forward_proj
+    dense_act_fn: str
+    is_gated_act: bool
     # no field of the class: the length that it was trained with
     n_positions: Count = 512
 
 
 def typed(config: ConfigJson) -> list[str]:
-    config.declare(Config).unused("initializer_factor", "output_past", "dense_act_fn", "is_gated_act")
+    config.declare(Config).unused("initializer_factor", "output_past")
     tied = config.take("tie_word_embeddings")
     scaled = config.take("scale_decoder_outputs", default=tied)
     if scaled and not tied:
@@ -116,12 +119,16 @@ def mlp(config: ConfigJson) -> list[str]:
     name = config.take("feed_forward_proj")
     # the class takes the approximation of GELU by this name
     activation = "gelu_new" if name == "gated-gelu" else name.removeprefix("gated-")
+    activation = config.take("dense_act_fn", default=activation)
+    gated = config.take("is_gated_act", default=name.startswith("gated-"))
     if activation not in ACTIVATIONS:
         raise UserError(
             f"{config.name} has feed_forward_proj={name}, but minllm supports only {', '.join(ACTIVATIONS)}, and these"
             " with gated- before them."
         )
-    if name == "relu":
+    if activation == "relu" and not gated:
         return []
-    kind = "swiglu" if name.startswith("gated-") else "gelu"
-    return [f"model/mlp={kind}", *overrides({"model.mlp.activation": ACTIVATIONS[activation]})]
+    return [
+        f"model/mlp={'swiglu' if gated else 'gelu'}",
+        *overrides({"model.mlp.activation": ACTIVATIONS[activation]}),
+    ]
