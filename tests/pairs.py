@@ -34,14 +34,26 @@ def together(one: dict, choice: str, other: dict) -> dict:
     if group == "model/layout":
         model |= {name: other["model"][name] for name in OF_A_LAYOUT}
         model |= {name: node for name, node in other["model"].items() if name not in model}
+    elif group == "model/encoder":
+        # the layout that reads it comes with it
+        of_layout = (*OF_A_LAYOUT, "cross") if "cross" in other["model"] else ()
+        model |= {name: other["model"][name] for name in ("encoder", *of_layout)}
     elif group == "model/attn/mask":
         model["attn"] = {**model["attn"], "mask": other["model"]["attn"]["mask"]}
     else:
         model[group.split("/")[1]] = other["model"][group.split("/")[1]]
         if group == "model/rec" and "rec" not in " ".join(model["layout"]):
-            model["layout"] = other["model"]["layout"]
+            # beside the cross-attention that an encoder needs
+            beside = model["layout"] if "cross" in " ".join(model["layout"]) else []
+            model["layout"] = [*beside, *other["model"]["layout"]]
+            model["n_layers"] = max(model["n_layers"], len(model["layout"]))
     told = {name: other[name] for name in ("objective", "extensions")} if other["extensions"] else {}
     return cfg | told
+
+
+def needs_most(choice: str) -> tuple[int, bool]:
+    """Sort choices by what they need, the most first; among equals an encoder, which brings its layout, is last."""
+    return -len(completed(choice)), choice.startswith("model/encoder=")
 
 
 def refusal(cfg: dict) -> str | None:
@@ -63,5 +75,5 @@ def is_refused(one: str, other: str) -> bool:
     if has_no_mask(one, other) or has_no_word(one, other):
         return True
     # what needs other options comes first: the second is put into the first one's configuration
-    one, other = sorted([one, other], key=lambda choice: -len(completed(choice)))
+    one, other = sorted([one, other], key=needs_most)
     return refusal(together(alone(one), other, alone(other))) is not None

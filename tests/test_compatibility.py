@@ -9,7 +9,7 @@ import pytest
 from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
-from tests.pairs import alone, refusal, together
+from tests.pairs import alone, needs_most, refusal, together
 from tests.tiny import (
     VOCAB,
     completed,
@@ -28,7 +28,7 @@ def refuses() -> dict[frozenset[str], str]:
     choices = [choice for group in groups_of_model() for choice in options(group) if is_listed(choice)]
     cfgs = {choice: alone(choice) for choice in choices}
     # what needs other options comes first: the second of a pair is put into the first one's configuration
-    choices.sort(key=lambda choice: -len(completed(choice)))
+    choices.sort(key=needs_most)
     found = {}
     for one, other in itertools.combinations(choices, 2):
         if one.split("=")[0] == other.split("=")[0]:

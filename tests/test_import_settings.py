@@ -28,8 +28,8 @@ from minllm.convert.table import fill
 from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.schema.checking import fits
-from tests.test_oracles import TINY, randomised, saved
-from tests.tiny import VOCAB, tokens
+from tests.test_oracles import TINY, both_logits, randomised, saved
+from tests.tiny import VOCAB, tokens, told
 
 transformers = pytest.importorskip(
     "transformers", reason="the oracle is not installed: pip install -e .[test]"
@@ -72,6 +72,17 @@ BESIDE = {
     "qwen3_next": {"full_attention_interval"},
     "bloom": {"n_embed"},
     "mamba": {"intermediate_size"},
+    # what every class reads, and for T5 the length that it was trained with
+    "t5": {
+        "dense_act_fn",
+        "is_gated_act",
+        "bos_token_id",
+        "decoder_start_token_id",
+        "tie_word_embeddings",
+        "scale_decoder_outputs",
+        "n_positions",
+    },
+    "bart": {"decoder_start_token_id"},
     **dict.fromkeys(("olmo2", "jamba", "bamba", "recurrent_gemma"), {"head_dim"}),
 }
 """ConfigJson that aren't fields of the class, and that its code reads."""
@@ -90,6 +101,11 @@ NARROWER = {
         *("mamba_d_head", "time_step_limit"),
     },
     "recurrent_gemma": {"block_types"},
+    "bart": {
+        *("encoder_layers", "encoder_ffn_dim", "encoder_attention_heads", "encoder_layerdrop"),
+        *("decoder_layers", "decoder_ffn_dim", "decoder_attention_heads", "decoder_layerdrop"),
+        *("activation_function", "d_model", "dropout", "attention_dropout", "activation_dropout"),
+    },
 }
 """ConfigJson that may be null by their class's types, and then its code fails."""
 
@@ -317,14 +333,15 @@ def compare(settings: dict[str, Any], changes: dict[str, Any]) -> str:
     except Exception:  # of any kind: it's their code that fails
         return "refused by transformers"
     try:
-        model = build_model(compose(words), SimpleNamespace(vocab_size=VOCAB)).eval()
+        cfg = compose(words)
+        cfg = told(cfg) if oracle.config.is_encoder_decoder else cfg
+        model = build_model(cfg, SimpleNamespace(vocab_size=VOCAB)).eval()
         family = family_of(settings["model_type"])
         renamed = getattr(family, "RENAMED", {})
         fill(model, family.TABLE, saved(oracle), prefix=family.PREFIX, renamed=renamed)
     except UserError:
         return "refused"
-    with torch.no_grad():
-        ours, theirs = model(tokens(3)), oracle(tokens(3)).logits
+    ours, theirs = both_logits(model, oracle)
     assert (ours - theirs).abs().max() < 1e-4 * max(1, theirs.std().item()), changes
     return "equal"
 
@@ -333,11 +350,15 @@ def model_of_transformers(settings: dict[str, Any]) -> torch.nn.Module:
     kind = transformers.AutoConfig.for_model(settings["model_type"]).__class__
     config = kind.from_dict(copy.deepcopy(settings))
     config._attn_implementation = "eager"
-    build = functools.partial(transformers.AutoModelForCausalLM.from_config, attn_implementation="eager")
+    auto = transformers.AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        auto = transformers.AutoModelForSeq2SeqLM
+    build = functools.partial(auto.from_config, attn_implementation="eager")
     with torch.device("meta"):
         if sum(param.numel() for param in build(copy.deepcopy(config)).parameters()) > 300_000:
             raise MemoryError
     model = randomised(build(config))
     with torch.no_grad():
-        model(tokens(3))  # some settings fail here only
+        # some settings fail here only
+        model(tokens(3), **{"decoder_input_ids": tokens(3)} if config.is_encoder_decoder else {})
     return model

@@ -153,9 +153,17 @@ def composed(*choices: str) -> DictConfig:
         attends = any(re.match("model/(attn|pos)", choice) for choice in choices)
         cfg.model.layout = ["rec mlp", "attn mlp"] if attends else ["rec mlp"]
     if any(reads_memory(node) for node in cfg.model.values() if OmegaConf.is_dict(node)):
-        cfg.objective._target_, cfg.extensions = "tests.tiny.Told", ["tests"]
+        cfg = told(cfg)
     cfg.model.n_layers = max(2, len(cfg.model.first) + len(cfg.model.layout))
     OmegaConf.set_readonly(cfg, True)
+    return cfg
+
+
+def told(cfg: DictConfig) -> DictConfig:
+    """Return a configuration with an objective that gives a memory."""
+    cfg = cfg.copy()
+    OmegaConf.set_readonly(cfg, False)
+    cfg.objective._target_, cfg.extensions = "tests.tiny.Told", ["tests"]
     return cfg
 
 
@@ -208,13 +216,15 @@ def random_model(*choices: str) -> LM:
 
 
 def remembering(model: LM) -> LM:
-    """Give a model a memory in each of its passes, always the same."""
+    """Give a model a memory in each of its passes, always the same; an encoder makes it of tokens."""
+    source_1S = tokens(1, seed=3)
     memory_1SD = torch.randn(1, T, model.dim, generator=torch.Generator().manual_seed(3))
     hidden = model.hidden
 
     def told(tokens_BT, *args, memory_BSD=None, **options):
         if memory_BSD is None:
-            memory_BSD = memory_1SD.to(tokens_BT.device).expand(len(tokens_BT), -1, -1)
+            memory = memory_1SD if model.encoder is None else model.encode(source_1S.to(tokens_BT.device))
+            memory_BSD = memory.to(tokens_BT.device).expand(len(tokens_BT), -1, -1)
         return hidden(tokens_BT, *args, memory_BSD=memory_BSD, **options)
 
     model.hidden = told

@@ -61,6 +61,9 @@ class Pretrained:
             override("tokenizer.vocab_size", self.vocab_size),
         ]
         ends = {name: self.settings.take(f"{name}_token_id") for name in ("bos", "eos")}
+        # an encoder-decoder writes texts that begin with another token
+        start = self.settings.take("decoder_start_token_id", default=None)
+        ends["bos"] = ends["bos"] if start is None else start
         numbers = {name: end[0] if isinstance(end, list) and end else end for name, end in ends.items()}
         return words + [
             override(f"tokenizer.{name}", number) for name, number in numbers.items() if number is not None

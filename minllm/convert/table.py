@@ -21,8 +21,14 @@ from torch import Tensor, nn
 from minllm.errors import UserError
 from minllm.model.lm import LM
 
-COMPUTED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias))")
-"""Buffers in older files, which follow from the configuration."""
+COMPUTED = re.compile(
+    r"(.*\.)?(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias))"
+    r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+)
+"""Weights in older files that nothing reads: buffers that follow from the configuration, and a part of T5."""
+
+COPIES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+"""Names under which files may have the embedding again."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,10 @@ def fill(
                 )
             param.copy_(value)
             used.update(theirs)
-    left = [name for name in names if name not in used and not _is_tied_head(name, names, weights, model)]
+    embedding = weights[names[_whichever(_source("embedding", rows)[0][0], names)]]
+    left = [
+        name for name in names if name not in used and not _is_implied(name, weights[names[name]], embedding)
+    ]
     if left:
         raise UserError(
             f"{len(left)} weights would be left over, such as {', '.join(sorted(left)[:3])}: the configuration doesn't"
@@ -161,13 +170,14 @@ def _owner(model: LM, ours: str) -> nn.Module:
     return model.get_submodule(".".join(ours.split(".")[:-2]))
 
 
-def _is_tied_head(name: str, names: Mapping[str, str], weights: Mapping[str, Tensor], model: LM) -> bool:
-    """Whether a weight is a copy of the embedding, which some files contain although the head is tied."""
-    if model.head is not None or name != "lm_head.weight":
-        return False
-    head = weights[names[name]]
-    return head.shape == model.embedding.shape and torch.equal(
-        head.to(model.embedding.dtype), model.embedding
+def _is_implied(name: str, weight: Tensor, embedding: Tensor) -> bool:
+    """Whether the model has a weight without reading it: a copy of the embedding, or a bias of zeros."""
+    if name == "final_logits_bias":
+        return not weight.any()
+    return (
+        name in COPIES
+        and weight.shape == embedding.shape
+        and torch.equal(weight.to(embedding.dtype), embedding)
     )
 
 

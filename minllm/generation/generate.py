@@ -144,7 +144,7 @@ def next_tokens(
 
     Args:
         vocab_size: only tokens below this are written; None means all.
-        sight: what the tokens of a prompt may see.
+        sight: what the tokens of a prompt may see; without an order, because those that follow see it all.
 
     Rows of different lengths are padded on the left, so that their next tokens are in one column:
 
@@ -169,7 +169,7 @@ def next_tokens(
             uniforms_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
             tokens_B = sampling.draw(logits_BV[:, :vocab_size], uniforms_B.to(device))
             yield [token if written <= room else None for token, room in zip(tokens_B.tolist(), rooms)]
-            tokens_BT, segments, sight = tokens_B[:, None], None, PAST
+            tokens_BT, segments = tokens_B[:, None], None
             if written >= min(rooms):  # a row without another position is padding from here on
                 segments = torch.tensor([[PAD if written >= room else 0] for room in rooms], device=device)
     finally:

@@ -326,6 +326,7 @@ class Texts:
         self.tokens_BT = self.many_BT[:ROWS]
         self.long_BT = torch.randint(0, VOCABULARY, (ROWS - 1, longest), generator=generator)
         self.memory_1SD = torch.randn(1, 5, model.dim, generator=generator) if model.reads_memory else None
+        self.source_1S = self.many_BT[:1, :5]
         for self.strength in STRENGTHS:
             randomise(model, seed, self.strength)
             self.whole = self.read(self.tokens_BT)
@@ -360,7 +361,11 @@ class Texts:
         return joined(passes)
 
     def memory(self, rows: int) -> Tensor | None:
-        return None if self.memory_1SD is None else self.memory_1SD.expand(rows, -1, -1)
+        if self.memory_1SD is None:
+            return None
+        # encoded anew each time, so that gradients reach the encoder
+        memory_1SD = self.memory_1SD if self.model.encoder is None else self.model.encode(self.source_1S)
+        return memory_1SD.expand(rows, -1, -1)
 
 
 def declares(part: torch.nn.Module | None) -> bool:

@@ -71,6 +71,9 @@ def randomise(model: LM, seed: int, strength: float, *, gates_open: bool = False
 
 def with_layers(cfg: DictConfig) -> DictConfig:
     """Return a configuration with the number of layers of a specimen."""
+    if layout := OmegaConf.select(cfg, "model.encoder.layout"):
+        shown = max(LAYERS, len(layout))
+        cfg = changed(cfg, ("encoder", "n_layers"), min(cfg.model.encoder.n_layers, shown))
     shown = max(LAYERS, len(cfg.model.first) + len(cfg.model.layout))
     return changed(cfg, ("n_layers",), min(cfg.model.n_layers, shown))
 

@@ -74,8 +74,9 @@ def try_out(model: LM) -> None:
     Raises:
         UserError: a part returns an invalid output, or changes its input.
     """
-    tokens_BT, memory_BSD = torch.zeros(1, 2, dtype=torch.int64), model.blank_memory(1, 2)
+    tokens_BT = torch.zeros(1, 2, dtype=torch.int64)
     with outputs_checked(model):
+        memory_BSD = model.example_memory(tokens_BT)
         model(tokens_BT, memory_BSD=memory_BSD)
         if not model.cannot_generate:
             state = model.init_state(1, 2)
@@ -126,7 +127,7 @@ def refuse_readers_of_the_past(cfg: DictConfig, model: LM) -> None:
     """Reject mixers that only read from left to right, for an objective whose tokens see later ones."""
     for branch in model.branches():
         for word, module in branch.words.items():
-            if hasattr(module, "init_state") and not getattr(module, "reads_both_ways", False):
+            if hasattr(module, "init_state") and not getattr(module, "bidirectional", False):
                 raise UserError(
                     f"objective={cfg.choices.objective} lets tokens see later ones, but model.{word}"
                     f" ({type(module).__name__}) reads from left to right only: choose attention in its place, such as"

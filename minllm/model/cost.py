@@ -90,8 +90,8 @@ class _TrainingPass(nn.Module):
         self.model = model
 
     def forward(self, tokens_BT: Tensor, state: ModelState | None = None) -> None:
-        # assume that the memory is as long as the tokens
-        memory_BSD = self.model.blank_memory(*tokens_BT.shape, tokens_BT.device)
+        # assume that the memory is as long as the tokens; encoding it is part of the cost
+        memory_BSD = self.model.example_memory(tokens_BT)
         ahead: list[Tensor] = []
         for x_BTD in [self.model.hidden(tokens_BT, None, state, memory_BSD=memory_BSD, ahead=ahead), *ahead]:
             self.model.logits(x_BTD)

@@ -15,26 +15,24 @@ A space means "then", a plus means "in parallel". Each name is a branch, configu
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minllm.errors import UserError, suggest
-from minllm.model.branch import Branch, nothing
+from minllm.errors import UserError
 from minllm.model.context import PAD, PAST, Context, Layer, Position, Sight, State
-from minllm.model.contract import made, made_branch, made_norm
+from minllm.model.encoder import Encoder
 from minllm.model.kernels.linear import linear
 from minllm.model.norm import Norms
-from minllm.model.parameter import Linear, constant, normal, parameter
+from minllm.model.parameter import Linear, constant, parameter
 from minllm.model.residual import Plain
+from minllm.model.stack import Parts, Stack, positions_in, written
 from minllm.schema.options import BelowOne, Count, Natural, Positive
 
 
-class LM(nn.Module):
+class LM(Stack):
     """A language model over `vocab_size` tokens.
 
     Args:
@@ -55,9 +53,11 @@ class LM(nn.Module):
         predict_ahead: how many tokens after the next one can be predicted. Each has its own layer on top of the
             stack, with the same branches as the last layer; they share the head (2404.19737).
         dropout: dropout probability of the embedding and of each branch's output.
+        encoder: a stack that reads another text in both directions; cross-attention reads its output
+            (`model/encoder=`).
 
     Raises:
-        UserError: the layout names a branch that doesn't exist.
+        UserError: the layout names a branch that doesn't exist, or has none that reads the encoder's output.
     """
 
     def __init__(
@@ -79,47 +79,22 @@ class LM(nn.Module):
         softcap: Positive | None,
         predict_ahead: Natural,
         dropout: BelowOne,
+        encoder: Callable[[Parts], Encoder] | None = None,
     ):
-        super().__init__()
-        self.vocab_size, self.dim, self.dropout, self.softcap = vocab_size, dim, dropout, softcap
-        self.loops = loops
-        # checked by type, because 1 == True
-        is_word = isinstance(scale_embedding, bool)
-        self.embedding_scale = (dim**0.5 if scale_embedding else 1.0) if is_word else scale_embedding
-        # embedded tokens have the same initial scale whether or not they are multiplied
-        draw = normal(0.02 / self.embedding_scale)
-        self.embedding = parameter(vocab_size, dim, kind="embedding", draw=draw, stream="writes")
-        self.embedding_norm = made_norm(norms, dim) if norms.embedding else None
-        self.position = made("model.pos", pos, dim=dim)
-
-        written = _written(first, layout, n_layers)
-        sentences = [_parse(sentence, branches) for sentence in written + predict_ahead * written[-1:]]
-        if predict_ahead and not sentences[-1]:
-            raise UserError(
-                "The last layer has no branch, so the model can't predict further ahead: change model.layout."
-            )
-        total = loops * sum(len(sentence) for sentence in sentences[:n_layers])
-
-        self.layers, self.ahead = nn.ModuleList(), nn.ModuleList()
-        for i, sentence in enumerate(sentences):
-            in_layer = nn.ModuleDict()
-            for place, (name, words) in enumerate(sentence.items()):
-                layer = Layer(i, n_layers, total, norms, place=place)
-                modules = {
-                    word: made_branch(f"model.{word}", branches[word], dim=dim, layer=layer) for word in words
-                }
-                in_layer[name] = Branch(modules, dim, layer, norms, residual, dropout)
-            (self.layers if i < n_layers else self.ahead).append(in_layer)
-        if not self.branches():
-            raise UserError("model.layout has no branches: choose a model/mlp other than none.")
-        for module in self.modules():
-            if isinstance(module, Position):
-                module.check(self)
-
-        self.norm = made_norm(norms, dim) if norms.final else None
+        parts = Parts(vocab_size, dim, norms, branches, pos, residual, scale_embedding, dropout)
+        layers = written(first, layout, n_layers)
+        super().__init__(parts, layers + predict_ahead * layers[-1:], n_layers=n_layers, loops=loops)
+        self.softcap = softcap
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
         self.sees_padding = self.cannot_generate is not None
+        # the last part, because what is asked of a model's modules above doesn't concern those of the encoder
+        self.encoder = None if encoder is None else encoder(parts)
+        if self.encoder is not None and not self.reads_memory:
+            raise UserError(
+                "model/encoder would do nothing, because no layer of model.layout has cross-attention, which reads the"
+                " encoder's output: choose model/layout=decoder, or remove model/encoder."
+            )
 
     def forward(
         self,
@@ -127,6 +102,9 @@ class LM(nn.Module):
         segments: Tensor | None = None,
         state: ModelState | None = None,
         memory_BSD: Tensor | None = None,
+        *,
+        source_BS: Tensor | None = None,
+        source_segments_BS: Tensor | None = None,
     ) -> Tensor:
         """Return the logits of the next token at each position, (B, T, V).
 
@@ -135,9 +113,16 @@ class LM(nn.Module):
             segments: the document each token belongs to, int64 (B, T), with -1 for padding; tokens see only their own
                 segment. None means one document per row, and is faster.
             state: the decoding state (`init_state`), which is advanced by these T tokens.
-            memory_BSD: the input of cross-attention.
+            memory_BSD: the input of cross-attention. With a state, only the first pass needs it.
+            source_BS: token ids for the encoder, whose output is the memory.
+            source_segments_BS: the document each token of the source belongs to.
         """
-        return self.logits(self.hidden(tokens_BT, segments, state, memory_BSD=memory_BSD))
+        if source_BS is not None:
+            memory_BSD = self.encode(source_BS, source_segments_BS)
+        x_BTD = self.hidden(
+            tokens_BT, segments, state, memory_BSD=memory_BSD, memory_segments_BS=source_segments_BS
+        )
+        return self.logits(x_BTD)
 
     def hidden(
         self,
@@ -159,22 +144,24 @@ class LM(nn.Module):
             counted_BT: the tokens that count in the loss, bool.
             losses: branches append their auxiliary losses to this list, in nats per counted token.
             ahead: the head's inputs for the tokens after the next one are appended to this list, (B, T, D) each.
-            sight: what tokens may see; with a state, in its first pass only.
+            sight: what tokens may see; with a state, an order only in its first pass.
         """
         if self.sees_padding and segments is None and counted_BT is not None:
             segments = _without_padding(counted_BT)
         past = state.past if state else 0
         segments_BS = state.advance(tokens_BT, segments) if state else segments
+        if state:
+            memory_segments_BS = state.remember(memory_segments_BS)
         positions_BS = sight.positions_BS
         if positions_BS is None:
-            positions_BS = _positions(past + tokens_BT.shape[1], segments_BS, tokens_BT.device)
+            positions_BS = positions_in(past + tokens_BT.shape[1], segments_BS, tokens_BT.device)
         ctx = Context(
             positions_BT=positions_BS[:, past:],
             positions_BS=positions_BS,
             segments_BT=None if segments_BS is None else segments_BS[:, past:],
             segments_BS=segments_BS,
             past=past,
-            causal=not sight.sees_all,
+            causal=not sight.sees_all and sight.order_BS is None,
             order_BS=sight.order_BS,
             position=self.position,
             memory_BSD=memory_BSD,
@@ -182,35 +169,36 @@ class LM(nn.Module):
             counted_BT=counted_BT,
             losses=[] if losses is None else losses,
         )
-        ctx.x0_BTD = x_BTD = self._embed(tokens_BT, ctx)
-
-        branches = self.branches()
-        ends = branches[0].residual  # all residuals begin and end the stream in the same way
-        stream = ends.start(x_BTD)
-        for branch, states in zip(branches * self.loops, state.branches if state else itertools.repeat({})):
-            stream = branch(stream, ctx, states)
+        ctx.x0_BTD = x_BTD = self._embed(tokens_BT, self.embedding, ctx)
+        stream = self._stream(x_BTD, ctx, state.branches if state else None)
         if ahead is not None:
             for layer in self.ahead:
                 further = functools.reduce(lambda x, branch: branch(x, ctx), layer.values(), stream)
-                ahead.append(self._normed(ends.finish(further)))
-        return self._normed(ends.finish(stream))
+                ahead.append(self._finished(further))
+        return self._finished(stream)
 
-    def _normed(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD if self.norm is None else self.norm(x_BTD)
+    def encode(
+        self,
+        source_BS: Tensor,
+        segments_BS: Tensor | None = None,
+        *,
+        losses: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Return the encoder's output for `source_BS`, the memory of cross-attention, (B, S, D).
+
+        Args:
+            source_BS: token ids, int64.
+            segments_BS: the document each token belongs to, with -1 for padding; None means one document per row.
+            losses: the encoder's branches append their auxiliary losses to this list, in nats per token of the source.
+        """
+        if self.encoder is None:
+            raise ValueError("this model has no encoder")
+        return self.encoder(source_BS, segments_BS, embedding_VD=self.embedding, losses=losses)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits (…, V) for the output of `hidden` (…, D)."""
         logits = linear(x, self.head_weight_VD, self.head_bias_V)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-    def _embed(self, tokens_BT: Tensor, ctx: Context) -> Tensor:
-        x_BTD = F.embedding(tokens_BT, self.embedding)
-        if self.embedding_scale != 1.0:
-            x_BTD = x_BTD * self.embedding_scale
-        x_BTD = self.position.embed(x_BTD, ctx)
-        if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
-        return F.dropout(x_BTD, self.dropout, self.training) if self.dropout else x_BTD
 
     @property
     def head_weight_VD(self) -> Tensor:
@@ -219,23 +207,30 @@ class LM(nn.Module):
     @property
     def reads_memory(self) -> bool:
         """Whether some branch has cross-attention."""
-        modules = (module for branch in self.branches() for module in branch.words.values())
-        return any(getattr(module, "reads_memory", False) for module in modules)
+        return any(getattr(module, "reads_memory", False) for module in self.mixers())
 
-    def blank_memory(
-        self, batch: int, length: int, device: str | torch.device | None = None
+    def example_memory(
+        self,
+        source_BS: Tensor,
+        segments_BS: Tensor | None = None,
+        losses: list[Tensor] | None = None,
     ) -> Tensor | None:
-        """Return a memory of zeros, (B, S, D), to try the model with; None if it has no cross-attention."""
-        return torch.zeros(batch, length, self.dim, device=device) if self.reads_memory else None
+        """Return a memory to try the model with, (B, S, D); None if it has no cross-attention.
 
-    def branches(self) -> list[Branch]:
-        """Return all branches in the order in which they write the stream; each is run `loops` times."""
-        return [branch for layer in self.layers for branch in layer.values()]
+        It is the encoder's output for `source_BS`, or zeros if the model has no encoder.
+        """
+        if self.encoder is not None:
+            return self.encode(source_BS, segments_BS, losses=losses)
+        shape = (*source_BS.shape, self.dim)
+        return torch.zeros(shape, device=source_BS.device) if self.reads_memory else None
 
     @property
     def cannot_generate(self) -> str | None:
         """Why this model can't generate: the message of a module with `looks_ahead`. None if it can."""
-        reasons = (getattr(module, "looks_ahead", None) for module in self.modules())
+        own = (
+            module for name, part in self.named_children() if name != "encoder" for module in part.modules()
+        )
+        reasons = (getattr(module, "looks_ahead", None) for module in own)
         return next(filter(None, reasons), None)
 
     def init_state(self, batch: int, max_len: int, *, device: str | torch.device | None = None) -> ModelState:
@@ -259,6 +254,13 @@ class ModelState:
     branches: list[dict[str, State]]
     past: int = 0
     segments_BS: Tensor | None = None
+    memory_segments_BS: Tensor | None = None
+
+    def remember(self, memory_segments_BS: Tensor | None) -> Tensor | None:
+        """Record the memory's segments; return those of an earlier pass if they aren't given again."""
+        if memory_segments_BS is not None:
+            self.memory_segments_BS = memory_segments_BS
+        return self.memory_segments_BS
 
     def advance(self, tokens_BT: Tensor, segments: Tensor | None) -> Tensor | None:
         """Record the next tokens; return the segments of all tokens so far, including these."""
@@ -287,62 +289,3 @@ def _without_padding(counted_BT: Tensor) -> Tensor:
     """
     to_come_BT = counted_BT.flip(1).long().cumsum(dim=1).flip(1)
     return torch.where(to_come_BT > 0, 0, PAD)
-
-
-def _positions(length: int, segments_BS: Tensor | None, device: torch.device) -> Tensor:
-    """Return each token's position in its segment, from 0; (1, S) if all rows agree."""
-    place_S = torch.arange(length, device=device)
-    if segments_BS is None:
-        return place_S[None]
-    begins_BS = segments_BS != segments_BS.roll(1, dims=1)
-    begins_BS[:, 0] = True
-    return place_S - torch.where(begins_BS, place_S, 0).cummax(dim=1).values
-
-
-def _written(first: list[str], layout: list[str], n_layers: int) -> list[str]:
-    """Return the layout's entry for each layer."""
-    if not layout:
-        raise UserError("model.layout is empty: write for example 'model.layout=[attn mlp]'.")
-    needed = len(first) + len(layout)
-    if n_layers < needed:
-        raise UserError(
-            f"model.n_layers={n_layers} is too small for the layout, whose last layer is '{layout[-1]}':"
-            f" set it to {needed} or more, or write a shorter model.layout."
-        )
-    return [*first, *(layout[i % len(layout)] for i in range(n_layers - len(first)))]
-
-
-def _parse(sentence: str, known: Mapping[str, Callable]) -> dict[str, list[str]]:
-    """Return the branches of a layer by name: "attn+mlp mlp mlp" has attn+mlp, mlp and mlp_2."""
-    phrases = sentence.split()
-    if not phrases:
-        raise UserError("model.layout has an empty layer: write for example 'model.layout=[attn mlp]'.")
-    parsed: dict[str, list[str]] = {}
-    for i, phrase in enumerate(phrases):
-        again = phrases[:i].count(phrase)
-        words = [word for word in _words(phrase, known) if getattr(known[word], "func", None) is not nothing]
-        if words:
-            parsed[f"{phrase}_{again + 1}" if again else phrase] = words
-    return parsed
-
-
-def _words(phrase: str, known: Mapping[str, Callable]) -> list[str]:
-    """Return the names of the parallel branches in a phrase."""
-    words = phrase.split("+")
-    for word in words:
-        if not word.isidentifier():
-            raise UserError(
-                f"model.layout has '{phrase}': write branch names, with a plus between parallel branches,"
-                " such as attn+mlp."
-            )
-        if word not in known:
-            raise UserError(
-                f"model.layout names '{word}', but the model has no such branch.{suggest(word, known)}"
-                f" To define it, add model/{word}=<option> or +model/attn@model.{word}=<option>."
-            )
-    if len(set(words)) < len(words):
-        raise UserError(
-            f"model.layout has '{phrase}', but a branch can't be parallel to itself: define a second branch, such as"
-            " +model/mlp@model.mlp2=swiglu."
-        )
-    return words

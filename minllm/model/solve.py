@@ -20,6 +20,7 @@ from minllm.errors import UserError
 from minllm.model import cost
 from minllm.model.build import build_shapes
 from minllm.model.lm import LM
+from minllm.model.unused import words_said
 from minllm.schema.building import build
 
 if TYPE_CHECKING:
@@ -62,12 +63,8 @@ def solve(cfg: DictConfig, size: Size) -> tuple[Sizes, float]:
 
 def configured(cfg: DictConfig) -> Sizes:
     """Return the configured values of what may be changed: width, layers, and hidden widths that aren't references."""
-    said = {
-        word
-        for sentence in [*cfg.model.first, *cfg.model.layout]
-        for word in sentence.replace("+", " ").split()
-    }
-    nodes = [(f"model.{word}", cfg.model[word]) for word in cfg.model if word in said]
+    said, _ = words_said(cfg.model)
+    nodes = [(f"model.{word}", cfg.model[word]) for word in cfg.model if word in said or word == "encoder"]
     keys = ["model.dim", "model.n_layers", *(key for path, node in nodes for key in hidden_keys(node, path))]
     return {key: OmegaConf.select(cfg, key) for key in keys}
 

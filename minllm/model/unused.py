@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from minllm.errors import UserError
 from minllm.model.context import Position
+from minllm.model.encoder import Encoder
 from minllm.model.lm import LM
 from minllm.model.parameter import constant, initialise, normal, parameter
 from minllm.runs.find import named_keys
@@ -44,6 +45,7 @@ ERRORS = (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, Asser
 """What a value that an option can't have may raise."""
 MATTER = (
     *("model.dim", "model.n_layers", "model.layout", "model.first", "model.loops", "model.predict_ahead"),
+    *("model.encoder.n_layers", "model.encoder.layout"),
     *("sample.max_new_tokens", "sample.seed"),
     "model.pos.truncate",  # has no effect if the bounds are integers already
 )
@@ -55,11 +57,7 @@ def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
     Args:
         model: what `cfg` configures, on the "meta" device.
     """
-    said = {
-        word
-        for sentence in [*cfg.model.first, *cfg.model.layout]
-        for word in sentence.replace("+", " ").split()
-    }
+    said, of_encoder = words_said(cfg.model)
     chosen = branches_of(cfg.model, LM, options_of(LM))
     typed = typed_keys(cfg)
     written = OmegaConf.to_yaml(cfg.model)
@@ -73,6 +71,12 @@ def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
                 f"{as_typed(cfg, keys[0]) if keys else f'model.{word}'} would do nothing, because no layer of"
                 f" model.layout has '{word}': choose a model/layout that has it, or write one such as"
                 f" 'model.layout=[{word if word != 'mlp' else 'attn'} mlp]'."
+            )
+    for word in branches_of(cfg.model.encoder, Encoder, options_of(Encoder)) if model.encoder else ():
+        if word not in of_encoder:
+            raise UserError(
+                f"model.encoder.{word} would do nothing, because no layer of model.encoder.layout has '{word}': write"
+                f" one that has, such as 'model.encoder.layout=[{word} mlp]'."
             )
     of_position = sorted(key for key in typed if f"{key}.".startswith("model.pos."))
     if of_position and not tells_places_apart(model):
@@ -112,6 +116,15 @@ def refuse_unused(cfg: DictConfig) -> None:
                 f"{key}={OmegaConf.select(cfg, key)} would do nothing: the {NAMES[section]} computes the same with"
                 " other values. Remove it, or change the option that it depends on."
             )
+
+
+def words_said(node: DictConfig) -> tuple[set[str], set[str]]:
+    """Return the branches that the layers of a model name, those of its encoder included, and the encoder's."""
+    encoder = node.get("encoder") or {}
+    of_encoder = set(" ".join(encoder.get("layout") or []).replace("+", " ").split())
+    own = set(encoder) & of_encoder
+    said = set(" ".join([*node.first, *node.layout]).replace("+", " ").split())
+    return said | (of_encoder - own), of_encoder
 
 
 # ---- what was typed ------------------------------------------------------------------------------
@@ -220,6 +233,9 @@ def small(cfg: DictConfig) -> DictConfig:
     result = cfg.copy()
     OmegaConf.set_readonly(result, False)
     needed = len(cfg.model.first) + 2 * len(cfg.model.layout)
+    if layout := OmegaConf.select(cfg, "model.encoder.layout"):
+        n_layers = min(cfg.model.encoder.n_layers, 2 * len(layout))
+        OmegaConf.update(result, "model.encoder.n_layers", n_layers)
     OmegaConf.update(result, "model.n_layers", min(cfg.model.n_layers, needed))
     return result
 
@@ -236,7 +252,6 @@ def computed_by_model(cfg: DictConfig, length: int) -> Iterator[Any]:
     yield from (p.detach().clone() for p in model.parameters())
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(0, VOCABULARY, (1, length), generator=generator)
-    memory_BSD = model.blank_memory(1, length)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(0.2 * torch.randn(p.shape, generator=generator) + 0.5 * (p.ndim == 1))
@@ -247,9 +262,9 @@ def computed_by_model(cfg: DictConfig, length: int) -> Iterator[Any]:
         torch.manual_seed(0)
         losses: list[Tensor] = []
         with torch.no_grad():
-            hidden = model.train(training).hidden(
-                tokens_BT, segments_BT, memory_BSD=memory_BSD, losses=losses
-            )
+            model.train(training)
+            memory_BSD = model.example_memory(tokens_BT, segments_BT, losses)
+            hidden = model.hidden(tokens_BT, segments_BT, memory_BSD=memory_BSD, losses=losses)
             logits = model.logits(hidden)
         yield from (logits, *losses)
     if not model.cannot_generate:
@@ -298,16 +313,19 @@ class EachRole(nn.Module):
 
 def tells_places_apart(model: LM) -> bool:
     """Whether the model's position encoding is used in a forward pass; `none` is always valid."""
-    position, kind = model.position, type(model.position)
+    kind = type(model.position)
     if kind is Position or kind.embed is not Position.embed:
         return True
+    positions = [stack.position for stack in (model, model.encoder) if stack is not None]
+    positions = [position for position in positions if type(position) is kind]
     asked: list[str] = []
     own = [name for name in ("rotate", "bias") if getattr(kind, name) is not getattr(Position, name)]
-    for name in own:
+    for position, name in itertools.product(positions, own):
         position.__dict__[name] = noting(asked, getattr(position, name))
     with torch.device("meta"), torch.no_grad():
-        model(torch.zeros(1, 4, dtype=torch.int64), memory_BSD=model.blank_memory(1, 4))
-    for name in own:
+        tokens_BT = torch.zeros(1, 4, dtype=torch.int64)
+        model(tokens_BT, memory_BSD=model.example_memory(tokens_BT))
+    for position, name in itertools.product(positions, own):
         del position.__dict__[name]
     return bool(asked)
 

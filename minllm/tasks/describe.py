@@ -70,6 +70,7 @@ def column(cfg: DictConfig) -> Column:
         **{name: option for name, option in choices.items() if name not in ("task", "logger")},
         "width, layers": f"{model.dim} × {len(model.layers)}" + f" × {model.loops}" * (model.loops > 1),
         "layout": ", ".join([*cfg.model.first, *cfg.model.layout]),
+        **encoder_row(model, cfg),
         "": "",
         "parameters": f"{figures.params:,}",
         **{f"  {name}": f"{params:,}" for name, params in parameters_by_group(model).items() if params},
@@ -78,6 +79,12 @@ def column(cfg: DictConfig) -> Column:
         "FLOPs per token, training": f"{figures.flops_per_token:,.0f}",
         f"state after {T:,} tokens": "can't generate" if state is None else f"{state:,} bytes",
     }
+
+
+def encoder_row(model: LM, cfg: DictConfig) -> Column:
+    if model.encoder is None:
+        return {}
+    return {"encoder's layers": f"{len(model.encoder.layers)} × {', '.join(cfg.model.encoder.layout)}"}
 
 
 def parameters_by_group(model: LM) -> dict[str, int]:
@@ -89,6 +96,7 @@ def parameters_by_group(model: LM) -> dict[str, int]:
         **{word: size(branch.words[word] for branch in branches if word in branch.words) for word in words},
         "norms": size([model.norm, *(one for b in branches for one in (b.before, b.after, b.norm))]),
         "residual": size(branch.residual for branch in branches),
+        "encoder": 0 if model.encoder is None else size([model.encoder]),
         "predicting ahead": size(model.ahead),
         "head": 0 if model.head is None else size([model.head]),
         "head's bias": 0 if model.head_bias_V is None else model.head_bias_V.numel(),

@@ -51,14 +51,20 @@ def record(
     with torch.device("meta"):
         tokens_BT = torch.zeros(batch, 1 if decode else time, dtype=torch.int64)
         segments_BT = torch.zeros_like(tokens_BT) if packed else None
-        memory_BSD = model.blank_memory(batch, time)
+        source_BS = torch.zeros(batch, time, dtype=torch.int64)
+        with torch.no_grad():
+            memory_BSD = model.example_memory(source_BS) if model.encoder is None or decode else None
         state = model.init_state(batch, time) if decode else None
         if state is not None:
             state.past = time - 1
             state.segments_BS = torch.zeros(batch, time - 1, dtype=torch.int64) if packed else None
         counter = contextlib.nullcontext() if only_sizes else recorder.counter
         with counter, torch.no_grad(), recorder.modules(), recorder:
-            model(tokens_BT, segments_BT, state, memory_BSD)
+            if model.encoder is None or decode:  # the source is encoded before decoding
+                model(tokens_BT, segments_BT, state, memory_BSD)
+            else:
+                segments_BS = torch.zeros_like(source_BS) if packed else None
+                model(tokens_BT, segments_BT, source_BS=source_BS, source_segments_BS=segments_BS)
     return next(tidy(node) for node in recorder.root.inside if isinstance(node, Node))
 
 

@@ -47,7 +47,7 @@ class Attention(nn.Module):
         UserError: n_heads isn't a multiple of n_kv_heads, or D isn't a multiple of n_heads.
     """
 
-    reads_both_ways = True
+    bidirectional = True
 
     def __init__(
         self,

@@ -11,20 +11,22 @@ from minllm.model.attention.attention import heads
 from minllm.model.context import Context, Layer
 from minllm.model.kernels.attention import attend
 from minllm.model.parameter import Linear, SplitLinear
-from minllm.schema.options import BelowOne, Count
+from minllm.schema.options import BelowOne, Count, Positive
 
 
 class CrossAttention(nn.Module):
     """Queries from the stream, keys and values from the memory (1706.03762), without position encoding.
 
-    The memory is an argument of the forward pass, `model(tokens, memory_BSD=…)`, supplied by the objective.
+    The memory is an argument of the forward pass, `model(tokens, memory_BSD=…)`, or the output of the model's encoder
+    for another text, `model(tokens, source_BS=…)`.
 
     Args:
-        n_heads, n_kv_heads, head_dim, qkv_bias, out_bias, dropout: see `minllm.model.attention.attention.Attention`.
+        n_heads, n_kv_heads, head_dim, qkv_bias, out_bias, dropout, scale: see
+            `minllm.model.attention.attention.Attention`.
     """
 
     reads_memory = True
-    reads_both_ways = True
+    bidirectional = True
 
     def __init__(
         self,
@@ -37,10 +39,11 @@ class CrossAttention(nn.Module):
         qkv_bias: bool,
         out_bias: bool,
         dropout: BelowOne,
+        scale: Positive | None = None,
     ):
         super().__init__()
         H, G, K = heads(dim, n_heads, n_kv_heads, head_dim)
-        self.head_dim, self.dropout = K, dropout
+        self.head_dim, self.dropout, self.scale = K, dropout, scale
         self.q = Linear(dim, H * K, stream="reads", bias=qkv_bias)
         self.kv = SplitLinear(dim, [G * K, G * K], stream="within", bias=qkv_bias)
         self.out = Linear(H * K, dim, stream="writes", bias=out_bias, gain=layer.branches**-0.5)
@@ -53,7 +56,9 @@ class CrossAttention(nn.Module):
             state.held = state.held or self._keys_and_values(ctx)
             k_BGSK, v_BGSK = state.held
         dropout = self.dropout if self.training else 0.0
-        y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, ctx.memory_visible(), causal=False, dropout=dropout)
+        y_BHTK = attend(
+            q_BHTK, k_BGSK, v_BGSK, ctx.memory_visible(), causal=False, scale=self.scale, dropout=dropout
+        )
         return self.out(y_BHTK.transpose(1, 2).flatten(2))
 
     def _keys_and_values(self, ctx: Context) -> list[Tensor]:

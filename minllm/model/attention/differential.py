@@ -29,7 +29,7 @@ class DifferentialAttention(nn.Module):
         mask, dropout: see `minllm.model.attention.attention.Attention`.
     """
 
-    reads_both_ways = True
+    bidirectional = True
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class LatentAttention(nn.Module):
         scale: factor of the products of queries and keys; null means 1/√(N + R).
     """
 
-    reads_both_ways = True
+    bidirectional = True
 
     def __init__(
         self,

@@ -15,20 +15,24 @@ from minllm.schema.options import Count
 
 
 class Alibi(Position):
-    """Scores decrease linearly with distance, with a different slope in each head (2108.12409)."""
+    """Scores decrease linearly with distance, with a different slope in each head (2108.12409).
+
+    In an encoder they decrease in both directions.
+    """
 
     def bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
         return ctx.once(("alibi", n_heads, first), lambda: self._bias(n_heads, ctx, first))
 
     def _bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
         slopes_H11 = torch.tensor(_slopes(n_heads), device=ctx.positions_BT.device)[:, None, None]
-        return -slopes_H11 * _distances(ctx, first)[:, None]
+        return -slopes_H11 * _distances(ctx, first).abs()[:, None]
 
 
 class T5(Position):
     """A learned score for each head and each bucket of distances, the same in all layers (1910.10683).
 
-    The first half of the buckets are single distances; the others grow with the distance, up to `max_distance`.
+    The first half of the buckets are single distances; the others grow with the distance, up to `max_distance`. In an
+    encoder half of the buckets are for earlier keys, and half for later ones.
     """
 
     def __init__(self, dim: int, *, n_heads: Count, n_buckets: Count, max_distance: Count):
@@ -59,11 +63,19 @@ class T5(Position):
         return ctx.once((id(self), first), lambda: self._bias(ctx, first))
 
     def _bias(self, ctx: Context, first: int) -> Tensor:
-        distance_BTS, exact = _distances(ctx, first).clamp(min=0), self.n_buckets // 2
-        far_BTS = (distance_BTS.clamp(min=1) / exact).log() / math.log(self.max_distance / exact)
-        bucket_BTS = (exact + (far_BTS * exact).long()).clamp(max=self.n_buckets - 1)
-        bucket_BTS = torch.where(distance_BTS < exact, distance_BTS, bucket_BTS)
+        back_BTS = _distances(ctx, first)
+        if ctx.causal:
+            bucket_BTS = self._buckets(back_BTS.clamp(min=0), self.n_buckets)
+        else:
+            half = self.n_buckets // 2
+            bucket_BTS = self._buckets(back_BTS.abs(), half) + torch.where(back_BTS < 0, half, 0)
         return F.embedding(bucket_BTS, self.weight_UH).permute(0, 3, 1, 2)
+
+    def _buckets(self, distance_BTS: Tensor, n_buckets: int) -> Tensor:
+        exact = n_buckets // 2
+        far_BTS = (distance_BTS.clamp(min=1) / exact).log() / math.log(self.max_distance / exact)
+        bucket_BTS = (exact + (far_BTS * (n_buckets - exact)).long()).clamp(max=n_buckets - 1)
+        return torch.where(distance_BTS < exact, distance_BTS, bucket_BTS)
 
 
 def _distances(ctx: Context, first: int) -> Tensor:
