@@ -127,7 +127,8 @@ def refuse_readers_of_the_past(cfg: DictConfig, model: LM) -> None:
     """Reject mixers that only read from left to right, for an objective whose tokens see later ones."""
     for branch in model.branches():
         for word, module in branch.words.items():
-            if hasattr(module, "init_state") and not getattr(module, "bidirectional", False):
+            reads_on = hasattr(module, "init_state") and not getattr(module, "reads_memory", False)
+            if reads_on and not getattr(module, "bidirectional", False):
                 raise UserError(
                     f"objective={cfg.choices.objective} lets tokens see later ones, but model.{word}"
                     f" ({type(module).__name__}) reads from left to right only: choose attention in its place, such as"

@@ -26,7 +26,6 @@ class CrossAttention(nn.Module):
     """
 
     reads_memory = True
-    bidirectional = True
 
     def __init__(
         self,
