@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from minllm.data.batches import Validation
 from minllm.model.lm import LM
@@ -39,20 +40,20 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    by_window: list[np.ndarray] = []
+    by_window: list[Tensor] = []
     try:
         for batch in validation:
             first = sum(map(len, by_window))
             noise = Noise(0, "evaluation", range(first, first + len(batch.tokens_BT)), validation.rows)
             with autocast(device, precision):
                 nats_B = objective.nats(model, batch.to(device), noise)
-            by_window.append(nats_B.double().cpu().numpy())
+            by_window.append(nats_B.double().cpu())
     finally:
         model.train(training)
-    nats = np.concatenate(by_window)
+    nats_N = torch.cat(by_window)
     if nats_of_documents is not None:
-        np.add.at(nats_of_documents, validation.documents_of_windows, nats)
-    total = float(nats.sum())
+        np.add.at(nats_of_documents, validation.documents_of_windows, nats_N.numpy())
+    total = nats_N.sum().item()
     return {
         "val_loss": total / validation.tokens,
         "val_bpb": total / math.log(2) / validation.bytes,
