@@ -24,8 +24,9 @@ from minllm.tasks import evaluate
 from minllm.training import checkpoints, loop
 from minllm.training import train as task
 from minllm.training.averaging import Average, averaged
+from tests.kills import every_moment
 from tests.test_prediction import CPU, LETTERS
-from tests.test_resume import contents, left
+from tests.test_resume import contents, go_on, left
 from tests.test_training import TINY, figures
 from tests.tiny import VOCAB
 
@@ -239,6 +240,16 @@ def test_a_run_killed_at_any_step_continues_both_exactly(cfg, whole, step, monke
     task.train(cfg, Path("run"), resume="run")
     assert files("run") == files(whole)
     assert left("run") == left(whole)
+
+
+def test_a_run_killed_at_any_moment_continues_both_exactly(words):
+    cfg = minllm.compose([*words, "train.steps=2", "train.keep_checkpoints=1", "train.ema=0.3"])
+    with every_moment(Path("whole"), Path("killed")) as moments:
+        task.train(cfg, Path("whole"))
+    assert len(moments.copies) > 20
+    for run, action in moments.copies.items():
+        go_on(cfg, run)
+        assert (files(run), left(run)) == (files("whole"), left("whole")), f"{run}, killed before {action}"
 
 
 def test_a_failed_evaluation_leaves_the_trained_weights(cfg, whole, monkeypatch):

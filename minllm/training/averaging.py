@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
-    """The exponential moving average of a model's parameters, in fp32 as they are.
+    """The exponential moving average of a model's parameters, in their own precision, fp32.
 
     It starts as the parameters' current values, and step n (from 1) moves it to
 
@@ -41,7 +40,8 @@ class Average:
 
     def restart(self) -> None:
         """Set the average to the parameters' current values."""
-        torch._foreach_copy_(self.averages, [param.detach() for param in self.params])
+        for average, param in zip(self.averages, self.params, strict=True):
+            average.copy_(param.detach())
 
     def exchange(self) -> None:
         """Exchange the values of the parameters and of the average, without copying them."""
