@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minllm.data.batches import Validation
 from minllm.model.lm import LM
@@ -40,7 +39,7 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    by_window: list[Tensor] = []
+    by_window: list[torch.Tensor] = []
     try:
         for batch in validation:
             first = sum(map(len, by_window))
@@ -50,10 +49,10 @@ def evaluate(
             by_window.append(nats_B.double().cpu())
     finally:
         model.train(training)
-    nats_N = torch.cat(by_window)
+    nats = torch.cat(by_window)
     if nats_of_documents is not None:
-        np.add.at(nats_of_documents, validation.documents_of_windows, nats_N.numpy())
-    total = nats_N.sum().item()
+        np.add.at(nats_of_documents, validation.documents_of_windows, nats.numpy())
+    total = nats.sum().item()
     return {
         "val_loss": total / validation.tokens,
         "val_bpb": total / math.log(2) / validation.bytes,
