@@ -139,6 +139,7 @@ def test_inside_a_custom_operation_is_looked_at_once_a_shape():
         ("fp32", []),
         ("bf16", []),
         ("bf16", ["optim=muon"]),
+        ("fp32", ["train.ema=0.9999"]),
         ("fp32", ["optim=sgd", "norm=post", "model.tie_embeddings=false"]),
         ("fp32", ["optim=lion", "model/attn=mla", "train.micro_batch_size=2"]),
         ("bf16", ["model/mlp=moe_expert_choice"]),

@@ -38,6 +38,7 @@ from minllm.objective.noise import Noise
 from minllm.schema.building import build
 from minllm.tokenizer import Tokenizer
 from minllm.training import machine, memory
+from minllm.training.averaging import Average
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import evaluate
 from minllm.training.loop import Run, accumulate, update
@@ -119,8 +120,8 @@ def train(
 ) -> tuple[int, int]:
     """Take two steps and evaluate, as a run does, while `storages` tracks memory.
 
-    Returns the bytes that persist between steps (weights and optimizer state), and the number of matrix products per
-    micro-batch whose shapes differ each time.
+    Returns the bytes that persist between steps (weights, their average and optimizer state), and the number of matrix
+    products per micro-batch whose shapes differ each time.
     """
     run = run_of(cfg, tokenizer, rows, device, precision)
     batch = batch_of(cfg)
@@ -144,6 +145,7 @@ def run_of(
     settings = build(cfg.train)
     with device:  # fake tensors can't be moved to a device in place
         model = build_model(cfg, tokenizer)
+        average = Average(model, settings.ema) if settings.ema else None
     return Run(
         seed=cfg.seed,
         settings=replace(settings, batch_size=min(settings.batch_size, 2 * rows)),
@@ -162,6 +164,7 @@ def run_of(
         device=device,
         precision=precision,
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
+        average=average,
     )
 
 

@@ -1,9 +1,10 @@
 """Checkpoints: safetensors, an optimizer state of tensors and numbers only, and JSON.
 
     checkpoints/step-000100/
-        model.safetensors
-        optimizer.pt        loaded with weights_only=True: no arbitrary objects are unpickled
-        state.json          progress, best evaluation, choices made by `auto`, and checksums (state.py)
+        model.safetensors       the weights; with train.ema, their average
+        unaveraged.safetensors  with train.ema, the weights that training continues from
+        optimizer.pt            loaded with weights_only=True: no arbitrary objects are unpickled
+        state.json              progress, best evaluation, choices made by `auto`, and checksums (state.py)
 
 A checkpoint is written to a temporary folder and then renamed, so a folder named step-* is always complete.
 """
@@ -36,20 +37,29 @@ from minllm.schema.building import build
 from minllm.schema.checking import validate
 from minllm.tokenizer import Tokenizer, of_run
 from minllm.training import memory
+from minllm.training.averaging import Average, averaged
 from minllm.training.optimizers import wrong_state
 from minllm.training.state import Progress, wrong_values
 
 T = TypeVar("T")
 PATIENCE = 100
 """How many times to retry when the training process removes the checkpoint being read."""
-CHECKED = ("model.safetensors", "optimizer.pt")
+MODEL, UNAVERAGED, OPTIMIZER = "model.safetensors", "unaveraged.safetensors", "optimizer.pt"
 WEIGHTS = ("F64", "F32", "F16", "BF16")
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    keep: int,
+    average: Average | None = None,
 ) -> None:
     """Write a checkpoint in `folder`, then remove all except the newest `keep` and the best.
+
+    Args:
+        average: the average of the model's parameters, if there is one.
 
     Raises:
         OSError: the folder can't be written, or the disk is full; earlier checkpoints are unchanged.
@@ -60,10 +70,13 @@ def save(
     beside.mkdir(parents=True)
     try:
         with _write_errors():
-            save_model(model, str(beside / "model.safetensors"))
-            with (beside / "optimizer.pt").open("wb") as file:
+            if average:
+                save_model(model, str(beside / UNAVERAGED))
+            with averaged(average):
+                save_model(model, str(beside / MODEL))
+            with (beside / OPTIMIZER).open("wb") as file:
                 torch.save(optimizer.state_dict(), file)
-        progress.files = {name: checksum(beside / name) for name in CHECKED}
+        progress.files = {path.name: checksum(path) for path in sorted(beside.iterdir())}
         (beside / "state.json").write_text(to_json(asdict(progress)), encoding="utf-8")
         _sync(beside)
         os.replace(beside, target)
@@ -154,27 +167,30 @@ def read_progress(checkpoint: Path) -> Progress:
         return progress
 
 
-def load_weights(checkpoint: Path, model: nn.Module) -> None:
+def load_weights(checkpoint: Path, model: nn.Module, name: str = MODEL) -> None:
     """Load a checkpoint's weights into `model`.
+
+    Args:
+        name: the file that has them.
 
     Raises:
         UserError: the checkpoint is damaged, or belongs to a different architecture.
     """
-    with _damage(checkpoint, "model.safetensors") as path:
+    with _damage(checkpoint, name) as path:
         refuse_changed(path)
         shapes = _shapes(path)  # raises ValueError for types that weights can't have
-    for name, tensor in model.state_dict().items():
-        if name in shapes and shapes[name] != tuple(tensor.shape):
+    for key, tensor in model.state_dict().items():
+        if key in shapes and shapes[key] != tuple(tensor.shape):
             raise UserError(
-                f"{path} belongs to a different architecture: its {name} has shape {shapes[name]}, but this model's has"
+                f"{path} belongs to a different architecture: its {key} has shape {shapes[key]}, but this model's has"
                 f" {tuple(tensor.shape)}. Use the options in {run_of(checkpoint)}/config.yaml."
             )
-    with _damage(checkpoint, "model.safetensors"):
+    with _damage(checkpoint, name):
         device = str(next(model.parameters()).device)
         missing, unexpected = load_model(model, path, strict=False, device=device)
     if missing or unexpected:
-        differences = [f"{name} is missing" for name in missing] + [
-            f"{name} is not in this model" for name in unexpected
+        differences = [f"{key} is missing" for key in missing] + [
+            f"{key} is not in this model" for key in unexpected
         ]
         raise UserError(
             f"{path} belongs to a different architecture ({', '.join(differences[:3])}). Use the options it was trained"
@@ -182,9 +198,20 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
         )
 
 
+def load_average(checkpoint: Path, model: nn.Module, average: Average) -> None:
+    """Load a checkpoint's averaged parameters into `average`, and its unaveraged weights into `model`.
+
+    Raises:
+        UserError: the checkpoint is damaged, or belongs to a different architecture.
+    """
+    load_weights(checkpoint, model)
+    average.restart()
+    load_weights(checkpoint, model, UNAVERAGED)
+
+
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
     """Load a checkpoint's state into `optimizer`. UserError if the checkpoint is damaged."""
-    with _damage(checkpoint, "optimizer.pt") as path:
+    with _damage(checkpoint, OPTIMIZER) as path:
         refuse_changed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if wrong := wrong_state(optimizer, state):

@@ -25,6 +25,7 @@ from minllm.runs.documents import DocumentLosses
 from minllm.runs.folder import DIVERGED, RunDir
 from minllm.runs.records import marked
 from minllm.training import checkpoints, machine, memory
+from minllm.training.averaging import Average, averaged
 from minllm.training.budget import PACE_STEPS, Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import autocast, evaluate
@@ -64,6 +65,8 @@ class Run:
     device: torch.device
     precision: machine.Precision
     tokens_per_step: int
+    average: Average | None = None
+    """The average of the parameters, which is evaluated, sampled from and saved in their place."""
     latest_samples: list[tuple[str, str]] = field(default_factory=list)
     validation_text: str | None = None
     """A hash of the validation text, independent of the tokenizer: runs with the same hash are comparable."""
@@ -191,7 +194,8 @@ def save(run: Run) -> None:
     run.folder.mend()
     run.progress.records = marked(run.folder.path)
     keep, folder = run.settings.keep_checkpoints, run.folder.checkpoints
-    run.folder.written(lambda: checkpoints.save(folder, run.model, run.optimizer, run.progress, keep))
+    model, average = run.model, run.average
+    run.folder.written(lambda: checkpoints.save(folder, model, run.optimizer, run.progress, keep, average))
 
 
 @contextlib.contextmanager
@@ -293,6 +297,8 @@ def update(run: Run, lr: float) -> float:
     run.optimizer.step()
     if metrics := after_step(run.model):
         run.progress.recent_figures.append(metrics)
+    if run.average:
+        run.average.update(run.progress.step + 1)
     return grad_norm
 
 
@@ -335,7 +341,7 @@ def record_training(run: Run, tokens_per_second: float) -> None:
         grad_norm=progress.grad_norm,
         tokens_per_second=tokens_per_second,
         memory_bytes=memory.peak_bytes(run.device),
-        **means(progress.recent_figures),
+        **progress.recent_means(),
     )
     progress.recent_losses.clear(), progress.recent_figures.clear()
 
@@ -348,7 +354,7 @@ def record_evaluation(run: Run, last: bool) -> bool:
     """
     progress = run.progress
     by_document = last and run.document_bytes is not None
-    with keeping(run):
+    with keeping(run), averaged(run.average):
         figures, nats = evaluation(run, by_document)
         if nats is not None:
             run.folder.documents(DocumentLosses(nats, run.document_bytes))
@@ -378,7 +384,8 @@ def write_sample(run: Run) -> None:
     step = run.progress.step
     try:
         with keeping(run):
-            run.latest_samples = run.sample()
+            with averaged(run.average):
+                run.latest_samples = run.sample()
             if run.latest_samples:
                 run.folder.samples(step, [prompt + text for prompt, text in run.latest_samples])
     except Exception as error:
@@ -387,10 +394,3 @@ def write_sample(run: Run) -> None:
         run.folder.say(f"Memory ran out while generating a sample: step {step} has none.")
     if run.latest_samples:
         run.logger.samples(step, run.latest_samples)
-
-
-def means(steps: list[dict[str, float]]) -> dict[str, float]:
-    """Return each metric's mean over the steps that have it."""
-    names = dict.fromkeys(name for metrics in steps for name in metrics)
-    values_of = {name: [metrics[name] for metrics in steps if name in metrics] for name in names}
-    return {name: sum(values) / len(values) for name, values in values_of.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minllm.errors import UserError
-from minllm.schema.options import Count, Natural, Positive
+from minllm.schema.options import Count, Natural, Positive, Share
 
 BUDGETS = ("steps", "tokens", "minutes", "flops")
 
@@ -27,6 +27,8 @@ class Settings:
     precision: bf16 is autocast with fp32 weights; auto uses it if it is faster
     compile: auto compiles if the run is long enough for that to save time
     clip: maximum norm of the gradient; null doesn't clip
+    ema: decay of an exponential moving average of the parameters, which is then what is evaluated, sampled from and
+        loaded from checkpoints; null doesn't average
     malloc: keep makes glibc keep freed pages, on CPU; default leaves it unchanged
     check: check before training that the model satisfies the laws of `minllm.laws.laws`
     """
@@ -48,7 +50,9 @@ class Settings:
     device: Literal["auto", "cpu", "cuda", "mps"]
     clip: Positive | None
     malloc: Literal["keep", "default"]
-    check: bool = True  # older runs don't have this option
+    # older runs don't have these options
+    ema: Share | None = None
+    check: bool = True
 
     def __post_init__(self):
         if all(getattr(self, budget) is None for budget in BUDGETS):

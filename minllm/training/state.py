@@ -35,6 +35,8 @@ class Progress:
     """The fingerprint of the model's tokenizer; None in older checkpoints."""
     data: dict | None = None
     """The numbers of documents, tokens and bytes of each split, and their hash; a resumed run must have the same."""
+    ema: float | None = None
+    """The decay of the averaged weights; None if they aren't averaged."""
     lr: float | None = None
     grad_norm: float | None = None
     """Of the latest step."""
@@ -50,6 +52,14 @@ class Progress:
     """Lengths and checksums of metrics.jsonl and samples.txt."""
     files: dict[str, int] | None = None
     """The checksums of the checkpoint's other files; None in older checkpoints."""
+
+    def recent_means(self) -> dict[str, float]:
+        """Return the mean of each of `recent_figures` over the steps that have it."""
+        names = dict.fromkeys(name for metrics in self.recent_figures for name in metrics)
+        values_of = {
+            name: [metrics[name] for metrics in self.recent_figures if name in metrics] for name in names
+        }
+        return {name: sum(values) / len(values) for name, values in values_of.items()}
 
     def tokens_per_second(self, tokens_per_step: int) -> float:
         """Return the pace of training, excluding evaluations, checkpoints and compilation."""
@@ -80,6 +90,7 @@ def wrong_values(progress: Progress, step: int) -> list[str]:
         or (isinstance(best, dict) and is_count(best.get("step")) and is_number(best.get("val_loss"))),
         "tokenizer": progress.tokenizer is None or isinstance(progress.tokenizer, str),
         "data": progress.data is None or isinstance(progress.data, dict),
+        "ema": progress.ema is None or (is_number(progress.ema) and 0 < progress.ema < 1),
         "lr": progress.lr is None or is_number(progress.lr),
         "grad_norm": progress.grad_norm is None or is_number(progress.grad_norm),
         "recent_losses": isinstance(progress.recent_losses, list)

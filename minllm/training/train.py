@@ -27,6 +27,7 @@ from minllm.schema.building import build
 from minllm.schema.options import RunPlace
 from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
+from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import LOOKAHEAD_WARNING
@@ -133,6 +134,7 @@ def prepare(
         init_from = None  # the checkpoint has the run's own weights
     progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
     progress.configured = same_configuration(progress.configured, unchangeable(cfg))
+    progress.ema = same_average(progress.ema, settings.ema) if checkpoint else settings.ema
     kept = folder.kept(progress.step, progress.records) if resume else None
 
     device = machine.choose_device(settings.device)
@@ -158,12 +160,16 @@ def prepare(
         checked = check_laws(cfg) if settings.check else None
     if init_from:
         checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))
+    average = Average(model, settings.ema) if settings.ema else None
     optimizer = build(cfg.optim, model)
     budget = budget_of(settings, model, cfg.data.seq_len)
     schedule = build(cfg.schedule)
     schedule.check(budget.total_steps)
     if checkpoint:
-        checkpoints.load_weights(checkpoint, model)
+        if average:
+            checkpoints.load_average(checkpoint, model, average)
+        else:
+            checkpoints.load_weights(checkpoint, model)
         checkpoints.load_optimizer(checkpoint, optimizer)
         if budget.spent(progress.step, progress.seconds) and folder.is_finished(progress.step):
             raise budget.used_up(progress.step, progress.seconds)
@@ -193,6 +199,7 @@ def prepare(
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
         validation_text=corpus.store.metadata["validation_text"],
         document_bytes=validation.documents.sizes(tokenizer.byte_lengths),
+        average=average,
     )
     if kept:
         run.recorded = kept.recorded
@@ -209,6 +216,10 @@ def prepare(
         if pages
         else None,
         f"Weights are initialised from {init_from}." if init_from else None,
+        f"Evaluations, samples and model.safetensors use the exponential moving average of the weights"
+        f" (train.ema={settings.ema:g})."
+        if average
+        else None,
         f"Continuing from step {progress.step}." if checkpoint else None,
         "The run had no checkpoint yet, so it starts from the beginning."
         if resume and not checkpoint
@@ -253,6 +264,18 @@ def same_configuration(before: dict[str, str] | None, now: dict[str, str]) -> di
     return now
 
 
+def same_average(before: float | None, now: float | None) -> float | None:
+    """Return `now`, the decay of the averaged weights. UserError if the run was trained with a different one."""
+    if before != now:
+        kept = "null" if before is None else before
+        raise UserError(
+            f"The run's last checkpoint was saved with train.ema={kept}, so the run can't be resumed with"
+            f" train.ema={'null' if now is None else now}. Type train.ema={kept}, or start a new run from its weights"
+            " with init_from=<run>."
+        )
+    return now
+
+
 def same_data(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
     """Return `now`, the hashes of the documents. UserError if the run was trained on different ones."""
     if before not in (None, now):
@@ -287,6 +310,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
         "val_loss": progress.val_loss,
         "val_bpb": progress.val_bpb,
         "val_bound": run.objective.bound,
+        "ema": run.settings.ema,
         **above_floor(progress.val_bpb, run.floor_bpb, run.validation.bytes),
         "best": progress.best,
         **asdict(cost(run.model, cfg.data.seq_len)),
@@ -311,7 +335,8 @@ def report(run: Run, summary: dict) -> list[str]:
         "",
         *[(prompt + text).strip() for prompt, text in run.latest_samples],
         "",
-        f"Validation: {summary['val_loss']:.4f} nats per token, {summary['val_bpb']:.4f} bits per byte{floor}.",
+        f"Validation: {summary['val_loss']:.4f} nats per token, {summary['val_bpb']:.4f} bits per byte{floor}"
+        f"{', of the averaged weights' if summary['ema'] else ''}.",
         *[LOOKAHEAD_WARNING] * bool(run.model.cannot_generate),
         *([summary["below_floor"]] if "below_floor" in summary else []),
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"
