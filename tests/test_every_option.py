@@ -97,7 +97,6 @@ every_single = of_choices(SINGLES)
 every_traced = of_choices(SINGLES + TRACED)
 every_option = of_choices(SINGLES + VALUES + PRESETS)
 every_pair = of_choices(SINGLES + VALUES + PRESETS + PAIRS)
-every_objective = pytest.mark.parametrize("objective", options("objective"))
 
 
 def refuses_to_generate(model: LM) -> bool:
@@ -124,11 +123,10 @@ def same(one: torch.Tensor, other: torch.Tensor, tolerance: float = 2e-5) -> Non
 
 
 @every_pair
-@every_objective
-def test_it_learns(choices, objective):
+def test_it_learns(choices):
     """The loss is finite, every parameter has a gradient, and each step lowers the loss on the same batch."""
-    cfg = tiny_cfg(*choices, objective)
-    model, learn = tiny_model(*choices, objective).train(), build(cfg.objective)
+    cfg = tiny_cfg(*choices)
+    model, learn = tiny_model(*choices).train(), build(cfg.objective)
     batch = tokens(4, T + 1)
 
     def loss():

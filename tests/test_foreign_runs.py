@@ -316,8 +316,11 @@ def test_control_characters_reach_a_file_and_no_terminal(run, monkeypatch, capsy
     folder.event({"step": 4, evil: 1.0})
     folder.samples(4, [evil])
     monkeypatch.setattr(
-        "minllm.tasks.generate.continued",
-        lambda *args, stream=None, **options: [stream(evil) if stream else None, evil][1:],
+        "minllm.objective.causal.Causal.generate",
+        lambda self, model, tokenizer, prompts, sampling, stream=None: [
+            stream(evil) if stream else None,
+            evil,
+        ][1:],
     )
     perform(minllm.compose(["task=generate", "run=run", "prompts=[a]"]), Path("unused"))
     perform(minllm.compose(["task=generate", "run=run", "prompts=[a,b]"]), Path("unused"))

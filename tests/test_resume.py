@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 import minllm
 from minllm.data.batches import open_data
 from minllm.errors import UserError
+from minllm.objective.causal import Causal
 from minllm.runs import folder as rundir
 from minllm.runs.folder import RunDir
 from minllm.training import checkpoints, loggers, loop
@@ -185,7 +186,7 @@ def starving(*args, **options):
 
 
 def test_a_sample_that_memory_does_not_allow_costs_no_training(cfg, monkeypatch):
-    monkeypatch.setattr(task, "generate", starving)
+    monkeypatch.setattr(Causal, "generate", starving)
     assert train(cfg, "run")["steps"] == 4
     log = Path("run/log.txt").read_text(encoding="utf-8")
     assert "Memory ran out while generating a sample: step 4 has none." in log
@@ -216,7 +217,7 @@ def test_too_little_memory_is_a_sentence(cfg, where, error, monkeypatch):
     def starving(*args, **options):
         raise error
 
-    monkeypatch.setattr(task, where, starving)
+    monkeypatch.setattr(Causal if where == "generate" else task, where, starving)
     if where == "generate":
         train(cfg, "run")
     else:

@@ -102,12 +102,13 @@ class Blocks(Objective):
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
         canvas = Canvas(batch, self.block, self.length)
-        copies = self._one_by_one(canvas) if self.bound == "exact" else self._masked_exactly(canvas, noise)
-        device = batch.tokens_BT.device
-        return sum(
+        exact, device = self.bound == "exact", batch.tokens_BT.device
+        copies = self._one_by_one(canvas) if exact else self._masked_exactly(canvas, noise)
+        nats = [
             nats_of_rows(model, canvas.inputs(*copy, mask_of(model)).to(device), extra_tokens=1)
             for copy in copies
-        ) / len(copies)
+        ]
+        return torch.stack(nats).sum(0) if exact else torch.stack(nats).mean(0)
 
     def _masked_exactly(self, canvas: Canvas, noise: Noise) -> Sequence[tuple[Tensor, Tensor]]:
         """Return copies with 1 to n of the n open tokens of each block masked, and the weights n / their number."""

@@ -1,0 +1,400 @@
+"""What every objective must prove: each YAML of conf/objective is held to it at a tiny size."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minllm.data.batches import IGNORED, Batch
+from minllm.errors import UserError
+from minllm.generation.sampler import Sampling
+from minllm.model.build import build_model
+from minllm.objective import HOLE
+from minllm.objective.blocks import Blocks, Canvas
+from minllm.objective.noise import Noise
+from minllm.objective.schedule import masking
+from minllm.schema.building import build
+from tests.tiny import VOCAB, T, options, random_model, tiny_cfg
+
+PADDING, EOS = 3, 5
+
+
+def batch(rows: int = 4, *, given: bool = False, seed: int = 0, length: int = T) -> Batch:
+    """Return documents of different lengths in rows of their own, half of each given if asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(6, VOCAB, (rows, length), generator=generator)
+    lengths = torch.linspace(length, length // 2, rows).long()[:, None]
+    place = torch.arange(length)
+    text = torch.where(place == lengths - 1, EOS, torch.where(place < lengths, text, PADDING))
+    tokens_BT = torch.cat([torch.full((rows, 1), EOS), text[:, :-1]], 1)
+    targets_BT = torch.where(place < lengths, text, IGNORED)
+    given_BT = (place < lengths // 2) if given else None
+    if given:
+        targets_BT = targets_BT.masked_fill(given_BT, IGNORED)
+    return Batch(tokens_BT, targets_BT, None, given_BT, PADDING, EOS)
+
+
+def noise(rows: int = 4, seed: int = 0, step: int | str = 7) -> Noise:
+    return Noise(seed, step, range(rows), rows)
+
+
+def made(objective: str, *more: str):
+    """Return a model with random weights, and the objective that it learns."""
+    choices = (objective, *more)
+    return random_model(*choices), build(tiny_cfg(*choices).objective)
+
+
+every_objective = pytest.mark.parametrize("objective", options("objective"))
+every_way_of_reading = pytest.mark.parametrize("given", [False, True], ids=["plain", "pairs"])
+
+
+# ---- every objective -----------------------------------------------------------------------------
+
+
+@every_objective
+@every_way_of_reading
+def test_it_learns(objective, given):
+    """Each step lowers the loss for the same batch and the same noise, and every parameter gets a gradient."""
+    model, learn = made(objective)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    inputs = learn.inputs(batch(given=given), noise(), model)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        losses.append(learn.loss(model, inputs))
+        losses[-1].backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+    assert losses == sorted(losses, reverse=True) and losses[-1].isfinite()
+
+
+@every_objective
+@every_way_of_reading
+def test_micro_batches_change_nothing(objective, given):
+    model, learn = made(objective)
+    inputs = learn.inputs(batch(given=given), noise(), model)
+    whole = learn.loss(model, inputs)
+    parts = sum(learn.loss(model, inputs.rows(slice(i, i + 1))) for i in range(4))
+    torch.testing.assert_close(parts, whole)
+
+
+@every_objective
+def test_processes_change_nothing(objective):
+    """Rows that another process has are noised as they would be here."""
+    model, learn = made(objective)
+    documents = batch()
+    whole = learn.inputs(documents, noise(), model)
+    for rows in (range(0, 1), range(1, 4)):
+        own = learn.inputs(documents.rows(slice(rows.start, rows.stop)), Noise(0, 7, rows, 4), model)
+        expected = whole.rows(slice(rows.start, rows.stop))
+        for name, value in vars(own).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, getattr(expected, name)), name
+
+
+@every_objective
+@every_way_of_reading
+@torch.no_grad()
+def test_it_is_evaluated_alike_in_any_batch(objective, given):
+    """And the same twice: the noise of an evaluation depends on the row alone."""
+    model, learn = made(objective)
+    documents = batch(given=given)
+    whole_B = learn.nats(model, documents, noise(step="evaluation"))
+    assert torch.equal(whole_B, learn.nats(model, documents, noise(step="evaluation")))
+    for row in range(4):
+        alone = documents.rows(slice(row, row + 1))
+        nats = learn.nats(model, alone, Noise(0, "evaluation", range(row, row + 1), 4))
+        torch.testing.assert_close(nats[0], whole_B[row], rtol=1e-4, atol=1e-4)
+
+
+@every_objective
+@torch.no_grad()
+def test_a_model_whose_output_is_zero_has_the_loss_of_a_uniform_guess(objective):
+    """ln V for each token that counts; diffusion also pays for the padding up to the end of its block."""
+    model, learn = made(objective)
+    model.embedding.zero_()
+    documents = batch(given=True)
+    counted_B = (documents.targets_BT != IGNORED).sum(1)
+    if isinstance(learn, Blocks):
+        counted_B = Canvas(documents, learn.block, learn.length).open_BT.sum(1)
+    nats_B = learn.nats(model, documents, noise())
+    torch.testing.assert_close(nats_B, counted_B * math.log(VOCAB), rtol=1e-5, atol=0)
+
+
+@every_objective
+@torch.no_grad()
+def test_the_given_part_is_neither_noised_nor_counted(objective):
+    model, learn = made(objective)
+    documents = batch(given=True)
+    inputs = learn.inputs(documents, noise(), model)
+    seen_BT = inputs.tokens_BS[:, :T] == documents.text_BT
+    shifted_BT = inputs.tokens_BS[:, :T] == documents.tokens_BT
+    given_BT = documents.given_BT
+    assert (seen_BT | shifted_BT)[given_BT].all() or objective in ("objective=fim",)
+    if inputs.targets_BT.shape == given_BT.shape:
+        assert (inputs.targets_BT[given_BT] == IGNORED).all()
+
+
+@every_objective
+def test_recurrent_mixers_go_with_it_or_are_refused(objective):
+    learn = build(tiny_cfg(objective).objective)
+    words = [objective, "model/rec=mamba", "model.layout=[rec mlp]"]
+    if learn.attends == "past":
+        assert random_model(*words)
+    else:
+        with pytest.raises(UserError, match="reads from left to right only: choose attention"):
+            build_model(tiny_cfg(*words), SimpleNamespace(vocab_size=VOCAB))
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    vocab_size, eos_id, bos_id, pad_id = VOCAB, EOS, EOS, PADDING
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        return [EOS] * bos + [ord(letter) - 59 for letter in text] + [EOS] * eos
+
+    def encode_batch(self, texts, *, bos: bool = False):
+        return [self.encode(text, bos=bos) for text in texts]
+
+    def decode(self, ids) -> str:
+        return "".join(chr(id + 59) for id in ids)
+
+    def token_bytes(self, id: int) -> bytes:
+        return chr(id + 59).encode()
+
+
+def sampling(**changed) -> Sampling:
+    options = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.0, "max_new_tokens": 9, "seed": 0}
+    return Sampling(**{**options, **changed})
+
+
+@every_objective
+def test_it_writes_after_prompts_of_any_length(objective):
+    """A prompt's text doesn't depend on the other prompts, the same seed gives the same, another seed another."""
+    model, learn = made(objective)
+    prompts = ["", "AB", "ABCDEFG"]
+    texts = learn.generate(model, Letters(), prompts, sampling())
+    assert texts == learn.generate(model, Letters(), prompts, sampling())
+    assert texts != learn.generate(model, Letters(), prompts, sampling(seed=1))
+    for prompt, text in zip(prompts, texts):
+        assert learn.generate(model, Letters(), [prompt], sampling()) == [text] and len(text) <= 9
+    pieces: list[str] = []
+    (text,) = learn.generate(model, Letters(), ["AB"], sampling(), pieces.append)
+    assert "".join(pieces) == text == texts[1]
+
+
+# ---- what tokens may see -------------------------------------------------------------------------
+
+
+def changes(objective: str, given: bool, words: Sequence[str] = ()) -> torch.Tensor:
+    """Return which of a row's inputs change the output at which place, bool (outputs, inputs)."""
+    model, learn = made(objective, *words)
+    documents = batch(1, given=given)
+    inputs = learn.inputs(documents, noise(1), model)
+
+    def outputs(tokens_BS):
+        return model.hidden(tokens_BS, inputs.segments_BS, sight=inputs.sight)[0]
+
+    with torch.no_grad():
+        before_SD = outputs(inputs.tokens_BS)
+        rows = []
+        for place in range(inputs.tokens_BS.shape[1]):
+            changed_BS = inputs.tokens_BS.clone()
+            changed_BS[0, place] = (changed_BS[0, place] + 1) % VOCAB
+            rows.append((outputs(changed_BS) != before_SD).any(1))
+    return torch.stack(rows, 1)
+
+
+def test_masked_sees_everything():
+    assert changes("objective=masked", given=False).all()
+
+
+def test_a_prefix_is_read_in_both_directions_and_the_rest_from_left_to_right():
+    seen = changes("objective=prefix", given=True)
+    place = torch.arange(T)
+    known = T // 2  # inputs are one behind: the last of these predicts the first target
+    expected = (place[None] <= place[:, None]) | ((place[:, None] <= known) & (place[None] <= known))
+    assert torch.equal(seen, expected)
+
+
+def test_blocks_see_themselves_and_the_clean_blocks_before():
+    seen, block = changes("objective=blocks", given=False, words=["objective.block=6"]), 6
+    of = torch.arange(T) // block
+    earlier, same = of[None] < of[:, None], of[None] == of[:, None]
+    noised = torch.cat([same, earlier], 1)
+    clean = torch.cat([torch.zeros_like(same), same | earlier], 1)
+    assert torch.equal(seen, torch.cat([noised, clean]))
+
+
+# ---- diffusion -----------------------------------------------------------------------------------
+
+
+def likelihood_bound(model, documents: Batch, block: int) -> float:
+    """Return the exact evidence bound of one document, over all ways to mask each block."""
+    canvas, total = Canvas(documents, block, T), 0.0
+    for number in range(canvas.blocks):
+        places = (canvas.open_BT[0] & (canvas.block_T == number)).nonzero()[:, 0].tolist()
+        for k in range(1, len(places) + 1):
+            ways = list(itertools.combinations(places, k))
+            for chosen in ways:
+                masked_BT = torch.zeros_like(canvas.open_BT)
+                masked_BT[0, list(chosen)] = True
+                inputs = canvas.inputs(masked_BT, torch.ones(masked_BT.shape), VOCAB)
+                x_BSD = model.hidden(inputs.tokens_BS, inputs.segments_BS, sight=inputs.sight)
+                logits = model.logits(x_BSD)[0, list(chosen), :VOCAB]
+                loss = F.cross_entropy(logits, documents.text_BT[0, list(chosen)], reduction="sum").item()
+                total += loss / k / len(ways)
+    return total
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+@torch.no_grad()
+def test_estimates_are_unbiased(block):
+    """The mean over many draws is the bound that all ways of masking give, in evaluation and in training."""
+    model, _ = made("objective=blocks")
+    document = batch(1, length=4)
+    options = {"block": block, "length": 4, "weighted": True, "chain_rule": False}
+    learn = Blocks(**options, schedule="log_linear", draws=3)
+    exact = likelihood_bound(model, document, block)
+    draws = [learn.nats(model, document, noise(1, seed=seed)).item() for seed in range(200)]
+    spread = torch.tensor(draws).std().item() / math.sqrt(len(draws))
+    assert sum(draws) / len(draws) == pytest.approx(exact, abs=4 * spread + 1e-4 * exact)
+    if block == 1:
+        assert max(draws) == min(draws) == pytest.approx(exact, rel=1e-5)
+
+    rows = Batch(*(x.expand(500, -1) for x in (document.tokens_BT, document.targets_BT)), None, None, PADDING)
+    for schedule in ("log_linear", "cosine", "linear"):
+        learn = Blocks(**options, schedule=schedule, draws=1)
+        mean = sum(
+            learn.loss(model, learn.inputs(rows, noise(500, seed=seed), model)).item() for seed in range(4)
+        )
+        assert mean / 2000 == pytest.approx(exact, rel=0.1)
+
+
+@torch.no_grad()
+def test_a_block_for_the_whole_row_is_masked_diffusion_to_the_bit():
+    model, masked = made("objective=masked")
+    options = {"schedule": "log_linear", "weighted": True, "draws": 4, "chain_rule": False, "length": T}
+    blocks = Blocks(block=T, **options)
+    documents = batch(given=True)
+    losses = [learn.loss(model, learn.inputs(documents, noise(), model)) for learn in (masked, blocks)]
+    assert torch.equal(*losses)
+    assert torch.equal(*(learn.nats(model, documents, noise()) for learn in (masked, blocks)))
+
+
+@torch.no_grad()
+def test_the_chain_rule_is_the_likelihood_of_unmasking_from_left_to_right():
+    model, masked = made("objective=masked", "objective.chain_rule=true")
+    document = batch(1, length=T)
+    assert masked.bound == "exact"
+    text_T, expected = document.text_BT[0], 0.0
+    for place in range(T):
+        noised_1T = torch.where(torch.arange(T) < place, text_T, VOCAB)[None]
+        logits_V = model.logits(model.hidden(noised_1T, sight=Sight(sees_all=True)))[0, place, :VOCAB]
+        expected += F.cross_entropy(logits_V, text_T[place]).item()
+    assert masked.nats(model, document, noise(1)).item() == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_documents_length_is_not_given_away():
+    """The cost of a short document doesn't depend on the width of its batch, and includes the padding of its block."""
+    model, masked = made("objective=masked")
+    short = batch(1, length=T // 2)
+    tokens_BT = F.pad(short.tokens_BT, (0, T // 2), value=PADDING)
+    wide = Batch(tokens_BT, F.pad(short.targets_BT, (0, T // 2), value=IGNORED), None, None, PADDING, EOS)
+    assert torch.equal(*(masked.nats(model, one, noise(1)) for one in (short, wide)))
+    assert Canvas(short, T, T).open_BT.all()
+
+
+@pytest.mark.parametrize("schedule", ["log_linear", "cosine", "linear"])
+def test_schedules_rise_and_weights_are_their_slope(schedule):
+    t = torch.linspace(0.05, 0.95, 50, dtype=torch.float64)
+    p, weight = masking(t, schedule)
+    later, _ = masking(t + 1e-6, schedule)
+    assert (p.diff() > 0).all() and (p > 0).all() and (p <= 1).all()
+    torch.testing.assert_close(weight, (later - p) / 1e-6 / p, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [None, 1, 3])
+@pytest.mark.parametrize("unmask", ["confident", "random"])
+@pytest.mark.parametrize("objective", ["objective=masked", "objective=blocks"])
+def test_unmasking_keeps_the_prompt_and_leaves_no_mask(objective, unmask, steps):
+    model, learn = made(objective)
+    states: list[str] = []
+    options = sampling(steps=steps, unmask=unmask, trace=1)
+    (text,) = learn.generate(model, Letters(), ["ABCD"], options, states.append)
+    assert "".join(states).endswith("ABCD" + text) and all(state.startswith("ABCD") for state in states)
+    passes = len(states) - 1
+    assert passes <= (steps or T) * math.ceil(13 / learn.block) if steps else passes >= 1
+    assert not set(text) & {"░", chr(VOCAB + 59)}
+
+
+def test_rows_with_several_documents_are_refused():
+    masked = build(tiny_cfg("objective=masked").objective)
+    with pytest.raises(UserError, match="data.packing=pad"):
+        masked.check(SimpleNamespace(packing="pack"))
+
+
+# ---- prefix and fill in the middle ---------------------------------------------------------------
+
+
+def test_plain_documents_are_given_up_to_a_random_place():
+    model, prefix = made("objective=prefix")
+    counts = set()
+    for seed in range(20):
+        documents = batch(seed=seed)
+        inputs = prefix.inputs(documents, noise(seed=seed), model)
+        counted_B = (inputs.targets_BT != IGNORED).sum(1)
+        assert (counted_B >= 1).all() and prefix.counted(documents, inputs) == counted_B.sum()
+        counts |= set(counted_B.tolist())
+    assert len(counts) > 10
+
+
+@pytest.mark.parametrize("spm", [0.0, 1.0])
+def test_the_middle_comes_last(spm):
+    model, fim = made("objective=fim", "objective.rate=1", f"objective.spm={spm}")
+    pre, suf, mid = range(VOCAB, VOCAB + 3)
+    for seed in range(20):
+        documents = batch(seed=seed)
+        inputs = fim.inputs(documents, noise(seed=seed), model)
+        for row, tokens in enumerate(inputs.tokens_BS.tolist()):
+            targets = inputs.targets_BT[row].tolist()
+            end = targets.index(EOS)
+            tokens = tokens[: end + 1]
+            assert tokens[0] == EOS and tokens[1] == pre
+            after_suf, after_mid = (
+                tokens[tokens.index(suf) + 1 : tokens.index(mid)],
+                tokens[tokens.index(mid) + 1 :],
+            )
+            original = [t for t in documents.targets_BT[row].tolist() if t != IGNORED][:-1]
+            if spm:
+                assert tokens[2] == suf
+                found = after_mid + after_suf
+            else:
+                found = tokens[2 : tokens.index(suf)] + after_mid + after_suf
+            # a full row has no room for the special tokens
+            assert found == original[: len(found)] and len(found) >= len(original) - 3
+            for here, target in zip(tokens[1:], targets):
+                assert target == (IGNORED if here >= VOCAB else here)
+
+
+@torch.no_grad()
+def test_fill_in_the_middle_is_evaluated_from_left_to_right():
+    model, fim = made("objective=fim")
+    documents = batch(given=True)
+    logits = model(documents.tokens_BT)[..., :VOCAB].mT
+    expected_BT = F.cross_entropy(logits, documents.targets_BT, reduction="none", ignore_index=IGNORED)
+    torch.testing.assert_close(fim.nats(model, documents, noise()), expected_BT.sum(1))
+
+
+def test_a_hole_is_filled():
+    model, fim = made("objective=fim")
+    text, other = fim.generate(model, Letters(), [f"AB{HOLE}YZ", f"AB{HOLE}YX"], sampling())
+    assert text != other and len(text) <= 9
