@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from minllm.data.batches import IGNORED, Batch
 from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
 from minllm.model.build import build_model
+from minllm.model.context import Sight
 from minllm.objective import HOLE
 from minllm.objective.blocks import Blocks, Canvas
 from minllm.objective.noise import Noise
