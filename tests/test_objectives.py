@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import minllm
 from minllm.data.batches import IGNORED, Batch
 from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
@@ -21,6 +22,8 @@ from minllm.objective.blocks import Blocks, Canvas
 from minllm.objective.noise import Noise
 from minllm.objective.schedule import masking
 from minllm.schema.building import build
+from minllm.tasks.evaluate import evaluate
+from minllm.training.train import train
 from tests.tiny import VOCAB, T, options, random_model, tiny_cfg
 
 PADDING, EOS = 3, 5
@@ -400,3 +403,40 @@ def test_a_hole_is_filled():
     model, fim = made("objective=fim")
     text, other = fim.generate(model, Letters(), [f"AB{HOLE}YZ", f"AB{HOLE}YX"], sampling())
     assert text != other and len(text) <= 9
+
+
+# ---- whole runs ----------------------------------------------------------------------------------
+
+
+TINY = [
+    *("model.dim=16", "model.n_layers=1", "tokenizer=bytes", "data.train_stories=20", "data.val_stories=2"),
+    *(
+        "data.seq_len=48",
+        "train.batch_size=4",
+        "train.steps=6",
+        "train.checkpoint_every=3",
+        "train.check=false",
+    ),
+    *("sample.max_new_tokens=4", "train.compile=false", "train.precision=fp32", "data.num_proc=1"),
+    "schedule=constant",
+]
+
+
+@every_objective
+def test_a_run_is_resumed_to_the_bit_and_evaluated_again_alike(objective, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [objective, *TINY]
+    whole = train(minllm.compose(words), tmp_path / "whole")
+    train(minllm.compose([*words, "train.steps=3"]), tmp_path / "run")
+    resumed = train(minllm.compose(["resume=run", "train.steps=6"]), tmp_path / "run", resume="run")
+    again = evaluate(minllm.compose(["task=evaluate", "run=whole"]), tmp_path, run="whole")
+    assert resumed["val_bpb"] == whole["val_bpb"] > whole["floor_bpb"]
+    assert again["val_loss"] == whole["best"]["val_loss"]
+    assert whole["val_bound"] == build(minllm.compose(words).objective).bound
+
+
+@pytest.mark.parametrize("word", ["sample.steps=2", "sample.unmask=random", "sample.trace=1"])
+def test_options_of_unmasking_are_for_objectives_that_unmask(word):
+    build_model(minllm.compose(["objective=masked", word]))
+    with pytest.raises(UserError, match="would do nothing"):
+        build_model(minllm.compose([word]))
