@@ -16,7 +16,7 @@ from minllm.data.batches import IGNORED, Batch
 from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
 from minllm.model.build import build_model
-from minllm.model.context import Sight
+from minllm.model.context import PAD, Sight
 from minllm.objective import HOLE
 from minllm.objective.blocks import Blocks, Canvas
 from minllm.objective.noise import Noise
@@ -24,7 +24,7 @@ from minllm.objective.schedule import masking
 from minllm.schema.building import build
 from minllm.tasks.evaluate import evaluate
 from minllm.training.train import train
-from tests.tiny import VOCAB, T, options, random_model, tiny_cfg
+from tests.tiny import VOCAB, T, options, random_model, tiny_cfg, tokens
 
 PADDING, EOS = 3, 5
 
@@ -152,9 +152,30 @@ def test_recurrent_mixers_go_with_it_or_are_refused(objective):
     words = [objective, "model/rec=mamba", "model.layout=[rec mlp]"]
     if learn.attends == "past":
         assert random_model(*words)
-    else:
-        with pytest.raises(UserError, match="reads from left to right only: choose attention"):
-            build_model(tiny_cfg(*words), SimpleNamespace(vocab_size=VOCAB))
+        return
+    with pytest.raises(UserError, match="reads from left to right only: .*choose attention"):
+        build_model(tiny_cfg(*words), SimpleNamespace(vocab_size=VOCAB))
+    if learn.attends != "all":
+        with pytest.raises(UserError, match="model.both_ways=true would do nothing"):
+            build_model(tiny_cfg(*words, "model.both_ways=true"), SimpleNamespace(vocab_size=VOCAB))
+
+
+@pytest.mark.parametrize("rec", options("model/rec"))
+@torch.no_grad()
+def test_recurrent_mixers_read_both_ways(rec):
+    """Every token sees its whole document and no other, and documents packed in a row give what they give alone."""
+    model = random_model("objective=masked", rec, "model.layout=[rec mlp]", "model.both_ways=true")
+    tokens_BT, sight = tokens(1), Sight(sees_all=True)
+    segments_BT = torch.tensor([[0] * 9 + [1] * 11 + [PAD] * 4])
+    whole = model.hidden(tokens_BT, segments_BT, sight=sight)
+    for place, own in ((0, slice(0, 9)), (8, slice(0, 9)), (9, slice(9, 20)), (19, slice(9, 20))):
+        changed_BT = tokens_BT.clone()
+        changed_BT[0, place] = (changed_BT[0, place] + 1) % VOCAB
+        differs_T = (model.hidden(changed_BT, segments_BT, sight=sight) - whole).abs().amax(2)[0] > 1e-5
+        assert differs_T[place] and differs_T[own].sum() == differs_T.sum()
+        assert differs_T[own].all() or rec == "model/rec=conv"  # which reaches only so far
+        alone = model.hidden(tokens_BT[:, own], sight=sight)
+        torch.testing.assert_close(whole[:, own], alone, rtol=1e-4, atol=1e-4)
 
 
 class Letters:
@@ -369,24 +390,24 @@ def test_the_middle_comes_last(spm):
     for seed in range(20):
         documents = batch(seed=seed)
         inputs = fim.inputs(documents, noise(seed=seed), model)
-        for row, tokens in enumerate(inputs.tokens_BS.tolist()):
+        for row, ids in enumerate(inputs.tokens_BS.tolist()):
             targets = inputs.targets_BT[row].tolist()
             end = targets.index(EOS)
-            tokens = tokens[: end + 1]
-            assert tokens[0] == EOS and tokens[1] == pre
+            ids = ids[: end + 1]
+            assert ids[0] == EOS and ids[1] == pre
             after_suf, after_mid = (
-                tokens[tokens.index(suf) + 1 : tokens.index(mid)],
-                tokens[tokens.index(mid) + 1 :],
+                ids[ids.index(suf) + 1 : ids.index(mid)],
+                ids[ids.index(mid) + 1 :],
             )
             original = [t for t in documents.targets_BT[row].tolist() if t != IGNORED][:-1]
             if spm:
-                assert tokens[2] == suf
+                assert ids[2] == suf
                 found = after_mid + after_suf
             else:
-                found = tokens[2 : tokens.index(suf)] + after_mid + after_suf
+                found = ids[2 : ids.index(suf)] + after_mid + after_suf
             # a full row has no room for the special tokens
             assert found == original[: len(found)] and len(found) >= len(original) - 3
-            for here, target in zip(tokens[1:], targets):
+            for here, target in zip(ids[1:], targets):
                 assert target == (IGNORED if here >= VOCAB else here)
 
 

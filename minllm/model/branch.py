@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,10 @@ class Branch(nn.Module):
         outputs = []
         for word, module in self.words.items():
             own_BTD = self.before[word](x_BTD) if self.each_has_norm and word in self.before else x_BTD
-            outputs.append(module(own_BTD, ctx, states[word]) if word in states else module(own_BTD, ctx))
+            if reads_one_way(module) and not ctx.causal:
+                outputs.append(both_ways(module, own_BTD, ctx))
+            else:
+                outputs.append(module(own_BTD, ctx, states[word]) if word in states else module(own_BTD, ctx))
         y_BTD = functools.reduce(torch.add, outputs)
         if self.after is not None:
             y_BTD = self.after(y_BTD)
@@ -82,3 +86,33 @@ class Branch(nn.Module):
                 state = module.init_state(batch, max_len, device=device, dtype=dtype)
                 states[word] = check_state(module, state)
         return states
+
+
+def reads_one_way(module: nn.Module) -> bool:
+    """Whether a module mixes tokens, but can't let them see later ones."""
+    mixes = hasattr(module, "init_state") and not getattr(module, "reads_memory", False)
+    return mixes and not getattr(module, "bidirectional", False)
+
+
+def both_ways(module: nn.Module, x_BTD: Tensor, ctx: Context) -> Tensor:
+    """Return the sum of a mixer's outputs for each segment and for the segment reversed, with the same weights.
+
+    Caduceus (2403.03234) makes state space models bidirectional in this way.
+    """
+    # positions restart in each segment, so those of reversed segments are the same
+    ctx = ctx.once("one way", lambda: replace(ctx, causal=True, _once={}))
+    places_BT = ctx.once("reversed", lambda: reversed_places(ctx))
+    places_BTD = places_BT[..., None].expand(len(x_BTD), -1, x_BTD.shape[2])
+    backwards_BTD = module(x_BTD.gather(1, places_BTD), ctx)
+    return module(x_BTD, ctx) + backwards_BTD.gather(1, places_BTD)
+
+
+def reversed_places(ctx: Context) -> Tensor:
+    """Return the place of each token after every segment has been reversed, (B or 1, T)."""
+    T = ctx.positions_BT.shape[1]
+    place_T = torch.arange(T, device=ctx.positions_BT.device)
+    first_BT = place_T - ctx.positions_BT
+    begins_next_BT = (ctx.positions_BT == 0).roll(-1, dims=1)
+    begins_next_BT[:, -1] = True
+    last_BT = torch.where(begins_next_BT, place_T, T).flip(1).cummin(1).values.flip(1)
+    return first_BT + last_BT - place_T

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch._subclasses.fake_tensor import FakeTensor
 
 from minllm.errors import UserError, first_line
+from minllm.model.branch import reads_one_way
 from minllm.model.contract import outputs_checked, refuse_plain_parameters
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
@@ -112,8 +113,7 @@ def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
             "model.layout has cross-attention, which reads a memory, but this objective supplies none: choose another"
             " objective, or another model/layout or model/attn."
         )
-    if objective.attends != "past":
-        refuse_readers_of_the_past(cfg, model)
+    refuse_wrong_direction(cfg, model, objective.attends)
     learnt, made = getattr(objective, "predict_ahead", 0), cfg.model.predict_ahead
     if learnt != made:
         raise UserError(
@@ -123,14 +123,22 @@ def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
     return model.eval()
 
 
-def refuse_readers_of_the_past(cfg: DictConfig, model: LM) -> None:
-    """Reject mixers that only read from left to right, for an objective whose tokens see later ones."""
-    for branch in model.branches():
-        for word, module in branch.words.items():
-            reads_on = hasattr(module, "init_state") and not getattr(module, "reads_memory", False)
-            if reads_on and not getattr(module, "bidirectional", False):
-                raise UserError(
-                    f"objective={cfg.choices.objective} lets tokens see later ones, but model.{word}"
-                    f" ({type(module).__name__}) reads from left to right only: choose attention in its place, such as"
-                    " model/layout=transformer, or objective=causal."
-                )
+def refuse_wrong_direction(cfg: DictConfig, model: LM, attends: str) -> None:
+    """Reject mixers that read from left to right only, for an objective whose tokens see later ones."""
+    one_way = [
+        f"model.{word} ({type(module).__name__})"
+        for branch in model.branches()
+        for word, module in branch.words.items()
+        if reads_one_way(module)
+    ]
+    if model.both_ways and not (one_way and attends == "all"):
+        raise UserError(
+            "model.both_ways=true would do nothing: it is for recurrent mixers, and for objectives whose tokens see the"
+            " whole text, such as objective=masked. Remove it."
+        )
+    if one_way and attends != "past" and not model.both_ways:
+        both = "type model.both_ways=true, or " if attends == "all" else ""
+        raise UserError(
+            f"objective={cfg.choices.objective} lets tokens see later ones, but {one_way[0]} reads from left to right"
+            f" only: {both}choose attention in its place, such as model/layout=transformer."
+        )

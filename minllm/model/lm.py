@@ -43,6 +43,8 @@ class LM(Stack):
         n_layers: number of layers; the layout is repeated until there are that many.
         layout: the layers, such as ["rec mlp", "attn mlp"].
         first: the first layers, before the layout begins.
+        both_ways: recurrent mixers read texts in both directions, with the same weights (2403.03234), for objectives
+            whose tokens see the whole text.
         loops: how often the whole stack is applied to its own output, with shared weights (1807.03819).
         pos: how positions are encoded (`model/pos=`).
         residual: the kind of residual connection (`model/residual=`).
@@ -80,11 +82,12 @@ class LM(Stack):
         predict_ahead: Natural,
         dropout: BelowOne,
         encoder: Callable[[Parts], Encoder] | None = None,
+        both_ways: bool = False,
     ):
         parts = Parts(vocab_size, dim, norms, branches, pos, residual, scale_embedding, dropout)
         layers = written(first, layout, n_layers)
         super().__init__(parts, layers + predict_ahead * layers[-1:], n_layers=n_layers, loops=loops)
-        self.softcap = softcap
+        self.softcap, self.both_ways = softcap, both_ways
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
         self.sees_padding = self.cannot_generate is not None

@@ -45,6 +45,7 @@ ERRORS = (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, Asser
 """What a value that an option can't have may raise."""
 MATTER = (
     *("model.dim", "model.n_layers", "model.layout", "model.first", "model.loops", "model.predict_ahead"),
+    "model.both_ways",  # checked together with the objective
     *("model.encoder.n_layers", "model.encoder.layout"),
     *("sample.max_new_tokens", "sample.seed"),
     "model.pos.truncate",  # has no effect if the bounds are integers already
