@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from minllm.errors import UserError as UserError
     from minllm.generation.generate import generate as generate
     from minllm.model.build import build_model as build_model
+    from minllm.objective import build_objective as build_objective
     from minllm.study.comparison import compare as compare
     from minllm.tracing import trace as trace
     from minllm.training.checkpoints import load as load
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 HOMES = {
     "UserError": "minllm.errors",
     "build_model": "minllm.model.build",
+    "build_objective": "minllm.objective",
     "compare": "minllm.study.comparison",
     "compose": "minllm.config.compose",
     "generate": "minllm.generation.generate",

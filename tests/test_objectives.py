@@ -23,6 +23,7 @@ from minllm.objective.noise import Noise
 from minllm.objective.schedule import masking
 from minllm.schema.building import build
 from minllm.tasks.evaluate import evaluate
+from minllm.tasks.generate import generate
 from minllm.training.train import train
 from tests.tiny import VOCAB, T, options, random_model, tiny_cfg, tokens
 
@@ -163,7 +164,7 @@ def test_recurrent_mixers_go_with_it_or_are_refused(objective):
 @pytest.mark.parametrize("rec", options("model/rec"))
 @torch.no_grad()
 def test_recurrent_mixers_read_both_ways(rec):
-    """Tokens see earlier and later ones of their own document only, and documents packed in a row give what they give alone."""
+    """Tokens see earlier and later ones of their own document only, which in a packed row gives what it gives alone."""
     model = random_model("objective=masked", rec, "model.layout=[rec mlp]", "model.both_ways=true")
     tokens_BT, sight = tokens(1), Sight(sees_all=True)
     segments_BT = torch.tensor([[0] * 9 + [1] * 11 + [PAD] * 4])
@@ -421,10 +422,25 @@ def test_fill_in_the_middle_is_evaluated_from_left_to_right():
     torch.testing.assert_close(fim.nats(model, documents, noise()), expected_BT.sum(1))
 
 
-def test_a_hole_is_filled():
-    model, fim = made("objective=fim")
-    text, other = fim.generate(model, Letters(), [f"AB{HOLE}YZ", f"AB{HOLE}YX"], sampling())
+@pytest.mark.parametrize("objective", ["objective=fim", "objective=masked"])
+def test_a_hole_is_filled_by_what_both_sides_say(objective):
+    model, learn = made(objective)
+    assert learn.fills_holes
+    text, other = learn.generate(model, Letters(), [f"AB{HOLE}YZ", f"AB{HOLE}YX"], sampling())
     assert text != other and len(text) <= 9
+
+
+def test_a_hole_is_refused_where_it_cannot_be_filled(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["data=reverse", "data.val_pairs=4", *(word for word in TINY if "stories" not in word)]
+    train(minllm.compose(["objective=prefix", *words]), tmp_path / "run")
+    with pytest.raises(UserError, match="can't fill the hole"):
+        generate(minllm.compose(["task=generate", "run=run"]), tmp_path, run="run", prompts=["a ___ b"])
+    cfg = minllm.compose(["task=generate", "run=run", "pairs=2"])
+    texts = generate(cfg, tmp_path, run="run", prompts=[""], pairs=2)
+    given = [pair.given for pair in itertools.islice(build(cfg.data).pairs("val"), 2)]
+    assert "\n\n".join(a + b for a, b in zip(given, texts)) in capsys.readouterr().out
+    assert (tmp_path / "run/samples.txt").read_text().count(given[0]) == 1
 
 
 # ---- whole runs ----------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from minllm.model.seed import generator
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer
 
+HOLE = "___"
+"""What marks the place to be filled in a prompt."""
 HIDDEN = "░"
 """How a masked token is shown."""
 
@@ -39,7 +41,8 @@ def unmasked(
     Args:
         stream: called with the states of the text if `sampling.trace` asks for them, and with the text at the end.
         block: tokens that are unmasked together; each block sees itself and those before it.
-        length: the most tokens of a text.
+        length: the most tokens of a text. If a block is as long, a prompt may have a hole of `max_new_tokens` tokens,
+            and what fills it is returned.
 
     Raises:
         UserError: a prompt leaves no room.
@@ -61,15 +64,18 @@ def _written(
     block: int,
     length: int,
 ) -> str:
-    given = tokenizer.encode(prompt)
-    if len(given) >= length:
+    before, hole, after = prompt.partition(HOLE) if block == length else (prompt, "", "")
+    given, following = tokenizer.encode(before), tokenizer.encode(after)
+    if len(given) + len(following) >= length:
         raise UserError(
-            f"The prompt has {len(given)} tokens, and the model writes texts of at most {length}: shorten it."
+            f"The prompt has {len(given) + len(following)} tokens, and the model writes texts of at most {length}:"
+            " shorten it."
         )
     mask, random = model.vocab_size - 1, generator(sampling.seed, prompt)
-    end = min(len(given) + sampling.max_new_tokens, length)
+    end = min(len(given) + sampling.max_new_tokens, length - len(following))
     text_T = torch.full((length,), mask)
     text_T[: len(given)] = torch.tensor(given, dtype=torch.int64)
+    text_T[end : end + len(following)] = torch.tensor(following, dtype=torch.int64)
     for start in range(len(given) // block * block, end, block):
         stop = min(start + block, length)
         for step in unmask(model, text_T[:stop], start, block, sampling, random, tokenizer.vocab_size):
@@ -81,7 +87,7 @@ def _written(
     ends = [new.index(token) for token in (tokenizer.eos_id, mask) if token in new]
     text = tokenizer.decode(new[: min(ends, default=len(new))])
     if stream:
-        stream(prompt + text if sampling.trace else text)
+        stream(before + text + after if sampling.trace else text)
     return text
 
 

@@ -13,21 +13,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from minllm.data.batches import IGNORED, Batch, Rows
 from minllm.data.source import Source
 from minllm.generation.generate import continued
 from minllm.generation.sampler import Sampling
+from minllm.generation.unmask import HOLE as HOLE
 from minllm.model.context import PAD, Sight
 from minllm.model.lm import LM
 from minllm.objective.noise import Noise
+from minllm.schema.building import build
+from minllm.schema.checking import validate
 from minllm.tokenizer import Tokenizer
 
 Bound = Literal["exact", "upper"]
-
-HOLE = "___"
-"""What marks the place to be filled in a prompt."""
 
 
 @dataclass(frozen=True)
@@ -113,3 +114,13 @@ class Objective:
             stream: called with each piece of text as it is generated; for a single prompt only.
         """
         return continued(model, tokenizer, prompts, sampling, stream)
+
+
+def build_objective(cfg: DictConfig) -> Objective:
+    """Return the objective of a configuration, as `minllm.compose` returns it, for `minllm.generate`.
+
+    Raises:
+        UserError: an option doesn't exist or has an invalid value.
+    """
+    validate(cfg)
+    return build(cfg.objective)

@@ -74,6 +74,10 @@ class Blocks(Objective):
         self.draws, self.chain_rule = draws, chain_rule
 
     @property
+    def fills_holes(self) -> bool:
+        return self.block == self.length
+
+    @property
     def bound(self) -> Bound:
         return "exact" if self.block == 1 or self.chain_rule else "upper"
 

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from minllm.data.source import PairSource
 from minllm.errors import UserError, printable
+from minllm.objective import HOLE
 from minllm.schema.building import build
-from minllm.schema.options import RunPlace, reads
+from minllm.schema.options import Natural, RunPlace, reads
 from minllm.training import checkpoints, machine, memory
 
 
-@reads("model", "norm", "objective", "tokenizer", "sample", "train.device")
-def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str]) -> list[str]:
-    """Continue each prompt with a run's best checkpoint; print the texts and return the continuations.
+@reads("model", "norm", "objective", "tokenizer", "data", "sample", "train.device")
+def generate(
+    cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str], pairs: Natural = 0
+) -> list[str]:
+    """Continue each prompt with a run's best checkpoint; print the texts and return what was written.
 
     Args:
         run: the run's folder, or `latest`.
-        prompts: texts to continue; "" starts a new text. The output for a single prompt is streamed.
+        prompts: texts to continue; "" starts a new text. The output for a single prompt is streamed. Where the
+            objective can fill holes, a prompt may have one: Once ___ a time.
+        pairs: instead of prompts, the given parts of so many validation documents of `cfg.data`, which are pairs.
 
     Raises:
-        UserError: there is no such run, its checkpoint is damaged, or its model can't generate.
+        UserError: there is no such run, its checkpoint is damaged, its model can't generate, or a prompt has a hole
+            that its objective can't fill.
     """
+    if pairs:
+        prompts = given_parts(cfg, pairs)
     if not prompts:
         raise UserError(
             "prompts is empty. Type 'prompts=[Once upon a time]', or leave it out to start a new text."
@@ -32,20 +42,42 @@ def generate(cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str
         return written(cfg, run, prompts)
 
 
+def given_parts(cfg: DictConfig, number: int) -> list[str]:
+    """Return the given parts of the first validation documents."""
+    source = build(cfg.data)
+    if not isinstance(source, PairSource):
+        raise UserError(
+            f"pairs={number} needs documents with a given part, which data={cfg.choices.data} doesn't have: type"
+            " prompts instead, or data=pairs data.path=<file>."
+        )
+    return [pair.given for pair in itertools.islice(source.pairs("val"), number)]
+
+
 def written(cfg: DictConfig, run: str, prompts: list[str]) -> list[str]:
     device = machine.choose_device(build(cfg.train).device)
     model, tokenizer = checkpoints.load_as(cfg, run, device=device)
     if model.cannot_generate:
         raise UserError(model.cannot_generate)
     objective, sampling = build(cfg.objective), build(cfg.sample)
-    if len(prompts) == 1:
-        show(prompts[0])
+    holes = [prompt for prompt in prompts if HOLE in prompt]
+    if holes and not objective.fills_holes:
+        raise UserError(
+            f"The run's objective, {cfg.choices.objective}, can't fill the hole in '{holes[0]}': remove {HOLE}, or"
+            " train with objective=fim or masked."
+        )
+    if len(prompts) == 1 and not holes:
+        show("" if sampling.trace else prompts[0])
         texts = objective.generate(model, tokenizer, prompts, sampling, show)
         show("\n")
         return texts
     texts = objective.generate(model, tokenizer, prompts, sampling)
-    print(printable("\n\n".join(prompt + text for prompt, text in zip(prompts, texts))))
+    print(printable("\n\n".join(map(filled, prompts, texts))))
     return texts
+
+
+def filled(prompt: str, text: str) -> str:
+    """Return a prompt with what was written, in its hole or at its end."""
+    return prompt.replace(HOLE, text, 1) if HOLE in prompt else prompt + text
 
 
 def show(piece: str) -> None:

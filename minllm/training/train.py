@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minllm.data.batches import check_data, open_data
 from minllm.data.floor import above_floor
+from minllm.data.source import PairSource, Source
 from minllm.errors import DISK_TROUBLE, UserError, disk_sentence
 from minllm.laws.laws import UNCHECKED, check_laws
 from minllm.model.build import new_model, rebuild_model
@@ -193,7 +195,7 @@ def prepare(
         train_batches=corpus.train(settings.batch_size, cfg.seed),
         validation=validation,
         floor_bpb=corpus.floor_bits_per_byte,
-        sample=sampler(cfg, model, tokenizer, objective),
+        sample=sampler(cfg, model, tokenizer, objective, source),
         device=device,
         precision=precision,
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
@@ -293,13 +295,16 @@ def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:
 
 
 def sampler(
-    cfg: DictConfig, model: LM, tokenizer: Tokenizer, objective: Objective
+    cfg: DictConfig, model: LM, tokenizer: Tokenizer, objective: Objective, source: Source
 ) -> Callable[[], list[tuple[str, str]]]:
-    """Return a function that generates a new text with the model's current weights."""
-    sampling = build(cfg.sample)
+    """Return a function that writes a new text, or a target for a given part, with the model's current weights."""
     if model.cannot_generate:
         return lambda: []
-    return lambda: [("", text) for text in objective.generate(model, tokenizer, [""], sampling)]
+    sampling = build(cfg.sample)
+    prompt = functools.cache(
+        lambda: next(source.pairs("val")).given if isinstance(source, PairSource) else ""
+    )
+    return lambda: [(prompt(), text) for text in objective.generate(model, tokenizer, [prompt()], sampling)]
 
 
 def summarise(run: Run, cfg: DictConfig) -> dict:
