@@ -120,6 +120,7 @@ class LM(nn.Module):
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
         self.sees_padding = self.cannot_generate is not None
+        self.parts: nn.Module | None = None  # an objective's parameters, which `build_model` adds
 
     def forward(
         self,
@@ -151,6 +152,7 @@ class LM(nn.Module):
         losses: list[Tensor] | None = None,
         ahead: list[Tensor] | None = None,
         sight: Sight = PAST,
+        embedded_BTD: Tensor | None = None,
     ) -> Tensor:
         """Return the head's input, (B, T, D). Takes the arguments of `forward`, and those that objectives need:
 
@@ -160,6 +162,8 @@ class LM(nn.Module):
             losses: branches append their auxiliary losses to this list, in nats per counted token.
             ahead: the head's inputs for the tokens after the next one are appended to this list, (B, T, D) each.
             sight: what tokens may see; with a state, in its first pass only.
+            embedded_BTD: what the tokens are embedded as, if not by the embedding's matrix; then only the shape of
+                `tokens_BT` matters.
         """
         if self.sees_padding and segments is None and counted_BT is not None:
             segments = _without_padding(counted_BT)
@@ -182,7 +186,7 @@ class LM(nn.Module):
             counted_BT=counted_BT,
             losses=[] if losses is None else losses,
         )
-        ctx.x0_BTD = x_BTD = self._embed(tokens_BT, ctx)
+        ctx.x0_BTD = x_BTD = self._embed(tokens_BT, ctx, embedded_BTD)
 
         branches = self.branches()
         ends = branches[0].residual  # all residuals begin and end the stream in the same way
@@ -203,14 +207,17 @@ class LM(nn.Module):
         logits = linear(x, self.head_weight_VD, self.head_bias_V)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def _embed(self, tokens_BT: Tensor, ctx: Context) -> Tensor:
-        x_BTD = F.embedding(tokens_BT, self.embedding)
-        if self.embedding_scale != 1.0:
-            x_BTD = x_BTD * self.embedding_scale
+    def _embed(self, tokens_BT: Tensor, ctx: Context, embedded_BTD: Tensor | None = None) -> Tensor:
+        x_BTD = self.lookup(tokens_BT) if embedded_BTD is None else embedded_BTD
         x_BTD = self.position.embed(x_BTD, ctx)
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         return F.dropout(x_BTD, self.dropout, self.training) if self.dropout else x_BTD
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings of tokens (…), (…, D), without positions."""
+        x = F.embedding(tokens, self.embedding)
+        return x if self.embedding_scale == 1.0 else x * self.embedding_scale
 
     @property
     def head_weight_VD(self) -> Tensor:

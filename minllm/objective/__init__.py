@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from minllm.data.batches import Batch, Rows
 from minllm.data.source import Source
@@ -59,6 +59,15 @@ class Objective:
 
     def check(self, source: Source) -> None:
         """Raise `UserError` if the objective can't learn from documents in the rows that `source` makes."""
+
+    def parts(self, dim: int, vocab_size: int) -> nn.Module | None:
+        """Return a module with the objective's own parameters, which becomes `model.parts`; None if it has none.
+
+        Args:
+            dim: width of the model's residual stream.
+            vocab_size: the model's number of tokens.
+        """
+        return None
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Rows:
         """Return what the model reads for a batch. All random numbers are drawn here, outside compiled code."""
