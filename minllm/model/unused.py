@@ -45,6 +45,7 @@ ERRORS = (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, Asser
 MATTER = (
     *("model.dim", "model.n_layers", "model.layout", "model.first", "model.loops", "model.predict_ahead"),
     *("sample.max_new_tokens", "sample.seed"),
+    *("sample.steps", "sample.unmask", "sample.trace", "sample.candidates"),  # of some objectives
     "model.pos.truncate",  # has no effect if the bounds are integers already
 )
 

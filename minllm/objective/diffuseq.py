@@ -159,14 +159,15 @@ class DiffuSeq(Objective):
         With e the embeddings of the open tokens w, x̂ what the model predicts for e, and p(x_{t-1} | x_t) =
         q(x_{t-1} | x_t, x̂(x_t)):
 
-            −ln p(w) ≤ KL(q(x_T | e) ‖ N(0, I)) + Σ_{t=1}^T E KL(q(x_{t-1} | x_t, e) ‖ p(x_{t-1} | x_t)) − E ln p(w | x_0)
+            −ln p(w) ≤ KL(q(x_T | e) ‖ N(0, I)) − E ln p(w | x_0)
+                       + Σ_{t=1}^T E KL(q(x_{t-1} | x_t, e) ‖ p(x_{t-1} | x_t))
 
         Each KL of the sum is (SNR(t−1) − SNR(t)) / 2 · ‖e − x̂‖² (2107.00630). Their sum is estimated from `draws` of
         its terms.
         """
         canvas, device = Canvas(batch, self.length, self.length), batch.tokens_BT.device
         text_BT, open_BT = canvas.text_BT.to(device), canvas.open_BT.to(device)
-        B, shape = len(text_BT), (self.length, self.width)
+        shape = (self.length, self.width)
         clean_BTW, open_BT1 = embedded(model, text_BT), open_BT[:, :, None]
 
         start_BTW = clean_BTW + self.chain.first_std * noise.normal(*shape).to(device)
@@ -175,12 +176,9 @@ class DiffuSeq(Objective):
         rounding_loss(model, start_BTW, targets_BT, each_BT)
         total_B = each_BT.sum(1)
         total_B += self.chain.prior_loss(summed(clean_BTW.square(), open_BT1), open_BT.sum(1) * self.width)
-        place_B = noise.spread().double() * self.steps
+        first_B = noise.spread().double() * self.steps
         for draw in range(self.draws):
-            t_B = ((place_B + draw * self.steps / self.draws) % self.steps).long().clamp(
-                max=self.steps - 1
-            ) + 1
-            t_B = t_B.to(device)
+            t_B = 1 + ((first_B + draw * self.steps / self.draws) % self.steps).long().to(device)
             x_BTW = self.chain.from_clean(clean_BTW, noise.normal(*shape).to(device), t_B)
             x_BTW = torch.where(open_BT1, x_BTW, clean_BTW)
             squared_B = summed((clean_BTW - self.guess(model, x_BTW, t_B)).square(), open_BT1)
@@ -190,10 +188,12 @@ class DiffuSeq(Objective):
     def guess(self, model: LM, x_BTW: Tensor, t_B: Tensor) -> Tensor:
         """Return the predicted embeddings, rounded to the nearest ones at the steps with little noise."""
         clean_BTW = self.chain.clean(self.predict(model, x_BTW, t_B), x_BTW, t_B)
-        clamped_B = t_B <= self.clamped
-        if not clamped_B.any():
+        if not (t_B <= self.clamped).any():
             return clean_BTW
-        return torch.where(clamped_B.view(-1, 1, 1), nearest(model, clean_BTW), clean_BTW)
+        all_VW = embedded(model, torch.arange(model.vocab_size, device=x_BTW.device))
+        # row by row, because the distances from all tokens take memory
+        rows = [nearest(x_TW, all_VW) if t <= self.clamped else x_TW for x_TW, t in zip(clean_BTW, t_B)]
+        return torch.stack(rows)
 
     # ---- writing
 

@@ -47,8 +47,9 @@ class Parts(nn.Module):
 
 
 def embedded(model: LM, tokens: Tensor) -> Tensor:
-    """Return the embeddings of tokens (…) in the noised space, (…, W)."""
-    return model.parts.project(UNIT * model.lookup(tokens)).float()
+    """Return the embeddings of tokens (…) in the noised space, (…, W), in full precision."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        return model.parts.project(UNIT * model.lookup(tokens))
 
 
 def for_head(model: LM, x: Tensor) -> Tensor:
@@ -57,12 +58,12 @@ def for_head(model: LM, x: Tensor) -> Tensor:
     return F.linear(scale * x, model.parts.project.weight.T)
 
 
-def nearest(model: LM, x_BTW: Tensor) -> Tensor:
+def nearest(x_TW: Tensor, all_VW: Tensor) -> Tensor:
     """Return the embedding closest to each point."""
-    all_VW = embedded(model, torch.arange(model.vocab_size, device=x_BTW.device))
-    # ‖x − e‖² without what doesn't depend on e
-    distance_BTV = all_VW.square().sum(1) - 2 * (x_BTW @ all_VW.T)
-    return all_VW[distance_BTV.argmin(-1)]
+    with torch.autocast(x_TW.device.type, enabled=False):
+        # ‖x − e‖² without what doesn't depend on e
+        distance_TV = all_VW.square().sum(1) - 2 * x_TW @ all_VW.T
+        return all_VW[distance_TV.argmin(-1)]
 
 
 def _waves(t_B: Tensor, width: int) -> Tensor:
