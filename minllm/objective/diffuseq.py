@@ -132,7 +132,7 @@ class DiffuSeq(Objective):
         predicted_BTW = self.predict(model, x_BTW, t_B, losses)
         target_BTW = torch.where(t_B.view(-1, 1, 1) == 1, clean_BTW, start_BTW)
         errors_B = summed((target_BTW - predicted_BTW).square(), open_BT1) / self.width
-        ends_B = summed(start_BTW.square(), open_BT1) / self.width * self.chain.alpha_bar_L[-1].item()
+        ends_B = summed(start_BTW.square(), open_BT1) / self.width * self.chain.last_alpha_bar
         targets_BT = torch.where(inputs.open_BT, inputs.text_BT, IGNORED)
         loss = (inputs.weights_B * errors_B + ends_B).sum() + rounding_loss(model, start_BTW, targets_BT)
         if losses and model.training:

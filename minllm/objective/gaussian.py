@@ -39,7 +39,7 @@ class Chain:
         first = 1 - alpha_bars[1]
         variances = [1 - kept + kept * first for kept in alpha_bars]
         ratios = [kept / variance for kept, variance in zip(alpha_bars, variances)]
-        self.first_std = math.sqrt(first)
+        self.first_std, self.last_alpha_bar = math.sqrt(first), kept
         self.alpha_bar_L = torch.tensor(alpha_bars, dtype=torch.float64)
         self.variance_L = torch.tensor(variances, dtype=torch.float64)
         # 0 at t = 0, which no step leads to
@@ -92,7 +92,7 @@ class Chain:
 
     def prior_loss(self, squared: Tensor, width: int) -> Tensor:
         """Return KL(q(x_T | e) ‖ N(0, I)) in nats, given ‖e‖²."""
-        kept, variance = self.alpha_bar_L[-1].item(), self.variance_L[-1].item()
+        kept, variance = self.last_alpha_bar, self.variance_L[-1].item()
         return (kept * squared + width * (variance - 1 - math.log(variance))) / 2
 
     def _at(self, values_L: Tensor, t_B: Tensor) -> Tensor:
