@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ from minllm.objective import Objective
 from minllm.objective.blocks import Canvas
 from minllm.objective.cross_entropy import head_cross_entropy
 from minllm.objective.denoise import denoised
-from minllm.objective.embedded import Parts, embedded, for_head, nearest
+from minllm.objective.embedded import Parts, embedded, for_head, rounded
 from minllm.objective.gaussian import Chain
 from minllm.objective.noise import Noise
 from minllm.schema.options import Count, Fraction
 from minllm.tokenizer import Tokenizer
+
+Clamp = Literal["soft", "nearest", "none"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ class DiffuSeq(Objective):
     Args:
         width: dimensions of the space in which tokens are noised.
         steps: of the diffusion process, T.
-        clamp: the share of the time steps, those with the least noise, whose predictions are rounded to the nearest
-            embedding.
+        clamp: what evaluation and writing do with a prediction: `nearest` replaces it by the nearest embedding, as the
+            paper does; `soft` by the mean embedding under the probability that x_t gives each token, times that under a
+            Gaussian of unit variance around the prediction; `none` leaves it. A mistake costs most at steps with little
+            noise, where x_t alone tells the token, so `soft` gives the lowest bound.
         split: of documents without a given part, the share whose beginning is given in training, up to a token drawn
             uniformly. In evaluation nothing is given, because all of their tokens count.
         ancestral: write by drawing each x_{t-1} given x_t (DDPM, 2006.11239) rather than deterministically (DDIM,
@@ -84,7 +89,7 @@ class DiffuSeq(Objective):
         *,
         width: Count,
         steps: Count,
-        clamp: Fraction,
+        clamp: Clamp,
         split: Fraction,
         ancestral: bool,
         draws: Count,
@@ -92,9 +97,8 @@ class DiffuSeq(Objective):
     ):
         if draws > steps:
             raise UserError(f"objective.draws={draws} is more than objective.steps={steps}: make it smaller.")
-        self.width, self.steps, self.split, self.ancestral = width, steps, split, ancestral
+        self.width, self.steps, self.clamp, self.split, self.ancestral = width, steps, clamp, split, ancestral
         self.draws, self.length = draws, length
-        self.clamped = int(clamp * steps)
         self.chain = Chain(steps)
 
     def check(self, source: Source) -> None:
@@ -186,14 +190,18 @@ class DiffuSeq(Objective):
         return total_B
 
     def guess(self, model: LM, x_BTW: Tensor, t_B: Tensor) -> Tensor:
-        """Return the predicted embeddings, rounded to the nearest ones at the steps with little noise."""
+        """Return the predicted embeddings, clamped."""
         clean_BTW = self.chain.clean(self.predict(model, x_BTW, t_B), x_BTW, t_B)
-        if not (t_B <= self.clamped).any():
+        if self.clamp == "none":
             return clean_BTW
+        pull_BTW, precision_B11 = clean_BTW, torch.ones_like(x_BTW[:, :1, :1])
+        if self.clamp == "soft":
+            seen_BTW, certain_B11 = self.chain.evidence(x_BTW, t_B)
+            pull_BTW, precision_B11 = pull_BTW + seen_BTW, precision_B11 + certain_B11
         all_VW = embedded(model, torch.arange(model.vocab_size, device=x_BTW.device))
-        # row by row, because the distances from all tokens take memory
-        rows = [nearest(x_TW, all_VW) if t <= self.clamped else x_TW for x_TW, t in zip(clean_BTW, t_B)]
-        return torch.stack(rows)
+        # row by row, because the probabilities of all tokens take memory
+        rows = zip(pull_BTW, precision_B11)
+        return torch.stack([rounded(*row, all_VW, soft=self.clamp == "soft") for row in rows])
 
     # ---- writing
 

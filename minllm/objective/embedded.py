@@ -58,12 +58,15 @@ def for_head(model: LM, x: Tensor) -> Tensor:
     return F.linear(scale * x, model.parts.project.weight.T)
 
 
-def nearest(x_TW: Tensor, all_VW: Tensor) -> Tensor:
-    """Return the embedding closest to each point."""
-    with torch.autocast(x_TW.device.type, enabled=False):
-        # ‖x − e‖² without what doesn't depend on e
-        distance_TV = all_VW.square().sum(1) - 2 * x_TW @ all_VW.T
-        return all_VW[distance_TV.argmin(-1)]
+def rounded(pull_TW: Tensor, precision: Tensor, all_VW: Tensor, *, soft: bool) -> Tensor:
+    """Return the mean embedding under p(e) ∝ exp(pull · e − precision/2 ‖e‖²), or the most probable one.
+
+    These are Gaussian observations of an embedding, each of which adds its precision, and its value times that to
+    `pull`.
+    """
+    with torch.autocast(pull_TW.device.type, enabled=False):
+        logits_TV = pull_TW @ all_VW.T - precision / 2 * all_VW.square().sum(1)
+        return logits_TV.softmax(1) @ all_VW if soft else all_VW[logits_TV.argmax(1)]
 
 
 def _waves(t_B: Tensor, width: int) -> Tensor:

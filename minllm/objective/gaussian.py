@@ -71,6 +71,11 @@ class Chain:
         rest_B11 = 1 - k_B11 * alpha_bar_B11.sqrt()
         return _mixed(1 / rest_B11, start_BTW, -k_B11 / rest_B11, x_BTW)
 
+    def evidence(self, x_BTW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return √ᾱ_t / v_t · x_t and ᾱ_t / v_t, (B, 1, 1): the density of x_t is ∝ exp(first · e − second/2 ‖e‖²)."""
+        alpha_bar_B11, variance_B11 = self._at(self.alpha_bar_L, t_B), self._at(self.variance_L, t_B)
+        return (alpha_bar_B11.sqrt() / variance_B11).float() * x_BTW, (alpha_bar_B11 / variance_B11).float()
+
     def back(self, x_BTW: Tensor, clean_BTW: Tensor, noise_BTW: Tensor | None, t: int, s: int) -> Tensor:
         """Return x_s for s < t, given x_t and predicted embeddings.
 
