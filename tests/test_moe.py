@@ -540,9 +540,7 @@ def test_what_looks_ahead_trains_and_says_so_and_does_not_generate(tmp_path):
 
 def test_what_looks_ahead_refuses_to_generate():
     model = tiny_model("model/mlp=moe_expert_choice")
-    tokenizer = SimpleNamespace(
-        eos_id=0, vocab_size=8, encode_batch=lambda texts, bos: [[0, 1, 2] for _ in texts]
-    )
+    tokenizer = SimpleNamespace(eos_id=0, vocab_size=8, encode_batch=lambda texts, bos: [[0, 1, 2] for _ in texts])
     with pytest.raises(UserError, match="still to come"):
         generate(model, tokenizer, ["Once"])
     assert tiny_model("model/mlp=moe").cannot_generate is None

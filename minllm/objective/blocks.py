@@ -132,9 +132,7 @@ class Blocks(Objective):
             inputs = canvas.inputs(masked_BT, weights_BT, mask_of(model)).to(total_B.device)
             sight = Sight(inputs.order_BS is None, inputs.order_BS, inputs.positions_BS)
             each_BT = torch.zeros(inputs.targets_BT.shape, device=total_B.device)
-            self._head_loss(
-                model, model.hidden(inputs.tokens_BS, inputs.segments_BS, sight=sight), inputs, each_BT
-            )
+            self._head_loss(model, model.hidden(inputs.tokens_BS, inputs.segments_BS, sight=sight), inputs, each_BT)
             total_B += each_BT.sum(1)
         return total_B / draws
 

@@ -102,15 +102,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 each_C = None if each_N is None else each_N[rows]
                 weights_C = None if weights_N is None else weights_N[rows]
                 loss, *gradients = _chunk(
-                    x_ND[rows],
-                    weight_VD,
-                    bias_V,
-                    targets_N[rows],
-                    weights_C,
-                    softcap,
-                    z_loss,
-                    learning,
-                    each_C,
+                    x_ND[rows], weight_VD, bias_V, targets_N[rows], weights_C, softcap, z_loss, learning, each_C
                 )
                 total += loss
                 if learning:
