@@ -193,7 +193,7 @@ def test_a_loop_runs_the_same_weights_again():
     assert twice.init_state(1, 24).nbytes == 2 * once.init_state(1, 24).nbytes
     ctx = context(length=24)
     ctx.position = twice.position
-    stream = twice._embed(tokens(), twice.embedding, ctx)
+    stream = twice._embed(twice.lookup(tokens(), twice.embedding), ctx)
     for branch in [*twice.branches(), *twice.branches()]:
         stream = branch(stream, ctx)
     torch.testing.assert_close(twice.logits(twice.norm(stream)), twice(tokens()))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import minllm
 from minllm.data.batches import IGNORED, Batch
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
 from minllm.generation.sampler import Sampling
 from minllm.model.build import build_model
 from minllm.model.context import PAD, Sight
@@ -54,6 +54,9 @@ def made(objective: str, *more: str):
     choices = (objective, *more)
     return random_model(*choices), build(tiny_cfg(*choices).objective)
 
+
+DISCRETE = [name for name in options("objective") if name != "objective=diffuseq"]
+"""Objectives whose loss is a sum of cross-entropies; tests/test_diffuseq.py has the laws of the other."""
 
 every_objective = pytest.mark.parametrize("objective", options("objective"))
 every_way_of_reading = pytest.mark.parametrize("given", [False, True], ids=["plain", "pairs"])
@@ -100,7 +103,7 @@ def test_processes_change_nothing(objective):
         own = learn.inputs(documents.rows(slice(rows.start, rows.stop)), Noise(0, 7, rows, 4), model)
         expected = whole.rows(slice(rows.start, rows.stop))
         for name, value in vars(own).items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and name != "rows_B":  # places in the own rows
                 assert torch.equal(value, getattr(expected, name)), name
 
 
@@ -119,7 +122,7 @@ def test_it_is_evaluated_alike_in_any_batch(objective, given):
         torch.testing.assert_close(nats[0], whole_B[row], rtol=1e-4, atol=1e-4)
 
 
-@every_objective
+@pytest.mark.parametrize("objective", DISCRETE)
 @torch.no_grad()
 def test_a_model_whose_output_is_zero_has_the_loss_of_a_uniform_guess(objective):
     """ln V for each token that counts; diffusion also pays for the padding up to the end of its block."""
@@ -133,7 +136,7 @@ def test_a_model_whose_output_is_zero_has_the_loss_of_a_uniform_guess(objective)
     torch.testing.assert_close(nats_B, counted_B * math.log(VOCAB), rtol=1e-5, atol=0)
 
 
-@every_objective
+@pytest.mark.parametrize("objective", DISCRETE)
 @torch.no_grad()
 def test_the_given_part_is_neither_noised_nor_counted(objective):
     model, learn = made(objective)
@@ -210,7 +213,8 @@ def test_it_writes_after_prompts_of_any_length(objective):
     prompts = ["", "AB", "ABCDEFG"]
     texts = learn.generate(model, Letters(), prompts, sampling())
     assert texts == learn.generate(model, Letters(), prompts, sampling())
-    assert texts != learn.generate(model, Letters(), prompts, sampling(seed=1))
+    if objective != "objective=diffuseq":  # whose random weights send all noise to the same token
+        assert texts != learn.generate(model, Letters(), prompts, sampling(seed=1))
     for prompt, text in zip(prompts, texts):
         assert learn.generate(model, Letters(), [prompt], sampling()) == [text] and len(text) <= 9
     pieces: list[str] = []
@@ -439,7 +443,8 @@ def test_a_hole_is_refused_where_it_cannot_be_filled(tmp_path, monkeypatch, caps
     cfg = minllm.compose(["task=generate", "run=run", "pairs=2"])
     texts = generate(cfg, tmp_path, run="run", prompts=[""], pairs=2)
     given = [pair.given for pair in itertools.islice(build(cfg.data).pairs("val"), 2)]
-    assert "\n\n".join(a + b for a, b in zip(given, texts)) in capsys.readouterr().out
+    written = "\n\n".join(a + b for a, b in zip(given, texts))
+    assert printable(written) in capsys.readouterr().out
     assert (tmp_path / "run/samples.txt").read_text().count(given[0]) == 1
 
 

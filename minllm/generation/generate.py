@@ -36,6 +36,7 @@ def generate(
     steps: int | None = None,
     unmask: Literal["confident", "random"] = "confident",
     trace: int = 0,
+    candidates: int = 1,
     stream: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Continue each prompt until its text ends or `max_new_tokens` have been added.
@@ -48,7 +49,7 @@ def generate(
         prompts: texts of any length; "" begins a new text.
         objective: what the model has learnt (`minllm.build_objective`), which decides how it writes; None writes from
             left to right.
-        max_new_tokens, temperature, top_k, top_p, min_p, seed, steps, unmask, trace: see
+        max_new_tokens, temperature, top_k, top_p, min_p, seed, steps, unmask, trace, candidates: see
             `minllm.generation.sampler.Sampling`.
         stream: called with each piece of text as it is generated; for a single prompt only.
 
@@ -76,6 +77,7 @@ def generate(
         steps=steps,
         unmask=unmask,
         trace=trace,
+        candidates=candidates,
     )
     check_options(OmegaConf.create(options), "sample", options_of(Sampling), allowed={"minllm"})
     sampling = Sampling(**options)

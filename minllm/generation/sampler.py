@@ -23,11 +23,15 @@ class Sampling:
         min_p: sample from tokens at least this fraction as likely as the most likely one (2407.01082).
         max_new_tokens: maximum number of tokens to generate.
         seed: random seed; the same seed gives the same text.
-        steps: passes in which the tokens of a block are unmasked; null means one for each token. Fewer are faster.
+        steps: passes in which the tokens of a block are unmasked or denoised; null means one for each token. Fewer are
+            faster.
         unmask: which tokens stay in each pass: the most probable ones, or some at random.
         trace: show the text after every so many passes; 0 means only at the end.
+        candidates: texts written for each prompt, of which the one most similar to the others is returned.
 
-    The last three are for objectives that unmask tokens (`masked`, `blocks`).
+    `steps` and `trace` are for objectives that unmask or denoise tokens (`masked`, `blocks`, `diffuseq`), `unmask` is
+    for those that unmask. `diffuseq` writes `candidates`, and doesn't draw tokens: the first four options don't affect
+    it.
     """
 
     temperature: NonNegative
@@ -39,6 +43,7 @@ class Sampling:
     steps: Count | None = None
     unmask: Literal["confident", "random"] = "confident"
     trace: Natural = 0
+    candidates: Count = 1
 
     def probabilities(self, logits_BV: Tensor) -> Tensor:
         """Return the distribution that the next token is drawn from, (B, V)."""

@@ -18,6 +18,7 @@ from minllm.schema.building import build
 from minllm.schema.checking import validate
 
 if TYPE_CHECKING:
+    from minllm.objective import Objective
     from minllm.tokenizer import Tokenizer
 
 
@@ -55,11 +56,20 @@ def rebuild_model(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
 
 
 def with_first_values(cfg: DictConfig, tokenizer: Tokenizer) -> LM:
-    model = build(cfg.model, tokenizer.vocab_size + build(cfg.objective).extra_tokens, build(cfg.norm))
+    model = with_parts(cfg, build(cfg.objective), tokenizer.vocab_size)
     refuse_plain_parameters(model)
     initialise(model, cfg.seed)
     if has_values(model):
         try_out(model)
+    return model
+
+
+def with_parts(cfg: DictConfig, objective: Objective, vocab_size: int) -> LM:
+    """Return the model with the tokens and the parameters that its objective adds; they aren't initialised."""
+    model = build(cfg.model, vocab_size + objective.extra_tokens, build(cfg.norm))
+    model.parts = objective.parts(model.dim, model.vocab_size)
+    if model.parts is not None:
+        model.parts.stands_as = "objective"
     return model
 
 
@@ -101,7 +111,7 @@ def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
     objective = build(cfg.objective)
     try:
         with torch.device("meta"):
-            model = build(cfg.model, vocab_size + objective.extra_tokens, build(cfg.norm))
+            model = with_parts(cfg, objective, vocab_size)
     except RuntimeError as error:
         if "overflow" not in str(error):
             raise

@@ -85,7 +85,7 @@ class Encoder(Stack):
             losses=[] if losses is None else losses,
         )
         embedding_VD = embedding_VD if self.embedding is None else self.embedding
-        ctx.x0_BTD = self._embed(tokens_BS, embedding_VD, ctx)
+        ctx.x0_BTD = self._embed(self.lookup(tokens_BS, embedding_VD), ctx)
         return self._finished(self._stream(ctx.x0_BTD, ctx))
 
 

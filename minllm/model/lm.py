@@ -98,6 +98,7 @@ class LM(Stack):
                 "model/encoder would do nothing, because no layer of model.layout has cross-attention, which reads the"
                 " encoder's output: choose model/layout=decoder, or remove model/encoder."
             )
+        self.parts: nn.Module | None = None  # an objective's parameters, which `build_model` adds
 
     def forward(
         self,
@@ -139,6 +140,7 @@ class LM(Stack):
         losses: list[Tensor] | None = None,
         ahead: list[Tensor] | None = None,
         sight: Sight = PAST,
+        embedded_BTD: Tensor | None = None,
     ) -> Tensor:
         """Return the head's input, (B, T, D). Takes the arguments of `forward`, and those that objectives need:
 
@@ -148,6 +150,8 @@ class LM(Stack):
             losses: branches append their auxiliary losses to this list, in nats per counted token.
             ahead: the head's inputs for the tokens after the next one are appended to this list, (B, T, D) each.
             sight: what tokens may see; with a state, an order only in its first pass.
+            embedded_BTD: what the tokens are embedded as, if not by the embedding's matrix; then only the shape of
+                `tokens_BT` matters.
         """
         if self.sees_padding and segments is None and counted_BT is not None:
             segments = _without_padding(counted_BT)
@@ -172,7 +176,9 @@ class LM(Stack):
             counted_BT=counted_BT,
             losses=[] if losses is None else losses,
         )
-        ctx.x0_BTD = x_BTD = self._embed(tokens_BT, self.embedding, ctx)
+        if embedded_BTD is None:
+            embedded_BTD = self.lookup(tokens_BT, self.embedding)
+        ctx.x0_BTD = x_BTD = self._embed(embedded_BTD, ctx)
         stream = self._stream(x_BTD, ctx, state.branches if state else None)
         if ahead is not None:
             for layer in self.ahead:

@@ -119,10 +119,12 @@ class Stack(nn.Module):
         """Return the modules of all branches."""
         return [module for branch in self.branches() for module in branch.words.values()]
 
-    def _embed(self, tokens_BT: Tensor, embedding_VD: Tensor, ctx: Context) -> Tensor:
-        x_BTD = F.embedding(tokens_BT, embedding_VD)
-        if self.embedding_scale != 1.0:
-            x_BTD = x_BTD * self.embedding_scale
+    def lookup(self, tokens: Tensor, embedding_VD: Tensor) -> Tensor:
+        """Return the embeddings of tokens (…), (…, D), without positions."""
+        x = F.embedding(tokens, embedding_VD)
+        return x if self.embedding_scale == 1.0 else x * self.embedding_scale
+
+    def _embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         x_BTD = self.position.embed(x_BTD, ctx)
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)

@@ -285,10 +285,9 @@ def computed_by_schedule(cfg: DictConfig, length: int) -> list[Tensor]:
 
 def computed_by_sampling(cfg: DictConfig, length: int) -> list[Any]:
     logits_BV = 3 * torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(0))
-    sampling, computed = build(cfg.sample), []
-    if build(cfg.objective).attends in ("all", "blocks"):
-        computed = [sampling]  # it writes by unmasking, where every option matters
-    return [*computed, sampling.probabilities(logits_BV)]
+    sampling = build(cfg.sample)
+    of_objective = [getattr(sampling, name) for name in build(cfg.objective).sampling_options]
+    return [sampling.probabilities(logits_BV), *of_objective]
 
 
 def computed_by_optimizer(cfg: DictConfig, length: int) -> list[Tensor]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from minllm.data.batches import IGNORED, Batch, Rows
 from minllm.data.source import Source
@@ -75,11 +75,22 @@ class Objective:
     before."""
     fills_holes: bool = False
     """Whether a prompt may have a hole, of which `generate` then returns the filling."""
+    sampling_options: tuple[str, ...] = ()
+    """The options under `sample` that `generate` reads besides those of drawing a token."""
     gives_memory: bool = False
     """Whether cross-attention reads the given part as its memory."""
 
     def check(self, source: Source) -> None:
         """Raise `UserError` if the objective can't learn from documents in the rows that `source` makes."""
+
+    def parts(self, dim: int, vocab_size: int) -> nn.Module | None:
+        """Return a module with the objective's own parameters, which becomes `model.parts`; None if it has none.
+
+        Args:
+            dim: width of the model's residual stream.
+            vocab_size: the model's number of tokens.
+        """
+        return None
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Rows:
         """Return what the model reads for a batch. All random numbers are drawn here, outside compiled code."""

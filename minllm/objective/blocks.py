@@ -56,6 +56,7 @@ class Blocks(Objective):
     """
 
     extra_tokens = 1
+    sampling_options = ("steps", "unmask", "trace")
     attends: Literal["all", "blocks"] = "blocks"
 
     def __init__(

@@ -100,6 +100,7 @@ def parameters_by_group(model: LM) -> dict[str, int]:
         "predicting ahead": size(model.ahead),
         "head": 0 if model.head is None else size([model.head]),
         "head's bias": 0 if model.head_bias_V is None else model.head_bias_V.numel(),
+        "objective": size([model.parts]),
     }
 
 
