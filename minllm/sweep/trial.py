@@ -160,6 +160,7 @@ def trained(
     judge.watch(run)
     try:
         summary = train.carry_out(run, tokenizer, notes, cfg)
+        figures["val_bound"] = summary["val_bound"]
     finally:
         figures |= {
             "params": sum(p.numel() for p in run.model.parameters()),
