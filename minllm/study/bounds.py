@@ -63,9 +63,12 @@ def remark(arm: Arm, baseline: Arm, verdict: Verdict) -> str:
     (bound,) = bounds
     if verdict.word == "inconclusive":
         return f"The value of {bound.name} is an upper bound, so only a lower value would prove anything."
-    diverged = verdict.difference is None or (verdict.difference < 0) != (bound is arm)
+    word, side = ("better", -1) if bound is arm else ("worse", 1)
+    by_values = verdict.word == word and side * (verdict.difference or 0.0) > 0  # and not by divergence
     return (
-        "" if diverged else f"The value of {bound.name} is an upper bound, so its true value is lower still."
+        f"The value of {bound.name} is an upper bound, so its true value may be lower still."
+        if by_values
+        else ""
     )
 
 
