@@ -309,7 +309,10 @@ def report(run: Run, summary: dict) -> list[str]:
     """Return the closing lines of the log."""
     bound = summary["val_bound"]
     loss, bpb = (units.marked(f"{summary[key]:.4f}", bound) for key in ("val_loss", "val_bpb"))
-    floor = f", {summary['bpb_above_floor']:.4f} above the corpus floor" if "floor_bpb" in summary else ""
+    floor = ""
+    if "floor_bpb" in summary:
+        above = units.marked(f"{summary['bpb_above_floor']:.4f}", bound)
+        floor = f", {above} above the corpus floor"
     return [
         "",
         *[(prompt + text).strip() for prompt, text in run.latest_samples],
