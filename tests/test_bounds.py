@@ -17,13 +17,15 @@ from minllm.config.compose import perform
 from minllm.grid.table import grid_table
 from minllm.study.arms import Arm
 from minllm.study.comparison import Comparison, of_arms
-from minllm.study.report import summary
+from minllm.study.report import sentences, summary
 from minllm.study.report.data import in_a_line, to_json
 from minllm.study.report.markdown import to_markdown
 from minllm.study.report.page import to_html
+from minllm.study.report.tuning import efforts
 from minllm.study.selection import LeftOut
 from minllm.study.standing import Standing
 from minllm.study.statistics import verdicts
+from minllm.study.tuning import Tried, Tuning
 from minllm.sweep.report import conclusion
 from minllm.sweep.report.table import Table
 from minllm.verdict.entry import outcome
@@ -283,6 +285,25 @@ def test_reports_mark_bounds(tmp_path):
     line = in_a_line(one, None, None)
     validate_answer(line)
     assert line["contests"][0]["outcome"] == "inconclusive" and "upper bound" in line["contests"][0]["reason"]
+
+
+def tuned_at(loss: float) -> Tuning:
+    tried = [Tried({"optim.lr": 0.001 * i}, {1000: loss + 0.0001 * i}) for i in range(1, 25)]
+    return Tuning(tried, {"optim.lr": 0.001}, "the lowest", 24)
+
+
+@pytest.mark.parametrize(("difference", "proved"), [(-0.1, True), (0.1, False)])
+def test_tuning_marks_bounds_and_concludes_nothing_from_a_higher_one(tmp_path, difference, proved):
+    one = two(tmp_path, MASKED, EXACT, difference)
+    one = replace(one, tuning={"masked": tuned_at(2.0 + difference), "causal": tuned_at(2.0)})
+    (effort,) = efforts(one)
+    assert effort.separate_at and ("the difference survives tuning" in effort.sentence) == proved
+    assert ("but a value is an upper bound, so this proves nothing" in effort.sentence) != proved
+    curves = to_markdown(one, []).partition("## Tuning")[2].partition("## Config")[0]
+    assert f"| ≤ {2.0 + difference:.2f}" in curves and "≤ 2.00" not in curves
+    few = replace(tuned_at(2.0), tried=tuned_at(2.0).tried[:2])
+    assert "0.001 (≤ 2.0001); 0.002 (≤ 2.0002)" in sentences.tuned(few, "upper")
+    assert "0.001 (2.0001)" in sentences.tuned(few, "exact")
 
 
 def test_reports_without_bounds_do_not_mention_them(tmp_path):

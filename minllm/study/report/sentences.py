@@ -124,20 +124,21 @@ def noise(comparison: Comparison) -> list[str]:
 
 def tuning(comparison: Comparison) -> list[str]:
     """Return what was tried and chosen for each arm that was tuned."""
-    return [f"{name}: {tuned(one)}" for name, one in comparison.tuning.items()]
+    known = {arm.name: arm.bound for arm in comparison.arms}
+    return [f"{name}: {tuned(one, known.get(name))}" for name, one in comparison.tuning.items()]
 
 
-def tuned(one: Tuning) -> str:
-    """Return what was chosen and how, and what was tried."""
+def tuned(one: Tuning, bound: str | None = None) -> str:
+    """Return what was chosen and how, and what was tried, with marks if its losses are upper bounds."""
     failed = sum(not tried.held for tried in one.tried)
     if len(one.tried) <= FEW:
-        listed = "; ".join(map(_tried, one.tried))
+        listed = "; ".join(_tried(tried, bound) for tried in one.tried)
     else:
         best = sorted(
             (tried for tried in one.tried if len(tried.losses) > 1), key=lambda tried: tried.mean or math.inf
         )
         listed = f"{len(one.tried)} values, of which {failed} failed"
-        listed += f"; the best: {'; '.join(map(_tried, best))}" if best else ""
+        listed += f"; the best: {'; '.join(_tried(tried, bound) for tried in best)}" if best else ""
     said = f"{values(one.chosen)}: {one.how}. Tried in {one.runs} runs (at most {one.most_runs}): {listed}."
     return f"{said} Not settled: {one.unsettled}." if one.unsettled else said
 
@@ -146,10 +147,10 @@ def values(chosen: Mapping[str, float]) -> str:
     return " ".join(f"{key}={units.rate(value)}" for key, value in chosen.items())
 
 
-def _tried(one: Tried) -> str:
+def _tried(one: Tried, bound: str | None) -> str:
     numbers = ", ".join(map(units.rate, one.values.values()))
     seeds = f", {len(one.losses)} seeds" if len(one.losses) > 1 else ""
-    return f"{numbers} ({'failed' if one.mean is None else units.bits(one.mean)}{seeds})"
+    return f"{numbers} ({'failed' if one.mean is None else units.marked(units.bits(one.mean), bound)}{seeds})"
 
 
 def left_out(comparison: Comparison) -> list[tuple[str, str]]:
