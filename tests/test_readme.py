@@ -31,6 +31,7 @@ PYTHON = (ROOT / "docs" / "python.md").read_text()
 DATA = (ROOT / "docs" / "data.md").read_text()
 SEARCH = (ROOT / "docs" / "search.md").read_text()
 COMPARE = (ROOT / "docs" / "compare.md").read_text()
+OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text()
 MIXERS = (ROOT / "docs" / "mixers.md").read_text()
 TINY = [
     "model.dim=16",
@@ -97,6 +98,18 @@ def test_every_command_of_the_page_on_options_runs(tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == len(commands(OPTIONS))
 
 
+@pytest.mark.slow  # each command is a process
+def test_every_command_of_the_page_on_objectives_runs(tmp_path):
+    for command in commands(OBJECTIVES):
+        done = run_tiny(command, tmp_path)
+        assert done.returncode == expected(command), f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+        is_exact = "objective.chain_rule=true" in command or not {"masked", "blocks", "evaluate"} & values(
+            command
+        )
+        if "task=generate" not in command:
+            assert ("≤ " in done.stdout) != is_exact, f"{shlex.join(command)}\n{done.stdout}"
+
+
 @pytest.mark.slow  # each command is a search, whose trials are processes
 def test_every_command_of_the_page_on_searching_runs(tmp_path):
     write_files(blocks("yaml", SEARCH), tmp_path)
@@ -130,6 +143,11 @@ def test_the_python_example_of_the_page_on_data_runs():
     names: dict[str, Any] = {}
     exec(compile(lines, "docs/data.md", "exec"), names)
     assert names["rows"].shape == (2, 8) and names["ids"][-1] == names["tokenizer"].eos_id
+
+
+def values(command: list[str]) -> set[str]:
+    """Return what is chosen in a command, also in its arms."""
+    return {part.strip("[]").rpartition("=")[2] for part in command}
 
 
 def write_texts(folder: Path) -> None:

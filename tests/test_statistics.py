@@ -376,6 +376,7 @@ def test_what_is_out_of_range_is_refused(option):
 
 def test_a_verdict_can_be_written_as_json():
     written = dataclasses.asdict(judge(*[0.1] * 6))
+    assert written.pop("unproved") is None
     assert {type(value) for value in written.values()} <= {str, int, bool, float, tuple}
     assert {type(value) for value in written["looks"][0].values()} <= {str, int, float, tuple}
 

@@ -18,8 +18,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from minllm.data.floor import below_floor
+from minllm.page import units
 from minllm.page.markdown import code, table
 from minllm.schema.overrides import PLAIN, in_quotes, is_seed, key_of
+from minllm.study import bounds
 
 HEAD = ["", "params", "val_bpb", "tokens/s", "state, bytes"]
 ABOVE_FLOOR = "above the floor"
@@ -76,6 +78,8 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
     for words, summaries in ranked:
         if error := _error(summaries):
             below.append(f"{' '.join(words) or 'All runs'}: {error}")
+    if any(_bound(summaries) == "upper" for summaries in arms.values()):
+        below.append(bounds.ABOUT)
     if left_out:
         below.append(f"Columns left out because of the width: {'; '.join(reversed(left_out))}.")
     if short != names:
@@ -130,7 +134,7 @@ def _row(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     first = summaries[0]
     return [
         f"{first['params']:,}",
-        _spread([summary["val_bpb"] for summary in summaries]),
+        units.marked(_spread([summary["val_bpb"] for summary in summaries]), _bound(summaries)),
         f"{_mean(summaries, 'tokens_per_second'):,.0f}",
         "none" if first["state_bytes_per_sequence"] is None else f"{first['state_bytes_per_sequence']:,}",
     ]
@@ -143,7 +147,12 @@ def _error(summaries: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _above_floor(summaries: Sequence[Mapping[str, Any]]) -> str:
     known = [summary["bpb_above_floor"] for summary in summaries if "bpb_above_floor" in summary]
-    return _spread(known) if len(known) == len(summaries) else ""
+    return units.marked(_spread(known), _bound(summaries)) if len(known) == len(summaries) else ""
+
+
+def _bound(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Return whether the losses of an arm's runs are exact or an upper bound; those of older runs are exact."""
+    return "upper" if any(summary.get("val_bound") == "upper" for summary in summaries) else "exact"
 
 
 def _floor(summary: Mapping[str, Any]) -> float | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 NONE = "–"
+AT_MOST = "≤"
 PREFIXES = ("", "k", "M", "G", "T", "P")
 BINARY = ("bytes", "KiB", "MiB", "GiB", "TiB")
 MIB = 2**20
@@ -52,6 +53,11 @@ def duration(value: float | None, *, tenths: bool = True) -> str:
 def bits(value: float | None) -> str:
     """Format bits per byte."""
     return NONE if finite(value) is None else f"{value:.4f}"
+
+
+def marked(said: str, bound: object) -> str:
+    """Mark a formatted loss that is an upper bound, as `val_bound` has it: ≤ 1.0312."""
+    return f"{AT_MOST} {said}" if bound == "upper" and said != NONE else said
 
 
 def rate(value: float | None) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minllm.errors import UserError
+from minllm.errors import UserError, suggest
+from minllm.objective import Bound
 from minllm.page.markdown import one_line
 from minllm.runs.find import WATCHING
 from minllm.schema.overrides import short_names, written
@@ -66,6 +67,16 @@ class Arm:
     def seeds(self) -> list[int]:
         """The seeds of its completed runs; of those that diverged, if none was completed."""
         return sorted(self.runs or {one.cfg["seed"] for one in self.diverged if one.cfg is not None})
+
+    @property
+    def bound(self) -> Bound:
+        """Whether its bits per byte are exact or an upper bound; those of runs that don't record it are exact."""
+        return "upper" if "upper" in self.values("val_bound") else "exact"
+
+    @property
+    def objective_family(self) -> str:
+        """The module of its objective: objectives of one module, such as masked and blocks, bound alike."""
+        return str((self.cfg.get("objective") or {}).get("_target_", "")).rpartition(".")[0]
 
     def values(self, key: str) -> list[Any]:
         """Return a value of summary.json for each run, in the order of their seeds."""
@@ -166,6 +177,19 @@ def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
 def measured(arms: Sequence[Arm]) -> list[Arm]:
     """Return the arms with at least one completed run; the others have a configuration and no results."""
     return [arm for arm in arms if arm.runs]
+
+
+def arm_named(word: str, arms: Sequence[Arm]) -> Arm:
+    """Return the arm of this name, or the only one whose name contains it. UserError if there is none, or several."""
+    exact = [arm for arm in arms if arm.name == word]
+    parts = exact or [
+        arm for arm in arms if word in arm.name.replace("=", " ").split() or word in arm.name.split()
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    names = [arm.name for arm in arms]
+    what = "several arms" if parts else "no arm"
+    raise UserError(f"baseline={word} matches {what}. The arms are {', '.join(names)}.{suggest(word, names)}")
 
 
 def refuse_incomparable(arms: Sequence[Arm]) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from minllm.errors import UserError, suggest
-from minllm.study.arms import Arm, arms_of, measured, refuse_incomparable
+from minllm.errors import UserError
+from minllm.study import bounds
+from minllm.study.arms import Arm, arm_named, arms_of, measured, refuse_incomparable
 from minllm.study.contest import Contest, Judged, Noise
 from minllm.study.divergence import diverged_seeds, divergence, lost_seeds
 from minllm.study.facts import Fact, facts
@@ -244,13 +245,15 @@ def contests_between(
     """Return the contests of all arms with the first arm, or of `every` arm with each arm before it."""
     pairs = [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
     differences = [differences_between(*pair, left_out) for pair in pairs]
-    judged = verdicts([list(one.values()) for one in differences], **judging)
+    words = [bounds.provable(*pair) for pair in pairs]
+    judged = verdicts([list(one.values()) for one in differences], **judging, provable=words)
     return [
         Contest(
             *pair,
             {seed: value for seed, value in list(one.items())[: verdict.pairs] if is_known(*pair, seed)},
             verdict,
             divergence=divergence(*pair, left_out),
+            reason=bounds.reason(*pair, verdict),
         )
         for pair, one, verdict in zip(pairs, differences, judged)
     ]
@@ -382,16 +385,3 @@ def refuse_too_few(arms: Sequence[Arm], left_out: Sequence[LeftOut], aa: bool) -
         raise UserError(
             "A noise floor needs at least two seeds, and this arm has one. Train more: seed=0,1,2,3,4,5."
         )
-
-
-def arm_named(word: str, arms: Sequence[Arm]) -> Arm:
-    """Return the arm of this name, or the only one whose name contains it. UserError if there is none, or several."""
-    exact = [arm for arm in arms if arm.name == word]
-    parts = exact or [
-        arm for arm in arms if word in arm.name.replace("=", " ").split() or word in arm.name.split()
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    names = [arm.name for arm in arms]
-    what = "several arms" if parts else "no arm"
-    raise UserError(f"baseline={word} matches {what}. The arms are {', '.join(names)}.{suggest(word, names)}")

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from minllm.study import bounds
 from minllm.study.arms import Arm
 from minllm.study.divergence import Divergence
 from minllm.study.standing import Standing
-from minllm.study.statistics import Verdict
+from minllm.study.verdict import Verdict
 
 SAME = "Every pair reached exactly the same loss, so what differs between the two had no effect on the computation."
 
@@ -79,7 +80,8 @@ class Contest:
     @property
     def sentence(self) -> str:
         same = SAME * self.is_the_same
-        said = [self._answer(), self._diverged(), self.verdict.why, self.verdict.settling, same]
+        remark = bounds.remark(self.arm, self.baseline, self.verdict)
+        said = [self._answer(), self._diverged(), self.verdict.why, remark, self.verdict.settling, same]
         return " ".join(filter(None, said))
 
     def _answer(self) -> str:

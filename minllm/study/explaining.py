@@ -10,6 +10,7 @@ from minllm.page import units
 from minllm.study.futility import FUTILE
 from minllm.study.power import MOST_PAIRS
 from minllm.study.sample import Sample
+from minllm.study.verdict import Word
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Numbers:
     looks: planned numbers of pairs; empty for a single look
     least: with fewer pairs, no difference can be claimed with these looks and contests
     fewest: with fewer pairs, no difference can be claimed at all
+    unproved: what is established of the values, although it proves nothing because one of them is an upper bound
+    is_hopeless: whether more pairs like those so far couldn't prove anything
     """
 
     sample: Sample
@@ -32,6 +35,8 @@ class Numbers:
     looks: Sequence[int]
     least: int
     fewest: int
+    unproved: Word | None = None
+    is_hopeless: bool = False
 
     @property
     def is_tested(self) -> bool:
@@ -45,6 +50,8 @@ def explained(word: str, numbers: Numbers) -> str:
 
 def settling(numbers: Numbers, seeds: int | None, futile: bool) -> str:
     """Return how many pairs would settle it, in a sentence or two."""
+    if numbers.is_hopeless:
+        return "More pairs like these can't settle it."
     if numbers.sample.pairs < 2:
         return "How many pairs would settle it can't be estimated from fewer than two."
     unlikely = ""
@@ -90,7 +97,7 @@ def _concluded(word: str, numbers: Numbers) -> str:
     if word == "equivalent":
         small = f"less than {numbers.margin:.4f} either way (p {_p(numbers.p_equivalence)})"
         return f"The difference is {small}{': a real difference, but too small to matter' * differs}."
-    if word != "inconclusive":
+    if word != "inconclusive" or numbers.unproved:
         return ""
     if not numbers.is_tested and numbers.looks:
         return f"The first look is at {numbers.looks[0]} pairs."

@@ -5,7 +5,7 @@ Stopping for futility makes no claim, and the boundaries don't count on it, so i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
@@ -29,8 +29,10 @@ def chance_to_settle(
     equivalence_limits: Sequence[float],
     margin: float | Floats,
     random: np.random.Generator,
+    sides: Collection[int] = (1, -1),
+    equivalence: bool = True,
 ) -> Floats:
-    """Return the predictive probability that a later look finds a difference or equivalence.
+    """Return the predictive probability that a later look proves a difference or equivalence.
 
     The mean and the variance are drawn from their posterior given the pairs so far (normal differences, and the usual
     prior 1/σ²), further pairs from the normal distribution that they describe. The sign-flip test, which can only
@@ -41,6 +43,7 @@ def chance_to_settle(
         later: the numbers of pairs of the looks to come.
         limits, equivalence_limits: the p-values that each of them needs, two-sided and one-sided.
         margin: the largest difference that doesn't matter.
+        sides, equivalence: the signs of the differences that can be proved, and whether equivalence can.
     """
     pairs = seen.shape[-1]
     shape = (*seen.shape[:-1], FUTURES)
@@ -61,7 +64,11 @@ def chance_to_settle(
         variance = np.maximum(second - first**2, least[..., None] ** 2)
         skew = skewness(look, variance, third - 3 * first * second + 2 * first**3)
         at, spread = first + mean[..., None], np.sqrt(variance * look / (look - 1))
-        settled |= np.abs(statistic(look, at, spread, skew)) >= stdtrit(look - 1, 1 - limit / 2)
+        found, least_t = statistic(look, at, spread, skew), stdtrit(look - 1, 1 - limit / 2)
+        for side in sides:
+            settled |= side * found >= least_t
+        if not equivalence:
+            continue
         needed, widths = stdtrit(look - 1, 1 - equivalence_limit), np.asarray(margin)[..., None]
         settled |= (statistic(look, at, spread, skew, -widths) >= needed) & (
             statistic(look, at, spread, skew, widths) <= -needed

@@ -6,9 +6,10 @@ None of this changes a verdict. Intervals are at 95 % each, without a correction
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from minllm.study import bounds
 from minllm.study.arms import Arm
 from minllm.study.divergence import diverged_seeds
 from minllm.study.documents import ByDocument, by_document
@@ -16,6 +17,7 @@ from minllm.study.selection import LeftOut
 from minllm.study.speedup import AXES, AtEqual, SpeedUps, at_equal, pairs_of, speed_ups
 from minllm.study.stability import Stability, stability
 from minllm.study.superiority import Superiority, Wins, superiority, wins
+from minllm.study.verdict import Word
 
 METRIC = "val_bpb"
 """Bits per byte: a loss that doesn't depend on how the tokenizer splits the text."""
@@ -25,6 +27,7 @@ METRIC = "val_bpb"
 class Measures:
     """The measures of an arm against a baseline.
 
+    provable: the words that the values of the two can prove of the arm
     pairs: with how many seeds neither diverged
     wins, superiority: a run that diverged has the worst loss; None if the arms have no seed in common
     speed: None if a run has no evaluations
@@ -35,6 +38,7 @@ class Measures:
 
     arm: str
     baseline: str
+    provable: Collection[Word]
     pairs: int
     wins: Wins | None
     superiority: Superiority | None
@@ -61,6 +65,7 @@ def measure(arm: Arm, baseline: Arm, left_out: Sequence[LeftOut]) -> Measures:
     return Measures(
         arm=arm.name,
         baseline=baseline.name,
+        provable=bounds.provable(arm, baseline),
         pairs=len(seeds),
         wins=wins([own[seed] - others[seed] for seed in paired]) if paired else None,
         superiority=superiority(list(own.values()), list(others.values())) if paired else None,

@@ -20,6 +20,7 @@ class Guess:
     margin: the largest difference that doesn't matter
     level, equivalence_level: the p-values that the last look needs, two-sided and one-sided
     least: with fewer pairs, nothing can be claimed
+    difference, equivalence: whether these could be proved at all
     """
 
     pairs: int
@@ -29,6 +30,8 @@ class Guess:
     level: float
     equivalence_level: float
     least: int
+    difference: bool = True
+    equivalence: bool = True
 
 
 def pairs_to_settle(guess: Guess) -> int | None:
@@ -39,7 +42,8 @@ def pairs_to_settle(guess: Guess) -> int | None:
     if guess.pairs < 2:
         return None
     choices = range(max(guess.least, guess.pairs + 1), MOST_PAIRS + 1)
-    powers = (power_of_difference, power_of_equivalence)  # neither decreases as pairs are added
+    # neither decreases as pairs are added
+    powers = [power_of_difference] * guess.difference + [power_of_equivalence] * guess.equivalence
     first = bisect_left(choices, POWER, key=lambda pairs: max(power(guess, pairs) for power in powers))
     return choices[first] if first < len(choices) else None
 

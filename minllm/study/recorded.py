@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 
 from minllm.errors import printable
+from minllm.objective import Bound
 from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.runs.outcome import FILE, Reason, State
 from minllm.schema.checking import fits, words
@@ -55,6 +56,7 @@ SUMMARY_WHERE_GIVEN: Mapping[str, Any] = {
     "floor_bpb": Loss | None,
     "bpb_above_floor": Signed | None,
     "device": str,
+    "val_bound": Bound,
 }
 DECISIONS_WHERE_GIVEN: Mapping[str, Any] = {"precision": str | None, "compile": bool | None}
 

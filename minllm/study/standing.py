@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minllm.study.statistics import Verdict
+from minllm.study.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from scipy.special import stdtrit
@@ -27,60 +26,14 @@ from minllm.study.explaining import Numbers, explained, settling
 from minllm.study.futility import FUTILE, NOISE, chance_to_settle, chance_to_settle_ranks
 from minllm.study.power import Guess, pairs_to_settle
 from minllm.study.sample import Sample, sample_of, spread
+from minllm.study.verdict import Look, Verdict, Word
 
-Word = Literal["better", "equivalent", "worse", "inconclusive"]
+ALL_WORDS: tuple[Word, ...] = ("better", "equivalent", "worse")
+SIDES: dict[Word | None, int] = {"worse": 1, "better": -1}
+"""The sign of arm − baseline, for the words that say which of the two is better."""
+FARTHEST = 1e12  # bits per byte: farther apart than any values that didn't diverge
 
 LEAST_PAIRS = 6  # with fewer, the exact sign-flip test can't reach 0.05: its smallest two-sided p is 2/2^n
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the first pairs said when they were tested.
-
-    p_t, p_sign_flip, p_equivalence: p-values as if this were the only look and the only contest
-    level, equivalence_level: what p_t and p_equivalence need at this look for the error rate of a single contest
-    interval: of the difference, which the intervals at all looks together cover with probability `confidence`; what an
-        earlier look has excluded stays so
-    word: the outcome so far, corrected for the number of contests
-    """
-
-    pairs: int
-    difference: float | None
-    interval: tuple[float, float]
-    p_t: float
-    p_sign_flip: float
-    p_equivalence: float
-    level: float
-    equivalence_level: float
-    word: Word
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the seeds so far say about one arm and the baseline.
-
-    All p-values are sequential: they hold whenever the study stops, and so does the interval.
-    """
-
-    word: Word
-    pairs: int
-    difference: float | None  # mean of (arm − baseline), in val_bpb, over the pairs in which neither diverged
-    interval: tuple[
-        float, float
-    ]  # of the difference; infinite where a run diverged, or before the first look
-    confidence: float
-    margin: float  # in val_bpb: smaller differences, either way, don't matter
-    p_t: float  # for no difference, from the paired t test; 1.0 where a run diverged
-    p_sign_flip: float  # for no difference, from the permutation test; of ranks where a run diverged
-    p_difference: float  # from both together, with Holm's correction over the contests
-    p_equivalence: float  # for a difference of at least the margin, with Holm's correction
-    p_overall: float  # for no difference, without Holm's correction and with the pairs after the look that settled it
-    seeds_to_settle: int | None  # in total; None: more than 1,000, or it can't be estimated
-    why: str  # the explanation, in a sentence or two
-    settling: str = ""  # if inconclusive: how many pairs would settle it, as a sentence
-    looks: tuple[Look, ...] = ()  # up to the one that settled it
-    futile: bool = False  # whether it's inconclusive and the looks to come are unlikely to settle it
-    diverged: tuple[int, int] = (0, 0)  # the pairs in which only the arm, and only the baseline, diverged
 
 
 def verdicts(
@@ -89,6 +42,7 @@ def verdicts(
     margin: float,
     alpha: float = 0.05,
     looks: Sequence[int] = (),
+    provable: Sequence[Collection[Word]] | None = None,
 ) -> list[Verdict]:
     """Judge each contest by its differences between an arm and a baseline, in the order in which they were trained.
 
@@ -103,7 +57,8 @@ def verdicts(
 
     The probability of any false claim of a difference stays below `alpha` over all contests (Holm) and all looks
     (alpha spending) together; so does that of any false claim of equivalence. A contest is settled at the first look
-    that allows a claim; later pairs don't change it.
+    that allows a claim; later pairs don't change it. So is one whose values differ in a direction that proves nothing,
+    because one of them is an upper bound.
 
     Args:
         differences: for each contest, arm − baseline of every pair, in val_bpb. The number of pairs may vary.
@@ -111,6 +66,7 @@ def verdicts(
         alpha: the probability of a false claim.
         looks: the numbers of pairs at which results are tested while pairs are added, including the looks to come. All
             looks for which there are enough pairs are repeated here. Empty: a single look at all pairs.
+        provable: for each contest, the words that its values can prove; see `minllm.study.bounds`. None: all.
 
     Raises:
         ValueError: an argument is out of range.
@@ -118,7 +74,10 @@ def verdicts(
     if not (0 < margin < math.inf and 0 < alpha < 1 and _are_increasing(looks)):
         raise ValueError(f"margin={margin}, alpha={alpha} and looks={looks}: one of them is out of range")
     rule = _Rule(margin, alpha, tuple(looks), max(1, len(differences)))
-    trials = [_Trial(contest, rule) for contest in differences]
+    trials = [
+        _Trial(contest, rule, words)
+        for contest, words in zip(differences, provable or [ALL_WORDS] * len(differences))
+    ]
     for look in range(max((len(trial.reached) for trial in trials), default=0)):
         for trial in trials:
             trial.test(look)
@@ -126,7 +85,7 @@ def verdicts(
         of_equivalence = _holm([trial.p_equivalence for trial in trials])
         for trial, *p_values in zip(trials, of_difference, of_equivalence):
             trial.judge(look, *p_values)
-    unsettled = sum(trial.word == "inconclusive" for trial in trials)
+    unsettled = sum(not trial.is_settled for trial in trials)
     return [trial.verdict(alpha / max(1, unsettled)) for trial in trials]
 
 
@@ -177,7 +136,9 @@ class _Trial:
 
     differences: Sequence[float]
     rule: _Rule
+    provable: Collection[Word]
     word: Word = "inconclusive"
+    unproved: Word | None = None
     looks: list[Look] = field(default_factory=list)
     p_t: float = 1.0
     p_sign_flip: float = 1.0
@@ -197,8 +158,13 @@ class _Trial:
         self.of_t = [sample.p_t for sample in self.samples]
         self.of_equivalence = [sample.p_equivalence(self.rule.margin) for sample in self.samples]
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has an outcome, or a difference that proves nothing."""
+        return self.word != "inconclusive" or self.unproved in SIDES
+
     def is_open(self, look: int) -> bool:
-        return self.word == "inconclusive" and look < len(self.reached)
+        return not self.is_settled and look < len(self.reached)
 
     def test(self, look: int) -> None:
         """Compute the sequential p-values up to a look."""
@@ -247,12 +213,19 @@ class _Trial:
             return
         self.adjusted = (p_difference, p_equivalence)
         sample, alpha = self.samples[look], self.rule.alpha * (1 + 1e-9)
-        if sample.pairs >= LEAST_PAIRS and p_equivalence <= alpha:
+        is_equivalent, differs = (
+            sample.pairs >= LEAST_PAIRS and p <= alpha for p in (p_equivalence, p_difference)
+        )
+        self.unproved = None
+        if is_equivalent and "equivalent" in self.provable:
             self.word = "equivalent"
-        elif sample.pairs >= LEAST_PAIRS and p_difference <= alpha:
-            self.word = self._direction(look)
+        elif differs and (found := self._direction(look)) != "inconclusive":
+            proved = found in self.provable or self._is_proved_by_divergence(SIDES[found], look)
+            self.word, self.unproved = (found, None) if proved else ("inconclusive", found)
+        elif is_equivalent:
+            self.unproved = "equivalent"
         self.looks.append(self._look(look))
-        if self.word != "inconclusive" or look == len(self.reached) - 1:  # what the report shows
+        if self.is_settled or look == len(self.reached) - 1:  # what the report shows
             self.p_t = self._p_of_t(self.of_t, look, 2)
             self.p_sign_flip = self.flips.sequential(look, self.rule.levels, self.rule.alpha)
 
@@ -264,6 +237,21 @@ class _Trial:
         if (side < 0 and arm > baseline) or (side > 0 and baseline > arm):
             return "inconclusive"
         return "better" if side < 0 else "worse"
+
+    def _is_proved_by_divergence(self, side: int, look: int) -> bool:
+        """Whether runs diverged so often that the arm is on this side whatever the values of the others are."""
+        if self.samples[look].is_finite:
+            return False
+        flips = SignFlips(self._against(side), self.reached, self.planned)
+        rejected = flips.rejections(look, self.rule.alpha / self.rule.contests)
+        return any(yes and side * seen > 0 for yes, seen in zip(rejected, flips.observed))
+
+    def _against(self, side: int) -> list[float]:
+        """Return the differences with the finite ones as far on the other side as they could be."""
+        return [
+            -side * FARTHEST if math.isfinite(one) else 0.0 if math.isnan(one) else one
+            for one in self.differences
+        ]
 
     def _look(self, look: int) -> Look:
         sample, alpha = self.samples[look], self.rule.alpha
@@ -289,10 +277,9 @@ class _Trial:
         last = self.looks[-1] if self.looks else None
         pairs = last.pairs if last else len(self.differences)
         sample = sample_of(self.differences[:pairs], self.noise)
-        settled = self.word != "inconclusive"
-        chance = None if settled else self._chance(level)
-        futile = chance is not None and chance < FUTILE
-        seeds = pairs if settled else self._seeds_to_settle(sample)
+        chance = None if self.is_settled else self._chance(level)
+        futile = self.unproved in SIDES or (chance is not None and chance < FUTILE)
+        seeds = pairs if self.word != "inconclusive" else self._seeds_to_settle(sample)
         p_difference, p_equivalence = self.adjusted
         numbers = Numbers(
             sample,
@@ -304,6 +291,8 @@ class _Trial:
             self.rule.looks,
             self._least(),
             LEAST_PAIRS,
+            self.unproved,
+            self.unproved in SIDES or (sample.is_finite and not any(self._claims(sample))),
         )
         return Verdict(
             word=self.word,
@@ -319,9 +308,10 @@ class _Trial:
             p_overall=self._p_overall(),
             seeds_to_settle=seeds,
             why=explained(self.word, numbers),
-            settling="" if settled else settling(numbers, seeds, futile),
+            settling="" if self.word != "inconclusive" else settling(numbers, seeds, futile),
             looks=tuple(self.looks),
             futile=futile,
+            unproved=self.unproved,
             diverged=sample.diverged,
         )
 
@@ -350,22 +340,42 @@ class _Trial:
             return None
         pairs, random = self.looks[-1].pairs, np.random.default_rng(0)
         seen = np.array(self.with_ties[:pairs])
+        sides = [side for word, side in SIDES.items() if word in self.provable]
         if not (sample := sample_of(self.differences[:pairs], self.noise)).is_finite:
             arm, baseline = sample.diverged
-            wanted = [side for side, allowed in ((1, arm >= baseline), (-1, baseline >= arm)) if allowed]
-            return chance_to_settle_ranks(seen, later[-1], level, wanted, random)
-        limits = [boundary(self.planned, level, sides)[len(self.looks) :] for sides in (2, 1)]
-        return float(chance_to_settle(seen, later, *limits, self.rule.margin, random))
+            allowed = [side for side, leads in ((1, arm >= baseline), (-1, baseline >= arm)) if leads]
+            wanted = [side for side in allowed if side in sides]
+            chance = chance_to_settle_ranks(seen, later[-1], level, wanted, random)
+            for side in set(allowed) - set(sides):
+                against = np.array(self._against(side)[:pairs])
+                chance += chance_to_settle_ranks(against, later[-1], level, [side], random)
+            return min(1.0, chance)
+        limits = [boundary(self.planned, level, sided)[len(self.looks) :] for sided in (2, 1)]
+        claims = (sides, "equivalent" in self.provable)
+        return float(chance_to_settle(seen, later, *limits, self.rule.margin, random, *claims))
+
+    def _claims(self, sample: Sample) -> tuple[bool, bool]:
+        """Whether the values could prove a difference in the direction of the mean, and equivalence."""
+        word = "better" if sample.mean < 0 else "worse"
+        return word in self.provable, "equivalent" in self.provable
 
     def _seeds_to_settle(self, sample: Sample) -> int | None:
-        if not sample.is_finite:
+        if not sample.is_finite or not any(self._claims(sample)):
             return None
         strictest = self.rule.alpha / self.rule.contests
         levels = [
             boundary(self.planned, strictest, sides)[-1] if self.planned else strictest for sides in (2, 1)
         ]
         return pairs_to_settle(
-            Guess(sample.pairs, sample.mean, sample.sd, self.rule.margin, *levels, self._least())
+            Guess(
+                sample.pairs,
+                sample.mean,
+                sample.sd,
+                self.rule.margin,
+                *levels,
+                self._least(),
+                *self._claims(sample),
+            )
         )
 
     def _least(self) -> int:

@@ -25,6 +25,7 @@ OF_BOTH_TWINS = (
     "params",
     "predicted_bytes",
     "peak_bytes",
+    "val_bound",
     "memory_ran_out",
     "overrides",
     "run",

@@ -160,6 +160,7 @@ def trained(
     judge.watch(run)
     try:
         summary = train.carry_out(run, tokenizer, notes, cfg)
+        figures["val_bound"] = summary["val_bound"]
     finally:
         figures |= {
             "params": sum(p.numel() for p in run.model.parameters()),
@@ -265,8 +266,10 @@ class PruningLogger(Logger):
     def log(self, event: dict[str, Any]) -> None:
         self.own.log(event)
         if math.isinf(self.start_loss) and not self.begins_trained:
-            # the first event comes before any loss is dropped from the list
-            self.start_loss = self.run.progress.recent_losses[0]
+            # The first event comes before any loss is dropped from the list. An objective that draws noise may begin
+            # with a batch that is easy by chance, so the start is never below the loss of a uniform guess.
+            uniform = math.log(self.run.model.vocab_size)
+            self.start_loss = max(self.run.progress.recent_losses[0], uniform)
         if time.monotonic() > self.deadline:
             raise TimeIsUp(TOO_LONG)
         if "val_loss" in event:

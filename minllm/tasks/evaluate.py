@@ -9,10 +9,12 @@ from omegaconf import DictConfig
 
 from minllm.data.batches import open_data
 from minllm.data.floor import above_floor
+from minllm.objective import Objective
+from minllm.page import units
 from minllm.schema.building import build
 from minllm.schema.options import RunPlace, reads
 from minllm.training import checkpoints, machine, memory
-from minllm.training.evaluation import LOOKAHEAD_WARNING
+from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
 from minllm.training.evaluation import evaluate as measure
 
 
@@ -26,7 +28,8 @@ def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, Any]
         run: the run's folder, or `latest`.
 
     Returns:
-        `val_loss` in nats per token and `val_bpb` in bits per byte. If the corpus entropy is known, also `floor_bpb`,
+        `val_loss` in nats per token, `val_bpb` in bits per byte, and `val_bound`: whether they are `exact` or `upper`
+        bounds. If the corpus entropy is known, also `floor_bpb`,
         `bpb_above_floor`, and an error message in `below_floor` if the loss is below it.
 
     Raises:
@@ -36,18 +39,24 @@ def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, Any]
         return measured(cfg, run)
 
 
-def measured(cfg: DictConfig, run: str) -> dict[str, float]:
+def measured(cfg: DictConfig, run: str) -> dict[str, Any]:
     settings = build(cfg.train)
     device = machine.choose_device(settings.device)
     precision, _ = machine.choose_precision(settings.precision, device)
     model, tokenizer = checkpoints.load_as(cfg, run, device=device)
     corpus = open_data(build(cfg.data), tokenizer)
     validation = corpus.validation(settings.batch_size)
-    figures = measure(model, build(cfg.objective), validation, device, precision)
+    objective: Objective = build(cfg.objective)
+    figures = measure(model, objective, validation, device, precision)
     figures |= above_floor(figures["val_bpb"], corpus.floor_bits_per_byte, validation.bytes)
     for name in ("val_loss", "val_bpb", "floor_bpb", "bpb_above_floor"):
         if name in figures:
-            print(f"{name:16}{figures[name]:.6f}")
+            bound = objective.bound if name != "floor_bpb" else "exact"
+            print(f"{name:16}{units.marked(f'{figures[name]:.6f}', bound)}")
+    figures["val_bound"] = objective.bound
+    print(f"{'val_bound':16}{objective.bound}")
+    if objective.bound == "upper":
+        print(BOUND_NOTE)
     if "below_floor" in figures:
         print(figures["below_floor"])
     if model.cannot_generate:

@@ -11,11 +11,13 @@ from minllm.data.batches import Validation
 from minllm.model.lm import LM
 from minllm.objective import Objective
 from minllm.objective.noise import Noise
+from minllm.page import units
 from minllm.training.machine import Precision
 
 LOOKAHEAD_WARNING = (
     "This model looks ahead, so its loss isn't comparable with that of a causal model, and is lower."
 )
+BOUND_NOTE = f"{units.AT_MOST} marks an estimate of an upper bound: the true loss may be lower."
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -23,6 +23,7 @@ from minllm.model.cost import cost
 from minllm.model.lm import LM
 from minllm.model.size import in_words
 from minllm.objective import Objective
+from minllm.page import units
 from minllm.runs.find import unchangeable
 from minllm.runs.folder import STOPPED, RunDir
 from minllm.schema.building import build
@@ -32,7 +33,7 @@ from minllm.training import checkpoints, machine, memory
 from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
-from minllm.training.evaluation import LOOKAHEAD_WARNING
+from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
 from minllm.training.loop import Diverged, Run, fit
 from minllm.training.settings import Settings
 
@@ -335,13 +336,19 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
 
 def report(run: Run, summary: dict) -> list[str]:
     """Return the closing lines of the log."""
-    floor = f", {summary['bpb_above_floor']:.4f} above the corpus floor" if "floor_bpb" in summary else ""
+    bound = summary["val_bound"]
+    loss, bpb = (units.marked(f"{summary[key]:.4f}", bound) for key in ("val_loss", "val_bpb"))
+    floor = ""
+    if "floor_bpb" in summary:
+        above = units.marked(f"{summary['bpb_above_floor']:.4f}", bound)
+        floor = f", {above} above the corpus floor"
     return [
         "",
         *[(prompt + text).strip() for prompt, text in run.latest_samples],
         "",
-        f"Validation: {summary['val_loss']:.4f} nats per token, {summary['val_bpb']:.4f} bits per byte{floor}"
+        f"Validation: {loss} nats per token, {bpb} bits per byte{floor}"
         f"{', of the averaged weights' if summary['ema'] else ''}.",
+        *[BOUND_NOTE] * (bound == "upper"),
         *[LOOKAHEAD_WARNING] * bool(run.model.cannot_generate),
         *([summary["below_floor"]] if "below_floor" in summary else []),
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"

@@ -11,6 +11,7 @@ from minllm.errors import printable
 from minllm.page.markdown import fitted, one_line
 from minllm.page.terminal import answer
 from minllm.runs.folder import write_text
+from minllm.study import bounds
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import sentences
@@ -99,7 +100,7 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
     yield ""
     yield from _table(comparison)
-    yield sentences.ABOUT_SD
+    yield " ".join(filter(None, [sentences.ABOUT_SD, bounds.about(comparison.arms)]))
     yield ""
     yield sentences.unequal(comparison)
     yield from (f"Tuning of {sentence}" for sentence in sentences.tuning(comparison))

@@ -80,6 +80,7 @@ def in_a_line(
             "arm": contest.arm.name,
             "baseline": contest.baseline.name,
             "outcome": contest.outcome,
+            "reason": contest.reason,
             **{
                 name: getattr(contest.verdict, name)
                 for name in ("difference", "interval", "confidence", "pairs")

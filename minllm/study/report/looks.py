@@ -7,7 +7,7 @@ import math
 from minllm.page import units
 from minllm.study.comparison import Comparison, Contest
 from minllm.study.report.measures import Table
-from minllm.study.statistics import Look
+from minllm.study.verdict import Look
 
 ABOUT = (
     "p-values are those of each test as if this were the only look and the only contest. In brackets is what this look"

@@ -96,7 +96,11 @@ def _confidence(comparison: Comparison) -> str:
 
 def _curves(comparison: Comparison) -> list[str]:
     rows = [
-        [code(sentences.called(arm)), *map(units.bits, at_quarters(curve(arm)))] for arm in comparison.arms
+        [
+            code(sentences.called(arm)),
+            *(units.marked(units.bits(value), arm.bound) for value in at_quarters(curve(arm))),
+        ]
+        for arm in comparison.arms
     ]
     head = ["arm", "25 %", "50 %", "75 %", "end"]
     return ["Bits per byte (mean over seeds) at each quarter of training:", table(head, rows, "lrrrr")]
@@ -105,7 +109,7 @@ def _curves(comparison: Comparison) -> list[str]:
 def _measures(comparison: Comparison) -> list[str]:
     if not comparison.contests:
         return []
-    parts = [f"## {measures.HEADING}", plain(measures.ABOUT)]
+    parts = [f"## {measures.HEADING}", plain(measures.about(comparison))]
     for one in measures.tables(comparison):
         parts += [f"### {one.title}", *_tabulated(one)]
     return parts
@@ -160,7 +164,12 @@ def _commands(comparison: Comparison) -> list[str]:
 
 def _runs(comparison: Comparison) -> str:
     rows = [
-        [code(sentences.called(arm)), str(seed), units.bits(run.summary[METRIC]), code(str(run.folder))]
+        [
+            code(sentences.called(arm)),
+            str(seed),
+            units.marked(units.bits(run.summary[METRIC]), arm.bound),
+            code(str(run.folder)),
+        ]
         for arm in comparison.arms
         for seed, run in arm.runs.items()
     ]

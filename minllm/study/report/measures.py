@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from minllm.page import units
+from minllm.study import bounds
 from minllm.study.comparison import Comparison
 from minllm.study.documents import ByDocument
 from minllm.study.intervals import LEAST_RESAMPLED, Estimate
 from minllm.study.measures import Measures
 from minllm.study.speedup import SpeedUp
 from minllm.study.stability import FAR, NOTICED, WINDOW, Sign
+from minllm.study.verdict import Word
 
 HEADING = "Other measures"
 ABOUT = (
     "These don't change a verdict. All intervals are at 95 %, each on its own: they aren't corrected for the number of"
     " contests, measures or looks. A dash means that a value is unknown."
+)
+ABOUT_BOUNDS = (
+    " They compare the values as recorded, although those that are upper bounds may be truly lower."
 )
 ABOUT_SPEED = (
     "A speed-up is a ratio of tokens, on the mean curves over the paired seeds, interpolated in the logarithm of"
@@ -64,6 +69,11 @@ class Table:
     about: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+
+def about(comparison: Comparison) -> str:
+    """Return what holds for all measures."""
+    return ABOUT + ABOUT_BOUNDS * bool(bounds.about(comparison.arms))
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -115,7 +125,7 @@ def qualified(one: Measures) -> list[str]:
     if known := one.by_document:
         interval = _interval(known.over_both, units.signed)
         found.append(
-            f"{conclusion(known).capitalize()}: {interval} over seeds and {known.documents:,} documents."
+            f"{conclusion(known, one.provable).capitalize()}: {interval} over seeds and {known.documents:,} documents."
         )
     if one.stability.less_stable is not None:
         found.append(
@@ -124,10 +134,12 @@ def qualified(one: Measures) -> list[str]:
     return found
 
 
-def conclusion(one: ByDocument) -> str:
-    """Return how far the difference generalises."""
+def conclusion(one: ByDocument, provable: Collection[Word]) -> str:
+    """Return how far the difference generalises, if its direction is one that the values can prove."""
     if not math.isfinite(one.over_seeds.interval[0]) or not math.isfinite(one.over_both.interval[0]):
         return "too few seeds or documents"
+    if one.over_seeds.excludes_zero and _side(one) not in provable:
+        return "no difference proved, because a value is an upper bound"
     if one.over_both.excludes_zero:
         return f"{_side(one)} on such texts"
     if one.over_seeds.excludes_zero:
@@ -213,11 +225,11 @@ def _texts(one: Measures) -> list[str]:
         units.count(found.documents),
         _percent(found.won),
         *(_interval(each, units.signed) for each in intervals),
-        conclusion(found),
+        conclusion(found, one.provable),
     ]
 
 
-def _side(one: ByDocument) -> str:
+def _side(one: ByDocument) -> Word:
     return "better" if one.over_seeds.value < 0 else "worse"
 
 

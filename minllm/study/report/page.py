@@ -66,7 +66,7 @@ ABOUT_CURVES = (
     "Lines are means over an arm’s seeds, and bands range from the lowest seed to the highest. Click a name to hide its"
     " arm."
 )
-ABOUT_FLOOR = " The floor is the text’s true entropy, which no model can go below."
+ABOUT_FLOOR = "The floor is the text’s true entropy, which no model can go below."
 
 
 def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
@@ -130,14 +130,15 @@ def _curves(comparison: Comparison) -> Iterator[str]:
     floor = floor_of(comparison.arms)
     figure, switches = learning_curves(curves, floor)
     yield drawn(figure, "curves", switches)
-    yield f'<p class="soft">{ABOUT_CURVES}{ABOUT_FLOOR if floor is not None else ""}</p>'
+    about = [ABOUT_CURVES, ABOUT_FLOOR if floor is not None else "", sentences.curves_of_bounds(comparison)]
+    yield f'<p class="soft">{escape(" ".join(filter(None, about)))}</p>'
 
 
 def _measures(comparison: Comparison) -> Iterator[str]:
     if not comparison.contests:
         return
     yield f"<h2>{measures.HEADING}</h2>"
-    yield f'<p class="soft">{_said(measures.ABOUT)}</p>'
+    yield f'<p class="soft">{_said(measures.about(comparison))}</p>'
     for one in measures.tables(comparison):
         yield f"<h3>{escape(one.title)}</h3>"
         yield from _tabulated(one)
@@ -219,7 +220,12 @@ def _commands(comparison: Comparison) -> Iterator[str]:
 
 def _runs(comparison: Comparison) -> Iterator[str]:
     rows = [
-        [escape(sentences.called(arm)), str(seed), units.bits(run.summary[METRIC]), escape(str(run.folder))]
+        [
+            escape(sentences.called(arm)),
+            str(seed),
+            units.marked(units.bits(run.summary[METRIC]), arm.bound),
+            escape(str(run.folder)),
+        ]
         for arm in comparison.arms
         for seed, run in arm.runs.items()
     ]

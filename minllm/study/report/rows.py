@@ -66,6 +66,9 @@ COLUMNS = (
 )
 """The columns after the arm's name. Distances to a corpus's floor are known only if the floor is."""
 
+BOUNDED = (METRIC, "bpb_above_floor")
+"""The columns that are upper bounds if the bits per byte are."""
+
 
 def cells(arm: Arm, comparison: Comparison) -> list[str]:
     """Return an arm's formatted values, with a note on how its learning rate was chosen."""
@@ -74,9 +77,14 @@ def cells(arm: Arm, comparison: Comparison) -> list[str]:
     if tuning is not None and RATE in tuning.chosen:
         mark = " (tuned, not settled)" if tuning.unsettled else " (tuned)"
     marks = {"learning_rate": mark, "bpb_above_floor": " IMPOSSIBLE" if impossible(arm) else ""}
-    return [column.unit(column.of(arm)) + marks.get(column.key, "") for column in COLUMNS]
+    return [
+        units.marked(column.unit(column.of(arm)), arm.bound if column.key in BOUNDED else None)
+        + marks.get(column.key, "")
+        for column in COLUMNS
+    ]
 
 
 def row(arm: Arm) -> dict[str, Any]:
-    """Return an arm's values by key."""
-    return {"arm": arm.name, **{column.key: column.of(arm) for column in COLUMNS}}
+    """Return an arm's values by key, and whether its bits per byte are exact or an upper bound; None without a run."""
+    bound = arm.bound if arm.runs else None
+    return {"arm": arm.name, "val_bound": bound, **{column.key: column.of(arm) for column in COLUMNS}}

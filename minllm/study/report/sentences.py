@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from minllm.page import units
-from minllm.study import trust
+from minllm.study import bounds, trust
 from minllm.study.arms import Arm, measured
 from minllm.study.boundaries import EXACT_PAIRS
 from minllm.study.comparison import Comparison
@@ -35,6 +35,13 @@ NOT_KEPT = (
 )
 
 
+BOUNDS = (
+    "The true value of an arm whose bits per byte are an upper bound may be lower. Against an exact value, such an arm"
+    " can only be found better, and the exact one only worse, unless runs diverged; neither equivalence nor the"
+    " opposite is claimed, and a contest ends when its values differ in the direction that proves nothing. Two bounds"
+    " are compared as they are if their objectives are of one family, and not at all otherwise."
+)
+
 AMONG_ALL = (
     "Each contest was also tested among all ideas in the ledger (outputs/ledger.jsonl), at a level that was fixed"
     " before its first run by LORD++, so that at most 5 % of all ideas found to be better are expected not to be. Its"
@@ -56,12 +63,19 @@ def introduction(comparison: Comparison) -> str:
     arms = f"{len(comparison.arms)} arms" if len(comparison.arms) > 1 else "One arm"
     measure = measured(comparison.arms)[0]
     of = f"the baseline, {called(measure)}" if measure is comparison.baseline else called(measure)
-    return (
+    said = (
         f"{arms} with {each}, measured in bits per byte of held-out text (lower is better)."
         f" A difference of up to {units.bits(comparison.margin_bpb)} bits per byte ({100 * comparison.margin:.3g} % of"
         f" {of}) is considered too small to matter."
         f" {KEPT if comparison.kept_margin else NOT_KEPT}"
     )
+    return f"{said} {bounds.about(comparison.arms)}".rstrip()
+
+
+def curves_of_bounds(comparison: Comparison) -> str:
+    """Return a sentence that names the arms whose learning curves are upper bounds; "" if there are none."""
+    named = [called(arm) for arm in measured(comparison.arms) if arm.bound == "upper"]
+    return f"The values of {' and of '.join(named)} are upper bounds." if named else ""
 
 
 def warnings(comparison: Comparison) -> list[str]:
@@ -110,20 +124,21 @@ def noise(comparison: Comparison) -> list[str]:
 
 def tuning(comparison: Comparison) -> list[str]:
     """Return what was tried and chosen for each arm that was tuned."""
-    return [f"{name}: {tuned(one)}" for name, one in comparison.tuning.items()]
+    known = {arm.name: arm.bound for arm in comparison.arms}
+    return [f"{name}: {tuned(one, known.get(name))}" for name, one in comparison.tuning.items()]
 
 
-def tuned(one: Tuning) -> str:
-    """Return what was chosen and how, and what was tried."""
+def tuned(one: Tuning, bound: str | None = None) -> str:
+    """Return what was chosen and how, and what was tried, with marks if its losses are upper bounds."""
     failed = sum(not tried.held for tried in one.tried)
     if len(one.tried) <= FEW:
-        listed = "; ".join(map(_tried, one.tried))
+        listed = "; ".join(_tried(tried, bound) for tried in one.tried)
     else:
         best = sorted(
             (tried for tried in one.tried if len(tried.losses) > 1), key=lambda tried: tried.mean or math.inf
         )
         listed = f"{len(one.tried)} values, of which {failed} failed"
-        listed += f"; the best: {'; '.join(map(_tried, best))}" if best else ""
+        listed += f"; the best: {'; '.join(_tried(tried, bound) for tried in best)}" if best else ""
     said = f"{values(one.chosen)}: {one.how}. Tried in {one.runs} runs (at most {one.most_runs}): {listed}."
     return f"{said} Not settled: {one.unsettled}." if one.unsettled else said
 
@@ -132,10 +147,10 @@ def values(chosen: Mapping[str, float]) -> str:
     return " ".join(f"{key}={units.rate(value)}" for key, value in chosen.items())
 
 
-def _tried(one: Tried) -> str:
+def _tried(one: Tried, bound: str | None) -> str:
     numbers = ", ".join(map(units.rate, one.values.values()))
     seeds = f", {len(one.losses)} seeds" if len(one.losses) > 1 else ""
-    return f"{numbers} ({'failed' if one.mean is None else units.bits(one.mean)}{seeds})"
+    return f"{numbers} ({'failed' if one.mean is None else units.marked(units.bits(one.mean), bound)}{seeds})"
 
 
 def left_out(comparison: Comparison) -> list[tuple[str, str]]:
@@ -171,6 +186,7 @@ def judged(comparison: Comparison) -> list[str]:
         " test then uses ranks and decides alone, equivalence isn't claimed, and neither is that the one that diverged"
         " more often is better. The p-values of differences and equivalence are corrected for the number of contests by"
         f" Holm's method. Anything else is inconclusive. {looks}",
+        *([BOUNDS] if bounds.about(comparison.arms) else []),
         *([AMONG_ALL] if any(contest.standing for contest in comparison.contests) else []),
         f"Where a single run represents an arm, as for its texts, it is the run with seed {comparison.shared_seed}: the"
         " first seed that most arms have, whatever its loss. If an arm has two runs with the same seed, the later one"

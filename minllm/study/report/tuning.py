@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minllm.page import units
+from minllm.study import bounds
 from minllm.study.comparison import Comparison, Contest
 from minllm.study.tuning import Tuning
 from minllm.study.tuning_curves import CONFIDENCE, TuningCurve, separate_at, tuning_curve
@@ -16,6 +17,9 @@ ABOUT_TUNING_CURVES = (
     f" trials that every arm tries are taken as random draws. Bands hold at {100 * CONFIDENCE:g} % for each arm, and so"
     " at 95 % for two arms together, for all numbers of trials at once. A trial that diverged counts as the worst."
 )
+
+
+UNPROVED = ", but a value is an upper bound, so this proves nothing"
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,15 @@ def efforts(comparison: Comparison) -> list[Effort]:
 def curve_rows(comparison: Comparison) -> list[list[str]]:
     """Return the rows of a table: numbers of trials, and the tuning curve of each arm at them; none for one trial."""
     curves = list(curves_of(comparison).values())
+    known = {arm.name: arm.bound for arm in comparison.arms}
+    of_bounds = [known.get(name) for name in comparison.tuning]
     trials = max((len(one.trials) for one in curves), default=0)
     if trials < 2:
         return []
     shown = [*(2**power for power in range(trials.bit_length()) if 2**power < trials), trials]
-    return [[str(k), *(_at(one, k) for one in curves)] for k in shown]
+    return [
+        [str(k), *(units.marked(_at(one, k), bound) for one, bound in zip(curves, of_bounds))] for k in shown
+    ]
 
 
 def tuning_data(one: Tuning) -> dict[str, Any]:
@@ -85,9 +93,12 @@ def _effort(contest: Contest, arm: TuningCurve, baseline: TuningCurve) -> Effort
     trials = min(len(arm.trials), len(baseline.trials))
     if apart:
         lower = contest.arm if arm.high[apart[0] - 1] < baseline.low[apart[0] - 1] else contest.baseline
+        word = "better" if lower is contest.arm else "worse"
+        proved = word in bounds.provable(contest.arm, contest.baseline)
+        means = ": with that much effort the difference survives tuning" if proved else UNPROVED
         said = (
-            f"The tuning curves of {names} are apart, with {lower.name} lower, after {_counted(apart)} of tuning: with"
-            " that much effort the difference survives tuning."
+            f"The tuning curves of {names} are apart, with {lower.name} lower, after {_counted(apart)} of tuning"
+            f"{means}."
         )
         said += " With more trials their bands overlap." * (apart[-1] < trials)
     else:

@@ -13,7 +13,7 @@ import optuna
 from minllm.runs.folder import write_text
 from minllm.sweep.report.page import page
 from minllm.sweep.report.summary import best_in_words, no_best, summary
-from minllm.sweep.report.trials import best_of, rerun
+from minllm.sweep.report.trials import about_bounds, best_of, rerun
 
 
 def write_report(study: optuna.Study, folder: Path, *, metric: str, command: str) -> list[Path]:
@@ -35,9 +35,10 @@ def write_report(study: optuna.Study, folder: Path, *, metric: str, command: str
 
 def conclusion(study: optuna.Study, *, metric: str, written: Sequence[Path]) -> str:
     """Return the lines printed at the end: the best trial, how to run it again, and the report's files."""
-    best = best_of(study)
+    best, trials = best_of(study), study.get_trials(deepcopy=False)
     if best is None:
-        found = [no_best(study.get_trials(deepcopy=False))]
+        found = [no_best(trials)]
     else:
-        found = [best_in_words(best, metric), f"To run it again: {rerun(best)}"]
+        said = " ".join(filter(None, [best_in_words(best, metric), about_bounds(trials)]))
+        found = [said, f"To run it again: {rerun(best)}"]
     return "\n".join([*found, f"Report: {', '.join(map(str, written))}"])

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from minllm.page.html import document, drawn, escape, table
 from minllm.sweep.report.figures import memory_map, search_plots
 from minllm.sweep.report.summary import FIGURES, best_in_words, memory_story, no_best, ten_best
-from minllm.sweep.report.trials import MEANINGS, best_of, counted, rerun, shown
+from minllm.sweep.report.trials import MEANINGS, about_bounds, best_of, counted, rerun, shown
 
 CLEAR = "rgba(0,0,0,0)"
 STYLE = """
@@ -35,6 +35,7 @@ def page(study: optuna.Study, *, metric: str, command: str) -> str:
             f'<p class="soft">This search minimized {escape(metric)}:</p>',
             f"<pre>{escape(command)}</pre>",
             *_best(best_of(study), metric, no_best(trials)),
+            f"<p>{escape(about_bounds(trials))}</p>" if about_bounds(trials) else "",
             *_section("Ten best trials", _ten_best(trials, metric)),
             *_section("How the trials ended", _counts(counted(trials))),
             *_section("Memory", f"<p>{escape(' '.join(memory_story(trials)))}</p>"),

@@ -15,6 +15,7 @@ from minllm.sweep.report.importance import importances, share_called_best
 from minllm.sweep.report.trials import (
     DID_NOT_FIT,
     MEANINGS,
+    about_bounds,
     best_of,
     counted,
     described,
@@ -119,7 +120,7 @@ def _best(best: FrozenTrial | None, metric: str, trials: Sequence[FrozenTrial]) 
         return [no_best(trials)]
     line, folder = rerun(best), best.user_attrs.get("run")
     return [
-        best_in_words(best, metric),
+        " ".join(filter(None, [best_in_words(best, metric), about_bounds(trials)])),
         *lines([f"- {code(name)}: {word(shown(value))}" for name, value in best.params.items()]),
         *(["To run it again:", sh(line)] if line else ["Its overrides weren't recorded."]),
         *([f"Run folder: {code(folder)}"] if folder else []),

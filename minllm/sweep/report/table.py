@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -135,7 +134,7 @@ class Table:
         return [kept[number] for number in sorted(kept)]
 
     def _caption(self, trials: Sequence[FrozenTrial], now: float) -> str:
-        best = f"best {self.best.value:.4f} (trial {self.best.number})" if self.best else "no best yet"
+        best = f"best {described(self.best).value} (trial {self.best.number})" if self.best else "no best yet"
         counts = ", ".join(f"{count} {state}" for state, count in counted(trials).items())
         return f"{len(self.done)}/{self.n_trials} ended, {self._left(trials, now)} left, {best}\n{counts}"
 
@@ -155,7 +154,7 @@ class Table:
             return ""
         if self.best.number == trial.number:
             return "the best so far"
-        return f"best {self.best.value:.4f} (trial {self.best.number})"
+        return f"best {described(self.best).value} (trial {self.best.number})"
 
 
 def _width(columns: Sequence[Column]) -> int:
@@ -169,10 +168,11 @@ def _shortened(text: str) -> str:
 
 def _best_so_far(trials: Sequence[FrozenTrial]) -> dict[int, str]:
     """Return the lowest value up to each finished trial, keyed by its number."""
-    found, best = {}, math.inf
+    found: dict[int, str] = {}
+    best: FrozenTrial | None = None
     for trial in trials:
-        if is_complete(trial):
-            best = min(best, trial.value)
-        if trial.state.is_finished() and best < math.inf:
-            found[trial.number] = f"{best:.4f}"
+        if is_complete(trial) and (best is None or trial.value < best.value):
+            best = trial
+        if trial.state.is_finished() and best is not None:
+            found[trial.number] = described(best).value
     return found

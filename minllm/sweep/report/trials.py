@@ -6,6 +6,7 @@ The search stores a trial's state and value in Optuna, and the rest in its user 
     run                 its run folder
     reason, text        why it was pruned or failed: a keyword, and a sentence
     predicted_bytes, peak_bytes, seconds, params
+    val_bound           whether its losses are exact or an upper bound; those of older trials are exact
     same_as             number of the trial with the same configuration whose value was reused
     violation           above 0 if the value is a stand-in for a pruned trial's, for samplers that ignore pruned trials
 """
@@ -42,6 +43,10 @@ MEANINGS = {
     "running": "is running",
     "waiting": "is queued",
 }
+RANKED_WITH_EXACT = (
+    "They are ranked with exact values as if they were exact, although the true values may be lower, so the ranking"
+    " favours the exact ones."
+)
 
 
 def state_of(trial: FrozenTrial) -> str:
@@ -71,6 +76,13 @@ def best_of(study: optuna.Study) -> FrozenTrial | None:
 def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Return the complete trials, best first; ties are ordered by number."""
     return sorted(filter(is_complete, trials), key=lambda trial: (trial.value, trial.number))
+
+
+def about_bounds(trials: Iterable[FrozenTrial]) -> str:
+    """Return a sentence on values that are upper bounds; "" if none of the complete trials has one."""
+    found = {trial.user_attrs.get("val_bound") == "upper" for trial in trials if is_complete(trial)}
+    mixed = f" {RANKED_WITH_EXACT}" if len(found) > 1 else ""
+    return f"{units.AT_MOST} marks values that are upper bounds.{mixed}" if True in found else ""
 
 
 def counted(trials: Iterable[FrozenTrial]) -> dict[str, int]:
@@ -115,7 +127,7 @@ def described(trial: FrozenTrial, now: float | None = None) -> Description:
     return Description(
         number=trial.number,
         state=state_of(trial),
-        value=f"{trial.value:.4f}" if is_complete(trial) else "",
+        value=units.marked(f"{trial.value:.4f}", known.get("val_bound")) if is_complete(trial) else "",
         settings={name: shown(value) for name, value in trial.params.items()},
         params=f"{known['params']:,}" if "params" in known else "",
         predicted=units.mib(known["predicted_bytes"]) if "predicted_bytes" in known else "",
