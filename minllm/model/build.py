@@ -112,6 +112,7 @@ def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
             "model.layout has cross-attention, which reads a memory, but this objective supplies none: choose another"
             " objective, or another model/layout or model/attn."
         )
+    objective.check_model(model)
     if objective.attends != "past":
         refuse_readers_of_the_past(cfg, model)
     learnt, made = getattr(objective, "predict_ahead", 0), cfg.model.predict_ahead

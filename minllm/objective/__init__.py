@@ -39,6 +39,7 @@ class Inputs(Rows):
     segments_BS: the segment of each token, -1 for what isn't there; None if each row is one segment
     weights_BT: the factor of each target's loss; None means 1
     order_BS, positions_BS, sees_all: what a token may see, and its position; see `Sight`
+    source_BS, source_segments_BS: the tokens that an encoder reads, whose width is their own, and their segments
     """
 
     tokens_BS: Tensor
@@ -48,6 +49,8 @@ class Inputs(Rows):
     order_BS: Tensor | None = None
     positions_BS: Tensor | None = None
     sees_all: bool = False
+    source_BS: Tensor | None = None
+    source_segments_BS: Tensor | None = None
 
     @property
     def sight(self) -> Sight:
@@ -79,6 +82,9 @@ class Objective:
 
     def check(self, source: Source) -> None:
         """Raise `UserError` if the objective can't learn from documents in the rows that `source` makes."""
+
+    def check_model(self, model: LM) -> None:
+        """Raise `UserError` if a model lacks what the objective needs."""
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Rows:
         """Return what the model reads for a batch. All random numbers are drawn here, outside compiled code."""

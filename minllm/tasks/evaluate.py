@@ -41,9 +41,11 @@ def measured(cfg: DictConfig, run: str) -> dict[str, float]:
     device = machine.choose_device(settings.device)
     precision, _ = machine.choose_precision(settings.precision, device)
     model, tokenizer = checkpoints.load_as(cfg, run, device=device)
-    corpus = open_data(build(cfg.data), tokenizer)
+    source, objective = build(cfg.data), build(cfg.objective)
+    objective.check(source)
+    corpus = open_data(source, tokenizer)
     validation = corpus.validation(settings.batch_size)
-    figures = measure(model, build(cfg.objective), validation, device, precision)
+    figures = measure(model, objective, validation, device, precision)
     figures |= above_floor(figures["val_bpb"], corpus.floor_bits_per_byte, validation.bytes)
     for name in ("val_loss", "val_bpb", "floor_bpb", "bpb_above_floor"):
         if name in figures:
