@@ -199,7 +199,9 @@ def encoded(model: LM, sources: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Return the memory of sources, which are padded on the right, and its segments."""
     device, longest = model.embedding.device, max(map(len, sources))
     source_BS = torch.tensor([row + [0] * (longest - len(row)) for row in sources], device=device)
-    segments_BS = torch.tensor([[0] * len(row) + [PAD] * (longest - len(row)) for row in sources], device=device)
+    segments_BS = torch.tensor(
+        [[0] * len(row) + [PAD] * (longest - len(row)) for row in sources], device=device
+    )
     return model.encode(source_BS, segments_BS), segments_BS
 
 

@@ -105,6 +105,15 @@ class Objective:
         """Return the negative log-likelihood of each row's counted targets in nats, (B,), or its upper bound."""
         raise NotImplementedError
 
+    def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the head's input for each counted target, (N, D), and these targets, (N,).
+
+        It is asked of objectives that predict one token after the other.
+        """
+        counted_BT = batch.targets_BT != IGNORED
+        x_BTD = model.hidden(batch.tokens_BT, counted_BT=counted_BT)
+        return x_BTD[counted_BT], batch.targets_BT[counted_BT]
+
     def generate(
         self,
         model: LM,

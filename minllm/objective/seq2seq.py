@@ -24,7 +24,7 @@ from minllm.model.lm import LM
 from minllm.objective import Inputs, Objective
 from minllm.objective.noise import Noise
 from minllm.objective.prefix import begins
-from minllm.objective.targets import loss_of_targets, nats_of_rows
+from minllm.objective.targets import loss_of_targets, nats_of_rows, predictions_of
 from minllm.tokenizer import Tokenizer
 
 
@@ -52,6 +52,9 @@ class Seq2Seq(Objective):
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
         return nats_of_rows(model, with_source(batch))
+
+    def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
+        return predictions_of(model, with_source(batch))
 
     def generate(
         self,
@@ -91,7 +94,10 @@ def with_source(batch: Batch) -> Inputs:
     begins_BT, counted_BT = begins(batch), batch.targets_BT != IGNORED
     segments_BT = torch.zeros_like(batch.tokens_BT) if batch.segments_BT is None else batch.segments_BT
     given_BT = torch.zeros_like(counted_BT) if batch.given_BT is None else batch.given_BT
-    if batch.given_BT is not None and (begins_BT & (segments_BT != PAD) & (batch.tokens_BT != batch.bos_id)).any():
+    if (
+        batch.given_BT is not None
+        and (begins_BT & (segments_BT != PAD) & (batch.tokens_BT != batch.bos_id)).any()
+    ):
         raise UserError(
             f"A pair is longer than data.seq_len={T}, so its given part and its target aren't in one row: increase"
             " data.seq_len."
@@ -137,7 +143,8 @@ def kept(kept_BN: Tensor, *columns: tuple[Tensor, int], widest: int) -> list[Ten
         widest: the greatest width; no row has more values to keep.
     """
     count_B1 = kept_BN.sum(1, keepdim=True)
-    width = min(widest, -(-max(1, int(count_B1.max())) // ROUNDED_TO) * ROUNDED_TO)
+    rounded = -(-max(1, int(count_B1.max())) // ROUNDED_TO) * ROUNDED_TO
+    width = min(rounded, widest, kept_BN.shape[1])
     order_BS = kept_BN.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     here_BS = torch.arange(width, device=kept_BN.device) < count_B1
     return [torch.where(here_BS, values_BN.gather(1, order_BS), fill) for values_BN, fill in columns]

@@ -37,6 +37,12 @@ def nats_of_rows(model: LM, inputs: Inputs, *, extra_tokens: int = 0) -> Tensor:
     return each_BT.sum(1)
 
 
+def predictions_of(model: LM, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Return the head's input for each counted target, (N, D), and these targets, (N,)."""
+    counted_BT = inputs.targets_BT != IGNORED
+    return read(model, inputs)[counted_BT], inputs.targets_BT[counted_BT]
+
+
 def read(
     model: LM, inputs: Inputs, *, losses: list[Tensor] | None = None, ahead: list[Tensor] | None = None
 ) -> Tensor:
