@@ -1,4 +1,4 @@
-"""Sequence to sequence (1409.3215; with attention alone, 1706.03762): an encoder reads the given part, a decoder writes.
+"""Sequence to sequence (1409.3215, 1706.03762): an encoder reads the given part, and a decoder writes the target.
 
     given s₁ s₂ s₃, target t₁ t₂:         source    s₁ s₂ s₃ <end>         read in both directions
                                           decoder   <bos> t₁ t₂            reads the source and its own past

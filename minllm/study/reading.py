@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from minllm.data.batches import IGNORED, Batch, Validation, open_data, stride_of
+from minllm.data.batches import Batch, Validation, open_data, stride_of
 from minllm.data.source import Pair, Source
 from minllm.data.store import Documents
 from minllm.errors import UserError, first_line
@@ -187,7 +187,8 @@ def read_text(
     for batch in windows_of(tokenizer, source, text):
         batch = batch.to(model.embedding.device)
         x_ND, targets_N = objective.predictions(model, batch)
-        logits_NV, targets_N1 = model.logits(x_ND).float(), targets_N[:, None]
+        logits_NV = model.logits(x_ND)[:, : tokenizer.vocab_size].float()
+        targets_N1 = targets_N[:, None]
         right_N1 = logits_NV.gather(1, targets_N1)
         nats_N = -logits_NV.log_softmax(-1).gather(1, targets_N1)[:, 0]
         ranks_N = 1 + (logits_NV > right_N1).sum(-1)
