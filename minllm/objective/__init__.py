@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minllm.data.batches import IGNORED, Batch, Rows
+from minllm.data.batches import IGNORED, Batch, Corpus, Rows
 from minllm.data.source import Source
 from minllm.generation.generate import continued
 from minllm.generation.sampler import Sampling
@@ -85,6 +85,9 @@ class Objective:
 
     def check_model(self, model: LM) -> None:
         """Raise `UserError` if a model lacks what the objective needs."""
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Raise `UserError` if the objective can't learn from documents of these lengths."""
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Rows:
         """Return what the model reads for a batch. All random numbers are drawn here, outside compiled code."""

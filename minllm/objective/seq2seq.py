@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from minllm.data.batches import IGNORED, ROUNDED_TO, Batch
+from minllm.data.batches import IGNORED, ROUNDED_TO, Batch, Corpus
 from minllm.data.source import PairSource, Source
 from minllm.errors import UserError
 from minllm.generation.generate import continued_rows
@@ -43,6 +43,13 @@ class Seq2Seq(Objective):
 
     def check_model(self, model: LM) -> None:
         refuse_without_encoder(model, "objective=seq2seq")
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        source, lengths = corpus.source, [corpus.store.split("val").lengths.max()]
+        if not source.truncate:
+            lengths.append(corpus.documents.lengths.max())
+        if max(lengths) > source.seq_len:
+            raise too_long(source.seq_len, f" to {max(lengths)} or more")
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Inputs:
         return with_source(batch)
@@ -84,6 +91,13 @@ def refuse_without_encoder(model: LM, objective: str) -> None:
         raise UserError(f"{objective} needs a model with an encoder: add model/encoder=same{layout}.")
 
 
+def too_long(length: int, enough: str = "") -> UserError:
+    return UserError(
+        f"A pair is longer than data.seq_len={length}, so its given part and its target aren't in one row: increase"
+        f" data.seq_len{enough}."
+    )
+
+
 def with_source(batch: Batch) -> Inputs:
     """Return a batch in which the given parts have moved to the encoder's source, each followed by <end>.
 
@@ -98,10 +112,7 @@ def with_source(batch: Batch) -> Inputs:
         batch.given_BT is not None
         and (begins_BT & (segments_BT != PAD) & (batch.tokens_BT != batch.bos_id)).any()
     ):
-        raise UserError(
-            f"A pair is longer than data.seq_len={T}, so its given part and its target aren't in one row: increase"
-            " data.seq_len."
-        )
+        raise too_long(T)
     first_BT = counted_BT & (begins_BT | ~counted_BT.roll(1, dims=1))
     source_BS, source_segments_BS = kept(
         given_BT | first_BT,
