@@ -60,7 +60,7 @@ class Batch(Rows):
         or one document followed by padding, which a causal model doesn't see and which has no targets
     given_BT: bool, where the token after belongs to the given part of a pair, or is known from an earlier window; those
         targets are -100. None if documents aren't pairs
-    pad_id, eos_id: the token that rows are padded with, and the one that ends documents
+    pad_id, bos_id, eos_id: the token that rows are padded with, and those that begin and end documents
     """
 
     tokens_BT: Tensor
@@ -68,6 +68,7 @@ class Batch(Rows):
     segments_BT: Tensor | None
     given_BT: Tensor | None = None
     pad_id: int = 0
+    bos_id: int = 0
     eos_id: int = 0
 
     @property
@@ -262,8 +263,10 @@ def fill(
     segments, given = (
         None if array is None else torch.from_numpy(array) for array in (segments_BT, given_BT)
     )
-    eos_id = int(stream[documents.starts[0] + documents.lengths[0]])
-    return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT), segments, given, pad_id, eos_id)
+    start = documents.starts[0]
+    bos_id, eos_id = int(stream[start]), int(stream[start + documents.lengths[0]])
+    tokens, targets = torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT)
+    return Batch(tokens, targets, segments, given, pad_id, bos_id, eos_id)
 
 
 def mark_given(given_T: np.ndarray, start: int, documents: Documents) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
@@ -107,15 +108,21 @@ def continued_rows(
     sampling: Sampling,
     stream: Callable[[str], None] | None = None,
     *,
+    sources: list[list[int]] | None = None,
     sight: Sight = PAST,
 ) -> list[str]:
-    """Continue rows of tokens from left to right; the random numbers of each depend on the seed and its name."""
+    """Continue rows of tokens from left to right; the random numbers of each depend on the seed and its name.
+
+    Args:
+        sources: the tokens that the model's encoder reads for each row.
+    """
     generators = [generator(sampling.seed, name) for name in names]
     written: list[list[int]] = [[] for _ in rows]
     ended = [False] * len(rows)
     show = _decoded(stream) if stream else None
+    vocab_size = tokenizer.vocab_size
     for tokens in next_tokens(
-        model, rows, generators, sampling, vocab_size=tokenizer.vocab_size, sight=sight
+        model, rows, generators, sampling, vocab_size=vocab_size, sources=sources, sight=sight
     ):
         for i, token in enumerate(tokens):
             ended[i] |= token is None or token == tokenizer.eos_id
@@ -138,6 +145,7 @@ def next_tokens(
     sampling: Sampling,
     *,
     vocab_size: int | None = None,
+    sources: list[list[int]] | None = None,
     sight: Sight = PAST,
 ) -> Iterator[list[int | None]]:
     """Yield the next token of each row, up to `max_new_tokens` times.
@@ -146,6 +154,7 @@ def next_tokens(
 
     Args:
         vocab_size: only tokens below this are written; None means all.
+        sources: the tokens that the model's encoder reads for each row; None if it has no encoder.
         sight: what the tokens of a prompt may see; without an order, because those that follow see it all.
 
     Rows of different lengths are padded on the left, so that their next tokens are in one column:
@@ -166,16 +175,36 @@ def next_tokens(
     training = model.training
     model.eval()
     try:
+        memory_BSD, memory_segments_BS = (None, None) if sources is None else encoded(model, sources)
         for written in range(1, new_tokens + 1):
-            logits_BV = model.logits(model.hidden(tokens_BT, segments, state, sight=sight)[:, -1])
+            x_BTD = model.hidden(
+                tokens_BT,
+                segments,
+                state,
+                memory_BSD=memory_BSD,
+                memory_segments_BS=memory_segments_BS,
+                sight=sight,
+            )
+            logits_BV = model.logits(x_BTD[:, -1])
             uniforms_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
             tokens_B = sampling.draw(logits_BV[:, :vocab_size], uniforms_B.to(device))
             yield [token if written <= room else None for token, room in zip(tokens_B.tolist(), rooms)]
             tokens_BT, segments = tokens_B[:, None], None
+            memory_BSD = memory_segments_BS = None  # the state has them
             if written >= min(rooms):  # a row without another position is padding from here on
                 segments = torch.tensor([[PAD if written >= room else 0] for room in rooms], device=device)
     finally:
         model.train(training)
+
+
+def encoded(model: LM, sources: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return the memory of sources, which are padded on the right, and its segments."""
+    device, longest = model.embedding.device, max(map(len, sources))
+    source_BS = torch.tensor([row + [0] * (longest - len(row)) for row in sources], device=device)
+    segments_BS = torch.tensor(
+        [[0] * len(row) + [PAD] * (longest - len(row)) for row in sources], device=device
+    )
+    return model.encode(source_BS, segments_BS), segments_BS
 
 
 def _decoded(stream: Callable[[str], None]) -> Callable[..., None]:

@@ -123,6 +123,7 @@ def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
             "model.layout has cross-attention, which reads a memory, but this objective supplies none: choose another"
             " objective, or another model/layout or model/attn."
         )
+    objective.check_model(model)
     refuse_wrong_direction(cfg, model, objective.attends)
     learnt, made = getattr(objective, "predict_ahead", 0), cfg.model.predict_ahead
     if learnt != made:

@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from minllm.data.batches import IGNORED, Batch, Rows
+from minllm.data.batches import IGNORED, Batch, Corpus, Rows
 from minllm.data.source import Source
 from minllm.generation.generate import continued
 from minllm.generation.sampler import Sampling
@@ -40,6 +40,7 @@ class Inputs(Rows):
     segments_BS: the segment of each token, -1 for what isn't there; None if each row is one segment
     weights_BT: the factor of each target's loss; None means 1
     order_BS, positions_BS, sees_all: what a token may see, and its position; see `Sight`
+    source_BS, source_segments_BS: the tokens that an encoder reads, whose width is their own, and their segments
     """
 
     tokens_BS: Tensor
@@ -49,6 +50,8 @@ class Inputs(Rows):
     order_BS: Tensor | None = None
     positions_BS: Tensor | None = None
     sees_all: bool = False
+    source_BS: Tensor | None = None
+    source_segments_BS: Tensor | None = None
 
     @property
     def sight(self) -> Sight:
@@ -92,6 +95,12 @@ class Objective:
         """
         return None
 
+    def check_model(self, model: LM) -> None:
+        """Raise `UserError` if a model lacks what the objective needs."""
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Raise `UserError` if the objective can't learn from documents of these lengths."""
+
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Rows:
         """Return what the model reads for a batch. All random numbers are drawn here, outside compiled code."""
         return Inputs(batch.tokens_BT, batch.targets_BT, batch.segments_BT)
@@ -110,6 +119,15 @@ class Objective:
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
         """Return the negative log-likelihood of each row's counted targets in nats, (B,), or its upper bound."""
         raise NotImplementedError
+
+    def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the head's input for each counted target, (N, D), and these targets, (N,).
+
+        It is asked of objectives that predict one token after the other.
+        """
+        counted_BT = batch.targets_BT != IGNORED
+        x_BTD = model.hidden(batch.tokens_BT, counted_BT=counted_BT)
+        return x_BTD[counted_BT], batch.targets_BT[counted_BT]
 
     def generate(
         self,

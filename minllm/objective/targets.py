@@ -37,13 +37,24 @@ def nats_of_rows(model: LM, inputs: Inputs, *, extra_tokens: int = 0) -> Tensor:
     return each_BT.sum(1)
 
 
+def predictions_of(model: LM, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Return the head's input for each counted target, (N, D), and these targets, (N,)."""
+    counted_BT = inputs.targets_BT != IGNORED
+    return read(model, inputs)[counted_BT], inputs.targets_BT[counted_BT]
+
+
 def read(
     model: LM, inputs: Inputs, *, losses: list[Tensor] | None = None, ahead: list[Tensor] | None = None
 ) -> Tensor:
-    """Return the head's inputs, (B, S, D); see `LM.hidden`."""
+    """Return the head's inputs, (B, S, D); see `LM.hidden`. The encoder reads the source, if there is one."""
+    memory_BSD = None
+    if inputs.source_BS is not None:
+        memory_BSD = model.encode(inputs.source_BS, inputs.source_segments_BS, losses=losses)
     return model.hidden(
         inputs.tokens_BS,
         inputs.segments_BS,
+        memory_BSD=memory_BSD,
+        memory_segments_BS=inputs.source_segments_BS,
         counted_BT=inputs.present_BS,
         losses=losses,
         ahead=ahead,

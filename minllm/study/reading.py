@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from minllm.data.batches import IGNORED, Batch, Validation, open_data, stride_of
+from minllm.data.batches import Batch, Validation, open_data, stride_of
 from minllm.data.source import Pair, Source
 from minllm.data.store import Documents
 from minllm.errors import UserError, first_line
 from minllm.model.lm import LM
+from minllm.objective import Objective
 from minllm.schema.building import build
 from minllm.schema.checking import validate
 from minllm.study.arms import Arm, measured
@@ -152,11 +153,11 @@ def read_arm(
         model, tokenizer, _ = checkpoints.load(
             run.folder, which="last", device=device, extensions=cfg.extensions
         )
-        if model.reads_memory:
-            raise UserError(NEEDS_MEMORY)
         source, objective = build(run.config.data), build(run.config.objective)
+        if model.reads_memory and not objective.gives_memory:
+            raise UserError(NEEDS_MEMORY)
         reads_on = objective.attends in ("past", "given")
-        stories = [read_text(model, tokenizer, source, text) for text in texts] if reads_on else []
+        stories = [read_text(model, objective, tokenizer, source, text) for text in texts] if reads_on else []
     except Exception as error:  # including errors of outside code: the comparison is valid without its texts
         return Reading(arm.name, seed, [], [], reason(error))
     reasons = [LOOKAHEAD_WARNING if stories and model.cannot_generate else None, no_texts]
@@ -175,7 +176,9 @@ def reason(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def read_text(model: LM, tokenizer: Tokenizer, source: Source, text: str | Pair) -> list[Guess]:
+def read_text(
+    model: LM, objective: Objective, tokenizer: Tokenizer, source: Source, text: str | Pair
+) -> list[Guess]:
     """Return a model's prediction of each token of a text, or of a target, in windows of `seq_len` as in evaluation.
 
     A text may be longer than a window if another arm's tokens are longer.
@@ -183,9 +186,9 @@ def read_text(model: LM, tokenizer: Tokenizer, source: Source, text: str | Pair)
     guesses = []
     for batch in windows_of(tokenizer, source, text):
         batch = batch.to(model.embedding.device)
-        counted_BT = batch.targets_BT != IGNORED
-        x_BTD = model.hidden(batch.tokens_BT, counted_BT=counted_BT)
-        logits_NV, targets_N1 = model.logits(x_BTD[counted_BT]).float(), batch.targets_BT[counted_BT][:, None]
+        x_ND, targets_N = objective.predictions(model, batch)
+        logits_NV = model.logits(x_ND)[:, : tokenizer.vocab_size].float()
+        targets_N1 = targets_N[:, None]
         right_N1 = logits_NV.gather(1, targets_N1)
         nats_N = -logits_NV.log_softmax(-1).gather(1, targets_N1)[:, 0]
         ranks_N = 1 + (logits_NV > right_N1).sum(-1)

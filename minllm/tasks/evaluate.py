@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from minllm.data.batches import open_data
 from minllm.data.floor import above_floor
+from minllm.data.source import Source
 from minllm.objective import Objective
 from minllm.page import units
 from minllm.schema.building import build
@@ -44,9 +45,11 @@ def measured(cfg: DictConfig, run: str) -> dict[str, Any]:
     device = machine.choose_device(settings.device)
     precision, _ = machine.choose_precision(settings.precision, device)
     model, tokenizer = checkpoints.load_as(cfg, run, device=device)
-    corpus = open_data(build(cfg.data), tokenizer)
-    validation = corpus.validation(settings.batch_size)
+    source: Source = build(cfg.data)
     objective: Objective = build(cfg.objective)
+    objective.check(source)
+    corpus = open_data(source, tokenizer)
+    validation = corpus.validation(settings.batch_size)
     figures = measure(model, objective, validation, device, precision)
     figures |= above_floor(figures["val_bpb"], corpus.floor_bits_per_byte, validation.bytes)
     for name in ("val_loss", "val_bpb", "floor_bpb", "bpb_above_floor"):

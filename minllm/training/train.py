@@ -180,6 +180,7 @@ def prepare(
 
     # last, because encoding a corpus takes time: everything that can be rejected has been checked
     corpus = open_data(source, tokenizer)
+    objective.check_corpus(corpus)
     progress.data = same_data(progress.data, corpus.store.metadata["splits"])
     validation = corpus.validation(rows)
     run = Run(
