@@ -141,7 +141,7 @@ def same(one: torch.Tensor, other: torch.Tensor, tolerance: float = 2e-5) -> Non
 )
 def test_it_learns(choices, objective):
     """The loss is finite, every parameter has a gradient, and each step lowers the loss on the same batch."""
-    learn = build(tiny_cfg(objective).objective)
+    learn = build(tiny_cfg(*choices, objective).objective)
     if learn.gives_memory:
         chosen = {choice.split("=")[0] for choice in choices}
         choices = (*choices, *(choice for choice in ENCODER if choice.split("=")[0] not in chosen))
@@ -151,7 +151,7 @@ def test_it_learns(choices, objective):
         if objective == OBJECTIVE:
             raise
         pytest.skip(str(error))  # the two can't be combined
-    batch = half_given()
+    batch = texts(given=T // 2 if objective != OBJECTIVE else 0)
     inputs = learn.inputs(batch, Noise(0, 0, range(4), 4), model)
     counted = learn.counted(batch, inputs)
 
@@ -172,11 +172,11 @@ def test_it_learns(choices, objective):
     assert not without, "have no gradient"
 
 
-def half_given() -> Batch:
-    """Return a batch of texts whose first half is given."""
-    text, given = tokens(4, T + 1), torch.arange(T).expand(4, T) < T // 2
+def texts(given: int) -> Batch:
+    """Return a batch of texts whose first tokens are given."""
+    text, given_BT = tokens(4, T + 1), torch.arange(T).expand(4, T) < given
     text[:, 0] = 0
-    return Batch(text[:, :-1], text[:, 1:].masked_fill(given, IGNORED), None, given)
+    return Batch(text[:, :-1], text[:, 1:].masked_fill(given_BT, IGNORED), None, given_BT if given else None)
 
 
 def reached(param: torch.nn.Parameter) -> bool:

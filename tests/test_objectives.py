@@ -42,7 +42,7 @@ def batch(rows: int = 4, *, given: bool = False, seed: int = 0, length: int = T)
     given_BT = (place < lengths // 2) if given else None
     if given:
         targets_BT = targets_BT.masked_fill(given_BT, IGNORED)
-    return Batch(tokens_BT, targets_BT, None, given_BT, PADDING, EOS)
+    return Batch(tokens_BT, targets_BT, None, given_BT, PADDING, EOS, EOS)
 
 
 def noise(rows: int = 4, seed: int = 0, step: int | str = 7) -> Noise:
@@ -51,22 +51,31 @@ def noise(rows: int = 4, seed: int = 0, step: int | str = 7) -> Noise:
 
 def made(objective: str, *more: str):
     """Return a model with random weights, and the objective that it learns."""
-    choices = (objective, *more)
+    choices = (objective, *NEEDS.get(objective, []), *more)
     return random_model(*choices), build(tiny_cfg(*choices).objective)
 
 
-DISCRETE = [name for name in options("objective") if name != "objective=diffuseq"]
-"""Objectives whose loss is a sum of cross-entropies; tests/test_diffuseq.py has the laws of the other."""
+ENCODER = ["model/encoder=same", "model/layout=decoder"]
+NEEDS = {"objective=seq2seq": ENCODER, "objective=span": ENCODER}
+OF_ONE_ROW = [name for name in options("objective") if name not in ("objective=diffuseq", *NEEDS)]
+"""Objectives that predict the tokens of a row; test_diffuseq.py and test_seq2seq.py have these laws of the others."""
 
 every_objective = pytest.mark.parametrize("objective", options("objective"))
-every_way_of_reading = pytest.mark.parametrize("given", [False, True], ids=["plain", "pairs"])
+every_document = pytest.mark.parametrize(
+    ("objective", "given"),
+    [
+        pytest.param(name, given, id=f"{name}-{'pairs' if given else 'plain'}")
+        for name in options("objective")
+        for given in (False, True)
+        if given or name != "objective=seq2seq"
+    ],
+)
 
 
 # ---- every objective -----------------------------------------------------------------------------
 
 
-@every_objective
-@every_way_of_reading
+@every_document
 def test_it_learns(objective, given):
     """Each step lowers the loss for the same batch and the same noise, and every parameter gets a gradient."""
     model, learn = made(objective)
@@ -83,8 +92,7 @@ def test_it_learns(objective, given):
     assert losses == sorted(losses, reverse=True) and losses[-1].isfinite()
 
 
-@every_objective
-@every_way_of_reading
+@every_document
 def test_micro_batches_change_nothing(objective, given):
     model, learn = made(objective)
     inputs = learn.inputs(batch(given=given), noise(), model)
@@ -97,7 +105,7 @@ def test_micro_batches_change_nothing(objective, given):
 def test_processes_change_nothing(objective):
     """Rows that another process has are noised as they would be here."""
     model, learn = made(objective)
-    documents = batch()
+    documents = batch(given=objective == "objective=seq2seq")
     whole = learn.inputs(documents, noise(), model)
     for rows in (range(0, 1), range(1, 4)):
         own = learn.inputs(documents.rows(slice(rows.start, rows.stop)), Noise(0, 7, rows, 4), model)
@@ -107,8 +115,7 @@ def test_processes_change_nothing(objective):
                 assert torch.equal(value, getattr(expected, name)), name
 
 
-@every_objective
-@every_way_of_reading
+@every_document
 @torch.no_grad()
 def test_it_is_evaluated_alike_in_any_batch(objective, given):
     """And the same twice: the noise of an evaluation depends on the row alone."""
@@ -122,7 +129,7 @@ def test_it_is_evaluated_alike_in_any_batch(objective, given):
         torch.testing.assert_close(nats[0], whole_B[row], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("objective", DISCRETE)
+@pytest.mark.parametrize("objective", OF_ONE_ROW)
 @torch.no_grad()
 def test_a_model_whose_output_is_zero_has_the_loss_of_a_uniform_guess(objective):
     """ln V for each token that counts; diffusion also pays for the padding up to the end of its block."""
@@ -136,7 +143,7 @@ def test_a_model_whose_output_is_zero_has_the_loss_of_a_uniform_guess(objective)
     torch.testing.assert_close(nats_B, counted_B * math.log(VOCAB), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("objective", DISCRETE)
+@pytest.mark.parametrize("objective", OF_ONE_ROW)
 @torch.no_grad()
 def test_the_given_part_is_neither_noised_nor_counted(objective):
     model, learn = made(objective)
@@ -154,6 +161,14 @@ def test_the_given_part_is_neither_noised_nor_counted(objective):
 def test_recurrent_mixers_go_with_it_or_are_refused(objective):
     learn = build(tiny_cfg(objective).objective)
     words = [objective, "model/rec=mamba", "model.layout=[rec mlp]"]
+    if learn.gives_memory:
+        words = [
+            objective,
+            *ENCODER,
+            "model/rec=mamba",
+            "model.layout=[rec cross mlp]",
+            "model.encoder.layout=[attn mlp]",
+        ]
     if learn.attends == "past":
         assert random_model(*words)
         return
@@ -340,7 +355,9 @@ def test_a_documents_length_is_not_given_away():
     model, masked = made("objective=masked")
     short = batch(1, length=T // 2)
     tokens_BT = F.pad(short.tokens_BT, (0, T // 2), value=PADDING)
-    wide = Batch(tokens_BT, F.pad(short.targets_BT, (0, T // 2), value=IGNORED), None, None, PADDING, EOS)
+    wide = Batch(
+        tokens_BT, F.pad(short.targets_BT, (0, T // 2), value=IGNORED), None, None, PADDING, EOS, EOS
+    )
     assert torch.equal(*(masked.nats(model, one, noise(1)) for one in (short, wide)))
     assert Canvas(short, T, T).open_BT.all()
 
@@ -468,7 +485,9 @@ TINY = [
 @every_objective
 def test_a_run_is_resumed_to_the_bit_and_evaluated_again_alike(objective, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [objective, *TINY]
+    words = [objective, *NEEDS.get(objective, []), *TINY]
+    if objective == "objective=seq2seq":
+        words = ["data=reverse", "data.packing=pad", *(word for word in words if "stories" not in word)]
     whole = train(minllm.compose(words), tmp_path / "whole")
     train(minllm.compose([*words, "train.steps=3"]), tmp_path / "run")
     resumed = train(minllm.compose(["resume=run", "train.steps=6"]), tmp_path / "run", resume="run")

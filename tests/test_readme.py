@@ -217,7 +217,7 @@ def test_the_suite_discovers_the_idea_and_what_it_can_not_do(inside):
     pairs = [(inside, *row) for row in (["model/residual=hyper", "norm=post"], ["model/mlp=moe"])]
     for choices in [completed(inside), *pairs]:
         assert laws.compatible(list(choices))
-        laws.test_it_learns(choices)
+        laws.test_it_learns(choices, "objective=causal")
         laws.test_it_does_not_look_ahead(choices)
         laws.test_evaluation_is_the_same_in_any_batch(choices)
         laws.test_it_passes_the_check_before_training(choices)
