@@ -34,7 +34,7 @@ COMPARE = (ROOT / "docs" / "compare.md").read_text()
 OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text()
 MIXERS = (ROOT / "docs" / "mixers.md").read_text()
 BOUNDS = {"masked", "blocks", "diffuseq", "evaluate"}
-"""What is in a command of docs/objectives.md whose losses are upper bounds; the evaluated run is of masked diffusion."""
+"""What is in a command of docs/objectives.md whose losses are upper bounds; the evaluated run is of a masked model."""
 TINY = [
     "model.dim=16",
     "model.n_layers=1",
