@@ -21,7 +21,6 @@ from minllm.data.floor import below_floor
 from minllm.page import units
 from minllm.page.markdown import code, table
 from minllm.schema.overrides import PLAIN, in_quotes, is_seed, key_of
-from minllm.study import bounds
 
 HEAD = ["", "params", "val_bpb", "tokens/s", "state, bytes"]
 ABOVE_FLOOR = "above the floor"
@@ -79,7 +78,7 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
         if error := _error(summaries):
             below.append(f"{' '.join(words) or 'All runs'}: {error}")
     if any(_bound(summaries) == "upper" for summaries in arms.values()):
-        below.append(bounds.ABOUT)
+        below.append(units.ABOUT_BOUNDS)
     if left_out:
         below.append(f"Columns left out because of the width: {'; '.join(reversed(left_out))}.")
     if short != names:

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 NONE = "–"
 AT_MOST = "≤"
+ABOUT_BOUNDS = (
+    f"{AT_MOST} marks an upper bound: the bits per byte that the model would assign to the text are at most that"
+    " many. A bound below an exact value proves that an arm is better; a bound above one proves nothing."
+)
 PREFIXES = ("", "k", "M", "G", "T", "P")
 BINARY = ("bytes", "KiB", "MiB", "GiB", "TiB")
 MIB = 2**20

@@ -19,11 +19,6 @@ from minllm.page import units
 from minllm.study.arms import Arm, measured
 from minllm.study.verdict import Verdict, Word
 
-ABOUT = (
-    f"{units.AT_MOST} marks an upper bound: the bits per byte that the model would assign to the text are at most that"
-    " many. A bound below an exact value proves that an arm is better; a bound above one proves nothing."
-)
-
 
 def provable(arm: Arm, baseline: Arm) -> Collection[Word]:
     """Return the words that the bits per byte of two arms can prove of the arm."""
@@ -74,7 +69,7 @@ def remark(arm: Arm, baseline: Arm, verdict: Verdict) -> str:
 
 def about(arms: Sequence[Arm]) -> str:
     """Return a sentence on the marks of bounds; "" if no arm has one."""
-    return ABOUT if any(arm.bound == "upper" for arm in measured(arms)) else ""
+    return units.ABOUT_BOUNDS if any(arm.bound == "upper" for arm in measured(arms)) else ""
 
 
 def _bounds(*arms: Arm) -> list[Arm]:
