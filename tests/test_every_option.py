@@ -102,7 +102,8 @@ every_pair = of_choices(SINGLES + VALUES + PRESETS + PAIRS)
 MIXERS = [
     choices for choices in SINGLES if choices[0].startswith(("model/attn=", "model/rec=", "model/layout="))
 ]
-OTHERS = [objective for objective in options("objective") if objective != OBJECTIVE]
+OTHERS = ["objective=prefix", "objective=masked", "objective=blocks", "objective=seq2seq"]
+"""One for each thing that a token may see; tests/test_objectives.py has all of them."""
 ENCODER = ("model/encoder=same", "model/layout=decoder")
 LEARNT = [
     *[(choices, OBJECTIVE) for choices in SINGLES + VALUES + PRESETS + PAIRS],

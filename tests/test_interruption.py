@@ -42,9 +42,9 @@ def test_a_second_signal_acts_as_usual():
 def test_while_a_checkpoint_is_written_no_signal_stops_it(tmp_path, monkeypatch):
     save, saved = checkpoints.save, []
 
-    def interrupted(folder, model, optimizer, progress, keep):
+    def interrupted(folder, model, optimizer, progress, *options):
         press(4)
-        save(folder, model, optimizer, progress, keep)
+        save(folder, model, optimizer, progress, *options)
         press(4)
         saved.append(progress.step)
 

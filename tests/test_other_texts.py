@@ -65,7 +65,7 @@ def test_one_seed_or_one_document_has_no_interval_of_both():
     assert one_seed.over_seeds.interval == one_seed.over_both.interval == (-math.inf, math.inf)
     assert math.isfinite(one_seed.over_documents.interval[0])
     assert one_document.over_both.interval == one_document.over_documents.interval == (-math.inf, math.inf)
-    assert conclusion(one_seed) == "too few seeds or documents"
+    assert conclusion(one_seed, ("better", "worse")) == "too few seeds or documents"
 
 
 @pytest.mark.parametrize("spread, said", [(0.0, "better on such texts"), (0.3, "not shown for other texts")])

@@ -529,7 +529,7 @@ def test_bits_per_byte_are_those_of_the_targets_given_what_is_given(trained, tmp
     recorded = DocumentLosses.from_bytes((tmp_path / "run" / DOCUMENTS).read_bytes())
     assert recorded.bytes.tolist() == sizes and recorded.nats.tolist() == pytest.approx(nats, rel=1e-4)
     pair = next(source.pairs("val"))
-    guesses = read_text(model, tokenizer, source, pair)
+    guesses = read_text(model, build(cfg.objective), tokenizer, source, pair)
     assert "".join(guess.text for guess in guesses) == pair.target
     assert [guess.nats for guess in guesses] == pytest.approx(losses[0][:-1], rel=1e-4)
 

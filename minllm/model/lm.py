@@ -176,9 +176,8 @@ class LM(Stack):
             counted_BT=counted_BT,
             losses=[] if losses is None else losses,
         )
-        if embedded_BTD is None:
-            embedded_BTD = self.lookup(tokens_BT, self.embedding)
-        ctx.x0_BTD = x_BTD = self._embed(embedded_BTD, ctx)
+        x_BTD = self.lookup(tokens_BT, self.embedding) if embedded_BTD is None else embedded_BTD
+        ctx.x0_BTD = x_BTD = self._embed(x_BTD, ctx)
         stream = self._stream(x_BTD, ctx, state.branches if state else None)
         if ahead is not None:
             for layer in self.ahead:
