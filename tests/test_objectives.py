@@ -502,3 +502,17 @@ def test_options_of_unmasking_are_for_objectives_that_unmask(word):
     build_model(minllm.compose(["objective=masked", word]))
     with pytest.raises(UserError, match="would do nothing"):
         build_model(minllm.compose([word]))
+
+
+def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "data=reverse",
+        "data.min_length=12",
+        "data.max_length=12",
+        "data.val_pairs=4",
+        "data.packing=pad",
+    ]
+    words += [word for word in TINY if "stories" not in word]
+    train(minllm.compose(["objective=masked", *words, "data.seq_len=12"]), tmp_path / "run")
+    assert (tmp_path / "run/samples.txt").exists()

@@ -303,10 +303,15 @@ def sampler(
     if model.cannot_generate:
         return lambda: []
     sampling = build(cfg.sample)
-    prompt = functools.cache(
-        lambda: next(source.pairs("val")).given if isinstance(source, PairSource) else ""
-    )
+    prompt = functools.cache(lambda: first_given(source, tokenizer))
     return lambda: [(prompt(), text) for text in objective.generate(model, tokenizer, [prompt()], sampling)]
+
+
+def first_given(source: Source, tokenizer: Tokenizer) -> str:
+    """Return the first given part of the validation documents that leaves room in a row; "" if there is none."""
+    pairs = source.pairs("val") if isinstance(source, PairSource) else ()
+    given = (pair.given for pair in pairs)
+    return next((text for text in given if 2 * len(tokenizer.encode(text)) < source.seq_len), "")
 
 
 def summarise(run: Run, cfg: DictConfig) -> dict:
