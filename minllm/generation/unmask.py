@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -99,7 +99,7 @@ def unmask(
     sampling: Sampling,
     random: torch.Generator,
     vocab_size: int,
-):
+) -> Iterator[int]:
     """Replace the masks from `start` on, in place; yield the number of each pass.
 
     In each pass every masked token is drawn, and a share of them stays: the most probable ones, or some at random.

@@ -83,11 +83,7 @@ class Blocks(Objective):
         return "exact" if self.block == 1 or self.chain_rule else "upper"
 
     def check(self, source: Source) -> None:
-        if source.packing != "pad":
-            raise UserError(
-                "This objective reads documents in rows of their own, because the end of a row would otherwise tell it"
-                " where a document ends: add data.packing=pad."
-            )
+        refuse_shared_rows(source)
 
     # ---- learning
 
@@ -219,6 +215,15 @@ class Canvas:
             weights_BT,
             torch.cat([order_BT - 1, order_BT], 1),
             torch.cat([place_1T, place_1T], 1),
+        )
+
+
+def refuse_shared_rows(source: Source) -> None:
+    """Raise `UserError` unless each document has rows of its own."""
+    if source.packing != "pad":
+        raise UserError(
+            "This objective reads documents in rows of their own, because the end of a row would otherwise tell it"
+            " where a document ends: add data.packing=pad."
         )
 
 

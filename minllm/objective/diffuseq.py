@@ -23,12 +23,12 @@ from minllm.generation.sampler import Sampling
 from minllm.model.context import Sight
 from minllm.model.lm import LM
 from minllm.objective import Objective
-from minllm.objective.blocks import Canvas
-from minllm.objective.cross_entropy import head_cross_entropy
+from minllm.objective.blocks import Canvas, refuse_shared_rows
 from minllm.objective.denoise import denoised
 from minllm.objective.embedded import Parts, embedded, for_head, rounded
 from minllm.objective.gaussian import Chain
 from minllm.objective.noise import Noise
+from minllm.objective.targets import head_loss
 from minllm.schema.options import Count, Fraction
 from minllm.tokenizer import Tokenizer
 
@@ -103,11 +103,7 @@ class DiffuSeq(Objective):
         self.chain = Chain(steps)
 
     def check(self, source: Source) -> None:
-        if source.packing != "pad":
-            raise UserError(
-                "This objective reads documents in rows of their own, because the end of a row would otherwise tell it"
-                " where a document ends: add data.packing=pad."
-            )
+        refuse_shared_rows(source)
 
     def parts(self, dim: int, vocab_size: int) -> Parts:
         return Parts(dim, self.width, self.steps)
@@ -219,14 +215,7 @@ class DiffuSeq(Objective):
 
 def rounding_loss(model: LM, start_BTW: Tensor, targets_BT: Tensor, each_BT: Tensor | None = None) -> Tensor:
     """Return the summed negative log-likelihood of tokens, given x_0."""
-    return head_cross_entropy(
-        for_head(model, start_BTW).flatten(0, 1),
-        model.head_weight_VD,
-        targets_BT.flatten(),
-        model.head_bias_V,
-        softcap=model.softcap,
-        each_N=None if each_BT is None else each_BT.view(-1),
-    )
+    return head_loss(model, for_head(model, start_BTW), targets_BT, each_BT=each_BT)
 
 
 def summed(x_BTW: Tensor, open_BT1: Tensor) -> Tensor:

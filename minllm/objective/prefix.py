@@ -21,6 +21,7 @@ from minllm.generation.generate import continued
 from minllm.generation.sampler import Sampling
 from minllm.model.context import Sight
 from minllm.model.lm import LM
+from minllm.model.stack import positions_in
 from minllm.objective import Inputs, Objective
 from minllm.objective.noise import Noise
 from minllm.objective.targets import loss_of_targets, nats_of_rows
@@ -75,11 +76,11 @@ def with_given_seen(batch: Batch) -> Inputs:
 
 def begins(batch: Batch) -> Tensor:
     """Return which tokens begin a segment, bool (B, T)."""
-    first_BT = torch.zeros_like(batch.tokens_BT, dtype=torch.bool)
-    first_BT[:, 0] = True
-    if batch.segments_BT is not None:
-        first_BT |= batch.segments_BT != batch.segments_BT.roll(1, dims=1)
-    return first_BT
+    return (positions(batch) == 0).expand(batch.tokens_BT.shape)
+
+
+def positions(batch: Batch) -> Tensor:
+    return positions_in(batch.tokens_BT.shape[1], batch.segments_BT, batch.tokens_BT.device)
 
 
 def beginnings(batch: Batch, noise: Noise) -> Tensor:
@@ -89,5 +90,4 @@ def beginnings(batch: Batch, noise: Noise) -> Tensor:
     size_BT = torch.zeros(B, T, dtype=torch.int64)
     size_BT = size_BT.scatter_add(1, number_BT, (batch.targets_BT != IGNORED).long())
     given_BT = (noise.uniform(T) * size_BT).long().gather(1, number_BT)
-    start_BT = torch.where(begins(batch), torch.arange(T), 0).cummax(1).values
-    return (torch.arange(T) - start_BT < given_BT) & (batch.targets_BT != IGNORED)
+    return (positions(batch) < given_BT) & (batch.targets_BT != IGNORED)
