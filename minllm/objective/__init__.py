@@ -114,7 +114,7 @@ class Objective:
 
     def counted(self, batch: Batch, inputs: Rows) -> int:
         """Return the number of targets in the whole batch; training reports the loss for each of them."""
-        return int((batch.targets_BT != IGNORED).sum())
+        return int((inputs.targets_BT != IGNORED).sum())
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
         """Return the negative log-likelihood of each row's counted targets in nats, (B,), or its upper bound."""

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minllm.data.batches import IGNORED, Batch
+from minllm.data.batches import IGNORED, Batch, Rows
 from minllm.data.source import Source
 from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
@@ -98,6 +98,10 @@ class Blocks(Objective):
 
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
         return loss_of_targets(model, inputs, extra_tokens=1)
+
+    def counted(self, batch: Batch, inputs: Rows) -> int:
+        # all targets, of which a step draws some
+        return int((batch.targets_BT != IGNORED).sum())
 
     # ---- evaluating
 

@@ -142,6 +142,10 @@ class DiffuSeq(Objective):
             model.parts.times.record(errors_B / open_BT1.sum((1, 2)).clamp(min=1), inputs.rows_B)
         return loss
 
+    def counted(self, batch: Batch, inputs: Rows) -> int:
+        # all targets, and not the padding that is noised too
+        return int((batch.targets_BT != IGNORED).sum())
+
     def predict(self, model: LM, x_BTW: Tensor, t_B: Tensor, losses: list[Tensor] | None = None) -> Tensor:
         """Return the predicted x_0, given x_t in the noised positions and the embeddings in the others."""
         parts, blank_BT = model.parts, torch.zeros(x_BTW.shape[:2], dtype=torch.int64, device=x_BTW.device)

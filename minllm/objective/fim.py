@@ -14,7 +14,7 @@ from torch import Tensor
 from minllm.data.batches import IGNORED, Batch
 from minllm.data.source import Source
 from minllm.errors import UserError
-from minllm.generation.generate import continued, continued_rows
+from minllm.generation.generate import continued_rows
 from minllm.generation.sampler import Sampling
 from minllm.model.lm import LM
 from minllm.objective import HOLE, Inputs, Objective
@@ -60,9 +60,6 @@ class FillInTheMiddle(Objective):
                 )
         return Inputs(tokens_BT, targets_BT, batch.segments_BT)
 
-    def counted(self, batch: Batch, inputs: Inputs) -> int:
-        return int((inputs.targets_BT != IGNORED).sum())
-
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
         return loss_of_targets(model, inputs, extra_tokens=SPECIAL)
 
@@ -78,15 +75,12 @@ class FillInTheMiddle(Objective):
         stream: Callable[[str], None] | None = None,
     ) -> list[str]:
         """Continue each prompt, or return what fills its hole."""
-        if not any(HOLE in prompt for prompt in prompts):
-            return continued(model, tokenizer, prompts, sampling, stream)
         pre, suf, mid = range(model.vocab_size - SPECIAL, model.vocab_size)
         rows = []
         for prompt in prompts:
             before, hole, after = prompt.partition(HOLE)
-            ids, *rest = [tokenizer.encode(text) for text in (before, after)]
-            whole = [pre, *ids, suf, *rest[0], mid] if hole else ids
-            rows.append([tokenizer.bos_id, *whole])
+            prefix, suffix = tokenizer.encode_batch([before, after])
+            rows.append([tokenizer.bos_id, *([pre, *prefix, suf, *suffix, mid] if hole else prefix)])
         return continued_rows(model, tokenizer, rows, prompts, sampling, stream)
 
 

@@ -44,9 +44,6 @@ class Prefix(Objective):
             )
         return with_given_seen(batch)
 
-    def counted(self, batch: Batch, inputs: Inputs) -> int:
-        return int((inputs.targets_BT != IGNORED).sum())
-
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
         return loss_of_targets(model, inputs)
 

@@ -94,9 +94,6 @@ class Span(Objective):
         noise_BT = spans(text_BT, begins(batch), noise, self.density, self.mean_span, self.to_end)
         return corrupted(batch, noise_BT, model.vocab_size - self.extra_tokens)
 
-    def counted(self, batch: Batch, inputs: Inputs) -> int:
-        return int((inputs.targets_BT != IGNORED).sum())
-
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
         return loss_of_targets(model, inputs)
 
