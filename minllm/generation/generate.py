@@ -15,6 +15,7 @@ from minllm.generation.sampler import Sampling
 from minllm.model.context import PAD, PAST, Sight
 from minllm.model.lm import LM
 from minllm.model.seed import generator
+from minllm.model.steps import evaluating
 from minllm.schema.checking import check_options, options_of
 
 if TYPE_CHECKING:
@@ -172,9 +173,7 @@ def next_tokens(
     segments_BT = torch.tensor([[PAD] * (longest - len(row)) + [0] * len(row) for row in rows], device=device)
     state = model.init_state(len(rows), longest + new_tokens)
     segments = segments_BT if (segments_BT == PAD).any() else None
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         memory_BSD, memory_segments_BS = (None, None) if sources is None else encoded(model, sources)
         for written in range(1, new_tokens + 1):
             x_BTD = model.hidden(
@@ -193,8 +192,6 @@ def next_tokens(
             memory_BSD = memory_segments_BS = None  # the state has them
             if written >= min(rooms):  # a row without another position is padding from here on
                 segments = torch.tensor([[PAD if written >= room else 0] for room in rooms], device=device)
-    finally:
-        model.train(training)
 
 
 def encoded(model: LM, sources: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from minllm.generation.sampler import Sampling
 from minllm.model.context import Sight
 from minllm.model.lm import LM
 from minllm.model.seed import generator
+from minllm.model.steps import evaluating
 
 if TYPE_CHECKING:
     from minllm.tokenizer import Tokenizer
@@ -47,12 +48,8 @@ def unmasked(
     Raises:
         UserError: a prompt leaves no room.
     """
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return [_written(model, tokenizer, prompt, sampling, stream, block, length) for prompt in prompts]
-    finally:
-        model.train(training)
 
 
 def _written(

@@ -5,9 +5,14 @@ complete only after the step.
 
     before_step(self) -> None                    reset all counts
     after_step(self) -> dict[str, Tensor]        called after the optimizer's step: adjust, and return metrics
+
+Between steps, a model is evaluated and writes (`evaluating`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,3 +38,14 @@ def after_step(model: nn.Module) -> dict[str, float]:
     # one tensor, so that there is a single GPU synchronisation
     means = torch.stack([torch.stack(figures).float().mean() for figures in found.values()])
     return dict(zip(found, means.tolist()))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode in the body, and then back in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -13,6 +13,7 @@ from minllm.generation.candidates import most_similar
 from minllm.generation.sampler import Sampling
 from minllm.model.lm import LM
 from minllm.model.seed import generator
+from minllm.model.steps import evaluating
 from minllm.objective.embedded import embedded, for_head
 
 if TYPE_CHECKING:
@@ -38,12 +39,8 @@ def denoised(
     Raises:
         UserError: a prompt leaves no room.
     """
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return [_written(objective, model, tokenizer, prompt, sampling, stream) for prompt in prompts]
-    finally:
-        model.train(training)
 
 
 def _written(

@@ -9,6 +9,7 @@ import torch
 
 from minllm.data.batches import Validation
 from minllm.model.lm import LM
+from minllm.model.steps import evaluating
 from minllm.objective import Objective
 from minllm.objective.noise import Noise
 from minllm.page import units
@@ -39,18 +40,14 @@ def evaluate(
     Args:
         nats_of_documents: if given, each document's loss is added to it.
     """
-    training = model.training
-    model.eval()
     by_window: list[torch.Tensor] = []
-    try:
+    with evaluating(model):
         for batch in validation:
             first = sum(map(len, by_window))
             noise = Noise(0, "evaluation", range(first, first + len(batch.tokens_BT)), validation.rows)
             with autocast(device, precision):
                 nats_B = objective.nats(model, batch.to(device), noise)
             by_window.append(nats_B.double().cpu())
-    finally:
-        model.train(training)
     nats = torch.cat(by_window)
     if nats_of_documents is not None:
         np.add.at(nats_of_documents, validation.documents_of_windows, nats.numpy())
