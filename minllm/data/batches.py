@@ -38,8 +38,8 @@ ROUNDED_TO = 32  # evaluation batches have a multiple of this width, so that a c
 class Rows:
     """A dataclass whose tensors have a row for each text."""
 
-    def rows(self, chosen: slice) -> Self:
-        """Return some of the rows."""
+    def rows(self, chosen: slice | Tensor) -> Self:
+        """Return some of the rows, given as a slice or by their numbers."""
         return self._changed(lambda tensor: tensor[chosen])
 
     def to(self, device: torch.device | str) -> Self:

@@ -32,6 +32,7 @@ def unmasked(
     sampling: Sampling,
     stream: Callable[[str], None] | None = None,
     *,
+    mask: int,
     block: int,
     length: int,
 ) -> list[str]:
@@ -41,6 +42,7 @@ def unmasked(
 
     Args:
         stream: called with the states of the text if `sampling.trace` asks for them, and with the text at the end.
+        mask: the id of the token that stands for unknown ones.
         block: tokens that are unmasked together; each block sees itself and those before it.
         length: the most tokens of a text. If a block is as long, a prompt may have a hole of `max_new_tokens` tokens,
             and what fills it is returned.
@@ -49,7 +51,9 @@ def unmasked(
         UserError: a prompt leaves no room.
     """
     with evaluating(model):
-        return [_written(model, tokenizer, prompt, sampling, stream, block, length) for prompt in prompts]
+        return [
+            _written(model, tokenizer, prompt, sampling, stream, mask, block, length) for prompt in prompts
+        ]
 
 
 def _written(
@@ -58,6 +62,7 @@ def _written(
     prompt: str,
     sampling: Sampling,
     stream: Callable[[str], None] | None,
+    mask: int,
     block: int,
     length: int,
 ) -> str:
@@ -68,14 +73,14 @@ def _written(
             f"The prompt has {len(given) + len(following)} tokens, and the model writes texts of at most {length}:"
             " shorten it."
         )
-    mask, random = model.vocab_size - 1, generator(sampling.seed, prompt)
+    random = generator(sampling.seed, prompt)
     end = min(len(given) + sampling.max_new_tokens, length - len(following))
     text_T = torch.full((length,), mask)
     text_T[: len(given)] = torch.tensor(given, dtype=torch.int64)
     text_T[end : end + len(following)] = torch.tensor(following, dtype=torch.int64)
     for start in range(len(given) // block * block, end, block):
         stop = min(start + block, length)
-        for step in unmask(model, text_T[:stop], start, block, sampling, random, tokenizer.vocab_size):
+        for step in unmask(model, text_T[:stop], mask, start, block, sampling, random, tokenizer.vocab_size):
             if stream and sampling.trace and step % sampling.trace == 0:
                 stream(_shown(tokenizer, text_T[:stop].tolist(), mask) + "\n")
         if tokenizer.eos_id in text_T[start:stop].tolist():
@@ -91,6 +96,7 @@ def _written(
 def unmask(
     model: LM,
     text_T: Tensor,
+    mask: int,
     start: int,
     block: int,
     sampling: Sampling,
@@ -101,7 +107,7 @@ def unmask(
 
     In each pass every masked token is drawn, and a share of them stays: the most probable ones, or some at random.
     """
-    mask, device, T = model.vocab_size - 1, model.embedding.device, len(text_T)
+    device, T = model.embedding.device, len(text_T)
     order_1T = (torch.arange(T, device=device) // block * 2)[None]
     sight = Sight(sees_all=True) if start == 0 else Sight(order_BS=order_1T)
     passes = min(sampling.steps or T, int((text_T[start:] == mask).sum()))

@@ -271,13 +271,13 @@ def next_tokens(model: LM, texts: Texts) -> str | None:
     targets_BT[0, : texts.length // 3], targets_BT[1, -3:] = IGNORED, IGNORED
     with torch.no_grad():
         noise = Noise(texts.seed, "law", range(len(tokens_BT)), len(tokens_BT))
-        found_B = texts.objective.nats(model, Batch(tokens_BT, targets_BT, None), noise)
+        # without <bos>, in whose place a mixture has a token that tells the model its part
+        batch = Batch(tokens_BT, targets_BT, None, bos_id=-1)
+        found_B = texts.objective.nats(model, batch, noise)
         # called as the objective calls it, so that padding is treated in the same way
         x_BTD = model.hidden(tokens_BT, counted_BT=targets_BT != IGNORED)
         nats = F.cross_entropy(
-            model.logits(x_BTD)[..., : model.vocab_size - texts.objective.extra_tokens]
-            .flatten(0, 1)
-            .double(),
+            model.logits(x_BTD)[..., : texts.objective.text_size(model)].flatten(0, 1).double(),
             targets_BT.flatten(),
             ignore_index=IGNORED,
             reduction="none",

@@ -70,7 +70,14 @@ class Objective:
     """The base class of `objective:`. A subclass defines `loss` and `nats`, and `inputs` if it changes the batch."""
 
     extra_tokens: int = 0
-    """How many tokens of its own the model has, such as a mask; their ids follow the tokenizer's."""
+    """How many special tokens the objective adds to the model, such as a mask; `special_ids` are their ids."""
+    special_name: str | None = None
+    """What its special tokens are; in a mixture, parts with the same name share them."""
+    predicts_special: bool = False
+    """Whether the model learns to predict these tokens too."""
+    special_before: int = 0
+    special_after: int = 0
+    """How many special tokens of a mixture, which sets these numbers, have ids below and above the objective's own."""
     bound: Bound = "exact"
     """Whether `nats` is the negative log-likelihood, or an upper bound of it."""
     attends: Literal["past", "all", "given", "blocks"] = "past"
@@ -82,6 +89,20 @@ class Objective:
     """The options under `sample` that `generate` reads besides those of drawing a token."""
     gives_memory: bool = False
     """Whether cross-attention reads the given part as its memory."""
+
+    @property
+    def predicts_in_order(self) -> bool:
+        """Whether evaluation predicts one token after the other; if so, `predictions` returns these predictions."""
+        return self.attends in ("past", "given")
+
+    def special_ids(self, model: LM) -> range:
+        """Return the ids of the objective's special tokens, which follow the tokenizer's."""
+        first = self.text_size(model) + self.special_before
+        return range(first, first + self.extra_tokens)
+
+    def text_size(self, model: LM) -> int:
+        """Return the number of the tokenizer's tokens, whose ids are below it."""
+        return model.vocab_size - self.special_before - self.extra_tokens - self.special_after
 
     def check(self, source: Source) -> None:
         """Raise `UserError` if the objective can't learn from documents in the rows that `source` makes."""
@@ -121,10 +142,7 @@ class Objective:
         raise NotImplementedError
 
     def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the head's input for each counted target, (N, D), and these targets, (N,).
-
-        It is asked of objectives that predict one token after the other.
-        """
+        """Return the head's input for each counted target, (N, D), and these targets, (N,), if `predicts_in_order`."""
         counted_BT = batch.targets_BT != IGNORED
         x_BTD = model.hidden(batch.tokens_BT, counted_BT=counted_BT)
         return x_BTD[counted_BT], batch.targets_BT[counted_BT]

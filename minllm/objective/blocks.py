@@ -56,6 +56,7 @@ class Blocks(Objective):
     """
 
     extra_tokens = 1
+    special_name = "mask"
     sampling_options = ("steps", "unmask", "trace")
     attends: Literal["all", "blocks"] = "blocks"
 
@@ -94,10 +95,10 @@ class Blocks(Objective):
             weight_BN = torch.ones_like(weight_BN)
         chance_BT = noise.uniform(canvas.width)
         masked_BT = canvas.open_BT & (chance_BT < canvas.of_block(p_BN))
-        return canvas.inputs(masked_BT, canvas.of_block(weight_BN), mask_of(model))
+        return canvas.inputs(masked_BT, canvas.of_block(weight_BN), self._mask(model))
 
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
-        return loss_of_targets(model, inputs, extra_tokens=1)
+        return loss_of_targets(model, inputs, predicted=self.text_size(model))
 
     def counted(self, batch: Batch, inputs: Rows) -> int:
         # all targets, of which a step draws some
@@ -110,7 +111,11 @@ class Blocks(Objective):
         exact, device = self.bound == "exact", batch.tokens_BT.device
         copies = self._one_by_one(canvas) if exact else self._masked_exactly(canvas, noise)
         nats = [
-            nats_of_rows(model, canvas.inputs(*copy, mask_of(model)).to(device), extra_tokens=1)
+            nats_of_rows(
+                model,
+                canvas.inputs(*copy, self._mask(model)).to(device),
+                predicted=self.text_size(model),
+            )
             for copy in copies
         ]
         return torch.stack(nats).sum(0) if exact else torch.stack(nats).mean(0)
@@ -145,7 +150,19 @@ class Blocks(Objective):
         sampling: Sampling,
         stream: Callable[[str], None] | None = None,
     ) -> list[str]:
-        return unmasked(model, tokenizer, prompts, sampling, stream, block=self.block, length=self.length)
+        return unmasked(
+            model,
+            tokenizer,
+            prompts,
+            sampling,
+            stream,
+            mask=self._mask(model),
+            block=self.block,
+            length=self.length,
+        )
+
+    def _mask(self, model: LM) -> int:
+        return self.special_ids(model).start
 
 
 class Masked(Blocks):
@@ -229,8 +246,3 @@ def refuse_shared_rows(source: Source) -> None:
             "This objective reads documents in rows of their own, because the end of a row would otherwise tell it"
             " where a document ends: add data.packing=pad."
         )
-
-
-def mask_of(model: LM) -> int:
-    """Return the id of the mask, which follows the tokenizer's."""
-    return model.vocab_size - 1

@@ -29,18 +29,21 @@ class Causal(Objective):
 
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
         losses: list[Tensor] = []
+        predicted = self.text_size(model)
         ahead: list[Tensor] | None = [] if model.training and self.predict_ahead else None
         z_loss = self.z_loss if model.training else 0.0
         targets_BT = inputs.targets_BT
         x_BTD = read(model, inputs, losses=losses, ahead=ahead)
-        loss = head_loss(model, x_BTD, targets_BT, z_loss=z_loss)
+        loss = head_loss(model, x_BTD, targets_BT, predicted=predicted, z_loss=z_loss)
         for x_BTD in ahead or []:
             targets_BT = _one_later(targets_BT, inputs.segments_BS)
-            loss = loss + self.ahead_weight * head_loss(model, x_BTD, targets_BT, z_loss=z_loss)
+            loss = loss + self.ahead_weight * head_loss(
+                model, x_BTD, targets_BT, predicted=predicted, z_loss=z_loss
+            )
         return with_auxiliary(model, loss, losses, inputs)
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return nats_of_rows(model, self.inputs(batch, noise, model))
+        return nats_of_rows(model, self.inputs(batch, noise, model), predicted=self.text_size(model))
 
 
 def _one_later(targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ from minllm.schema.options import Fraction
 from minllm.tokenizer import Tokenizer
 
 SPECIAL = 3
-"""How many tokens are added to a rearranged document: <pre>, <suf> and <mid>, whose ids follow the tokenizer's."""
+"""How many tokens are added to a rearranged document: <pre>, <suf> and <mid>."""
 
 
 class FillInTheMiddle(Objective):
@@ -38,6 +38,7 @@ class FillInTheMiddle(Objective):
     """
 
     extra_tokens = SPECIAL
+    special_name = "parts of a rearranged document"
     fills_holes = True
 
     def __init__(self, *, rate: Fraction, spm: Fraction):
@@ -51,7 +52,7 @@ class FillInTheMiddle(Objective):
             )
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Inputs:
-        first = model.vocab_size - SPECIAL
+        first = self.special_ids(model).start
         tokens_BT, targets_BT = batch.tokens_BT.clone(), batch.targets_BT.clone()
         for row, (u_rearranged, u_spm, u_from, u_to) in enumerate(noise.uniform(4).tolist()):
             if u_rearranged < self.rate:
@@ -61,10 +62,11 @@ class FillInTheMiddle(Objective):
         return Inputs(tokens_BT, targets_BT, batch.segments_BT)
 
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
-        return loss_of_targets(model, inputs, extra_tokens=SPECIAL)
+        return loss_of_targets(model, inputs, predicted=self.text_size(model))
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return nats_of_rows(model, super().inputs(batch, noise, model), extra_tokens=SPECIAL)
+        inputs = super().inputs(batch, noise, model)
+        return nats_of_rows(model, inputs, predicted=self.text_size(model))
 
     def generate(
         self,
@@ -75,7 +77,7 @@ class FillInTheMiddle(Objective):
         stream: Callable[[str], None] | None = None,
     ) -> list[str]:
         """Continue each prompt, or return what fills its hole."""
-        pre, suf, mid = range(model.vocab_size - SPECIAL, model.vocab_size)
+        pre, suf, mid = self.special_ids(model)
         rows = []
         for prompt in prompts:
             before, hole, after = prompt.partition(HOLE)

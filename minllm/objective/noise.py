@@ -6,13 +6,15 @@ Halving the micro-batch, resuming, or sharing the rows among processes therefore
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from minllm.model.seed import generator
+from minllm.model.seed import generator, number
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Noise:
     step: the training step, or a name such as "evaluation"
     rows: the rows' numbers in the whole batch
     of: the number of rows in the whole batch
+    among: the numbers of those over which `spread` spreads; None means all
     """
 
     seed: int
     step: int | str
-    rows: range
+    rows: Sequence[int]
     of: int
+    among: Sequence[int] | None = None
 
     def uniform(self, *shape: int) -> Tensor:
         """Return numbers in [0, 1) for each row, (B, *shape)."""
@@ -47,8 +51,23 @@ class Noise:
         varies.
         """
         shared = torch.rand(shape, generator=self._shared, dtype=torch.float64)
-        places_B = torch.tensor([row / self.of for row in self.rows], dtype=torch.float64)
+        among = range(self.of) if self.among is None else self.among
+        places_B = torch.tensor([among.index(row) / len(among) for row in self.rows], dtype=torch.float64)
         return ((shared + places_B.view(-1, *[1] * len(shape))) % 1).float()
+
+    def divided(self, weights: Sequence[float]) -> list[int]:
+        """Return which of the weights each row of the whole batch is assigned to.
+
+        The numbers of rows are proportional to the weights, rounded up or down at random so that this holds on average.
+        Nothing is taken from the random numbers that the other methods draw.
+        """
+        u = number(self.seed, f"mixture/{self.step}") / 2**63
+        *ends, whole = itertools.accumulate(weights)
+        return [bisect(ends, (u + row / self.of) % 1 * whole) for row in range(self.of)]
+
+    def of_rows(self, rows: Sequence[int]) -> Noise:
+        """Return the noise of those of these rows of the whole batch that are here, as yet undrawn."""
+        return replace(self, rows=[row for row in self.rows if row in rows], among=rows)
 
     def _stacked(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         return torch.stack([draw(g) for g in self._generators])

@@ -45,10 +45,10 @@ class Prefix(Objective):
         return with_given_seen(batch)
 
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
-        return loss_of_targets(model, inputs)
+        return loss_of_targets(model, inputs, predicted=self.text_size(model))
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return nats_of_rows(model, with_given_seen(batch))
+        return nats_of_rows(model, with_given_seen(batch), predicted=self.text_size(model))
 
     def generate(
         self,

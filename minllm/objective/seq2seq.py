@@ -55,10 +55,10 @@ class Seq2Seq(Objective):
         return with_source(batch)
 
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
-        return loss_of_targets(model, inputs)
+        return loss_of_targets(model, inputs, predicted=self.text_size(model))
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return nats_of_rows(model, with_source(batch))
+        return nats_of_rows(model, with_source(batch), predicted=self.text_size(model))
 
     def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
         return predictions_of(model, with_source(batch))

@@ -57,6 +57,8 @@ class Span(Objective):
         UserError: a row has more spans than there are sentinels.
     """
 
+    special_name = "sentinels"
+    predicts_special = True
     gives_memory = True
     fills_holes = True
 
@@ -92,22 +94,22 @@ class Span(Objective):
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Inputs:
         text_BT = (batch.targets_BT != IGNORED) & (batch.targets_BT != batch.eos_id)
         noise_BT = spans(text_BT, begins(batch), noise, self.density, self.mean_span, self.to_end)
-        return corrupted(batch, noise_BT, model.vocab_size - self.extra_tokens)
+        return corrupted(batch, noise_BT, self.special_ids(model).start)
 
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
-        return loss_of_targets(model, inputs)
+        return loss_of_targets(model, inputs, predicted=self.special_ids(model).stop)
 
     # ---- evaluating and writing
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return nats_of_rows(model, self._in_one_span(model, batch), extra_tokens=self.extra_tokens)
+        return nats_of_rows(model, self._in_one_span(model, batch), predicted=self.text_size(model))
 
     def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
         return predictions_of(model, self._in_one_span(model, batch))
 
     def _in_one_span(self, model: LM, batch: Batch) -> Inputs:
         """Return each document as a single span, whose sentinel doesn't count."""
-        first = model.vocab_size - self.extra_tokens
+        first = self.special_ids(model).start
         inputs = corrupted(batch, batch.targets_BT != IGNORED, first, ends=False)
         targets_BT = inputs.targets_BT
         return replace(inputs, targets_BT=torch.where(targets_BT >= first, IGNORED, targets_BT))
@@ -121,7 +123,7 @@ class Span(Objective):
         stream: Callable[[str], None] | None = None,
     ) -> list[str]:
         """Return what fills the hole of each prompt; without one, what follows it."""
-        sentinel, sources = model.vocab_size - self.extra_tokens, []
+        sentinel, sources = self.special_ids(model).start, []
         for prompt in prompts:
             before, _, after = prompt.partition(HOLE)
             ids, rest = tokenizer.encode_batch([before, after])

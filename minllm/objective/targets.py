@@ -11,26 +11,30 @@ from minllm.objective import Inputs
 from minllm.objective.cross_entropy import head_cross_entropy
 
 
-def loss_of_targets(model: LM, inputs: Inputs, *, extra_tokens: int = 0) -> Tensor:
+def loss_of_targets(model: LM, inputs: Inputs, *, predicted: int) -> Tensor:
     """Return the summed loss of all targets in nats; in training, with the branches' auxiliary losses for each of them.
 
     Args:
-        extra_tokens: how many of the model's last tokens are never predicted.
+        predicted: how many of the model's tokens may be predicted; their ids are below it.
     """
     losses: list[Tensor] = []
     x_BSD = read(model, inputs, losses=losses)
-    loss = head_loss(model, x_BSD, inputs.targets_BT, extra_tokens=extra_tokens, weights_BT=inputs.weights_BT)
+    loss = head_loss(model, x_BSD, inputs.targets_BT, predicted=predicted, weights_BT=inputs.weights_BT)
     return with_auxiliary(model, loss, losses, inputs)
 
 
-def nats_of_rows(model: LM, inputs: Inputs, *, extra_tokens: int = 0) -> Tensor:
-    """Return the summed loss of each row's targets in nats, (B,), without anything that is added in training."""
+def nats_of_rows(model: LM, inputs: Inputs, *, predicted: int) -> Tensor:
+    """Return the summed loss of each row's targets in nats, (B,), without anything that is added in training.
+
+    Args:
+        predicted: see `loss_of_targets`.
+    """
     each_BT = torch.zeros(inputs.targets_BT.shape, device=inputs.targets_BT.device)
     head_loss(
         model,
         read(model, inputs),
         inputs.targets_BT,
-        extra_tokens=extra_tokens,
+        predicted=predicted,
         weights_BT=inputs.weights_BT,
         each_BT=each_BT,
     )
@@ -67,13 +71,17 @@ def head_loss(
     x_BSD: Tensor,
     targets_BT: Tensor,
     *,
-    extra_tokens: int = 0,
+    predicted: int | None = None,
     z_loss: float = 0.0,
     weights_BT: Tensor | None = None,
     each_BT: Tensor | None = None,
 ) -> Tensor:
-    """Return the summed cross-entropy of the first T of the head's inputs; see `head_cross_entropy`."""
-    V = model.vocab_size - extra_tokens
+    """Return the summed cross-entropy of the first T of the head's inputs; see `head_cross_entropy`.
+
+    Args:
+        predicted: how many of the model's tokens may be predicted; None means all.
+    """
+    V = model.vocab_size if predicted is None else predicted
     return head_cross_entropy(
         x_BSD[:, : targets_BT.shape[1]].flatten(0, 1),
         model.head_weight_VD[:V],

@@ -156,7 +156,7 @@ def read_arm(
         source, objective = build(run.config.data), build(run.config.objective)
         if model.reads_memory and not objective.gives_memory:
             raise UserError(NEEDS_MEMORY)
-        reads_on = objective.attends in ("past", "given")
+        reads_on = objective.predicts_in_order
         stories = [read_text(model, objective, tokenizer, source, text) for text in texts] if reads_on else []
     except Exception as error:  # including errors of outside code: the comparison is valid without its texts
         return Reading(arm.name, seed, [], [], reason(error))
