@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import minllm
-from minllm.data.batches import IGNORED, Batch
+from minllm.data.batches import IGNORED, Batch, Rows
 from minllm.errors import UserError, printable
 from minllm.generation.sampler import Sampling
 from minllm.model.build import build_model
@@ -56,9 +56,10 @@ def made(objective: str, *more: str):
 
 
 ENCODER = ["model/encoder=same", "model/layout=decoder"]
-NEEDS = {"objective=seq2seq": ENCODER, "objective=span": ENCODER}
+NEEDS = {"objective=mixture": ENCODER, "objective=seq2seq": ENCODER, "objective=span": ENCODER}
 OF_ONE_ROW = [name for name in options("objective") if name not in ("objective=diffuseq", *NEEDS)]
-"""Objectives that predict the tokens of a row; test_diffuseq.py and test_seq2seq.py have these laws of the others."""
+"""Objectives that predict the tokens of a row. The others have these laws in their own files: test_diffuseq.py,
+test_mixture.py and test_seq2seq.py."""
 
 every_objective = pytest.mark.parametrize("objective", options("objective"))
 every_document = pytest.mark.parametrize(
@@ -70,6 +71,16 @@ every_document = pytest.mark.parametrize(
         if given or name != "objective=seq2seq"
     ],
 )
+
+
+def tensors(inputs: Rows) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of inputs by name, those of the parts of a mixture included."""
+    for name, value in vars(inputs).items():
+        if isinstance(value, torch.Tensor):
+            yield name, value
+    for number, own in enumerate(getattr(inputs, "own", [])):
+        if own is not None:
+            yield from ((f"{number}.{name}", value) for name, value in tensors(own))
 
 
 # ---- every objective -----------------------------------------------------------------------------
@@ -110,9 +121,9 @@ def test_processes_change_nothing(objective):
     for rows in (range(0, 1), range(1, 4)):
         own = learn.inputs(documents.rows(slice(rows.start, rows.stop)), Noise(0, 7, rows, 4), model)
         expected = whole.rows(slice(rows.start, rows.stop))
-        for name, value in vars(own).items():
-            if isinstance(value, torch.Tensor) and name != "rows_B":  # places in the own rows
-                assert torch.equal(value, getattr(expected, name)), name
+        for name, value in tensors(own):
+            if name != "rows_B":  # places in the own rows
+                assert torch.equal(value, dict(tensors(expected))[name]), name
 
 
 @every_document

@@ -214,7 +214,8 @@ class Mixture(Objective):
 
 def rows_of(batch: Batch, part_of: Sequence[int], number: int) -> Batch:
     """Return the rows of a batch that belong to a part."""
-    return batch.rows(torch.tensor([row for row, part in enumerate(part_of) if part == number]))
+    rows = [row for row, part in enumerate(part_of) if part == number]
+    return batch.rows(torch.tensor(rows, dtype=torch.int64))
 
 
 def place_special_tokens(parts: Iterable[Objective], n_modes: int) -> int:
