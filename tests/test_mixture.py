@@ -203,6 +203,46 @@ def test_denoisers_share_their_sentinels():
     assert model.vocab_size == VOCAB + 32 + 3
 
 
+def special_tokens_read(model) -> set[int]:
+    """Return a set to which the special tokens are added that a model reads from now on."""
+    read: set[int] = set()
+
+    def noting(method):
+        def noted(tokens, *args, **options):
+            read.update(token for token in tokens.flatten().tolist() if token >= VOCAB)
+            return method(tokens, *args, **options)
+
+        return noted
+
+    model.hidden, model.encode = noting(model.hidden), noting(model.encode)
+    return read
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["masked", "fim", "causal", "blocks"], []),
+        (["seq2seq", "span"], ["objective=seq2seq", *ENCODER]),
+    ],
+    ids=" ".join,
+)
+@torch.no_grad()
+def test_a_part_reads_its_own_special_tokens_only(names, words):
+    """In training, evaluation and writing."""
+    for name in names:
+        mixed = mixture(*names, evaluate=name, mode_tokens=True)
+        model, documents = model_for(mixed, *words), batch(8, given=True)
+        read = special_tokens_read(model)
+        allowed, mode = mixed.of[name].special_ids(model), mixed.mode_id(model, name)
+        mixed.nats(model, documents, noise(8, step="evaluation"))
+        prompt = f"AB{HOLE}YZ" if mixed.fills_holes else "AB"
+        mixed.generate(model, OtherLetters(), [prompt], sampling(max_new_tokens=3))
+        assert read - {mode} in (set(allowed), set(allowed[:1]))  # a single sentinel
+        own = mixed.inputs(documents, noise(8), model).own[[*mixed.of].index(name)]
+        mixed.of[name].loss(model, own)
+        assert read and read <= {*allowed, mode}
+
+
 @torch.no_grad()
 def test_a_part_predicts_no_special_tokens_of_others():
     """A model whose output is zero guesses among the tokens that may be predicted."""
@@ -228,6 +268,18 @@ def test_a_part_predicts_no_special_tokens_of_others():
 class Predicting(Objective):
     extra_tokens, predicts_special, special_name = 2, True, "tags"
     gives_memory = True
+
+
+class Reading(Predicting):
+    predicts_special, special_name = False, None
+
+
+def test_special_tokens_that_are_predicted_come_first():
+    of = {"own": Reading, "span": lambda: part("span")}
+    mixed = Mixture(of=of, weights={}, evaluate=None, mode_tokens=True)
+    model = SimpleNamespace(vocab_size=VOCAB + mixed.extra_tokens)
+    assert mixed.of["span"].special_ids(model) == range(VOCAB, VOCAB + 32)
+    assert mixed.of["own"].special_ids(model) == range(VOCAB + 32, VOCAB + 34)
 
 
 def test_parts_that_would_predict_each_others_special_tokens_are_refused():
@@ -289,16 +341,16 @@ def test_evaluation_and_writing_are_those_of_the_named_part(name):
         torch.testing.assert_close(nats_B, each_BT.sum(1))
         assert (mixed.bound, mixed.predicts_in_order) == ("exact", True)
         first = logits[0, :, 0].argmax().item()
-        (text,) = mixed.generate(model, Letters2(), [""], sampling(temperature=0.0, max_new_tokens=1))
+        (text,) = mixed.generate(model, OtherLetters(), [""], sampling(temperature=0.0, max_new_tokens=1))
         if name != "prefix":
             assert text == ("" if first == EOS else chr(first + 59))
     assert mixed.sampling_options == alone.sampling_options and mixed.fills_holes == alone.fills_holes
     if alone.fills_holes:
-        text, other = mixed.generate(model, Letters2(), [f"AB{HOLE}YZ", f"AB{HOLE}YX"], sampling())
+        text, other = mixed.generate(model, OtherLetters(), [f"AB{HOLE}YZ", f"AB{HOLE}YX"], sampling())
         assert text != other
 
 
-class Letters2(Letters):
+class OtherLetters(Letters):
     """Letters whose texts begin with the tokenizer's `bos_id`, whichever that is."""
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
