@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import itertools
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import hypothesis
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
+from minllm.schema.groups import CONF
 from tests import postgres
 from tests.stories import TRAIN, VAL, write_parquet
 
@@ -20,6 +27,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("busy machine")
 
+CACHES = itertools.count()
 
 # a shell's background jobs ignore Ctrl-C, and so would what the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,13 +40,39 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def each_file_is_parsed_once():
+    """Keep what Hydra has parsed, which is a fifth of the time of a composition; the tests need two thousand."""
+    with pytest.MonkeyPatch.context() as patch:
+        for source in (FileConfigSource, ImportlibResourcesConfigSource):
+            patch.setattr(source, "load_config", parsed_once(source.load_config))
+        yield
+
+
+def parsed_once(
+    parse: Callable[[ConfigSource, str], ConfigResult],
+) -> Callable[[ConfigSource, str], ConfigResult]:
+    parsed: dict[tuple[str, ...], ConfigResult] = {}
+
+    def load_config(source: ConfigSource, config_path: str) -> ConfigResult:
+        if source.scheme() == "file" and not Path(source.path).is_relative_to(CONF):
+            return parse(source, config_path)  # tests change only files of their own
+        key = (source.provider, source.path, config_path)
+        if key not in parsed:
+            parsed[key] = parse(source, config_path)
+        result = parsed[key]
+        return replace(result, config=copy.deepcopy(result.config), header=dict(result.header))
+
+    return load_config
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def own_cache(tmp_path_factory, monkeypatch):
     """Keep what is downloaded out of the home, and this machine's variables out of the tests."""
     offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
     for name in ("HF_ENDPOINT", "HF_DATASETS_CACHE", *offline):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / f"hf{next(CACHES)}"))
 
 
 @pytest.fixture

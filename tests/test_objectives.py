@@ -15,6 +15,7 @@ import minllm
 from minllm.data.batches import IGNORED, Batch, Rows
 from minllm.errors import UserError, printable
 from minllm.generation.sampler import Sampling
+from minllm.generation.unmask import unmask
 from minllm.model.build import build_model
 from minllm.model.context import PAD, Sight
 from minllm.objective import HOLE
@@ -394,6 +395,31 @@ def test_unmasking_keeps_the_prompt_and_leaves_no_mask(objective, unmask, steps)
     passes = len(states) - 1
     assert passes <= (steps or T) * math.ceil(13 / learn.block) if steps else passes >= 1
     assert not set(text) & {"░", chr(VOCAB + 59)}
+
+
+class Ending(SimpleNamespace):
+    """A model of independent tokens: 0 ends a text, with a probability of 0.3 in the first half and 0.99 after it."""
+
+    vocab_size, embedding = 11, torch.zeros(1)
+
+    def hidden(self, tokens_BT: torch.Tensor, sight: object) -> torch.Tensor:
+        end_T = torch.where(torch.arange(8) < 4, 0.3, 0.99)[:, None]
+        return torch.cat([end_T, (1 - end_T).expand(8, 9) / 9], dim=1).log()[None]
+
+    def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
+        return x_ND
+
+
+@pytest.mark.parametrize("order, share", [("random", (0.6, 0.8)), ("confident", (0, 0.55))])
+def test_a_random_order_draws_from_the_model_and_a_confident_one_favours_frequent_tokens(order, share):
+    random, texts = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        text_T = torch.full((8,), 10)
+        for _ in unmask(Ending(), text_T, 0, 8, sampling(unmask=order), random, 10):
+            pass
+        texts.append(text_T)
+    goes_on = (torch.stack(texts)[:, 0] != 0).float().mean().item()
+    assert share[0] <= goes_on <= share[1], "0.7 is the probability of a text that isn't empty"
 
 
 def test_rows_with_several_documents_are_refused():

@@ -239,7 +239,7 @@ for line in sys.stdin:
 """
 
 # mamba is that of small_jamba, and gla that of small_gla
-ONE_OF_EACH_SCAN = [f"model/rec={name}" for name in ("mamba2", "deltanet", "mega", "rglru")]
+OTHER_SCANS = [("mamba2", "deltanet"), ("mega", "rglru")]
 SMALL = ["model.dim=192", "model.n_layers=2", "train.batch_size=8", "data.seq_len=192"]
 
 
@@ -284,7 +284,14 @@ def trial() -> Iterator[Callable[..., dict]]:
         ("", "fp32", [*SMALL, "model/mlp=moe_expert_choice"]),
         # until oneDNN has met as many shapes of products as it keeps
         ("", "bf16", [*SMALL, "model/mlp=moe", "train.steps=12"]),
-        *[("", "fp32", [*SMALL, rec, "model.layout=[rec mlp]"]) for rec in ONE_OF_EACH_SCAN],
+        *[
+            (
+                "",
+                "fp32",
+                [*SMALL, f"model/rec={a}", f"+model/rec@model.b={b}", "model.layout=[rec mlp,b mlp]"],
+            )
+            for a, b in OTHER_SCANS
+        ],
         ("", "bf16", [*SMALL, "model/rec=mamba", "model.layout=[rec mlp]"]),
         ("", "fp32", ["experiment=small_jamba"]),
         ("", "fp32", ["experiment=small_gla", "data.packing=pack"]),

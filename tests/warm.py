@@ -29,10 +29,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minllm.config.compose import compose
+from minllm.schema.checking import validate
 from minllm.sweep import processes, server
 
 IMPORTED = (
-    *("minllm.cli.main", "minllm.config.compose", "minllm.grid.multirun", "minllm.training.train"),
+    *("minllm.cli.main", "minllm.grid.multirun", "minllm.training.train"),
     *("minllm.laws.laws", "minllm.sweep.search", "minllm.sweep.trial", "minllm.sweep.limits"),
     *("minllm.study.report", "torch._dynamo"),
 )
@@ -89,6 +91,8 @@ class Forked:
 def main() -> None:
     for module in IMPORTED:
         importlib.import_module(module)
+    # Hydra and its grammar keep what the first composition finds
+    validate(compose())
     folder = tempfile.mkdtemp()
     os.environ[SOCKET] = str(Path(folder, "socket"))
     listening = socket.socket(socket.AF_UNIX)

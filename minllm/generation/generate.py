@@ -36,7 +36,7 @@ def generate(
     min_p: float = 0.0,
     seed: int = 0,
     steps: int | None = None,
-    unmask: Literal["confident", "random"] = "confident",
+    unmask: Literal["random", "confident"] = "random",
     trace: int = 0,
     candidates: int = 1,
     stream: Callable[[str], None] | None = None,

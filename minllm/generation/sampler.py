@@ -41,7 +41,7 @@ class Sampling:
     max_new_tokens: Count
     seed: Natural
     steps: Count | None = None
-    unmask: Literal["confident", "random"] = "confident"
+    unmask: Literal["random", "confident"] = "random"
     trace: Natural = 0
     candidates: Count = 1
 
