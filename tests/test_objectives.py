@@ -415,7 +415,7 @@ def test_a_random_order_draws_from_the_model_and_a_confident_one_favours_frequen
     random, texts = torch.Generator().manual_seed(0), []
     for _ in range(200):
         text_T = torch.full((8,), 10)
-        for _ in unmask(Ending(), text_T, 0, 8, sampling(unmask=order), random, 10):
+        for _ in unmask(Ending(), text_T, 10, 0, 8, sampling(unmask=order), random, 10):
             pass
         texts.append(text_T)
     goes_on = (torch.stack(texts)[:, 0] != 0).float().mean().item()

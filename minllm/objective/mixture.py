@@ -50,8 +50,8 @@ class Mixed(Rows):
         ]
         return Mixed(part_of, own)
 
-    def to(self, device: torch.device | str) -> Mixed:
-        return replace(self, own=[None if inputs is None else inputs.to(device) for inputs in self.own])
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Mixed:
+        return replace(self, own=[None if inputs is None else inputs._changed(change) for inputs in self.own])
 
 
 class Mixture(Objective):
