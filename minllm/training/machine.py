@@ -67,7 +67,12 @@ def choose_compile(device: torch.device, seconds_left: float) -> tuple[bool, str
 
 def _onednn_has_bf16() -> bool:
     # without it, bf16 products are hundreds of times slower, which a small probe may miss on a busy machine
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not torch.backends.mkldnn.is_available():
+        return False
+    # a private operator, which a build of torch may lack
+    return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
