@@ -18,10 +18,12 @@ from minllm.training import checkpoints, machine, memory
 from minllm.training.budget import ENDLESS, Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.loggers import Silent
-from minllm.training.loop import Run, compile_loss, fit, part_ended, whole_batch_gradient
+from minllm.training.loop import fit, part_ended
 from minllm.training.optimizers import AdamW
+from minllm.training.run import Run
 from minllm.training.schedules import Constant
 from minllm.training.settings import Settings
+from minllm.training.step import compile_loss, whole_batch_gradient
 
 ROWS, LENGTH, VOCABULARY = 6, 5, 11
 

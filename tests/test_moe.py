@@ -433,7 +433,7 @@ def test_as_a_word_of_its_own_beside_dense_layers():
 
 @pytest.mark.slow  # compiles
 def test_compiled_it_learns_the_same(option="moe_sigmoid"):  # whose router also moves a bias in each step
-    from minllm.training.loop import compile_loss
+    from minllm.training.step import compile_loss
 
     model = tiny_model(f"model/mlp={option}", "model.mlp.capacity=1.0", randomised=True).train()
     objective = Causal(predict_ahead=0, ahead_weight=0.3, z_loss=0)

@@ -41,7 +41,8 @@ from minllm.training import machine, memory
 from minllm.training.averaging import Average
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import evaluate
-from minllm.training.loop import Run, accumulate, update
+from minllm.training.run import Run
+from minllm.training.step import accumulate, update
 
 aten, prim = torch.ops.aten, torch.ops.prim
 

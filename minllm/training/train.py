@@ -34,8 +34,10 @@ from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
-from minllm.training.loop import Diverged, Run, fit
+from minllm.training.loop import fit
+from minllm.training.run import Run
 from minllm.training.settings import Settings
+from minllm.training.step import Diverged
 
 
 def train(
