@@ -138,7 +138,7 @@ def figures(path):
 
 def gradient(run):
     loss = whole_batch_gradient(run, run.objective.loss)
-    return loss, [param.grad.clone() for param in run.model.parameters()]
+    return loss.item(), [param.grad.clone() for param in run.model.parameters()]
 
 
 @pytest.mark.parametrize(

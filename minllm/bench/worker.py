@@ -150,7 +150,7 @@ class Contest:
         step.update(self.run, self.lr)
         self._synchronize()
         self.run.progress.step += 1
-        return loss
+        return loss.item()
 
     def _seconds(self, act: Callable[[], object]) -> float:
         begun = time.perf_counter()

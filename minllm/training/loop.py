@@ -19,7 +19,15 @@ from minllm.training.evaluation import evaluate
 from minllm.training.interruption import Interruption
 from minllm.training.progress import ProgressBar
 from minllm.training.run import Run
-from minllm.training.step import Diverged, as_memory_allows, compile_loss, update, whole_batch_gradient
+from minllm.training.step import (
+    Diverged,
+    as_memory_allows,
+    compile_loss,
+    prepared_ahead,
+    read_figures,
+    update,
+    whole_batch_gradient,
+)
 
 
 def fit(run: Run) -> int | None:
@@ -38,10 +46,14 @@ def fit(run: Run) -> int | None:
     logged_steps, logged_seconds = 0, 0.0
     fastest_seconds = math.inf  # other load on the machine can only slow a step down
     run.began = time.perf_counter() - progress.seconds
-    last, stopping = False, None
+    first_step, last, stopping = progress.step, False, None
     run.model.train()
 
-    with Interruption() as interruption, ProgressBar(shown=run.folder.on_terminal) as bar:
+    with (
+        Interruption() as interruption,
+        ProgressBar(shown=run.folder.on_terminal) as bar,
+        prepared_ahead(run),
+    ):
         if progress.step > 0:
             last = budget.spent(progress.step, progress.seconds)
             catch_up(run, last)
@@ -51,15 +63,18 @@ def fit(run: Run) -> int | None:
             lr = run.schedule.lr(progress.position, budget.total_steps)
             with keeping(run):
                 loss = whole_batch_gradient(run, loss_of)
-            grad_norm = update(run, lr)
+            run.unread.add(progress.step, {"train_loss": loss, **update(run, lr)})
+            # time is the device's where a line of metrics is due, and where the pace or a compilation is measured
+            measured = compiling or progress.step < first_step + PACE_STEPS
+            ends = budget.spent(progress.step + 1, progress.seconds)
+            loss = read_figures(run, measured or due(settings.log_every, progress.step + 1, ends))
 
             step_seconds = time.perf_counter() - step_began
             fastest_seconds = min(fastest_seconds, step_seconds)
             progress.step += 1
             progress.tokens += run.tokens_per_step
             progress.seconds = time.perf_counter() - run.began
-            progress.lr, progress.grad_norm = lr, grad_norm
-            progress.recent_losses.append(loss)
+            progress.lr = lr
             if compiling:
                 memory.trim()
                 compiling = False
@@ -71,7 +86,8 @@ def fit(run: Run) -> int | None:
             budget.advance(progress.step, progress.seconds, step_seconds)
             progress.position, progress.total_steps = budget.position, budget.total_steps
             last = budget.spent(progress.step, progress.seconds)
-            bar.show(progress, budget, loss, run.tokens_per_step / step_seconds)
+            if loss is not None:
+                bar.show(progress, budget, loss, run.tokens_per_step / step_seconds)
 
             if due(settings.log_every, progress.step, last):
                 record_training(run, tokens_per_second=logged_steps * run.tokens_per_step / logged_seconds)
@@ -131,7 +147,12 @@ def part_ended(run: Run) -> bool:
 
 
 def save(run: Run) -> None:
-    """Save a checkpoint, and restore the run folder first if parts of it were removed."""
+    """Save a checkpoint, and restore the run folder first if parts of it were removed.
+
+    Raises:
+        Diverged: a step since the last one that was read isn't finite; the checkpoint isn't written.
+    """
+    read_figures(run, everything=True)
     run.progress.seconds = time.perf_counter() - run.began
     run.folder.mend()
     run.progress.records = marked(run.folder.path)
@@ -172,6 +193,7 @@ def evaluation(run: Run, by_document: bool) -> tuple[dict[str, float], np.ndarra
 def record_training(run: Run, tokens_per_second: float) -> None:
     """Write a line of metrics for the steps since the last line."""
     progress = run.progress
+    read_figures(run, everything=True)
     record(
         run,
         train_loss=sum(progress.recent_losses) / len(progress.recent_losses),
@@ -192,6 +214,7 @@ def record_evaluation(run: Run, last: bool) -> bool:
     """
     progress = run.progress
     by_document = last and run.document_bytes is not None
+    read_figures(run, everything=True)
     with keeping(run), averaged(run.average):
         figures, nats = evaluation(run, by_document)
         if nats is not None:

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from minllm.data.batches import TrainBatches, Validation
+from minllm.data.batches import Rows, TrainBatches, Validation
 from minllm.model.lm import LM
 from minllm.objective import Objective
 from minllm.runs.folder import RunDir
 from minllm.training import machine
+from minllm.training.ahead import Ahead
 from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.loggers import Logger
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
+from minllm.training.unread import Unread
 
 
 @dataclass
@@ -44,6 +46,10 @@ class Run:
     device: torch.device
     precision: machine.Precision
     tokens_per_step: int
+    unread: Unread = field(default_factory=Unread)
+    """The figures of steps that haven't been read from the device."""
+    ahead: Ahead[tuple[Rows, int]] | None = None
+    """Prepares the inputs of the next step during a step; None prepares them when they are needed."""
     average: Average | None = None
     """The average of the parameters, which is evaluated, sampled from and saved in their place."""
     latest_samples: list[tuple[str, str]] = field(default_factory=list)

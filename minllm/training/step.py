@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from minllm.data.batches import Rows
@@ -17,6 +19,7 @@ from minllm.model.steps import after_step, before_step
 from minllm.objective.noise import Noise
 from minllm.runs.folder import DIVERGED
 from minllm.training import checkpoints, memory
+from minllm.training.ahead import preparing
 from minllm.training.evaluation import autocast
 from minllm.training.run import Run
 
@@ -27,30 +30,55 @@ class Diverged(UserError):
     """The loss or the gradient became NaN or infinite."""
 
 
-def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
-    """Compute the step's gradient in micro-batches; return the mean loss in nats per counted target."""
-    batch = run.train_batches.batch(run.progress.step)
-    rows = len(batch.tokens_BT)
-    noise = Noise(run.seed, run.progress.step, range(rows), rows)
-    inputs = run.objective.inputs(batch, noise, run.model)
-    # a batch of few rows may have given parts alone
-    counted = max(1, run.objective.counted(batch, inputs))
+def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> Tensor:
+    """Compute the step's gradient in micro-batches; return the mean loss in nats per counted target, a scalar.
 
-    def attempt(micro_batch_size: int) -> float:
+    Raises:
+        Diverged: the loss isn't finite. If the device is read later, `check_finite` raises it then.
+    """
+    step = run.progress.step
+    inputs, counted = run.ahead.take(step) if run.ahead else prepared(run, step)
+
+    def attempt(micro_batch_size: int) -> Tensor:
         run.optimizer.zero_grad()
         before_step(run.model)
         seed_dropout(run.seed, run.progress.step)
         return accumulate(run, loss_of, inputs, counted, micro_batch_size)
 
     loss = as_memory_allows(run, attempt)
-    if not math.isfinite(loss):
-        raise Diverged(diverged(run, "loss"))
+    if not run.unread.lag:
+        check_finite(run, step, {"train_loss": loss.item()})
     return loss
+
+
+def prepared(run: Run, step: int) -> tuple[Rows, int]:
+    """Return the inputs of a step's whole batch, on the host, and their number of counted targets."""
+    batch = run.train_batches.batch(step)
+    rows = len(batch.tokens_BT)
+    noise = Noise(run.seed, step, range(rows), rows)
+    inputs = run.objective.inputs(batch, noise, run.model)
+    # a batch of few rows may have given parts alone
+    counted = max(1, run.objective.counted(batch, inputs))
+    return (inputs.pinned() if run.device.type == "cuda" else inputs), counted
+
+
+@contextmanager
+def prepared_ahead(run: Run) -> Iterator[None]:
+    """Prepare the inputs of the next step during a step in the body, if the device computes while the host does.
+
+    Inputs that depend on the step before can't be.
+    """
+    if run.device.type != "cuda" or run.objective.learns_its_inputs:
+        yield
+        return
+    with preparing(partial(prepared, run)) as run.ahead:
+        yield
+    run.ahead = None
 
 
 def accumulate(
     run: Run, loss_of: Callable[..., Tensor], inputs: Rows, counted: int, micro_batch_size: int
-) -> float:
+) -> Tensor:
     """Accumulate the gradient of the batch's mean loss over micro-batches; return that loss.
 
     Args:
@@ -63,23 +91,64 @@ def accumulate(
             loss = loss_of(run.model, inputs.rows(slice(start, start + micro_batch_size))) / counted
         loss.backward()
         total += loss.detach()
-    return total.item()
+    return total
 
 
-def update(run: Run, lr: float) -> float:
-    """Clip the gradient and run the optimizer's and the modules' steps; return the norm before clipping."""
+def update(run: Run, lr: float) -> dict[str, Tensor]:
+    """Clip the gradient and run the optimizer's and the modules' steps.
+
+    Returns `grad_norm`, before clipping, and the modules' metrics, all of them scalars on the device.
+
+    Raises:
+        Diverged: the gradient isn't finite. If the device is read later, it is replaced by zeros, so that the weights
+            stay finite until `check_finite` raises it.
+    """
     max_norm = math.inf if run.settings.clip is None else run.settings.clip
-    grad_norm = clip_grad_norm_(run.model.parameters(), max_norm).item()
-    if not math.isfinite(grad_norm):
-        raise Diverged(diverged(run, "gradient"))
+    grad_norm = clip_grad_norm_(run.model.parameters(), max_norm)
+    if run.unread.lag:
+        keep_finite(run.model, grad_norm)
+    else:
+        check_finite(run, run.progress.step, {"grad_norm": grad_norm.item()})
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
-    if metrics := after_step(run.model):
-        run.progress.recent_figures.append(metrics)
+    metrics = after_step(run.model)
     if run.average:
         run.average.update(run.progress.step + 1)
-    return grad_norm
+    return {"grad_norm": grad_norm, **metrics}
+
+
+@torch.no_grad()
+def keep_finite(model: nn.Module, grad_norm: Tensor) -> None:
+    """Set the gradient to zero if its norm isn't finite, without reading the norm."""
+    diverged = ~grad_norm.isfinite()
+    for param in model.parameters():
+        if param.grad is not None:
+            param.grad.masked_fill_(diverged, 0)
+
+
+def read_figures(run: Run, everything: bool) -> float | None:
+    """Note the figures of the steps that are due, or of all; return the loss of the last one, None if there is none.
+
+    Raises:
+        Diverged: a loss or gradient wasn't finite.
+    """
+    loss = None
+    for step, figures in run.unread.read(everything):
+        check_finite(run, step, figures)
+        loss = figures.pop("train_loss")
+        run.progress.recent_losses.append(loss)
+        run.progress.grad_norm = figures.pop("grad_norm")
+        if figures:
+            run.progress.recent_figures.append(figures)
+    return loss
+
+
+def check_finite(run: Run, step: int, figures: dict[str, float]) -> None:
+    """Raise `Diverged` if the loss or the norm of the gradient of a step isn't finite."""
+    for name, what in (("train_loss", "loss"), ("grad_norm", "gradient")):
+        if not math.isfinite(figures.get(name, 0.0)):
+            raise Diverged(diverged(run, step, what))
 
 
 def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
@@ -102,10 +171,10 @@ def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
         )
 
 
-def diverged(run: Run, what: str) -> str:
+def diverged(run: Run, step: int, what: str) -> str:
     kept = [path.name for path in checkpoints.all_in(run.folder.checkpoints)]
     return (
-        f"The {what} is NaN or infinite at step {run.progress.step}: {DIVERGED}. Try a lower optim.lr, a longer"
+        f"The {what} is NaN or infinite at step {step}: {DIVERGED}. Try a lower optim.lr, a longer"
         f" schedule.warmup_steps, a smaller train.clip or train.precision=fp32."
         f" {f'The last checkpoint is {kept[-1]}.' if kept else 'No checkpoint was written yet.'}"
     )

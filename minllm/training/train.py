@@ -38,6 +38,7 @@ from minllm.training.loop import fit
 from minllm.training.run import Run
 from minllm.training.settings import Settings
 from minllm.training.step import Diverged
+from minllm.training.unread import LAG, Unread
 
 
 def train(
@@ -202,6 +203,7 @@ def prepare(
         sample=sampler(cfg, model, tokenizer, objective, source),
         device=device,
         precision=precision,
+        unread=Unread(LAG if device.type == "cuda" else 0),
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
         validation_text=corpus.store.metadata["validation_text"],
         document_bytes=validation.documents.sizes(tokenizer.byte_lengths),
