@@ -131,7 +131,7 @@ def resumed(path, **changed):
 
 def figures(path):
     """The metrics of a run without what depends on the clock."""
-    clock = {"seconds", "tokens_per_second", "memory_bytes"}
+    clock = {"seconds", "tokens_per_second", "mfu", "memory_bytes"}
     events = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in event.items() if name not in clock} for event in events]
 

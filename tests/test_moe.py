@@ -470,7 +470,7 @@ TINY = [
 
 
 def metrics(run: Path) -> list[dict]:
-    clock = {"seconds", "tokens_per_second", "memory_bytes"}
+    clock = {"seconds", "tokens_per_second", "mfu", "memory_bytes"}
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in event.items() if name not in clock} for event in events]
 

@@ -28,6 +28,7 @@ from minllm.training.step import (
     update,
     whole_batch_gradient,
 )
+from minllm.training.utilisation import utilisation
 
 
 def fit(run: Run) -> int | None:
@@ -200,6 +201,7 @@ def record_training(run: Run, tokens_per_second: float) -> None:
         lr=progress.lr,
         grad_norm=progress.grad_norm,
         tokens_per_second=tokens_per_second,
+        **utilisation(run, tokens_per_second),
         memory_bytes=memory.peak_bytes(run.device),
         **progress.recent_means(),
     )

@@ -5,8 +5,10 @@ Most functions also return the reason, for the log.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -14,6 +16,7 @@ import torch
 from minllm.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 COMPILE_SECONDS = 45.0
 """Estimated compile time; 20 to 47 seconds were measured on two CPU cores."""
@@ -53,6 +56,17 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.devi
     ratio = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
     reason = f"bf16 matrix products are {ratio:.2g} times as fast here"
     return ("bf16" if ratio > BF16_GAIN else "fp32"), reason
+
+
+@contextlib.contextmanager
+def matmul_precision(wanted: MatmulPrecision) -> Iterator[None]:
+    """Set the precision of fp32 matrix products, which torch keeps for the process, in the body only."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(wanted)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def choose_compile(device: torch.device, seconds_left: float) -> tuple[bool, str]:

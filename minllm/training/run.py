@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -46,6 +47,8 @@ class Run:
     device: torch.device
     precision: machine.Precision
     tokens_per_step: int
+    flops_per_token: float = math.nan
+    """Of training, forward and backward; NaN until it has been counted."""
     unread: Unread = field(default_factory=Unread)
     """The figures of steps that haven't been read from the device."""
     ahead: Ahead[tuple[Rows, int]] | None = None
