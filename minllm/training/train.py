@@ -22,6 +22,7 @@ from minllm.model.build import new_model, rebuild_model
 from minllm.model.cost import cost, flops_per_token
 from minllm.model.lm import LM
 from minllm.model.size import in_words
+from minllm.model.stack import set_recompute
 from minllm.objective import Objective
 from minllm.page import units
 from minllm.runs.find import unchangeable
@@ -166,6 +167,7 @@ def prepare(
     with memory.running_out("the model was built"):
         model = (rebuild_model if resume else new_model)(cfg, tokenizer).to(device)
         checked = check_laws(cfg) if settings.check else None
+    set_recompute(model, settings.recompute)
     if init_from:
         checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))
     average = Average(model, settings.ema) if settings.ema else None
