@@ -172,8 +172,7 @@ def prepare(
         checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))
     average = Average(model, settings.ema) if settings.ema else None
     optimizer = build(cfg.optim, model)
-    # counting FLOPs takes a second or two, so do it only for a FLOPs budget
-    flops = math.nan if settings.flops is None else flops_per_token(model, cfg.data.seq_len)
+    flops = needed_flops(settings, model, cfg.data.seq_len)
     budget = Budget.of(settings, settings.batch_size * cfg.data.seq_len, flops)
     schedule = build(cfg.schedule)
     schedule.check(budget.total_steps)
@@ -299,6 +298,15 @@ def same_data(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, A
             " Restore them, or start a new run from its weights with init_from=<run>."
         )
     return now
+
+
+def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:
+    return Budget.of(settings, settings.batch_size * seq_len, needed_flops(settings, model, seq_len))
+
+
+def needed_flops(settings: Settings, model: LM, seq_len: int) -> float:
+    """Return the FLOPs per token if there is a budget of FLOPs, otherwise NaN: counting takes a second or two."""
+    return math.nan if settings.flops is None else flops_per_token(model, seq_len)
 
 
 def sampler(
