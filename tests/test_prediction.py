@@ -182,7 +182,7 @@ def test_more_rows_at_a_time_hold_more():
 
 
 def test_what_is_recomputed_holds_less():
-    words = ["data.seq_len=64", "model.n_layers=6"]
+    words = ["data.seq_len=64", "model.dim=64", "model.attn.n_heads=4"]
     held = {}
     for recompute in ("none", "branches", "layers"):
         cfg = compose([*words, f"train.recompute={recompute}"])
