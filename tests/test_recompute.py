@@ -2,13 +2,17 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minllm.model.stack import Stack, set_recompute
 from minllm.model.steps import after_step, before_step
-from tests.tiny import VOCAB, T, tiny_model
+from minllm.objective import Inputs
+from minllm.objective.causal import Causal
+from minllm.training.step import compile_loss
+from tests.tiny import VOCAB, T, tiny_model, tokens
 
 MODELS = {
     "transformer": [],
@@ -143,3 +147,23 @@ def test_an_encoder_is_recomputed_too():
     model = tiny_model(*MODELS["an encoder"])
     set_recompute(model, "layers")
     assert [module.recompute for module in model.modules() if isinstance(module, Stack)] == ["layers"] * 2
+
+
+@pytest.mark.slow  # torch.compile takes its time, even for a model this small
+def test_compiled_it_has_the_same_gradients_and_dropout():
+    model = tiny_model("model/pos=t5", randomised=True, n_layers=1).train()
+    objective = Causal(predict_ahead=0, ahead_weight=0.3, z_loss=0)
+    rows = tokens(2, T + 1)
+    for branch in model.branches():
+        branch.dropout = 0.25
+
+    def gradients(loss_of):
+        model.zero_grad()
+        torch.manual_seed(0)
+        loss_of(model, Inputs(rows[:, :-1], rows[:, 1:])).backward()
+        return [param.grad.clone() for param in model.parameters()]
+
+    plain = gradients(objective.loss)
+    set_recompute(model, "layers")
+    for one, other in zip(gradients(compile_loss(SimpleNamespace(objective=objective))), plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
