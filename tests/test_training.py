@@ -108,7 +108,9 @@ def test_a_run_leaves_a_folder_that_tells_all_about_it(words):
     assert logged >= {"train_loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes"}
 
     environment = json.loads(Path("run/environment.json").read_text(encoding="utf-8"))
-    assert torch.__version__.startswith(environment["versions"]["torch"])  # which may lack a build such as +cu130
+    assert torch.__version__.startswith(
+        environment["versions"]["torch"]
+    )  # which may lack a build such as +cu130
     assert environment["threads"] == torch.get_num_threads() and "commit" in environment["git"]
     assert Path("run/samples.txt").read_text(encoding="utf-8").startswith("=== step 5 ===\n")
     log = Path("run/log.txt").read_text(encoding="utf-8")
