@@ -23,8 +23,8 @@ from minllm.model.build import build_model
 from minllm.objective.noise import Noise
 from minllm.schema.building import build
 from minllm.training.checkpoints import Progress
-from minllm.training.loop import Run
 from minllm.training.machine import Precision
+from minllm.training.run import Run
 
 Name = Literal["minllm", "transformers"]
 

@@ -25,7 +25,7 @@ import torch
 from minllm.bench.contestants import MAKERS, Name, Setting, Shape, config, step_run
 from minllm.bench.references import ATTENTION
 from minllm.runs.interpreter import command
-from minllm.training import loop, memory
+from minllm.training import memory, step
 
 PROMPT_TOKENS = 8
 WARM_UP_STEPS = 2
@@ -112,7 +112,7 @@ class Contest:
         if self.compiled:
             # minllm compiles in its own way, which is part of what is measured
             self.loss_of = (
-                loop.compile_loss(self.run) if job.contestant == "minllm" else torch.compile(self.loss_of)
+                step.compile_loss(self.run) if job.contestant == "minllm" else torch.compile(self.loss_of)
             )
         self.lr = cfg.optim.lr
 
@@ -146,11 +146,11 @@ class Contest:
         return {"tokens": rows * new_tokens, "seconds": seconds}
 
     def _step(self) -> float:
-        loss = loop.whole_batch_gradient(self.run, self.loss_of)
-        loop.update(self.run, self.lr)
+        loss = step.whole_batch_gradient(self.run, self.loss_of)
+        step.update(self.run, self.lr)
         self._synchronize()
         self.run.progress.step += 1
-        return loss
+        return loss.item()
 
     def _seconds(self, act: Callable[[], object]) -> float:
         begun = time.perf_counter()
