@@ -65,7 +65,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         V, rows = len(weight_VD), rows_per_chunk(len(weight_VD))
         counted_N1 = (targets_N != IGNORED)[:, None]
-        factor_N1 = counted_N1.float() if weights_N is None else torch.where(counted_N1, weights_N[:, None], 0)
+        factor_N1 = (
+            counted_N1.float() if weights_N is None else torch.where(counted_N1, weights_N[:, None], 0)
+        )
         losses, dxs, dweight_PD, dbias_P = [], [], None, None  # P: V padded to a multiple of ALIGNED_TO
         with torch.autocast(x_ND.device.type, enabled=False):
             weight_PD = F.pad(weight_VD.to(x_ND.dtype), (0, 0, 0, -V % ALIGNED_TO))
@@ -116,7 +118,7 @@ def _chunk(
     if softcap is not None:
         tanh_CP = torch.tanh(logits_CP / softcap)
         logits_CP = softcap * tanh_CP
-    if V < len(weight_PD):
+    if len(weight_PD) > V:
         logits_CP = torch.where(tokens_P < V, logits_CP, -torch.inf)
     max_C1 = logits_CP.amax(-1, keepdim=True)
     log_z_C1 = max_C1 + (logits_CP - max_C1).exp().sum(-1, keepdim=True).log()

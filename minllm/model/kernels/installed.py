@@ -1,7 +1,7 @@
 """Which GPU kernels there are: minllm's own, and those of optional packages. Without them only the speed differs.
 
-minllm's own need Triton, which comes with torch's builds for GPUs. Those of `pip install 'minllm[kernels]'` are used for
-bf16 training on a GPU, and agree with the scans in `minllm.model.scans` to bf16 precision.
+minllm's own need Triton, which comes with torch's builds for GPUs. Those of `pip install 'minllm[kernels]'` are used
+for bf16 training on a GPU, and agree with the scans in `minllm.model.scans` to bf16 precision.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensor
 
 
 def own_kernels(name: str, *inputs: Tensor | None) -> ModuleType | None:
-    """Return `minllm.model.kernels.<name>`; None on a CPU, without Triton, or if the inputs aren't in single precision."""
+    """Return `minllm.model.kernels.<name>`; None without Triton or a GPU, or if an input isn't in fp32."""
     tensors = [x for x in inputs if x is not None]
     single = {x.dtype for x in tensors} in ({torch.float32}, {torch.complex64})
     applies = single and all(x.is_cuda for x in tensors) and _has_triton()
