@@ -57,6 +57,8 @@ SHAPES = {
     "S1": Shape(64, 12, 2, 1, head_dim=16, hidden=64, seq_len=256, batch_size=32, vocab_size=4099),
     # most of the time is spent in matrix products
     "S3": Shape(384, 6, 6, 6, head_dim=64, hidden=1024, seq_len=256, batch_size=16, vocab_size=4096),
+    # GPT-2's 124 million parameters: a gated MLP of width 2,048 has as many as its plain one of 3,072. For GPUs
+    "GPT2": Shape(768, 12, 12, 12, head_dim=64, hidden=2048, seq_len=1024, batch_size=32, vocab_size=50304),
 }
 
 

@@ -27,7 +27,7 @@ CUDA = ["train.device=cuda"]
 def words(tmp_path, monkeypatch):
     """What is typed for the smallest run, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    text = "\n".join(f"{number} times {number} is {number**2}." for number in range(6000))
+    text = "\n".join(f"{number} times {number} is {number**2}." for number in range(3000))
     Path("squares.txt").write_text(text, encoding="utf-8")
     return [*TINY, f"data.path={tmp_path / 'squares.txt'}", f"data.cache={tmp_path / 'stores'}", *CUDA]
 
@@ -67,7 +67,7 @@ def test_generation_is_greedy_as_on_a_cpu(choices):
     for device in ("cuda", "cpu"):
         model = tiny_model(*choices, randomised=True).to(device)
         generators = [torch.Generator().manual_seed(i) for i in range(3)]
-        steps = [step.tolist() for step in next_tokens(model, rows, generators, greedy)]
+        steps = [list(step) for step in next_tokens(model, rows, generators, greedy)]
         texts.append(steps)
     assert texts[0] == texts[1]
 
