@@ -10,7 +10,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -84,7 +83,7 @@ def bench(
     run_dir: Path,
     *,
     measure: list[Literal["training", "generation", "startup", "mixers", "data"]],
-    shapes: list[Literal["S1", "S3", "GPT2"]],
+    shapes: list[Literal["S1", "S3", "GPT2"]] | None,
     settings: list[Literal["eager_fp32", "compiled_fp32", "eager_bf16", "compiled_bf16"]],
     seconds: Positive,
     mixers: list[str] | None,
@@ -96,7 +95,7 @@ def bench(
 
     Args:
         measure: what to measure. Memory is measured together with training.
-        shapes: the sizes, see `minllm.bench.contestants.SHAPES`.
+        shapes: the sizes, see `minllm.bench.contestants.SHAPES`; null means S1 and S3, and on a GPU GPT2 too.
         settings: precision and compilation. If bf16 is slow, fp32 is measured instead, and the report says so.
         seconds: how long each contestant trains in each setting, in `TURNS` turns of at least one step.
         mixers: the options of model/rec to compare with attention; null means all.
@@ -125,10 +124,10 @@ def bench(
         if any(setting.compiled for setting in chosen):
             report.notes.append("Compiled: minllm as in its own runs, transformers by plain torch.compile.")
         for setting in chosen:
-            for name in shapes:
+            for name in sizes:
                 training(report, name, sizes[name], setting, where, seconds / TURNS)
     if "generation" in measure:
-        for name in shapes:
+        for name in sizes:
             for generated in GENERATED_ROWS:
                 generation(report, name, sizes[name], where, generated, NEW_TOKENS)
     if "mixers" in measure:

@@ -27,9 +27,9 @@ PEAKS: dict[str, tuple[float, float, float]] = {
 }
 """FLOP/s of dense products in bf16 (sums in fp32), TF32 and fp32, by a part of the device's name.
 
-The figures are those of the makers' data sheets, which assume the boost clock: NVIDIA's for each card ("H100 Tensor Core
-GPU" and so on; half of the figures with sparsity), its architecture white papers (Ada, Ampere, Blackwell) for RTX cards,
-and AMD's for Instinct. Names are tried from the longest to the shortest.
+The figures are those of the makers' data sheets, which assume the boost clock: NVIDIA's for each card (half of the
+figures with sparsity), its architecture white papers (Ada, Ampere, Blackwell) for RTX cards, and AMD's for Instinct.
+Names are tried from the longest to the shortest.
 """
 
 SIZE, TIMES = 8192, 4

@@ -1,0 +1,87 @@
+"""What GPUs compute in their own way, on a CPU: Triton kernels interpreted, and the head and its loss in large chunks."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minllm.objective import cross_entropy_gpu
+from minllm.objective.cross_entropy import head_cross_entropy
+from minllm.objective.cross_entropy_gpu import head_cross_entropy_on_gpu, rows_per_chunk
+from minllm.training.peak import PEAKS, measured_flops, peak_flops
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow  # a process of its own, which imports torch
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton isn't installed: pip install triton"
+)
+def test_the_triton_kernels_compute_what_plain_torch_does():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.interpreted"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "compared: 52\n", done.stdout
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"softcap": 3.0}, {"z_loss": 0.1}, {"softcap": 2.0, "z_loss": 0.01, "weighted": True}],
+    ids=str,
+)
+def test_large_chunks_have_the_loss_and_gradients_of_small_ones(precision, bias, options, monkeypatch):
+    monkeypatch.setattr(cross_entropy_gpu, "LOGITS", 128 * 61)
+    torch.manual_seed(0)
+    x, weight, b = torch.randn(300, 16), torch.randn(61, 16), torch.randn(61)
+    targets = torch.randint(0, 61, (300,))
+    targets[::7] = -100
+    options = {**options, "weights_N": torch.rand(300) if options.get("weighted") else None}
+    options.pop("weighted", None)
+    results = []
+    for compute in (head_cross_entropy_on_gpu, head_cross_entropy):
+        given = [t.clone().requires_grad_() for t in (x, weight, b)[: 3 if bias else 2]]
+        each = torch.zeros(300)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = compute(given[0], given[1], targets, *given[2:], **options, each_N=each) / 7
+        loss.backward()
+        results.append([loss.detach(), each, *(t.grad for t in given)])
+    for one, other in zip(*results, strict=True):
+        assert (one - other).abs().max() <= (1e-6 if precision == "fp32" else 1e-2) * other.abs().max()
+
+
+def test_rows_that_do_not_count_may_hold_anything():
+    x, weight = torch.randn(8, 4), torch.randn(5, 4, requires_grad=True)
+    x[::2] = torch.nan
+    targets = torch.arange(8) % 5
+    targets[::2] = -100
+    x.requires_grad_()
+    loss = head_cross_entropy_on_gpu(x, weight, targets)
+    loss.backward()
+    plain = torch.nn.functional.cross_entropy(x.detach()[1::2] @ weight.T, targets[1::2], reduction="sum")
+    torch.testing.assert_close(loss, plain)
+    assert weight.grad.isfinite().all() and (x.grad[::2] == 0).all()
+
+
+def test_a_chunk_is_as_many_rows_as_its_logits_allow():
+    assert rows_per_chunk(50304) == 4096 and rows_per_chunk(4096) == 65536 and rows_per_chunk(1 << 24) == 128
+
+
+def test_the_peak_is_that_of_the_device(monkeypatch):
+    cuda = torch.device("cuda")
+    for name, of in [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA L40S", "L40S"),
+    ]:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(cuda, "bf16") == PEAKS[of][0] and peak_flops(cuda, "fp32") == PEAKS[of][2]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another")
+    assert peak_flops(cuda, "bf16") is None and peak_flops(torch.device("cpu"), "bf16") is None
+    assert measured_flops(torch.device("cpu"), "fp32", size=64) > 1e6
