@@ -1,4 +1,4 @@
-"""What GPUs compute in their own way, on a CPU: Triton kernels interpreted, and the head and its loss in large chunks."""
+"""What GPUs compute in their own way, on a CPU: interpreted Triton kernels, and the head's loss in large chunks."""
 
 import importlib.util
 import os
@@ -26,7 +26,7 @@ def test_the_triton_kernels_compute_what_plain_torch_does():
     command = [sys.executable, "-m", "tests.interpreted"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == "compared: 52\n", done.stdout
+    assert done.stdout == "compared: 36\n", done.stdout
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

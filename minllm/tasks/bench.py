@@ -113,9 +113,8 @@ def bench(
     if {"training", "generation", "mixers"} & set(measure):
         require_transformers()
     where = choose_device(device or cfg.train.device)
-    sizes = {
-        name: SHAPES[name] if rows is None else replace(SHAPES[name], batch_size=rows) for name in shapes
-    }
+    names = shapes or ["S1", "S3", *(["GPT2"] if where.type == "cuda" else [])]
+    sizes = {name: SHAPES[name] if rows is None else replace(SHAPES[name], batch_size=rows) for name in names}
     report = Report(machine(where, sizes))
     run_dir.mkdir(parents=True, exist_ok=True)
     if {"training", "mixers"} & set(measure):
