@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from minllm.config.compose import compose
+from minllm.model.build import build_model
 from minllm.objective import Inputs
 from minllm.schema.building import build
 from minllm.training.evaluation import autocast
 from tests.gpu.figures import assert_near, assert_same_direction
-from tests.tiny import tiny_cfg, tiny_model, tokens
+from tests.tiny import VOCAB, tokens
 
 LENGTH = 256
-WIDE = ["model.dim=128", f"data.seq_len={LENGTH}"]
-MODELS = [
-    ("model/attn=gqa",),
-    ("model/rec=rglru",),
-    ("model/rec=mamba",),
-    ("model/rec=mega",),
-    ("model/attn=gqa", "model/attn/mask=window"),
-    ("model/attn=gqa", "model.attn.softcap=20.0"),
+SIZES = ["model.dim=128", "model.n_layers=2", "model.dropout=0", f"data.seq_len={LENGTH}"]
+ATTENTION = ["model/attn=gqa", "model.attn.n_heads=4", "model.attn.n_kv_heads=2"]
+CASES = [
+    (ATTENTION, False),
+    ([*ATTENTION, "model/attn/mask=window", "model.attn.mask.window=70"], True),
+    ([*ATTENTION, "model.attn.softcap=20.0"], True),
+    (["model/rec=rglru", "model.layout=[rec mlp]"], True),
+    (["model/rec=mamba", "model.layout=[rec mlp]"], False),
+    (["model/rec=mega", "model.layout=[rec mlp]"], False),
 ]
+"""Choices, and whether rows hold several documents and padding. Each takes some ten seconds to compile."""
 
 
-@pytest.mark.parametrize("is_packed", [False, True], ids=["one segment", "packed"])
-@pytest.mark.parametrize("choices", MODELS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("choices", "is_packed"), CASES, ids=["attention", "window", "softcap", "rglru", "mamba", "mega"]
+)
 def test_compiled_steps_compute_what_eager_ones_do(choices, is_packed):
     torch._dynamo.reset()
-    model = tiny_model(*choices, f"model.dim={128}").cuda().train()
-    objective = build(tiny_cfg(*choices).objective)
+    cfg = compose([*choices, *SIZES])
+    model = build_model(cfg, SimpleNamespace(vocab_size=VOCAB)).cuda().train()
+    objective = build(cfg.objective)
     row = tokens(4, LENGTH + 1).cuda()
     place = torch.arange(LENGTH, device="cuda")
     segments = torch.where(place < 100, 0, torch.where(place < 250, 1, -1)).expand(4, -1).contiguous()

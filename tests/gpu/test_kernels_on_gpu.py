@@ -148,6 +148,8 @@ def test_the_head_and_its_loss(precision, options, compiled, monkeypatch):
         return plain_loss(x, weight, bias, targets.to(x.device), its_weights, softcap, z_loss)
 
     if compiled:
+        if len(options) == 1:
+            pytest.skip("compiled without options and with all of them")
         torch._dynamo.reset()
     ours = results(torch.compile(fused) if compiled else fused, inputs, "cuda")
     assert_near(ours, results(plain, inputs, "cuda"), 2e-5 if precision == "fp32" else 2e-2)
