@@ -4,11 +4,16 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from minllm.model.attention.mask import Blocks, Dilated, Full, Strided, Window
+from minllm.model.context import Context, Position
+from minllm.model.kernels import flex
+from minllm.model.stack import positions_in
 from minllm.objective import cross_entropy_gpu
 from minllm.objective.cross_entropy import head_cross_entropy
 from minllm.objective.cross_entropy_gpu import head_cross_entropy_on_gpu, rows_per_chunk
@@ -71,6 +76,46 @@ def test_rows_that_do_not_count_may_hold_anything():
 
 def test_a_chunk_is_as_many_rows_as_its_logits_allow():
     assert rows_per_chunk(50304) == 4096 and rows_per_chunk(4096) == 65536 and rows_per_chunk(1 << 24) == 128
+
+
+MASKS = [
+    Full(),
+    Window(window=5),
+    Strided(stride=4),
+    Dilated(window=3, dilation=2),
+    Blocks(size=8, n_global=1),
+]
+ORDER = torch.tensor([0] * 8 + [2] * 8 + [1] * 8 + [4] * 16).expand(1, -1)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["one segment", "packed"])
+@pytest.mark.parametrize(
+    ("causal", "order"), [(True, None), (False, None), (False, ORDER)], ids=["past", "all", "order"]
+)
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: type(mask).__name__)
+def test_attention_in_tiles_is_attention_with_an_explicit_mask(mask, causal, order, packed):
+    torch.manual_seed(0)
+    T, place = 40, torch.arange(40)
+    segments = torch.where(place < 13, 0, torch.where(place < 37, 1, -1)).expand(2, -1) if packed else None
+    positions = positions_in(T, segments, torch.device("cpu"))
+    ctx = Context(
+        positions_BT=positions,
+        positions_BS=positions,
+        position=Position(4),
+        segments_BT=segments,
+        segments_BS=segments,
+        causal=causal,
+        order_BS=order,
+    )
+    q, k, v = (torch.randn(2, heads, T, 16) for heads in (4, 2, 2))
+    tiles = flex.tiles(ctx.sees(mask), ctx.mask_rows(), T, q.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it isn't compiled here
+        y = flex.attend_in_tiles(q, k, v, tiles, softcap=3.0)
+    scores = 3.0 * torch.tanh((q / 4) @ k.repeat_interleave(2, 1).mT / 3.0)
+    visible = ctx.visible(mask, explicit=True)
+    expected = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_peak_is_that_of_the_device(monkeypatch):
