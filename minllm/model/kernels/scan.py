@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, CHANNELS = 32, 64
-"""The largest tile."""
+SHORTEST, TOKENS, CHANNELS = 16, 32, 64
+"""The least and the most tokens of a tile, and its most channels."""
 
 
 def scan(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
@@ -46,7 +46,7 @@ def _launch(
     F = math.prod(b_BT.shape[2:])
     a_BT, divisor, modulus = _factors(a_BT, b_BT)
     tensors = [_numbers(x) for x in (a_BT, b_BT, h0_B, out_BT, h_BT, da_BT)]
-    tokens = min(TOKENS, triton.next_power_of_2(T))
+    tokens = max(SHORTEST, min(TOKENS, triton.next_power_of_2(T)))
     channels = min(CHANNELS, triton.next_power_of_2(F))
     kernel = _complex_scan if b_BT.is_complex() else _real_scan
     kernel[(B, triton.cdiv(F, channels))](

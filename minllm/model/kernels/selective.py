@@ -61,7 +61,8 @@ def selective_backward(
     dB_BPTN, dC_BPTN = (torch.empty(B, grid[1], T, N, device=u_BTD.device) for _ in range(2))
     dA_BDN, dh0_BDN = (torch.empty(B, D, N, device=u_BTD.device) for _ in range(2))
     outputs = (du_BTD, ddt_BTD, dA_BDN, dB_BPTN, dC_BPTN, dh0_BDN)
-    _backward[grid](*inputs, *outputs, T, D, N, has_keep=keep_BT is not None, **sizes)
+    # twice the usual number of warps: the tiles of the backward pass would not fit into the registers of four
+    _backward[grid](*inputs, *outputs, T, D, N, has_keep=keep_BT is not None, **sizes, num_warps=8)
     return du_BTD, ddt_BTD, dA_BDN.sum(0), dB_BPTN.sum(1), dC_BPTN.sum(1), dh0_BDN
 
 
