@@ -17,7 +17,7 @@ from minllm.config.compose import compose, perform
 from minllm.errors import UserError
 from minllm.schema.checking import validate
 from minllm.tasks import bench
-from minllm.training import loop
+from minllm.training import step
 
 REC = chosen_mixers(None)
 TINY = Shape(32, 2, 2, 1, head_dim=16, hidden=48, seq_len=16, batch_size=2, vocab_size=67)
@@ -46,9 +46,9 @@ def test_both_contestants_have_the_same_loss_with_the_same_weights():
     (ours, our_run), (theirs, their_run) = made("minllm"), made("transformers")
     weights = theirs.model.state_dict()
     ours.model.load_state_dict(translated(weights), strict=True)
-    losses = [loop.whole_batch_gradient(run, run.objective.loss) for run in (our_run, their_run)]
+    losses = [step.whole_batch_gradient(run, run.objective.loss).item() for run in (our_run, their_run)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    norms = [loop.update(run, 1e-3) for run in (our_run, their_run)]
+    norms = [step.update(run, 1e-3)["grad_norm"].item() for run in (our_run, their_run)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
@@ -74,9 +74,9 @@ def test_recurrent_gemma_has_the_same_loss_with_the_same_weights():
     cfg = as_theirs("rglru")
     (ours, our_run), (theirs, their_run) = made("minllm", cfg), made("transformers", cfg)
     ours.model.load_state_dict(translated_gemma(theirs.model.state_dict()), strict=True)
-    losses = [loop.whole_batch_gradient(run, run.objective.loss) for run in (our_run, their_run)]
+    losses = [step.whole_batch_gradient(run, run.objective.loss).item() for run in (our_run, their_run)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # its √dim is rounded to bf16
-    norms = [loop.update(run, 1e-3) for run in (our_run, their_run)]
+    norms = [step.update(run, 1e-3)["grad_norm"].item() for run in (our_run, their_run)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
@@ -136,8 +136,8 @@ def test_each_of_their_classes_takes_a_step(mixer):
     _, run = made("transformers", cfg)
     losses = []
     for _ in range(2):
-        losses.append(loop.whole_batch_gradient(run, run.objective.loss))
-        loop.update(run, 1e-2)
+        losses.append(step.whole_batch_gradient(run, run.objective.loss).item())
+        step.update(run, 1e-2)
     assert losses[1] < losses[0]
 
 

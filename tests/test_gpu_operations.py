@@ -17,7 +17,6 @@ from minllm.model.stack import positions_in
 from minllm.objective import cross_entropy_gpu
 from minllm.objective.cross_entropy import head_cross_entropy
 from minllm.objective.cross_entropy_gpu import head_cross_entropy_on_gpu, rows_per_chunk
-from minllm.training.peak import PEAKS, measured_flops, peak_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,17 +115,3 @@ def test_attention_in_tiles_is_attention_with_an_explicit_mask(mask, causal, ord
     visible = ctx.visible(mask, explicit=True)
     expected = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_peak_is_that_of_the_device(monkeypatch):
-    cuda = torch.device("cuda")
-    for name, of in [
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA H100 PCIe", "H100 PCIe"),
-        ("NVIDIA L40S", "L40S"),
-    ]:
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        assert peak_flops(cuda, "bf16") == PEAKS[of][0] and peak_flops(cuda, "fp32") == PEAKS[of][2]
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another")
-    assert peak_flops(cuda, "bf16") is None and peak_flops(torch.device("cpu"), "bf16") is None
-    assert measured_flops(torch.device("cpu"), "fp32", size=64) > 1e6

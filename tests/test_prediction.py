@@ -146,6 +146,8 @@ def test_inside_a_custom_operation_is_looked_at_once_a_shape():
         ("fp32", ["objective.predict_ahead=2", "optim.cautious_decay=true"]),
         ("fp32", ["model/rec=gla", "model.layout=[rec mlp]", "data.packing=pack"]),
         ("bf16", ["model/residual=hyper", "model.dropout=0.1"]),
+        ("fp32", ["train.recompute=layers", "model.dropout=0.1", "model.attn.value_residual=true"]),
+        ("bf16", ["train.recompute=branches", "model/mlp=moe_expert_choice"]),
     ],
     ids=str,
 )
@@ -179,9 +181,21 @@ def test_more_rows_at_a_time_hold_more():
     assert few + 10 * 2**20 < many
 
 
+def test_what_is_recomputed_holds_less():
+    words = ["data.seq_len=64", "model.dim=64", "model.attn.n_heads=4"]
+    held = {}
+    for recompute in ("none", "branches", "layers"):
+        cfg = compose([*words, f"train.recompute={recompute}"])
+        with FakeTensorMode(), Imagined(CPU) as fake:
+            lasting, _ = prediction.train(cfg, LETTERS, 8, CPU, "fp32", fake)
+        held[recompute] = fake.peak_bytes - lasting
+    assert held["layers"] < held["none"] / 2 and held["branches"] < held["none"] / 2
+
+
 def test_nothing_stays_behind():
     before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
-    predicted_peak(compose(["model.dropout=0.1", "data.seq_len=32"]), precision="bf16")
+    words = ["model.dropout=0.1", "data.seq_len=32", "train.recompute=layers"]
+    predicted_peak(compose(words), precision="bf16")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_num_threads(), torch.get_default_dtype()) == before[1:]
     assert not isinstance(torch.zeros(1), FakeTensor)
@@ -301,6 +315,7 @@ def trial() -> Iterator[Callable[..., dict]]:
             ],
         ),
         ("", "fp32", [*SMALL, "train.malloc=default", "train.micro_batch_size=4"]),
+        ("", "fp32", [*SMALL, "train.recompute=layers"]),
     ],
     ids=str,
 )

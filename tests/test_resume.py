@@ -20,7 +20,7 @@ from minllm.training.memory import OutOfMemory
 from tests.kills import every_moment, failing_disk
 from tests.test_training import CLOCK, TINY
 
-CLOCK_OF_SUMMARY = {"tokens_per_second", "wall_seconds", "peak_memory_bytes"}
+CLOCK_OF_SUMMARY = {"tokens_per_second", "mfu", "peak_flops", "wall_seconds", "peak_memory_bytes"}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,7 @@ TINY += [
 ]
 TINY += ["train.log_every=2", "train.eval_every=3", "train.checkpoint_every=2", "train.sample_every=0"]
 TINY += ["sample.max_new_tokens=8", "schedule=constant", "schedule.warmup_steps=1", "train.malloc=default"]
-CLOCK = {"seconds", "tokens_per_second", "memory_bytes"}
+CLOCK = {"seconds", "tokens_per_second", "mfu", "memory_bytes"}
 
 
 @pytest.fixture
@@ -90,8 +91,11 @@ def test_a_run_leaves_a_folder_that_tells_all_about_it(words):
     assert summary.keys() >= {
         "val_loss", "val_bpb", "params", "params_active", "params_non_embedding", "flops_per_token",
         "state_bytes_per_sequence", "tokens", "tokens_per_second", "wall_seconds", "peak_memory_bytes", "seed",
-        "choices",
+        "choices", "mfu", "peak_flops", "peak_flops_source",
     }  # fmt: skip
+    used = summary["tokens_per_second"] * summary["flops_per_token"]
+    assert summary["mfu"] == pytest.approx(used / summary["peak_flops"])
+    assert summary["peak_flops_source"] == "measured"
     assert summary["tokens"] == 5 * 4 * 16 and summary["seed"] == 3
     assert summary["choices"]["model/attn"] == "gqa" and summary["choices"]["tokenizer"] == "bytes"
 
@@ -107,7 +111,10 @@ def test_a_run_leaves_a_folder_that_tells_all_about_it(words):
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["threads"] == torch.get_num_threads() and "commit" in environment["git"]
     assert Path("run/samples.txt").read_text(encoding="utf-8").startswith("=== step 5 ===\n")
-    assert "Validation: " in Path("run/log.txt").read_text(encoding="utf-8")
+    log = Path("run/log.txt").read_text(encoding="utf-8")
+    assert "Validation: " in log and re.search(
+        r"tokens/s \(mfu [\d.]+% of a measured [\d.e+-]+ TFLOP/s\)", log
+    )
     assert not list(Path("run").rglob("*.partial"))
 
 
@@ -335,6 +342,20 @@ def test_bf16_trains_as_fp32_does_but_for_rounding(words):
     assert fp32["val_loss"] != bf16["val_loss"]
     assert fp32["val_loss"] == pytest.approx(bf16["val_loss"], rel=0.01)
     assert all(p.dtype == torch.float32 for p in minllm.load("bf16")[0].parameters())
+
+
+def test_the_precision_of_products_is_that_of_the_run_while_it_lasts(words, monkeypatch):
+    used, fit = [], minllm.training.train.fit
+
+    def noted(run):
+        used.append(torch.get_float32_matmul_precision())
+        return fit(run)
+
+    monkeypatch.setattr(minllm.training.train, "fit", noted)
+    before = torch.get_float32_matmul_precision()
+    for wanted in ("high", "highest"):
+        train(words, "train.steps=1", f"train.matmul_precision={wanted}", run_dir=wanted)
+    assert used == ["high", "highest"] and torch.get_float32_matmul_precision() == before
 
 
 def test_a_budget_of_flops_is_kept(words):

@@ -23,8 +23,9 @@ from minllm.model.build import build_model
 from minllm.objective.noise import Noise
 from minllm.schema.building import build
 from minllm.training.checkpoints import Progress
-from minllm.training.loop import Run
 from minllm.training.machine import Precision
+from minllm.training.run import Run
+from minllm.training.unread import LAG, Unread
 
 Name = Literal["minllm", "transformers"]
 
@@ -210,6 +211,8 @@ def step_run(
         device=device,
         precision=setting.precision,
         tokens_per_step=shape.tokens_per_step,
+        # a GPU's figures aren't read in a step, as in training
+        unread=Unread(LAG if device.type == "cuda" else 0),
     )
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from minllm.bench.contestants import MAKERS, Name, Setting, Shape, config, step_run
 from minllm.bench.references import ATTENTION
 from minllm.runs.interpreter import command
-from minllm.training import loop, memory
+from minllm.training import memory, step
 
 PROMPT_TOKENS = 8
 WARM_UP_STEPS = 3
@@ -115,7 +115,7 @@ class Contest:
         if self.compiled:
             # minllm compiles in its own way, which is part of what is measured
             self.loss_of = (
-                loop.compile_loss(self.run) if job.contestant == "minllm" else torch.compile(self.loss_of)
+                step.compile_loss(self.run) if job.contestant == "minllm" else torch.compile(self.loss_of)
             )
         self.lr = cfg.optim.lr
 
@@ -130,7 +130,7 @@ class Contest:
     def train(self, seconds: float) -> dict[str, float]:
         """Train until `seconds` have passed, for at least one step."""
         self._synchronize()
-        steps, begun = 0, time.perf_counter()
+        steps, begun, loss = 0, time.perf_counter(), torch.nan
         while not steps or time.perf_counter() - begun < seconds:
             loss = self._step()
             steps += 1
@@ -151,9 +151,9 @@ class Contest:
         seconds = self._seconds(lambda: self.contestant.generate([prompt] * rows, new_tokens))
         return {"tokens": rows * new_tokens, "seconds": seconds}
 
-    def _step(self) -> Tensor | float:
-        loss = loop.whole_batch_gradient(self.run, self.loss_of)
-        loop.update(self.run, self.lr)
+    def _step(self) -> Tensor:
+        loss = step.whole_batch_gradient(self.run, self.loss_of)
+        step.update(self.run, self.lr)
         self.run.progress.step += 1
         return loss
 

@@ -45,6 +45,10 @@ class Rows:
     def to(self, device: torch.device | str) -> Self:
         return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pinned(self) -> Self:
+        """Return a copy in pinned memory, from which a GPU reads while the host goes on."""
+        return self._changed(Tensor.pin_memory)
+
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})

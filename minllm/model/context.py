@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -101,6 +101,11 @@ class Context:
         if key not in self._once:
             self._once[key] = make()
         return self._once[key]
+
+    def copy(self) -> Context:
+        """Return a context that further branches may add to without changing this one."""
+        shared = {key: made.copy() if isinstance(made, Context) else made for key, made in self._once.items()}
+        return replace(self, losses=[*self.losses], _once=shared)
 
     def begins(self) -> Tensor | None:
         """Return which tokens begin a segment, bool (B, T); None if there is one segment, from position 0 on."""

@@ -14,7 +14,6 @@ A space means "then", a plus means "in parallel". Each name is a branch, configu
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -181,8 +180,7 @@ class LM(Stack):
         stream = self._stream(x_BTD, ctx, state.branches if state else None)
         if ahead is not None:
             for layer in self.ahead:
-                further = functools.reduce(lambda x, branch: branch(x, ctx), layer.values(), stream)
-                ahead.append(self._finished(further))
+                ahead.append(self._finished(self._through(layer, stream, ctx)))
         return self._finished(stream)
 
     def encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from minllm.model.context import Context, Layer, Position, State
 from minllm.model.contract import made, made_branch, made_norm
 from minllm.model.norm import Norms
 from minllm.model.parameter import normal, parameter
+from minllm.model.recompute import Recompute, recomputed
 from minllm.model.residual import Plain
 
 
@@ -57,6 +59,9 @@ class Stack(nn.Module):
     Raises:
         UserError: the layout names a branch that doesn't exist.
     """
+
+    recompute: Recompute = "none"
+    """What the backward pass computes again; it changes memory and time, but no result."""
 
     def __init__(
         self,
@@ -136,13 +141,37 @@ class Stack(nn.Module):
         """Return the residual stream after the last layer, for the embedded tokens."""
         branches = self.branches()
         stream = branches[0].residual.start(x_BTD)  # all residuals begin and end the stream in the same way
+        if states is None and self._recomputes():
+            for layer in [*self.layers] * self.loops:
+                stream = self._through(layer, stream, ctx)
+            return stream
         for branch, state in zip(branches * self.loops, states or itertools.repeat({})):
             stream = branch(stream, ctx, state)
         return stream
 
+    def _through(self, layer: nn.ModuleDict, stream: Tensor, ctx: Context) -> Tensor:
+        """Return the stream after a layer without decoding states."""
+        branches = list(layer.values())
+        if not self._recomputes():
+            return functools.reduce(lambda x, branch: branch(x, ctx), branches, stream)
+        at_once = len(branches) if self.recompute == "layers" else 1
+        for first in range(0, len(branches), at_once):
+            stream = recomputed(branches[first : first + at_once], stream, ctx)
+        return stream
+
+    def _recomputes(self) -> bool:
+        return self.recompute != "none" and self.training and torch.is_grad_enabled()
+
     def _finished(self, stream: Tensor) -> Tensor:
         x_BTD = self.branches()[0].residual.finish(stream)
         return x_BTD if self.norm is None else self.norm(x_BTD)
+
+
+def set_recompute(model: nn.Module, recompute: Recompute) -> None:
+    """Set what the stacks of a model, an encoder's included, compute again in a backward pass."""
+    for module in model.modules():
+        if isinstance(module, Stack):
+            module.recompute = recompute
 
 
 def positions_in(length: int, segments_BS: Tensor | None, device: torch.device) -> Tensor:

@@ -26,18 +26,17 @@ def before_step(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def after_step(model: nn.Module) -> dict[str, float]:
-    """Notify the modules that a step is done; return their metrics, each averaged over the modules that report it."""
+def after_step(model: nn.Module) -> dict[str, Tensor]:
+    """Notify the modules that a step is done; return their metrics, each averaged over the modules that report it.
+
+    They are scalars on the device, so that a GPU needn't wait until they are read.
+    """
     found: dict[str, list[Tensor]] = {}
     for module in model.modules():
         if hasattr(module, "after_step"):
             for name, figure in module.after_step().items():
                 found.setdefault(name, []).append(figure)
-    if not found:
-        return {}
-    # one tensor, so that there is a single GPU synchronisation
-    means = torch.stack([torch.stack(figures).float().mean() for figures in found.values()])
-    return dict(zip(found, means.tolist()))
+    return {name: torch.stack(figures).float().mean() for name, figures in found.items()}
 
 
 @contextmanager

@@ -76,6 +76,8 @@ class Objective:
     attends: Literal["past", "all", "given", "blocks"] = "past"
     """What a token may see of its document: the past; everything; the given part and the past; its block and those
     before."""
+    learns_its_inputs: bool = False
+    """Whether `inputs` depends on the training steps before, so that it can't be called ahead of them."""
     fills_holes: bool = False
     """Whether a prompt may have a hole, of which `generate` then returns the filling."""
     sampling_options: tuple[str, ...] = ()

@@ -84,6 +84,7 @@ class DiffuSeq(Objective):
     bound = "upper"
     sampling_options = ("steps", "trace", "candidates")
     attends = "all"
+    learns_its_inputs = True
 
     def __init__(
         self,

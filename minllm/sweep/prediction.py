@@ -33,6 +33,7 @@ from minllm.data.batches import Batch
 from minllm.model.build import build_model
 from minllm.model.mlp.moe import MoE
 from minllm.model.mlp.router import ExpertChoice
+from minllm.model.stack import set_recompute
 from minllm.model.steps import before_step
 from minllm.objective.noise import Noise
 from minllm.schema.building import build
@@ -41,7 +42,8 @@ from minllm.training import machine, memory
 from minllm.training.averaging import Average
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import evaluate
-from minllm.training.loop import Run, accumulate, update
+from minllm.training.run import Run
+from minllm.training.step import accumulate, update
 
 aten, prim = torch.ops.aten, torch.ops.prim
 
@@ -146,6 +148,7 @@ def run_of(
     with device:  # fake tensors can't be moved to a device in place
         model = build_model(cfg, tokenizer)
         average = Average(model, settings.ema) if settings.ema else None
+    set_recompute(model, settings.recompute)
     return Run(
         seed=cfg.seed,
         settings=replace(settings, batch_size=min(settings.batch_size, 2 * rows)),

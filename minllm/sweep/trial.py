@@ -35,7 +35,8 @@ from minllm.sweep.prediction import predicted_peak
 from minllm.sweep.store import open_study, storage_errors
 from minllm.training import machine, memory, train
 from minllm.training.loggers import Logger
-from minllm.training.loop import Diverged, Run
+from minllm.training.run import Run
+from minllm.training.step import Diverged
 
 START_NOISE = 1.05
 """Factor by which an evaluation may exceed the first loss: one is of a batch, the other of the validation set."""

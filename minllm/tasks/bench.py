@@ -42,7 +42,7 @@ from minllm.model.cost import cost
 from minllm.runs.folder import environment, to_json, write_text
 from minllm.schema.options import Count, Positive
 from minllm.training.machine import choose_device, choose_precision
-from minllm.training.peak import SIZE, measured_flops, peak_flops
+from minllm.training.utilisation import product_flops, published
 
 TURNS, MIXER_TURNS = 5, 3  # mixers have eight or more contestants
 NEW_TOKENS = 256
@@ -304,8 +304,12 @@ def settings_for(names: Sequence[str], device: torch.device) -> tuple[list[Setti
 
 def limit(setting: Setting, device: torch.device) -> float:
     """Return the FLOP/s that matrix products can reach: a GPU's peak if it is known, or else measured now."""
-    peak = peak_flops(device, setting.precision)
-    return peak or measured_flops(device, setting.precision, LIMIT_SIZE if device.type == "cpu" else SIZE)
+    if device.type == "cuda":
+        peak = published(torch.cuda.get_device_name(device), setting.precision, "highest")
+        if peak is not None:
+            return peak
+    dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
+    return product_flops(LIMIT_SIZE if device.type == "cpu" else 4 * LIMIT_SIZE, device, dtype)
 
 
 def machine(device: torch.device, shapes: Mapping[str, Shape]) -> dict[str, Any]:

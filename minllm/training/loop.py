@@ -1,83 +1,34 @@
-"""The training loop, in reading order: what happens in a step, and what happens between steps."""
+"""The training loop: when a run steps, logs, evaluates, saves and ends. `step.py` has the step itself."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
-from minllm.data.batches import Rows, TrainBatches, Validation
 from minllm.errors import UserError
-from minllm.model.lm import LM
-from minllm.model.seed import number
-from minllm.model.steps import after_step, before_step
-from minllm.objective import Objective
-from minllm.objective.noise import Noise
 from minllm.runs.documents import DocumentLosses
-from minllm.runs.folder import DIVERGED, RunDir
 from minllm.runs.records import marked
 from minllm.training import checkpoints, machine, memory
-from minllm.training.averaging import Average, averaged
-from minllm.training.budget import PACE_STEPS, Budget
-from minllm.training.checkpoints import Progress
-from minllm.training.evaluation import autocast, evaluate
+from minllm.training.averaging import averaged
+from minllm.training.budget import PACE_STEPS
+from minllm.training.evaluation import evaluate
 from minllm.training.interruption import Interruption
-from minllm.training.loggers import Logger
 from minllm.training.progress import ProgressBar
-from minllm.training.schedules import Schedule
-from minllm.training.settings import Settings
-
-T = TypeVar("T")
-
-
-class Diverged(UserError):
-    """The loss or the gradient became NaN or infinite."""
-
-
-@dataclass
-class Run:
-    """Everything a training run consists of."""
-
-    seed: int
-    settings: Settings
-    folder: RunDir
-    logger: Logger
-    model: LM
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    budget: Budget
-    progress: Progress
-    train_batches: TrainBatches
-    validation: Validation
-    floor_bpb: float | None
-    """The validation set's true entropy in bits per byte, where it is known."""
-    sample: Callable[[], list[tuple[str, str]]]
-    """Returns (prompt, continuation) pairs from the current model; an empty list if it can't generate."""
-    device: torch.device
-    precision: machine.Precision
-    tokens_per_step: int
-    average: Average | None = None
-    """The average of the parameters, which is evaluated, sampled from and saved in their place."""
-    latest_samples: list[tuple[str, str]] = field(default_factory=list)
-    validation_text: str | None = None
-    """A hash of the validation text, independent of the tokenizer: runs with the same hash are comparable."""
-    document_bytes: np.ndarray | None = None
-    """The size of each validation document, to record each one's loss at the end; None doesn't record them."""
-    recorded: frozenset[str] = frozenset()
-    """The metrics that metrics.jsonl already has for the step from which a resumed run continues."""
-    is_sampled: bool = False
-    """Whether samples.txt already has a text for that step."""
-    began: float = 0.0
-    """The `time.perf_counter` time at which the run would have started, had it never been interrupted."""
+from minllm.training.run import Run
+from minllm.training.step import (
+    Diverged,
+    as_memory_allows,
+    compile_loss,
+    prepared_ahead,
+    read_figures,
+    update,
+    whole_batch_gradient,
+)
+from minllm.training.utilisation import utilisation
 
 
 def fit(run: Run) -> int | None:
@@ -96,10 +47,14 @@ def fit(run: Run) -> int | None:
     logged_steps, logged_seconds = 0, 0.0
     fastest_seconds = math.inf  # other load on the machine can only slow a step down
     run.began = time.perf_counter() - progress.seconds
-    last, stopping = False, None
+    first_step, last, stopping = progress.step, False, None
     run.model.train()
 
-    with Interruption() as interruption, ProgressBar(shown=run.folder.on_terminal) as bar:
+    with (
+        Interruption() as interruption,
+        ProgressBar(shown=run.folder.on_terminal) as bar,
+        prepared_ahead(run),
+    ):
         if progress.step > 0:
             last = budget.spent(progress.step, progress.seconds)
             catch_up(run, last)
@@ -109,15 +64,18 @@ def fit(run: Run) -> int | None:
             lr = run.schedule.lr(progress.position, budget.total_steps)
             with keeping(run):
                 loss = whole_batch_gradient(run, loss_of)
-            grad_norm = update(run, lr)
+            run.unread.add(progress.step, {"train_loss": loss, **update(run, lr)})
+            # time is the device's where a line of metrics is due, and where the pace or a compilation is measured
+            measured = compiling or progress.step < first_step + PACE_STEPS
+            ends = budget.spent(progress.step + 1, progress.seconds)
+            loss = read_figures(run, measured or due(settings.log_every, progress.step + 1, ends))
 
             step_seconds = time.perf_counter() - step_began
             fastest_seconds = min(fastest_seconds, step_seconds)
             progress.step += 1
             progress.tokens += run.tokens_per_step
             progress.seconds = time.perf_counter() - run.began
-            progress.lr, progress.grad_norm = lr, grad_norm
-            progress.recent_losses.append(loss)
+            progress.lr = lr
             if compiling:
                 memory.trim()
                 compiling = False
@@ -129,7 +87,8 @@ def fit(run: Run) -> int | None:
             budget.advance(progress.step, progress.seconds, step_seconds)
             progress.position, progress.total_steps = budget.position, budget.total_steps
             last = budget.spent(progress.step, progress.seconds)
-            bar.show(progress, budget, loss, run.tokens_per_step / step_seconds)
+            if loss is not None:
+                bar.show(progress, budget, loss, run.tokens_per_step / step_seconds)
 
             if due(settings.log_every, progress.step, last):
                 record_training(run, tokens_per_second=logged_steps * run.tokens_per_step / logged_seconds)
@@ -189,7 +148,12 @@ def part_ended(run: Run) -> bool:
 
 
 def save(run: Run) -> None:
-    """Save a checkpoint, and restore the run folder first if parts of it were removed."""
+    """Save a checkpoint, and restore the run folder first if parts of it were removed.
+
+    Raises:
+        Diverged: a step since the last one that was read isn't finite; the checkpoint isn't written.
+    """
+    read_figures(run, everything=True)
     run.progress.seconds = time.perf_counter() - run.began
     run.folder.mend()
     run.progress.records = marked(run.folder.path)
@@ -212,27 +176,6 @@ def keeping(run: Run) -> Iterator[None]:
         raise
 
 
-def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
-    """Compute the step's gradient in micro-batches; return the mean loss in nats per counted target."""
-    batch = run.train_batches.batch(run.progress.step)
-    rows = len(batch.tokens_BT)
-    noise = Noise(run.seed, run.progress.step, range(rows), rows)
-    inputs = run.objective.inputs(batch, noise, run.model)
-    # a batch of few rows may have given parts alone
-    counted = max(1, run.objective.counted(batch, inputs))
-
-    def attempt(micro_batch_size: int) -> float:
-        run.optimizer.zero_grad()
-        before_step(run.model)
-        seed_dropout(run.seed, run.progress.step)
-        return accumulate(run, loss_of, inputs, counted, micro_batch_size)
-
-    loss = as_memory_allows(run, attempt)
-    if not math.isfinite(loss):
-        raise Diverged(diverged(run, "loss"))
-    return loss
-
-
 def evaluation(run: Run, by_document: bool) -> tuple[dict[str, float], np.ndarray | None]:
     """Evaluate the model on the validation set, with as many rows at a time as training uses.
 
@@ -248,98 +191,17 @@ def evaluation(run: Run, by_document: bool) -> tuple[dict[str, float], np.ndarra
     return as_memory_allows(run, attempt)
 
 
-def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
-    """Return what `attempt` returns for the current micro-batch size (rows).
-
-    When memory runs out, halve the micro-batch and try again; the batch size doesn't change.
-    """
-    while True:
-        rows = run.progress.decisions["micro_batch_size"]
-        try:
-            return attempt(rows)
-        except Exception as error:
-            if not memory.ran_out(error):
-                raise
-        # outside the except block, so that the traceback no longer keeps tensors alive
-        run.progress.decisions["micro_batch_size"] = memory.halve(rows)
-        run.folder.say(
-            f"Memory ran out with {rows} rows at a time: continuing with"
-            f" {run.progress.decisions['micro_batch_size']}. The batch size stays at {run.settings.batch_size}."
-        )
-
-
-def accumulate(
-    run: Run, loss_of: Callable[..., Tensor], inputs: Rows, counted: int, micro_batch_size: int
-) -> float:
-    """Accumulate the gradient of the batch's mean loss over micro-batches; return that loss.
-
-    Args:
-        counted: the batch's number of targets, so that each weighs the same in whichever micro-batch it is.
-    """
-    inputs = inputs.to(run.device)
-    total = torch.zeros((), device=run.device)
-    for start in range(0, run.settings.batch_size, micro_batch_size):
-        with autocast(run.device, run.precision):
-            loss = loss_of(run.model, inputs.rows(slice(start, start + micro_batch_size))) / counted
-        loss.backward()
-        total += loss.detach()
-    return total.item()
-
-
-def update(run: Run, lr: float) -> float:
-    """Clip the gradient and run the optimizer's and the modules' steps; return the norm before clipping."""
-    max_norm = math.inf if run.settings.clip is None else run.settings.clip
-    grad_norm = clip_grad_norm_(run.model.parameters(), max_norm).item()
-    if not math.isfinite(grad_norm):
-        raise Diverged(diverged(run, "gradient"))
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    run.optimizer.step()
-    if metrics := after_step(run.model):
-        run.progress.recent_figures.append(metrics)
-    if run.average:
-        run.average.update(run.progress.step + 1)
-    return grad_norm
-
-
-def diverged(run: Run, what: str) -> str:
-    kept = [path.name for path in checkpoints.all_in(run.folder.checkpoints)]
-    return (
-        f"The {what} is NaN or infinite at step {run.progress.step}: {DIVERGED}. Try a lower optim.lr, a longer"
-        f" schedule.warmup_steps, a smaller train.clip or train.precision=fp32."
-        f" {f'The last checkpoint is {kept[-1]}.' if kept else 'No checkpoint was written yet.'}"
-    )
-
-
-def seed_dropout(seed: int, step: int) -> None:
-    """Seed torch's global generators for one step, so that dropout depends on the seed and the step alone."""
-    torch.manual_seed(number(seed, f"dropout/{step}"))
-
-
-def compile_loss(run: Run) -> Callable[..., Tensor]:
-    """Return the compiled loss of the objective; compilation happens in the first call."""
-    import torch._functorch.config
-    import torch._inductor.config
-
-    # dropout then draws the same random numbers as without compilation
-    torch._inductor.config.fallback_random = True
-    # recompute norms and sums in the backward pass: less memory, and on CPUs no slower
-    # (activation_memory_budget would also recompute dropout, with different random numbers)
-    torch._functorch.config.ban_recompute_materialized_backward = False
-    torch._functorch.config.ban_recompute_used_far_apart = False
-    torch._functorch.config.ban_recompute_long_fusible_chains = False
-    return torch.compile(run.objective.loss)
-
-
 def record_training(run: Run, tokens_per_second: float) -> None:
     """Write a line of metrics for the steps since the last line."""
     progress = run.progress
+    read_figures(run, everything=True)
     record(
         run,
         train_loss=sum(progress.recent_losses) / len(progress.recent_losses),
         lr=progress.lr,
         grad_norm=progress.grad_norm,
         tokens_per_second=tokens_per_second,
+        **utilisation(run, tokens_per_second),
         memory_bytes=memory.peak_bytes(run.device),
         **progress.recent_means(),
     )
@@ -354,6 +216,7 @@ def record_evaluation(run: Run, last: bool) -> bool:
     """
     progress = run.progress
     by_document = last and run.document_bytes is not None
+    read_figures(run, everything=True)
     with keeping(run), averaged(run.average):
         figures, nats = evaluation(run, by_document)
         if nats is not None:

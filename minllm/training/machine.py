@@ -5,8 +5,10 @@ Most functions also return the reason, for the log.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -14,6 +16,7 @@ import torch
 from minllm.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 COMPILE_SECONDS = 45.0
 """Estimated compile time; 20 to 47 seconds were measured on two CPU cores."""
@@ -55,6 +58,17 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.devi
     return ("bf16" if ratio > BF16_GAIN else "fp32"), reason
 
 
+@contextlib.contextmanager
+def matmul_precision(wanted: MatmulPrecision) -> Iterator[None]:
+    """Set the precision of fp32 matrix products, which torch keeps for the process, in the body only."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(wanted)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def choose_compile(device: torch.device, seconds_left: float) -> tuple[bool, str]:
     """Return whether compiling now saves time, and the reason; `seconds_left` is the estimate without compiling."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
@@ -67,7 +81,12 @@ def choose_compile(device: torch.device, seconds_left: float) -> tuple[bool, str
 
 def _onednn_has_bf16() -> bool:
     # without it, bf16 products are hundreds of times slower, which a small probe may miss on a busy machine
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not torch.backends.mkldnn.is_available():
+        return False
+    # a private operator, which a build of torch may lack
+    return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def _product_seconds(dtype: torch.dtype) -> float:

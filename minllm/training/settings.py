@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minllm.errors import UserError
+from minllm.model.recompute import Recompute
 from minllm.schema.options import Count, Natural, Positive, Share
+from minllm.training.machine import MatmulPrecision
 
 BUDGETS = ("steps", "tokens", "minutes", "flops")
 
@@ -30,6 +32,8 @@ class Settings:
     ema: decay of an exponential moving average of the parameters, which is then what is evaluated, sampled from and
         loaded from checkpoints; null doesn't average
     malloc: keep makes glibc keep freed pages, on CPU; default leaves it unchanged
+    matmul_precision: of fp32 matrix products: highest is fp32; high and medium may round their inputs, to TF32 on GPUs
+    recompute: what the backward pass computes again to save memory: each of the branches, or whole layers
     check: check before training that the model satisfies the laws of `minllm.laws.laws`
     """
 
@@ -53,6 +57,8 @@ class Settings:
     # older runs don't have these options
     ema: Share | None = None
     check: bool = True
+    matmul_precision: MatmulPrecision = "highest"
+    recompute: Recompute = "none"
 
     def __post_init__(self):
         if all(getattr(self, budget) is None for budget in BUDGETS):

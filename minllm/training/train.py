@@ -19,9 +19,10 @@ from minllm.data.source import PairSource, Source
 from minllm.errors import DISK_TROUBLE, UserError, disk_sentence
 from minllm.laws.laws import UNCHECKED, check_laws
 from minllm.model.build import new_model, rebuild_model
-from minllm.model.cost import cost
+from minllm.model.cost import cost, flops_per_token
 from minllm.model.lm import LM
 from minllm.model.size import in_words
+from minllm.model.stack import set_recompute
 from minllm.objective import Objective
 from minllm.page import units
 from minllm.runs.find import unchangeable
@@ -34,8 +35,12 @@ from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
-from minllm.training.loop import Diverged, Run, fit
+from minllm.training.loop import fit
+from minllm.training.run import Run
 from minllm.training.settings import Settings
+from minllm.training.step import Diverged
+from minllm.training.unread import LAG, Unread
+from minllm.training.utilisation import mfu, peak_of
 
 
 def train(
@@ -53,7 +58,8 @@ def train(
         OSError: the run folder can't be written, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM stopped the run, after saving a checkpoint; the code is 128 + the signal number.
     """
-    with memory.running_out("the model was trained"):
+    precise = machine.matmul_precision(build(cfg.train).matmul_precision)
+    with memory.running_out("the model was trained"), precise:
         if not resume:
             return carry_out(*prepare(cfg, run_dir, None, init_from), cfg)
         folder = RunDir(run_dir)
@@ -161,11 +167,13 @@ def prepare(
     with memory.running_out("the model was built"):
         model = (rebuild_model if resume else new_model)(cfg, tokenizer).to(device)
         checked = check_laws(cfg) if settings.check else None
+    set_recompute(model, settings.recompute)
     if init_from:
         checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))
     average = Average(model, settings.ema) if settings.ema else None
     optimizer = build(cfg.optim, model)
-    budget = budget_of(settings, model, cfg.data.seq_len)
+    flops = needed_flops(settings, model, cfg.data.seq_len)
+    budget = Budget.of(settings, settings.batch_size * cfg.data.seq_len, flops)
     schedule = build(cfg.schedule)
     schedule.check(budget.total_steps)
     if checkpoint:
@@ -200,6 +208,8 @@ def prepare(
         sample=sampler(cfg, model, tokenizer, objective, source),
         device=device,
         precision=precision,
+        flops_per_token=flops,
+        unread=Unread(LAG if device.type == "cuda" else 0),
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
         validation_text=corpus.store.metadata["validation_text"],
         document_bytes=validation.documents.sizes(tokenizer.byte_lengths),
@@ -291,9 +301,12 @@ def same_data(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, A
 
 
 def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:
-    # counting FLOPs takes a second or two, so do it only for a FLOPs budget
-    flops_per_token = math.nan if settings.flops is None else cost(model, seq_len).flops_per_token
-    return Budget.of(settings, settings.batch_size * seq_len, flops_per_token)
+    return Budget.of(settings, settings.batch_size * seq_len, needed_flops(settings, model, seq_len))
+
+
+def needed_flops(settings: Settings, model: LM, seq_len: int) -> float:
+    """Return the FLOPs per token if there is a budget of FLOPs, otherwise NaN: counting takes a second or two."""
+    return math.nan if settings.flops is None else flops_per_token(model, seq_len)
 
 
 def sampler(
@@ -318,6 +331,8 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
     """Return the run's summary: losses in nats per token and bits per byte, times in seconds, memory in bytes."""
     progress = run.progress
     peak = memory.peak_bytes(run.device)  # before counting the costs, which itself takes memory
+    costs = cost(run.model, cfg.data.seq_len)
+    tokens_per_second = progress.tokens_per_second(run.tokens_per_step)
     return {
         "val_loss": progress.val_loss,
         "val_bpb": progress.val_bpb,
@@ -325,10 +340,13 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
         "ema": run.settings.ema,
         **above_floor(progress.val_bpb, run.floor_bpb, run.validation.bytes),
         "best": progress.best,
-        **asdict(cost(run.model, cfg.data.seq_len)),
+        **asdict(costs),
         "steps": progress.step,
         "tokens": progress.tokens,
-        "tokens_per_second": progress.tokens_per_second(run.tokens_per_step),
+        "tokens_per_second": tokens_per_second,
+        "mfu": mfu(run, tokens_per_second, costs.flops_per_token),
+        "peak_flops": peak_of(run).flops,
+        "peak_flops_source": peak_of(run).source,
         "wall_seconds": progress.seconds,
         "peak_memory_bytes": peak,
         "seed": run.seed,
@@ -348,6 +366,8 @@ def report(run: Run, summary: dict) -> list[str]:
     if "floor_bpb" in summary:
         above = units.marked(f"{summary['bpb_above_floor']:.4f}", bound)
         floor = f", {above} above the corpus floor"
+    source = {"datasheet": "the datasheet's", "measured": "a measured"}[summary["peak_flops_source"]]
+    peak = f"{source} {summary['peak_flops'] / 1e12:.3g}"
     return [
         "",
         *[(prompt + text).strip() for prompt, text in run.latest_samples],
@@ -357,7 +377,8 @@ def report(run: Run, summary: dict) -> list[str]:
         *[BOUND_NOTE] * (bound == "upper"),
         *[LOOKAHEAD_WARNING] * bool(run.model.cannot_generate),
         *([summary["below_floor"]] if "below_floor" in summary else []),
-        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s,"
+        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['tokens_per_second']:,.0f} tokens/s"
+        f" (mfu {summary['mfu']:.1%} of {peak} TFLOP/s),"
         f" {summary['wall_seconds']:.0f} s, peak memory {summary['peak_memory_bytes'] / 2**20:,.0f} MiB.",
         f"The run is in {run.folder.path}",
     ]

@@ -1,0 +1,200 @@
+"""One training step: the gradient of a batch, in micro-batches that fit into memory, and the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from minllm.data.batches import Rows
+from minllm.errors import UserError
+from minllm.model.seed import number
+from minllm.model.steps import after_step, before_step
+from minllm.objective.noise import Noise
+from minllm.runs.folder import DIVERGED
+from minllm.training import checkpoints, memory
+from minllm.training.ahead import preparing
+from minllm.training.evaluation import autocast
+from minllm.training.run import Run
+
+T = TypeVar("T")
+
+
+class Diverged(UserError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> Tensor:
+    """Compute the step's gradient in micro-batches; return the mean loss in nats per counted target, a scalar.
+
+    Raises:
+        Diverged: the loss isn't finite. If the device is read later, `check_finite` raises it then.
+    """
+    step = run.progress.step
+    inputs, counted = run.ahead.take(step) if run.ahead else prepared(run, step)
+
+    def attempt(micro_batch_size: int) -> Tensor:
+        run.optimizer.zero_grad()
+        before_step(run.model)
+        seed_dropout(run.seed, run.progress.step)
+        return accumulate(run, loss_of, inputs, counted, micro_batch_size)
+
+    loss = as_memory_allows(run, attempt)
+    if not run.unread.lag:
+        check_finite(run, step, {"train_loss": loss.item()})
+    return loss
+
+
+def prepared(run: Run, step: int) -> tuple[Rows, int]:
+    """Return the inputs of a step's whole batch, on the host, and their number of counted targets."""
+    batch = run.train_batches.batch(step)
+    rows = len(batch.tokens_BT)
+    noise = Noise(run.seed, step, range(rows), rows)
+    inputs = run.objective.inputs(batch, noise, run.model)
+    # a batch of few rows may have given parts alone
+    counted = max(1, run.objective.counted(batch, inputs))
+    return (inputs.pinned() if run.device.type == "cuda" else inputs), counted
+
+
+@contextmanager
+def prepared_ahead(run: Run) -> Iterator[None]:
+    """Prepare the inputs of the next step during a step in the body, if the device computes while the host does.
+
+    Inputs that depend on the step before can't be.
+    """
+    if run.device.type != "cuda" or run.objective.learns_its_inputs:
+        yield
+        return
+    with preparing(partial(prepared, run)) as run.ahead:
+        yield
+    run.ahead = None
+
+
+def accumulate(
+    run: Run, loss_of: Callable[..., Tensor], inputs: Rows, counted: int, micro_batch_size: int
+) -> Tensor:
+    """Accumulate the gradient of the batch's mean loss over micro-batches; return that loss.
+
+    Args:
+        counted: the batch's number of targets, so that each weighs the same in whichever micro-batch it is.
+    """
+    inputs = inputs.to(run.device)
+    total = torch.zeros((), device=run.device)
+    for start in range(0, run.settings.batch_size, micro_batch_size):
+        with autocast(run.device, run.precision):
+            loss = loss_of(run.model, inputs.rows(slice(start, start + micro_batch_size))) / counted
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def update(run: Run, lr: float) -> dict[str, Tensor]:
+    """Clip the gradient and run the optimizer's and the modules' steps.
+
+    Returns `grad_norm`, before clipping, and the modules' metrics, all of them scalars on the device.
+
+    Raises:
+        Diverged: the gradient isn't finite. If the device is read later, it is replaced by zeros, so that the weights
+            stay finite until `check_finite` raises it.
+    """
+    max_norm = math.inf if run.settings.clip is None else run.settings.clip
+    grad_norm = clip_grad_norm_(run.model.parameters(), max_norm)
+    if run.unread.lag:
+        keep_finite(run.model, grad_norm)
+    else:
+        check_finite(run, run.progress.step, {"grad_norm": grad_norm.item()})
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.step()
+    metrics = after_step(run.model)
+    if run.average:
+        run.average.update(run.progress.step + 1)
+    return {"grad_norm": grad_norm, **metrics}
+
+
+@torch.no_grad()
+def keep_finite(model: nn.Module, grad_norm: Tensor) -> None:
+    """Set the gradient to zero if its norm isn't finite, without reading the norm."""
+    diverged = ~grad_norm.isfinite()
+    for param in model.parameters():
+        if param.grad is not None:
+            param.grad.masked_fill_(diverged, 0)
+
+
+def read_figures(run: Run, everything: bool) -> float | None:
+    """Note the figures of the steps that are due, or of all; return the loss of the last one, None if there is none.
+
+    Raises:
+        Diverged: a loss or gradient wasn't finite.
+    """
+    loss = None
+    for step, figures in run.unread.read(everything):
+        check_finite(run, step, figures)
+        loss = figures.pop("train_loss")
+        run.progress.recent_losses.append(loss)
+        run.progress.grad_norm = figures.pop("grad_norm")
+        if figures:
+            run.progress.recent_figures.append(figures)
+    return loss
+
+
+def check_finite(run: Run, step: int, figures: dict[str, float]) -> None:
+    """Raise `Diverged` if the loss or the norm of the gradient of a step isn't finite."""
+    for name, what in (("train_loss", "loss"), ("grad_norm", "gradient")):
+        if not math.isfinite(figures.get(name, 0.0)):
+            raise Diverged(diverged(run, step, what))
+
+
+def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
+    """Return what `attempt` returns for the current micro-batch size (rows).
+
+    When memory runs out, halve the micro-batch and try again; the batch size doesn't change.
+    """
+    while True:
+        rows = run.progress.decisions["micro_batch_size"]
+        try:
+            return attempt(rows)
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+        # outside the except block, so that the traceback no longer keeps tensors alive
+        run.progress.decisions["micro_batch_size"] = memory.halve(rows)
+        run.folder.say(
+            f"Memory ran out with {rows} rows at a time: continuing with"
+            f" {run.progress.decisions['micro_batch_size']}. The batch size stays at {run.settings.batch_size}."
+        )
+
+
+def diverged(run: Run, step: int, what: str) -> str:
+    kept = [path.name for path in checkpoints.all_in(run.folder.checkpoints)]
+    return (
+        f"The {what} is NaN or infinite at step {step}: {DIVERGED}. Try a lower optim.lr, a longer"
+        f" schedule.warmup_steps, a smaller train.clip or train.precision=fp32."
+        f" {f'The last checkpoint is {kept[-1]}.' if kept else 'No checkpoint was written yet.'}"
+    )
+
+
+def seed_dropout(seed: int, step: int) -> None:
+    """Seed torch's global generators for one step, so that dropout depends on the seed and the step alone."""
+    torch.manual_seed(number(seed, f"dropout/{step}"))
+
+
+def compile_loss(run: Run) -> Callable[..., Tensor]:
+    """Return the compiled loss of the objective; compilation happens in the first call."""
+    import torch._functorch.config
+    import torch._inductor.config
+
+    # dropout then draws the same random numbers as without compilation
+    torch._inductor.config.fallback_random = True
+    # recompute norms and sums in the backward pass: less memory, and on CPUs no slower
+    # (activation_memory_budget would also recompute dropout, with different random numbers)
+    torch._functorch.config.ban_recompute_materialized_backward = False
+    torch._functorch.config.ban_recompute_used_far_apart = False
+    torch._functorch.config.ban_recompute_long_fusible_chains = False
+    return torch.compile(run.objective.loss)
