@@ -119,12 +119,13 @@ class Report:
         ]
         ratios = [[r.what, f"{r.median:.2f}", f"{r.low:.2f} to {r.high:.2f}", r.verdict] for r in self.ratios]
         limits = [f"{what}: {flops / 1e9:,.0f} GFLOP/s" for what, flops in self.limits.items()]
+        kind = "the GPU's peak" if self.machine["gpu"] else "torch.mm of 2,048²"
         machine = "{gpu}" if self.machine["gpu"] else "{cpu}, {threads} threads"
         return [
             machine.format(**self.machine) + f", torch {self.machine['torch']}",
             *self.notes,
             *table(["", "", "tokens/s", "of limit", "peak memory"], figures),
-            *([f"The limit is torch.mm of 2,048² ({'; '.join(limits)})."] if limits else []),
+            *([f"The limit is {kind} ({'; '.join(limits)})."] if limits else []),
             *mixer_lines(self.mixers),
             *data_lines(self.encodings, self.rows),
             *[f"{what}: {seconds:.2f} s" for what, seconds in self.startup.items()],

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from minllm.model.attention.mask import Full
+    from minllm.model.kernels.flex import Sees
     from minllm.model.norm import Norms
 
 PAD = -1
@@ -129,11 +132,16 @@ class Context:
         """
         return self.once(("visible", mask, first, explicit), lambda: self._visible(mask, first, explicit))
 
+    def is_masked(self, mask: Full, first: int = 0) -> bool:
+        """Whether some query sees other keys than all, or, if there are several queries, all up to its own position."""
+        T, earlier = self.positions_BT.shape[1], self.past - first
+        simple = self.order_BS is None and (T == 1 or earlier == 0 or not self.causal)
+        return self.segments_BS is not None or mask.hides(earlier + T, first) or not simple
+
     def _visible(self, mask: Full, first: int, explicit: bool) -> Tensor | None:
         T, earlier = self.positions_BT.shape[1], self.past - first
         hides = mask.hides(earlier + T, first)
-        simple = self.order_BS is None and (T == 1 or earlier == 0 or not self.causal)
-        if self.segments_BS is None and not hides and not explicit and simple:
+        if not explicit and not self.is_masked(mask, first):
             return None
         visible_BTS = torch.ones(1, T, earlier + T, dtype=torch.bool, device=self.positions_BT.device)
         if self.order_BS is not None:
@@ -148,6 +156,28 @@ class Context:
             visible_BTS = visible_BTS & (self.segments_BT[:, :, None] == self.segments_BS[:, None, first:])
         return visible_BTS[:, None]
 
+    def sees(self, mask: Full) -> Sees:
+        """Return `visible` as a function of single queries and keys of this pass, for kernels; not for later passes."""
+        causal, hides = self.causal, mask.hides(self.positions_BT.shape[1])
+        position, order, segment = (_reader(x) for x in (self.positions_BT, self.order_BS, self.segments_BT))
+
+        def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            seen = q >= k if causal and order is None else q >= 0
+            if order is not None:
+                of_q, of_k = order(b, q), order(b, k)
+                seen = (of_k == of_q) | ((of_k < of_q) & (of_k % 2 == 0))
+            if hides:
+                seen = seen & mask.visible(position(b, q), position(b, k))
+            return seen if segment is None else seen & (segment(b, q) == segment(b, k))
+
+        return sees
+
+    def mask_rows(self) -> int | None:
+        """Return the number of rows whose masks differ; None if all rows have the same."""
+        held = (self.positions_BT, self.segments_BT, self.order_BS)
+        rows = max(len(x) for x in held if x is not None)
+        return None if rows == 1 else rows
+
     def memory_visible(self) -> Tensor | None:
         """Return which positions of the memory each token may read, bool (B, 1, T, S); None means all."""
         if self.memory_segments_BS is None:
@@ -157,6 +187,14 @@ class Context:
     def _memory_visible(self) -> Tensor:
         own_BT = self.positions_BT * 0 if self.segments_BT is None else self.segments_BT
         return (own_BT[:, :, None] == self.memory_segments_BS[:, None])[:, None]
+
+
+def _reader(x_BT: Tensor | None) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return a function of a row and a time that reads x there; x may have a single row for all."""
+    if x_BT is None:
+        return None
+    x_T = x_BT[0]
+    return (lambda b, t: x_T[t]) if len(x_BT) == 1 else (lambda b, t: x_BT[b, t])
 
 
 class Position(nn.Module):

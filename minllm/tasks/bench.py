@@ -10,9 +10,9 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -42,6 +42,7 @@ from minllm.model.cost import cost
 from minllm.runs.folder import environment, to_json, write_text
 from minllm.schema.options import Count, Positive
 from minllm.training.machine import choose_device, choose_precision
+from minllm.training.utilisation import product_flops, published
 
 TURNS, MIXER_TURNS = 5, 3  # mixers have eight or more contestants
 NEW_TOKENS = 256
@@ -56,7 +57,10 @@ AT_LEAST = {
     ("S3", "eager fp32"): 1.0,
     ("S3", "compiled bf16"): 1.15,
 }
-"""The target ratio of minllm's training tokens per second to transformers'."""
+"""The target ratio of minllm's training tokens per second to transformers', on a CPU."""
+AT_LEAST_ON_GPU = {("S1", "compiled bf16"): 3.0, ("GPT2", "compiled bf16"): 1.0}
+AT_LEAST_OF_PEAK = {("GPT2", "compiled bf16"): 0.45}
+"""The target share of a GPU's peak."""
 AT_LEAST_GENERATED = 1.5
 AT_MOST_MEMORY = 1.0
 AT_MOST_STARTUP = 3.0
@@ -79,21 +83,25 @@ def bench(
     run_dir: Path,
     *,
     measure: list[Literal["training", "generation", "startup", "mixers", "data"]],
-    shapes: list[Literal["S1", "S3"]],
+    shapes: list[Literal["S1", "S3", "GPT2"]] | None,
     settings: list[Literal["eager_fp32", "compiled_fp32", "eager_bf16", "compiled_bf16"]],
     seconds: Positive,
     mixers: list[str] | None,
     lengths: list[Count],
+    rows: Count | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
 ) -> dict[str, Any]:
     """Run the benchmarks, print a report and write bench.json; return its contents.
 
     Args:
         measure: what to measure. Memory is measured together with training.
-        shapes: the sizes, see `minllm.bench.contestants.SHAPES`.
+        shapes: the sizes, see `minllm.bench.contestants.SHAPES`; null means S1 and S3, and on a GPU GPT2 too.
         settings: precision and compilation. If bf16 is slow, fp32 is measured instead, and the report says so.
         seconds: how long each contestant trains in each setting, in `TURNS` turns of at least one step.
         mixers: the options of model/rec to compare with attention; null means all.
         lengths: the sequence lengths for mixers and for rows of data.
+        rows: the rows of a batch, for all shapes; null means each shape's own.
+        device: null means train.device.
 
     Raises:
         UserError: transformers isn't installed, a mixer doesn't exist, a length doesn't divide the tokens of a step, or
@@ -104,26 +112,28 @@ def bench(
         check_lengths(lengths, MIXERS_SHAPE)
     if {"training", "generation", "mixers"} & set(measure):
         require_transformers()
-    device = choose_device(cfg.train.device)
-    report = Report(machine(device))
+    where = choose_device(device or cfg.train.device)
+    names = shapes or ["S1", "S3", *(["GPT2"] if where.type == "cuda" else [])]
+    sizes = {name: SHAPES[name] if rows is None else replace(SHAPES[name], batch_size=rows) for name in names}
+    report = Report(machine(where, sizes))
     run_dir.mkdir(parents=True, exist_ok=True)
     if {"training", "mixers"} & set(measure):
-        chosen, report.notes = settings_for(settings, device)
+        chosen, report.notes = settings_for(settings, where)
     if "training" in measure:
         if any(setting.compiled for setting in chosen):
             report.notes.append("Compiled: minllm as in its own runs, transformers by plain torch.compile.")
         for setting in chosen:
-            for name in shapes:
-                training(report, name, SHAPES[name], setting, device, seconds / TURNS)
+            for name in sizes:
+                training(report, name, sizes[name], setting, where, seconds / TURNS)
     if "generation" in measure:
-        for name in shapes:
-            for rows in GENERATED_ROWS:
-                generation(report, name, SHAPES[name], device, rows, NEW_TOKENS)
+        for name in sizes:
+            for generated in GENERATED_ROWS:
+                generation(report, name, sizes[name], where, generated, NEW_TOKENS)
     if "mixers" in measure:
         report.notes.append(MIXERS_NOTE)
         for setting in chosen:
             for mixer in [ATTENTION, *recs]:
-                row = mixer_row(mixer, lengths, MIXERS_SHAPE, setting, device, seconds / TURNS)
+                row = mixer_row(mixer, lengths, MIXERS_SHAPE, setting, where, seconds / TURNS)
                 report.mixers.append(row)
     if "data" in measure:
         report.encodings, report.rows = encodings(cfg), made_rows(cfg, lengths)
@@ -147,7 +157,11 @@ def training(
     limits: list[float] = []
     with started(jobs_at(shape, setting, device)) as workers:
         speeds, peaks = trained(
-            workers, what, turn_seconds, before_turn=lambda: limits.append(product_flops(setting, device))
+            workers,
+            what,
+            turn_seconds,
+            before_turn=lambda: limits.append(limit(setting, device)),
+            at_once=len(workers) if device.type == "cuda" else 1,
         )
 
     report.limits[what] = statistics.median(limits)
@@ -157,9 +171,14 @@ def training(
         report.figures.append(Figure(f"{what}, training", who, speed, share, peaks[who]))
     for who in workers:
         if who != MINLLM:
-            bound = AT_LEAST.get((name, str(setting))) if who == THEIRS else None
+            bounds = AT_LEAST_ON_GPU if device.type == "cuda" else AT_LEAST
+            bound = bounds.get((name, str(setting))) if who == THEIRS else None
             words = f"{what}, training, {who}"
             report.ratios.append(Ratio.of(words, speeds[MINLLM], speeds[who], at_least=bound))
+    if device.type == "cuda" and (name, str(setting)) in AT_LEAST_OF_PEAK:
+        of_peak = [speed * flops_per_token for speed in speeds[MINLLM]], limits
+        bound = AT_LEAST_OF_PEAK[name, str(setting)]
+        report.ratios.append(Ratio.of(f"{what}, training, the GPU's peak", *of_peak, at_least=bound))
     words = f"{what}, peak memory, {THEIRS}"
     report.ratios.append(Ratio.of(words, [peaks[MINLLM]], [peaks[THEIRS]], at_most=AT_MOST_MEMORY))
 
@@ -231,11 +250,17 @@ def trained(
     turn_seconds: float,
     turns: int = TURNS,
     before_turn: Callable[[], object] = lambda: None,
+    at_once: int = 1,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Have workers train in turns; return the tokens per second of each turn and the peak memory in bytes."""
+    """Have workers train in turns; return the tokens per second of each turn and the peak memory in bytes.
+
+    Args:
+        at_once: how many workers warm up at the same time; on a CPU they would be in each other's way.
+    """
     speeds: dict[str, list[float]] = {who: [] for who in workers}
-    for worker in tqdm(workers.values(), f"{what}, warming up", leave=False, disable=None):
-        worker.ask("warm_up")
+    with ThreadPoolExecutor(at_once) as pool:
+        warmed = pool.map(lambda worker: worker.ask("warm_up"), workers.values())
+        list(tqdm(warmed, f"{what}, warming up", len(workers), leave=False, disable=None))
     for _ in tqdm(range(turns), what, leave=False, disable=None):
         before_turn()
         for who, worker in workers.items():
@@ -277,21 +302,17 @@ def settings_for(names: Sequence[str], device: torch.device) -> tuple[list[Setti
     return list(dict.fromkeys(wanted)), []
 
 
-def product_flops(setting: Setting, device: torch.device) -> float:
-    """Return the FLOP/s of a large matrix product on this machine, measured now."""
+def limit(setting: Setting, device: torch.device) -> float:
+    """Return the FLOP/s that matrix products can reach: a GPU's peak if it is known, or else measured now."""
+    if device.type == "cuda":
+        peak = published(torch.cuda.get_device_name(device), setting.precision, "highest")
+        if peak is not None:
+            return peak
     dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
-    a = torch.ones(LIMIT_SIZE, LIMIT_SIZE, dtype=dtype, device=device)
-    synchronize = torch.get_device_module(device).synchronize
-    seconds = []
-    for _ in range(4):
-        begun = time.perf_counter()
-        torch.mm(a, a)
-        synchronize()
-        seconds.append(time.perf_counter() - begun)
-    return 2 * LIMIT_SIZE**3 / min(seconds)
+    return product_flops(LIMIT_SIZE if device.type == "cpu" else 4 * LIMIT_SIZE, device, dtype)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return only the properties of this machine that the results depend on."""
     here = environment()
     installed = importlib.util.find_spec("transformers")
@@ -301,7 +322,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "gpu": here["gpu"] if device.type == "cuda" else None,
         "torch": here["versions"]["torch"],
         "transformers": importlib.metadata.version("transformers") if installed else None,
-        "shapes": {name: asdict(shape) for name, shape in SHAPES.items()},
+        "shapes": {name: asdict(shape) for name, shape in shapes.items()},
     }
 
 

@@ -13,6 +13,7 @@ from minllm.errors import UserError
 from minllm.model.attention.cache import Cache, cache
 from minllm.model.attention.mask import Full
 from minllm.model.context import Context, Layer, Position
+from minllm.model.kernels import flex
 from minllm.model.kernels.attention import attend
 from minllm.model.parameter import Linear, SplitLinear, constant, parameter
 from minllm.schema.options import BelowOne, Count, Positive
@@ -166,7 +167,8 @@ class Core(nn.Module):
         self.mask, self.weights, self.dropout = mask(), weights, dropout
         self.scale, self.softcap = scale, softcap
         self.sinks_H = parameter(n_heads, kind="vector", draw=constant(0)) if sinks else None
-        self.is_plain = softcap is None and not sinks and weights == "softmax"
+        self.has_kernel = not sinks and weights == "softmax"
+        self.is_plain = self.has_kernel and softcap is None
 
     def forward(
         self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, ctx: Context, position: Position, first: int = 0
@@ -176,6 +178,10 @@ class Core(nn.Module):
         bias_BHTS = position.bias(self.n_heads, ctx, first)
         if bias_BHTS is not None and self.n_maps > 1:
             bias_BHTS = bias_BHTS.repeat(1, self.n_maps, 1, 1)
+        needs_tiles = self.softcap is not None or ctx.is_masked(self.mask, first)
+        has_kernel = bias_BHTS is None and not dropout and self.has_kernel
+        if needs_tiles and has_kernel and flex.applies(q_BHTK, k_BGSK, v_BGSK):
+            return self._in_tiles(q_BHTK, k_BGSK, v_BGSK, ctx)
         if not self.is_plain:
             return self._by_scores(q_BHTK, k_BGSK, v_BGSK, bias_BHTS, ctx.visible(self.mask, first, True))
         seen = ctx.visible(self.mask, first, explicit=bias_BHTS is not None)
@@ -183,6 +189,13 @@ class Core(nn.Module):
             key = ("bias", id(position), q_BHTK.shape[1], self.mask, first, q_BHTK.dtype)
             seen = ctx.once(key, lambda: bias_BHTS.to(q_BHTK.dtype).masked_fill(~seen, -torch.inf))
         return attend(q_BHTK, k_BGSK, v_BGSK, seen, causal=ctx.causal, scale=self.scale, dropout=dropout)
+
+    def _in_tiles(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, ctx: Context) -> Tensor:
+        mask, rows, T = self.mask, ctx.mask_rows(), q_BHTK.shape[2]
+        tiles = None
+        if ctx.causal or ctx.is_masked(mask):
+            tiles = ctx.once(("tiles", mask), lambda: flex.tiles(ctx.sees(mask), rows, T, q_BHTK.device))
+        return flex.attend_in_tiles(q_BHTK, k_BGSK, v_BGSK, tiles, scale=self.scale, softcap=self.softcap)
 
     def _by_scores(
         self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, bias_BHTS: Tensor | None, visible_BHTS: Tensor

@@ -30,6 +30,10 @@ def attend(
     if causal and not dropout and _in_blocks_is_faster(q_BHTK):
         return attend_in_blocks(q_BHTK, k_BGSK, v_BGSK, scale=scale)
     grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
+    if grouped and visible is not None and q_BHTK.is_cuda:
+        # no fused kernel of GPUs has both a mask and shared keys
+        times, grouped = q_BHTK.shape[1] // k_BGSK.shape[1], False
+        k_BGSK, v_BGSK = k_BGSK.repeat_interleave(times, 1), v_BGSK.repeat_interleave(times, 1)
     return F.scaled_dot_product_attention(
         q_BHTK, k_BGSK, v_BGSK, visible, dropout, is_causal=causal, scale=scale, enable_gqa=grouped
     )

@@ -1,18 +1,33 @@
-"""Optional third-party GPU kernels: `pip install 'minllm[kernels]'`.
+"""Which GPU kernels there are: minllm's own, and those of optional packages. Without them only the speed differs.
 
-They are used for bf16 training on a GPU, and agree with the scans in `minllm.model.scans` to bf16 precision. Without
-them only the speed differs.
+minllm's own need Triton, which comes with torch's builds for GPUs. Those of `pip install 'minllm[kernels]'` are used
+for bf16 training on a GPU, and agree with the scans in `minllm.model.scans` to bf16 precision.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+
+
+def own_kernels(name: str, *inputs: Tensor | None) -> ModuleType | None:
+    """Return `minllm.model.kernels.<name>`; None without Triton or a GPU, or if an input isn't in fp32."""
+    tensors = [x for x in inputs if x is not None]
+    single = {x.dtype for x in tensors} in ({torch.float32}, {torch.complex64})
+    applies = single and all(x.is_cuda for x in tensors) and _has_triton()
+    return importlib.import_module(f"minllm.model.kernels.{name}") if applies else None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def linear_kernel(

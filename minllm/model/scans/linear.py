@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from minllm.model.kernels.installed import own_kernels
 from minllm.model.precision import in_fp32
 
 
@@ -14,7 +15,8 @@ def linear_scan(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
     """Return h_t = a_t h_(t-1) + b_t for all t, in the shape of `b_BT`, (B, T, …).
 
     Computed by one fused multiply-add per token over all rows and channels. On CPUs this is faster than an associative
-    scan, which has fewer steps but more passes over memory. torch.compile sees a single operation.
+    scan, which has fewer steps but more passes over memory; on GPUs it is a Triton kernel
+    (`minllm.model.kernels.scan`). torch.compile sees a single operation.
 
     Args:
         a_BT: the factors, (B, T, …), real or complex; dimensions of size 1 after time are broadcast.
@@ -26,6 +28,8 @@ def linear_scan(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("minllm::linear_scan", mutates_args=())
 def _linear_scan(a_BT: Tensor, b_BT: Tensor, h0_B: Tensor | None) -> Tensor:
+    if kernels := own_kernels("scan", a_BT, b_BT, h0_B):
+        return kernels.scan(a_BT, b_BT, h0_B)
     h_BT = torch.empty_like(b_BT, memory_format=torch.contiguous_format)
     _scan(zip(a_BT.unbind(1), b_BT.unbind(1), h_BT.unbind(1)), h0_B)
     return h_BT
@@ -36,6 +40,8 @@ def _linear_scan_backward(
     dh_BT: Tensor, a_BT: Tensor, h_BT: Tensor, h0_B: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of a, b and h0: the same recurrence, backwards in time."""
+    if kernels := own_kernels("scan", dh_BT, a_BT, h_BT, h0_B):
+        return kernels.scan_backward(dh_BT, a_BT, h_BT, h0_B)
     db_BT = torch.empty_like(h_BT)
     # the gradient at token t is propagated by the factor of the token after it
     a_later = [torch.zeros_like(a_BT[:, 0]), *a_BT.conj().unbind(1)[:0:-1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minllm.model.kernels.installed import kernel
+from minllm.model.kernels.installed import kernel, own_kernels
 from minllm.model.precision import in_fp32
 
 CHUNK = 16
@@ -54,6 +54,8 @@ def _selective_scan(
     keep_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return y_BTD and the states before the first chunk and after each, (B, chunks + 1, D, N)."""
+    if kernels := own_kernels("selective", u_BTD, dt_BTD, A_DN, B_BTN, C_BTN, h0_BDN):
+        return kernels.selective_forward(u_BTD, dt_BTD, A_DN, B_BTN, C_BTN, h0_BDN, keep_BT, CHUNK)
     (B, _, D), N = u_BTD.shape, A_DN.shape[1]
     h_BDN = u_BTD.new_zeros(B, D, N) if h0_BDN is None else h0_BDN
     ys, states = [], [h_BDN]
@@ -78,6 +80,9 @@ def _selective_scan_backward(
     keep_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of u, dt, A, B, C and h0, from the last chunk to the first, recomputing its states."""
+    if kernels := own_kernels("selective", dy_BTD, dlast_BDN, u_BTD, h_BCDN):
+        inputs = (dy_BTD, dlast_BDN, u_BTD, dt_BTD, A_DN, B_BTN, C_BTN, h_BCDN, keep_BT)
+        return kernels.selective_backward(*inputs, CHUNK)
     du, ddt, dB, dC = (torch.empty_like(x) for x in (u_BTD, dt_BTD, B_BTN, C_BTN))
     dA_DN, dh_BDN = torch.zeros_like(A_DN), dlast_BDN
     chunks = list(zip(_chunks(u_BTD, dt_BTD, B_BTN, C_BTN, keep_BT), _chunks(du, ddt, dB, dC, dy_BTD)))

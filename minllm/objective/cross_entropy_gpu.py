@@ -1,0 +1,143 @@
+"""The head and its cross-entropy in one step, for GPUs: large chunks, nothing that waits for the device.
+
+Like `minllm.objective.cross_entropy`, this computes the gradient in the forward pass and never stores the B·T·V logits
+in full. A chunk is as many rows as keep a GPU busy. Each is three matrix products, one reduction over the logits and
+one elementwise kernel: no gather or scatter stands between them, so that torch.compile can fuse all the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from minllm.data.batches import IGNORED
+
+LOGITS = 1 << 28
+"""The largest number of logits in memory at a time."""
+
+ALIGNED_TO = 64
+"""The vocabulary is padded to a multiple of this: tensor cores need aligned rows."""
+
+
+def head_cross_entropy_on_gpu(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    bias_V: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    weights_N: Tensor | None = None,
+    each_N: Tensor | None = None,
+) -> Tensor:
+    """Return the summed cross-entropy in nats; see `minllm.objective.cross_entropy.head_cross_entropy`."""
+    if torch.is_autocast_enabled(x_ND.device.type):
+        x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))
+    if not torch.is_grad_enabled():  # needs_input_grad is true for parameters even under no_grad
+        x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
+    total, losses_N = _HeadCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, weights_N, softcap, z_loss)
+    if each_N is not None:
+        each_N.copy_(losses_N)
+    return total
+
+
+def rows_per_chunk(vocab_size: int) -> int:
+    """Return the largest power of two of rows whose logits are at most `LOGITS`, and at least 128."""
+    return max(128, 1 << (LOGITS // vocab_size).bit_length() - 1)
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Takes the weight in its own precision, so that its gradient is added up and returned in that precision."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        weights_N: Tensor | None,
+        softcap: float | None,
+        z_loss: float,
+    ) -> tuple[Tensor, Tensor]:
+        learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        V, rows = len(weight_VD), rows_per_chunk(len(weight_VD))
+        counted_N1 = (targets_N != IGNORED)[:, None]
+        factor_N1 = (
+            counted_N1.float() if weights_N is None else torch.where(counted_N1, weights_N[:, None], 0)
+        )
+        losses, dxs, dweight_PD, dbias_P = [], [], None, None  # P: V padded to a multiple of ALIGNED_TO
+        with torch.autocast(x_ND.device.type, enabled=False):
+            weight_PD = F.pad(weight_VD.to(x_ND.dtype), (0, 0, 0, -V % ALIGNED_TO))
+            bias_P = None if bias_V is None else F.pad(bias_V.to(x_ND.dtype), (0, -V % ALIGNED_TO))
+            for start in range(0, len(x_ND), rows):
+                x_CD, targets_C, factor_C1 = (t[start : start + rows] for t in (x_ND, targets_N, factor_N1))
+                losses_C1, dlogits_CP = _chunk(
+                    x_CD, weight_PD, bias_P, targets_C, factor_C1, V, softcap, z_loss, learning
+                )
+                losses.append(losses_C1)
+                if learning:
+                    dxs.append(dlogits_CP @ weight_PD)
+                    # a row that doesn't count may hold NaN, which a factor of 0 doesn't remove
+                    product_PD = dlogits_CP.T @ torch.where(factor_C1 != 0, x_CD, 0)
+                    dweight_PD = _sum(dweight_PD, product_PD)
+                    dbias_P = None if bias_P is None else _sum(dbias_P, dlogits_CP.float().sum(0))
+        losses_N = torch.cat(losses)[:, 0]
+        if learning:
+            dbias_V = None if dbias_P is None else dbias_P[:V].to(bias_V.dtype)
+            ctx.save_for_backward(torch.cat(dxs), dweight_PD[:V].to(weight_VD.dtype), dbias_V)
+        ctx.mark_non_differentiable(losses_N)
+        return losses_N.sum(), losses_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dtotal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
+        dbias_V = None if dbias_V is None else dbias_V * dtotal
+        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None, None
+
+
+def _chunk(
+    x_CD: Tensor,
+    weight_PD: Tensor,
+    bias_P: Tensor | None,
+    targets_C: Tensor,
+    factor_C1: Tensor,
+    V: int,
+    softcap: float | None,
+    z_loss: float,
+    learning: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return each row's loss, (C, 1), and the gradient of the logits if `learning`, (C, P)."""
+    raw_CP = F.linear(x_CD, weight_PD, bias_P)
+    tokens_P = torch.arange(len(weight_PD), device=x_CD.device)
+    is_target_CP = tokens_P == targets_C[:, None]
+    logits_CP = raw_CP.float()
+    if softcap is not None:
+        tanh_CP = torch.tanh(logits_CP / softcap)
+        logits_CP = softcap * tanh_CP
+    if len(weight_PD) > V:
+        logits_CP = torch.where(tokens_P < V, logits_CP, -torch.inf)
+    max_C1 = logits_CP.amax(-1, keepdim=True)
+    log_z_C1 = max_C1 + (logits_CP - max_C1).exp().sum(-1, keepdim=True).log()
+    losses_C1 = log_z_C1 - logits_CP.gather(1, targets_C[:, None].clamp(min=0))
+    if z_loss:
+        losses_C1 = losses_C1 + z_loss * log_z_C1.square()
+    losses_C1 = torch.where(factor_C1 != 0, losses_C1 * factor_C1, 0)
+    if not learning:
+        return losses_C1, None
+    # d loss / d logits = p − one-hot(target), and d (ln z)² / d logits = 2 ln z · p
+    p_CP = (logits_CP - log_z_C1).exp()
+    if z_loss:
+        p_CP = p_CP * (1 + 2 * z_loss * log_z_C1)
+    dlogits_CP = (p_CP - is_target_CP.float()) * factor_C1
+    if softcap is not None:
+        dlogits_CP = dlogits_CP * (1 - tanh_CP.square())
+    return losses_C1, torch.where(factor_C1 != 0, dlogits_CP, 0).to(raw_CP.dtype)
+
+
+def _sum(total: Tensor | None, added: Tensor) -> Tensor:
+    """Add in fp32."""
+    return added.float() if total is None else total.add_(added)
