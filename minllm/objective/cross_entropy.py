@@ -117,7 +117,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                     learning,
                     each_C,
                 )
-                total += loss
+                total = total + loss  # compiled by torch 2.11, += would lose the gradient
                 if learning:
                     dx_ND[rows] = gradients[0]
                     dweight_VD += gradients[1]
