@@ -24,6 +24,10 @@ COUNTED_AFTER = 60.0
 """Seconds of training before FLOPs are counted for the lines of metrics, which takes a second or two."""
 
 
+LONGEST = 0.01
+"""Seconds that a product may take which measures a device's peak: every run does so, however short."""
+
+
 class Datasheet(NamedTuple):
     """Peaks in TFLOP/s of dense matrix products, without sparsity; None where the device has no such units.
 
@@ -112,10 +116,10 @@ def published(name: str, precision: Precision, matmul_precision: MatmulPrecision
 
 
 def measured(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of a large matrix product, or of a smaller one where that would take seconds."""
+    """Return the FLOP/s of the largest matrix product that takes little time."""
     best = product_flops(256, device, dtype)
-    for size in {"cuda": (2048, 8192), "mps": (2048,)}.get(device.type, (1024,)):
-        if 2 * size**3 / best < 0.5:
+    for size in {"cuda": (2048, 4096, 8192), "mps": (2048,)}.get(device.type, (512, 1024, 2048)):
+        if 2 * size**3 / best < LONGEST:
             best = max(best, product_flops(size, device, dtype))
     return best
 
