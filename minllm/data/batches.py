@@ -221,7 +221,11 @@ class Validation:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches, longest windows first; tokens_BT is (at most batch_size, at most seq_len)."""
-        for start in range(0, len(self.order), self.batch_size):
+        return (batch for _, batch in self.batches())
+
+    def batches(self, first: int = 0, every: int = 1) -> Iterator[tuple[range, Batch]]:
+        """Yield every `every`-th batch from the `first` on, and the numbers of its rows among those of all batches."""
+        for start in range(first * self.batch_size, len(self.order), every * self.batch_size):
             chosen = self.order[start : start + self.batch_size]
             rows = [(piece,) for piece in self.windows.pieces(chosen)]
             longest = int(self.windows.lengths[chosen[0]])
@@ -231,7 +235,7 @@ class Validation:
                 batch.targets_BT[row, :known] = IGNORED
                 if batch.given_BT is not None:
                     batch.given_BT[row, :known] = True
-            yield batch
+            yield range(start, start + len(chosen)), batch
 
 
 def fill(

@@ -17,6 +17,7 @@ from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.loggers import Logger
+from minllm.training.parallel import ALONE, Processes
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
 
@@ -55,5 +56,7 @@ class Run:
     """The metrics that metrics.jsonl already has for the step from which a resumed run continues."""
     is_sampled: bool = False
     """Whether samples.txt already has a text for that step."""
+    processes: Processes = ALONE
+    """The processes that train the model together."""
     began: float = 0.0
     """The `time.perf_counter` time at which the run would have started, had it never been interrupted."""

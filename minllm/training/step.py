@@ -18,6 +18,7 @@ from minllm.objective.noise import Noise
 from minllm.runs.folder import DIVERGED
 from minllm.training import checkpoints, memory
 from minllm.training.evaluation import autocast
+from minllm.training.parallel import OUT_OF_MEMORY, OutOfMemoryElsewhere, whole
 from minllm.training.run import Run
 
 T = TypeVar("T")
@@ -29,17 +30,17 @@ class Diverged(UserError):
 
 def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
     """Compute the step's gradient in micro-batches; return the mean loss in nats per counted target."""
-    batch = run.train_batches.batch(run.progress.step)
-    rows = len(batch.tokens_BT)
-    noise = Noise(run.seed, run.progress.step, range(rows), rows)
-    inputs = run.objective.inputs(batch, noise, run.model)
+    of = run.settings.batch_size
+    rows = run.processes.rows(of)
+    batch = run.train_batches.batch(run.progress.step, slice(rows.start, rows.stop))
+    inputs = run.objective.inputs(batch, Noise(run.seed, run.progress.step, rows, of), run.model)
     # a batch of few rows may have given parts alone
-    counted = max(1, run.objective.counted(batch, inputs))
+    counted = max(1, run.processes.total(run.objective.counted(batch, inputs)))
 
     def attempt(micro_batch_size: int) -> float:
         run.optimizer.zero_grad()
         before_step(run.model)
-        seed_dropout(run.seed, run.progress.step)
+        seed_dropout(run.seed, run.progress.step, run.processes.place.rank)
         return accumulate(run, loss_of, inputs, counted, micro_batch_size)
 
     loss = as_memory_allows(run, attempt)
@@ -54,28 +55,30 @@ def accumulate(
     """Accumulate the gradient of the batch's mean loss over micro-batches; return that loss.
 
     Args:
+        inputs: this process's rows of the batch.
         counted: the batch's number of targets, so that each weighs the same in whichever micro-batch it is.
     """
     inputs = inputs.to(run.device)
     total = torch.zeros((), device=run.device)
-    for start in range(0, run.settings.batch_size, micro_batch_size):
+    for start in range(0, len(run.processes.rows(run.settings.batch_size)), micro_batch_size):
         with autocast(run.device, run.precision):
             loss = loss_of(run.model, inputs.rows(slice(start, start + micro_batch_size))) / counted
         loss.backward()
         total += loss.detach()
+    run.processes.add_up_gradients(run.model, total)
     return total.item()
 
 
 def update(run: Run, lr: float) -> float:
     """Clip the gradient and run the optimizer's and the modules' steps; return the norm before clipping."""
     max_norm = math.inf if run.settings.clip is None else run.settings.clip
-    grad_norm = clip_grad_norm_(run.model.parameters(), max_norm).item()
+    grad_norm = whole(clip_grad_norm_(run.model.parameters(), max_norm)).item()
     if not math.isfinite(grad_norm):
         raise Diverged(diverged(run, "gradient"))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
-    if metrics := after_step(run.model):
+    if metrics := after_step(run.model, run.processes.add_up):
         run.progress.recent_figures.append(metrics)
     if run.average:
         run.average.update(run.progress.step + 1)
@@ -88,12 +91,15 @@ def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
     When memory runs out, halve the micro-batch and try again; the batch size doesn't change.
     """
     while True:
-        rows = run.progress.decisions["micro_batch_size"]
+        share = len(run.processes.rows(run.settings.batch_size))
+        rows = min(run.progress.decisions["micro_batch_size"], share)
         try:
             return attempt(rows)
         except Exception as error:
             if not memory.ran_out(error):
                 raise
+            if not isinstance(error, OutOfMemoryElsewhere):
+                run.processes.tell(OUT_OF_MEMORY)
         # outside the except block, so that the traceback no longer keeps tensors alive
         run.progress.decisions["micro_batch_size"] = memory.halve(rows)
         run.folder.say(
@@ -111,9 +117,9 @@ def diverged(run: Run, what: str) -> str:
     )
 
 
-def seed_dropout(seed: int, step: int) -> None:
-    """Seed torch's global generators for one step, so that dropout depends on the seed and the step alone."""
-    torch.manual_seed(number(seed, f"dropout/{step}"))
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Seed torch's global generators for one step, so that dropout depends on the seed, the step and the process."""
+    torch.manual_seed(number(seed, f"dropout/{step}/{rank}" if rank else f"dropout/{step}"))
 
 
 def compile_loss(run: Run) -> Callable[..., Tensor]:
