@@ -23,6 +23,7 @@ from minllm.errors import UserError, printable
 from minllm.page.terminal import BROKEN_PIPE, NOT_SETTLED
 from minllm.schema.foreign import refuse_environment
 from minllm.schema.overrides import key_of
+from minllm.training.launched import is_first_to_print, place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,6 +57,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
         before = f"{' '.join(overrides)}: " if in_grid else ""
         try:
             refuse_environment(now)
+            refuse_several_processes(composed, in_grid)
             if in_grid:
                 overrides = going_on(composed, overrides, run_dir)
             result = perform(resolve_config(composed, overrides, now.runtime), run_dir)
@@ -68,7 +70,8 @@ def compose_and_run(folders: Sequence[str]) -> int:
             if sentence:
                 codes.append(refused(f"{before}{sentence}"))
             else:
-                print(printable(before + traceback.format_exc()), file=sys.stderr)
+                if is_first_to_print(repr(error)):
+                    print(printable(before + traceback.format_exc()), file=sys.stderr)
                 codes.append(1)
         finally:
             remove_if_empty(run_dir)
@@ -86,6 +89,21 @@ def compose_and_run(folders: Sequence[str]) -> int:
     if codes[-1] == BROKEN_PIPE:
         raise BrokenPipeError
     return codes[-1]
+
+
+def refuse_several_processes(composed: DictConfig, in_grid: bool) -> None:
+    """Raise UserError if several processes run the same command, unless they train one model together."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from minllm.grid.manifest import TRAINS
+
+    is_own_job = "SUBMITIT_EXECUTOR" in os.environ
+    if place().size == 1 or (composed.task.get("_target_") == TRAINS and (is_own_job or not in_grid)):
+        return
+    what = "a grid (-m)" if in_grid else f"task={HydraConfig.get().runtime.choices.task}"
+    raise UserError(
+        f"{what} runs in a single process, but {place().size} were started: start it without torchrun or srun."
+    )
 
 
 def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:

@@ -130,8 +130,10 @@ class Corpus:
     def layout(self) -> Layout:
         return layout(self.source.packing, self.documents, self.source)
 
-    def train(self, batch_size: int, seed: int) -> TrainBatches:
-        return TrainBatches(self.documents, self.layout, self.source.seq_len, self.pad_id, batch_size, seed)
+    def train(self, batch_size: int, seed: int, share: range | None = None) -> TrainBatches:
+        """Return the training batches, or a `share` of the rows of each."""
+        documents, seq_len = self.documents, self.source.seq_len
+        return TrainBatches(documents, self.layout, seq_len, self.pad_id, batch_size, seed, share)
 
     def validation(self, batch_size: int) -> Validation:
         documents, stride = self.store.split("val"), stride_of(self.source)
@@ -149,23 +151,32 @@ class TrainBatches:
     The order depends on the seed alone. Row n of the sequence is in batch n // batch_size, so a batch may span two
     epochs.
 
+    share: the rows of each batch that are read; others are read by other processes
     rows_per_epoch: how many rows cover the corpus once
     """
 
     def __init__(
-        self, documents: Documents, layout: Layout, seq_len: int, pad_id: int, batch_size: int, seed: int
+        self,
+        documents: Documents,
+        layout: Layout,
+        seq_len: int,
+        pad_id: int,
+        batch_size: int,
+        seed: int,
+        share: range | None = None,
     ) -> None:
         self.documents, self.layout, self.seq_len, self.pad_id = documents, layout, seq_len, pad_id
-        self.batch_size = batch_size
+        self.batch_size, self.share = batch_size, range(batch_size) if share is None else share
         self.rows_per_epoch = layout.rows
         self.order = functools.lru_cache(2)(functools.partial(epoch_order, layout.rows, seed))
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Return the batch of a step, counted from 0, or some of its rows (a micro-batch).
+        """Return the share of a step's batch, counted from 0, or some of its rows (a micro-batch).
 
         tokens_BT is (number of rows, seq_len).
         """
-        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        first = step * self.batch_size
+        numbers = range(first + self.share.start, first + self.share.stop)[rows]
         pieces = self.pieces(numbers.start, numbers.stop)
         return fill(pieces, self.documents, self.seq_len, self.pad_id, self.layout.segmented)
 

@@ -107,6 +107,10 @@ class Processes:
         """Return the sum over all processes."""
         return int(sum(numbers[0] for numbers in self.exchange(number)))
 
+    def strongest(self, signal: int | None) -> int | None:
+        """Return the signal that any of the processes has received, or None."""
+        return int(max(numbers[0] for numbers in self.exchange(signal or 0))) or None
+
     def agreed(self, value: T) -> T:
         """Return the first process's value, which JSON must be able to express."""
         if not self.are_several:
@@ -312,6 +316,15 @@ def is_sharded(tensor: Any) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that isn't distributed; all processes must ask for it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor, which every process has whole, in shards like those of another."""
+    if not is_sharded(like) or is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

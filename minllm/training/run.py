@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,5 +59,7 @@ class Run:
     """Whether samples.txt already has a text for that step."""
     processes: Processes = ALONE
     """The processes that train the model together."""
+    gathered: Callable[[Callable[[], Any]], Any] | None = None
+    """Calls a function while all parameters are gathered; None if they aren't sharded."""
     began: float = 0.0
     """The `time.perf_counter` time at which the run would have started, had it never been interrupted."""

@@ -17,7 +17,7 @@ class Settings:
 
     steps, tokens, minutes, flops: budgets; the run ends when the first of those given is used up
     batch_size: rows of tokens in each step, however little memory there is
-    micro_batch_size: rows at a time, in each process; null starts with the whole batch; it is halved when memory runs out
+    micro_batch_size: rows at a time in each process; null starts with all; it is halved when memory runs out
     log_every: steps between lines of metrics
     eval_every: steps between evaluations; 0 evaluates at the end only
     evals: also evaluate this many times, evenly spaced over the run, whatever its budget

@@ -32,7 +32,7 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
     """Compute the step's gradient in micro-batches; return the mean loss in nats per counted target."""
     of = run.settings.batch_size
     rows = run.processes.rows(of)
-    batch = run.train_batches.batch(run.progress.step, slice(rows.start, rows.stop))
+    batch = run.train_batches.batch(run.progress.step)
     inputs = run.objective.inputs(batch, Noise(run.seed, run.progress.step, rows, of), run.model)
     # a batch of few rows may have given parts alone
     counted = max(1, run.processes.total(run.objective.counted(batch, inputs)))
@@ -43,7 +43,7 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
         seed_dropout(run.seed, run.progress.step, run.processes.place.rank)
         return accumulate(run, loss_of, inputs, counted, micro_batch_size)
 
-    loss = as_memory_allows(run, attempt)
+    loss = as_memory_allows(run, attempt, recovers=run.gathered is None)
     if not math.isfinite(loss):
         raise Diverged(diverged(run, "loss"))
     return loss
@@ -85,10 +85,13 @@ def update(run: Run, lr: float) -> float:
     return grad_norm
 
 
-def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
+def as_memory_allows(run: Run, attempt: Callable[[int], T], recovers: bool = True) -> T:
     """Return what `attempt` returns for the current micro-batch size (rows).
 
-    When memory runs out, halve the micro-batch and try again; the batch size doesn't change.
+    When memory runs out in any process, all halve the micro-batch and try again; the batch size doesn't change.
+
+    Args:
+        recovers: whether `attempt` can be repeated; not if it may have failed while parameters were being gathered.
     """
     while True:
         share = len(run.processes.rows(run.settings.batch_size))
@@ -98,6 +101,11 @@ def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
         except Exception as error:
             if not memory.ran_out(error):
                 raise
+            if not recovers:
+                raise memory.OutOfMemory(
+                    f"Memory ran out with {rows} rows at a time, and sharded models can't go on with fewer by"
+                    f" themselves: add train.micro_batch_size={max(1, rows // 2)}."
+                ) from error
             if not isinstance(error, OutOfMemoryElsewhere):
                 run.processes.tell(OUT_OF_MEMORY)
         # outside the except block, so that the traceback no longer keeps tensors alive

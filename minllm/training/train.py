@@ -25,7 +25,7 @@ from minllm.model.size import in_words
 from minllm.objective import Objective
 from minllm.page import units
 from minllm.runs.find import unchangeable
-from minllm.runs.folder import STOPPED, RunDir
+from minllm.runs.folder import STOPPED, RunDir, SilentRunDir
 from minllm.schema.building import build
 from minllm.schema.options import RunPlace
 from minllm.tokenizer import Tokenizer
@@ -34,7 +34,9 @@ from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
+from minllm.training.loggers import Silent
 from minllm.training.loop import fit
+from minllm.training.parallel import ALONE, Processes, folder_of, joined
 from minllm.training.run import Run
 from minllm.training.settings import Settings
 from minllm.training.step import Diverged
@@ -55,13 +57,18 @@ def train(
         OSError: the run folder can't be written, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM stopped the run, after saving a checkpoint; the code is 128 + the signal number.
     """
-    with memory.running_out("the model was trained"):
+    with (
+        joined(cfg.train.device) as processes,
+        processes.together(),
+        memory.running_out("the model was trained"),
+    ):
+        run_dir, resume = folder_of(processes, run_dir, resume)
+        folder = RunDir(run_dir) if processes.is_first else SilentRunDir(run_dir)
         if not resume:
-            return carry_out(*prepare(cfg, run_dir, None, init_from), cfg)
-        folder = RunDir(run_dir)
+            return carry_out(*prepare(cfg, run_dir, None, init_from, folder, processes), cfg)
         # hold the lock from reading the progress until training continues
         with folder.alone():
-            return carry_out(*prepare(cfg, run_dir, resume, init_from, folder), cfg, resume)
+            return carry_out(*prepare(cfg, run_dir, resume, init_from, folder, processes), cfg, resume)
 
 
 def carry_out(
@@ -122,6 +129,7 @@ def prepare(
     resume: str | None,
     init_from: str | None,
     folder: RunDir | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Run, Tokenizer, list[str | None]]:
     """Build every part of the run and reject what can't be trained; nothing is written to `run_dir` yet.
 
@@ -129,8 +137,15 @@ def prepare(
 
     Args:
         folder: the run folder, if the caller already holds its lock.
+        processes: those that train the model together.
     """
     settings: Settings = build(cfg.train)
+    share = processes.rows(settings.batch_size)
+    is_sharded = processes.are_several and settings.parallel == "fsdp"
+    if is_sharded and settings.compile is True:
+        raise UserError(
+            "train.parallel=fsdp can't be compiled: type train.compile=false, or train.parallel=ddp."
+        )
     folder = folder or RunDir(run_dir)
     if not resume:
         folder.refuse_another_run()
@@ -145,7 +160,8 @@ def prepare(
     device = machine.choose_device(settings.device)
     pages = memory.keep_pages() if settings.malloc == "keep" and device.type == "cpu" else False
     memory.reset_peak(device)
-    precision, why = choose_precision(settings, device, progress)
+    precision, why = processes.agreed(choose_precision(settings, device, progress))
+    progress.decisions["precision"] = precision
     rows = settings.micro_batch_size or settings.batch_size
     # keep the micro-batch size that fitted into memory, unless a different one is requested now
     if progress.decisions.get("micro_batch_size_asked") != rows:
@@ -161,27 +177,35 @@ def prepare(
     objective: Objective = build(cfg.objective)
     objective.check(source)
     with memory.running_out("the model was built"):
-        model = (rebuild_model if resume else new_model)(cfg, tokenizer).to(device)
-        checked = check_laws(cfg) if settings.check else None
+        # shards go to the device one by one
+        model = (rebuild_model if resume else new_model)(cfg, tokenizer).to("cpu" if is_sharded else device)
+        checked = check_laws(cfg) if settings.check and processes.is_first else None
     if init_from:
         checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))
     average = Average(model, settings.ema) if settings.ema else None
+    if checkpoint and average:
+        checkpoints.load_average(checkpoint, model, average)
+    elif checkpoint:
+        checkpoints.load_weights(checkpoint, model)
+    processes.synchronise(model)
+    gathered = None
+    if is_sharded:
+        from minllm.training.sharding import Sharded, shard_average
+
+        objective = Sharded(model, objective, device, processes.place.size)
+        average, gathered = average and shard_average(average, model), objective.gathered
     optimizer = build(cfg.optim, model)
     budget = budget_of(settings, model, cfg.data.seq_len)
     schedule = build(cfg.schedule)
     schedule.check(budget.total_steps)
     if checkpoint:
-        if average:
-            checkpoints.load_average(checkpoint, model, average)
-        else:
-            checkpoints.load_weights(checkpoint, model)
         checkpoints.load_optimizer(checkpoint, optimizer)
         if budget.spent(progress.step, progress.seconds) and folder.is_finished(progress.step):
             raise budget.used_up(progress.step, progress.seconds)
         budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
 
     # last, because encoding a corpus takes time: everything that can be rejected has been checked
-    corpus = open_data(source, tokenizer)
+    corpus = processes.one_by_machine(lambda: open_data(source, tokenizer))
     objective.check_corpus(corpus)
     progress.data = same_data(progress.data, corpus.store.metadata["splits"])
     validation = corpus.validation(rows)
@@ -189,23 +213,25 @@ def prepare(
         seed=cfg.seed,
         settings=settings,
         folder=folder,
-        logger=build(cfg.logger),
+        logger=build(cfg.logger) if processes.is_first else Silent(),
         model=model,
         objective=objective,
         optimizer=optimizer,
         schedule=schedule,
         budget=budget,
         progress=progress,
-        train_batches=corpus.train(settings.batch_size, cfg.seed),
+        train_batches=corpus.train(settings.batch_size, cfg.seed, share),
         validation=validation,
         floor_bpb=corpus.floor_bits_per_byte,
-        sample=sampler(cfg, model, tokenizer, objective, source),
+        sample=sampler(cfg, model, tokenizer, objective, source) if processes.is_first else list,
         device=device,
         precision=precision,
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
         validation_text=corpus.store.metadata["validation_text"],
         document_bytes=validation.documents.sizes(tokenizer.byte_lengths),
         average=average,
+        processes=processes,
+        gathered=gathered,
     )
     if kept:
         run.recorded = kept.recorded
@@ -215,6 +241,9 @@ def prepare(
     notes = [
         f"{'Continuing' if resume else 'Training'} in {run_dir}",
         f"{params:,} parameters; {device}, {torch.get_num_threads()} threads; {precision}: {why}.",
+        f"{processes.place.size} processes share each batch (train.parallel={settings.parallel})."
+        if processes.are_several
+        else None,
         in_words(cfg, model),
         checked or UNCHECKED,
         f"Rows of {source.seq_len} tokens, packing={source.packing}: {corpus.layout.shares()}.",
@@ -255,7 +284,6 @@ def choose_precision(settings: Settings, device: torch.device, progress: Progres
     if settings.precision == "auto" and before:
         return before, "as before"
     precision, why = machine.choose_precision(settings.precision, device)
-    progress.decisions["precision"] = precision
     return precision, why
 
 
