@@ -202,7 +202,9 @@ class SGD(Optimizer, torch.optim.SGD):
                 " optim.nesterov=false."
             )
         groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay)
-        super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=has_fused(model))
+        # torch has no fused SGD for sharded parameters
+        fused = None if any(map(is_sharded, model.parameters())) else has_fused(model)
+        super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def grouped(

@@ -87,6 +87,7 @@ def shard(root: Root, model: LM, device: torch.device, size: int) -> list[nn.Mod
     for module in (*units, root):
         fully_shard(module, mesh=mesh, ignored_params=whole)
         module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo can't divide
     register_fsdp_forward_method(root, "act")
     for name, p in model.named_parameters():
         p.role = roles[name]

@@ -18,7 +18,7 @@ from minllm.data.floor import above_floor
 from minllm.data.source import PairSource, Source
 from minllm.errors import DISK_TROUBLE, UserError, disk_sentence
 from minllm.laws.laws import UNCHECKED, check_laws
-from minllm.model.build import new_model, rebuild_model
+from minllm.model.build import new_model, rebuild_model, shapes_of
 from minllm.model.cost import cost
 from minllm.model.lm import LM
 from minllm.model.size import in_words
@@ -188,6 +188,7 @@ def prepare(
     elif checkpoint:
         checkpoints.load_weights(checkpoint, model)
     processes.synchronise(model)
+    budget = budget_of(settings, model, cfg.data.seq_len)
     gathered = None
     if is_sharded:
         from minllm.training.sharding import Sharded, shard_average
@@ -195,7 +196,6 @@ def prepare(
         objective = Sharded(model, objective, device, processes.place.size)
         average, gathered = average and shard_average(average, model), objective.gathered
     optimizer = build(cfg.optim, model)
-    budget = budget_of(settings, model, cfg.data.seq_len)
     schedule = build(cfg.schedule)
     schedule.check(budget.total_steps)
     if checkpoint:
@@ -347,6 +347,12 @@ def first_given(source: Source, tokenizer: Tokenizer) -> str:
 def summarise(run: Run, cfg: DictConfig) -> dict:
     """Return the run's summary: losses in nats per token and bits per byte, times in seconds, memory in bytes."""
     progress = run.progress
+    # the cost of a sharded model is that of a model with the same shapes
+    model = (
+        run.model
+        if run.gathered is None
+        else shapes_of(cfg, run.model.vocab_size - run.objective.extra_tokens)
+    )
     peak = memory.peak_bytes(run.device)  # before counting the costs, which itself takes memory
     return {
         "val_loss": progress.val_loss,
@@ -355,7 +361,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
         "ema": run.settings.ema,
         **above_floor(progress.val_bpb, run.floor_bpb, run.validation.bytes),
         "best": progress.best,
-        **asdict(cost(run.model, cfg.data.seq_len)),
+        **asdict(cost(model, cfg.data.seq_len)),
         "steps": progress.step,
         "tokens": progress.tokens,
         "tokens_per_second": progress.tokens_per_second(run.tokens_per_step),
