@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-SECONDS = 120.0
+from torch.distributed import TCPStore
+
+SECONDS = 300.0
 """After which processes that still wait for each other are killed."""
 
 
-@contextlib.contextmanager
-def free_port() -> Iterator[int]:
-    """Give a port that nobody listens to."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        yield listening.getsockname()[1]
-
-
-def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """Return the variables that torchrun sets."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return dict(zip(names, map(str, (rank, rank, size, size, "127.0.0.1", port))))
-
-
-def together(size: int, act: Callable[[int], None], output: Path) -> list[int]:
+def together(size: int, act: Callable[[int], None], output: Path, restarts: int = 0) -> list[int]:
     """Call `act(rank)` in each of `size` processes; return their exit codes, or minus the signals that killed them.
 
-    What they print is in the file `output`.
+    What they print is appended to the file `output`.
+
+    Args:
+        restarts: how often torchrun would have restarted them.
     """
-    with free_port() as port:
-        pass
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     sys.stdout.flush(), sys.stderr.flush()
-    pids = [os.fork() or become(rank, size, port, act, output) for rank in range(size)]
+    pids = [
+        os.fork() or become(environment(rank, size, store.port, restarts), act, output)
+        for rank in range(size)
+    ]
     codes: dict[int, int] = {}
     deadline = time.monotonic() + SECONDS
     try:
@@ -45,7 +36,7 @@ def together(size: int, act: Callable[[int], None], output: Path) -> list[int]:
             for rank, pid in enumerate(pids):
                 if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                     codes[rank] = os.waitstatus_to_exitcode(ended[1])
-            assert time.monotonic() < deadline, f"processes hang: {output.read_text()}"
+            assert time.monotonic() < deadline, f"processes hang: {output.read_text(encoding='utf-8')}"
             time.sleep(0.01)
     finally:
         for rank, pid in enumerate(pids):
@@ -55,14 +46,28 @@ def together(size: int, act: Callable[[int], None], output: Path) -> list[int]:
     return [codes[rank] for rank in range(size)]
 
 
-def become(rank: int, size: int, port: int, act: Callable[[int], None], output: Path) -> None:
+def environment(rank: int, size: int, port: int, restarts: int) -> dict[str, str]:
+    """Return the variables that torchrun sets."""
+    return {
+        **{
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+        },
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"},
+        "TORCHELASTIC_RESTART_COUNT": str(restarts),
+    }
+
+
+def become(variables: dict[str, str], act: Callable[[int], None], output: Path) -> None:
     """Be one of the processes; never return."""
     code = 1
     try:
-        with output.open("a") as file:
+        with output.open("a", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
-        os.environ.update(environment(rank, size, port))
-        act(rank)
+        os.environ.update(variables)
+        act(int(variables["RANK"]))
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0

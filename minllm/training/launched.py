@@ -101,7 +101,7 @@ def is_first_to_print(text: str) -> bool:
 
     from torch.distributed import TCPStore
 
-    key = f"minllm/printed/{here.restarts}/{hashlib.sha256(text.encode()).hexdigest()}"
+    key = f"minllm/printed/{hashlib.sha256(text.encode()).hexdigest()}"
     try:
         store = TCPStore(here.address, here.port, is_master=False, timeout=timedelta(seconds=SAY_SECONDS))
         return store.add(key, 1) == 1

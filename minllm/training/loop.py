@@ -44,7 +44,10 @@ def fit(run: Run) -> int | None:
     last, stopping = False, None
     run.model.train()
 
-    with Interruption() as interruption, ProgressBar(shown=run.folder.on_terminal) as bar:
+    with (
+        Interruption(shown=run.processes.is_first) as interruption,
+        ProgressBar(shown=run.folder.on_terminal) as bar,
+    ):
         if progress.step > 0:
             last = budget.spent(progress.step, progress.seconds)
             catch_up(run, last)
@@ -189,7 +192,7 @@ def evaluation(run: Run, by_document: bool) -> tuple[dict[str, float], np.ndarra
         )
         return figures, nats
 
-    return with_all_parameters(run, lambda: as_memory_allows(run, attempt))
+    return with_all_parameters(run, lambda: as_memory_allows(run, attempt, run.settings.batch_size))
 
 
 def with_all_parameters(run: Run, act: Callable[[], T]) -> T:

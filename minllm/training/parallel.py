@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from minllm.errors import UserError
 from minllm.training import launched, machine, memory
-from minllm.training.launched import Place
+from minllm.training.launched import Place, is_first_to_print
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ FINE, OUT_OF_MEMORY, REFUSED, BROKEN = range(4)
 """The states that a process reports in an exchange."""
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 """In the error messages of torch.distributed after another process has died."""
+GONE = "Another process of this run was killed, or the connection to it was lost."
 
 
 class Elsewhere(Exception):
@@ -62,6 +64,8 @@ class Processes:
     """All processes of a run, as one of them sees the others."""
 
     place: Place = field(default_factory=Place)
+    share_parameters: bool = False
+    """Whether each has a part of the parameters. One that fails may then leave the others waiting for its part."""
 
     @property
     def is_first(self) -> bool:
@@ -142,17 +146,19 @@ class Processes:
             return
         try:
             yield
-        except Elsewhere as error:
-            raise SystemExit(error.code) from None
         except Exception as error:
-            if any(sign in str(error) for sign in LOST):
-                raise SystemExit(1) from None
+            if is_lost(error) and is_first_to_print(GONE):
+                print(GONE, file=sys.stderr)
+            if isinstance(error, Elsewhere) or is_lost(error):
+                raise SystemExit(getattr(error, "code", 1)) from None
             self.tell(REFUSED if isinstance(error, UserError) else BROKEN)
             raise
 
     def tell(self, state: int) -> None:
         """Report this process's failure where the others exchange numbers next."""
-        with contextlib.suppress(Elsewhere):
+        if self.share_parameters:
+            return  # they notice that its connection is closed
+        with contextlib.suppress(Elsewhere, OutOfMemoryElsewhere):
             self.exchange(state=state)
 
     # ---- sums
@@ -161,13 +167,12 @@ class Processes:
         """Replace each tensor by its sum over all processes, in place."""
         if not self.are_several or not tensors:
             return
-        self.exchange()
-        for alike in by_type(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        flats = [(alike, flattened(alike)) for alike in by_type(tensors)]
+        self.exchange()  # whatever needs memory has succeeded
+        for alike, flat in flats:
             with talking():
                 dist.all_reduce(flat)
-            for tensor, part in zip(alike, flat.split([tensor.numel() for tensor in alike])):
-                tensor.copy_(part.view_as(tensor))
+            give_back(flat, alike)
 
     def sum_of(self, x: Tensor) -> Tensor:
         """Return the sum over all processes; its gradient is the sum of theirs."""
@@ -188,16 +193,15 @@ class Processes:
         for p, has in zip(params, has_gradient.tolist()):
             if has and p.grad is None:
                 p.grad = torch.zeros_like(p)
-        sent = []
-        for bucket in buckets([*(p.grad for p in params if p.grad is not None), loss]):
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            with talking():
-                sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-        for bucket, flat, work in sent:
+        gradients = [p.grad for p in params if p.grad is not None]
+        flats = [(bucket, flattened(bucket)) for bucket in buckets([*gradients, loss])]
+        self.exchange()  # whatever needs memory has succeeded
+        with talking():
+            sent = [dist.all_reduce(flat, async_op=True) for _, flat in flats]
+        for (bucket, flat), work in zip(flats, sent):
             with talking():
                 work.wait()
-            for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket])):
-                gradient.copy_(part.view_as(gradient))
+            give_back(flat, bucket)
 
     def synchronise(self, model: nn.Module) -> None:
         """Give every process the first one's weights and buffers, and make modules count over all processes."""
@@ -233,11 +237,14 @@ class Sum(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def joined(wanted: Literal["auto", "cpu", "cuda", "mps"]) -> Iterator[Processes]:
+def joined(
+    wanted: Literal["auto", "cpu", "cuda", "mps"], share_parameters: bool = False
+) -> Iterator[Processes]:
     """Meet the other processes of this run, if there are any, and part from them at the end.
 
     Args:
         wanted: `train.device`.
+        share_parameters: whether each will have a part of the parameters.
 
     Raises:
         UserError: there are more processes than GPUs on this machine.
@@ -265,7 +272,7 @@ def joined(wanted: Literal["auto", "cpu", "cuda", "mps"]) -> Iterator[Processes]
         **meeting,
     )
     try:
-        yield Processes(here)
+        yield Processes(here, share_parameters)
     finally:
         dist.destroy_process_group()
 
@@ -303,9 +310,16 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if any(sign in str(error) for sign in LOST):
+        if is_lost(error):
             raise Elsewhere(1) from error
         raise
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, means that the connection to another process was closed."""
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
+        return True
+    return error is not None and is_lost(error.__cause__)
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -325,6 +339,16 @@ def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def give_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy the parts of a flattened tensor to the tensors that it was made of."""
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view_as(tensor))
 
 
 def by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -43,7 +43,7 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> float:
         seed_dropout(run.seed, run.progress.step, run.processes.place.rank)
         return accumulate(run, loss_of, inputs, counted, micro_batch_size)
 
-    loss = as_memory_allows(run, attempt, recovers=run.gathered is None)
+    loss = as_memory_allows(run, attempt, len(rows), recovers=run.gathered is None)
     if not math.isfinite(loss):
         raise Diverged(diverged(run, "loss"))
     return loss
@@ -85,17 +85,17 @@ def update(run: Run, lr: float) -> float:
     return grad_norm
 
 
-def as_memory_allows(run: Run, attempt: Callable[[int], T], recovers: bool = True) -> T:
+def as_memory_allows(run: Run, attempt: Callable[[int], T], most: int, recovers: bool = True) -> T:
     """Return what `attempt` returns for the current micro-batch size (rows).
 
     When memory runs out in any process, all halve the micro-batch and try again; the batch size doesn't change.
 
     Args:
+        most: the largest number of rows.
         recovers: whether `attempt` can be repeated; not if it may have failed while parameters were being gathered.
     """
     while True:
-        share = len(run.processes.rows(run.settings.batch_size))
-        rows = min(run.progress.decisions["micro_batch_size"], share)
+        rows = min(run.progress.decisions["micro_batch_size"], most)
         try:
             return attempt(rows)
         except Exception as error:

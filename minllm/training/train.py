@@ -57,8 +57,9 @@ def train(
         OSError: the run folder can't be written, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM stopped the run, after saving a checkpoint; the code is 128 + the signal number.
     """
+    shares_parameters = cfg.train.get("parallel") == "fsdp"  # older runs don't have this option
     with (
-        joined(cfg.train.device) as processes,
+        joined(cfg.train.device, shares_parameters) as processes,
         processes.together(),
         memory.running_out("the model was trained"),
     ):
@@ -141,7 +142,7 @@ def prepare(
     """
     settings: Settings = build(cfg.train)
     share = processes.rows(settings.batch_size)
-    is_sharded = processes.are_several and settings.parallel == "fsdp"
+    is_sharded = processes.share_parameters
     if is_sharded and settings.compile is True:
         raise UserError(
             "train.parallel=fsdp can't be compiled: type train.compile=false, or train.parallel=ddp."
