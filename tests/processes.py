@@ -11,8 +11,11 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-SECONDS = 300.0
+SECONDS = 120.0
 """After which processes that still wait for each other are killed."""
+
+END_SECONDS = 30.0
+"""The same after one of them has failed."""
 
 
 def together(size: int, act: Callable[[int], None], output: Path, restarts: int = 0) -> list[int]:
@@ -36,6 +39,7 @@ def together(size: int, act: Callable[[int], None], output: Path, restarts: int 
             for rank, pid in enumerate(pids):
                 if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                     codes[rank] = os.waitstatus_to_exitcode(ended[1])
+                    deadline = min(deadline, time.monotonic() + END_SECONDS if codes[rank] else deadline)
             assert time.monotonic() < deadline, f"processes hang: {output.read_text(encoding='utf-8')}"
             time.sleep(0.01)
     finally:
@@ -66,6 +70,8 @@ def become(variables: dict[str, str], act: Callable[[int], None], output: Path) 
     try:
         with output.open("a", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        # pytest has replaced them
+        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
         os.environ.update(variables)
         act(int(variables["RANK"]))
         code = 0

@@ -12,6 +12,7 @@ With one process, every method returns its argument, and nothing is imported, se
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,10 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)
 """How long a process waits for another, which may encode a corpus meanwhile; that one has died is noticed at once."""
+MEETING = timedelta(minutes=30)
+"""How long a process waits for the others to start."""
+meetings = itertools.count()
+
 BUCKET = 1 << 23
 """The number of gradients that are added up in one message."""
 NUMBERS = 3
@@ -263,14 +268,15 @@ def joined(
                 f" own: type --nproc-per-node={torch.cuda.device_count()}, or train.device=cpu."
             )
         torch.cuda.set_device(here.local_rank)
-    meeting = {} if here.is_elastic else {"init_method": f"tcp://{here.address}:{here.port}"}
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        rank=here.rank,
-        world_size=here.size,
-        timeout=PATIENCE,
-        **meeting,
+    # torchrun has a store at this address already
+    is_master = here.rank == 0 and not here.is_elastic
+    store = dist.TCPStore(
+        here.address, here.port, is_master=is_master, timeout=MEETING, wait_for_workers=False
     )
+    # one process may train several models in turn
+    store = dist.PrefixStore(f"minllm/{here.restarts}/{next(meetings)}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=PATIENCE)
     try:
         yield Processes(here, share_parameters)
     finally:
