@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from minllm.data.batches import Rows
+from minllm.model.context import Context
 from minllm.model.lm import LM
 from minllm.objective import Objective
 from minllm.training.averaging import Average, own_part
@@ -88,10 +89,29 @@ def shard(root: Root, model: LM, device: torch.device, size: int) -> list[nn.Mod
         fully_shard(module, mesh=mesh, ignored_params=whole)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo can't divide
+    for unit in units:
+        # before and after the hook with which `fully_shard` gathers the parameters
+        unit.register_forward_pre_hook(hide, prepend=True)
+        unit.register_forward_pre_hook(show)
     register_fsdp_forward_method(root, "act")
     for name, p in model.named_parameters():
         p.role = roles[name]
     return units
+
+
+class Hidden:
+    """A context that `fully_shard` doesn't look into: it would copy it, and what a module adds to the copy is lost."""
+
+    def __init__(self, ctx: Context):
+        self.ctx = ctx
+
+
+def hide(unit: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(Hidden(arg) if isinstance(arg, Context) else arg for arg in args)
+
+
+def show(unit: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(arg.ctx if isinstance(arg, Hidden) else arg for arg in args)
 
 
 def shard_average(average: Average, model: nn.Module) -> Average:
