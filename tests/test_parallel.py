@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,10 +14,14 @@ import torch
 import minllm
 from minllm.errors import UserError
 from minllm.runs import folder as rundir
+from minllm.sweep import server
+from minllm.sweep.store import open_study
 from minllm.training import launched, loop
 from minllm.training import train as task
 from minllm.training.launched import Place, place
-from tests.processes import together
+from tests.commands import ROOT, python
+from tests.processes import environment, together
+from tests.searches import ANY_LR, GRID, Workplace
 
 PAIRS = ["data.packing=pad"]
 CONFIGS = {
@@ -42,7 +48,11 @@ CONFIGS = {
     "span": ["objective=span", "model/encoder=same", "model/layout=decoder", "model/mlp=moe", *PAIRS],
 }
 SHARDED = ("adamw", "muon", "lion", "sgd", "diffuseq")
-STEPS = 12
+JOBS = {
+    2: [(name, "ddp") for name in CONFIGS] + [(name, "fsdp") for name in SHARDED],
+    3: [(name, "ddp") for name in ("adamw", "lion", "span")] + [(name, "fsdp") for name in ("muon", "sgd")],
+}
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,7 @@ def words(tmp_path_factory):
             f"train.steps={STEPS}",
             "train.log_every=1",
         ),
-        *("train.eval_every=6", "train.checkpoint_every=0", "train.precision=fp32", "train.compile=false"),
+        *("train.eval_every=4", "train.checkpoint_every=0", "train.precision=fp32", "train.compile=false"),
         *("train.check=false", "sample.max_new_tokens=2", f"data.cache={stores}", "optim.lr=0.003"),
     ]
 
@@ -85,21 +95,20 @@ def trained(words, tmp_path_factory):
     """The folders of all configurations, each trained by 1, 2 and 3 processes: folder / name / way."""
     folder = tmp_path_factory.mktemp("trained")
     configs = {name: minllm.compose([*words, *more]) for name, more in CONFIGS.items()}
-    jobs = [(name, "ddp") for name in CONFIGS] + [(name, "fsdp") for name in SHARDED]
 
-    def train_all(rank, size):
-        for name, parallel in jobs:
+    def train_all(size):
+        for name, parallel in JOBS[size]:
             cfg = configs[name].copy()
             cfg.train.parallel = parallel
-            if size > 1 or parallel == "ddp":
-                task.train(cfg, folder / name / (f"{parallel}-{size}" if size > 1 else "1"))
+            task.train(cfg, folder / name / f"{parallel}-{size}")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rundir, "environment", lambda: {"versions": {}})
         exact_orthogonalisation(patch)
-        train_all(0, 1)
-        for size in (2, 3):
-            codes = together(size, lambda rank, size=size: train_all(rank, size), folder / "output")
+        for name, cfg in configs.items():
+            task.train(cfg, folder / name / "1")
+        for size in JOBS:
+            codes = together(size, lambda rank, size=size: train_all(size), folder / "output")
             assert codes == [0] * size, (folder / "output").read_text()
     return folder
 
@@ -125,11 +134,10 @@ def close(one, other, within=1e-6):
             )
 
 
-@pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize(
-    "name, parallel", [(name, "ddp") for name in CONFIGS] + [(name, "fsdp") for name in SHARDED]
+    "size, name, parallel", [(size, *job) for size, jobs in JOBS.items() for job in jobs], ids=str
 )
-def test_several_processes_find_what_one_finds(trained, name, parallel, size):
+def test_several_processes_find_what_one_finds(trained, size, name, parallel):
     run, alone = trained / name / f"{parallel}-{size}", trained / name / "1"
     close(events(run), events(alone))
     summary = json.loads((run / "summary.json").read_text())
@@ -156,13 +164,13 @@ def test_a_resumed_run_may_have_another_number_of_processes(words, tmp_path):
     ]
     cfg = minllm.compose([*words, *more])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    shorter = {steps: minllm.compose([*words, *more, f"train.steps={steps}"]) for steps in (4, 8)}
+    shorter = {steps: minllm.compose([*words, *more, f"train.steps={steps}"]) for steps in (3, 6)}
 
     with pytest.MonkeyPatch.context() as patch:
         exact_orthogonalisation(patch)
         task.train(cfg, whole)
-        first = together(2, lambda rank: task.train(shorter[4], parts), tmp_path / "output")
-        task.train(shorter[8], parts, resume=str(parts))
+        first = together(2, lambda rank: task.train(shorter[3], parts), tmp_path / "output")
+        task.train(shorter[6], parts, resume=str(parts))
         last = together(3, lambda rank: task.train(cfg, parts, resume=str(parts)), tmp_path / "output")
     assert first == [0, 0] and last == [0, 0, 0], (tmp_path / "output").read_text()
     expected = [event for event in events(whole) if "train_loss" in event]
@@ -280,7 +288,7 @@ def launched_processes(size):
 
 
 @pytest.mark.parametrize(
-    "environment, expected",
+    "variables, expected",
     [
         ({}, Place()),
         # a batch script has the number of tasks, but isn't one of them
@@ -311,8 +319,8 @@ def launched_processes(size):
         ),
     ],
 )
-def test_a_process_learns_its_place_from_its_launcher(environment, expected):
-    assert place(environment) == expected
+def test_a_process_learns_its_place_from_its_launcher(variables, expected):
+    assert place(variables) == expected
 
 
 @pytest.mark.parametrize(
@@ -321,3 +329,62 @@ def test_a_process_learns_its_place_from_its_launcher(environment, expected):
 )
 def test_processes_meet_at_the_first_host_of_a_job(nodes, first):
     assert launched.first_host(nodes) == first
+
+
+def test_torchrun_prints_a_mistake_once(words, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    done = subprocess.run(
+        [*torchrun, ROOT / "run.py", *words, "train.batch_size=7"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.count("train.batch_size=7 can't be shared equally by 2 processes") == 1, done.stderr
+    assert "exitcode  : 2" in done.stderr and not list(tmp_path.glob("outputs/*/*"))
+
+
+def test_commands_that_do_not_train_refuse_several_processes(tmp_path):
+    done = python("run.py", "task=trace", cwd=tmp_path, **environment(0, 2, 1, 0))
+    assert done.returncode == 2
+    assert "task=trace runs in a single process, but 2 were started: start it without torchrun" in done.err
+
+
+def test_a_trial_may_be_trained_by_two_processes(tmp_path):
+    rates = ["optim=sgd", "optim.lr=choice(0.1,0.3)", GRID, "train.batch_size=4"]
+    with Workplace(tmp_path, *rates) as place:
+        place.search("sweep.name=alone").well()
+        place.search("sweep.processes_per_trial=2").well()
+        values = {trial.params["optim.lr"]: trial.value for trial in place.trials()}
+        alone = open_study("alone", None, place.study_folder.with_name("alone")).trials
+    assert len(values) == 2
+    assert values == {trial.params["optim.lr"]: pytest.approx(trial.value, rel=1e-6) for trial in alone}
+    outputs = [path.read_text(encoding="utf-8") for path in place.study_folder.glob("trial-*/output.txt")]
+    assert len(outputs) == 2 and all("2 processes share each batch" in output for output in outputs)
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (
+            ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=3"],
+            "type sweep.processes_per_trial=3",
+        ),
+        (["train.batch_size=5"], "train.batch_size=5 can't be shared equally by 2 processes"),
+    ],
+)
+def test_a_search_says_what_two_processes_can_not_do(words, sentence, tmp_path):
+    pytest.importorskip("submitit", reason="submitit isn't installed")
+    with Workplace(tmp_path, ANY_LR, "sweep.processes_per_trial=2", "hydra.sweeper.n_trials=1") as place:
+        search = place.search("sweep.max_failures=1", *words)
+        assert search.returncode != 0 and sentence in search.err + search.out
+
+
+def test_slots_have_as_many_gpus_as_a_trial_has_processes():
+    gpus = ["0", "1", "4", "5"]
+    assert [server.gpus_of({"slot": slot, "processes": 2}, gpus) for slot in range(3)] == [
+        ["0", "1"],
+        ["4", "5"],
+        ["0", "1"],
+    ]
+    assert server.gpus_of({"slot": 5, "processes": 1}, gpus) == ["1"]

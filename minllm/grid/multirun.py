@@ -149,6 +149,7 @@ class GridSweeper(Sweeper):
         launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=self.context, task_function=self.task
         )
+        logging.getLogger("hydra_plugins").setLevel(logging.WARNING)
         print(
             f"The run will be in {folder}, and the job's log in {hydra.launcher.submitit_folder}", flush=True
         )

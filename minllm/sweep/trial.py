@@ -187,7 +187,6 @@ def trained_by(
         judge.watch(run)
     try:
         summary = train.carry_out(run, tokenizer, notes, cfg)
-        figures["val_bound"] = summary["val_bound"]
     finally:
         figures |= {
             "params": sum(p.numel() for p in run.model.parameters()),
@@ -195,6 +194,9 @@ def trained_by(
             "steps": run.progress.step,
             **run.progress.decisions,
         }
+    if not processes.is_first:
+        return math.nan  # the first process reports
+    figures["val_bound"] = summary["val_bound"]
     return value_of(summary, assignment.metric)
 
 

@@ -35,6 +35,7 @@ PATIENCE = timedelta(days=1)
 """How long a process waits for another, which may encode a corpus meanwhile; that one has died is noticed at once."""
 MEETING = timedelta(minutes=30)
 """How long a process waits for the others to start."""
+PARTING = timedelta(seconds=20)
 meetings = itertools.count()
 
 BUCKET = 1 << 23
@@ -151,6 +152,7 @@ class Processes:
             return
         try:
             yield
+            self.exchange()  # the others wait for the first, which may fail to write its summary
         except Exception as error:
             if is_lost(error) and is_first_to_print(GONE):
                 print(GONE, file=sys.stderr)
@@ -279,8 +281,21 @@ def joined(
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=PATIENCE)
     try:
         yield Processes(here, share_parameters)
+        part(store, here.size)
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > 128:  # all were stopped by a signal
+            part(store, here.size)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def part(store: dist.Store, size: int) -> None:
+    """Wait until every process has received all messages: closing a connection may lose those under way."""
+    with contextlib.suppress(RuntimeError):  # the store is closed: the last process has gone
+        if store.add("parting", 1) == size:
+            store.set("parted", "")
+        store.wait(["parted"], PARTING)
 
 
 def folder_of(processes: Processes, run_dir: Path, resume: str | None) -> tuple[Path, str | None]:

@@ -75,7 +75,10 @@ def train(
 def carry_out(
     run: Run, tokenizer: Tokenizer, notes: list[str | None], cfg: DictConfig, resume: str | None = None
 ) -> dict:
-    """Train what `prepare` returned, write the run folder, and return the contents of summary.json."""
+    """Train what `prepare` returned, write the run folder, and return the contents of summary.json.
+
+    Of several processes, only the first writes and returns something.
+    """
     with run.folder.alone():
         if not resume:
             run.folder.refuse_another_run()  # another process may have started one since
@@ -90,7 +93,7 @@ def carry_out(
                 run.folder.say(note)
             with explained(run):
                 signal = fit(run)
-                if signal is None:
+                if signal is None and run.processes.is_first:
                     metrics = summarise(run, cfg)
                     run.folder.summary(metrics)
                     summary = metrics
@@ -102,7 +105,7 @@ def carry_out(
     if signal is not None:
         run.folder.say(f"{STOPPED} {run.progress.step}. To continue: python run.py resume={run.folder.path}")
         raise SystemExit(128 + signal)
-    for line in report(run, summary):
+    for line in report(run, summary) if summary else []:
         run.folder.say(line)
     return summary
 
