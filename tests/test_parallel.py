@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -75,7 +77,13 @@ def words(tmp_path_factory):
             "train.log_every=1",
         ),
         *("train.eval_every=4", "train.checkpoint_every=0", "train.precision=fp32", "train.compile=false"),
-        *("train.check=false", "sample.max_new_tokens=2", f"data.cache={stores}", "optim.lr=0.003"),
+        *(
+            "train.check=false",
+            "train.device=cpu",
+            "sample.max_new_tokens=2",
+            f"data.cache={stores}",
+            "optim.lr=0.003",
+        ),
     ]
 
 
@@ -231,7 +239,7 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(words, tmp_path, m
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_ends_the_others_and_a_restart_goes_on(words, tmp_path, monkeypatch, victim):
-    cfg = minllm.compose([*words, "train.checkpoint_every=3"])
+    cfg = minllm.compose([*words, "train.checkpoint_every=3", "train.eval_every=0"])
     run, output = tmp_path / "run", tmp_path / "output"
 
     def dies(rank):
@@ -332,7 +340,7 @@ def test_processes_meet_at_the_first_host_of_a_job(nodes, first):
 
 
 def test_torchrun_prints_a_mistake_once(words, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*torchrun, ROOT / "run.py", *words, "train.batch_size=7"],
         cwd=tmp_path,
@@ -347,12 +355,12 @@ def test_torchrun_prints_a_mistake_once(words, tmp_path):
 def test_commands_that_do_not_train_refuse_several_processes(tmp_path):
     done = python("run.py", "task=trace", cwd=tmp_path, **environment(0, 2, 1, 0))
     assert done.returncode == 2
-    assert "task=trace runs in a single process, but 2 were started: start it without torchrun" in done.err
+    assert "task=trace runs in a single process, but 2 were started: start it without torchrun" in done.stderr
 
 
 def test_a_trial_may_be_trained_by_two_processes(tmp_path):
     rates = ["optim=sgd", "optim.lr=choice(0.1,0.3)", GRID, "train.batch_size=4"]
-    with Workplace(tmp_path, *rates) as place:
+    with Workplace(tmp_path / "searches", *rates) as place:
         place.search("sweep.name=alone").well()
         place.search("sweep.processes_per_trial=2").well()
         values = {trial.params["optim.lr"]: trial.value for trial in place.trials()}
@@ -375,7 +383,9 @@ def test_a_trial_may_be_trained_by_two_processes(tmp_path):
 )
 def test_a_search_says_what_two_processes_can_not_do(words, sentence, tmp_path):
     pytest.importorskip("submitit", reason="submitit isn't installed")
-    with Workplace(tmp_path, ANY_LR, "sweep.processes_per_trial=2", "hydra.sweeper.n_trials=1") as place:
+    with Workplace(
+        tmp_path / "searches", ANY_LR, "sweep.processes_per_trial=2", "hydra.sweeper.n_trials=1"
+    ) as place:
         search = place.search("sweep.max_failures=1", *words)
         assert search.returncode != 0 and sentence in search.err + search.out
 
@@ -388,3 +398,15 @@ def test_slots_have_as_many_gpus_as_a_trial_has_processes():
         ["0", "1"],
     ]
     assert server.gpus_of({"slot": 5, "processes": 1}, gpus) == ["1"]
+
+
+def test_the_commands_of_the_page_compose():
+    page = (ROOT / "docs/parallel.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", page.replace("\\\n", ""), flags=re.DOTALL)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    assert len(commands) == 6
+    for command in commands:
+        if "run.py" in command:
+            words = command[command.index("run.py") + 1 :]
+            cfg = minllm.compose([word for word in words if not word.startswith("hydra")])
+            assert cfg.train.batch_size == 64

@@ -183,7 +183,8 @@ class Processes:
 
     def sum_of(self, x: Tensor) -> Tensor:
         """Return the sum over all processes; its gradient is the sum of theirs."""
-        return Sum.apply(x, self) if self.are_several else x
+        # tensors without values are those of one process, which counts what the model costs
+        return Sum.apply(x, self) if self.are_several and not x.is_meta else x
 
     def add_up_gradients(self, model: nn.Module, loss: Tensor) -> None:
         """Replace the gradients, and the loss, by their sums over all processes, in place.
