@@ -169,7 +169,7 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
             os.close(end)
         if imported.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus_of(order, imported.gpus))
-        if order["processes"] > 1:
+        if order.get("processes", 1) > 1:
             os.environ.update(one_of_several(order["processes"]))
         imported.perform(Path(order["folder"]), order["number"], order["storage"])
         status = 0
@@ -185,7 +185,7 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
 
 def gpus_of(order: Mapping[str, Any], gpus: list[str]) -> list[str]:
     """Return the GPUs of a trial: as many as it has processes; slots share them if there aren't enough for all."""
-    n = order["processes"]
+    n = order.get("processes", 1)
     return [gpus[(order["slot"] * n + i) % len(gpus)] for i in range(min(n, len(gpus)))]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 FIRST_PORT, PORTS = 20_000, 20_000
 """The range of ports from which one is chosen for each Slurm job."""
-SAY_SECONDS = 10.0
+SAY_SECONDS = 5.0
 """How long to wait for torchrun's store before printing an error that another process may print too."""
 
 
