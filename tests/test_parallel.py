@@ -18,7 +18,7 @@ from minllm.errors import UserError
 from minllm.runs import folder as rundir
 from minllm.sweep import server
 from minllm.sweep.store import open_study
-from minllm.training import launched, loop
+from minllm.training import launched, loop, step
 from minllm.training import train as task
 from minllm.training.launched import Place, place
 from tests.commands import ROOT, python
@@ -211,6 +211,22 @@ def test_running_out_of_memory_in_one_process_halves_the_rows_of_all(words, tmp_
     assert "process 0: [3, 3, 3, 1, 1" in output and "process 1: [3, 3, 3, 1, 1" in output
     assert output.count("Memory ran out with 3 rows at a time: continuing with 1.") == 1
     assert len([event for event in events(tmp_path / "run") if "train_loss" in event]) == STEPS
+
+
+def test_running_out_of_memory_with_shards_ends_all_and_names_the_option(words, tmp_path, monkeypatch):
+    cfg = minllm.compose([*words, "train.parallel=fsdp"])
+
+    def run(rank):
+        def out_of_memory(*_):
+            raise MemoryError
+
+        at_step(monkeypatch, 2, lambda: rank == 1 and monkeypatch.setattr(step, "autocast", out_of_memory))
+        task.train(cfg, tmp_path / "run")
+
+    assert together(2, run, tmp_path / "output") == [1, 1]
+    output = (tmp_path / "output").read_text()
+    assert "sharded models can't go on with fewer by themselves: add train.micro_batch_size=1." in output
+    assert output.count("raise memory.OutOfMemory(") == 1  # of one process
 
 
 def at_step(monkeypatch, number, act):

@@ -37,6 +37,7 @@ from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
 from minllm.training.loggers import Silent
 from minllm.training.loop import fit
 from minllm.training.parallel import ALONE, Processes, folder_of, joined
+from minllm.training.resuming import last_checkpoint, same_average, same_configuration, same_data
 from minllm.training.run import Run
 from minllm.training.settings import Settings
 from minllm.training.step import Diverged
@@ -271,17 +272,6 @@ def prepare(
     return run, tokenizer, notes
 
 
-def last_checkpoint(folder: RunDir, resume: str) -> Path | None:
-    """Return the checkpoint to continue from; None if the run stopped before its first checkpoint.
-
-    Raises:
-        UserError: a finished run no longer has a checkpoint.
-    """
-    if checkpoints.all_in(folder.checkpoints) or (folder.path / "summary.json").exists():
-        return checkpoints.find(resume, "last")
-    return None
-
-
 def choose_precision(settings: Settings, device: torch.device, progress: Progress) -> tuple[Any, str]:
     """Return the requested precision, else the run's earlier choice, else what suits the machine."""
     before = progress.decisions.get("precision")
@@ -289,39 +279,6 @@ def choose_precision(settings: Settings, device: torch.device, progress: Progres
         return before, "as before"
     precision, why = machine.choose_precision(settings.precision, device)
     return precision, why
-
-
-def same_configuration(before: dict[str, str] | None, now: dict[str, str]) -> dict[str, str]:
-    """Return `now`, the hashes of the configuration. UserError if the run was trained with a different one."""
-    changed = [name for name in now if before and before.get(name, now[name]) != now[name]]
-    if changed:
-        raise UserError(
-            f"{changed[0]} in the run's config.yaml differs from what its last checkpoint was trained with, so the run"
-            " can't be resumed. Undo that change, or start a new run from its weights with init_from=<run>."
-        )
-    return now
-
-
-def same_average(before: float | None, now: float | None) -> float | None:
-    """Return `now`, the decay of the averaged weights. UserError if the run was trained with a different one."""
-    if before != now:
-        kept = "null" if before is None else before
-        raise UserError(
-            f"The run's last checkpoint was saved with train.ema={kept}, so the run can't be resumed with"
-            f" train.ema={'null' if now is None else now}. Type train.ema={kept}, or start a new run from its weights"
-            " with init_from=<run>."
-        )
-    return now
-
-
-def same_data(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    """Return `now`, the hashes of the documents. UserError if the run was trained on different ones."""
-    if before not in (None, now):
-        raise UserError(
-            "This run's training or validation documents have changed since it started, so it can't be resumed."
-            " Restore them, or start a new run from its weights with init_from=<run>."
-        )
-    return now
 
 
 def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:
