@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 from minllm.cli.help import help_text
 from minllm.cli.main import config_dirs, exit_with, refused, run_command, run_hydra, typed_words
 from minllm.errors import UserError, printable
-from minllm.page.terminal import BROKEN_PIPE, NOT_SETTLED
+from minllm.page.terminal import BROKEN_PIPE, NOT_SETTLED, exit_code
 from minllm.schema.foreign import refuse_environment
 from minllm.schema.overrides import key_of
+from minllm.training.launched import is_first_to_print, place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,6 +38,8 @@ def compose_and_run(folders: Sequence[str]) -> int:
     """Let Hydra compose the configuration and run the task once, or once for each combination of a grid."""
     gc.disable()  # composing creates many objects and no garbage; collecting takes a tenth of the time of --cfg
     refuse_misplaced(sys.argv[1:])
+    if is_for_a_job(sys.argv[1:]):
+        sys.argv.append("hydra.mode=MULTIRUN")  # otherwise Hydra doesn't use its launcher
     from hydra.core.hydra_config import HydraConfig
 
     from minllm.grid.multirun import SWEEPER, GridEnded, register
@@ -52,10 +55,11 @@ def compose_and_run(folders: Sequence[str]) -> int:
         gc.enable()
         now = HydraConfig.get()
         overrides, run_dir = typed_words(now), Path(now.runtime.output_dir)
-        in_grid = now.mode is not None and now.mode.name == "MULTIRUN"
+        in_grid = now.mode is not None and now.mode.name == "MULTIRUN" and not is_submitted()
         before = f"{' '.join(overrides)}: " if in_grid else ""
         try:
             refuse_environment(now)
+            refuse_several_processes(composed, in_grid)
             if in_grid:
                 overrides = going_on(composed, overrides, run_dir)
             result = perform(resolve_config(composed, overrides, now.runtime), run_dir)
@@ -68,8 +72,13 @@ def compose_and_run(folders: Sequence[str]) -> int:
             if sentence:
                 codes.append(refused(f"{before}{sentence}"))
             else:
-                print(printable(before + traceback.format_exc()), file=sys.stderr)
+                if is_first_to_print(repr(error)):
+                    print(printable(before + traceback.format_exc()), file=sys.stderr)
                 codes.append(1)
+        except SystemExit as end:
+            if not is_submitted():
+                raise
+            codes.append(exit_code(end))
         finally:
             remove_if_empty(run_dir)
         return codes[-1]
@@ -88,6 +97,35 @@ def compose_and_run(folders: Sequence[str]) -> int:
     return codes[-1]
 
 
+def is_for_a_job(words: Sequence[str]) -> bool:
+    """Whether a single run is for another launcher than this process, such as submitit_slurm."""
+    launcher = [word.partition("=")[2] for word in words if key_of(word) == "hydra/launcher"]
+    return launcher not in ([], ["basic"]) and not is_grid(words)
+
+
+def is_submitted() -> bool:
+    """Whether this process is a task of a submitted job."""
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def is_grid(words: Sequence[str]) -> bool:
+    return bool({"-m", "--multirun"} & set(words)) or any(word.startswith("hydra.mode=") for word in words)
+
+
+def refuse_several_processes(composed: DictConfig, in_grid: bool) -> None:
+    """Raise UserError if several processes run the same command, unless they train one model together."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from minllm.grid.manifest import TRAINS
+
+    if place().size == 1 or (composed.task.get("_target_") == TRAINS and not in_grid):
+        return
+    what = "a grid (-m)" if in_grid else f"task={HydraConfig.get().runtime.choices.task}"
+    raise UserError(
+        f"{what} runs in a single process, but {place().size} were started: start it without torchrun or srun."
+    )
+
+
 def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:
     """Return the message for errors that aren't bugs in minllm: memory, disk, and code of extensions."""
     from minllm.errors import disk_error, memory_error
@@ -99,7 +137,7 @@ def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:
 
 def refuse_misplaced(words: Sequence[str]) -> None:
     """Reject overrides of Hydra that would have no effect, and other sweepers than the grid."""
-    in_grid = bool({"-m", "--multirun"} & set(words)) or any(word.startswith("hydra.mode=") for word in words)
+    in_grid = is_grid(words)
     for word in words:
         key = key_of(word)
         if key in ("hydra/sweeper", "hydra.sweeper._target_"):

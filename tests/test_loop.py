@@ -64,8 +64,9 @@ class Batches:
             tokens_BT, targets_BT.masked_fill(torch.ones(ROWS, LENGTH).triu(1).bool(), IGNORED), None
         )
 
-    def __iter__(self):
-        return iter([self.batch(1000), self.batch(1001)])
+    def batches(self, first, every):
+        whole = [(range(i * ROWS, (i + 1) * ROWS), self.batch(1000 + i)) for i in range(2)]
+        return whole[first::every]
 
 
 def make_run(path, steps=8, **changed):

@@ -14,6 +14,7 @@ from minllm.errors import UserError, disk_error, neighbour, printable, suggest
 from minllm.page.terminal import BROKEN_PIPE, answer, exit_code, only_answers, write_anything
 from minllm.schema.groups import CONF
 from minllm.schema.overrides import UNSET, comma_note, key_of, quoted, with_runs_data
+from minllm.training.launched import is_first_to_print
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -101,7 +102,8 @@ def command_run(
 
 def refused(sentence: str) -> int:
     """Print why a command can't be executed, and return its exit code."""
-    print(printable(sentence), file=sys.stderr)
+    if is_first_to_print(sentence):
+        print(printable(sentence), file=sys.stderr)
     answer({"status": "refused", "error": printable(sentence)})
     return 2
 

@@ -134,8 +134,10 @@ class Corpus:
     def layout(self) -> Layout:
         return layout(self.source.packing, self.documents, self.source)
 
-    def train(self, batch_size: int, seed: int) -> TrainBatches:
-        return TrainBatches(self.documents, self.layout, self.source.seq_len, self.pad_id, batch_size, seed)
+    def train(self, batch_size: int, seed: int, share: range | None = None) -> TrainBatches:
+        """Return the training batches, or a `share` of the rows of each."""
+        documents, seq_len = self.documents, self.source.seq_len
+        return TrainBatches(documents, self.layout, seq_len, self.pad_id, batch_size, seed, share)
 
     def validation(self, batch_size: int) -> Validation:
         documents, stride = self.store.split("val"), stride_of(self.source)
@@ -153,23 +155,32 @@ class TrainBatches:
     The order depends on the seed alone. Row n of the sequence is in batch n // batch_size, so a batch may span two
     epochs.
 
+    share: the rows of each batch that are read; others are read by other processes
     rows_per_epoch: how many rows cover the corpus once
     """
 
     def __init__(
-        self, documents: Documents, layout: Layout, seq_len: int, pad_id: int, batch_size: int, seed: int
+        self,
+        documents: Documents,
+        layout: Layout,
+        seq_len: int,
+        pad_id: int,
+        batch_size: int,
+        seed: int,
+        share: range | None = None,
     ) -> None:
         self.documents, self.layout, self.seq_len, self.pad_id = documents, layout, seq_len, pad_id
-        self.batch_size = batch_size
+        self.batch_size, self.share = batch_size, range(batch_size) if share is None else share
         self.rows_per_epoch = layout.rows
         self.order = functools.lru_cache(2)(functools.partial(epoch_order, layout.rows, seed))
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
-        """Return the batch of a step, counted from 0, or some of its rows (a micro-batch).
+        """Return the share of a step's batch, counted from 0, or some of its rows (a micro-batch).
 
         tokens_BT is (number of rows, seq_len).
         """
-        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        first = step * self.batch_size
+        numbers = range(first + self.share.start, first + self.share.stop)[rows]
         pieces = self.pieces(numbers.start, numbers.stop)
         return fill(pieces, self.documents, self.seq_len, self.pad_id, self.layout.segmented)
 
@@ -225,7 +236,11 @@ class Validation:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches, longest windows first; tokens_BT is (at most batch_size, at most seq_len)."""
-        for start in range(0, len(self.order), self.batch_size):
+        return (batch for _, batch in self.batches())
+
+    def batches(self, first: int = 0, every: int = 1) -> Iterator[tuple[range, Batch]]:
+        """Yield every `every`-th batch from the `first` on, and the numbers of its rows among those of all batches."""
+        for start in range(first * self.batch_size, len(self.order), every * self.batch_size):
             chosen = self.order[start : start + self.batch_size]
             rows = [(piece,) for piece in self.windows.pieces(chosen)]
             longest = int(self.windows.lengths[chosen[0]])
@@ -235,7 +250,7 @@ class Validation:
                 batch.targets_BT[row, :known] = IGNORED
                 if batch.given_BT is not None:
                     batch.given_BT[row, :known] = True
-            yield batch
+            yield range(start, start + len(chosen)), batch
 
 
 def fill(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import itertools
+import logging
 import math
 import os
 import sys
@@ -24,14 +25,14 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import run_job
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from minllm.errors import UserError, disk_sentence, printable
 from minllm.grid.manifest import TRAINS, Grid, fingerprint, grid_for, is_whole, likeness, locked, make_ready
 from minllm.grid.table import grid_table, name_for_logger
 from minllm.page.units import duration
 from minllm.runs.find import remove_if_empty
-from minllm.schema.overrides import key_of
+from minllm.schema.overrides import in_quotes, key_of
 from minllm.sweep.processes import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -99,9 +100,10 @@ class GridSweeper(Sweeper):
             UserError: the overrides define no grid, or another process is running it.
             GridEnded: the grid has ended; has the exit code of run.py.
         """
-        self.refuse_other_launchers()
         loader = self.context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        if self.config.hydra.runtime.choices.get("hydra/launcher") != "basic":
+            raise GridEnded(self.submitted(overrides))
         all_words, varied = combinations(overrides)
         composed = [loader.load_sweep_config(self.config, words) for words in counted(all_words)]
         identities = [fingerprint(one) for one in composed]
@@ -126,13 +128,37 @@ class GridSweeper(Sweeper):
             grid.remove_if_empty()
         raise GridEnded(code)
 
-    def refuse_other_launchers(self) -> None:
-        launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
-        if launcher != "basic":
+    def submitted(self, overrides: Sequence[Override]) -> int:
+        """Run what isn't a grid where Hydra's launcher does, such as in a Slurm job; return its exit code."""
+        hydra = self.config.hydra
+        name = hydra.runtime.choices["hydra/launcher"]
+        if any(override.is_sweep_override() for override in overrides):
             raise UserError(
-                f"run.py runs grids on this machine only, without hydra/launcher={launcher}. For several runs at once,"
+                f"run.py runs grids on this machine only, without hydra/launcher={name}. For several runs at once,"
                 " type hydra.sweeper.n_jobs=2. For a cluster, use sweep.py with search=grid."
             )
+        if hydra.launcher.get("setup") and not any(
+            key_of(word) == "hydra.launcher.setup" for word in hydra.overrides.hydra
+        ):
+            raise UserError(
+                "hydra.launcher.setup runs shell commands, so it can't be set in a file. Type it on the command line."
+            )
+        folder = Path(str(hydra.run.dir)).absolute()
+        with read_write(hydra):
+            hydra.sweep.dir = str(folder.parent)
+        launcher = Plugins.instance().instantiate_launcher(
+            config=self.config, hydra_context=self.context, task_function=self.task
+        )
+        logging.getLogger("hydra_plugins").setLevel(logging.WARNING)
+        print(
+            f"The run will be in {folder}, and the job's log in {hydra.launcher.submitit_folder}", flush=True
+        )
+        places = [
+            f"hydra.sweep.dir={in_quotes(str(folder.parent))}",
+            f"hydra.sweep.subdir={in_quotes(folder.name)}",
+        ]
+        done = launcher.launch([[*(override.input_line for override in overrides), *places]], 0)
+        return done[0].return_value
 
     def run_all(self, grid: Grid, runs: Sequence[Combination]) -> int:
         """Run what isn't complete yet, print the table, and return the exit code."""

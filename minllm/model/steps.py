@@ -4,6 +4,7 @@ A step may process its batch in several micro-batches, or restart with smaller o
 complete only after the step.
 
     before_step(self) -> None                    reset all counts
+    counts(self) -> list[Tensor]                 what several processes add up before `after_step`, in place
     after_step(self) -> dict[str, Tensor]        called after the optimizer's step: adjust, and return metrics
 
 Between steps, a model is evaluated and writes (`evaluating`).
@@ -11,7 +12,7 @@ Between steps, a model is evaluated and writes (`evaluating`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,11 +27,17 @@ def before_step(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def after_step(model: nn.Module) -> dict[str, Tensor]:
+def after_step(
+    model: nn.Module, add_up: Callable[[list[Tensor]], None] = lambda tensors: None
+) -> dict[str, Tensor]:
     """Notify the modules that a step is done; return their metrics, each averaged over the modules that report it.
 
     They are scalars on the device, so that a GPU needn't wait until they are read.
+
+    Args:
+        add_up: replaces the modules' counts by their sums over all processes, in place.
     """
+    add_up([count for module in model.modules() if hasattr(module, "counts") for count in module.counts()])
     found: dict[str, list[Tensor]] = {}
     for module in model.modules():
         if hasattr(module, "after_step"):

@@ -113,10 +113,11 @@ class DiffuSeq(Objective):
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Noised:
         canvas, shape = Canvas(batch, self.length, self.length), (self.length, self.width)
-        t_B, weights_B = model.parts.times.draw(noise.spread())
+        t_B, weights_B = model.parts.times.draw(noise.spread(), noise.rows, noise.of)
         start_BTW, noise_BTW = noise.normal(*shape), noise.normal(*shape)
         open_BT = canvas.open_BT if batch.given_BT is not None else self._split(canvas, batch, noise)
-        return Noised(canvas.text_BT, open_BT, t_B, weights_B, start_BTW, noise_BTW, torch.arange(len(t_B)))
+        rows_B = torch.arange(noise.rows.start, noise.rows.stop)
+        return Noised(canvas.text_BT, open_BT, t_B, weights_B, start_BTW, noise_BTW, rows_B)
 
     def _split(self, canvas: Canvas, batch: Batch, noise: Noise) -> Tensor:
         """Return the open tokens without the beginnings that are given; at least one counted token stays open."""

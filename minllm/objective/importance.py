@@ -26,15 +26,26 @@ class TimeSteps(nn.Module):
         self.t_R: Tensor | None = None
         self.losses_R: Tensor | None = None
 
-    def draw(self, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a time step for each row of a batch, and the weight 1 / (T p) of its loss, on the CPU."""
+    def draw(
+        self, uniform_B: Tensor, rows: range | None = None, of: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return a time step for each row, and the weight 1 / (T p) of its loss, on the CPU.
+
+        Args:
+            uniform_B: numbers in [0, 1).
+            rows: the rows' numbers in the whole batch, if other processes draw for the others.
+            of: the number of rows in the whole batch.
+        """
+        of = len(uniform_B) if of is None else of
+        rows = range(of) if rows is None else rows
         p_T = self.probabilities().cpu()
         cumulative_T = p_T.cumsum(0)
-        t_R = torch.searchsorted(cumulative_T, uniform_R.double() * cumulative_T[-1], right=True)
-        t_R = t_R.clamp(max=len(p_T) - 1)
-        self.t_R = (t_R + 1).to(self.seen_T.device)
-        self.losses_R = torch.zeros_like(uniform_R, device=self.seen_T.device)
-        return t_R + 1, (1 / (len(p_T) * p_T[t_R])).float()
+        t_B = torch.searchsorted(cumulative_T, uniform_B.double() * cumulative_T[-1], right=True)
+        t_B = t_B.clamp(max=len(p_T) - 1)
+        self.t_R = torch.zeros(of, dtype=torch.int64, device=self.seen_T.device)
+        self.t_R[rows.start : rows.stop] = (t_B + 1).to(self.seen_T.device)
+        self.losses_R = torch.zeros(of, device=self.seen_T.device)
+        return t_B + 1, (1 / (len(p_T) * p_T[t_B])).float()
 
     def probabilities(self) -> Tensor:
         """Return the probability of each time step, float64."""
@@ -48,6 +59,10 @@ class TimeSteps(nn.Module):
         """Record the losses of some rows of the batch that was drawn last."""
         if self.losses_R is not None:
             self.losses_R[rows_B] = losses_B.detach().to(self.losses_R.dtype)
+
+    def counts(self) -> list[Tensor]:
+        """Return what is 0 for the rows of other processes."""
+        return [] if self.t_R is None or self.losses_R is None else [self.t_R, self.losses_R]
 
     def after_step(self) -> dict[str, Tensor]:
         if self.t_R is not None and self.losses_R is not None:

@@ -265,6 +265,45 @@ class RunDir:
         self.written(append)
 
 
+class SilentRunDir(RunDir):
+    """The folder of a run that another process writes: nothing is written, printed or locked."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.on_terminal = False
+
+    def refuse_another_run(self) -> None:
+        pass
+
+    def begin(self, cfg: DictConfig, tokenizer: Tokenizer) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        yield
+
+    def resume_at(self, step: int, marks: Mapping[str, list[int]]) -> Kept:
+        return self.kept(step, marks)
+
+    def say(self, line: str) -> None:
+        pass
+
+    def note(self, line: str) -> None:
+        pass
+
+    def event(self, event: dict) -> None:
+        pass
+
+    def samples(self, step: int, texts: list[str]) -> None:
+        pass
+
+    def written(self, write: Callable[[], None]) -> None:
+        pass
+
+    def mend(self) -> None:
+        pass
+
+
 def is_going_on(run: Path) -> bool:
     """Whether a process on this machine is training in a run folder now; False if its lock can't be opened."""
     from filelock import FileLock, Timeout

@@ -33,8 +33,16 @@ def refuse_password(config: DictConfig) -> None:
         )
 
 
-def prepare(launcher: Launcher) -> None:
-    """Make a launcher run each trial once, in its own process, without printing to the terminal."""
+def prepare(launcher: Launcher, processes: int = 1) -> None:
+    """Make a launcher run each trial once, in processes of its own, without printing to the terminal.
+
+    Args:
+        processes: how many processes train a trial together.
+
+    Raises:
+        UserError: the launcher can't start so many, or was asked for another number.
+    """
+    share_trials(launcher, processes)
     # the plugins would log every job with all its overrides between the lines of the table
     logging.getLogger("hydra_plugins").setLevel(logging.WARNING)
     if "submitit_folder" in getattr(launcher, "params", {}):
@@ -51,6 +59,25 @@ def prepare(launcher: Launcher) -> None:
         own = {"max_calls": 1, "max_retries": 0}
         with read_write(launcher.ray_cfg):
             launcher.ray_cfg.remote = {**own, **OmegaConf.to_container(launcher.ray_cfg.remote, resolve=True)}
+
+
+def share_trials(launcher: Launcher, processes: int) -> None:
+    """Make each job of submitit have as many tasks as a trial has processes."""
+    params = getattr(launcher, "params", {})
+    if "tasks_per_node" in params:
+        nodes, tasks = params.get("nodes") or 1, params["tasks_per_node"] or 1
+        if nodes * tasks == 1 and processes > 1:
+            params["tasks_per_node"] = processes
+        elif nodes * tasks != processes:
+            raise UserError(
+                f"A job has {nodes * tasks} tasks (hydra.launcher.nodes × tasks_per_node), but a trial"
+                f" {processes} processes: type sweep.processes_per_trial={nodes * tasks}."
+            )
+    elif processes > 1 and not isinstance(launcher, Processes):
+        raise UserError(
+            f"sweep.processes_per_trial={processes} needs a launcher that starts them together:"
+            " hydra/launcher=processes, submitit_slurm or submitit_local."
+        )
 
 
 def runs_here(launcher: Launcher) -> bool:

@@ -11,13 +11,24 @@ from pathlib import Path
 
 import torch
 
+from minllm.errors import UserError
+
 
 def free_bytes(device: torch.device, n_jobs: int = 1) -> int:
-    """Return the bytes free for each of `n_jobs` concurrent trials, on its GPU or on the machine."""
+    """Return the bytes free for each of `n_jobs` concurrent processes, on its GPU or on the machine."""
     if device.type == "cuda":
         on_one_gpu = math.ceil(n_jobs / torch.cuda.device_count())
         return torch.cuda.mem_get_info()[0] // on_one_gpu
     return min([_available_bytes(), *_left_in_cgroups()]) // n_jobs
+
+
+def refuse_too_few_gpus(device: torch.device, processes: int) -> None:
+    """Raise UserError if the processes of a trial wouldn't have a GPU each."""
+    if device.type == "cuda" and processes > torch.cuda.device_count():
+        raise UserError(
+            f"sweep.processes_per_trial={processes} needs as many GPUs, but this machine has"
+            f" {torch.cuda.device_count()}: make it smaller, or add train.device=cpu."
+        )
 
 
 def at_most_hard_limit(limit_bytes: int) -> int:
@@ -68,7 +79,7 @@ def out_of_memory_kills() -> int:
 
 
 def threads_for(n_jobs: int) -> int:
-    """Return the number of threads for each of `n_jobs` concurrent trials."""
+    """Return the number of threads for each of `n_jobs` concurrent processes."""
     return max(1, torch.get_num_threads() // n_jobs)
 
 

@@ -129,7 +129,11 @@ class Processes(Launcher):
     """Runs each trial in its own process, forked from one that has already imported everything (see processes.py)."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.order = {"storage": config.sweep.storage, "minutes": config.sweep.trial_minutes}
+        self.order = {
+            "storage": config.sweep.storage,
+            "minutes": config.sweep.trial_minutes,
+            "processes": config.sweep.get("processes_per_trial", 1),
+        }
         self.folder = config.hydra.sweep.dir
 
     def start(self, slots: int, shared: ForkServer | None) -> None:

@@ -136,7 +136,7 @@ def train(
         lasting = storages.bytes
         accumulate(run, run.objective.loss, inputs, 1, rows)
         update(run, lr=cfg.optim.lr)
-    evaluate(run.model, run.objective, Few([few_rows(batch, rows)]), device, precision)
+    evaluate(run.model, run.objective, Few(few_rows(batch, rows)), device, precision)
     return lasting, sum(fresh_products(module, batch) for module in run.model.modules())
 
 
@@ -182,10 +182,16 @@ def few_rows(batch: Batch, rows: int) -> Batch:
     return Batch(batch.tokens_BT[:rows], batch.targets_BT[:rows], None)
 
 
-class Few(list):
-    """Batches to evaluate, with the counts that losses are divided by."""
+class Few:
+    """A batch to evaluate, with the counts that losses are divided by."""
 
-    rows = tokens = bytes = 1
+    tokens = bytes = 1
+
+    def __init__(self, batch: Batch):
+        self.batch, self.rows = batch, len(batch.tokens_BT)
+
+    def batches(self, first: int, every: int) -> list[tuple[range, Batch]]:
+        return [(range(self.rows), self.batch)]
 
 
 def fresh_products(module: nn.Module, batch: Batch) -> int:

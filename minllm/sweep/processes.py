@@ -54,12 +54,14 @@ class TrialOrder:
     number: the trial's number
     storage: the study's database, or None
     minutes: its time limit; None for no limit
+    processes: how many processes train it together
     """
 
     folder: str
     number: int
     storage: str | None = None
     minutes: float | None = None
+    processes: int = 1
 
 
 class ForkServer:

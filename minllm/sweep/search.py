@@ -154,14 +154,17 @@ class Search:
         self.launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=sweeper.hydra_context, task_function=sweeper.task_function
         )
-        prepare(self.launcher)
+        processes = settings.processes_per_trial
+        prepare(self.launcher, processes)
         if isinstance(self.launcher, Processes):
             self.launcher.start(self.n_jobs, sweeper.server)
         here = runs_here(self.launcher)
         device = machine.choose_device(self.space.base.train.device)
-        free = limits.free_bytes(device, self.n_jobs) if here else None
+        if here:
+            limits.refuse_too_few_gpus(device, processes)
+        free = limits.free_bytes(device, self.n_jobs * processes) if here else None
         self.limit_bytes = self.memory.limit_bytes or free
-        self.threads = limits.threads_for(self.n_jobs) if here else None
+        self.threads = limits.threads_for(self.n_jobs * processes) if here else None
         # measured once, before other trials load the machine, so that all trials use the same
         self.precision = machine.choose_precision("auto", device)[0] if here else "auto"
         self.ends = time.monotonic() + (settings.minutes or math.inf) * 60

@@ -13,6 +13,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -167,7 +168,9 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
         for end in close:
             os.close(end)
         if imported.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = imported.gpus[order["slot"] % len(imported.gpus)]
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus_of(order, imported.gpus))
+        if order.get("processes", 1) > 1:
+            os.environ.update(one_of_several(order["processes"]))
         imported.perform(Path(order["folder"]), order["number"], order["storage"])
         status = 0
     except BaseException as error:
@@ -178,6 +181,34 @@ def run_trial(order: Mapping[str, Any], imported: Imported, close: tuple[int, ..
         with contextlib.suppress(OSError):  # on a full disk
             sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)
+
+
+def gpus_of(order: Mapping[str, Any], gpus: list[str]) -> list[str]:
+    """Return the GPUs of a trial: as many as it has processes; slots share them if there aren't enough for all."""
+    n = order.get("processes", 1)
+    return [gpus[(order["slot"] * n + i) % len(gpus)] for i in range(min(n, len(gpus)))]
+
+
+def one_of_several(size: int) -> dict[str, str]:
+    """Fork the other processes of this trial; return the environment variables of each, as torchrun would set them.
+
+    They belong to the trial's process group, which ends with its first process.
+    """
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        port = listening.getsockname()[1]
+    rank = next((rank for rank in range(1, size) if os.fork() == 0), 0)
+    if rank:
+        die_with_the_server()
+    return {
+        **{
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+        },
+        **{"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
+    }
 
 
 def reaped(children: dict[int, Child], imported: Imported) -> Iterator[dict[str, Any]]:
@@ -216,6 +247,6 @@ def end_group(pid: int) -> None:
 
 
 def die_with_the_server() -> None:
-    """Make the kernel kill this process when its parent, the server, dies."""
+    """Make the kernel kill this process when its parent dies: the server, or a trial's first process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -23,6 +23,7 @@ class SweepSettings:
     storage: null for a journal in the study's folder, or a database such as sqlite:///studies.db or postgresql://…
     minutes: time after which no new trial starts
     trial_minutes: time limit of a trial; one that takes longer is stopped and counts as pruned
+    processes_per_trial: number of processes that train a trial together (docs/parallel.md), each on its own GPU
     max_failures: number of consecutive crashes after which the search stops
     keep_checkpoints: keep those of the best trial so far, of all trials or of none
     dry_run: print the search space without running any trial
@@ -40,13 +41,15 @@ class SweepSettings:
     dry_run: bool
     trial: dict[str, Any]
     pruner: Annotated[Node, PLACES["sweep.pruner"]]
+    processes_per_trial: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Memory limits of a trial.
 
-    limit: memory of one trial, such as 8GiB; null divides what is free among the trials that run at once
+    limit: memory of one trial, or of each of its processes, such as 8GiB; null divides what is free among those that
+        run at once
     predict: predict a trial's peak memory before it starts, and prune it right away if it can't fit
     """
 

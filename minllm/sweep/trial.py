@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from minllm.errors import UserError, first_line, is_full
 from minllm.page.units import mib
 from minllm.runs import outcome
-from minllm.runs.folder import to_json, write_text
+from minllm.runs.folder import RunDir, SilentRunDir, to_json, write_text
 from minllm.runs.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
 from minllm.schema.building import build
 from minllm.sweep import limits
@@ -34,7 +34,9 @@ from minllm.sweep.launchers import ends_a_job, time_was_up
 from minllm.sweep.prediction import predicted_peak
 from minllm.sweep.store import open_study, storage_errors
 from minllm.training import machine, memory, train
+from minllm.training.launched import place
 from minllm.training.loggers import Logger
+from minllm.training.parallel import Processes, joined
 from minllm.training.run import Run
 from minllm.training.step import Diverged
 
@@ -100,14 +102,16 @@ def perform(folder: Path, number: int, storage: str | None, wanted: str | None =
     if wanted not in (None, assignment.attempt):
         return  # the trial was assigned to another process meanwhile
     device = device_of(assignment)
-    limit_bytes = assignment.limit_bytes or limits.free_bytes(device)
+    limit_bytes = assignment.limit_bytes or limits.free_bytes(device, place().local_size)
     assignment = replace(
         assignment,
         # the prediction is compared with what the kernel will allow
         limit_bytes=limit_bytes if device.type == "cuda" else limits.at_most_hard_limit(limit_bytes),
-        threads=assignment.threads or limits.threads_for(1),
+        threads=assignment.threads or limits.threads_for(place().local_size),
     )
     run_dir = Path(assignment.run_dir)
+    if place().rank:
+        return follow(assignment, folder, storage)
     shutil.rmtree(run_dir, ignore_errors=True)  # left by this same attempt, if a cluster restarted it
     run_dir.mkdir(parents=True)
     with printing_to(run_dir / OUTPUT):
@@ -115,6 +119,18 @@ def perform(folder: Path, number: int, storage: str | None, wanted: str | None =
             outcome.write(attempt(assignment, folder, storage), run_dir, assignment.attempt)
         except GivenUp as error:
             print(error)
+
+
+def follow(assignment: Assignment, folder: Path, storage: str | None) -> None:
+    """Train a trial together with its first process, which alone reports what becomes of it."""
+    with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
+        try:
+            trained(assignment, OmegaConf.create(assignment.config), folder, storage, {})
+        except (SystemExit, UserError):
+            return  # the first process has failed, or has the same error
+        except Exception:
+            with (Path(assignment.run_dir) / OUTPUT).open("a", encoding="utf-8") as output:
+                traceback.print_exc(file=output)
 
 
 def attempt(assignment: Assignment, folder: Path, storage: str | None) -> Outcome:
@@ -144,24 +160,33 @@ def trained(
 ) -> float:
     """Train and return the metric; measurements are added to `figures`."""
     limits.offer_to_the_kernel()
-    rows = rows_that_fit(cfg, assignment, figures)
+    with joined(cfg.train.device, cfg.train.get("parallel") == "fsdp") as processes, processes.together():
+        return trained_by(processes, assignment, cfg, folder, storage, figures)
+
+
+def trained_by(
+    processes: Processes,
+    assignment: Assignment,
+    cfg: DictConfig,
+    folder: Path,
+    storage: str | None,
+    figures: dict[str, Any],
+) -> float:
+    rows = rows_that_fit(cfg, assignment, figures, processes) if processes.is_first else 0
+    rows = processes.agreed(rows)
     limits.hold_to(assignment.limit_bytes, assignment.threads, device_of(assignment))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.RandomSampler()  # nothing is sampled here
-    pruner = build(OmegaConf.create(assignment.pruner), place="sweep.pruner")
-    study = open_study(assignment.study, storage, folder, sampler=sampler, pruner=pruner)
-    judge = PruningLogger(optuna.Trial(study, assignment.trial_id), assignment, storage)
-    with storage_errors(storage):
-        judge.refuse_if_given_up()
-    run, tokenizer, notes = train.prepare(cfg, Path(assignment.run_dir), None, cfg.init_from)
+    judge = judge_of(assignment, folder, storage) if processes.is_first else None
+    run_dir = Path(assignment.run_dir)
+    run_folder = RunDir(run_dir) if processes.is_first else SilentRunDir(run_dir)
+    run, tokenizer, notes = train.prepare(cfg, run_dir, None, cfg.init_from, run_folder, processes)
     asked = run.progress.decisions["micro_batch_size"]
-    if rows < asked:
+    if rows < min(asked, len(processes.rows(cfg.train.batch_size))):
         run.progress.decisions["micro_batch_size"] = rows
         notes.append(f"{asked} rows at a time wouldn't fit in memory: starting with {rows}.")
-    judge.watch(run)
+    if judge:
+        judge.watch(run)
     try:
         summary = train.carry_out(run, tokenizer, notes, cfg)
-        figures["val_bound"] = summary["val_bound"]
     finally:
         figures |= {
             "params": sum(p.numel() for p in run.model.parameters()),
@@ -169,7 +194,22 @@ def trained(
             "steps": run.progress.step,
             **run.progress.decisions,
         }
+    if not processes.is_first:
+        return math.nan  # the first process reports
+    figures["val_bound"] = summary["val_bound"]
     return value_of(summary, assignment.metric)
+
+
+def judge_of(assignment: Assignment, folder: Path, storage: str | None) -> PruningLogger:
+    """Return what reports this trial to its study. Raises GivenUp if the study no longer expects its result."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.RandomSampler()  # nothing is sampled here
+    pruner = build(OmegaConf.create(assignment.pruner), place="sweep.pruner")
+    study = open_study(assignment.study, storage, folder, sampler=sampler, pruner=pruner)
+    judge = PruningLogger(optuna.Trial(study, assignment.trial_id), assignment, storage)
+    with storage_errors(storage):
+        judge.refuse_if_given_up()
+    return judge
 
 
 def value_of(summary: Mapping[str, Any], metric: str) -> float:
@@ -179,14 +219,19 @@ def value_of(summary: Mapping[str, Any], metric: str) -> float:
     return summary[metric]
 
 
-def rows_that_fit(cfg: DictConfig, assignment: Assignment, figures: dict[str, Any]) -> int:
+def rows_that_fit(
+    cfg: DictConfig, assignment: Assignment, figures: dict[str, Any], processes: Processes
+) -> int:
     """Return the number of rows per micro-batch whose predicted peak fits in the limit.
+
+    Sharded models aren't predicted.
 
     Raises:
         DoesNotFit: not even a single row fits.
     """
-    rows = cfg.train.micro_batch_size or cfg.train.batch_size
-    if not assignment.predict:
+    share = len(processes.rows(cfg.train.batch_size))
+    rows = min(cfg.train.micro_batch_size or share, share)
+    if not assignment.predict or processes.share_parameters:
         return rows
     try:
         whole = figures["predicted_bytes"] = predicted_peak(cfg, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -26,8 +26,9 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.params = list(model.parameters())
+        self.params = [own_part(param) for param in model.parameters()]
         self.averages = [param.detach().clone() for param in self.params]
+        self.is_sharded = any(hasattr(param, "to_local") for param in model.parameters())
 
     def decay_at(self, step: int) -> float:
         return min(self.decay, (1 + step) / (10 + step))
@@ -44,9 +45,19 @@ class Average:
             average.copy_(param.detach())
 
     def exchange(self) -> None:
-        """Exchange the values of the parameters and of the average, without copying them."""
+        """Exchange the values of the parameters and of the average, without copying them unless they are sharded."""
         for i, param in enumerate(self.params):
-            param.data, self.averages[i] = self.averages[i], param.data
+            if self.is_sharded:  # a shard is a part of a larger storage
+                values = param.detach().clone()
+                param.detach().copy_(self.averages[i])
+                self.averages[i].copy_(values)
+            else:
+                param.data, self.averages[i] = self.averages[i], param.data
+
+
+def own_part(param: nn.Parameter) -> Tensor:
+    """Return a parameter, or the part of a sharded one that this process has."""
+    return param.to_local() if hasattr(param, "to_local") else param
 
 
 @contextmanager

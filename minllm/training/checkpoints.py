@@ -17,15 +17,15 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_model, save_file, save_model
+from torch import Tensor, nn
 
 from minllm.errors import UserError
 from minllm.files.atomic import checksum, write_text
@@ -39,6 +39,7 @@ from minllm.tokenizer import Tokenizer, of_run
 from minllm.training import memory
 from minllm.training.averaging import Average, averaged
 from minllm.training.optimizers import wrong_state
+from minllm.training.parallel import is_sharded, shard_of, whole
 from minllm.training.state import Progress, wrong_values
 
 T = TypeVar("T")
@@ -55,11 +56,13 @@ def save(
     progress: Progress,
     keep: int,
     average: Average | None = None,
+    contents: Contents | None = None,
 ) -> None:
     """Write a checkpoint in `folder`, then remove all except the newest `keep` and the best.
 
     Args:
         average: the average of the model's parameters, if there is one.
+        contents: what `gather` returned, if parameters are sharded.
 
     Raises:
         OSError: the folder can't be written, or the disk is full; earlier checkpoints are unchanged.
@@ -70,12 +73,16 @@ def save(
     beside.mkdir(parents=True)
     try:
         with _write_errors():
-            if average:
-                save_model(model, str(beside / UNAVERAGED))
-            with averaged(average):
-                save_model(model, str(beside / MODEL))
+            if contents:
+                for name, weights in contents.weights.items():
+                    save_file(weights, str(beside / name), metadata={})
+            else:
+                if average:
+                    save_model(model, str(beside / UNAVERAGED))
+                with averaged(average):
+                    save_model(model, str(beside / MODEL))
             with (beside / OPTIMIZER).open("wb") as file:
-                torch.save(optimizer.state_dict(), file)
+                torch.save(contents.optimizer if contents else optimizer.state_dict(), file)
         progress.files = {path.name: checksum(path) for path in sorted(beside.iterdir())}
         (beside / "state.json").write_text(to_json(asdict(progress)), encoding="utf-8")
         _sync(beside)
@@ -83,6 +90,33 @@ def save(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     tidy(folder, progress, keep)  # after the rename: `progress.best` may be the checkpoint just written
+
+
+@dataclass
+class Contents:
+    """The tensors of a checkpoint, gathered from all processes: the weights by file, and the optimizer's state."""
+
+    weights: dict[str, dict[str, Tensor]]
+    optimizer: dict[str, Any]
+
+
+def gather(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> Contents | None:
+    """Return the contents of a checkpoint on the CPU; None if parameters aren't sharded. All processes must call it."""
+    if not any(map(is_sharded, model.parameters())):
+        return None
+    weights = {UNAVERAGED: gathered(model.state_dict())} if average else {}
+    with averaged(average):
+        weights[MODEL] = gathered(model.state_dict())
+    return Contents(weights, gathered(optimizer.state_dict()))
+
+
+def gathered(value: Any) -> Any:
+    """Return nested values in which no tensor is sharded."""
+    if isinstance(value, Tensor):
+        return whole(value.detach()).cpu().contiguous()
+    if isinstance(value, dict):
+        return {key: gathered(each) for key, each in value.items()}
+    return [gathered(each) for each in value] if isinstance(value, list) else value
 
 
 def tidy(folder: Path, progress: Progress, keep: int) -> None:
@@ -217,6 +251,15 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
         if wrong := wrong_state(optimizer, state):
             raise UserError(f"{path} is damaged: {wrong}. {cure(checkpoint)}")
         optimizer.load_state_dict(state)
+        shard_state(optimizer)
+
+
+def shard_state(optimizer: torch.optim.Optimizer) -> None:
+    """Shard a state that was loaded whole like the parameters that it belongs to, if they are sharded."""
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                state[name] = shard_of(value, p)
 
 
 def refuse_changed(path: Path) -> None:

@@ -14,6 +14,7 @@ from minllm.objective import Objective
 from minllm.objective.noise import Noise
 from minllm.page import units
 from minllm.training.machine import Precision
+from minllm.training.parallel import ALONE, Processes
 
 LOOKAHEAD_WARNING = (
     "This model looks ahead, so its loss isn't comparable with that of a causal model, and is lower."
@@ -34,21 +35,23 @@ def evaluate(
     device: torch.device,
     precision: Precision,
     nats_of_documents: np.ndarray | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Return `val_loss` (nats per token) and `val_bpb` (bits per UTF-8 byte), computed without dropout.
 
     Args:
         nats_of_documents: if given, each document's loss is added to it.
+        processes: those that share the batches.
     """
-    by_window: list[torch.Tensor] = []
+    nats = torch.zeros(validation.rows, dtype=torch.float64)
+    place = processes.place
     with evaluating(model):
-        for batch in validation:
-            first = sum(map(len, by_window))
-            noise = Noise(0, "evaluation", range(first, first + len(batch.tokens_BT)), validation.rows)
+        for rows, batch in validation.batches(place.rank, place.size):
+            noise = Noise(0, "evaluation", rows, validation.rows)
             with autocast(device, precision):
                 nats_B = objective.nats(model, batch.to(device), noise)
-            by_window.append(nats_B.double().cpu())
-    nats = torch.cat(by_window)
+            nats[rows.start : rows.stop] = nats_B.double().cpu()
+    processes.add_up([nats])
     if nats_of_documents is not None:
         np.add.at(nats_of_documents, validation.documents_of_windows, nats.numpy())
     total = nats.sum().item()

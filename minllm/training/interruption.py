@@ -16,9 +16,13 @@ class Interruption:
     """A context in which the first SIGINT or SIGTERM only sets `signal`; a second one acts as usual.
 
     Has no effect outside the main thread, where Python doesn't allow signal handlers.
+
+    Args:
+        shown: print that training will stop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True) -> None:
+        self.shown = shown
         self.signal: int | None = None
         self._held = False
         self._before: dict[int, object] = {}
@@ -46,6 +50,8 @@ class Interruption:
     def _note(self, number: int, frame: object) -> None:
         if self.signal is None:
             self.signal = number
+            if not self.shown:
+                return
             # not print(): the handler may run in the middle of another print
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.write(sys.__stderr__.fileno(), STOPPING)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ from minllm.training.step import (
 )
 from minllm.training.utilisation import utilisation
 
+T = TypeVar("T")
+
 
 def fit(run: Run) -> int | None:
     """Train until a budget is used up. Return the signal that stopped training early, or None.
@@ -51,14 +54,14 @@ def fit(run: Run) -> int | None:
     run.model.train()
 
     with (
-        Interruption() as interruption,
+        Interruption(shown=run.processes.is_first) as interruption,
         ProgressBar(shown=run.folder.on_terminal) as bar,
         prepared_ahead(run),
     ):
         if progress.step > 0:
             last = budget.spent(progress.step, progress.seconds)
             catch_up(run, last)
-            stopping = interruption.signal
+            stopping = run.processes.strongest(interruption.signal)
         while not last and stopping is None:
             step_began = time.perf_counter()
             lr = run.schedule.lr(progress.position, budget.total_steps)
@@ -74,7 +77,10 @@ def fit(run: Run) -> int | None:
             fastest_seconds = min(fastest_seconds, step_seconds)
             progress.step += 1
             progress.tokens += run.tokens_per_step
-            progress.seconds = time.perf_counter() - run.began
+            # the first process's clock decides for all
+            step_seconds, progress.seconds, _ = run.processes.exchange(
+                step_seconds, time.perf_counter() - run.began
+            )[0]
             progress.lr = lr
             if compiling:
                 memory.trim()
@@ -101,13 +107,13 @@ def fit(run: Run) -> int | None:
             undecided = settings.compile == "auto" and "compile" not in progress.decisions
             if undecided and progress.step >= PACE_STEPS:
                 seconds_left = budget.seconds_left(progress.step, progress.seconds, fastest_seconds)
-                compiling, why = machine.choose_compile(run.device, seconds_left)
+                compiling, why = run.processes.agreed(choose_compile(run, seconds_left))
                 progress.decisions["compile"] = compiling
                 run.folder.say(f"{'Compiling' if compiling else 'Not compiling'}: {why}.")
                 if compiling:
                     loss_of = compile_loss(run)
 
-            stopping = interruption.signal
+            stopping = run.processes.strongest(interruption.signal)
             if better or stopping or due(settings.checkpoint_every, progress.step, last):
                 with interruption.held():
                     save(run)
@@ -120,7 +126,8 @@ def fit(run: Run) -> int | None:
 def catch_up(run: Run, last: bool) -> None:
     """Do the logging, evaluation and sampling that the resumed run missed at its checkpoint's step."""
     settings, progress = run.settings, run.progress
-    checkpoints.tidy(run.folder.checkpoints, progress, settings.keep_checkpoints)
+    if run.processes.is_first:
+        checkpoints.tidy(run.folder.checkpoints, progress, settings.keep_checkpoints)
     if "train_loss" in run.recorded:
         progress.recent_losses.clear(), progress.recent_figures.clear()
     elif due(settings.log_every, progress.step, last) and progress.recent_losses and progress.lr is not None:
@@ -128,10 +135,18 @@ def catch_up(run: Run, last: bool) -> None:
     evaluates = due(settings.eval_every, progress.step, last) or part_ended(run)
     if evaluates and "val_loss" not in run.recorded:
         record_evaluation(run, last)
-        progress.records = marked(run.folder.path)
-        run.folder.written(lambda: checkpoints.save_progress(run.folder.checkpoints, progress))
+        if run.processes.is_first:
+            progress.records = marked(run.folder.path)
+            run.folder.written(lambda: checkpoints.save_progress(run.folder.checkpoints, progress))
     if due(settings.sample_every, progress.step, last) and not run.is_sampled:
         write_sample(run)
+
+
+def choose_compile(run: Run, seconds_left: float) -> tuple[bool, str]:
+    """Return whether to compile from now on, and why."""
+    if run.gathered is not None:
+        return False, "sharded models aren't compiled"
+    return machine.choose_compile(run.device, seconds_left)
 
 
 def due(every: int, step: int, last: bool) -> bool:
@@ -154,12 +169,17 @@ def save(run: Run) -> None:
         Diverged: a step since the last one that was read isn't finite; the checkpoint isn't written.
     """
     read_figures(run, everything=True)
+    contents = checkpoints.gather(run.model, run.optimizer, run.average)
+    if not run.processes.is_first:
+        return
     run.progress.seconds = time.perf_counter() - run.began
     run.folder.mend()
     run.progress.records = marked(run.folder.path)
     keep, folder = run.settings.keep_checkpoints, run.folder.checkpoints
     model, average = run.model, run.average
-    run.folder.written(lambda: checkpoints.save(folder, model, run.optimizer, run.progress, keep, average))
+    run.folder.written(
+        lambda: checkpoints.save(folder, model, run.optimizer, run.progress, keep, average, contents)
+    )
 
 
 @contextlib.contextmanager
@@ -169,7 +189,8 @@ def keeping(run: Run) -> Iterator[None]:
         yield
     except Exception as error:
         saved = checkpoints.is_saved(run.folder.checkpoints, run.progress.step)
-        if run.progress.step > 0 and not saved and not isinstance(error, Diverged):
+        kept_whole = run.gathered is None  # the other processes' shards can't be gathered after a failure
+        if run.progress.step > 0 and not saved and kept_whole and not isinstance(error, Diverged):
             # saving may fail for the same reason (disk, memory); report the first error
             with contextlib.suppress(OSError, MemoryError, RuntimeError, UserError):
                 save(run)
@@ -185,10 +206,17 @@ def evaluation(run: Run, by_document: bool) -> tuple[dict[str, float], np.ndarra
     def attempt(rows: int) -> tuple[dict[str, float], np.ndarray | None]:
         run.validation.batch_size = rows
         nats = np.zeros(len(run.document_bytes)) if by_document else None
-        figures = evaluate(run.model, run.objective, run.validation, run.device, run.precision, nats)
+        figures = evaluate(
+            run.model, run.objective, run.validation, run.device, run.precision, nats, run.processes
+        )
         return figures, nats
 
-    return as_memory_allows(run, attempt)
+    return with_all_parameters(run, lambda: as_memory_allows(run, attempt, run.settings.batch_size))
+
+
+def with_all_parameters(run: Run, act: Callable[[], T]) -> T:
+    """Return what `act` returns; while it runs, sharded parameters are gathered."""
+    return act() if run.gathered is None else run.gathered(act)
 
 
 def record_training(run: Run, tokens_per_second: float) -> None:
@@ -248,7 +276,7 @@ def write_sample(run: Run) -> None:
     try:
         with keeping(run):
             with averaged(run.average):
-                run.latest_samples = run.sample()
+                run.latest_samples = with_all_parameters(run, run.sample)
             if run.latest_samples:
                 run.folder.samples(step, [prompt + text for prompt, text in run.latest_samples])
     except Exception as error:

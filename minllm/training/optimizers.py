@@ -15,6 +15,7 @@ from torch.optim._muon import muon
 from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.schema.options import BelowOne, NonNegative, Positive
+from minllm.training.parallel import is_sharded, shard_of, whole
 
 _Torch = torch.optim.Optimizer
 
@@ -129,12 +130,15 @@ class Muon(Optimizer):
                 self.orthogonal_step(p, group["lr"])
 
     def orthogonal_step(self, p: nn.Parameter, lr: float) -> None:
+        momentum = momentum_of(self, p)
+        # a shard isn't orthogonal because the matrix is: every process computes the whole step
+        matrix, gradient, whole_momentum = whole(p.detach()), whole(p.grad), whole(momentum)
         # projections share a matrix only for speed: each is orthogonalised separately
         parts = p.role.parts or [len(p)]
         muon(
-            list(p.split(parts)),
-            list(p.grad.split(parts)),
-            list(momentum_of(self, p).split(parts)),
+            list(matrix.split(parts)),
+            list(gradient.split(parts)),
+            list(whole_momentum.split(parts)),
             lr=lr,
             weight_decay=0.0,
             momentum=self.momentum,
@@ -145,6 +149,9 @@ class Muon(Optimizer):
             adjust_lr_fn="match_rms_adamw",
             has_complex=False,
         )
+        if is_sharded(p):
+            p.copy_(shard_of(matrix, p))
+            momentum.copy_(shard_of(whole_momentum, p))
 
 
 class Lion(Optimizer):
@@ -195,7 +202,9 @@ class SGD(Optimizer, torch.optim.SGD):
                 " optim.nesterov=false."
             )
         groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay)
-        super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=has_fused(model))
+        # torch has no fused SGD for sharded parameters
+        fused = None if any(map(is_sharded, model.parameters())) else has_fused(model)
+        super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def grouped(

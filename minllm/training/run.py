@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.loggers import Logger
+from minllm.training.parallel import ALONE, Processes
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
 from minllm.training.unread import Unread
@@ -64,5 +66,9 @@ class Run:
     """The metrics that metrics.jsonl already has for the step from which a resumed run continues."""
     is_sampled: bool = False
     """Whether samples.txt already has a text for that step."""
+    processes: Processes = ALONE
+    """The processes that train the model together."""
+    gathered: Callable[[Callable[[], Any]], Any] | None = None
+    """Calls a function while all parameters are gathered; None if they aren't sharded."""
     began: float = 0.0
     """The `time.perf_counter` time at which the run would have started, had it never been interrupted."""

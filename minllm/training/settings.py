@@ -19,7 +19,7 @@ class Settings:
 
     steps, tokens, minutes, flops: budgets; the run ends when the first of those given is used up
     batch_size: rows of tokens in each step, however little memory there is
-    micro_batch_size: rows at a time; null starts with the whole batch; it is halved when memory runs out
+    micro_batch_size: rows at a time in each process; null starts with all; it is halved when memory runs out
     log_every: steps between lines of metrics
     eval_every: steps between evaluations; 0 evaluates at the end only
     evals: also evaluate this many times, evenly spaced over the run, whatever its budget
@@ -32,6 +32,8 @@ class Settings:
     ema: decay of an exponential moving average of the parameters, which is then what is evaluated, sampled from and
         loaded from checkpoints; null doesn't average
     malloc: keep makes glibc keep freed pages, on CPU; default leaves it unchanged
+    parallel: how several processes share a model: ddp copies it to each; fsdp gives each a part of its parameters,
+        gradients and optimizer state
     matmul_precision: of fp32 matrix products: highest is fp32; high and medium may round their inputs, to TF32 on GPUs
     recompute: what the backward pass computes again to save memory: each of the branches, or whole layers
     check: check before training that the model satisfies the laws of `minllm.laws.laws`
@@ -57,6 +59,7 @@ class Settings:
     # older runs don't have these options
     ema: Share | None = None
     check: bool = True
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     matmul_precision: MatmulPrecision = "highest"
     recompute: Recompute = "none"
 

@@ -20,7 +20,9 @@ from minllm.objective.noise import Noise
 from minllm.runs.folder import DIVERGED
 from minllm.training import checkpoints, memory
 from minllm.training.ahead import preparing
+from minllm.training.averaging import own_part
 from minllm.training.evaluation import autocast
+from minllm.training.parallel import OUT_OF_MEMORY, OutOfMemoryElsewhere, whole
 from minllm.training.run import Run
 
 T = TypeVar("T")
@@ -36,29 +38,29 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> Tensor:
     Raises:
         Diverged: the loss isn't finite. If the device is read later, `check_finite` raises it then.
     """
-    step = run.progress.step
-    inputs, counted = run.ahead.take(step) if run.ahead else prepared(run, step)
+    step, rows = run.progress.step, run.processes.rows(run.settings.batch_size)
+    inputs, own = run.ahead.take(step) if run.ahead else prepared(run, step)
+    # a batch of few rows may have given parts alone
+    counted = max(1, run.processes.total(own))
 
     def attempt(micro_batch_size: int) -> Tensor:
         run.optimizer.zero_grad()
         before_step(run.model)
-        seed_dropout(run.seed, run.progress.step)
+        seed_dropout(run.seed, run.progress.step, run.processes.place.rank)
         return accumulate(run, loss_of, inputs, counted, micro_batch_size)
 
-    loss = as_memory_allows(run, attempt)
+    loss = as_memory_allows(run, attempt, len(rows), recovers=run.gathered is None)
     if not run.unread.lag:
         check_finite(run, step, {"train_loss": loss.item()})
     return loss
 
 
 def prepared(run: Run, step: int) -> tuple[Rows, int]:
-    """Return the inputs of a step's whole batch, on the host, and their number of counted targets."""
+    """Return the inputs of this process's rows of a step, on the host, and their number of counted targets."""
     batch = run.train_batches.batch(step)
-    rows = len(batch.tokens_BT)
-    noise = Noise(run.seed, step, range(rows), rows)
-    inputs = run.objective.inputs(batch, noise, run.model)
-    # a batch of few rows may have given parts alone
-    counted = max(1, run.objective.counted(batch, inputs))
+    of = run.settings.batch_size
+    inputs = run.objective.inputs(batch, Noise(run.seed, step, run.processes.rows(of), of), run.model)
+    counted = run.objective.counted(batch, inputs)
     return (inputs.pinned() if run.device.type == "cuda" else inputs), counted
 
 
@@ -82,15 +84,17 @@ def accumulate(
     """Accumulate the gradient of the batch's mean loss over micro-batches; return that loss.
 
     Args:
+        inputs: this process's rows of the batch.
         counted: the batch's number of targets, so that each weighs the same in whichever micro-batch it is.
     """
     inputs = inputs.to(run.device)
     total = torch.zeros((), device=run.device)
-    for start in range(0, run.settings.batch_size, micro_batch_size):
+    for start in range(0, len(run.processes.rows(run.settings.batch_size)), micro_batch_size):
         with autocast(run.device, run.precision):
             loss = loss_of(run.model, inputs.rows(slice(start, start + micro_batch_size))) / counted
         loss.backward()
         total += loss.detach()
+    run.processes.add_up_gradients(run.model, total)
     return total
 
 
@@ -104,7 +108,7 @@ def update(run: Run, lr: float) -> dict[str, Tensor]:
             stay finite until `check_finite` raises it.
     """
     max_norm = math.inf if run.settings.clip is None else run.settings.clip
-    grad_norm = clip_grad_norm_(run.model.parameters(), max_norm)
+    grad_norm = whole(clip_grad_norm_(run.model.parameters(), max_norm))
     if run.unread.lag:
         keep_finite(run.model, grad_norm)
     else:
@@ -112,7 +116,7 @@ def update(run: Run, lr: float) -> dict[str, Tensor]:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
-    metrics = after_step(run.model)
+    metrics = after_step(run.model, run.processes.add_up)
     if run.average:
         run.average.update(run.progress.step + 1)
     return {"grad_norm": grad_norm, **metrics}
@@ -124,7 +128,7 @@ def keep_finite(model: nn.Module, grad_norm: Tensor) -> None:
     diverged = ~grad_norm.isfinite()
     for param in model.parameters():
         if param.grad is not None:
-            param.grad.masked_fill_(diverged, 0)
+            own_part(param.grad).masked_fill_(diverged, 0)
 
 
 def read_figures(run: Run, everything: bool) -> float | None:
@@ -151,18 +155,29 @@ def check_finite(run: Run, step: int, figures: dict[str, float]) -> None:
             raise Diverged(diverged(run, step, what))
 
 
-def as_memory_allows(run: Run, attempt: Callable[[int], T]) -> T:
+def as_memory_allows(run: Run, attempt: Callable[[int], T], most: int, recovers: bool = True) -> T:
     """Return what `attempt` returns for the current micro-batch size (rows).
 
-    When memory runs out, halve the micro-batch and try again; the batch size doesn't change.
+    When memory runs out in any process, all halve the micro-batch and try again; the batch size doesn't change.
+
+    Args:
+        most: the largest number of rows.
+        recovers: whether `attempt` can be repeated; not if it may have failed while parameters were being gathered.
     """
     while True:
-        rows = run.progress.decisions["micro_batch_size"]
+        rows = min(run.progress.decisions["micro_batch_size"], most)
         try:
             return attempt(rows)
         except Exception as error:
             if not memory.ran_out(error):
                 raise
+            if not recovers:
+                raise memory.OutOfMemory(
+                    f"Memory ran out with {rows} rows at a time, and sharded models can't go on with fewer by"
+                    f" themselves: add train.micro_batch_size={max(1, rows // 2)}."
+                ) from error
+            if not isinstance(error, OutOfMemoryElsewhere):
+                run.processes.tell(OUT_OF_MEMORY)
         # outside the except block, so that the traceback no longer keeps tensors alive
         run.progress.decisions["micro_batch_size"] = memory.halve(rows)
         run.folder.say(
@@ -180,9 +195,9 @@ def diverged(run: Run, step: int, what: str) -> str:
     )
 
 
-def seed_dropout(seed: int, step: int) -> None:
-    """Seed torch's global generators for one step, so that dropout depends on the seed and the step alone."""
-    torch.manual_seed(number(seed, f"dropout/{step}"))
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Seed torch's global generators for one step, so that dropout depends on the seed, the step and the process."""
+    torch.manual_seed(number(seed, f"dropout/{step}/{rank}" if rank else f"dropout/{step}"))
 
 
 def compile_loss(run: Run) -> Callable[..., Tensor]:

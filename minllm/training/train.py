@@ -18,7 +18,7 @@ from minllm.data.floor import above_floor
 from minllm.data.source import PairSource, Source
 from minllm.errors import DISK_TROUBLE, UserError, disk_sentence
 from minllm.laws.laws import UNCHECKED, check_laws
-from minllm.model.build import new_model, rebuild_model
+from minllm.model.build import new_model, rebuild_model, shapes_of
 from minllm.model.cost import cost, flops_per_token
 from minllm.model.lm import LM
 from minllm.model.size import in_words
@@ -26,7 +26,7 @@ from minllm.model.stack import set_recompute
 from minllm.objective import Objective
 from minllm.page import units
 from minllm.runs.find import unchangeable
-from minllm.runs.folder import STOPPED, RunDir
+from minllm.runs.folder import STOPPED, RunDir, SilentRunDir
 from minllm.schema.building import build
 from minllm.schema.options import RunPlace
 from minllm.tokenizer import Tokenizer
@@ -35,7 +35,10 @@ from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
+from minllm.training.loggers import Silent
 from minllm.training.loop import fit
+from minllm.training.parallel import ALONE, Processes, folder_of, joined
+from minllm.training.resuming import last_checkpoint, same_average, same_configuration, same_data
 from minllm.training.run import Run
 from minllm.training.settings import Settings
 from minllm.training.step import Diverged
@@ -58,20 +61,29 @@ def train(
         OSError: the run folder can't be written, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM stopped the run, after saving a checkpoint; the code is 128 + the signal number.
     """
-    precise = machine.matmul_precision(build(cfg.train).matmul_precision)
-    with memory.running_out("the model was trained"), precise:
+    shares_parameters = cfg.train.get("parallel") == "fsdp"  # older runs don't have this option
+    with (
+        machine.matmul_precision(build(cfg.train).matmul_precision),
+        joined(cfg.train.device, shares_parameters) as processes,
+        processes.together(),
+        memory.running_out("the model was trained"),
+    ):
+        run_dir, resume = folder_of(processes, run_dir, resume)
+        folder = RunDir(run_dir) if processes.is_first else SilentRunDir(run_dir)
         if not resume:
-            return carry_out(*prepare(cfg, run_dir, None, init_from), cfg)
-        folder = RunDir(run_dir)
+            return carry_out(*prepare(cfg, run_dir, None, init_from, folder, processes), cfg)
         # hold the lock from reading the progress until training continues
         with folder.alone():
-            return carry_out(*prepare(cfg, run_dir, resume, init_from, folder), cfg, resume)
+            return carry_out(*prepare(cfg, run_dir, resume, init_from, folder, processes), cfg, resume)
 
 
 def carry_out(
     run: Run, tokenizer: Tokenizer, notes: list[str | None], cfg: DictConfig, resume: str | None = None
 ) -> dict:
-    """Train what `prepare` returned, write the run folder, and return the contents of summary.json."""
+    """Train what `prepare` returned, write the run folder, and return the contents of summary.json.
+
+    Of several processes, only the first writes and returns something.
+    """
     with run.folder.alone():
         if not resume:
             run.folder.refuse_another_run()  # another process may have started one since
@@ -86,7 +98,7 @@ def carry_out(
                 run.folder.say(note)
             with explained(run):
                 signal = fit(run)
-                if signal is None:
+                if signal is None and run.processes.is_first:
                     metrics = summarise(run, cfg)
                     run.folder.summary(metrics)
                     summary = metrics
@@ -98,7 +110,7 @@ def carry_out(
     if signal is not None:
         run.folder.say(f"{STOPPED} {run.progress.step}. To continue: python run.py resume={run.folder.path}")
         raise SystemExit(128 + signal)
-    for line in report(run, summary):
+    for line in report(run, summary) if summary else []:
         run.folder.say(line)
     return summary
 
@@ -126,6 +138,7 @@ def prepare(
     resume: str | None,
     init_from: str | None,
     folder: RunDir | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Run, Tokenizer, list[str | None]]:
     """Build every part of the run and reject what can't be trained; nothing is written to `run_dir` yet.
 
@@ -133,8 +146,15 @@ def prepare(
 
     Args:
         folder: the run folder, if the caller already holds its lock.
+        processes: those that train the model together.
     """
     settings: Settings = build(cfg.train)
+    share = processes.rows(settings.batch_size)
+    is_sharded = processes.share_parameters
+    if is_sharded and settings.compile is True:
+        raise UserError(
+            "train.parallel=fsdp can't be compiled: type train.compile=false, or train.parallel=ddp."
+        )
     folder = folder or RunDir(run_dir)
     if not resume:
         folder.refuse_another_run()
@@ -149,7 +169,8 @@ def prepare(
     device = machine.choose_device(settings.device)
     pages = memory.keep_pages() if settings.malloc == "keep" and device.type == "cpu" else False
     memory.reset_peak(device)
-    precision, why = choose_precision(settings, device, progress)
+    precision, why = processes.agreed(choose_precision(settings, device, progress))
+    progress.decisions["precision"] = precision
     rows = settings.micro_batch_size or settings.batch_size
     # keep the micro-batch size that fitted into memory, unless a different one is requested now
     if progress.decisions.get("micro_batch_size_asked") != rows:
@@ -165,29 +186,42 @@ def prepare(
     objective: Objective = build(cfg.objective)
     objective.check(source)
     with memory.running_out("the model was built"):
-        model = (rebuild_model if resume else new_model)(cfg, tokenizer).to(device)
-        checked = check_laws(cfg) if settings.check else None
+        # shards go to the device one by one
+        model = (rebuild_model if resume else new_model)(cfg, tokenizer).to("cpu" if is_sharded else device)
+        checked = check_laws(cfg) if settings.check and processes.is_first else None
     set_recompute(model, settings.recompute)
     if init_from:
         checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))
     average = Average(model, settings.ema) if settings.ema else None
-    optimizer = build(cfg.optim, model)
-    flops = needed_flops(settings, model, cfg.data.seq_len)
+    if checkpoint and average:
+        checkpoints.load_average(checkpoint, model, average)
+    elif checkpoint:
+        checkpoints.load_weights(checkpoint, model)
+    processes.synchronise(model)
+    # those of a sharded model couldn't be counted later
+    flops = (
+        flops_per_token(model, cfg.data.seq_len)
+        if is_sharded
+        else needed_flops(settings, model, cfg.data.seq_len)
+    )
     budget = Budget.of(settings, settings.batch_size * cfg.data.seq_len, flops)
+    gathered = None
+    if is_sharded:
+        from minllm.training.sharding import Sharded, shard_average
+
+        objective = Sharded(model, objective, device, processes.place.size)
+        average, gathered = average and shard_average(average, model), objective.gathered
+    optimizer = build(cfg.optim, model)
     schedule = build(cfg.schedule)
     schedule.check(budget.total_steps)
     if checkpoint:
-        if average:
-            checkpoints.load_average(checkpoint, model, average)
-        else:
-            checkpoints.load_weights(checkpoint, model)
         checkpoints.load_optimizer(checkpoint, optimizer)
         if budget.spent(progress.step, progress.seconds) and folder.is_finished(progress.step):
             raise budget.used_up(progress.step, progress.seconds)
         budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
 
     # last, because encoding a corpus takes time: everything that can be rejected has been checked
-    corpus = open_data(source, tokenizer)
+    corpus = processes.one_by_machine(lambda: open_data(source, tokenizer))
     objective.check_corpus(corpus)
     progress.data = same_data(progress.data, corpus.store.metadata["splits"])
     validation = corpus.validation(rows)
@@ -195,17 +229,17 @@ def prepare(
         seed=cfg.seed,
         settings=settings,
         folder=folder,
-        logger=build(cfg.logger),
+        logger=build(cfg.logger) if processes.is_first else Silent(),
         model=model,
         objective=objective,
         optimizer=optimizer,
         schedule=schedule,
         budget=budget,
         progress=progress,
-        train_batches=corpus.train(settings.batch_size, cfg.seed),
+        train_batches=corpus.train(settings.batch_size, cfg.seed, share),
         validation=validation,
         floor_bpb=corpus.floor_bits_per_byte,
-        sample=sampler(cfg, model, tokenizer, objective, source),
+        sample=sampler(cfg, model, tokenizer, objective, source) if processes.is_first else list,
         device=device,
         precision=precision,
         flops_per_token=flops,
@@ -214,6 +248,8 @@ def prepare(
         validation_text=corpus.store.metadata["validation_text"],
         document_bytes=validation.documents.sizes(tokenizer.byte_lengths),
         average=average,
+        processes=processes,
+        gathered=gathered,
     )
     if kept:
         run.recorded = kept.recorded
@@ -223,6 +259,9 @@ def prepare(
     notes = [
         f"{'Continuing' if resume else 'Training'} in {run_dir}",
         f"{params:,} parameters; {device}, {torch.get_num_threads()} threads; {precision}: {why}.",
+        f"{processes.place.size} processes share each batch (train.parallel={settings.parallel})."
+        if processes.are_several
+        else None,
         in_words(cfg, model),
         checked or UNCHECKED,
         f"Rows of {source.seq_len} tokens, packing={source.packing}: {corpus.layout.shares()}.",
@@ -246,58 +285,13 @@ def prepare(
     return run, tokenizer, notes
 
 
-def last_checkpoint(folder: RunDir, resume: str) -> Path | None:
-    """Return the checkpoint to continue from; None if the run stopped before its first checkpoint.
-
-    Raises:
-        UserError: a finished run no longer has a checkpoint.
-    """
-    if checkpoints.all_in(folder.checkpoints) or (folder.path / "summary.json").exists():
-        return checkpoints.find(resume, "last")
-    return None
-
-
 def choose_precision(settings: Settings, device: torch.device, progress: Progress) -> tuple[Any, str]:
     """Return the requested precision, else the run's earlier choice, else what suits the machine."""
     before = progress.decisions.get("precision")
     if settings.precision == "auto" and before:
         return before, "as before"
     precision, why = machine.choose_precision(settings.precision, device)
-    progress.decisions["precision"] = precision
     return precision, why
-
-
-def same_configuration(before: dict[str, str] | None, now: dict[str, str]) -> dict[str, str]:
-    """Return `now`, the hashes of the configuration. UserError if the run was trained with a different one."""
-    changed = [name for name in now if before and before.get(name, now[name]) != now[name]]
-    if changed:
-        raise UserError(
-            f"{changed[0]} in the run's config.yaml differs from what its last checkpoint was trained with, so the run"
-            " can't be resumed. Undo that change, or start a new run from its weights with init_from=<run>."
-        )
-    return now
-
-
-def same_average(before: float | None, now: float | None) -> float | None:
-    """Return `now`, the decay of the averaged weights. UserError if the run was trained with a different one."""
-    if before != now:
-        kept = "null" if before is None else before
-        raise UserError(
-            f"The run's last checkpoint was saved with train.ema={kept}, so the run can't be resumed with"
-            f" train.ema={'null' if now is None else now}. Type train.ema={kept}, or start a new run from its weights"
-            " with init_from=<run>."
-        )
-    return now
-
-
-def same_data(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    """Return `now`, the hashes of the documents. UserError if the run was trained on different ones."""
-    if before not in (None, now):
-        raise UserError(
-            "This run's training or validation documents have changed since it started, so it can't be resumed."
-            " Restore them, or start a new run from its weights with init_from=<run>."
-        )
-    return now
 
 
 def budget_of(settings: Settings, model: LM, seq_len: int) -> Budget:
@@ -330,8 +324,10 @@ def first_given(source: Source, tokenizer: Tokenizer) -> str:
 def summarise(run: Run, cfg: DictConfig) -> dict:
     """Return the run's summary: losses in nats per token and bits per byte, times in seconds, memory in bytes."""
     progress = run.progress
+    # the cost of a sharded model is that of a model with the same shapes
+    model = run.model if run.gathered is None else shapes_of(cfg, run.objective.text_size(run.model))
     peak = memory.peak_bytes(run.device)  # before counting the costs, which itself takes memory
-    costs = cost(run.model, cfg.data.seq_len)
+    costs = cost(model, cfg.data.seq_len)
     tokens_per_second = progress.tokens_per_second(run.tokens_per_step)
     return {
         "val_loss": progress.val_loss,

@@ -83,7 +83,8 @@ def utilisation(run: Run, tokens_per_second: float) -> dict[str, float]:
 
 
 def mfu(run: Run, tokens_per_second: float, flops_per_token: float) -> float:
-    return tokens_per_second * flops_per_token / peak_of(run).flops
+    devices = run.processes.place.size
+    return tokens_per_second * flops_per_token / (devices * peak_of(run).flops)
 
 
 def peak_of(run: Run) -> Peak:

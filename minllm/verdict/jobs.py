@@ -15,10 +15,10 @@ SMALL = 10_000_000
 
 
 def jobs_for(config: DictConfig, arm: DictConfig) -> int:
-    """Return one job for each of this machine's threads if the model of an arm is small and trains here; else 1."""
+    """Return one process for each of this machine's threads if the model of an arm is small and trains here; else 1."""
     runs_here = config.hydra.launcher._target_ == LauncherOptions._target_
     if not runs_here or machine.choose_device(arm.train.device).type != "cpu":
         return 1
     model = build_shapes(arm, build(arm.tokenizer).vocab_size)
     small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
-    return torch.get_num_threads() if small else 1
+    return max(1, torch.get_num_threads() // config.sweep.processes_per_trial) if small else 1

@@ -128,6 +128,9 @@ class MoE(nn.Module):
     def before_step(self) -> None:
         self.wanted.zero_(), self.kept.zero_()
 
+    def counts(self) -> list[Tensor]:
+        return [self.wanted, self.kept]
+
     def after_step(self) -> dict[str, Tensor]:
         """Return the fraction of choices dropped because of the capacity; empty if there is no capacity."""
         return {} if self.capacity is None else {"router_dropped": 1 - self.kept / self.wanted.clamp(min=1)}

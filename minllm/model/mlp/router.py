@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,9 @@ class Router(nn.Module):
     In training it counts statistics over each step.
     """
 
+    sum_over_processes: Callable[[Tensor], Tensor] = staticmethod(lambda x: x)
+    """Returns the sum of a tensor over the processes that train the model."""
+
     def __init__(self, dim: int, n_experts: int, top_k: int, bias: bool):
         super().__init__()
         self.n_experts, self.top_k = n_experts, top_k
@@ -33,6 +38,9 @@ class Router(nn.Module):
 
     def before_step(self) -> None:
         self.load_E.zero_(), self.entropy.zero_(), self.tokens.zero_()
+
+    def counts(self) -> list[Tensor]:
+        return [self.load_E, self.entropy, self.tokens]
 
     def after_step(self) -> dict[str, Tensor]:
         """Return the mean entropy of a token's scores in nats, and the largest load of an expert; an even load is 1."""
@@ -57,7 +65,7 @@ class Softmax(Router):
             in OLMoE (2409.02060).
         bias: add a bias to the scores, as in gpt-oss (2508.10925).
         balance: coefficient of Switch's loss E Σ f_i P_i, where f_i is the fraction of choices of expert i and P_i its
-            mean probability, over the rows of a micro-batch; the loss is at least 1.
+            mean probability, over the rows of a micro-batch (of all processes); the loss is at least 1.
         z_loss: coefficient of the mean of logsumexp(scores)², which keeps scores small (ST-MoE, 2202.08906).
     """
 
@@ -90,14 +98,16 @@ class Softmax(Router):
 
     def add_losses(self, logits_BTE: Tensor, probs_BTE: Tensor, chosen_BTE: Tensor, ctx: Context) -> None:
         counted_BT1 = counted(probs_BTE, ctx)
-        tokens = counted_BT1.sum().clamp(min=1)
+        tokens = self.sum_over_processes(counted_BT1.sum()).clamp(min=1)
         if self.balance:
-            share_E = (chosen_BTE & counted_BT1).sum(dim=(0, 1)) / (tokens * self.top_k)
-            mean_E = (probs_BTE * counted_BT1).sum(dim=(0, 1)) / tokens
+            load_E = self.sum_over_processes((chosen_BTE & counted_BT1).sum(dim=(0, 1)))
+            probs_E = self.sum_over_processes((probs_BTE * counted_BT1).sum(dim=(0, 1)))
+            share_E, mean_E = load_E / (tokens * self.top_k), probs_E / tokens
             ctx.losses.append(self.balance * self.n_experts * (share_E * mean_E).sum())
         if self.z_loss:
             z_BT1 = logits_BTE.logsumexp(-1, keepdim=True)
-            ctx.losses.append(self.z_loss * (z_BT1.square() * counted_BT1).sum() / tokens)
+            total = self.sum_over_processes((z_BT1.square() * counted_BT1).sum())
+            ctx.losses.append(self.z_loss * total / tokens)
 
 
 class Sigmoid(Router):

@@ -1,0 +1,393 @@
+"""Several processes that train one model: which rows each has, and how they add up, agree, and fail together.
+
+Every process takes the same steps with its own rows of the batch. Numbers that decide what happens next are exchanged
+before anything large is, so that a process which has failed can say so where the others would wait for it:
+
+    process 0   … gradient ── exchange ── sum of gradients ── update …
+    process 1   … out of memory ── tell ┘       both try again with half the rows
+
+With one process, every method returns its argument, and nothing is imported, sent or copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from minllm.errors import UserError
+from minllm.training import launched, machine, memory
+from minllm.training.launched import Place, is_first_to_print
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=1)
+"""How long a process waits for another, which may encode a corpus meanwhile; that one has died is noticed at once."""
+MEETING = timedelta(minutes=30)
+"""How long a process waits for the others to start."""
+PARTING = timedelta(seconds=20)
+meetings = itertools.count()
+
+BUCKET = 1 << 23
+"""The number of gradients that are added up in one message."""
+NUMBERS = 3
+"""How many numbers a process sends in an exchange, besides its state."""
+
+FINE, OUT_OF_MEMORY, REFUSED, BROKEN = range(4)
+"""The states that a process reports in an exchange."""
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+"""In the error messages of torch.distributed after another process has died."""
+GONE = "Another process of this run was killed, or the connection to it was lost."
+
+
+class Elsewhere(Exception):
+    """Another process has failed or died. It prints what went wrong; this one only has to end too.
+
+    code: the exit code
+    """
+
+    def __init__(self, code: int):
+        super().__init__("another process of this run has failed")
+        self.code = code
+
+
+class OutOfMemoryElsewhere(memory.OutOfMemory):
+    """Memory ran out in another process."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """All processes of a run, as one of them sees the others."""
+
+    place: Place = field(default_factory=Place)
+    share_parameters: bool = False
+    """Whether each has a part of the parameters. One that fails may then leave the others waiting for its part."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run folder, prints, and decides."""
+        return self.place.rank == 0
+
+    @property
+    def are_several(self) -> bool:
+        return self.place.size > 1
+
+    def rows(self, count: int) -> range:
+        """Return this process's share of a batch of `count` rows. UserError if the shares aren't equal."""
+        share, rest = divmod(count, self.place.size)
+        if rest:
+            larger = (share + 1) * self.place.size
+            raise UserError(
+                f"train.batch_size={count} can't be shared equally by {self.place.size} processes: set a multiple of"
+                f" {self.place.size}, such as train.batch_size={larger}."
+            )
+        return range(self.place.rank * share, (self.place.rank + 1) * share)
+
+    # ---- numbers and values that all agree on
+
+    def exchange(self, *numbers: float, state: int = FINE) -> list[list[float]]:
+        """Return the numbers of all processes, by rank.
+
+        Raises:
+            OutOfMemoryElsewhere: another process ran out of memory and will try again.
+            Elsewhere: another process has failed or died.
+        """
+        own = [*map(float, numbers)] + [0.0] * (NUMBERS - len(numbers))
+        if not self.are_several:
+            return [own]
+        everyone = torch.zeros(self.place.size, NUMBERS + 1, dtype=torch.float64)
+        sent = torch.tensor([[state, *own]], dtype=torch.float64)
+        with talking():
+            dist.all_gather([*everyone.split(1)], sent)
+        if state == FINE:
+            refuse_failures(int(everyone[:, 0].max()))
+        return everyone[:, 1:].tolist()
+
+    def total(self, number: int) -> int:
+        """Return the sum over all processes."""
+        return int(sum(numbers[0] for numbers in self.exchange(number)))
+
+    def strongest(self, signal: int | None) -> int | None:
+        """Return the signal that any of the processes has received, or None."""
+        return int(max(numbers[0] for numbers in self.exchange(signal or 0))) or None
+
+    def agreed(self, value: T) -> T:
+        """Return the first process's value, which JSON must be able to express."""
+        if not self.are_several:
+            return value
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        length = int(self.exchange(len(text))[0][0])
+        if not self.is_first:
+            text = torch.empty(length, dtype=torch.uint8)
+        with talking():
+            dist.broadcast(text, 0)
+        return json.loads(bytes(text.tolist()).decode())
+
+    def one_by_machine(self, act: Callable[[], T]) -> T:
+        """Return what `act` returns. The others of each machine call it after its first, when files are ready."""
+        if self.place.local_rank:
+            self.exchange()
+        result = act()
+        if not self.place.local_rank:
+            self.exchange()
+        return result
+
+    # ---- failing together
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """If the body fails in one process, end the others too: they exit with the same code and print nothing."""
+        if not self.are_several:
+            yield
+            return
+        try:
+            yield
+            self.exchange()  # the others wait for the first, which may fail to write its summary
+        except Exception as error:
+            if is_lost(error) and is_first_to_print(GONE):
+                print(GONE, file=sys.stderr)
+            if isinstance(error, Elsewhere) or is_lost(error):
+                raise SystemExit(getattr(error, "code", 1)) from None
+            self.tell(REFUSED if isinstance(error, UserError) else BROKEN)
+            raise
+
+    def tell(self, state: int) -> None:
+        """Report this process's failure where the others exchange numbers next."""
+        if self.share_parameters:
+            return  # they notice that its connection is closed
+        with contextlib.suppress(Elsewhere, OutOfMemoryElsewhere):
+            self.exchange(state=state)
+
+    # ---- sums
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in place."""
+        if not self.are_several or not tensors:
+            return
+        flats = [(alike, flattened(alike)) for alike in by_type(tensors)]
+        self.exchange()  # whatever needs memory has succeeded
+        for alike, flat in flats:
+            with talking():
+                dist.all_reduce(flat)
+            give_back(flat, alike)
+
+    def sum_of(self, x: Tensor) -> Tensor:
+        """Return the sum over all processes; its gradient is the sum of theirs."""
+        # tensors without values are those of one process, which counts what the model costs
+        return Sum.apply(x, self) if self.are_several and not x.is_meta else x
+
+    def add_up_gradients(self, model: nn.Module, loss: Tensor) -> None:
+        """Replace the gradients, and the loss, by their sums over all processes, in place.
+
+        A parameter that has a gradient in one process gets one in all. Sharded gradients are sums already.
+        """
+        if not self.are_several:
+            return
+        self.exchange()
+        params = [p for p in model.parameters() if not is_sharded(p)]
+        has_gradient = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8)
+        with talking():
+            dist.all_reduce(has_gradient, dist.ReduceOp.MAX)
+        for p, has in zip(params, has_gradient.tolist()):
+            if has and p.grad is None:
+                p.grad = torch.zeros_like(p)
+        gradients = [p.grad for p in params if p.grad is not None]
+        flats = [(bucket, flattened(bucket)) for bucket in buckets([*gradients, loss])]
+        self.exchange()  # whatever needs memory has succeeded
+        with talking():
+            sent = [dist.all_reduce(flat, async_op=True) for _, flat in flats]
+        for (bucket, flat), work in zip(flats, sent):
+            with talking():
+                work.wait()
+            give_back(flat, bucket)
+
+    def synchronise(self, model: nn.Module) -> None:
+        """Give every process the first one's weights and buffers, and make modules count over all processes."""
+        if not self.are_several:
+            return
+        self.exchange()
+        for tensor in (*model.parameters(), *model.buffers()):
+            with talking():
+                dist.broadcast(tensor.detach(), 0)
+        for module in model.modules():
+            if hasattr(module, "sum_over_processes"):
+                module.sum_over_processes = self.sum_of
+
+
+ALONE = Processes()
+
+
+class Sum(torch.autograd.Function):
+    """The sum over processes, which a process that has failed may never ask for."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes
+        total = x.detach().clone()
+        processes.add_up([total])
+        return total
+
+    @staticmethod
+    def backward(ctx, dtotal: Tensor) -> tuple[Tensor, None]:
+        dx = dtotal.clone()
+        ctx.processes.add_up([dx])
+        return dx, None
+
+
+@contextlib.contextmanager
+def joined(
+    wanted: Literal["auto", "cpu", "cuda", "mps"], share_parameters: bool = False
+) -> Iterator[Processes]:
+    """Meet the other processes of this run, if there are any, and part from them at the end.
+
+    Args:
+        wanted: `train.device`.
+        share_parameters: whether each will have a part of the parameters.
+
+    Raises:
+        UserError: there are more processes than GPUs on this machine.
+    """
+    here = launched.place()
+    if here.size == 1:
+        yield ALONE
+        return
+    device = machine.choose_device(wanted)
+    if device.type == "mps":
+        raise UserError("Several processes can't share an MPS device: add train.device=cpu.")
+    if device.type == "cuda":
+        if here.local_size > torch.cuda.device_count():
+            raise UserError(
+                f"This machine has {torch.cuda.device_count()} GPUs for {here.local_size} processes, and each needs its"
+                f" own: type --nproc-per-node={torch.cuda.device_count()}, or train.device=cpu."
+            )
+        torch.cuda.set_device(here.local_rank)
+    # torchrun has a store at this address already
+    is_master = here.rank == 0 and not here.is_elastic
+    store = dist.TCPStore(
+        here.address, here.port, is_master=is_master, timeout=MEETING, wait_for_workers=False
+    )
+    # one process may train several models in turn
+    store = dist.PrefixStore(f"minllm/{here.restarts}/{next(meetings)}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=PATIENCE)
+    try:
+        yield Processes(here, share_parameters)
+        part(store, here.size)
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > 128:  # all were stopped by a signal
+            part(store, here.size)
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def part(store: dist.Store, size: int) -> None:
+    """Wait until every process has received all messages: closing a connection may lose those under way."""
+    with contextlib.suppress(RuntimeError):  # the store is closed: the last process has gone
+        if store.add("parting", 1) == size:
+            store.set("parted", "")
+        store.wait(["parted"], PARTING)
+
+
+def folder_of(processes: Processes, run_dir: Path, resume: str | None) -> tuple[Path, str | None]:
+    """Return the folder of the first process, which all train in, and the run to resume.
+
+    After a restart, that is the folder of the run that the processes trained before.
+    """
+    if not processes.are_several:
+        return run_dir, resume
+    here = processes.place
+    if processes.is_first and resume is None:
+        store = dist.TCPStore(here.address, here.port, is_master=False) if here.is_elastic else None
+        if here.restarts and store is not None and store.check(["minllm/run_dir"]):
+            run_dir = Path(store.get("minllm/run_dir").decode())
+        if here.restarts and (run_dir / "config.yaml").exists():
+            resume = str(run_dir)
+        elif store is not None:
+            store.set("minllm/run_dir", str(run_dir.resolve()))
+    folder, resume = processes.agreed([str(run_dir), resume])
+    return Path(folder), resume
+
+
+def refuse_failures(worst: int) -> None:
+    if worst == OUT_OF_MEMORY:
+        raise OutOfMemoryElsewhere("Memory ran out in another process.")
+    if worst != FINE:
+        raise Elsewhere(2 if worst == REFUSED else 1)
+
+
+@contextlib.contextmanager
+def talking() -> Iterator[None]:
+    """Raise Elsewhere if the connection to another process is lost in the body."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_lost(error):
+            raise Elsewhere(1) from error
+        raise
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, means that the connection to another process was closed."""
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
+        return True
+    return error is not None and is_lost(error.__cause__)
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is distributed over the processes (a DTensor, of which each has a shard)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that isn't distributed; all processes must ask for it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor, which every process has whole, in shards like those of another."""
+    if not is_sharded(like) or is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def give_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy the parts of a flattened tensor to the tensors that it was made of."""
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view_as(tensor))
+
+
+def by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return the tensors in lists of one type each, which have the same order in all processes."""
+    types = dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors)
+    return [[t for t in tensors if (t.dtype, t.device) == one] for one in types]
+
+
+def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in lists of one type and about `BUCKET` numbers each."""
+    for alike in by_type(tensors):
+        bucket, size = [], 0
+        for tensor in alike:
+            bucket.append(tensor)
+            size += tensor.numel()
+            if size >= BUCKET:
+                yield bucket
+                bucket, size = [], 0
+        if bucket:
+            yield bucket
