@@ -22,7 +22,7 @@ from minllm.study.reading import (
     Guess,
     Reading,
     accuracy,
-    bits_a_byte,
+    bits_per_byte,
     held_out,
     read_arm,
     read_arms,
@@ -189,7 +189,7 @@ def test_without_the_text_that_was_held_out_there_are_samples_only(
         assert len(reading.samples) == 1 and reading.stories == []
         assert reading.why_not == OTHER_TEXT if becomes else "foxes.txt" in reading.why_not
     assert texts_html(readings).count('class="why-not"') == 1  # the same for both
-    assert math.isnan(accuracy(readings[0], 1)) and math.isnan(bits_a_byte(readings[0]))
+    assert math.isnan(accuracy(readings[0], 1)) and math.isnan(bits_per_byte(readings[0]))
 
 
 def test_the_run_shown_is_that_of_the_shared_seed_or_else_the_first(comparison, cfg):
@@ -216,7 +216,7 @@ SHOWN = Reading("norm=<pre>", 0, [("Once *upon*", " a <i>time</i>\n- and _so_ on
 
 def test_figures_are_counted_over_all_tokens():
     assert accuracy(SHOWN, 1) == 1 / 4 and accuracy(SHOWN, 5) == 2 / 4
-    assert bits_a_byte(SHOWN) == pytest.approx((0.1 + 2.314 + 9 + 5) / math.log(2) / 8)
+    assert bits_per_byte(SHOWN) == pytest.approx((0.1 + 2.314 + 9 + 5) / math.log(2) / 8)
 
 
 def test_html_means_nothing_of_what_was_written_and_read():
@@ -294,6 +294,6 @@ def test_the_same_reason_is_given_once_for_all_its_arms_and_means_nothing_to_mar
 @pytest.mark.parametrize("stories", [[], [[]]], ids=["no text", "an empty text"])
 def test_where_nothing_was_read_no_figure_is_shown(stories):
     reading = Reading("norm=pre", 0, [("", "fox")], stories, None)
-    assert math.isnan(accuracy(reading, 5)) and math.isnan(bits_a_byte(reading))
+    assert math.isnan(accuracy(reading, 5)) and math.isnan(bits_per_byte(reading))
     for text in (texts_html([reading]), texts_markdown([reading])):
         assert "fox" in text and "nan" not in text and "top-5" not in text

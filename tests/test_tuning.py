@@ -345,7 +345,7 @@ def test_several_keys_are_tuned_with_the_same_draws(here):
             other["schedule.warmup_steps"] == one["schedule.warmup_steps"]
             and 4 <= one["schedule.warmup_steps"] <= 240
         )
-    assert found["a"].words[0].startswith("optim.lr=") and len(found["a"].words) == 3
+    assert found["a"].overrides[0].startswith("optim.lr=") and len(found["a"].overrides) == 3
     assert {cfg.schedule.warmup_steps for cfg in launched} == {one["schedule.warmup_steps"] for one in a}
 
 

@@ -25,18 +25,18 @@ def impossible(arm: Arm) -> str | None:
 
 def warnings(arms: Sequence[Arm]) -> list[str]:
     """Return a warning for each arm that can't be trusted."""
-    found = []
+    sentences = []
     for arm in arms:
         if error := impossible(arm):
-            found.append(f"{called(arm)}: {error}")
+            sentences.append(f"{called(arm)}: {error}")
         checked = [run.summary.get("checked") for run in arm.runs.values()]
         if not all(checked):
             reasons = [OLDER] * (None in checked) + [TURNED_OFF] * (False in checked)
-            found.append(
+            sentences.append(
                 f"{called(arm)} is unchecked ({' and '.join(reasons)}): it may look ahead, or decode differently from"
                 " how it was trained."
             )
-    return found
+    return sentences
 
 
 def refuse_broken(arms: Sequence[Arm]) -> None:

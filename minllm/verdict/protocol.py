@@ -264,7 +264,7 @@ def refuse_same_results(tuning: Mapping[str, Tuning]) -> None:
     """Raise UserError if two arms had exactly the same losses wherever they were tuned, so they compute the same."""
     found = [(name, one.tried) for name, one in tuning.items()]
     for (name, tried), (other, others) in itertools.combinations(found, 2):
-        if tried == others and all(one.held for one in tried):
+        if tried == others and all(one.succeeded for one in tried):
             raise UserError(
                 f"arms.{name} and arms.{other} reached exactly the same loss in every tuning run, so their differences"
                 " don't affect what is computed. Change one of them."

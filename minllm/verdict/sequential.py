@@ -37,7 +37,7 @@ from minllm.schema.overrides import key_of
 from minllm.study import recorded
 from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, undecided
 from minllm.study.reading import read_arms
-from minllm.study.report import sentences, tell, tell_without_report
+from minllm.study.report import print_without_report, sentences, write_and_print
 from minllm.study.selection import VERDICT
 from minllm.study.statistics import least_pairs
 from minllm.study.trust import refuse_broken_arm
@@ -110,13 +110,13 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> Comparison |
             comparison = search.train_pairs(search.tune())
     except NothingToCompare as end:
         comparison = without_runs(search, end)
-        tell_without_report(comparison, not_reached(search))
+        print_without_report(comparison, not_reached(search))
         return comparison
     protocol = search.protocol
     print()
     entered = record(search, comparison)
     readings = read_arms(comparison, search.config, protocol.prompts, protocol.stories)
-    tell(comparison, search.folder, readings, entered)
+    write_and_print(comparison, search.folder, readings, entered)
     return comparison
 
 
@@ -253,7 +253,7 @@ class VerdictSearch:
     ) -> contextlib.AbstractContextManager[Search]:
         """Open the search that trains an arm's seeds at its learning rate."""
         words = [
-            *(tuning[name].words if name in tuning else ()),
+            *(tuning[name].overrides if name in tuning else ()),
             f"seed=range(0,{FIRST_TUNING_SEED})",
             "train.keep_checkpoints=1",
             *self.logged_as(name),

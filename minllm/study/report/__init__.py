@@ -26,7 +26,7 @@ from minllm.study.wandb_report import publish_if_mirrored
 IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
 
 
-def tell(
+def write_and_print(
     comparison: Comparison,
     folder: Path,
     readings: Sequence[Reading],
@@ -47,10 +47,10 @@ def tell(
         print(mirrored)
 
 
-def tell_without_report(comparison: Comparison, ledger: Mapping[str, Any]) -> None:
+def print_without_report(comparison: Comparison, ledger: Mapping[str, Any]) -> None:
     """Print a comparison in which no arm has a run, of which there is nothing to report."""
-    judged = [*comparison.contests, *comparison.noise]
-    print(printable(f"{comparison.headline} {judged[0].verdict.why}"), flush=True)
+    results = [*comparison.contests, *comparison.noise]
+    print(printable(f"{comparison.headline} {results[0].verdict.why}"), flush=True)
     answer(in_a_line(comparison, None, ledger))
 
 

@@ -91,7 +91,9 @@ def _of_seeds(contest: Contest) -> str:
 
 
 def _confidence(comparison: Comparison) -> str:
-    return " or ".join(dict.fromkeys(f"{100 * one.verdict.confidence:.4g} %" for one in comparison.contests))
+    return " or ".join(
+        dict.fromkeys(f"{100 * contest.verdict.confidence:.4g} %" for contest in comparison.contests)
+    )
 
 
 def _curves(comparison: Comparison) -> list[str]:
@@ -110,14 +112,14 @@ def _measures(comparison: Comparison) -> list[str]:
     if not comparison.contests:
         return []
     parts = [f"## {measures.HEADING}", plain(measures.about(comparison))]
-    for one in measures.tables(comparison):
-        parts += [f"### {one.title}", *_tabulated(one)]
+    for measure in measures.tables(comparison):
+        parts += [f"### {measure.title}", *_tabulated(measure)]
     return parts
 
 
-def _tabulated(one: measures.Table) -> list[str]:
-    rows = [[code(arm), code(baseline), *map(plain, cells)] for arm, baseline, *cells in one.rows]
-    return [table(one.head, rows, "l" * len(one.head)), plain(one.about)]
+def _tabulated(content: measures.Table) -> list[str]:
+    rows = [[code(arm), code(baseline), *map(plain, cells)] for arm, baseline, *cells in content.rows]
+    return [table(content.head, rows, "l" * len(content.head)), plain(content.about)]
 
 
 def _arms(comparison: Comparison) -> list[str]:
@@ -148,14 +150,14 @@ def _differences(comparison: Comparison) -> list[str]:
 
 
 def _left_out(comparison: Comparison) -> list[str]:
-    found = sentences.left_out(comparison)
-    listed = lines([f"- {code(folder)}: {plain(why)}" for folder, why in found])
+    runs = sentences.left_out(comparison)
+    listed = lines([f"- {code(folder)}: {plain(why)}" for folder, why in runs])
     return listed or [plain(sentences.NONE_LEFT_OUT)]
 
 
 def _looks(comparison: Comparison) -> list[str]:
-    found = looks(comparison)
-    return [f"## {found.title}", *_tabulated(found)] if found else []
+    tabulated = looks(comparison)
+    return [f"## {tabulated.title}", *_tabulated(tabulated)] if tabulated else []
 
 
 def _commands(comparison: Comparison) -> list[str]:
