@@ -19,7 +19,7 @@ import run as door
 from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.runs import folder as rundir
-from minllm.runs.folder import RunDir, is_going_on
+from minllm.runs.folder import RunDir, is_running
 from minllm.runs.outcome import Outcome, write
 from minllm.study.comparison import Comparison, compare
 from minllm.study.report import sentences, summary, write_report
@@ -285,15 +285,15 @@ def test_of_the_same_run_twice_the_later_one_counts_even_if_it_is_worse(tmp_path
 
 
 def test_a_folder_has_one_process_that_trains_in_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, "LOOKED_AT_SECONDS", 0.01)
-    assert not is_going_on(tmp_path)
+    monkeypatch.setattr(rundir, "PROBE_SECONDS", 0.01)
+    assert not is_running(tmp_path)
     with RunDir(tmp_path).alone():
-        assert is_going_on(tmp_path)
+        assert is_running(tmp_path)
         with pytest.raises(UserError, match=f"Another process is training in {tmp_path}. Wait"):
             RunDir(tmp_path).alone().__enter__()
-    assert not is_going_on(tmp_path)
+    assert not is_running(tmp_path)
     with RunDir(tmp_path).alone():  # once more, since looking must not have taken it
-        assert is_going_on(tmp_path)
+        assert is_running(tmp_path)
 
 
 def test_a_process_that_was_killed_trains_no_more(tmp_path):
@@ -308,16 +308,16 @@ def test_a_process_that_was_killed_trains_no_more(tmp_path):
         cwd=Path(door.__file__).parent,
     )
     with child:
-        assert child.stdout.readline() == b".\n" and is_going_on(tmp_path)
+        assert child.stdout.readline() == b".\n" and is_running(tmp_path)
         child.kill()
         child.wait()
-        assert not is_going_on(tmp_path)
+        assert not is_running(tmp_path)
 
 
 def test_a_folder_whose_lock_is_not_ours_to_open_is_not_taken_for_a_run_that_goes_on(tmp_path):
     """As that of a colleague's run, which nobody else may write to."""
     (tmp_path / ".lock").mkdir()
-    assert not is_going_on(tmp_path)
+    assert not is_running(tmp_path)
 
 
 # ---- what can be compared ------------------------------------------------------------------------

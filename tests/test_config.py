@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from minllm.config.compose import compose, perform
 from minllm.errors import UserError, suggest
-from minllm.runs.find import choice_words, find_run, named_keys, read_run, remove_if_empty
+from minllm.runs.find import find_run, named_keys, read_run, remove_if_empty, short_folder_name
 from minllm.schema.building import build
-from minllm.schema.checking import fits, validate, words
+from minllm.schema.checking import describe, fits, validate
 from minllm.schema.options import Count, Fraction, In, Natural, NonNegative, Positive
 
 IDEA = """
@@ -284,7 +284,7 @@ def test_composing_works_inside_a_running_hydra(idea: Path):
 def test_an_annotation_says_what_fits(kind: Any, good: list, bad: list):
     assert all(fits(value, kind) for value in good)
     assert not any(fits(value, kind) for value in bad)
-    assert kind is Any or words(kind)
+    assert kind is Any or describe(kind)
 
 
 # ---- going on from a run -------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_what_overrides_name():
     ],
 )
 def test_a_folder_is_named_after_the_choices(overrides: list[str], expected: str):
-    assert choice_words(overrides) == expected
+    assert short_folder_name(overrides) == expected
 
 
 def test_only_empty_folders_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

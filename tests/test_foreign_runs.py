@@ -11,7 +11,7 @@ import minllm
 from minllm.config.compose import perform
 from minllm.errors import UserError
 from minllm.runs.find import find_run, read_run
-from minllm.runs.folder import RunDir, is_going_on, write_text
+from minllm.runs.folder import RunDir, is_running, write_text
 from minllm.training import checkpoints
 from tests.test_resume import contents
 from tests.test_training import TINY
@@ -303,7 +303,7 @@ def test_a_lock_that_is_a_link_is_not_opened_to_see_who_trains(run, tmp_path):
     (tmp_path / "outside").write_text("mine")
     (run / ".lock").unlink()
     (run / ".lock").symlink_to(tmp_path / "outside")
-    assert not is_going_on(run) and (tmp_path / "outside").read_text() == "mine"
+    assert not is_running(run) and (tmp_path / "outside").read_text() == "mine"
 
 
 # ---- terminals -----------------------------------------------------------------------------------

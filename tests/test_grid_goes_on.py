@@ -21,7 +21,7 @@ from minllm.errors import UserError
 from minllm.grid.children import Children
 from minllm.grid.manifest import FILE, Grid, code_hash, fingerprint, read
 from minllm.grid.multirun import Combination, GridSweeper, Progress
-from minllm.runs.find import command_to_go_on, latest_run
+from minllm.runs.find import latest_run, resume_command
 from minllm.runs.folder import RunDir
 from tests.commands import python
 
@@ -499,5 +499,5 @@ def test_what_is_inside_runs_is_not_looked_at(tmp_path: Path, monkeypatch: pytes
 
 
 def test_advice_to_go_on_names_the_packages_that_it_needs():
-    assert command_to_go_on(Path("a/b"), []) == "python run.py resume=a/b"
-    assert command_to_go_on(Path("a b"), ["x", "y"]) == "python run.py 'extensions=[x,y]' 'resume=a b'"
+    assert resume_command(Path("a/b"), []) == "python run.py resume=a/b"
+    assert resume_command(Path("a b"), ["x", "y"]) == "python run.py 'extensions=[x,y]' 'resume=a b'"

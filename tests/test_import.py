@@ -239,7 +239,7 @@ def test_what_is_typed_against_the_folder(gpt2, tmp_path):
 def typed(**changes) -> list[str]:
     """Return what would be typed for a Llama whose config.json says this."""
     config = ConfigJson({"head_dim": 8, "max_position_embeddings": 9, **changes})
-    words = family_of("llama").typed(config)
+    words = family_of("llama").to_overrides(config)
     config.finish()
     return words
 
@@ -278,4 +278,4 @@ def test_older_settings_say_the_same(preset):
     more, less = OLDER[preset]
     older = {key: value for key, value in (now | more).items() if key not in less}
     family = family_of(now["model_type"])
-    assert nodes(*family.typed(ConfigJson(older))) == nodes(*family.typed(ConfigJson(now)))
+    assert nodes(*family.to_overrides(ConfigJson(older))) == nodes(*family.to_overrides(ConfigJson(now)))

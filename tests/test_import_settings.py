@@ -59,7 +59,7 @@ def infinite(value: Any) -> Any:
 def typed(settings: dict[str, Any]) -> list[str]:
     """Return what would be typed for a config.json. UserError where it's refused."""
     read = ConfigJson(copy.deepcopy(settings))
-    words = family_of(settings["model_type"]).typed(read)
+    words = family_of(settings["model_type"]).to_overrides(read)
     read.finish()
     return words
 

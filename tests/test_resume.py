@@ -115,7 +115,7 @@ def test_a_second_process_cannot_go_on_while_the_first_prepares_or_trains(cfg, m
     """The second reads how far the run is, and encodes: the first must not train on meanwhile."""
     train(cfg, "run")
     longer = OmegaConf.merge(cfg, {"train": {"steps": 6}})
-    monkeypatch.setattr(rundir, "LOOKED_AT_SECONDS", 0.01)
+    monkeypatch.setattr(rundir, "PROBE_SECONDS", 0.01)
     found = []
 
     def slow(*args):

@@ -24,7 +24,7 @@ from minllm.data.source import SPLITS, Source, Split
 from minllm.data.store import open_store
 from minllm.data.text import TextFiles
 from minllm.errors import UserError
-from minllm.tasks.prepare import contents, kept, looked_at
+from minllm.tasks.prepare import contents, describe, stores_in
 from minllm.tokenizer.bytes import Bytes
 from tests.letters import LENGTHS, Letters, expected, tally
 
@@ -321,7 +321,7 @@ def test_metadata_of_wrong_types_is_a_damaged_store(tmp_path, key):
         (folder / "meta.json").write_text(json.dumps(metadata))
         with pytest.raises(UserError, match="damaged. Delete"):
             open_store(Letters(cache=str(tmp_path)), Bytes())
-        assert "damaged" in str(looked_at(folder))
+        assert "damaged" in str(describe(folder))
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "\0", '{"format": 4}', "4", '"x"', "NaN"])
@@ -369,7 +369,7 @@ def test_an_empty_cache_is_refused(tmp_path, monkeypatch, cache):
     with pytest.raises(UserError, match="data.cache is empty"):
         open_data(Letters(cache=cache), Bytes())
     with pytest.raises(UserError, match="data.cache is empty"):
-        kept(cache)
+        stores_in(cache)
     assert not list(tmp_path.iterdir())
 
 
@@ -377,7 +377,7 @@ def test_a_cache_may_be_below_home_and_have_any_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = open_store(Letters(cache='~/it\'s my "cache"'), Bytes()).folder
     assert folder.parent == tmp_path / 'it\'s my "cache"'
-    assert [store.folder for store in kept('~/it\'s my "cache"')] == [folder]
+    assert [store.folder for store in stores_in('~/it\'s my "cache"')] == [folder]
 
 
 def test_a_large_store_is_checked_where_it_is_read(tmp_path, monkeypatch):

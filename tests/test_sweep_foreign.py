@@ -16,7 +16,7 @@ from optuna.trial import create_trial
 
 from minllm.errors import UserError
 from minllm.files.atomic import lock_taken, refuse_links_at_top
-from minllm.grid.manifest import make_ready
+from minllm.grid.manifest import prepare_folder
 from minllm.runs.outcome import Outcome
 from minllm.sweep import limits
 from minllm.sweep.plugin import RepeatedCrashes
@@ -40,7 +40,7 @@ def verdicts_of(study: optuna.Study, folder: Path, keep: str = "none") -> Report
 
 
 def told(study: optuna.Study, folder: Path, run: object, state: str = "complete") -> Reporter:
-    study.sampler.is_blind_to_pruned = False
+    study.sampler.ignores_pruned = False
     trial = study.ask()
     trial.set_user_attr("run", run)
     trial.set_user_attr("overrides", [])
@@ -146,7 +146,7 @@ def test_a_grid_does_not_go_on_in_a_run_elsewhere(tmp_path: Path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "0-mha").symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match="is a symbolic link"):
-        make_ready(tmp_path / "0-mha")
+        prepare_folder(tmp_path / "0-mha")
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"op_code": 99, "worker_id": "x"}'])

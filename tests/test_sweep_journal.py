@@ -11,7 +11,7 @@ import pytest
 from minllm.errors import UserError
 from minllm.runs.outcome import Outcome
 from minllm.sweep import search
-from minllm.sweep.store import JOURNAL, alone, open_study, put_back, storage_errors
+from minllm.sweep.store import JOURNAL, folder_lock, open_study, requeue_interrupted, storage_errors
 from tests.instant import Instant, search_at_once
 
 NAME = "size"
@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_anywhere_in_a_trial_costs_that_trial_at_most(tmp_p
         study.tell(trial, 1.0)
     again = open_study(NAME, None, tmp_path)
     kept = len(again.trials)
-    assert put_back(again) == list(range(kept))
+    assert requeue_interrupted(again) == list(range(kept))
     assert again.ask().number == 0
     assert len(again.trials) == 1
 
@@ -160,5 +160,5 @@ def test_trials_that_a_lost_journal_knew_of_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [".lock", JOURNAL, f"{JOURNAL}.flock"])
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"{name} is a folder, but must be a file"), alone(tmp_path):
+    with pytest.raises(UserError, match=f"{name} is a folder, but must be a file"), folder_lock(tmp_path):
         open_study(NAME, None, tmp_path)

@@ -21,7 +21,7 @@ from minllm.schema.overrides import short_names
 from minllm.sweep.report import write_report
 from minllm.sweep.report.figures import search_plots
 from minllm.sweep.report.importance import importances
-from minllm.sweep.report.summary import memory_story, summary
+from minllm.sweep.report.summary import describe_memory, summary
 from minllm.sweep.report.table import Table
 from minllm.sweep.report.trials import best_of, counted, shown, state_of
 
@@ -172,7 +172,7 @@ def test_the_summary_has_the_facts(tmp_path):
 
 
 def test_the_story_of_memory():
-    story = " ".join(memory_story(everything().trials))
+    story = " ".join(describe_memory(everything().trials))
     assert "The largest trial that fit was trial 4: 800 MiB predicted." in story
     assert "The smallest that didn't fit was trial 3: 2,000 MiB predicted; it was killed because" in story
     assert (
@@ -181,8 +181,8 @@ def test_the_story_of_memory():
     )
     assert "overlap" not in story
     overlapping = [*everything().trials, trial(settings(64), reason="memory", peak_bytes=700 * MIB)]
-    assert "overlap" in " ".join(memory_story(overlapping))
-    assert memory_story([trial(settings(64), 1.0)]) == ["The trials recorded no memory use."]
+    assert "overlap" in " ".join(describe_memory(overlapping))
+    assert describe_memory([trial(settings(64), 1.0)]) == ["The trials recorded no memory use."]
 
 
 def test_the_page_has_the_facts_and_escapes_them(tmp_path):

@@ -26,7 +26,7 @@ from minllm.errors import UserError
 from minllm.runs.outcome import Outcome
 from minllm.sweep.reporter import Reporter
 from minllm.sweep.sampling import ATTEMPTS, NEEDS, ask, make_sampler
-from minllm.sweep.store import open_study, put_back
+from minllm.sweep.store import open_study, requeue_interrupted
 from tests.specs import space, study_of
 
 
@@ -161,7 +161,7 @@ def test_trials_that_were_put_back_or_given_keep_their_values(given, tmp_path):
     wanted = {"model.dim": 96, "model.attn.n_heads": 3, "optim.lr": 0.01, "schedule": "cosine"}
     study.enqueue_trial(wanted)
     study = opened()
-    assert put_back(study) == [0, 1]
+    assert requeue_interrupted(study) == [0, 1]
     after = [ask(study, given) for _ in range(3)]
     assert [trial.number for trial, _ in after] == [0, 1, 2]
     assert after[0][1] == before[0]

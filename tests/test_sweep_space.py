@@ -16,7 +16,7 @@ from minllm.errors import UserError
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.sampling import Grid, ask, make_sampler, shuffled
 from minllm.sweep.space import choices, spelled
-from minllm.sweep.store import open_study, put_back
+from minllm.sweep.store import open_study, requeue_interrupted
 from tests.specs import plan, space, spec, study_of
 
 # ---- words become parameters -----------------------------------------------------------------------
@@ -62,10 +62,10 @@ def test_the_command_line_wins_over_the_file():
 
 def test_of_words_for_the_same_key_the_last_counts_however_it_is_added():
     params = {"model.dim": "choice(64,128)"}
-    assert space("++model.dim=32", params=params).words({}) == ["++model.dim=32"]
-    assert space("seed=3", "seed=1,2", "seed=4").words({}) == ["seed=4"]
+    assert space("++model.dim=32", params=params).overrides({}) == ["++model.dim=32"]
+    assert space("seed=3", "seed=1,2", "seed=4").overrides({}) == ["seed=4"]
     deleted = space("~model.dropout", params={"model.dropout": "choice(0.0,0.1)"})
-    assert not deleted.distributions and deleted.words({}) == ["~model.dropout"]
+    assert not deleted.distributions and deleted.overrides({}) == ["~model.dropout"]
     assert "dropout" not in deleted.base.model
 
 
@@ -75,8 +75,8 @@ def test_a_parameter_keeps_its_place_when_other_values_are_typed():
     asked = space("schedule=choice(linear,cosine)", "seed=1,2", params=params, when=when)
     assert list(asked.distributions) == ["seed", "schedule", "schedule.restarts"]
     both = space("schedule=choice(linear,cosine)", params={"schedule.restarts": "range(0,3)"}, when=when)
-    assert both.asks_for("schedule.restarts", {"schedule": "cosine"})
-    assert not both.asks_for("schedule.restarts", {"schedule": "linear"})
+    assert both.is_sampled("schedule.restarts", {"schedule": "cosine"})
+    assert not both.is_sampled("schedule.restarts", {"schedule": "linear"})
 
 
 TRICKY = [
@@ -111,7 +111,9 @@ TRICKY = [
 def test_composing_a_drawn_value_gives_what_was_written():
     asked = space(f"+word={','.join([*TRICKY, 'last'])}")
     drawn = asked.distributions["+word"].choices[:-1]
-    again = [asked.words({"+word": value})[0].replace("+word", f"+word{i}") for i, value in enumerate(drawn)]
+    again = [
+        asked.overrides({"+word": value})[0].replace("+word", f"+word{i}") for i, value in enumerate(drawn)
+    ]
     wanted = compose([f"+word{i}={word}" for i, word in enumerate(TRICKY)])
     found = compose(again)
     for i, word in enumerate(TRICKY):
@@ -193,7 +195,7 @@ schedules = functools.partial(space, params=SCHEDULES, when=WHEN)
 
 def asked_for(given, **values) -> set[str]:
     known = {name.replace("__", "."): value for name, value in values.items()}
-    return {name for name in given.distributions if given.asks_for(name, known)}
+    return {name for name in given.distributions if given.is_sampled(name, known)}
 
 
 def test_what_does_not_matter_is_not_asked_for():
@@ -239,8 +241,8 @@ def test_conditions_compare_what_is_meant():
         ({"train.clip": [1]}, {"train.clip": 1.0}),
     ]:
         given = space(params=params, when={"seed": needs})
-        assert given.asks_for("seed", values)
-        assert not given.asks_for("seed", {"model.layout": "[attn mlp]", "train.clip": 0.5})
+        assert given.is_sampled("seed", values)
+        assert not given.is_sampled("seed", {"model.layout": "[attn mlp]", "train.clip": 0.5})
 
 
 def test_conditions_on_later_or_unknown_names_are_refused_in_a_sentence():
@@ -278,7 +280,7 @@ def brute_force(given) -> list[dict]:
     for chosen in itertools.product(*map(choices, given.distributions.values())):
         values = {}
         for name, value in zip(given.distributions, chosen):
-            if given.asks_for(name, values):
+            if given.is_sampled(name, values):
                 values[name] = value
         if given.misfit(values) is None and values not in found:
             found.append(values)
@@ -350,7 +352,7 @@ def test_a_grid_goes_on_where_a_study_stopped(seed, tmp_path):
     study.ask(), ask(study, given)  # one cut off before it had any value, and one after it had all
     study.ask().suggest_categorical("model.attn.n_heads", (2, 3, 4))  # and one when it had the first
     study = opened()
-    assert put_back(study) == [7, 8, 9]
+    assert requeue_interrupted(study) == [7, 8, 9]
     after = [ask(study, given)[1] for _ in range(3)]
     after += gone_through(study, given)
     assert sorted(map(str, before + after)) == sorted(map(str, given.grid()))

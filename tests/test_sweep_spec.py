@@ -124,7 +124,7 @@ def test_configurations_that_compute_the_same_have_the_same_fingerprint():
 @pytest.mark.parametrize("key", ["sweep.storage", "++sweep.storage"])
 def test_where_a_study_is_stays_out_of_what_is_shown(key):
     with spec("search=none", "seed=1,2", f"{key}=postgresql://me:secret@host/db") as asked:
-        assert "secret" not in " ".join(asked.shown_words()) and "seed=1,2" in asked.shown_words()
+        assert "secret" not in " ".join(asked.shown_overrides()) and "seed=1,2" in asked.shown_overrides()
 
 
 def test_all_trials_begin_with_the_weights_of_one_run(here):
@@ -133,8 +133,8 @@ def test_all_trials_begin_with_the_weights_of_one_run(here):
     (run / "checkpoints/step-1").mkdir(parents=True)
     OmegaConf.save(compose(["seed=3"]), run / "config.yaml")
     with spec("search=none", "seed=1,2", "init_from=latest") as asked:
-        assert asked.settled(asked.space.words({"seed": 1})).init_from == str(run.resolve())
-        assert not any(word == "init_from=latest" for word in asked.space.words({"seed": 1}))
+        assert asked.settled(asked.space.overrides({"seed": 1})).init_from == str(run.resolve())
+        assert not any(word == "init_from=latest" for word in asked.space.overrides({"seed": 1}))
 
 
 @pytest.fixture

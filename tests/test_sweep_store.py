@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from minllm.errors import UserError
-from minllm.sweep.store import JOURNAL, Leader, alone, open_study, put_back, storage_errors
+from minllm.sweep.store import JOURNAL, Leader, folder_lock, open_study, requeue_interrupted, storage_errors
 from tests.searches import PATIENCE
 
 NAME = "size"
@@ -173,7 +173,7 @@ def test_two_write_at_once(storage, tmp_path):
 
 
 def hold(folder, ready):
-    with alone(folder):
+    with folder_lock(folder):
         ready.set()
         time.sleep(600)
 
@@ -183,15 +183,15 @@ def test_a_second_search_is_refused_until_the_first_is_dead(tmp_path):
     first = begun(hold, tmp_path / "study", ready)
     assert ready.wait(PATIENCE)
     said = rf": process {first.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\. Wait"
-    with pytest.raises(UserError, match=said), alone(tmp_path / "study"):
+    with pytest.raises(UserError, match=said), folder_lock(tmp_path / "study"):
         pass
     first.kill()
     first.join()
-    with alone(tmp_path / "study"):
+    with folder_lock(tmp_path / "study"):
         said = re.escape(f"process {os.getpid()} ")
-        with pytest.raises(UserError, match=said), alone(tmp_path / "study"):
+        with pytest.raises(UserError, match=said), folder_lock(tmp_path / "study"):
             pass
-    with alone(tmp_path / "study"):
+    with folder_lock(tmp_path / "study"):
         pass
 
 
@@ -245,8 +245,8 @@ def test_trials_of_a_crash_are_run_again_as_they_were(storage, tmp_path):
     begun(start_and_die, storage, tmp_path).join()
     study = open_study(NAME, storage, tmp_path)
     before = study.trials
-    assert put_back(study) == [1, 2, 3]
-    assert put_back(study) == []
+    assert requeue_interrupted(study) == [1, 2, 3]
+    assert requeue_interrupted(study) == []
     assert states(study) == ["COMPLETE", "WAITING", "WAITING", "WAITING"]
     again = [study.ask() for _ in range(4)]
     assert [trial.number for trial in again] == [1, 2, 3, 4]

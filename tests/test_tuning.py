@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from minllm.config.compose import compose
 from minllm.errors import UserError
-from minllm.page.terminal import only_answers
+from minllm.page.terminal import json_output
 from minllm.runs.outcome import Outcome
 from minllm.study.report import sentences
 from minllm.study.tuning import Tuning
@@ -242,7 +242,9 @@ def test_finalists_at_an_end_of_the_range_leave_it_unsettled():
         choice.unsettled == "its best draws are all near the upper end of the range of optim.lr (search.span)"
     )
     choice, _ = carried_out(random_search(), bowl(0.004, breaks=0.0007))
-    assert choice.unsettled.startswith("only ") and choice.unsettled.endswith("of its 24 draws held")
+    assert choice.unsettled.startswith("only ") and choice.unsettled.endswith(
+        "of its 24 draws trained without failing"
+    )
     assert carried_out(random_search(), bowl(0.004, breaks=0))[0] is None
 
 
@@ -295,7 +297,7 @@ def tuned(outcome_of, *words: str) -> tuple[dict[str, Tuning], list]:
     """Tune the arms in the current folder, as a verdict does, and return that and what was launched."""
     with inquiry(*ARMS, *words) as asked:
         Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
-        asked.keep_protocol()
+        asked.save_protocol()
         return asked.tune(), Instant.launched
 
 
@@ -375,7 +377,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_run(here, words, sen
 
 def test_tuning_options_that_change_on_the_way_are_refused(here):
     with inquiry(*ARMS, "search.tuning_runs=6") as asked:
-        asked.keep_protocol()
+        asked.save_protocol()
         (asked.folder / "tune-a").mkdir()
     with pytest.raises(UserError, match="began with search.tuning_runs=6"), inquiry(*ARMS):
         pass
@@ -433,8 +435,8 @@ def lost(reason: str) -> list[FrozenTrial]:
 def test_a_time_that_is_too_short_for_one_run_is_not_settled(here, capfd):
     """There is no report, but a line of JSON, and the ledger has the verdict as started."""
     words = (*ARMS, "sweep.minutes=1e-6", "search.aa=true")
-    with only_answers(), inquiry(*words) as asked, pytest.raises(NotSettled):
-        asked.protocol.lead(asked.sweeper, [*asked.typed, *ARMS[:2]])
+    with json_output(), inquiry(*words) as asked, pytest.raises(NotSettled):
+        asked.protocol.run(asked.sweeper, [*asked.overrides, *ARMS[:2]])
     line = json.loads(capfd.readouterr().out)
     validate_answer(line)
     assert line["status"] == "not settled" and line["report"] is None and line["ledger"]["crowned"] is None

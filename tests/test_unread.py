@@ -9,10 +9,10 @@ import pytest
 
 from minllm.config.compose import compose, own_hydra
 from minllm.errors import UserError
-from minllm.grid.manifest import likeness
+from minllm.grid.manifest import computation_hash
 from minllm.model.unused import computes_the_same
 from minllm.schema.checking import validate
-from minllm.verdict.protocol import refuse_the_same
+from minllm.verdict.protocol import refuse_identical_arms
 from tests.tiny import tiny_model
 
 TINY = ["model.dim=16", "model.n_layers=2", "tokenizer=tales_512"]
@@ -84,7 +84,7 @@ SAME = [
 @pytest.mark.parametrize("one, other", SAME)
 def test_arms_that_compute_the_same_are_refused(one, other):
     with pytest.raises(UserError, match=r"^arms.a and arms.b compute the same"):
-        refuse_the_same({"a": compose([*TINY, *one]), "b": compose([*TINY, *other])})
+        refuse_identical_arms({"a": compose([*TINY, *one]), "b": compose([*TINY, *other])})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_arms_that_compute_the_same_are_refused(one, other):
     ],
 )
 def test_arms_that_differ_are_not(one, other):
-    refuse_the_same({"a": compose([*TINY, *one]), "b": compose([*TINY, *other])})
+    refuse_identical_arms({"a": compose([*TINY, *one]), "b": compose([*TINY, *other])})
 
 
 def test_nothing_is_said_of_large_models():
@@ -122,7 +122,7 @@ def composed(*words):
     ],
 )
 def test_combinations_of_a_grid_are_alike_whatever_they_are_called(one, other, alike):
-    assert (likeness(composed(*one)) == likeness(composed(*other))) is alike
+    assert (computation_hash(composed(*one)) == computation_hash(composed(*other))) is alike
 
 
 @pytest.mark.parametrize(

@@ -105,13 +105,13 @@ class Store:
         starts = self.array(f"{split}.starts", "int64", known["documents"] + 1)
         tokens = self.array(f"{split}.tokens", self.metadata["dtype"], known["tokens"])
         # only quick checks: all starts, and the tokens of a small corpus
-        is_whole = starts[0] == 0 and starts[-1] == len(tokens) - 1 and (np.diff(starts) > 0).all()
-        if is_whole and tokens.nbytes <= CHECKED:
-            is_whole = hashlib.sha256(tokens[:-1]).hexdigest() == known["sha256"]
-            is_whole &= bool((tokens[starts] == tokens[-1]).all())  # bos
+        is_intact = starts[0] == 0 and starts[-1] == len(tokens) - 1 and (np.diff(starts) > 0).all()
+        if is_intact and tokens.nbytes <= CHECKED:
+            is_intact = hashlib.sha256(tokens[:-1]).hexdigest() == known["sha256"]
+            is_intact &= bool((tokens[starts] == tokens[-1]).all())  # bos
         checks = self.checks(split, starts, tokens.nbytes)
         given = self.array(f"{split}.given", "int64", known["documents"]) if "given" in known else None
-        if not is_whole or (given is not None and zlib.crc32(given) != known["given"]):
+        if not is_intact or (given is not None and zlib.crc32(given) != known["given"]):
             raise damaged(self.folder)
         return Documents(
             tokens=tokens,

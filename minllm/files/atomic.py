@@ -105,13 +105,13 @@ def refuse_links_at_top(folder: Path, appended: Container[str]) -> None:
 
 
 def refuse_link(path: Path, is_appended: bool) -> None:
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode):
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
         raise refused(path, "is a symbolic link")
-    if stat.S_ISREG(found.st_mode):
-        if is_appended and found.st_nlink > 1:
+    if stat.S_ISREG(status.st_mode):
+        if is_appended and status.st_nlink > 1:
             raise refused(path, "is a hard link")
-    elif not stat.S_ISDIR(found.st_mode):
+    elif not stat.S_ISDIR(status.st_mode):
         raise refused(path, "is not a regular file")
 
 

@@ -63,7 +63,7 @@ def shortened(names: Sequence[str], width: int) -> list[str]:
         for name in names
     ]
     if len(set(short)) == len(set(names)):
-        return [one[:width] for one in short]
+        return [name[:width] for name in short]
     return [f"{place} {name}"[: width - 1] + "…" for place, name in enumerate(names, 1)]
 
 

@@ -21,7 +21,7 @@ from minllm.errors import printable
 from minllm.objective import Bound
 from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.runs.outcome import FILE, Reason, State
-from minllm.schema.checking import fits, words
+from minllm.schema.checking import describe, fits
 from minllm.schema.options import Range
 
 MIB = 2**20
@@ -310,7 +310,7 @@ def check(
         if get_origin(kind) is dict and isinstance(value, Mapping):  # so that the message names the wrong key
             check(value, dict.fromkeys(value, get_args(kind)[1]), file, f"{above}{key}.")
         elif key in content and not fits(value, kind):
-            raise Damaged(f"Its {file} is damaged: {above}{key} is {shown(value)}, not {words(kind)}.")
+            raise Damaged(f"Its {file} is damaged: {above}{key} is {shown(value)}, not {describe(kind)}.")
 
 
 def shown(value: Any) -> str:

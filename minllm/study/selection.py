@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
 from minllm.runs.documents import DocumentLosses
-from minllm.runs.find import OUTPUTS, command_to_go_on
-from minllm.runs.folder import DIVERGED, STOPPED, is_going_on
-from minllm.schema.foreign import is_own, without_places
+from minllm.runs.find import OUTPUTS, resume_command
+from minllm.runs.folder import DIVERGED, STOPPED, is_running
+from minllm.schema.foreign import is_own, without_foreign_paths
 from minllm.study import recorded
 
 VERDICT = "verdict.json"
@@ -47,7 +47,7 @@ class TrainedRun:
     def config(self) -> DictConfig:
         """Its configuration to build from, without outside paths unless the run was made here."""
         cfg = OmegaConf.create(self.cfg)
-        return cfg if is_own(self.folder) else without_places(cfg)
+        return cfg if is_own(self.folder) else without_foreign_paths(cfg)
 
     @functools.cached_property
     def events(self) -> list[dict[str, Any]]:
@@ -225,8 +225,8 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     def left_out(why: str, lost: Literal["diverged", "ended"] | None = None) -> LeftOut:
         return LeftOut(folder, why, cfg, lost)
 
-    go_on = f"To continue: {command_to_go_on(folder, cfg.get('extensions') or [])}"
-    if is_going_on(folder):
+    go_on = f"To continue: {resume_command(folder, cfg.get('extensions') or [])}"
+    if is_running(folder):
         return left_out("It's still running.")
     if is_tuning_run(folder):
         return left_out("It tried a learning rate for a verdict.")

@@ -172,7 +172,7 @@ def banded(
 
     Args:
         index: the arm's place among the arms, which selects its colour.
-        said: what is shown beside each value when it's pointed at; by default the ends of the band.
+        hover: the text that each value shows when it is hovered over; by default the ends of the band.
     """
     from plotly.graph_objects import Scatter
 

@@ -72,15 +72,15 @@ class Table:
 
     def line(self, trial: FrozenTrial) -> str:
         """Return the line about a trial that has ended."""
-        seen, shorts = described(trial), short_names(varying([trial]))
+        description, shorts = described(trial), short_names(varying([trial]))
         parts = [
-            seen.state,
-            seen.value and f"{self.metric} {seen.value}",
+            description.state,
+            description.value and f"{self.metric} {description.value}",
             self._best_beside(trial),
-            *(f"{short} {seen.settings[name]}" for name, short in shorts.items()),
-            seen.peak,
-            seen.elapsed,
-            seen.why,
+            *(f"{short} {description.settings[name]}" for name, short in shorts.items()),
+            description.peak,
+            description.elapsed,
+            description.why,
         ]
         return f"[{len(self.done)}/{self.n_trials}] trial {trial.number}: " + ", ".join(filter(None, parts))
 
@@ -98,9 +98,9 @@ class Table:
         columns = self._columns(trials, rows)
         for heading, _, side in columns:
             table.add_column(Text(heading), justify=side, no_wrap=True, overflow="ellipsis")
-        for seen, *cells in zip(rows, *(cells for _, cells, _ in columns)):
-            style = STYLES.get(seen.state, "yellow")
-            bold = " bold" if self.best and seen.number == self.best.number else ""
+        for description, *cells in zip(rows, *(cells for _, cells, _ in columns)):
+            style = STYLES.get(description.state, "yellow")
+            bold = " bold" if self.best and description.number == self.best.number else ""
             # Text, because rich would read a plain string such as [a] as markup
             table.add_row(*map(Text, cells), style=style + bold)
         return table
@@ -109,16 +109,20 @@ class Table:
         """Return the table's columns, with as many parameters as fit on the terminal."""
         so_far = _best_so_far(trials)
         before = [
-            ("trial", [str(seen.number) for seen in rows], "right"),
-            ("state", [seen.state for seen in rows], "left"),
+            ("trial", [str(description.number) for description in rows], "right"),
+            ("state", [description.state for description in rows], "left"),
         ]
         after = [
-            (self.metric, [seen.value for seen in rows], "right"),
-            ("best", [so_far.get(seen.number, "") for seen in rows], "right"),
-            ("time", [seen.elapsed for seen in rows], "right"),
+            (self.metric, [description.value for description in rows], "right"),
+            ("best", [so_far.get(description.number, "") for description in rows], "right"),
+            ("time", [description.elapsed for description in rows], "right"),
         ]
         settings = [
-            (_shortened(short), [_shortened(seen.settings.get(name, "")) for seen in rows], "left")
+            (
+                _shortened(short),
+                [_shortened(description.settings.get(name, "")) for description in rows],
+                "left",
+            )
             for name, short in short_names(varying(trials)).items()
         ]
         while settings and _width([*before, *settings, *after]) > self.console.width:
@@ -130,8 +134,8 @@ class Table:
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         finished = [trial for trial in trials if trial.state.is_finished()]
         room = max(1, min(ROWS, self.console.height - BELOW) - len(running))
-        kept = {trial.number: trial for trial in [*running, *finished[-room:], *filter(None, [self.best])]}
-        return [kept[number] for number in sorted(kept)]
+        shown = {trial.number: trial for trial in [*running, *finished[-room:], *filter(None, [self.best])]}
+        return [shown[number] for number in sorted(shown)]
 
     def _caption(self, trials: Sequence[FrozenTrial], now: float) -> str:
         best = f"best {described(self.best).value} (trial {self.best.number})" if self.best else "no best yet"
@@ -168,11 +172,11 @@ def _shortened(text: str) -> str:
 
 def _best_so_far(trials: Sequence[FrozenTrial]) -> dict[int, str]:
     """Return the lowest value up to each finished trial, keyed by its number."""
-    found: dict[int, str] = {}
+    values: dict[int, str] = {}
     best: FrozenTrial | None = None
     for trial in trials:
         if is_complete(trial) and (best is None or trial.value < best.value):
             best = trial
         if trial.state.is_finished() and best is not None:
-            found[trial.number] = described(best).value
-    return found
+            values[trial.number] = described(best).value
+    return values
