@@ -145,7 +145,7 @@ def assert_the_table_is_that_of(kind: type, table: type, narrower: set[str], bes
 
 def test_the_rope_of_a_gpt_oss_that_says_nothing_of_it():
     said = transformers.GptOssConfig().rope_parameters
-    assert {key: value for key, value in said.items() if key != "rope_theta"} == gpt_oss.USUAL_ROPE
+    assert {key: value for key, value in said.items() if key != "rope_theta"} == gpt_oss.DEFAULT_ROPE
 
 
 # ---- mutations -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minllm.config.compose import compose, perform
-from minllm.data.store import alone
+from minllm.data.store import build_lock
 from minllm.errors import UserError
 
 WORDS = ["the", "little", "dog", "ran", "to", "a", "big", "red", "house", "and", "said", "hello"]
@@ -74,5 +74,5 @@ def test_it_removes_what_was_left_unfinished_and_touches_nothing_else(go):
         assert alive.is_dir() and not dead.is_dir() and all(note.is_dir() for note in notes)
         other.stdin.close()
     assert set(go()[0]) == {name, alive.name}
-    with alone(alive.with_name("0000000000a11fe0")):
+    with build_lock(alive.with_name("0000000000a11fe0")):
         pass

@@ -34,7 +34,7 @@ import numpy as np
 from minllm.data.blocks import BLOCK, Blocks, checksums
 from minllm.data.encoding import encoded
 from minllm.data.metadata import FORMAT, is_metadata
-from minllm.data.source import SPLITS, SPOKEN, Pair, PairSource, Source, Split, expanded
+from minllm.data.source import SPLIT_NAMES, SPLITS, Pair, PairSource, Source, Split, expanded
 from minllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Documents:
 
     def check(self, start: int, stop: int) -> None:
         """Raise UserError if the tokens in [start, stop) don't match their checksums."""
-        if self.blocks is not None and not self.blocks.are_whole(start, stop):
+        if self.blocks is not None and not self.blocks.are_intact(start, stop):
             raise damaged(self.blocks.folder)
 
 
@@ -155,7 +155,7 @@ def open_store(source: Source, tokenizer: Tokenizer) -> Store:
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with alone(folder):
+            with build_lock(folder):
                 if not folder.is_dir():
                     build_beside(folder, source, tokenizer)
         except OSError as error:
@@ -190,7 +190,7 @@ def damaged(folder: Path) -> UserError:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def build_lock(folder: Path) -> Iterator[None]:
     """Hold the lock for building `folder`; the system releases it if the process is killed."""
     from filelock import Timeout
 
@@ -255,7 +255,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     metadata = {
         "format": FORMAT,
         "source": type(source).__qualname__,
-        "options": {name: value for name, value in asdict(source).items() if name not in HOW_READ},
+        "options": {name: value for name, value in asdict(source).items() if name not in READING_OPTIONS},
         "source_fingerprint": source.fingerprint,
         "tokenizer": type(tokenizer).__qualname__,
         "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -271,7 +271,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
 
 
 # the options of a source that don't affect its tokens
-HOW_READ = {option.name for option in fields(Source)} - {"max_tokens"}
+READING_OPTIONS = {option.name for option in fields(Source)} - {"max_tokens"}
 
 
 def write_split(
@@ -296,9 +296,9 @@ def write_split(
     size_of_text = source.size(split) if limit is None else None
     is_pairs = isinstance(source, PairSource)
     texts = source.pairs(split) if is_pairs else source.documents(split)
-    texts = shown(texts, f"Encoding {split}", size_of_text)
+    texts = with_progress(texts, f"Encoding {split}", size_of_text)
     if text_digest is not None:
-        texts = fed_to(text_digest, texts)
+        texts = hashed_into(text_digest, texts)
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
         (folder / f"{split}.starts").open("wb") as starts_file,
@@ -325,7 +325,7 @@ def write_split(
             raise UserError(
                 f"data.max_tokens={limit} is less than one document. Increase it, or use null for no limit."
                 if limit
-                else f"The corpus has no {SPOKEN[split]} documents."
+                else f"The corpus has no {SPLIT_NAMES[split]} documents."
             )
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
@@ -342,27 +342,27 @@ def write_checks(folder: Path, split: Split) -> list[int]:
     return [zlib.crc32(starts), zlib.crc32(checks)]
 
 
-def fed_to(digest: hashlib._Hash, texts: Iterable[Text]) -> Iterator[Text]:
-    """Pass texts on and add each to a digest, prefixed with its length to mark where it ends.
+def hashed_into(digest: hashlib._Hash, texts: Iterable[Text]) -> Iterator[Text]:
+    """Yield the texts and add each to a digest, prefixed with its length to mark where it ends.
 
     The given part of a pair is also marked, so that it can't be confused with a document.
     """
     for text in texts:
         if not isinstance(text, str):
-            spelled = text.given.encode()
-            digest.update(b"given" + len(spelled).to_bytes(8, "little") + spelled)
-        spelled = (text if isinstance(text, str) else text.target).encode()
-        digest.update(len(spelled).to_bytes(8, "little") + spelled)
+            encoded_text = text.given.encode()
+            digest.update(b"given" + len(encoded_text).to_bytes(8, "little") + encoded_text)
+        encoded_text = (text if isinstance(text, str) else text.target).encode()
+        digest.update(len(encoded_text).to_bytes(8, "little") + encoded_text)
         yield text
 
 
 def append(file: BinaryIO, array: np.ndarray) -> None:
-    """Write an array's bytes; unlike `ndarray.tofile`, this reports a full disk as the right `OSError`."""
+    """Write an array's bytes; unlike `ndarray.tofile`, this raises the right `OSError` if the disk is full."""
     file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
 
 
-def shown(texts: Iterable[Text], doing: str, size: int | None) -> Iterator[Text]:
-    """Pass texts on; show a progress bar on a terminal if they take more than a second."""
+def with_progress(texts: Iterable[Text], doing: str, size: int | None) -> Iterator[Text]:
+    """Yield the texts; show a progress bar on a terminal if they take more than a second."""
     from tqdm import tqdm
 
     options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": None, "leave": False}

@@ -291,8 +291,8 @@ def next_tokens(model: LM, texts: Texts) -> str | None:
         return None
     return (
         f"objective ({type(texts.objective).__name__}) evaluates to {evaluated_B.sum():.4f} nats, but the cross-entropy"
-        f" of the next tokens is {nats_B.sum():.4f}, so val_bpb wouldn't be comparable with other runs: nats must return"
-        " the summed cross-entropy of the model's logits over the counted targets of each row."
+        f" of the next tokens is {nats_B.sum():.4f}, so val_bpb wouldn't be comparable with other runs: nats must"
+        " return the summed cross-entropy of the model's logits over the counted targets of each row."
     )
 
 

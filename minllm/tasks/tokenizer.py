@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from omegaconf import DictConfig
 
 from minllm.data.source import Source, expanded
-from minllm.data.store import shown
+from minllm.data.store import with_progress
 from minllm.data.text import TextFiles, find_files
 from minllm.errors import UserError
 from minllm.schema.building import build
@@ -79,7 +79,7 @@ def trained(
     """Write a folder for each size, and return the bytes of held-out text per token of each."""
     for size in sizes:
         refuse_another(into / f"{name}-{size}", source)
-    read = shown(itertools.islice(source.documents("train"), documents), "Reading", None)
+    read = with_progress(itertools.islice(source.documents("train"), documents), "Reading", None)
     texts = Counted(read)
     models = train(texts, sizes, algorithm)
     held_out = list(itertools.islice(source.documents("val"), HELD_OUT))
