@@ -23,7 +23,7 @@ from minllm.runs.folder import RunDir, is_running
 from minllm.runs.outcome import Outcome, write
 from minllm.study.comparison import Comparison, compare
 from minllm.study.report import sentences, summary, write_report
-from minllm.study.report.commands import compared
+from minllm.study.report.commands import compare_command
 from minllm.study.report.data import to_json
 from minllm.study.selection import Selection, find
 from tests.comparisons import ENVIRONMENT, begun, figures, finished
@@ -244,7 +244,7 @@ def test_the_command_that_compares_again_names_runs_that_diverged(tmp_path):
         finished(tmp_path / f"b{seed}", POST, seed=seed, bpb=math.nan if seed else 2.0)
     runs = [tmp_path / name for name in ("a0", "a1", "b0", "b1")]
     finished(tmp_path / "c0", "norm=sandwich")
-    assert str(tmp_path / "b1") in compared(compare(runs))
+    assert str(tmp_path / "b1") in compare_command(compare(runs))
 
 
 @pytest.mark.parametrize("looks", [0, 3, [], [8, 6], [0, 6]])

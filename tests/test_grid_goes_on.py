@@ -306,7 +306,7 @@ def test_progress_says_how_long_the_rest_takes():
     progress = Progress(12, 2, 2)
     assert str(progress) == "2/12"
     for seconds in (30.0, None, 90.0):
-        progress.one_more(seconds)
+        progress.count_run(seconds)
     assert str(progress) == "5/12, 4 min left"  # four rounds of a minute
     assert str(Progress(12, 12, 1, [3.0])) == "12/12"
 

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import create_trial
 
 from minllm.errors import UserError
-from minllm.files.atomic import lock_taken, refuse_links_at_top
+from minllm.files.atomic import acquire_lock, refuse_links_at_top
 from minllm.grid.manifest import prepare_folder
 from minllm.runs.outcome import Outcome
 from minllm.sweep import limits
@@ -138,7 +138,7 @@ def test_a_study_with_links_is_refused_before_anything_is_written(tmp_path: Path
 def test_a_lock_that_is_a_link_is_not_taken(tmp_path: Path):
     (tmp_path / ".lock").symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match="is a symbolic link"):
-        lock_taken(tmp_path / ".lock", 0, "taken")
+        acquire_lock(tmp_path / ".lock", 0, "taken")
     assert not (tmp_path / "outside").exists()
 
 

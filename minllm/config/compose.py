@@ -23,7 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minllm.config.explain import explained
 from minllm.errors import UserError
-from minllm.runs.find import find_run, initialised, named_keys, read_run, resumed, revisited
+from minllm.runs.find import (
+    config_for_task,
+    config_to_initialise,
+    config_to_resume,
+    find_run,
+    named_keys,
+    read_run,
+)
 from minllm.schema.building import plain
 from minllm.schema.checking import (
     allowed_packages,
@@ -135,7 +142,11 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
         sys.path.append(os.getcwd())  # where my_idea/ is
     if "extensions" in named:
         refuse_missing_code(cfg)
-    for key, merge in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
+    for key, merge in (
+        ("resume", config_to_resume),
+        ("run", config_for_task),
+        ("init_from", config_to_initialise),
+    ):
         if key in cfg:
             check_value(read(cfg, key, key), RunPlace | None, key, set())
         if cfg.get(key):

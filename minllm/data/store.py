@@ -225,17 +225,17 @@ def lock_of(folder: Path) -> FileLock:
 
 def build_beside(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     """Build a store in a temporary folder and rename it to `folder`; remove it on failure."""
-    for left in unfinished(folder):
-        shutil.rmtree(left, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
+    for leftover in unfinished(folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
     try:
-        write_store(beside, source, tokenizer)
+        write_store(temporary, source, tokenizer)
         if place_of(replace(source), tokenizer) != folder:  # a copy computes its fingerprint anew
             raise UserError("The corpus changed while it was being encoded. Run the same command again.")
-        beside.chmod(0o777 & ~umask())
-        beside.rename(folder)
+        temporary.chmod(0o777 & ~umask())
+        temporary.rename(folder)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

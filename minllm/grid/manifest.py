@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minllm.errors import UserError, printable
-from minllm.files.atomic import lock_taken
+from minllm.files.atomic import acquire_lock
 from minllm.runs.find import DATA_LOCATION, OUTPUTS, latest_run, remove_if_empty
 from minllm.schema.overrides import in_quotes, key_of
 
@@ -157,7 +157,7 @@ def locked(grid: Grid) -> Iterator[None]:
     if not grid.remembered:
         yield
         return
-    lock = lock_taken(
+    lock = acquire_lock(
         grid.folder / LOCK,
         PATIENCE_SECONDS,
         f"Another process is running this grid in {grid.folder}. Wait until it has ended, or choose another"

@@ -180,7 +180,7 @@ class GridSweeper(Sweeper):
                 print(f"{progress}: {' '.join(run.varied)}", flush=True)
                 if trouble := preparation_error(grid, run):
                     print(printable(f"{' '.join(run.overrides)}: {trouble}"), file=sys.stderr, flush=True)
-                    progress.one_more(None)
+                    progress.count_run(None)
                     codes.append(2)
                 elif not self.started(children, run):
                     waiting.insert(0, run)  # retry when another has ended
@@ -195,7 +195,7 @@ class GridSweeper(Sweeper):
                     print(
                         f"{' '.join(run.overrides)}: the process was killed by {end.signal}.", file=sys.stderr
                     )
-                progress.one_more(end.seconds if end.code == 0 else None)
+                progress.count_run(end.seconds if end.code == 0 else None)
                 codes.append(end.code)
         return codes
 
@@ -239,7 +239,7 @@ class Progress:
     seconds: list[float] = field(default_factory=list)
     """The durations of the runs that succeeded."""
 
-    def one_more(self, seconds: float | None) -> None:
+    def count_run(self, seconds: float | None) -> None:
         """Count a run that has ended; `seconds` is None if it failed, which doesn't count for the estimate."""
         self.done += 1
         if seconds is not None:

@@ -27,7 +27,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str
     return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
 
 
-def fitted(
+def fit_to_width(
     head: Sequence[str], rows: Sequence[Sequence[str]], sides: str, width: int = TERMINAL
 ) -> list[str]:
     """Return a table that fits a terminal of this width, followed by a line for each kind of omission.

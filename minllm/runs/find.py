@@ -200,7 +200,7 @@ def resolve(cfg: DictConfig, file: Path) -> None:
 
 
 def refuse_special_files(run: Path) -> None:
-    """Raise UserError if a run has a pipe or a device in place of a file, since reading it could block forever."""
+    """Raise UserError if a run has a pipe or a device in place of a file, because reading it could block forever."""
     for pattern in ("*", "tokenizer/*", "checkpoints/step-*", "checkpoints/step-*/*"):
         for path in run.glob(pattern):
             try:
@@ -214,17 +214,17 @@ def refuse_special_files(run: Path) -> None:
 # ---- configurations of tasks on existing runs: the saved one, with the overrides applied -----------
 
 
-def revisited(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+def config_for_task(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`run=`: run another task with the run's own configuration."""
     if "experiment" in named:
         raise UserError(
             "experiment= can't be combined with run=, which already provides the settings. Leave one out."
         )
     names = [name for name in options_of(root_options) if name not in ("task", "choices", "extensions")]
-    return overlaid(cfg, saved, names, named)
+    return with_sections_from(cfg, saved, names, named)
 
 
-def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+def config_to_resume(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`resume=`: continue training the same run. Only its length, logging and sampling may change."""
     for key in sorted(named - {"resume", "task", "extensions"}):
         may_change = key.partition(".")[0] in RESUME_MAY_CHANGE and key != "train.batch_size"
@@ -239,7 +239,7 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
                 f"resume= continues the same run, so {group if group in cfg.choices else key} can't change from"
                 f" {before} to {now}. To start a new run from its weights, type init_from={cfg.resume} instead."
             )
-    result = revisited(cfg, saved, named - {"experiment"})
+    result = config_for_task(cfg, saved, named - {"experiment"})
     result.init_from = saved.get("init_from")
     overrides = [override for override in cfg.typed if not override.startswith(("resume=", "task="))]
     overrides = [
@@ -281,13 +281,15 @@ def without_modules(value: Any) -> Any:
     return [without_modules(inner) for inner in value] if isinstance(value, list) else value
 
 
-def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+def config_to_initialise(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`init_from=`: a new run that starts from another run's weights, and takes its model and tokenizer."""
     # a preset already defines the model, whose parameters must then match
-    return overlaid(cfg, saved, ["tokenizer"] if "experiment" in named else MODEL_KEYS, named)
+    return with_sections_from(cfg, saved, ["tokenizer"] if "experiment" in named else MODEL_KEYS, named)
 
 
-def overlaid(cfg: DictConfig, saved: DictConfig, names: Iterable[str], named: set[str]) -> DictConfig:
+def with_sections_from(
+    cfg: DictConfig, saved: DictConfig, names: Iterable[str], named: set[str]
+) -> DictConfig:
     """Return `cfg` with the sections `names` taken from `saved`, except for the keys in `named`."""
     result = cfg.copy()
     for name in names:

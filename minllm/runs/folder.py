@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from minllm.errors import UserError, printable
 from minllm.files.atomic import (
+    acquire_lock,
     contents,
-    lock_taken,
     refuse_links,
     set_aside,
     without_links,
@@ -232,7 +232,7 @@ class RunDir:
         self._described = [self.path / name for name in names if (self.path / name).exists()]
 
     def _acquire(self) -> None:
-        self._lock = lock_taken(
+        self._lock = acquire_lock(
             self.path / LOCK,
             PROBE_SECONDS,
             f"Another process is training in {self.path}. Wait until it has ended, or stop it.",

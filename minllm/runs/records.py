@@ -58,16 +58,16 @@ def kept_of(run: Path, step: int, marks: Mapping[str, list[int]], torn: bool) ->
     metrics, samples = contents(run / METRICS), contents(run / SAMPLES)
     lines = metrics.split(b"\n")[:-1]
     events = [event_of(line, run / METRICS, number) for number, line in enumerate(lines, 1)]
-    whole = as_marked(metrics, marks.get(METRICS))
+    whole = part_at_checkpoint(metrics, marks.get(METRICS))
     if whole is None:
         whole = b"".join(line + b"\n" for line, event in zip(lines, events) if event["step"] <= step)
     events = events[: whole.count(b"\n")] if metrics.startswith(whole) else events
-    before = as_marked(samples, marks.get(SAMPLES))
+    before = part_at_checkpoint(samples, marks.get(SAMPLES))
     if before is None:
         written = samples_up_to(step, samples, torn)
     else:
         written = before + sample_after(before, samples, step, torn)
-    unchanged = {METRICS: as_marked(whole, marks.get(METRICS)), SAMPLES: before}
+    unchanged = {METRICS: part_at_checkpoint(whole, marks.get(METRICS)), SAMPLES: before}
     return Kept(
         metrics=None if whole == metrics else whole,
         samples=None if written == samples else written,
@@ -77,7 +77,7 @@ def kept_of(run: Path, step: int, marks: Mapping[str, list[int]], torn: bool) ->
     )
 
 
-def as_marked(content: bytes, mark: list[int] | None) -> bytes | None:
+def part_at_checkpoint(content: bytes, mark: list[int] | None) -> bytes | None:
     """Return the part of a file that existed at a checkpoint; None if the file no longer begins with it."""
     if mark is None or len(content) < mark[0]:
         return None

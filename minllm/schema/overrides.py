@@ -24,7 +24,7 @@ def is_seed(override: str) -> bool:
     return key_of(override) == "seed"
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a configuration value as it is written in an override."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

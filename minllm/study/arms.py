@@ -15,7 +15,7 @@ from minllm.errors import UserError, suggest
 from minllm.objective import Bound
 from minllm.page.markdown import one_line
 from minllm.runs.find import WATCHING
-from minllm.schema.overrides import short_names, written
+from minllm.schema.overrides import format_value, short_names
 from minllm.study.selection import LeftOut, TrainedRun, leaves
 
 IGNORED_SECTIONS = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
@@ -114,7 +114,7 @@ def diverged_by_arm(others: Sequence[LeftOut]) -> dict[tuple[Any, ...], list[Lef
 
 def identity(cfg: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return a key that is the same for all runs of one arm."""
-    return tuple(sorted((key, normalized(value)) for key, value in learnt_from(cfg).items()))
+    return tuple(sorted((key, normalized(value)) for key, value in training_settings(cfg).items()))
 
 
 def normalized(value: Any) -> str:
@@ -123,7 +123,7 @@ def normalized(value: Any) -> str:
     return repr(float(value) if whole else value)
 
 
-def learnt_from(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def training_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a configuration that affect what is learned, except the seed."""
     return {key: value for key, value in leaves(cfg).items() if not is_ignored(key)}
 
@@ -146,12 +146,12 @@ def distinct_names(cfgs: Sequence[Mapping[str, Any]]) -> list[str]:
         {group: str(option) for group, option in cfg["choices"].items() if not is_ignored(group)}
         for cfg in cfgs
     ]
-    presets = [one.get("experiment") for one in choices]
+    presets = [chosen.get("experiment") for chosen in choices]
     if len(set(presets)) == len(presets):
         return [f"experiment={preset}" if len(presets) > 1 else "" for preset in presets]
     names = [" ".join(values) for values in differing_values(choices)]
     for name in {name for name in names if names.count(name) > 1}:
-        same = [i for i, one in enumerate(names) if one == name]
+        same = [i for i, other in enumerate(names) if other == name]
         for i, values in zip(same, distinguishing_values([cfgs[i] for i in same])):
             names[i] = " ".join(filter(None, [name, *values]))
     return names
@@ -162,7 +162,7 @@ def distinguishing_values(cfgs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     prefixes = tuple(
         f"{word.partition('=')[0].lstrip('+')}." for cfg in cfgs for word in cfg.get("typed") or []
     )
-    values = [{key: written(value) for key, value in learnt_from(cfg).items()} for cfg in cfgs]
+    values = [{key: format_value(value) for key, value in training_settings(cfg).items()} for cfg in cfgs]
     chosen = [{key: named[key] for key in named if f"{key}.".startswith(prefixes)} for named in values]
     distinguishing = differing_values(chosen)
     return distinguishing if len(set(map(tuple, distinguishing))) == len(cfgs) else differing_values(values)
@@ -221,7 +221,7 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
 
 def config_differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     """Return the keys in which the arms' configurations differ, with each arm's value, or ABSENT if it has none."""
-    configs = [learnt_from(arm.cfg) for arm in arms]
+    configs = [training_settings(arm.cfg) for arm in arms]
     keys = dict.fromkeys(key for values in configs for key in values)
     compared = {
         key: [values.get(key, ABSENT) for values in configs] for key in keys if not key.endswith("_target_")

@@ -8,7 +8,7 @@ from typing import Any
 
 from minllm.page import units
 from minllm.page.markdown import one_line
-from minllm.study.arms import Arm, learnt_from, measured
+from minllm.study.arms import Arm, measured, training_settings
 from minllm.study.selection import TrainedRun
 
 NEAR = 0.01
@@ -57,7 +57,11 @@ def facts(arms: Sequence[Arm]) -> list[Fact]:
 def config_fact(arms: Sequence[Arm], key: str, same: str, different: str) -> Fact:
     """Compare a section, or a single key, of the arms' configurations."""
     values = [
-        {name: value for name, value in learnt_from(arm.cfg).items() if f"{name}.".startswith(f"{key}.")}
+        {
+            name: value
+            for name, value in training_settings(arm.cfg).items()
+            if f"{name}.".startswith(f"{key}.")
+        }
         for arm in arms
     ]
     equal = all(section == values[0] for section in values)

@@ -48,7 +48,10 @@ class History:
         under_way = [trial.params for trial in trials if not trial.state.is_finished()]
         ran_out = (trial for trial in trials if trial.user_attrs.get("smaller_may_fit"))
         left = (trial.params for trial in ran_out if trial.params not in under_way)
-        return next((values for values in left if not self._alike(self._overrides_that_fit(values))), None)
+        return next(
+            (values for values in left if not self._same_configuration(self._overrides_that_fit(values))),
+            None,
+        )
 
     def duplicate_of(self, trial: optuna.Trial, identity: str, running: Container[int]) -> FrozenTrial | None:
         """Return another trial with the same fingerprint that has a result or is running, or None.
@@ -67,11 +70,13 @@ class History:
         names = list(self.space.first_that_fits)
         for chosen in itertools.product(*self.space.first_that_fits.values()):
             overrides = self.space.overrides({**values, **dict(zip(names, chosen))})
-            if not any(trial.user_attrs.get("memory_ran_out") for trial in self._alike(overrides)):
+            if not any(
+                trial.user_attrs.get("memory_ran_out") for trial in self._same_configuration(overrides)
+            ):
                 break
         return overrides
 
-    def _alike(self, overrides: Sequence[str]) -> list[FrozenTrial]:
+    def _same_configuration(self, overrides: Sequence[str]) -> list[FrozenTrial]:
         return self._with(self.identity(overrides))
 
     def _with(self, identity: str) -> list[FrozenTrial]:

@@ -111,7 +111,7 @@ class Buildable(BaseSampler):
             if attempt < OWN_GUESSES:
                 values = guess = self._guess(study, trial, queued)
             else:
-                values = self._near(guess, (attempt - OWN_GUESSES + 1) / 100, study, trial, queued)
+                values = self._perturbed(guess, (attempt - OWN_GUESSES + 1) / 100, study, trial, queued)
             why = self.refusal(values)
             if why is None:
                 return values
@@ -126,7 +126,7 @@ class Buildable(BaseSampler):
         proposed = self.inner.sample_relative(study, trial, search_space)
         return self._completed({**proposed, **queued}, self.inner, study, trial)
 
-    def _near(
+    def _perturbed(
         self, guess: dict[str, Any], share: float, study: Study, trial: FrozenTrial, queued: dict[str, Any]
     ) -> dict[str, Any]:
         """Return the guess with a `share` of its values drawn again at random; the share grows to all of them."""

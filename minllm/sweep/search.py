@@ -79,7 +79,7 @@ def search(sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
         try:
             search.run()
             if not search.n_started:
-                print(search.why_no_more())
+                print(search.completion_message())
         finally:
             written = search.report()
         print(conclusion(search.study, metric=search.settings.metric, written=written))
@@ -238,7 +238,7 @@ class Search:
             self.leader.beat()
         self.table.update(self.trials())
 
-    def more(self) -> bool:
+    def has_more(self) -> bool:
         """Whether there is another trial to start, queued or new."""
         if time.monotonic() > self.deadline:
             return False
@@ -256,7 +256,7 @@ class Search:
         sampler = self.study.sampler
         return isinstance(sampler, Grid) and sampler.next(self.study) is None
 
-    def why_no_more(self) -> str:
+    def completion_message(self) -> str:
         if self.grid_is_done():
             return "All combinations of the grid have been tried."
         n = len(self.trials())
@@ -337,7 +337,7 @@ def run_together(searches: Sequence[Search], n_jobs: int) -> None:
     """Run the trials of several searches, at most `n_jobs` at a time, until none has another. All must be `leading`."""
     while True:
         for search in searches:
-            while sum(len(each.running) for each in searches) < n_jobs and search.more():
+            while sum(len(each.running) for each in searches) < n_jobs and search.has_more():
                 search.start_next()
         running = [future for search in searches for future in search.running]
         if not running:

@@ -34,7 +34,7 @@ from optuna.distributions import (
 )
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.schema.overrides import written
+from minllm.schema.overrides import format_value
 
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper
@@ -108,9 +108,9 @@ class Space:
         self.fixed: dict[str, str] = {name: spelled(value) for name, value in plan.fixed.items()}
         self.deleted: list[str] = []
         for name, grammar in plan.params.items():
-            self._take(parsed(parser, f"{name}={grammar}"))
+            self._add(parsed(parser, f"{name}={grammar}"))
         for override in overrides:
-            self._take(parsed(parser, override))
+            self._add(parsed(parser, override))
         # parameters only on the command line come first, so that the file's conditions may refer to them
         self.distributions = dict(sorted(self.distributions.items(), key=lambda item: item[0] in plan.params))
         self.when = {name: needs for name, needs in plan.when.items() if name in self.distributions}
@@ -147,7 +147,7 @@ class Space:
 
     def overrides(self, values: Values) -> list[str]:
         """Return the overrides of a trial with these values."""
-        overrides = {**self.fixed, **{name: written(value) for name, value in values.items()}}
+        overrides = {**self.fixed, **{name: format_value(value) for name, value in values.items()}}
         return [*(f"{name}={value}" for name, value in overrides.items()), *self.deleted]
 
     def value_of(self, key: str, values: Values) -> Any:
@@ -235,25 +235,25 @@ class Space:
 
     # ---- construction --------------------------------------------------------------------------------
 
-    def _take(self, override: Override) -> None:
+    def _add(self, override: Override) -> None:
         """Add one override; it replaces an earlier one for the same key."""
         name = override.get_key_element()
         bare = name.lstrip("+~")
         if override.is_delete():
-            self._forget(bare)
+            self._remove(bare)
             self.deleted.append(override.input_line)
         elif override.is_sweep_override():
             kind = distribution(override)
             if bare in self.distributions and name == bare:
                 self.distributions[name] = kind
             else:
-                self._forget(bare)
+                self._remove(bare)
                 self.distributions[name] = kind
         else:
-            self._forget(bare)
+            self._remove(bare)
             self.fixed[name] = override.get_value_element_as_str()
 
-    def _forget(self, bare: str) -> None:
+    def _remove(self, bare: str) -> None:
         for name in (bare, f"+{bare}", f"++{bare}"):
             self.distributions.pop(name, None)
             self.fixed.pop(name, None)
@@ -314,7 +314,7 @@ def categorical(values: list[Any]) -> CategoricalDistribution:
         raise ValueError("it has no values")
     if any(isinstance(value, float) and math.isnan(value) for value in values):
         raise ValueError("NaN isn't allowed")
-    for word, count in Counter(map(written, values)).items():
+    for word, count in Counter(map(format_value, values)).items():
         if count > 1:
             raise ValueError(f"{word} is listed more than once")
     return CategoricalDistribution(values)
@@ -350,7 +350,7 @@ def spelled(value: Any) -> str:
         return f"{{{','.join(f'{name}:{spelled(inner)}' for name, inner in value.items())}}}"
     if isinstance(value, str) and not is_plain(value):
         return QuotedString(value, Quote.single).with_quotes()
-    return written(value)
+    return format_value(value)
 
 
 def is_plain(text: str) -> bool:

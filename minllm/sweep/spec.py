@@ -20,7 +20,7 @@ from minllm.model.unused import refuse_unused
 from minllm.runs.find import WATCHING
 from minllm.schema.building import build
 from minllm.schema.checking import validate
-from minllm.schema.overrides import key_of, written
+from minllm.schema.overrides import format_value, key_of
 from minllm.sweep.plugin import OWN_SECTIONS, is_search_key
 from minllm.sweep.space import Plan, Space
 from minllm.training.train import budget_of
@@ -65,7 +65,7 @@ class SearchSpec:
                 )
         base = self.space.base
         if "init_from" in self.space.fixed:  # `latest` would resolve to a different run for each trial
-            self.space.fixed["init_from"] = written(base.init_from)
+            self.space.fixed["init_from"] = format_value(base.init_from)
         if base.resume:
             raise UserError(TRAINS_NEW_MODELS)
         self._refusals: dict[str, str | None] = {}

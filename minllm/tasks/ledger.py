@@ -199,7 +199,7 @@ def in_a_terminal(rows: Sequence[Row]) -> list[str]:
         date, _, outcome, among, difference, _, pairs, p, needs, report = cells(row)
         table.append([row.arm, outcome, among, difference, pairs, row.baseline, date, p, needs, report])
     printed = [[markdown.one_line(cell) for cell in line] for line in table]
-    return markdown.fitted(head, printed, "lllrrllrrl", shutil.get_terminal_size((80, 24)).columns)
+    return markdown.fit_to_width(head, printed, "lllrrllrrl", shutil.get_terminal_size((80, 24)).columns)
 
 
 def to_markdown(contents: Contents, rows: Sequence[Row]) -> str:

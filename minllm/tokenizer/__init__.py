@@ -120,9 +120,9 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         # no lock guards this folder, so two processes need temporary files of their own
-        beside = folder / f"{name}.{os.getpid()}.tmp"
+        temporary = folder / f"{name}.{os.getpid()}.tmp"
         try:
-            beside.write_bytes(content)
-            os.replace(beside, folder / name)
+            temporary.write_bytes(content)
+            os.replace(temporary, folder / name)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)

@@ -82,8 +82,8 @@ class HuggingFace(Tokenizer):
                 f"tokenizer.vocab_size={self.vocab_size} leaves out ordinary tokens such as {lost[0]!r}: use"
                 f" {known} or more."
             )
-        self.eos_id = self.pad_id = self._end(eos)
-        self.bos_id = self._begin(bos)
+        self.eos_id = self.pad_id = self._find_eos(eos)
+        self.bos_id = self._find_bos(bos)
         ends = f"{self.bos_id}/{self.eos_id}/{self.vocab_size}"
         self.fingerprint = hashlib.sha256(f"{lossless}{ends}".encode()).hexdigest()
         self._refuse_losses()
@@ -114,7 +114,7 @@ class HuggingFace(Tokenizer):
         return [self.tokens[name] for name in BYTES]
 
     def _encode_parts(self, text: str) -> list[int]:
-        """Encode a text with ▁ itself in it: that character is encoded as bytes, since its token means a space."""
+        """Encode a text with ▁ itself in it: that character is encoded as bytes, because its token means a space."""
         byte_tokens = self.byte_tokens
         parts = [self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(SPACE)]
         if SPACE not in self.tokens:
@@ -136,7 +136,7 @@ class HuggingFace(Tokenizer):
         is_special = number in self.added and self.added[number].special
         return number >= self.vocab_size and not is_special
 
-    def _end(self, eos: int | str | None) -> int:
+    def _find_eos(self, eos: int | str | None) -> int:
         if eos is None:
             eos = self._configured("eos_token") or next(
                 (token for token in ENDS if token in self.tokens), None
@@ -146,11 +146,11 @@ class HuggingFace(Tokenizer):
                 f"The end-of-text token of {self.folder / FILE} isn't known: add tokenizer.eos=<the token or its"
                 " id>."
             )
-        return self._number(eos, "tokenizer.eos")
+        return self._special_id(eos, "tokenizer.eos")
 
-    def _begin(self, bos: int | str | None) -> int:
+    def _find_bos(self, bos: int | str | None) -> int:
         bos = self._configured("bos_token") if bos is None else bos
-        return self.eos_id if bos is None else self._number(bos, "tokenizer.bos")
+        return self.eos_id if bos is None else self._special_id(bos, "tokenizer.bos")
 
     def _configured(self, key: str) -> int | str | None:
         """Return the token that begins or ends a text according to the files beside tokenizer.json."""
@@ -171,7 +171,7 @@ class HuggingFace(Tokenizer):
             raise UserError(f"{metadata} is damaged: its vocab_size {size!r} isn't a number of tokens.")
         return size
 
-    def _number(self, token: int | str, key: str) -> int:
+    def _special_id(self, token: int | str, key: str) -> int:
         """Return the id of a special token. UserError if it isn't one."""
         if isinstance(token, str) and token not in self.tokens:
             raise UserError(f"{self.folder / FILE} has no token {token!r}. Set {key} to a different one.")

@@ -98,7 +98,7 @@ class SentencePiece(Tokenizer):
         return {name: value for name, value in vars(self).items() if name != "tokens_of"}
 
     def encode_chunk(self, chunk: str) -> list[int]:
-        """Return a chunk's tokens; ▁ itself is encoded as bytes, since its token means a space."""
+        """Return a chunk's tokens; ▁ itself is encoded as bytes, because its token means a space."""
         first, *rest = map(self.encode_part, chunk.split(SPACE))
         space_bytes = [self.byte_tokens[byte] for byte in SPACE.encode()]
         return first + [token for tokens in rest for token in (*space_bytes, *tokens)]

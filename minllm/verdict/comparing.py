@@ -78,7 +78,7 @@ def arm_of(search: VerdictSearch, name: str, pairs: int) -> tuple[Arm, list[Left
     if not pairs or not any(runs_in(folder)):
         raise NothingToCompare("time ran out before every arm had a run", CONTINUE)
     runs, not_comparable = find(Selection([str(folder)]), search.config.extensions)
-    seeds = range(pairs * search.protocol.runs_of_a_pair)
+    seeds = range(pairs * search.protocol.runs_per_pair)
     compared_runs = [run for run in runs if run.seed in seeds]
     left_out = [run for run in not_comparable if run.cfg is None or run.cfg["seed"] in seeds]
     if not compared_runs:

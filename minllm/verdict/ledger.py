@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import UserError
-from minllm.files.atomic import lock_taken, refuse_link, without_links
+from minllm.files.atomic import acquire_lock, refuse_link, without_links
 from minllm.runs.find import OUTPUTS
 from minllm.schema.checking import fits
 from minllm.verdict.discoveries import level
@@ -104,7 +104,7 @@ class Ledger:
             UserError: another process holds the lock, or the ledger is a link.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_taken(
+        lock = acquire_lock(
             self.path.with_suffix(".lock"),
             PATIENCE_SECONDS,
             f"Another process has been writing to {self.path} for a minute. Stop it, and repeat the command.",

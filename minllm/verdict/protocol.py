@@ -15,7 +15,7 @@ from minllm.errors import UserError
 from minllm.schema.checking import describe, fits
 from minllm.schema.options import Count, FolderName, Natural, Positive, Share
 from minllm.schema.overrides import is_seed, key_of
-from minllm.study.arms import ABSENT, identity, learnt_from
+from minllm.study.arms import ABSENT, identity, training_settings
 from minllm.study.comparison import ALL
 from minllm.study.tuning import RATE, Tuning
 from minllm.verdict.random_search import FINALISTS
@@ -103,9 +103,9 @@ class Protocol:
                 f"search.looks has {len(self.looks)} numbers of pairs, which is more than {MOST_LOOKS}: leave some out."
             )
         self._refuse_bad_tuning()
-        if self.looks[-1] * self.runs_of_a_pair > FIRST_TUNING_SEED:
+        if self.looks[-1] * self.runs_per_pair > FIRST_TUNING_SEED:
             raise UserError(
-                f"search.looks can't exceed {FIRST_TUNING_SEED // self.runs_of_a_pair} pairs, but ends at"
+                f"search.looks can't exceed {FIRST_TUNING_SEED // self.runs_per_pair} pairs, but ends at"
                 f" {self.looks[-1]}."
             )
 
@@ -152,7 +152,7 @@ class Protocol:
         return self.is_tuned and self.tune == [RATE]
 
     @property
-    def runs_of_a_pair(self) -> int:
+    def runs_per_pair(self) -> int:
         """Number of seeds per arm in a pair."""
         return 2 if self.aa else 1
 
@@ -162,7 +162,7 @@ class Protocol:
         seeds = next(
             seed for seed in itertools.count() if not all(seed in seeds_of_arm for seeds_of_arm in ended)
         )
-        return seeds // self.runs_of_a_pair
+        return seeds // self.runs_per_pair
 
 
 def listed(looks: Sequence[int]) -> str:
@@ -219,7 +219,7 @@ def refuse_without_effect(overrides: Sequence[str]) -> None:
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
-    """Raise UserError if the protocol has changed since the verdict began."""
+    """Raise UserError if the protocol differs from when the verdict began."""
     if set(before) != set(now):
         raise UserError(
             f"The verdict '{name}' was begun by another version of minllm, whose protocol had other options, so it"
@@ -261,16 +261,16 @@ def refuse_identical_arms(cfgs: Mapping[str, DictConfig], sized: bool = False) -
 
 def differ_only_in_model(first: DictConfig, second: DictConfig) -> bool:
     """Whether two configurations differ only in their model."""
-    values, others = learnt_from(first), learnt_from(second)
+    values, others = training_settings(first), training_settings(second)
     differ = [key for key in {*values, *others} if values.get(key, ABSENT) != others.get(key, ABSENT)]
     return all(key.startswith(("model.", "norm.")) for key in differ)
 
 
 def refuse_same_results(tuning: Mapping[str, Tuning]) -> None:
     """Raise UserError if two arms had exactly the same losses wherever they were tuned, so they compute the same."""
-    found = [(name, tuned.tried) for name, tuned in tuning.items()]
-    for (name, tried), (other, others) in itertools.combinations(found, 2):
-        if tried == others and all(tuned.succeeded for tuned in tried):
+    tried_by_arm = [(name, tuned.tried) for name, tuned in tuning.items()]
+    for (name, tried), (other, tried_by_other) in itertools.combinations(tried_by_arm, 2):
+        if tried == tried_by_other and all(tuned.succeeded for tuned in tried):
             raise UserError(
                 f"arms.{name} and arms.{other} reached exactly the same loss in every tuning run, so their differences"
                 " don't affect what is computed. Change one of them."

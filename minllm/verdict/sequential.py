@@ -244,7 +244,7 @@ class VerdictSearch:
             )
             trials = {}
             for name in list(searches)[:: 1 if turn % 2 == 0 else -1]:
-                trials[name] = searches[name].run_until(wanted * self.protocol.runs_of_a_pair)
+                trials[name] = searches[name].run_until(wanted * self.protocol.runs_per_pair)
             done = self.finished_pairs(trials)
             if done < wanted:  # time ran out during this turn
                 break
@@ -263,9 +263,9 @@ class VerdictSearch:
             *(tuning[name].overrides if name in tuning else ()),
             f"seed=range(0,{FIRST_TUNING_SEED})",
             "train.keep_checkpoints=1",
-            *self.logged_as(name),
+            *self.logger_overrides(name),
         ]
-        seeds = self.protocol.looks[-1] * self.protocol.runs_of_a_pair
+        seeds = self.protocol.looks[-1] * self.protocol.runs_per_pair
         return self.opened(f"seeds-{name}", name, overrides, seeds, keep="all")
 
     def pairs_in_time(self, arms: int) -> float:
@@ -276,14 +276,14 @@ class VerdictSearch:
         seconds = [duration for search in self.seconds.values() for duration in search]
         if not seconds:
             return self.sweeper.n_jobs if left > 0 else 0
-        runs = arms * self.protocol.runs_of_a_pair
+        runs = arms * self.protocol.runs_per_pair
         return max(0, int(left * self.sweeper.n_jobs / (runs * sum(seconds) / len(seconds))))
 
     # ---- opening and configuring searches --------------------------------------------------------
 
     def opened_tuning(self, name: str, plan: Plan) -> contextlib.AbstractContextManager[Search]:
         """Open the search that runs an arm's queued tuning runs."""
-        overrides = [*self.overrides_of(name), *space_of(plan), *self.logged_as(name, "-tuning")]
+        overrides = [*self.overrides_of(name), *space_of(plan), *self.logger_overrides(name, "-tuning")]
         config = self.config_of(f"tune-{name}", keep="none")
         return phase(self.sweeper, config, overrides, plan.most_runs, QUEUED, self.server)
 
@@ -373,7 +373,7 @@ class VerdictSearch:
     def protocol_data(self) -> dict[str, Any]:
         return {**asdict(self.protocol), "arms": self.arms}
 
-    def logged_as(self, name: str, of: str = "") -> list[str]:
+    def logger_overrides(self, name: str, of: str = "") -> list[str]:
         """Return the overrides that set the group and job type of this verdict's runs in Weights & Biases."""
         logger = self.config.logger
         names = {"group": f"{self.name}{of}", "job_type": self.display_name(name)}

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from minllm.schema.building import build
-from minllm.schema.overrides import written
+from minllm.schema.overrides import format_value
 from minllm.study.arms import ABSENT
 from minllm.study.tuning import RATE, Tuning
 from minllm.sweep.report.trials import is_complete
@@ -190,8 +190,8 @@ def configured(name: str, cfg: DictConfig, key: str) -> float:
         value = warmup_of(cfg)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(
-            f"search.tune={key} tries multiples of a number above 0, but in arm {name} it is {written(value)}. Set it,"
-            f" such as {key}={EXAMPLES.get(key, '1')}, or remove it from search.tune."
+            f"search.tune={key} tries multiples of a number above 0, but in arm {name} it is"
+            f" {format_value(value)}. Set it, such as {key}={EXAMPLES.get(key, '1')}, or remove it from search.tune."
         )
     return value
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import printable
-from minllm.page.markdown import fitted, one_line
+from minllm.page.markdown import fit_to_width, one_line
 from minllm.page.terminal import answer
 from minllm.runs.folder import write_text
 from minllm.study import bounds
@@ -114,5 +114,5 @@ def _table(comparison: Comparison) -> list[str]:
     rows = []
     for arm in comparison.arms:
         shown = cells(arm, comparison)
-        rows.append([one_line(sentences.called(arm)), *(shown[i] for i in wanted)])
-    return fitted(head, rows, "l" + "r" * len(wanted), shutil.get_terminal_size((80, 24)).columns)
+        rows.append([one_line(sentences.arm_name(arm)), *(shown[i] for i in wanted)])
+    return fit_to_width(head, rows, "l" + "r" * len(wanted), shutil.get_terminal_size((80, 24)).columns)

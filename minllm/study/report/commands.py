@@ -14,14 +14,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from minllm.schema.overrides import is_seed, key_of
 from minllm.study.arms import Arm
 from minllm.study.comparison import ALL, Comparison
-from minllm.study.report.sentences import called
+from minllm.study.report.sentences import arm_name
 from minllm.study.selection import runs_in
 
 
 def commands(comparison: Comparison) -> list[str]:
     """Return the commands that made and compared the runs, if known, and a command for each arm."""
     arms = [line for arm in comparison.arms for line in lines_of(arm)]
-    return [*comparison.commands, *arms] if comparison.commands else [*arms, compared(comparison)]
+    return [*comparison.commands, *arms] if comparison.commands else [*arms, compare_command(comparison)]
 
 
 def lines_of(arm: Arm) -> list[str]:
@@ -32,13 +32,13 @@ def lines_of(arm: Arm) -> list[str]:
         overrides = cfg.get("typed")
         if overrides is None:
             return [
-                f"# {' '.join(called(arm).split())}: made by an older minllm, which didn't record the overrides"
+                f"# {' '.join(arm_name(arm).split())}: made by an older minllm, which didn't record the overrides"
             ]
         trusted = [
             override for override in overrides if not is_seed(override) and not is_unsafe(override, cfg)
         ]
         seeds.setdefault(tuple(trusted), []).append(seed)
-    return [trained(overrides, same_seeds) for overrides, same_seeds in seeds.items()]
+    return [train_command(overrides, same_seeds) for overrides, same_seeds in seeds.items()]
 
 
 def is_unsafe(override: str, cfg: Mapping[str, Any]) -> bool:
@@ -47,12 +47,12 @@ def is_unsafe(override: str, cfg: Mapping[str, Any]) -> bool:
     return top == "hydra" or (top == "extensions" and not cfg.get("extensions"))
 
 
-def trained(overrides: Sequence[str], seeds: Sequence[int]) -> str:
+def train_command(overrides: Sequence[str], seeds: Sequence[int]) -> str:
     several = ["-m"] if len(seeds) > 1 else []
     return shlex.join(["python", "run.py", *several, *overrides, f"seed={','.join(map(str, seeds))}"])
 
 
-def compared(comparison: Comparison) -> str:
+def compare_command(comparison: Comparison) -> str:
     """Return the command that compares these runs again."""
     each = any(contest.baseline is not comparison.baseline for contest in comparison.contests)
     name = comparison.baseline.name

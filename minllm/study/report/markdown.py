@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from minllm.page import units
 from minllm.page.markdown import code, lines, plain, sh, table
-from minllm.schema.overrides import written
+from minllm.schema.overrides import format_value
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.reading import Reading
@@ -99,7 +99,7 @@ def _confidence(comparison: Comparison) -> str:
 def _curves(comparison: Comparison) -> list[str]:
     rows = [
         [
-            code(sentences.called(arm)),
+            code(sentences.arm_name(arm)),
             *(units.marked(units.bits(value), arm.bound) for value in at_quarters(curve(arm))),
         ]
         for arm in comparison.arms
@@ -123,7 +123,7 @@ def _tabulated(content: measures.Table) -> list[str]:
 
 
 def _arms(comparison: Comparison) -> list[str]:
-    rows = [[code(sentences.called(arm)), *cells(arm, comparison)] for arm in comparison.arms]
+    rows = [[code(sentences.arm_name(arm)), *cells(arm, comparison)] for arm in comparison.arms]
     head = ["arm", *(column.heading for column in COLUMNS)]
     return [table(head, rows, "l" + "r" * len(COLUMNS)), plain(sentences.ABOUT_ARMS)]
 
@@ -140,12 +140,12 @@ def _tuning(comparison: Comparison) -> list[str]:
 
 def _differences(comparison: Comparison) -> list[str]:
     rows = [
-        [code(key), *(code(written(value)) for value in values)]
+        [code(key), *(code(format_value(value)) for value in values)]
         for key, values in config_differences(comparison.arms).items()
     ]
     if not rows:
         return [plain(sentences.NO_DIFFERENCES)]
-    head = ["", *(code(sentences.called(arm)) for arm in comparison.arms)]
+    head = ["", *(code(sentences.arm_name(arm)) for arm in comparison.arms)]
     return [table(head, rows, "l" * len(rows[0])), plain(sentences.ABOUT_DIFFERENCES)]
 
 
@@ -167,7 +167,7 @@ def _commands(comparison: Comparison) -> list[str]:
 def _runs(comparison: Comparison) -> str:
     rows = [
         [
-            code(sentences.called(arm)),
+            code(sentences.arm_name(arm)),
             str(seed),
             units.marked(units.bits(run.summary[METRIC]), arm.bound),
             code(str(run.folder)),

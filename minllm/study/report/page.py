@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from minllm.page import units
-from minllm.page.html import document, drawn, escape, table
-from minllm.schema.overrides import written
+from minllm.page.html import document, escape, figure_html, table
+from minllm.schema.overrides import format_value
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
@@ -104,7 +104,7 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
             word = contest.verdict.word
             yield f'<li class="{word}"><span class="word">{contest.outcome}</span><br>{_typeset(contest.sentence)}</li>'
         yield "</ul>"
-        yield drawn(intervals(comparison), "intervals")
+        yield figure_html(intervals(comparison), "intervals")
         yield f'<p class="soft">{ABOUT_INTERVALS}</p>'
     yield from _facts("Held equal", [fact for fact in comparison.facts if fact.equal])
     yield from _facts("Not equal", [fact for fact in comparison.facts if not fact.equal])
@@ -129,7 +129,7 @@ def _curves(comparison: Comparison) -> Iterator[str]:
         return
     floor = floor_of(comparison.arms)
     figure, switches = learning_curves(curves, floor)
-    yield drawn(figure, "curves", switches)
+    yield figure_html(figure, "curves", switches)
     about = [ABOUT_CURVES, ABOUT_FLOOR if floor is not None else "", sentences.curves_of_bounds(comparison)]
     yield f'<p class="soft">{escape(" ".join(filter(None, about)))}</p>'
 
@@ -158,7 +158,7 @@ def _arms(comparison: Comparison) -> Iterator[str]:
         [
             [
                 f'<div class="arm"><span class="swatch" style="background:{colour(i)}"></span>'
-                f"{escape(sentences.called(arm))}</div>",
+                f"{escape(sentences.arm_name(arm))}</div>",
                 *map(escape, cells(arm, comparison)),
             ]
             for i, arm in enumerate(comparison.arms)
@@ -175,7 +175,7 @@ def _tuning(comparison: Comparison) -> Iterator[str]:
     yield f"<p>{escape(sentences.TUNED)}</p>"
     yield _list(sentences.tuning(comparison))
     if curve_rows(comparison):
-        yield drawn(tuning_figure(comparison), "tuning")
+        yield figure_html(tuning_figure(comparison), "tuning")
         yield f'<p class="soft">{_typeset(ABOUT_TUNING_CURVES)}</p>'
     yield from (f"<p>{_typeset(effort.sentence)}</p>" for effort in efforts(comparison))
 
@@ -187,9 +187,9 @@ def _differences(comparison: Comparison) -> Iterator[str]:
         yield f"<p>{escape(sentences.NO_DIFFERENCES)}</p>"
         return
     yield table(
-        ["", *(escape(sentences.called(arm)) for arm in comparison.arms)],
+        ["", *(escape(sentences.arm_name(arm)) for arm in comparison.arms)],
         [
-            [f"<code>{escape(key)}</code>", *(escape(written(value)) for value in values)]
+            [f"<code>{escape(key)}</code>", *(escape(format_value(value)) for value in values)]
             for key, values in differences.items()
         ],
         "l" * (1 + len(comparison.arms)),
@@ -223,7 +223,7 @@ def _commands(comparison: Comparison) -> Iterator[str]:
 def _runs(comparison: Comparison) -> Iterator[str]:
     rows = [
         [
-            escape(sentences.called(arm)),
+            escape(sentences.arm_name(arm)),
             str(seed),
             units.marked(units.bits(run.summary[METRIC]), arm.bound),
             escape(str(run.folder)),

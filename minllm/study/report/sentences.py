@@ -50,7 +50,7 @@ AMONG_ALL = (
 )
 
 
-def called(arm: Arm) -> str:
+def arm_name(arm: Arm) -> str:
     """Return an arm's name, or "the only arm", because a single arm has no name."""
     return arm.name or "the only arm"
 
@@ -62,7 +62,7 @@ def introduction(comparison: Comparison) -> str:
     each = f"{each} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     arms = f"{len(comparison.arms)} arms" if len(comparison.arms) > 1 else "One arm"
     measure = measured(comparison.arms)[0]
-    of = f"the baseline, {called(measure)}" if measure is comparison.baseline else called(measure)
+    of = f"the baseline, {arm_name(measure)}" if measure is comparison.baseline else arm_name(measure)
     text = (
         f"{arms} with {each}, measured in bits per byte of held-out text (lower is better)."
         f" A difference of up to {units.bits(comparison.margin_bpb)} bits per byte ({100 * comparison.margin:.3g} % of"
@@ -74,7 +74,7 @@ def introduction(comparison: Comparison) -> str:
 
 def curves_of_bounds(comparison: Comparison) -> str:
     """Return a sentence that names the arms whose learning curves are upper bounds; "" if there are none."""
-    named = [called(arm) for arm in measured(comparison.arms) if arm.bound == "upper"]
+    named = [arm_name(arm) for arm in measured(comparison.arms) if arm.bound == "upper"]
     return f"The values of {' and of '.join(named)} are upper bounds." if named else ""
 
 
@@ -111,12 +111,12 @@ def unequal(comparison: Comparison) -> str:
 def noise(comparison: Comparison) -> list[str]:
     """Return a sentence for each arm that was compared with itself."""
     return [
-        f"Two runs of {called(noise.arm)} that differ only in their seed are within"
+        f"Two runs of {arm_name(noise.arm)} that differ only in their seed are within"
         f" {units.bits(noise.floor)} bits per byte of each other in 95 % of cases"
         f" ({len(noise.arm.runs)} seeds). Compared with itself: {noise.verdict.word}. "
         + " ".join(filter(None, [noise.verdict.why, noise.verdict.settling]))
         if noise.floor is not None
-        else f"{called(noise.arm)} has {'only one' if noise.arm.runs else 'no'} completed run, so the"
+        else f"{arm_name(noise.arm)} has {'only one' if noise.arm.runs else 'no'} completed run, so the"
         " spread of its runs is unknown."
         for noise in comparison.noise
     ]

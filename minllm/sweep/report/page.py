@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import FrozenTrial
 
-from minllm.page.html import document, drawn, escape, table
+from minllm.page.html import document, escape, figure_html, table
 from minllm.sweep.report.figures import memory_map, search_plots
 from minllm.sweep.report.summary import FIGURES, describe_best, describe_memory, no_best, ten_best
 from minllm.sweep.report.trials import MEANINGS, about_bounds, best_of, counted, rerun, shown
@@ -97,4 +97,4 @@ def _drawn(plot: Figure | str) -> str:
     )
     plot.update_xaxes(zeroline=False, automargin=True)
     plot.update_yaxes(zeroline=False, automargin=True)
-    return drawn(plot)
+    return figure_html(plot)

@@ -76,7 +76,7 @@ class Table:
         parts = [
             description.state,
             description.value and f"{self.metric} {description.value}",
-            self._best_beside(trial),
+            self._comparison_with_best(trial),
             *(f"{short} {description.settings[name]}" for name, short in shorts.items()),
             description.peak,
             description.elapsed,
@@ -86,7 +86,7 @@ class Table:
 
     def drawn(self, trials: Sequence[FrozenTrial], now: float) -> rich.table.Table:
         """Return the table of the running, best and latest trials."""
-        rows = [described(trial, now) for trial in self._that_matter(trials)]
+        rows = [described(trial, now) for trial in self._shown_trials(trials)]
         table = rich.table.Table(
             title=Text(self.study_name),
             caption=Text(self._caption(trials, now)),
@@ -129,7 +129,7 @@ class Table:
             settings.pop()
         return [*before, *settings, *after]
 
-    def _that_matter(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def _shown_trials(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the running trials, the best one, and as many of the latest as fit on the terminal."""
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         finished = [trial for trial in trials if trial.state.is_finished()]
@@ -153,7 +153,7 @@ class Table:
         rest = unbegun * each + sum(max(0.0, each - so_far) for so_far in running)
         return units.duration(rest / self.n_jobs, tenths=False)
 
-    def _best_beside(self, trial: FrozenTrial) -> str:
+    def _comparison_with_best(self, trial: FrozenTrial) -> str:
         if self.best is None:
             return ""
         if self.best.number == trial.number:

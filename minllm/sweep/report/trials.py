@@ -26,7 +26,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.page import units
-from minllm.schema.overrides import written
+from minllm.schema.overrides import format_value
 
 DID_NOT_FIT = ("pruned: predicted", "pruned: memory", "pruned: killed")
 MEANINGS = {
@@ -154,7 +154,7 @@ def memory_of(trial: FrozenTrial) -> float:
 
 def shown(value: Any) -> str:
     """Return a parameter's value as it would be typed, with floats rounded to four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else written(value)
+    return f"{value:.4g}" if isinstance(value, float) else format_value(value)
 
 
 def counted_noun(count: int, noun: str) -> str:
