@@ -38,7 +38,7 @@ def ledger(tmp_path: Path) -> Ledger:
 # ---- champions -----------------------------------------------------------------------------------
 
 
-def test_only_what_holds_among_all_ideas_is_crowned(ledger, tmp_path):
+def test_only_discoveries_become_champion(ledger, tmp_path):
     asked = question(tmp_path, "first")
     entry = entry_for_question(asked, ledger, None, "kind")
     alone = told(asked, entry, compared(asked, entry, {"b": better(7)}), ledger)
@@ -48,7 +48,7 @@ def test_only_what_holds_among_all_ideas_is_crowned(ledger, tmp_path):
     assert ledger.read().champion("kind")["arm"] == "norm=b" and ledger.read().champion("other") is None
 
 
-def test_who_beats_a_champion_of_before_is_not_crowned(ledger, tmp_path):
+def test_beating_a_former_champion_does_not_crown(ledger, tmp_path):
     """Two start against the same champion: the one that ends later hasn't met the new one."""
     one, two = question(tmp_path, "one", "1"), question(tmp_path, "two", "2")
     entries = [entry_for_question(asked, ledger, None, "kind") for asked in (one, two)]
@@ -114,7 +114,7 @@ def crown(asked: VerdictSearch, overrides: list[str]) -> None:
         asked.ledger.append("reached", "x", {"headline": "", "outcomes": [], "noise": [], "crowned": crowned})
 
 
-def test_the_kind_of_a_question_is_what_affects_training_and_nothing_else():
+def test_kind_of_question_depends_only_on_training_settings():
     first = composed("model.dim=16")
     assert kind_of(first, "params") == kind_of(
         composed("model.dim=16", "tags=[mine]", "train.evals=7"), "params"
@@ -172,7 +172,7 @@ def verdict(*words: str) -> Comparison:
         return reach_verdict(asked.sweeper, [*asked.overrides, "arms.b=[norm=none]"])
 
 
-def test_a_verdict_goes_on_to_its_later_looks_until_it_holds_and_is_written_once(done, capfd):
+def test_verdict_continues_until_it_is_a_discovery_and_is_recorded_once(done, capfd):
     """Seven pairs of one sign are better alone (p 0.016), but the first level is 0.011; five further pairs help."""
     comparison = verdict("search.looks=[7,12,13]", "sweep.name=one")
     out = capfd.readouterr().out

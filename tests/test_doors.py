@@ -82,7 +82,7 @@ def test_flags_and_places(go: Callable, words: list[str], expected: str):
     assert not Path("outputs").exists()
 
 
-def test_a_folder_of_options_that_is_not_there(go: Callable, monkeypatch: pytest.MonkeyPatch):
+def test_missing_config_dir_is_reported(go: Callable, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "--config-dir", "nowhere"])
     assert door.main(["--config-dir", "nowhere"]) == 2
 
@@ -167,7 +167,7 @@ def read_by_hydra(word: str) -> object:
         ("choice=[norm=pre],[norm=post]", ["['norm=pre']", "['norm=post']"]),
     ],
 )
-def test_words_within_a_word_need_no_quotes_of_their_own(typed: str, words: str | list[str]):
+def test_nested_overrides_need_no_quotes(typed: str, words: str | list[str]):
     assert read_by_hydra(quoted(typed)) == words
 
 
@@ -192,11 +192,11 @@ def test_words_within_a_word_need_no_quotes_of_their_own(typed: str, words: str 
         "x=",
     ],
 )
-def test_what_hydra_reads_by_itself_stays_as_it_is_typed(typed: str):
+def test_valid_overrides_are_unchanged(typed: str):
     assert quoted(typed) == typed
 
 
-def test_words_in_a_list_need_no_quotes_in_python_either():
+def test_overrides_in_a_list_need_no_quotes_in_python():
     assert compose(["task=compare", "choice=[norm=pre, model/attn=gqa]"]).choice == [
         "norm=pre",
         "model/attn=gqa",

@@ -315,7 +315,7 @@ IGNORED = [
 
 
 @pytest.mark.parametrize("preset, changes", IGNORED)
-def test_what_transformers_ignores_is_refused(preset, changes):
+def test_settings_that_transformers_ignores_are_rejected(preset, changes):
     with pytest.raises(UserError, match="ignores|no use for"):
         typed(settings_of(preset, **changes))
 

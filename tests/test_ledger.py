@@ -183,7 +183,7 @@ def test_without_the_ledgers_control_no_idea_is_counted_and_the_verdict_is_recor
 
 
 @pytest.mark.parametrize("kept", ["x", {}, {"id": "a", "question": "b", "places": [{}], "kind": None}])
-def test_a_kept_entry_that_is_damaged_is_refused(ledger, tmp_path, kept):
+def test_damaged_saved_entry_is_rejected(ledger, tmp_path, kept):
     with pytest.raises(UserError, match="ledger section of verdict.json is damaged"):
         entry_for_question(question(tmp_path, "first"), ledger, kept, None)
 
@@ -191,7 +191,7 @@ def test_a_kept_entry_that_is_damaged_is_refused(ledger, tmp_path, kept):
 # ---- outcomes alone and among all ----------------------------------------------------------------
 
 
-def test_what_is_better_alone_may_be_not_yet_among_all_ideas(ledger, tmp_path):
+def test_better_alone_may_not_be_a_discovery(ledger, tmp_path):
     for number in range(59):
         entry_for_question(question(tmp_path, f"v{number}", str(number)), ledger, None, None)
     asked = question(tmp_path, "mine", "mine")
@@ -217,7 +217,7 @@ def test_several_contests_name_those_that_do_not_hold_yet(ledger, tmp_path):
     )
 
 
-def test_what_is_worse_or_equivalent_is_settled_whatever_its_p():
+def test_worse_and_equivalent_need_no_level():
     (worse,) = verdicts([[0.1 + 0.001 * pair for pair in range(7)]], margin=0.005)
     place = Standing(60, 1e-9, ("better",))
     assert worse.word == "worse" and not place.is_open(worse) and not place.holds(worse)
@@ -272,7 +272,7 @@ def test_a_last_line_that_was_cut_off_is_set_aside(ledger, tmp_path, capsys):
         assert ledger.read().ideas == 2 and not ledger.read().damaged
 
 
-def test_a_last_line_that_only_lacks_its_line_break_is_kept(ledger, tmp_path):
+def test_last_line_without_newline_is_completed(ledger, tmp_path):
     entry_for_question(question(tmp_path, "first"), ledger, None, None)
     ledger.path.write_bytes(ledger.path.read_bytes()[:-1])
     entry = entry_for_question(question(tmp_path, "second", "x"), ledger, None, None)

@@ -30,7 +30,7 @@ def test_each_class_that_has_moved_is_found_by_its_old_name(name):
     assert getattr(importlib.import_module(module), of_class).__name__ == of_class
 
 
-def test_a_run_with_old_names_is_loaded_and_goes_on(tmp_path, monkeypatch):
+def test_run_with_old_class_names_is_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a configuration that was changed may name no place outside
     text = tmp_path / "squares.txt"
     text.write_text("\n".join(f"{number} times {number} is {number**2}." for number in range(60)))

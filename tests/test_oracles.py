@@ -388,7 +388,7 @@ def assert_same_text(model: LM, oracle: nn.Module) -> None:
     assert ours.tolist() == theirs.sequences.tolist()
 
 
-def test_a_head_of_its_own_is_imported():
+def test_untied_head_is_imported():
     """As files of T5 1.1 have it, which the class reads as a copy of the embedding."""
     oracle = oracle_of(*VARIANTS["unscaled"])
     family, head = family_of("t5"), torch.nn.Linear(32, VOCAB, bias=False)

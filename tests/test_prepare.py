@@ -33,7 +33,7 @@ def go(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_it_encodes_once_and_says_what_is_in_it(go, monkeypatch):
+def test_prepare_encodes_once_and_prints_contents(go, monkeypatch):
     first, out = go()
     (folder,) = Path(".cache/stores").glob("[0-9a-f]*")
     assert list(first) == [folder.name] and first[folder.name] > 10_000
@@ -45,7 +45,7 @@ def test_it_encodes_once_and_says_what_is_in_it(go, monkeypatch):
     assert go()[0] == first
 
 
-def test_it_removes_what_is_named(go):
+def test_prepare_removes_named_stores(go):
     mine = set(go()[0])
     others = set(go("tokenizer=tales_512")[0]) - mine
     assert len(mine) == len(others) == 1
@@ -56,7 +56,7 @@ def test_it_removes_what_is_named(go):
     assert not go(f"remove=[{next(iter(mine))}]")[0]
 
 
-def test_it_removes_what_was_left_unfinished_and_touches_nothing_else(go):
+def test_prepare_removes_only_unfinished_stores(go):
     (name,) = go()[0]
     stores = Path(".cache/stores")
     dead, alive = stores / "00000000deadbeef.abc123.tmp", stores / "0000000000a11fe0.abc123.tmp"

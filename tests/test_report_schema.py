@@ -52,7 +52,7 @@ def test_the_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-def test_a_report_with_everything_has_only_what_is_described(compared):
+def test_full_report_matches_schema(compared):
     report = json.loads(to_json(compared, readings(compared), LEDGER))
     validate_report(report)
     assert all(report[key] for key in report if key not in ("left_out",)), "each section is filled"

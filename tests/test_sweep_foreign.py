@@ -76,7 +76,7 @@ def test_checkpoints_of_the_study_are_removed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("named", [5, None, ["/"], "", "\0", "a" * 5000, {"x": 1}])
-def test_what_is_no_path_is_no_folder(tmp_path: Path, named: object):
+def test_invalid_path_is_no_folder(tmp_path: Path, named: object):
     assert folder_of(create_trial(value=1.0, user_attrs={"run": named}), tmp_path) is None
 
 

@@ -119,7 +119,7 @@ def test_a_disk_that_fills_up_anywhere_in_a_trial_costs_that_trial_at_most(tmp_p
     assert len(again.trials) == 1
 
 
-def test_a_full_disk_under_a_database_is_said_and_room_is_all_it_needs(tmp_path):
+def test_full_disk_under_a_database_is_reported_and_recoverable(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     study = open_study(NAME, url, tmp_path)
     trial = study.ask()
@@ -134,7 +134,7 @@ def test_a_full_disk_under_a_database_is_said_and_room_is_all_it_needs(tmp_path)
 # ---- what isn't there any more, or isn't a file ----------------------------------------------------
 
 
-def test_trials_that_a_lost_journal_knew_of_are_kept(tmp_path, monkeypatch):
+def test_trials_of_a_lost_journal_are_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # as on this machine, where a trial that was put back takes its folder again
     monkeypatch.setattr(search, "Processes", Instant)

@@ -236,7 +236,7 @@ def test_a_search_of_one_parameter_is_mapped_against_memory(tmp_path):
     assert "The trials recorded no memory use." in page
 
 
-def test_the_map_is_drawn_by_what_memory_follows(tmp_path):
+def test_memory_map_uses_parameters_correlated_with_memory(tmp_path):
     trials = [
         trial(
             {"optim.lr": lr, "model.act": act, "model.dim": dim, "model.window": 8 + n},
@@ -260,7 +260,7 @@ def test_only_choices_of_words_are_drawn_too(tmp_path):
     assert '"type":"category"' in page and "| `model.act`" in text and page.count('<div class="figure">') == 4
 
 
-def test_importances_leave_out_what_no_trial_found():
+def test_importances_exclude_trials_without_values():
     generator = random.Random(0)
     found = [(64 * generator.randint(1, 16), 10 ** generator.uniform(-4, -1)) for _ in range(60)]
     trials = [trial({"model.dim": dim, "optim.lr": lr}, abs(dim - 512) + lr) for dim, lr in found]

@@ -20,11 +20,11 @@ HEAD = ["arm", "seeds", "bits per byte", "sd", "parameters", "tokens per second"
 FIGURES = ["7", "2.0500", "0.0707", "1.235 M", "100 k"]
 
 
-def test_what_fits_is_left_as_it_is():
+def test_fitting_table_is_unchanged():
     assert len(fit_to_width(HEAD, [["pre", *FIGURES]], "lrrrrr")) == 1
 
 
-def test_a_long_name_is_shortened_and_a_column_left_out_and_both_are_said():
+def test_omissions_are_listed_below_the_table():
     names = [f"norm=pre model/attn=differential model.mlp.hidden={width}" for width in (1024, 2048)]
     text, *notes = fit_to_width(HEAD, [[name, *FIGURES] for name in names], "lrrrrr")
     assert notes == ["Names are shortened here.", "Left out here: tokens per second."]
@@ -71,7 +71,7 @@ def test_a_description_fits_a_terminal_and_leaves_nothing_out(words):
         assert all(part.replace(" ", "") in said for part in layer.split(", "))
 
 
-def test_what_is_null_is_not_what_is_not_there(tmp_path):
+def test_null_differs_from_missing(tmp_path):
     finished(tmp_path / "a", "model/attn=gqa")
     finished(tmp_path / "b", "model/attn=mla")
     one = compare([tmp_path])
@@ -88,7 +88,7 @@ def test_what_is_null_is_not_what_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_a_table_fits_a_narrow_terminal_and_says_what_it_leaves_out(width):
+def test_table_fits_a_narrow_terminal(width):
     text, *notes = fit_to_width(HEAD, [["norm=sandwich model/attn=differential", *FIGURES]], "lrrrrr", width)
     assert max(map(len, text.splitlines())) <= width
     left = text.partition("\n")[0].count("|") - 1 < len(HEAD)

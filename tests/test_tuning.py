@@ -81,7 +81,7 @@ def test_the_minimum_between_rates_is_chosen_with_the_fewest_runs():
 @pytest.mark.parametrize(
     ("best", "beyond"), [(0.05, [0.032, 0.064, 0.128]), (0.0003, [0.0005, 0.00025, 0.000125])]
 )
-def test_the_grid_goes_on_past_an_edge_until_the_best_is_inside(best, beyond):
+def test_grid_is_extended_until_the_best_is_inside(best, beyond):
     choice, results = carried_out(RateSearch(RATES, SEEDS, 16), bowl(best))
     assert rates_in(results, 1000) == [*RATES, *beyond] and choice.chosen["optim.lr"] == pytest.approx(
         best, rel=1e-2
@@ -91,7 +91,7 @@ def test_the_grid_goes_on_past_an_edge_until_the_best_is_inside(best, beyond):
     )
 
 
-def test_the_grid_goes_on_by_the_spacing_at_that_edge():
+def test_grid_is_extended_by_the_spacing_at_its_edge():
     _, results = carried_out(RateSearch((0.001, 0.002, 0.02), SEEDS, 16), bowl(0.1))
     assert rates_in(results, 1000)[3:] == [0.2, 2.0]
 
@@ -301,7 +301,7 @@ def tuned(outcome_of, *words: str) -> tuple[dict[str, Tuning], list]:
         return asked.tune(), Instant.launched
 
 
-def test_a_tuning_that_was_interrupted_goes_on_past_an_edge(here, capfd):
+def test_interrupted_tuning_extends_the_grid(here, capfd):
     def outcome_of(cfg) -> Outcome:
         if cfg.norm.before and len(Instant.launched) == stop_at:
             raise KeyboardInterrupt
@@ -369,7 +369,7 @@ def test_several_keys_are_tuned_with_the_same_draws(here):
     ],
     ids=lambda value: str(value)[:60],
 )  # fmt: skip
-def test_what_cannot_be_tuned_is_refused_before_anything_is_run(here, words, sentence):
+def test_untunable_keys_are_rejected_before_any_run(here, words, sentence):
     with pytest.raises(UserError) as refused, inquiry(*ARMS, *words):
         pass
     assert sentence in str(refused.value) and list(here.iterdir()) == []
