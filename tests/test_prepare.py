@@ -64,8 +64,8 @@ def test_prepare_removes_only_unfinished_stores(go):
     for folder in (dead, alive, *notes):
         folder.mkdir()
         (folder / "file").write_text("something")
-    building = "import sys\nfrom pathlib import Path\nfrom minllm.data.store import alone\n"
-    building += "with alone(Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()\n"
+    building = "import sys\nfrom pathlib import Path\nfrom minllm.data.store import build_lock\n"
+    building += "with build_lock(Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()\n"
     command = [sys.executable, "-c", building, str(alive.resolve()).partition(".abc")[0]]
     root = Path(__file__).resolve().parents[1]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as other:
