@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minllm.cli.help import help_text
-from minllm.cli.main import config_dirs, exit_with, refused, run_command, run_hydra, typed_words
+from minllm.cli.main import config_dirs, exit_with, refused, run_command, run_hydra, task_overrides
 from minllm.errors import UserError, printable
 from minllm.page.terminal import BROKEN_PIPE, NOT_SETTLED, exit_code
 from minllm.schema.foreign import refuse_environment
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def main(words: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after a bug, 3 if unsettled."""
-    return run_command(words, help_text, lambda: compose_and_run(config_dirs(words)))
+    return run_command(args, help_text, lambda: compose_and_run(config_dirs(args)))
 
 
 def compose_and_run(folders: Sequence[str]) -> int:
@@ -43,25 +43,25 @@ def compose_and_run(folders: Sequence[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from minllm.grid.multirun import SWEEPER, GridEnded, register
-    from minllm.runs.find import choice_words, remove_if_empty
+    from minllm.runs.find import remove_if_empty, short_folder_name
 
     codes = [0]
 
     # errors are reported here and not raised, so that the other runs of a grid continue
     def job(composed: DictConfig) -> int:
         from minllm.config.compose import perform, resolve_config
-        from minllm.grid.manifest import going_on
+        from minllm.grid.manifest import overrides_to_continue
 
         gc.enable()
         now = HydraConfig.get()
-        overrides, run_dir = typed_words(now), Path(now.runtime.output_dir)
+        overrides, run_dir = task_overrides(now), Path(now.runtime.output_dir)
         in_grid = now.mode is not None and now.mode.name == "MULTIRUN" and not is_submitted()
         before = f"{' '.join(overrides)}: " if in_grid else ""
         try:
             refuse_environment(now)
             refuse_several_processes(composed, in_grid)
             if in_grid:
-                overrides = going_on(composed, overrides, run_dir)
+                overrides = overrides_to_continue(composed, overrides, run_dir)
             result = perform(resolve_config(composed, overrides, now.runtime), run_dir)
             if getattr(result, "is_answered", True) is False:  # a comparison
                 codes.append(NOT_SETTLED)
@@ -84,7 +84,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
         return codes[-1]
 
     def folder_words(*, _root_: DictConfig) -> str:
-        return choice_words(typed_words(_root_.hydra))
+        return short_folder_name(task_overrides(_root_.hydra))
 
     register()
     sys.argv.append(f"hydra/sweeper={SWEEPER}")
@@ -135,10 +135,10 @@ def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:
     return memory_error(error) or disk_error(error) or code_error(error, packages)
 
 
-def refuse_misplaced(words: Sequence[str]) -> None:
+def refuse_misplaced(args: Sequence[str]) -> None:
     """Reject overrides of Hydra that would have no effect, and other sweepers than the grid."""
-    in_grid = is_grid(words)
-    for word in words:
+    in_grid = is_grid(args)
+    for word in args:
         key = key_of(word)
         if key in ("hydra/sweeper", "hydra.sweeper._target_"):
             raise UserError(

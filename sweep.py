@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minllm.cli.help import sweep_help_text
-from minllm.cli.main import config_dirs, exit_with, run_command, run_hydra, typed_words
+from minllm.cli.main import config_dirs, exit_with, run_command, run_hydra, task_overrides
 from minllm.errors import UserError, printable
 from minllm.page.terminal import NOT_SETTLED
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def main(words: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after crashes, 3 unsettled."""
-    return run_command(words, sweep_help_text, lambda: compose_and_search(words))
+    return run_command(args, sweep_help_text, lambda: compose_and_search(args))
 
 
-def compose_and_search(words: Sequence[str]) -> int:
+def compose_and_search(args: Sequence[str]) -> int:
     """Let Hydra compose the configuration, and run the search."""
-    if any(word.startswith("hydra.mode=") or word in ("--run", "-r") for word in words):
+    if any(word.startswith("hydra.mode=") or word in ("--run", "-r") for word in args):
         raise UserError(
             "sweep.py only searches. Leave out hydra.mode and --run, or use run.py for a single run."
         )
-    from minllm.runs.find import choice_words
+    from minllm.runs.find import short_folder_name
     from minllm.sweep.plugin import NotSettled, RepeatedCrashes, is_search_key, job, register
 
     # the name of the study and its folder: the same overrides are the same search
@@ -42,16 +42,16 @@ def compose_and_search(words: Sequence[str]) -> int:
         if "hydra" not in _root_:  # as with --cfg job --resolve
             return "search"
         chosen = f"search/={_root_.hydra.runtime.choices.search}"
-        arms = [word for words in (_root_.get("arms") or {}).values() for word in words or []]
-        return choice_words(
-            [chosen, *arms, *(word for word in typed_words(_root_.hydra) if not is_search_key(word))]
+        arms = [word for args in (_root_.get("arms") or {}).values() for word in args or []]
+        return short_folder_name(
+            [chosen, *arms, *(word for word in task_overrides(_root_.hydra) if not is_search_key(word))]
         )
 
     register()
     # a trial's folder is named by its number; choice_words is only needed by config.yaml
     resolvers = {"search_words": search_words, "choice_words": lambda: ""}
     try:
-        run_hydra(job, "sweep", config_dirs(words), resolvers)
+        run_hydra(job, "sweep", config_dirs(args), resolvers)
     except RepeatedCrashes as error:
         print(printable(str(error)), file=sys.stderr)
         return 1

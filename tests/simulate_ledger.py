@@ -17,7 +17,7 @@ from tests.simulate_verdicts import ALPHA, DIFFERENCES, LOOKS, after, moments, r
 
 LEDGERS = 300
 EFFECTS: Mapping[str, float] = {"equal": 0.0, "worse": 0.5, "better": -1.0}  # in sd of a pair's difference
-RULES = ("each on its own", "LORD++ without going on", "LORD++")
+RULES = ("each on its own", "LORD++ without later looks", "LORD++")
 
 
 @dataclass(frozen=True)

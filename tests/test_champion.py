@@ -13,11 +13,11 @@ import pytest
 
 from minllm.config.compose import compose, perform
 from minllm.errors import UserError
-from minllm.page.terminal import only_answers
+from minllm.page.terminal import json_output
 from minllm.study.comparison import Comparison
 from minllm.sweep.plugin import NotSettled
 from minllm.verdict.champion import kind_of, refuse_unsafe
-from minllm.verdict.entry import entered
+from minllm.verdict.entry import entry_for_question
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from tests.comparisons import composed, finished
@@ -38,9 +38,9 @@ def ledger(tmp_path: Path) -> Ledger:
 # ---- champions -----------------------------------------------------------------------------------
 
 
-def test_only_what_holds_among_all_ideas_is_crowned(ledger, tmp_path):
+def test_only_discoveries_become_champion(ledger, tmp_path):
     asked = question(tmp_path, "first")
-    entry = entered(asked, ledger, None, "kind")
+    entry = entry_for_question(asked, ledger, None, "kind")
     alone = told(asked, entry, compared(asked, entry, {"b": better(7)}), ledger)
     assert alone["outcomes"][0]["outcome"] == "better" and alone["crowned"] is None
     line = told(asked, entry, compared(asked, entry, {"b": better(9)}), ledger)
@@ -48,10 +48,10 @@ def test_only_what_holds_among_all_ideas_is_crowned(ledger, tmp_path):
     assert ledger.read().champion("kind")["arm"] == "norm=b" and ledger.read().champion("other") is None
 
 
-def test_who_beats_a_champion_of_before_is_not_crowned(ledger, tmp_path):
+def test_beating_a_former_champion_does_not_crown(ledger, tmp_path):
     """Two start against the same champion: the one that ends later hasn't met the new one."""
     one, two = question(tmp_path, "one", "1"), question(tmp_path, "two", "2")
-    entries = [entered(asked, ledger, None, "kind") for asked in (one, two)]
+    entries = [entry_for_question(asked, ledger, None, "kind") for asked in (one, two)]
     for asked, entry in zip((one, two), entries):
         line = told(asked, entry, compared(asked, entry, {"b": better(16)}), ledger)
         assert line["outcomes"][0]["holds"] and bool(line["crowned"]) == (asked is one)
@@ -114,7 +114,7 @@ def crown(asked: VerdictSearch, overrides: list[str]) -> None:
         asked.ledger.append("reached", "x", {"headline": "", "outcomes": [], "noise": [], "crowned": crowned})
 
 
-def test_the_kind_of_a_question_is_what_affects_training_and_nothing_else():
+def test_kind_of_question_depends_only_on_training_settings():
     first = composed("model.dim=16")
     assert kind_of(first, "params") == kind_of(
         composed("model.dim=16", "tags=[mine]", "train.evals=7"), "params"
@@ -169,10 +169,10 @@ LITTLE = (
 
 def verdict(*words: str) -> Comparison:
     with inquiry(*LITTLE, "search.champion=true", *words) as asked:
-        return reach_verdict(asked.sweeper, [*asked.typed, "arms.b=[norm=none]"])
+        return reach_verdict(asked.sweeper, [*asked.overrides, "arms.b=[norm=none]"])
 
 
-def test_a_verdict_goes_on_to_its_later_looks_until_it_holds_and_is_written_once(done, capfd):
+def test_verdict_continues_until_it_is_a_discovery_and_is_recorded_once(done, capfd):
     """Seven pairs of one sign are better alone (p 0.016), but the first level is 0.011; five further pairs help."""
     comparison = verdict("search.looks=[7,12,13]", "sweep.name=one")
     out = capfd.readouterr().out
@@ -203,7 +203,7 @@ def test_a_verdict_goes_on_to_its_later_looks_until_it_holds_and_is_written_once
 def test_without_the_ledgers_control_the_first_look_that_settles_it_is_the_last(here_with_runs, capfd):
     here_with_runs(lambda seed: -0.1 - seed / 1000)
     with inquiry(*LITTLE, "search.ledger=false", "search.looks=[7,12,13]") as asked:
-        asked.protocol.lead(asked.sweeper, [*asked.typed, "arms.b=[norm=none]"])
+        asked.protocol.run(asked.sweeper, [*asked.overrides, "arms.b=[norm=none]"])
     out = capfd.readouterr().out
     assert (
         "After 7 pairs: norm=none is better than a.\n" in out and "After 12" not in out and "idea" not in out
@@ -216,7 +216,7 @@ def test_a_verdict_that_is_given_up_is_not_settled_and_recorded(here_with_runs, 
     """sweep.py exits with 3 then."""
     here_with_runs(lambda seed: (0.1 + seed / 1000) * (-1) ** seed)
     with inquiry(*LITTLE, "search.looks=[6,7,8]") as asked, pytest.raises(NotSettled):
-        asked.protocol.lead(asked.sweeper, [*asked.typed, "arms.b=[norm=none]"])
+        asked.protocol.run(asked.sweeper, [*asked.overrides, "arms.b=[norm=none]"])
     out = capfd.readouterr().out
     assert "are unlikely to settle it" in out and "After 7" not in out
     (line,) = Ledger().read().of("reached")
@@ -244,7 +244,7 @@ def test_the_task_shows_every_verdict_and_its_champion(done, capfd, monkeypatch)
     assert shown("task=ledger", f"date={row.time[:10]}", "name=none") == rows
     capfd.readouterr()
     for word in ("date=2020-01-01", "name=sandwich"):
-        with only_answers(), pytest.raises(UserError, match="No verdict in the ledger matches"):
+        with json_output(), pytest.raises(UserError, match="No verdict in the ledger matches"):
             shown("task=ledger", word)
         assert capfd.readouterr().out == "", "the only line of JSON is that of the refusal"
 
@@ -253,11 +253,11 @@ def test_the_task_names_damage_and_verdicts_that_were_not_reached(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert shown("task=ledger") == [] and capfd.readouterr().out.startswith("The ledger is empty: no verdict")
     assert list(tmp_path.iterdir()) == []
-    entered(question(tmp_path, "dropped"), Ledger(), None, None)
-    entered(question(tmp_path, "uncounted", ledger=False), Ledger(), None, None)
+    entry_for_question(question(tmp_path, "dropped"), Ledger(), None, None)
+    entry_for_question(question(tmp_path, "uncounted", ledger=False), Ledger(), None, None)
     with Ledger().path.open("a") as file:
         file.write("{}\n")
-    with only_answers():
+    with json_output():
         rows = shown("task=ledger")
     line, err = capfd.readouterr()
     assert [(row.outcome, row.number) for row in rows] == [("not reached", 1), ("not reached", None)]

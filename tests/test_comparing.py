@@ -19,11 +19,11 @@ import run as door
 from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.runs import folder as rundir
-from minllm.runs.folder import RunDir, is_going_on
+from minllm.runs.folder import RunDir, is_running
 from minllm.runs.outcome import Outcome, write
 from minllm.study.comparison import Comparison, compare
 from minllm.study.report import sentences, summary, write_report
-from minllm.study.report.commands import compared
+from minllm.study.report.commands import compare_command
 from minllm.study.report.data import to_json
 from minllm.study.selection import Selection, find
 from tests.comparisons import ENVIRONMENT, begun, figures, finished
@@ -85,7 +85,7 @@ def test_a_folder_stands_for_all_runs_in_it(here):
     assert found(folders=[f"{grid}/3-norm=post", grid]) == ["3-norm=post", *all_four[:3]], "each once"
 
 
-def test_runs_are_known_by_what_their_folder_and_configuration_say(here):
+def test_runs_are_selected_by_folder_and_configuration(here):
     finished(here / "outputs/2026-11-25/a-grid/0", PRE, "tags=[mine,first]")
     finished(here / "outputs/2026-11-26/another", POST, "model/attn=mqa")
     assert found(name="grid") == found(tag="mine") == found(date="2026-11-25") == ["0"]
@@ -109,7 +109,7 @@ def test_the_second_run_of_a_grid_comes_before_its_tenth(here):
     assert found(folders=["grid"]) == found(folders=["grid/*"]) == ["1-mqa", "2-mqa", "10-mqa"]
 
 
-def test_who_says_nothing_or_names_nothing_is_told_what_to_type(here):
+def test_missing_selection_is_reported(here):
     (here / "empty").mkdir()
     with pytest.raises(UserError, match=r"^No runs were selected. Type 'runs=\[outputs/…\]'"):
         Selection([])
@@ -244,7 +244,7 @@ def test_the_command_that_compares_again_names_runs_that_diverged(tmp_path):
         finished(tmp_path / f"b{seed}", POST, seed=seed, bpb=math.nan if seed else 2.0)
     runs = [tmp_path / name for name in ("a0", "a1", "b0", "b1")]
     finished(tmp_path / "c0", "norm=sandwich")
-    assert str(tmp_path / "b1") in compared(compare(runs))
+    assert str(tmp_path / "b1") in compare_command(compare(runs))
 
 
 @pytest.mark.parametrize("looks", [0, 3, [], [8, 6], [0, 6]])
@@ -285,15 +285,15 @@ def test_of_the_same_run_twice_the_later_one_counts_even_if_it_is_worse(tmp_path
 
 
 def test_a_folder_has_one_process_that_trains_in_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, "LOOKED_AT_SECONDS", 0.01)
-    assert not is_going_on(tmp_path)
+    monkeypatch.setattr(rundir, "PROBE_SECONDS", 0.01)
+    assert not is_running(tmp_path)
     with RunDir(tmp_path).alone():
-        assert is_going_on(tmp_path)
+        assert is_running(tmp_path)
         with pytest.raises(UserError, match=f"Another process is training in {tmp_path}. Wait"):
             RunDir(tmp_path).alone().__enter__()
-    assert not is_going_on(tmp_path)
+    assert not is_running(tmp_path)
     with RunDir(tmp_path).alone():  # once more, since looking must not have taken it
-        assert is_going_on(tmp_path)
+        assert is_running(tmp_path)
 
 
 def test_a_process_that_was_killed_trains_no_more(tmp_path):
@@ -308,16 +308,16 @@ def test_a_process_that_was_killed_trains_no_more(tmp_path):
         cwd=Path(door.__file__).parent,
     )
     with child:
-        assert child.stdout.readline() == b".\n" and is_going_on(tmp_path)
+        assert child.stdout.readline() == b".\n" and is_running(tmp_path)
         child.kill()
         child.wait()
-        assert not is_going_on(tmp_path)
+        assert not is_running(tmp_path)
 
 
-def test_a_folder_whose_lock_is_not_ours_to_open_is_not_taken_for_a_run_that_goes_on(tmp_path):
+def test_unreadable_lock_does_not_count_as_running(tmp_path):
     """As that of a colleague's run, which nobody else may write to."""
     (tmp_path / ".lock").mkdir()
-    assert not is_going_on(tmp_path)
+    assert not is_running(tmp_path)
 
 
 # ---- what can be compared ------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_another_tokenizer_is_compared_in_bits_a_byte(tmp_path):
     assert fact(comparison, "data") == (True, "the same settings (tales)")
 
 
-def test_what_arms_have_in_common_is_said(tmp_path):
+def test_common_properties_of_arms_are_reported(tmp_path):
     comparison = compare([two_arms(tmp_path)])
     assert all(one.equal for one in comparison.facts)
     assert fact(comparison, "tokens trained on")[1] == "4,000"
@@ -375,7 +375,7 @@ def test_what_arms_have_in_common_is_said(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_arms_do_not_have_in_common_is_said(tmp_path, words, changed, what, said):
+def test_differences_between_arms_are_reported(tmp_path, words, changed, what, said):
     finished(tmp_path / "a", PRE)
     finished(tmp_path / "b", *words, **changed)
     assert fact(compare([tmp_path]), what) == (False, said)
@@ -407,7 +407,7 @@ def test_amounts_that_are_within_a_hundredth_are_equal(tmp_path):
     ],
     ids=lambda arms: " against ".join(map(str, arms)),
 )  # fmt: skip
-def test_an_arm_is_called_what_sets_it_apart(tmp_path, arms, expected):
+def test_arm_is_named_by_its_distinguishing_options(tmp_path, arms, expected):
     for number, words in enumerate(arms):
         finished(tmp_path / str(number), *words)
     assert names(tmp_path) == expected
@@ -437,7 +437,7 @@ ASIDE = [
 ]
 
 
-def test_what_changes_nothing_that_is_learnt_makes_no_arm(tmp_path):
+def test_options_that_do_not_affect_training_make_no_arm(tmp_path):
     for seed, words in enumerate([[], *([word] for word in ASIDE)]):
         finished(tmp_path / f"{seed}", PRE, *words, seed=seed)
     finished(tmp_path / "other", POST)
@@ -468,7 +468,7 @@ def test_the_first_arm_is_the_baseline_unless_another_is_named(three_arms):
     assert names(three_arms, baseline="attn=gqa norm=post")[0] == "attn=gqa norm=post"
 
 
-def test_a_baseline_that_is_none_or_several_is_refused_with_the_arms_there_are(three_arms):
+def test_unknown_or_ambiguous_baseline_is_rejected(three_arms):
     listed = "The arms are attn=gqa norm=pre, attn=mqa norm=post, attn=gqa norm=post."
     assert refusal(three_arms, baseline="post").startswith(f"baseline=post matches several arms. {listed}")
     assert refusal(three_arms, baseline="sandwich").startswith(f"baseline=sandwich matches no arm. {listed}")
@@ -504,7 +504,7 @@ def test_a_seed_that_one_arm_lacks_makes_no_pair(three_arms):
     assert contest.differences == pytest.approx({1: 0.1001, 3: 0.1009, 5: 0.1025})
 
 
-def test_what_is_inconclusive_says_how_many_pairs_would_settle_it(three_arms, tmp_path):
+def test_inconclusive_result_reports_pairs_to_settle(three_arms, tmp_path):
     arms = (0, 1)
     expected = {
         1: "How many pairs would settle it can't be estimated from fewer than two.",
@@ -536,7 +536,7 @@ def test_a_report_claims_nothing_of_when_its_margin_was_chosen(three_arms, tmp_p
         assert "isn't recorded" in said or file.suffix == ".json"
 
 
-def test_a_pair_is_said_to_have_in_common_what_its_settings_give_it(tmp_path):
+def test_report_describes_what_pairs_share(tmp_path):
     finished(tmp_path / "a", PRE)
     finished(tmp_path / "b", POST)
     alike = compare([tmp_path])
@@ -562,7 +562,7 @@ def test_the_processor_that_is_named_is_the_one_that_computed(tmp_path):
     assert fact(compare([tmp_path]), "processor") == (True, "an abacus")
 
 
-def test_arms_that_computed_the_same_are_told(tmp_path):
+def test_arms_with_identical_losses_are_reported(tmp_path):
     for seed in range(7):
         for word in (PRE, POST):
             finished(tmp_path / f"{word}-{seed}", word, seed=seed, bpb=2 + seed / 100)
@@ -653,7 +653,7 @@ def test_with_json_a_settled_comparison_is_one_line_and_its_report_is_as_describ
         (["runs=[outputs]", "margin=nan"], "margin"),
     ],
 )
-def test_what_cannot_be_compared_costs_one_line_and_leaves_nothing(typed, here, words, sentence):
+def test_failed_comparison_prints_one_line_and_writes_nothing(typed, here, words, sentence):
     two_arms(here / "outputs/a-grid", seeds=1)
     before = sorted(here.rglob("*"))
     code, out, err = typed("task=compare", *words)
@@ -664,25 +664,25 @@ def test_what_cannot_be_compared_costs_one_line_and_leaves_nothing(typed, here, 
 # ---- what was typed ------------------------------------------------------------------------------
 
 
-def test_a_configuration_holds_what_was_typed():
+def test_configuration_records_overrides():
     words = ["norm=post", "seed=3", "model.layout=[attn mlp,attn mlp]"]
     assert compose(words).typed == words
 
 
-def test_a_word_that_refers_to_others_is_kept_as_what_it_came_to():
+def test_interpolated_override_is_recorded_resolved():
     assert compose(["optim.lr=${oc.decode:'0.25'}", "+tags=[a${seed}]"]).typed == [
         "optim.lr=0.25", '+tags=["a0"]',
     ]  # fmt: skip
 
 
-def test_each_run_of_a_grid_holds_its_own_words(go):  # noqa: F811
+def test_each_run_of_a_grid_records_its_overrides(go):  # noqa: F811
     assert go("-m", "word=write", "seed=1,2", "model.dim=8")[0] == 0
     typed = [OmegaConf.load(file).typed for file in sorted(Path("outputs").rglob("config.yaml"))]
     assert [[word for word in words if "seed" in word] for words in typed] == [["seed=1"], ["seed=2"]]
     assert all(words[0] == "--config-dir=conf" and words[-1] == "model.dim=8" for words in typed)
 
 
-def test_a_run_that_goes_on_holds_what_was_typed_both_times(here):
+def test_resumed_run_records_overrides_of_both_commands(here):
     begun(here / "run", "norm=post")
     cfg = compose(["resume=run", "train.steps=900"])
     assert cfg.typed == ["norm=post", "seed=0", "train.steps=900"]

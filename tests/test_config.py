@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from minllm.config.compose import compose, perform
 from minllm.errors import UserError, suggest
-from minllm.runs.find import choice_words, find_run, named_keys, read_run, remove_if_empty
+from minllm.runs.find import find_run, named_keys, read_run, remove_if_empty, short_folder_name
 from minllm.schema.building import build
-from minllm.schema.checking import fits, validate, words
+from minllm.schema.checking import describe, fits, validate
 from minllm.schema.options import Count, Fraction, In, Natural, NonNegative, Positive
 
 IDEA = """
@@ -164,7 +164,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case[0])
-def test_what_cannot_be_is_refused_in_one_sentence(idea: Path, case: tuple[str, ...]):
+def test_invalid_configuration_is_rejected_in_one_sentence(idea: Path, case: tuple[str, ...]):
     typed, *expected = case
     with pytest.raises(UserError) as refusal:
         composed(typed)
@@ -197,13 +197,13 @@ def test_a_tasks_option_may_stand_in_a_section(idea: Path):
         ("~tokenizer", "tokenizer is missing. Choose one: tokenizer=<option>"),
     ],
 )
-def test_a_tasks_option_in_a_section_is_checked_there(idea: Path, typed: str, says: str):
+def test_task_option_in_a_section_is_checked(idea: Path, typed: str, says: str):
     with pytest.raises(UserError) as refusal:
         composed("task=spell", typed)
     assert str(refusal.value).startswith(says)
 
 
-def test_a_folder_of_options_that_is_not_there(idea: Path):
+def test_missing_config_dir_is_reported(idea: Path):
     with pytest.raises(UserError, match="no folder 'nowhere'"):
         composed(config_dir="nowhere")
 
@@ -241,7 +241,7 @@ def test_nested_nodes_arrive_as_partials(idea: Path):
     assert model.branches["local"](8, 0).heads == 4
 
 
-def test_what_only_a_constructor_knows_it_says_itself(idea: Path):
+def test_constructor_errors_are_reported(idea: Path):
     cfg = composed("model.attn.heads=5")
     with pytest.raises(UserError, match="heads=5 can't share groups=2"):
         build(cfg.model.attn, 16, 0)
@@ -281,10 +281,10 @@ def test_composing_works_inside_a_running_hydra(idea: Path):
     ],
     ids=str,
 )
-def test_an_annotation_says_what_fits(kind: Any, good: list, bad: list):
+def test_annotations_define_valid_values(kind: Any, good: list, bad: list):
     assert all(fits(value, kind) for value in good)
     assert not any(fits(value, kind) for value in bad)
-    assert kind is Any or words(kind)
+    assert kind is Any or describe(kind)
 
 
 # ---- going on from a run -------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_find_run(run: Path):
     assert find_run("latest") == find_run(run) == run.resolve()
 
 
-def test_a_run_from_before_there_were_tags(run: Path):
+def test_run_without_tags_is_read(run: Path):
     cfg = OmegaConf.load(run / "config.yaml")
     del cfg.tags
     OmegaConf.save(cfg, run / "config.yaml")
@@ -327,7 +327,7 @@ def test_resuming_changes_how_long_and_nothing_else(run: Path):
 
 
 @pytest.mark.parametrize("change", ["seed=8", "train.batch_size=3", "norm=post", "model.dim=64"])
-def test_resuming_refuses_what_would_make_it_another_run(run: Path, change: str):
+def test_resuming_rejects_changed_settings(run: Path, change: str):
     with pytest.raises(UserError, match="init_from="):
         composed("resume=latest", change)
 
@@ -355,7 +355,7 @@ def test_a_damaged_configuration_of_a_run(run: Path, text: str):
         composed(f"run={run}")
 
 
-def test_what_overrides_name():
+def test_named_keys():
     assert named_keys(["model/attn=mqa", "train={steps: 5}", "+a.b=1", "hydra.run.dir=x"]) == {
         "model.attn",
         "train.steps",
@@ -380,7 +380,7 @@ def test_what_overrides_name():
     ],
 )
 def test_a_folder_is_named_after_the_choices(overrides: list[str], expected: str):
-    assert choice_words(overrides) == expected
+    assert short_folder_name(overrides) == expected
 
 
 def test_only_empty_folders_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

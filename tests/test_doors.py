@@ -17,10 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import minllm
 import run as door
-from minllm.cli.help import help_text, of_search, sweep_help_text
+from minllm.cli.help import help_text, is_search_group, sweep_help_text
 from minllm.cli.main import run_command
 from minllm.config.compose import compose
-from minllm.page.terminal import write_anything
+from minllm.page.terminal import escape_unencodable
 from minllm.schema.groups import CONF, find_groups
 from minllm.schema.overrides import quoted
 from tests.test_config import MINE, OPTIONS, REFUSED, idea  # noqa: F401  (idea is a fixture)
@@ -82,7 +82,7 @@ def test_flags_and_places(go: Callable, words: list[str], expected: str):
     assert not Path("outputs").exists()
 
 
-def test_a_folder_of_options_that_is_not_there(go: Callable, monkeypatch: pytest.MonkeyPatch):
+def test_missing_config_dir_is_reported(go: Callable, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "--config-dir", "nowhere"])
     assert door.main(["--config-dir", "nowhere"]) == 2
 
@@ -167,7 +167,7 @@ def read_by_hydra(word: str) -> object:
         ("choice=[norm=pre],[norm=post]", ["['norm=pre']", "['norm=post']"]),
     ],
 )
-def test_words_within_a_word_need_no_quotes_of_their_own(typed: str, words: str | list[str]):
+def test_nested_overrides_need_no_quotes(typed: str, words: str | list[str]):
     assert read_by_hydra(quoted(typed)) == words
 
 
@@ -192,11 +192,11 @@ def test_words_within_a_word_need_no_quotes_of_their_own(typed: str, words: str 
         "x=",
     ],
 )
-def test_what_hydra_reads_by_itself_stays_as_it_is_typed(typed: str):
+def test_valid_overrides_are_unchanged(typed: str):
     assert quoted(typed) == typed
 
 
-def test_words_in_a_list_need_no_quotes_in_python_either():
+def test_overrides_in_a_list_need_no_quotes_in_python():
     assert compose(["task=compare", "choice=[norm=pre, model/attn=gqa]"]).choice == [
         "norm=pre",
         "model/attn=gqa",
@@ -209,11 +209,11 @@ def test_words_in_a_list_need_no_quotes_in_python_either():
 def test_help_names_every_option_with_its_line(idea: Path):  # noqa: F811
     text, of_sweeps = help_text([str(idea / "conf")]), sweep_help_text([str(idea / "conf")])
     for group, options in find_groups([idea / "conf"]).items():
-        assert (f"{group}=" in text) != of_search(group) and f"{group}=" in of_sweeps
+        assert (f"{group}=" in text) != is_search_group(group) and f"{group}=" in of_sweeps
         for name, option in options.items():
             assert option.comment, f"{group}/{name}.yaml doesn't begin with a line of comment"
             assert f"{name} " in of_sweeps and option.comment in of_sweeps
-            assert of_search(group) or (f"{name} " in text and option.comment in text)
+            assert is_search_group(group) or (f"{name} " in text and option.comment in text)
     assert "My idea" in text and "seed=0" in text and "train.steps=" in text
     assert "memory.limit=" in of_sweeps and "memory.limit=" not in text
 
@@ -299,7 +299,7 @@ def test_a_terminal_without_utf_8_shows_escapes(idea: Path, encoding: str, monke
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     assert door.main(["task=从"]) == 2
-    write_anything()
+    escape_unencodable()
     print("Once — 从前 😀", file=out)
     err.flush(), out.flush()
     assert rb"task=\u4ece" in err.buffer.getvalue() and rb"\U0001f600" in out.buffer.getvalue()

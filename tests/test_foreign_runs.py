@@ -11,7 +11,7 @@ import minllm
 from minllm.config.compose import perform
 from minllm.errors import UserError
 from minllm.runs.find import find_run, read_run
-from minllm.runs.folder import RunDir, is_going_on, write_text
+from minllm.runs.folder import RunDir, is_running, write_text
 from minllm.training import checkpoints
 from tests.test_resume import contents
 from tests.test_training import TINY
@@ -254,13 +254,13 @@ def test_a_new_run_does_not_follow_links_that_lie_in_its_folder(trained, tmp_pat
     assert (tmp_path / "outside/step-000001").is_dir()
 
 
-def test_links_of_wandb_inside_its_own_folder_are_allowed(run):
+def test_wandb_links_inside_its_folder_are_allowed(run):
     (run / "wandb/offline-run-1").mkdir(parents=True)
     (run / "wandb/latest-run").symlink_to("offline-run-1")
     assert minllm.train(minllm.compose(["resume=run", "train.steps=5"]))["steps"] == 5
 
 
-def test_what_is_written_beside_does_not_follow_a_link(tmp_path):
+def test_temporary_file_does_not_follow_a_link(tmp_path):
     (tmp_path / "outside").write_text("mine")
     (tmp_path / ".file.partial").symlink_to(tmp_path / "outside")
     write_text(tmp_path / "file", "text")
@@ -299,11 +299,11 @@ def test_no_task_waits_for_a_pipe(run, task):
         perform(minllm.compose(task.split()), Path("unused"))
 
 
-def test_a_lock_that_is_a_link_is_not_opened_to_see_who_trains(run, tmp_path):
+def test_linked_lock_is_not_opened(run, tmp_path):
     (tmp_path / "outside").write_text("mine")
     (run / ".lock").unlink()
     (run / ".lock").symlink_to(tmp_path / "outside")
-    assert not is_going_on(run) and (tmp_path / "outside").read_text() == "mine"
+    assert not is_running(run) and (tmp_path / "outside").read_text() == "mine"
 
 
 # ---- terminals -----------------------------------------------------------------------------------

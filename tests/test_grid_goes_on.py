@@ -21,7 +21,7 @@ from minllm.errors import UserError
 from minllm.grid.children import Children
 from minllm.grid.manifest import FILE, Grid, code_hash, fingerprint, read
 from minllm.grid.multirun import Combination, GridSweeper, Progress
-from minllm.runs.find import command_to_go_on, latest_run
+from minllm.runs.find import latest_run, resume_command
 from minllm.runs.folder import RunDir
 from tests.commands import python
 
@@ -95,7 +95,7 @@ def bpb(run: Path) -> float:
 # ---- going on ------------------------------------------------------------------------------------
 
 
-def test_the_same_command_goes_on(go: Callable):
+def test_same_command_continues(go: Callable):
     grid_words = ["-m", "norm=pre,post", "seed=0,1", *TINY]
     code, out, err = go(*grid_words)
     assert code == 0 and not err, err
@@ -148,7 +148,7 @@ def test_a_grid_grows_in_a_folder_that_is_named(go: Callable):
 
 
 @pytest.mark.parametrize("named_by", ["word", "preset"])
-def test_a_grid_with_data_and_a_folder_elsewhere_goes_on(go: Callable, tmp_path: Path, monkeypatch, named_by):
+def test_grid_with_data_and_folder_elsewhere_continues(go: Callable, tmp_path: Path, monkeypatch, named_by):
     notes, here, mine = tmp_path / "my notes.txt", tmp_path / "here", tmp_path / "mine"
     notes.write_text("A fox saw a bear, and the bear saw a fox. " * 40)
     (mine / "experiment").mkdir(parents=True)
@@ -293,7 +293,7 @@ def test_composing_many_combinations_says_how_far_it_is(go_here: Callable, monke
     assert said == {0: "Composing 500 configurations.\n", 50: "50/500 composed\n", 100: "100/500 composed\n"}
 
 
-def test_words_for_a_grid_are_refused_without_one(go: Callable):
+def test_grid_options_need_multirun(go: Callable):
     for word in ("hydra.sweeper.n_jobs=2", "hydra.sweep.dir=x", "hydra/sweeper=optuna"):
         code, _, err = go(word)
         assert code == 2 and err.count("\n") == 1 and ("-m" in err or "sweep.py" in err)
@@ -306,12 +306,12 @@ def test_progress_says_how_long_the_rest_takes():
     progress = Progress(12, 2, 2)
     assert str(progress) == "2/12"
     for seconds in (30.0, None, 90.0):
-        progress.one_more(seconds)
+        progress.count_run(seconds)
     assert str(progress) == "5/12, 4 min left"  # four rounds of a minute
     assert str(Progress(12, 12, 1, [3.0])) == "12/12"
 
 
-def test_what_several_at_once_print_comes_in_one_piece(capfd):
+def test_output_of_parallel_runs_is_not_interleaved(capfd):
     def work(number: int) -> Callable[[], int]:
         def print_and_end() -> int:
             os.write(1, b"out %d\n" % number)
@@ -406,7 +406,7 @@ def test_a_run_that_is_killed_does_not_cost_the_others():
     ],
     ids=["text", "none", "mistake", "full disk", "memory"],
 )
-def test_how_a_run_ends_is_said(end: Callable, code: int, said: str, capfd):
+def test_end_of_a_run_is_reported(end: Callable, code: int, said: str, capfd):
     with capfd.disabled(), Children[int](2) as children:  # what pytest captures isn't printed
         children.start(0, end, None)
         ((_, ended),) = children.ended()
@@ -452,7 +452,7 @@ def combination(folder: Path) -> Combination:
     return Combination([f"norm={folder.name}"], OmegaConf.create(), folder, [])
 
 
-def test_where_there_is_no_room_for_two_processes_one_waits(
+def test_second_process_waits_if_it_cannot_start(
     crowded: list[int], sweeper: GridSweeper, monkeypatch, tmp_path: Path
 ):
     runs, grid = [combination(tmp_path / name) for name in "abc"], Grid(tmp_path, "", "")
@@ -478,7 +478,7 @@ def test_a_run_that_another_process_trains_is_left_alone(sweeper: GridSweeper, t
 # ---- finding runs --------------------------------------------------------------------------------
 
 
-def test_what_is_inside_runs_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_run_folders_are_not_descended_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With hundreds of runs, each with thousands of W&B's files, `latest` is found at once."""
     monkeypatch.chdir(tmp_path)
     for number in range(3):
@@ -499,5 +499,5 @@ def test_what_is_inside_runs_is_not_looked_at(tmp_path: Path, monkeypatch: pytes
 
 
 def test_advice_to_go_on_names_the_packages_that_it_needs():
-    assert command_to_go_on(Path("a/b"), []) == "python run.py resume=a/b"
-    assert command_to_go_on(Path("a b"), ["x", "y"]) == "python run.py 'extensions=[x,y]' 'resume=a b'"
+    assert resume_command(Path("a/b"), []) == "python run.py resume=a/b"
+    assert resume_command(Path("a b"), ["x", "y"]) == "python run.py 'extensions=[x,y]' 'resume=a b'"

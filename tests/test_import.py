@@ -175,7 +175,7 @@ def test_a_folder_that_is_none(gpt2, tmp_path):
     refused(changed(gpt2, tmp_path, model_type="bert"), tmp_path, "model_type=bert.*bloom, .*gemma.*qwen3")
 
 
-def test_what_is_typed_wins(gpt2, tmp_path):
+def test_overrides_take_precedence(gpt2, tmp_path):
     """Also what the default model has no such option for."""
     typed = ["model.pos.max_len=24", "model.dropout=0.5", "tokenizer.eos=0", "data.seq_len=7"]
     imported(gpt2, tmp_path / "run", *typed)
@@ -209,7 +209,7 @@ def test_settings_that_cannot_be_expressed(gpt2, tmp_path, settings, words):
     refused(changed(gpt2, tmp_path, **settings), tmp_path, words)
 
 
-def test_weights_that_are_not_there(gpt2, tmp_path):
+def test_missing_weights_are_reported(gpt2, tmp_path):
     copy = changed(gpt2, tmp_path)
     first = sorted(copy.glob("model-*.safetensors"))[0]
     first.write_bytes(first.read_bytes()[:100])
@@ -230,7 +230,7 @@ def test_a_tokenizer_that_does_not_fit(gpt2, tmp_path):
     refused(copy, tmp_path, f"{PADDED} tokens, but this tokenizer has 257", "tokenizer=bytes")
 
 
-def test_what_is_typed_against_the_folder(gpt2, tmp_path):
+def test_conflicting_overrides_are_rejected(gpt2, tmp_path):
     refused(gpt2, tmp_path, "can't be combined with from=", "experiment=gpt2")
     refused(gpt2, tmp_path, "the shape", "model.dim=16", "model.attn.n_heads=2")
     refused(gpt2, tmp_path, "which the weights don.t have", "model.head_bias=true")
@@ -239,7 +239,7 @@ def test_what_is_typed_against_the_folder(gpt2, tmp_path):
 def typed(**changes) -> list[str]:
     """Return what would be typed for a Llama whose config.json says this."""
     config = ConfigJson({"head_dim": 8, "max_position_embeddings": 9, **changes})
-    words = family_of("llama").typed(config)
+    words = family_of("llama").to_overrides(config)
     config.finish()
     return words
 
@@ -278,4 +278,4 @@ def test_older_settings_say_the_same(preset):
     more, less = OLDER[preset]
     older = {key: value for key, value in (now | more).items() if key not in less}
     family = family_of(now["model_type"])
-    assert nodes(*family.typed(ConfigJson(older))) == nodes(*family.typed(ConfigJson(now)))
+    assert nodes(*family.to_overrides(ConfigJson(older))) == nodes(*family.to_overrides(ConfigJson(now)))

@@ -59,7 +59,7 @@ def infinite(value: Any) -> Any:
 def typed(settings: dict[str, Any]) -> list[str]:
     """Return what would be typed for a config.json. UserError where it's refused."""
     read = ConfigJson(copy.deepcopy(settings))
-    words = family_of(settings["model_type"]).typed(read)
+    words = family_of(settings["model_type"]).to_overrides(read)
     read.finish()
     return words
 
@@ -145,7 +145,7 @@ def assert_the_table_is_that_of(kind: type, table: type, narrower: set[str], bes
 
 def test_the_rope_of_a_gpt_oss_that_says_nothing_of_it():
     said = transformers.GptOssConfig().rope_parameters
-    assert {key: value for key, value in said.items() if key != "rope_theta"} == gpt_oss.USUAL_ROPE
+    assert {key: value for key, value in said.items() if key != "rope_theta"} == gpt_oss.DEFAULT_ROPE
 
 
 # ---- mutations -------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ IGNORED = [
 
 
 @pytest.mark.parametrize("preset, changes", IGNORED)
-def test_what_transformers_ignores_is_refused(preset, changes):
+def test_settings_that_transformers_ignores_are_rejected(preset, changes):
     with pytest.raises(UserError, match="ignores|no use for"):
         typed(settings_of(preset, **changes))
 

@@ -19,7 +19,14 @@ from minllm.study.comparison import Comparison, Contest
 from minllm.study.standing import Standing
 from minllm.study.statistics import verdicts
 from minllm.verdict.discoveries import level
-from minllm.verdict.entry import Entry, Question, contests_of, entered, reached, standing
+from minllm.verdict.entry import (
+    Entry,
+    Question,
+    contests_of,
+    entry_for_question,
+    record_reached,
+    with_standings,
+)
 from minllm.verdict.ledger import Contents, Ledger, next_places
 from tests.comparisons import comparison
 from tests.test_verdict import ASKED
@@ -49,7 +56,7 @@ def question(
         cfgs=cfgs,
         names=names,
         arms={arm: [] if arm == "a" else [named] for arm, named in names.items()},
-        typed=["search=verdict", "sweep.storage=postgresql://me:secret@host/studies"],
+        overrides=["search=verdict", "sweep.storage=postgresql://me:secret@host/studies"],
         size=["size.params=1000"],
         protocol={**ASKED, **protocol},
         contests=contests_of(list(arms), None),
@@ -66,12 +73,12 @@ def compared(
         Contest(arms[arm], arms["a"], dict(enumerate(values)), verdict)
         for (arm, values), verdict in zip(differences.items(), judged)
     ]
-    return standing(Comparison(list(arms.values()), contests, 0.005, [], [], []), entry, every=False)
+    return with_standings(Comparison(list(arms.values()), contests, 0.005, [], [], []), entry, every=False)
 
 
 def told(asked: Question, entry: Entry, comparison: Comparison, ledger: Ledger) -> dict[str, Any]:
     arms = {asked.names[arm]: words for arm, words in asked.arms.items()}
-    return reached(comparison, entry, ledger, {"report": "report.html", "seconds": 1.0, "runs": 2},
+    return record_reached(comparison, entry, ledger, {"report": "report.html", "seconds": 1.0, "runs": 2},
                    {"arms": arms, "command": COMMAND})  # fmt: skip
 
 
@@ -87,8 +94,8 @@ def unclear(pairs: int) -> list[float]:
 
 
 def test_ideas_get_numbers_and_levels_in_the_order_in_which_they_start(ledger, tmp_path):
-    first = entered(question(tmp_path, "first", arms="abc"), ledger, None, None)
-    second = entered(question(tmp_path, "second", "x"), ledger, None, None)
+    first = entry_for_question(question(tmp_path, "first", arms="abc"), ledger, None, None)
+    second = entry_for_question(question(tmp_path, "second", "x"), ledger, None, None)
     assert [place["number"] for place in (*first.places, *second.places)] == [1, 2, 3]
     expected = [level(number, []) for number in (1, 2, 3)]
     assert [place["level"] for place in (*first.places, *second.places)] == pytest.approx(expected, rel=1e-5)
@@ -97,11 +104,11 @@ def test_ideas_get_numbers_and_levels_in_the_order_in_which_they_start(ledger, t
 
 def test_a_discovery_allows_more_for_the_ideas_after_it_and_only_once(ledger, tmp_path):
     asked = question(tmp_path, "first")
-    entry = entered(asked, ledger, None, None)
+    entry = entry_for_question(asked, ledger, None, None)
     told(asked, entry, compared(asked, entry, {"b": better(9)}), ledger)
     assert ledger.read().discoveries() == [1]
     again = question(tmp_path, "renamed")
-    same = entered(again, ledger, None, None)
+    same = entry_for_question(again, ledger, None, None)
     assert same.places[0]["number"] == 2 and same.places[0]["level"] == pytest.approx(level(2, [1]), rel=1e-5)
     told(again, same, compared(again, same, {"b": better(14)}), ledger)
     assert ledger.read().discoveries() == [1], "the same idea under another name is no second discovery"
@@ -110,32 +117,36 @@ def test_a_discovery_allows_more_for_the_ideas_after_it_and_only_once(ledger, tm
 def test_verdicts_that_start_at_once_take_distinct_numbers(ledger, tmp_path):
     asked = [question(tmp_path, f"v{number}", str(number)) for number in range(12)]
     with ThreadPoolExecutor(6) as threads:
-        entries = list(threads.map(lambda one: entered(one, ledger, None, None), asked))
+        entries = list(threads.map(lambda one: entry_for_question(one, ledger, None, None), asked))
     assert sorted(entry.places[0]["number"] for entry in entries) == list(range(1, 13))
     assert ledger.read().ideas == 12 and not ledger.read().damaged
 
 
 def test_the_level_stays_the_same_however_often_a_verdict_is_continued(ledger, tmp_path):
     asked = question(tmp_path, "first")
-    entry = entered(asked, ledger, None, None)
+    entry = entry_for_question(asked, ledger, None, None)
     for number in range(3):
-        entered(question(tmp_path, f"v{number}", str(number)), ledger, None, None)
-    kept = json.loads(json.dumps(entry.kept))
-    assert entered(asked, ledger, kept, None) == entry and ledger.read().ideas == 4
-    assert entered(asked, ledger, None, None) == entry, "killed before verdict.json was written"
-    other = entered(question(tmp_path, "first", "other"), ledger, kept, None)
+        entry_for_question(question(tmp_path, f"v{number}", str(number)), ledger, None, None)
+    kept = json.loads(json.dumps(entry.saved))
+    assert entry_for_question(asked, ledger, kept, None) == entry and ledger.read().ideas == 4
+    assert entry_for_question(asked, ledger, None, None) == entry, "killed before verdict.json was written"
+    other = entry_for_question(question(tmp_path, "first", "other"), ledger, kept, None)
     assert other.places[0]["number"] == 5, "another question in the same folder is another idea"
 
 
 def test_a_verdict_that_continues_after_its_ledger_was_removed_is_entered_again(ledger, tmp_path):
     """Or it would be a discovery of an idea that was never started, before which no further idea can have a level."""
-    entered(question(tmp_path, "first"), ledger, None, None)
+    entry_for_question(question(tmp_path, "first"), ledger, None, None)
     asked = question(tmp_path, "second", "x")
-    entry = entered(asked, ledger, None, None)
+    entry = entry_for_question(asked, ledger, None, None)
     ledger.path.unlink()
-    entered(question(tmp_path, "third", "y"), ledger, None, None)
-    kept = json.loads(json.dumps(entry.kept))
-    assert entered(asked, ledger, kept, None) == entry == entered(asked, ledger, kept, None)
+    entry_for_question(question(tmp_path, "third", "y"), ledger, None, None)
+    kept = json.loads(json.dumps(entry.saved))
+    assert (
+        entry_for_question(asked, ledger, kept, None)
+        == entry
+        == entry_for_question(asked, ledger, kept, None)
+    )
     assert [line["places"][0]["number"] for line in ledger.read().of("started")] == [1, 2]
     told(asked, entry, compared(asked, entry, {"b": better(14)}), ledger)
     assert ledger.read().discoveries() == [2] and ledger.read().ideas == 2
@@ -143,11 +154,11 @@ def test_a_verdict_that_continues_after_its_ledger_was_removed_is_entered_again(
 
 def test_a_discovery_without_the_line_of_its_start_allows_no_more_than_it_should(ledger, tmp_path):
     asked = question(tmp_path, "first")
-    entry = entered(asked, ledger, None, None)
+    entry = entry_for_question(asked, ledger, None, None)
     told(asked, entry, compared(asked, entry, {"b": better(9)}), ledger)
     ledger.path.write_text(ledger.path.read_text().split("\n", 1)[1])
     assert ledger.read().ideas == 1 and ledger.read().discoveries() == [1]
-    after = entered(question(tmp_path, "second", "x"), ledger, None, None)
+    after = entry_for_question(question(tmp_path, "second", "x"), ledger, None, None)
     assert after.places[0]["number"] == 2 and after.places[0]["level"] == pytest.approx(
         level(2, [1]), rel=1e-5
     )
@@ -155,15 +166,15 @@ def test_a_discovery_without_the_line_of_its_start_allows_no_more_than_it_should
 
 def test_a_verdict_that_is_made_again_from_nothing_is_another_idea(ledger, tmp_path):
     asked = question(tmp_path, "first")
-    entry = entered(asked, ledger, None, None)
+    entry = entry_for_question(asked, ledger, None, None)
     told(asked, entry, compared(asked, entry, {"b": unclear(9)}), ledger)
-    again = entered(asked, ledger, None, None)
+    again = entry_for_question(asked, ledger, None, None)
     assert (again.identifier, again.places[0]["number"]) == (f"{entry.identifier}-2", 2)
 
 
 def test_without_the_ledgers_control_no_idea_is_counted_and_the_verdict_is_recorded(ledger, tmp_path):
     asked = question(tmp_path, "first", ledger=False)
-    entry = entered(asked, ledger, None, None)
+    entry = entry_for_question(asked, ledger, None, None)
     comparison = compared(asked, entry, {"b": better(9)})
     line = told(asked, entry, comparison, ledger)
     assert comparison.contests[0].standing is None and comparison.is_answered
@@ -172,19 +183,19 @@ def test_without_the_ledgers_control_no_idea_is_counted_and_the_verdict_is_recor
 
 
 @pytest.mark.parametrize("kept", ["x", {}, {"id": "a", "question": "b", "places": [{}], "kind": None}])
-def test_a_kept_entry_that_is_damaged_is_refused(ledger, tmp_path, kept):
+def test_damaged_saved_entry_is_rejected(ledger, tmp_path, kept):
     with pytest.raises(UserError, match="ledger section of verdict.json is damaged"):
-        entered(question(tmp_path, "first"), ledger, kept, None)
+        entry_for_question(question(tmp_path, "first"), ledger, kept, None)
 
 
 # ---- outcomes alone and among all ----------------------------------------------------------------
 
 
-def test_what_is_better_alone_may_be_not_yet_among_all_ideas(ledger, tmp_path):
+def test_better_alone_may_not_be_a_discovery(ledger, tmp_path):
     for number in range(59):
-        entered(question(tmp_path, f"v{number}", str(number)), ledger, None, None)
+        entry_for_question(question(tmp_path, f"v{number}", str(number)), ledger, None, None)
     asked = question(tmp_path, "mine", "mine")
-    entry = entered(asked, ledger, None, None)
+    entry = entry_for_question(asked, ledger, None, None)
     comparison = compared(asked, entry, {"b": better(9)})
     assert comparison.contests[0].verdict.word == "better"
     assert comparison.headline == (
@@ -199,14 +210,14 @@ def test_what_is_better_alone_may_be_not_yet_among_all_ideas(ledger, tmp_path):
 
 def test_several_contests_name_those_that_do_not_hold_yet(ledger, tmp_path):
     asked = question(tmp_path, "mine", arms="abc")
-    entry = entered(asked, ledger, None, None)
+    entry = entry_for_question(asked, ledger, None, None)
     comparison = compared(asked, entry, {"b": better(7), "c": unclear(7)})
     assert comparison.headline.endswith(
         "On its own, not yet among all ideas: norm=b against norm=a (needs p ≤ 0.011, has 0.016)."
     )
 
 
-def test_what_is_worse_or_equivalent_is_settled_whatever_its_p():
+def test_worse_and_equivalent_need_no_level():
     (worse,) = verdicts([[0.1 + 0.001 * pair for pair in range(7)]], margin=0.005)
     place = Standing(60, 1e-9, ("better",))
     assert worse.word == "worse" and not place.is_open(worse) and not place.holds(worse)
@@ -233,7 +244,7 @@ def test_the_p_value_counts_every_look_and_the_pairs_after_the_one_that_settled_
 
 def test_the_same_verdict_is_written_once_and_more_pairs_are_another_line(ledger, tmp_path):
     asked = question(tmp_path, "first")
-    entry = entered(asked, ledger, None, None)
+    entry = entry_for_question(asked, ledger, None, None)
     first = told(asked, entry, compared(asked, entry, {"b": unclear(9)}), ledger)
     assert told(asked, entry, compared(asked, entry, {"b": unclear(9)}), ledger) == first
     assert len(ledger.read().lines) == 2 and first["updates"] is None
@@ -244,27 +255,27 @@ def test_the_same_verdict_is_written_once_and_more_pairs_are_another_line(ledger
 
 
 def test_nothing_secret_is_written(ledger, tmp_path):
-    entered(question(tmp_path, "first"), ledger, None, None)
+    entry_for_question(question(tmp_path, "first"), ledger, None, None)
     text = ledger.path.read_text()
     assert "me:secret" not in text and "sweep.storage=<database>" in text
 
 
 def test_a_last_line_that_was_cut_off_is_set_aside(ledger, tmp_path, capsys):
-    entered(question(tmp_path, "first"), ledger, None, None)
+    entry_for_question(question(tmp_path, "first"), ledger, None, None)
     whole = ledger.path.read_bytes()
     for cut in (1, len(whole) // 2, len(whole) - 2):
         ledger.path.write_bytes(whole + whole[:cut])
         assert ledger.read().ideas == 1, "whoever only reads leaves it alone"
-        entered(question(tmp_path, f"cut{cut}", str(cut)), ledger, None, None)
+        entry_for_question(question(tmp_path, f"cut{cut}", str(cut)), ledger, None, None)
         assert "was cut off when it was written, so it was moved to" in capsys.readouterr().out
         assert whole[:cut] in ledger.path.with_suffix(".torn").read_bytes()
         assert ledger.read().ideas == 2 and not ledger.read().damaged
 
 
-def test_a_last_line_that_only_lacks_its_line_break_is_kept(ledger, tmp_path):
-    entered(question(tmp_path, "first"), ledger, None, None)
+def test_last_line_without_newline_is_completed(ledger, tmp_path):
+    entry_for_question(question(tmp_path, "first"), ledger, None, None)
     ledger.path.write_bytes(ledger.path.read_bytes()[:-1])
-    entry = entered(question(tmp_path, "second", "x"), ledger, None, None)
+    entry = entry_for_question(question(tmp_path, "second", "x"), ledger, None, None)
     assert entry.places[0]["number"] == 2 and not ledger.path.with_suffix(".torn").exists()
 
 
@@ -286,11 +297,11 @@ def test_a_last_line_that_only_lacks_its_line_break_is_kept(ledger, tmp_path):
     ],
 )
 def test_a_damaged_line_is_named_and_no_level_is_made_up(ledger, tmp_path, text, why):
-    entered(question(tmp_path, "first"), ledger, None, None)
+    entry_for_question(question(tmp_path, "first"), ledger, None, None)
     ledger.path.write_bytes(ledger.path.read_bytes() + text + b"\n")
     with pytest.raises(UserError, match=rf"ledger.jsonl, line 2, is damaged: .*{why}"):
-        entered(question(tmp_path, "second", "x"), ledger, None, None)
-    entry = entered(question(tmp_path, "third", "y", ledger=False), ledger, None, None)
+        entry_for_question(question(tmp_path, "second", "x"), ledger, None, None)
+    entry = entry_for_question(question(tmp_path, "third", "y", ledger=False), ledger, None, None)
     assert entry.places == [] and len(ledger.read().lines) == 2
 
 
@@ -299,7 +310,7 @@ def test_a_link_is_refused(ledger, tmp_path):
     ledger.path.parent.mkdir()
     os.symlink(tmp_path / "elsewhere", ledger.path)
     with pytest.raises(UserError, match="is a symbolic link"):
-        entered(question(tmp_path, "first"), ledger, None, None)
+        entry_for_question(question(tmp_path, "first"), ledger, None, None)
 
 
 # ---- A/A -----------------------------------------------------------------------------------------

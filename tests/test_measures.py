@@ -11,8 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 from scipy.stats import norm, spearmanr, ttest_1samp
 
-from minllm.study.curves import Points, common_points, reached
-from minllm.study.intervals import Estimate, mean_of, middle, resamples
+from minllm.study.curves import Points, common_budgets, log_budgets_to_reach
+from minllm.study.intervals import Estimate, mean_of, percentile_interval, resamples
 from minllm.study.measures import measure
 from minllm.study.report import summary, write_report
 from minllm.study.report.measures import speed_up
@@ -49,9 +49,11 @@ def test_the_mean_has_students_interval():
 
 def test_the_expanded_percentile_interval_of_a_mean_is_about_students():
     values = np.random.default_rng(0).standard_normal(12)
-    assert middle(resamples(12) @ values, 12) == pytest.approx(mean_of(values).interval, abs=0.12)
+    assert percentile_interval(resamples(12) @ values, 12) == pytest.approx(
+        mean_of(values).interval, abs=0.12
+    )
     plain = np.quantile(resamples(12) @ values, [0.025, 0.975])
-    low, high = middle(resamples(12) @ values, 12)
+    low, high = percentile_interval(resamples(12) @ values, 12)
     assert low < plain[0] and high > plain[1]
 
 
@@ -62,7 +64,7 @@ def test_where_a_curve_reaches_a_loss():
     places = np.array([1.0, 10.0, 100.0])
     curves = np.array([[3.0, 2.0, 1.0]] * 5)
     targets = np.array([2.5, 2.0, 0.9, 3.0, 3.1])
-    found = reached(places, curves, targets)
+    found = log_budgets_to_reach(places, curves, targets)
     assert found == pytest.approx([math.log(10) / 2, math.log(10), math.inf, 0.0, -math.inf])
 
 
@@ -156,8 +158,8 @@ def test_a_budget_before_the_first_evaluation_has_no_difference():
 
 def test_points_that_all_runs_cover():
     same = [np.array([1.0, 2.0, 4.0])] * 2
-    assert common_points(same) is same[0]
-    assert common_points([np.array([1.0, 5.0, 9.0]), np.array([2.0, 6.0, 10.0])]).tolist() == [2, 5.5, 9]
+    assert common_budgets(same) is same[0]
+    assert common_budgets([np.array([1.0, 5.0, 9.0]), np.array([2.0, 6.0, 10.0])]).tolist() == [2, 5.5, 9]
 
 
 # ---- seeds ---------------------------------------------------------------------------------------

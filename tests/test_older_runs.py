@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import minllm
-from minllm.schema.moved import present_name
+from minllm.schema.moved import current_name
 from tests.test_training import TINY
 
 BEFORE = """
@@ -25,12 +25,12 @@ model.rope.Llama3 model.rope.NTK model.rope.Rope model.rope.Yarn study.size.Size
 
 @pytest.mark.parametrize("name", BEFORE.split())
 def test_each_class_that_has_moved_is_found_by_its_old_name(name):
-    module, _, of_class = present_name(f"minllm.{name}").rpartition(".")
+    module, _, of_class = current_name(f"minllm.{name}").rpartition(".")
     assert module != f"minllm.{name}".rpartition(".")[0]
     assert getattr(importlib.import_module(module), of_class).__name__ == of_class
 
 
-def test_a_run_with_old_names_is_loaded_and_goes_on(tmp_path, monkeypatch):
+def test_run_with_old_class_names_is_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a configuration that was changed may name no place outside
     text = tmp_path / "squares.txt"
     text.write_text("\n".join(f"{number} times {number} is {number**2}." for number in range(60)))

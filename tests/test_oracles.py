@@ -1,6 +1,6 @@
 """Presets against the classes of `transformers`: the same weights must give the same logits.
 
-Each model comes about as an import does: a config.json becomes what would be typed (`families/*.py`, `typed`), and the
+Each model is made as an import makes it: a config.json becomes overrides (`families/*.py`, `to_overrides`), and the
 weights are filled in by the family's table. So the preset, the translation and the table prove each other. Every
 parameter is random at σ = 0.2, gains and biases included: at the usual initial values almost any bug passes.
 """
@@ -280,7 +280,7 @@ def randomised(model: nn.Module) -> nn.Module:
 
 def typed(oracle: nn.Module, family: ModuleType) -> list[str]:
     settings = ConfigJson(copy.deepcopy(oracle.config.to_dict()))
-    words = family.typed(settings)
+    words = family.to_overrides(settings)
     settings.finish()
     return words
 
@@ -388,12 +388,12 @@ def assert_same_text(model: LM, oracle: nn.Module) -> None:
     assert ours.tolist() == theirs.sequences.tolist()
 
 
-def test_a_head_of_its_own_is_imported():
+def test_untied_head_is_imported():
     """As files of T5 1.1 have it, which the class reads as a copy of the embedding."""
     oracle = oracle_of(*VARIANTS["unscaled"])
     family, head = family_of("t5"), torch.nn.Linear(32, VOCAB, bias=False)
     settings = ConfigJson(copy.deepcopy(oracle.config.to_dict()) | {"tie_word_embeddings": False})
-    cfg = told(compose(family.typed(settings)))
+    cfg = told(compose(family.to_overrides(settings)))
     oracle.lm_head = randomised(head)
     model = build_model(cfg, SimpleNamespace(vocab_size=VOCAB))
     fill(model, family.TABLE, {**oracle.state_dict()}, prefix=family.PREFIX)
@@ -596,7 +596,7 @@ def test_the_preset_is_the_published_model(preset):
     """The published config.json translates into the preset, with nothing that differs from it."""
     settings, params = PUBLISHED[preset]
     config = getattr(transformers, f"{TINY[preset][0]}Config")(**settings)
-    words = family_of(config.model_type).typed(ConfigJson(config.to_dict()))
+    words = family_of(config.model_type).to_overrides(ConfigJson(config.to_dict()))
     assert nodes(*words) == nodes(f"experiment={preset}")
     assert params_of(preset, config.vocab_size) == params
 

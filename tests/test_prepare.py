@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minllm.config.compose import compose, perform
-from minllm.data.store import alone
+from minllm.data.store import build_lock
 from minllm.errors import UserError
 
 WORDS = ["the", "little", "dog", "ran", "to", "a", "big", "red", "house", "and", "said", "hello"]
@@ -33,7 +33,7 @@ def go(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_it_encodes_once_and_says_what_is_in_it(go, monkeypatch):
+def test_prepare_encodes_once_and_prints_contents(go, monkeypatch):
     first, out = go()
     (folder,) = Path(".cache/stores").glob("[0-9a-f]*")
     assert list(first) == [folder.name] and first[folder.name] > 10_000
@@ -45,7 +45,7 @@ def test_it_encodes_once_and_says_what_is_in_it(go, monkeypatch):
     assert go()[0] == first
 
 
-def test_it_removes_what_is_named(go):
+def test_prepare_removes_named_stores(go):
     mine = set(go()[0])
     others = set(go("tokenizer=tales_512")[0]) - mine
     assert len(mine) == len(others) == 1
@@ -56,7 +56,7 @@ def test_it_removes_what_is_named(go):
     assert not go(f"remove=[{next(iter(mine))}]")[0]
 
 
-def test_it_removes_what_was_left_unfinished_and_touches_nothing_else(go):
+def test_prepare_removes_only_unfinished_stores(go):
     (name,) = go()[0]
     stores = Path(".cache/stores")
     dead, alive = stores / "00000000deadbeef.abc123.tmp", stores / "0000000000a11fe0.abc123.tmp"
@@ -64,8 +64,8 @@ def test_it_removes_what_was_left_unfinished_and_touches_nothing_else(go):
     for folder in (dead, alive, *notes):
         folder.mkdir()
         (folder / "file").write_text("something")
-    building = "import sys\nfrom pathlib import Path\nfrom minllm.data.store import alone\n"
-    building += "with alone(Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()\n"
+    building = "import sys\nfrom pathlib import Path\nfrom minllm.data.store import build_lock\n"
+    building += "with build_lock(Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()\n"
     command = [sys.executable, "-c", building, str(alive.resolve()).partition(".abc")[0]]
     root = Path(__file__).resolve().parents[1]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as other:
@@ -74,5 +74,5 @@ def test_it_removes_what_was_left_unfinished_and_touches_nothing_else(go):
         assert alive.is_dir() and not dead.is_dir() and all(note.is_dir() for note in notes)
         other.stdin.close()
     assert set(go()[0]) == {name, alive.name}
-    with alone(alive.with_name("0000000000a11fe0")):
+    with build_lock(alive.with_name("0000000000a11fe0")):
         pass

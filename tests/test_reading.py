@@ -22,7 +22,7 @@ from minllm.study.reading import (
     Guess,
     Reading,
     accuracy,
-    bits_a_byte,
+    bits_per_byte,
     held_out,
     read_arm,
     read_arms,
@@ -174,9 +174,7 @@ def test_a_run_without_its_checkpoint_says_so_and_the_others_are_shown(movable, 
 
 
 @pytest.mark.parametrize("becomes", [None, "; ".join(f"Quite another text, number {n}" for n in range(50))])
-def test_without_the_text_that_was_held_out_there_are_samples_only(
-    trained, movable, cfg, becomes, monkeypatch
-):
+def test_without_held_out_text_only_samples_are_shown(trained, movable, cfg, becomes, monkeypatch):
     monkeypatch.chdir(movable.parent)
     text = movable / "foxes.txt"
     if becomes:
@@ -189,7 +187,7 @@ def test_without_the_text_that_was_held_out_there_are_samples_only(
         assert len(reading.samples) == 1 and reading.stories == []
         assert reading.why_not == OTHER_TEXT if becomes else "foxes.txt" in reading.why_not
     assert texts_html(readings).count('class="why-not"') == 1  # the same for both
-    assert math.isnan(accuracy(readings[0], 1)) and math.isnan(bits_a_byte(readings[0]))
+    assert math.isnan(accuracy(readings[0], 1)) and math.isnan(bits_per_byte(readings[0]))
 
 
 def test_the_run_shown_is_that_of_the_shared_seed_or_else_the_first(comparison, cfg):
@@ -216,10 +214,10 @@ SHOWN = Reading("norm=<pre>", 0, [("Once *upon*", " a <i>time</i>\n- and _so_ on
 
 def test_figures_are_counted_over_all_tokens():
     assert accuracy(SHOWN, 1) == 1 / 4 and accuracy(SHOWN, 5) == 2 / 4
-    assert bits_a_byte(SHOWN) == pytest.approx((0.1 + 2.314 + 9 + 5) / math.log(2) / 8)
+    assert bits_per_byte(SHOWN) == pytest.approx((0.1 + 2.314 + 9 + 5) / math.log(2) / 8)
 
 
-def test_html_means_nothing_of_what_was_written_and_read():
+def test_html_in_texts_is_escaped():
     page = texts_html([SHOWN])
     assert "<b>Once *upon*</b> a &lt;i&gt;time&lt;/i&gt;\n- and" in page
     assert " &lt;b&gt;</span>" in page and "norm=&lt;pre&gt;" in page
@@ -246,7 +244,7 @@ def test_colour_grows_with_loss_and_lines_tell_the_first_guesses():
     }
 
 
-def test_arms_stand_side_by_side_with_what_each_token_differs_by():
+def test_arms_are_shown_side_by_side_with_token_differences():
     """Blue with a solid line above where an arm loses less than the first, orange and dashed where it loses more."""
     other = replace(
         SHOWN, arm="other", stories=[[replace(g, nats=g.nats + m) for g, m in zip(GUESSES, MORE)]]
@@ -277,7 +275,7 @@ def test_tokens_of_another_tokenizer_are_compared_over_the_same_bytes(readings):
         assert sum(apart) == pytest.approx(total) and len(apart) == len(story)
 
 
-def test_markdown_means_nothing_of_what_was_written():
+def test_markdown_in_texts_is_escaped():
     text = texts_markdown([SHOWN])
     assert "**After “Once \\*upon\\*”**" in text
     assert "> … a \\<i\\>time\\</i\\>\\\n> \\- and \\_so\\_ on" in text
@@ -294,6 +292,6 @@ def test_the_same_reason_is_given_once_for_all_its_arms_and_means_nothing_to_mar
 @pytest.mark.parametrize("stories", [[], [[]]], ids=["no text", "an empty text"])
 def test_where_nothing_was_read_no_figure_is_shown(stories):
     reading = Reading("norm=pre", 0, [("", "fox")], stories, None)
-    assert math.isnan(accuracy(reading, 5)) and math.isnan(bits_a_byte(reading))
+    assert math.isnan(accuracy(reading, 5)) and math.isnan(bits_per_byte(reading))
     for text in (texts_html([reading]), texts_markdown([reading])):
         assert "fox" in text and "nan" not in text and "top-5" not in text

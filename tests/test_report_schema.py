@@ -14,7 +14,7 @@ import pytest
 
 from minllm.cli.main import refused, without_json
 from minllm.errors import UserError
-from minllm.page.terminal import answer, only_answers
+from minllm.page.terminal import answer, json_output
 from minllm.study.divergence import Divergence
 from minllm.study.report.data import in_a_line, to_json
 from minllm.study.standing import Standing
@@ -52,7 +52,7 @@ def test_the_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-def test_a_report_with_everything_has_only_what_is_described(compared):
+def test_full_report_matches_schema(compared):
     report = json.loads(to_json(compared, readings(compared), LEDGER))
     validate_report(report)
     assert all(report[key] for key in report if key not in ("left_out",)), "each section is filled"
@@ -108,7 +108,7 @@ def objects(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_only_the_answer_goes_to_standard_output(capfd, compared):
-    with only_answers():
+    with json_output():
         print("progress")
         answer(in_a_line(compared, Path("report.json"), None))
     out, err = capfd.readouterr()
@@ -119,7 +119,7 @@ def test_only_the_answer_goes_to_standard_output(capfd, compared):
 
 
 def test_a_refusal_is_a_line_as_well(capfd):
-    with only_answers():
+    with json_output():
         assert refused("It can't be.\x1b[31m") == 2
     out, err = capfd.readouterr()
     validate_answer(json.loads(out))

@@ -89,7 +89,7 @@ def contents(folder):
 # ---- kills ---------------------------------------------------------------------------------------
 
 
-def test_killed_at_any_moment_a_run_goes_on_to_what_it_would_have_found(cfg):
+def test_killed_run_resumes_to_the_same_result(cfg):
     with every_moment(Path("whole"), Path("killed")) as moments:
         train(cfg, "whole")
     expected = left("whole")
@@ -100,7 +100,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_what_it_would_have_found(cfg):
 
 
 @pytest.mark.parametrize("before", ["checkpoints/.step-000004.partial", ".summary.json.partial"])
-def test_killed_while_it_goes_on_a_run_goes_on_again(cfg, before):
+def test_run_killed_while_resuming_resumes_again(cfg, before):
     with every_moment(Path("whole"), Path("killed")) as moments:
         train(cfg, "whole")
     killed = next(copy for copy, action in moments.copies.items() if action == f"os.rename whole/{before}")
@@ -115,7 +115,7 @@ def test_a_second_process_cannot_go_on_while_the_first_prepares_or_trains(cfg, m
     """The second reads how far the run is, and encodes: the first must not train on meanwhile."""
     train(cfg, "run")
     longer = OmegaConf.merge(cfg, {"train": {"steps": 6}})
-    monkeypatch.setattr(rundir, "LOOKED_AT_SECONDS", 0.01)
+    monkeypatch.setattr(rundir, "PROBE_SECONDS", 0.01)
     found = []
 
     def slow(*args):
@@ -146,7 +146,7 @@ def test_a_run_that_begins_while_another_prepares_is_not_written_over(cfg, monke
 
 
 @pytest.mark.parametrize("failing", ["sample", "cost", "summary", "evaluate", "finish"])
-def test_a_run_whose_end_failed_is_finished_by_going_on(cfg, whole, failing, monkeypatch):
+def test_run_that_failed_at_the_end_is_finished_by_resuming(cfg, whole, failing, monkeypatch):
     with monkeypatch.context() as patch:
         if failing == "sample":
             patch.setattr(task, "sampler", lambda *args: lambda: 1 / 0)

@@ -24,7 +24,7 @@ from minllm.data.source import SPLITS, Source, Split
 from minllm.data.store import open_store
 from minllm.data.text import TextFiles
 from minllm.errors import UserError
-from minllm.tasks.prepare import contents, kept, looked_at
+from minllm.tasks.prepare import contents, describe, stores_in
 from minllm.tokenizer.bytes import Bytes
 from tests.letters import LENGTHS, Letters, expected, tally
 
@@ -77,7 +77,7 @@ open_store(Dying(cache=sys.argv[1]), Bytes())
 """
 
 
-def test_a_killed_build_leaves_no_store_and_is_in_nobodys_way(tmp_path):
+def test_killed_build_leaves_no_store_and_blocks_nobody(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert killed.returncode == -9
@@ -169,7 +169,7 @@ def test_processes_that_encode_end_with_the_one_that_is_killed():
     assert not left()
 
 
-def test_a_process_that_is_killed_is_said(monkeypatch):
+def test_killed_encoding_process_is_reported(monkeypatch):
     monkeypatch.setattr("minllm.data.encoding.AT_ONCE", 1)
     monkeypatch.setattr("minllm.data.encoding.ALONE", 1)
     with pytest.raises(UserError, match="was killed.*data.num_proc=1"):
@@ -226,7 +226,7 @@ def test_max_tokens_keeps_the_first_documents_that_fit(tmp_path):
         open_store(Letters(cache=str(tmp_path), max_tokens=3), Bytes())
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+def test_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
     def full(file, array):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -236,7 +236,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_a_folder_that_cannot_be_is_said(tmp_path):
+def test_invalid_cache_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         open_store(Letters(cache=str(tmp_path / "file" / "stores")), Bytes())
@@ -264,7 +264,7 @@ def test_a_corpus_that_changes_meanwhile_makes_no_store(tmp_path):
     assert not [folder for folder in (tmp_path / "stores").iterdir() if folder.is_dir()]
 
 
-def test_a_source_without_documents_is_said(tmp_path):
+def test_empty_source_is_reported(tmp_path):
     class Empty(Letters):
         def documents(self, split: Split) -> Iterator[str]:
             return iter(())
@@ -273,7 +273,7 @@ def test_a_source_without_documents_is_said(tmp_path):
         open_store(Empty(cache=str(tmp_path)), Bytes())
 
 
-def test_a_damaged_store_is_said(tmp_path):
+def test_damaged_store_is_reported(tmp_path):
     store = open_store(Letters(cache=str(tmp_path)), Bytes())
     (store.folder / "train.tokens").write_bytes(b"short")
     with pytest.raises(UserError, match="damaged. Delete"):
@@ -321,7 +321,7 @@ def test_metadata_of_wrong_types_is_a_damaged_store(tmp_path, key):
         (folder / "meta.json").write_text(json.dumps(metadata))
         with pytest.raises(UserError, match="damaged. Delete"):
             open_store(Letters(cache=str(tmp_path)), Bytes())
-        assert "damaged" in str(looked_at(folder))
+        assert "damaged" in str(describe(folder))
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "\0", '{"format": 4}', "4", '"x"', "NaN"])
@@ -341,7 +341,7 @@ ARRAYS = [f"{split}.{what}" for split in ("train", "val") for what in ("tokens",
 
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("damage", ["cut", "longer", "gone", "zeros", "changed", "folder"])
-def test_damaged_arrays_are_said(tmp_path, name, damage):
+def test_damaged_arrays_are_reported(tmp_path, name, damage):
     store = open_store(Letters(cache=str(tmp_path)), Bytes())
     path = store.folder / name
     content = path.read_bytes()
@@ -369,7 +369,7 @@ def test_an_empty_cache_is_refused(tmp_path, monkeypatch, cache):
     with pytest.raises(UserError, match="data.cache is empty"):
         open_data(Letters(cache=cache), Bytes())
     with pytest.raises(UserError, match="data.cache is empty"):
-        kept(cache)
+        stores_in(cache)
     assert not list(tmp_path.iterdir())
 
 
@@ -377,7 +377,7 @@ def test_a_cache_may_be_below_home_and_have_any_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = open_store(Letters(cache='~/it\'s my "cache"'), Bytes()).folder
     assert folder.parent == tmp_path / 'it\'s my "cache"'
-    assert [store.folder for store in kept('~/it\'s my "cache"')] == [folder]
+    assert [store.folder for store in stores_in('~/it\'s my "cache"')] == [folder]
 
 
 def test_a_large_store_is_checked_where_it_is_read(tmp_path, monkeypatch):

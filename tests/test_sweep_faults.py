@@ -42,8 +42,8 @@ ENDS = {  # fault: the study's state of the trial, its reason, and what its text
     "segfaults": ("FAIL", "crash", "ended with SIGSEGV. See "),
     "bug": ("FAIL", "crash", "ValueError: a bug of step 2"),
     "exits": ("FAIL", "crash", "SystemExit: 3"),
-    "vanishes": ("FAIL", "crash", "left no outcome. See "),
-    "scribbles": ("FAIL", "crash", "left no outcome. See "),
+    "vanishes": ("FAIL", "crash", "recorded no outcome. See "),
+    "scribbles": ("FAIL", "crash", "recorded no outcome. See "),
     "removes_its_folder": ("PRUNED", "pruner", "was worse"),
 }
 

@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import create_trial
 
 from minllm.errors import UserError
-from minllm.files.atomic import lock_taken, refuse_links_at_top
-from minllm.grid.manifest import make_ready
+from minllm.files.atomic import acquire_lock, refuse_links_at_top
+from minllm.grid.manifest import prepare_folder
 from minllm.runs.outcome import Outcome
 from minllm.sweep import limits
 from minllm.sweep.plugin import RepeatedCrashes
@@ -40,7 +40,7 @@ def verdicts_of(study: optuna.Study, folder: Path, keep: str = "none") -> Report
 
 
 def told(study: optuna.Study, folder: Path, run: object, state: str = "complete") -> Reporter:
-    study.sampler.is_blind_to_pruned = False
+    study.sampler.ignores_pruned = False
     trial = study.ask()
     trial.set_user_attr("run", run)
     trial.set_user_attr("overrides", [])
@@ -76,7 +76,7 @@ def test_checkpoints_of_the_study_are_removed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("named", [5, None, ["/"], "", "\0", "a" * 5000, {"x": 1}])
-def test_what_is_no_path_is_no_folder(tmp_path: Path, named: object):
+def test_invalid_path_is_no_folder(tmp_path: Path, named: object):
     assert folder_of(create_trial(value=1.0, user_attrs={"run": named}), tmp_path) is None
 
 
@@ -138,7 +138,7 @@ def test_a_study_with_links_is_refused_before_anything_is_written(tmp_path: Path
 def test_a_lock_that_is_a_link_is_not_taken(tmp_path: Path):
     (tmp_path / ".lock").symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match="is a symbolic link"):
-        lock_taken(tmp_path / ".lock", 0, "taken")
+        acquire_lock(tmp_path / ".lock", 0, "taken")
     assert not (tmp_path / "outside").exists()
 
 
@@ -146,7 +146,7 @@ def test_a_grid_does_not_go_on_in_a_run_elsewhere(tmp_path: Path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "0-mha").symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match="is a symbolic link"):
-        make_ready(tmp_path / "0-mha")
+        prepare_folder(tmp_path / "0-mha")
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"op_code": 99, "worker_id": "x"}'])

@@ -11,7 +11,7 @@ import pytest
 from minllm.errors import UserError
 from minllm.runs.outcome import Outcome
 from minllm.sweep import search
-from minllm.sweep.store import JOURNAL, alone, open_study, put_back, storage_errors
+from minllm.sweep.store import JOURNAL, folder_lock, open_study, requeue_interrupted, storage_errors
 from tests.instant import Instant, search_at_once
 
 NAME = "size"
@@ -114,12 +114,12 @@ def test_a_disk_that_fills_up_anywhere_in_a_trial_costs_that_trial_at_most(tmp_p
         study.tell(trial, 1.0)
     again = open_study(NAME, None, tmp_path)
     kept = len(again.trials)
-    assert put_back(again) == list(range(kept))
+    assert requeue_interrupted(again) == list(range(kept))
     assert again.ask().number == 0
     assert len(again.trials) == 1
 
 
-def test_a_full_disk_under_a_database_is_said_and_room_is_all_it_needs(tmp_path):
+def test_full_disk_under_a_database_is_reported_and_recoverable(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     study = open_study(NAME, url, tmp_path)
     trial = study.ask()
@@ -134,7 +134,7 @@ def test_a_full_disk_under_a_database_is_said_and_room_is_all_it_needs(tmp_path)
 # ---- what isn't there any more, or isn't a file ----------------------------------------------------
 
 
-def test_trials_that_a_lost_journal_knew_of_are_kept(tmp_path, monkeypatch):
+def test_trials_of_a_lost_journal_are_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # as on this machine, where a trial that was put back takes its folder again
     monkeypatch.setattr(search, "Processes", Instant)
@@ -160,5 +160,5 @@ def test_trials_that_a_lost_journal_knew_of_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [".lock", JOURNAL, f"{JOURNAL}.flock"])
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"{name} is a folder, but must be a file"), alone(tmp_path):
+    with pytest.raises(UserError, match=f"{name} is a folder, but must be a file"), folder_lock(tmp_path):
         open_study(NAME, None, tmp_path)

@@ -21,7 +21,7 @@ from minllm.schema.overrides import short_names
 from minllm.sweep.report import write_report
 from minllm.sweep.report.figures import search_plots
 from minllm.sweep.report.importance import importances
-from minllm.sweep.report.summary import memory_story, summary
+from minllm.sweep.report.summary import describe_memory, summary
 from minllm.sweep.report.table import Table
 from minllm.sweep.report.trials import best_of, counted, shown, state_of
 
@@ -172,7 +172,7 @@ def test_the_summary_has_the_facts(tmp_path):
 
 
 def test_the_story_of_memory():
-    story = " ".join(memory_story(everything().trials))
+    story = " ".join(describe_memory(everything().trials))
     assert "The largest trial that fit was trial 4: 800 MiB predicted." in story
     assert "The smallest that didn't fit was trial 3: 2,000 MiB predicted; it was killed because" in story
     assert (
@@ -181,8 +181,8 @@ def test_the_story_of_memory():
     )
     assert "overlap" not in story
     overlapping = [*everything().trials, trial(settings(64), reason="memory", peak_bytes=700 * MIB)]
-    assert "overlap" in " ".join(memory_story(overlapping))
-    assert memory_story([trial(settings(64), 1.0)]) == ["The trials recorded no memory use."]
+    assert "overlap" in " ".join(describe_memory(overlapping))
+    assert describe_memory([trial(settings(64), 1.0)]) == ["The trials recorded no memory use."]
 
 
 def test_the_page_has_the_facts_and_escapes_them(tmp_path):
@@ -236,7 +236,7 @@ def test_a_search_of_one_parameter_is_mapped_against_memory(tmp_path):
     assert "The trials recorded no memory use." in page
 
 
-def test_the_map_is_drawn_by_what_memory_follows(tmp_path):
+def test_memory_map_uses_parameters_correlated_with_memory(tmp_path):
     trials = [
         trial(
             {"optim.lr": lr, "model.act": act, "model.dim": dim, "model.window": 8 + n},
@@ -260,7 +260,7 @@ def test_only_choices_of_words_are_drawn_too(tmp_path):
     assert '"type":"category"' in page and "| `model.act`" in text and page.count('<div class="figure">') == 4
 
 
-def test_importances_leave_out_what_no_trial_found():
+def test_importances_exclude_trials_without_values():
     generator = random.Random(0)
     found = [(64 * generator.randint(1, 16), 10 ** generator.uniform(-4, -1)) for _ in range(60)]
     trials = [trial({"model.dim": dim, "optim.lr": lr}, abs(dim - 512) + lr) for dim, lr in found]

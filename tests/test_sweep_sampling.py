@@ -26,7 +26,7 @@ from minllm.errors import UserError
 from minllm.runs.outcome import Outcome
 from minllm.sweep.reporter import Reporter
 from minllm.sweep.sampling import ATTEMPTS, NEEDS, ask, make_sampler
-from minllm.sweep.store import open_study, put_back
+from minllm.sweep.store import open_study, requeue_interrupted
 from tests.specs import space, study_of
 
 
@@ -76,13 +76,13 @@ def loss(values) -> float:
 
 
 @each(TPESampler, RandomSampler, NSGAIISampler, NSGAIIISampler, CmaEsSampler, QMCSampler)
-def test_what_cannot_be_built_never_becomes_a_trial(made, given):
+def test_unbuildable_combinations_never_become_trials(made, given):
     search_through(made, given, trials=200)
 
 
 @each(GPSampler)
 @pytest.mark.slow  # a Gaussian process takes a tenth of a second for each guess
-def test_what_cannot_be_built_never_becomes_a_trial_of_a_gaussian_process(made, given):
+def test_unbuildable_combinations_never_become_trials_of_a_gaussian_process(made, given):
     search_through(made, given, trials=18)
 
 
@@ -100,7 +100,7 @@ def search_through(made, given, trials: int) -> None:
 
 @each(CmaEsSampler)
 @pytest.mark.filterwarnings("error")
-def test_nothing_is_said_again_for_each_trial(made, given, caplog, monkeypatch):
+def test_warnings_are_not_repeated_for_each_trial(made, given, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
     caplog.set_level(logging.WARNING, logger="optuna")
     study = study_of(made(seed=0), given)
@@ -128,7 +128,7 @@ class Stubborn(optuna.samplers.BaseSampler):
         return self.guess[name]
 
 
-def test_a_sampler_that_insists_on_what_cannot_be_built_is_helped_by_chance_and_mostly_followed(given):
+def test_stubborn_sampler_is_perturbed_only_as_needed(given):
     guess = {"model.dim": 256, "model.attn.n_heads": 3, "optim.lr": 0.05, "schedule": "constant"}
     sampler = Stubborn(guess)
     study = study_of(sampler, given, given.misfit)
@@ -137,7 +137,7 @@ def test_a_sampler_that_insists_on_what_cannot_be_built_is_helped_by_chance_and_
     assert len({str(values) for values in drawn}) > 5 and sampler.asked < 40 * 10
 
 
-def test_a_space_that_holds_nothing_is_said_to(given):
+def test_empty_space_is_reported(given):
     asked = []
     study = study_of(RandomSampler(seed=0), given, lambda values: asked.append(values) or "It's too wide.")
     with pytest.raises(
@@ -161,7 +161,7 @@ def test_trials_that_were_put_back_or_given_keep_their_values(given, tmp_path):
     wanted = {"model.dim": 96, "model.attn.n_heads": 3, "optim.lr": 0.01, "schedule": "cosine"}
     study.enqueue_trial(wanted)
     study = opened()
-    assert put_back(study) == [0, 1]
+    assert requeue_interrupted(study) == [0, 1]
     after = [ask(study, given) for _ in range(3)]
     assert [trial.number for trial, _ in after] == [0, 1, 2]
     assert after[0][1] == before[0]
@@ -216,20 +216,20 @@ def tell_failed(study, verdicts, trial) -> None:
 
 
 @each(TPESampler, CmaEsSampler)
-def test_a_sampler_that_is_told_of_the_wall_keeps_away_from_it(made, sizes):
+def test_sampler_avoids_pruned_region(made, sizes):
     told, ignored = (hits(made, sizes, tell, range(6)) for tell in (tell_verdict, tell_failed))
     assert told < 0.7 * ignored
 
 
 @each(GPSampler)
 @pytest.mark.slow  # a Gaussian process takes a tenth of a second for each guess
-def test_a_gaussian_process_that_is_told_of_the_wall_keeps_away_from_it(made, sizes):
+def test_gaussian_process_avoids_pruned_region(made, sizes):
     told, ignored = (hits(made, sizes, tell, [0], trials=35) for tell in (tell_verdict, tell_failed))
     assert told < 0.5 * ignored
 
 
 @each(NSGAIISampler, NSGAIIISampler)
-def test_evolution_breeds_from_what_fits_and_is_none_the_worse_for_being_told_of_the_wall(made, sizes):
+def test_evolutionary_sampler_prefers_feasible_trials(made, sizes):
     told, ignored = (hits(made, sizes, tell, range(12)) for tell in (tell_verdict, tell_failed))
     assert told < 0.7 * hits(RandomSampler, sizes, tell_failed, range(12)) and told < 1.2 * ignored
 

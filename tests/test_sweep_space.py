@@ -16,7 +16,7 @@ from minllm.errors import UserError
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.sampling import Grid, ask, make_sampler, shuffled
 from minllm.sweep.space import choices, spelled
-from minllm.sweep.store import open_study, put_back
+from minllm.sweep.store import open_study, requeue_interrupted
 from tests.specs import plan, space, spec, study_of
 
 # ---- words become parameters -----------------------------------------------------------------------
@@ -60,12 +60,12 @@ def test_the_command_line_wins_over_the_file():
     assert not space("seed=1,2", fixed={"seed": 1}).fixed
 
 
-def test_of_words_for_the_same_key_the_last_counts_however_it_is_added():
+def test_last_override_of_a_key_wins():
     params = {"model.dim": "choice(64,128)"}
-    assert space("++model.dim=32", params=params).words({}) == ["++model.dim=32"]
-    assert space("seed=3", "seed=1,2", "seed=4").words({}) == ["seed=4"]
+    assert space("++model.dim=32", params=params).overrides({}) == ["++model.dim=32"]
+    assert space("seed=3", "seed=1,2", "seed=4").overrides({}) == ["seed=4"]
     deleted = space("~model.dropout", params={"model.dropout": "choice(0.0,0.1)"})
-    assert not deleted.distributions and deleted.words({}) == ["~model.dropout"]
+    assert not deleted.distributions and deleted.overrides({}) == ["~model.dropout"]
     assert "dropout" not in deleted.base.model
 
 
@@ -75,8 +75,8 @@ def test_a_parameter_keeps_its_place_when_other_values_are_typed():
     asked = space("schedule=choice(linear,cosine)", "seed=1,2", params=params, when=when)
     assert list(asked.distributions) == ["seed", "schedule", "schedule.restarts"]
     both = space("schedule=choice(linear,cosine)", params={"schedule.restarts": "range(0,3)"}, when=when)
-    assert both.asks_for("schedule.restarts", {"schedule": "cosine"})
-    assert not both.asks_for("schedule.restarts", {"schedule": "linear"})
+    assert both.is_sampled("schedule.restarts", {"schedule": "cosine"})
+    assert not both.is_sampled("schedule.restarts", {"schedule": "linear"})
 
 
 TRICKY = [
@@ -108,10 +108,12 @@ TRICKY = [
 ]
 
 
-def test_composing_a_drawn_value_gives_what_was_written():
+def test_sampled_values_compose_to_the_same_value():
     asked = space(f"+word={','.join([*TRICKY, 'last'])}")
     drawn = asked.distributions["+word"].choices[:-1]
-    again = [asked.words({"+word": value})[0].replace("+word", f"+word{i}") for i, value in enumerate(drawn)]
+    again = [
+        asked.overrides({"+word": value})[0].replace("+word", f"+word{i}") for i, value in enumerate(drawn)
+    ]
     wanted = compose([f"+word{i}={word}" for i, word in enumerate(TRICKY)])
     found = compose(again)
     for i, word in enumerate(TRICKY):
@@ -158,7 +160,7 @@ def test_a_value_that_a_file_fixes_is_composed_as_it_is(value):
 @pytest.mark.parametrize(
     "word", ["optim.lr=tag(log,interval(0.0,1.0))", "model.dim=range(4,4)", "model.dim=interval(4,2)"]
 )
-def test_what_cannot_be_searched_is_refused_in_a_sentence(word):
+def test_invalid_search_spaces_are_rejected(word):
     with pytest.raises(UserError, match=r"Can't search .*\."):
         space(word)
 
@@ -193,10 +195,10 @@ schedules = functools.partial(space, params=SCHEDULES, when=WHEN)
 
 def asked_for(given, **values) -> set[str]:
     known = {name.replace("__", "."): value for name, value in values.items()}
-    return {name for name in given.distributions if given.asks_for(name, known)}
+    return {name for name in given.distributions if given.is_sampled(name, known)}
 
 
-def test_what_does_not_matter_is_not_asked_for():
+def test_irrelevant_parameters_are_not_sampled():
     given = schedules()
     assert asked_for(given, schedule="constant") == {"schedule", "seed"}
     assert asked_for(given, schedule="cosine", schedule__restarts=0) == {
@@ -207,7 +209,7 @@ def test_what_does_not_matter_is_not_asked_for():
     assert asked_for(given, schedule="cosine", schedule__restarts=3) == set(SCHEDULES)
 
 
-def test_conditions_look_at_what_is_fixed_and_at_defaults():
+def test_conditions_use_fixed_values_and_defaults():
     assert asked_for(schedules("schedule=constant")) == {"seed"}
     assert asked_for(schedules("schedule.restarts=1"), schedule="cosine") == {
         "schedule",
@@ -227,7 +229,7 @@ def test_a_parameter_that_is_not_asked_for_meets_no_condition_whatever_its_defau
     assert asked_for(given, schedule="constant") == {"schedule", "seed"}
 
 
-def test_conditions_compare_what_is_meant():
+def test_conditions_compare_parsed_values():
     params = {
         "model.layout": "choice([attn mlp],['attn+mlp'])",
         "train.clip": "null,1.0",
@@ -239,8 +241,8 @@ def test_conditions_compare_what_is_meant():
         ({"train.clip": [1]}, {"train.clip": 1.0}),
     ]:
         given = space(params=params, when={"seed": needs})
-        assert given.asks_for("seed", values)
-        assert not given.asks_for("seed", {"model.layout": "[attn mlp]", "train.clip": 0.5})
+        assert given.is_sampled("seed", values)
+        assert not given.is_sampled("seed", {"model.layout": "[attn mlp]", "train.clip": 0.5})
 
 
 def test_conditions_on_later_or_unknown_names_are_refused_in_a_sentence():
@@ -257,7 +259,7 @@ def test_conditions_on_later_or_unknown_names_are_refused_in_a_sentence():
     space("schedule=trapezoid", params={"seed": "range(0,2)"}, when={"seed": {"schedule.restarts": [0]}})
 
 
-def test_multiples_are_said_in_a_sentence():
+def test_violated_multiples_are_explained():
     given = space(params={"model.dim": "range(2,9)"}, multiples={"model.dim": "model.attn.n_heads"})
     assert given.misfit({"model.dim": 8}) is None
     assert given.misfit({"model.dim": 6}) == "model.dim=6 isn't a multiple of model.attn.n_heads=4."
@@ -278,7 +280,7 @@ def brute_force(given) -> list[dict]:
     for chosen in itertools.product(*map(choices, given.distributions.values())):
         values = {}
         for name, value in zip(given.distributions, chosen):
-            if given.asks_for(name, values):
+            if given.is_sampled(name, values):
                 values[name] = value
         if given.misfit(values) is None and values not in found:
             found.append(values)
@@ -286,7 +288,7 @@ def brute_force(given) -> list[dict]:
 
 
 @pytest.mark.parametrize("typed", [(), ("schedule=constant",), ("schedule.restarts=1",), ("model.dim=12",)])
-def test_a_grid_has_what_the_conditions_leave_in_the_order_in_which_it_is_written(typed):
+def test_grid_order_and_conditions(typed):
     given = grids(*typed)
     expected = brute_force(given)
     assert list(given.grid()) == expected and given.size() == len(expected) < given.size_without_conditions()
@@ -298,7 +300,7 @@ def test_a_step_of_a_range_is_written_as_it_was_typed():
     ]  # fmt: skip
 
 
-def test_a_grid_has_no_room_for_what_cannot_be_counted():
+def test_grid_rejects_continuous_ranges():
     with pytest.raises(
         UserError, match=r"optim.lr has a continuous range, which a grid can't enumerate: .*optim.lr=choice"
     ):
@@ -319,7 +321,7 @@ def gone_through(study, given, trials=10**6) -> list[dict]:
     return seen
 
 
-def test_a_grid_tries_each_combination_once_and_passes_over_what_cannot_be_built():
+def test_grid_tries_each_buildable_combination_once():
     given = grids()
     refusal = lambda values: "too wide" if values["model.dim"] == 12 else None  # noqa: E731
     study = a_grid(given, refusal)
@@ -337,7 +339,7 @@ def test_a_seed_shuffles_a_grid_the_same_way_each_time():
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_a_grid_goes_on_where_a_study_stopped(seed, tmp_path):
+def test_grid_continues_a_study(seed, tmp_path):
     given = grids("seed=0")
 
     def opened():
@@ -350,7 +352,7 @@ def test_a_grid_goes_on_where_a_study_stopped(seed, tmp_path):
     study.ask(), ask(study, given)  # one cut off before it had any value, and one after it had all
     study.ask().suggest_categorical("model.attn.n_heads", (2, 3, 4))  # and one when it had the first
     study = opened()
-    assert put_back(study) == [7, 8, 9]
+    assert requeue_interrupted(study) == [7, 8, 9]
     after = [ask(study, given)[1] for _ in range(3)]
     after += gone_through(study, given)
     assert sorted(map(str, before + after)) == sorted(map(str, given.grid()))
@@ -370,7 +372,7 @@ def test_a_grid_of_billions_is_counted_and_begun_at_once():
     tracemalloc.stop()
 
 
-def test_a_dry_run_counts_shows_ten_and_says_what_is_drawn():
+def test_dry_run_describes_the_space():
     with spec("search=grid", "model.n_layers=choice(1,2)", "optim.lr=1e-3") as asked:
         said = dry_run(asked).splitlines()
     assert "1,148 combinations satisfy the conditions, out of 2,592." in said

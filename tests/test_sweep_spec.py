@@ -31,14 +31,14 @@ def test_a_verdict_is_a_search_but_no_space():
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-def test_a_file_says_in_its_first_line_what_it_is(search):
+def test_search_files_begin_with_a_comment(search):
     comment, after = SEARCHES[search].removeprefix("# @package _global_\n").splitlines()[:2]
     assert comment.startswith("# ") and not after.startswith("#")
 
 
 @pytest.mark.slow  # a configuration takes a tenth of a second to compose
 @pytest.mark.parametrize("search", SPACES)
-def test_most_of_what_is_drawn_from_a_file_is_built_and_the_rest_refused_in_a_sentence(search):
+def test_most_sampled_combinations_can_be_built(search):
     with spec(f"search={search}") as asked:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         refused = [asked.refusal(ask(study, asked.space)[1]) for _ in range(14)]
@@ -65,7 +65,7 @@ def test_conditions_of_the_grid_hold():
 # ---- refusals ----------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_built_is_refused_in_a_sentence_and_judged_once(monkeypatch):
+def test_refusals_are_cached(monkeypatch):
     with spec("search=none", "model.dim=choice(30,32)", "train.steps=10,1000") as asked:
         composed, settled = [], asked.settled
         monkeypatch.setattr(asked, "settled", lambda words: composed.append(words) or settled(words))
@@ -92,12 +92,12 @@ def test_a_schedule_that_is_longer_than_the_run_is_refused_before_it_is_tried():
         ),
     ],
 )
-def test_what_is_no_search_is_said_to_be_none(words, sentence):
+def test_missing_search_space_is_reported(words, sentence):
     with pytest.raises(UserError, match=sentence), spec(*words):
         pass
 
 
-def test_a_parameter_that_there_is_none_of_is_refused_by_name():
+def test_unknown_parameter_is_rejected():
     with spec("search=none", "model.dmi=1,2") as asked:
         assert "dmi" in asked.refusal({"model.dmi": 1})
 
@@ -122,9 +122,9 @@ def test_configurations_that_compute_the_same_have_the_same_fingerprint():
 
 
 @pytest.mark.parametrize("key", ["sweep.storage", "++sweep.storage"])
-def test_where_a_study_is_stays_out_of_what_is_shown(key):
+def test_storage_url_is_not_shown(key):
     with spec("search=none", "seed=1,2", f"{key}=postgresql://me:secret@host/db") as asked:
-        assert "secret" not in " ".join(asked.shown_words()) and "seed=1,2" in asked.shown_words()
+        assert "secret" not in " ".join(asked.shown_overrides()) and "seed=1,2" in asked.shown_overrides()
 
 
 def test_all_trials_begin_with_the_weights_of_one_run(here):
@@ -133,8 +133,8 @@ def test_all_trials_begin_with_the_weights_of_one_run(here):
     (run / "checkpoints/step-1").mkdir(parents=True)
     OmegaConf.save(compose(["seed=3"]), run / "config.yaml")
     with spec("search=none", "seed=1,2", "init_from=latest") as asked:
-        assert asked.settled(asked.space.words({"seed": 1})).init_from == str(run.resolve())
-        assert not any(word == "init_from=latest" for word in asked.space.words({"seed": 1}))
+        assert asked.settled(asked.space.overrides({"seed": 1})).init_from == str(run.resolve())
+        assert not any(word == "init_from=latest" for word in asked.space.overrides({"seed": 1}))
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def complete(cfg, **figures) -> Outcome:
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_of_trials_that_ask_the_same_one_runs_and_all_are_told(here, jobs):
+def test_identical_trials_run_once(here, jobs):
     study, launched = search_at_once(
         complete,
         *GRID,
@@ -166,7 +166,7 @@ def test_of_trials_that_ask_the_same_one_runs_and_all_are_told(here, jobs):
     assert sum("same_as" in trial.user_attrs for trial in study.trials) == 4
 
 
-def test_the_same_command_goes_on_and_another_question_is_refused(here):
+def test_same_search_continues_and_another_is_rejected(here):
     words = (*GRID, "model.dim=choice(32,48,64)")
     study, launched = search_at_once(complete, *words, "hydra.sweeper.n_trials=2")
     assert [cfg.model.dim for cfg in launched] == [32, 48]

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from minllm.errors import UserError
-from minllm.sweep.store import JOURNAL, Leader, alone, open_study, put_back, storage_errors
+from minllm.sweep.store import JOURNAL, Leader, folder_lock, open_study, requeue_interrupted, storage_errors
 from tests.searches import PATIENCE
 
 NAME = "size"
@@ -45,7 +45,7 @@ def states(study):
 # ---- opening --------------------------------------------------------------------------------------
 
 
-def test_what_one_process_writes_another_reads(storage, tmp_path):
+def test_journal_is_shared_between_processes(storage, tmp_path):
     study = open_study(NAME, storage, tmp_path / "a")
     trial = study.ask()
     trial.suggest_float("lr", 0, 1)
@@ -57,7 +57,7 @@ def test_what_one_process_writes_another_reads(storage, tmp_path):
     assert [study.study_name for study in optuna.get_all_study_summaries(study._storage)] == [NAME]
 
 
-def test_opening_what_there_is_writes_nothing(tmp_path):
+def test_opening_an_existing_study_writes_nothing(tmp_path):
     open_study(NAME, None, tmp_path)
     before = (tmp_path / JOURNAL).read_bytes()
     open_study(NAME, None, tmp_path)
@@ -143,7 +143,7 @@ def check_after_kills(storage, tmp_path, kills, chance):
     assert max(waits) < 10, "Optuna's own lock is waited for for half a minute"
 
 
-def test_processes_killed_as_they_write_harm_nobody(storage, tmp_path):
+def test_killed_writers_do_no_harm(storage, tmp_path):
     check_after_kills(storage, tmp_path, kills=3, chance=random.Random(1))
 
 
@@ -173,7 +173,7 @@ def test_two_write_at_once(storage, tmp_path):
 
 
 def hold(folder, ready):
-    with alone(folder):
+    with folder_lock(folder):
         ready.set()
         time.sleep(600)
 
@@ -183,15 +183,15 @@ def test_a_second_search_is_refused_until_the_first_is_dead(tmp_path):
     first = begun(hold, tmp_path / "study", ready)
     assert ready.wait(PATIENCE)
     said = rf": process {first.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\. Wait"
-    with pytest.raises(UserError, match=said), alone(tmp_path / "study"):
+    with pytest.raises(UserError, match=said), folder_lock(tmp_path / "study"):
         pass
     first.kill()
     first.join()
-    with alone(tmp_path / "study"):
+    with folder_lock(tmp_path / "study"):
         said = re.escape(f"process {os.getpid()} ")
-        with pytest.raises(UserError, match=said), alone(tmp_path / "study"):
+        with pytest.raises(UserError, match=said), folder_lock(tmp_path / "study"):
             pass
-    with alone(tmp_path / "study"):
+    with folder_lock(tmp_path / "study"):
         pass
 
 
@@ -202,7 +202,7 @@ def hold_the_journal(folder, ready):
     time.sleep(600)
 
 
-def test_the_lock_of_a_killed_writer_keeps_nobody_waiting(tmp_path):
+def test_lock_of_a_killed_writer_is_released(tmp_path):
     study = open_study(NAME, None, tmp_path)
     ready = processes.Event()
     holder = begun(hold_the_journal, tmp_path, ready)
@@ -213,7 +213,7 @@ def test_the_lock_of_a_killed_writer_keeps_nobody_waiting(tmp_path):
 
 
 @pytest.mark.parametrize("age, stays", [(0, True), (25, True), (40, False)])
-def test_a_lock_of_optunas_own_goes_when_nobody_can_hold_it(tmp_path, age, stays):
+def test_stale_optuna_lock_is_removed(tmp_path, age, stays):
     study = open_study(NAME, None, tmp_path)
     lock = tmp_path / f"{JOURNAL}.lock"
     lock.symlink_to(tmp_path / JOURNAL)
@@ -245,8 +245,8 @@ def test_trials_of_a_crash_are_run_again_as_they_were(storage, tmp_path):
     begun(start_and_die, storage, tmp_path).join()
     study = open_study(NAME, storage, tmp_path)
     before = study.trials
-    assert put_back(study) == [1, 2, 3]
-    assert put_back(study) == []
+    assert requeue_interrupted(study) == [1, 2, 3]
+    assert requeue_interrupted(study) == []
     assert states(study) == ["COMPLETE", "WAITING", "WAITING", "WAITING"]
     again = [study.ask() for _ in range(4)]
     assert [trial.number for trial in again] == [1, 2, 3, 4]
@@ -293,7 +293,7 @@ def test_trials_of_a_crash_are_run_again_as_they_were(storage, tmp_path):
         ("mysql://me:hunter2@host/db", "driver .* no Python module 'MySQLdb'"),
     ],
 )
-def test_what_is_wrong_with_a_database_is_said_without_its_password(tmp_path, url, said):
+def test_database_errors_hide_the_password(tmp_path, url, said):
     (tmp_path / "text").write_text("no database " * 1000)
     url = url.replace("{FILE}", str(tmp_path / "text"))
     with pytest.raises(UserError, match=said) as error:
@@ -311,7 +311,7 @@ def test_a_database_of_another_version_is_refused(tmp_path):
         open_study(NAME, url, tmp_path)
 
 
-def test_a_database_that_goes_away_is_said_too(tmp_path):
+def test_lost_database_is_reported(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     study = open_study(NAME, url, tmp_path)
     (tmp_path / "study.db").write_bytes(b"no database " * 1000)
@@ -374,9 +374,7 @@ class Watching:
 
 
 @pytest.mark.parametrize("off_seconds", [-1e6, -3600, -121, 121, 3600])
-def test_a_leader_on_another_machine_is_judged_by_what_it_writes_and_not_by_its_clock(
-    off_seconds, tmp_path, monkeypatch
-):
+def test_remote_leader_is_watched_instead_of_trusting_its_clock(off_seconds, tmp_path, monkeypatch):
     study = optuna.create_study()
 
     def beat() -> None:

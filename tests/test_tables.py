@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minllm.config.compose import compose
-from minllm.page.markdown import TERMINAL, fitted
+from minllm.page.markdown import TERMINAL, fit_to_width
 from minllm.study.comparison import compare
 from minllm.study.report import summary, write_report
 from minllm.tasks.describe import column
@@ -20,20 +20,20 @@ HEAD = ["arm", "seeds", "bits per byte", "sd", "parameters", "tokens per second"
 FIGURES = ["7", "2.0500", "0.0707", "1.235 M", "100 k"]
 
 
-def test_what_fits_is_left_as_it_is():
-    assert len(fitted(HEAD, [["pre", *FIGURES]], "lrrrrr")) == 1
+def test_fitting_table_is_unchanged():
+    assert len(fit_to_width(HEAD, [["pre", *FIGURES]], "lrrrrr")) == 1
 
 
-def test_a_long_name_is_shortened_and_a_column_left_out_and_both_are_said():
+def test_omissions_are_listed_below_the_table():
     names = [f"norm=pre model/attn=differential model.mlp.hidden={width}" for width in (1024, 2048)]
-    text, *notes = fitted(HEAD, [[name, *FIGURES] for name in names], "lrrrrr")
+    text, *notes = fit_to_width(HEAD, [[name, *FIGURES] for name in names], "lrrrrr")
     assert notes == ["Names are shortened here.", "Left out here: tokens per second."]
     assert max(map(len, text.splitlines())) <= TERMINAL and "hidden=1024" in text and "hidden=2048" in text
 
 
 def test_names_that_differ_in_their_middle_stay_different():
     names = [f"{'a' * 40}{number}{'b' * 40}" for number in range(3)]
-    text, *_ = fitted(HEAD, [[name, *FIGURES] for name in names], "lrrrrr")
+    text, *_ = fit_to_width(HEAD, [[name, *FIGURES] for name in names], "lrrrrr")
     assert [line.split()[1] for line in text.splitlines()[2:]] == ["1", "2", "3"]
 
 
@@ -44,7 +44,7 @@ def test_names_that_differ_in_their_middle_stay_different():
 )
 def test_every_table_fits_and_says_so_if_it_lost_something(names, headings):
     rows = [[name, *("1.0000" for _ in headings)] for name in names]
-    text, *notes = fitted(["arm", *headings], rows, "l" + "r" * len(headings))
+    text, *notes = fit_to_width(["arm", *headings], rows, "l" + "r" * len(headings))
     lines = text.splitlines()
     assert max(map(len, lines)) <= TERMINAL
     assert ("Names are shortened here." in notes) == (not all(name in text for name in names))
@@ -71,7 +71,7 @@ def test_a_description_fits_a_terminal_and_leaves_nothing_out(words):
         assert all(part.replace(" ", "") in said for part in layer.split(", "))
 
 
-def test_what_is_null_is_not_what_is_not_there(tmp_path):
+def test_null_differs_from_missing(tmp_path):
     finished(tmp_path / "a", "model/attn=gqa")
     finished(tmp_path / "b", "model/attn=mla")
     one = compare([tmp_path])
@@ -88,8 +88,8 @@ def test_what_is_null_is_not_what_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_a_table_fits_a_narrow_terminal_and_says_what_it_leaves_out(width):
-    text, *notes = fitted(HEAD, [["norm=sandwich model/attn=differential", *FIGURES]], "lrrrrr", width)
+def test_table_fits_a_narrow_terminal(width):
+    text, *notes = fit_to_width(HEAD, [["norm=sandwich model/attn=differential", *FIGURES]], "lrrrrr", width)
     assert max(map(len, text.splitlines())) <= width
     left = text.partition("\n")[0].count("|") - 1 < len(HEAD)
     assert left == any(note.startswith("Left out here: ") for note in notes) and (left or width == 80)

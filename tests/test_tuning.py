@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from minllm.config.compose import compose
 from minllm.errors import UserError
-from minllm.page.terminal import only_answers
+from minllm.page.terminal import json_output
 from minllm.runs.outcome import Outcome
 from minllm.study.report import sentences
 from minllm.study.tuning import Tuning
@@ -81,7 +81,7 @@ def test_the_minimum_between_rates_is_chosen_with_the_fewest_runs():
 @pytest.mark.parametrize(
     ("best", "beyond"), [(0.05, [0.032, 0.064, 0.128]), (0.0003, [0.0005, 0.00025, 0.000125])]
 )
-def test_the_grid_goes_on_past_an_edge_until_the_best_is_inside(best, beyond):
+def test_grid_is_extended_until_the_best_is_inside(best, beyond):
     choice, results = carried_out(RateSearch(RATES, SEEDS, 16), bowl(best))
     assert rates_in(results, 1000) == [*RATES, *beyond] and choice.chosen["optim.lr"] == pytest.approx(
         best, rel=1e-2
@@ -91,7 +91,7 @@ def test_the_grid_goes_on_past_an_edge_until_the_best_is_inside(best, beyond):
     )
 
 
-def test_the_grid_goes_on_by_the_spacing_at_that_edge():
+def test_grid_is_extended_by_the_spacing_at_its_edge():
     _, results = carried_out(RateSearch((0.001, 0.002, 0.02), SEEDS, 16), bowl(0.1))
     assert rates_in(results, 1000)[3:] == [0.2, 2.0]
 
@@ -242,7 +242,9 @@ def test_finalists_at_an_end_of_the_range_leave_it_unsettled():
         choice.unsettled == "its best draws are all near the upper end of the range of optim.lr (search.span)"
     )
     choice, _ = carried_out(random_search(), bowl(0.004, breaks=0.0007))
-    assert choice.unsettled.startswith("only ") and choice.unsettled.endswith("of its 24 draws held")
+    assert choice.unsettled.startswith("only ") and choice.unsettled.endswith(
+        "of its 24 draws trained without failing"
+    )
     assert carried_out(random_search(), bowl(0.004, breaks=0))[0] is None
 
 
@@ -295,11 +297,11 @@ def tuned(outcome_of, *words: str) -> tuple[dict[str, Tuning], list]:
     """Tune the arms in the current folder, as a verdict does, and return that and what was launched."""
     with inquiry(*ARMS, *words) as asked:
         Instant.outcome_of, Instant.launched = staticmethod(outcome_of), []
-        asked.keep_protocol()
+        asked.save_protocol()
         return asked.tune(), Instant.launched
 
 
-def test_a_tuning_that_was_interrupted_goes_on_past_an_edge(here, capfd):
+def test_interrupted_tuning_extends_the_grid(here, capfd):
     def outcome_of(cfg) -> Outcome:
         if cfg.norm.before and len(Instant.launched) == stop_at:
             raise KeyboardInterrupt
@@ -345,7 +347,7 @@ def test_several_keys_are_tuned_with_the_same_draws(here):
             other["schedule.warmup_steps"] == one["schedule.warmup_steps"]
             and 4 <= one["schedule.warmup_steps"] <= 240
         )
-    assert found["a"].words[0].startswith("optim.lr=") and len(found["a"].words) == 3
+    assert found["a"].overrides[0].startswith("optim.lr=") and len(found["a"].overrides) == 3
     assert {cfg.schedule.warmup_steps for cfg in launched} == {one["schedule.warmup_steps"] for one in a}
 
 
@@ -367,7 +369,7 @@ def test_several_keys_are_tuned_with_the_same_draws(here):
     ],
     ids=lambda value: str(value)[:60],
 )  # fmt: skip
-def test_what_cannot_be_tuned_is_refused_before_anything_is_run(here, words, sentence):
+def test_untunable_keys_are_rejected_before_any_run(here, words, sentence):
     with pytest.raises(UserError) as refused, inquiry(*ARMS, *words):
         pass
     assert sentence in str(refused.value) and list(here.iterdir()) == []
@@ -375,7 +377,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_run(here, words, sen
 
 def test_tuning_options_that_change_on_the_way_are_refused(here):
     with inquiry(*ARMS, "search.tuning_runs=6") as asked:
-        asked.keep_protocol()
+        asked.save_protocol()
         (asked.folder / "tune-a").mkdir()
     with pytest.raises(UserError, match="began with search.tuning_runs=6"), inquiry(*ARMS):
         pass
@@ -433,8 +435,8 @@ def lost(reason: str) -> list[FrozenTrial]:
 def test_a_time_that_is_too_short_for_one_run_is_not_settled(here, capfd):
     """There is no report, but a line of JSON, and the ledger has the verdict as started."""
     words = (*ARMS, "sweep.minutes=1e-6", "search.aa=true")
-    with only_answers(), inquiry(*words) as asked, pytest.raises(NotSettled):
-        asked.protocol.lead(asked.sweeper, [*asked.typed, *ARMS[:2]])
+    with json_output(), inquiry(*words) as asked, pytest.raises(NotSettled):
+        asked.protocol.run(asked.sweeper, [*asked.overrides, *ARMS[:2]])
     line = json.loads(capfd.readouterr().out)
     validate_answer(line)
     assert line["status"] == "not settled" and line["report"] is None and line["ledger"]["crowned"] is None

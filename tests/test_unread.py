@@ -1,142 +1,133 @@
-"""Figures that are read some steps later, and inputs prepared ahead, as on a GPU; here on a CPU."""
+"""What a task doesn't read, arms that are one by two names, and lists where one option is chosen: refused."""
 
-import threading
-from functools import partial
+from __future__ import annotations
 
+import re
+
+import hydra
 import pytest
-import torch
 
-from minllm.training import checkpoints
-from minllm.training.ahead import preparing
-from minllm.training.loop import fit
-from minllm.training.step import Diverged, prepared
-from minllm.training.unread import Unread
-from tests.test_loop import Batches, NextToken, figures, make_run
+from minllm.config.compose import compose, own_hydra
+from minllm.errors import UserError
+from minllm.grid.manifest import computation_hash
+from minllm.model.unused import computes_the_same
+from minllm.schema.checking import validate
+from minllm.verdict.protocol import refuse_identical_arms
+from tests.tiny import tiny_model
 
-
-class Broken(NextToken):
-    """Has a loss or a gradient that isn't finite in one step."""
-
-    def __init__(self, of, factor):
-        self.of, self.factor, self.calls = of, factor, 0
-
-    def loss(self, model, inputs):
-        if model.training:
-            self.calls += 1
-        loss = super().loss(model, inputs)
-        if self.calls != self.of + 1 or not model.training:
-            return loss
-        return loss * self.factor
+TINY = ["model.dim=16", "model.n_layers=2", "tokenizer=tales_512"]
 
 
-class InfiniteGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * torch.inf
-
-
-class BrokenGradient(Broken):
-    def loss(self, model, inputs):
-        loss = super().loss(model, inputs)
-        return InfiniteGradient.apply(loss) if self.calls == self.of + 1 and model.training else loss
-
-
-def test_figures_are_read_as_many_steps_later_as_the_lag_or_when_all_are_due():
-    unread = Unread(lag=2)
-    for step in range(4):
-        unread.add(step, {"train_loss": torch.tensor(float(step)), "grad_norm": torch.tensor(2.0)})
-    assert list(unread.read(everything=False)) == [
-        (0, {"train_loss": 0.0, "grad_norm": 2.0}),
-        (1, {"train_loss": 1.0, "grad_norm": 2.0}),
-    ]
-    assert [step for step, _ in unread.read(everything=True)] == [2, 3]
-    assert list(unread.read(everything=True)) == []
+@pytest.mark.parametrize(
+    "task, word, shown",
+    [
+        ("describe", "optim.lr=1e-3", "optim.lr"),
+        ("describe", "optim=sgd", "optim"),
+        ("describe", "logger=wandb", "logger"),
+        ("describe", "train={steps: 5}", "train.steps"),
+        ("trace", "sample.temperature=1", "sample.temperature"),
+        ("trace", "schedule=constant", "schedule"),
+        ("prepare", "model/attn=mqa", "model/attn"),
+        ("tokenizer", "seed=1", "seed"),
+        ("compare", "model.dim=64", "model.dim"),
+        ("compare", "tags=[a]", "tags"),
+    ],
+)
+def test_what_a_task_does_not_read_is_refused(task, word, shown):
+    with pytest.raises(UserError, match=rf"^{re.escape(shown)} would do nothing: task={task} reads only"):
+        compose([f"task={task}", word])
 
 
-def test_a_run_that_reads_later_records_the_same(tmp_path):
-    fit(make_run(tmp_path / "now", steps=20, log_every=7))
-    later = make_run(tmp_path / "later", steps=20, log_every=7)
-    later.unread = Unread(lag=2)
-    fit(later)
-    assert figures(tmp_path / "later") == figures(tmp_path / "now")
-    assert len(later.unread.queue) == 0
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["task=describe", "data.seq_len=64", "size.params=1e5", "train.check=false", "norm=post"],
+        ["task=describe", "experiment=min_grok"],
+        ["task=trace", "data=text", "data.path=a.txt", "inside=attn"],
+        ["task=tokenizer", "tokenizer.sizes=[300]", "data.seq_len=64"],
+        ["optim.lr=1e-3", "logger=wandb", "sample.temperature=1"],
+    ],
+)
+def test_what_a_task_reads_may_be_typed(words):
+    compose(words)
 
 
-@pytest.mark.parametrize("broken", [Broken(9, torch.nan), Broken(9, torch.inf), BrokenGradient(9, 1.0)])
-@pytest.mark.parametrize("lag", [0, 2])
-def test_divergence_is_told_with_its_step_within_the_lag_and_reaches_no_checkpoint(tmp_path, broken, lag):
-    run, broken.calls = make_run(tmp_path, steps=99, log_every=50, eval_every=0, checkpoint_every=3), 0
-    run.unread, run.objective = Unread(lag=lag), broken
-    what = "gradient" if isinstance(broken, BrokenGradient) else "loss"
-    with pytest.raises(Diverged, match=f"The {what} is NaN or infinite at step 9: .*step-000009"):
-        fit(run)
-    assert run.progress.step <= 9 + lag and broken.calls <= 9 + lag + 1
-    assert all(param.isfinite().all() for param in run.model.parameters())
-    kept = checkpoints.all_in(tmp_path / "checkpoints")
-    assert [path.name for path in kept] == ["step-000003", "step-000006", "step-000009"]
-    checkpoints.load_weights(kept[-1], run.model)
-    assert all(param.isfinite().all() for param in run.model.parameters())
+@pytest.mark.parametrize(
+    "word, cure",
+    [
+        ("model/attn=[mqa]", "type model/attn=mqa"),
+        ("norm=[post]", "type norm=post"),
+        ("experiment=[min_grok]", "type experiment=min_grok"),
+        ("model/mlp=[swiglu,geglu]", "-m model/mlp=swiglu,geglu runs each"),
+        ("+model/mlp@model.own=[swiglu]", "type model/mlp=swiglu"),
+    ],
+)
+def test_a_list_is_no_choice(word, cure):
+    with pytest.raises(UserError, match=f"takes one option, not a list: {re.escape(cure)}"):
+        compose([word])
 
 
-def test_a_failing_step_after_an_unread_divergence_saves_nothing(tmp_path):
-    class Failing(Broken):
-        def loss(self, model, inputs):
-            if self.calls == 11:
-                raise ValueError("a bug")
-            return super().loss(model, inputs)
-
-    run = make_run(tmp_path, steps=99, log_every=50, eval_every=0, checkpoint_every=0)
-    run.unread, run.objective = Unread(lag=2), Failing(9, torch.nan)
-    with pytest.raises(ValueError, match="a bug"):
-        fit(run)
-    assert checkpoints.all_in(tmp_path / "checkpoints") == []
+@pytest.mark.parametrize("word", ['tags=[""]', 'tags=[" "]', "model.dropout=1", "model.attn.dropout=1.0"])
+def test_values_that_leave_nothing_are_refused(word):
+    with pytest.raises(UserError, match=f"^{re.escape(word.partition('=')[0])} must be"):
+        validate(compose([word]))
 
 
-def test_inputs_prepared_ahead_are_those_of_each_step_and_the_thread_ends(tmp_path):
-    run, threads = make_run(tmp_path), threading.active_count()
-    with preparing(partial(prepared, run)) as ahead:
-        for step in (0, 1, 2, 7, 8, 3):
-            (inputs, counted), (expected, expected_counted) = ahead.take(step), prepared(run, step)
-            assert torch.equal(inputs.tokens_BT, expected.tokens_BT) and counted == expected_counted
-        assert threading.active_count() == threads + 1
-    assert threading.active_count() == threads
+SAME = [
+    (["model/attn=mha"], ["model/attn=gqa", "model.attn.n_kv_heads=4"]),
+    (["model/pos=rope"], ["model/pos=rope_linear", "model.pos.factor=1"]),
+    (["model.layout=[attn mlp]"], ["model.layout=[attn  mlp,attn mlp]"]),
+    (["model.scale_embedding=false"], ["model.scale_embedding=1"]),
+]
 
 
-def test_a_run_whose_inputs_are_prepared_ahead_records_the_same(tmp_path):
-    fit(make_run(tmp_path / "now"))
-    run = make_run(tmp_path / "ahead")
-    with preparing(partial(prepared, run)) as run.ahead:
-        fit(run)
-    assert figures(tmp_path / "ahead") == figures(tmp_path / "now")
+@pytest.mark.parametrize("one, other", SAME)
+def test_arms_that_compute_the_same_are_refused(one, other):
+    with pytest.raises(UserError, match=r"^arms.a and arms.b compute the same"):
+        refuse_identical_arms({"a": compose([*TINY, *one]), "b": compose([*TINY, *other])})
 
 
-def test_an_error_in_the_thread_belongs_to_its_own_step_and_keeps_the_steps_before(tmp_path):
-    class Torn(Batches):
-        def batch(self, step):
-            if step == 5:
-                raise OSError("torn")
-            return super().batch(step)
-
-    run = make_run(tmp_path, eval_every=0, checkpoint_every=0)
-    run.train_batches, threads = Torn(), threading.active_count()
-    with pytest.raises(OSError, match="torn"), preparing(partial(prepared, run)) as run.ahead:
-        fit(run)
-    assert run.progress.step == 5 and threading.active_count() == threads
-    assert [path.name for path in checkpoints.all_in(tmp_path / "checkpoints")] == ["step-000005"]
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (["norm=pre"], ["norm=post"]),
+        (["model.n_layers=2"], ["model.n_layers=3"]),
+        (["model/attn=mha"], ["model/attn=gqa", "model.attn.n_kv_heads=4", "optim.lr=1"]),
+        (["model.scale_embedding=true"], ["model.scale_embedding=1"]),
+    ],
+)
+def test_arms_that_differ_are_not(one, other):
+    refuse_identical_arms({"a": compose([*TINY, *one]), "b": compose([*TINY, *other])})
 
 
-def test_an_error_of_a_step_that_is_never_taken_is_no_error(tmp_path):
-    class Short(Batches):
-        def batch(self, step):
-            if step == 8:
-                raise OSError("beyond the end")
-            return super().batch(step)
+def test_nothing_is_said_of_large_models():
+    large = compose([*TINY, "model.dim=2048", "model.attn.n_heads=16"])
+    assert not computes_the_same(large, large.copy())
 
-    run = make_run(tmp_path, steps=8)
-    run.train_batches = Short()
-    with preparing(partial(prepared, run)) as run.ahead:
-        assert fit(run) is None
+
+def composed(*words):
+    with own_hydra():
+        return hydra.compose("config", overrides=list(words), return_hydra_config=True)
+
+
+@pytest.mark.parametrize(
+    "one, other, alike",
+    [
+        (["model/attn=mha", "model.attn.n_kv_heads=2"], ["model/attn=gqa"], True),
+        (["tags=[a]"], ["tags=[b]"], True),
+        (["logger=wandb"], ["logger=none"], True),
+        (["seed=1"], ["seed=2"], False),
+        (["size.params=1e5"], ["size.params=2e5"], False),
+        (["train.micro_batch_size=4"], ["train.micro_batch_size=2"], False),
+    ],
+)
+def test_combinations_of_a_grid_are_alike_whatever_they_are_called(one, other, alike):
+    assert (computation_hash(composed(*one)) == computation_hash(composed(*other))) is alike
+
+
+@pytest.mark.parametrize(
+    "value, scale", [("1", 1.0), ("1.0", 1.0), ("false", 1.0), ("true", 32**0.5), ("2", 2.0)]
+)
+def test_a_scale_of_one_is_one(value, scale):
+    """In Python, 1 == True."""
+    assert tiny_model(f"model.scale_embedding={value}").embedding_scale == scale

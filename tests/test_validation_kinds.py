@@ -19,12 +19,12 @@ from minllm.runs.find import read_run
 from minllm.schema.building import build
 from minllm.schema.checking import validate
 from minllm.schema.foreign import FOREIGN, files_checked, is_harmless
-from minllm.schema.kinds import PLACES
+from minllm.schema.kinds import SECTION_KINDS
 
 HARMFUL = [
     "minllm.runs.folder._git",
-    "minllm.tasks.prepare.removed",
-    "minllm.sweep.store.cut_half_a_line",
+    "minllm.tasks.prepare.remove_store",
+    "minllm.sweep.store.truncate_partial_line",
     "minllm.config.tokenizers.load_tokenizer",
     "minllm.config.compose.perform",
     "minllm.runs.find.remove_if_empty",
@@ -65,7 +65,7 @@ def write(name: str, text: str) -> None:
 # ---- each place takes its own kind ---------------------------------------------------------------
 
 PLACES_IN_A_RUN = [
-    *(place for place in PLACES if place not in ("search", "sweep", "sweep.pruner", "memory")),
+    *(place for place in SECTION_KINDS if place not in ("search", "sweep", "sweep.pruner", "memory")),
     "model.attn",
     "model.attn.mask",
     "model.pos",
@@ -127,13 +127,13 @@ def test_what_is_of_another_kind(here: Path, place: str, target: str, takes: str
 
 def test_building_checks_what_validation_would(here: Path):
     cfg = compose(["tokenizer=bytes"])
-    cfg.tokenizer._target_ = "minllm.sweep.store.cut_half_a_line"
-    cfg.model.attn.mask._target_ = "minllm.tasks.prepare.removed"
+    cfg.tokenizer._target_ = "minllm.sweep.store.truncate_partial_line"
+    cfg.model.attn.mask._target_ = "minllm.tasks.prepare.remove_store"
     for node in (cfg.tokenizer, cfg.model.attn.mask, cfg.model, cfg.model.attn):
         with pytest.raises(UserError, match="takes .*, not "):
             build(node)
     with pytest.raises(UserError, match="sweep.pruner takes a pruner"):
-        build(OmegaConf.create({"_target_": "minllm.sweep.store.put_back"}), place="sweep.pruner")
+        build(OmegaConf.create({"_target_": "minllm.sweep.store.requeue_interrupted"}), place="sweep.pruner")
 
 
 @pytest.mark.parametrize("section", ["search", "sweep", "sweep.pruner", "memory"])
@@ -159,9 +159,9 @@ OF_HYDRA = [
     "hydra: {job: {env_set: {PATH: x}}}",
     "hydra: {job_logging: {handlers: {f: {class: logging.FileHandler, filename: PWNED}}, root: {handlers: [f]}}}",
     "hydra: {hydra_logging: {handlers: {f: {class: logging.FileHandler, filename: PWNED}}, root: {handlers: [f]}}}",
-    "hydra: {job_logging: {formatters: {f: {(): minllm.tasks.prepare.removed}}}}",
-    "hydra: {sweeper: {_target_: minllm.tasks.prepare.removed}}",
-    "hydra: {launcher: {_target_: minllm.tasks.prepare.removed}}",
+    "hydra: {job_logging: {formatters: {f: {(): minllm.tasks.prepare.remove_store}}}}",
+    "hydra: {sweeper: {_target_: minllm.tasks.prepare.remove_store}}",
+    "hydra: {launcher: {_target_: minllm.tasks.prepare.remove_store}}",
     "hydra: {verbose: true}",
     "hydra: {mode: MULTIRUN}",
     "hydra: ${data}",
@@ -238,13 +238,17 @@ def test_nor_does_the_file_of_a_search(go: Callable, lines: str):
     ("name", "text", "words"),
     [
         ("hydra/callbacks/x", f"# x\nx: {CALLBACK}\n", ["hydra/callbacks=x"]),
-        ("hydra/launcher/x", "# x\n_target_: minllm.tasks.prepare.removed\n", ["-m", "seed=0", "hydra/launcher=x"]),
+        (
+            "hydra/launcher/x",
+            "# x\n_target_: minllm.tasks.prepare.remove_store\n",
+            ["-m", "seed=0", "hydra/launcher=x"],
+        ),
         ("data/x", f"# @package hydra.callbacks\n# x\n{CALLBACK[1:-1]}\n", ["+data@y=x"]),
         ("experiment/x", f"# x\n{CALLBACK[1:-1]}\n", ["+experiment@hydra.callbacks=x"]),
         ("mine", f"defaults: [config, _self_]\nhydra: {{callbacks: {CALLBACK}}}\n", ["--config-name", "mine"]),
         ("norm/x", "# @package _global_\n# x\ntask: {_target_: minllm.tasks.prepare.prepare}\n", ["norm=x"]),
         ("task/x", "# @package _global_\n# x\ntask: {_target_: minllm.config.compose.perform}\n", ["task=x"]),
-        ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.removed"), ["task=x"]),
+        ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.remove_store"), ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.prepare") + "extensions: [a]\n", ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.train.train") + "resume: x\n", ["task=x"]),
         ("task/x", TASK.replace("TARGET", "minllm.tasks.prepare.prepare") + "remove: others\n", ["task=x"]),
@@ -373,7 +377,7 @@ def test_a_foreign_run_that_is_refused(here: Path, lines: dict):
 def test_a_foreign_run_with_what_is_no_tokenizer(here: Path):
     folder = a_run(here / "run")
     cfg = OmegaConf.load(folder / "config.yaml")
-    cfg.tokenizer._target_ = "minllm.sweep.store.cut_half_a_line"
+    cfg.tokenizer._target_ = "minllm.sweep.store.truncate_partial_line"
     OmegaConf.save(cfg, folder / "config.yaml")
     (folder / "tokenizer").symlink_to(here / "precious")
     (here / "precious").write_text("whole\nhalf")

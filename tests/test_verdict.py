@@ -27,7 +27,7 @@ from minllm.errors import UserError
 from minllm.schema.overrides import quoted
 from minllm.study.report import sentences, summary, write_report
 from minllm.study.tuning import Tried, Tuning
-from minllm.verdict.comparing import compared
+from minllm.verdict.comparing import compare_pairs
 from minllm.verdict.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from minllm.verdict.tuning import NothingToCompare
@@ -147,14 +147,14 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VerdictSearch]:
 def test_a_dry_run_says_what_would_be_run_and_writes_nothing(here, capfd):
     words = ("search.rates=[2,1]", "search.looks=[5,8]", "search.tuning_seeds=[1000,1001]", "optim.lr=0.01")
     with inquiry(*ARMS, *words, "sweep.dry_run=true") as asked:
-        reach_verdict(asked.sweeper, [*asked.typed, *map(quoted, ARMS)])
+        reach_verdict(asked.sweeper, [*asked.overrides, *map(quoted, ARMS)])
     size = asked.size[0]
     assert capfd.readouterr().out.splitlines() == [
         "a: norm=pre",
         "b: norm=post model/attn=mha",
         f"All arms have the same size: {size}.",
-        "a tries optim.lr=0.01, 0.02, and goes on past an edge.",
-        "b tries optim.lr=0.01, 0.02, and goes on past an edge.",
+        "a tries optim.lr=0.01, 0.02, and beyond if the best is at an edge.",
+        "b tries optim.lr=0.01, 0.02, and beyond if the best is at an edge.",
         "Tuning: 4 runs with seed 1000, and then what is best with seed 1001; at most 16 runs for each arm.",
         "Pairs: seeds 0, 1, 2, …; the results are tested after 5 and 8 pairs.",
         "With these looks, no arm can be called better or worse before 8 pairs.",
@@ -240,7 +240,7 @@ def test_an_arm_with_a_value_that_is_none_is_refused(here, word):
 
 def test_a_protocol_that_is_missing_or_damaged_is_no_protocol(here):
     with inquiry(*ARMS) as asked:
-        asked.keep_protocol()
+        asked.save_protocol()
         (asked.folder / "seeds-a").mkdir()
     file = asked.folder / "verdict.json"
     for text in ("{", "[]", '{"protocol": 5, "words": []}', '{"protocol": {}, "words": [1]}'):
@@ -257,7 +257,7 @@ def test_a_protocol_that_is_missing_or_damaged_is_no_protocol(here):
 
 def test_a_margin_that_is_changed_on_the_way_is_refused(here):
     with inquiry(*ARMS, "search.margin=0.01") as asked:
-        asked.keep_protocol()
+        asked.save_protocol()
         (asked.folder / "seeds-a").mkdir()
     with (
         pytest.raises(UserError, match="The verdict 'a-search' began with search.margin=0.01"),
@@ -288,7 +288,7 @@ class Trained:
             for seed in range(n_trials):
                 folder = self.asked.folder / phase / f"trial-{seed}"
                 if not folder.exists():
-                    self.asked.ends -= self.seconds
+                    self.asked.deadline -= self.seconds
                     bpb = self.bpb(name, seed)
                     finished(folder, *self.asked.arms[name], seed=seed, bpb=bpb or 0.0)
                     if bpb is None:  # it crashed
@@ -321,7 +321,7 @@ def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
         trials = Trained(asked, bpb, seconds, allowed or {})
         monkeypatch.setattr(asked, "opened", trials)
         monkeypatch.setattr(asked, "seconds", {})
-        monkeypatch.setattr(asked, "ends", time.monotonic() + time_left)
+        monkeypatch.setattr(asked, "deadline", time.monotonic() + time_left)
         monkeypatch.setattr(asked, "protocol", replace(PROTOCOL, **protocol))
         tuned = {name: DIVERGED if name in diverged else tuning(name in unsettled) for name in asked.arms}
         return asked.train_pairs(tuned), trials.asked_for
@@ -477,7 +477,7 @@ def test_a_turn_may_go_beyond_a_look_which_uses_the_first_pairs_only(settled, as
 
 def test_the_same_runs_have_the_same_looks_again(settled, asked):
     first, _ = settled(doubtful, looks=[6, 7, 9, 20])
-    looks = [compared(asked, {}, pairs).contests[0].verdict.looks for pairs in (6, 7, 9, 20)]
+    looks = [compare_pairs(asked, {}, pairs).contests[0].verdict.looks for pairs in (6, 7, 9, 20)]
     assert looks[-1] == first.contests[0].verdict.looks and len(looks[-1]) == 4
     assert all(looks[-1][: len(earlier)] == earlier for earlier in looks)
 

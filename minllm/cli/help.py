@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from minllm.config.flags import FLAGS
 from minllm.schema.groups import CONF, Option, default_choices, find_groups
 
-OF_RUN = ("--multirun", "--run", "--config-name", "--shell-completion")
+RUN_ONLY_FLAGS = ("--multirun", "--run", "--config-name", "--shell-completion")
 """Flags that sweep.py doesn't have."""
 
 INTRODUCTION = """\
@@ -50,18 +50,18 @@ Exit codes: 0, 2 if the command is refused, 3 if a verdict isn't settled, 1 afte
 
 def help_text(folders: Iterable[str] = ()) -> str:
     """Return the help of run.py: examples, groups with their options, keys with their defaults, flags."""
-    groups = {group: options for group, options in find_groups(folders).items() if not of_search(group)}
+    groups = {group: options for group, options in find_groups(folders).items() if not is_search_group(group)}
     return page(INTRODUCTION, groups, ["config"], FLAGS)
 
 
 def sweep_help_text(folders: Iterable[str] = ()) -> str:
     """Return the help of sweep.py: its own groups and keys first, then those of run.py."""
-    groups = sorted(find_groups(folders).items(), key=lambda group: not of_search(group[0]))
-    flags = {flag: texts for flag, texts in FLAGS.items() if flag not in OF_RUN}
+    groups = sorted(find_groups(folders).items(), key=lambda group: not is_search_group(group[0]))
+    flags = {flag: texts for flag, texts in FLAGS.items() if flag not in RUN_ONLY_FLAGS}
     return page(SWEEP_INTRODUCTION, dict(groups), ["sweep", "config"], flags)
 
 
-def of_search(group: str) -> bool:
+def is_search_group(group: str) -> bool:
     """Whether only sweep.py has this group."""
     return group.split("/")[0] in ("search", "sweep")
 
@@ -89,7 +89,7 @@ def page(
 
 def settings(primary: str) -> list[str]:
     """Return the keys of config.yaml, or sweep.yaml, as key=value lines with their comments."""
-    found, section = [], ""
+    lines, section = [], ""
     for line in (CONF / f"{primary}.yaml").read_text(encoding="utf-8").splitlines():
         entry = re.match(r"( *)(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)
         if not entry:
@@ -99,5 +99,5 @@ def settings(primary: str) -> list[str]:
             section = key
         if value and not key.startswith("_") and section not in ("defaults", "hydra"):
             name = f"{section}.{key}" if indent else key
-            found.append(f"    {name}={value}".ljust(38) + f"  {comment or ''}")
-    return [line.rstrip() for line in found]
+            lines.append(f"    {name}={value}".ljust(38) + f"  {comment or ''}")
+    return [line.rstrip() for line in lines]

@@ -1,4 +1,4 @@
-"""What run.py and sweep.py share: reading the command line, calling Hydra, and reporting errors."""
+"""The parts that run.py and sweep.py share: reading the command line, calling Hydra, and reporting errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from minllm.config.flags import FLAGS
 from minllm.errors import UserError, disk_error, neighbour, printable, suggest
-from minllm.page.terminal import BROKEN_PIPE, answer, exit_code, only_answers, write_anything
+from minllm.page.terminal import BROKEN_PIPE, answer, escape_unencodable, exit_code, json_output
 from minllm.schema.groups import CONF
 from minllm.schema.overrides import UNSET, comma_note, key_of, quoted, with_runs_data
 from minllm.training.launched import is_first_to_print
@@ -44,46 +44,46 @@ MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")  # mutu
 
 
 def run_command(
-    words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]
+    args: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]
 ) -> int:
     """Execute the command line and return the exit code: 0, 2 after a user's mistake, 1 after a bug.
 
     With --json, standard output gets one line of JSON and nothing else, after a mistake too.
 
     Args:
-        words: the command line. Overrides for an imported model are added, and values that Hydra wants in
-            quotes are quoted.
+        args: the command line. Overrides for an imported model are added, and values that Hydra needs quoted are
+            quoted.
         help_text: returns the text of --help, given the folders of options.
         act: does the rest; it reads `sys.argv`, as Hydra does.
     """
-    write_anything()
-    if JSON not in words:
-        return command_run(words, help_text, act)
-    with only_answers():
-        return command_run(words, help_text, act)
+    escape_unencodable()
+    if JSON not in args:
+        return _run_command(args, help_text, act)
+    with json_output():
+        return _run_command(args, help_text, act)
 
 
-def command_run(
-    words: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]
+def _run_command(
+    args: Sequence[str], help_text: Callable[[Sequence[str]], str], act: Callable[[], int]
 ) -> int:
     try:
         check_working_directory()
-        check_text(words)
-        check_flags(words)
-        words = without_json(words)
-        words = words_at_home(words)
-        check_folders(words)
-        if {"--help", "-h"} & set(words):
-            print(printable(help_text(config_dirs(words))), flush=True)
+        check_encoding(args)
+        check_flags(args)
+        args = without_json(args)
+        args = expand_home(args)
+        check_folders(args)
+        if {"--help", "-h"} & set(args):
+            print(printable(help_text(config_dirs(args))), flush=True)
             return 0
-        for note in filter(None, map(comma_note, words)):
+        for note in filter(None, map(comma_note, args)):
             print(printable(note), file=sys.stderr)
-        words = with_runs_data([quoted(word) for word in words])
-        if any(word.startswith("from=") for word in words):
+        args = with_runs_data([quoted(arg) for arg in args])
+        if any(arg.startswith("from=") for arg in args):
             from minllm.config.compose import with_imported
 
-            words = with_imported(words)
-        sys.argv[1:] = words  # Hydra reads this
+            args = with_imported(args)
+        sys.argv[1:] = args  # Hydra reads this
         return act()
     except UserError as error:
         return refused(str(error))
@@ -94,8 +94,8 @@ def command_run(
         if (sentence := disk_error(error)) is None:
             raise
         return refused(str(sentence))
-    except SystemExit as end:  # Hydra exits so where --package names nothing
-        return 2 if end.code == 1 and "--cfg" in words else exit_code(end)
+    except SystemExit as end:  # Hydra exits with 1 if --package doesn't exist
+        return 2 if end.code == 1 and "--cfg" in args else exit_code(end)
     except KeyboardInterrupt:
         return 130
 
@@ -108,16 +108,16 @@ def refused(sentence: str) -> int:
     return 2
 
 
-def without_json(words: Sequence[str]) -> list[str]:
-    """Return the command line without --json. UserError if it has no answer that can be one line of JSON."""
-    one_answer = {"task=compare", "task=ledger", "search=verdict"} & set(words)
-    if JSON in words and (not one_answer or {"-m", "--multirun"} & set(words)):
+def without_json(args: Sequence[str]) -> list[str]:
+    """Return the command line without --json. UserError if the command doesn't support --json."""
+    one_answer = {"task=compare", "task=ledger", "search=verdict"} & set(args)
+    if JSON in args and (not one_answer or {"-m", "--multirun"} & set(args)):
         raise UserError(
             "--json is for a single task=compare or task=ledger, and for search=verdict. Leave it out."
         )
-    if JSON in words and (without := {*NO_ANSWER, "sweep.dry_run=true"} & set(words)):
+    if JSON in args and (without := {*NO_ANSWER, "sweep.dry_run=true"} & set(args)):
         raise UserError(f"--json prints the answer of a command, and {min(without)} has none. Leave one out.")
-    return [word for word in words if word != JSON]
+    return [arg for arg in args if arg != JSON]
 
 
 def exit_with(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -135,7 +135,7 @@ def run_hydra(
     folders: Sequence[str],
     resolvers: Mapping[str, Callable[..., str]],
 ) -> None:
-    """Let Hydra read `sys.argv`, compose the configuration, and call `job` with it, or with each of a grid's.
+    """Let Hydra read `sys.argv`, compose the configuration, and call `job` with it, or with each one of a grid.
 
     Args:
         config_name: the file of conf/ to start from.
@@ -158,28 +158,28 @@ def run_hydra(
         hydra.main(config_path=str(CONF), config_name=config_name, execution_whitelist=OF_HYDRA)(job)()
 
 
-def typed_words(hydra_cfg: DictConfig) -> list[str]:
+def task_overrides(hydra_cfg: DictConfig) -> list[str]:
     """Return the overrides of the command line, except those for Hydra itself."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
 
 
-def check_flags(words: Sequence[str]) -> None:
+def check_flags(args: Sequence[str]) -> None:
     """Reject flags that don't exist, lack their value or exclude each other."""
     longs = {short: flag for flag, (short, _) in FLAGS.items() if short}
     given: dict[str, str | None] = {}
-    for index, word in enumerate(words):
-        typed, equals, value = word.partition("=")
-        flag = longs.get(typed, typed)
-        if not typed.startswith("-") or (index and is_value(words, index, longs)):
+    for index, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        flag = longs.get(name, name)
+        if not name.startswith("-") or (index and is_value(args, index, longs)):
             continue
         if flag not in FLAGS:
-            meant = f" Did you mean {word.lstrip('-')}?" if equals else suggest(flag, FLAGS)
+            meant = f" Did you mean {arg.lstrip('-')}?" if equals else suggest(flag, FLAGS)
             raise UserError(f"There is no flag {flag}.{meant} Overrides are written key=value.")
         if flag not in VALUES and equals:
             raise UserError(f"{flag} takes no value. Type {flag} alone, and overrides after it.")
-        following = words[index + 1] if index + 1 < len(words) else None
+        following = args[index + 1] if index + 1 < len(args) else None
         given[flag] = value if equals else following
         if flag == "--info" and not equals and following not in VALUES[flag]:
             raise UserError(f"--info needs one of {', '.join(VALUES[flag])}: type --info defaults.")
@@ -195,10 +195,10 @@ def check_flags(words: Sequence[str]) -> None:
             )
 
 
-def is_value(words: Sequence[str], index: int, longs: Mapping[str, str]) -> bool:
-    """Whether a word is the value of the flag before it, such as the folder `-x` in `--config-dir -x`."""
-    before = words[index - 1]
-    return longs.get(before, before) in VALUES and not words[index].startswith("-")
+def is_value(args: Sequence[str], index: int, longs: Mapping[str, str]) -> bool:
+    """Whether an argument is the value of the flag before it, such as the folder in `--config-dir my_idea`."""
+    before = args[index - 1]
+    return longs.get(before, before) in VALUES and not args[index].startswith("-")
 
 
 def check_flag_value(flag: str, value: str | None) -> None:
@@ -225,34 +225,34 @@ def check_working_directory() -> None:
         ) from error
 
 
-def check_text(words: Sequence[str]) -> None:
+def check_encoding(args: Sequence[str]) -> None:
     """Reject arguments that Python couldn't decode, because they can't be written to a file."""
-    for word in words:
+    for arg in args:
         try:
-            word.encode()
+            arg.encode()
         except UnicodeEncodeError as error:
-            shown = word.encode("ascii", "backslashreplace").decode()
+            shown = arg.encode("ascii", "backslashreplace").decode()
             raise UserError(
                 f"{shown} can't be decoded in this terminal's encoding. If it is UTF-8, set PYTHONUTF8=1 and try again."
             ) from error
 
 
-def words_at_home(words: Sequence[str]) -> list[str]:
+def expand_home(args: Sequence[str]) -> list[str]:
     """Expand ~ in --config-dir=~/…, which the shell doesn't expand after an equals sign."""
-    names = set(config_dirs(words))
+    names = set(config_dirs(args))
     result = []
-    for word in words:
-        flag, equals, folder = word.partition("=")
-        if word in names or (flag == "--config-dir" and equals):
-            folder = word if word in names else folder
-            word = word.removesuffix(folder) + os.path.expanduser(folder)
-        result.append(word)
+    for arg in args:
+        flag, equals, folder = arg.partition("=")
+        if arg in names or (flag == "--config-dir" and equals):
+            folder = arg if arg in names else folder
+            arg = arg.removesuffix(folder) + os.path.expanduser(folder)
+        result.append(arg)
     return result
 
 
-def check_folders(words: Sequence[str]) -> None:
+def check_folders(args: Sequence[str]) -> None:
     """Reject a --config-dir that can't be read, and empty values of Hydra's own keys."""
-    for folder in config_dirs(words):
+    for folder in config_dirs(args):
         if not folder.strip():
             raise UserError(f"--config-dir must name a folder, not {folder!r}.{UNSET}")
         try:
@@ -260,13 +260,13 @@ def check_folders(words: Sequence[str]) -> None:
         except OSError as error:
             near = "" if Path(folder).exists() else neighbour(Path(folder))
             raise UserError(f"--config-dir {folder} can't be read: {error.strerror}.{near}") from error
-    for word in words:
-        key, equals, value = word.partition("=")
-        if equals and key_of(word).startswith("hydra.") and not value.strip("'\" \t"):
+    for arg in args:
+        key, equals, value = arg.partition("=")
+        if equals and key_of(arg).startswith("hydra.") and not value.strip("'\" \t"):
             raise UserError(f"{key} must not be empty.{UNSET}")
 
 
-def config_dirs(words: Sequence[str]) -> list[str]:
+def config_dirs(args: Sequence[str]) -> list[str]:
     """Return the folders given with --config-dir."""
-    after = [value for flag, value in zip(words, words[1:]) if flag in ("--config-dir", "-cd")]
-    return after + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+    after = [value for flag, value in zip(args, args[1:]) if flag in ("--config-dir", "-cd")]
+    return after + [arg.partition("=")[2] for arg in args if arg.startswith("--config-dir=")]

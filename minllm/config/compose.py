@@ -23,7 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minllm.config.explain import explained
 from minllm.errors import UserError
-from minllm.runs.find import find_run, initialised, named_keys, read_run, resumed, revisited
+from minllm.runs.find import (
+    config_for_task,
+    config_to_initialise,
+    config_to_resume,
+    find_run,
+    named_keys,
+    read_run,
+)
 from minllm.schema.building import plain
 from minllm.schema.checking import (
     allowed_packages,
@@ -36,7 +43,7 @@ from minllm.schema.checking import (
 )
 from minllm.schema.foreign import files_checked, frozen
 from minllm.schema.groups import CONF
-from minllm.schema.kinds import PLACES
+from minllm.schema.kinds import SECTION_KINDS
 from minllm.schema.options import Place, RunPlace
 from minllm.schema.overrides import quoted, with_runs_data
 
@@ -93,7 +100,7 @@ def with_imported(words: Sequence[str]) -> list[str]:
         raise UserError(
             "experiment= can't be combined with from=, which chooses the preset itself. Leave one of them out."
         )
-    typed = Pretrained(folder).typed(named)
+    typed = Pretrained(folder).overrides(named)
     return [*words, *(word for word in typed if word.partition("=")[0].replace("/", ".") not in named)]
 
 
@@ -135,7 +142,11 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
         sys.path.append(os.getcwd())  # where my_idea/ is
     if "extensions" in named:
         refuse_missing_code(cfg)
-    for key, merge in (("resume", resumed), ("run", revisited), ("init_from", initialised)):
+    for key, merge in (
+        ("resume", config_to_resume),
+        ("run", config_for_task),
+        ("init_from", config_to_initialise),
+    ):
         if key in cfg:
             check_value(read(cfg, key, key), RunPlace | None, key, set())
         if cfg.get(key):
@@ -154,7 +165,7 @@ def refuse_unread(cfg: DictConfig, named: Iterable[str]) -> None:
     target = OmegaConf.select(cfg, "task._target_", throw_on_missing=False, throw_on_resolution_failure=False)
     if not isinstance(target, str):
         return  # validate rejects it
-    task = locate(target, allowed_packages(cfg), "task", PLACES["task"])
+    task = locate(target, allowed_packages(cfg), "task", SECTION_KINDS["task"])
     if (keys := getattr(task, "reads", None)) is None:
         return
     own = [f"{section_of(option)}.{key}".lstrip(".") for key, option in options_of(task).items()]
@@ -240,7 +251,7 @@ def perform(cfg: DictConfig, run_dir: Path) -> Any:
     they are marked with (`minllm.schema.options.In`). A resumed run continues in its own folder.
     """
     validate(cfg)
-    task = locate(cfg.task._target_, allowed_packages(cfg), "task", PLACES["task"])
+    task = locate(cfg.task._target_, allowed_packages(cfg), "task", SECTION_KINDS["task"])
     own = {}
     for key, option in options_of(task).items():
         section = section_of(option)

@@ -5,5 +5,5 @@
     table.py             copies weights into a model by a family's table, and rejects unused ones
     folder.py            the folder that `save_pretrained` wrote
 
-A family is found by its module's name, so that a new one needs only a new file.
+A family is found by its module's name, so a new one needs only a new file.
 """

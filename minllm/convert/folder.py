@@ -37,16 +37,16 @@ class Pretrained:
         self.config = read_json(self.folder / "config.json")
         self.family = family_of(self.config.get("model_type"))
 
-    def typed(self, named: Iterable[str]) -> list[str]:
-        """Return the overrides for this model: the preset, and what differs from it.
+    def overrides(self, named: Iterable[str]) -> list[str]:
+        """Return the overrides for this model: the preset, and the options that differ from it.
 
         Args:
             named: the keys that are given already; a chosen tokenizer is kept.
         """
         settings = self.settings
-        words = self.family.typed(settings)
+        overrides = self.family.to_overrides(settings)
         settings.finish()
-        return [*words, *([] if "tokenizer" in named else self.tokenizer())]
+        return [*overrides, *([] if "tokenizer" in named else self.tokenizer())]
 
     def tokenizer(self) -> list[str]:
         """Return the overrides for the tokenizer in the folder."""
@@ -55,17 +55,17 @@ class Pretrained:
                 f"'{self.folder}' has no tokenizer.json. Choose the tokenizer that the model was trained with, of"
                 f" {self.vocab_size} tokens: tokenizer=<option>."
             )
-        words = [
+        overrides = [
             "tokenizer=hf",
             override("tokenizer.name", json.dumps(str(self.folder.resolve()))),
             override("tokenizer.vocab_size", self.vocab_size),
         ]
         ends = {name: self.settings.take(f"{name}_token_id") for name in ("bos", "eos")}
-        # an encoder-decoder writes texts that begin with another token
+        # the texts that an encoder-decoder generates begin with another token
         start = self.settings.take("decoder_start_token_id", default=None)
         ends["bos"] = ends["bos"] if start is None else start
         numbers = {name: end[0] if isinstance(end, list) and end else end for name, end in ends.items()}
-        return words + [
+        return overrides + [
             override(f"tokenizer.{name}", number) for name, number in numbers.items() if number is not None
         ]
 

@@ -69,7 +69,7 @@ def yarn(given: ConfigJson) -> dict[str, Any]:
     factor, magnitude = given.take("factor"), given.take("attention_factor")
     each, all_of_it = given.take("mscale"), given.take("mscale_all_dim")
     if magnitude is None and each and all_of_it:
-        magnitude = longer(factor, each) / longer(factor, all_of_it)
+        magnitude = yarn_scale(factor, each) / yarn_scale(factor, all_of_it)
     return {
         "factor": factor,
         "original_len": given.take("original_max_position_embeddings"),
@@ -89,111 +89,111 @@ ROPES: dict[str, tuple[str, type, Callable[[ConfigJson], dict[str, Any]]]] = {
 """RoPE types of transformers: the option of model/pos, the table of keys, and the options to set."""
 
 
-def longer(factor: float, mscale: float) -> float:
+def yarn_scale(factor: float, mscale: float) -> float:
     """Return the scale of queries and keys for texts that are `factor` times longer."""
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def merged(config: ConfigJson, *, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def rope_settings(config: ConfigJson, *, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the RoPE settings from either form.
 
     Args:
-        usual: the default for a config.json with neither form.
+        default: the settings for a config.json with neither form.
     """
-    said = one_form(config, usual)
-    said.setdefault("rope_theta", config.take("rope_theta"))
-    config.ignored("rope_theta", said["rope_theta"])
+    settings = either_form(config, default)
+    settings.setdefault("rope_theta", config.take("rope_theta"))
+    config.ignored("rope_theta", settings["rope_theta"])
     if (share := config.take("partial_rotary_factor")) is not None:
-        share = said.setdefault("partial_rotary_factor", share)
+        share = settings.setdefault("partial_rotary_factor", share)
         config.ignored("partial_rotary_factor", share)
-    return said
+    return settings
 
 
-def one_form(config: ConfigJson, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def either_form(config: ConfigJson, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
     older, newer = config.take("rope_scaling"), config.take("rope_parameters")
     if older and newer and older != newer:
         raise UserError(
             f"{config.name} has both rope_scaling and rope_parameters; transformers ignores the former. Remove one."
         )
-    return dict(older or (usual if newer is None else newer) or {})
+    return dict(older or (default if newer is None else newer) or {})
 
 
 def rope(
     config: ConfigJson,
-    said: Mapping[str, Any],
+    settings: Mapping[str, Any],
     at: str = "model.pos",
     *,
-    partly: bool = False,
+    partial: bool = False,
     width: int | None = None,
     preset: Sequence[str] = (),
 ) -> list[str]:
     """Return the overrides that choose a RoPE and set its options.
 
     Args:
-        said: the RoPE settings; see `merged`.
+        settings: the RoPE settings; see `rope_settings`.
         at: the key of the position option.
-        partly: whether the class can rotate a fraction of each head's channels.
+        partial: whether the class can rotate a fraction of each head's channels.
         width: channels of a head.
         preset: options of the preset's RoPE, removed if the chosen RoPE doesn't have them.
     """
-    their_type = type_of(config, said)
-    ours, table, options = ROPES[their_type]
-    given = ConfigJson(with_lengths(config, said, table), f"{config.name}'s rope of type {their_type}")
+    rope_type = type_of(config, settings)
+    option, table, options = ROPES[rope_type]
+    given = ConfigJson(with_lengths(config, settings, table), f"{config.name}'s rope of type {rope_type}")
     given.declare(table).unused("rope_type", "type")
-    values = {**turning(given, width or head_dim(config), partly), **options(given)}
+    values = {**rotation(given, width or head_dim(config), partial), **options(given)}
     given.unread = {key for key in given.unread if given.values[key] is not None}
     if given.unread:
         raise UserError(
             f"{given.name} has {', '.join(sorted(given.unread))}, which transformers ignores. Remove it."
         )
     return [
-        f"model/pos={ours}" if at == "model.pos" else f"model/pos@{at}={ours}",
+        f"model/pos={option}" if at == "model.pos" else f"model/pos@{at}={option}",
         *(f"~{at}.{name}" for name in preset if name not in values),
         *overrides({f"{at}.{name}": value for name, value in values.items()}),
     ]
 
 
-def type_of(config: ConfigJson, said: Mapping[str, Any]) -> str:
-    types = [said[key] for key in ("rope_type", "type") if key in said]
+def type_of(config: ConfigJson, settings: Mapping[str, Any]) -> str:
+    types = [settings[key] for key in ("rope_type", "type") if key in settings]
     if len(set(map(str, types))) > 1:
         raise UserError(
             f"{config.name} has a rope with rope_type={types[0]} and type={types[1]}, which transformers ignores."
             " Remove type."
         )
-    if (their_type := types[0] if types else "default") not in list(ROPES):
+    if (rope_type := types[0] if types else "default") not in list(ROPES):
         raise UserError(
-            f"{config.name} has a rope with rope_type={their_type}, but minllm supports only {', '.join(ROPES)}."
+            f"{config.name} has a rope with rope_type={rope_type}, but minllm supports only {', '.join(ROPES)}."
         )
-    return their_type
+    return rope_type
 
 
-def with_lengths(config: ConfigJson, said: Mapping[str, Any], table: type) -> dict[str, Any]:
+def with_lengths(config: ConfigJson, settings: Mapping[str, Any], table: type) -> dict[str, Any]:
     """Return the RoPE settings, with missing ones derived from the model's maximum length."""
-    said = dict(said)
+    settings = dict(settings)
     if "original_max_position_embeddings" not in table.__annotations__:
-        return said
+        return settings
     if "original_max_position_embeddings" in config.values:
         outside = config.take("original_max_position_embeddings")
-        if said.setdefault("original_max_position_embeddings", outside) != outside:
+        if settings.setdefault("original_max_position_embeddings", outside) != outside:
             raise UserError(
                 f"{config.name} has original_max_position_embeddings={outside}, but its rope has another, which"
                 " transformers ignores. Remove one of them."
             )
     longest = config.take("max_position_embeddings")
-    original = said.setdefault("original_max_position_embeddings", longest)
-    if said.get("factor", ...) is None and isinstance(original, int) and original > 0:
-        said["factor"] = longest / original
-    return said
+    original = settings.setdefault("original_max_position_embeddings", longest)
+    if settings.get("factor", ...) is None and isinstance(original, int) and original > 0:
+        settings["factor"] = longest / original
+    return settings
 
 
-def turning(given: ConfigJson, width: int, partly: bool) -> dict[str, Any]:
+def rotation(given: ConfigJson, width: int, partial: bool) -> dict[str, Any]:
     """Return θ and the fraction of a head's channels that are rotated.
 
     transformers rounds the number of channels down to an integer R. An odd R rotates R + 1 channels, with wavelengths
     θ^(2i/R); R + 1 with a larger θ is equivalent.
     """
     theta, share = given.take("rope_theta"), given.take("partial_rotary_factor")
-    if not partly and share not in (None, 1):
+    if not partial and share not in (None, 1):
         raise UserError(
             f"{given.name} has partial_rotary_factor={share}, which transformers ignores: this kind of model rotates"
             " all channels of a head. Remove it."

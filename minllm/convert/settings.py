@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from minllm.errors import UserError
-from minllm.schema.checking import fits, words
+from minllm.schema.checking import describe, fits
 from minllm.schema.options import Count, Fraction, Positive
 
 ACTIVATIONS = {
@@ -102,7 +102,7 @@ class ConfigJson:
         value = self.values[key]
         if key in self.kinds and not fits(value, self.kinds[key]):
             raise UserError(
-                f"{self.name} has an invalid value: {key} must be {words(self.kinds[key])}, not {value!r}."
+                f"{self.name} has an invalid value: {key} must be {describe(self.kinds[key])}, not {value!r}."
             )
         return value
 
@@ -202,22 +202,21 @@ OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
 """Old names of layer kinds in transformers, and the current ones."""
 
 
-def layer_types(config: ConfigJson, words: Mapping[str, str] = LAYERS, *, every: int) -> list[str]:
+def layer_types(config: ConfigJson, branches: Mapping[str, str] = LAYERS, *, every: int) -> list[str]:
     """Return the kind of each layer.
 
     Args:
-        words: the branches of each kind.
-        every: if the config.json doesn't list the kinds, every such layer has the last kind, and all others the
-            first.
+        branches: the branches of each kind.
+        every: if the config.json doesn't list the kinds, every n-th layer has the last kind, and all others the first.
     """
-    usual, last = list(words)[0], list(words)[-1]
+    first, last = list(branches)[0], list(branches)[-1]
     n_layers = config.take("num_hidden_layers")
-    said = config.take("layer_types", default=None)
-    kinds = [usual if i % every else last for i in range(1, n_layers + 1)] if said is None else said
+    listed = config.take("layer_types", default=None)
+    kinds = [first if i % every else last for i in range(1, n_layers + 1)] if listed is None else listed
     kinds = [OLDER.get(kind, kind) for kind in kinds]
-    if unknown := sorted(set(kinds) - set(words)):
+    if unknown := sorted(set(kinds) - set(branches)):
         raise UserError(
-            f"{config.name} has layers of type {unknown[0]}, but minllm supports only {', '.join(words)}."
+            f"{config.name} has layers of type {unknown[0]}, but minllm supports only {', '.join(branches)}."
         )
     if len(kinds) != n_layers:
         raise UserError(
@@ -226,10 +225,10 @@ def layer_types(config: ConfigJson, words: Mapping[str, str] = LAYERS, *, every:
     return kinds
 
 
-def layout(kinds: Sequence[str], words: Mapping[str, str] = LAYERS) -> list[str]:
+def layout(kinds: Sequence[str], branches: Mapping[str, str] = LAYERS) -> list[str]:
     """Return the overrides for the layers: `model.layout=[local mlp,attn mlp]`."""
-    layers = [words[kind] for kind in kinds]
-    return [repeated(layers), *without_unused(layers, words.values())]
+    layers = [branches[kind] for kind in kinds]
+    return [repeated(layers), *without_unused(layers, branches.values())]
 
 
 def repeated(layers: list[str]) -> str:

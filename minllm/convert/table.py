@@ -2,10 +2,10 @@
 
     "layers.{i}.attn.words.attn.qkv.*": "layers.{i}.self_attn.[q k v]_proj.*"
 
-On the left is our name, on the right theirs. `{i}` is a layer's number, `{attn}` the layer's attention branch (attn or
-local), `{e}` an expert's number, and `*` weight or bias. `[q k v]` stands for several weights concatenated along the
-first dimension, and `(a|b)` for the one of two that exists. An expert whose number isn't in their name is an element of
-a stacked weight. A function around their name converts a different memory layout.
+On the left is minllm's name, on the right that of transformers. `{i}` is a layer's number, `{attn}` the layer's
+attention branch (attn or local), `{e}` an expert's number, and `*` weight or bias. `[q k v]` stands for several weights
+concatenated along the first dimension, and `(a|b)` for the one of two that exists. An expert whose number isn't in the
+source name is an element of a stacked weight. A function around the source name converts a different memory layout.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ COMPUTED = re.compile(
 """Weights in older files that nothing reads: buffers that follow from the configuration, and a part of T5."""
 
 COPIES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-"""Names under which files may have the embedding again."""
+"""Names under which files may contain another copy of the embedding."""
 
 
 @dataclass(frozen=True)
 class Row:
     """The source of a weight: the names of its parts, and how they are combined.
 
-    `make` takes the parts and the module that owns our weight (an attention, an MLP).
+    `make` takes the parts and the module that owns the weight in minllm (an attention, an MLP).
     """
 
-    theirs: str
+    source: str
     make: Callable[[list[Tensor], nn.Module], Tensor]
 
 
-def transposed(theirs: str) -> Row:
+def transposed(source: str) -> Row:
     """x W instead of x Wᵀ; a bias is unchanged."""
-    return Row(theirs, lambda parts, owner: parts[0].t())
+    return Row(source, lambda parts, owner: parts[0].t())
 
 
-def per_head(theirs: str) -> Row:
-    """Rows ordered by head and then by q, k, v, as in NeoX; ours by q, k, v and then by head."""
-    return Row(theirs, lambda parts, owner: _regrouped(parts[0], owner.head_dim))
+def per_head(source: str) -> Row:
+    """Rows ordered by head and then by q, k, v, as in NeoX; minllm orders them by q, k, v and then by head."""
+    return Row(source, lambda parts, owner: _regrouped(parts[0], owner.head_dim))
 
 
-def interleaved(theirs: str) -> Row:
-    """x W instead of x Wᵀ, with gate and up interleaved; ours are concatenated."""
-    return Row(theirs, lambda parts, owner: parts[0].t().unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
+def interleaved(source: str) -> Row:
+    """x W instead of x Wᵀ, with gate and up interleaved; minllm concatenates them."""
+    return Row(source, lambda parts, owner: parts[0].t().unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
 
 
-def side_by_side(theirs: str) -> Row:
+def concatenated(source: str) -> Row:
     """Several weights concatenated along the last dimension."""
-    return Row(theirs, lambda parts, owner: torch.cat(parts, dim=-1))
+    return Row(source, lambda parts, owner: torch.cat(parts, dim=-1))
 
 
-def convolution(theirs: str) -> Row:
-    """A channel's weights from the earliest to the current token; ours begin with the current token."""
-    return Row(theirs, lambda parts, owner: parts[0][:, 0].flip(-1).t())
+def convolution(source: str) -> Row:
+    """A channel's weights from the earliest to the current token; minllm's begin with the current token."""
+    return Row(source, lambda parts, owner: parts[0][:, 0].flip(-1).t())
 
 
 def fill(
@@ -78,8 +78,8 @@ def fill(
     """Set every parameter of `model` from `weights`, by `table`.
 
     Args:
-        weights: their weights by name; read one at a time, so that they can be loaded lazily.
-        prefix: an optional prefix of their names that the table leaves out.
+        weights: the source weights by name; read one at a time, so that they can be loaded lazily.
+        prefix: an optional prefix of the source names that the table leaves out.
         renamed: prefixes of names in older files, and the prefixes in the table.
 
     Raises:
@@ -87,31 +87,32 @@ def fill(
     """
     names = {_plain(name, prefix, renamed): name for name in weights if not COMPUTED.fullmatch(name)}
     rows = [
-        (_pattern(ours), row if isinstance(row, Row) else Row(row, _on_top)) for ours, row in table.items()
+        (_pattern(param_name), row if isinstance(row, Row) else Row(row, _concatenated))
+        for param_name, row in table.items()
     ]
     used: set[str] = set()
     with torch.no_grad():
-        for ours, param in model.state_dict(
+        for param_name, param in model.state_dict(
             keep_vars=True
         ).items():  # includes buffers, such as a balancing bias
-            theirs, make, expert = _source(ours, rows)
-            theirs = [_whichever(name, names) for name in theirs]
-            if absent := [name for name in theirs if name not in names]:
+            sources, make, expert = _source(param_name, rows)
+            sources = [_existing(name, names) for name in sources]
+            if absent := [name for name in sources if name not in names]:
                 raise UserError(
-                    f"The weights lack {', '.join(absent)}, required for {ours}. Check that all files are there and"
-                    " that config.json belongs to these weights."
+                    f"The weights lack {', '.join(absent)}, required for {param_name}. Check that all files are there"
+                    " and that config.json belongs to these weights."
                 )
-            parts = [weights[names[name]] for name in theirs]
+            parts = [weights[names[name]] for name in sources]
             parts = parts if expert is None else [part[expert] for part in parts]
-            value = make(parts, _owner(model, ours))
+            value = make(parts, _owner(model, param_name))
             if value.shape != param.shape:
                 raise UserError(
-                    f"{theirs[0]} gives {ours} the shape {tuple(value.shape)}, but the model needs"
+                    f"{sources[0]} gives {param_name} the shape {tuple(value.shape)}, but the model needs"
                     f" {tuple(param.shape)}. Leave out overrides of the model's sizes."
                 )
             param.copy_(value)
-            used.update(theirs)
-    embedding = weights[names[_whichever(_source("embedding", rows)[0][0], names)]]
+            used.update(sources)
+    embedding = weights[names[_existing(_source("embedding", rows)[0][0], names)]]
     left = [
         name for name in names if name not in used and not _is_implied(name, weights[names[name]], embedding)
     ]
@@ -122,12 +123,12 @@ def fill(
         )
 
 
-def _source(ours: str, rows: list[tuple[re.Pattern, Row]]) -> tuple[list[str], Callable, int | None]:
+def _source(param_name: str, rows: list[tuple[re.Pattern, Row]]) -> tuple[list[str], Callable, int | None]:
     """Return the names of a parameter's parts, how they are combined, and the expert's index in a stacked weight."""
     for pattern, row in rows:
-        if match := pattern.fullmatch(ours):
+        if match := pattern.fullmatch(param_name):
             groups = match.groupdict()
-            name = row.theirs.replace("{i}", groups.get("i") or "").replace("*", groups.get("kind") or "")
+            name = row.source.replace("{i}", groups.get("i") or "").replace("*", groups.get("kind") or "")
             expert = groups.get("e")
             is_stacked = expert is not None and "{e}" not in name
             name = name.replace("{e}", expert or "")
@@ -140,11 +141,11 @@ def _source(ours: str, rows: list[tuple[re.Pattern, Row]]) -> tuple[list[str], C
                 int(expert) if is_stacked else None,
             )
     raise UserError(
-        f"The model has {ours}, which the weights don't have. Leave out the override that adds it."
+        f"The model has {param_name}, which the weights don't have. Leave out the override that adds it."
     )
 
 
-def _whichever(name: str, names: Mapping[str, str]) -> str:
+def _existing(name: str, names: Mapping[str, str]) -> str:
     """Return a name with its alternatives resolved to the first that exists, or else to the first."""
     before, *between = re.split(r"[()]", name)
     if not between:
@@ -153,9 +154,9 @@ def _whichever(name: str, names: Mapping[str, str]) -> str:
     return next((choice for choice in choices if choice in names), choices[0])
 
 
-def _pattern(ours: str) -> re.Pattern:
+def _pattern(name: str) -> re.Pattern:
     """Return the regular expression that matches the parameters of a row."""
-    text = re.escape(ours).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<kind>weight|bias)")
+    text = re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<kind>weight|bias)")
     text = text.replace(r"\{e\}", r"(?P<e>\d+)")
     # the first {attn} is a named group, later ones refer back to it
     return re.compile(text.replace(r"\{attn\}", "(?P<attn>attn|local)", 1).replace(r"\{attn\}", "(?P=attn)"))
@@ -166,8 +167,8 @@ def _plain(name: str, prefix: str, renamed: Mapping[str, str]) -> str:
     return next((new + name.removeprefix(old) for old, new in renamed.items() if name.startswith(old)), name)
 
 
-def _owner(model: LM, ours: str) -> nn.Module:
-    return model.get_submodule(".".join(ours.split(".")[:-2]))
+def _owner(model: LM, name: str) -> nn.Module:
+    return model.get_submodule(".".join(name.split(".")[:-2]))
 
 
 def _is_implied(name: str, weight: Tensor, embedding: Tensor) -> bool:
@@ -181,7 +182,7 @@ def _is_implied(name: str, weight: Tensor, embedding: Tensor) -> bool:
     )
 
 
-def _on_top(parts: list[Tensor], owner: nn.Module) -> Tensor:
+def _concatenated(parts: list[Tensor], owner: nn.Module) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

@@ -186,13 +186,13 @@ class TrainBatches:
 
     def pieces(self, start: int, stop: int) -> list[Sequence[Piece]]:
         """Return rows `start` to `stop` (exclusive) of the endless sequence."""
-        found: list[Sequence[Piece]] = []
+        pieces: list[Sequence[Piece]] = []
         while start < stop:
             epoch, first = divmod(start, self.layout.rows)
             order, shift = self.order(epoch)
-            found += self.layout.pieces(order[first : first + stop - start], shift)
+            pieces += self.layout.pieces(order[first : first + stop - start], shift)
             start = min(stop, (epoch + 1) * self.layout.rows)
-        return found
+        return pieces
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> tuple[np.ndarray, float]:

@@ -1,6 +1,6 @@
 """Checksums of a large file's blocks: each block is verified when something in it is first read.
 
-Verifying a block of 64 KiB takes about 10 µs, and reads hardly more from disk than the system does anyway.
+Verifying a block of 64 KiB takes about 10 µs, and reads hardly more from disk than the system would anyway.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Blocks:
         self.bytes, self.size = memoryview(array).cast("B"), array.itemsize
         self.known, self.unchecked = known, np.ones(len(known), bool)
 
-    def are_whole(self, start: int, stop: int) -> bool:
+    def are_intact(self, start: int, stop: int) -> bool:
         """Whether the blocks with the elements in [start, stop) match their checksums."""
         first, end = start * self.size // BLOCK, (stop * self.size - 1) // BLOCK + 1
         for number in np.flatnonzero(self.unchecked[first:end]) + first:

@@ -87,7 +87,7 @@ def encoded(
 def encoded_by(processes: int, batches: Iterable[Texts], tokenizer: Tokenizer) -> Iterator[Encoded]:
     """Encode in other processes if the tokenizer can be recreated there, else in this one."""
     with tempfile.TemporaryDirectory(prefix="minllm-tokenizer-") as folder:
-        if is_made_again(tokenizer, Path(folder)):
+        if can_be_recreated(tokenizer, Path(folder)):
             yield from encoded_with(type(tokenizer), folder, processes, batches)
         else:
             yield from (encode(tokenizer, batch) for batch in batches)
@@ -127,7 +127,7 @@ def encoded_with(
             helper.close()
 
 
-def is_made_again(tokenizer: Tokenizer, folder: Path) -> bool:
+def can_be_recreated(tokenizer: Tokenizer, folder: Path) -> bool:
     """Save a tokenizer, and return whether another process can recreate it from the folder and its class.
 
     It can't if the class is defined in the main module, or if `save` omits an option that matters.
@@ -138,7 +138,7 @@ def is_made_again(tokenizer: Tokenizer, folder: Path) -> bool:
     try:
         tokenizer.save(folder)
         same_class = class_of(kind.__module__, kind.__qualname__) is kind
-        return same_class and made_again(kind, folder).fingerprint == tokenizer.fingerprint
+        return same_class and recreated(kind, folder).fingerprint == tokenizer.fingerprint
     # classes from outside minllm may fail in many ways
     except (
         UserError,
@@ -157,7 +157,7 @@ def class_of(module: str, name: str) -> type[Tokenizer]:
     return operator.attrgetter(name)(importlib.import_module(module))
 
 
-def made_again(kind: type[Tokenizer], folder: Path) -> Tokenizer:
+def recreated(kind: type[Tokenizer], folder: Path) -> Tokenizer:
     """Return the tokenizer that was saved in a folder; its other options are not used."""
     options = inspect.signature(kind).parameters.values()
     needed = [
@@ -286,16 +286,18 @@ def serve(module: str, name: str, folder: str) -> None:
     """Answer each line of texts on standard input with their tokens, until the parent is gone."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keep library output out of the answers
-    tokenizer = made_again(class_of(module, name), Path(folder))
+    tokenizer = recreated(class_of(module, name), Path(folder))
     with contextlib.suppress(BrokenPipeError):
         while line := sys.stdin.buffer.readline():
             try:
-                found = encode(tokenizer, json.loads(line))
+                encoded_texts = encode(tokenizer, json.loads(line))
             except UserError as error:
                 answers.write(json.dumps({"refused": str(error)}).encode() + b"\n")
             else:
-                arrays = {one: getattr(found, one).astype(dtype) for one, dtype in ANSWER.items()}
-                answers.write(json.dumps({one: len(array) for one, array in arrays.items()}).encode() + b"\n")
+                arrays = {name: getattr(encoded_texts, name).astype(dtype) for name, dtype in ANSWER.items()}
+                answers.write(
+                    json.dumps({name: len(array) for name, array in arrays.items()}).encode() + b"\n"
+                )
                 for array in arrays.values():
                     answers.write(array.tobytes())
             answers.flush()

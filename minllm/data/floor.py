@@ -2,8 +2,8 @@
 
 The floor is the surprisal of the validation texts themselves, not its expectation. A model that has not seen them may
 still be lucky: by Markov's inequality, it is at least k bits below the floor over the whole set with probability at
-most 2^-k. So LUCK bits are allowed, a chance of one in a thousand, plus ROUNDING for sums in single precision. A model
-further below has seen what it predicts.
+most 2^-k. So LUCK bits are allowed, which has a probability of one in a thousand, plus ROUNDING for sums in single
+precision. A model further below has seen the tokens that it predicts.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def above_floor(val_bpb: float, floor_bpb: float | None, n_bytes: int) -> dict[s
     """
     if floor_bpb is None:
         return {}
-    found = {"floor_bpb": floor_bpb, "bpb_above_floor": val_bpb - floor_bpb, "validation_bytes": n_bytes}
-    error = below_floor(found)
-    return {**found, "below_floor": error} if error else found
+    metrics = {"floor_bpb": floor_bpb, "bpb_above_floor": val_bpb - floor_bpb, "validation_bytes": n_bytes}
+    error = below_floor(metrics)
+    return {**metrics, "below_floor": error} if error else metrics
 
 
-def below_floor(figures: Mapping[str, Any]) -> str | None:
+def below_floor(metrics: Mapping[str, Any]) -> str | None:
     """Return an error if a run's metrics are below the floor; None if they aren't, or the floor isn't known."""
-    above, n_bytes = figures.get("bpb_above_floor"), figures.get("validation_bytes")
+    above, n_bytes = metrics.get("bpb_above_floor"), metrics.get("validation_bytes")
     if not isinstance(above, (int, float)):
         return None
     allowed = ROUNDING + LUCK / n_bytes if n_bytes else UNKNOWN_SIZE

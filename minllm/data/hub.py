@@ -19,14 +19,14 @@ from minllm.data.huggingface import (
     Part,
     arrow_files,
     cache_of_datasets,
-    kept_in_cache,
+    cached_folders,
     library,
     mapped,
     offline,
     streamed,
     streams,
 )
-from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
+from minllm.data.source import SPLIT_NAMES, Source, Split, at_least_one, expanded, unescaped
 from minllm.data.text import bytes_of_text, check_division, identities, is_held_out, readable, refuse_unfit
 from minllm.errors import UserError, first_line, neighbour
 from minllm.files.filetypes import refuse_nuls, refuse_other_kinds
@@ -122,7 +122,7 @@ class Hub(Source):
         remedy = f" Change data.val_fraction={self.val_fraction}." if is_shared else ""
         yield from at_least_one(
             islice(texts, self.val_documents if split == "val" else None),
-            f"{self.place} has no {SPOKEN[split]} documents.{remedy}",
+            f"{self.place} has no {SPLIT_NAMES[split]} documents.{remedy}",
         )
 
     def size(self, split: Split) -> int | None:
@@ -138,7 +138,7 @@ class Hub(Source):
 
     @property
     def place(self) -> str:
-        """What is read, for error messages."""
+        """The name of the data set or of its local copy, for error messages."""
         return self.repo if self.path is None else f"data.path={self.path}"
 
     # ---- from rows to documents ------------------------------------------------------------------------------------
@@ -146,21 +146,21 @@ class Hub(Source):
     def part_with(self, split: Split) -> tuple[Part, bool]:
         """Return the part of the set that has a split's documents, and whether it has those of the other split too."""
         parts = self.parts
-        self.demand(self.train_split, parts, "train_split")
+        self.require_split(self.train_split, parts, "train_split")
         if self.val_split is None or set(parts) == {self.train_split}:
-            self.refuse_an_endless_search()
+            self.refuse_reading_everything()
             return parts[self.train_split], True
-        self.demand(self.val_split, parts, "val_split")
+        self.require_split(self.val_split, parts, "val_split")
         return parts[self.train_split if split == "train" else self.val_split], False
 
-    def refuse_an_endless_search(self) -> None:
+    def refuse_reading_everything(self) -> None:
         if self.streaming and self.path is None and self.val_documents is None:
             raise UserError(
                 f"{self.repo} has no validation split, and all of it would be read over the network to hold documents"
                 " out. Give their number: data.val_documents=500"
             )
 
-    def demand(self, split: str, parts: dict[str, Part], option: str) -> None:
+    def require_split(self, split: str, parts: dict[str, Part], option: str) -> None:
         if split not in parts:
             raise UserError(
                 f"{self.place} has no split '{split}', only {', '.join(parts)}. Choose one: data.{option}=…"
@@ -172,7 +172,7 @@ class Hub(Source):
     def texts(self, rows: Any) -> Iterator[str]:
         """Yield the non-empty documents in rows."""
         values = self.values(rows)
-        documents = values if self.separator is None else self.regrouped(values, unescaped(self.separator))
+        documents = values if self.separator is None else self.join_rows(values, unescaped(self.separator))
         return (text for text in documents if text and not text.isspace())
 
     def values(self, rows: Any) -> Iterator[str]:
@@ -185,11 +185,11 @@ class Hub(Source):
         Args:
             names: each column, by the name of the option that gives it.
         """
-        with self.in_a_sentence():
+        with self.as_user_errors():
             known = rows.column_names
         if known is not None and set(names.values()) <= set(known):
             rows = rows.select_columns(list(names.values()))
-        for batch in self.explained(rows.iter(READ_AT_ONCE)):
+        for batch in self.read_batches(rows.iter(READ_AT_ONCE)):
             for option, name in names.items():
                 if name not in batch:
                     raise UserError(
@@ -206,7 +206,7 @@ class Hub(Source):
             raise UserError(f"{self.place}: '{name}' is not text but {shown}.")
         refuse_nuls(value or "", self.place)
 
-    def regrouped(self, rows: Iterable[str], separator: str) -> Iterator[str]:
+    def join_rows(self, rows: Iterable[str], separator: str) -> Iterator[str]:
         """Join rows, which are lines, into documents."""
         lines: list[str] = []
         for row in rows:
@@ -231,13 +231,13 @@ class Hub(Source):
             path = self.local()
             if is_saved(path):
                 return {name: mapped(rows) for name, rows in self.saved(path).items()}
-            with offline(), self.in_a_sentence():
+            with offline(), self.as_user_errors():
                 return self.read_in_place(path)
         if not can_download():
             folder = self.cached()
-            with self.in_a_sentence():
+            with self.as_user_errors():
                 return arrow_files(folder)
-        with self.in_a_sentence():
+        with self.as_user_errors():
             builder = self.builder(f"hf://datasets/{self.repo}", revision=self.revision)
             self.refuse_another_revision(builder)
             if self.streaming:
@@ -266,14 +266,14 @@ class Hub(Source):
 
     def saved(self, path: Path) -> dict[str, Any]:
         """Return the splits of a folder that `save_to_disk` wrote."""
-        with self.in_a_sentence():
+        with self.as_user_errors():
             rows = library().load_from_disk(path)
         return rows if isinstance(rows, dict) else {self.train_split: rows}
 
     def read_in_place(self, path: Path) -> dict[str, Part]:
         """Return the splits of a file or a folder of files, which are read in place."""
         if path.is_file():
-            files = {self.train_split: [glob_free(path)]}
+            files = {self.train_split: [escaped_glob(path)]}
             builder = library().load_dataset_builder(READERS[path.suffix], data_files=files)
         else:
             builder = self.builder(str(path))
@@ -303,13 +303,13 @@ class Hub(Source):
 
     def cached(self) -> Path:
         """Return the folder where `datasets` has cached the set after an earlier download."""
-        kept = kept_in_cache(self.repo, self.name, self.revision)
-        if len(names := sorted({folder.parts[-3] for folder in kept})) > 1:
+        folders = cached_folders(self.repo, self.name, self.revision)
+        if len(names := sorted({folder.parts[-3] for folder in folders})) > 1:
             raise UserError(
                 f"{self.repo} has several configurations: {', '.join(names)}. Choose one: data.name=…"
             )
-        if kept:
-            return max(kept, key=lambda folder: folder.stat().st_mtime)
+        if folders:
+            return max(folders, key=lambda folder: folder.stat().st_mtime)
         if variable := forbidden_by():
             raise UserError(
                 f"{self.repo} isn't in {cache_of_datasets()}, and {variable} forbids downloading it."
@@ -323,36 +323,36 @@ class Hub(Source):
             f" --local-dir {folder}`, and here data.path={folder}"
         )
 
-    # ---- what went wrong -------------------------------------------------------------------------------------------
+    # ---- errors ----------------------------------------------------------------------------------------------------
 
-    def explained(self, batches: Iterable[dict[str, list[Any]]]) -> Iterator[dict[str, list[Any]]]:
-        """Pass batches on; turn the library's errors into UserErrors."""
+    def read_batches(self, batches: Iterable[dict[str, list[Any]]]) -> Iterator[dict[str, list[Any]]]:
+        """Yield the batches; turn the library's errors into UserErrors."""
         batches = iter(batches)
         while True:
-            with self.in_a_sentence():
+            with self.as_user_errors():
                 batch = next(batches, None)
             if batch is None:
                 return
             yield batch
 
     @contextlib.contextmanager
-    def in_a_sentence(self) -> Iterator[None]:
+    def as_user_errors(self) -> Iterator[None]:
         """Turn any error of the library into a UserError."""
         try:
             yield
         except UserError:
             raise
         except Exception as error:
-            raise UserError(self.sentence(error)) from error
+            raise UserError(self.message(error)) from error
 
-    def sentence(self, error: Exception) -> str:
+    def message(self, error: Exception) -> str:
         from datasets.exceptions import DatasetNotFoundError
 
         chain: list[BaseException] = [error]
         while cause := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(cause)
         full = (errno.ENOSPC, errno.EDQUOT)
-        reasons = [one.strerror for one in chain if isinstance(one, OSError) and one.errno in full]
+        reasons = [error.strerror for error in chain if isinstance(error, OSError) and error.errno in full]
         if reasons:
             return (
                 f"{self.place} can't be kept in {cache_of_datasets()}: {reasons[0]}. Free some space, set"
@@ -391,6 +391,6 @@ def visible_files(folder: Path) -> list[Path]:
     )
 
 
-def glob_free(path: Path) -> str:
+def escaped_glob(path: Path) -> str:
     """Return a path with glob characters escaped for `datasets`."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))

@@ -99,14 +99,14 @@ def cache_of_datasets() -> Path:
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets").expanduser()
 
 
-def kept_in_cache(repo: str, name: str | None, revision: str) -> list[Path]:
+def cached_folders(repo: str, name: str | None, revision: str) -> list[Path]:
     """Return the folders where `datasets` keeps a set: <owner>___<set>/<configuration>/<version>/<commit>.
 
     Args:
         name: the configuration; None: any of them.
         revision: the commit, or its beginning; main: any of them.
     """
-    found = []
+    folders = []
     for info in cache_of_datasets().glob("*/*/*/*/dataset_info.json"):
         of_set, configuration, _, commit = info.parent.parts[-4:]
         is_asked_for = (
@@ -116,8 +116,8 @@ def kept_in_cache(repo: str, name: str | None, revision: str) -> list[Path]:
         )
         # sets made from individually chosen files have a hash in their name
         if is_asked_for and json.loads(info.read_bytes()).get("config_name") == configuration:
-            found.append(info.parent)
-    return found
+            folders.append(info.parent)
+    return folders
 
 
 def letters(name: str) -> str:

@@ -19,7 +19,7 @@ Piece = tuple[int, int]  # (start in the stream, number of tokens)
 
 
 def layout(packing: Packing, documents: Documents, source: Source) -> Layout:
-    """Return the layout that `packing`, the source's option, names."""
+    """Return the layout for `packing`, the source's option."""
     if packing == "concat":
         return Concat(documents, source.seq_len)
     return {"pad": Pad, "pack": Pack}[packing](documents, source.seq_len, source.truncate)
@@ -79,12 +79,12 @@ class Concat:
 
     def around(self, start: int) -> list[Piece]:
         """Return the row that starts at `start`, wrapping around at the end of the stream."""
-        found, missing = [], self.seq_len
+        pieces, missing = [], self.seq_len
         while missing:
             length = min(missing, self.total - start)
-            found.append((start, length))
+            pieces.append((start, length))
             start, missing = 0, missing - length
-        return found
+        return pieces
 
     def shares(self) -> Shares:
         shown = min(self.rows * self.seq_len, self.total)
@@ -114,9 +114,9 @@ class Pad:
 
 
 class Pack:
-    """Documents packed into rows by best fit, longest first; those no longer than a row stay whole.
+    """Documents packed into rows by best fit, longest first; those that fit into a row stay whole.
 
-    Each goes where it leaves the least room. With enough short documents, there's almost no padding.
+    Each goes into the row in which it leaves the least room. With enough short documents, there's almost no padding.
     """
 
     segmented = True

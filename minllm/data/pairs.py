@@ -13,15 +13,15 @@ from pathlib import Path
 
 from minllm.data import records
 from minllm.data.hub import Hub
-from minllm.data.source import SPOKEN, Pair, PairSource, Split, at_least_one, unescaped
+from minllm.data.source import SPLIT_NAMES, Pair, PairSource, Split, at_least_one, unescaped
 from minllm.data.text import (
     bytes_of_text,
     check_division,
+    encoded,
     find_files,
     identities,
     is_held_out,
     readable,
-    spelled,
 )
 from minllm.errors import UserError
 from minllm.files.filetypes import refuse_other_kinds
@@ -146,11 +146,11 @@ class Pairs(PairSource):
         Raises:
             UserError: a file or the data set can't be read, a pair lacks a part, or the split has no pairs.
         """
-        found = self.pairs_of_files(split) if self.repo is None else self.pairs_of_hub(split)
+        pairs = self.pairs_of_files(split) if self.repo is None else self.pairs_of_hub(split)
         place = self.hub.place if self.repo is not None else self.path
         yield from at_least_one(
-            islice(found, self.val_documents if split == "val" else None),
-            f"{place} has no {SPOKEN[split]} pairs: there are too few sources for"
+            islice(pairs, self.val_documents if split == "val" else None),
+            f"{place} has no {SPLIT_NAMES[split]} pairs: there are too few sources for"
             f" data.val_fraction={self.val_fraction}. Add pairs or change the fraction.",
         )
 
@@ -175,7 +175,7 @@ class Pairs(PairSource):
         for key, text in zip(self.keys.values(), texts):
             if text is None:
                 raise UserError(f"{place}: '{key}' is null. Give it a text, or remove the pair.")
-            spelled(text, place)
+            encoded(text, place)
         given, target = texts
         if not target:
             raise UserError(

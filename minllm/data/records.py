@@ -23,7 +23,7 @@ def texts(path: Path, keys: Mapping[str, str], meaning: str) -> Iterator[tuple[t
 
     Args:
         keys: each key or column, by the name of the option that gives it.
-        meaning: what the option gives, for error messages.
+        meaning: the meaning of the option, for error messages.
 
     Raises:
         UserError: the file is malformed, or a record lacks a key or has a value that isn't text.
@@ -76,7 +76,7 @@ def json_lines(path: Path, keys: Mapping[str, str]) -> Iterator[tuple[Record, st
     for number, line in enumerate(lines(path), 1):
         if line.strip():
             place = f"{path}, line {number:,}"
-            yield an_object(parsed(line, place), place, keys), place
+            yield checked_object(parsed(line, place), place, keys), place
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -95,7 +95,7 @@ def json_items(path: Path, keys: Mapping[str, str]) -> Iterator[tuple[Record, st
     """Yield the objects of a list, which is the whole file."""
     for number, value in enumerate(parsed(text_from(path.read_bytes(), path, 0), str(path)), 1):
         place = f"{path}, item {number:,}"
-        yield an_object(value, place, keys), place
+        yield checked_object(value, place, keys), place
 
 
 def parsed(text: str, place: str) -> Any:
@@ -108,7 +108,7 @@ def parsed(text: str, place: str) -> Any:
         raise UserError(f"{place} is not JSON: {error}.") from error
 
 
-def an_object(value: Any, place: str, keys: Mapping[str, str]) -> Record:
+def checked_object(value: Any, place: str, keys: Mapping[str, str]) -> Record:
     if not isinstance(value, dict):
         example = ", ".join(f'"{key}": "…"' for key in keys.values())
         raise UserError(f"{place} is not an object such as {{{example}}}.")

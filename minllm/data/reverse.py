@@ -22,7 +22,7 @@ TRIES = 1000  # draws for each string wanted, after which there are too few
 
 @dataclass(frozen=True, kw_only=True)
 class Reverse(PairSource):
-    """Random strings, each with what `op` makes of it; the target is certain, so the floor is 0.
+    """Random strings, each with the result of `op`; the target is certain, so the floor is 0.
 
     Lengths are uniform, and so are the characters. A hash of a string decides whether it is held out, so that none is
     both trained and validated on. Validation strings are distinct; training strings may repeat.
@@ -33,7 +33,7 @@ class Reverse(PairSource):
     separator: the text after the string, which belongs to the given part; not in the alphabet
     train_pairs: how many pairs to train on
     val_pairs: how many pairs to validate on
-    first_seed: what the strings are drawn from
+    first_seed: the seed that the strings are drawn with
     """
 
     op: Literal["reverse", "copy", "sort"] = "reverse"
@@ -106,7 +106,7 @@ class Reverse(PairSource):
 
 
 def distinct(texts: Iterable[str]) -> Iterator[str]:
-    """Yield each text once, when it first comes."""
+    """Yield each text once, where it occurs first."""
     seen = set()
     for text in texts:
         if text not in seen:

@@ -16,7 +16,7 @@ from minllm.schema.options import Count, Place
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
-SPOKEN: dict[Split, str] = {"train": "training", "val": "validation"}
+SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "validation"}
 Packing = Literal["concat", "pad", "pack"]
 PACKINGS: tuple[Packing, ...] = ("concat", "pad", "pack")
 
@@ -118,13 +118,13 @@ def expanded(path: str, key: str) -> Path:
 
 
 def unescaped(separator: str) -> str:
-    r"""Return a separator with \n, \t, \r and \\, as typed on a command line, replaced by what they stand for."""
-    meant = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}
-    return re.sub(r"\\[ntr\\]", lambda typed: meant[typed[0]], separator)
+    r"""Return a separator with \n, \t, \r and \\, as typed on a command line, replaced by those characters."""
+    escapes = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}
+    return re.sub(r"\\[ntr\\]", lambda match: escapes[match[0]], separator)
 
 
 def at_least_one(texts: Iterator[str], sentence: str) -> Iterator[str]:
-    """Pass texts on. UserError with this message if there are none."""
+    """Yield the texts. UserError with this message if there are none."""
     first = next(texts, None)
     if first is None:
         raise UserError(sentence)

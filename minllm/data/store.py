@@ -34,7 +34,7 @@ import numpy as np
 from minllm.data.blocks import BLOCK, Blocks, checksums
 from minllm.data.encoding import encoded
 from minllm.data.metadata import FORMAT, is_metadata
-from minllm.data.source import SPLITS, SPOKEN, Pair, PairSource, Source, Split, expanded
+from minllm.data.source import SPLIT_NAMES, SPLITS, Pair, PairSource, Source, Split, expanded
 from minllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Documents:
 
     def check(self, start: int, stop: int) -> None:
         """Raise UserError if the tokens in [start, stop) don't match their checksums."""
-        if self.blocks is not None and not self.blocks.are_whole(start, stop):
+        if self.blocks is not None and not self.blocks.are_intact(start, stop):
             raise damaged(self.blocks.folder)
 
 
@@ -105,13 +105,13 @@ class Store:
         starts = self.array(f"{split}.starts", "int64", known["documents"] + 1)
         tokens = self.array(f"{split}.tokens", self.metadata["dtype"], known["tokens"])
         # only quick checks: all starts, and the tokens of a small corpus
-        is_whole = starts[0] == 0 and starts[-1] == len(tokens) - 1 and (np.diff(starts) > 0).all()
-        if is_whole and tokens.nbytes <= CHECKED:
-            is_whole = hashlib.sha256(tokens[:-1]).hexdigest() == known["sha256"]
-            is_whole &= bool((tokens[starts] == tokens[-1]).all())  # bos
+        is_intact = starts[0] == 0 and starts[-1] == len(tokens) - 1 and (np.diff(starts) > 0).all()
+        if is_intact and tokens.nbytes <= CHECKED:
+            is_intact = hashlib.sha256(tokens[:-1]).hexdigest() == known["sha256"]
+            is_intact &= bool((tokens[starts] == tokens[-1]).all())  # bos
         checks = self.checks(split, starts, tokens.nbytes)
         given = self.array(f"{split}.given", "int64", known["documents"]) if "given" in known else None
-        if not is_whole or (given is not None and zlib.crc32(given) != known["given"]):
+        if not is_intact or (given is not None and zlib.crc32(given) != known["given"]):
             raise damaged(self.folder)
         return Documents(
             tokens=tokens,
@@ -155,7 +155,7 @@ def open_store(source: Source, tokenizer: Tokenizer) -> Store:
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with alone(folder):
+            with build_lock(folder):
                 if not folder.is_dir():
                     build_beside(folder, source, tokenizer)
         except OSError as error:
@@ -190,7 +190,7 @@ def damaged(folder: Path) -> UserError:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def build_lock(folder: Path) -> Iterator[None]:
     """Hold the lock for building `folder`; the system releases it if the process is killed."""
     from filelock import Timeout
 
@@ -225,17 +225,17 @@ def lock_of(folder: Path) -> FileLock:
 
 def build_beside(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     """Build a store in a temporary folder and rename it to `folder`; remove it on failure."""
-    for left in unfinished(folder):
-        shutil.rmtree(left, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
+    for leftover in unfinished(folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
     try:
-        write_store(beside, source, tokenizer)
+        write_store(temporary, source, tokenizer)
         if place_of(replace(source), tokenizer) != folder:  # a copy computes its fingerprint anew
             raise UserError("The corpus changed while it was being encoded. Run the same command again.")
-        beside.chmod(0o777 & ~umask())
-        beside.rename(folder)
+        temporary.chmod(0o777 & ~umask())
+        temporary.rename(folder)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
@@ -255,7 +255,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
     metadata = {
         "format": FORMAT,
         "source": type(source).__qualname__,
-        "options": {name: value for name, value in asdict(source).items() if name not in HOW_READ},
+        "options": {name: value for name, value in asdict(source).items() if name not in READING_OPTIONS},
         "source_fingerprint": source.fingerprint,
         "tokenizer": type(tokenizer).__qualname__,
         "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -271,7 +271,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
 
 
 # the options of a source that don't affect its tokens
-HOW_READ = {option.name for option in fields(Source)} - {"max_tokens"}
+READING_OPTIONS = {option.name for option in fields(Source)} - {"max_tokens"}
 
 
 def write_split(
@@ -296,9 +296,9 @@ def write_split(
     size_of_text = source.size(split) if limit is None else None
     is_pairs = isinstance(source, PairSource)
     texts = source.pairs(split) if is_pairs else source.documents(split)
-    texts = shown(texts, f"Encoding {split}", size_of_text)
+    texts = with_progress(texts, f"Encoding {split}", size_of_text)
     if text_digest is not None:
-        texts = fed_to(text_digest, texts)
+        texts = hashed_into(text_digest, texts)
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
         (folder / f"{split}.starts").open("wb") as starts_file,
@@ -325,7 +325,7 @@ def write_split(
             raise UserError(
                 f"data.max_tokens={limit} is less than one document. Increase it, or use null for no limit."
                 if limit
-                else f"The corpus has no {SPOKEN[split]} documents."
+                else f"The corpus has no {SPLIT_NAMES[split]} documents."
             )
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
@@ -342,27 +342,27 @@ def write_checks(folder: Path, split: Split) -> list[int]:
     return [zlib.crc32(starts), zlib.crc32(checks)]
 
 
-def fed_to(digest: hashlib._Hash, texts: Iterable[Text]) -> Iterator[Text]:
-    """Pass texts on and add each to a digest, prefixed with its length to mark where it ends.
+def hashed_into(digest: hashlib._Hash, texts: Iterable[Text]) -> Iterator[Text]:
+    """Yield the texts and add each to a digest, prefixed with its length to mark where it ends.
 
     The given part of a pair is also marked, so that it can't be confused with a document.
     """
     for text in texts:
         if not isinstance(text, str):
-            spelled = text.given.encode()
-            digest.update(b"given" + len(spelled).to_bytes(8, "little") + spelled)
-        spelled = (text if isinstance(text, str) else text.target).encode()
-        digest.update(len(spelled).to_bytes(8, "little") + spelled)
+            encoded_text = text.given.encode()
+            digest.update(b"given" + len(encoded_text).to_bytes(8, "little") + encoded_text)
+        encoded_text = (text if isinstance(text, str) else text.target).encode()
+        digest.update(len(encoded_text).to_bytes(8, "little") + encoded_text)
         yield text
 
 
 def append(file: BinaryIO, array: np.ndarray) -> None:
-    """Write an array's bytes; unlike `ndarray.tofile`, this reports a full disk as the right `OSError`."""
+    """Write an array's bytes; unlike `ndarray.tofile`, this raises the right `OSError` if the disk is full."""
     file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
 
 
-def shown(texts: Iterable[Text], doing: str, size: int | None) -> Iterator[Text]:
-    """Pass texts on; show a progress bar on a terminal if they take more than a second."""
+def with_progress(texts: Iterable[Text], doing: str, size: int | None) -> Iterator[Text]:
+    """Yield the texts; show a progress bar on a terminal if they take more than a second."""
     from tqdm import tqdm
 
     options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": None, "leave": False}

@@ -16,7 +16,7 @@ from pathlib import Path
 from minllm.data import records
 from minllm.data.parquet import bytes_of_column
 from minllm.data.records import text_from
-from minllm.data.source import SPOKEN, Source, Split, at_least_one, expanded, unescaped
+from minllm.data.source import SPLIT_NAMES, Source, Split, at_least_one, expanded, unescaped
 from minllm.errors import UserError, neighbour, printable
 from minllm.files.filetypes import filled, other_kind, refuse_other_kinds
 from minllm.schema.options import Fraction, Place
@@ -72,10 +72,10 @@ class TextFiles(Source):
         Raises:
             UserError: a file is missing, empty, not UTF-8 or malformed, or the split has no documents.
         """
-        found = (text for path in find_files(self.path) for text in self.documents_of(path, split))
+        texts = (text for path in find_files(self.path) for text in self.documents_of(path, split))
         yield from at_least_one(
-            found,
-            f"{self.path} has no {SPOKEN[split]} documents: there is too little text for"
+            texts,
+            f"{self.path} has no {SPLIT_NAMES[split]} documents: there is too little text for"
             f" data.val_fraction={self.val_fraction}. Add text or change the fraction.",
         )
 
@@ -131,32 +131,32 @@ def check_division(separator: str | None, val_fraction: float) -> None:
 
 def find_files(path: str | list[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """Return the files that paths and globs name, without duplicates. UserError if one has none of the suffixes."""
-    found: dict[Path, None] = {}
-    for typed in [path] if isinstance(path, str) else path:
-        here = expanded(typed, "data.path")
+    files: dict[Path, None] = {}
+    for pattern in [path] if isinstance(path, str) else path:
+        here = expanded(pattern, "data.path")
         with readable(here):
-            found.update(dict.fromkeys(matches(here, typed, suffixes[0])))
-    for file in found:
+            files.update(dict.fromkeys(matches(here, pattern, suffixes[0])))
+    for file in files:
         with readable(file):
             refuse_unfit(file, suffixes)
-    if not found:
+    if not files:
         raise UserError(f"data.path={path} names no file. Give one, such as data.path=notes{suffixes[0]}")
-    return list(found)
+    return list(files)
 
 
-def matches(here: Path, typed: str, suffix: str) -> list[Path]:
+def matches(here: Path, pattern: str, suffix: str) -> list[Path]:
     """Return the files that one path or glob names; `suffix` is for the error message."""
     if here.is_dir():
         raise UserError(
-            f"data.path={typed} is a folder. Give its files: 'data.path={typed.rstrip('/')}/*{suffix}'"
+            f"data.path={pattern} is a folder. Give its files: 'data.path={pattern.rstrip('/')}/*{suffix}'"
         )
     if here.exists():
         return [here]
-    found = sorted(map(Path, glob.glob(str(here), recursive=True)))
-    if not found:
-        what = "No file matches" if glob.has_magic(typed) else "There is no file"
-        raise UserError(f"{what} data.path={typed} (looked in {Path.cwd()}).{neighbour(here)}")
-    return [file for file in found if not file.is_dir()]
+    files = sorted(map(Path, glob.glob(str(here), recursive=True)))
+    if not files:
+        what = "No file matches" if glob.has_magic(pattern) else "There is no file"
+        raise UserError(f"{what} data.path={pattern} (looked in {Path.cwd()}).{neighbour(here)}")
+    return [file for file in files if not file.is_dir()]
 
 
 def refuse_unfit(file: Path, suffixes: Collection[str]) -> None:
@@ -200,11 +200,11 @@ def bytes_of_text(path: Path, field: str) -> int:
 
 def is_held_out(text: str, place: str, fraction: float) -> bool:
     """Whether a text belongs to the validation set, by its hash; `place` is its location, for errors."""
-    digest = hashlib.blake2b(spelled(text, place), digest_size=8).digest()
+    digest = hashlib.blake2b(encoded(text, place), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def spelled(text: str, place: str) -> bytes:
+def encoded(text: str, place: str) -> bytes:
     """Return a text in UTF-8. UserError if it has characters that aren't valid."""
     try:
         return text.encode()
@@ -243,27 +243,27 @@ def first_cut(block: bytes, left: int) -> int:
 
     left: how many bytes of the text remain; a cut after the last of them doesn't count
     """
-    found = [at for at in (block.find(mark, 0, left - 1) for mark in (b"\n", b" ")) if at >= 0]
-    if found:
-        return found[0] + 1
+    cuts = [at for at in (block.find(mark, 0, left - 1) for mark in (b"\n", b" ")) if at >= 0]
+    if cuts:
+        return cuts[0] + 1
     return next((at for at in range(len(block)) if block[at] & 0xC0 != 0x80), len(block))
 
 
 def last_cut(block: bytes) -> int:
     """Return the offset of the last good place to cut."""
-    found = [at for at in map(block.rfind, (b"\n", b" ")) if at >= 0]
-    if found:
-        return found[0] + 1
+    cuts = [at for at in map(block.rfind, (b"\n", b" ")) if at >= 0]
+    if cuts:
+        return cuts[0] + 1
     return next((at for at in range(len(block) - 1, 0, -1) if block[at] & 0xC0 != 0x80), len(block))
 
 
 def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
     """Yield the documents between separators, stripped of surrounding white space."""
-    mark, rest, start, found = separator.encode(), b"", 0, False
+    mark, rest, start, has_separator = separator.encode(), b"", 0, False
     with path.open("rb") as file:
         while block := file.read(PIECE):
             *pieces, rest = (rest + block).split(mark)
-            found = found or bool(pieces)
+            has_separator = has_separator or bool(pieces)
             if len(rest) > LONGEST:
                 raise UserError(
                     f"{path} has no '{separator}' in the {LONGEST / 1e6:,.0f} MB from byte {start:,}. If it is a single"
@@ -272,7 +272,7 @@ def separated(path: Path, separator: str) -> Iterator[tuple[str, str]]:
             for piece in pieces:
                 yield text_from(piece, path, start).strip(), f"{path}, byte {start:,}"
                 start += len(piece) + len(mark)
-    if not found:
+    if not has_separator:
         raise UserError(no_separator(path, separator))
     yield text_from(rest, path, start).strip(), f"{path}, byte {start:,}"
 
@@ -283,6 +283,6 @@ def no_separator(path: Path, separator: str) -> str:
         sample = file.read(PIECE)
     windows = separator.replace("\n", "\r\n")
     if windows != separator and windows.encode() in sample:
-        typed = windows.replace("\r", r"\r").replace("\n", r"\n")
-        return f"{path} has lines that end with \\r\\n. Type 'data.separator=\"{typed}\"'"
+        escaped = windows.replace("\r", r"\r").replace("\n", r"\n")
+        return f"{path} has lines that end with \\r\\n. Type 'data.separator=\"{escaped}\"'"
     return f"{path} doesn't contain {separator!r}. If it is a single text, leave data.separator out."

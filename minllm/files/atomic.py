@@ -21,17 +21,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        beside.unlink(missing_ok=True)  # it may be a symbolic or hard link
-        with open(beside, "wb", opener=without_links) as file:
+        temporary.unlink(missing_ok=True)  # it may be a symbolic or hard link
+        with open(temporary, "wb", opener=without_links) as file:
             file.write(content)
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def lock_taken(path: Path, seconds: float, refusal: str) -> FileLock:
+def acquire_lock(path: Path, seconds: float, refusal: str) -> FileLock:
     """Acquire and return the file lock `path`; the system releases it if the process is killed.
 
     On file systems without locks, nothing is locked.
@@ -105,13 +105,13 @@ def refuse_links_at_top(folder: Path, appended: Container[str]) -> None:
 
 
 def refuse_link(path: Path, is_appended: bool) -> None:
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode):
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
         raise refused(path, "is a symbolic link")
-    if stat.S_ISREG(found.st_mode):
-        if is_appended and found.st_nlink > 1:
+    if stat.S_ISREG(status.st_mode):
+        if is_appended and status.st_nlink > 1:
             raise refused(path, "is a hard link")
-    elif not stat.S_ISDIR(found.st_mode):
+    elif not stat.S_ISDIR(status.st_mode):
         raise refused(path, "is not a regular file")
 
 

@@ -1,4 +1,4 @@
-"""Checks within two seconds whether the Hugging Face Hub can be reached; its own library tries for half a minute."""
+"""Check within two seconds whether the Hugging Face Hub can be reached; its own library tries for half a minute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PATIENCE = 1.2  # seconds to wait for a response
 
 
 def can_download() -> bool:
-    """Whether the hub answers at all.
+    """Whether the hub can be reached.
 
     It uses a thread because DNS lookups have no timeout.
     """

@@ -52,7 +52,7 @@ class Child(Generic[T]):
 
 
 class Children(Generic[T]):
-    """Up to `slots` processes at a time. A single one shares this process's output; several are printed when they end.
+    """Runs up to `slots` processes at a time. A single one shares this process's output; several print at their end.
 
     Several processes share the machine's memory and processors equally, or have a GPU each. Ctrl-C and SIGTERM reach
     only this process, which passes them on: the first stops a run after its step, the second immediately.
@@ -73,7 +73,7 @@ class Children(Generic[T]):
         self._bytes = limits.free_bytes(torch.device("cpu"), self.slots)
         self._threads = limits.threads_for(self.slots)
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hand_on) for number in STOPS}
+            self._before = {number: signal.signal(number, self._forward_signal) for number in STOPS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +102,7 @@ class Children(Generic[T]):
         try:
             pid = os.fork()
             if pid == 0:
-                self._be_child(work, slot, device, [out, err])
+                self._run_child(work, slot, device, [out, err])
             lead_a_group(pid)  # in parent and child, because either may run first
             self.running[pid] = Child(what, pid, slot, time.monotonic(), out, err)
         finally:
@@ -125,14 +125,14 @@ class Children(Generic[T]):
                 return
             time.sleep(LOOK_SECONDS)
 
-    def _hand_on(self, number: int, _: object) -> None:
+    def _forward_signal(self, number: int, _: object) -> None:
         self._signals += 1
         self.stopped_by = self.stopped_by or number
         for pid in self.running:
             with contextlib.suppress(OSError):
                 os.killpg(pid, number if self._signals < 3 else signal.SIGKILL)
 
-    def _be_child(
+    def _run_child(
         self, work: Callable[[], int], slot: int, device: str | None, outputs: list[IO[bytes] | None]
     ):
         """Run the child process, from the fork to its exit."""

@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minllm.errors import UserError, printable
-from minllm.files.atomic import lock_taken
-from minllm.runs.find import OUTPUTS, WHERE_DATA_STAND, latest_run, remove_if_empty
+from minllm.files.atomic import acquire_lock
+from minllm.runs.find import DATA_LOCATION, OUTPUTS, latest_run, remove_if_empty
 from minllm.schema.overrides import in_quotes, key_of
 
 TRAINS = "minllm.tasks.train.train"
@@ -78,7 +78,7 @@ class Grid:
             write_text(self.folder / FILE, to_json(known))
 
     def is_finished(self, identities: Iterable[str]) -> bool:
-        return all(is_whole(self.folder / self.names[identity]) for identity in identities)
+        return all(is_complete_run(self.folder / self.names[identity]) for identity in identities)
 
     def remove_if_empty(self) -> None:
         """Remove the folder if it contains no runs."""
@@ -111,7 +111,7 @@ def grid_for(
         if existing is None:
             raise UserError(f"{place / FILE} is damaged. Choose another folder: hydra.sweep.dir=<folder>.")
         return existing
-    if any(key_of(word) == "hydra.sweep.dir" for word in config.hydra.overrides.hydra):
+    if any(key_of(override) == "hydra.sweep.dir" for override in config.hydra.overrides.hydra):
         return new
     alike = [grid for grid in grids() if grid.names.keys() == set(identities)]
     same = [grid for grid in alike if grid.code == code]
@@ -157,7 +157,7 @@ def locked(grid: Grid) -> Iterator[None]:
     if not grid.remembered:
         yield
         return
-    lock = lock_taken(
+    lock = acquire_lock(
         grid.folder / LOCK,
         PATIENCE_SECONDS,
         f"Another process is running this grid in {grid.folder}. Wait until it has ended, or choose another"
@@ -172,7 +172,7 @@ def locked(grid: Grid) -> Iterator[None]:
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-def is_whole(run: Path) -> bool:
+def is_complete_run(run: Path) -> bool:
     """Whether a run is complete."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
@@ -182,32 +182,32 @@ def is_whole(run: Path) -> bool:
     return isinstance(metric, (int, float)) and (run / "config.yaml").is_file()
 
 
-def can_go_on(run: Path) -> bool:
+def has_checkpoint(run: Path) -> bool:
     """Whether a run has a checkpoint to resume from."""
     return (run / "config.yaml").is_file() and any((run / "checkpoints").glob("step-*"))
 
 
-def going_on(composed: DictConfig, words: Sequence[str], run: Path) -> list[str]:
+def overrides_to_continue(composed: DictConfig, overrides: Sequence[str], run: Path) -> list[str]:
     """Return a run's overrides, or those that resume it if its folder has a checkpoint."""
-    if composed.task.get("_target_") != TRAINS or not can_go_on(run):
-        return list(words)
+    if composed.task.get("_target_") != TRAINS or not has_checkpoint(run):
+        return list(overrides)
     composed.resume = str(run)
-    trusted = [word for word in words if key_of(word) in ("extensions", *WHERE_DATA_STAND)]
+    trusted = [override for override in overrides if key_of(override) in ("extensions", *DATA_LOCATION)]
     return [f"resume={in_quotes(str(run))}", *trusted]
 
 
-def make_ready(run: Path) -> None:
+def prepare_folder(run: Path) -> None:
     """Remove the folder of a run that stopped before its first checkpoint, so that it starts again.
 
     Raises:
         UserError: the run is still training, or its folder is a symbolic link.
     """
-    from minllm.runs.folder import is_going_on
+    from minllm.runs.folder import is_running
 
     if run.is_symlink():
         raise UserError(f"{run} is a symbolic link, so the run can't be continued in it. Remove the link.")
-    if (run / "config.yaml").exists() and not can_go_on(run):
-        if is_going_on(run):
+    if (run / "config.yaml").exists() and not has_checkpoint(run):
+        if is_running(run):
             raise UserError(f"Another process is training in {run}. Wait until it has ended, or stop it.")
         shutil.rmtree(run)
 
@@ -216,12 +216,12 @@ def fingerprint(composed: DictConfig) -> str:
     """Return a hash of a run's composed configuration and choices, whatever the overrides were."""
     choices = composed.hydra.runtime.choices.items()
     chosen = {group: choice for group, choice in choices if not str(group).startswith("hydra/")}
-    return hashed({**values(composed, aside=()), "choices": chosen})
+    return hashed({**values(composed, ignored=()), "choices": chosen})
 
 
-def likeness(composed: DictConfig) -> str:
+def computation_hash(composed: DictConfig) -> str:
     """Return a hash that is equal for runs that compute the same; tags and logger don't count."""
-    return hashed(values(composed, aside=("logger", "tags")))
+    return hashed(values(composed, ignored=("logger", "tags")))
 
 
 def hashed(known: Mapping[str, Any]) -> str:
@@ -229,11 +229,11 @@ def hashed(known: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def values(composed: DictConfig, aside: Sequence[str]) -> dict[str, Any]:
-    """Return a configuration's values, except those of Hydra and of the sections `aside`."""
+def values(composed: DictConfig, ignored: Sequence[str]) -> dict[str, Any]:
+    """Return a configuration's values, except those of Hydra and of the sections `ignored`."""
     known: dict[str, Any] = {}
     for name in composed:
-        if name not in ("hydra", "choices", *aside):
+        if name not in ("hydra", "choices", *ignored):
             node = composed._get_node(name)
             known[str(name)] = plain(composed, str(name)) if OmegaConf.is_config(node) else node._value()
     return known
@@ -264,14 +264,14 @@ def code_hash(extensions: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for file in (
         *sources(Path(__file__).parent),
-        *(file for name in extensions for file in found(str(name))),
+        *(file for name in extensions for file in package_files(str(name))),
     ):
         with contextlib.suppress(OSError):  # an unreadable file of an extension
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def found(package: str) -> list[Path]:
+def package_files(package: str) -> list[Path]:
     """Return the files of a package or module, without importing it."""
     spec = PathFinder.find_spec(package.partition(".")[0], [*sys.path, "."])
     if spec is None:
@@ -285,6 +285,6 @@ def sources(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.py"))
 
 
-def short(word: str) -> str:
-    key, _, value = word.partition("=")
+def short(override: str) -> str:
+    key, _, value = override.partition("=")
     return f"{re.split('[./]', key_of(key))[-1]}={value}"

@@ -28,7 +28,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from minllm.errors import UserError, disk_sentence, printable
-from minllm.grid.manifest import TRAINS, Grid, fingerprint, grid_for, is_whole, likeness, locked, make_ready
+from minllm.grid.manifest import (
+    TRAINS,
+    Grid,
+    computation_hash,
+    fingerprint,
+    grid_for,
+    is_complete_run,
+    locked,
+    prepare_folder,
+)
 from minllm.grid.table import grid_table, name_for_logger
 from minllm.page.units import duration
 from minllm.runs.find import remove_if_empty
@@ -76,7 +85,7 @@ class GridEnded(Exception):
 class Combination:
     """A run of a grid: its overrides, composed configuration and folder, and the overrides that the grid varies."""
 
-    words: list[str]
+    overrides: list[str]
     composed: DictConfig
     folder: Path
     varied: list[str]
@@ -101,25 +110,30 @@ class GridSweeper(Sweeper):
             GridEnded: the grid has ended; has the exit code of run.py.
         """
         loader = self.context.config_loader
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         if self.config.hydra.runtime.choices.get("hydra/launcher") != "basic":
-            raise GridEnded(self.submitted(overrides))
-        all_words, varied = combinations(overrides)
-        composed = [loader.load_sweep_config(self.config, words) for words in counted(all_words)]
-        identities = [fingerprint(one) for one in composed]
-        refuse_twins([only(varied, words) for words in all_words], [likeness(one) for one in composed])
-        trains = all(one.task.get("_target_") == TRAINS for one in composed)
-        grid = grid_for(self.config, only(varied, arguments), identities, remembered=trains)
+            raise GridEnded(self.submitted(parsed))
+        all_combinations, varied = combinations(parsed)
+        composed = [
+            loader.load_sweep_config(self.config, overrides) for overrides in with_progress(all_combinations)
+        ]
+        identities = [fingerprint(cfg) for cfg in composed]
+        refuse_duplicates(
+            [select_keys(varied, overrides) for overrides in all_combinations],
+            [computation_hash(cfg) for cfg in composed],
+        )
+        trains = all(cfg.task.get("_target_") == TRAINS for cfg in composed)
+        grid = grid_for(self.config, select_keys(varied, arguments), identities, remembered=trains)
         runs = []
-        for number, (words, one, identity) in enumerate(zip(all_words, composed, identities)):
-            with open_dict(one):
-                one.hydra.job.id, one.hydra.job.num = str(number), number
-            grid.pin_latest(one)
-            name = grid.name_of(identity, str(one.hydra.sweep.subdir))
-            with open_dict(one):
-                one.hydra.sweep.dir, one.hydra.sweep.subdir = str(grid.folder), name
-            name_for_logger(one, grid.group, only(varied, words))
-            runs.append(Combination(words, one, grid.folder / name, only(varied, words)))
+        for number, (overrides, cfg, identity) in enumerate(zip(all_combinations, composed, identities)):
+            with open_dict(cfg):
+                cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
+            grid.pin_latest(cfg)
+            name = grid.name_of(identity, str(cfg.hydra.sweep.subdir))
+            with open_dict(cfg):
+                cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir = str(grid.folder), name
+            name_for_logger(cfg, grid.group, select_keys(varied, overrides))
+            runs.append(Combination(overrides, cfg, grid.folder / name, select_keys(varied, overrides)))
         try:
             with locked(grid):
                 grid.write()
@@ -162,22 +176,22 @@ class GridSweeper(Sweeper):
 
     def run_all(self, grid: Grid, runs: Sequence[Combination]) -> int:
         """Run what isn't complete yet, print the table, and return the exit code."""
-        missing = [run for run in runs if not (grid.remembered and is_whole(run.folder))]
-        kept = len(runs) - len(missing)
-        if kept:
-            print(already(grid, kept, len(runs)))
+        missing = [run for run in runs if not (grid.remembered and is_complete_run(run.folder))]
+        done = len(runs) - len(missing)
+        if done:
+            print(completion_message(grid, done, len(runs)))
         codes = [0]
         if missing:
             from minllm.grid.children import Children
 
             warm_up(missing)
-            progress = Progress(len(runs), kept, self.n_jobs)
+            progress = Progress(len(runs), done, self.n_jobs)
             with Children[Combination](self.n_jobs) as children:
                 codes += self.run_missing(children, grid, missing, progress)
             if children.stopped_by:
                 print(f"Stopped at {progress}. Repeat the command to continue.", file=sys.stderr)
                 return 128 + children.stopped_by
-        if table := grid_table([(run.words, run.folder) for run in runs]):
+        if table := grid_table([(run.overrides, run.folder) for run in runs]):
             print(table)
         return 1 if 1 in codes else max(codes)
 
@@ -190,9 +204,9 @@ class GridSweeper(Sweeper):
             while waiting and not children.is_full and not children.stopped_by:
                 run = waiting.pop(0)
                 print(f"{progress}: {' '.join(run.varied)}", flush=True)
-                if trouble := why_not_ready(grid, run):
-                    print(printable(f"{' '.join(run.words)}: {trouble}"), file=sys.stderr, flush=True)
-                    progress.one_more(None)
+                if trouble := preparation_error(grid, run):
+                    print(printable(f"{' '.join(run.overrides)}: {trouble}"), file=sys.stderr, flush=True)
+                    progress.count_run(None)
                     codes.append(2)
                 elif not self.started(children, run):
                     waiting.insert(0, run)  # retry when another has ended
@@ -204,8 +218,10 @@ class GridSweeper(Sweeper):
                 if end.broken_pipe:  # the reader of our output has closed it
                     raise BrokenPipeError
                 if end.signal and not children.stopped_by:
-                    print(f"{' '.join(run.words)}: the process was killed by {end.signal}.", file=sys.stderr)
-                progress.one_more(end.seconds if end.code == 0 else None)
+                    print(
+                        f"{' '.join(run.overrides)}: the process was killed by {end.signal}.", file=sys.stderr
+                    )
+                progress.count_run(end.seconds if end.code == 0 else None)
                 codes.append(end.code)
         return codes
 
@@ -221,8 +237,8 @@ class GridSweeper(Sweeper):
             if children.running:
                 return False
             raise UserError(
-                f"{' '.join(run.words)}: no process can be started ({error.strerror}). Close other programs, or free"
-                f" space in {tempfile.gettempdir()}. Repeat the command to continue."
+                f"{' '.join(run.overrides)}: no process can be started ({error.strerror}). Close other programs, or"
+                f" free space in {tempfile.gettempdir()}. Repeat the command to continue."
             ) from error
         return True
 
@@ -249,7 +265,7 @@ class Progress:
     seconds: list[float] = field(default_factory=list)
     """The durations of the runs that succeeded."""
 
-    def one_more(self, seconds: float | None) -> None:
+    def count_run(self, seconds: float | None) -> None:
         """Count a run that has ended; `seconds` is None if it failed, which doesn't count for the estimate."""
         self.done += 1
         if seconds is not None:
@@ -264,11 +280,11 @@ class Progress:
         return f"{self.done}/{self.total}, {duration(each * rounds, tenths=False)} left"
 
 
-def why_not_ready(grid: Grid, run: Combination) -> UserError | None:
+def preparation_error(grid: Grid, run: Combination) -> UserError | None:
     """Prepare the folder of a run; return the error if that isn't possible."""
     try:
         if grid.remembered:
-            make_ready(run.folder)
+            prepare_folder(run.folder)
     except UserError as error:
         return error
     except OSError as error:
@@ -276,9 +292,9 @@ def why_not_ready(grid: Grid, run: Combination) -> UserError | None:
     return None
 
 
-def already(grid: Grid, kept: int, total: int) -> str:
-    if kept < total:
-        return f"{kept} of {total} runs in {grid.folder} are already complete; continuing with the others."
+def completion_message(grid: Grid, done: int, total: int) -> str:
+    if done < total:
+        return f"{done} of {total} runs in {grid.folder} are already complete; continuing with the others."
     return (
         f"All {total} runs of this grid in {grid.folder} are already complete, so nothing was trained. To train them"
         " again, choose another folder: hydra.sweep.dir=<folder>"
@@ -331,31 +347,31 @@ def combinations(overrides: Sequence[Override]) -> tuple[list[list[str]], set[st
         raise UserError(
             "-m runs combinations, but no override has several values. Type some, such as seed=0,1,2, or leave out -m."
         )
-    return [list(words) for words in itertools.product(*choices.values())], varied
+    return [list(combination) for combination in itertools.product(*choices.values())], varied
 
 
-def counted(all_words: Sequence[list[str]]) -> Iterator[list[str]]:
+def with_progress(all_combinations: Sequence[list[str]]) -> Iterator[list[str]]:
     """Yield each combination and print the progress, because composing hundreds takes a minute."""
-    total = len(all_words)
+    total = len(all_combinations)
     if total > FEW:
         print(f"Composing {total} configurations.", flush=True)
-    for number, words in enumerate(all_words):
+    for number, combination in enumerate(all_combinations):
         if number and number % MANY == 0:
             print(f"{number}/{total} composed", flush=True)
-        yield words
+        yield combination
 
 
-def only(keys: Container[str], words: Iterable[str]) -> list[str]:
-    return [word for word in words if key_of(word) in keys]
+def select_keys(keys: Container[str], overrides: Iterable[str]) -> list[str]:
+    return [override for override in overrides if key_of(override) in keys]
 
 
-def refuse_twins(all_words: Sequence[Sequence[str]], likenesses: Sequence[str]) -> None:
+def refuse_duplicates(all_overrides: Sequence[Sequence[str]], computations: Sequence[str]) -> None:
     """Reject combinations that are the same run, because they would count as two."""
     first: dict[str, Sequence[str]] = {}
-    for words, alike in zip(all_words, likenesses):
-        twin = first.setdefault(alike, words)
-        if twin is not words:
+    for overrides, computation in zip(all_overrides, computations):
+        earlier = first.setdefault(computation, overrides)
+        if earlier is not overrides:
             raise UserError(
-                f"Two combinations of this grid are the same run: {' '.join(twin)} and {' '.join(words)}. Leave"
+                f"Two combinations of this grid are the same run: {' '.join(earlier)} and {' '.join(overrides)}. Leave"
                 " one out. To measure the variation between runs, vary the seed: seed=0,1,2"
             )

@@ -24,7 +24,7 @@ from minllm.schema.overrides import PLAIN, in_quotes, is_seed, key_of
 
 HEAD = ["", "params", "val_bpb", "tokens/s", "state, bytes"]
 ABOVE_FLOOR = "above the floor"
-FIGURES = ("val_bpb", "params", "tokens", "tokens_per_second", "seed")
+METRICS = ("val_bpb", "params", "tokens", "tokens_per_second", "seed")
 SHORTEST = 12  # characters of an arm's name that are always shown
 
 
@@ -51,19 +51,21 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
         width: characters per line; None is the width of the terminal, or 80 if there is none.
     """
     width = width or shutil.get_terminal_size((80, 24)).columns
-    trained = [(words, summary) for words, folder in jobs if (summary := _read(folder))]
+    trained = [(overrides, summary) for overrides, folder in jobs if (summary := _read(folder))]
     if len(trained) < 2:
         return ""
     arms: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for words, summary in trained:
-        arms.setdefault(_arm(words), []).append(summary)
-    shared = set.intersection(*(set(words) for words in arms))
+    for overrides, summary in trained:
+        arms.setdefault(_arm(overrides), []).append(summary)
+    shared = set.intersection(*(set(overrides) for overrides in arms))
     # runs below the entropy floor are invalid and come last
     ranked = sorted(arms.items(), key=lambda arm: (_error(arm[1]) is not None, _mean(arm[1], "val_bpb")))
-    names = [" ".join(word for word in words if word not in shared) for words, _ in ranked]
+    names = [
+        " ".join(override for override in overrides if override not in shared) for overrides, _ in ranked
+    ]
     floors = {_floor(summary) for _, summary in trained}
     head, rows = list(HEAD), [_row(summaries) for _, summaries in ranked]
-    if len(floors) > 1:  # otherwise a line below the table says it
+    if len(floors) > 1:  # otherwise the floor is in the footnote
         head.insert(3, ABOVE_FLOOR)
         for row, (_, summaries) in zip(rows, ranked):
             row.insert(2, _above_floor(summaries))
@@ -73,10 +75,10 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
         rows = [row[:-1] for row in rows]
     short = [_shortened(name, max(room, SHORTEST)) for name in names]
     cells = [[code(name) if name else "as it is", *row] for name, row in zip(short, rows)]
-    below = [_under_it([summary for _, summary in trained], floors)]
-    for words, summaries in ranked:
+    below = [_footnote([summary for _, summary in trained], floors)]
+    for overrides, summaries in ranked:
         if error := _error(summaries):
-            below.append(f"{' '.join(words) or 'All runs'}: {error}")
+            below.append(f"{' '.join(overrides) or 'All runs'}: {error}")
     if any(_bound(summaries) == "upper" for summaries in arms.values()):
         below.append(units.ABOUT_BOUNDS)
     if left_out:
@@ -85,15 +87,17 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
         below += ["The full names, in the same order:", *(f"  {name or 'as it is'}" for name in names)]
     if len(arms) > 1:
         below += ["To see how certain this is:", f"  {_command_to_compare(jobs)}"]
-    told = [line if line.startswith(" ") else textwrap.fill(line, max(width, 40)) for line in below]
-    return "\n".join([_table(head, cells), "", *told])
+    wrapped = [line if line.startswith(" ") else textwrap.fill(line, max(width, 40)) for line in below]
+    return "\n".join([_table(head, cells), "", *wrapped])
 
 
 def _command_to_compare(jobs: Sequence[tuple[Sequence[str], Path]]) -> str:
     """Return the command that compares the grid's runs."""
     grid = os.path.commonpath([folder.parent for _, folder in jobs])
     named = grid if PLAIN.fullmatch(grid) else in_quotes(grid)
-    trusted = dict.fromkeys(word for words, _ in jobs for word in words if key_of(word) == "extensions")
+    trusted = dict.fromkeys(
+        override for overrides, _ in jobs for override in overrides if key_of(override) == "extensions"
+    )
     return shlex.join(["python", "run.py", *trusted, "task=compare", f"runs=[{named}]"])
 
 
@@ -108,9 +112,9 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return table(head, cells, "l" + "r" * (len(head) - 1))
 
 
-def _arm(words: Sequence[str]) -> tuple[str, ...]:
+def _arm(overrides: Sequence[str]) -> tuple[str, ...]:
     """Return a run's overrides without the seed."""
-    return tuple(word for word in words if not is_seed(word))
+    return tuple(override for override in overrides if not is_seed(override))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
@@ -118,11 +122,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         machine = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        is_whole = all(isinstance(summary[name], (int, float)) for name in FIGURES)
+        is_readable = all(isinstance(summary[name], (int, float)) for name in METRICS)
         _machine(summary := {**summary, "machine": machine})
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return summary if is_whole else None
+    return summary if is_readable else None
 
 
 def _shortened(name: str, room: int) -> str:
@@ -169,18 +173,18 @@ def _mean(summaries: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.fmean(summary[key] for summary in summaries)
 
 
-def _under_it(summaries: Sequence[Mapping[str, Any]], floors: Container[float | None]) -> str:
+def _footnote(summaries: Sequence[Mapping[str, Any]], floors: Container[float | None]) -> str:
     """Return what the metrics depend on: tokens, seeds, floor and machine."""
     tokens, seeds = ({summary[key] for summary in summaries} for key in ("tokens", "seed"))
     machines = {_machine(summary) for summary in summaries}
     floor = _floor(summaries[0])
-    told = [
+    sentences = [
         f"{' or '.join(f'{n:,}' for n in sorted(tokens))} tokens each; {'seeds' if len(seeds) > 1 else 'seed'}"
         f" {', '.join(map(str, sorted(seeds)))}{' (± is the standard deviation over seeds)' * (len(seeds) > 1)}.",
-        f"The floor, below which no model can be, is {floor:.4f}." if floor and {floor} == floors else "",
+        f"The floor, which no model can go below, is {floor:.4f}." if floor and {floor} == floors else "",
         f"{' and '.join(sorted(machines))}. The state is that of one sequence of the training length, in fp32.",
     ]
-    return " ".join(filter(None, told))
+    return " ".join(filter(None, sentences))
 
 
 def _machine(summary: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ UNCHECKED = "Unchecked: this model may look ahead (train.check=false)."
 TURN_OFF = " To train it without this check, add train.check=false."
 
 
-BESIDE = (
+MIXES_ROWS = (
     "the outputs of a text depend on the other texts in its batch. Each row must be computed independently."
 )
 
@@ -95,17 +95,17 @@ def check_specimen(model: LM, seq_len: int, objective: Objective) -> None:
     randomise(model, 0, strength=0.0)
     try_out(model)
     broken = {
-        name: complaint
-        for name, complaint in complaints(model, seq_len, objective, SEEDS[0]).items()
-        if complaint
+        name: violation
+        for name, violation in violations(model, seq_len, objective, SEEDS[0]).items()
+        if violation
     }
     for seed in SEEDS[1:] if broken else ():
-        again = complaints(model, seq_len, objective, seed, only=broken)
-        for complaint in filter(None, again.values()):
-            raise BrokenLaw(complaint + TURN_OFF)
+        again = violations(model, seq_len, objective, seed, only=broken)
+        for violation in filter(None, again.values()):
+            raise BrokenLaw(violation + TURN_OFF)
 
 
-def complaints(
+def violations(
     model: LM, seq_len: int, objective: Objective, seed: int, only: Collection[str] | None = None
 ) -> dict[str, str | None]:
     """Return an error message for each law; None if it holds with this seed's weights and tokens."""
@@ -119,7 +119,7 @@ def complaints(
 
 def holds_for(model: LM, law: Law, objective: Objective) -> bool:
     if law is next_tokens:
-        # the objective makes the memory from data, which a specimen doesn't have
+        # the objective computes the memory from data, which a specimen doesn't have
         return objective.attends == "past" and not model.reads_memory
     return not (model.cannot_generate and law is decoding)
 
@@ -128,20 +128,22 @@ def holds_for(model: LM, law: Law, objective: Objective) -> bool:
 
 
 def repeatable(model: LM, texts: Texts) -> str | None:
-    found = first_difference(texts.whole, texts.read(texts.tokens_BT, torch_seed=1), None, EXACT)
-    if found:
+    difference = first_difference(texts.whole, texts.read(texts.tokens_BT, torch_seed=1), None, EXACT)
+    if difference:
         return (
-            f"{found} gives other outputs for the same text the second time, in evaluation mode: draw random numbers"
-            " only if self.training is true, and keep nothing between passes except in the state."
+            f"{difference} gives other outputs for the same text the second time, in evaluation mode: draw random"
+            " numbers only if self.training is true, and keep nothing between passes except in the state."
         )
     return None
 
 
 def rows_apart(model: LM, texts: Texts) -> str | None:
     alone = texts.read(texts.tokens_BT[:1])
-    found = first_difference(texts.whole, alone, None, ROUNDED, rows=slice(0, 1))
-    found = found or first_difference(alone, texts.read(texts.many_BT), None, ROUNDED, rows=slice(0, 1))
-    return f"{found} mixes rows: {BESIDE}" if found else None
+    difference = first_difference(texts.whole, alone, None, ROUNDED, rows=slice(0, 1))
+    difference = difference or first_difference(
+        alone, texts.read(texts.many_BT), None, ROUNDED, rows=slice(0, 1)
+    )
+    return f"{difference} mixes rows: {MIXES_ROWS}" if difference else None
 
 
 def no_look_ahead(model: LM, texts: Texts) -> str | None:
@@ -150,20 +152,20 @@ def no_look_ahead(model: LM, texts: Texts) -> str | None:
 
 
 def no_look_ahead_in_training(model: LM, texts: Texts) -> str | None:
-    """Opens gates that are initially closed, such as sigmoid(-12), because training may open them."""
+    """Gates that are initially closed, such as sigmoid(-12), are opened first, because training may open them."""
     for gates_open in (True, False):
         randomise(model, texts.seed, texts.strength, gates_open=gates_open)
         before = texts.read(texts.tokens_BT, training=True)
         if before.is_sound:
             break
-    found = _no_look_ahead(texts, texts.tokens_BT, before, training=True)
-    return f"In training, {found}" if found else None
+    violation = _no_look_ahead(texts, texts.tokens_BT, before, training=True)
+    return f"In training, {violation}" if violation else None
 
 
 def _no_look_ahead(texts: Texts, tokens_BT: Tensor, before: Pass, training: bool = False) -> str | None:
     """Compare with texts that differ from some token on; row 0 is unchanged."""
-    if found := first_not_finite(before):
-        return f"{found} returns NaN or infinity in a text of {tokens_BT.shape[1]} tokens."
+    if difference := first_not_finite(before):
+        return f"{difference} returns NaN or infinity in a text of {tokens_BT.shape[1]} tokens."
     T, changed_BT, same_BT = (
         tokens_BT.shape[1],
         tokens_BT.clone(),
@@ -172,15 +174,15 @@ def _no_look_ahead(texts: Texts, tokens_BT: Tensor, before: Pass, training: bool
     for row, place in list(enumerate((T, T // 2 + 1, T // 4 + 1)))[: len(tokens_BT)]:
         changed_BT[row, place:] = (tokens_BT[row, place:] + 1 + row) % VOCABULARY
         same_BT[row, place:] = False
-    other = texts.read(changed_BT, training=training)
-    found = first_difference(before, other, same_BT[:1], EXACT, rows=slice(0, 1))
-    if found:
-        return f"{found} mixes rows: {BESIDE}"
-    found = first_difference(before, other, same_BT, EXACT, spared=declares)
-    if found:
+    changed = texts.read(changed_BT, training=training)
+    difference = first_difference(before, changed, same_BT[:1], EXACT, rows=slice(0, 1))
+    if difference:
+        return f"{difference} mixes rows: {MIXES_ROWS}"
+    difference = first_difference(before, changed, same_BT, EXACT, spared=declares)
+    if difference:
         return (
-            f"{found} looks ahead: changing a token changes its output at earlier tokens, so it would see the tokens"
-            " that it has to predict. The output at a token may depend only on that token and earlier ones."
+            f"{difference} looks ahead: changing a token changes its output at earlier tokens, so it would see the"
+            " tokens that it has to predict. The output at a token may depend only on that token and earlier ones."
         )
     return None
 
@@ -194,21 +196,21 @@ def documents_apart(model: LM, texts: Texts) -> str | None:
     packed = texts.read(tokens_BT, segments_BT)
     for start, stop in places:
         alone = texts.read(tokens_BT[:, start:stop])
-        found = first_difference(alone, packed.at(start, stop), None, ROUNDED)
-        if found:
+        difference = first_difference(alone, packed.at(start, stop), None, ROUNDED)
+        if difference:
             return (
-                f"{found} doesn't keep the documents of a row apart: a document packed with another one gets other"
+                f"{difference} doesn't keep the documents of a row apart: a document packed with another one gets other"
                 " outputs than alone. A token may see only its own segment (ctx.segments_BT, ctx.positions_BT,"
                 " ctx.begins())."
             )
     end = ends[-1]
     repadded_BT = tokens_BT.clone()
     repadded_BT[:, end:] = (tokens_BT[:, end:] + 1) % VOCABULARY
-    found = first_difference(packed.at(0, end), texts.read(repadded_BT, segments_BT).at(0, end), None, EXACT)
-    if found:
-        return (
-            f"{found} reads padding: changing its tokens changes the outputs. No token may see segment {PAD}."
-        )
+    difference = first_difference(
+        packed.at(0, end), texts.read(repadded_BT, segments_BT).at(0, end), None, EXACT
+    )
+    if difference:
+        return f"{difference} reads padding: changing its tokens changes the outputs. No token may see segment {PAD}."
     return None
 
 
@@ -217,22 +219,22 @@ def decoding(model: LM, texts: Texts) -> str | None:
     prompt = max(1, T // 2)
     ends = [end for end in (prompt, prompt + 3, *range(prompt + 4, T + 1)) if end <= T]
     decoded = texts.decode(texts.tokens_BT[:, : ends[-1]], ends)
-    found = first_difference(texts.whole.at(0, ends[-1]), decoded, None, DECODED)
-    if found:
+    difference = first_difference(texts.whole.at(0, ends[-1]), decoded, None, DECODED)
+    if difference:
         return (
-            f"{found} doesn't decode as it trains: a text that is read one token at a time, with a state, gets other"
-            f" outputs than one read at once. {_cure(found.part)}"
+            f"{difference} doesn't decode as it trains: a text that is read one token at a time, with a state, gets"
+            f" other outputs than one read at once. {_cure(difference.part)}"
         )
     pads, ends = T // 4, [end for end in range(prompt, prompt + 4) if end <= T]
     segments_BT = torch.zeros_like(texts.tokens_BT[:2, :T])
     segments_BT[1, :pads] = PAD
     together = texts.decode(texts.tokens_BT[:2, : ends[-1]], ends, segments_BT[:, : ends[-1]])
     alone = texts.read(texts.tokens_BT[:2, pads : ends[-1]])
-    found = first_difference(alone, together.at(pads, ends[-1]), None, DECODED, rows=slice(1, 2))
-    if found:
+    difference = first_difference(alone, together.at(pads, ends[-1]), None, DECODED, rows=slice(1, 2))
+    if difference:
         return (
-            f"{found} reads padding in decoding: a prompt padded on the left, in a batch with a longer one, gets other"
-            f" outputs than alone. {_cure(found.part)}"
+            f"{difference} reads padding in decoding: a prompt padded on the left, in a batch with a longer one, gets"
+            f" other outputs than alone. {_cure(difference.part)}"
         )
     return None
 
@@ -266,14 +268,14 @@ def gradients(model: LM, texts: Texts) -> str | None:
 
 
 def next_tokens(model: LM, texts: Texts) -> str | None:
-    """Objectives may train with any loss, but must all evaluate to the same metric."""
+    """Objectives may train with any loss, but evaluation must always return the same metric."""
     tokens_BT, targets_BT = texts.tokens_BT[:, :-1], texts.tokens_BT[:, 1:].clone()
     targets_BT[0, : texts.length // 3], targets_BT[1, -3:] = IGNORED, IGNORED
     with torch.no_grad():
         noise = Noise(texts.seed, "law", range(len(tokens_BT)), len(tokens_BT))
-        # without <bos>, in whose place a mixture has a token that tells the model its part
+        # without <bos>, which a mixture replaces by a token that names the part
         batch = Batch(tokens_BT, targets_BT, None, bos_id=-1)
-        found_B = texts.objective.nats(model, batch, noise)
+        evaluated_B = texts.objective.nats(model, batch, noise)
         # called as the objective calls it, so that padding is treated in the same way
         x_BTD = model.hidden(tokens_BT, counted_BT=targets_BT != IGNORED)
         nats = F.cross_entropy(
@@ -283,14 +285,14 @@ def next_tokens(model: LM, texts: Texts) -> str | None:
             reduction="none",
         )
         nats_B = nats.view(targets_BT.shape).sum(1)
-    if not isinstance(found_B, Tensor) or found_B.shape != nats_B.shape:
+    if not isinstance(evaluated_B, Tensor) or evaluated_B.shape != nats_B.shape:
         return f"objective ({type(texts.objective).__name__}): nats must return a number for each row."
-    if torch.allclose(found_B.double(), nats_B, rtol=EXACT * 100, atol=EXACT):
+    if torch.allclose(evaluated_B.double(), nats_B, rtol=EXACT * 100, atol=EXACT):
         return None
     return (
-        f"objective ({type(texts.objective).__name__}) evaluates to {found_B.sum():.4f} nats, but the cross-entropy of"
-        f" the next tokens is {nats_B.sum():.4f}, so val_bpb wouldn't be comparable with other runs: nats must return"
-        " the summed cross-entropy of the model's logits over the counted targets of each row."
+        f"objective ({type(texts.objective).__name__}) evaluates to {evaluated_B.sum():.4f} nats, but the cross-entropy"
+        f" of the next tokens is {nats_B.sum():.4f}, so val_bpb wouldn't be comparable with other runs: nats must"
+        " return the summed cross-entropy of the model's logits over the counted targets of each row."
     )
 
 
@@ -384,9 +386,9 @@ def _cure(part: torch.nn.Module | None) -> str:
 
 def _owner(model: LM, path: str) -> str:
     """Return the name of the part that has a parameter."""
-    found = [
+    owners = [
         f"{part.stands_as} ({type(part).__name__})"
         for name, part in model.named_modules()
         if "stands_as" in vars(part) and path.startswith(f"{name}.")
     ]
-    return found[0] if found else "The model"
+    return owners[0] if owners else "The model"

@@ -73,9 +73,9 @@ def recorded(
     hooks = []
     for layers, events in ((model.layers, below), (model.ahead, above)):
         for branch in (branch for layer in layers for branch in layer.values()):
-            hooks.append(branch.register_forward_pre_hook(functools.partial(_began, events)))
+            hooks.append(branch.register_forward_pre_hook(functools.partial(_record_branch, events)))
             for part in _parts(branch):
-                hooks.append(part.register_forward_hook(functools.partial(_gave, events)))
+                hooks.append(part.register_forward_hook(functools.partial(_record_output, events)))
     ahead: list[Tensor] | None = (
         [] if state is None else None
     )  # states don't include the layers above the stack
@@ -95,7 +95,7 @@ def recorded(
     finally:
         for hook in hooks:
             hook.remove()
-    given = [Event(None, one.detach()) for one in (x_BTD, model.logits(x_BTD), *(ahead or []))]
+    given = [Event(None, output.detach()) for output in (x_BTD, model.logits(x_BTD), *(ahead or []))]
     return Pass([*below, *given[:2], *above, *given[2:]])
 
 
@@ -106,8 +106,8 @@ def joined(passes: Sequence[Pass]) -> Pass:
 
 
 def first_difference(
-    one: Pass,
-    other: Pass,
+    first: Pass,
+    second: Pass,
     same_BT: Tensor | None,
     tolerance: float,
     *,
@@ -120,10 +120,10 @@ def first_difference(
         same_BT: where they should be equal; None means everywhere.
         tolerance: the relative difference allowed for rounding.
         rows: the rows to compare.
-        spared: parts that may differ. Differences after them can't be told from theirs.
+        spared: parts that may differ. Differences in later parts may follow from theirs.
     """
     so_far = 0.0
-    for before, after in zip(one.events, other.events):
+    for before, after in zip(first.events, second.events):
         apart = _apart(before.y_BT[rows], after.y_BT[rows], same_BT)
         if apart > max(tolerance, GROWTH * so_far) and not spared(before.part):
             return Difference(before.part)
@@ -131,17 +131,17 @@ def first_difference(
     return None
 
 
-def first_not_finite(one: Pass) -> Difference | None:
+def first_not_finite(outputs: Pass) -> Difference | None:
     """Return the first part with NaN or infinite outputs; None if there is none."""
-    wrong = (event.part for event in one.events if not event.y_BT.isfinite().all())
+    wrong = (event.part for event in outputs.events if not event.y_BT.isfinite().all())
     return next(map(Difference, wrong), None)
 
 
-def _apart(one_BT: Tensor, other_BT: Tensor, same_BT: Tensor | None) -> float:
-    one_BTN, other_BTN = (y.flatten(2) if y.ndim > 2 else y[..., None] for y in (one_BT, other_BT))
-    sizes_BT = one_BTN.abs().amax(-1)
+def _apart(first_BT: Tensor, second_BT: Tensor, same_BT: Tensor | None) -> float:
+    first_BTN, second_BTN = (y.flatten(2) if y.ndim > 2 else y[..., None] for y in (first_BT, second_BT))
+    sizes_BT = first_BTN.abs().amax(-1)
     sizes_BT = sizes_BT.clamp(min=max(FAINT * float(sizes_BT.max()), 1e-30))
-    apart_BT = (one_BTN - other_BTN).abs().amax(-1) / sizes_BT
+    apart_BT = (first_BTN - second_BTN).abs().amax(-1) / sizes_BT
     apart = float((apart_BT if same_BT is None else apart_BT[same_BT]).max())
     return apart if math.isfinite(apart) else math.inf
 
@@ -152,14 +152,14 @@ def _parts(branch: Branch) -> list[nn.Module]:
     return [part for part in (*before, *branch.words.values(), branch.after, branch.norm) if part is not None]
 
 
-def _began(events: list[Event], branch: Branch, args: tuple[Any, ...]) -> None:
+def _record_branch(events: list[Event], branch: Branch, args: tuple[Any, ...]) -> None:
     stream, ctx = args[:2]
     if not events:
         events.append(Event(ctx.position, ctx.x0_BTD.detach()))
     events.append(Event(branch.residual, branch.residual.read(stream, ctx).detach()))
 
 
-def _gave(events: list[Event], part: nn.Module, args: tuple[Any, ...], y_BT: Tensor) -> None:
+def _record_output(events: list[Event], part: nn.Module, args: tuple[Any, ...], y_BT: Tensor) -> None:
     events.append(Event(part, y_BT.detach()))
 
 

@@ -1,4 +1,4 @@
-"""A model to test instead of the one that is trained: the same configuration, few layers, random weights.
+"""A small model that is tested instead of the trained one: the same configuration, few layers, random weights.
 
 The model itself is never modified. Many bugs don't show with initial weights, where zero outputs and unit gains hide
 later parts, so all parameters of the specimen are drawn at random.
@@ -63,9 +63,9 @@ def randomise(model: LM, seed: int, strength: float, *, gates_open: bool = False
                 role.draw(part, generator)
             if gates_open and role.kind == "vector":
                 value.zero_()
-            usual = {"matrix": max(1, param.shape[-1]) ** -0.5, "embedding": 1.0}.get(role.kind, 0.3)
+            scale = {"matrix": max(1, param.shape[-1]) ** -0.5, "embedding": 1.0}.get(role.kind, 0.3)
             if strength:
-                value += strength * usual * torch.randn(param.shape, generator=generator)
+                value += strength * scale * torch.randn(param.shape, generator=generator)
             param.copy_(value)
 
 

@@ -109,7 +109,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str
     return f'<div class="scroll" tabindex="0"><table>{"".join(lines)}</table></div>'
 
 
-def drawn(
+def figure_html(
     figure: Figure, name: str | None = None, switches: Mapping[str, Sequence[Choice]] | None = None
 ) -> str:
     """Return the HTML of a figure.

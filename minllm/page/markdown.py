@@ -27,7 +27,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str
     return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
 
 
-def fitted(
+def fit_to_width(
     head: Sequence[str], rows: Sequence[Sequence[str]], sides: str, width: int = TERMINAL
 ) -> list[str]:
     """Return a table that fits a terminal of this width, followed by a line for each kind of omission.
@@ -63,7 +63,7 @@ def shortened(names: Sequence[str], width: int) -> list[str]:
         for name in names
     ]
     if len(set(short)) == len(set(names)):
-        return [one[:width] for one in short]
+        return [name[:width] for name in short]
     return [f"{place} {name}"[: width - 1] + "…" for place, name in enumerate(names, 1)]
 
 

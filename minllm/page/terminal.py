@@ -1,4 +1,4 @@
-"""Printing that doesn't fail, whatever characters the terminal supports."""
+"""Printing that works on terminals of any encoding, and JSON answers on standard output."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ NOT_SETTLED = 3
 """The exit code of a comparison in which a contest is inconclusive, or doesn't hold among all ideas."""
 
 _answers: TextIO | None = None
-"""Where `answer` writes, while standard output has nothing but answers."""
+"""The stream that `answer` writes to while standard output is reserved for JSON."""
 
 
 @contextlib.contextmanager
-def only_answers() -> Iterator[None]:
-    """Send everything that is printed, also by processes that start here, to stderr, except what `answer` writes."""
+def json_output() -> Iterator[None]:
+    """Redirect everything that is printed, also by child processes, to stderr, except what `answer` writes."""
     global _answers
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     try:
-        with open(kept, "w", encoding="utf-8", closefd=False) as _answers:
+        with open(stdout, "w", encoding="utf-8", closefd=False) as _answers:
             os.dup2(2, 1)
             with contextlib.redirect_stdout(sys.stderr):
                 yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)
         _answers = None
 
 
 def answer(content: Mapping[str, Any]) -> None:
-    """Write a line of JSON, if that is what standard output is for; see `only_answers`."""
+    """Write a line of JSON if standard output is reserved for it; see `json_output`."""
     if _answers is not None:
         _answers.write(json.dumps(content, allow_nan=False) + "\n")
         _answers.flush()
 
 
-def write_anything() -> None:
+def escape_unencodable() -> None:
     """Write characters that the encoding of the terminal or file lacks as escapes, instead of failing."""
     logging.raiseExceptions = False  # writing a log to a closed pipe, as in `… | head`, isn't an error
     for name in ("stdout", "stderr"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 NONE = "–"
 AT_MOST = "≤"
 ABOUT_BOUNDS = (
-    f"{AT_MOST} marks an upper bound: the bits per byte that the model would assign to the text are at most that"
+    f"{AT_MOST} marks an upper bound: the model's bits per byte are at most that"
     " many. A bound below an exact value proves that an arm is better; a bound above one proves nothing."
 )
 PREFIXES = ("", "k", "M", "G", "T", "P")
@@ -59,9 +59,9 @@ def bits(value: float | None) -> str:
     return NONE if finite(value) is None else f"{value:.4f}"
 
 
-def marked(said: str, bound: object) -> str:
-    """Mark a formatted loss that is an upper bound, as `val_bound` has it: ≤ 1.0312."""
-    return f"{AT_MOST} {said}" if bound == "upper" and said != NONE else said
+def marked(text: str, bound: object) -> str:
+    """Mark a formatted loss if it is an upper bound according to `val_bound`: ≤ 1.0312."""
+    return f"{AT_MOST} {text}" if bound == "upper" and text != NONE else text
 
 
 def rate(value: float | None) -> str:

@@ -39,12 +39,12 @@ class DocumentLosses:
     def from_bytes(cls, content: bytes) -> DocumentLosses:
         """Return the losses in a file. ValueError if it is damaged."""
         try:
-            found = load(content)
+            tensors = load(content)
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ValueError("it isn't a safetensors file") from error
-        if set(found) != {"nats", "bytes"}:
+        if set(tensors) != {"nats", "bytes"}:
             raise ValueError("it doesn't have the tensors nats and bytes")
-        nats, sizes = found["nats"], found["bytes"]
+        nats, sizes = tensors["nats"], tensors["bytes"]
         if nats.dtype != np.float32 or sizes.dtype != np.int32 or nats.ndim != 1 or nats.shape != sizes.shape:
             raise ValueError("its tensors don't have the right type and shape")
         if (

@@ -19,21 +19,21 @@ from yaml import YAMLError
 
 from minllm.errors import UserError
 from minllm.schema.checking import fits, options_of, root_options
-from minllm.schema.foreign import check_interpolations, is_own, leaves, without_places
+from minllm.schema.foreign import check_interpolations, is_own, leaves, without_foreign_paths
 from minllm.schema.foreign import leaves as nodes
-from minllm.schema.moved import present_name
+from minllm.schema.moved import current_name
 
 OUTPUTS = Path("outputs")
 # the sections of a configuration that define a trained model
 MODEL_KEYS = ("model", "norm", "tokenizer")
-# what was requested and where a run is displayed; none of it affects the computation
+# how a run was requested and where it is displayed, which doesn't affect the computation
 WATCHING = ("choices", "typed", "size", "logger", "tags")
 # what may change when a run is resumed: how long it trains and how it's displayed, not what it learns
 RESUME_MAY_CHANGE = ("train", "logger", "sample", "tags")
-# where the data are and how they're read; training then checks that the documents are the same
-WHERE_DATA_STAND = ("data.path", "data.cache", "data.num_proc", "data.streaming")
-# what never changes in a run; the tokenizer and the documents have fingerprints of their own
-LEARNT = ("model", "norm", "objective", "optim", "schedule", "data", "seed")
+# where the data is and how it is read; training then checks that the documents are the same
+DATA_LOCATION = ("data.path", "data.cache", "data.num_proc", "data.streaming")
+# sections that never change in a run; the tokenizer and the documents have their own fingerprints
+FIXED_SECTIONS = ("model", "norm", "objective", "optim", "schedule", "data", "seed")
 
 LARGEST = 1 << 20
 """Maximum size of a config.yaml in bytes; minllm writes a few thousand."""
@@ -42,12 +42,12 @@ LARGEST = 1 << 20
 def new_run_dir(overrides: Iterable[str] = ()) -> Path:
     """Return a name for a new run folder: outputs/<date>/<time>-<choices>-<microseconds>."""
     now = datetime.now()
-    return OUTPUTS / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{choice_words(overrides)}-{now:%f}"
+    return OUTPUTS / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{short_folder_name(overrides)}-{now:%f}"
 
 
-def choice_words(overrides: Iterable[str]) -> str:
+def short_folder_name(overrides: Iterable[str]) -> str:
     """Shorten overrides for a folder name: `["model/attn=mqa", "norm=post", "seed=1"]` gives mqa-post-seed1."""
-    words = []
+    parts = []
     for key, _, value in (override.partition("=") for override in overrides):
         if key.startswith(
             ("hydra", "resume", "init_from", "run", "prompts", "extensions", "tags", "data.path", "from")
@@ -56,10 +56,10 @@ def choice_words(overrides: Iterable[str]) -> str:
         name = re.split(r"[./@+~]", key)[-1]
         is_choice = "/" in key or re.fullmatch(r"[A-Za-z]\w*", value)
         if value.lower() in ("true", "false", "null"):
-            words.append(f"{name}-{value.lower()}")
+            parts.append(f"{name}-{value.lower()}")
         else:
-            words.append(name if "," in value else value if is_choice else name + value)
-    text = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-.")
+            parts.append(name if "," in value else value if is_choice else name + value)
+    text = re.sub(r"[^\w.]+", "-", "-".join(parts)).strip("-.")
     return text[:48].strip("-.") or "train"
 
 
@@ -77,28 +77,28 @@ def remove_if_empty(run_dir: Path) -> None:
             return
 
 
-def find_run(word: str | Path) -> Path:
+def find_run(name: str | Path) -> Path:
     """Return the folder of a run. `latest` is the run under outputs/ that saved a checkpoint most recently.
 
     Raises:
         UserError: there is no such folder, it isn't a run, or there are no runs yet.
     """
-    if not isinstance(word, (str, Path)) or not str(word).strip():
-        raise UserError(f"A run is given as its folder or as latest, not as {word!r}.")
-    if str(word) == "latest":
+    if not isinstance(name, (str, Path)) or not str(name).strip():
+        raise UserError(f"A run is given as its folder or as latest, not as {name!r}.")
+    if str(name) == "latest":
         return latest_run()
     try:
-        run = Path(str(word)).expanduser()  # Hydra parses a folder name of digits as a number
+        run = Path(str(name)).expanduser()  # Hydra parses a folder name of digits as a number
         is_folder = run.is_dir()
     except (OSError, RuntimeError):  # the name is too long, or ~user doesn't exist
         is_folder = False
     if not is_folder:
         raise UserError(
-            f"There is no folder '{word}'. Give a run folder, such as outputs/<date>/<time>-…, or latest."
+            f"There is no folder '{name}'. Give a run folder, such as outputs/<date>/<time>-…, or latest."
         )
     if not (run / "config.yaml").is_file():
         raise UserError(
-            f"'{word}' is not a run: it has no config.yaml. A run folder looks like outputs/<date>/<time>-…"
+            f"'{name}' is not a run: it has no config.yaml. A run folder looks like outputs/<date>/<time>-…"
         )
     return run.resolve()
 
@@ -131,7 +131,7 @@ def saved_runs(folder: str) -> Iterator[tuple[float, str]]:
             yield from saved_runs(entry.path)
 
 
-def command_to_go_on(run: Path, extensions: Iterable[str]) -> str:
+def resume_command(run: Path, extensions: Iterable[str]) -> str:
     """Return the command that resumes a run which stopped early."""
     trusted = ",".join(extensions)
     overrides = [f"extensions=[{trusted}]"] if trusted else []
@@ -141,9 +141,9 @@ def command_to_go_on(run: Path, extensions: Iterable[str]) -> str:
 def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
     """Return the configuration that a run was made with.
 
-    A run may come from anyone. So packages from which its configuration loads code are accepted only if `extensions`
-    names them too, and it can't refer to environment variables. If the run wasn't made on this machine, files and
-    folders outside the working directory are used only if the command line names them.
+    A run may come from an untrusted source, so packages that its configuration loads code from are accepted only if
+    `extensions` names them too, and it can't refer to environment variables. If the run wasn't made on this machine,
+    files and folders outside the working directory are used only if the command line names them.
 
     Raises:
         UserError: there is no such run, its configuration is damaged, or it needs code that isn't trusted.
@@ -167,7 +167,7 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
         resolve(cfg, file)
     for key, value in leaves(cfg):
         if key.endswith("_target_") and isinstance(value, str):
-            OmegaConf.update(cfg, key, present_name(value))
+            OmegaConf.update(cfg, key, current_name(value))
     shapes = {
         "choices": dict[str, str | list[str] | None],
         "extensions": list[str] | None,
@@ -183,7 +183,7 @@ def read_run(run: str | Path, extensions: Iterable[str] = ()) -> DictConfig:
             f"{run} uses code from {', '.join(unknown)}. If you trust it, add 'extensions=[{named}]'."
         )
     cfg.extensions = list(extensions)
-    return cfg if is_own(run) else without_places(cfg)
+    return cfg if is_own(run) else without_foreign_paths(cfg)
 
 
 def resolve(cfg: DictConfig, file: Path) -> None:
@@ -200,7 +200,7 @@ def resolve(cfg: DictConfig, file: Path) -> None:
 
 
 def refuse_special_files(run: Path) -> None:
-    """Raise UserError if a run has a pipe or a device in place of a file, since reading it could block forever."""
+    """Raise UserError if a run has a pipe or a device in place of a file, because reading it could block forever."""
     for pattern in ("*", "tokenizer/*", "checkpoints/step-*", "checkpoints/step-*/*"):
         for path in run.glob(pattern):
             try:
@@ -214,21 +214,21 @@ def refuse_special_files(run: Path) -> None:
 # ---- configurations of tasks on existing runs: the saved one, with the overrides applied -----------
 
 
-def revisited(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+def config_for_task(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`run=`: run another task with the run's own configuration."""
     if "experiment" in named:
         raise UserError(
             "experiment= can't be combined with run=, which already provides the settings. Leave one out."
         )
     names = [name for name in options_of(root_options) if name not in ("task", "choices", "extensions")]
-    return overlaid(cfg, saved, names, named)
+    return with_sections_from(cfg, saved, names, named)
 
 
-def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+def config_to_resume(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`resume=`: continue training the same run. Only its length, logging and sampling may change."""
     for key in sorted(named - {"resume", "task", "extensions"}):
         may_change = key.partition(".")[0] in RESUME_MAY_CHANGE and key != "train.batch_size"
-        may_change |= key in WHERE_DATA_STAND
+        may_change |= key in DATA_LOCATION
         group = key.replace(".", "/")
         if group in cfg.choices:
             before, now = saved.choices.get(group), cfg.choices[group]
@@ -239,58 +239,64 @@ def resumed(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
                 f"resume= continues the same run, so {group if group in cfg.choices else key} can't change from"
                 f" {before} to {now}. To start a new run from its weights, type init_from={cfg.resume} instead."
             )
-    result = revisited(cfg, saved, named - {"experiment"})
+    result = config_for_task(cfg, saved, named - {"experiment"})
     result.init_from = saved.get("init_from")
-    went_on = [word for word in cfg.typed if not word.startswith(("resume=", "task="))]
-    went_on = [word.removeprefix("++") if word.startswith("++data.") else word for word in went_on]
-    words = {word.partition("=")[0]: word for word in [*(saved.get("typed") or []), *went_on]}
-    result.typed = list(words.values())
+    overrides = [override for override in cfg.typed if not override.startswith(("resume=", "task="))]
+    overrides = [
+        override.removeprefix("++") if override.startswith("++data.") else override for override in overrides
+    ]
+    by_key = {override.partition("=")[0]: override for override in [*(saved.get("typed") or []), *overrides]}
+    result.typed = list(by_key.values())
     return result
 
 
 def unchangeable(cfg: DictConfig) -> dict[str, str]:
     """Return a hash of each section that can't change during a run, by section name."""
-    found = {name: select(cfg, name) for name in (*LEARNT, "train.batch_size")}
+    sections = {name: select(cfg, name) for name in (*FIXED_SECTIONS, "train.batch_size")}
     plain = {
         name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for name, value in found.items()
+        for name, value in sections.items()
     }
-    for key in WHERE_DATA_STAND:
+    for key in DATA_LOCATION:
         section, _, name = key.partition(".")
         if isinstance(plain[section], dict):
             plain[section].pop(name, None)
     return {
-        name: hashlib.sha256(json.dumps(by_class(value), sort_keys=True, default=str).encode()).hexdigest()[
-            :16
-        ]
+        name: hashlib.sha256(
+            json.dumps(without_modules(value), sort_keys=True, default=str).encode()
+        ).hexdigest()[:16]
         for name, value in plain.items()
     }
 
 
-def by_class(value: Any) -> Any:
+def without_modules(value: Any) -> Any:
     """Return a section with classes named without their modules, which may move between versions."""
     if isinstance(value, dict):
         return {
-            name: one.rpartition(".")[2] if name == "_target_" and isinstance(one, str) else by_class(one)
-            for name, one in value.items()
+            name: inner.rpartition(".")[2]
+            if name == "_target_" and isinstance(inner, str)
+            else without_modules(inner)
+            for name, inner in value.items()
         }
-    return [by_class(one) for one in value] if isinstance(value, list) else value
+    return [without_modules(inner) for inner in value] if isinstance(value, list) else value
 
 
-def initialised(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
+def config_to_initialise(cfg: DictConfig, saved: DictConfig, named: set[str]) -> DictConfig:
     """`init_from=`: a new run that starts from another run's weights, and takes its model and tokenizer."""
     # a preset already defines the model, whose parameters must then match
-    return overlaid(cfg, saved, ["tokenizer"] if "experiment" in named else MODEL_KEYS, named)
+    return with_sections_from(cfg, saved, ["tokenizer"] if "experiment" in named else MODEL_KEYS, named)
 
 
-def overlaid(cfg: DictConfig, saved: DictConfig, names: Iterable[str], named: set[str]) -> DictConfig:
+def with_sections_from(
+    cfg: DictConfig, saved: DictConfig, names: Iterable[str], named: set[str]
+) -> DictConfig:
     """Return `cfg` with the sections `names` taken from `saved`, except for the keys in `named`."""
     result = cfg.copy()
     for name in names:
         if name in saved:
             result[name] = saved._get_node(name)
-            kept = {group for group in saved.choices if group.partition("/")[0] == name}
-            result.choices.update({group: saved.choices[group] for group in kept})
+            groups = {group for group in saved.choices if group.partition("/")[0] == name}
+            result.choices.update({group: saved.choices[group] for group in groups})
     for key in sorted(named):
         if key.partition(".")[0] in names:
             OmegaConf.update(result, key, select(cfg, key), merge=False, force_add=True)

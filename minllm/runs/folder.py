@@ -1,7 +1,7 @@
 """The folder of a run: its files, and how they are written so that none is ever left incomplete.
 
 config.yaml       the composed configuration
-environment.json  versions, machine and git commit; a mark by which this machine recognises its own runs
+environment.json  versions, machine and git commit; a signature by which this machine recognises its own runs
 metrics.jsonl     one line per event: the source of truth
 log.txt           the log as plain lines
 samples.txt       texts that the model generated during training
@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from minllm.errors import UserError, printable
 from minllm.files.atomic import (
+    acquire_lock,
     contents,
-    lock_taken,
     refuse_links,
     set_aside,
     without_links,
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 
 LOCK = ".lock"
-LOOKED_AT_SECONDS = 1.0
-"""Longer than a process that only checks whether the lock is held will hold it."""
+PROBE_SECONDS = 1.0
+"""Longer than a process holds the lock just to check it."""
 STOPPED = "Stopped at step"
 """How the last line of a log begins if the run was stopped early."""
 DIVERGED = "training diverged"
@@ -143,7 +143,7 @@ class RunDir:
         if kept.samples is not None:
             write_bytes(self.path / SAMPLES, kept.samples)
         self._sampling.unlink(missing_ok=True)
-        (self.path / "summary.json").unlink(missing_ok=True)  # it describes an end that no longer is the end
+        (self.path / "summary.json").unlink(missing_ok=True)  # it describes an end that is no longer the end
         return kept
 
     def is_finished(self, step: int) -> bool:
@@ -232,9 +232,9 @@ class RunDir:
         self._described = [self.path / name for name in names if (self.path / name).exists()]
 
     def _acquire(self) -> None:
-        self._lock = lock_taken(
+        self._lock = acquire_lock(
             self.path / LOCK,
-            LOOKED_AT_SECONDS,
+            PROBE_SECONDS,
             f"Another process is training in {self.path}. Wait until it has ended, or stop it.",
         )
 
@@ -304,7 +304,7 @@ class SilentRunDir(RunDir):
         pass
 
 
-def is_going_on(run: Path) -> bool:
+def is_running(run: Path) -> bool:
     """Whether a process on this machine is training in a run folder now; False if its lock can't be opened."""
     from filelock import FileLock, Timeout
 
@@ -325,7 +325,7 @@ def to_json(values: dict) -> str:
 
 
 def environment() -> dict:
-    """Return what results may depend on besides the configuration."""
+    """Return what the results may depend on besides the configuration."""
     packages = ["minllm", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "sentencepiece"]
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},

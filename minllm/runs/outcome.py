@@ -39,8 +39,8 @@ class Outcome:
     @property
     def rows_were_halved(self) -> bool:
         """Whether the micro-batch had to be made smaller than requested."""
-        asked = self.figures.get("micro_batch_size_asked")
-        return asked is not None and self.figures["micro_batch_size"] < asked
+        requested = self.figures.get("micro_batch_size_asked")
+        return requested is not None and self.figures["micro_batch_size"] < requested
 
     @property
     def smaller_may_fit(self) -> bool:

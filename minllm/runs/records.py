@@ -1,4 +1,4 @@
-"""What a resumed run keeps of metrics.jsonl and samples.txt: everything up to the step it continues from.
+"""The part of metrics.jsonl and samples.txt that a resumed run keeps: everything up to the step it continues from.
 
 Both files are only appended to, so a checkpoint records their lengths and checksums at that time (`marked`). If a file
 still begins with the same bytes, it is cut there; otherwise its lines are parsed, and the log says that it changed.
@@ -24,7 +24,7 @@ LIKE_A_HEAD = re.compile(r"^(?= *=== step \d+ ===$)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Kept:
-    """What a resumed run keeps of its files: everything up to the step it continues from.
+    """The contents of its files that a resumed run keeps: everything up to the step it continues from.
 
     metrics, samples: the files' new contents; None for a file that doesn't change
     recorded: the names of all metrics that metrics.jsonl has for that step
@@ -58,26 +58,26 @@ def kept_of(run: Path, step: int, marks: Mapping[str, list[int]], torn: bool) ->
     metrics, samples = contents(run / METRICS), contents(run / SAMPLES)
     lines = metrics.split(b"\n")[:-1]
     events = [event_of(line, run / METRICS, number) for number, line in enumerate(lines, 1)]
-    whole = as_marked(metrics, marks.get(METRICS))
+    whole = part_at_checkpoint(metrics, marks.get(METRICS))
     if whole is None:
         whole = b"".join(line + b"\n" for line, event in zip(lines, events) if event["step"] <= step)
     events = events[: whole.count(b"\n")] if metrics.startswith(whole) else events
-    before = as_marked(samples, marks.get(SAMPLES))
+    before = part_at_checkpoint(samples, marks.get(SAMPLES))
     if before is None:
         written = samples_up_to(step, samples, torn)
     else:
         written = before + sample_after(before, samples, step, torn)
-    found = {METRICS: as_marked(whole, marks.get(METRICS)), SAMPLES: before}
+    unchanged = {METRICS: part_at_checkpoint(whole, marks.get(METRICS)), SAMPLES: before}
     return Kept(
         metrics=None if whole == metrics else whole,
         samples=None if written == samples else written,
         recorded=frozenset(name for event in events if event["step"] == step for name in event),
         sample=text_of(step, written),
-        changed=tuple(name for name in marks if found.get(name) is None),
+        changed=tuple(name for name in marks if unchanged.get(name) is None),
     )
 
 
-def as_marked(content: bytes, mark: list[int] | None) -> bytes | None:
+def part_at_checkpoint(content: bytes, mark: list[int] | None) -> bytes | None:
     """Return the part of a file that existed at a checkpoint; None if the file no longer begins with it."""
     if mark is None or len(content) < mark[0]:
         return None

@@ -19,7 +19,7 @@ from minllm.schema.checking import (
     place_of,
     target_of,
 )
-from minllm.schema.kinds import BRANCH, PLACES
+from minllm.schema.kinds import BRANCH, SECTION_KINDS
 from minllm.schema.options import Kind
 
 
@@ -43,7 +43,7 @@ def part(node: Mapping[str, Any], key: str | None = None, kind: Kind | None = No
     root = node._get_root() if isinstance(node, DictConfig) else node
     if key is None:
         key, kind = place_of(node)
-    target = locate(target_of(node, key), allowed_packages(root), key, kind or PLACES[key])
+    target = locate(target_of(node, key), allowed_packages(root), key, kind or SECTION_KINDS[key])
     options = options_of(target)
     filled = {
         options[name].name: plain(node[name], options[name].annotation, f"{key}.{name}")
@@ -63,5 +63,5 @@ def plain(value: Any, annotation: Any, key: str) -> Any:
     if isinstance(value, Mapping):
         return {name: plain(value[name], annotation, f"{key}.{name}") for name in value}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(one, annotation, key) for one in value]
+        return [plain(item, annotation, key) for item in value]
     return float(value) if type(value) is int and means_float(annotation) else value

@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
 from minllm.schema.constructors import options_of
-from minllm.schema.kinds import BRANCH, PLACES, by_position, kind_in, why_not
+from minllm.schema.kinds import BRANCH, SECTION_KINDS, kind_in, positional_parameters, why_not
 from minllm.schema.options import In, Kind, Matching, Name, Natural, Range
 from minllm.schema.outside import check_path, named
 from minllm.schema.overrides import UNSET
@@ -67,7 +67,7 @@ def validate(cfg: DictConfig) -> None:
         )
     allowed = allowed_packages(cfg)
     check_groups(cfg)
-    task = locate(target_of(section_in(cfg, "task"), "task"), allowed, "task", PLACES["task"])
+    task = locate(target_of(section_in(cfg, "task"), "task"), allowed, "task", SECTION_KINDS["task"])
     check_options(cfg.task, "task", {}, allowed, also={"_target_"})
     # a task's options are keys at the root, not of its node, or of the section that they are marked with
     options: dict[str, dict[str, inspect.Parameter]] = {"": options_of(root_options)}
@@ -101,7 +101,7 @@ def check_node(
         of_task: options of the task that belong to this section.
         kind: the required kind; by default that of the root section `path`.
     """
-    target = locate(target_of(node, path), allowed, path, kind or PLACES[path])
+    target = locate(target_of(node, path), allowed, path, kind or SECTION_KINDS[path])
     options = {**options_of(target), **of_task}
     branches = branches_of(node, target, options)
     for name in branches:
@@ -120,7 +120,7 @@ def check_options(
     """Check that a node's keys are in `options` or `also`, and that the values of its options are valid."""
     for name in node:
         if name not in options and name not in also:
-            if target and name in [parameter.name for parameter in by_position(target)]:
+            if target and name in [parameter.name for parameter in positional_parameters(target)]:
                 raise UserError(
                     f"{path}.{name} can't be set: {name} is a positional parameter of {target.__qualname__}. To make it"
                     f" an option, write a * before it: def __init__(self, dim, layer, *, {name})."
@@ -152,7 +152,7 @@ def check_value(value: Any, kind: Any, key: str, allowed: set[str]) -> None:
     elif not fits(value, kind):
         shown = repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
         shown = shown if len(shown) < 200 else f"{shown[:100]}… ({len(shown):,} characters)"
-        raise UserError(f"{key} must be {words(kind)}, not {shown}.{hint(value, kind, key)}")
+        raise UserError(f"{key} must be {describe(kind)}, not {shown}.{hint(value, kind, key)}")
 
 
 def check_groups(cfg: DictConfig) -> None:
@@ -222,7 +222,7 @@ def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callabl
 
     It must be defined in one of the `allowed` packages. This is the security check for untrusted configuration files:
     `os.system` is rejected for its package, `minllm.config.os.system` because `os` isn't defined in minllm, and
-    `minllm.tasks.prepare.removed` because it isn't a tokenizer, a mixer or whatever `key` requires.
+    `minllm.tasks.prepare.remove_store` because it isn't a tokenizer, a mixer or whatever `key` requires.
     """
     module_name, _, name = target.rpartition(".")
     package = module_name.partition(".")[0]
@@ -232,8 +232,8 @@ def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callabl
             f"{key}._target_={target} is refused: only code from {' and '.join(sorted(allowed))} may run. If you"
             f" trust '{package}', add 'extensions=[{package}]'."
         )
-    refusal = f"{key} takes {kind.words}, not {target}"
-    if any(word.startswith("_") for word in target.split(".")):
+    refusal = f"{key} takes {kind.description}, not {target}"
+    if any(part.startswith("_") for part in target.split(".")):
         raise UserError(f"{refusal}: names that begin with an underscore are private.")
     code = named(target, f"{key}._target_={target}")
     defined_in = str(getattr(code, "__module__", "")).partition(".")[0]
@@ -249,8 +249,8 @@ def locate(target: str, allowed: Iterable[str], key: str, kind: Kind) -> Callabl
 def place_of(node: DictConfig) -> tuple[str, Kind]:
     """Return the key of a node in its configuration, and the kind of code required there."""
     key = node._get_full_key(None)
-    if key in PLACES:
-        return key, PLACES[key]
+    if key in SECTION_KINDS:
+        return key, SECTION_KINDS[key]
     parent = node._get_parent()
     if key == "" or parent is None or not has_target(parent):
         raise ValueError(f"the kind of code required at '{key}' is unknown")
@@ -260,8 +260,8 @@ def place_of(node: DictConfig) -> tuple[str, Kind]:
 
 
 def kind_for(annotation: Any, key: str) -> Kind:
-    """Return the kind of node that an option takes: that of its key in `PLACES`, or that of its annotation."""
-    kind = PLACES.get(key) or kind_in(annotation)
+    """Return the kind of node that an option takes: that of its key in `SECTION_KINDS`, or that of its annotation."""
+    kind = SECTION_KINDS.get(key) or kind_in(annotation)
     if kind is None:
         cure = " To allow it, annotate the parameter with a kind, such as Callable[[int, Layer], nn.Module]."
         raise UserError(f"{key} can't be a section with a _target_.{cure if annotation is Any else ''}")
@@ -296,7 +296,7 @@ def fits(value: Any, kind: Any) -> bool:
             value in mark for mark in args[1:] if isinstance(mark, (Range, Matching))
         )
     if origin is Literal:
-        return any(value == word and type(value) is type(word) for word in args)
+        return any(value == choice and type(value) is type(choice) for choice in args)
     if origin in (Union, types.UnionType):
         return any(fits(value, arg) for arg in args)
     if kind in (None, type(None)):
@@ -335,19 +335,21 @@ def means_float(kind: Any) -> bool:
     return kind is float
 
 
-def words(kind: Any) -> str:
-    """Describe the values that an annotation allows."""
+def describe(kind: Any) -> str:
+    """Return a description of the values that an annotation allows."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return next((mark.words for mark in args[1:] if isinstance(mark, (Range, Matching))), words(args[0]))
+        return next(
+            (mark.description for mark in args[1:] if isinstance(mark, (Range, Matching))), describe(args[0])
+        )
     if origin is Literal:
-        return ("one of " if len(args) > 1 else "") + ", ".join(str(word) for word in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(str(choice) for choice in args)
     if origin in (Union, types.UnionType):
-        return ", or ".join(words(arg) for arg in args)
+        return ", or ".join(describe(arg) for arg in args)
     if is_list(kind):
-        return "a list" + (f", each item {words(args[0])}" if args and args[0] is not Any else "")
+        return "a list" + (f", each item {describe(args[0])}" if args and args[0] is not Any else "")
     if origin is dict or kind is dict:
-        return "a mapping of names" + (f", each {words(args[1])}" if args and args[1] is not Any else "")
+        return "a mapping of names" + (f", each {describe(args[1])}" if args and args[1] is not Any else "")
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", None: "null"}
     return {**plain, type(None): "null"}.get(kind, "a section with a _target_")
 
@@ -366,10 +368,10 @@ def hint(value: Any, kind: Any, key: str) -> str:
         return f" Quote it: {key}='\"{value}\"'"
     if fits([value], kind):
         return f" Put it in brackets: {shlex.quote(f'{key}=[{value}]')}"
-    if words(kind).startswith("a section"):
+    if describe(kind).startswith("a section"):
         return f" Set one of its options instead: {key}.<option>=<value>"
     if isinstance(value, str):
-        literals = [word for word in literal_words(kind) if isinstance(word, str)]
+        literals = [literal for literal in literal_words(kind) if isinstance(literal, str)]
         return suggest(value, literals) if literals and suggest(value, literals).startswith(" Did") else ""
     return ""
 
@@ -388,7 +390,7 @@ def literal_words(kind: Any) -> list[Any]:
     if get_origin(kind) is Annotated:
         return literal_words(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
-        return [word for arg in get_args(kind) for word in literal_words(arg)]
+        return [value for arg in get_args(kind) for value in literal_words(arg)]
     return []
 
 

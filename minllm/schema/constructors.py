@@ -24,14 +24,14 @@ def options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(_options_of(target))
 
 
-@functools.cache  # it is asked for every section, whenever a configuration is validated or built
+@functools.cache  # called for every section whenever a configuration is validated or built
 def _options_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     options: dict[str, inspect.Parameter] = {}
-    settled: set[str] = set()
+    fixed: set[str] = set()
     for owner, function in constructors(target):
         own = keyword_only(owner, function)
-        options = {name: option for name, option in own.items() if name not in settled} | options
-        settled |= handed_over(function) if takes_more(function) else set()
+        options = {name: option for name, option in own.items() if name not in fixed} | options
+        fixed |= explicit_options(function) if takes_options(function) else set()
     return options
 
 
@@ -43,40 +43,49 @@ def constructors(target: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any
     for owner in target.__mro__:
         if "__init__" in vars(owner) and owner is not object:
             yield owner, vars(owner)["__init__"]
-            if not takes_more(vars(owner)["__init__"]):
+            if not takes_options(vars(owner)["__init__"]):
                 return
 
 
-def takes_more(function: Callable[..., Any]) -> bool:
+def takes_options(function: Callable[..., Any]) -> bool:
     kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
     return inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def handed_over(function: Callable[..., Any]) -> set[str]:
+def explicit_options(function: Callable[..., Any]) -> set[str]:
     """Return the options that a constructor passes explicitly: {"rate"} for super().__init__(rate=1, **options)."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):  # such as code typed in an interpreter
         return set()
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    onwards = [call for call in calls if any(word.arg is None for word in call.keywords)]
-    return {word.arg for call in onwards for word in call.keywords if word.arg is not None}
+    onwards = [call for call in calls if any(keyword.arg is None for keyword in call.keywords)]
+    return {keyword.arg for call in onwards for keyword in call.keywords if keyword.arg is not None}
 
 
 def keyword_only(owner: Callable[..., Any], function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(function).parameters.values()
-    options = {one.name: one for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
-    written = types.SimpleNamespace(__annotations__={name: one.annotation for name, one in options.items()})
+    options = {
+        parameter.name: parameter
+        for parameter in parameters
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    annotated = types.SimpleNamespace(
+        __annotations__={name: parameter.annotation for name, parameter in options.items()}
+    )
     # annotations are resolved in the module that wrote them, which for an inherited field is that of a base
     names: dict[str, Any] = {}
-    for place in reversed(owner.__mro__) if inspect.isclass(owner) else [owner]:
-        names |= vars(importlib.import_module(place.__module__))
+    for source in reversed(owner.__mro__) if inspect.isclass(owner) else [owner]:
+        names |= vars(importlib.import_module(source.__module__))
     try:
-        kinds = get_type_hints(written, globalns=names, include_extras=True)
+        kinds = get_type_hints(annotated, globalns=names, include_extras=True)
     except NameError as error:
         raise UserError(
             f"{owner.__module__}.{owner.__qualname__} annotates an option with '{error.name}', which its module doesn't"
             " import, or only under TYPE_CHECKING. Import it at the top of the module."
         ) from error
     kinds = {name: Any if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
-    return {name.removesuffix("_"): one.replace(annotation=kinds[name]) for name, one in options.items()}
+    return {
+        name.removesuffix("_"): parameter.replace(annotation=kinds[name])
+        for name, parameter in options.items()
+    }

@@ -1,7 +1,7 @@
 """Restrictions on configuration files and runs from other sources, which are data and must not execute anything.
 
 External files are those outside conf/: of `--config-dir`, `--config-path` and `hydra.searchpath`. They may choose and
-set options. They must not configure Hydra, whose callbacks and logging call code, choose a task, set extensions, or
+set options. They must not configure Hydra (whose callbacks and logging call code), choose a task, set extensions, or
 read environment variables. They are checked when Hydra loads them, before it acts on their content.
 """
 
@@ -28,16 +28,16 @@ from minllm.errors import UserError, suggest
 from minllm.schema.groups import CONF, MAPPING
 from minllm.schema.overrides import key_of
 
-HYDRA_OF_FILES = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")
+HYDRA_KEYS_OF_FILES = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")
 RESOLVERS = ("oc.select", "now")
 """Resolvers that a file's interpolations may call: none that reads the environment or evaluates text."""
-ORDERS = ("hydra", "task", "extensions", "choices", "typed", "resume", "run", "init_from")
+COMMAND_LINE_ONLY = ("hydra", "task", "extensions", "choices", "typed", "resume", "run", "init_from")
 """Keys that only the command line may set."""
 SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms")
-NAMES_A_PLACE = re.compile(r"path|file|folder|dir|cache|root")
+PATH_OPTION = re.compile(r"path|file|folder|dir|cache|root")
 DEFAULT_CACHE = ".cache/stores"
 FOREIGN = "from elsewhere: "
-"""The prefix of paths that an external run names and that must not be used."""
+"""The prefix that marks an external run's paths as unusable."""
 KEY_BYTES = 32
 DEEPEST = 50
 """The maximum nesting of a file's sections, because the libraries that merge them are recursive."""
@@ -51,7 +51,7 @@ def files_checked() -> Iterator[None]:
     """Check each external file that Hydra loads within this context.
 
     Raises:
-        UserError: from the composition inside, if a file contains something it must not.
+        UserError: from the composition in the context, if a file contains something that isn't allowed.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
@@ -78,7 +78,7 @@ _load: Any = None
 
 def _checked(self: Any, default: Any, repo: Any) -> Any:
     loaded = _load(self, default, repo)
-    if is_elsewhere(loaded):
+    if is_external(loaded):
         raw = repo.load_config(default.config_path)
         if not isinstance(raw.config, DictConfig):
             raise UserError(f"{default.config_path}.yaml {MAPPING}")
@@ -86,7 +86,7 @@ def _checked(self: Any, default: Any, repo: Any) -> Any:
     return loaded
 
 
-def is_elsewhere(loaded: Any) -> bool:
+def is_external(loaded: Any) -> bool:
     scheme, _, folder = loaded.path.partition("://")
     if scheme == "file":
         return Path(folder).resolve() != CONF
@@ -112,32 +112,36 @@ def check_file(name: str, config: Container, defaults: Sequence[Any], primary: b
     for key, value in leaves(config):
         if key.count(".") > DEEPEST:
             raise UserError(f"{name}.yaml is nested too deeply to be read.")
-        if key.partition(".")[0] == "hydra" and key not in HYDRA_OF_FILES and same.get(key, ...) != value:
+        if (
+            key.partition(".")[0] == "hydra"
+            and key not in HYDRA_KEYS_OF_FILES
+            and same.get(key, ...) != value
+        ):
             raise UserError(
                 f"{name}.yaml sets {key}, but the only keys of Hydra that a file may set are"
-                f" {' and '.join(HYDRA_OF_FILES)}. Type {key}=… instead."
+                f" {' and '.join(HYDRA_KEYS_OF_FILES)}. Type {key}=… instead."
             )
     settable = [*options_of(root_options), *SECTIONS_OF_SEARCH, "hydra"]
     is_task = primary or name.startswith("task/")
     for key in config if isinstance(config, DictConfig) else []:
         value = "???" if OmegaConf.is_missing(config, key) else config._get_node(key)._value()
         empty = value in (None, "???", [])
-        ordered = key in ORDERS and key != "hydra" and not (is_task and (empty or key == "task"))
-        if ordered and key == "extensions":
+        forbidden = key in COMMAND_LINE_ONLY and key != "hydra" and not (is_task and (empty or key == "task"))
+        if forbidden and key == "extensions":
             raise UserError(
                 f"A file can't set extensions, which run code. If you trust {name}.yaml, add"
                 f" 'extensions=[{listed(value)}]'."
             )
-        if ordered or not (is_task or key in settable):
+        if forbidden or not (is_task or key in settable):
             raise UserError(
                 f"{name}.yaml sets {key}, but a file can't choose a task or set an option of one. Type"
-                f" {key}=… instead.{'' if ordered else near(str(key), settable)}"
+                f" {key}=… instead.{'' if forbidden else near(str(key), settable)}"
             )
     target = OmegaConf.select(config, "task._target_", throw_on_missing=False)
     if primary or not is_task or str(target).startswith("minllm."):
         check_task_options(name, config, same)
-    check_written(name, config, same)
-    check_words(name, config)
+    check_output_paths(name, config, same)
+    check_trial_overrides(name, config)
 
 
 def check_default(name: str, default: Any, primary: bool) -> None:
@@ -149,14 +153,14 @@ def check_default(name: str, default: Any, primary: bool) -> None:
         posixpath.normpath(posixpath.join(here, str(value or ""))).strip("/") for value in values or [""]
     ]
     package = (getattr(default, "package", None) or "").split(".")
-    ours = primary and chosen in (
+    known = primary and chosen in (
         ["hydra/job_logging/stdout"],
         ["hydra/sweeper/pruning"],
         ["hydra/launcher/processes"],
     )
     for choice in chosen:
         first = choice.partition("/")[0]
-        if (first == "hydra" or "hydra" in package) and not ours:
+        if (first == "hydra" or "hydra" in package) and not known:
             raise UserError(
                 f"{name}.yaml chooses {choice}, but a file can't configure Hydra. Type it on the command line."
             )
@@ -182,37 +186,37 @@ def check_task_options(name: str, config: Container, same: Mapping[str, Any]) ->
             )
 
 
-def check_written(name: str, config: Container, same: Mapping[str, Any]) -> None:
+def check_output_paths(name: str, config: Container, same: Mapping[str, Any]) -> None:
     """Reject an output path outside the working directory, or with an interpolation."""
     for key, value in leaves(config):
         is_place = (key.rpartition(".")[2] == "cache" or key == "sweep.storage") and isinstance(value, str)
-        if is_place and ("${" in value or leads_out(value)) and same.get(key) != value:
+        if is_place and ("${" in value or is_outside(value)) and same.get(key) != value:
             raise UserError(
                 f"{name}.yaml sets {key}={value}, but a file can't choose an output path outside the working directory."
                 f" If you trust it, type {key}={value}"
             )
 
 
-def check_words(name: str, config: Container) -> None:
+def check_trial_overrides(name: str, config: Container) -> None:
     """Reject forbidden keys in sections that become overrides of a trial."""
 
     def section(key: str) -> Any:
         return OmegaConf.select(config, key, throw_on_resolution_failure=False, throw_on_missing=False)
 
-    words = [*keys_in(section("search")), *keys_in(section("sweep.trial"))]
-    words += [value for _, value in leaves(section("arms")) if isinstance(value, str)]
-    for word in words:
-        if gives_orders(key := key_of(word).strip("'\"+~ \t\r\n")):
+    overrides = [*keys_in(section("search")), *keys_in(section("sweep.trial"))]
+    overrides += [value for _, value in leaves(section("arms")) if isinstance(value, str)]
+    for override in overrides:
+        if is_command_line_only(key := key_of(override).strip("'\"+~ \t\r\n")):
             raise UserError(
                 f"{name}.yaml makes {key} an override of its trials, which only the command line may do. Type it there."
             )
 
 
-def gives_orders(key: str) -> bool:
+def is_command_line_only(key: str) -> bool:
     """Whether only the command line may set a key, because of its name or of its package after an @."""
     tops = {re.split("[./]", part.removeprefix("_global_."))[0] for part in re.split("[@:]", key)}
     is_place = re.split("[./]", key)[-1] == "cache"
-    return key.startswith("-") or "${" in key or is_place or not tops.isdisjoint(ORDERS)
+    return key.startswith("-") or "${" in key or is_place or not tops.isdisjoint(COMMAND_LINE_ONLY)
 
 
 def keys_in(config: Any) -> Iterator[str]:
@@ -281,14 +285,16 @@ def frozen(cfg: DictConfig) -> DictConfig:
 
 def refuse_environment(hydra_cfg: DictConfig) -> None:
     """Reject environment variables set by a file, because they can make other programs run code."""
-    if hydra_cfg.job.env_set and not any("hydra.job.env_set" in word for word in hydra_cfg.overrides.hydra):
+    if hydra_cfg.job.env_set and not any(
+        "hydra.job.env_set" in override for override in hydra_cfg.overrides.hydra
+    ):
         raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
 
 
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-def without_places(cfg: DictConfig) -> DictConfig:
+def without_foreign_paths(cfg: DictConfig) -> DictConfig:
     """Return a run's configuration in which paths outside the working directory are marked as unusable.
 
     Only the command line may name files outside the working directory to read or write. Code that is about to open a
@@ -302,14 +308,14 @@ def without_places(cfg: DictConfig) -> DictConfig:
             option = next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
             if section == "tokenizer" and "." not in name:
                 continue
-            if isinstance(value, str) and NAMES_A_PLACE.search(option) and leads_out(value):
+            if isinstance(value, str) and PATH_OPTION.search(option) and is_outside(value):
                 place = DEFAULT_CACHE if option == "cache" else f"{FOREIGN}{value}"
                 OmegaConf.update(result, f"{section}.{name}", place)
     return result
 
 
 def refuse_foreign(place: str, key: str) -> None:
-    """Raise UserError if a path was marked by `without_places`."""
+    """Raise UserError if a path was marked by `without_foreign_paths`."""
     if place.startswith(FOREIGN):
         named = place.removeprefix(FOREIGN)
         raise UserError(
@@ -354,7 +360,7 @@ def key_file() -> Path:
     return Path.home() / ".cache" / "minllm" / "key"
 
 
-def leads_out(place: str) -> bool:
+def is_outside(place: str) -> bool:
     """Whether a path is outside the working directory."""
     here = Path.cwd().resolve()
     try:

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from minllm.schema.options import Kind, is_factory
 
 # the positional arguments of each constructor are in parentheses
-PLACES = {
+SECTION_KINDS = {
     "task": Kind("a task, which is a function (cfg, run_dir, *, <its options>)", ()),
     "model": Kind("a model", ("minllm.model.lm.LM",), 3),  # (vocab_size, norms, branches)
     "norm": Kind("the norms of a model", ("minllm.model.norm.Norms",)),
@@ -42,23 +42,23 @@ PLACES = {
 }
 
 
-@functools.cache  # it is asked for every section, whenever a configuration is validated or built
+@functools.cache  # called for every section whenever a configuration is validated or built
 def why_not(code: Callable[..., Any], kind: Kind, packages: frozenset[str]) -> str | None:
     """Return why a class or function doesn't belong to a kind, "" if there is no specific reason, or None if it does.
 
     Args:
         packages: the packages besides minllm that code may come from.
     """
-    if kind is PLACES["task"]:
-        return why_no_task(code, packages)
+    if kind is SECTION_KINDS["task"]:
+        return task_error(code, packages)
     bases = [base if isinstance(base, type) else named(base) for base in kind.bases]
     if not inspect.isclass(code):
-        return why_no_factory(code, bases)
+        return factory_error(code, bases)
     if not any(belongs(code, base) for base in bases):
         return ": it must be a torch.nn.Module" if kind == BRANCH else inherit_from(bases)
-    if kind == BRANCH and (why := why_no_branch(code)):
+    if kind == BRANCH and (why := branch_error(code)):
         return why
-    return why_not_callable(code, kind.calls)
+    return call_error(code, kind.calls)
 
 
 def inherit_from(bases: Iterable[type]) -> str:
@@ -86,81 +86,93 @@ def of_factory(takes: Any, made: type) -> Kind:
     """Return the kind of an option annotated `Callable[takes, made]`."""
     calls = len(takes) if isinstance(takes, list) else None
     if f"{made.__module__}.{made.__qualname__}" == "torch.nn.modules.module.Module":
-        return BRANCH if makes_a_branch(takes) else Kind("a module (torch.nn.Module)", (made,), calls)
+        return BRANCH if returns_branch(takes) else Kind("a module (torch.nn.Module)", (made,), calls)
     return Kind(f"a {made.__name__} ({made.__module__})", (made,), calls)
 
 
-def makes_a_branch(takes: Any) -> bool:
+def returns_branch(takes: Any) -> bool:
     """Whether `takes` is [int, Layer], the arguments of a mixer or an MLP."""
     if not isinstance(takes, list) or len(takes) != 2:
         return False
-    width, layer = (get_args(one)[0] if get_origin(one) is Annotated else one for one in takes)
+    width, layer = (
+        get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation for annotation in takes
+    )
     return width is int and layer is named("minllm.model.context.Layer")
 
 
 # ---- tasks and factories: functions --------------------------------------------------------------
 
 
-def why_no_task(found: Callable[..., Any], packages: Iterable[str]) -> str | None:
+def task_error(function: Callable[..., Any], packages: Iterable[str]) -> str | None:
     """A task is a function (cfg, run_dir, *, <options>) in minllm.tasks or in a package of `extensions`."""
-    if not inspect.isfunction(found):
+    if not inspect.isfunction(function):
         return ""
-    at_home = found.__module__.startswith("minllm.tasks.") or found.__module__.partition(".")[0] in packages
-    return None if at_home and [one.name for one in by_position(found)] == ["cfg", "run_dir"] else ""
+    at_home = (
+        function.__module__.startswith("minllm.tasks.") or function.__module__.partition(".")[0] in packages
+    )
+    return (
+        None
+        if at_home and [parameter.name for parameter in positional_parameters(function)] == ["cfg", "run_dir"]
+        else ""
+    )
 
 
-def why_no_factory(found: Callable[..., Any], bases: Iterable[type]) -> str | None:
-    if not is_factory(found):
+def factory_error(function: Callable[..., Any], bases: Iterable[type]) -> str | None:
+    if not is_factory(function):
         return (
             ""
-            if found.__module__.partition(".")[0] == "minllm"
+            if function.__module__.partition(".")[0] == "minllm"
             else " (decorate it with minllm.schema.options.factory)"
         )
-    made = hints(found).get("return")
-    made = [one for one in get_args(made) or [made] if one not in (None, type(None))]
-    if made and all(isinstance(one, type) and any(belongs(one, base) for base in bases) for one in made):
+    returned = hints(function).get("return")
+    returned = [type_ for type_ in get_args(returned) or [returned] if type_ not in (None, type(None))]
+    if returned and all(
+        isinstance(type_, type) and any(belongs(type_, base) for base in bases) for type_ in returned
+    ):
         return None
-    return "" if made else ": annotate its return type"
+    return "" if returned else ": annotate its return type"
 
 
 # ---- classes -------------------------------------------------------------------------------------
 
 
-def belongs(found: type, base: type) -> bool:
+def belongs(cls: type, base: type) -> bool:
     """Whether a class is a subclass, or has all the methods of a protocol."""
     if getattr(base, "_is_protocol", False):
-        methods = [name for name, one in vars(base).items() if inspect.isfunction(one) and name[0] != "_"]
-        return found is not base and all(callable(getattr(found, name, None)) for name in methods)
-    return issubclass(found, base)
+        methods = [
+            name for name, member in vars(base).items() if inspect.isfunction(member) and name[0] != "_"
+        ]
+        return cls is not base and all(callable(getattr(cls, name, None)) for name in methods)
+    return issubclass(cls, base)
 
 
-def why_not_callable(found: type, calls: int | None) -> str | None:
+def call_error(cls: type, calls: int | None) -> str | None:
     """Return why a class can't be called with `calls` positional arguments and its options by keyword."""
-    parameters = by_position(found)
-    if calls is None or any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
+    parameters = positional_parameters(cls)
+    if calls is None or any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return None
-    needed = [one.name for one in parameters if one.default is inspect.Parameter.empty]
+    needed = [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
     if len(needed) > calls:
         return f": its option {needed[calls]} isn't keyword-only; write a * before it in the constructor"
     return None
 
 
-def why_no_branch(found: type) -> str | None:
+def branch_error(cls: type) -> str | None:
     """Return why a module isn't a branch: `Branch(dim, layer, *, <options>)` with `forward(x_BTD, ctx, …)`."""
-    parameters = by_position(found)
-    open_ended = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+    parameters = positional_parameters(cls)
+    open_ended = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
     if not open_ended and len(parameters) < 2:
         return ": write def __init__(self, dim, layer, *, <its options>)"
-    kinds = hints(found.__init__)
-    for one, given in zip([] if open_ended else parameters, (int, named("minllm.model.context.Layer"))):
-        stated = kinds.get(one.name, given)
-        stated = get_args(stated)[0] if get_origin(stated) is Annotated else stated
-        if isinstance(stated, type) and not issubclass(given, stated):
-            return f": its {one.name} is {stated.__name__}, but a branch takes (dim: int, layer: Layer)"
-    if found.forward is named("torch.nn.Module").forward:
+    kinds = hints(cls.__init__)
+    for parameter, given in zip([] if open_ended else parameters, (int, named("minllm.model.context.Layer"))):
+        annotation = kinds.get(parameter.name, given)
+        annotation = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+        if isinstance(annotation, type) and not issubclass(given, annotation):
+            return f": its {parameter.name} is {annotation.__name__}, but a branch takes (dim: int, layer: Layer)"
+    if cls.forward is named("torch.nn.Module").forward:
         return f": it has no forward; write {WRITE_FORWARD}"
-    taken = list(inspect.signature(found.forward).parameters.values())[1:]
-    if len([one for one in taken if one.kind in POSITIONAL]) < 2:
+    inputs = list(inspect.signature(cls.forward).parameters.values())[1:]
+    if len([parameter for parameter in inputs if parameter.kind in POSITIONAL]) < 2:
         return f": write {WRITE_FORWARD}"
     return None
 
@@ -176,14 +188,16 @@ POSITIONAL = (
 BRANCH = Kind("a mixer or an MLP", ("torch.nn.Module",), 2)  # (dim, layer)
 
 
-def by_position(found: Callable[..., Any]) -> list[inspect.Parameter]:
-    return [one for one in inspect.signature(found).parameters.values() if one.kind in POSITIONAL]
+def positional_parameters(code: Callable[..., Any]) -> list[inspect.Parameter]:
+    return [
+        parameter for parameter in inspect.signature(code).parameters.values() if parameter.kind in POSITIONAL
+    ]
 
 
-def hints(found: Callable[..., Any]) -> dict[str, Any]:
+def hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return a function's annotations, or none if they can't be evaluated, as with imports under TYPE_CHECKING."""
     try:
-        return get_type_hints(found, include_extras=True)
+        return get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {}
 

@@ -21,7 +21,7 @@ MOVED = {
 }
 
 
-def present_name(name: str) -> str:
+def current_name(name: str) -> str:
     """Return the current dotted name of a class or module."""
     parts = name.split(".")
     for end in range(len(parts), 1, -1):

@@ -19,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Range:
     """The range of numbers that an option takes, and its description for messages."""
 
-    words: str
+    description: str
     low: float
     low_open: bool = False
     high: float = float("inf")
@@ -35,7 +35,7 @@ class Range:
 class Matching:
     """The text that an option takes, and its description for messages. The default is any text that isn't blank."""
 
-    words: str
+    description: str
     pattern: str = r"(?s).*\S.*"
 
     def __contains__(self, text: str) -> bool:
@@ -53,12 +53,12 @@ class In:
 class Kind:
     """The kind of code that a section with a `_target_` requires: `pruner: Annotated[Node, Kind("a pruner", (…,))]`.
 
-    words: its name in messages, with an article
+    description: its name in messages, with an article
     bases: its base classes, or their dotted paths if importing them takes time
     calls: the number of positional arguments; None if unknown
     """
 
-    words: str
+    description: str
     bases: tuple[str | type, ...]
     calls: int | None = 0
 
@@ -70,7 +70,7 @@ def factory(function: Function) -> Function:
 
 
 def reads(*keys: str) -> Callable[[Function], Function]:
-    """Declare what a task reads of a configuration besides its own options: sections, or single keys of them.
+    """Declare which sections or single keys of a configuration a task reads besides its own options.
 
     Overrides of anything else are rejected because they would do nothing. An undecorated task may read everything.
     """

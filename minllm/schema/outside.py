@@ -13,20 +13,20 @@ from typing import Any
 from minllm.errors import UserError, first_line
 
 
-def check_path(target: str, said: str) -> None:
+def check_path(target: str, setting: str) -> None:
     """Raise UserError unless `target` is the dotted path of a class or function.
 
     Args:
-        said: the setting to name in messages, such as model.attn._target_=my_idea.decay.Decay.
+        setting: the setting to name in messages, such as model.attn._target_=my_idea.decay.Decay.
     """
-    if "." not in target or not all(word.isidentifier() for word in target.split(".")):
+    if "." not in target or not all(part.isidentifier() for part in target.split(".")):
         raise UserError(
-            f"{said} must be the dotted path of a class, such as my_idea.decay.Decay for the class Decay in"
+            f"{setting} must be the dotted path of a class, such as my_idea.decay.Decay for the class Decay in"
             " my_idea/decay.py."
         )
 
 
-def named(target: str, said: str) -> Any:
+def named(target: str, setting: str) -> Any:
     """Import and return what a dotted path names.
 
     Raises:
@@ -34,29 +34,29 @@ def named(target: str, said: str) -> Any:
     """
     module, _, name = target.rpartition(".")
     try:
-        return getattr(imported(module, said), name)
+        return getattr(imported(module, setting), name)
     except AttributeError as error:
-        raise UserError(f"{said}: {module} has no '{name}'.") from error
+        raise UserError(f"{setting}: {module} has no '{name}'.") from error
 
 
-def imported(module: str, said: str) -> ModuleType:
+def imported(module: str, setting: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            raise UserError(f"{said}: there is no module '{error.name}'.") from error
-        raise failed(error, module, said) from error
+            raise UserError(f"{setting}: there is no module '{error.name}'.") from error
+        raise failed(error, module, setting) from error
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
-        raise failed(error, module, said) from error
+        raise failed(error, module, setting) from error
 
 
-def failed(error: BaseException, module: str, said: str) -> BaseException:
+def failed(error: BaseException, module: str, setting: str) -> BaseException:
     """Return the error to raise for a failed import; errors in minllm itself keep their traceback."""
     if module.partition(".")[0] == "minllm":
         return error
-    return UserError(f"{said}: importing {module} fails {why(error, module)}")
+    return UserError(f"{setting}: importing {module} fails {why(error, module)}")
 
 
 def code_error(error: BaseException, packages: Container[str]) -> UserError | None:
@@ -76,19 +76,19 @@ def code_error(error: BaseException, packages: Container[str]) -> UserError | No
 
 def why(error: BaseException, package: str) -> str:
     """Return the line of a package's code at which an error was raised, and the error."""
-    said = type(error).__name__ + (f": {first_line(error)}" if str(error) else "")
+    message = type(error).__name__ + (f": {first_line(error)}" if str(error) else "")
     if isinstance(error, SyntaxError) and error.filename:
         return (
             f"at {os.path.relpath(error.filename)}, line {error.lineno}: {type(error).__name__}: {error.msg}."
         )
     frames = frames_of(error, (package.partition(".")[0],))
     if not frames:
-        return f"with {said}."
+        return f"with {message}."
     frame = frames[-1]
-    number = next(line for one, line in traceback.walk_tb(error.__traceback__) if one is frame)
+    number = next(line for each, line in traceback.walk_tb(error.__traceback__) if each is frame)
     file = frame.f_code.co_filename
     code = linecache.getline(file, number).strip()
-    return f"at {os.path.relpath(file)}, line {number}{f', `{code}`' if code else ''}: {said}."
+    return f"at {os.path.relpath(file)}, line {number}{f', `{code}`' if code else ''}: {message}."
 
 
 def frames_of(error: BaseException, packages: Container[str]) -> list[FrameType]:

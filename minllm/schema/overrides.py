@@ -16,30 +16,30 @@ from minllm.errors import UserError, suggest
 UNSET = " If it comes from a shell variable, that variable isn't set."
 
 
-def key_of(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+def key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
-def is_seed(word: str) -> bool:
-    return key_of(word) == "seed"
+def is_seed(override: str) -> bool:
+    return key_of(override) == "seed"
 
 
-def written(value: Any) -> str:
-    """Return a value of a configuration as it is typed."""
+def format_value(value: Any) -> str:
+    """Return a configuration value as it is written in an override."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
 
 
-def with_runs_data(words: Sequence[str]) -> list[str]:
+def with_runs_data(args: Sequence[str]) -> list[str]:
     """Prefix `data.path=…` with ++ if the command line names a run, whose data it is meant for.
 
     Hydra composes the default data first, which may not have that option; it is validated against the run's data later.
     """
-    names_run = any(word.startswith(("resume=", "run=")) for word in words)
-    if not names_run or any(word.startswith("data=") for word in words):
-        return list(words)
-    return [f"++{word}" if word.startswith("data.") else word for word in words]
+    names_run = any(arg.startswith(("resume=", "run=")) for arg in args)
+    if not names_run or any(arg.startswith("data=") for arg in args):
+        return list(args)
+    return [f"++{arg}" if arg.startswith("data.") else arg for arg in args]
 
 
 # ---- short names ---------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ REFERENCE = re.compile(r"\$\{\s*[A-Za-z_.][^{}]*\}")
 UNESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 
 
-def quoted(word: str) -> str:
+def quoted(override: str) -> str:
     """Add quotes where Hydra's grammar needs them and the override is unambiguous.
 
     So `prompts=[Don't stop]`, `data.path=notes (1).txt`, `arms.a=[norm=pre]` and `baseline=norm=pre` can be typed
@@ -79,26 +79,26 @@ def quoted(word: str) -> str:
     Raises:
         UserError: the override is ambiguous; the message says what to type.
     """
-    key, _, value = word.partition("=")
+    key, _, value = override.partition("=")
     if key.startswith("-") or (PLAIN.fullmatch(value) and len(value) < LONG) or not key:
-        return word
-    is_prose = key_of(word) in PROSE and listed(value) is not None
-    if not is_prose and read(word) is not UNREAD:
-        return word
+        return override
+    is_prose = key_of(override) in PROSE and listed(value) is not None
+    if not is_prose and read(override) is not UNPARSED:
+        return override
     if "=" in value and not is_prose:
-        word = f"{key}={','.join(map(value_quoted, parts_of(value)))}"
-        if read(word) is not UNREAD:
-            return word
-    if read(f"{key}=x") is UNREAD:
-        return word  # the key is invalid, which Hydra reports
+        override = f"{key}={','.join(map(value_quoted, parts_of(value)))}"
+        if read(override) is not UNPARSED:
+            return override
+    if read(f"{key}=x") is UNPARSED:
+        return override  # the key is invalid, which Hydra reports
     return f"{key}={text_quoted(key, value, is_prose)}"
 
 
-def comma_note(word: str) -> str | None:
+def comma_note(override: str) -> str | None:
     """Return a note about a list of prompts whose unquoted commas could also be part of one text."""
-    key, _, value = word.partition("=")
+    key, _, value = override.partition("=")
     text = listed(value)
-    parts = parts_of(text) if key_of(word) in PROSE and text is not None else []
+    parts = parts_of(text) if key_of(override) in PROSE and text is not None else []
     if len(parts) < 2 or all(part.strip()[:1] in ("'", '"') for part in parts):
         return None
     return f"{key} has {len(parts)} items, separated by commas. For one text, type {line(key, value)}"
@@ -116,25 +116,25 @@ def text_quoted(key: str, value: str, is_prose: bool) -> str:
     parts = parts_of(value if text is None else text)
     if text is not None and not text.strip(" \t"):
         return value
-    made = []
+    quoted_parts = []
     for part in parts:
-        found = read(f"x=[{part}]") if part.strip(" \t") else UNREAD
-        as_it_is = is_prose_item(part, found) if is_prose else found is not UNREAD
+        parsed = read(f"x=[{part}]") if part.strip(" \t") else UNPARSED
+        as_it_is = is_valid_text(part, parsed) if is_prose else parsed is not UNPARSED
         if not as_it_is and not is_prose and is_call(part, key, value):
             return value  # Hydra reports what is wrong with the arguments
         if not as_it_is and not (
-            is_text(part, is_prose) and (found is not UNREAD or not is_prose or len(parts) == 1)
+            is_text(part, is_prose) and (parsed is not UNPARSED or not is_prose or len(parts) == 1)
         ):
-            raise several_readings(key, value)
-        made.append(part if as_it_is else in_quotes(part.strip(" \t")))
-    return ",".join(made) if text is None else f"[{','.join(made)}]"
+            raise ambiguity(key, value)
+        quoted_parts.append(part if as_it_is else in_quotes(part.strip(" \t")))
+    return ",".join(quoted_parts) if text is None else f"[{','.join(quoted_parts)}]"
 
 
-def is_prose_item(part: str, found: Any) -> bool:
+def is_valid_text(part: str, parsed: Any) -> bool:
     """Whether Hydra parses an item as text without invalid interpolations."""
-    if not isinstance(found, list) or not isinstance(found[0], str):
+    if not isinstance(parsed, list) or not isinstance(parsed[0], str):
         return False
-    return not UNESCAPED.search(REFERENCE.sub("", str(found[0])))
+    return not UNESCAPED.search(REFERENCE.sub("", str(parsed[0])))
 
 
 def is_call(part: str, key: str, value: str) -> bool:
@@ -148,10 +148,10 @@ def is_call(part: str, key: str, value: str) -> bool:
             f"There is no function '{call[1]}'.{suggest(call[1], known)} For text, type {line(key, value)}"
         )
     opened = OPENED.match(part.strip(" \t"))  # as in choice(1, where the bracket was forgotten
-    return any(found is not None and found[1] in known for found in (call, opened))
+    return any(match is not None and match[1] in known for match in (call, opened))
 
 
-def several_readings(key: str, value: str) -> UserError:
+def ambiguity(key: str, value: str) -> UserError:
     """Return the error for an ambiguous value, with what to type for one text or for several."""
     text = listed(value)
     parts = [part.strip(" \t") for part in parts_of(value if text is None else text)]
@@ -185,33 +185,35 @@ def listed(value: str) -> str | None:
     return bare[1:-1] if len(bare) > 1 and bare[0] == "[" and bare[-1] == "]" else None
 
 
-UNREAD = object()
+UNPARSED = object()
 
 
-def read(word: str) -> Any:
-    """Return the value of an override as parsed by Hydra, None for a sweep, or UNREAD."""
+def read(override: str) -> Any:
+    """Return the value of an override as parsed by Hydra, None for a sweep, or UNPARSED."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        override = OverridesParser.create().parse_overrides([word])[0]
-        return None if override.is_sweep_override() else override.value()
+        parsed = OverridesParser.create().parse_overrides([override])[0]
+        return None if parsed.is_sweep_override() else parsed.value()
     except (HydraException, ValueError, RecursionError):  # such as a number of 5,000 digits
-        return UNREAD
+        return UNPARSED
 
 
 def value_quoted(value: str) -> str:
     bare = value.strip()
     if bare.startswith("[") and bare.endswith("]"):
-        return f"[{words_quoted(bare[1:-1])}]"
-    return in_quotes(bare) if is_word(bare) and len(parts_of(bare, at="=")) > 1 else value
+        return f"[{items_quoted(bare[1:-1])}]"
+    return in_quotes(bare) if holds_override(bare) and len(parts_of(bare, at="=")) > 1 else value
 
 
-def words_quoted(listed: str) -> str:
-    return ",".join(in_quotes(part.strip()) if is_word(part.strip()) else part for part in parts_of(listed))
+def items_quoted(listed: str) -> str:
+    return ",".join(
+        in_quotes(part.strip()) if holds_override(part.strip()) else part for part in parts_of(listed)
+    )
 
 
-def is_word(part: str) -> bool:
+def holds_override(part: str) -> bool:
     return "=" in part and part[0] not in "'\"{["
 
 

@@ -15,13 +15,13 @@ from minllm.errors import UserError, suggest
 from minllm.objective import Bound
 from minllm.page.markdown import one_line
 from minllm.runs.find import WATCHING
-from minllm.schema.overrides import short_names, written
+from minllm.schema.overrides import format_value, short_names
 from minllm.study.selection import LeftOut, TrainedRun, leaves
 
-SECTIONS_ASIDE = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
+IGNORED_SECTIONS = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
 """Sections that don't affect what is learned. A requested size counts through the widths that it led to."""
 
-KEYS_ASIDE = (
+IGNORED_KEYS = (
     *(f"train.{key}" for key in ("log_every", "eval_every", "evals", "checkpoint_every", "keep_checkpoints")),
     *("train.sample_every", "train.malloc", "train.check", "data.cache", "data.num_proc"),
 )
@@ -61,12 +61,12 @@ class Arm:
     @property
     def cfg(self) -> Mapping[str, Any]:
         """The configuration, of which only the seed isn't the same in all runs."""
-        return next(one.cfg for one in (*self.runs.values(), *self.diverged) if one.cfg is not None)
+        return next(run.cfg for run in (*self.runs.values(), *self.diverged) if run.cfg is not None)
 
     @property
     def seeds(self) -> list[int]:
         """The seeds of its completed runs; of those that diverged, if none was completed."""
-        return sorted(self.runs or {one.cfg["seed"] for one in self.diverged if one.cfg is not None})
+        return sorted(self.runs or {run.cfg["seed"] for run in self.diverged if run.cfg is not None})
 
     @property
     def bound(self) -> Bound:
@@ -114,22 +114,22 @@ def diverged_by_arm(others: Sequence[LeftOut]) -> dict[tuple[Any, ...], list[Lef
 
 def identity(cfg: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return a key that is the same for all runs of one arm."""
-    return tuple(sorted((key, as_it_counts(value)) for key, value in learnt_from(cfg).items()))
+    return tuple(sorted((key, normalized(value)) for key, value in training_settings(cfg).items()))
 
 
-def as_it_counts(value: Any) -> str:
+def normalized(value: Any) -> str:
     """Return the same text for values that are equal, such as 1 and 1.0."""
     whole = type(value) is int and abs(value) <= EXACT
     return repr(float(value) if whole else value)
 
 
-def learnt_from(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def training_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a configuration that affect what is learned, except the seed."""
-    return {key: value for key, value in leaves(cfg).items() if not is_aside(key)}
+    return {key: value for key, value in leaves(cfg).items() if not is_ignored(key)}
 
 
-def is_aside(key: str) -> bool:
-    return re.split("[./]", key)[0] in SECTIONS_ASIDE or key in KEYS_ASIDE
+def is_ignored(key: str) -> bool:
+    return re.split("[./]", key)[0] in IGNORED_SECTIONS or key in IGNORED_KEYS
 
 
 def finished_at(run: TrainedRun) -> float:
@@ -138,35 +138,37 @@ def finished_at(run: TrainedRun) -> float:
 
 def names_of(cfgs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what distinguishes each configuration: the choices that differ, and values where choices aren't enough."""
-    return [one_line(name) for name in names_apart(cfgs)]
+    return [one_line(name) for name in distinct_names(cfgs)]
 
 
-def names_apart(cfgs: Sequence[Mapping[str, Any]]) -> list[str]:
+def distinct_names(cfgs: Sequence[Mapping[str, Any]]) -> list[str]:
     choices = [
-        {group: str(option) for group, option in cfg["choices"].items() if not is_aside(group)}
+        {group: str(option) for group, option in cfg["choices"].items() if not is_ignored(group)}
         for cfg in cfgs
     ]
-    presets = [one.get("experiment") for one in choices]
+    presets = [chosen.get("experiment") for chosen in choices]
     if len(set(presets)) == len(presets):
         return [f"experiment={preset}" if len(presets) > 1 else "" for preset in presets]
-    names = [" ".join(words) for words in words_apart(choices)]
+    names = [" ".join(values) for values in differing_values(choices)]
     for name in {name for name in names if names.count(name) > 1}:
-        same = [i for i, one in enumerate(names) if one == name]
-        for i, words in zip(same, values_apart([cfgs[i] for i in same])):
-            names[i] = " ".join(filter(None, [name, *words]))
+        same = [i for i, other in enumerate(names) if other == name]
+        for i, values in zip(same, distinguishing_values([cfgs[i] for i in same])):
+            names[i] = " ".join(filter(None, [name, *values]))
     return names
 
 
-def values_apart(cfgs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def distinguishing_values(cfgs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the values that distinguish the configurations: the overridden ones if they suffice, or else all."""
-    typed = tuple(f"{word.partition('=')[0].lstrip('+')}." for cfg in cfgs for word in cfg.get("typed") or [])
-    values = [{key: written(value) for key, value in learnt_from(cfg).items()} for cfg in cfgs]
-    chosen = [{key: one[key] for key in one if f"{key}.".startswith(typed)} for one in values]
-    words = words_apart(chosen)
-    return words if len(set(map(tuple, words))) == len(cfgs) else words_apart(values)
+    prefixes = tuple(
+        f"{word.partition('=')[0].lstrip('+')}." for cfg in cfgs for word in cfg.get("typed") or []
+    )
+    values = [{key: format_value(value) for key, value in training_settings(cfg).items()} for cfg in cfgs]
+    chosen = [{key: named[key] for key in named if f"{key}.".startswith(prefixes)} for named in values]
+    distinguishing = differing_values(chosen)
+    return distinguishing if len(set(map(tuple, distinguishing))) == len(cfgs) else differing_values(values)
 
 
-def words_apart(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
+def differing_values(named: Sequence[Mapping[str, str]]) -> list[list[str]]:
     """Return, for each mapping, the values that aren't the same in all of them, as `key=value` with short keys."""
     keys = dict.fromkeys(key for values in named for key in values)
     differ = [key for key in keys if len({values.get(key) for values in named}) > 1]
@@ -179,17 +181,17 @@ def measured(arms: Sequence[Arm]) -> list[Arm]:
     return [arm for arm in arms if arm.runs]
 
 
-def arm_named(word: str, arms: Sequence[Arm]) -> Arm:
+def arm_named(name: str, arms: Sequence[Arm]) -> Arm:
     """Return the arm of this name, or the only one whose name contains it. UserError if there is none, or several."""
-    exact = [arm for arm in arms if arm.name == word]
+    exact = [arm for arm in arms if arm.name == name]
     parts = exact or [
-        arm for arm in arms if word in arm.name.replace("=", " ").split() or word in arm.name.split()
+        arm for arm in arms if name in arm.name.replace("=", " ").split() or name in arm.name.split()
     ]
     if len(parts) == 1:
         return parts[0]
     names = [arm.name for arm in arms]
     what = "several arms" if parts else "no arm"
-    raise UserError(f"baseline={word} matches {what}. The arms are {', '.join(names)}.{suggest(word, names)}")
+    raise UserError(f"baseline={name} matches {what}. The arms are {', '.join(names)}.{suggest(name, names)}")
 
 
 def refuse_incomparable(arms: Sequence[Arm]) -> None:
@@ -219,9 +221,9 @@ def refuse_incomparable(arms: Sequence[Arm]) -> None:
 
 def config_differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     """Return the keys in which the arms' configurations differ, with each arm's value, or ABSENT if it has none."""
-    plain = [learnt_from(arm.cfg) for arm in arms]
-    keys = dict.fromkeys(key for values in plain for key in values)
-    found = {
-        key: [values.get(key, ABSENT) for values in plain] for key in keys if not key.endswith("_target_")
+    configs = [training_settings(arm.cfg) for arm in arms]
+    keys = dict.fromkeys(key for values in configs for key in values)
+    compared = {
+        key: [values.get(key, ABSENT) for values in configs] for key in keys if not key.endswith("_target_")
     }
-    return {key: values for key, values in found.items() if len(set(map(as_it_counts, values))) > 1}
+    return {key: values for key, values in compared.items() if len(set(map(normalized, values))) > 1}

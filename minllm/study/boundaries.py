@@ -109,7 +109,7 @@ def _null(looks: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the t statistics at each look of studies without a difference."""
     random = np.random.default_rng(0)
     sums = np.zeros((3, PATHS))
-    found = np.zeros((PATHS, len(looks)), np.float32, order="F")
+    statistics = np.zeros((PATHS, len(looks)), np.float32, order="F")
     for pairs in range(1, looks[-1] + 1):
         drawn = random.standard_normal(PATHS)
         squared = drawn**2
@@ -119,8 +119,8 @@ def _null(looks: tuple[int, ...]) -> NDArray[np.float32]:
             variance = second - first**2
             skew = skewness(pairs, variance, third - first * (3 * second - 2 * first**2))
             sd = np.sqrt(variance * pairs / (pairs - 1))
-            found[:, looks.index(pairs)] = statistic(pairs, first, sd, skew)
-    return found
+            statistics[:, looks.index(pairs)] = statistic(pairs, first, sd, skew)
+    return statistics
 
 
 def thresholds(paths: NDArray[np.floating], allowed: Sequence[int]) -> list[float]:
@@ -131,18 +131,18 @@ def thresholds(paths: NDArray[np.floating], allowed: Sequence[int]) -> list[floa
         allowed: how many studies may have been rejected after each look.
     """
     alive = np.arange(len(paths))
-    found = []
+    limits = []
     for column, total in zip(paths.T, allowed):
         values = column[alive]
         left = total - (len(paths) - len(alive))
         if left <= 0:
-            found.append(-math.inf)
+            limits.append(-math.inf)
             continue
         least = np.partition(values, left)[left] if left < len(values) else math.inf
         within = values < least
-        found.append(float(values[within].max()) if within.any() else -math.inf)
+        limits.append(float(values[within].max()) if within.any() else -math.inf)
         alive = alive[~within]
-    return found
+    return limits
 
 
 def sequential_p(rejects: Callable[[float], bool], levels: Sequence[float], alpha: float) -> float:
@@ -238,13 +238,13 @@ def tail(weights: Floats, observed: float) -> float:
 
 def sizes(differences: Floats) -> Floats:
     """Return the sizes of differences, or their ranks among those that aren't 0 if one is infinite."""
-    found = np.abs(differences)
-    if np.isfinite(found).all():
-        return found
+    magnitudes = np.abs(differences)
+    if np.isfinite(magnitudes).all():
+        return magnitudes
     from scipy.stats import rankdata  # takes a second to import, and is rarely needed
 
-    ranks = np.zeros(len(found))
-    ranks[found > 0] = rankdata(found[found > 0])
+    ranks = np.zeros(len(magnitudes))
+    ranks[magnitudes > 0] = rankdata(magnitudes[magnitudes > 0])
     return ranks
 
 

@@ -28,7 +28,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several runs say about the arms that they belong to.
+    """The result of comparing several runs, grouped into arms.
 
     arms: the baseline first
     contests: each arm against the baseline, or every arm against every other
@@ -58,7 +58,7 @@ class Comparison:
     @functools.cached_property
     def measures(self) -> list[Measures]:
         """What each contest says besides its mean difference; computed for reports only."""
-        return [measure(one.arm, one.baseline, self.left_out) for one in self.contests]
+        return [measure(contest.arm, contest.baseline, self.left_out) for contest in self.contests]
 
     @property
     def margin_bpb(self) -> float:
@@ -74,19 +74,19 @@ class Comparison:
     @property
     def is_settled(self) -> bool:
         """Whether more pairs wouldn't change any verdict, or are unlikely to."""
-        return all(one.is_settled for one in self.contests or self.noise)
+        return all(result.is_settled for result in self.contests or self.noise)
 
     @property
     def is_answered(self) -> bool:
         """Whether every contest has an outcome that stands."""
-        return all(one.is_answered for one in self.contests or self.noise)
+        return all(result.is_answered for result in self.contests or self.noise)
 
     @property
     def settling(self) -> str:
         """How many pairs would settle what is inconclusive, as a sentence for each contest."""
-        judged = [*self.contests, *self.noise]
-        several = len(judged) > 1
-        named = ((f"{one.arm.name}: " if several else "", one.verdict.settling) for one in judged)
+        results = [*self.contests, *self.noise]
+        several = len(results) > 1
+        named = ((f"{result.arm.name}: " if several else "", result.verdict.settling) for result in results)
         return " ".join(f"{name}{settling}" for name, settling in named if settling)
 
     @property
@@ -95,7 +95,8 @@ class Comparison:
         if not self.contests:
             return (
                 "; ".join(
-                    f"{one.arm.name or 'The arm'} against itself: {one.verdict.word}" for one in self.noise
+                    f"{noise.arm.name or 'The arm'} against itself: {noise.verdict.word}"
+                    for noise in self.noise
                 )
                 + "."
             )
@@ -108,35 +109,43 @@ class Comparison:
         if best:
             return f"{best[0].name} is better than {'all others' if len(self.arms) > 2 else 'the other'}."
         if len(self.contests) <= 3:
-            words = [
-                f"{one.arm.name} against {one.baseline.name}: {one.explained_outcome}"
-                for one in self.contests
+            outcomes = [
+                f"{contest.arm.name} against {contest.baseline.name}: {contest.explained_outcome}"
+                for contest in self.contests
             ]
-            return "; ".join(words) + "."
+            return "; ".join(outcomes) + "."
         return self._counted()
 
     def _not_yet(self) -> str:
         """What is established within this study, but not yet among all ideas."""
         waiting = [
-            f"{one.arm.name} against {one.baseline.name} ({one.standing.needs(one.verdict)})"
-            for one in self.contests
-            if one.standing and one.standing.is_open(one.verdict)
+            f"{contest.arm.name} against {contest.baseline.name} ({contest.standing.needs(contest.verdict)})"
+            for contest in self.contests
+            if contest.standing and contest.standing.is_open(contest.verdict)
         ]
         return f" On its own, not yet among all ideas: {', '.join(waiting)}." if waiting else ""
 
     def _counted(self) -> str:
         """The answer when there are too many contests to name."""
         if any(contest.baseline is not self.baseline for contest in self.contests):
-            reasons = "; ".join(dict.fromkeys(one.reason for one in self.contests if one.reason))
+            reasons = "; ".join(dict.fromkeys(contest.reason for contest in self.contests if contest.reason))
             because = f" because {reasons}" if reasons else ""
             return f"None of the {len(self.arms)} arms is better than all others{because}."
-        words = [contest.explained_outcome for contest in self.contests]
-        counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
-        return f"Of {len(words)} arms against {self.baseline.name}: {', '.join(counts)}."
+        outcomes = [contest.explained_outcome for contest in self.contests]
+        counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes)]
+        return f"Of {len(outcomes)} arms against {self.baseline.name}: {', '.join(counts)}."
 
     def _beats_all(self, arm: Arm) -> bool:
-        won = {id(one.baseline) for one in self.contests if one.arm is arm and one.verdict.word == "better"}
-        won |= {id(one.arm) for one in self.contests if one.baseline is arm and one.verdict.word == "worse"}
+        won = {
+            id(contest.baseline)
+            for contest in self.contests
+            if contest.arm is arm and contest.verdict.word == "better"
+        }
+        won |= {
+            id(contest.arm)
+            for contest in self.contests
+            if contest.baseline is arm and contest.verdict.word == "worse"
+        }
         return won == {id(other) for other in self.arms if other is not arm}
 
 
@@ -168,8 +177,8 @@ def compare(
         UserError: there are no such runs, only one arm, no arm of that name, or different validation texts.
     """
     selection = runs if isinstance(runs, Selection) else Selection([str(run) for run in runs])
-    found, left_out = find(selection, extensions)
-    arms, repeated = arms_of(found, left_out)
+    completed, left_out = find(selection, extensions)
+    arms, repeated = arms_of(completed, left_out)
     refuse_broken(arms)
     return of_arms(
         arms,
@@ -219,7 +228,8 @@ def of_arms(
         ],
         margin=margin,
         noise=[
-            without_lost_seeds(one, [one.arm], left_out, "diverged", "ended") for one in noises(arms, judging)
+            without_lost_seeds(noise, [noise.arm], left_out, "diverged", "ended")
+            for noise in noises(arms, judging)
         ]
         if aa
         else [],
@@ -243,46 +253,46 @@ def contests_between(
     arms: Sequence[Arm], judging: Mapping[str, Any], left_out: Sequence[LeftOut], *, every: bool
 ) -> list[Contest]:
     """Return the contests of all arms with the first arm, or of `every` arm with each arm before it."""
-    pairs = [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
+    pairs = [(arm, baseline) for i, baseline in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
     differences = [differences_between(*pair, left_out) for pair in pairs]
-    words = [bounds.provable(*pair) for pair in pairs]
-    judged = verdicts([list(one.values()) for one in differences], **judging, provable=words)
+    provable = [bounds.provable(*pair) for pair in pairs]
+    judgements = verdicts([list(by_seed.values()) for by_seed in differences], **judging, provable=provable)
     return [
         Contest(
             *pair,
-            {seed: value for seed, value in list(one.items())[: verdict.pairs] if is_known(*pair, seed)},
+            {seed: value for seed, value in list(by_seed.items())[: verdict.pairs] if is_known(*pair, seed)},
             verdict,
             divergence=divergence(*pair, left_out),
             reason=bounds.reason(*pair, verdict),
         )
-        for pair, one, verdict in zip(pairs, differences, judged)
+        for pair, by_seed, verdict in zip(pairs, differences, judgements)
     ]
 
 
-def differences_between(arm: Arm, other: Arm, left_out: Sequence[LeftOut]) -> dict[int, float]:
+def differences_between(arm: Arm, baseline: Arm, left_out: Sequence[LeftOut]) -> dict[int, float]:
     """Return the difference of each pair: infinite if one of them diverged, which is the worst; NaN if both did."""
-    lost, others = diverged_seeds(arm, left_out), diverged_seeds(other, left_out)
-    seeds = sorted({*arm.runs, *lost} & {*other.runs, *others})
-    found = {}
+    lost, baseline_lost = diverged_seeds(arm, left_out), diverged_seeds(baseline, left_out)
+    seeds = sorted({*arm.runs, *lost} & {*baseline.runs, *baseline_lost})
+    differences = {}
     for seed in seeds:
-        if is_known(arm, other, seed):
-            found[seed] = bpb(arm, seed) - bpb(other, seed)
-        elif seed in lost and seed in others:
-            found[seed] = math.nan
+        if is_known(arm, baseline, seed):
+            differences[seed] = bpb(arm, seed) - bpb(baseline, seed)
+        elif seed in lost and seed in baseline_lost:
+            differences[seed] = math.nan
         else:
-            found[seed] = math.inf if seed in lost else -math.inf
-    return found
+            differences[seed] = math.inf if seed in lost else -math.inf
+    return differences
 
 
-def is_known(arm: Arm, other: Arm, seed: int) -> bool:
-    return seed in arm.runs and seed in other.runs
+def is_known(arm: Arm, baseline: Arm, seed: int) -> bool:
+    return seed in arm.runs and seed in baseline.runs
 
 
 def noises(arms: Sequence[Arm], judging: Mapping[str, Any]) -> list[Noise]:
     """Return how much each arm differs from itself: its first and second seeds form a pair, and so on."""
     values = [arm.values(METRIC) for arm in arms]
-    judged = verdicts([[b - a for a, b in zip(one[::2], one[1::2])] for one in values], **judging)
-    return [Noise(arm, verdict, noise_floor(one)) for arm, verdict, one in zip(arms, judged, values)]
+    judged = verdicts([[b - a for a, b in zip(losses[::2], losses[1::2])] for losses in values], **judging)
+    return [Noise(arm, verdict, noise_floor(losses)) for arm, verdict, losses in zip(arms, judged, values)]
 
 
 def share_of(share: float, arm: Arm) -> float:
@@ -311,7 +321,7 @@ def without_lost_seeds(
             why = (
                 f"{arm.name or 'The arm'} failed with {seeds}, so the remaining seeds may be the lucky ones."
             )
-            return put_off(judged, why)
+            return as_inconclusive(judged, why)
     return judged
 
 
@@ -319,7 +329,7 @@ def without_impossible(contest: Contest) -> Contest:
     """Return a contest, made inconclusive if an arm is below the corpus's floor."""
     for arm in (contest.arm, contest.baseline):
         if error := impossible(arm):
-            return put_off(contest, f"{arm.name}: {error}")
+            return as_inconclusive(contest, f"{arm.name}: {error}")
     return contest
 
 
@@ -344,28 +354,28 @@ def without_unsettled_tuning(contest: Contest, tuning: Mapping[str, Tuning]) -> 
         return replace(contest, reason=f"in the tuning of {worse}, {tuning[worse].unsettled}")
     reason = f"the tuning of {' and of '.join(unsettled)} isn't settled"
     why = " ".join(f"{name}: {tuning[name].unsettled}." for name in unsettled)
-    return replace(put_off(contest, why), reason=reason)
+    return replace(as_inconclusive(contest, why), reason=reason)
 
 
 def undecided(comparison: Comparison, why: str) -> Comparison:
     """Return the comparison with all verdicts inconclusive for now, for the reason `why`; more pairs can settle it."""
 
-    def later(one: Judged) -> Judged:
-        before = {"settling": one.verdict.settling, "seeds_to_settle": one.verdict.seeds_to_settle}
-        put = put_off(one, why)
-        return replace(put, verdict=replace(put.verdict, **before), failed=False)
+    def for_now(judged: Judged) -> Judged:
+        before = {"settling": judged.verdict.settling, "seeds_to_settle": judged.verdict.seeds_to_settle}
+        result = as_inconclusive(judged, why)
+        return replace(result, verdict=replace(result.verdict, **before), failed=False)
 
-    contests, noise = map(later, comparison.contests), map(later, comparison.noise)
+    contests, noise = map(for_now, comparison.contests), map(for_now, comparison.noise)
     return replace(comparison, contests=list(contests), noise=list(noise))
 
 
-def put_off(one: Judged, why: str) -> Judged:
+def as_inconclusive(judged: Judged, why: str) -> Judged:
     """Return the result as inconclusive, for a reason that more pairs can't remove."""
-    why = f"{why} {one.verdict.why}"
+    why = f"{why} {judged.verdict.why}"
     verdict = replace(
-        one.verdict, word="inconclusive", why=why, settling="", seeds_to_settle=None, futile=False
+        judged.verdict, word="inconclusive", why=why, settling="", seeds_to_settle=None, futile=False
     )
-    return replace(one, verdict=verdict, failed=True)
+    return replace(judged, verdict=verdict, failed=True)
 
 
 def bpb(arm: Arm, seed: int) -> float:
@@ -373,7 +383,7 @@ def bpb(arm: Arm, seed: int) -> float:
 
 
 def refuse_too_few(arms: Sequence[Arm], left_out: Sequence[LeftOut], aa: bool) -> None:
-    reasons = "".join(f"\n  {one.folder}: {one.why}" for one in left_out)
+    reasons = "".join(f"\n  {run.folder}: {run.why}" for run in left_out)
     if not measured(arms):
         raise UserError(f"None of these runs can be compared:{reasons}")
     if len(arms) == 1 and not aa:

@@ -1,4 +1,4 @@
-"""One arm against another, or against itself, and what is said about it."""
+"""One arm against another, or against itself, and the sentences that describe the result."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ class Contest:
     def sentence(self) -> str:
         same = SAME * self.is_the_same
         remark = bounds.remark(self.arm, self.baseline, self.verdict)
-        said = [self._answer(), self._diverged(), self.verdict.why, remark, self.verdict.settling, same]
-        return " ".join(filter(None, said))
+        parts = [self._answer(), self._diverged(), self.verdict.why, remark, self.verdict.settling, same]
+        return " ".join(filter(None, parts))
 
     def _answer(self) -> str:
         """The first sentence."""
-        word, unstable, found = self.verdict.word, self.unstable, self.divergence
-        if unstable and found and not self.reason:
+        word, unstable, divergence = self.verdict.word, self.unstable, self.divergence
+        if unstable and divergence and not self.reason:
             other = self.baseline if unstable is self.arm else self.arm
-            own, against = found.counts if unstable is self.arm else reversed(found.counts)
+            own, against = divergence.counts if unstable is self.arm else reversed(divergence.counts)
             worse = f" and worse than {other.name}" * (word != "inconclusive")
             return (
                 f"{unstable.name} is unstable{worse}: training diverged with {own} seeds (against {against} of"
@@ -104,7 +104,7 @@ class Contest:
         }
         outcome = f": {word}" if word == "inconclusive" else ""
         because = f" because {self.reason}" if self.reason else ""
-        among = self.standing.words(self.verdict) if self.standing else ""
+        among = self.standing.clause(self.verdict) if self.standing else ""
         return f"{self.arm.name} {links[word]} {self.baseline.name}{outcome}{because}{among}."
 
     def _diverged(self) -> str:

@@ -35,32 +35,32 @@ def points_of(run: TrainedRun) -> Points:
     return Points(tokens, tokens * run.summary["flops_per_token"], seconds, bpb)
 
 
-def common_points(places: Sequence[np.ndarray]) -> np.ndarray:
-    """Return places that every run covers: the runs' own if they agree, or else evenly spaced ones."""
-    if all(np.array_equal(one, places[0]) for one in places):
-        return places[0]
-    begin, end = max(one[0] for one in places), min(one[-1] for one in places)
+def common_budgets(all_budgets: Sequence[np.ndarray]) -> np.ndarray:
+    """Return budgets that every run covers: the runs' own if they agree, or else evenly spaced ones."""
+    if all(np.array_equal(budgets, all_budgets[0]) for budgets in all_budgets):
+        return all_budgets[0]
+    begin, end = max(budgets[0] for budgets in all_budgets), min(budgets[-1] for budgets in all_budgets)
     if begin >= end:  # for example, a single evaluation each, at the end
-        return np.array([np.mean([one[-1] for one in places])])
-    return np.linspace(begin, end, max(2, min(map(len, places))))
+        return np.array([np.mean([budgets[-1] for budgets in all_budgets])])
+    return np.linspace(begin, end, max(2, min(map(len, all_budgets))))
 
 
-def at(budget: float | np.ndarray, places: np.ndarray, bpb: np.ndarray) -> np.ndarray:
-    """Return a curve's bits per byte at a budget, or at several."""
-    return np.interp(np.log(budget), np.log(places), bpb)
+def bpb_at(budget: float | np.ndarray, budgets: np.ndarray, bpb: np.ndarray) -> np.ndarray:
+    """Return a curve's interpolated bits per byte at one budget or at several."""
+    return np.interp(np.log(budget), np.log(budgets), bpb)
 
 
-def reached(places: np.ndarray, curves: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def log_budgets_to_reach(budgets: np.ndarray, curves: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the logarithm of the budget at which each curve first is at or below its target.
 
     It is +∞ for a curve that never is, and −∞ for one that is below it at its first point already.
 
     Args:
-        places: (P,), the budgets of the curves' points.
+        budgets: (P,), the budgets of the curves' points.
         curves: (K, P).
         targets: (K,).
     """
-    logs = np.log(places)
+    logs = np.log(budgets)
     is_below = curves <= targets[:, None]
     first = is_below.argmax(1)
     after = np.take_along_axis(curves, first[:, None], 1)[:, 0]

@@ -50,7 +50,7 @@ def diverged_seeds(arm: Arm, left_out: Sequence[LeftOut]) -> list[int]:
 def lost_seeds(arm: Arm, left_out: Sequence[LeftOut], *kinds: str) -> set[int]:
     """Return the seeds of an arm's runs that failed in one of these ways."""
     own = identity(arm.cfg)
-    return {one.cfg["seed"] for one in left_out if one.lost in kinds and one.cfg and identity(one.cfg) == own}
+    return {run.cfg["seed"] for run in left_out if run.lost in kinds and run.cfg and identity(run.cfg) == own}
 
 
 def mcnemar(only: int, other_only: int) -> float:

@@ -1,4 +1,4 @@
-"""Whether a difference holds for such texts, or only for this validation text.
+"""Whether a difference generalises to similar texts, or holds for this validation text only.
 
 Each run records the loss of each validation document. The difference of a document and a seed varies with both, and the
 interval over seeds alone says what other seeds would give on the same documents. The interval over seeds and documents
@@ -19,7 +19,7 @@ import numpy as np
 
 from minllm.runs.documents import DocumentLosses
 from minllm.study.arms import Arm
-from minllm.study.intervals import UNKNOWN, Estimate, around
+from minllm.study.intervals import UNKNOWN, Estimate, t_estimate
 from minllm.study.recorded import Damaged
 from minllm.study.selection import TrainedRun
 
@@ -48,27 +48,27 @@ def by_document(arm: Arm, baseline: Arm, seeds: Sequence[int]) -> ByDocument | s
     losses: list[list[DocumentLosses]] = [[], []]
     for seed in seeds:
         for own, runs in zip(losses, arms):
-            found = losses_of(runs.runs[seed])
-            if isinstance(found, str):
-                return found
-            own.append(found)
+            documents = losses_of(runs.runs[seed])
+            if isinstance(documents, str):
+                return documents
+            own.append(documents)
     if not seeds:
         return "There is no pair of runs."
     sizes = losses[0][0].bytes
-    if not all(np.array_equal(one.bytes, sizes) for own in losses for one in own):
+    if not all(np.array_equal(run.bytes, sizes) for own in losses for run in own):
         return "The runs recorded documents of different sizes."
-    nats = [np.array([one.nats for one in own], dtype=np.float64) for own in losses]
+    nats = [np.array([run.nats for run in own], dtype=np.float64) for own in losses]
     return two_way((nats[0] - nats[1]) / math.log(2), sizes.astype(np.float64))
 
 
 def losses_of(run: TrainedRun) -> DocumentLosses | str:
     """Return the losses of a run's documents, or a sentence that says why they aren't known."""
     try:
-        found = run.documents
+        documents = run.documents
     except Damaged as error:
         return f"{run.folder}: {error}"
     return (
-        found
+        documents
         or f"{run.folder} has no loss for each document, which older versions and some objectives don't record."
     )
 
@@ -93,7 +93,7 @@ def two_way(bits: np.ndarray, sizes: np.ndarray) -> ByDocument:
     def estimate(square: _Square) -> Estimate:
         if square.freedom <= 0:
             return Estimate(mean, UNKNOWN)
-        return around(mean, math.sqrt(square.mean / (n * d)), square.freedom)
+        return t_estimate(mean, math.sqrt(square.mean / (n * d)), square.freedom)
 
     return ByDocument(
         documents=d,
@@ -121,9 +121,9 @@ def _together(seeds: _Square, documents: _Square, rest: _Square) -> _Square:
     if min(seeds.freedom, documents.freedom) <= 0:
         return _Square(0.0, 0)
     mean = seeds.mean + documents.mean - rest.mean
-    larger = max(seeds, documents, key=lambda one: one.mean)
+    larger = max(seeds, documents, key=lambda square: square.mean)
     if mean <= larger.mean:  # by chance: neither can make the other's variance smaller
         return larger
-    parts = sum(one.mean**2 / one.freedom for one in (seeds, documents, rest))
+    parts = sum(square.mean**2 / square.freedom for square in (seeds, documents, rest))
     freedom = mean**2 / parts if parts else larger.freedom
     return _Square(mean * freedom, freedom)

@@ -15,7 +15,7 @@ from minllm.study.verdict import Word
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the sentences are about.
+    """The numbers that the sentences quote.
 
     sample: the differences
     interval: of the difference; infinite if there is none
@@ -44,8 +44,8 @@ class Numbers:
 
 
 def explained(word: str, numbers: Numbers) -> str:
-    """Return the numbers in a sentence, and the conclusion in another unless the numbers say it on their own."""
-    return f"{_found(numbers)} {_concluded(word, numbers)}".strip()
+    """Return a sentence with the numbers, and one with the conclusion unless it is obvious from them."""
+    return f"{_measured(numbers)} {_concluded(word, numbers)}".strip()
 
 
 def settling(numbers: Numbers, seeds: int | None, futile: bool) -> str:
@@ -69,7 +69,7 @@ def settling(numbers: Numbers, seeds: int | None, futile: bool) -> str:
     return f"{unlikely}{needed}, if the mean and the spread stay the same."
 
 
-def _found(numbers: Numbers) -> str:
+def _measured(numbers: Numbers) -> str:
     sample = numbers.sample
     if sample.pairs == 0:
         return "No pair of runs has finished."
@@ -113,5 +113,5 @@ def _concluded(word: str, numbers: Numbers) -> str:
 
 
 def _p(p_value: float) -> str:
-    said = units.p_value(p_value)
-    return said if said.startswith("<") else f"= {said}"
+    text = units.p_value(p_value)
+    return text if text.startswith("<") else f"= {text}"

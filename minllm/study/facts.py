@@ -8,7 +8,7 @@ from typing import Any
 
 from minllm.page import units
 from minllm.page.markdown import one_line
-from minllm.study.arms import Arm, learnt_from, measured
+from minllm.study.arms import Arm, measured, training_settings
 from minllm.study.selection import TrainedRun
 
 NEAR = 0.01
@@ -17,7 +17,7 @@ NEAR = 0.01
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that arms may have in common.
+    """A property that may be equal in all arms.
 
     what: such as "parameters"
     equal: whether it is the same in all arms, or nearly the same for an amount
@@ -57,12 +57,16 @@ def facts(arms: Sequence[Arm]) -> list[Fact]:
 def config_fact(arms: Sequence[Arm], key: str, same: str, different: str) -> Fact:
     """Compare a section, or a single key, of the arms' configurations."""
     values = [
-        {name: value for name, value in learnt_from(arm.cfg).items() if f"{name}.".startswith(f"{key}.")}
+        {
+            name: value
+            for name, value in training_settings(arm.cfg).items()
+            if f"{name}.".startswith(f"{key}.")
+        }
         for arm in arms
     ]
-    equal = all(one == values[0] for one in values)
+    equal = all(section == values[0] for section in values)
     chosen = dict.fromkeys(
-        one_line(str(arm.cfg["choices"].get(key) or one.get(key))) for arm, one in zip(arms, values)
+        one_line(str(arm.cfg["choices"].get(key) or section.get(key))) for arm, section in zip(arms, values)
     )
     return Fact(
         key.rpartition(".")[2].replace("_", " "),
@@ -81,9 +85,9 @@ def amount_fact(
     means = [sum(map(of, arm.runs.values())) / len(arm.runs) for arm in measured(arms)]
     low, high = min(means), max(means)
     equal = high <= low * (1 + NEAR)
-    said = list(dict.fromkeys(map(unit, (low, high))))
-    about = "about " * (not equal and len(said) == 1)  # the difference is lost in rounding
-    return Fact(what, equal, about + " to ".join(said))
+    amounts = list(dict.fromkeys(map(unit, (low, high))))
+    about = "about " * (not equal and len(amounts) == 1)  # the difference is lost in rounding
+    return Fact(what, equal, about + " to ".join(amounts))
 
 
 def label_fact(arms: Sequence[Arm], what: str, of: Callable[[TrainedRun], Any]) -> Fact:

@@ -64,9 +64,9 @@ def chance_to_settle(
         variance = np.maximum(second - first**2, least[..., None] ** 2)
         skew = skewness(look, variance, third - 3 * first * second + 2 * first**3)
         at, spread = first + mean[..., None], np.sqrt(variance * look / (look - 1))
-        found, least_t = statistic(look, at, spread, skew), stdtrit(look - 1, 1 - limit / 2)
+        t, least_t = statistic(look, at, spread, skew), stdtrit(look - 1, 1 - limit / 2)
         for side in sides:
-            settled |= side * found >= least_t
+            settled |= side * t >= least_t
         if not equivalence:
             continue
         needed, widths = stdtrit(look - 1, 1 - equivalence_limit), np.asarray(margin)[..., None]

@@ -37,10 +37,10 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
     n, (mean, sd) = len(values), spread(values)
     if n < 2:
         return Estimate(mean, UNKNOWN)
-    return around(mean, sd / math.sqrt(n), n - 1)
+    return t_estimate(mean, sd / math.sqrt(n), n - 1)
 
 
-def around(mean: float, error: float, freedom: float) -> Estimate:
+def t_estimate(mean: float, error: float, freedom: float) -> Estimate:
     """Return an estimate from its standard error and its degrees of freedom."""
     half = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
     return Estimate(mean, (mean - half, mean + half))
@@ -53,7 +53,7 @@ def resamples(n: int) -> np.ndarray:
     return counts / n
 
 
-def middle(draws: np.ndarray, n: int) -> tuple[float, float]:
+def percentile_interval(draws: np.ndarray, n: int) -> tuple[float, float]:
     """Return the expanded percentile interval of a statistic over resamples of n pairs.
 
     The percentiles lie further out than 2.5 % and 97.5 %, by as much as Student's interval of a mean is wider than the

@@ -1,4 +1,4 @@
-"""What a contest says besides its mean difference: speed, equal budgets, seeds won, stability, and other texts.
+"""The measures of a contest besides its mean difference: speed, equal budgets, seeds won, stability, and other texts.
 
 None of this changes a verdict. Intervals are at 95 % each, without a correction for the number of contests.
 """
@@ -57,8 +57,8 @@ def measure(arm: Arm, baseline: Arm, left_out: Sequence[LeftOut]) -> Measures:
     """
     seeds = [seed for seed in arm.runs if seed in baseline.runs]
     arms = (arm, baseline)
-    values = tuple([one.runs[seed].summary[METRIC] for seed in seeds] for one in arms)
-    own, others = (losses(one, left_out) for one in arms)
+    values = tuple([side.runs[seed].summary[METRIC] for seed in seeds] for side in arms)
+    own, others = (losses(side, left_out) for side in arms)
     paired = [seed for seed in own if seed in others]
     curves = pairs_of(arm, baseline, seeds)
     documents = by_document(arm, baseline, seeds)
@@ -74,9 +74,9 @@ def measure(arm: Arm, baseline: Arm, left_out: Sequence[LeftOut]) -> Measures:
         stability=stability(
             (arm.name, baseline.name),
             values,
-            tuple([one.runs[seed] for seed in seeds] for one in arms),
-            tuple(len(diverged_seeds(one, left_out)) for one in arms),
-            tuple(len(one.runs) for one in arms),
+            tuple([side.runs[seed] for seed in seeds] for side in arms),
+            tuple(len(diverged_seeds(side, left_out)) for side in arms),
+            tuple(len(side.runs) for side in arms),
         ),
         by_document=None if isinstance(documents, str) else documents,
         no_documents=documents if isinstance(documents, str) else "",
@@ -91,5 +91,5 @@ def losses(arm: Arm, left_out: Sequence[LeftOut]) -> dict[int, float]:
 
 def _floor(arms: Sequence[Arm]) -> float | None:
     """Return the corpus's entropy, if every run knows it."""
-    found = {run.summary.get("floor_bpb") for arm in arms for run in arm.runs.values()}
-    return found.pop() if len(found) == 1 else None
+    floors = {run.summary.get("floor_bpb") for arm in arms for run in arm.runs.values()}
+    return floors.pop() if len(floors) == 1 else None

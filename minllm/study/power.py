@@ -14,7 +14,7 @@ MOST_PAIRS = 1_000
 
 @dataclass(frozen=True)
 class Guess:
-    """What further pairs are assumed to look like, and what the tests need.
+    """The assumed distribution of further pairs, and what the tests need.
 
     pairs, mean, sd: of the differences so far
     margin: the largest difference that doesn't matter
@@ -62,8 +62,8 @@ def power_of_difference(guess: Guess, pairs: int) -> float:
 def power_of_equivalence(guess: Guess, pairs: int) -> float:
     """Return a lower bound on the probability that both one-sided tests succeed: the sum of the two minus one."""
     near, far = guess.margin - abs(guess.mean), guess.margin + abs(guess.mean)
-    found = (power_of_t(distance, guess.sd, pairs, guess.equivalence_level) for distance in (near, far))
-    return sum(found) - 1
+    powers = (power_of_t(distance, guess.sd, pairs, guess.equivalence_level) for distance in (near, far))
+    return sum(powers) - 1
 
 
 def power_of_t(distance: float, sd: float, pairs: int, level: float) -> float:

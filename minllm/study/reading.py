@@ -93,7 +93,7 @@ def accuracy(reading: Reading, k: int) -> float:
     return sum(rank <= k for rank in ranks) / len(ranks) if ranks else math.nan
 
 
-def bits_a_byte(reading: Reading) -> float:
+def bits_per_byte(reading: Reading) -> float:
     """Return the loss over all texts shown, in bits per byte; NaN if no text was read."""
     guesses = [guess for story in reading.stories for guess in story]
     n_bytes = sum(guess.bytes for guess in guesses)
@@ -156,12 +156,16 @@ def read_arm(
         source, objective = build(run.config.data), build(run.config.objective)
         if model.reads_memory and not objective.gives_memory:
             raise UserError(NEEDS_MEMORY)
-        reads_on = objective.predicts_in_order
-        stories = [read_text(model, objective, tokenizer, source, text) for text in texts] if reads_on else []
+        predicts_in_order = objective.predicts_in_order
+        stories = (
+            [read_text(model, objective, tokenizer, source, text) for text in texts]
+            if predicts_in_order
+            else []
+        )
     except Exception as error:  # including errors of outside code: the comparison is valid without its texts
         return Reading(arm.name, seed, [], [], reason(error))
     reasons = [LOOKAHEAD_WARNING if stories and model.cannot_generate else None, no_texts]
-    if not reads_on:
+    if not predicts_in_order:
         reasons.append("Its objective doesn't predict one token after the other, so no text is marked.")
     try:
         samples = list(zip(prompts, objective.generate(model, tokenizer, prompts, sampling)))

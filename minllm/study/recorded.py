@@ -21,7 +21,7 @@ from minllm.errors import printable
 from minllm.objective import Bound
 from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.runs.outcome import FILE, Reason, State
-from minllm.schema.checking import fits, words
+from minllm.schema.checking import describe, fits
 from minllm.schema.options import Range
 
 MIB = 2**20
@@ -185,7 +185,7 @@ def read_config(folder: Path, extensions: Iterable[str] = ()) -> dict[str, Any]:
         raise Damaged("Its config.yaml has interpolations (${…}), which minllm never writes.")
     try:
         content = yaml.load(text, Loader=Plain)
-        refuse_odd(content, set())
+        refuse_unsupported(content, set())
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise Damaged("Its config.yaml is damaged: it isn't valid YAML.") from error
     if not isinstance(content, dict):
@@ -209,8 +209,8 @@ Plain.add_implicit_resolver(
 )
 
 
-def refuse_odd(value: Any, above: set[int]) -> None:
-    """Raise ValueError for what minllm never writes: values of YAML's special types, and aliases."""
+def refuse_unsupported(value: Any, above: set[int]) -> None:
+    """Raise ValueError for YAML that minllm never writes: values of special types, and aliases."""
     if isinstance(value, dict | list):
         if id(value) in above:
             raise ValueError("an alias")
@@ -218,7 +218,7 @@ def refuse_odd(value: Any, above: set[int]) -> None:
         if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
             raise ValueError("a key that isn't text")
         for inner in value.values() if isinstance(value, dict) else value:
-            refuse_odd(inner, above)
+            refuse_unsupported(inner, above)
     elif not isinstance(value, str | int | float | None):
         raise ValueError("a value of another type")
 
@@ -258,14 +258,14 @@ def read_documents(folder: Path, val_bpb: float) -> DocumentLosses | None:
     if not is_there(folder, DOCUMENTS):
         return None
     try:
-        found = DocumentLosses.from_bytes(read_bytes(folder, DOCUMENTS))
+        losses = DocumentLosses.from_bytes(read_bytes(folder, DOCUMENTS))
     except ValueError as error:
         raise Damaged(f"Its {DOCUMENTS} is damaged: {error}.") from error
-    if not math.isclose(found.bpb, val_bpb, rel_tol=ROUNDING):
+    if not math.isclose(losses.bpb, val_bpb, rel_tol=ROUNDING):
         raise Damaged(
-            f"Its {DOCUMENTS} has {found.bpb:.4f} bits per byte, but its summary.json {val_bpb:.4f}."
+            f"Its {DOCUMENTS} has {losses.bpb:.4f} bits per byte, but its summary.json {val_bpb:.4f}."
         )
-    return found
+    return losses
 
 
 def read_ending(folder: Path) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def check(
         if get_origin(kind) is dict and isinstance(value, Mapping):  # so that the message names the wrong key
             check(value, dict.fromkeys(value, get_args(kind)[1]), file, f"{above}{key}.")
         elif key in content and not fits(value, kind):
-            raise Damaged(f"Its {file} is damaged: {above}{key} is {shown(value)}, not {words(kind)}.")
+            raise Damaged(f"Its {file} is damaged: {above}{key} is {shown(value)}, not {describe(kind)}.")
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The differences of some pairs, and the t tests of them."""
+"""The differences of some pairs, and their t tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Sample:
 
     @property
     def can_be_tested(self) -> bool:
-        """Whether there is anything that a t test can be made of."""
+        """Whether a t test can be computed."""
         return self.pairs > 1 and self.is_finite
 
     @property
@@ -77,10 +77,13 @@ class Sample:
 
 
 def sample_of(differences: Sequence[float], noise: float) -> Sample:
-    """Return a sample; what is at most `noise` is rounding error."""
+    """Return a sample; deviations of at most `noise` are rounding error."""
     finite = list(filter(math.isfinite, differences))
     mean, sd = spread(finite) if finite else (0.0, 0.0)
-    moments = [math.fsum((one - mean) ** power for one in finite) / max(1, len(finite)) for power in (2, 3)]
+    moments = [
+        math.fsum((difference - mean) ** power for difference in finite) / max(1, len(finite))
+        for power in (2, 3)
+    ]
     skew = float(skewness(len(finite), *map(np.asarray, moments))) if sd > noise else 0.0
     return Sample(differences, mean, max(sd, noise), skew)
 

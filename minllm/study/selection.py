@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
 from minllm.runs.documents import DocumentLosses
-from minllm.runs.find import OUTPUTS, command_to_go_on
-from minllm.runs.folder import DIVERGED, STOPPED, is_going_on
-from minllm.schema.foreign import is_own, without_places
+from minllm.runs.find import OUTPUTS, resume_command
+from minllm.runs.folder import DIVERGED, STOPPED, is_running
+from minllm.schema.foreign import is_own, without_foreign_paths
 from minllm.study import recorded
 
 VERDICT = "verdict.json"
@@ -47,7 +47,7 @@ class TrainedRun:
     def config(self) -> DictConfig:
         """Its configuration to build from, without outside paths unless the run was made here."""
         cfg = OmegaConf.create(self.cfg)
-        return cfg if is_own(self.folder) else without_places(cfg)
+        return cfg if is_own(self.folder) else without_foreign_paths(cfg)
 
     @functools.cached_property
     def events(self) -> list[dict[str, Any]]:
@@ -57,8 +57,8 @@ class TrainedRun:
     @functools.cached_property
     def train_losses(self) -> tuple[float, ...]:
         """Its finite training losses, one for each line of metrics that has one."""
-        found = [event.get("train_loss") for event in self.events]
-        return tuple(loss for loss in found if isinstance(loss, int | float) and math.isfinite(loss))
+        losses = [event.get("train_loss") for event in self.events]
+        return tuple(loss for loss in losses if isinstance(loss, int | float) and math.isfinite(loss))
 
     @functools.cached_property
     def documents(self) -> DocumentLosses | None:
@@ -139,7 +139,7 @@ def find(selection: Selection, extensions: Iterable[str] = ()) -> tuple[list[Tra
     Raises:
         UserError: a folder doesn't exist or has no runs, or no run matches.
     """
-    found: list[TrainedRun] = []
+    runs: list[TrainedRun] = []
     left_out: list[LeftOut] = []
     for folder in folders_of(selection.folders):
         try:
@@ -150,29 +150,29 @@ def find(selection: Selection, extensions: Iterable[str] = ()) -> tuple[list[Tra
             continue
         if selection.matches(folder, cfg):
             run = read(folder, cfg)
-            (left_out if isinstance(run, LeftOut) else found).append(run)
-    if not found and not left_out:
+            (left_out if isinstance(run, LeftOut) else runs).append(run)
+    if not runs and not left_out:
         raise UserError(
             "No run matches. A run's `choices` and `tags` are in its config.yaml, and its date is the day in its"
             " folder's name, such as date=2026-11-25."
         )
-    return found, left_out
+    return runs, left_out
 
 
-def folders_of(named: Sequence[str]) -> list[Path]:
+def folders_of(patterns: Sequence[str]) -> list[Path]:
     """Return the folders of all runs in the named folders, without duplicates."""
-    found: dict[Path, None] = {}
-    for word in named or [str(OUTPUTS)]:
-        place = latest_grid() if word == "latest" else Path(word).expanduser()
+    folders: dict[Path, None] = {}
+    for pattern in patterns or [str(OUTPUTS)]:
+        place = latest_grid() if pattern == "latest" else Path(pattern).expanduser()
         matches = [str(place)] if place.exists() else sorted(glob.glob(str(place)), key=in_natural_order)
         inside = [folder for match in matches for folder in runs_in(Path(match))]
         if not inside:
-            where = f"There is no folder '{word}'" if not matches else f"There is no run in '{word}'"
+            where = f"There is no folder '{pattern}'" if not matches else f"There is no run in '{pattern}'"
             raise UserError(
                 f"{where}. Give the folder of a run, a grid or a search, such as outputs/<date>/…"
             )
-        found.update(dict.fromkeys(folder.resolve() for folder in inside))
-    return list(found)
+        folders.update(dict.fromkeys(folder.resolve() for folder in inside))
+    return list(folders)
 
 
 def latest_grid() -> Path:
@@ -203,8 +203,8 @@ def runs_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
         except OSError:
             yield folder
             return
-        for one in inside:
-            yield from runs_below(one, seen)
+        for inner in inside:
+            yield from runs_below(inner, seen)
 
 
 def in_natural_order(path: str | Path) -> list[tuple[int, str]]:
@@ -225,10 +225,10 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     def left_out(why: str, lost: Literal["diverged", "ended"] | None = None) -> LeftOut:
         return LeftOut(folder, why, cfg, lost)
 
-    go_on = f"To continue: {command_to_go_on(folder, cfg.get('extensions') or [])}"
-    if is_going_on(folder):
+    go_on = f"To continue: {resume_command(folder, cfg.get('extensions') or [])}"
+    if is_running(folder):
         return left_out("It's still running.")
-    if tried_a_rate(folder):
+    if is_tuning_run(folder):
         return left_out("It tried a learning rate for a verdict.")
     try:
         ending = recorded.read_ending(folder)
@@ -258,7 +258,7 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     return run
 
 
-def tried_a_rate(folder: Path) -> bool:
+def is_tuning_run(folder: Path) -> bool:
     """Whether a verdict made this run to tune a learning rate."""
     return folder.parent.name.startswith("tune-") and (folder.parents[1] / VERDICT).is_file()
 

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from minllm.study.arms import Arm
-from minllm.study.curves import Points, at, common_points, points_of, reached
-from minllm.study.intervals import Estimate, mean_of, middle, resamples
+from minllm.study.curves import Points, bpb_at, common_budgets, log_budgets_to_reach, points_of
+from minllm.study.intervals import Estimate, mean_of, percentile_interval, resamples
 
 Bound = Literal["", "at least", "at most"]
 AXES = ("tokens", "flops", "seconds")
@@ -61,7 +61,7 @@ class SpeedUps:
     @property
     def best_known(self) -> SpeedUp:
         """The view that is shown if only one can be: the first that isn't a bound."""
-        return next((one for one in (self.to_arm, self.to_baseline) if not one.bound), self.to_arm)
+        return next((view for view in (self.to_arm, self.to_baseline) if not view.bound), self.to_arm)
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class _Pairs:
 
 def pairs_of(arm: Arm, baseline: Arm, seeds: Sequence[int]) -> _Pairs | None:
     """Return the curves of the pairs; None if a run has no evaluations."""
-    both = _Pairs(*([points_of(one.runs[seed]) for seed in seeds] for one in (arm, baseline)))
-    is_known = all(len(one) and one.tokens[0] > 0 for one in (*both.arm, *both.baseline))
+    both = _Pairs(*([points_of(side.runs[seed]) for seed in seeds] for side in (arm, baseline)))
+    is_known = all(len(points) and points.tokens[0] > 0 for points in (*both.arm, *both.baseline))
     return both if is_known and len(seeds) else None
 
 
@@ -104,10 +104,10 @@ def speed_ups(pairs: _Pairs, floor: float | None) -> SpeedUps:
     n = len(pairs.arm)
     weights = np.concatenate([np.full((1, n), 1 / n), resamples(n)])  # the first row is the estimate itself
     arm, baseline = _Means.of(pairs.arm, weights), _Means.of(pairs.baseline, weights)
-    to_arm = reached(baseline.places, baseline.curves, arm.final) - arm.log_tokens
-    to_baseline = baseline.log_tokens - reached(arm.places, arm.curves, baseline.final)
-    within = np.log(baseline.places[[0, -1]]) - arm.log_tokens[0]
-    beyond = baseline.log_tokens[0] - np.log(arm.places[[-1, 0]])
+    to_arm = log_budgets_to_reach(baseline.budgets, baseline.curves, arm.final) - arm.log_tokens
+    to_baseline = baseline.log_tokens - log_budgets_to_reach(arm.budgets, arm.curves, baseline.final)
+    within = np.log(baseline.budgets[[0, -1]]) - arm.log_tokens[0]
+    beyond = baseline.log_tokens[0] - np.log(arm.budgets[[-1, 0]])
     first = _speed_up(to_arm, within, n)
     extrapolated, exponent = None, None
     if floor is not None and first.bound == "at least":
@@ -119,20 +119,20 @@ def speed_ups(pairs: _Pairs, floor: float | None) -> SpeedUps:
 class _Means:
     """An arm's mean curve in each resample.
 
-    places: (P,) tokens; curves: (K, P) bits per byte; final: (K,) at the end; log_tokens: (K,) of the whole run
+    budgets: (P,) tokens; curves: (K, P) bits per byte; final: (K,) at the end; log_tokens: (K,) of the whole run
     """
 
-    places: np.ndarray
+    budgets: np.ndarray
     curves: np.ndarray
     final: np.ndarray
     log_tokens: np.ndarray
 
     @classmethod
     def of(cls, runs: Sequence[Points], weights: np.ndarray) -> _Means:
-        places = common_points([one.tokens for one in runs])
-        curves = weights @ np.array([at(places, one.tokens, one.bpb) for one in runs])
-        final = weights @ np.array([one.bpb[-1] for one in runs])
-        return cls(places, curves, final, weights @ np.log([one.tokens[-1] for one in runs]))
+        budgets = common_budgets([run.tokens for run in runs])
+        curves = weights @ np.array([bpb_at(budgets, run.tokens, run.bpb) for run in runs])
+        final = weights @ np.array([run.bpb[-1] for run in runs])
+        return cls(budgets, curves, final, weights @ np.log([run.tokens[-1] for run in runs]))
 
 
 def _speed_up(logs: np.ndarray, within: np.ndarray, n: int) -> SpeedUp:
@@ -141,7 +141,7 @@ def _speed_up(logs: np.ndarray, within: np.ndarray, n: int) -> SpeedUp:
     Args:
         within: the logarithms of the smallest and the largest ratio that the curves can show.
     """
-    low, high = middle(logs[1:], n)
+    low, high = percentile_interval(logs[1:], n)
     # a censored draw is at least as far out as what the curves can show
     ends = min(low, within[1]), max(high, within[0])
     bound: Bound = "" if math.isfinite(logs[0]) else "at least" if logs[0] > 0 else "at most"
@@ -158,10 +158,10 @@ def _extrapolated(
     arm: _Means, baseline: _Means, floor: float, n: int
 ) -> tuple[SpeedUp, float] | tuple[None, None]:
     """Continue the baseline's curve as floor + A · tokens^−α, with α from the later part of the curve."""
-    later = baseline.places >= FITTED * baseline.places[-1]
+    later = baseline.budgets >= FITTED * baseline.budgets[-1]
     if later.sum() < LEAST_FITTED or (baseline.curves <= floor).any() or (arm.final <= floor).any():
         return None, None
-    logs = np.log(baseline.places[later])
+    logs = np.log(baseline.budgets[later])
     centred = logs - logs.mean()
     exponents = -np.log(baseline.curves[:, later] - floor) @ centred / (centred @ centred)
     if exponents[0] <= 0:
@@ -175,15 +175,18 @@ def _extrapolated(
 
 def at_equal(axis: str, pairs: _Pairs) -> AtEqual:
     """Return the difference at the largest budget that all runs have spent."""
-    arm, baseline = ([(getattr(one, axis), one.bpb) for one in runs] for runs in (pairs.arm, pairs.baseline))
-    budget = min(places[-1] for places, _ in (*arm, *baseline))
+    arm, baseline = ([(getattr(run, axis), run.bpb) for run in runs] for runs in (pairs.arm, pairs.baseline))
+    budget = min(budgets[-1] for budgets, _ in (*arm, *baseline))
     used = [
-        float(np.mean([budget / places[-1] if places[-1] else 1.0 for places, _ in runs]))
+        float(np.mean([budget / budgets[-1] if budgets[-1] else 1.0 for budgets, _ in runs]))
         for runs in (arm, baseline)
     ]
     difference = None
-    if all(0 < places[0] <= budget for places, _ in (*arm, *baseline)):
+    if all(0 < budgets[0] <= budget for budgets, _ in (*arm, *baseline)):
         difference = mean_of(
-            [float(at(budget, *one) - at(budget, *other)) for one, other in zip(arm, baseline)]
+            [
+                float(bpb_at(budget, *arm_curve) - bpb_at(budget, *baseline_curve))
+                for arm_curve, baseline_curve in zip(arm, baseline)
+            ]
         )
     return AtEqual(axis, float(budget), difference, *used)

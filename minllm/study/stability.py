@@ -30,8 +30,8 @@ NORMAL = 1.4826  # the standard deviation of a normal variable over its median a
 
 
 @dataclass(frozen=True)
-class Sign:
-    """A sign of instability in both arms, and the probability of such a difference by chance alone.
+class Indicator:
+    """An indicator of instability in both arms, and the probability of such a difference by chance alone.
 
     arm, baseline: the amounts; None if unknown
     p: two-sided; None if it can't be tested
@@ -58,9 +58,9 @@ class Stability:
     p: the smallest corrected p-value of the three
     """
 
-    spread: Sign
-    spikes: Sign
-    divergence: Sign
+    spread: Indicator
+    spikes: Indicator
+    divergence: Indicator
     less_stable: str | None
     p: float
 
@@ -81,29 +81,31 @@ def stability(
         diverged: how many runs of each diverged.
         finished: how many runs of each were completed.
     """
-    signs = (
+    indicators = (
         _spread(*values),
         _spikes(*([count_spikes(run.train_losses) for run in own] for own in runs)),
         _divergence(diverged, finished),
     )
-    corrected = [1.0 if sign.p is None else min(1.0, len(signs) * sign.p) for sign in signs]
-    leaning = {sign.leans for sign, p in zip(signs, corrected) if p <= LEVEL} - {0}
+    corrected = [
+        1.0 if indicator.p is None else min(1.0, len(indicators) * indicator.p) for indicator in indicators
+    ]
+    leaning = {indicator.leans for indicator, p in zip(indicators, corrected) if p <= LEVEL} - {0}
     less = names[0] if leaning == {1} else names[1] if leaning == {-1} else None
-    return Stability(*signs, less, min(corrected))
+    return Stability(*indicators, less, min(corrected))
 
 
-def _spread(arm: Sequence[float], baseline: Sequence[float]) -> Sign:
+def _spread(arm: Sequence[float], baseline: Sequence[float]) -> Indicator:
     if len(arm) < 2:
-        return Sign(None, None, None)
+        return Indicator(None, None, None)
     deviations = spread(arm)[1], spread(baseline)[1]
     sums, differences = np.add(arm, baseline), np.subtract(arm, baseline)
     if len(arm) < LEAST_PAIRS or not np.ptp(sums) or not np.ptp(differences):
-        return Sign(*deviations, None)
+        return Indicator(*deviations, None)
     p, direction = rank_test(sums, differences)
-    return Sign(*deviations, p, direction)
+    return Indicator(*deviations, p, direction)
 
 
-def rank_test(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+def rank_test(first: np.ndarray, second: np.ndarray) -> tuple[float, int]:
     """Return the p-value of Spearman's correlation, and its sign.
 
     It is exact for up to EXACT_PAIRS pairs, and from DRAWS random orders beyond. That of `scipy.stats.spearmanr` is
@@ -111,8 +113,8 @@ def rank_test(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
     """
     from scipy.stats import rankdata  # takes half a second to import
 
-    n = len(one)
-    ranks, others = (rankdata(values) - (n + 1) / 2 for values in (one, other))
+    n = len(first)
+    ranks, others = (rankdata(values) - (n + 1) / 2 for values in (first, second))
     observed = abs(ranks @ others) - 1e-9
     reached = np.count_nonzero(np.abs(ranks[_orders(n)] @ others) >= observed)
     p = reached / math.factorial(n) if n <= EXACT_PAIRS else (1 + reached) / (1 + DRAWS)
@@ -127,21 +129,21 @@ def _orders(n: int) -> np.ndarray:
     return np.random.default_rng(n).permuted(np.tile(np.arange(n), (DRAWS, 1)), axis=1)
 
 
-def _spikes(arm: Sequence[int | None], baseline: Sequence[int | None]) -> Sign:
+def _spikes(arm: Sequence[int | None], baseline: Sequence[int | None]) -> Indicator:
     known = [(own, other) for own, other in zip(arm, baseline) if own is not None and other is not None]
     if not known:
-        return Sign(None, None, None)
+        return Indicator(None, None, None)
     more, fewer = sum(own > other for own, other in known), sum(own < other for own, other in known)
     p = mcnemar(more, fewer)  # as a test, the sign test is the same
-    return Sign(*(float(np.mean(one)) for one in zip(*known)), p, _sign(more - fewer))
+    return Indicator(*(float(np.mean(counts)) for counts in zip(*known)), p, _sign(more - fewer))
 
 
-def _divergence(diverged: tuple[int, int], finished: tuple[int, int]) -> Sign:
+def _divergence(diverged: tuple[int, int], finished: tuple[int, int]) -> Indicator:
     from scipy import stats  # takes half a second to import
 
-    shares = [lost / max(1, lost + kept) for lost, kept in zip(diverged, finished)]
+    shares = [lost / max(1, lost + completed) for lost, completed in zip(diverged, finished)]
     p = float(stats.fisher_exact([diverged, finished]).pvalue) if any(diverged) else 1.0
-    return Sign(*shares, p, _sign(shares[0] - shares[1]))
+    return Indicator(*shares, p, _sign(shares[0] - shares[1]))
 
 
 def _sign(value: float) -> int:

@@ -28,7 +28,7 @@ class Standing:
         """Whether the outcome is established on its own, but not yet among all ideas."""
         return verdict.word in self.claims and not self.holds(verdict)
 
-    def words(self, verdict: Verdict) -> str:
+    def clause(self, verdict: Verdict) -> str:
         """Return what the first sentence of a contest adds to its outcome; "" if nothing."""
         ideas = f"{self.number} idea{'s' * (self.number > 1)}: {self.needs(verdict)}"
         if self.is_open(verdict):

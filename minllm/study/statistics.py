@@ -75,8 +75,8 @@ def verdicts(
         raise ValueError(f"margin={margin}, alpha={alpha} and looks={looks}: one of them is out of range")
     rule = _Rule(margin, alpha, tuple(looks), max(1, len(differences)))
     trials = [
-        _Trial(contest, rule, words)
-        for contest, words in zip(differences, provable or [ALL_WORDS] * len(differences))
+        _Trial(contest, rule, provable_words)
+        for contest, provable_words in zip(differences, provable or [ALL_WORDS] * len(differences))
     ]
     for look in range(max((len(trial.reached) for trial in trials), default=0)):
         for trial in trials:
@@ -147,13 +147,15 @@ class _Trial:
     adjusted: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self):
-        finite = [abs(one) for one in self.differences if math.isfinite(one)]
+        finite = [abs(difference) for difference in self.differences if math.isfinite(difference)]
         self.noise = NOISE * max(self.rule.margin, *finite, 0.0)
-        self.differences = [0.0 if abs(one) <= self.noise else one for one in self.differences]
+        self.differences = [
+            0.0 if abs(difference) <= self.noise else difference for difference in self.differences
+        ]
         self.planned = self.rule.looks or ((len(self.differences),) if self.differences else ())
         self.reached = [pairs for pairs in self.planned if pairs <= len(self.differences)]
         self.samples = [sample_of(self.differences[:pairs], self.noise) for pairs in self.reached]
-        self.with_ties = [0.0 if math.isnan(one) else one for one in self.differences]
+        self.with_ties = [0.0 if math.isnan(difference) else difference for difference in self.differences]
         self.flips = SignFlips(self.with_ties, self.reached, self.planned) if self.reached else None
         self.of_t = [sample.p_t for sample in self.samples]
         self.of_equivalence = [sample.p_equivalence(self.rule.margin) for sample in self.samples]
@@ -219,9 +221,9 @@ class _Trial:
         self.unproved = None
         if is_equivalent and "equivalent" in self.provable:
             self.word = "equivalent"
-        elif differs and (found := self._direction(look)) != "inconclusive":
-            proved = found in self.provable or self._is_proved_by_divergence(SIDES[found], look)
-            self.word, self.unproved = (found, None) if proved else ("inconclusive", found)
+        elif differs and (direction := self._direction(look)) != "inconclusive":
+            proved = direction in self.provable or self._is_proved_by_divergence(SIDES[direction], look)
+            self.word, self.unproved = (direction, None) if proved else ("inconclusive", direction)
         elif is_equivalent:
             self.unproved = "equivalent"
         self.looks.append(self._look(look))
@@ -249,8 +251,8 @@ class _Trial:
     def _against(self, side: int) -> list[float]:
         """Return the differences with the finite ones as far on the other side as they could be."""
         return [
-            -side * FARTHEST if math.isfinite(one) else 0.0 if math.isnan(one) else one
-            for one in self.differences
+            -side * FARTHEST if math.isfinite(difference) else 0.0 if math.isnan(difference) else difference
+            for difference in self.differences
         ]
 
     def _look(self, look: int) -> Look:
@@ -325,13 +327,13 @@ class _Trial:
             return 1.0
         last = len(self.reached) - 1
         was_tested = len(self.looks) == len(self.reached)
-        found = self.p_difference if was_tested else self._p_difference(last)
+        p = self.p_difference if was_tested else self._p_difference(last)
         if len(self.planned) == 1:
-            return found
+            return p
         if len(self.reached) == len(self.planned):
             of_t = self.of_t[last] if self.samples[last].is_finite else 0.0
-            found = min(found, max(of_t, self.flips.p_value(last)))
-        return min(1.0, 2 * found)
+            p = min(p, max(of_t, self.flips.p_value(last)))
+        return min(1.0, 2 * p)
 
     def _chance(self, level: float) -> float | None:
         """Return the chance that a look to come settles it; None before the first look and after the last."""

@@ -45,7 +45,10 @@ class Superiority:
 
 def wins(differences: Sequence[float]) -> Wins:
     """Count the seeds won from the differences, arm minus baseline; NaN, where both diverged, is a tie."""
-    won, lost = sum(one < 0 for one in differences), sum(one > 0 for one in differences)
+    won, lost = (
+        sum(difference < 0 for difference in differences),
+        sum(difference > 0 for difference in differences),
+    )
     return Wins(won, lost, len(differences) - won - lost, share_of(won, len(differences)))
 
 
@@ -83,9 +86,9 @@ def newcombe(value: float, m: int, n: int) -> tuple[float, float]:
     z = float(ndtri(1 - LEVEL / 2))
     size = (m + n) / 2 - 1
 
-    def excess(one: float) -> float:
-        variance = one * (1 - one) * (1 + size * ((1 - one) / (2 - one) + one / (1 + one))) / (m * n)
-        return (value - one) ** 2 - z**2 * variance
+    def excess(p: float) -> float:
+        variance = p * (1 - p) * (1 + size * ((1 - p) / (2 - p) + p / (1 + p))) / (m * n)
+        return (value - p) ** 2 - z**2 * variance
 
     # at 0 and at 1 the variance is 0, so that the excess has a root there too
     low = 0.0 if value <= 0 else brentq(excess, 0.0, min(value, 1 - NEAR_AN_END))

@@ -25,18 +25,18 @@ def impossible(arm: Arm) -> str | None:
 
 def warnings(arms: Sequence[Arm]) -> list[str]:
     """Return a warning for each arm that can't be trusted."""
-    found = []
+    sentences = []
     for arm in arms:
         if error := impossible(arm):
-            found.append(f"{called(arm)}: {error}")
+            sentences.append(f"{arm_name(arm)}: {error}")
         checked = [run.summary.get("checked") for run in arm.runs.values()]
         if not all(checked):
             reasons = [OLDER] * (None in checked) + [TURNED_OFF] * (False in checked)
-            found.append(
-                f"{called(arm)} is unchecked ({' and '.join(reasons)}): it may look ahead, or decode differently from"
+            sentences.append(
+                f"{arm_name(arm)} is unchecked ({' and '.join(reasons)}): it may look ahead, or decode differently from"
                 " how it was trained."
             )
-    return found
+    return sentences
 
 
 def refuse_broken(arms: Sequence[Arm]) -> None:
@@ -48,14 +48,14 @@ def refuse_broken(arms: Sequence[Arm]) -> None:
                 check_laws(arm.first.config)
             except BrokenLaw as error:
                 why = str(error).removesuffix(TURN_OFF)
-                raise UserError(f"{called(arm)} can't be compared. {why}") from error
+                raise UserError(f"{arm_name(arm)} can't be compared. {why}") from error
             except (
                 UserError
             ):  # a model that can no longer be built stays unchecked, and the report warns about it
                 continue
 
 
-def called(arm: Arm) -> str:
+def arm_name(arm: Arm) -> str:
     return arm.name or "The only arm"
 
 

@@ -22,7 +22,7 @@ class Tried:
     planned: bool = True
 
     @property
-    def held(self) -> bool:
+    def succeeded(self) -> bool:
         """Whether no run diverged or failed."""
         return None not in self.losses.values()
 
@@ -30,7 +30,7 @@ class Tried:
     def mean(self) -> float | None:
         """The mean over the seeds; None if a run diverged or failed."""
         known = [loss for loss in self.losses.values() if loss is not None]
-        return math.fsum(known) / len(known) if known and self.held else None
+        return math.fsum(known) / len(known) if known and self.succeeded else None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Tuning:
     @property
     def always_diverged(self) -> bool:
         """Whether there is nothing to choose from, because training diverged with all values that were tried."""
-        return not any(one.held for one in self.tried)
+        return not any(tried.succeeded for tried in self.tried)
 
     @property
     def keys(self) -> list[str]:
@@ -61,14 +61,14 @@ class Tuning:
 
     @property
     def runs(self) -> int:
-        return sum(len(one.losses) for one in self.tried)
+        return sum(len(tried.losses) for tried in self.tried)
 
     @property
     def planned_losses(self) -> list[float | None]:
         """The metric of each planned trial with the first tuning seed, which every arm has the same number of."""
-        return [next(iter(one.losses.values())) for one in self.tried if one.planned]
+        return [next(iter(tried.losses.values())) for tried in self.tried if tried.planned]
 
     @property
-    def words(self) -> list[str]:
-        """The choice as overrides."""
+    def overrides(self) -> list[str]:
+        """The chosen values as overrides."""
         return [f"{key}={value!r}" for key, value in self.chosen.items()]

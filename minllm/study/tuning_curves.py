@@ -35,16 +35,16 @@ class TuningCurve:
 def tuning_curve(losses: Sequence[float | None]) -> TuningCurve:
     """Return the tuning curve of an arm from the metric of each of its trials; None is a trial that diverged."""
     ordered = sorted(math.inf if loss is None else loss for loss in losses)
-    places = [-math.inf, *ordered, math.inf]
+    bounded = [-math.inf, *ordered, math.inf]
     return TuningCurve(
         list(range(1, len(losses) + 1)),
-        *([places[rank] for rank in ranks] for ranks in _ranks(len(losses))),
+        *([bounded[rank] for rank in ranks] for ranks in _ranks(len(losses))),
     )
 
 
-def separate_at(one: TuningCurve, other: TuningCurve) -> list[int]:
+def separate_at(first: TuningCurve, second: TuningCurve) -> list[int]:
     """Return the numbers of trials after which the bands of two arms don't overlap."""
-    pairs = zip(one.trials, zip(one.low, one.high), zip(other.low, other.high))
+    pairs = zip(first.trials, zip(first.low, first.high), zip(second.low, second.high))
     return [k for k, (low, high), (below, above) in pairs if high < below or above < low]
 
 
@@ -67,5 +67,5 @@ def _ranks(trials: int) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
         n_jobs=1,
     )
     # the upper bound of the distribution function is the lower bound of its quantiles
-    curves = [one.quantile_tuning_curve(effort, minimize=True) for one in (point, upper, lower)]
+    curves = [bound.quantile_tuning_curve(effort, minimize=True) for bound in (point, upper, lower)]
     return tuple([int(rank) for rank in curve] for curve in curves)

@@ -10,7 +10,7 @@ Word = Literal["better", "equivalent", "worse", "inconclusive"]
 
 @dataclass(frozen=True)
 class Look:
-    """What the first pairs said when they were tested.
+    """The result of testing the pairs completed by one look.
 
     p_t, p_sign_flip, p_equivalence: p-values as if this were the only look and the only contest
     level, equivalence_level: what p_t and p_equivalence need at this look for the error rate of a single contest
@@ -32,7 +32,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the seeds so far say about one arm and the baseline.
+    """The result of comparing one arm with the baseline on the seeds so far.
 
     All p-values are sequential: they hold whenever the study stops, and so does the interval.
     """

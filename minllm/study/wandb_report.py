@@ -17,12 +17,12 @@ TITLE_LIMIT = 128
 def publish_if_mirrored(comparison: Comparison, markdown: str) -> str | None:
     """Make a report if Weights & Biases has the runs, and return a message about it; None if it doesn't have them."""
     loggers = [run.cfg.get("logger") or {} for arm in comparison.arms for run in arm.runs.values()]
-    places = {(logger["project"], logger.get("group")) for logger in loggers if "project" in logger}
-    if not places or any(logger.get("mode") == "offline" for logger in loggers):
+    projects = {(logger["project"], logger.get("group")) for logger in loggers if "project" in logger}
+    if not projects or any(logger.get("mode") == "offline" for logger in loggers):
         return None
-    if len(places) > 1 or None in next(iter(places)):
+    if len(projects) > 1 or None in next(iter(projects)):
         return "W&B: no report, because the runs aren't in one group. Train them with the same logger.group=<name>."
-    ((project, group),) = places
+    ((project, group),) = projects
     return publish(project=project, entity=None, group=group, title=comparison.headline, markdown=markdown)
 
 

@@ -1,4 +1,4 @@
-"""Describes what a search would try, without running anything."""
+"""Describes the space of a search without running anything."""
 
 from __future__ import annotations
 
@@ -33,5 +33,9 @@ def dry_run(spec: SearchSpec) -> str:
     ]
     buildable = (values for values in space.grid() if spec.refusal(values) is None)
     for values in itertools.islice(buildable, SHOWN):
-        lines.append(shlex.join(word for word in space.words(values) if word.partition("=")[0] in values))
+        lines.append(
+            shlex.join(
+                override for override in space.overrides(values) if override.partition("=")[0] in values
+            )
+        )
     return "\n".join(lines)

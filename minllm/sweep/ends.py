@@ -1,4 +1,4 @@
-"""Why a trial ended whose process left no outcome: a signal, its launcher or a limit."""
+"""The outcome of a trial whose process recorded none: a signal, its launcher or a limit ended it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TAIL = 4000  # characters of a trial's output that are shown
 
 
 def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
-    """Return why a trial ended whose process left no outcome.
+    """Return the outcome of a trial whose process recorded none.
 
     Raises:
         UserError: the disk is full, or no more trials can run.
@@ -27,7 +27,7 @@ def without_outcome(future: Future[JobReturn], run_dir: Path) -> Outcome:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints a line of its own before it raises
             future.result().return_value  # noqa: B018
-        return crashed("Its process ended normally but left no outcome", run_dir)
+        return crashed("Its process ended normally but recorded no outcome", run_dir)
     except ProcessDied as death:
         return outcome_of(death, run_dir)
     except ServerDied:
@@ -48,7 +48,7 @@ def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
         return Outcome(
             "pruned", reason="killed", text="The kernel killed it because the machine ran out of memory."
         )
-    if death.status == -signal.SIGABRT and "bad_alloc" in said_in(run_dir):
+    if death.status == -signal.SIGABRT and "bad_alloc" in output_tail(run_dir):
         return Outcome("pruned", reason="memory", text="It ran out of memory in code that can't report it.")
     how = f"exit code {death.status}" if death.status > 0 else signal.Signals(-death.status).name
     return crashed(f"Its process ended with {how}", run_dir)
@@ -56,12 +56,12 @@ def outcome_of(death: ProcessDied, run_dir: Path) -> Outcome:
 
 def outcome_of_job(error: Exception, run_dir: Path) -> Outcome:
     """Return why a trial ended from its launcher's error, which is appended to the trial's output."""
-    said = f"{type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {error}"
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / OUTPUT).open("a", encoding="utf-8") as output:
-        output.write(said + "\n")
-    state = re.search(r"\(state: (\w+)", said)  # Slurm's job state
-    if "timed-out too many times" in said or (state and state[1] == "TIMEOUT"):
+        output.write(message + "\n")
+    state = re.search(r"\(state: (\w+)", message)  # Slurm's job state
+    if "timed-out too many times" in message or (state and state[1] == "TIMEOUT"):
         return Outcome("pruned", reason="time", text=OF_THE_LAUNCHER)
     if type(error).__name__ == "OutOfMemoryError" or (state and state[1] == "OUT_OF_MEMORY"):
         return Outcome("pruned", reason="killed", text="Its launcher killed it because it ran out of memory.")
@@ -79,7 +79,7 @@ def crashed(text: str, run_dir: Path) -> Outcome:
     return Outcome("failed", reason="crash", text=f"{text}. See {run_dir / OUTPUT}.")
 
 
-def said_in(run_dir: Path) -> str:
+def output_tail(run_dir: Path) -> str:
     try:
         return (run_dir / OUTPUT).read_text(encoding="utf-8", errors="replace")[-TAIL:]
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a study has tried already, compared by resolved configuration rather than by overrides."""
+"""The trials of a study so far, compared by resolved configuration rather than by overrides."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class History:
 
     def first_that_fits(self, values: Mapping[str, Any]) -> tuple[list[str], DictConfig]:
         """Return a trial's overrides and configuration, with the first of the plan's alternatives that may fit."""
-        words = self._words_that_fit(values)
-        cfg = self._composed.pop(tuple(words), None)  # its caller may change it
-        return words, self.spec.settled(words) if cfg is None else cfg
+        overrides = self._overrides_that_fit(values)
+        cfg = self._composed.pop(tuple(overrides), None)  # its caller may change it
+        return overrides, self.spec.settled(overrides) if cfg is None else cfg
 
-    def identity(self, words: Sequence[str]) -> str:
+    def identity(self, overrides: Sequence[str]) -> str:
         """Return the fingerprint of the configuration that a trial's overrides compose."""
-        key = tuple(words)
+        key = tuple(overrides)
         if key not in self._identities:
-            cfg = self.spec.settled(words)
+            cfg = self.spec.settled(overrides)
             self._identities[key] = fingerprint(cfg)
             self._composed = {key: cfg}
         return self._identities[key]
@@ -48,31 +48,36 @@ class History:
         under_way = [trial.params for trial in trials if not trial.state.is_finished()]
         ran_out = (trial for trial in trials if trial.user_attrs.get("smaller_may_fit"))
         left = (trial.params for trial in ran_out if trial.params not in under_way)
-        return next((values for values in left if not self._alike(self._words_that_fit(values))), None)
+        return next(
+            (values for values in left if not self._same_configuration(self._overrides_that_fit(values))),
+            None,
+        )
 
-    def twin_of(self, trial: optuna.Trial, identity: str, running: Container[int]) -> FrozenTrial | None:
+    def duplicate_of(self, trial: optuna.Trial, identity: str, running: Container[int]) -> FrozenTrial | None:
         """Return another trial with the same fingerprint that has a result or is running, or None.
 
         Args:
             identity: the trial's fingerprint.
             running: the numbers of the running trials.
         """
-        for other in self._with(identity):
-            has_verdict = other.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            if other.number != trial.number and (has_verdict or other.number in running):
-                return other
+        for candidate in self._with(identity):
+            has_verdict = candidate.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            if candidate.number != trial.number and (has_verdict or candidate.number in running):
+                return candidate
         return None
 
-    def _words_that_fit(self, values: Mapping[str, Any]) -> list[str]:
+    def _overrides_that_fit(self, values: Mapping[str, Any]) -> list[str]:
         names = list(self.space.first_that_fits)
         for chosen in itertools.product(*self.space.first_that_fits.values()):
-            words = self.space.words({**values, **dict(zip(names, chosen))})
-            if not any(trial.user_attrs.get("memory_ran_out") for trial in self._alike(words)):
+            overrides = self.space.overrides({**values, **dict(zip(names, chosen))})
+            if not any(
+                trial.user_attrs.get("memory_ran_out") for trial in self._same_configuration(overrides)
+            ):
                 break
-        return words
+        return overrides
 
-    def _alike(self, words: Sequence[str]) -> list[FrozenTrial]:
-        return self._with(self.identity(words))
+    def _same_configuration(self, overrides: Sequence[str]) -> list[FrozenTrial]:
+        return self._with(self.identity(overrides))
 
     def _with(self, identity: str) -> list[FrozenTrial]:
         trials = self.study.get_trials(deepcopy=False)

@@ -67,9 +67,9 @@ class NotSettled(Exception):
     """A verdict was reached in which a contest is inconclusive, or doesn't hold among all ideas."""
 
 
-def is_search_key(word: str) -> bool:
+def is_search_key(override: str) -> bool:
     """Whether an override configures the search and not its trials."""
-    return key_of(word).replace("/", ".").partition(".")[0] in OWN_SECTIONS
+    return key_of(override).replace("/", ".").partition(".")[0] in OWN_SECTIONS
 
 
 def job(cfg: DictConfig) -> None:
@@ -110,8 +110,8 @@ class PruningSweeper(Sweeper):
                 " cluster."
             )
         refuse_environment(self.config.hydra)
-        typed = " ".join(self.config.hydra.overrides.hydra)
-        if self.config.hydra.launcher.get("setup") and "hydra.launcher.setup" not in typed:
+        hydra_overrides = " ".join(self.config.hydra.overrides.hydra)
+        if self.config.hydra.launcher.get("setup") and "hydra.launcher.setup" not in hydra_overrides:
             raise UserError(
                 "hydra.launcher.setup runs shell commands, so it can't be set in a file. Type it on the command line."
             )
@@ -122,7 +122,7 @@ class PruningSweeper(Sweeper):
 
         refuse_unnamed_code(self.config, named_keys(arguments))  # before any of it is imported
         check_node(self.config.search, "search", allowed_packages(self.config))
-        build(self.config.search).lead(self, arguments)
+        build(self.config.search).run(self, arguments)
 
 
 class Processes(Launcher):

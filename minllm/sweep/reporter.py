@@ -12,13 +12,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.runs.outcome import OUTPUT, Outcome
-from minllm.sweep.ends import said_in
+from minllm.sweep.ends import output_tail
 from minllm.sweep.plugin import RepeatedCrashes
 from minllm.sweep.report.table import Table
 from minllm.sweep.report.trials import best_of
 from minllm.sweep.settings import SweepSettings
 
-OF_BOTH_TWINS = (
+SHARED_ATTRIBUTES = (
     "reason",
     "text",
     "violation",
@@ -47,29 +47,31 @@ class Reporter:
         """Record the outcome of a trial that has run."""
         for name, value in result.figures.items():
             trial.set_user_attr(name, value)
-        trial.set_user_attr("overrides", exactly(trial.user_attrs["overrides"], result.figures))
+        trial.set_user_attr(
+            "overrides", reproducible_overrides(trial.user_attrs["overrides"], result.figures)
+        )
         trial.set_user_attr("memory_ran_out", result.memory_ran_out)
         trial.set_user_attr("smaller_may_fit", result.smaller_may_fit)
         if result.reason:
             trial.set_user_attr("reason", result.reason)
             trial.set_user_attr("text", result.text)
-        told = self._tell_state(trial, result.state, result.value)
-        self.crashes = [*self.crashes, told] if result.state == "failed" else []
-        self._tidy(told)
-        return told
+        frozen = self._tell_state(trial, result.state, result.value)
+        self.crashes = [*self.crashes, frozen] if result.state == "failed" else []
+        self._tidy(frozen)
+        return frozen
 
-    def tell_the_same(self, trial: optuna.Trial, twin: FrozenTrial) -> FrozenTrial:
+    def copy_outcome(self, trial: optuna.Trial, original: FrozenTrial) -> FrozenTrial:
         """Record for a trial the outcome of another with the same configuration."""
-        for step, value in twin.intermediate_values.items():
+        for step, value in original.intermediate_values.items():
             trial.report(value, step)
-        for name in OF_BOTH_TWINS:
-            if name in twin.user_attrs:
-                trial.set_user_attr(name, twin.user_attrs[name])
-        trial.set_user_attr("same_as", twin.user_attrs.get("same_as", twin.number))
-        if twin.state == TrialState.FAIL:
+        for name in SHARED_ATTRIBUTES:
+            if name in original.user_attrs:
+                trial.set_user_attr(name, original.user_attrs[name])
+        trial.set_user_attr("same_as", original.user_attrs.get("same_as", original.number))
+        if original.state == TrialState.FAIL:
             return self._tell_state(trial, "failed", None)
-        was_pruned = twin.state == TrialState.PRUNED or "violation" in twin.user_attrs
-        return self._tell_state(trial, "pruned" if was_pruned else "complete", twin.value)
+        was_pruned = original.state == TrialState.PRUNED or "violation" in original.user_attrs
+        return self._tell_state(trial, "pruned" if was_pruned else "complete", original.value)
 
     def stop_if_all_crash(self) -> None:
         """Raise RepeatedCrashes if `sweep.max_failures` trials in a row have crashed."""
@@ -91,23 +93,23 @@ class Reporter:
             return f"The first was trial {first.number}: {first.user_attrs['text']}"
         return (
             f"The first was trial {first.number}, with this output (in {folder / OUTPUT}):\n\n"
-            f"{said_in(folder)}\n{first.user_attrs['text']}"
+            f"{output_tail(folder)}\n{first.user_attrs['text']}"
         )
 
     def _tell_state(self, trial: optuna.Trial, state: str, value: float | None) -> FrozenTrial:
-        """Record state and value. Samplers that ignore pruned trials get a bad value instead, so that they learn."""
-        blind = self.study.sampler.is_blind_to_pruned
+        """Record state and value. Samplers that ignore pruned trials learn from a bad value instead."""
+        blind = self.study.sampler.ignores_pruned
         if blind and state != "failed":
             trial.set_constraint("trained", 0.0 if state == "complete" else 1.0)
         if blind and state == "pruned":
             trial.set_user_attr("violation", 1.0)
-            told = self.study.tell(trial, self._worst())
+            frozen = self.study.tell(trial, self._worst())
         elif state == "complete":
-            told = self.study.tell(trial, value)
+            frozen = self.study.tell(trial, value)
         else:
-            told = self.study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
-        self.table.ended(told)
-        return told
+            frozen = self.study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+        self.table.ended(frozen)
+        return frozen
 
     def _worst(self) -> float:
         """Return the worst loss of the study, which stands in for a pruned trial's; or a rough guess without any."""
@@ -117,12 +119,12 @@ class Reporter:
             (loss for loss in losses if loss is not None and math.isfinite(loss)), default=math.log(1 << 16)
         )
 
-    def _tidy(self, told: FrozenTrial) -> None:
+    def _tidy(self, ended_trial: FrozenTrial) -> None:
         """Remove the checkpoints that `sweep.keep_checkpoints` doesn't keep."""
         if self.settings.keep_checkpoints == "all":
             return
         best = best_of(self.study) if self.settings.keep_checkpoints == "best" else None
-        ended = {folder_of(trial, self.folder) for trial in (told, self.kept)}
+        ended = {folder_of(trial, self.folder) for trial in (ended_trial, self.kept)}
         for folder in ended - {folder_of(best, self.folder), None}:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         self.kept = best
@@ -143,14 +145,17 @@ def folder_of(trial: FrozenTrial | None, study_folder: Path) -> Path | None:
         return None
 
 
-def exactly(words: list[str], figures: Mapping[str, Any]) -> list[str]:
-    """Return a trial's overrides plus those that pin what the run decided itself, so that they reproduce it."""
+def reproducible_overrides(overrides: list[str], measurements: Mapping[str, Any]) -> list[str]:
+    """Return a trial's overrides plus those that fix what the run decided itself, so that they reproduce it."""
     decided = {}
-    if "precision" in figures:
-        decided["train.precision"] = figures["precision"]
-    if "compile" in figures:
-        decided["train.compile"] = str(figures["compile"]).lower()
-    if "micro_batch_size" in figures and figures["micro_batch_size"] < figures["micro_batch_size_asked"]:
-        decided["train.micro_batch_size"] = figures["micro_batch_size"]
-    kept = [word for word in words if word.partition("=")[0] not in decided]
-    return [*kept, *(f"{name}={value}" for name, value in decided.items())]
+    if "precision" in measurements:
+        decided["train.precision"] = measurements["precision"]
+    if "compile" in measurements:
+        decided["train.compile"] = str(measurements["compile"]).lower()
+    if (
+        "micro_batch_size" in measurements
+        and measurements["micro_batch_size"] < measurements["micro_batch_size_asked"]
+    ):
+        decided["train.micro_batch_size"] = measurements["micro_batch_size"]
+    unchanged = [override for override in overrides if override.partition("=")[0] not in decided]
+    return [*unchanged, *(f"{name}={value}" for name, value in decided.items())]

@@ -25,7 +25,7 @@ from minllm.errors import UserError
 from minllm.sweep.space import Space
 
 ATTEMPTS = 300
-"""Draws for one trial after which the space counts as having nothing that can be built."""
+"""After this many draws for one trial, the space is assumed to contain nothing that can be built."""
 
 OWN_GUESSES = 5
 """Draws after which values are randomized, because a confident sampler repeats its best guess."""
@@ -73,7 +73,7 @@ def ask(study: Study, space: Space) -> tuple[Trial, dict[str, Any]]:
     trial = study.ask()
     values: dict[str, Any] = {}
     for name, kind in space.distributions.items():
-        if space.asks_for(name, values):
+        if space.is_sampled(name, values):
             values[name] = suggest(trial, name, kind)
     return trial, values
 
@@ -105,13 +105,13 @@ class Buildable(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        kept = already_chosen(trial)
+        queued = queued_values(trial)
         guess: dict[str, Any] = {}
         for attempt in range(ATTEMPTS):
             if attempt < OWN_GUESSES:
-                values = guess = self._guess(study, trial, kept)
+                values = guess = self._guess(study, trial, queued)
             else:
-                values = self._near(guess, (attempt - OWN_GUESSES + 1) / 100, study, trial, kept)
+                values = self._perturbed(guess, (attempt - OWN_GUESSES + 1) / 100, study, trial, queued)
             why = self.refusal(values)
             if why is None:
                 return values
@@ -120,25 +120,25 @@ class Buildable(BaseSampler):
             f" The last was rejected with: {why}"
         )
 
-    def _guess(self, study: Study, trial: FrozenTrial, kept: dict[str, Any]) -> dict[str, Any]:
+    def _guess(self, study: Study, trial: FrozenTrial, queued: dict[str, Any]) -> dict[str, Any]:
         """Return what the inner sampler proposes."""
         search_space = self.inner.infer_relative_search_space(study, trial)
-        together = self.inner.sample_relative(study, trial, search_space)
-        return self._completed({**together, **kept}, self.inner, study, trial)
+        proposed = self.inner.sample_relative(study, trial, search_space)
+        return self._completed({**proposed, **queued}, self.inner, study, trial)
 
-    def _near(
-        self, guess: dict[str, Any], share: float, study: Study, trial: FrozenTrial, kept: dict[str, Any]
+    def _perturbed(
+        self, guess: dict[str, Any], share: float, study: Study, trial: FrozenTrial, queued: dict[str, Any]
     ) -> dict[str, Any]:
         """Return the guess with a `share` of its values drawn again at random; the share grows to all of them."""
         unchanged = {name: value for name, value in guess.items() if self.chance.random() >= share}
-        return self._completed({**unchanged, **kept}, self.by_chance, study, trial)
+        return self._completed({**unchanged, **queued}, self.by_chance, study, trial)
 
     def _completed(
         self, known: dict[str, Any], sampler: BaseSampler, study: Study, trial: FrozenTrial
     ) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, kind in self.space.distributions.items():
-            if self.space.asks_for(name, values):
+            if self.space.is_sampled(name, values):
                 values[name] = (
                     known[name] if name in known else sampler.sample_independent(study, trial, name, kind)
                 )
@@ -164,7 +164,7 @@ class Buildable(BaseSampler):
         self.chance = random.Random()
 
     @property
-    def is_blind_to_pruned(self) -> bool:
+    def ignores_pruned(self) -> bool:
         """Whether this sampler ignores pruned trials."""
         return isinstance(
             self.inner,
@@ -180,7 +180,7 @@ class Buildable(BaseSampler):
 class Grid(BaseSampler):
     """Proposes each combination that satisfies the conditions and can be built once, shuffled if there is a seed."""
 
-    is_blind_to_pruned = False
+    ignores_pruned = False
 
     def __init__(self, space: Space, refusal: Refusal, seed: int | None):
         self.space, self.refusal, self.seed = space, refusal, seed
@@ -202,13 +202,14 @@ class Grid(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        kept = already_chosen(trial)
-        if not kept:
+        queued = queued_values(trial)
+        if not queued:
             return self.next(study) or {}
         tried = self._tried(study)  # this trial was interrupted when only some of its values were on disk
-        fitting = (values for values in self._in_order() if kept.items() <= values.items())
+        fitting = (values for values in self._in_order() if queued.items() <= values.items())
         return next(
-            (values for values in fitting if _key(values) not in tried and self.refusal(values) is None), kept
+            (values for values in fitting if _key(values) not in tried and self.refusal(values) is None),
+            queued,
         )
 
     def sample_independent(self, study: Study, trial: FrozenTrial, name: str, kind: BaseDistribution) -> Any:
@@ -224,13 +225,13 @@ class Grid(BaseSampler):
     def _tried(self, study: Study) -> set[str]:
         """Return the keys of all combinations tried or queued; finished trials are read only once."""
         trials = study.get_trials(deepcopy=False)[self.known :]
-        for trial in itertools.takewhile(lambda one: one.state.is_finished(), trials):
+        for trial in itertools.takewhile(lambda trial: trial.state.is_finished(), trials):
             self.tried.add(_key(trial.params))
             self.known += 1
-        return self.tried | {_key(already_chosen(trial)) for trial in trials}
+        return self.tried | {_key(queued_values(trial)) for trial in trials}
 
 
-def already_chosen(trial: FrozenTrial) -> dict[str, Any]:
+def queued_values(trial: FrozenTrial) -> dict[str, Any]:
     """Return the values that a queued trial already has."""
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
@@ -240,9 +241,9 @@ def shuffled(size: int, seed: int) -> Iterator[int]:
     moved: dict[int, int] = {}
     chance = random.Random(seed)
     for place in range(size):
-        other = chance.randrange(place, size)
-        yield moved.get(other, other)
-        moved[other] = moved.pop(place, place)
+        drawn = chance.randrange(place, size)
+        yield moved.get(drawn, drawn)
+        moved[drawn] = moved.pop(place, place)
 
 
 def _key(values: dict[str, Any]) -> str:

@@ -44,10 +44,10 @@ from minllm.sweep.plugin import OWN_SECTIONS, Processes, is_search_key
 from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
 from minllm.sweep.reporter import Reporter, folder_of
-from minllm.sweep.sampling import Grid, already_chosen, ask, make_sampler, refuse_hopeless
+from minllm.sweep.sampling import Grid, ask, make_sampler, queued_values, refuse_hopeless
 from minllm.sweep.settings import Memory, SweepSettings
 from minllm.sweep.spec import SearchSpec, resolved
-from minllm.sweep.store import APPENDED, Leader, alone, open_study, put_back, storage_errors
+from minllm.sweep.store import APPENDED, Leader, folder_lock, open_study, requeue_interrupted, storage_errors
 from minllm.sweep.trial import Assignment
 from minllm.training import machine
 
@@ -60,26 +60,26 @@ REFRESH_SECONDS = 0.5
 SAMPLERS = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
 
 
-def search(sweeper: PruningSweeper, typed: Sequence[str]) -> None:
+def search(sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
     """Run trials until the study has as many as requested, then write the report.
 
     Args:
         sweeper: the sweeper that Hydra instantiated; it holds the rest of the configuration.
-        typed: the command line's overrides, without Hydra's own.
+        overrides: the command line's overrides, without Hydra's own.
 
     Raises:
         UserError: there is nothing to search, the study was started with other settings, or the disk is full.
         RepeatedCrashes: too many trials crashed in a row, or every trial of the study crashed.
     """
-    search = Search(sweeper, typed)
+    search = Search(sweeper, overrides)
     if search.settings.dry_run:
         print(dry_run(search.spec))
         return
     with search.opened():
         try:
             search.run()
-            if not search.begun:
-                print(search.why_no_more())
+            if not search.n_started:
+                print(search.completion_message())
         finally:
             written = search.report()
         print(conclusion(search.study, metric=search.settings.metric, written=written))
@@ -99,18 +99,18 @@ def encode_corpus(spec: SearchSpec) -> None:
 class Search:
     """A new search, or one that continues an existing study."""
 
-    def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
+    def __init__(self, sweeper: PruningSweeper, overrides: Sequence[str]):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweeper = sweeper
         self.config, self.n_trials, self.n_jobs = sweeper.config, sweeper.n_trials, sweeper.n_jobs
-        refuse_unnamed_code(self.config, named_keys(typed))  # before any of it is imported
+        refuse_unnamed_code(self.config, named_keys(overrides))  # before any of it is imported
         for section in OWN_SECTIONS:
             if section in self.config:
                 check_node(self.config[section], section, allowed_packages(self.config))
         self.settings: SweepSettings = build(self.config.sweep)
         self.memory: Memory = build(self.config.memory)
         refuse_password(self.config)
-        self.spec = SearchSpec(self.config, typed, sweeper.hydra_context)
+        self.spec = SearchSpec(self.config, overrides, sweeper.hydra_context)
         self.space = self.spec.space
         chosen = instantiate(sweeper.sampler, _execution_whitelist_=SAMPLERS)
         self.sampler = make_sampler(chosen, self.space, self.spec.refusal)
@@ -133,19 +133,19 @@ class Search:
             self.study = open_study(
                 settings.name, settings.storage, self.folder, sampler=self.sampler, pruner=pruner
             )
-            with alone(self.folder), storage_errors(settings.storage):
+            with folder_lock(self.folder), storage_errors(settings.storage):
                 self.spec.refuse_another(self.study)
                 self.leader = Leader(self.study, self.folder) if settings.storage else None
                 if self.study.get_trials(deepcopy=False):
                     self.sampler.reseed_rng()  # or it would repeat the draws already tried
-                self.make_ready()
+                self.set_up()
                 yield
         except OSError as error:
             if not is_full(error):
                 raise
             raise no_room(self.folder) from error
 
-    def make_ready(self) -> None:
+    def set_up(self) -> None:
         """Set up the launcher, and determine the memory, threads and precision of each trial."""
         sweeper, settings = self.sweeper, self.settings
         self.history = History(self.study, self.spec)
@@ -167,20 +167,20 @@ class Search:
         self.threads = limits.threads_for(self.n_jobs * processes) if here else None
         # measured once, before other trials load the machine, so that all trials use the same
         self.precision = machine.choose_precision("auto", device)[0] if here else "auto"
-        self.ends = time.monotonic() + (settings.minutes or math.inf) * 60
+        self.deadline = time.monotonic() + (settings.minutes or math.inf) * 60
         self.running: dict[Future[JobReturn], optuna.Trial] = {}
         self.followers: dict[int, list[optuna.Trial]] = {}
         """Trials that wait for a running trial with the same configuration, keyed by its number."""
-        self.begun = 0  # trials of this call
+        self.n_started = 0  # trials of this call
 
     def run(self) -> None:
         """Run trials until there are enough, and leave the study in a state that can be continued."""
-        with self.in_charge():
+        with self.leading():
             self.run_until(self.n_trials)
 
     @contextlib.contextmanager
-    def in_charge(self) -> Iterator[None]:
-        """Lead the study within the context, and leave it in a state that can be continued."""
+    def leading(self) -> Iterator[None]:
+        """Hold the lead of the study within the context, and leave it in a state that can be continued."""
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             self.recover()
@@ -197,7 +197,7 @@ class Search:
             signal.signal(signal.SIGTERM, before)
 
     def run_until(self, n_trials: int) -> list[FrozenTrial]:
-        """Run trials until the study has `n_trials`, and return them. Call it within `in_charge`."""
+        """Run trials until the study has `n_trials`, and return them. Call it only while `leading`."""
         self.n_trials = n_trials
         with self.table:
             self.table.update(self.trials())
@@ -206,7 +206,7 @@ class Search:
 
     def queue(self, combinations: Sequence[Mapping[str, Any]]) -> None:
         """Queue the combinations that the study doesn't have yet, whatever the sampler."""
-        known = [already_chosen(trial) for trial in self.trials()]
+        known = [queued_values(trial) for trial in self.trials()]
         for values in combinations:
             if values not in known:
                 self.study.enqueue_trial(dict(values))
@@ -214,7 +214,7 @@ class Search:
 
     def report(self) -> list[Path]:
         """Write the report of the study so far, and return the paths of its files."""
-        command = shlex.join(["python", "sweep.py", *self.spec.shown_words()])
+        command = shlex.join(["python", "sweep.py", *self.spec.shown_overrides()])
         return write_report(self.study, self.folder, metric=self.settings.metric, command=command)
 
     def recover(self) -> None:
@@ -222,10 +222,10 @@ class Search:
         for trial in self.trials():
             attempt, run_dir = trial.user_attrs.get("attempt"), folder_of(trial, self.folder)
             if trial.state == TrialState.RUNNING and attempt and run_dir:
-                left = outcome.read(run_dir, attempt)
-                if left is not None:
-                    self.reporter.tell(optuna.Trial(self.study, trial._trial_id), left)
-        put_back(self.study)
+                recorded = outcome.read(run_dir, attempt)
+                if recorded is not None:
+                    self.reporter.tell(optuna.Trial(self.study, trial._trial_id), recorded)
+        requeue_interrupted(self.study)
 
     def loop(self) -> None:
         run_together([self], self.n_jobs)
@@ -241,9 +241,9 @@ class Search:
             self.leader.beat()
         self.table.update(self.trials())
 
-    def more(self) -> bool:
+    def has_more(self) -> bool:
         """Whether there is another trial to start, queued or new."""
-        if time.monotonic() > self.ends:
+        if time.monotonic() > self.deadline:
             return False
         trials = self.trials()
         if any(trial.state == TrialState.WAITING for trial in trials):
@@ -259,7 +259,7 @@ class Search:
         sampler = self.study.sampler
         return isinstance(sampler, Grid) and sampler.next(self.study) is None
 
-    def why_no_more(self) -> str:
+    def completion_message(self) -> str:
         if self.grid_is_done():
             return "All combinations of the grid have been tried."
         n = len(self.trials())
@@ -267,22 +267,25 @@ class Search:
 
     def start(self, trial: optuna.Trial, values: dict[str, Any]) -> None:
         """Launch a trial, unless another with the same configuration has run or is running."""
-        self.begun += 1
-        words, cfg = self.history.first_that_fits(values)
-        identity = self.history.identity(words)
+        self.n_started += 1
+        overrides, cfg = self.history.first_that_fits(values)
+        identity = self.history.identity(overrides)
         trial.set_user_attr(
-            "overrides", [*self.spec.flags, *(word for word in words if not is_search_key(word))]
+            "overrides",
+            [*self.spec.flags, *(override for override in overrides if not is_search_key(override))],
         )
         trial.set_user_attr("fingerprint", identity)
-        twin = self.history.twin_of(trial, identity, {one.number for one in self.running.values()})
-        if twin is None:
-            self.launch(trial, words, cfg)
-        elif twin.state.is_finished():
-            self.reporter.tell_the_same(trial, twin)
+        duplicate = self.history.duplicate_of(
+            trial, identity, {active.number for active in self.running.values()}
+        )
+        if duplicate is None:
+            self.launch(trial, overrides, cfg)
+        elif duplicate.state.is_finished():
+            self.reporter.copy_outcome(trial, duplicate)
         else:
-            self.followers.setdefault(twin.number, []).append(trial)
+            self.followers.setdefault(duplicate.number, []).append(trial)
 
-    def launch(self, trial: optuna.Trial, words: list[str], cfg: DictConfig) -> None:
+    def launch(self, trial: optuna.Trial, overrides: list[str], cfg: DictConfig) -> None:
         run_dir, attempt = self.run_dir(trial.number), uuid.uuid4().hex
         # Local processes are dead by the time a trial is queued again, so its folder can be reused. A folder that
         # the study doesn't know of, because its journal was lost, is kept.
@@ -308,8 +311,8 @@ class Search:
             minutes=self.settings.trial_minutes,
             threads=self.threads,
         ).write(self.folder)
-        words = [*words, f"+sweep.attempt='{attempt}'"]
-        future = in_a_thread(lambda: self.launcher.launch([words], trial.number)[0])
+        overrides = [*overrides, f"+sweep.attempt='{attempt}'"]
+        future = in_a_thread(lambda: self.launcher.launch([overrides], trial.number)[0])
         self.running[future] = trial
 
     def end(self, trial: optuna.Trial, future: Future[JobReturn]) -> None:
@@ -317,11 +320,11 @@ class Search:
         if self.trials()[trial.number].state != TrialState.RUNNING:
             return  # another process has queued it again or recorded its outcome
         run_dir = Path(trial.user_attrs["run"])
-        left = outcome.read(run_dir, trial.user_attrs["attempt"])
-        result = left or without_outcome(future, run_dir)
-        told = self.reporter.tell(trial, result)
+        recorded = outcome.read(run_dir, trial.user_attrs["attempt"])
+        result = recorded or without_outcome(future, run_dir)
+        frozen = self.reporter.tell(trial, result)
         for follower in self.followers.pop(trial.number, []):
-            self.reporter.tell_the_same(follower, told)
+            self.reporter.copy_outcome(follower, frozen)
         self.reporter.stop_if_all_crash()
 
     def trials(self) -> list[FrozenTrial]:
@@ -334,10 +337,10 @@ class Search:
 
 
 def run_together(searches: Sequence[Search], n_jobs: int) -> None:
-    """Run the trials of several searches, at most `n_jobs` at a time, until none has another. All are in charge."""
+    """Run the trials of several searches, at most `n_jobs` at a time, until none has another. All must be `leading`."""
     while True:
         for search in searches:
-            while sum(len(one.running) for one in searches) < n_jobs and search.more():
+            while sum(len(each.running) for each in searches) < n_jobs and search.has_more():
                 search.start_next()
         running = [future for search in searches for future in search.running]
         if not running:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minllm.errors import is_full
-from minllm.page.terminal import write_anything
+from minllm.page.terminal import escape_unencodable
 from minllm.sweep.processes import NO_ROOM
 
 GRACE_SECONDS = 5.0
@@ -56,7 +56,7 @@ class Pipes:
 
 def main() -> None:
     """Serve until the search closes our standard input or dies."""
-    write_anything()
+    escape_unencodable()
     orders, answers = take_over_standard_streams()
     imported = import_everything()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until now there were no trials to clean up

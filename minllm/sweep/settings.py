@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from minllm.errors import UserError
 from minllm.schema.checking import Node
-from minllm.schema.kinds import PLACES
+from minllm.schema.kinds import SECTION_KINDS
 from minllm.schema.options import Count, FolderName, Name, Positive
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -40,7 +40,7 @@ class SweepSettings:
     keep_checkpoints: Literal["best", "all", "none"]
     dry_run: bool
     trial: dict[str, Any]
-    pruner: Annotated[Node, PLACES["sweep.pruner"]]
+    pruner: Annotated[Node, SECTION_KINDS["sweep.pruner"]]
     processes_per_trial: Count = 1
 
 

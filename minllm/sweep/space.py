@@ -34,7 +34,7 @@ from optuna.distributions import (
 )
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.schema.overrides import written
+from minllm.schema.overrides import format_value
 
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper
@@ -62,11 +62,11 @@ class Plan:
     multiples: dict[str, str] = field(default_factory=dict)
     first_that_fits: dict[str, list[Any]] = field(default_factory=dict)
 
-    def lead(self, sweeper: PruningSweeper, typed: Sequence[str]) -> None:
-        """Run the search; `sweeper` holds the configuration, `typed` the overrides without Hydra's own."""
+    def run(self, sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
+        """Run the search; `sweeper` holds the configuration, `overrides` those of the command line."""
         from minllm.sweep.search import search
 
-        search(sweeper, typed)
+        search(sweeper, overrides)
 
     def __post_init__(self):
         for name in self.when:
@@ -87,7 +87,7 @@ class Space:
 
     Args:
         plan: the search file.
-        typed: the command line's overrides, which take precedence; a key with several values is a parameter, one with
+        overrides: those of the command line, which take precedence; a key with several values is a parameter, one with
             a single value is fixed.
         compose: composes a configuration from overrides.
         config_loader: Hydra's config loader, which expands `glob(…)`.
@@ -99,7 +99,7 @@ class Space:
     def __init__(
         self,
         plan: Plan,
-        typed: Sequence[str],
+        overrides: Sequence[str],
         compose: Callable[[list[str]], DictConfig],
         config_loader: Any = None,
     ):
@@ -108,9 +108,9 @@ class Space:
         self.fixed: dict[str, str] = {name: spelled(value) for name, value in plan.fixed.items()}
         self.deleted: list[str] = []
         for name, grammar in plan.params.items():
-            self._take(parsed(parser, f"{name}={grammar}"))
-        for word in typed:
-            self._take(parsed(parser, word))
+            self._add(parsed(parser, f"{name}={grammar}"))
+        for override in overrides:
+            self._add(parsed(parser, override))
         # parameters only on the command line come first, so that the file's conditions may refer to them
         self.distributions = dict(sorted(self.distributions.items(), key=lambda item: item[0] in plan.params))
         self.when = {name: needs for name, needs in plan.when.items() if name in self.distributions}
@@ -120,7 +120,7 @@ class Space:
             for name, values in plan.first_that_fits.items()
             if name not in (*self.distributions, *self.fixed)
         }
-        self.base = compose(self.words({}))
+        self.base = compose(self.overrides({}))
         self._refuse_loose_conditions(known={*plan.params, *self.first_that_fits})
         self._counts: dict[tuple[Any, ...], int] = {}
 
@@ -130,24 +130,24 @@ class Space:
         kinds = self.distributions.items()
         return [name for name, kind in kinds if isinstance(kind, FloatDistribution) and kind.step is None]
 
-    def asks_for(self, name: str, values: Values) -> bool:
+    def is_sampled(self, name: str, values: Values) -> bool:
         """Whether parameter `name` is sampled, given the values of the parameters before it."""
         return all(
-            any(same(self.value_of(other, values), one) for one in wanted)
-            for other, wanted in self.when.get(name, {}).items()
+            any(are_equal(self.value_of(condition, values), value) for value in wanted)
+            for condition, wanted in self.when.get(name, {}).items()
         )
 
     def misfit(self, values: Values) -> str | None:
         """Return why values violate the plan's `multiples`; None if they don't."""
         for name, divisor in self.multiples.items():
             pair = self.value_of(name, values), self.value_of(divisor, values)
-            if all(isinstance(one, int) and one for one in pair) and pair[0] % pair[1]:
+            if all(isinstance(value, int) and value for value in pair) and pair[0] % pair[1]:
                 return f"{name}={pair[0]} isn't a multiple of {divisor}={pair[1]}."
         return None
 
-    def words(self, values: Values) -> list[str]:
+    def overrides(self, values: Values) -> list[str]:
         """Return the overrides of a trial with these values."""
-        overrides = {**self.fixed, **{name: written(value) for name, value in values.items()}}
+        overrides = {**self.fixed, **{name: format_value(value) for name, value in values.items()}}
         return [*(f"{name}={value}" for name, value in overrides.items()), *self.deleted]
 
     def value_of(self, key: str, values: Values) -> Any:
@@ -190,9 +190,9 @@ class Space:
         """Return the combination at an index of the grid."""
         values: dict[str, Any] = {}
         for depth, (name, options) in enumerate(self._choices.items()):
-            if not self.asks_for(name, values):
+            if not self.is_sampled(name, values):
                 continue
-            if name not in self._looked_at[depth + 1]:
+            if name not in self._referenced[depth + 1]:
                 option, index = divmod(index, self._count(depth + 1, values))
                 values[name] = options[option]
                 continue
@@ -208,12 +208,12 @@ class Space:
         """Return the number of combinations of the parameters from `depth` on, given the values before them."""
         if depth == len(self._choices):
             return self.misfit(values) is None
-        key = (depth, *(values.get(name, NOT_THERE) for name in self._looked_at[depth]))
+        key = (depth, *(values.get(name, NOT_THERE) for name in self._referenced[depth]))
         if key not in self._counts:
             name, options = list(self._choices.items())[depth]
-            if not self.asks_for(name, values):
+            if not self.is_sampled(name, values):
                 self._counts[key] = self._count(depth + 1, values)
-            elif name not in self._looked_at[depth + 1]:
+            elif name not in self._referenced[depth + 1]:
                 self._counts[key] = len(options) * self._count(depth + 1, values)
             else:
                 self._counts[key] = sum(self._count(depth + 1, {**values, name: value}) for value in options)
@@ -224,36 +224,36 @@ class Space:
         return {name: choices(kind) for name, kind in self.distributions.items()}
 
     @functools.cached_property
-    def _looked_at(self) -> list[list[str]]:
+    def _referenced(self) -> list[list[str]]:
         """For each depth, the earlier parameters that conditions of the parameters from there on refer to."""
         order, of_multiples = list(self.distributions), {*self.multiples, *self.multiples.values()}
-        found = []
+        referenced = []
         for depth in range(len(order) + 1):
             later = of_multiples.union(*(self.when.get(name, {}) for name in order[depth:]))
-            found.append([name for name in order[:depth] if name in later])
-        return found
+            referenced.append([name for name in order[:depth] if name in later])
+        return referenced
 
     # ---- construction --------------------------------------------------------------------------------
 
-    def _take(self, override: Override) -> None:
+    def _add(self, override: Override) -> None:
         """Add one override; it replaces an earlier one for the same key."""
         name = override.get_key_element()
         bare = name.lstrip("+~")
         if override.is_delete():
-            self._forget(bare)
+            self._remove(bare)
             self.deleted.append(override.input_line)
         elif override.is_sweep_override():
             kind = distribution(override)
             if bare in self.distributions and name == bare:
                 self.distributions[name] = kind
             else:
-                self._forget(bare)
+                self._remove(bare)
                 self.distributions[name] = kind
         else:
-            self._forget(bare)
+            self._remove(bare)
             self.fixed[name] = override.get_value_element_as_str()
 
-    def _forget(self, bare: str) -> None:
+    def _remove(self, bare: str) -> None:
         for name in (bare, f"+{bare}", f"++{bare}"):
             self.distributions.pop(name, None)
             self.fixed.pop(name, None)
@@ -261,14 +261,16 @@ class Space:
     def _refuse_loose_conditions(self, known: set[str]) -> None:
         order = list(self.distributions)
         for name, needs in self.when.items():
-            for other in needs:
-                if other in order and order.index(other) >= order.index(name):
+            for condition in needs:
+                if condition in order and order.index(condition) >= order.index(name):
                     raise UserError(
-                        f"search.when.{name} refers to {other}, which is sampled later: write {other} first."
+                        f"search.when.{name} refers to {condition}, which is sampled later: write {condition} first."
                     )
-        looks = [(f"search.when.{name}", other) for name, needs in self.when.items() for other in needs]
-        looks += [("search.multiples", name) for pair in self.multiples.items() for name in pair]
-        for place, name in looks:
+        references = [
+            (f"search.when.{name}", condition) for name, needs in self.when.items() for condition in needs
+        ]
+        references += [("search.multiples", name) for pair in self.multiples.items() for name in pair]
+        for place, name in references:
             if name not in known and self.value_of(name, {}) is NOT_THERE and not self._may_appear(name):
                 raise UserError(f"{place} refers to {name}, which doesn't exist.{suggest(name, known)}")
 
@@ -282,22 +284,22 @@ class Space:
         return key in self.distributions or any(key.startswith(f"{group}.") for group in groups)
 
 
-def parsed(parser: OverridesParser, word: str) -> Override:
+def parsed(parser: OverridesParser, override: str) -> Override:
     try:
-        return parser.parse_overrides([word])[0]
+        return parser.parse_overrides([override])[0]
     except HydraException as error:
         if "NoneType" in str(error):
             raise UserError(
-                f"Can't read {word}: null can't be in a function, so write {word.split('=')[0]}=null,1."
+                f"Can't read {override}: null can't be in a function, so write {override.split('=')[0]}=null,1."
             ) from error
-        raise UserError(f"Can't read {word}: {first_line(error)}.") from error
+        raise UserError(f"Can't read {override}: {first_line(error)}.") from error
 
 
 def distribution(override: Override) -> BaseDistribution:
     """Return Optuna's distribution for an override such as `model.dim=choice(64,128)`."""
     try:
         if override.is_choice_sweep() or not (override.is_range_sweep() or override.is_interval_sweep()):
-            return categorical(list(override.sweep_iterator(as_word)))  # choice(…) or glob(…)
+            return categorical(list(override.sweep_iterator(override_text)))  # choice(…) or glob(…)
         kind = create_optuna_distribution_from_override(override)
         if not all(math.isfinite(end) for end in (kind.low, kind.high)):
             raise ValueError("its ends must be finite numbers")
@@ -312,19 +314,19 @@ def categorical(values: list[Any]) -> CategoricalDistribution:
         raise ValueError("it has no values")
     if any(isinstance(value, float) and math.isnan(value) for value in values):
         raise ValueError("NaN isn't allowed")
-    for word, count in Counter(map(written, values)).items():
+    for word, count in Counter(map(format_value, values)).items():
         if count > 1:
             raise ValueError(f"{word} is listed more than once")
     return CategoricalDistribution(values)
 
 
-def as_word(value: ParsedElementType) -> Any:
+def override_text(value: ParsedElementType) -> Any:
     """Return numbers and booleans unchanged, and anything else in override syntax: Optuna stores only plain values."""
     if isinstance(value, (bool, int, float)):
         return value
     word = Override._get_value_element_as_str(value)
     bare = word.replace("\\ ", " ")  # Hydra escapes every space, though most needn't be
-    return bare if means_the_same(bare, word) else word
+    return bare if parse_alike(bare, word) else word
 
 
 def choices(kind: BaseDistribution) -> Sequence[Any]:
@@ -345,10 +347,10 @@ def spelled(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(spelled, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{name}:{spelled(one)}' for name, one in value.items())}}}"
+        return f"{{{','.join(f'{name}:{spelled(inner)}' for name, inner in value.items())}}}"
     if isinstance(value, str) and not is_plain(value):
         return QuotedString(value, Quote.single).with_quotes()
-    return written(value)
+    return format_value(value)
 
 
 def is_plain(text: str) -> bool:
@@ -359,16 +361,16 @@ def is_plain(text: str) -> bool:
         return False
 
 
-def means_the_same(one: str, other: str) -> bool:
+def parse_alike(first: str, second: str) -> bool:
     try:
-        return read(one) == read(other)
+        return read(first) == read(second)
     except HydraException:
         return False
 
 
 @functools.cache
-def read(word: str) -> Any:
-    return OverridesParser.create().parse_override(f"x={word}").value()
+def read(text: str) -> Any:
+    return OverridesParser.create().parse_override(f"x={text}").value()
 
 
 def meaning(value: Any) -> Any:
@@ -376,6 +378,6 @@ def meaning(value: Any) -> Any:
     return read(value) if isinstance(value, str) else value
 
 
-def same(one: Any, other: Any) -> bool:
+def are_equal(first: Any, second: Any) -> bool:
     """Whether two values are equal; unlike in Python, True doesn't equal 1."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
+    return first == second and isinstance(first, bool) == isinstance(second, bool)

@@ -1,4 +1,4 @@
-"""What a search tries: the overrides of each trial, and the configuration they compose."""
+"""The specification of a search: the overrides of each trial, and the configuration they compose."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minllm.model.unused import refuse_unused
 from minllm.runs.find import WATCHING
 from minllm.schema.building import build
 from minllm.schema.checking import validate
-from minllm.schema.overrides import key_of, written
+from minllm.schema.overrides import format_value, key_of
 from minllm.sweep.plugin import OWN_SECTIONS, is_search_key
 from minllm.sweep.space import Plan, Space
 from minllm.training.train import budget_of
@@ -37,22 +37,22 @@ class SearchSpec:
 
     Args:
         master: the configuration composed from the command line without its sweeps.
-        typed: the command line's overrides, without Hydra's own.
+        overrides: the command line's overrides, without Hydra's own.
         context: Hydra's context, which composes the trials' configurations.
 
     Raises:
         UserError: there is nothing to search, or the search is not over new training runs.
     """
 
-    def __init__(self, master: DictConfig, typed: Sequence[str], context: HydraContext):
+    def __init__(self, master: DictConfig, overrides: Sequence[str], context: HydraContext):
         self.master, self.context = master, context
         if master.task._target_ != TRAINING:
             raise UserError(TRAINS_NEW_MODELS)
         plan: Plan = build(master.search)
         plan = replace(plan, fixed={**master.sweep.trial, **plan.fixed})
-        self.typed = list(typed)
+        self.overrides = list(overrides)
         self.flags = named_folders(master.hydra.runtime)
-        self.space = Space(plan, typed, self.settled, context.config_loader)
+        self.space = Space(plan, overrides, self.settled, context.config_loader)
         if not self.space.distributions:
             raise UserError(
                 "There's nothing to search. Choose a space with search=<space>, or give a key several values, such as"
@@ -65,7 +65,7 @@ class SearchSpec:
                 )
         base = self.space.base
         if "init_from" in self.space.fixed:  # `latest` would resolve to a different run for each trial
-            self.space.fixed["init_from"] = written(base.init_from)
+            self.space.fixed["init_from"] = format_value(base.init_from)
         if base.resume:
             raise UserError(TRAINS_NEW_MODELS)
         self._refusals: dict[str, str | None] = {}
@@ -74,55 +74,58 @@ class SearchSpec:
     def refuse_another(self, study: Study) -> None:
         """Raise UserError if the study was started with other settings: their trials can't be compared."""
         space, sweep = self.space, self.master.sweep
-        asked = {name: str(kind) for name, kind in space.distributions.items()}
-        asked |= {name: value for name, value in space.fixed.items() if not is_search_key(name)}
-        asked |= {"sweep.metric": sweep.metric, "sweep.trial_minutes": str(sweep.trial_minutes)}
-        asked |= {"memory.limit": str(self.master.memory.limit), **{word: "" for word in space.deleted}}
-        asked |= {name: str(values) for name, values in space.first_that_fits.items()}
+        settings = {name: str(kind) for name, kind in space.distributions.items()}
+        settings |= {name: value for name, value in space.fixed.items() if not is_search_key(name)}
+        settings |= {"sweep.metric": sweep.metric, "sweep.trial_minutes": str(sweep.trial_minutes)}
+        settings |= {
+            "memory.limit": str(self.master.memory.limit),
+            **{override: "" for override in space.deleted},
+        }
+        settings |= {name: str(values) for name, values in space.first_that_fits.items()}
         before = study.user_attrs.get("asks")
         if before is None:
-            study.set_user_attr("asks", asked)
+            study.set_user_attr("asks", settings)
         elif not isinstance(before, dict):
             raise UserError(
                 f"The study '{study.study_name}' is damaged: its recorded settings are {first_line(before)}. Give this"
                 " search another name: sweep.name=<name>."
             )
-        elif before != asked:
-            key = next(key for key in {**before, **asked} if before.get(key) != asked.get(key))
+        elif before != settings:
+            key = next(key for key in {**before, **settings} if before.get(key) != settings.get(key))
             raise UserError(
                 f"The study '{study.study_name}' was started with other settings: {key} was"
-                f" {before.get(key, 'not set')}, and is now {asked.get(key, 'not set')}. Give this search another"
+                f" {before.get(key, 'not set')}, and is now {settings.get(key, 'not set')}. Give this search another"
                 " name: sweep.name=<name>."
             )
 
-    def shown_words(self) -> list[str]:
+    def shown_overrides(self) -> list[str]:
         """Return the command line's overrides with secrets removed."""
-        return without_storage([*self.flags, *self.typed, *self.master.hydra.overrides.hydra])
+        return without_storage([*self.flags, *self.overrides, *self.master.hydra.overrides.hydra])
 
-    def composed(self, words: Sequence[str]) -> DictConfig:
+    def composed(self, overrides: Sequence[str]) -> DictConfig:
         """Return the configuration that Hydra composes from overrides, including its own and the search's sections."""
         with composing, explained():
-            return self.context.config_loader.load_sweep_config(self.master, list(words))
+            return self.context.config_loader.load_sweep_config(self.master, list(overrides))
 
-    def settled(self, words: Sequence[str]) -> DictConfig:
+    def settled(self, overrides: Sequence[str]) -> DictConfig:
         """Return a trial's configuration, as `python run.py <overrides>` would run it."""
-        composed = self.composed(words)
-        return trial_config(composed, words, composed.hydra.runtime)
+        composed = self.composed(overrides)
+        return trial_config(composed, overrides, composed.hydra.runtime)
 
     def refusal(self, values: Mapping[str, Any]) -> str | None:
         """Return why a combination of values can't be built; None if it can. No memory is allocated."""
         why = self.space.misfit(values)
         if why is not None:
             return why
-        words = self.space.words(values)
-        key = " ".join(words)
+        overrides = self.space.overrides(values)
+        key = " ".join(overrides)
         if key not in self._refusals:
-            self._refusals[key] = self._refusal(words)
+            self._refusals[key] = self._refusal(overrides)
         return self._refusals[key]
 
-    def _refusal(self, words: Sequence[str]) -> str | None:
+    def _refusal(self, overrides: Sequence[str]) -> str | None:
         try:
-            cfg = self.settled(words)
+            cfg = self.settled(overrides)
             validate(cfg)
             settings, schedule = build(cfg.train), build(cfg.schedule)
             model = build_shapes(cfg, self._vocabulary_of(cfg.tokenizer))
@@ -140,10 +143,10 @@ class SearchSpec:
         return self._vocabulary[key]
 
 
-def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig) -> DictConfig:
+def trial_config(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return the composed configuration without the search's own sections: that of an ordinary run."""
     own = OmegaConf.masked_copy(composed, [key for key in composed if key not in (*OWN_SECTIONS, "hydra")])
-    cfg = resolve_config(own, [word for word in words if not is_search_key(word)], runtime)
+    cfg = resolve_config(own, [override for override in overrides if not is_search_key(override)], runtime)
     OmegaConf.set_struct(cfg, False)
     cfg.choices = {
         group: choice for group, choice in cfg.choices.items() if group.split("/")[0] not in OWN_SECTIONS
@@ -152,10 +155,10 @@ def trial_config(composed: DictConfig, words: Sequence[str], runtime: DictConfig
     return cfg
 
 
-def without_storage(words: Sequence[str]) -> list[str]:
+def without_storage(overrides: Sequence[str]) -> list[str]:
     """Return overrides without the database's URL, which may contain a password."""
     named = ("sweep", "sweep.storage")
-    return ["sweep.storage=<database>" if key_of(word) in named else word for word in words]
+    return ["sweep.storage=<database>" if key_of(override) in named else override for override in overrides]
 
 
 def fingerprint(cfg: DictConfig) -> str:

@@ -5,7 +5,7 @@ them may be killed at any moment, and the disk may be full, so each kind of unfi
 
 a held lock       is released by the kernel when its holder dies
 a partial line    is cut off by the next process that writes to the journal
-a partial trial   is queued again, under its number and with its parameters (`put_back`)
+a partial trial   is queued again, under its number and with its parameters (`requeue_interrupted`)
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def open_study(
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the file lock of `folder`, so that no other search uses it; the kernel releases it if we are killed.
 
     Raises:
@@ -105,26 +105,26 @@ class Leader:
     BEAT_SECONDS, DEAD_SECONDS = 30, 120
 
     def __init__(self, study: optuna.Study, folder: Path):
-        self.study, self.beaten = study, -math.inf
+        self.study, self.last_beat = study, -math.inf
         self.machine = platform.node()
         self.where = f"{folder.resolve()} on {self.machine}"
-        other = study.user_attrs.get("leader")
+        leader = study.user_attrs.get("leader")
         # a leader in this folder must be dead, because we hold the folder's lock
-        if other and other["where"] != self.where and self._is_alive(other):
+        if leader and leader["where"] != self.where and self._is_alive(leader):
             raise UserError(
-                f"Another search leads the study '{study.study_name}', from {other['where']}. Wait for it to finish,"
+                f"Another search leads the study '{study.study_name}', from {leader['where']}. Wait for it to finish,"
                 " stop it, or give this search another name: sweep.name=<name>."
             )
         self.beat()
 
-    def _is_alive(self, other: dict[str, Any]) -> bool:
-        silent_seconds = time.time() - other["beat"]
+    def _is_alive(self, leader: dict[str, Any]) -> bool:
+        silent_seconds = time.time() - leader["beat"]
         if 0 <= silent_seconds < self.DEAD_SECONDS:
             return True
-        if silent_seconds >= self.DEAD_SECONDS and other["where"].endswith(f" on {self.machine}"):
+        if silent_seconds >= self.DEAD_SECONDS and leader["where"].endswith(f" on {self.machine}"):
             return False  # the same clock, so the age can be trusted
         watched_seconds = 2 * self.BEAT_SECONDS
-        where = printable(other["where"])
+        where = printable(leader["where"])
         print(
             f"A search led this study from {where}, whose clock differs from this machine's. Waiting up to"
             f" {watched_seconds} s to see whether it is still running.",
@@ -133,33 +133,33 @@ class Leader:
         until = time.monotonic() + watched_seconds
         while time.monotonic() < until:
             time.sleep(1)
-            if self.study.user_attrs.get("leader") != other:
+            if self.study.user_attrs.get("leader") != leader:
                 return True
         return False
 
     def beat(self) -> None:
         """Record that the search is alive, if the last record is old enough."""
-        if time.monotonic() - self.beaten > self.BEAT_SECONDS:
+        if time.monotonic() - self.last_beat > self.BEAT_SECONDS:
             self.study.set_user_attr("leader", {"where": self.where, "beat": time.time()})
-            self.beaten = time.monotonic()
+            self.last_beat = time.monotonic()
 
     def leave(self) -> None:
         self.study.set_user_attr("leader", None)
 
 
-def put_back(study: optuna.Study) -> list[int]:
-    """Queue the trials again that the study has as running, and return their numbers.
+def requeue_interrupted(study: optuna.Study) -> list[int]:
+    """Queue again the trials that the study records as running, and return their numbers.
 
-    Call it while holding the folder's lock (`alone`) with no trial running, so that whatever ran them is dead. The next
-    `ask` takes them up, lowest number first. Parameters already chosen are kept, and the others are chosen then.
+    Call it while holding the `folder_lock` with no trial running, so that the processes that ran them are dead. The
+    next `ask` returns them, lowest number first. Parameters already chosen are kept, and the others are chosen then.
     Reported values are kept too: the rerun reports the same steps again, and Optuna keeps the first report of a step.
     Both come from the same run, so the pruner merely knows the later values a little early.
     """
-    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in left:
+    interrupted = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in interrupted:
         # Study's public methods can only finish a trial
         study._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
-    return [trial.number for trial in left]
+    return [trial.number for trial in interrupted]
 
 
 # ---- the journal: one line per change, appended under a lock -------------------------------------
@@ -208,7 +208,7 @@ class JournalLock:
     def acquire(self) -> bool:
         self.lock.acquire(poll_interval=0.001)  # it's only held while one line is written
         try:
-            cut_half_a_line(self.path)
+            truncate_partial_line(self.path)
         except BaseException:
             self.lock.release()
             raise
@@ -216,12 +216,12 @@ class JournalLock:
 
     def release(self) -> None:
         try:
-            cut_half_a_line(self.path)  # our own, if the disk was full
+            truncate_partial_line(self.path)  # our own, if the disk was full
         finally:
             self.lock.release()
 
 
-def cut_half_a_line(path: Path) -> None:
+def truncate_partial_line(path: Path) -> None:
     """Truncate a partial last line, left by a writer that was killed or by a full disk.
 
     Nobody has read it: Optuna reads without a lock, but skips a last line without a newline. A complete line is never
@@ -278,12 +278,12 @@ def storage_errors(storage: str | None) -> Iterator[None]:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         url = parsed(storage)
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
-        said = first_line(getattr(cause, "orig", None) or cause)
+        message = first_line(getattr(cause, "orig", None) or cause)
         for secret in secrets(url):
-            said = said.replace(secret, "***")
+            message = message.replace(secret, "***")
         raise UserError(
-            f"The study's database {bare(url)} can't be used: {said}. Fix that and run the same command again to"
-            " continue."
+            f"The study's database {without_credentials(url)} can't be used: {message}. Fix that and run the"
+            " same command again to continue."
         ) from error
 
 
@@ -308,10 +308,12 @@ def database(storage: str) -> BaseStorage:
             cure = "run pip install 'psycopg[binary]', and start the URL with postgresql+psycopg://"
         else:
             cure = f"there is no Python module '{name}'"
-        raise UserError(f"The driver of the database {bare(url)} isn't installed: {cure}") from error
+        raise UserError(
+            f"The driver of the database {without_credentials(url)} isn't installed: {cure}"
+        ) from error
     except RuntimeError as error:
         raise UserError(
-            f"The study's database {bare(url)} was made by another version of Optuna. Run"
+            f"The study's database {without_credentials(url)} was made by another version of Optuna. Run"
             " `optuna storage upgrade --storage <its URL>`, or use another database."
         ) from error
 
@@ -336,7 +338,7 @@ def secrets(url: URL) -> list[str]:
     return [str(password) for password in (url.password, *named) if password]
 
 
-def bare(url: URL) -> str:
+def without_credentials(url: URL) -> str:
     """Return a URL without its user, password and driver options, which may be secret."""
     return f"{url.get_backend_name()}://{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
 

@@ -1,1 +1,1 @@
-"""What `run.py` can do: one module a task, each a function `task(cfg, run_dir, *, <its own keys>)`."""
+"""The tasks of `run.py`, one module each: a function `task(cfg, run_dir, *, <its own keys>)`."""

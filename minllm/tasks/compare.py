@@ -10,7 +10,7 @@ from minllm.schema.options import Name, Natural, Place, Share, reads
 from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
 from minllm.study.reading import read_arms
-from minllm.study.report import tell
+from minllm.study.report import write_and_print
 from minllm.study.selection import Selection
 
 
@@ -46,5 +46,5 @@ def compare(
     selection = Selection(runs, name, tag, choice, date)
     comparison = compared(selection, baseline=baseline, margin=margin, aa=aa, extensions=cfg.extensions)
     readings = read_arms(comparison, cfg, prompts, stories)
-    tell(comparison, run_dir, readings)
+    write_and_print(comparison, run_dir, readings)
     return comparison

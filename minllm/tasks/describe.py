@@ -45,14 +45,14 @@ def describe(cfg: DictConfig, run_dir: Path, *, against: Name | None) -> None:
     """
     cfgs = [cfg]
     if against is not None:
-        cfgs.append(compose(words_of(against)))
+        cfgs.append(compose(parse_overrides(against)))
         validate(cfgs[1])
-    columns = [column(one) for one in cfgs]
-    notes = [check_laws(one) if build(one.train).check else UNCHECKED for one in cfgs]
+    columns = [column(model_cfg) for model_cfg in cfgs]
+    notes = [check_laws(model_cfg) if build(model_cfg.train).check else UNCHECKED for model_cfg in cfgs]
     print(printable("\n".join([*table(columns), "", *notes])))
 
 
-def words_of(line: str) -> list[str]:
+def parse_overrides(line: str) -> list[str]:
     try:
         return shlex.split(line)
     except ValueError as error:
@@ -63,8 +63,8 @@ def column(cfg: DictConfig) -> Column:
     """Return the chosen options, the parameters by group, and the costs at the training length."""
     model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
     refuse_unused(cfg)
-    figures, T = cost(model, cfg.data.seq_len), cfg.data.seq_len
-    state = figures.state_bytes_per_sequence
+    costs, T = cost(model, cfg.data.seq_len), cfg.data.seq_len
+    state = costs.state_bytes_per_sequence
     choices = {name: option for name, option in cfg.choices.items() if option not in (None, "none")}
     return {
         **{name: option for name, option in choices.items() if name not in ("task", "logger")},
@@ -72,11 +72,11 @@ def column(cfg: DictConfig) -> Column:
         "layout": ", ".join([*cfg.model.first, *cfg.model.layout]),
         **encoder_row(model, cfg),
         "": "",
-        "parameters": f"{figures.params:,}",
+        "parameters": f"{costs.params:,}",
         **{f"  {name}": f"{params:,}" for name, params in parameters_by_group(model).items() if params},
-        "  active per token": f"{figures.params_active:,}",
+        "  active per token": f"{costs.params_active:,}",
         " ": "",
-        "FLOPs per token, training": f"{figures.flops_per_token:,.0f}",
+        "FLOPs per token, training": f"{costs.flops_per_token:,.0f}",
         f"state after {T:,} tokens": "can't generate" if state is None else f"{state:,} bytes",
     }
 
@@ -90,11 +90,16 @@ def encoder_row(model: LM, cfg: DictConfig) -> Column:
 def parameters_by_group(model: LM) -> dict[str, int]:
     """Return the parameter counts of the embedding, each branch summed over all layers, the norms, and so on."""
     branches = model.branches()
-    words = dict.fromkeys(word for branch in branches for word in branch.words)
+    names = dict.fromkeys(name for branch in branches for name in branch.words)
     return {
         "embedding": model.embedding.numel() + size([model.position, model.embedding_norm]),
-        **{word: size(branch.words[word] for branch in branches if word in branch.words) for word in words},
-        "norms": size([model.norm, *(one for b in branches for one in (b.before, b.after, b.norm))]),
+        **{name: size(branch.words[name] for branch in branches if name in branch.words) for name in names},
+        "norms": size(
+            [
+                model.norm,
+                *(norm for branch in branches for norm in (branch.before, branch.after, branch.norm)),
+            ]
+        ),
         "residual": size(branch.residual for branch in branches),
         "encoder": 0 if model.encoder is None else size([model.encoder]),
         "predicting ahead": size(model.ahead),
@@ -130,9 +135,9 @@ def table(columns: list[Column]) -> list[str]:
 def in_order(lists: list[list[str]]) -> list[str]:
     """Merge lists of names without duplicates, keeping the order of each list."""
     names: list[str] = []
-    for one in lists:
+    for names_of_list in lists:
         after = 0
-        for name in one:
+        for name in names_of_list:
             if name in names:
                 after = names.index(name) + 1
             else:

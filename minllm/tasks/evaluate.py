@@ -37,10 +37,10 @@ def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, Any]
         UserError: there is no such run, its checkpoint is damaged, or the data can't be read.
     """
     with memory.running_out("the model was evaluated"):
-        return measured(cfg, run)
+        return evaluated(cfg, run)
 
 
-def measured(cfg: DictConfig, run: str) -> dict[str, Any]:
+def evaluated(cfg: DictConfig, run: str) -> dict[str, Any]:
     settings = build(cfg.train)
     device = machine.choose_device(settings.device)
     precision, _ = machine.choose_precision(settings.precision, device)
@@ -50,18 +50,18 @@ def measured(cfg: DictConfig, run: str) -> dict[str, Any]:
     objective.check(source)
     corpus = open_data(source, tokenizer)
     validation = corpus.validation(settings.batch_size)
-    figures = measure(model, objective, validation, device, precision)
-    figures |= above_floor(figures["val_bpb"], corpus.floor_bits_per_byte, validation.bytes)
+    metrics = measure(model, objective, validation, device, precision)
+    metrics |= above_floor(metrics["val_bpb"], corpus.floor_bits_per_byte, validation.bytes)
     for name in ("val_loss", "val_bpb", "floor_bpb", "bpb_above_floor"):
-        if name in figures:
+        if name in metrics:
             bound = objective.bound if name != "floor_bpb" else "exact"
-            print(f"{name:16}{units.marked(f'{figures[name]:.6f}', bound)}")
-    figures["val_bound"] = objective.bound
+            print(f"{name:16}{units.marked(f'{metrics[name]:.6f}', bound)}")
+    metrics["val_bound"] = objective.bound
     print(f"{'val_bound':16}{objective.bound}")
     if objective.bound == "upper":
         print(BOUND_NOTE)
-    if "below_floor" in figures:
-        print(figures["below_floor"])
+    if "below_floor" in metrics:
+        print(metrics["below_floor"])
     if model.cannot_generate:
         print(LOOKAHEAD_WARNING)
-    return figures
+    return metrics

@@ -20,13 +20,13 @@ from minllm.training import checkpoints, machine, memory
 def generate(
     cfg: DictConfig, run_dir: Path, *, run: RunPlace, prompts: list[str], pairs: Natural = 0
 ) -> list[str]:
-    """Continue each prompt with a run's best checkpoint; print the texts and return what was written.
+    """Continue each prompt with a run's best checkpoint; print the texts and return the continuations.
 
     Args:
         run: the run's folder, or `latest`.
         prompts: texts to continue; "" starts a new text. The output for a single prompt is streamed. Where the
             objective can fill holes, a prompt may have one: Once ___ a time.
-        pairs: instead of prompts, the given parts of so many validation documents of `cfg.data`, which are pairs.
+        pairs: instead of prompts, use the given parts of this many validation documents of `cfg.data`, which are pairs.
 
     Raises:
         UserError: there is no such run, its checkpoint is damaged, its model can't generate, or a prompt has a hole
@@ -76,7 +76,7 @@ def written(cfg: DictConfig, run: str, prompts: list[str]) -> list[str]:
 
 
 def filled(prompt: str, text: str) -> str:
-    """Return a prompt with what was written, in its hole or at its end."""
+    """Return a prompt with the generated text in its hole or at its end."""
     return prompt.replace(HOLE, text, 1) if HOLE in prompt else prompt + text
 
 

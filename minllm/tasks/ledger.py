@@ -45,7 +45,7 @@ ABOUT = (
 
 @dataclass(frozen=True)
 class Row:
-    """What the ledger says of one arm against its baseline; `among_all` is yes, not yet, no, crowned, or a dash."""
+    """One arm against its baseline in the ledger; `among_all` is yes, not yet, no, crowned, or a dash."""
 
     id: str
     time: str
@@ -119,9 +119,9 @@ def rows_of(contents: Contents) -> Iterator[Row]:
 
 
 def untested(started: Line) -> list[dict[str, str]]:
-    """Return the arms and baselines of a verdict whose ideas have no places, as far as its question tells them."""
+    """Return the arms and baselines of a verdict whose ideas have no numbers, as far as its question contains them."""
     arms = started["question"].get("arms") or {}
-    first, *others = [" ".join(words) or arm for arm, words in arms.items()] or [started["name"]]
+    first, *others = [" ".join(overrides) or arm for arm, overrides in arms.items()] or [started["name"]]
     return [{"arm": arm, "baseline": first} for arm in others] or [{"arm": first, "baseline": "itself"}]
 
 
@@ -129,10 +129,10 @@ def rows_of_verdict(
     started: Line, line: Line, crownings: Sequence[Mapping[str, Any] | None]
 ) -> Iterator[Row]:
     common = {"id": line["id"], "time": line["time"], "name": started["name"], "report": line.get("report")}
-    crowned = [one["arm"] for one in crownings if one]
-    for found in line["outcomes"]:
+    crowned = [crowning["arm"] for crowning in crownings if crowning]
+    for outcome in line["outcomes"]:
         known = {
-            key: found.get(key)
+            key: outcome.get(key)
             for key in (
                 "arm",
                 "baseline",
@@ -145,25 +145,25 @@ def rows_of_verdict(
                 "outcome",
             )
         }
-        yield Row(**common, **known, among_all=among_all(found, crowned))
-    for found in line["noise"]:
+        yield Row(**common, **known, among_all=among_all(outcome, crowned))
+    for outcome in line["noise"]:
         yield Row(
             **common,
             **dict.fromkeys(("difference", "interval", "p", "number", "level")),
-            arm=found.get("arm") or "the only arm",
+            arm=outcome.get("arm") or "the only arm",
             baseline="itself",
-            outcome=found.get("outcome", units.NONE),
+            outcome=outcome.get("outcome", units.NONE),
             among_all=units.NONE,
-            pairs=found.get("pairs"),
+            pairs=outcome.get("pairs"),
         )
 
 
-def among_all(found: Mapping[str, Any], crowned: Sequence[str]) -> str:
-    if found["number"] is None:
+def among_all(outcome: Mapping[str, Any], crowned: Sequence[str]) -> str:
+    if outcome["number"] is None:
         return units.NONE
-    if found["holds"]:
-        return "yes, crowned" if found["arm"] in crowned else "yes"
-    return "not yet" if found["open"] else "no"
+    if outcome["holds"]:
+        return "yes, crowned" if outcome["arm"] in crowned else "yes"
+    return "not yet" if outcome["open"] else "no"
 
 
 def is_selected(row: Row, date: str | None, name: str | None) -> bool:
@@ -175,9 +175,9 @@ def is_selected(row: Row, date: str | None, name: str | None) -> bool:
 
 def summary(contents: Contents) -> str:
     """Return how many ideas were tried, and what the next one needs."""
-    ideas, found = contents.ideas, contents.discoveries()
-    tried = f"{ideas} idea{'s' * (ideas != 1)} tried, {len(found)} hold among all"
-    return f"{tried}; the next one needs p ≤ {level(ideas + 1, found):.2g}."
+    ideas, discoveries = contents.ideas, contents.discoveries()
+    tried = f"{ideas} idea{'s' * (ideas != 1)} tried, {len(discoveries)} hold among all"
+    return f"{tried}; the next one needs p ≤ {level(ideas + 1, discoveries):.2g}."
 
 
 def in_a_line(contents: Contents, rows: Sequence[Row]) -> dict[str, Any]:
@@ -192,14 +192,14 @@ def in_a_line(contents: Contents, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def in_a_terminal(rows: Sequence[Row]) -> list[str]:
-    """Return the table with the arm first, which can be shortened, and last what can be left out."""
+    """Return the table with the arm, which can be shortened, first, and the columns that can be left out last."""
     head = ("arm", *HEAD[2:5], "pairs", "against", "date", *HEAD[7:])
     table = []
     for row in rows:
         date, _, outcome, among, difference, _, pairs, p, needs, report = cells(row)
         table.append([row.arm, outcome, among, difference, pairs, row.baseline, date, p, needs, report])
     printed = [[markdown.one_line(cell) for cell in line] for line in table]
-    return markdown.fitted(head, printed, "lllrrllrrl", shutil.get_terminal_size((80, 24)).columns)
+    return markdown.fit_to_width(head, printed, "lllrrllrrl", shutil.get_terminal_size((80, 24)).columns)
 
 
 def to_markdown(contents: Contents, rows: Sequence[Row]) -> str:

@@ -44,19 +44,19 @@ def prepare(cfg: DictConfig, run_dir: Path, *, remove: Name | list[Name] | None 
     source, tokenizer = build(cfg.data), build(cfg.tokenizer)
     if remove is not None:
         names = [remove] if isinstance(remove, str) else remove
-        for store in chosen(names, kept(source.cache), place_of(source, tokenizer).name):
-            removed(store.folder)
+        for store in select_stores(names, stores_in(source.cache), place_of(source, tokenizer).name):
+            remove_store(store.folder)
             print(printable(f"Removed{store}"))
     else:
         store = open_store(source, tokenizer)
         print("\n".join(contents(store)))
         print("\n".join(["", *shares(store, source)]))
-    stores = kept(source.cache)
+    stores = stores_in(source.cache)
     print(printable("\n".join(["", f"Stores of tokens in {source.cache}:", *map(str, stores)])))
     return {store.folder.name: store.size for store in stores}
 
 
-def removed(folder: Path) -> None:
+def remove_store(folder: Path) -> None:
     """Remove a store; it's renamed first, so that a killed process leaves an unfinished store."""
     if not folder.name.endswith(UNFINISHED):
         folder = folder.rename(folder.with_name(f"{folder.name}.removed{UNFINISHED}"))
@@ -83,13 +83,13 @@ def shares(store: Store, source: Source) -> Iterator[str]:
     yield f"{f'rows of {source.seq_len}':14}{'rows':>12}{'padding':>10}{'truncated':>12}{'cut off':>10}"
     for packing in PACKINGS:
         rows = layout(packing, documents, source)
-        found = rows.shares()
-        figures = f"{found.padding:10.1%}{found.truncated:12.1%}{found.beheaded:10.1%}"
-        yield f"{packing:14}{rows.rows:12,}{figures}"
+        share = rows.shares()
+        columns = f"{share.padding:10.1%}{share.truncated:12.1%}{share.beheaded:10.1%}"
+        yield f"{packing:14}{rows.rows:12,}{columns}"
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedStore:
     """A folder in the cache: a store, or an unfinished one left by a killed process."""
 
     folder: Path
@@ -101,32 +101,32 @@ class Kept:
         return f"  {self.folder.name:28}{self.size / 1e6:12,.2f} MB  {self.made:%Y-%m-%d %H:%M}  {self.what}"
 
 
-def kept(cache: str) -> list[Kept]:
+def stores_in(cache: str) -> list[CachedStore]:
     """Return the stores in the cache, newest first, except those that another process is building."""
     paths = expanded(cache, "data.cache").glob("*")
     folders = (path for path in paths if path.is_dir() and not path.is_symlink())
     matches = {path: NAME.fullmatch(path.name) for path in folders}
     stores = [path for path, match in matches.items() if match and not (match[1] and is_being_built(path))]
-    return sorted(map(looked_at, stores), key=lambda store: store.made, reverse=True)
+    return sorted(map(describe, stores), key=lambda store: store.made, reverse=True)
 
 
-def looked_at(folder: Path) -> Kept:
+def describe(folder: Path) -> CachedStore:
     size = sum(file.lstat().st_size for file in folder.rglob("*"))
     made = datetime.fromtimestamp(folder.stat().st_mtime)
     if folder.name.endswith(UNFINISHED):
-        return Kept(folder, size, made, "unfinished")
+        return CachedStore(folder, size, made, "unfinished")
     try:
         known = read_store(folder).metadata
     except UserError:
-        return Kept(folder, size, made, "damaged, or of another version of minllm")
+        return CachedStore(folder, size, made, "damaged, or of another version of minllm")
     options = known["options"]
     corpus = options.get("path") or options.get("repo") or known["source"]
     tokens = sum(split["tokens"] for split in known["splits"].values())
     what = f"{corpus}: {tokens:,} tokens of {known['tokenizer']}, {known['vocab_size']:,}"
-    return Kept(folder, size, made, what)
+    return CachedStore(folder, size, made, what)
 
 
-def chosen(names: Sequence[str], stores: Sequence[Kept], own: str) -> list[Kept]:
+def select_stores(names: Sequence[str], stores: Sequence[CachedStore], own: str) -> list[CachedStore]:
     """Return the stores with these names. UserError if one doesn't exist."""
     if "others" in names:
         return [store for store in stores if store.folder.name != own]

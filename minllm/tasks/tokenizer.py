@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from omegaconf import DictConfig
 
 from minllm.data.source import Source, expanded
-from minllm.data.store import shown
+from minllm.data.store import with_progress
 from minllm.data.text import TextFiles, find_files
 from minllm.errors import UserError
 from minllm.schema.building import build
@@ -79,7 +79,7 @@ def trained(
     """Write a folder for each size, and return the bytes of held-out text per token of each."""
     for size in sizes:
         refuse_another(into / f"{name}-{size}", source)
-    read = shown(itertools.islice(source.documents("train"), documents), "Reading", None)
+    read = with_progress(itertools.islice(source.documents("train"), documents), "Reading", None)
     texts = Counted(read)
     models = train(texts, sizes, algorithm)
     held_out = list(itertools.islice(source.documents("val"), HELD_OUT))
@@ -113,10 +113,10 @@ def refuse_another(place: Path, source: Source) -> None:
         )
 
 
-def corpus_name(typed: str | None, cfg: DictConfig, source: Source) -> str:
+def corpus_name(given: str | None, cfg: DictConfig, source: Source) -> str:
     """Return the name of a corpus for folder names."""
-    name = cfg.choices["data"] if typed is None else typed
-    if typed is None and isinstance(source, TextFiles):
+    name = cfg.choices["data"] if given is None else given
+    if given is None and isinstance(source, TextFiles):
         files = find_files(source.path)
         name = files[0].stem if len(files) == 1 else ""
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -165,9 +165,9 @@ def measure(metadata: dict[str, Any], model: bytes, texts: list[str]) -> float:
 
 
 def table(measured: dict[str, float], into: Path) -> list[str]:
-    rows = [(name.rpartition("-")[2], f"{figure:.2f}", into / name) for name, figure in measured.items()]
+    rows = [(name.rpartition("-")[2], f"{ratio:.2f}", into / name) for name, ratio in measured.items()]
     return [
         f"{'tokens':>6}  bytes per token, held out  folder",
-        *(f"{size:>6}  {figure:>25}  {place}" for size, figure, place in rows),
+        *(f"{size:>6}  {ratio:>25}  {place}" for size, ratio, place in rows),
         f"To use one: tokenizer.folder={rows[-1][2]}",
     ]

@@ -54,7 +54,7 @@ class Tokenizer:
         Raises:
             UserError: a text has an unpaired surrogate, which can't be encoded in UTF-8.
         """
-        texts = [whole(text) for text in texts]
+        texts = [check_encodable(text) for text in texts]
         before, after = [self.bos_id] * bos, [self.eos_id] * eos
         return [before + ids + after if bos or eos else ids for ids in self.encode_texts(texts)]
 
@@ -96,7 +96,7 @@ class Tokenizer:
         raise NotImplementedError
 
 
-def whole(text: str) -> str:
+def check_encodable(text: str) -> str:
     """Return a text that can be encoded in UTF-8. UserError otherwise."""
     try:
         text.encode()
@@ -120,9 +120,9 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         # no lock guards this folder, so two processes need temporary files of their own
-        beside = folder / f"{name}.{os.getpid()}.tmp"
+        temporary = folder / f"{name}.{os.getpid()}.tmp"
         try:
-            beside.write_bytes(content)
-            os.replace(beside, folder / name)
+            temporary.write_bytes(content)
+            os.replace(temporary, folder / name)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)

@@ -35,7 +35,9 @@ class Chars(Tokenizer):
     def __init__(
         self, saved: Path | None = None, *, data: Callable[[], Source], documents: Count = 2000
     ) -> None:
-        self.characters = read(saved) if saved else found_in(islice(data().documents("train"), documents))
+        self.characters = (
+            read(saved) if saved else distinct_characters(islice(data().documents("train"), documents))
+        )
         self.vocab_size = FIRST_CHARACTER + len(self.characters)
         self.table = [
             b"",
@@ -43,24 +45,26 @@ class Chars(Tokenizer):
             *(character.encode() for character in self.characters),
         ]
         self.fingerprint = hashlib.sha256(self.characters.encode()).hexdigest()
-        self.spelled = Spelled({ord(one): chr(n) for n, one in enumerate(self.characters, FIRST_CHARACTER)})
+        self.character_tokens = CharacterTokens(
+            {ord(character): chr(n) for n, character in enumerate(self.characters, FIRST_CHARACTER)}
+        )
 
     def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
         # `translate` is the fastest way to look up every character, with token ids as code points
-        return [list(map(ord, text.translate(self.spelled))) for text in texts]
+        return [list(map(ord, text.translate(self.character_tokens))) for text in texts]
 
     def save(self, folder: Path) -> None:
         write_files(folder, {FILE: json.dumps({"characters": self.characters}).encode()})
 
 
-class Spelled(dict[int, str]):
+class CharacterTokens(dict[int, str]):
     """The token of each known character; other characters become the tokens of their bytes."""
 
     def __missing__(self, character: int) -> str:
         return "".join(chr(FIRST_BYTE + byte) for byte in chr(character).encode())
 
 
-def found_in(texts: Iterable[str]) -> str:
+def distinct_characters(texts: Iterable[str]) -> str:
     """Return the distinct characters of some texts, in order."""
     return "".join(sorted(set().union(*texts)))
 
@@ -72,6 +76,6 @@ def read(folder: Path) -> str:
         raise UserError(f"{folder / FILE} can't be read: {error.strerror}.") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / FILE} is damaged: it has no list of characters.") from error
-    if not isinstance(characters, str) or characters != found_in([characters]):
+    if not isinstance(characters, str) or characters != distinct_characters([characters]):
         raise UserError(f"{folder / FILE} is damaged: its characters aren't sorted and distinct.")
     return characters

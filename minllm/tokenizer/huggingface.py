@@ -20,7 +20,7 @@ from minllm.schema.checking import fits
 from minllm.schema.options import Count, Name, Natural
 from minllm.tokenizer import Tokenizer, write_files
 from minllm.tokenizer.download import CONFIG, FILE, find_folder
-from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored, without_additions
+from minllm.tokenizer.lossless import PROBE, SPACE, restore_spaces, without_additions
 
 METADATA = "minllm.json"
 MOST = 1 << 24  # maximum tokens; a larger number is a mistake and would exhaust memory
@@ -71,7 +71,7 @@ class HuggingFace(Tokenizer):
         self.is_bytes = not self.source["model"].get("byte_fallback")
 
         known = max(self.tokens.values()) + 1
-        self.vocab_size = vocab_size or self._said_size() or known
+        self.vocab_size = vocab_size or self._saved_size() or known
         if self.vocab_size > MOST:
             raise UserError(
                 f"A vocabulary of {self.vocab_size:,} tokens is too large: the maximum is {MOST:,}."
@@ -82,8 +82,8 @@ class HuggingFace(Tokenizer):
                 f"tokenizer.vocab_size={self.vocab_size} leaves out ordinary tokens such as {lost[0]!r}: use"
                 f" {known} or more."
             )
-        self.eos_id = self.pad_id = self._end(eos)
-        self.bos_id = self._begin(bos)
+        self.eos_id = self.pad_id = self._find_eos(eos)
+        self.bos_id = self._find_bos(bos)
         ends = f"{self.bos_id}/{self.eos_id}/{self.vocab_size}"
         self.fingerprint = hashlib.sha256(f"{lossless}{ends}".encode()).hexdigest()
         self._refuse_losses()
@@ -91,15 +91,16 @@ class HuggingFace(Tokenizer):
     def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
         texts = list(texts)
         if self.is_bytes or (SPACE in self.tokens and not any(SPACE in text for text in texts)):
-            found = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-            return [encoding.ids for encoding in found]
+            encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
         return [self._encode_parts(text) for text in texts]
 
     def save(self, folder: Path) -> None:
         metadata = {"bos_token": self.bos_id, "eos_token": self.eos_id, "vocab_size": self.vocab_size}
         contents = {FILE: self.source, METADATA: metadata}
         write_files(
-            folder, {name: json.dumps(one, ensure_ascii=False).encode() for name, one in contents.items()}
+            folder,
+            {name: json.dumps(content, ensure_ascii=False).encode() for name, content in contents.items()},
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -113,13 +114,13 @@ class HuggingFace(Tokenizer):
         return [self.tokens[name] for name in BYTES]
 
     def _encode_parts(self, text: str) -> list[int]:
-        """Encode a text with ▁ itself in it: that character is encoded as bytes, since its token means a space."""
+        """Encode a text with ▁ itself in it: that character is encoded as bytes, because its token means a space."""
         byte_tokens = self.byte_tokens
         parts = [self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(SPACE)]
         if SPACE not in self.tokens:
-            parts = [spaces_restored(ids, byte_tokens) for ids in parts]
-        spelled = [byte_tokens[byte] for byte in SPACE.encode()]
-        return parts[0] + [token for ids in parts[1:] for token in (*spelled, *ids)]
+            parts = [restore_spaces(ids, byte_tokens) for ids in parts]
+        space_bytes = [byte_tokens[byte] for byte in SPACE.encode()]
+        return parts[0] + [token for ids in parts[1:] for token in (*space_bytes, *ids)]
 
     def _table(self, size: int) -> list[bytes]:
         """Return the bytes of each token; special and unused tokens have none."""
@@ -135,32 +136,34 @@ class HuggingFace(Tokenizer):
         is_special = number in self.added and self.added[number].special
         return number >= self.vocab_size and not is_special
 
-    def _end(self, eos: int | str | None) -> int:
+    def _find_eos(self, eos: int | str | None) -> int:
         if eos is None:
-            eos = self._said("eos_token") or next((token for token in ENDS if token in self.tokens), None)
+            eos = self._configured("eos_token") or next(
+                (token for token in ENDS if token in self.tokens), None
+            )
         if eos is None:
             raise UserError(
                 f"The end-of-text token of {self.folder / FILE} isn't known: add tokenizer.eos=<the token or its"
                 " id>."
             )
-        return self._number(eos, "tokenizer.eos")
+        return self._special_id(eos, "tokenizer.eos")
 
-    def _begin(self, bos: int | str | None) -> int:
-        bos = self._said("bos_token") if bos is None else bos
-        return self.eos_id if bos is None else self._number(bos, "tokenizer.bos")
+    def _find_bos(self, bos: int | str | None) -> int:
+        bos = self._configured("bos_token") if bos is None else bos
+        return self.eos_id if bos is None else self._special_id(bos, "tokenizer.bos")
 
-    def _said(self, key: str) -> int | str | None:
+    def _configured(self, key: str) -> int | str | None:
         """Return the token that begins or ends a text according to the files beside tokenizer.json."""
         for file in (self.folder / METADATA, self.folder / CONFIG):
             if file.is_file():
-                said = read_json(file).get(key)
-                said = said.get("content") if isinstance(said, dict) else said
-                if said is not None and not fits(said, Natural | str):
-                    raise UserError(f"{file} has {key}={said!r}, which is neither a token nor its id.")
-                return said
+                value = read_json(file).get(key)
+                value = value.get("content") if isinstance(value, dict) else value
+                if value is not None and not fits(value, Natural | str):
+                    raise UserError(f"{file} has {key}={value!r}, which is neither a token nor its id.")
+                return value
         return None
 
-    def _said_size(self) -> int | None:
+    def _saved_size(self) -> int | None:
         """Return the number of tokens that a run has saved, if any."""
         metadata = self.folder / METADATA
         size = read_json(metadata).get("vocab_size") if metadata.is_file() else None
@@ -168,7 +171,7 @@ class HuggingFace(Tokenizer):
             raise UserError(f"{metadata} is damaged: its vocab_size {size!r} isn't a number of tokens.")
         return size
 
-    def _number(self, token: int | str, key: str) -> int:
+    def _special_id(self, token: int | str, key: str) -> int:
         """Return the id of a special token. UserError if it isn't one."""
         if isinstance(token, str) and token not in self.tokens:
             raise UserError(f"{self.folder / FILE} has no token {token!r}. Set {key} to a different one.")

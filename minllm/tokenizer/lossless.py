@@ -1,4 +1,4 @@
-"""Removing from a tokenizer.json every step that changes a text, or rejecting those that can't be removed.
+"""Remove every step that changes a text from a tokenizer.json, or reject those that can't be removed.
 
 `decode(encode(text))` must be `text`. So no space is prepended, the text stays unnormalised, no tokens are added at
 its ends, and there's no BPE dropout. Steps that can't be left out, such as lower-casing, raise a UserError.
@@ -17,10 +17,10 @@ CUTS = ("ByteLevel", "Digits", "FixedLength", "Metaspace", "Punctuation", "Split
 """Steps that split a text without losing any of it."""
 DROPPED = ("Prepend", "NFC")
 PROBE = " A  b\n\t Éé e\u0301 日本 \U0001f409 \u00a0\x00 I'LL 0123 <0x41></s><eos><s><|x|>  "
-"""A text with many things that lossy tokenizers lose."""
+"""A text with many characters and sequences that lossy tokenizers change."""
 
 
-def spaces_restored(tokens: list[int], byte_tokens: Sequence[int]) -> list[int]:
+def restore_spaces(tokens: list[int], byte_tokens: Sequence[int]) -> list[int]:
     """Replace each ▁ encoded as bytes by a space, in the tokens of a text that has no ▁ itself.
 
     For vocabularies without a token for ▁. In UTF-8, these three bytes in a row are always that character.
@@ -53,8 +53,8 @@ def without_additions(source: dict[str, Any], file: Path) -> dict[str, Any]:
         return {
             **source,
             "model": {**source["model"], "dropout": None},
-            "normalizer": kept(source.get("normalizer"), "normalizers", file),
-            "pre_tokenizer": kept(source.get("pre_tokenizer"), "pretokenizers", file),
+            "normalizer": lossless_step(source.get("normalizer"), "normalizers", file),
+            "pre_tokenizer": lossless_step(source.get("pre_tokenizer"), "pretokenizers", file),
             "post_processor": None,
             "truncation": None,
             "padding": None,
@@ -66,12 +66,14 @@ def without_additions(source: dict[str, Any], file: Path) -> dict[str, Any]:
         raise UserError(f"{file} can't be read: it wasn't written by the library tokenizers.") from error
 
 
-def kept(step: dict[str, Any] | None, inner: str, file: Path) -> dict[str, Any] | None:
+def lossless_step(step: dict[str, Any] | None, inner: str, file: Path) -> dict[str, Any] | None:
     """Return a normalizer or pre-tokenizer without the steps that add to a text; None if nothing is left."""
     if step is None or step["type"] in DROPPED:
         return None
     if step["type"] == "Sequence":
-        steps = [part for part in (kept(part, inner, file) for part in step[inner]) if part is not None]
+        steps = [
+            part for part in (lossless_step(part, inner, file) for part in step[inner]) if part is not None
+        ]
         return {**step, inner: steps} if steps else None
     if not keeps_everything(step):
         raise UserError(

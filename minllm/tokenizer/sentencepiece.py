@@ -2,9 +2,9 @@
 
 For byte-pair encoding, texts are first split by a regular expression similar to GPT-4's: a word includes the space or
 punctuation mark before it, digits come in pairs, and a line end stays with the marks before it. Each chunk is encoded
-separately, so no token spans two. sentencepiece uses the expression only in training, as its `pretokenizer` callback,
-and not in `encode`. Having learnt `'s` from `it's`, it would also use it in `the 'sun'`, where the expression separates
-`'` from `sun`. So texts are split here too, and their tokens are those that training counted.
+separately, so no token spans two chunks. sentencepiece uses the expression only in training, as its `pretokenizer`
+callback, and not in `encode`. Having learnt `'s` from `it's`, it would also use it in `the 'sun'`, where the expression
+separates `'` from `sun`. So texts are split here too, and their tokens are those that training counted.
 
 A unigram model has no expression: a text is encoded as a whole, by its most likely segmentation.
 """
@@ -26,7 +26,7 @@ from minllm.schema.groups import HOME as REPOSITORY
 from minllm.schema.groups import find_groups
 from minllm.schema.options import Place
 from minllm.tokenizer import Tokenizer, write_files
-from minllm.tokenizer.lossless import PROBE, SPACE, spaces_restored
+from minllm.tokenizer.lossless import PROBE, SPACE, restore_spaces
 
 MODEL, METADATA = "tokenizer.model", "metadata.json"
 CACHED_CHUNKS = 1 << 16  # chunks whose tokens are cached: a few words make up most of a text
@@ -98,14 +98,14 @@ class SentencePiece(Tokenizer):
         return {name: value for name, value in vars(self).items() if name != "tokens_of"}
 
     def encode_chunk(self, chunk: str) -> list[int]:
-        """Return a chunk's tokens; ▁ itself is encoded as bytes, since its token means a space."""
+        """Return a chunk's tokens; ▁ itself is encoded as bytes, because its token means a space."""
         first, *rest = map(self.encode_part, chunk.split(SPACE))
-        spelled = [self.byte_tokens[byte] for byte in SPACE.encode()]
-        return first + [token for tokens in rest for token in (*spelled, *tokens)]
+        space_bytes = [self.byte_tokens[byte] for byte in SPACE.encode()]
+        return first + [token for tokens in rest for token in (*space_bytes, *tokens)]
 
     def encode_part(self, part: str) -> list[int]:
         tokens = self.processor.encode(part)
-        return tokens if self.has_space else spaces_restored(tokens, self.byte_tokens)
+        return tokens if self.has_space else restore_spaces(tokens, self.byte_tokens)
 
     def bytes_of(self, token: int) -> bytes:
         piece = self.processor.id_to_piece(token)
@@ -118,10 +118,10 @@ class SentencePiece(Tokenizer):
 
 def is_trained(folder: str) -> bool:
     """Whether a folder has a trained tokenizer, or part of one."""
-    return any(map(is_there, places(folder)))
+    return any(map(is_there, candidate_paths(folder)))
 
 
-def places(folder: str) -> list[Path]:
+def candidate_paths(folder: str) -> list[Path]:
     """Return the possible paths of a folder: relative to the working directory, and to the repository."""
     here = expanded(folder, "tokenizer.folder")
     return [here, REPOSITORY / here]
@@ -133,7 +133,7 @@ def is_there(place: Path) -> bool:
 
 def find_folder(folder: str) -> Path:
     """Return the tokenizer's folder."""
-    for place in places(folder):
+    for place in candidate_paths(folder):
         if is_there(place):
             return place
     raise UserError(

@@ -50,10 +50,10 @@ def train(texts: Iterable[str], sizes: Sequence[int], algorithm: Algorithm = "bp
     """
     sizes = sorted(sizes)
     if algorithm == "bpe":
-        largest = train_one(texts, sizes[-1], algorithm)
+        largest = train_size(texts, sizes[-1], algorithm)
         return {size: first_pieces(largest, size) for size in sizes}
     texts = list(texts)
-    return {size: whole(train_one(texts, size, algorithm), size) for size in sizes}
+    return {size: checked_size(train_size(texts, size, algorithm), size) for size in sizes}
 
 
 def pattern_of(algorithm: Algorithm) -> str | None:
@@ -64,7 +64,7 @@ def pattern_of(algorithm: Algorithm) -> str | None:
     return PATTERN if algorithm == "bpe" else None
 
 
-def train_one(texts: Iterable[str], size: int, algorithm: Algorithm) -> bytes:
+def train_size(texts: Iterable[str], size: int, algorithm: Algorithm) -> bytes:
     from sentencepiece import SentencePieceTrainer
 
     written = io.BytesIO()
@@ -147,14 +147,14 @@ def first_pieces(model: bytes, size: int) -> bytes:
         raise UserError(too_small(size, is_merge.count(False)))
     if len(order) < size:
         raise UserError(too_large(size, len(order)))
-    kept = [proto.pieces[token] for token in order[:size]]
-    for piece in kept:
+    pieces = [proto.pieces[token] for token in order[:size]]
+    for piece in pieces:
         if not is_merged(piece):  # this score is unused and depends on the largest size
             piece.score = 0.0
     smaller = ModelProto()
     smaller.CopyFrom(proto)
     del smaller.pieces[:]
-    smaller.pieces.extend(kept)
+    smaller.pieces.extend(pieces)
     smaller.trainer_spec.vocab_size = size
     return smaller.SerializeToString(deterministic=True)
 
@@ -163,11 +163,11 @@ def is_merged(piece: Any) -> bool:
     return piece.type == piece.NORMAL and len(piece.piece) > 1
 
 
-def whole(model: bytes, size: int) -> bytes:
+def checked_size(model: bytes, size: int) -> bytes:
     """Return the model. UserError if it has fewer than `size` tokens."""
     from sentencepiece import SentencePieceProcessor
 
-    found = SentencePieceProcessor(model_proto=model).vocab_size()
-    if found < size:
-        raise UserError(too_large(size, found))
+    trained_size = SentencePieceProcessor(model_proto=model).vocab_size()
+    if trained_size < size:
+        raise UserError(too_large(size, trained_size))
     return model

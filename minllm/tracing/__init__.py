@@ -15,7 +15,7 @@ from minllm.model.build import build_shapes
 from minllm.model.cost import state_bytes
 from minllm.schema.building import build
 from minllm.schema.checking import validate
-from minllm.tracing.letters import Setup, spell_out
+from minllm.tracing.letters import Setup, assign_letters
 from minllm.tracing.record import record
 from minllm.tracing.show import show
 from minllm.tracing.tree import Node, find
@@ -36,13 +36,13 @@ def trace(cfg: DictConfig, *, batch: int = 1, decode: bool = False, packed: bool
     validate(cfg)
     setup = Setup(cfg, build(cfg.tokenizer).vocab_size, batch, decode)
 
-    def trace_one(one: Setup, only_sizes: bool = True) -> Node:
-        model = build_shapes(one.cfg, one.vocab_size)
-        time = one.cfg.data.seq_len
-        return record(model, one.batch, time, decode=one.decode, packed=packed, only_sizes=only_sizes)
+    def trace_one(variant: Setup, only_sizes: bool = True) -> Node:
+        model = build_shapes(variant.cfg, variant.vocab_size)
+        time = variant.cfg.data.seq_len
+        return record(model, variant.batch, time, decode=variant.decode, packed=packed, only_sizes=only_sizes)
 
     root = trace_one(setup, only_sizes=False)
-    letters = spell_out(setup, root, trace_one)
+    letters = assign_letters(setup, root, trace_one)
     return Trace(root, letters, state_bytes(build_shapes(cfg, setup.vocab_size), batch, cfg.data.seq_len))
 
 

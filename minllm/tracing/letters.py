@@ -1,4 +1,4 @@
-"""Find the letters that a size stands for: 96 may be H·K for one tensor and 3·D for another.
+"""Find the letters that a size stands for: 96 may be H·K in one tensor and 3·D in another.
 
 The model is traced at its own sizes and as two twins, in which every option with a letter has another value. A size
 that is 24, 336 and 720 in the three traces is H·K if H·K has these values in all three, which is very unlikely by
@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from omegaconf import DictConfig, OmegaConf
 
-from minllm.tracing.tree import Node, Value, skeleton
+from minllm.tracing.tree import Node, Value, structure
 
 Sizes = tuple[int, ...]
 """One size in the trace and in each of its twins."""
@@ -60,7 +60,7 @@ IMPLIED = ("head_dim", "hidden")
 
 @dataclass(frozen=True)
 class Setup:
-    """What is traced: a configuration, the sizes that it doesn't contain, and whether one token is decoded."""
+    """The input of a trace: a configuration, the sizes that it doesn't contain, and whether one token is decoded."""
 
     cfg: DictConfig
     vocab_size: int
@@ -111,7 +111,7 @@ class Letters:
 
 def expressions(letters: Mapping[str, Sizes], sizes: Sizes) -> Iterator[tuple[str, tuple[Fraction, ...]]]:
     """Yield candidate expressions for a size, simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3."""
-    products = sorted(monomials(letters), key=lambda one: len(one[0]))
+    products = sorted(monomials(letters), key=lambda product: len(product[0]))
     yield from products
     for text, own in products:
         ratio = sizes[0] / own[0]
@@ -119,9 +119,9 @@ def expressions(letters: Mapping[str, Sizes], sizes: Sizes) -> Iterator[tuple[st
             yield f"{ratio}{'·' * ('/' in text)}{text}", tuple(ratio * x for x in own)
         elif ratio.numerator == 1 and "/" not in text:
             yield f"{text}/{ratio.denominator}", tuple(ratio * x for x in own)
-    for (one, x), (other, y) in itertools.combinations(letters.items(), 2):
+    for (first, x), (second, y) in itertools.combinations(letters.items(), 2):
         for a, b in itertools.product((1, 2, 3, 4), repeat=2):
-            text = f"{'' if a == 1 else a}{one}+{'' if b == 1 else b}{other}"
+            text = f"{'' if a == 1 else a}{first}+{'' if b == 1 else b}{second}"
             total = tuple(Fraction(a * p + b * q) for p, q in zip(x, y))
             yield text, total
             for factor, z in letters.items():
@@ -155,7 +155,7 @@ def twin(setup: Setup, which: int, varied: Collection[str]) -> Setup:
     everywhere = {name: size[which] for name, (_, *size) in EVERYWHERE.items() if name in varied}
     cfg.model.dim = everywhere.get("dim", cfg.model.dim)
     cfg.data.seq_len = everywhere.get("seq_len", cfg.data.seq_len)
-    found: dict[str, list[int]] = {}
+    counts: dict[str, list[int]] = {}
     for node in nodes(cfg.model):
         size = {name: node[name] for name in OPTIONS if name in varied and name in node}
         tied = size.get("n_heads") == size.get("n_kv_heads")
@@ -163,7 +163,7 @@ def twin(setup: Setup, which: int, varied: Collection[str]) -> Setup:
             if before is None and name not in IMPLIED:
                 continue
             # branches with different widths keep different widths in the twins
-            others = found.setdefault(name, [])
+            others = counts.setdefault(name, [])
             others += [before] if before not in others else []
             times = 1 if name == "n_kv_heads" else 1 + others.index(before)
             node[name] = OPTIONS[name][1 + which] * times
@@ -187,32 +187,32 @@ def letters_of(setup: Setup) -> dict[str, dict[str, int | None]]:
         "D": model.dim,
         "V": setup.vocab_size,
     }
-    found: dict[str, dict[str, int | None]] = {"": shared}
-    for word in model:
-        if isinstance(model[word], DictConfig):
+    by_branch: dict[str, dict[str, int | None]] = {"": shared}
+    for branch in model:
+        if isinstance(model[branch], DictConfig):
             own: dict[str, int | None] = {}
-            for node in nodes(model[word]):
+            for node in nodes(model[branch]):
                 for name, (letter, *_) in OPTIONS.items():
                     if name in node and (node[name] is not None or name in IMPLIED):
                         own.setdefault(letter, node[name])
                 if "n_kv_heads" in node and node.n_kv_heads is None:
                     own.setdefault("G", node.get("n_heads"))
-            found[word] = {**shared, **own}
-    found[""] = {**found.get("pos", {}), **shared}
-    return found
+            by_branch[branch] = {**shared, **own}
+    by_branch[""] = {**by_branch.get("pos", {}), **shared}
+    return by_branch
 
 
-def settled(known: list[dict[str, int | None]], seen: Collection[Sizes]) -> dict[str, Sizes]:
+def sizes_by_letter(known: list[dict[str, int | None]], seen: Collection[Sizes]) -> dict[str, Sizes]:
     """Return a branch's letters, each with its size in the trace and its twins.
 
-    A size that the module computes itself is the one `seen` with the letter's values in the twins.
+    If the module computes a size itself, it is the only size in `seen` with the letter's values in the twins.
     """
     result: dict[str, Sizes] = {}
     for letter in known[0]:
-        own, *others = (one[letter] for one in known)
-        found = {own} if own is not None else {sizes[0] for sizes in seen if [*sizes[1:]] == others}
-        sizes = tuple(size for size in (*found, *others) if size is not None)
-        if len(found) == 1 and len(sizes) == len(known):
+        own, *others = (letters[letter] for letters in known)
+        own_sizes = {own} if own is not None else {sizes[0] for sizes in seen if [*sizes[1:]] == others}
+        sizes = tuple(size for size in (*own_sizes, *others) if size is not None)
+        if len(own_sizes) == 1 and len(sizes) == len(known):
             result[letter] = sizes
     return result
 
@@ -226,7 +226,7 @@ def nodes(node: DictConfig) -> Iterator[DictConfig]:
 
 
 def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list[tuple[Setup, Node]]:
-    """Return two setups that do the same steps as `setup` at other sizes, with their traces."""
+    """Return two setups with the same steps as `setup` at other sizes, and their traces."""
 
     def traced(varied: Collection[str]) -> list[tuple[Setup, Node]] | None:
         twins = []
@@ -236,7 +236,7 @@ def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list
                 twins.append((setup_of_twin, trace(setup_of_twin)))
             except Exception:  # a module, possibly from outside, rejects these sizes
                 return None
-            if skeleton(twins[-1][1]) != skeleton(root):
+            if structure(twins[-1][1]) != structure(root):
                 return None
         return twins
 
@@ -262,50 +262,52 @@ def halves(names: Sequence[str]) -> list[Sequence[str]]:
     return [names[:middle], names[middle:]]
 
 
-def spell_out(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> dict[str, dict[str, int]]:
+def assign_letters(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> dict[str, dict[str, int]]:
     """Set the letters of every tensor in a trace; return the letters and sizes of each branch.
 
     Args:
-        setup: what was traced.
+        setup: the input of the trace.
         root: its trace.
         trace: traces another setup in the same way.
     """
     twins = find_twins(setup, root, trace)
     same = zip(*([value for _, value, _ in values(tree)] for tree in (root, *(tree for _, tree in twins))))
     sizes_of = {value: list(zip(value.sizes, *(other.sizes for other in others))) for value, *others in same}
-    known = [letters_of(one) for one in (setup, *(one for one, _ in twins))]
+    known = [letters_of(each) for each in (setup, *(setup_of_twin for setup_of_twin, _ in twins))]
     letters = {}
-    for word in known[0]:
-        mine = [value for branch, value, _ in values(root) if branch == word]
-        seen = {sizes for value in mine for sizes in sizes_of[value]}
-        letters[word] = Letters(settled([one[word] for one in known], seen))
-        letters[word].adopt([one for value in mine for one in zip(value.name_letters, sizes_of[value])])
-    for word, value, given in values(root):
-        alike = [one.letters for one in given if sizes_of[one] == sizes_of[value]]
+    for branch in known[0]:
+        own = [value for owner, value, _ in values(root) if owner == branch]
+        seen = {sizes for value in own for sizes in sizes_of[value]}
+        letters[branch] = Letters(sizes_by_letter([by_branch[branch] for by_branch in known], seen))
+        letters[branch].adopt([pair for value in own for pair in zip(value.name_letters, sizes_of[value])])
+    for branch, value, given in values(root):
+        alike = [source.letters for source in given if sizes_of[source] == sizes_of[value]]
         if value.letters:
             continue
         elif alike and not value.name_letters:
             value.letters = alike[0]
         else:
-            spelled = {(sizes, said) for one in given for sizes, said in zip(sizes_of[one], one.letters)}
+            spelled = {pair for source in given for pair in zip(sizes_of[source], source.letters)}
             names = value.name_letters or " " * len(value.sizes)
-            value.letters = tuple(letters[word].spell(*one, spelled) for one in zip(sizes_of[value], names))
-    met = {"", *(word for word, _, _ in values(root))}
+            value.letters = tuple(
+                letters[branch].spell(sizes, name, spelled) for sizes, name in zip(sizes_of[value], names)
+            )
+    present = {"", *(branch for branch, _, _ in values(root))}
     return {
-        word: {letter: sizes[0] for letter, sizes in {**own.named, **own.of}.items()}
-        for word, own in letters.items()
-        if word in met
+        branch: {letter: sizes[0] for letter, sizes in {**own.named, **own.of}.items()}
+        for branch, own in letters.items()
+        if branch in present
     }
 
 
 def values(node: Node) -> Iterator[tuple[str, Value, list[Value]]]:
     """Yield every tensor of a trace with its branch and the tensors that it was made from."""
     for arg in node.args:
-        yield node.word, arg.value, []
+        yield node.branch, arg.value, []
     for part in node.inside:
         if isinstance(part, Node):
             yield from values(part)
             continue
         given = list(part.given())
-        yield from ((node.word, value, []) for value in given)
-        yield from ((node.word, value, given) for value in part.outputs)
+        yield from ((node.branch, value, []) for value in given)
+        yield from ((node.branch, value, given) for value in part.outputs)

@@ -77,7 +77,7 @@ class Recorder(TorchFunctionMode):
         self.counter = FlopCounterMode(display=False)
         self.paths = {module: path for path, module in model.named_modules()}
         self.weights = {id(weight): path.rpartition(".")[2] for path, weight in model.named_parameters()}
-        self.root = Node("what is traced")
+        self.root = Node("root")
         # the running nodes, each with its function's frame (None for modules) and the depth of its code
         self.running: list[tuple[Node, FrameType | None, int]] = [(self.root, None, 0)]
         # every tensor so far, kept alive so that its id stays unique, with the frames that were running at that time
@@ -100,8 +100,10 @@ class Recorder(TorchFunctionMode):
             return
         frames = self.frames()
         parent, path = self.node(frames), self.paths[module]
-        words = re.findall(r"\.words\.(\w+)", path)
-        node = Node(path, type(module).__name__, word=words[-1] if words else parent.word, number=self.steps)
+        branches = re.findall(r"\.words\.(\w+)", path)
+        node = Node(
+            path, type(module).__name__, branch=branches[-1] if branches else parent.branch, number=self.steps
+        )
         node.args = [self.argument(x, [self.caller, *frames]) for x in args if isinstance(x, Tensor)]
         node.params = sum(p.numel() for p in module.parameters())
         parent.inside.append(node)
@@ -126,11 +128,11 @@ class Recorder(TorchFunctionMode):
         name = name_of(func)
         made = [args[0]] if name == "__setitem__" else list(tensors(result))
         given = list(tensors([args, kwargs]))
-        if not made or any(one is other for one in made for other in given) and not name.endswith("_"):
+        if not made or any(output is x for output in made for x in given) and not name.endswith("_"):
             return result  # a query, or a conversion without effect
         frames = self.frames()
         given_by_name = {
-            one: x for one, x in kwargs.items() if x is not None and not is_default(func, one, x)
+            key: x for key, x in kwargs.items() if x is not None and not is_default(func, key, x)
         }
         step = Step(self.steps, name, self.argument(args, frames), self.argument(given_by_name, frames))
         self.node(frames).inside.append(step)
@@ -139,7 +141,7 @@ class Recorder(TorchFunctionMode):
             value.item = f"{name}[{i}]"
         step.flops = self.counter.get_total_flops() - flops
         read = {id(x): x.numel() for x in given if id(x) in self.weights}
-        step.params = sum(size for one, size in read.items() if one not in self.read)
+        step.params = sum(size for tensor_id, size in read.items() if tensor_id not in self.read)
         step.reads_again = bool(read) and not step.params
         self.read.update(read)
         self.steps += 1
@@ -173,21 +175,21 @@ class Recorder(TorchFunctionMode):
         A name with a shape, such as q_BHTK, is preferred to one without.
         """
         for frame in frames:
-            for name, held in frame.f_locals.items():
-                _, value, makers = self.known.get(id(held), (None, None, ()))
+            for name, tensor in frame.f_locals.items():
+                _, value, makers = self.known.get(id(tensor), (None, None, ()))
                 if value and any(frame is maker for maker in makers) and not value.name_letters:
                     value.name = better(value, name)
 
     def node(self, frames: list[FrameType]) -> Node:
         """Return the node of the innermost frame, creating nodes for functions as needed."""
-        while (frame := self.running[-1][1]) and not any(frame is one for one in frames):
+        while (frame := self.running[-1][1]) and not any(frame is running for running in frames):
             self.running.pop()
         parent, _, depth = self.running[-1]
         for i in range(depth, len(frames)):
             code, local = frames[i].f_code, frames[i].f_locals
             owner = f"{type(local['self']).__name__}." if "self" in local else ""
             shared = code is Context.once.__code__
-            node = Node(owner + code.co_name, word=parent.word, number=self.steps, shared=shared)
+            node = Node(owner + code.co_name, branch=parent.branch, number=self.steps, shared=shared)
             inputs = [
                 local.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
             ]
@@ -211,10 +213,10 @@ class Recorder(TorchFunctionMode):
                 value.name = name
             return Arg(value, name)
         if isinstance(x, dict):
-            return {name: self.argument(one, frames) for name, one in x.items()}
+            return {name: self.argument(inner, frames) for name, inner in x.items()}
         if isinstance(x, list):
-            return [self.argument(one, frames) for one in x]
-        return tuple(self.argument(one, frames) for one in x) if isinstance(x, tuple) else x
+            return [self.argument(inner, frames) for inner in x]
+        return tuple(self.argument(inner, frames) for inner in x) if isinstance(x, tuple) else x
 
 
 # the files of torch and this file aren't the model's own code
@@ -226,8 +228,8 @@ def tensors(x: Any) -> Iterator[Tensor]:
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, (tuple, list, dict)):
-        for one in x.values() if isinstance(x, dict) else x:
-            yield from tensors(one)
+        for inner in x.values() if isinstance(x, dict) else x:
+            yield from tensors(inner)
 
 
 @functools.lru_cache(4096)
@@ -256,15 +258,15 @@ def better(value: Value, name: str) -> str:
 def name_in(frames: Iterable[FrameType], x: Tensor) -> str:
     """Return a tensor's name in the innermost frame that has it: a variable, an item of one, or an attribute."""
     for frame in reversed(list(frames)):
-        for name, held in frame.f_locals.items():
-            if held is x:
+        for name, value in frame.f_locals.items():
+            if value is x:
                 return name
-        for name, held in frame.f_locals.items():
-            if isinstance(held, (tuple, list)):
-                for i, one in enumerate(held):
-                    if one is x:
+        for name, value in frame.f_locals.items():
+            if isinstance(value, (tuple, list)):
+                for i, item in enumerate(value):
+                    if item is x:
                         return f"{name}[{i}]"
-            for attribute, one in getattr(held, "__dict__", {}).items():
-                if one is x:
+            for attribute, item in getattr(value, "__dict__", {}).items():
+                if item is x:
                     return attribute
     return ""

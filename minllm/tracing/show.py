@@ -40,7 +40,7 @@ def show(
 ) -> str:
     """Return a trace as text; see `Trace.show`."""
     body = Printer(hidden, depth, every_layer).lines_of(tree, 0)
-    head = Line("step", "makes", "shape", "params", "FLOPs", DIM)
+    head = Line("step", "output", "shape", "params", "FLOPs", DIM)
     table = columns([head, *body], width, colour)
     return "\n".join([*legend(trace.letters), "", *table, "", *totals(trace)])
 
@@ -56,7 +56,7 @@ class Printer:
         closed = node in self.hidden or level == self.depth
         lines = [self.title(node, level, within, closed)]
         if node.note and not closed:
-            lines.append(Line(f"{INDENT * (level + 1)}what this one call computes: {node.note}", style=GREEN))
+            lines.append(Line(f"{INDENT * (level + 1)}this call computes: {node.note}", style=GREEN))
         return lines if closed else lines + self.contents(node, level + 1, around(node, within))
 
     def title(self, node: Node, level: int, within: str, closed: bool) -> Line:
@@ -85,7 +85,11 @@ class Printer:
         shown: list[Node] = []
         folded: dict[Node, list[Node]] = {}
         for part in node.inside:
-            first = None if self.every_layer else next((one for one in shown if is_like(part, one)), None)
+            first = (
+                None
+                if self.every_layer
+                else next((earlier for earlier in shown if is_like(part, earlier)), None)
+            )
             if first and isinstance(part, Node):
                 folded.setdefault(first, []).append(part)
                 continue
@@ -104,8 +108,10 @@ class Printer:
         for first, alike in folded.items():
             name = first.path.removeprefix(f"{within}.")
             stem, each = name.removesuffix(number_of(first)), "each " if len(alike) > 1 else ""
-            params, flops = sum(one.params for one in alike), sum(one.flops for one in alike)
-            text = f"{INDENT * level}{stem}{listed([int(number_of(one)) for one in alike])}: {each}as {name}"
+            params, flops = sum(node.params for node in alike), sum(node.flops for node in alike)
+            text = (
+                f"{INDENT * level}{stem}{listed([int(number_of(node)) for node in alike])}: {each}as {name}"
+            )
             lines.append(Line(text, "", "", f"{params:,}" if params else "", count(flops), BOLD))
         return lines
 
@@ -113,9 +119,9 @@ class Printer:
         outputs = step.outputs
         params = f"{step.params:,}" if step.params else "tied" if step.reads_again else ""
         line = Line(
-            INDENT * level + call(step), made(outputs[0]), shape_of(outputs[0]), params, count(step.flops)
+            INDENT * level + call(step), name_of(outputs[0]), shape_of(outputs[0]), params, count(step.flops)
         )
-        return [line, *(Line("", made(one), shape_of(one)) for one in outputs[1:])]
+        return [line, *(Line("", name_of(output), shape_of(output)) for output in outputs[1:])]
 
 
 def number_of(node: Node) -> str:
@@ -138,7 +144,9 @@ def is_like(part: Node | Step, first: Node) -> bool:
     """Whether a part equals a numbered node, ignoring what is computed once for all layers."""
     if not isinstance(part, Node) or not number_of(part):
         return False
-    return part.path.rpartition(".")[0] == first.path.rpartition(".")[0] and likeness(part) == likeness(first)
+    return part.path.rpartition(".")[0] == first.path.rpartition(".")[0] and signature(part) == signature(
+        first
+    )
 
 
 def listed(numbers: list[int]) -> str:
@@ -149,10 +157,10 @@ def listed(numbers: list[int]) -> str:
     return ", ".join(map(str, shown))
 
 
-def likeness(node: Node) -> tuple:
+def signature(node: Node) -> tuple:
     """Return a key that is the same for nodes that look the same."""
     inside = [
-        likeness(part)
+        signature(part)
         if isinstance(part, Node)
         else (
             part.function,
@@ -169,19 +177,19 @@ def likeness(node: Node) -> tuple:
 
 def legend(letters: dict[str, dict[str, int]]) -> list[str]:
     """Return lines with the meaning of each letter, separately for branches in which its size differs."""
-    said: dict[str, dict[int, list[str]]] = {}
-    for word, own in letters.items():
+    branches_of: dict[str, dict[int, list[str]]] = {}
+    for branch, own in letters.items():
         for letter, size in own.items():
-            if word == "" or letters[""].get(letter) != size:
-                said.setdefault(letter, {}).setdefault(size, []).append(word)
+            if branch == "" or letters[""].get(letter) != size:
+                branches_of.setdefault(letter, {}).setdefault(size, []).append(branch)
     entries = []
     for letter, meaning in MEANING.items():
-        for size, words in said.get(letter, {}).items():
-            where = f" ({', '.join(words)})" if len(said[letter]) > 1 and "" not in words else ""
+        for size, branches in branches_of.get(letter, {}).items():
+            where = f" ({', '.join(branches)})" if len(branches_of[letter]) > 1 and "" not in branches else ""
             entries.append(f"{letter} {size:<6,} {meaning}{where}")
     wide = max(map(len, entries)) + 3
     return [
-        "".join(f"{one:{wide}}" for one in entries[i : i + 3]).rstrip() for i in range(0, len(entries), 3)
+        "".join(f"{entry:{wide}}" for entry in entries[i : i + 3]).rstrip() for i in range(0, len(entries), 3)
     ]
 
 
@@ -202,9 +210,9 @@ def totals(trace: Trace) -> list[str]:
 
 def columns(lines: list[Line], width: int, colour: bool) -> list[str]:
     """Align the columns. A step's text may extend over empty columns, and is truncated if it is too long."""
-    cells = [(one.name, one.shape, one.params, one.flops) for one in lines]
+    cells = [(line.name, line.shape, line.params, line.flops) for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    longest = max(len(one.text) for one in lines if one.name or one.shape)
+    longest = max(len(line.text) for line in lines if line.name or line.shape)
     text = max(24, min(longest, width - sum(widths) - 2 * len(widths)))
     printed = []
     for line, own in zip(lines, cells):
@@ -221,15 +229,15 @@ def paint(text: str, style: str) -> str:
     return f"{style}{text}{PLAIN}" if style else text
 
 
-def made(value: Value) -> str:
+def name_of(value: Value) -> str:
     return value.name or value.item
 
 
 def shape_of(value: Value) -> str:
     """Return B=1 T=256 H·K=128; a size without letters is just a number."""
     letters = value.letters or [""] * len(value.sizes)
-    said = [f"{letter}={size}" if letter else str(size) for letter, size in zip(letters, value.sizes)]
-    return " ".join(said) or "scalar"
+    dimensions = [f"{letter}={size}" if letter else str(size) for letter, size in zip(letters, value.sizes)]
+    return " ".join(dimensions) or "scalar"
 
 
 def call(step: Step) -> str:
@@ -238,12 +246,12 @@ def call(step: Step) -> str:
         item = argument(step.args[1], step)
         item = f"{argument(step.args[0], step)}[{item.removeprefix('(').removesuffix(')')}]"
         return item if step.function == "__getitem__" else f"{item} = {argument(step.args[2], step)}"
-    given = [argument(one, step) for one in step.args if one is not None]
-    for name, one in step.kwargs.items():
-        if isinstance(one, Arg):
-            given.append(argument(one, step))
+    given = [argument(arg, step) for arg in step.args if arg is not None]
+    for name, arg in step.kwargs.items():
+        if isinstance(arg, Arg):
+            given.append(argument(arg, step))
         elif name not in ("device", "dtype"):
-            given.append(f"{name}={argument(one, step)}")
+            given.append(f"{name}={argument(arg, step)}")
     return f"{step.function.strip('_')}({', '.join(given)})"
 
 
@@ -253,7 +261,7 @@ def argument(x: Any, step: Step) -> str:
     if isinstance(x, slice):
         return f"{'' if x.start is None else x.start}:{'' if x.stop is None else x.stop}"
     if isinstance(x, (tuple, list)):
-        parts = ", ".join(argument(one, step) for one in x)
+        parts = ", ".join(argument(item, step) for item in x)
         return f"({parts})" if isinstance(x, tuple) else f"[{parts}]"
     return "…" if x is ... else f"{x:g}" if isinstance(x, float) else str(x).removeprefix("torch.")
 
@@ -264,8 +272,8 @@ def reference(arg: Arg, number: int) -> str:
     if value.is_parameter:
         letters = value.letters or [""] * len(value.sizes)
         return f"{value.name}[{' '.join(letter or str(size) for letter, size in zip(letters, value.sizes))}]"
-    if made(value):
-        return made(value)
+    if name_of(value):
+        return name_of(value)
     back = number - value.step if value.step >= 0 else 0
     if not 0 < back < 10:
         return arg.name or "·"

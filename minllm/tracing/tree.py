@@ -72,7 +72,7 @@ class Node:
     """A module's path in the model, or a function's name."""
     kind: str = ""
     """A module's class; "" for a function and for a layer."""
-    word: str = ""
+    branch: str = ""
     """The branch it belongs to, named as in the layout: attn, mlp, …"""
     number: int = 0
     """The number of the first step inside."""
@@ -103,11 +103,11 @@ def args_in(x: Any) -> Iterator[Value]:
     if isinstance(x, Arg):
         yield x.value
     elif isinstance(x, (tuple, list)):
-        for one in x:
-            yield from args_in(one)
+        for item in x:
+            yield from args_in(item)
 
 
-def skeleton(root: Node) -> list[tuple]:
+def structure(root: Node) -> list[tuple]:
     """Return a structure that is the same for traces of the same computation at different sizes."""
     return [
         (part.path, [len(arg.value.sizes) for arg in part.args])
@@ -126,9 +126,9 @@ def tidy(node: Node) -> Node:
             continue
         part = tidy(part)
         if not part.kind:
-            part.params = sum(one.params for one in part.walk() if isinstance(one, Step))
-        own_steps = any(isinstance(one, Step) for one in part.inside)
-        modules = any(isinstance(one, Node) and one.kind for one in part.walk())
+            part.params = sum(inner_part.params for inner_part in part.walk() if isinstance(inner_part, Step))
+        own_steps = any(isinstance(inner_part, Step) for inner_part in part.inside)
+        modules = any(isinstance(inner_part, Node) and inner_part.kind for inner_part in part.walk())
         if not part.inside and not part.params:
             continue
         if part.kind or (own_steps and not modules and not part.path.endswith(UNSHOWN)):
@@ -149,14 +149,18 @@ def gathered(node: Node, parts: list[Node | Step]) -> list[Node | Step]:
         if not isinstance(part, Node) or not part.kind:
             return ""
         inner = part.path[len(node.path) :].lstrip(".") if node.path else part.path
-        found = re.match(r"\w+\.\d+(?=\.)", inner)
-        return f"{node.path}.{found[0]}".lstrip(".") if found and node.kind else ""
+        match = re.match(r"\w+\.\d+(?=\.)", inner)
+        return f"{node.path}.{match[0]}".lstrip(".") if match and node.kind else ""
 
     result: list[Node | Step] = []
     for path, group in itertools.groupby(parts, layer):
         members = list(group)
         if path:
-            members = [Node(path, word=node.word, inside=members, params=sum(one.params for one in members))]
+            members = [
+                Node(
+                    path, branch=node.branch, inside=members, params=sum(member.params for member in members)
+                )
+            ]
         result += members
     return result
 
@@ -169,14 +173,14 @@ def find(root: Node, name: str, option: str) -> list[Node]:
     Raises:
         UserError: nothing matches.
     """
-    nodes = [one for one in root.walk() if isinstance(one, Node)]
+    nodes = [node for node in root.walk() if isinstance(node, Node)]
     ends = name.lower()
-    found = [one for one in nodes if one.path == name]
-    found += [one for one in nodes if f".{one.path}".endswith(f".{name}") and one not in found]
-    found += [one for one in nodes if one.kind.lower().endswith(ends) and one not in found]
-    if not found:
-        known = {name for one in nodes for name in (one.path, one.path.rpartition(".")[2], one.kind)}
+    matches = [node for node in nodes if node.path == name]
+    matches += [node for node in nodes if f".{node.path}".endswith(f".{name}") and node not in matches]
+    matches += [node for node in nodes if node.kind.lower().endswith(ends) and node not in matches]
+    if not matches:
+        known = {name for node in nodes for name in (node.path, node.path.rpartition(".")[2], node.kind)}
         raise UserError(
             f"{option}={name} doesn't match any module or function of this model.{suggest(name, known - {''})}"
         )
-    return found
+    return matches

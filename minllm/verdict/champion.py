@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from minllm.verdict.sequential import VerdictSearch
 
 
-def held_against_champion(search: VerdictSearch, default: DictConfig, typed: Sequence[str]) -> str:
+def set_champion(search: VerdictSearch, default: DictConfig, overrides: Sequence[str]) -> str:
     """Make the champion, or the one that the verdict began with, arm a; return the kind of question.
 
     Args:
         default: the configuration of arm a without overrides, which is the champion before the first crowning.
-        typed: the command line's overrides.
+        overrides: the command line's overrides.
 
     Raises:
         UserError: arms.a is given, too, or the champion's options aren't available.
     """
-    if search.arms.get("a") or any(key_of(word) in ("arms", "arms.a") for word in typed):
+    if search.arms.get("a") or any(key_of(override) in ("arms", "arms.a") for override in overrides):
         raise UserError(
             "search.champion=true compares with the champion instead of arms.a: leave arms.a out, or search.champion."
         )
     kind = kind_of(default, search.protocol.equal)
     if recorded.is_there(search.folder, VERDICT):
-        arms = search.kept()["protocol"].get("arms")
+        arms = search.saved_protocol()["protocol"].get("arms")
         if not fits(arms, dict[str, list[str]]) or "a" not in arms:
             raise UserError(f"The arms in {search.folder / VERDICT} are damaged. Restore the file.")
         refuse_unsafe(arms["a"], search.folder / VERDICT)
@@ -56,12 +56,12 @@ def held_against_champion(search: VerdictSearch, default: DictConfig, typed: Seq
     return kind
 
 
-def refuse_unsafe(words: Sequence[str], file: Path) -> None:
+def refuse_unsafe(overrides: Sequence[str], file: Path) -> None:
     """Raise UserError if a champion's overrides in a file allow code or configure Hydra, as only a user may."""
-    for word in words:
-        if re.split("[./]", key_of(word))[0] in ("extensions", "hydra"):
+    for override in overrides:
+        if re.split("[./]", key_of(override))[0] in ("extensions", "hydra"):
             raise UserError(
-                f"The champion in {file} has the override {word}, which only the command line may have. Put it"
+                f"The champion in {file} has the override {override}, which only the command line may have. Put it"
                 " outside arms when you submit an idea, and remove this crowning from the ledger."
             )
 

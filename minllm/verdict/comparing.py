@@ -1,4 +1,4 @@
-"""What the first pairs of a verdict say."""
+"""The comparison of a verdict's first pairs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from minllm.study.contest import Contest, Noise
 from minllm.study.selection import LeftOut, Selection, find, runs_in
 from minllm.study.statistics import verdicts
 from minllm.study.tuning import Tuning
-from minllm.verdict.entry import contests_of, standing
+from minllm.verdict.entry import contests_of, with_standings
 from minllm.verdict.tuning import CONTINUE, NothingToCompare
 
 if TYPE_CHECKING:
     from minllm.verdict.sequential import VerdictSearch
 
 
-def compared(search: VerdictSearch, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
+def compare_pairs(search: VerdictSearch, tuning: Mapping[str, Tuning], pairs: int) -> Comparison:
     """Compare the first `pairs` pairs.
 
     Raises:
@@ -42,20 +42,20 @@ def compared(search: VerdictSearch, tuning: Mapping[str, Tuning], pairs: int) ->
     comparison = of_arms(
         arms,
         left_out,
-        baseline=search.called(baseline) if baseline in search.arms else baseline,
+        baseline=search.display_name(baseline) if baseline in search.arms else baseline,
         margin=protocol.margin,
         aa=protocol.aa,
         looks=protocol.looks,
     )
-    tuned = {search.called(name): found for name, found in tuning.items()}
+    tuned = {search.display_name(name): arm_tuning for name, arm_tuning in tuning.items()}
     comparison = replace(with_tuning(comparison, tuned), commands=[search.command()], kept_margin=True)
-    return standing(comparison, search.entry, every=baseline == ALL)
+    return with_standings(comparison, search.entry, every=baseline == ALL)
 
 
 def without_runs(search: VerdictSearch, end: NothingToCompare) -> Comparison:
     """Return a comparison in which every contest is inconclusive, because no arm can be compared yet."""
     protocol = search.protocol
-    arms = {name: Arm(search.called(name), {}) for name in search.arms}
+    arms = {name: Arm(search.display_name(name), {}) for name in search.arms}
     contests = contests_of(list(arms), protocol.baseline)
     (verdict,) = verdicts([[]], margin=protocol.margin)
     verdict = replace(verdict, why=end.advice, settling="")
@@ -69,7 +69,7 @@ def without_runs(search: VerdictSearch, end: NothingToCompare) -> Comparison:
         facts=[],
         left_out=[],
     )
-    return standing(comparison, search.entry, every=protocol.baseline == ALL)
+    return with_standings(comparison, search.entry, every=protocol.baseline == ALL)
 
 
 def arm_of(search: VerdictSearch, name: str, pairs: int) -> tuple[Arm, list[LeftOut]]:
@@ -77,22 +77,22 @@ def arm_of(search: VerdictSearch, name: str, pairs: int) -> tuple[Arm, list[Left
     folder = search.folder / f"seeds-{name}"
     if not pairs or not any(runs_in(folder)):
         raise NothingToCompare("time ran out before every arm had a run", CONTINUE)
-    runs, others = find(Selection([str(folder)]), search.config.extensions)
-    seeds = range(pairs * search.protocol.runs_of_a_pair)
-    within = [run for run in runs if run.seed in seeds]
-    left_out = [one for one in others if one.cfg is None or one.cfg["seed"] in seeds]
-    if not within:
-        diverged = [one for one in left_out if one.lost == "diverged"]
+    runs, not_comparable = find(Selection([str(folder)]), search.config.extensions)
+    seeds = range(pairs * search.protocol.runs_per_pair)
+    compared_runs = [run for run in runs if run.seed in seeds]
+    left_out = [run for run in not_comparable if run.cfg is None or run.cfg["seed"] in seeds]
+    if not compared_runs:
+        diverged = [run for run in left_out if run.lost == "diverged"]
         if not diverged:
             raise UserError(
-                f"None of the {len(left_out)} runs of arm {name} ({search.called(name)}) can be compared. The first is"
-                f" {left_out[0].folder}: {left_out[0].why}"
+                f"None of the {len(left_out)} runs of arm {name} ({search.display_name(name)}) can be compared. The"
+                f" first is {left_out[0].folder}: {left_out[0].why}"
             )
-        return Arm(search.called(name), {}, diverged), left_out
-    found, repeated = arms_of(within)
-    if len(found) > 1:
+        return Arm(search.display_name(name), {}, diverged), left_out
+    arms, repeated = arms_of(compared_runs)
+    if len(arms) > 1:
         raise UserError(
             f"The runs in {folder} have different configurations because conf/ has changed between them. Start another"
             " verdict: sweep.name=<name>."
         )
-    return replace(found[0], name=search.called(name)), [*left_out, *repeated]
+    return replace(arms[0], name=search.display_name(name)), [*left_out, *repeated]

@@ -6,11 +6,11 @@ take numbers 1, 2, 3, … as they start, and the level of idea t is
     α_t = w₀ γ_t + (α − w₀) γ_{t − d₁} + α Σ_{j ≥ 2} γ_{t − d_j}
 
 where d_j is how many ideas had started when the j-th discovery was made, and γ is a decreasing sequence that sums
-to 1. If no two ideas overlap, this is LORD++ itself. Every idea spends its level, whatever becomes of it, and every
+to 1. If no two ideas overlap, this is LORD++ itself. Every idea spends its level, whatever its outcome, and every
 discovery allows more for those that follow, so that at most a share α of all discoveries is expected to be false.
 
 ADDIS (Tian and Ramdas, 2019) spends less on hopeless ideas, but needs p-values that are uniformly conservative. Those
-of a study that stops as soon as it is settled are not, and LORD++ needs nothing but valid ones.
+of a study that stops as soon as it is settled are not, and LORD++ needs only valid ones.
 """
 
 from __future__ import annotations

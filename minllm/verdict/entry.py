@@ -1,4 +1,4 @@
-"""A verdict's entry in the ledger: its question, and the numbers and levels of its ideas."""
+"""A verdict's entry in the ledger: its question, and the numbers and test levels of its ideas."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ BUDGET = ("steps", "tokens", "minutes", "flops", "batch_size")
 
 @dataclass(frozen=True)
 class Question:
-    """What a verdict asks, as the ledger records it.
+    """A verdict's question, as the ledger records it.
 
     cfgs: the configuration of each arm, sized but not tuned, by the arm's name
     names: what each arm is called in the report, by its name
-    arms, typed, size: overrides of each arm, of all arms, and those that set their size
+    arms, overrides, size: overrides of each arm, of all arms, and those that set their size
     contests: each arm that is judged and its baseline, in the order of the comparison
     """
 
@@ -43,23 +43,23 @@ class Question:
     cfgs: Mapping[str, DictConfig]
     names: Mapping[str, str]
     arms: Mapping[str, Sequence[str]]
-    typed: Sequence[str]
+    overrides: Sequence[str]
     size: Sequence[str]
     protocol: Mapping[str, Any]
     contests: Sequence[tuple[str, str]]
 
     @property
     def key(self) -> str:
-        """A hash that is the same for the same arms, whatever the verdict is called and however they were typed."""
+        """A hash that depends only on the arms' configurations, not on the verdict's name or how they were typed."""
         return hashed([[name, idea_of(self.cfgs, (name, name))] for name in self.cfgs])
 
     @property
     def content(self) -> dict[str, Any]:
-        """What is recorded of it, without secrets."""
+        """The recorded content, without secrets."""
         first = next(iter(self.cfgs.values()))
         return {
-            "arms": {name: shown(words) for name, words in self.arms.items()},
-            "overrides": shown(self.typed),
+            "arms": {name: shown(overrides) for name, overrides in self.arms.items()},
+            "overrides": shown(self.overrides),
             "size": list(self.size),
             "budget": {key: first.train.get(key) for key in BUDGET},
             "data": first.choices.get("data"),
@@ -82,8 +82,8 @@ class Entry:
     kind: str | None = None
 
     @property
-    def kept(self) -> dict[str, Any]:
-        """What verdict.json keeps of it, so that the levels stay the same however often the verdict is continued."""
+    def saved(self) -> dict[str, Any]:
+        """Its content for verdict.json, so that the levels stay the same whenever the verdict is continued."""
         return {
             "id": self.identifier,
             "question": self.question,
@@ -100,62 +100,67 @@ class Entry:
         return f"Among all ideas tried here, {needed}."
 
 
-def enter(search: VerdictSearch) -> Entry:
-    """Return the entry of a verdict that is about to train; see `entered`."""
-    names = {name: search.called(name) for name in search.arms}
+def entry_for_search(search: VerdictSearch) -> Entry:
+    """Return the entry of a verdict that is about to train; see `entry_for_question`."""
+    names = {name: search.display_name(name) for name in search.arms}
     question = Question(
         name=search.name,
         folder=search.folder,
         cfgs=search.cfgs,
         names=names,
         arms=search.arms,
-        typed=search.typed,
+        overrides=search.overrides,
         size=search.size,
-        protocol=search.asked(),
+        protocol=search.protocol_data(),
         contests=contests_of(list(search.arms), search.protocol.baseline),
     )
-    kept = search.kept().get("ledger") if recorded.is_there(search.folder, VERDICT) else None
-    return entered(question, search.ledger, kept, search.kind)
+    saved = search.saved_protocol().get("ledger") if recorded.is_there(search.folder, VERDICT) else None
+    return entry_for_question(question, search.ledger, saved, search.kind)
 
 
-def record(search: VerdictSearch, comparison: Comparison) -> dict[str, Any]:
-    """Enter a verdict into the ledger, and return what its report says about that; see `reached`."""
+def record_verdict(search: VerdictSearch, comparison: Comparison) -> dict[str, Any]:
+    """Enter a verdict into the ledger, and return what the report says about it; see `record_reached`."""
     spent = {
         "report": str(search.folder / "report.html"),
         "seconds": round(sum(map(sum, search.seconds.values())), 1),
         "runs": sum(map(len, search.seconds.values())),
     }
-    arms = {search.called(name): words for name, words in search.arms.items()}
+    arms = {search.display_name(name): overrides for name, overrides in search.arms.items()}
     overrides = {"arms": arms, "command": without_passwords(search.command())}
-    line = reached(comparison, search.entry, search.ledger, spent, overrides)
-    crowned = line["crowned"]["arm"] if line["crowned"] else None
-    said = f"The verdict is in {search.ledger.path}, which python run.py task=ledger shows."
+    line = record_reached(comparison, search.entry, search.ledger, spent, overrides)
+    champion = line["crowned"]["arm"] if line["crowned"] else None
+    sentence = f"The verdict is in {search.ledger.path}, which python run.py task=ledger shows."
     return {
         "file": str(search.ledger.path),
         "id": line["id"],
-        "crowned": crowned,
-        "sentence": f"{crowned} is the new champion. {said}" if crowned else said,
+        "crowned": champion,
+        "sentence": f"{champion} is the new champion. {sentence}" if champion else sentence,
     }
 
 
-def not_reached(search: VerdictSearch) -> dict[str, Any]:
+def unreached_entry(search: VerdictSearch) -> dict[str, Any]:
     """Return what --json says about the entry of a verdict that ends without a comparison."""
-    said = f"The verdict was started, but not reached, according to {search.ledger.path}."
-    return {"file": str(search.ledger.path), "id": search.entry.identifier, "crowned": None, "sentence": said}
+    sentence = f"The verdict was started, but not reached, according to {search.ledger.path}."
+    return {
+        "file": str(search.ledger.path),
+        "id": search.entry.identifier,
+        "crowned": None,
+        "sentence": sentence,
+    }
 
 
-def entered(question: Question, ledger: Ledger, kept: object, kind: str | None) -> Entry:
-    """Return the entry of a verdict, which is made before its first run, or was made when it began.
+def entry_for_question(question: Question, ledger: Ledger, saved: object, kind: str | None) -> Entry:
+    """Return the entry of a verdict: a new one before its first run, or the one made when it began.
 
     Args:
-        kept: what verdict.json has of it, if it has begun.
+        saved: the entry's content in verdict.json, if the verdict has begun.
         kind: the kind of question that it competes in for a championship, if it does.
 
     Raises:
         UserError: the ledger or the kept entry is damaged, or the ledger can't be locked.
     """
-    if kept is not None:
-        entry = entry_of(kept)
+    if saved is not None:
+        entry = entry_of(saved)
         if entry.question == question.key:
             restore(entry, question, ledger)
             return entry
@@ -166,15 +171,15 @@ def entered(question: Question, ledger: Ledger, kept: object, kind: str | None) 
     with ledger.locked() as contents:
         if question.protocol["ledger"]:
             refuse_damage(contents)
-        identifier, started = begun(contents, question)
+        identifier, started = unfinished_entry(contents, question)
         if started is None:
             places = next_places(contents, ideas) if question.protocol["ledger"] else []
-            started = start(question, places)
+            started = started_content(question, places)
             ledger.append("started", identifier, started)
     return Entry(identifier, question.key, started["places"], kind)
 
 
-def start(question: Question, places: Sequence[Line]) -> Line:
+def started_content(question: Question, places: Sequence[Line]) -> Line:
     """Return the content of the line of a verdict that is started."""
     return {
         "name": question.name,
@@ -188,11 +193,11 @@ def restore(entry: Entry, question: Question, ledger: Ledger) -> None:
     """Append the line of a verdict that was started, if the ledger has been removed since."""
     with ledger.locked() as contents:
         if not contents.damaged and not contents.of("started", entry.identifier):
-            ledger.append("started", entry.identifier, start(question, entry.places))
+            ledger.append("started", entry.identifier, started_content(question, entry.places))
 
 
-def begun(contents: Contents, question: Question) -> tuple[str, Line | None]:
-    """Return the verdict's identifier, and its line if it was started and dropped before verdict.json was written."""
+def unfinished_entry(contents: Contents, question: Question) -> tuple[str, Line | None]:
+    """Return the verdict's identifier, and its line if it was interrupted before verdict.json was written."""
     key = hashed([str(question.folder.resolve()), question.key, question.protocol["ledger"]])[:12]
     reached = {line["id"] for line in contents.of("reached")}
     earlier = [line for line in contents.of("started") if line["id"].partition("-")[0] == key]
@@ -201,7 +206,7 @@ def begun(contents: Contents, question: Question) -> tuple[str, Line | None]:
     return key if not earlier else f"{key}-{len(earlier) + 1}", None
 
 
-def standing(comparison: Comparison, entry: Entry | None, every: bool) -> Comparison:
+def with_standings(comparison: Comparison, entry: Entry | None, every: bool) -> Comparison:
     """Return the comparison with the place of each contest among all ideas, if it was entered.
 
     Args:
@@ -218,7 +223,7 @@ def standing(comparison: Comparison, entry: Entry | None, every: bool) -> Compar
     return replace(comparison, contests=contests)
 
 
-def reached(
+def record_reached(
     comparison: Comparison,
     entry: Entry,
     ledger: Ledger,
@@ -231,31 +236,31 @@ def reached(
         spent: the report's path, the seconds and the number of runs.
         overrides: of each arm, by the name it has in the comparison, for a championship; and the whole command.
     """
-    found = {
+    results = {
         "headline": comparison.headline,
         "outcomes": [outcome(contest) for contest in comparison.contests],
-        "noise": [noise(one) for one in comparison.noise],
+        "noise": [noise(noise_of_arm) for noise_of_arm in comparison.noise],
     }
-    content = plain(found)
+    content = plain(results)
     with ledger.locked() as contents:
         before = contents.of("reached", entry.identifier)
         if before and {key: before[-1][key] for key in content} == content:
             return before[-1]
-        content["crowned"] = crowned(comparison, entry, contents, overrides)
+        content["crowned"] = new_champion(comparison, entry, contents, overrides)
         content["updates"] = before[-1]["time"] if before else None
         content |= {"seeds": seeds_of(comparison), **commit_of(comparison), **plain(spent)}
         return ledger.append("reached", entry.identifier, content)
 
 
-def crowned(
+def new_champion(
     comparison: Comparison, entry: Entry, contents: Contents, overrides: Mapping[str, Any]
 ) -> Line | None:
     """Return the new champion: the best arm that is better than the present one, also among all ideas."""
     if entry.kind is None:
         return None
     present = contents.champion(entry.kind)
-    held = shown(overrides["arms"][comparison.baseline.name])
-    if held != (present["overrides"] if present else []):
+    current = shown(overrides["arms"][comparison.baseline.name])
+    if current != (present["overrides"] if present else []):
         return None  # another one has been crowned in the meantime
     better = [
         contest
@@ -291,12 +296,12 @@ def outcome(contest: Contest) -> dict[str, Any]:
     }
 
 
-def noise(one: Noise) -> dict[str, Any]:
+def noise(result: Noise) -> dict[str, Any]:
     return {
-        "arm": one.arm.name,
-        "outcome": one.verdict.word,
-        "pairs": one.verdict.pairs,
-        "floor": one.floor,
+        "arm": result.arm.name,
+        "outcome": result.verdict.word,
+        "pairs": result.verdict.pairs,
+        "floor": result.floor,
     }
 
 
@@ -307,39 +312,42 @@ def seeds_of(comparison: Comparison) -> list[int]:
 def commit_of(comparison: Comparison) -> dict[str, Any]:
     """Return the commit that the runs were made with; a list if there are several."""
     git = [run.environment["git"] for arm in comparison.arms for run in arm.runs.values()]
-    commits = list(dict.fromkeys(one["commit"] for one in git))
-    return {"commit": commits[0] if len(commits) == 1 else commits, "dirty": any(one["dirty"] for one in git)}
+    commits = list(dict.fromkeys(state["commit"] for state in git))
+    return {
+        "commit": commits[0] if len(commits) == 1 else commits,
+        "dirty": any(state["dirty"] for state in git),
+    }
 
 
 def contests_of(arms: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
     """Return each arm and the baseline it is compared with, as `minllm.study.comparison` pairs them."""
     if baseline == ALL:
-        return [(arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :]]
+        return [(arm, against) for i, against in enumerate(arms) for arm in arms[i + 1 :]]
     first = baseline or arms[0]
     return [(arm, first) for arm in arms if arm != first]
 
 
-def entry_of(kept: object) -> Entry:
-    """Return the entry that verdict.json keeps. UserError if it is damaged."""
+def entry_of(saved: object) -> Entry:
+    """Return the entry stored in verdict.json. UserError if it is damaged."""
     kinds = {"id": str, "question": str, "places": list[dict[str, Any]], "kind": str | None}
-    fault = fault_in(kept, kinds, "")
-    for place in () if fault else kept["places"]:
+    fault = fault_in(saved, kinds, "")
+    for place in () if fault else saved["places"]:
         fault = fault or fault_in(place, PLACE, "places.")
-    if fault or not fits(kept, dict[str, Any]):
+    if fault or not fits(saved, dict[str, Any]):
         raise UserError(
             f"The ledger section of verdict.json is damaged: {fault}. Restore the file, or start another verdict:"
             " sweep.name=<name>."
         )
-    return Entry(kept["id"], kept["question"], kept["places"], kept["kind"])
+    return Entry(saved["id"], saved["question"], saved["places"], saved["kind"])
 
 
 def idea_of(cfgs: Mapping[str, DictConfig], pair: tuple[str, str]) -> str:
     return hashed([identity(cfgs[name]) for name in pair])[:16]
 
 
-def shown(words: Sequence[str]) -> list[str]:
+def shown(overrides: Sequence[str]) -> list[str]:
     """Return overrides without secrets."""
-    return [without_passwords(word) for word in without_storage(words)]
+    return [without_passwords(override) for override in without_storage(overrides)]
 
 
 def hashed(value: object) -> str:

@@ -3,7 +3,7 @@
 A line is a JSON object. One with the event `started` is written before a verdict's first run and gives its ideas their
 numbers and test levels; one with the event `reached` is written when a verdict is reached, and again if more pairs
 change it. Lines are only ever appended, under a lock, and are on the disk before the verdict continues. A verdict that
-was started and dropped stays visible, because an idea that was tried counts, whatever became of it.
+was started and abandoned stays visible, because every idea that was tried counts, whatever its outcome.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import UserError
-from minllm.files.atomic import lock_taken, refuse_link, without_links
+from minllm.files.atomic import acquire_lock, refuse_link, without_links
 from minllm.runs.find import OUTPUTS
 from minllm.schema.checking import fits
 from minllm.verdict.discoveries import level
@@ -26,7 +26,7 @@ from minllm.verdict.discoveries import level
 VERSION = 1
 FILE = OUTPUTS / "ledger.jsonl"
 PATIENCE_SECONDS = 60.0
-"""Longer than another process holds the lock, which it does while it reads and appends."""
+"""Longer than another process holds the lock while it reads and appends."""
 
 Line = dict[str, Any]
 
@@ -44,7 +44,7 @@ INSIDE = {"places": PLACE, "outcomes": OUTCOME}
 
 @dataclass(frozen=True)
 class Contents:
-    """What a ledger says.
+    """The contents of a ledger.
 
     lines: in the order in which they were written
     damaged: a sentence for each line that can't be read
@@ -68,7 +68,7 @@ class Contents:
         An idea that is discovered a second time, under another name or after more pairs, isn't another discovery.
         """
         ideas: dict[tuple[str, int], str] = {}
-        started, known, found = 0, set(), []
+        started, known, discoveries = 0, set(), []
         for line in self.lines:
             started = max(started, last_number(line))
             if line["event"] == "started":
@@ -77,8 +77,8 @@ class Contents:
                 idea = ideas.get((line["id"], outcome["number"]), outcome["number"])
                 if outcome["holds"] and idea not in known:
                     known.add(idea)
-                    found.append(started)
-        return found
+                    discoveries.append(started)
+        return discoveries
 
     def champion(self, kind: str) -> Line | None:
         """Return the newest crowning among questions of a kind, or None before the first."""
@@ -98,13 +98,13 @@ class Ledger:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Contents]:
-        """Hold the lock, so that nobody else appends, and yield the ledger after mending its end.
+        """Hold the lock, so that no other process appends, and yield the ledger after repairing its end.
 
         Raises:
             UserError: another process holds the lock, or the ledger is a link.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_taken(
+        lock = acquire_lock(
             self.path.with_suffix(".lock"),
             PATIENCE_SECONDS,
             f"Another process has been writing to {self.path} for a minute. Stop it, and repeat the command.",
@@ -112,7 +112,7 @@ class Ledger:
         try:
             if os.path.lexists(self.path):
                 refuse_link(self.path, is_appended=True)
-            self._mend()
+            self._repair_end()
             yield self.read()
         finally:
             lock.release()
@@ -138,7 +138,7 @@ class Ledger:
         if new:
             fsync_folder(self.path.parent)
 
-    def _mend(self) -> None:
+    def _repair_end(self) -> None:
         """Complete a last line that lacks only its line break; set aside one that was cut off."""
         content = self._content()
         whole, _, last = content.rpartition(b"\n")
@@ -187,7 +187,7 @@ def refuse_damage(contents: Contents) -> None:
     if contents.damaged:
         raise UserError(
             f"{contents.damaged[0]} Error rates over all ideas depend on every line: restore the line, or delete it if"
-            " it is of no verdict. search.ledger=false does without."
+            " it belongs to no verdict. search.ledger=false doesn't use the ledger."
         )
 
 
@@ -224,15 +224,15 @@ def line_of(text: bytes) -> tuple[Line, str]:
     return ({}, fault) if fault else (line, "")
 
 
-def fault_in(found: Any, kinds: Mapping[str, Any], prefix: str) -> str:
+def fault_in(content: Any, kinds: Mapping[str, Any], prefix: str) -> str:
     """Return what is wrong with an object that should have values of these kinds; "" if nothing is."""
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         return "it isn't an object"
     for key, kind in kinds.items():
-        if key not in found:
+        if key not in content:
             return f"it has no {prefix}{key}"
-        if not fits(found[key], kind):
-            return f"its {prefix}{key} is {str(found[key])[:40]!r}"
+        if not fits(content[key], kind):
+            return f"its {prefix}{key} is {str(content[key])[:40]!r}"
     return ""
 
 

@@ -24,24 +24,24 @@ EACH_ONCE = {"_target_": "optuna.samplers.GridSampler", "_partial_": True, "sear
 def phase(
     verdict: PruningSweeper,
     config: DictConfig,
-    words: Sequence[str],
+    overrides: Sequence[str],
     n_trials: int,
     sampler: dict[str, Any],
     server: ForkServer | None,
 ) -> Iterator[Search]:
-    """Open a search and take charge of it.
+    """Open a search and hold its lock.
 
     Args:
         verdict: the sweeper of the whole verdict.
         config: the search's own configuration.
-        words: the overrides of its trials.
+        overrides: the overrides of its trials.
         server: the process that starts the trials of all searches, if they run in processes here.
     """
     own = PruningSweeper(OmegaConf.create(sampler), n_trials, verdict.n_jobs)
     own.setup(hydra_context=verdict.hydra_context, task_function=verdict.task_function, config=config)
     own.server = server
-    search = Search(own, words)
-    with search.opened(), search.in_charge():
+    search = Search(own, overrides)
+    with search.opened(), search.leading():
         yield search
 
 

@@ -12,11 +12,10 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError
-from minllm.schema.checking import fits
-from minllm.schema.checking import words as said
+from minllm.schema.checking import describe, fits
 from minllm.schema.options import Count, FolderName, Natural, Positive, Share
 from minllm.schema.overrides import is_seed, key_of
-from minllm.study.arms import ABSENT, identity, learnt_from
+from minllm.study.arms import ABSENT, identity, training_settings
 from minllm.study.comparison import ALL
 from minllm.study.tuning import RATE, Tuning
 from minllm.verdict.random_search import FINALISTS
@@ -41,7 +40,7 @@ SET_BY_VERDICTS = {
     "sweep.metric": "which compares val_bpb",
     "sweep.keep_checkpoints": "which keeps the last checkpoint of each pair's runs",
 }
-"""Options of searches that a verdict sets itself, and how, as a clause."""
+"""Options of searches that a verdict sets itself, each with a clause that explains how."""
 NOT_OF_ARMS = ("search", "sweep", "memory", "arms", "hydra", "resume", "task")
 """Sections that an arm's overrides can't set, because they concern the whole verdict."""
 
@@ -82,12 +81,17 @@ class Protocol:
     ledger: bool
     champion: bool
 
-    def lead(self, sweeper: PruningSweeper, typed: Sequence[str]) -> None:
-        """Reach the verdict; `sweeper` has the configuration, `typed` the overrides but for Hydra's own."""
+    def run(self, sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
+        """Reach the verdict.
+
+        Args:
+            sweeper: has the configuration.
+            overrides: the command line's, without Hydra's own.
+        """
         from minllm.sweep.plugin import NotSettled
         from minllm.verdict.sequential import reach_verdict
 
-        comparison = reach_verdict(sweeper, typed)
+        comparison = reach_verdict(sweeper, overrides)
         if comparison is not None and not comparison.is_answered:
             raise NotSettled
 
@@ -99,9 +103,9 @@ class Protocol:
                 f"search.looks has {len(self.looks)} numbers of pairs, which is more than {MOST_LOOKS}: leave some out."
             )
         self._refuse_bad_tuning()
-        if self.looks[-1] * self.runs_of_a_pair > FIRST_TUNING_SEED:
+        if self.looks[-1] * self.runs_per_pair > FIRST_TUNING_SEED:
             raise UserError(
-                f"search.looks can't exceed {FIRST_TUNING_SEED // self.runs_of_a_pair} pairs, but ends at"
+                f"search.looks can't exceed {FIRST_TUNING_SEED // self.runs_per_pair} pairs, but ends at"
                 f" {self.looks[-1]}."
             )
 
@@ -148,15 +152,17 @@ class Protocol:
         return self.is_tuned and self.tune == [RATE]
 
     @property
-    def runs_of_a_pair(self) -> int:
+    def runs_per_pair(self) -> int:
         """Number of seeds per arm in a pair."""
         return 2 if self.aa else 1
 
     def pairs_in(self, arms: Iterable[Sequence[FrozenTrial]]) -> int:
         """Return the number of finished pairs: consecutive ones from the first whose seeds have ended in every arm."""
         ended = [{trial.params["seed"] for trial in trials if trial.state.is_finished()} for trials in arms]
-        seeds = next(seed for seed in itertools.count() if not all(seed in one for one in ended))
-        return seeds // self.runs_of_a_pair
+        seeds = next(
+            seed for seed in itertools.count() if not all(seed in seeds_of_arm for seeds_of_arm in ended)
+        )
+        return seeds // self.runs_per_pair
 
 
 def listed(looks: Sequence[int]) -> str:
@@ -169,21 +175,21 @@ def listed(looks: Sequence[int]) -> str:
 
 def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[str]]:
     """Return each arm's overrides. UserError if they are invalid or there are too few arms."""
-    arms = {str(name): words for name, words in section.items() if words is not None}
-    for name, words in arms.items():
+    arms = {str(name): overrides for name, overrides in section.items() if overrides is not None}
+    for name, overrides in arms.items():
         if not fits(name, FolderName):
-            raise UserError(f"The name of an arm must be {said(FolderName)}, not {name!r}.")
-        if not fits(words, list[str]) or not all("=" in word for word in words):
+            raise UserError(f"The name of an arm must be {describe(FolderName)}, not {name!r}.")
+        if not fits(overrides, list[str]) or not all("=" in override for override in overrides):
             raise UserError(
                 f"arms.{name} must be a list of overrides key=value, such as 'arms.{name}=[model/attn=mqa]', not"
-                f" {words}."
+                f" {overrides}."
             )
-        for word in words:
-            if re.split("[./]", key_of(word))[0] in NOT_OF_ARMS:
+        for override in overrides:
+            if re.split("[./]", key_of(override))[0] in NOT_OF_ARMS:
                 raise UserError(
-                    f"arms.{name} has {word}, which concerns the whole verdict. Put it outside arms."
+                    f"arms.{name} has {override}, which concerns the whole verdict. Put it outside arms."
                 )
-        if any(map(is_seed, words)):
+        if any(map(is_seed, overrides)):
             raise UserError(f"arms.{name} has a seed, but all arms use the same seeds: remove it.")
     if len(arms) < 2 and not protocol.aa:
         raise UserError(
@@ -192,28 +198,28 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
         )
     if protocol.baseline not in (None, ALL, *arms):
         raise UserError(f"search.baseline={protocol.baseline} isn't an arm. Choose {', '.join(arms)} or all.")
-    return {name: list(words) for name, words in arms.items()}
+    return {name: list(overrides) for name, overrides in arms.items()}
 
 
-def refuse_own_seeds(typed: Sequence[str]) -> None:
-    if any(map(is_seed, typed)):
+def refuse_own_seeds(overrides: Sequence[str]) -> None:
+    if any(map(is_seed, overrides)):
         raise UserError(
             "A verdict chooses its seeds: leave seed= out. Their number is set by search.looks, and the seeds for"
             " tuning by search.tuning_seeds."
         )
 
 
-def refuse_without_effect(words: Sequence[str]) -> None:
+def refuse_without_effect(overrides: Sequence[str]) -> None:
     """Raise UserError if an override sets an option of searches that a verdict sets itself."""
-    for word in words:
-        key = key_of(word).replace("/", ".")
+    for override in overrides:
+        key = key_of(override).replace("/", ".")
         for section, instead in SET_BY_VERDICTS.items():
             if f"{key}.".startswith(f"{section}."):
-                raise UserError(f"{word} has no effect in a verdict, {instead}. Leave it out.")
+                raise UserError(f"{override} has no effect in a verdict, {instead}. Leave it out.")
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
-    """Raise UserError if the protocol has changed since the verdict began."""
+    """Raise UserError if the protocol differs from when the verdict began."""
     if set(before) != set(now):
         raise UserError(
             f"The verdict '{name}' was begun by another version of minllm, whose protocol had other options, so it"
@@ -228,7 +234,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str)
             )
 
 
-def refuse_the_same(cfgs: Mapping[str, DictConfig], sized: bool = False) -> None:
+def refuse_identical_arms(cfgs: Mapping[str, DictConfig], sized: bool = False) -> None:
     """Raise UserError if two arms have the same configuration or compute the same model, however they were typed.
 
     Args:
@@ -245,26 +251,26 @@ def refuse_the_same(cfgs: Mapping[str, DictConfig], sized: bool = False) -> None
             )
     from minllm.model.unused import computes_the_same  # imports torch
 
-    for (name, cfg), (other, another) in itertools.combinations(cfgs.items(), 2):
-        if is_of_model_only(cfg, another) and computes_the_same(cfg, another):
+    for (name, cfg), (other, other_cfg) in itertools.combinations(cfgs.items(), 2):
+        if differ_only_in_model(cfg, other_cfg) and computes_the_same(cfg, other_cfg):
             raise UserError(
                 f"arms.{name} and arms.{other} compute the same: their differences don't affect the model. Change one"
                 " of them."
             )
 
 
-def is_of_model_only(one: DictConfig, other: DictConfig) -> bool:
+def differ_only_in_model(first: DictConfig, second: DictConfig) -> bool:
     """Whether two configurations differ only in their model."""
-    values, others = learnt_from(one), learnt_from(other)
+    values, others = training_settings(first), training_settings(second)
     differ = [key for key in {*values, *others} if values.get(key, ABSENT) != others.get(key, ABSENT)]
     return all(key.startswith(("model.", "norm.")) for key in differ)
 
 
 def refuse_same_results(tuning: Mapping[str, Tuning]) -> None:
     """Raise UserError if two arms had exactly the same losses wherever they were tuned, so they compute the same."""
-    found = [(name, one.tried) for name, one in tuning.items()]
-    for (name, tried), (other, others) in itertools.combinations(found, 2):
-        if tried == others and all(one.held for one in tried):
+    tried_by_arm = [(name, tuned.tried) for name, tuned in tuning.items()]
+    for (name, tried), (other, tried_by_other) in itertools.combinations(tried_by_arm, 2):
+        if tried == tried_by_other and all(tuned.succeeded for tuned in tried):
             raise UserError(
                 f"arms.{name} and arms.{other} reached exactly the same loss in every tuning run, so their differences"
                 " don't affect what is computed. Change one of them."

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minllm.study.tuning import RATE, Tuning
-from minllm.verdict.results import Results, Round, Values, held, missing, ranked, tried
+from minllm.verdict.results import Results, Round, Values, missing, ranked, succeeded, tried
 
 FINALISTS = 3
 EDGE = 2 / 3
@@ -52,17 +52,17 @@ class RandomSearch:
 
     @property
     def most_runs(self) -> int:
-        """The limit on the number of runs: the finalists may change, but only so often."""
+        """The limit on the number of runs, which bounds how often the finalists may change."""
         return len(self.draws) + 2 * FINALISTS * (len(self.seeds) - 1)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         ends = (f"{key} from {low:g} to {high:g}" for key, (low, high) in self.ranges().items())
         return f"{len(self.draws)} random draws of {', '.join(ends)}"
 
     @property
-    def in_any_case(self) -> Sequence[Values]:
-        """What is tried whatever the results are."""
+    def planned_values(self) -> Sequence[Values]:
+        """The values that are tried regardless of the results."""
         return self.draws
 
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -94,7 +94,7 @@ class RandomSearch:
         if any(missing(draw, results, self.seeds) for draw in finalists):
             return f"its best draws weren't tried with every tuning seed after {len(results)} runs"
         if len(finalists) < FINALISTS:
-            return f"only {len(finalists)} of its {len(self.draws)} draws held"
+            return f"only {len(finalists)} of its {len(self.draws)} draws trained without failing"
         for key, centre in self.centre.items():
             places = [np.log(dict(draw)[key] / centre) / np.log(self.span) for draw in finalists]
             if min(places) > EDGE or max(places) < -EDGE:
@@ -104,7 +104,7 @@ class RandomSearch:
 
     def _finalists(self, results: Results) -> list[Values]:
         """Return the best draws that count, the best first."""
-        lost = [draw for draw in self.draws if not held(draw, results, self.seeds)]
+        lost = [draw for draw in self.draws if not succeeded(draw, results, self.seeds)]
         limit = min((dict(draw)[RATE] for draw in lost if RATE in self.centre), default=np.inf)
         counted = [draw for draw in self.draws if draw not in lost and dict(draw).get(RATE, -np.inf) < limit]
         return ranked(counted, results, self.seeds)[:FINALISTS]

@@ -1,12 +1,12 @@
-"""Tuning the learning rate on a grid that goes on past an edge until the best rate is inside it.
+"""Tuning the learning rate on a grid that is extended until the best rate is no longer at its edge.
 
 1. Every planned rate is tried with the first tuning seed.
 2. While the best rate is the lowest or the highest tried, the next one beyond it is tried.
 3. The best rate and its neighbours are tried with the other tuning seeds, which may make another rate the best.
 4. A quadratic in the logarithm of the rate is fitted through the best rate and its neighbours; its minimum is chosen.
 
-A rate counts only if it and every lower rate held with every seed that they were tried with: a rate between rates that
-diverged was lucky.
+A rate counts only if it and every lower rate succeeded with every seed that they were tried with: a rate between rates
+that diverged was lucky.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minllm.study.tuning import RATE, Tuning
-from minllm.verdict.results import Results, Round, Run, Values, held, levels, missing, ranked, tried
+from minllm.verdict.results import Results, Round, Run, Values, mean_losses, missing, ranked, succeeded, tried
 
 SPACING = 2.0
 """The factor between rates if a single one is planned."""
@@ -46,12 +46,12 @@ class RateSearch:
     most_runs: int
 
     @property
-    def said(self) -> str:
-        return f"{RATE}={', '.join(map(str, self.planned))}, and goes on past an edge"
+    def description(self) -> str:
+        return f"{RATE}={', '.join(map(str, self.planned))}, and beyond if the best is at an edge"
 
     @property
-    def in_any_case(self) -> Sequence[Values]:
-        """What is tried whatever the results are."""
+    def planned_values(self) -> Sequence[Values]:
+        """The values that are tried regardless of the results."""
         return [_values(rate) for rate in self.planned]
 
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -67,13 +67,13 @@ class RateSearch:
         return wanted if len(results) + len(wanted) <= self.most_runs else []
 
     def choice(self, results: Results) -> Tuning | None:
-        """Return the choice; None if no rate held."""
+        """Return the choice; None if no rate succeeded."""
         best = self._best(results)
         if best is None:
             return None
         chosen, how = self._fitted(best, results)
         unsettled = self._unsettled(best, results)
-        return Tuning(tried(results, self.in_any_case), {RATE: chosen}, how, self.most_runs, unsettled)
+        return Tuning(tried(results, self.planned_values), {RATE: chosen}, how, self.most_runs, unsettled)
 
     def lowest(self, results: Results) -> Values:
         """Return the lowest rate that was tried."""
@@ -103,10 +103,10 @@ class RateSearch:
 
     def _fitted(self, best: float, results: Results) -> tuple[float, str]:
         """Return the minimum of the fit, kept between the best rate's neighbours, and how it was found."""
-        loss = self._levels(results)
+        loss = self._mean_losses(results)
         near, window = self._near(best, results, 1), self._near(best, results, REACH)
         if len(window) < 3:
-            return best, "the lowest mean loss, because too few rates beside it held for a fit"
+            return best, "the lowest mean loss, because too few neighbouring rates succeeded for a fit"
         tries = [len(self.seeds) - len(missing(_values(rate), results, self.seeds)) for rate in window]
         weights = [count * (1 if rate in near else FAR) for count, rate in zip(tries, window)]
         places = np.log2(np.array(window) / best)
@@ -125,8 +125,8 @@ class RateSearch:
         counted = [_values(rate) for rate in self._counted(results)]
         return next((dict(values)[RATE] for values in ranked(counted, results, self.seeds)), None)
 
-    def _levels(self, results: Results) -> dict[Values, float]:
-        return levels([_values(rate) for rate in self._counted(results)], results, self.seeds)
+    def _mean_losses(self, results: Results) -> dict[Values, float]:
+        return mean_losses([_values(rate) for rate in self._counted(results)], results, self.seeds)
 
     def _near(self, best: float, results: Results, reach: int) -> list[float]:
         """Return the best rate with up to `reach` rates that count on either side."""
@@ -135,9 +135,9 @@ class RateSearch:
         return counted[max(0, place - reach) : place + reach + 1]
 
     def _counted(self, results: Results) -> list[float]:
-        """Return the rates that held, up to the first that didn't."""
+        """Return the rates that succeeded, up to the first that didn't."""
         rates = self._rates(results)
-        lost = [i for i, rate in enumerate(rates) if not held(_values(rate), results, self.seeds)]
+        lost = [i for i, rate in enumerate(rates) if not succeeded(_values(rate), results, self.seeds)]
         return rates[: lost[0]] if lost else rates
 
     def _rates(self, results: Results) -> list[float]:

@@ -1,4 +1,4 @@
-"""The results of an arm's tuning runs: which values held, and how good each is."""
+"""The results of an arm's tuning runs: which values succeeded, and how good each is."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def tried(results: Results, planned: Sequence[Values]) -> list[Tried]:
 
 
 def ranked(among: Sequence[Values], results: Results, seeds: Sequence[int]) -> list[Values]:
-    """Return values that held, the best first; ties keep their order."""
-    found = levels(among, results, seeds)
-    return sorted(among, key=found.__getitem__)
+    """Return values that succeeded, the best first; ties keep their order."""
+    losses = mean_losses(among, results, seeds)
+    return sorted(among, key=losses.__getitem__)
 
 
-def levels(among: Sequence[Values], results: Results, seeds: Sequence[int]) -> dict[Values, float]:
-    """Return the mean loss over all seeds of values that held.
+def mean_losses(among: Sequence[Values], results: Results, seeds: Sequence[int]) -> dict[Values, float]:
+    """Return the mean loss over all seeds of values that succeeded.
 
     Where only the first seed was tried, its loss is moved by as much as the mean over all seeds differs from the
     first seed's loss where both are known, so that values are compared as if all had been tried with every seed.
@@ -54,6 +54,6 @@ def missing(values: Values, results: Results, seeds: Sequence[int]) -> list[Run]
     return [(values, seed) for seed in seeds if (values, seed) not in results]
 
 
-def held(values: Values, results: Results, seeds: Sequence[int]) -> bool:
+def succeeded(values: Values, results: Results, seeds: Sequence[int]) -> bool:
     """Whether no run with these values diverged or failed."""
     return all(results.get((values, seed), math.inf) is not None for seed in seeds)

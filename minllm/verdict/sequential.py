@@ -37,7 +37,7 @@ from minllm.schema.overrides import key_of
 from minllm.study import recorded
 from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, undecided
 from minllm.study.reading import read_arms
-from minllm.study.report import sentences, tell, tell_without_report
+from minllm.study.report import print_without_report, sentences, write_and_print
 from minllm.study.selection import VERDICT
 from minllm.study.statistics import least_pairs
 from minllm.study.trust import refuse_broken_arm
@@ -50,9 +50,9 @@ from minllm.sweep.search import Search
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
-from minllm.verdict.champion import held_against_champion
-from minllm.verdict.comparing import compared, without_runs
-from minllm.verdict.entry import enter, not_reached, record
+from minllm.verdict.champion import set_champion
+from minllm.verdict.comparing import compare_pairs, without_runs
+from minllm.verdict.entry import entry_for_search, record_verdict, unreached_entry
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.phases import EACH_ONCE, QUEUED, checked_settings, phase
@@ -62,9 +62,9 @@ from minllm.verdict.protocol import (
     arms_in,
     listed,
     refuse_changes,
+    refuse_identical_arms,
     refuse_own_seeds,
     refuse_same_results,
-    refuse_the_same,
     refuse_without_effect,
 )
 from minllm.verdict.tuning import (
@@ -78,31 +78,31 @@ from minllm.verdict.tuning import (
     tune,
 )
 
-WORDS_ALONE = {"_target_": "minllm.sweep.space.Plan"}
+OVERRIDES_ONLY = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
 
-TO_THE_END = {"_target_": "minllm.sweep.pruners.none"}
+NO_PRUNING = {"_target_": "minllm.sweep.pruners.none"}
 
 
-def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> Comparison | None:
+def reach_verdict(sweeper: PruningSweeper, overrides: Sequence[str]) -> Comparison | None:
     """Size the arms, tune them, train them in pairs, and write the report; return the comparison, or None if dry.
 
     If time runs out before every arm has a run, all contests are inconclusive, and no report is written.
 
     Args:
         sweeper: the sweeper that Hydra instantiated; it holds the rest of the configuration.
-        typed: the command line's overrides, without Hydra's own.
+        overrides: the command line's overrides, without Hydra's own.
 
     Raises:
         UserError: an arm can't be built, or its runs fail.
         RepeatedCrashes: too many trials crashed in a row.
     """
-    search = VerdictSearch(sweeper, typed)
+    search = VerdictSearch(sweeper, overrides)
     print(printable(search.plan()), flush=True)
     if search.config.sweep.dry_run:
         return None
     refuse_links_at_top(search.folder, appended=())
-    search.keep_protocol()
+    search.save_protocol()
     if search.entry.announcement:
         print(search.entry.announcement, flush=True)
     try:
@@ -110,13 +110,13 @@ def reach_verdict(sweeper: PruningSweeper, typed: Sequence[str]) -> Comparison |
             comparison = search.train_pairs(search.tune())
     except NothingToCompare as end:
         comparison = without_runs(search, end)
-        tell_without_report(comparison, not_reached(search))
+        print_without_report(comparison, unreached_entry(search))
         return comparison
     protocol = search.protocol
     print()
-    entered = record(search, comparison)
+    entry = record_verdict(search, comparison)
     readings = read_arms(comparison, search.config, protocol.prompts, protocol.stories)
-    tell(comparison, search.folder, readings, entered)
+    write_and_print(comparison, search.folder, readings, entry)
     return comparison
 
 
@@ -126,46 +126,46 @@ class VerdictSearch:
     server: ForkServer | None = None
     """The process that starts the runs of all searches."""
 
-    def __init__(self, sweeper: PruningSweeper, typed: Sequence[str]):
+    def __init__(self, sweeper: PruningSweeper, overrides: Sequence[str]):
         self.sweeper, self.config = sweeper, sweeper.config
         self.protocol: Protocol = build(self.config.search)
         settings = checked_settings(self.config)
         self.arms = arms_in(self.config.arms, self.protocol)
-        refuse_own_seeds(typed)
-        refuse_without_effect([*typed, *self.config.hydra.overrides.hydra])
+        refuse_own_seeds(overrides)
+        refuse_without_effect([*overrides, *self.config.hydra.overrides.hydra])
         self.name, self.folder = settings.name, Path(str(self.config.hydra.sweep.dir))
-        self.typed = [word for word in typed if key_of(word).partition(".")[0] != "arms"]
-        self.ends = time.monotonic() + (settings.minutes or math.inf) * 60
+        self.overrides = [override for override in overrides if key_of(override).partition(".")[0] != "arms"]
+        self.deadline = time.monotonic() + (settings.minutes or math.inf) * 60
         self.seconds: dict[str, list[float]] = {}
         """Durations of each search's runs."""
         self.ledger, self.entry = Ledger(), None
         self.precision, self.size = [], []
         default = self.composed("a") if self.protocol.champion else None
-        self.kind = None if default is None else held_against_champion(self, default, typed)
-        self.precision = self.precision_word()
+        self.kind = None if default is None else set_champion(self, default, overrides)
+        self.precision = self.precision_override()
         bases = {name: self.composed(name) for name in self.arms}
-        refuse_the_same(bases)
+        refuse_identical_arms(bases)
         first = default or next(iter(bases.values()))
         if sweeper.chooses_jobs:
             sweeper.n_jobs = jobs_for(self.config, first)
         self.plans = {
             name: plan_of(name, cfg, self.protocol) for name, cfg in bases.items() if self.protocol.is_tuned
         }
-        self.size = self.size_word(first)
+        self.size = self.size_override(first)
         self.cfgs = {name: self.composed(name) for name in self.arms} if self.size else bases
         if self.size:
-            refuse_the_same(self.cfgs, sized=True)
+            refuse_identical_arms(self.cfgs, sized=True)
         for name, cfg in self.cfgs.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
         for name, plan in self.plans.items():
-            refuse_extremes(name, plan, lambda words, name=name: self.spec(name, words))
+            refuse_extremes(name, plan, lambda sweeps, name=name: self.spec(name, sweeps))
 
     def plan(self) -> str:
         """Return a description of what will be run."""
         protocol = self.protocol
-        lines = [f"{name}: {' '.join(words) or 'no overrides'}" for name, words in self.arms.items()]
-        if sizes := [word for word in (*self.size, *self.typed) if word.startswith("size.")]:
+        lines = [f"{name}: {' '.join(overrides) or 'no overrides'}" for name, overrides in self.arms.items()]
+        if sizes := [override for override in (*self.size, *self.overrides) if override.startswith("size.")]:
             lines.append(f"All arms have the same size: {' '.join(sizes)}.")
         lines += plan_lines(self.plans)
         lines.append(f"Pairs: seeds 0, 1, 2, …; the results are tested after {listed(protocol.looks)} pairs.")
@@ -183,12 +183,14 @@ class VerdictSearch:
             searches = {
                 name: stack.enter_context(self.opened_tuning(name, plan)) for name, plan in self.plans.items()
             }
-            found = tune(self.plans, searches, self.sweeper.n_jobs)
-            self.seconds |= {f"tune-{name}": seconds_of_runs(one.trials()) for name, one in searches.items()}
-        for name, one in found.items():
-            print(f"{name}: {sentences.tuned(one)}", flush=True)
-        refuse_same_results(found)
-        return found
+            tuned = tune(self.plans, searches, self.sweeper.n_jobs)
+            self.seconds |= {
+                f"tune-{name}": seconds_of_runs(search.trials()) for name, search in searches.items()
+            }
+        for name, search in tuned.items():
+            print(f"{name}: {sentences.tuned(search)}", flush=True)
+        refuse_same_results(tuned)
+        return tuned
 
     def train_pairs(self, tuning: Mapping[str, Tuning]) -> Comparison:
         """Train pairs of seeds until a look settles every comparison, or looks or time run out.
@@ -203,23 +205,28 @@ class VerdictSearch:
                 done = self.train_up_to(look, searches)
                 if done < look:
                     break
-                comparison = compared(self, tuning, look)
+                comparison = compare_pairs(self, tuning, look)
                 print(f"After {look} pairs: {comparison.headline} {comparison.settling}".rstrip(), flush=True)
                 if comparison.is_settled:
                     return comparison
-                going_on = self.still_needed(comparison)
-                searches = {name: search for name, search in searches.items() if name in going_on}
+                needed = self.still_needed(comparison)
+                searches = {name: search for name, search in searches.items() if name in needed}
         if comparison is None:
             why = f"Time ran out before the first look at {self.protocol.looks[0]} pairs. {CONTINUE}"
-            return undecided(compared(self, tuning, done), why)
+            return undecided(compare_pairs(self, tuning, done), why)
         return comparison
 
     def still_needed(self, comparison: Comparison) -> set[str]:
         """Return the names of the arms that an unsettled contest needs."""
-        arms = [arm for one in comparison.contests if not one.is_settled for arm in (one.arm, one.baseline)]
-        arms += [one.arm for one in comparison.noise if not one.is_settled]
+        arms = [
+            arm
+            for result in comparison.contests
+            if not result.is_settled
+            for arm in (result.arm, result.baseline)
+        ]
+        arms += [result.arm for result in comparison.noise if not result.is_settled]
         called = {arm.name for arm in arms}
-        return {name for name in self.arms if self.called(name) in called}
+        return {name for name in self.arms if self.display_name(name) in called}
 
     def train_up_to(self, look: int, searches: Mapping[str, Search]) -> int:
         """Train at least `look` pairs while there is time, and return the number of finished pairs.
@@ -237,7 +244,7 @@ class VerdictSearch:
             )
             trials = {}
             for name in list(searches)[:: 1 if turn % 2 == 0 else -1]:
-                trials[name] = searches[name].run_until(wanted * self.protocol.runs_of_a_pair)
+                trials[name] = searches[name].run_until(wanted * self.protocol.runs_per_pair)
             done = self.finished_pairs(trials)
             if done < wanted:  # time ran out during this turn
                 break
@@ -252,45 +259,45 @@ class VerdictSearch:
         self, name: str, tuning: Mapping[str, Tuning]
     ) -> contextlib.AbstractContextManager[Search]:
         """Open the search that trains an arm's seeds at its learning rate."""
-        words = [
-            *(tuning[name].words if name in tuning else ()),
+        overrides = [
+            *(tuning[name].overrides if name in tuning else ()),
             f"seed=range(0,{FIRST_TUNING_SEED})",
             "train.keep_checkpoints=1",
-            *self.logged_as(name),
+            *self.logger_overrides(name),
         ]
-        seeds = self.protocol.looks[-1] * self.protocol.runs_of_a_pair
-        return self.opened(f"seeds-{name}", name, words, seeds, keep="all")
+        seeds = self.protocol.looks[-1] * self.protocol.runs_per_pair
+        return self.opened(f"seeds-{name}", name, overrides, seeds, keep="all")
 
     def pairs_in_time(self, arms: int) -> float:
         """Return how many more pairs there is time for, by the mean duration of a run; `n_jobs` before the first."""
-        left = self.ends - time.monotonic()
+        left = self.deadline - time.monotonic()
         if math.isinf(left):
             return math.inf
-        seconds = [one for search in self.seconds.values() for one in search]
+        seconds = [duration for search in self.seconds.values() for duration in search]
         if not seconds:
             return self.sweeper.n_jobs if left > 0 else 0
-        runs = arms * self.protocol.runs_of_a_pair
+        runs = arms * self.protocol.runs_per_pair
         return max(0, int(left * self.sweeper.n_jobs / (runs * sum(seconds) / len(seconds))))
 
-    # ---- what all searches share -----------------------------------------------------------------
+    # ---- opening and configuring searches --------------------------------------------------------
 
     def opened_tuning(self, name: str, plan: Plan) -> contextlib.AbstractContextManager[Search]:
-        """Open the search that runs what is queued of an arm's tuning."""
-        words = [*self.words_of(name), *space_of(plan), *self.logged_as(name, "-tuning")]
+        """Open the search that runs an arm's queued tuning runs."""
+        overrides = [*self.overrides_of(name), *space_of(plan), *self.logger_overrides(name, "-tuning")]
         config = self.config_of(f"tune-{name}", keep="none")
-        return phase(self.sweeper, config, words, plan.most_runs, QUEUED, self.server)
+        return phase(self.sweeper, config, overrides, plan.most_runs, QUEUED, self.server)
 
     def opened(
-        self, name_of_phase: str, name: str, words: Sequence[str], n_trials: int, keep: str
+        self, name_of_phase: str, name: str, overrides: Sequence[str], n_trials: int, keep: str
     ) -> contextlib.AbstractContextManager[Search]:
         """Open the search that runs an arm with further overrides, up to `n_trials` trials."""
-        config, words = self.config_of(name_of_phase, keep), [*self.words_of(name), *words]
-        return phase(self.sweeper, config, words, n_trials, EACH_ONCE, self.server)
+        config, overrides = self.config_of(name_of_phase, keep), [*self.overrides_of(name), *overrides]
+        return phase(self.sweeper, config, overrides, n_trials, EACH_ONCE, self.server)
 
     def config_of(self, name_of_phase: str, keep: str) -> DictConfig:
         """Return the configuration of a phase's search, which keeps `keep` checkpoints."""
         config = self.without_arms()
-        left = self.ends - time.monotonic()
+        left = self.deadline - time.monotonic()
         with read_write(config.hydra):
             config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{name_of_phase}", keep
             config.sweep.metric = METRIC
@@ -299,39 +306,41 @@ class VerdictSearch:
         return config
 
     def composed(self, name: str) -> DictConfig:
-        """Return an arm's configuration under the overrides known so far."""
+        """Return an arm's configuration with the overrides known so far."""
         spec = self.spec(name, [f"seed=range(0,{FIRST_TUNING_SEED})"])
         for key in sorted(set(spec.space.distributions) - {"seed"}):
             raise UserError(f"{key} has several values. Make each a separate arm: 'arms.b=[{key}=<value>]'.")
         return spec.space.base
 
-    def spec(self, name: str, words: Sequence[str]) -> SearchSpec:
-        return SearchSpec(self.without_arms(), [*self.words_of(name), *words], self.sweeper.hydra_context)
+    def spec(self, name: str, overrides: Sequence[str]) -> SearchSpec:
+        return SearchSpec(
+            self.without_arms(), [*self.overrides_of(name), *overrides], self.sweeper.hydra_context
+        )
 
-    def words_of(self, name: str) -> list[str]:
-        return [*self.typed, *self.precision, *self.size, *self.arms[name]]
+    def overrides_of(self, name: str) -> list[str]:
+        return [*self.overrides, *self.precision, *self.size, *self.arms[name]]
 
-    def size_word(self, first: DictConfig) -> list[str]:
+    def size_override(self, first: DictConfig) -> list[str]:
         """Return the override that gives each arm the first one's size, unless a size is configured already."""
         equal = self.protocol.equal
         if equal is None or any(first.size[name] is not None for name in TARGETS):
             return []
         if first.init_from:
             raise UserError("With init_from= the arms can't be resized: add search.equal=null.")
-        figures = cost(build_shapes(first, build(first.tokenizer).vocab_size), first.data.seq_len)
-        had = getattr(figures, "state_bytes_per_sequence" if equal == "state_bytes" else equal)
-        if had is None:
+        costs = cost(build_shapes(first, build(first.tokenizer).vocab_size), first.data.seq_len)
+        target = getattr(costs, "state_bytes_per_sequence" if equal == "state_bytes" else equal)
+        if target is None:
             raise UserError("search.equal=state_bytes needs a first arm that can generate.")
-        return [f"size.{equal}={had:.12g}"]
+        return [f"size.{equal}={target:.12g}"]
 
-    def precision_word(self) -> list[str]:
+    def precision_override(self) -> list[str]:
         """Return the override that fixes the precision of all runs; `auto` is resolved once, at the start."""
         trained = any(self.folder.glob("seeds-*"))
         if recorded.is_there(self.folder, VERDICT):
-            kept = self.kept()
+            saved = self.saved_protocol()
             if trained or any(self.folder.glob("tune-*")):
-                refuse_changes(kept["protocol"], self.asked(), self.name)
-            return kept["words"]
+                refuse_changes(saved["protocol"], self.protocol_data(), self.name)
+            return saved["words"]
         if trained:
             raise UserError(
                 f"{self.folder / VERDICT} is missing, so the margin and looks chosen before training are unknown."
@@ -343,31 +352,31 @@ class VerdictSearch:
         device = machine.choose_device(self.config.train.device)
         return [f"train.precision={machine.choose_precision('auto', device)[0]}"]
 
-    def kept(self) -> dict[str, Any]:
-        """Return what `keep_protocol` saved. UserError if it can't be read."""
+    def saved_protocol(self) -> dict[str, Any]:
+        """Return what `save_protocol` saved. UserError if it can't be read."""
         try:
-            kept = recorded.read_object(self.folder, VERDICT)
-            recorded.check(kept, {"protocol": dict[str, Any], "words": list[str]}, VERDICT)
+            saved = recorded.read_object(self.folder, VERDICT)
+            recorded.check(saved, {"protocol": dict[str, Any], "words": list[str]}, VERDICT)
         except recorded.Damaged as error:
             raise UserError(
                 f"In {self.folder}: {error} Restore the file, or start another verdict: sweep.name=<name>."
             ) from error
-        return kept
+        return saved
 
-    def keep_protocol(self) -> None:
+    def save_protocol(self) -> None:
         """Save the protocol, the precision of all runs and the ledger's levels, which a later call continues with."""
-        self.entry = enter(self)
+        self.entry = entry_for_search(self)
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = {"protocol": self.asked(), "words": self.precision, "ledger": self.entry.kept}
-        write_text(self.folder / VERDICT, to_json(kept))
+        content = {"protocol": self.protocol_data(), "words": self.precision, "ledger": self.entry.saved}
+        write_text(self.folder / VERDICT, to_json(content))
 
-    def asked(self) -> dict[str, Any]:
+    def protocol_data(self) -> dict[str, Any]:
         return {**asdict(self.protocol), "arms": self.arms}
 
-    def logged_as(self, name: str, of: str = "") -> list[str]:
+    def logger_overrides(self, name: str, of: str = "") -> list[str]:
         """Return the overrides that set the group and job type of this verdict's runs in Weights & Biases."""
         logger = self.config.logger
-        names = {"group": f"{self.name}{of}", "job_type": self.called(name)}
+        names = {"group": f"{self.name}{of}", "job_type": self.display_name(name)}
         return [
             f"logger.{key}={spelled(label)}" for key, label in names.items() if logger.get(key, "") is None
         ]
@@ -377,19 +386,19 @@ class VerdictSearch:
         config = copy.deepcopy(self.config)
         with open_dict(config):
             config.pop("arms")
-            config.search, config.sweep.pruner = WORDS_ALONE, TO_THE_END
+            config.search, config.sweep.pruner = OVERRIDES_ONLY, NO_PRUNING
         return config
 
-    def called(self, name: str) -> str:
+    def display_name(self, name: str) -> str:
         return " ".join(self.arms[name]) or name
 
     def command(self) -> str:
         """Return the command line with secrets removed."""
         hydra = self.config.hydra
-        arms = [f"arms.{name}=[{','.join(words)}]" for name, words in self.arms.items()]
-        typed = [word for word in self.typed if key_of(word) != "search.champion"]  # arms.a names it
-        words = [*named_folders(hydra.runtime), *typed, *arms, *hydra.overrides.hydra]
-        return shlex.join(["python", "sweep.py", *without_storage(words)])
+        arms = [f"arms.{name}=[{','.join(overrides)}]" for name, overrides in self.arms.items()]
+        shared = [word for word in self.overrides if key_of(word) != "search.champion"]  # arms.a names it
+        overrides = [*named_folders(hydra.runtime), *shared, *arms, *hydra.overrides.hydra]
+        return shlex.join(["python", "sweep.py", *without_storage(overrides)])
 
 
 def seconds_of_runs(trials: Sequence[FrozenTrial]) -> list[float]:

@@ -1,7 +1,7 @@
 """Tuning the hyper-parameters of a verdict's arms, in rounds of runs whose results decide the next round.
 
-A round depends only on complete rounds before it. So an interrupted verdict, which repeats the rounds with the results
-that it finds, tries the same values and chooses the same.
+A round depends only on complete rounds before it. An interrupted verdict therefore tries and chooses the same values
+when it repeats the rounds with the results so far.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from minllm.schema.building import build
-from minllm.schema.overrides import written
+from minllm.schema.overrides import format_value
 from minllm.study.arms import ABSENT
 from minllm.study.tuning import RATE, Tuning
 from minllm.sweep.report.trials import is_complete
@@ -74,39 +74,39 @@ def refuse_extremes(name: str, plan: Plan, spec_of: Callable[[Sequence[str]], Se
     for end, place in (("lowest", 0), ("highest", 1)):
         values = {key: ends[place] for key, ends in plan.ranges().items()}
         if why := spec.refusal({**values, "seed": plan.seeds[0]}):
-            said = " ".join(f"{key}={value:g}" for key, value in values.items())
+            shown = " ".join(f"{key}={value:g}" for key, value in values.items())
             raise UserError(
-                f"Arm {name} can't be trained with the {end} values of its random search ({said}): {why} Make"
+                f"Arm {name} can't be trained with the {end} values of its random search ({shown}): {why} Make"
                 " search.span smaller, or remove the key from search.tune."
             )
 
 
 def plan_lines(plans: Mapping[str, Plan]) -> list[str]:
     """Return what is tried for each arm, and how many runs that takes."""
-    lines = [f"{name} tries {plan.said}." for name, plan in plans.items()]
+    lines = [f"{name} tries {plan.description}." for name, plan in plans.items()]
     if not plans:
         return lines
-    one = next(iter(plans.values()))
+    first = next(iter(plans.values()))
     least = sum(len(plan.next_round({})) for plan in plans.values())
-    seeds = ", ".join(map(str, one.seeds[1:]))
-    again = f", and then what is best with seed{'s' * (len(one.seeds) > 2)} {seeds}" if seeds else ""
+    seeds = ", ".join(map(str, first.seeds[1:]))
+    again = f", and then what is best with seed{'s' * (len(first.seeds) > 2)} {seeds}" if seeds else ""
     return [
         *lines,
-        f"Tuning: {least} runs with seed {one.seeds[0]}{again}; at most {one.most_runs} runs for each arm.",
+        f"Tuning: {least} runs with seed {first.seeds[0]}{again}; at most {first.most_runs} runs for each arm.",
     ]
 
 
 def tune(plans: Mapping[str, Plan], searches: Mapping[str, Search], n_jobs: int) -> dict[str, Tuning]:
     """Run each arm's rounds until none needs another, and return what was tried and chosen.
 
-    Arms run their rounds side by side, so that one that needs a single run leaves no job idle.
+    Arms run their rounds side by side, so that an arm that needs a single run leaves no job idle.
 
     Raises:
         UserError: an arm can't be tuned, because its runs failed.
         NothingToCompare: time ran out.
     """
     results: dict[str, dict[Run, float | None]] = {name: {} for name in plans}
-    while rounds := {name: one for name, plan in plans.items() if (one := plan.next_round(results[name]))}:
+    while rounds := {name: runs for name, plan in plans.items() if (runs := plan.next_round(results[name]))}:
         for name, runs in rounds.items():
             searches[name].queue([parameters(run) for run in runs])
         run_together([searches[name] for name in rounds], n_jobs)
@@ -128,10 +128,10 @@ def results_of(name: str, runs: Round, trials: Sequence[FrozenTrial]) -> dict[Ru
         for trial in trials
         if trial.state.is_finished()
     }
-    found = {run: tuple(sorted(parameters(run).items())) for run in runs}
-    if any(key not in ended for key in found.values()):
+    keys = {run: tuple(sorted(parameters(run).items())) for run in runs}
+    if any(key not in ended for key in keys.values()):
         raise NothingToCompare(f"time ran out while tuning arm {name}", CONTINUE)
-    return {run: ended[key] for run, key in found.items()}
+    return {run: ended[key] for run, key in keys.items()}
 
 
 def parameters(run: Run) -> dict[str, float]:
@@ -157,7 +157,7 @@ def choice_of(name: str, plan: Plan, results: Results, trials: Sequence[FrozenTr
             f" diverged. The first other failure: {failures[0]['text']}"
         )
     choice = Tuning(
-        tried(results, plan.in_any_case),
+        tried(results, plan.planned_values),
         dict(lowest),
         "the lowest values that were tried, because training diverged with them",
         plan.most_runs,
@@ -190,8 +190,8 @@ def configured(name: str, cfg: DictConfig, key: str) -> float:
         value = warmup_of(cfg)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(
-            f"search.tune={key} tries multiples of a number above 0, but in arm {name} it is {written(value)}. Set it,"
-            f" such as {key}={EXAMPLES.get(key, '1')}, or remove it from search.tune."
+            f"search.tune={key} tries multiples of a number above 0, but in arm {name} it is"
+            f" {format_value(value)}. Set it, such as {key}={EXAMPLES.get(key, '1')}, or remove it from search.tune."
         )
     return value
 

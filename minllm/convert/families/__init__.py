@@ -1,6 +1,6 @@
 """One module for each `model_type` of transformers, with
 
-TABLE    our names → theirs (`minllm.convert.table`); theirs are written without the family's PREFIX
-PREFIX   what their names begin with, all but the head's
-typed    what would be typed for a config.json: the preset, and what differs from it
+TABLE         minllm's parameter names → those of transformers (`minllm.convert.table`), without the family's PREFIX
+PREFIX        the prefix of the names in transformers, except the head's
+to_overrides  returns the overrides for a config.json: the preset, and the options that differ from it
 """

@@ -4,7 +4,7 @@ import math
 from typing import Any, Literal
 
 from minllm.convert.families import jamba, mamba2
-from minllm.convert.ropes import one_form, rope
+from minllm.convert.ropes import either_form, rope
 from minllm.convert.settings import (
     ConfigJson,
     WithRope,
@@ -25,7 +25,7 @@ TABLE = jamba.layers(mamba2.mixer("layers.{i}.mamba"))
 
 
 class Config(WithRope):
-    """What BambaConfig reads, and its defaults."""
+    """The settings that BambaConfig reads, with its defaults."""
 
     vocab_size: Count = 128000
     bos_token_id: Natural | None = 1
@@ -55,20 +55,20 @@ class Config(WithRope):
     num_logits_to_keep: Natural | None = 1
     attention_bias: bool = False
     mlp_bias: bool = False
-    # no field of the class, but its attention reads it
+    # not a field of the class, but its layers read it
     head_dim: Count | None = None
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only_silu()  # the mixers' too
     config.unused("z_loss_coefficient", "num_logits_to_keep", "use_mamba_kernels")
     config.unused("layer_types", "layers_block_type")  # follow from attn_layer_indices
-    mamba2.no_limit(config)
+    mamba2.refuse_time_step_limit(config)
     rec = {
         "model.rec.head_dim": mixer_width(config),
         "model.rec.n_groups": config.take("mamba_n_groups"),
         "model.rec.chunk": config.take("mamba_chunk_size"),
-        **jamba.mamba_like(config),
+        **jamba.mixer_overrides(config),
     }
     layers = layout(config)
     return [
@@ -78,42 +78,42 @@ def typed(config: ConfigJson) -> list[str]:
         *attention_biases(config),
         override("model.mlp.bias", config.take("mlp_bias")),
         *(overrides(rec) if "~model.rec" not in layers else []),
-        *rope(config, merged(config), partly=True),
+        *rope(config, rope_settings(config), partial=True),
     ]
 
 
 def mixer_width(config: ConfigJson) -> int:
-    """Return the width of a mixer's head."""
+    """Return the width of each of the mixer's heads."""
     inner, heads = config.take("mamba_expand") * config.take("hidden_size"), config.take("mamba_n_heads")
-    said = config.take("mamba_d_head")
-    width = inner // heads if said == "auto" else said
+    head_width = config.take("mamba_d_head")
+    width = inner // heads if head_width == "auto" else head_width
     if width * heads != inner:
         raise UserError(
-            f"{config.name} has mamba_n_heads={heads} and mamba_d_head={said}, whose product must be mamba_expand times"
-            f" hidden_size, {inner}."
+            f"{config.name} has mamba_n_heads={heads} and mamba_d_head={head_width}, whose product must be mamba_expand"
+            f" times hidden_size, {inner}."
         )
     return width
 
 
-def merged(config: ConfigJson) -> dict[str, Any]:
-    """Return the rope's settings. Half a head turns unless they say otherwise; what is said beside them is ignored."""
-    said = one_form(config)
-    share = said.setdefault("partial_rotary_factor", 0.5)
+def rope_settings(config: ConfigJson) -> dict[str, Any]:
+    """Return the RoPE settings. Half of each head is rotated by default; duplicates outside of them are ignored."""
+    settings = either_form(config)
+    share = settings.setdefault("partial_rotary_factor", 0.5)
     config.ignored("partial_rotary_factor", share)
     if fits(share, Fraction):
         config.ignored("attn_rotary_emb", int(head_dim(config) * share))
-    said.setdefault("rope_theta", config.take("rope_theta"))
-    config.ignored("rope_theta", said["rope_theta"])
-    return said
+    settings.setdefault("rope_theta", config.take("rope_theta"))
+    config.ignored("rope_theta", settings["rope_theta"])
+    return settings
 
 
 def layout(config: ConfigJson) -> list[str]:
-    """Return the first layer, and the sentences of the others: in the published models these repeat."""
+    """Return the overrides for the first layer and for the others, which repeat in the published models."""
     attends = set(config.take("attn_layer_indices") or ())
     first, *others = [
         "attn mlp" if i in attends else "rec mlp" for i in range(config.take("num_hidden_layers"))
     ]
-    # a single layer is both
+    # a single layer is the repeated one
     return [
         override("model.first", [first] if others else []),
         repeated(others or [first]),

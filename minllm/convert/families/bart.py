@@ -5,9 +5,9 @@ from minllm.convert.table import Row
 from minllm.schema.options import Count, Fraction, Natural
 
 
-def positions(theirs: str) -> Row:
-    """Positions are numbered from 2."""
-    return Row(theirs, lambda parts, owner: parts[0][2:])
+def positions(source: str) -> Row:
+    """BART numbers positions from 2."""
+    return Row(source, lambda parts, owner: parts[0][2:])
 
 
 PREFIX = "model."
@@ -39,7 +39,7 @@ TABLE = {
 
 
 class Config:
-    """What BartConfig reads, and its defaults."""
+    """The settings that BartConfig reads, with its defaults."""
 
     aliases = {
         "hidden_size": "d_model",
@@ -70,7 +70,7 @@ class Config:
     tie_word_embeddings: bool = True
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).unused("init_std")
     config.only("encoder_layerdrop", 0.0)
     config.only("decoder_layerdrop", 0.0)
@@ -97,11 +97,15 @@ def typed(config: ConfigJson) -> list[str]:
         "model.pos.max_len": length,
         "data.seq_len": length,
     }
-    # an encoder has the decoder's sizes unless it is given others
+    # the encoder has the decoder's sizes unless others are set
     encoder = {
         "n_layers": ("model.n_layers", config.take("encoder_layers")),
         "attn.n_heads": ("model.attn.n_heads", config.take("encoder_attention_heads")),
         "mlp.hidden": ("model.mlp.hidden", config.take("encoder_ffn_dim")),
     }
-    others = {f"model.encoder.{key}": size for key, (ours, size) in encoder.items() if size != sizes[ours]}
+    others = {
+        f"model.encoder.{key}": size
+        for key, (decoder_key, size) in encoder.items()
+        if size != sizes[decoder_key]
+    }
     return ["experiment=bart", *overrides(sizes | others)]

@@ -1,4 +1,4 @@
-"""BLOOM (2211.05100): queries, keys and values packed for each head, ALiBi, a norm behind the embedding."""
+"""BLOOM (2211.05100): queries, keys and values packed by head, ALiBi, and a norm after the embedding."""
 
 from minllm.convert.settings import ConfigJson, overrides
 from minllm.convert.table import per_head
@@ -20,7 +20,7 @@ TABLE = {
 
 
 class Config:
-    """What BloomConfig reads, and its defaults."""
+    """The settings that BloomConfig reads, with its defaults."""
 
     aliases = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 
@@ -35,11 +35,11 @@ class Config:
     hidden_dropout: Fraction = 0.0
     attention_dropout: Fraction = 0.0
     tie_word_embeddings: bool = True
-    # no field of the class, but it reads it
+    # not a field of the class, but the class reads it
     n_embed: Count | None = None
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("apply_residual_connection_post_layernorm", False)
     dim = config.take("n_embed") or config.take("hidden_size")
     config.ignored("hidden_size", dim)

@@ -1,9 +1,9 @@
-"""DeepSeek-V3 (2412.19437): latent attention, and experts chosen by sigmoids behind some dense layers."""
+"""DeepSeek-V3 (2412.19437): latent attention, and experts with sigmoid routing after some dense layers."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from minllm.convert.ropes import longer, merged, rope
+from minllm.convert.ropes import rope, rope_settings, yarn_scale
 from minllm.convert.settings import ConfigJson, WithRope, override, overrides
 from minllm.errors import UserError
 from minllm.schema.options import Count, Fraction, Natural, Positive
@@ -35,7 +35,7 @@ TABLE = {
 
 
 class Config(WithRope):
-    """What DeepseekV3Config reads, and its defaults."""
+    """The settings that DeepseekV3Config reads, with its defaults."""
 
     aliases = {"num_local_experts": "n_routed_experts"}
 
@@ -71,22 +71,22 @@ class Config(WithRope):
     attention_dropout: Fraction | None = 0.0
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("attention_bias", False)
     if config.take("rms_norm_eps") != 1e-6:
         raise UserError(
-            f"{config.name} has rms_norm_eps={config.take('rms_norm_eps')}, but its class gives the norms of"
-            " latents 1e-06 in any case, and minllm has one eps for all norms."
+            f"{config.name} has rms_norm_eps={config.take('rms_norm_eps')}, but transformers always uses"
+            " 1e-06 for the norms of latents, and minllm has a single eps for all norms."
         )
     activation = config.activation("hidden_act")
     config.unused("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits", "qk_head_dim")
-    as_published(config)
+    check_published_keys(config)
     heads, width = config.take("num_attention_heads"), config.take("qk_rope_head_dim")
     config.only("head_dim", width)
     if heads // (config.take("num_key_value_heads") or heads) != 1:
         config.only("num_key_value_heads", heads)
-    said = merged(config)
-    ropes = rope(config, said, width=width, preset=("factor", "original_len", "magnitude"))
+    settings = rope_settings(config)
+    ropes = rope(config, settings, width=width, preset=("factor", "original_len", "magnitude"))
     return [
         "experiment=deepseek_v3",
         *overrides(
@@ -101,7 +101,7 @@ def typed(config: ConfigJson) -> list[str]:
                 "model.attn.rope_dim": width,
                 "model.attn.value_dim": config.take("v_head_dim"),
                 "model.attn.scale": (config.take("qk_nope_head_dim") + width) ** -0.5
-                * sharper(config, said) ** 2,
+                * attention_scale(config, settings) ** 2,
                 "model.attn.dropout": config.take("attention_dropout") or 0.0,
                 "model.mlp.hidden": config.take("intermediate_size"),
                 "model.mlp.activation": activation,
@@ -115,8 +115,8 @@ def typed(config: ConfigJson) -> list[str]:
     ]
 
 
-def as_published(config: ConfigJson) -> None:
-    """Pass over what the published files say and transformers doesn't read, where it is what transformers does."""
+def check_published_keys(config: ConfigJson) -> None:
+    """Accept keys of the published files that transformers doesn't read, if their values are what it does anyway."""
     config.only("moe_layer_freq", 1)
     config.only("scoring_func", "sigmoid")
     config.only("topk_method", "noaux_tc")
@@ -124,7 +124,7 @@ def as_published(config: ConfigJson) -> None:
 
 
 def layout(config: ConfigJson) -> list[str]:
-    """Return the dense layers and the mixtures behind them, if there are any."""
+    """Return the overrides for the dense layers, and for the mixtures of experts after them if there are any."""
     n_dense, mixtures = config.take("first_k_dense_replace"), experts(config)
     if n_dense >= config.take("num_hidden_layers"):
         return ["model.first=[]", override("model.layout", ["attn mlp"]), "~model.moe"]
@@ -149,11 +149,11 @@ def experts(config: ConfigJson) -> list[str]:
     )
 
 
-def sharper(config: ConfigJson, said: Mapping[str, Any]) -> float:
-    """Return how much sharper than 1/√K attention is by each of its two sides."""
-    mscale, factor = said.get("mscale_all_dim"), said.get("factor")
+def attention_scale(config: ConfigJson, settings: Mapping[str, Any]) -> float:
+    """Return the factor by which YaRN scales queries and keys, in addition to 1/√K."""
+    mscale, factor = settings.get("mscale_all_dim"), settings.get("factor")
     if not mscale:
         return 1.0
     if factor is None:
-        raise UserError(f"{config.name}'s rope has mscale_all_dim, which needs a factor that is a number.")
-    return longer(factor, mscale)
+        raise UserError(f"{config.name}'s rope has mscale_all_dim, which needs a numeric factor.")
+    return yarn_scale(factor, mscale)

@@ -1,15 +1,15 @@
-"""Gemma (2403.08295): Llama's names, and a GELU that is the approximate one whatever the file says."""
+"""Gemma (2403.08295): Llama's names, and the approximate GELU whatever the file says."""
 
 from minllm.convert.families.llama import PREFIX, TABLE
-from minllm.convert.ropes import merged, rope
+from minllm.convert.ropes import rope, rope_settings
 from minllm.convert.settings import ConfigJson, WithRope, attention_biases, llama_like, override
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
-__all__ = ["PREFIX", "TABLE", "typed"]
+__all__ = ["PREFIX", "TABLE", "to_overrides"]
 
 
 class Config(WithRope):
-    """What GemmaConfig reads, and its defaults."""
+    """The settings that GemmaConfig reads, with its defaults."""
 
     vocab_size: Count = 256000
     bos_token_id: Natural | None = 2
@@ -29,7 +29,7 @@ class Config(WithRope):
     use_bidirectional_attention: bool | None = None
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("use_bidirectional_attention", None, False)
     config.only("hidden_activation", None, "gelu_pytorch_tanh")  # ignored
     activation = config.activation("hidden_act")
@@ -38,5 +38,5 @@ def typed(config: ConfigJson) -> list[str]:
         *llama_like(config),
         *attention_biases(config),
         override("model.mlp.activation", "gelu_tanh" if config.take("hidden_act") == "gelu" else activation),
-        *rope(config, merged(config)),
+        *rope(config, rope_settings(config)),
     ]

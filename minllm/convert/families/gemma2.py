@@ -1,6 +1,6 @@
-"""Gemma 2 (2408.00118): a norm on each side of each branch, and two kinds of layers."""
+"""Gemma 2 (2408.00118): norms before and after each branch, and two kinds of layers."""
 
-from minllm.convert.ropes import merged, rope
+from minllm.convert.ropes import rope, rope_settings
 from minllm.convert.settings import (
     ConfigJson,
     WithRope,
@@ -31,7 +31,7 @@ TABLE = {
 
 
 class Config(WithRope):
-    """What Gemma2Config reads, and its defaults."""
+    """The settings that Gemma2Config reads, with its defaults."""
 
     vocab_size: Count = 256000
     bos_token_id: Natural | None = 2
@@ -56,19 +56,19 @@ class Config(WithRope):
     use_bidirectional_attention: bool | None = None
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     kinds = layer_types(config.declare(Config), every=2)
     softcap = config.take("attn_logit_softcapping")
     return [
         "experiment=gemma2",
-        *alike(config, kinds),
+        *shared_overrides(config, kinds),
         override("model.attn.softcap", softcap),
-        *rope(config, merged(config)),
+        *rope(config, rope_settings(config)),
     ]
 
 
-def alike(config: ConfigJson, kinds: list[str]) -> list[str]:
-    """Return what Gemma 2 and Gemma 3 say in the same words."""
+def shared_overrides(config: ConfigJson, kinds: list[str]) -> list[str]:
+    """Return the overrides for the settings that Gemma 2 and Gemma 3 share."""
     config.only("hidden_act", "gelu_pytorch_tanh", "gelu")  # ignored
     config.only("use_bidirectional_attention", None, False)
     more = {
@@ -81,15 +81,15 @@ def alike(config: ConfigJson, kinds: list[str]) -> list[str]:
         *(attention_biases(config) if "full_attention" in kinds else []),
         *overrides(more),
         *layout(kinds),
-        *local(config, kinds),
+        *local_overrides(config, kinds),
     ]
 
 
-def local(config: ConfigJson, kinds: list[str]) -> list[str]:
-    """Return what is local layers' own, if there are any."""
+def local_overrides(config: ConfigJson, kinds: list[str]) -> list[str]:
+    """Return the overrides for the local layers, if there are any."""
     window = config.take("sliding_window")
     if "sliding_attention" not in kinds:
         return []
     if window is None:
-        raise UserError(f"{config.name} has layers of type sliding_attention, and no sliding_window.")
+        raise UserError(f"{config.name} has layers of type sliding_attention, but no sliding_window.")
     return [override("model.local.mask.window", window), *attention_biases(config, "model.local")]

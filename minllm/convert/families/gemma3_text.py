@@ -1,4 +1,4 @@
-"""Gemma 3 without eyes (2503.19786): Gemma 2's names, norms of queries and keys, and a θ for each kind of layer."""
+"""Gemma 3, text only (2503.19786): Gemma 2's names, norms of queries and keys, and a θ for each kind of layer."""
 
 from minllm.convert.families import gemma2
 from minllm.convert.ropes import rope
@@ -15,7 +15,7 @@ TABLE = {
 
 
 class Config(gemma2.Config):
-    """What Gemma3TextConfig reads, and its defaults."""
+    """The settings that Gemma3TextConfig reads, with its defaults."""
 
     vocab_size: Count = 262208
     max_position_embeddings: Count = 131072
@@ -28,17 +28,17 @@ class Config(gemma2.Config):
     rope_local_base_freq: Positive = 10000.0
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("attn_logit_softcapping", None)
     kinds = layer_types(config, every=config.take("sliding_window_pattern"))
-    return ["experiment=gemma3", *gemma2.alike(config, kinds), *ropes(config, kinds)]
+    return ["experiment=gemma3", *gemma2.shared_overrides(config, kinds), *ropes(config, kinds)]
 
 
 def ropes(config: ConfigJson, kinds: list[str]) -> list[str]:
-    """Return what is typed for the ropes of the kinds of layers that there are."""
-    said = dict(config.take("rope_parameters") or {})
+    """Return the overrides for the RoPE of each kind of layer that the model has."""
+    by_kind = dict(config.take("rope_parameters") or {})
     for kind, key in (("full_attention", "rope_theta"), ("sliding_attention", "rope_local_base_freq")):
-        of_kind = said.get(kind) or {"rope_type": "default"}
+        of_kind = by_kind.get(kind) or {"rope_type": "default"}
         if not isinstance(of_kind, dict):
             raise UserError(
                 f"{config.name}'s rope_parameters have {kind}={of_kind}, which must be a section."
@@ -46,19 +46,19 @@ def ropes(config: ConfigJson, kinds: list[str]) -> list[str]:
         of_kind = {**of_kind, **((config.take("rope_scaling") or {}) if kind == "full_attention" else {})}
         of_kind.setdefault("rope_theta", config.take(key))
         config.ignored(key, of_kind["rope_theta"])
-        said[kind] = of_kind
-    if unknown := sorted(set(said) - {"full_attention", "sliding_attention"}):
+        by_kind[kind] = of_kind
+    if unknown := sorted(set(by_kind) - {"full_attention", "sliding_attention"}):
         raise UserError(
             f"{config.name}'s rope_parameters have {', '.join(unknown)}, which transformers ignores: they must be"
             " sections named full_attention and sliding_attention."
         )
-    words = []
+    result = []
     for kind, at in (("full_attention", "model.pos"), ("sliding_attention", "model.local.pos")):
         if kind in kinds:
-            if not said[kind].get("truncate", True):
+            if not by_kind[kind].get("truncate", True):
                 raise UserError(
-                    f"{config.name}'s rope for {kind} has truncate={said[kind]['truncate']}, which transformers ignores"
-                    " there: remove it."
+                    f"{config.name}'s rope for {kind} has truncate={by_kind[kind]['truncate']}, which transformers"
+                    " ignores there: remove it."
                 )
-            words += rope(config, said[kind], at)
-    return words
+            result += rope(config, by_kind[kind], at)
+    return result

@@ -1,4 +1,4 @@
-"""GPT-2: its matrices are transposed, since its products are x W and not x Wᵀ."""
+"""GPT-2: its matrices are transposed, because it computes x W and not x Wᵀ."""
 
 from minllm.convert.settings import ConfigJson, overrides
 from minllm.convert.table import transposed
@@ -20,7 +20,7 @@ TABLE = {
 
 
 class Config:
-    """What GPT2Config reads, and its defaults."""
+    """The settings that GPT2Config reads, with its defaults."""
 
     aliases = {
         "hidden_size": "n_embd",
@@ -48,13 +48,13 @@ class Config:
     tie_word_embeddings: bool = True
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("scale_attn_weights", True)
     config.only("scale_attn_by_inverse_layer_idx", False)
     config.only("add_cross_attention", False)
     dropout = config.take("resid_pdrop")
-    config.only("embd_pdrop", dropout)  # one number is for both
-    places = config.take("n_positions")
+    config.only("embd_pdrop", dropout)  # minllm has one option for both
+    length = config.take("n_positions")
     return [
         "experiment=gpt2",
         *overrides(
@@ -67,9 +67,9 @@ def typed(config: ConfigJson) -> list[str]:
                 "model.attn.dropout": config.take("attn_pdrop"),
                 "model.mlp.hidden": config.take("n_inner"),
                 "model.mlp.activation": config.activation("activation_function"),
-                "model.pos.max_len": places,
+                "model.pos.max_len": length,
                 "norm.eps": config.take("layer_norm_epsilon"),
-                "data.seq_len": places,
+                "data.seq_len": length,
             }
         ),
     ]

@@ -1,8 +1,8 @@
-"""GPT-NeoX (2204.06745) and Pythia: queries, keys and values packed for each head, two norms side by side."""
+"""GPT-NeoX (2204.06745) and Pythia: queries, keys and values packed by head, and two parallel norms."""
 
 from typing import Any
 
-from minllm.convert.ropes import one_form, rope
+from minllm.convert.ropes import either_form, rope
 from minllm.convert.settings import ConfigJson, WithRope, attention_biases, overrides
 from minllm.convert.table import per_head
 from minllm.schema.options import Count, Fraction, Natural, Positive
@@ -23,7 +23,7 @@ RENAMED = {"embed_out.": "lm_head."}  # in files before version 5
 
 
 class Config(WithRope):
-    """What GPTNeoXConfig reads, and its defaults."""
+    """The settings that GPTNeoXConfig reads, with its defaults."""
 
     vocab_size: Count = 50432
     bos_token_id: Natural | None = 0
@@ -45,7 +45,7 @@ class Config(WithRope):
     rotary_pct: Fraction = 0.25
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("use_parallel_residual", True)
     dim, heads = config.take("hidden_size"), config.take("num_attention_heads")
     config.ignored("head_dim", dim // heads)
@@ -66,16 +66,16 @@ def typed(config: ConfigJson) -> list[str]:
             }
         ),
         *attention_biases(config),
-        *rope(config, merged(config), partly=True, width=dim // heads),
+        *rope(config, rope_settings(config), partial=True, width=dim // heads),
     ]
 
 
-def merged(config: ConfigJson) -> dict[str, Any]:
-    """Return the rope's settings; before version 5 they have names of their own here."""
-    said = one_form(config)
+def rope_settings(config: ConfigJson) -> dict[str, Any]:
+    """Return the RoPE settings, which had other names in this family before version 5."""
+    settings = either_form(config)
     names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
     for name, older in names.items():
-        said.setdefault(name, config.take(older))
-        config.ignored(older, said[name])
-        config.ignored(name, said[name])
-    return said
+        settings.setdefault(name, config.take(older))
+        config.ignored(older, settings[name])
+        config.ignored(name, settings[name])
+    return settings

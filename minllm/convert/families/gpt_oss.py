@@ -1,8 +1,8 @@
-"""gpt-oss (2508.10925): local layers by turns, sinks, and experts whose weights are stacked."""
+"""gpt-oss (2508.10925): alternating local layers, attention sinks, and experts with stacked weights."""
 
-from minllm.convert.families.gemma2 import local
+from minllm.convert.families.gemma2 import local_overrides
 from minllm.convert.families.mixtral import experts
-from minllm.convert.ropes import merged, rope
+from minllm.convert.ropes import rope, rope_settings
 from minllm.convert.settings import (
     ConfigJson,
     WithRope,
@@ -36,7 +36,7 @@ TABLE = {
 
 
 class Config(WithRope):
-    """What GptOssConfig reads, and its defaults."""
+    """The settings that GptOssConfig reads, with its defaults."""
 
     vocab_size: Count = 201088
     bos_token_id: Natural | None = None
@@ -64,7 +64,7 @@ class Config(WithRope):
     rope_theta: Positive = 150000.0
 
 
-USUAL_ROPE = {
+DEFAULT_ROPE = {
     "rope_type": "yarn",
     "factor": 32.0,
     "beta_fast": 32.0,
@@ -72,17 +72,17 @@ USUAL_ROPE = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
-"""The rope of a config.json that says nothing of it."""
+"""The RoPE settings of a config.json that has none."""
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only_silu()
     config.only("swiglu_alpha", 1.702)
     config.unused("output_router_logits")  # whether the balance loss is returned too
     config.ignored("experts_per_token", config.take("num_experts_per_tok"))
     kinds = layer_types(config, every=2)
-    said = merged(config, usual=USUAL_ROPE)
-    config.ignored("initial_context_length", said.get("original_max_position_embeddings"))
+    settings = rope_settings(config, default=DEFAULT_ROPE)
+    config.ignored("initial_context_length", settings.get("original_max_position_embeddings"))
     return [
         "experiment=gpt_oss",
         *llama_like(config, mlp="model.mlp.expert"),
@@ -90,6 +90,6 @@ def typed(config: ConfigJson) -> list[str]:
         *experts(config),
         override("model.mlp.expert.limit", config.take("swiglu_limit")),
         *layout(kinds),
-        *local(config, kinds),
-        *rope(config, said, preset=("factor", "original_len", "truncate")),
+        *local_overrides(config, kinds),
+        *rope(config, settings, preset=("factor", "original_len", "truncate")),
     ]

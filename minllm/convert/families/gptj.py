@@ -1,4 +1,4 @@
-"""GPT-J: one norm for attention and MLP side by side, rotation of neighbouring channels, a bias at the head."""
+"""GPT-J: one norm for parallel attention and MLP, rotation of adjacent channels, and a bias in the head."""
 
 from minllm.convert.settings import ConfigJson, overrides
 from minllm.schema.options import Count, Fraction, Natural, Positive
@@ -18,7 +18,7 @@ TABLE = {
 
 
 class Config:
-    """What GPTJConfig reads, and its defaults."""
+    """The settings that GPTJConfig reads, with its defaults."""
 
     aliases = {
         "max_position_embeddings": "n_positions",
@@ -44,12 +44,12 @@ class Config:
     tie_word_embeddings: bool = False
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     dim, heads = config.declare(Config).take("n_embd"), config.take("n_head")
     config.only("rotary", True)
     config.only("scale_attn_weights", True)
     dropout = config.take("resid_pdrop")
-    config.only("embd_pdrop", dropout)  # one number is for both
+    config.only("embd_pdrop", dropout)  # minllm has one option for both
     return [
         "experiment=gptj",
         *overrides(

@@ -11,7 +11,7 @@ PREFIX = llama.PREFIX
 
 
 def layers(mixer: dict[str, str | Row]) -> dict[str, str | Row]:
-    """Return the names of layers with a mixer or an attention, and an MLP: Jamba's and Bamba's."""
+    """Return the table of layers with a mixer or attention and an MLP, which Jamba and Bamba share."""
     return {
         "embedding": "embed_tokens.weight",
         "layers.{i}.rec.before.*": "layers.{i}.input_layernorm.*",
@@ -40,7 +40,7 @@ TABLE = {
 
 
 class Config:
-    """What JambaConfig reads, and its defaults."""
+    """The settings that JambaConfig reads, with its defaults."""
 
     aliases = {"num_local_experts": "num_experts"}
 
@@ -74,11 +74,11 @@ class Config:
     mamba_proj_bias: bool = False
     use_mambapy: bool = False
     use_associative_scan: bool = True
-    # no field of the class, but its attention reads it
+    # not a field of the class, but its layers read it
     head_dim: Count | None = None
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only_silu()  # the mixers' too
     config.only("mamba_inner_layernorms", True)
     config.only("sliding_window", None)
@@ -90,8 +90,8 @@ def typed(config: ConfigJson) -> list[str]:
         "model.moe.top_k": config.take("num_experts_per_tok"),
         "model.moe.router.balance": config.take("router_aux_loss_coef"),
     }
-    rec = {"model.rec.dt_rank": mamba.rank(config, "mamba_dt_rank"), **mamba_like(config)}
-    layers = sentences(config, n_experts)
+    rec = {"model.rec.dt_rank": mamba.rank(config, "mamba_dt_rank"), **mixer_overrides(config)}
+    layers = branch_names(config, n_experts)
     removed = without_unused(layers, ["rec", "moe"])
     return [
         "experiment=jamba",
@@ -103,8 +103,8 @@ def typed(config: ConfigJson) -> list[str]:
     ]
 
 
-def sentences(config: ConfigJson, n_experts: int) -> list[str]:
-    """Return each layer's sentence; a mixture of one expert is the MLP itself."""
+def branch_names(config: ConfigJson, n_experts: int) -> list[str]:
+    """Return the branch names of each layer; a mixture of one expert is the MLP itself."""
     attn, moe = (
         (config.take(f"{kind}_layer_period"), config.take(f"{kind}_layer_offset"))
         for kind in ("attn", "expert")
@@ -115,8 +115,8 @@ def sentences(config: ConfigJson, n_experts: int) -> list[str]:
     return [f"{mixer} {mlp}" for mixer, mlp in zip(mixers, mlps)]
 
 
-def mamba_like(config: ConfigJson) -> dict[str, object]:
-    """Return what Jamba and Bamba say of their mixers in the same words."""
+def mixer_overrides(config: ConfigJson) -> dict[str, object]:
+    """Return the mixer options that Jamba and Bamba share."""
     return {
         "model.rec.expand": config.take("mamba_expand"),
         "model.rec.n_state": config.take("mamba_d_state"),

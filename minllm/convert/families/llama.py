@@ -1,6 +1,6 @@
 """Llama (2302.13971, 2407.21783)."""
 
-from minllm.convert.ropes import merged, rope
+from minllm.convert.ropes import rope, rope_settings
 from minllm.convert.settings import ConfigJson, WithRope, attention_biases, llama_like, override
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
@@ -19,7 +19,7 @@ TABLE = {
 
 
 class Config(WithRope):
-    """What LlamaConfig reads, and its defaults."""
+    """The settings that LlamaConfig reads, with its defaults."""
 
     vocab_size: Count = 32000
     bos_token_id: Natural | None = 1
@@ -39,11 +39,11 @@ class Config(WithRope):
     mlp_bias: bool = False
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config)
-    ropes = rope(config, merged(config))
+    ropes = rope(config, rope_settings(config))
     return [
-        # what differs is the rope alone, and options of one kind would stand in the way of another
+        # the presets differ only in their RoPE, and the options of one RoPE are invalid for another
         "experiment=llama3" if "model/pos=rope_llama3" in ropes else "experiment=min_llama3",
         *llama_like(config),
         *attention_biases(config),

@@ -9,35 +9,35 @@ from minllm.errors import UserError
 from minllm.schema.options import Count, Natural, NonNegative, Positive
 
 PREFIX = "backbone."
-AROUND = {
+OUTER_WEIGHTS = {
     "embedding": "embeddings.weight",
     "layers.{i}.rec.before.*": "layers.{i}.norm.*",
     "norm.*": "norm_f.*",
     "head.*": "lm_head.*",
 }
-"""What Mamba and Mamba-2 call the weights around their mixers."""
+"""The names of the weights outside the mixers, in Mamba and Mamba-2."""
 
 
-def mixer(theirs: str) -> dict[str, str | Row]:
-    """Return what the mixer's weights are called where they stand in the module `theirs`."""
+def mixer(module: str) -> dict[str, str | Row]:
+    """Return the table of the mixer's weights in the module with this name."""
     return {
-        "layers.{i}.rec.words.rec.x_gate.*": f"{theirs}.in_proj.*",
-        "layers.{i}.rec.words.rec.conv.weight_WC": convolution(f"{theirs}.conv1d.weight"),
-        "layers.{i}.rec.words.rec.conv.bias": f"{theirs}.conv1d.bias",
-        "layers.{i}.rec.words.rec.dt_B_C.*": f"{theirs}.x_proj.*",
-        "layers.{i}.rec.words.rec.dt.weight": f"{theirs}.dt_proj.weight",
-        "layers.{i}.rec.words.rec.dt_bias_F": f"{theirs}.dt_proj.bias",
-        "layers.{i}.rec.words.rec.log_A_FN": f"{theirs}.A_log",
-        "layers.{i}.rec.words.rec.skip_F": f"{theirs}.D",
-        "layers.{i}.rec.words.rec.out.*": f"{theirs}.out_proj.*",
+        "layers.{i}.rec.words.rec.x_gate.*": f"{module}.in_proj.*",
+        "layers.{i}.rec.words.rec.conv.weight_WC": convolution(f"{module}.conv1d.weight"),
+        "layers.{i}.rec.words.rec.conv.bias": f"{module}.conv1d.bias",
+        "layers.{i}.rec.words.rec.dt_B_C.*": f"{module}.x_proj.*",
+        "layers.{i}.rec.words.rec.dt.weight": f"{module}.dt_proj.weight",
+        "layers.{i}.rec.words.rec.dt_bias_F": f"{module}.dt_proj.bias",
+        "layers.{i}.rec.words.rec.log_A_FN": f"{module}.A_log",
+        "layers.{i}.rec.words.rec.skip_F": f"{module}.D",
+        "layers.{i}.rec.words.rec.out.*": f"{module}.out_proj.*",
     }
 
 
-TABLE = {**AROUND, **mixer("layers.{i}.mixer")}
+TABLE = {**OUTER_WEIGHTS, **mixer("layers.{i}.mixer")}
 
 
 class Config:
-    """What MambaConfig reads, and its defaults."""
+    """The settings that MambaConfig reads, with its defaults."""
 
     vocab_size: Count = 50280
     bos_token_id: Natural | None = 0
@@ -62,34 +62,34 @@ class Config:
     use_mambapy: bool = False
     use_associative_scan: bool = True
     tie_word_embeddings: bool = True
-    # no field of the class, but its mixers read it
+    # not a field of the class, but its layers read it
     intermediate_size: Count | None = None
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config)
     dim = config.take("hidden_size")
     inner = config.take("intermediate_size") or config.take("expand") * dim
     config.ignored("d_inner", inner)
     if inner % dim:
         raise UserError(
-            f"{config.name} has intermediate_size={inner}, and minllm's Mamba is a multiple of hidden_size={dim} wide."
+            f"{config.name} has intermediate_size={inner}, but minllm supports only multiples of hidden_size={dim}."
         )
     return [
         "experiment=mamba",
-        *alike(config, expand=inner // dim),
+        *shared_overrides(config, expand=inner // dim),
         *overrides(
             {
                 "model.rec.n_state": config.take("state_size"),
                 "model.rec.dt_rank": rank(config, "time_step_rank"),
-                **beginnings(config),
+                **dt_range(config),
             }
         ),
     ]
 
 
-def alike(config: ConfigJson, *, expand: int) -> list[str]:
-    """Return what Mamba and Mamba-2 say in the same words."""
+def shared_overrides(config: ConfigJson, *, expand: int) -> list[str]:
+    """Return the overrides for the settings that Mamba and Mamba-2 share."""
     config.unused("expand")
     config.only_silu()
     config.only("rms_norm", True)
@@ -113,17 +113,17 @@ def alike(config: ConfigJson, *, expand: int) -> list[str]:
                 "norm.eps": config.take("layer_norm_epsilon"),
             }
         ),
-        override("data.seq_len", 2048),  # nothing says how far they were trained
+        override("data.seq_len", 2048),  # the files don't record the training length
     ]
 
 
 def rank(config: ConfigJson, key: str) -> int | None:
-    """Return the width of the steps' bottleneck; None is the usual one."""
-    said, usual = config.take(key), math.ceil(config.take("hidden_size") / 16)
-    return None if said in ("auto", usual) else said
+    """Return the rank of the time step's projection; None is the default."""
+    value, default = config.take(key), math.ceil(config.take("hidden_size") / 16)
+    return None if value in ("auto", default) else value
 
 
-def beginnings(config: ConfigJson) -> dict[str, float]:
-    """Return between what the steps begin."""
+def dt_range(config: ConfigJson) -> dict[str, float]:
+    """Return the options for the range of the initial time steps."""
     low, high = sorted([config.take("time_step_min"), config.take("time_step_max")])
     return {"model.rec.dt_min": low, "model.rec.dt_max": high}

@@ -12,25 +12,25 @@ from minllm.schema.options import Count, Natural, NonNegative, Positive
 PREFIX = mamba.PREFIX
 
 
-def mixer(theirs: str) -> dict[str, str | Row]:
-    """Return what the mixer's weights are called where they stand in the module `theirs`."""
+def mixer(module: str) -> dict[str, str | Row]:
+    """Return the table of the mixer's weights in the module with this name."""
     return {
-        "layers.{i}.rec.words.rec.gate_x_dt.*": f"{theirs}.in_proj.*",
-        "layers.{i}.rec.words.rec.conv.weight_WC": convolution(f"{theirs}.conv1d.weight"),
-        "layers.{i}.rec.words.rec.conv.bias": f"{theirs}.conv1d.bias",
-        "layers.{i}.rec.words.rec.dt_bias_H": f"{theirs}.dt_bias",
-        "layers.{i}.rec.words.rec.log_A_H": f"{theirs}.A_log",
-        "layers.{i}.rec.words.rec.skip_H": f"{theirs}.D",
-        "layers.{i}.rec.words.rec.gain_F": f"{theirs}.norm.weight",
-        "layers.{i}.rec.words.rec.out.*": f"{theirs}.out_proj.*",
+        "layers.{i}.rec.words.rec.gate_x_dt.*": f"{module}.in_proj.*",
+        "layers.{i}.rec.words.rec.conv.weight_WC": convolution(f"{module}.conv1d.weight"),
+        "layers.{i}.rec.words.rec.conv.bias": f"{module}.conv1d.bias",
+        "layers.{i}.rec.words.rec.dt_bias_H": f"{module}.dt_bias",
+        "layers.{i}.rec.words.rec.log_A_H": f"{module}.A_log",
+        "layers.{i}.rec.words.rec.skip_H": f"{module}.D",
+        "layers.{i}.rec.words.rec.gain_F": f"{module}.norm.weight",
+        "layers.{i}.rec.words.rec.out.*": f"{module}.out_proj.*",
     }
 
 
-TABLE = {**mamba.AROUND, **mixer("layers.{i}.mixer")}
+TABLE = {**mamba.OUTER_WEIGHTS, **mixer("layers.{i}.mixer")}
 
 
 class Config:
-    """What Mamba2Config reads, and its defaults."""
+    """The settings that Mamba2Config reads, with its defaults."""
 
     vocab_size: Count = 32768
     bos_token_id: Natural | None = 0
@@ -58,9 +58,9 @@ class Config:
     tie_word_embeddings: bool = False
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).unused("time_step_rank")
-    no_limit(config)
+    refuse_time_step_limit(config)
     inner, width = config.take("expand") * config.take("hidden_size"), config.take("head_dim")
     config.ignored("d_inner", inner)
     config.unused("intermediate_size")  # ignored
@@ -71,23 +71,23 @@ def typed(config: ConfigJson) -> list[str]:
         )
     return [
         "experiment=mamba2",
-        *mamba.alike(config, expand=config.take("expand")),
+        *mamba.shared_overrides(config, expand=config.take("expand")),
         *overrides(
             {
                 "model.rec.head_dim": width,
                 "model.rec.n_groups": config.take("n_groups"),
                 "model.rec.n_state": config.take("state_size"),
                 "model.rec.chunk": config.take("chunk_size"),
-                **mamba.beginnings(config),
+                **mamba.dt_range(config),
             }
         ),
     ]
 
 
-def no_limit(config: ConfigJson) -> None:
-    """Refuse a limit of the steps."""
+def refuse_time_step_limit(config: ConfigJson) -> None:
+    """Reject a limit on the time steps."""
     if list(config.take("time_step_limit")) != [0.0, math.inf]:
         raise UserError(
-            f"{config.name} has time_step_limit={config.take('time_step_limit')}, and minllm's steps have no limit:"
+            f"{config.name} has time_step_limit={config.take('time_step_limit')}, but minllm supports only"
             " [0.0, Infinity]."
         )

@@ -1,7 +1,7 @@
-"""Mixtral (2401.04088): Llama's names, and experts in the place of the MLP."""
+"""Mixtral (2401.04088): Llama's names, and experts instead of the MLP."""
 
 from minllm.convert.families import llama
-from minllm.convert.ropes import merged, rope
+from minllm.convert.ropes import rope, rope_settings
 from minllm.convert.settings import ConfigJson, WithRope, llama_like, override, overrides
 from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
@@ -15,7 +15,7 @@ TABLE = {
 
 
 class Config(WithRope):
-    """What MixtralConfig reads, and its defaults."""
+    """The settings that MixtralConfig reads, with its defaults."""
 
     aliases = {"num_experts": "num_local_experts"}
 
@@ -42,7 +42,7 @@ class Config(WithRope):
     rope_theta: Positive = 1e6
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("sliding_window", None)
     config.only("router_jitter_noise", 0.0)
     config.unused("output_router_logits")  # whether the balance loss is returned too
@@ -51,7 +51,7 @@ def typed(config: ConfigJson) -> list[str]:
         *llama_like(config, mlp="model.mlp.expert"),
         override("model.mlp.expert.activation", config.activation("hidden_act")),
         *experts(config),
-        *rope(config, merged(config)),
+        *rope(config, rope_settings(config)),
     ]
 
 

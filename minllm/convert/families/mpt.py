@@ -20,7 +20,7 @@ TABLE = {
 
 
 class Attention:
-    """What MptAttentionConfig reads, and its defaults."""
+    """The settings that MptAttentionConfig reads, with its defaults."""
 
     attn_type: str = "multihead_attention"
     attn_pdrop: Fraction = 0
@@ -33,7 +33,7 @@ class Attention:
 
 
 class Config:
-    """What MptConfig reads, and its defaults."""
+    """The settings that MptConfig reads, with its defaults."""
 
     aliases = {"num_attention_heads": "n_heads", "hidden_size": "d_model", "num_hidden_layers": "n_layers"}
 
@@ -44,7 +44,9 @@ class Config:
     n_heads: Count = 16
     n_layers: Count = 24
     expansion_ratio: Count = 4
-    max_seq_len: Annotated[int, Range("a whole number of 2 or more", 2)] = 2048  # one place has no ALiBi
+    max_seq_len: Annotated[int, Range("a whole number of 2 or more", 2)] = (
+        2048  # a single position has no ALiBi
+    )
     resid_pdrop: Fraction = 0.0
     layer_norm_epsilon: Positive = 1e-5
     emb_pdrop: Fraction = 0.0
@@ -56,12 +58,12 @@ class Config:
     tie_word_embeddings: bool = True
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("expansion_ratio", 4)
     config.only("no_bias", True)
     config.only("logit_scale", None)
     config.only("norm_type", "low_precision_layernorm", "layernorm")
-    config.unused("learned_pos_emb", "emb_pdrop", "resid_pdrop")  # by transformers neither
+    config.unused("learned_pos_emb", "emb_pdrop", "resid_pdrop")  # transformers doesn't use them either
     attention = config.inner("attn_config", Attention)
     attention.only("attn_type", "multihead_attention")
     attention.only("alibi", True)

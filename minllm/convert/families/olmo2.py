@@ -1,6 +1,6 @@
-"""OLMo 2 (2501.00656): norms behind the branches, and over all heads' queries and keys together."""
+"""OLMo 2 (2501.00656): norms after the branches, and over the queries and keys of all heads together."""
 
-from minllm.convert.ropes import merged, rope
+from minllm.convert.ropes import rope, rope_settings
 from minllm.convert.settings import ConfigJson, WithRope, attention_biases, llama_like, override
 from minllm.schema.options import Count, Fraction, Natural, Positive
 
@@ -21,7 +21,7 @@ TABLE = {
 
 
 class Config(WithRope):
-    """What Olmo2Config reads, and its defaults."""
+    """The settings that Olmo2Config reads, with its defaults."""
 
     vocab_size: Count = 50304
     bos_token_id: Natural | None = None
@@ -37,16 +37,16 @@ class Config(WithRope):
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     attention_dropout: Fraction = 0.0
-    # no field of the class, but its attention reads it
+    # not a field of the class, but its layers read it
     head_dim: Count | None = None
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config)
     return [
         "experiment=olmo2",
         *llama_like(config),
         *attention_biases(config),
         override("model.mlp.activation", config.activation("hidden_act")),
-        *rope(config, merged(config)),
+        *rope(config, rope_settings(config)),
     ]

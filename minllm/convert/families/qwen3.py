@@ -1,7 +1,7 @@
 """Qwen3 (2505.09388): Llama's names, and norms of each head's queries and keys."""
 
 from minllm.convert.families import llama
-from minllm.convert.ropes import merged, rope
+from minllm.convert.ropes import rope, rope_settings
 from minllm.convert.settings import OLDER, ConfigJson, WithRope, attention_biases, llama_like, override
 from minllm.errors import UserError
 from minllm.schema.options import Count, Fraction, Natural, Positive
@@ -15,7 +15,7 @@ TABLE = {
 
 
 class Config(WithRope):
-    """What Qwen3Config reads, and its defaults."""
+    """The settings that Qwen3Config reads, with its defaults."""
 
     vocab_size: Count = 151936
     bos_token_id: Natural | None = None
@@ -38,7 +38,7 @@ class Config(WithRope):
     attention_dropout: Fraction = 0.0
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config)
     refuse_windows(config)
     return [
@@ -46,12 +46,12 @@ def typed(config: ConfigJson) -> list[str]:
         *llama_like(config),
         *attention_biases(config),
         override("model.mlp.activation", config.activation("hidden_act")),
-        *rope(config, merged(config)),
+        *rope(config, rope_settings(config)),
     ]
 
 
 def refuse_windows(config: ConfigJson) -> None:
-    """Refuse a model with local layers, which the preset hasn't."""
+    """Reject a model with local layers, which the preset doesn't have."""
     n_layers, from_layer = config.take("num_hidden_layers"), config.take("max_window_layers")
     window = config.take("sliding_window")
     window = window if config.take("use_sliding_window") else None
@@ -61,6 +61,6 @@ def refuse_windows(config: ConfigJson) -> None:
         kinds = ["full_attention"] * full + ["sliding_attention"] * (n_layers - full)
     if [OLDER.get(kind, kind) for kind in kinds] != ["full_attention"] * n_layers:
         raise UserError(
-            f"{config.name} has layers that aren't of type full_attention, and minllm's qwen3 has no others: see its"
+            f"{config.name} has layers that aren't of type full_attention, but minllm's qwen3 has no others: see its"
             " layer_types, use_sliding_window, and max_window_layers."
         )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from minllm.convert.families import qwen3
-from minllm.convert.ropes import merged, rope
+from minllm.convert.ropes import rope, rope_settings
 from minllm.convert.settings import ConfigJson, WithRope, layer_types, layout, llama_like, overrides
 from minllm.convert.table import Row, convolution
 from minllm.errors import UserError
@@ -14,7 +14,7 @@ PREFIX = qwen3.PREFIX
 
 
 def qkv(parts: list[Tensor], attention: nn.Module) -> Tensor:
-    """Return queries, keys and values: theirs have each head's gate behind its queries."""
+    """Return queries, keys and values; transformers stores each head's gate after its queries."""
     return torch.cat([_by_head(parts[0], attention)[:, 0].flatten(0, 1), *parts[1:]])
 
 
@@ -23,7 +23,7 @@ def gate(parts: list[Tensor], attention: nn.Module) -> Tensor:
 
 
 def q_k_v(parts: list[Tensor], delta: nn.Module) -> Tensor:
-    """Return queries, keys and values: theirs stand by key head, each with its queries, values and gates."""
+    """Return queries, keys and values; transformers groups them by key head, with the head's values and gates."""
     return torch.cat([x.flatten(0, 1) for x in _by_key_head(parts[0], delta)[:3]])
 
 
@@ -67,7 +67,7 @@ TABLE = {
 
 
 class Config(WithRope):
-    """What Qwen3NextConfig reads, and its defaults."""
+    """The settings that Qwen3NextConfig reads, with its defaults."""
 
     vocab_size: Count = 151936
     bos_token_id: Natural | None = None
@@ -99,17 +99,17 @@ class Config(WithRope):
     router_aux_loss_coef: NonNegative = 0.001
     mlp_only_layers: list[int] | None = None
     layer_types: list[str] | None = None
-    # no fields of the class, but it reads them
+    # not fields of the class, but the class reads them
     partial_rotary_factor: Fraction | None = 0.25
     full_attention_interval: Count = 4
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("attention_bias", False)
     config.only_silu()  # the mixers' too
     refuse_experts(config)
-    words = {"linear_attention": "rec mlp", "full_attention": "attn mlp"}
-    kinds = layer_types(config, words, every=config.take("full_attention_interval"))
+    branches = {"linear_attention": "rec mlp", "full_attention": "attn mlp"}
+    kinds = layer_types(config, branches, every=config.take("full_attention_interval"))
     mixers = {
         "model.rec.n_heads": config.take("linear_num_key_heads"),
         "model.rec.n_value_heads": config.take("linear_num_value_heads"),
@@ -120,14 +120,14 @@ def typed(config: ConfigJson) -> list[str]:
     return [
         "experiment=qwen3_next",
         *llama_like(config),
-        *layout(kinds, words),
+        *layout(kinds, branches),
         *(overrides(mixers) if "linear_attention" in kinds else []),
-        *rope(config, merged(config), partly=True),
+        *rope(config, rope_settings(config), partial=True),
     ]
 
 
 def refuse_experts(config: ConfigJson) -> None:
-    """Refuse a model with a mixture of experts in a layer."""
+    """Reject a model with a mixture of experts in a layer."""
     config.unused("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts_per_tok")
     config.unused("norm_topk_prob", "router_aux_loss_coef", "output_router_logits")
     n_experts, step = config.take("num_experts"), config.take("decoder_sparse_step")
@@ -136,6 +136,6 @@ def refuse_experts(config: ConfigJson) -> None:
         i not in dense and (i + 1) % step == 0 for i in range(config.take("num_hidden_layers"))
     ):
         raise UserError(
-            f"{config.name} has num_experts={n_experts}, and minllm's qwen3_next has none: num_experts must be 0, and"
-            " leaving it out means 512."
+            f"{config.name} has num_experts={n_experts}, but minllm's qwen3_next has none: set num_experts to 0; its"
+            " default is 512."
         )

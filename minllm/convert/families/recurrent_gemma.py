@@ -2,9 +2,9 @@
 
 import torch
 
-from minllm.convert.ropes import merged, rope
+from minllm.convert.ropes import rope, rope_settings
 from minllm.convert.settings import ConfigJson, WithRope, head_dim, overrides, repeated, without_unused
-from minllm.convert.table import convolution, side_by_side
+from minllm.convert.table import concatenated, convolution
 from minllm.errors import UserError
 from minllm.schema.options import Count, Fraction, Natural, NonNegative, Positive
 
@@ -15,10 +15,10 @@ TABLE = {
     "layers.{i}.rec.words.rec.gate_x.*": "layers.{i}.temporal_block.linear_[y x].*",
     "layers.{i}.rec.words.rec.conv.weight_WC": convolution("layers.{i}.temporal_block.conv_1d.weight"),
     "layers.{i}.rec.words.rec.conv.bias": "layers.{i}.temporal_block.conv_1d.bias",
-    "layers.{i}.rec.words.rec.gates_HKM": side_by_side(
+    "layers.{i}.rec.words.rec.gates_HKM": concatenated(
         "layers.{i}.temporal_block.rg_lru.[input recurrent]_gate_weight"
     ),
-    "layers.{i}.rec.words.rec.gates_bias_HM": side_by_side(
+    "layers.{i}.rec.words.rec.gates_bias_HM": concatenated(
         "layers.{i}.temporal_block.rg_lru.[input recurrent]_gate_bias"
     ),
     "layers.{i}.rec.words.rec.decay_F": "layers.{i}.temporal_block.rg_lru.recurrent_param",
@@ -35,7 +35,7 @@ TABLE = {
 
 
 class Config(WithRope):
-    """What RecurrentGemmaConfig reads, and its defaults."""
+    """The settings that RecurrentGemmaConfig reads, with its defaults."""
 
     aliases = {"sliding_window": "attention_window_size"}
 
@@ -58,12 +58,12 @@ class Config(WithRope):
     attention_bias: bool = False
     w_init_variance_scale: NonNegative = 0.01
     tie_word_embeddings: bool = True
-    # no fields of the class, but it reads them
+    # not fields of the class, but the class reads them
     partial_rotary_factor: Fraction | None = 0.5
     head_dim: Count | None = None
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).only("hidden_activation", "gelu_pytorch_tanh")  # the mixers' too
     config.unused("w_init_variance_scale", "final_w_init_variance_scale")
     dim, heads = config.take("hidden_size"), config.take("num_attention_heads")
@@ -95,16 +95,18 @@ def typed(config: ConfigJson) -> list[str]:
         ),
         *layers,
         *(overrides(rec) if "~model.rec" not in layers else []),
-        *rope(config, merged(config), partly=True),
+        *rope(config, rope_settings(config), partial=True),
     ]
 
 
 def layout(config: ConfigJson) -> list[str]:
-    """Return the sentences of the layers, whose kinds repeat as the class has it."""
-    words = {"recurrent": "rec mlp", "attention": "attn mlp"}
+    """Return the overrides for the layers, whose kinds repeat as in `block_types`."""
+    branches = {"recurrent": "rec mlp", "attention": "attn mlp"}
     kinds, n_layers = list(config.take("block_types")), config.take("num_hidden_layers")
     config.unused("layer_types", "layers_block_type")  # follow from them
-    if not kinds or set(kinds) - set(words):
-        raise UserError(f"{config.name} has block_types={kinds}, and minllm knows {', '.join(words)} only.")
-    sentences = [words[kinds[i % len(kinds)]] for i in range(n_layers)]
-    return [repeated(sentences), *without_unused(sentences, ["rec"])]
+    if not kinds or set(kinds) - set(branches):
+        raise UserError(
+            f"{config.name} has block_types={kinds}, but minllm supports only {', '.join(branches)}."
+        )
+    branch_names = [branches[kinds[i % len(kinds)]] for i in range(n_layers)]
+    return [repeated(branch_names), *without_unused(branch_names, ["rec"])]

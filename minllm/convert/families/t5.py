@@ -41,7 +41,7 @@ TABLE = {
 
 
 class Config:
-    """What T5Config reads, and its defaults."""
+    """The settings that T5Config reads, with its defaults."""
 
     aliases = {
         "hidden_size": "d_model",
@@ -67,16 +67,16 @@ class Config:
     initializer_factor: float = 1.0
     feed_forward_proj: str = "relu"
     tie_word_embeddings: bool = True
-    # no field of the class, but written by it; where it is left out, it is tie_word_embeddings
+    # not a field of the class, but saved by it; the default is tie_word_embeddings
     scale_decoder_outputs: bool
     # likewise, from feed_forward_proj
     dense_act_fn: str
     is_gated_act: bool
-    # no field of the class: the length that it was trained with
+    # not a field of the class: the training length
     n_positions: Count = 512
 
 
-def typed(config: ConfigJson) -> list[str]:
+def to_overrides(config: ConfigJson) -> list[str]:
     config.declare(Config).unused("initializer_factor", "output_past")
     tied = config.take("tie_word_embeddings")
     scaled = config.take("scale_decoder_outputs", default=tied)
@@ -117,14 +117,14 @@ def typed(config: ConfigJson) -> list[str]:
 def mlp(config: ConfigJson) -> list[str]:
     """Return the overrides for feed_forward_proj: relu in the original, gated-gelu in T5 1.1."""
     name = config.take("feed_forward_proj")
-    # the class takes the approximation of GELU by this name
+    # by this name, the class uses the approximate GELU
     activation = "gelu_new" if name == "gated-gelu" else name.removeprefix("gated-")
     activation = config.take("dense_act_fn", default=activation)
     gated = config.take("is_gated_act", default=name.startswith("gated-"))
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"{config.name} has feed_forward_proj={name}, but minllm supports only {', '.join(ACTIVATIONS)}, and these"
-            " with gated- before them."
+            f"{config.name} has feed_forward_proj={name}, but minllm supports only {', '.join(ACTIVATIONS)}, and the"
+            " same with the prefix gated-."
         )
     if activation == "relu" and not gated:
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minllm.data.tales import words
-from minllm.data.tales.tables import ANIMALS, CHILDREN, ELDERS, PLACES, STORMS, TOYS
+from minllm.data.tales.tables import ANIMALS, CHILDREN, ELDERS, SECTION_KINDS, STORMS, TOYS
 from minllm.data.tales.thing import Kind
 
 KINDS: dict[str, Kind] = {
@@ -19,7 +19,7 @@ KINDS: dict[str, Kind] = {
     "sky": words.WEATHERS, "smell": words.SMELLS, "song": words.SONGS, "soon": words.SOON,
     "stone": words.STONES, "storm": STORMS, "taste": words.TASTES, "tint": words.COLOURS,
     "tool": words.TOOLS, "town": words.TOWNS, "tree": words.TREES, "virtue": words.VIRTUES,
-    "went": words.WENT, "where": PLACES, "wrap": words.WRAPS,
+    "went": words.WENT, "where": SECTION_KINDS, "wrap": words.WRAPS,
 }  # fmt: skip
 
 # each role, and what fills it: a kind, or with a dot the part of another role, which must have been told before

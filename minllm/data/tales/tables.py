@@ -107,7 +107,7 @@ TOYS = table(
     """,
 )
 
-PLACES = table(
+SECTION_KINDS = table(
     "in spot* sight*",
     """
     park       | in | under the slide, behind the fountain, beside the swings, in the sandpit |

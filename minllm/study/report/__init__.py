@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import printable
-from minllm.page.markdown import fitted, one_line
+from minllm.page.markdown import fit_to_width, one_line
 from minllm.page.terminal import answer
 from minllm.runs.folder import write_text
 from minllm.study import bounds
@@ -26,7 +26,7 @@ from minllm.study.wandb_report import publish_if_mirrored
 IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
 
 
-def tell(
+def write_and_print(
     comparison: Comparison,
     folder: Path,
     readings: Sequence[Reading],
@@ -47,10 +47,10 @@ def tell(
         print(mirrored)
 
 
-def tell_without_report(comparison: Comparison, ledger: Mapping[str, Any]) -> None:
+def print_without_report(comparison: Comparison, ledger: Mapping[str, Any]) -> None:
     """Print a comparison in which no arm has a run, of which there is nothing to report."""
-    judged = [*comparison.contests, *comparison.noise]
-    print(printable(f"{comparison.headline} {judged[0].verdict.why}"), flush=True)
+    results = [*comparison.contests, *comparison.noise]
+    print(printable(f"{comparison.headline} {results[0].verdict.why}"), flush=True)
     answer(in_a_line(comparison, None, ledger))
 
 
@@ -114,5 +114,5 @@ def _table(comparison: Comparison) -> list[str]:
     rows = []
     for arm in comparison.arms:
         shown = cells(arm, comparison)
-        rows.append([one_line(sentences.called(arm)), *(shown[i] for i in wanted)])
-    return fitted(head, rows, "l" + "r" * len(wanted), shutil.get_terminal_size((80, 24)).columns)
+        rows.append([one_line(sentences.arm_name(arm)), *(shown[i] for i in wanted)])
+    return fit_to_width(head, rows, "l" + "r" * len(wanted), shutil.get_terminal_size((80, 24)).columns)

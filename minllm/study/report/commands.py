@@ -14,51 +14,53 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from minllm.schema.overrides import is_seed, key_of
 from minllm.study.arms import Arm
 from minllm.study.comparison import ALL, Comparison
-from minllm.study.report.sentences import called
+from minllm.study.report.sentences import arm_name
 from minllm.study.selection import runs_in
 
 
 def commands(comparison: Comparison) -> list[str]:
     """Return the commands that made and compared the runs, if known, and a command for each arm."""
     arms = [line for arm in comparison.arms for line in lines_of(arm)]
-    return [*comparison.commands, *arms] if comparison.commands else [*arms, compared(comparison)]
+    return [*comparison.commands, *arms] if comparison.commands else [*arms, compare_command(comparison)]
 
 
 def lines_of(arm: Arm) -> list[str]:
     """Return the commands that train an arm's runs again: several if the runs had different overrides."""
     seeds: dict[tuple[str, ...], list[int]] = {}
     trained_runs = {seed: run.cfg for seed, run in arm.runs.items()}
-    for seed, cfg in (trained_runs or {one.cfg["seed"]: one.cfg for one in arm.diverged if one.cfg}).items():
-        words = cfg.get("typed")
-        if words is None:
+    for seed, cfg in (trained_runs or {run.cfg["seed"]: run.cfg for run in arm.diverged if run.cfg}).items():
+        overrides = cfg.get("typed")
+        if overrides is None:
             return [
-                f"# {' '.join(called(arm).split())}: made by an older minllm, which didn't record the overrides"
+                f"# {' '.join(arm_name(arm).split())}: made by an older minllm, which didn't record the overrides"
             ]
-        trusted = [word for word in words if not is_seed(word) and not is_unsafe(word, cfg)]
+        trusted = [
+            override for override in overrides if not is_seed(override) and not is_unsafe(override, cfg)
+        ]
         seeds.setdefault(tuple(trusted), []).append(seed)
-    return [trained(words, typed) for words, typed in seeds.items()]
+    return [train_command(overrides, same_seeds) for overrides, same_seeds in seeds.items()]
 
 
-def is_unsafe(word: str, cfg: Mapping[str, Any]) -> bool:
+def is_unsafe(override: str, cfg: Mapping[str, Any]) -> bool:
     """Whether a recorded override configures Hydra, or allows code that the comparison doesn't."""
-    top = re.split("[./]", key_of(word))[0]
+    top = re.split("[./]", key_of(override))[0]
     return top == "hydra" or (top == "extensions" and not cfg.get("extensions"))
 
 
-def trained(words: Sequence[str], seeds: Sequence[int]) -> str:
+def train_command(overrides: Sequence[str], seeds: Sequence[int]) -> str:
     several = ["-m"] if len(seeds) > 1 else []
-    return shlex.join(["python", "run.py", *several, *words, f"seed={','.join(map(str, seeds))}"])
+    return shlex.join(["python", "run.py", *several, *overrides, f"seed={','.join(map(str, seeds))}"])
 
 
-def compared(comparison: Comparison) -> str:
+def compare_command(comparison: Comparison) -> str:
     """Return the command that compares these runs again."""
     each = any(contest.baseline is not comparison.baseline for contest in comparison.contests)
     name = comparison.baseline.name
     baseline = ALL if each else name
-    words = [f"runs=[{','.join(quoted(folder) for folder in folders(comparison))}]"]
-    words += [f"baseline={quoted(baseline)}"] if baseline else []
-    words += [f"margin={comparison.margin:g}"] + ["aa=true"] * bool(comparison.noise)
-    return shlex.join(["python", "run.py", "task=compare", *words])
+    overrides = [f"runs=[{','.join(quoted(folder) for folder in folders(comparison))}]"]
+    overrides += [f"baseline={quoted(baseline)}"] if baseline else []
+    overrides += [f"margin={comparison.margin:g}"] + ["aa=true"] * bool(comparison.noise)
+    return shlex.join(["python", "run.py", "task=compare", *overrides])
 
 
 def folders(comparison: Comparison) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from minllm.page.units import finite
 from minllm.study.arms import Arm
-from minllm.study.curves import common_points, points_of
+from minllm.study.curves import common_budgets, points_of
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ def curve(arm: Arm) -> Curve:
     followed = [points for points in map(points_of, arm.runs.values()) if len(points)]
     if not followed:
         return Curve(arm.name, 0, [], [], [], [], [], [])
-    points = common_points([one.tokens for one in followed])
+    tokens = common_budgets([points.tokens for points in followed])
     seconds, values = (
-        np.array([np.interp(points, one.tokens, getattr(one, name)) for one in followed])
+        np.array([np.interp(tokens, points.tokens, getattr(points, name)) for points in followed])
         for name in ("seconds", "bpb")
     )
     return Curve(
         arm.name,
         len(followed),
-        points.tolist(),
-        (points * arm.first.summary["flops_per_token"]).tolist(),
+        tokens.tolist(),
+        (tokens * arm.first.summary["flops_per_token"]).tolist(),
         seconds.mean(0).tolist(),
         values.mean(0).tolist(),
         values.min(0).tolist(),
@@ -55,13 +55,13 @@ def curve(arm: Arm) -> Curve:
     )
 
 
-def at_quarters(one: Curve) -> list[float | None]:
+def at_quarters(curve: Curve) -> list[float | None]:
     """Return the mean at each quarter of training; None before the first evaluation."""
-    if not one.tokens:
+    if not curve.tokens:
         return [None] * 4
-    quarters = [one.tokens[-1] * share for share in (0.25, 0.5, 0.75, 1.0)]
+    quarters = [curve.tokens[-1] * share for share in (0.25, 0.5, 0.75, 1.0)]
     return [
-        float(np.interp(tokens, one.tokens, one.mean)) if tokens >= one.tokens[0] else None
+        float(np.interp(tokens, curve.tokens, curve.mean)) if tokens >= curve.tokens[0] else None
         for tokens in quarters
     ]
 

@@ -42,17 +42,22 @@ def to_json(
         "methods": sentences.judged(comparison),
         "warnings": sentences.warnings(comparison),
         "contests": [_contest(contest) for contest in comparison.contests],
-        "measures": [asdict(one) for one in comparison.measures],
+        "measures": [asdict(measures) for measures in comparison.measures],
         "noise": [
-            {"arm": one.arm.name, "sentence": said, "floor": one.floor, "verdict": asdict(one.verdict)}
-            for one, said in zip(comparison.noise, sentences.noise(comparison))
+            {
+                "arm": noise.arm.name,
+                "sentence": sentence,
+                "floor": noise.floor,
+                "verdict": asdict(noise.verdict),
+            }
+            for noise, sentence in zip(comparison.noise, sentences.noise(comparison))
         ],
         "facts": [asdict(fact) for fact in comparison.facts],
         "floor_bpb": floor_of(comparison.arms),
         "curves": [asdict(curve(arm)) for arm in comparison.arms],
         "arms": [{**row(arm), "runs": _runs(arm)} for arm in comparison.arms],
-        "tuning": {name: tuning_data(one) for name, one in comparison.tuning.items()},
-        "tuning_effort": [asdict(one) for one in efforts(comparison)],
+        "tuning": {name: tuning_data(tuning) for name, tuning in comparison.tuning.items()},
+        "tuning_effort": [asdict(effort) for effort in efforts(comparison)],
         "differences": [
             {
                 "key": key,
@@ -68,13 +73,13 @@ def to_json(
         "ledger": ledger,
     }
     text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def in_a_line(
     comparison: Comparison, report: Path | None, ledger: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the outcome in short, as --json prints it; `report` is the path of report.json, if there is one."""
+    """Return a summary of the outcome, as --json prints it; `report` is the path of report.json, if there is one."""
     contests = [
         {
             "arm": contest.arm.name,
@@ -97,8 +102,8 @@ def in_a_line(
             "warnings": sentences.warnings(comparison),
             "contests": contests,
             "noise": [
-                {"arm": one.arm.name, "floor": one.floor, "outcome": one.verdict.word}
-                for one in comparison.noise
+                {"arm": noise.arm.name, "floor": noise.floor, "outcome": noise.verdict.word}
+                for noise in comparison.noise
             ],
             "report": report,
             "ledger": ledger,
@@ -145,9 +150,9 @@ def _runs(arm: Arm) -> list[dict[str, Any]]:
 def plain(value: Any) -> Any:
     """Return a value in the types of JSON."""
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -50,13 +50,13 @@ def intervals(comparison: Comparison) -> Figure:
     contests = comparison.contests
     labels = [_label(contest, comparison) for contest in contests]
     step = 1 + 0.3 * max(label.count("<br>") for label in labels)
-    places = [-step * i for i in range(len(contests))]
+    positions = [-step * i for i in range(len(contests))]
     top = 0.5 + 0.3 * (1 + labels[0].count("<br>"))
-    figure = Figure([trace for pair in zip(contests, places) for trace in _interval(*pair)])
+    figure = Figure([trace for pair in zip(contests, positions) for trace in _interval(*pair)])
     where = {"x": 0, "xref": "paper", "xanchor": "left", "yanchor": "bottom", "align": "left"}
     annotations = [
         {"text": label, "y": place + 0.14, **where, "showarrow": False, "font": {"size": 14}}
-        for label, place in zip(labels, places)
+        for label, place in zip(labels, positions)
     ]
     margin = contests[0].verdict.margin
     figure.add_vrect(-margin, margin, fillcolor=BAND, line_width=0, layer="below")
@@ -71,15 +71,15 @@ def intervals(comparison: Comparison) -> Figure:
         range=_reach(contests),
         tickformat="~g",
     )
-    figure.update_yaxes(visible=False, range=[places[-1] - 0.5, top], fixedrange=True)
+    figure.update_yaxes(visible=False, range=[positions[-1] - 0.5, top], fixedrange=True)
     return figure
 
 
 def _label(contest: Contest, comparison: Comparison) -> str:
-    same = all(one.baseline is comparison.baseline for one in comparison.contests)
+    same = all(other.baseline is comparison.baseline for other in comparison.contests)
     against = "" if same and len(comparison.contests) > 1 else f" against {contest.baseline.name}"
-    words = f"{contest.arm.name}{against}: {contest.outcome}"
-    return wrapped(words)
+    label = f"{contest.arm.name}{against}: {contest.outcome}"
+    return wrapped(label)
 
 
 def wrapped(text: str) -> str:
@@ -144,35 +144,35 @@ def learning_curves(
     """Return the arms' curves over tokens, and the buttons that change the axis."""
     from plotly.graph_objects import Figure
 
-    shown = [(i, one) for i, one in enumerate(curves) if one.tokens]
-    figure = Figure([trace for i, one in shown for trace in _curve(one, i)])
+    shown = [(i, curve) for i, curve in enumerate(curves) if curve.tokens]
+    figure = Figure([trace for i, curve in shown for trace in _curve(curve, i)])
     if floor is not None:
         figure.add_trace(_floor(floor, curves))
-    lines = sum(1 + wrapped(one.arm).count("<br>") for _, one in shown)
+    lines = sum(1 + wrapped(curve.arm).count("<br>") for _, curve in shown)
     figure.update_layout(**layout(height=420 + 22 * lines), hovermode="closest")
     figure.update_layout(margin=MARGIN, legend=LEGEND)
     figure.update_xaxes(title_text=AXES["tokens"], type="linear")
     figure.update_yaxes(title_text="bits per byte")
-    return figure, _switches([one for _, one in shown], floor is not None)
+    return figure, _switches([curve for _, curve in shown], floor is not None)
 
 
-def _curve(one: Curve, index: int) -> Iterator[Any]:
-    return banded(one.arm, index, one.tokens, one.mean, (one.low, one.high))
+def _curve(curve: Curve, index: int) -> Iterator[Any]:
+    return banded(curve.arm, index, curve.tokens, curve.mean, (curve.low, curve.high))
 
 
 def banded(
     arm: str,
     index: int,
-    places: Sequence[float],
+    positions: Sequence[float],
     values: Sequence[float | None],
     band: tuple[Sequence[float], Sequence[float]],
-    said: Sequence[str] | None = None,
+    hover: Sequence[str] | None = None,
 ) -> Iterator[Any]:
     """Yield an arm's band, from low to high, and its line, which the legend toggles together.
 
     Args:
         index: the arm's place among the arms, which selects its colour.
-        said: what is shown beside each value when it's pointed at; by default the ends of the band.
+        hover: the text that each value shows when it is hovered over; by default the ends of the band.
     """
     from plotly.graph_objects import Scatter
 
@@ -180,7 +180,7 @@ def banded(
     together = {"legendgroup": str(index), "name": wrapped(arm)}
     low, high = band
     yield Scatter(
-        x=_around(places),
+        x=_band_outline(positions),
         y=[*high, *low[::-1]],
         fill="toself",
         fillcolor=f"rgba({red},{green},{blue},.18)",
@@ -191,12 +191,12 @@ def banded(
         **together,
     )
     yield Scatter(
-        x=places,
+        x=positions,
         y=values,
-        mode="lines+markers" if len(places) <= 20 else "lines",
+        mode="lines+markers" if len(positions) <= 20 else "lines",
         line={"color": colour(index), "width": 2.5, "dash": DASHES[index // len(COLOURS) % len(DASHES)]},
         marker={"size": 6},
-        customdata=said or [f"{bits(below)} to {bits(above)}" for below, above in zip(low, high)],
+        customdata=hover or [f"{bits(below)} to {bits(above)}" for below, above in zip(low, high)],
         hovertemplate="%{y:.4f} (%{customdata})<extra>" + escape(arm) + "</extra>",
         **together,
     )
@@ -206,7 +206,7 @@ def _floor(floor: float, curves: Sequence[Curve]) -> Any:
     """Return the floor's line, hidden at first if it is so far below the curves that it would squeeze them."""
     from plotly.graph_objects import Scatter
 
-    values = [value for one in curves for value in (*one.low, *one.high)]
+    values = [value for curve in curves for value in (*curve.low, *curve.high)]
     far = bool(values) and min(values) - floor > 1.5 * (max(values) - min(values))
     return Scatter(
         x=_ends(curves, "tokens"),
@@ -221,8 +221,8 @@ def _floor(floor: float, curves: Sequence[Curve]) -> Any:
 
 def _switches(curves: Sequence[Curve], has_floor: bool) -> dict[str, list[Choice]]:
     def along(axis: str) -> list[list[float]]:
-        places = [getattr(one, axis.lower()) for one in curves]
-        lines = [line for place in places for line in (_around(place), place)]
+        positions = [getattr(curve, axis.lower()) for curve in curves]
+        lines = [line for place in positions for line in (_band_outline(place), place)]
         return [*lines, *([_ends(curves, axis.lower())] if has_floor else [])]
 
     def turned(title: str) -> dict[str, Any]:
@@ -236,14 +236,14 @@ def _switches(curves: Sequence[Curve], has_floor: bool) -> dict[str, list[Choice
     }
 
 
-def _around(places: Sequence[float]) -> list[float]:
+def _band_outline(positions: Sequence[float]) -> list[float]:
     """Return the outline of a band: along its upper edge, and back along its lower edge."""
-    return [*places, *places[::-1]]
+    return [*positions, *positions[::-1]]
 
 
 def _ends(curves: Sequence[Curve], axis: str) -> list[float]:
-    places = [place for one in curves for place in getattr(one, axis)]
-    return [min(places), max(places)] if places else []
+    positions = [position for curve in curves for position in getattr(curve, axis)]
+    return [min(positions), max(positions)] if positions else []
 
 
 def layout(height: int) -> dict[str, Any]:

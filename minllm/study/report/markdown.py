@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from minllm.page import units
 from minllm.page.markdown import code, lines, plain, sh, table
-from minllm.schema.overrides import written
+from minllm.schema.overrides import format_value
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.reading import Reading
@@ -91,13 +91,15 @@ def _of_seeds(contest: Contest) -> str:
 
 
 def _confidence(comparison: Comparison) -> str:
-    return " or ".join(dict.fromkeys(f"{100 * one.verdict.confidence:.4g} %" for one in comparison.contests))
+    return " or ".join(
+        dict.fromkeys(f"{100 * contest.verdict.confidence:.4g} %" for contest in comparison.contests)
+    )
 
 
 def _curves(comparison: Comparison) -> list[str]:
     rows = [
         [
-            code(sentences.called(arm)),
+            code(sentences.arm_name(arm)),
             *(units.marked(units.bits(value), arm.bound) for value in at_quarters(curve(arm))),
         ]
         for arm in comparison.arms
@@ -110,18 +112,18 @@ def _measures(comparison: Comparison) -> list[str]:
     if not comparison.contests:
         return []
     parts = [f"## {measures.HEADING}", plain(measures.about(comparison))]
-    for one in measures.tables(comparison):
-        parts += [f"### {one.title}", *_tabulated(one)]
+    for measure in measures.tables(comparison):
+        parts += [f"### {measure.title}", *_tabulated(measure)]
     return parts
 
 
-def _tabulated(one: measures.Table) -> list[str]:
-    rows = [[code(arm), code(baseline), *map(plain, cells)] for arm, baseline, *cells in one.rows]
-    return [table(one.head, rows, "l" * len(one.head)), plain(one.about)]
+def _tabulated(content: measures.Table) -> list[str]:
+    rows = [[code(arm), code(baseline), *map(plain, cells)] for arm, baseline, *cells in content.rows]
+    return [table(content.head, rows, "l" * len(content.head)), plain(content.about)]
 
 
 def _arms(comparison: Comparison) -> list[str]:
-    rows = [[code(sentences.called(arm)), *cells(arm, comparison)] for arm in comparison.arms]
+    rows = [[code(sentences.arm_name(arm)), *cells(arm, comparison)] for arm in comparison.arms]
     head = ["arm", *(column.heading for column in COLUMNS)]
     return [table(head, rows, "l" + "r" * len(COLUMNS)), plain(sentences.ABOUT_ARMS)]
 
@@ -138,24 +140,24 @@ def _tuning(comparison: Comparison) -> list[str]:
 
 def _differences(comparison: Comparison) -> list[str]:
     rows = [
-        [code(key), *(code(written(value)) for value in values)]
+        [code(key), *(code(format_value(value)) for value in values)]
         for key, values in config_differences(comparison.arms).items()
     ]
     if not rows:
         return [plain(sentences.NO_DIFFERENCES)]
-    head = ["", *(code(sentences.called(arm)) for arm in comparison.arms)]
+    head = ["", *(code(sentences.arm_name(arm)) for arm in comparison.arms)]
     return [table(head, rows, "l" * len(rows[0])), plain(sentences.ABOUT_DIFFERENCES)]
 
 
 def _left_out(comparison: Comparison) -> list[str]:
-    found = sentences.left_out(comparison)
-    listed = lines([f"- {code(folder)}: {plain(why)}" for folder, why in found])
+    runs = sentences.left_out(comparison)
+    listed = lines([f"- {code(folder)}: {plain(why)}" for folder, why in runs])
     return listed or [plain(sentences.NONE_LEFT_OUT)]
 
 
 def _looks(comparison: Comparison) -> list[str]:
-    found = looks(comparison)
-    return [f"## {found.title}", *_tabulated(found)] if found else []
+    tabulated = looks(comparison)
+    return [f"## {tabulated.title}", *_tabulated(tabulated)] if tabulated else []
 
 
 def _commands(comparison: Comparison) -> list[str]:
@@ -165,7 +167,7 @@ def _commands(comparison: Comparison) -> list[str]:
 def _runs(comparison: Comparison) -> str:
     rows = [
         [
-            code(sentences.called(arm)),
+            code(sentences.arm_name(arm)),
             str(seed),
             units.marked(units.bits(run.summary[METRIC]), arm.bound),
             code(str(run.folder)),

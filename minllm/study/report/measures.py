@@ -13,7 +13,7 @@ from minllm.study.documents import ByDocument
 from minllm.study.intervals import LEAST_RESAMPLED, Estimate
 from minllm.study.measures import Measures
 from minllm.study.speedup import SpeedUp
-from minllm.study.stability import FAR, NOTICED, WINDOW, Sign
+from minllm.study.stability import FAR, NOTICED, WINDOW, Indicator
 from minllm.study.verdict import Word
 
 HEADING = "Other measures"
@@ -100,59 +100,62 @@ def tables(comparison: Comparison) -> list[Table]:
             title,
             about,
             ["arm", "against", *head],
-            [[one.arm, one.baseline, *of(one)] for one in comparison.measures],
+            [[measures.arm, measures.baseline, *of(measures)] for measures in comparison.measures],
         )
         for title, about, head, of in parts
     ]
 
 
-def in_a_terminal(one: Measures) -> list[str]:
+def in_a_terminal(measures: Measures) -> list[str]:
     """Return at most two sentences: how much faster the arm is, and what limits or qualifies the difference."""
-    if one.wins is None:
+    if measures.wins is None:
         return []
-    parts = [f"{one.wins.won} of {one.wins.seeds} seeds won"]
-    if one.speed:
-        parts.insert(0, f"speed-up {speed_up(one.speed.best_known)} in tokens")
-    if one.superiority:
-        parts.append(f"probability of superiority {_interval(one.superiority.probability, _share)}")
-    speed = f"{one.arm} against {one.baseline}: {', '.join(parts)}."
-    return [line for line in (speed, " ".join(qualified(one))) if line]
+    parts = [f"{measures.wins.won} of {measures.wins.seeds} seeds won"]
+    if measures.speed:
+        parts.insert(0, f"speed-up {speed_up(measures.speed.best_known)} in tokens")
+    if measures.superiority:
+        parts.append(f"probability of superiority {_interval(measures.superiority.probability, _share)}")
+    speed = f"{measures.arm} against {measures.baseline}: {', '.join(parts)}."
+    return [line for line in (speed, " ".join(qualified(measures))) if line]
 
 
-def qualified(one: Measures) -> list[str]:
+def qualified(measures: Measures) -> list[str]:
     """Return what qualifies a difference: another text, or a lack of stability."""
-    found = []
-    if known := one.by_document:
+    sentences = []
+    if known := measures.by_document:
         interval = _interval(known.over_both, units.signed)
-        found.append(
-            f"{conclusion(known, one.provable).capitalize()}: {interval} over seeds and {known.documents:,} documents."
+        sentences.append(
+            f"{conclusion(known, measures.provable).capitalize()}: {interval} over seeds and {known.documents:,}"
+            " documents."
         )
-    if one.stability.less_stable is not None:
-        found.append(
-            f"{one.stability.less_stable} is less stable (p {units.p_value(one.stability.p)} of three tests)."
+    if measures.stability.less_stable is not None:
+        sentences.append(
+            f"{measures.stability.less_stable} is less stable (p {units.p_value(measures.stability.p)} of three tests)."
         )
-    return found
+    return sentences
 
 
-def conclusion(one: ByDocument, provable: Collection[Word]) -> str:
+def conclusion(by_document: ByDocument, provable: Collection[Word]) -> str:
     """Return how far the difference generalises, if its direction is one that the values can prove."""
-    if not math.isfinite(one.over_seeds.interval[0]) or not math.isfinite(one.over_both.interval[0]):
+    if not math.isfinite(by_document.over_seeds.interval[0]) or not math.isfinite(
+        by_document.over_both.interval[0]
+    ):
         return "too few seeds or documents"
-    if one.over_seeds.excludes_zero and _side(one) not in provable:
+    if by_document.over_seeds.excludes_zero and _side(by_document) not in provable:
         return "no difference proved, because a value is an upper bound"
-    if one.over_both.excludes_zero:
-        return f"{_side(one)} on such texts"
-    if one.over_seeds.excludes_zero:
-        return f"{_side(one)} on this text, not shown for other texts"
+    if by_document.over_both.excludes_zero:
+        return f"{_side(by_document)} on such texts"
+    if by_document.over_seeds.excludes_zero:
+        return f"{_side(by_document)} on this text, not shown for other texts"
     return "no difference shown on this text"
 
 
-def speed_up(one: SpeedUp | None) -> str:
+def speed_up(ratio: SpeedUp | None) -> str:
     """Format a speed-up with its interval."""
-    if one is None:
+    if ratio is None:
         return units.NONE
-    value = f"{one.bound} {one.value:.3g}".strip()
-    low, high = one.interval
+    value = f"{ratio.bound} {ratio.value:.3g}".strip()
+    low, high = ratio.interval
     if (low, high) == (0.0, math.inf):
         return value
     if low > 0 and math.isfinite(high):
@@ -161,18 +164,18 @@ def speed_up(one: SpeedUp | None) -> str:
     return value if value == end else f"{value} ({end})"
 
 
-def _speed(one: Measures) -> list[str]:
-    if one.speed is None:
+def _speed(measures: Measures) -> list[str]:
+    if measures.speed is None:
         return [units.NONE] * 3
-    extrapolated = speed_up(one.speed.extrapolated)
-    if one.speed.exponent is not None:
-        extrapolated += f", exponent {one.speed.exponent:.2g}"
-    return [speed_up(one.speed.to_arm), speed_up(one.speed.to_baseline), extrapolated]
+    extrapolated = speed_up(measures.speed.extrapolated)
+    if measures.speed.exponent is not None:
+        extrapolated += f", exponent {measures.speed.exponent:.2g}"
+    return [speed_up(measures.speed.to_arm), speed_up(measures.speed.to_baseline), extrapolated]
 
 
-def _equal(one: Measures) -> list[str]:
+def _equal(measures: Measures) -> list[str]:
     cells = []
-    for equal in one.at_equal:
+    for equal in measures.at_equal:
         amount = units.duration(equal.budget) if equal.axis == "seconds" else units.count(equal.budget)
         shares = (("arm", equal.of_arm), ("baseline", equal.of_baseline))
         parts = [f"{name} at {_percent(share)}" for name, share in shares if share < 0.995]
@@ -185,58 +188,58 @@ def _equal(one: Measures) -> list[str]:
     return cells or [units.NONE] * 3
 
 
-def _seeds(one: Measures) -> list[str]:
-    if one.wins is None or one.superiority is None:
+def _seeds(measures: Measures) -> list[str]:
+    if measures.wins is None or measures.superiority is None:
         return [units.NONE] * 4
-    tied = f", {one.wins.tied} tied" if one.wins.tied else ""
+    tied = f", {measures.wins.tied} tied" if measures.wins.tied else ""
     return [
-        f"{one.wins.won} of {one.wins.seeds}{tied}",
-        _interval(one.wins.share, _share),
-        _interval(one.superiority.probability, _share),
-        units.p_value(one.superiority.p),
+        f"{measures.wins.won} of {measures.wins.seeds}{tied}",
+        _interval(measures.wins.share, _share),
+        _interval(measures.superiority.probability, _share),
+        units.p_value(measures.superiority.p),
     ]
 
 
-def _stability(one: Measures) -> list[str]:
-    known = one.stability
+def _stability(measures: Measures) -> list[str]:
+    known = measures.stability
     return [
-        *_sign(known.spread, units.bits),
-        *_sign(known.spikes, "{:.2g}".format),
-        *_sign(known.divergence, _percent),
+        *_indicator(known.spread, units.bits),
+        *_indicator(known.spikes, "{:.2g}".format),
+        *_indicator(known.divergence, _percent),
         known.less_stable or "neither",
     ]
 
 
-def _sign(one: Sign, unit: Callable[[float], str]) -> list[str]:
-    if one.arm is None or one.baseline is None:
+def _indicator(indicator: Indicator, unit: Callable[[float], str]) -> list[str]:
+    if indicator.arm is None or indicator.baseline is None:
         return [units.NONE] * 2
     return [
-        f"{unit(one.arm)} against {unit(one.baseline)}",
-        units.NONE if one.p is None else units.p_value(one.p),
+        f"{unit(indicator.arm)} against {unit(indicator.baseline)}",
+        units.NONE if indicator.p is None else units.p_value(indicator.p),
     ]
 
 
-def _texts(one: Measures) -> list[str]:
-    found = one.by_document
-    if found is None:
-        return [*[units.NONE] * 5, one.no_documents]
-    intervals = (found.over_seeds, found.over_documents, found.over_both)
+def _texts(measures: Measures) -> list[str]:
+    by_document = measures.by_document
+    if by_document is None:
+        return [*[units.NONE] * 5, measures.no_documents]
+    intervals = (by_document.over_seeds, by_document.over_documents, by_document.over_both)
     return [
-        units.count(found.documents),
-        _percent(found.won),
+        units.count(by_document.documents),
+        _percent(by_document.won),
         *(_interval(each, units.signed) for each in intervals),
-        conclusion(found, one.provable),
+        conclusion(by_document, measures.provable),
     ]
 
 
-def _side(one: ByDocument) -> Word:
-    return "better" if one.over_seeds.value < 0 else "worse"
+def _side(by_document: ByDocument) -> Word:
+    return "better" if by_document.over_seeds.value < 0 else "worse"
 
 
-def _interval(one: Estimate, unit: Callable[[float], str]) -> str:
-    if not all(map(math.isfinite, one.interval)):
-        return unit(one.value)
-    return f"{unit(one.value)} ({unit(one.interval[0])} to {unit(one.interval[1])})"
+def _interval(estimate: Estimate, unit: Callable[[float], str]) -> str:
+    if not all(map(math.isfinite, estimate.interval)):
+        return unit(estimate.value)
+    return f"{unit(estimate.value)} ({unit(estimate.interval[0])} to {unit(estimate.interval[1])})"
 
 
 def _percent(value: float) -> str:

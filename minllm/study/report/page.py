@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from minllm.page import units
-from minllm.page.html import document, drawn, escape, table
-from minllm.schema.overrides import written
+from minllm.page.html import document, escape, figure_html, table
+from minllm.schema.overrides import format_value
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
@@ -86,7 +86,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_left_out(comparison),
             *_looks(comparison),
             "<h2>Methods</h2>",
-            *(f"<p>{_said(paragraph)}</p>" for paragraph in sentences.judged(comparison)),
+            *(f"<p>{_typeset(paragraph)}</p>" for paragraph in sentences.judged(comparison)),
             *_commands(comparison),
             *_runs(comparison),
         ],
@@ -96,23 +96,23 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
 
 def _verdict(comparison: Comparison) -> Iterator[str]:
     yield f"<h1>{escape(comparison.headline)}</h1>"
-    yield from (f'<p class="warning">{_said(one)}</p>' for one in sentences.warnings(comparison))
-    yield f'<p class="soft">{_said(sentences.introduction(comparison))}</p>'
+    yield from (f'<p class="warning">{_typeset(warning)}</p>' for warning in sentences.warnings(comparison))
+    yield f'<p class="soft">{_typeset(sentences.introduction(comparison))}</p>'
     if comparison.contests:
         yield '<ul class="verdicts">'
         for contest in comparison.contests:
             word = contest.verdict.word
-            yield f'<li class="{word}"><span class="word">{contest.outcome}</span><br>{_said(contest.sentence)}</li>'
+            yield f'<li class="{word}"><span class="word">{contest.outcome}</span><br>{_typeset(contest.sentence)}</li>'
         yield "</ul>"
-        yield drawn(intervals(comparison), "intervals")
+        yield figure_html(intervals(comparison), "intervals")
         yield f'<p class="soft">{ABOUT_INTERVALS}</p>'
     yield from _facts("Held equal", [fact for fact in comparison.facts if fact.equal])
     yield from _facts("Not equal", [fact for fact in comparison.facts if not fact.equal])
 
 
 def _facts(what: str, facts: Sequence[Fact]) -> Iterator[str]:
-    said = [f'{escape(fact.what)} <span class="soft">{escape(fact.said)}</span>' for fact in facts]
-    yield f"<p><b>{what}:</b> {'; '.join(said) or 'nothing that was checked'}.</p>"
+    items = [f'{escape(fact.what)} <span class="soft">{escape(fact.said)}</span>' for fact in facts]
+    yield f"<p><b>{what}:</b> {'; '.join(items) or 'nothing that was checked'}.</p>"
 
 
 def _noise(comparison: Comparison) -> Iterator[str]:
@@ -124,12 +124,12 @@ def _noise(comparison: Comparison) -> Iterator[str]:
 def _curves(comparison: Comparison) -> Iterator[str]:
     curves = [curve(arm) for arm in comparison.arms]
     yield "<h2>Learning curves</h2>"
-    if not any(one.tokens for one in curves):
+    if not any(curve.tokens for curve in curves):
         yield "<p>No run has evaluations to plot.</p>"
         return
     floor = floor_of(comparison.arms)
     figure, switches = learning_curves(curves, floor)
-    yield drawn(figure, "curves", switches)
+    yield figure_html(figure, "curves", switches)
     about = [ABOUT_CURVES, ABOUT_FLOOR if floor is not None else "", sentences.curves_of_bounds(comparison)]
     yield f'<p class="soft">{escape(" ".join(filter(None, about)))}</p>'
 
@@ -138,32 +138,34 @@ def _measures(comparison: Comparison) -> Iterator[str]:
     if not comparison.contests:
         return
     yield f"<h2>{measures.HEADING}</h2>"
-    yield f'<p class="soft">{_said(measures.about(comparison))}</p>'
-    for one in measures.tables(comparison):
-        yield f"<h3>{escape(one.title)}</h3>"
-        yield from _tabulated(one)
+    yield f'<p class="soft">{_typeset(measures.about(comparison))}</p>'
+    for measure in measures.tables(comparison):
+        yield f"<h3>{escape(measure.title)}</h3>"
+        yield from _tabulated(measure)
 
 
-def _tabulated(one: measures.Table) -> Iterator[str]:
-    yield table([*map(escape, one.head)], [[*map(_said, row)] for row in one.rows], "l" * len(one.head))
-    yield f'<p class="soft">{_said(one.about)}</p>'
+def _tabulated(content: measures.Table) -> Iterator[str]:
+    yield table(
+        [*map(escape, content.head)], [[*map(_typeset, row)] for row in content.rows], "l" * len(content.head)
+    )
+    yield f'<p class="soft">{_typeset(content.about)}</p>'
 
 
 def _arms(comparison: Comparison) -> Iterator[str]:
     yield "<h2>Arms</h2>"
     yield table(
-        ["arm", *(_said(column.heading) for column in COLUMNS)],
+        ["arm", *(_typeset(column.heading) for column in COLUMNS)],
         [
             [
                 f'<div class="arm"><span class="swatch" style="background:{colour(i)}"></span>'
-                f"{escape(sentences.called(arm))}</div>",
+                f"{escape(sentences.arm_name(arm))}</div>",
                 *map(escape, cells(arm, comparison)),
             ]
             for i, arm in enumerate(comparison.arms)
         ],
         "l" + "r" * len(COLUMNS),
     )
-    yield f'<p class="soft">{_said(sentences.ABOUT_ARMS)}</p>'
+    yield f'<p class="soft">{_typeset(sentences.ABOUT_ARMS)}</p>'
 
 
 def _tuning(comparison: Comparison) -> Iterator[str]:
@@ -173,26 +175,26 @@ def _tuning(comparison: Comparison) -> Iterator[str]:
     yield f"<p>{escape(sentences.TUNED)}</p>"
     yield _list(sentences.tuning(comparison))
     if curve_rows(comparison):
-        yield drawn(tuning_figure(comparison), "tuning")
-        yield f'<p class="soft">{_said(ABOUT_TUNING_CURVES)}</p>'
-    yield from (f"<p>{_said(effort.sentence)}</p>" for effort in efforts(comparison))
+        yield figure_html(tuning_figure(comparison), "tuning")
+        yield f'<p class="soft">{_typeset(ABOUT_TUNING_CURVES)}</p>'
+    yield from (f"<p>{_typeset(effort.sentence)}</p>" for effort in efforts(comparison))
 
 
 def _differences(comparison: Comparison) -> Iterator[str]:
-    found = config_differences(comparison.arms)
+    differences = config_differences(comparison.arms)
     yield "<h2>Configuration differences</h2>"
-    if not found:
+    if not differences:
         yield f"<p>{escape(sentences.NO_DIFFERENCES)}</p>"
         return
     yield table(
-        ["", *(escape(sentences.called(arm)) for arm in comparison.arms)],
+        ["", *(escape(sentences.arm_name(arm)) for arm in comparison.arms)],
         [
-            [f"<code>{escape(key)}</code>", *(escape(written(value)) for value in values)]
-            for key, values in found.items()
+            [f"<code>{escape(key)}</code>", *(escape(format_value(value)) for value in values)]
+            for key, values in differences.items()
         ],
         "l" * (1 + len(comparison.arms)),
     )
-    yield f'<p class="soft">{_said(sentences.ABOUT_DIFFERENCES)}</p>'
+    yield f'<p class="soft">{_typeset(sentences.ABOUT_DIFFERENCES)}</p>'
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:
@@ -206,9 +208,9 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
 
 
 def _looks(comparison: Comparison) -> Iterator[str]:
-    if found := looks(comparison):
-        yield f"<h2>{escape(found.title)}</h2>"
-        yield from _tabulated(found)
+    if tabulated := looks(comparison):
+        yield f"<h2>{escape(tabulated.title)}</h2>"
+        yield from _tabulated(tabulated)
 
 
 def _commands(comparison: Comparison) -> Iterator[str]:
@@ -221,7 +223,7 @@ def _commands(comparison: Comparison) -> Iterator[str]:
 def _runs(comparison: Comparison) -> Iterator[str]:
     rows = [
         [
-            escape(sentences.called(arm)),
+            escape(sentences.arm_name(arm)),
             str(seed),
             units.marked(units.bits(run.summary[METRIC]), arm.bound),
             escape(str(run.folder)),
@@ -235,9 +237,9 @@ def _runs(comparison: Comparison) -> Iterator[str]:
 
 
 def _list(items: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_said(item)}</li>" for item in items) + "</ul>"
+    return "<ul>" + "".join(f"<li>{_typeset(item)}</li>" for item in items) + "</ul>"
 
 
-def _said(sentence: str) -> str:
+def _typeset(sentence: str) -> str:
     """Return a sentence with non-breaking spaces between numbers and units, and after articles."""
     return escape(re.sub(r" (?=[%=<])|(?<=[=<]) |(?<= a) |(?<= the) ", "\u00a0", sentence))

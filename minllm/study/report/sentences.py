@@ -50,7 +50,7 @@ AMONG_ALL = (
 )
 
 
-def called(arm: Arm) -> str:
+def arm_name(arm: Arm) -> str:
     """Return an arm's name, or "the only arm", because a single arm has no name."""
     return arm.name or "the only arm"
 
@@ -62,19 +62,19 @@ def introduction(comparison: Comparison) -> str:
     each = f"{each} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     arms = f"{len(comparison.arms)} arms" if len(comparison.arms) > 1 else "One arm"
     measure = measured(comparison.arms)[0]
-    of = f"the baseline, {called(measure)}" if measure is comparison.baseline else called(measure)
-    said = (
+    of = f"the baseline, {arm_name(measure)}" if measure is comparison.baseline else arm_name(measure)
+    text = (
         f"{arms} with {each}, measured in bits per byte of held-out text (lower is better)."
         f" A difference of up to {units.bits(comparison.margin_bpb)} bits per byte ({100 * comparison.margin:.3g} % of"
         f" {of}) is considered too small to matter."
         f" {KEPT if comparison.kept_margin else NOT_KEPT}"
     )
-    return f"{said} {bounds.about(comparison.arms)}".rstrip()
+    return f"{text} {bounds.about(comparison.arms)}".rstrip()
 
 
 def curves_of_bounds(comparison: Comparison) -> str:
     """Return a sentence that names the arms whose learning curves are upper bounds; "" if there are none."""
-    named = [called(arm) for arm in measured(comparison.arms) if arm.bound == "upper"]
+    named = [arm_name(arm) for arm in measured(comparison.arms) if arm.bound == "upper"]
     return f"The values of {' and of '.join(named)} are upper bounds." if named else ""
 
 
@@ -82,18 +82,18 @@ def warnings(comparison: Comparison) -> list[str]:
     """Return the warnings that come first in every report, because they may change the answer."""
     return [
         *trust.warnings(comparison.arms),
-        *(_unsettled(name, one) for name, one in comparison.tuning.items() if one.unsettled),
+        *(_unsettled(name, tuning) for name, tuning in comparison.tuning.items() if tuning.unsettled),
     ]
 
 
-def _unsettled(name: str, one: Tuning) -> str:
+def _unsettled(name: str, tuning: Tuning) -> str:
     undecided = (
         "It can't be better than another arm, only worse."
-        if one.always_diverged
+        if tuning.always_diverged
         else "Better values may change the answer, so none of its contests is decided."
     )
     return (
-        f"The tuning of {name} isn't settled: {one.unsettled}. {undecided} Widen the search in a new verdict"
+        f"The tuning of {name} isn't settled: {tuning.unsettled}. {undecided} Widen the search in a new verdict"
         " (sweep.name=<name>)."
     )
 
@@ -111,51 +111,52 @@ def unequal(comparison: Comparison) -> str:
 def noise(comparison: Comparison) -> list[str]:
     """Return a sentence for each arm that was compared with itself."""
     return [
-        f"Two runs of {called(one.arm)} that differ only in their seed are within"
-        f" {units.bits(one.floor)} bits per byte of each other in 95 % of cases"
-        f" ({len(one.arm.runs)} seeds). Compared with itself: {one.verdict.word}. "
-        + " ".join(filter(None, [one.verdict.why, one.verdict.settling]))
-        if one.floor is not None
-        else f"{called(one.arm)} has {'only one' if one.arm.runs else 'no'} completed run, so the spread of its runs is"
-        " unknown."
-        for one in comparison.noise
+        f"Two runs of {arm_name(noise.arm)} that differ only in their seed are within"
+        f" {units.bits(noise.floor)} bits per byte of each other in 95 % of cases"
+        f" ({len(noise.arm.runs)} seeds). Compared with itself: {noise.verdict.word}. "
+        + " ".join(filter(None, [noise.verdict.why, noise.verdict.settling]))
+        if noise.floor is not None
+        else f"{arm_name(noise.arm)} has {'only one' if noise.arm.runs else 'no'} completed run, so the"
+        " spread of its runs is unknown."
+        for noise in comparison.noise
     ]
 
 
 def tuning(comparison: Comparison) -> list[str]:
     """Return what was tried and chosen for each arm that was tuned."""
     known = {arm.name: arm.bound for arm in comparison.arms}
-    return [f"{name}: {tuned(one, known.get(name))}" for name, one in comparison.tuning.items()]
+    return [f"{name}: {tuned(tuning, known.get(name))}" for name, tuning in comparison.tuning.items()]
 
 
-def tuned(one: Tuning, bound: str | None = None) -> str:
+def tuned(tuning: Tuning, bound: str | None = None) -> str:
     """Return what was chosen and how, and what was tried, with marks if its losses are upper bounds."""
-    failed = sum(not tried.held for tried in one.tried)
-    if len(one.tried) <= FEW:
-        listed = "; ".join(_tried(tried, bound) for tried in one.tried)
+    failed = sum(not tried.succeeded for tried in tuning.tried)
+    if len(tuning.tried) <= FEW:
+        listed = "; ".join(_tried(tried, bound) for tried in tuning.tried)
     else:
         best = sorted(
-            (tried for tried in one.tried if len(tried.losses) > 1), key=lambda tried: tried.mean or math.inf
+            (tried for tried in tuning.tried if len(tried.losses) > 1),
+            key=lambda tried: tried.mean or math.inf,
         )
-        listed = f"{len(one.tried)} values, of which {failed} failed"
+        listed = f"{len(tuning.tried)} values, of which {failed} failed"
         listed += f"; the best: {'; '.join(_tried(tried, bound) for tried in best)}" if best else ""
-    said = f"{values(one.chosen)}: {one.how}. Tried in {one.runs} runs (at most {one.most_runs}): {listed}."
-    return f"{said} Not settled: {one.unsettled}." if one.unsettled else said
+    text = f"{values(tuning.chosen)}: {tuning.how}. Tried in {tuning.runs} runs (at most {tuning.most_runs}): {listed}."
+    return f"{text} Not settled: {tuning.unsettled}." if tuning.unsettled else text
 
 
 def values(chosen: Mapping[str, float]) -> str:
     return " ".join(f"{key}={units.rate(value)}" for key, value in chosen.items())
 
 
-def _tried(one: Tried, bound: str | None) -> str:
-    numbers = ", ".join(map(units.rate, one.values.values()))
-    seeds = f", {len(one.losses)} seeds" if len(one.losses) > 1 else ""
-    return f"{numbers} ({'failed' if one.mean is None else units.marked(units.bits(one.mean), bound)}{seeds})"
+def _tried(tried: Tried, bound: str | None) -> str:
+    numbers = ", ".join(map(units.rate, tried.values.values()))
+    seeds = f", {len(tried.losses)} seeds" if len(tried.losses) > 1 else ""
+    return f"{numbers} ({'failed' if tried.mean is None else units.marked(units.bits(tried.mean), bound)}{seeds})"
 
 
 def left_out(comparison: Comparison) -> list[tuple[str, str]]:
     """Return the folder of each run that isn't compared, and why."""
-    return [(str(one.folder), one.why) for one in comparison.left_out]
+    return [(str(run.folder), run.why) for run in comparison.left_out]
 
 
 def repeating(comparison: Comparison) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from minllm.page import html as page
 from minllm.page import markdown
 from minllm.page.html import escape
-from minllm.study.reading import Guess, Reading, accuracy, bits_a_byte
+from minllm.study.reading import Guess, Reading, accuracy, bits_per_byte
 from minllm.tokenizer.show import visible
 
 DARKEST = 6.0
@@ -46,21 +46,26 @@ STYLE_TEXTS = """
 def texts_html(readings: Sequence[Reading]) -> str:
     """Return the samples and held-out texts of one run of each arm, as part of a page with STYLE_TEXTS."""
     return "\n".join(
-        [f"<p>{escape(whose(readings))}</p>", *missing(readings), *written(readings), *read(readings)]
+        [
+            f"<p>{escape(which_runs(readings))}</p>",
+            *missing_html(readings),
+            *samples_html(readings),
+            *held_out_html(readings),
+        ]
     )
 
 
 def texts_markdown(readings: Sequence[Reading]) -> str:
     """Return the samples as quotations, and the accuracy of each arm's run on the held-out texts as a table."""
-    lines = [markdown.plain(whose(readings))]
+    lines = [markdown.plain(which_runs(readings))]
     for arms, why in not_shown(readings):
         lines.append(f"{', '.join(map(markdown.code, arms))}: {markdown.plain(why)}")
     for place, prompt in enumerate(prompts_of(readings)):
         lines.append(f"**{markdown.plain(title_of(prompt))}**")
-        for one in readings:
-            if one.samples:
-                lines += [markdown.code(one.arm), quotation(f"…{one.samples[place][1]}")]
-    if rows := [[markdown.code(one.arm), *figures(one)] for one in readers(readings)]:
+        for reading in readings:
+            if reading.samples:
+                lines += [markdown.code(reading.arm), quotation(f"…{reading.samples[place][1]}")]
+    if rows := [[markdown.code(reading.arm), *metrics(reading)] for reading in readers(readings)]:
         lines.append(markdown.table(HEADINGS, rows, "lrrr"))
     return "\n\n".join(lines) + "\n"
 
@@ -70,14 +75,16 @@ def texts_markdown(readings: Sequence[Reading]) -> str:
 HEADINGS = ("arm", "top-1", "top-5", "bits per byte")
 
 
-def whose(readings: Sequence[Reading]) -> str:
+def which_runs(readings: Sequence[Reading]) -> str:
     seeds = {reading.seed for reading in readings}
     if len(seeds) == 1:
         which = f"seed {seeds.pop()}"
     else:
         which = "; ".join(f"{reading.arm}: seed {reading.seed}" for reading in readings)
-    same = "All use the same prompts, texts and sampling seed."
-    return f"One run of each arm ({which}), not selected by its result. {same}"
+    return (
+        f"One run of each arm ({which}), not selected by its result. All use the same prompts, texts and"
+        " sampling seed."
+    )
 
 
 def prompts_of(readings: Sequence[Reading]) -> list[str]:
@@ -99,37 +106,39 @@ def readers(readings: Sequence[Reading]) -> list[Reading]:
     return [reading for reading in readings if any(reading.stories)]
 
 
-def figures(reading: Reading) -> list[str]:
+def metrics(reading: Reading) -> list[str]:
     """Return an arm's accuracy and loss, for the columns of HEADINGS."""
-    return [f"{accuracy(reading, 1):.1%}", f"{accuracy(reading, 5):.1%}", f"{bits_a_byte(reading):.3f}"]
+    return [f"{accuracy(reading, 1):.1%}", f"{accuracy(reading, 5):.1%}", f"{bits_per_byte(reading):.3f}"]
 
 
 # ---- as HTML -------------------------------------------------------------------------------------
 
 
-def missing(readings: Sequence[Reading]) -> Iterator[str]:
+def missing_html(readings: Sequence[Reading]) -> Iterator[str]:
     for arms, why in not_shown(readings):
         yield f'<p class="why-not"><b>{escape(", ".join(arms))}</b>: {escape(why)}</p>'
 
 
-def written(readings: Sequence[Reading]) -> Iterator[str]:
+def samples_html(readings: Sequence[Reading]) -> Iterator[str]:
     """Yield a block for each prompt, with the arms side by side."""
     for place, prompt in enumerate(prompts_of(readings)):
         yield f"<h3>{escape(title_of(prompt))}</h3>"
         yield '<div class="samples">'
-        for one in readings:
-            if one.samples:
-                yield block("sample", one.arm, f"<b>{escape(prompt)}</b>{escape(one.samples[place][1])}")
+        for reading in readings:
+            if reading.samples:
+                yield block(
+                    "sample", reading.arm, f"<b>{escape(prompt)}</b>{escape(reading.samples[place][1])}"
+                )
         yield "</div>"
 
 
-def read(readings: Sequence[Reading]) -> Iterator[str]:
+def held_out_html(readings: Sequence[Reading]) -> Iterator[str]:
     """Yield a block for each held-out text: each arm's losses, and how they differ from the first arm's."""
     shown = readers(readings)
     if not shown:
         return
     yield f"<h3>Reading held-out text</h3>\n{LEGEND}{LEGEND_OF_DIFFERENCES if len(shown) > 1 else ''}"
-    yield page.table(HEADINGS, [[escape(one.arm), *figures(one)] for one in shown], "lrrr")
+    yield page.table(HEADINGS, [[escape(reading.arm), *metrics(reading)] for reading in shown], "lrrr")
     first, *others = shown
     for place in range(len(first.stories)):
         yield f"<h3>Held-out text {place + 1}</h3>"
@@ -137,11 +146,11 @@ def read(readings: Sequence[Reading]) -> Iterator[str]:
         if first.givens:
             yield block("story", "given", escape(first.givens[place]))
         yield block("story", first.arm, "".join(map(coloured, first.stories[place])))
-        for one in others:
-            yield block("story", one.arm, "".join(map(coloured, one.stories[place])))
-            apart = differences(one.stories[place], first.stories[place])
-            text = "".join(compared(guess, more) for guess, more in zip(one.stories[place], apart))
-            yield block("story", f"{one.arm} minus {first.arm}: {sum(apart):+.2f} nats", text)
+        for reading in others:
+            yield block("story", reading.arm, "".join(map(coloured, reading.stories[place])))
+            apart = differences(reading.stories[place], first.stories[place])
+            text = "".join(compared(guess, more) for guess, more in zip(reading.stories[place], apart))
+            yield block("story", f"{reading.arm} minus {first.arm}: {sum(apart):+.2f} nats", text)
         yield "</div>"
 
 
@@ -152,10 +161,12 @@ def differences(story: Sequence[Guess], against: Sequence[Guess]) -> list[float]
     """
     if [guess.text for guess in story] == [guess.text for guess in against]:
         return [guess.nats - other.nats for guess, other in zip(story, against)]
-    ends, lost = (np.cumsum([0, *values]) for values in zip(*((one.bytes, one.nats) for one in against)))
+    ends, lost = (
+        np.cumsum([0, *values]) for values in zip(*((guess.bytes, guess.nats) for guess in against))
+    )
     own = np.cumsum([0, *(guess.bytes for guess in story)])
-    theirs = np.diff(np.interp(own, ends, lost))
-    return [guess.nats - float(other) for guess, other in zip(story, theirs)]
+    losses = np.diff(np.interp(own, ends, lost))
+    return [guess.nats - float(loss) for guess, loss in zip(story, losses)]
 
 
 def block(name: str, heading: str, text: str) -> str:
@@ -165,8 +176,8 @@ def block(name: str, heading: str, text: str) -> str:
 def coloured(guess: Guess) -> str:
     """Return a token in the colour of its loss, underlined if it was among the top five guesses."""
     line = " first" if guess.rank == 1 else " among-five" if guess.rank <= 5 else ""
-    said = f"{guess.nats:.2f} nats, {ordinal(guess.rank)} guess"
-    return token(guess.nats, line, f' title="{said}"', "".join(map(calm, guess.text)))
+    title = f"{guess.nats:.2f} nats, {ordinal(guess.rank)} guess"
+    return token(guess.nats, line, f' title="{title}"', "".join(map(char_html, guess.text)))
 
 
 def compared(guess: Guess, more: float) -> str:
@@ -174,7 +185,7 @@ def compared(guess: Guess, more: float) -> str:
     side = "" if abs(more) < NOTICED else " lower" if more < 0 else " higher"
     share = min(abs(more) / FARTHEST, 1) * DARKEST * bool(side)
     return token(
-        share, side, f' title="{more:+.2f} nats: {guess.nats:.2f} here"', "".join(map(calm, guess.text))
+        share, side, f' title="{more:+.2f} nats: {guess.nats:.2f} here"', "".join(map(char_html, guess.text))
     )
 
 
@@ -183,7 +194,7 @@ def token(nats: float, line: str, title: str, text: str) -> str:
     return f'<span class="token{line}" style="--surprise:{surprise:.3f}"{title}>{text}</span>'
 
 
-def calm(char: str) -> str:
+def char_html(char: str) -> str:
     """Return a character as HTML. Spaces show only their token's colour, and other white space has a pale mark."""
     if char.isprintable():
         return escape(char)

@@ -1,4 +1,4 @@
-"""What the report says about tuning effort: tuning curves, and whether a difference survives more trials."""
+"""Tuning effort in the report: tuning curves, and whether a difference survives more trials."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Effort:
 
 def curves_of(comparison: Comparison) -> dict[str, TuningCurve]:
     """Return the tuning curve of each arm that was tuned, by name."""
-    return {name: tuning_curve(one.planned_losses) for name, one in comparison.tuning.items()}
+    return {name: tuning_curve(tuning.planned_losses) for name, tuning in comparison.tuning.items()}
 
 
 def efforts(comparison: Comparison) -> list[Effort]:
@@ -47,7 +47,7 @@ def efforts(comparison: Comparison) -> list[Effort]:
         _effort(contest, curves[contest.arm.name], curves[contest.baseline.name])
         for contest in comparison.contests
         if {contest.arm.name, contest.baseline.name}
-        <= {name for name, one in curves.items() if len(one.trials) > 1}
+        <= {name for name, curve in curves.items() if len(curve.trials) > 1}
     ]
 
 
@@ -56,24 +56,25 @@ def curve_rows(comparison: Comparison) -> list[list[str]]:
     curves = list(curves_of(comparison).values())
     known = {arm.name: arm.bound for arm in comparison.arms}
     of_bounds = [known.get(name) for name in comparison.tuning]
-    trials = max((len(one.trials) for one in curves), default=0)
+    trials = max((len(curve.trials) for curve in curves), default=0)
     if trials < 2:
         return []
     shown = [*(2**power for power in range(trials.bit_length()) if 2**power < trials), trials]
     return [
-        [str(k), *(units.marked(_at(one, k), bound) for one, bound in zip(curves, of_bounds))] for k in shown
+        [str(k), *(units.marked(_at(curve, k), bound) for curve, bound in zip(curves, of_bounds))]
+        for k in shown
     ]
 
 
-def tuning_data(one: Tuning) -> dict[str, Any]:
+def tuning_data(tuning: Tuning) -> dict[str, Any]:
     """Return an arm's tuning for report.json."""
     return {
-        "chosen": one.chosen,
-        "how": one.how,
-        "settled": not one.unsettled,
-        "unsettled": one.unsettled,
-        "runs": one.runs,
-        "most_runs": one.most_runs,
+        "chosen": tuning.chosen,
+        "how": tuning.how,
+        "settled": not tuning.unsettled,
+        "unsettled": tuning.unsettled,
+        "runs": tuning.runs,
+        "most_runs": tuning.most_runs,
         "tried": [
             {
                 "values": tried.values,
@@ -81,9 +82,9 @@ def tuning_data(one: Tuning) -> dict[str, Any]:
                 "val_bpb": tried.mean,
                 "val_bpb_by_seed": tried.losses,
             }
-            for tried in one.tried
+            for tried in tuning.tried
         ],
-        "curve": {"confidence": CONFIDENCE, **asdict(tuning_curve(one.planned_losses))},
+        "curve": {"confidence": CONFIDENCE, **asdict(tuning_curve(tuning.planned_losses))},
     }
 
 
@@ -96,18 +97,18 @@ def _effort(contest: Contest, arm: TuningCurve, baseline: TuningCurve) -> Effort
         word = "better" if lower is contest.arm else "worse"
         proved = word in bounds.provable(contest.arm, contest.baseline)
         means = ": with that much effort the difference survives tuning" if proved else UNPROVED
-        said = (
+        sentence = (
             f"The tuning curves of {names} are apart, with {lower.name} lower, after {_counted(apart)} of tuning"
             f"{means}."
         )
-        said += " With more trials their bands overlap." * (apart[-1] < trials)
+        sentence += " With more trials their bands overlap." * (apart[-1] < trials)
     else:
-        said = (
+        sentence = (
             f"The bands of the tuning curves of {names} overlap at every number of trials, so {trials} trials don't"
             " show whether a difference survives more tuning. Bands narrow with more trials, for example"
             " search.tune=[optim.lr,optim.weight_decay] search.trials=48."
         )
-    return Effort(contest.arm.name, contest.baseline.name, apart, said)
+    return Effort(contest.arm.name, contest.baseline.name, apart, sentence)
 
 
 def _counted(trials: Sequence[int]) -> str:

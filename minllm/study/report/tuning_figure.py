@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def tuning_figure(comparison: Comparison) -> Figure:
-    """Return a figure of the arms' tuning curves. Where a band has no end, it leaves the figure."""
+    """Return a figure of the arms' tuning curves. An unbounded band extends beyond the edge of the figure."""
     from plotly.graph_objects import Figure
 
     curves = curves_of(comparison)
     ends = _ends(curves)
     places = {arm.name: i for i, arm in enumerate(comparison.arms)}
     figure = Figure(
-        [trace for name, one in curves.items() for trace in _curve(name, places[name], one, ends)]
+        [trace for name, curve in curves.items() for trace in _curve(name, places[name], curve, ends)]
     )
     lines = sum(1 + wrapped(name).count("<br>") for name in curves)
     figure.update_layout(**layout(height=360 + 22 * lines), hovermode="closest")
@@ -34,17 +34,17 @@ def tuning_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def _curve(name: str, index: int, one: TuningCurve, ends: tuple[float, float]) -> Iterator[Any]:
-    low = [max(value, ends[0]) for value in one.low]
-    high = [min(value, ends[1]) for value in one.high]
-    best = [value if math.isfinite(value) else None for value in one.best]
-    said = [f"{bits(below)} to {bits(above)}" for below, above in zip(one.low, one.high)]
-    return banded(name, index, one.trials, best, (low, high), said)
+def _curve(name: str, index: int, curve: TuningCurve, ends: tuple[float, float]) -> Iterator[Any]:
+    low = [max(value, ends[0]) for value in curve.low]
+    high = [min(value, ends[1]) for value in curve.high]
+    best = [value if math.isfinite(value) else None for value in curve.best]
+    hover = [f"{bits(below)} to {bits(above)}" for below, above in zip(curve.low, curve.high)]
+    return banded(name, index, curve.trials, best, (low, high), hover)
 
 
 def _ends(curves: Mapping[str, TuningCurve]) -> tuple[float, float]:
     """Return the ends of the axis: a little beyond every finite value."""
-    every = [value for one in curves.values() for value in (*one.best, *one.low, *one.high)]
+    every = [value for curve in curves.values() for value in (*curve.best, *curve.low, *curve.high)]
     known = [value for value in every if finite(value) is not None] or [0.0, 1.0]
     room = 0.06 * (max(known) - min(known)) or 0.01
     return min(known) - room, max(known) + room

@@ -12,7 +12,7 @@ import optuna
 
 from minllm.runs.folder import write_text
 from minllm.sweep.report.page import page
-from minllm.sweep.report.summary import best_in_words, no_best, summary
+from minllm.sweep.report.summary import describe_best, no_best, summary
 from minllm.sweep.report.trials import about_bounds, best_of, rerun
 
 
@@ -37,8 +37,8 @@ def conclusion(study: optuna.Study, *, metric: str, written: Sequence[Path]) -> 
     """Return the lines printed at the end: the best trial, how to run it again, and the report's files."""
     best, trials = best_of(study), study.get_trials(deepcopy=False)
     if best is None:
-        found = [no_best(trials)]
+        lines = [no_best(trials)]
     else:
-        said = " ".join(filter(None, [best_in_words(best, metric), about_bounds(trials)]))
-        found = [said, f"To run it again: {rerun(best)}"]
-    return "\n".join([*found, f"Report: {', '.join(map(str, written))}"])
+        sentence = " ".join(filter(None, [describe_best(best, metric), about_bounds(trials)]))
+        lines = [sentence, f"To run it again: {rerun(best)}"]
+    return "\n".join([*lines, f"Report: {', '.join(map(str, written))}"])

@@ -1,6 +1,6 @@
 """Figures of a search: Optuna's own plots, and a map of the trials by memory.
 
-plotly takes a second to import, so it's imported only where something is drawn.
+plotly takes a second to import, so it's imported only where a figure is made.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial
 from minllm.page.html import escape
 from minllm.page.units import MIB
 from minllm.schema.overrides import short_names
-from minllm.sweep.report.importance import evaluator, importances, quietly, retold
+from minllm.sweep.report.importance import evaluator, importances, quietly, with_short_names
 from minllm.sweep.report.trials import (
     counted,
+    counted_noun,
     described,
-    in_words,
     memory_of,
     ranked,
     shown,
@@ -51,25 +51,25 @@ MOST_LINES = 300
 def search_plots(study: optuna.Study, metric: str) -> dict[str, Figure | str]:
     """Return Optuna's plots keyed by heading; a plot that can't be drawn is replaced by a sentence."""
     complete = sum(state_of(trial) == "complete" for trial in study.get_trials(deepcopy=False))
-    went, decided, well = "Search history", "Parameter importance", "Parameters of the best trials"
+    history, importance, best = "Search history", "Parameter importance", "Parameters of the best trials"
     if complete < 2:
         have = "only one" if complete else "none"
-        return dict.fromkeys((went, decided, well), f"This needs two complete trials; there is {have}.")
-    told = retold(study)
-    names = varying(told.get_trials(deepcopy=False))
+        return dict.fromkeys((history, importance, best), f"This needs two complete trials; there is {have}.")
+    copy = with_short_names(study)
+    names = varying(copy.get_trials(deepcopy=False))
     from optuna import visualization
 
     with quietly():
         plots = {
-            went: visualization.plot_optimization_history(told, target_name=metric),
-            decided: "This needs two complete trials with different values.",
-            well: "No parameter was searched.",
+            history: visualization.plot_optimization_history(copy, target_name=metric),
+            importance: "This needs two complete trials with different values.",
+            best: "No parameter was searched.",
         }
         if importances(study):
-            plots[decided] = visualization.plot_param_importances(told, evaluator(complete), names)
-            plots[decided].update_traces(marker={"color": BLUE})
+            plots[importance] = visualization.plot_param_importances(copy, evaluator(complete), names)
+            plots[importance].update_traces(marker={"color": BLUE})
         if names:
-            plots[well] = visualization.plot_parallel_coordinate(best_part(told), names, target_name=metric)
+            plots[best] = visualization.plot_parallel_coordinate(best_part(copy), names, target_name=metric)
     return plots
 
 
@@ -90,28 +90,28 @@ def memory_map(trials: Sequence[FrozenTrial], metric: str) -> Figure | str:
     axes = _axes(trials)
     if not axes:
         return "No two trials differ in a parameter yet."
-    placed = [trial for trial in trials if all(_at(axis, trial) is not None for axis in axes)]
+    placed = [trial for trial in trials if all(_coordinate(axis, trial) is not None for axis in axes)]
     if not placed:
         return "The trials recorded no memory use."
     from plotly.graph_objects import Figure
 
     shorts = short_names(varying(trials))
     figure = Figure(
-        [_dots(placed, state, axes, metric, shorts) for state, count in counted(placed).items() if count]
+        [_markers(placed, state, axes, metric, shorts) for state, count in counted(placed).items() if count]
     )
     for update, axis in zip((figure.update_xaxes, figure.update_yaxes), axes):
         update(title=escape(shorts.get(axis, axis)), type=_scale(axis, trials))
         if _scale(axis, trials) == "log":
-            update(tickformat="~g", **_decades([_at(axis, trial) for trial in placed]))
+            update(tickformat="~g", **_decades([_coordinate(axis, trial) for trial in placed]))
     if len(placed) < len(trials):
         figure.add_annotation(
-            text=f"{in_words(len(trials) - len(placed), 'trial')} without values on both axes not shown",
+            text=f"{counted_noun(len(trials) - len(placed), 'trial')} without values on both axes not shown",
             **dict(xref="paper", yref="paper", x=0, y=1.06, xanchor="left", showarrow=False),
         )
     return figure
 
 
-def _dots(
+def _markers(
     placed: Sequence[FrozenTrial], state: str, axes: Sequence[str], metric: str, shorts: Mapping[str, str]
 ) -> Scatter:
     """Return the markers of the trials with one state."""
@@ -120,8 +120,8 @@ def _dots(
     trials = [trial for trial in placed if state_of(trial) == state]
     colour, symbol = MARKERS.get(state, UNMARKED)
     return Scatter(
-        x=[_at(axes[0], trial) for trial in trials],
-        y=[_at(axes[1], trial) for trial in trials],
+        x=[_coordinate(axes[0], trial) for trial in trials],
+        y=[_coordinate(axes[1], trial) for trial in trials],
         name=state,
         mode="markers",
         marker={"color": colour, "symbol": symbol, "size": 10, "opacity": 0.75, "line": {"width": 1}},
@@ -141,11 +141,13 @@ def _axes(trials: Sequence[FrozenTrial]) -> list[str]:
         for name in varying(trials)
         if len({shown(trial.params[name]) for trial in trials if name in trial.params}) > 1
     ]
-    names = sorted(differ, key=lambda name: (not _is_number(name, trials), -_tie(name, trials)))
+    names = sorted(
+        differ, key=lambda name: (not _is_number(name, trials), -_correlation_with_memory(name, trials))
+    )
     return [*names, MEMORY][:2] if names else []
 
 
-def _tie(name: str, trials: Sequence[FrozenTrial]) -> float:
+def _correlation_with_memory(name: str, trials: Sequence[FrozenTrial]) -> float:
     """Return how strongly log(memory) correlates with a parameter, scaled by the share of trials that have it."""
     known = [trial for trial in trials if name in trial.params and memory_of(trial)]
     if not _is_number(name, trials) or len(known) < 2:
@@ -157,14 +159,14 @@ def _tie(name: str, trials: Sequence[FrozenTrial]) -> float:
     return abs(float(np.corrcoef(values, sizes)[0, 1])) * len(known) / len(trials)
 
 
-def _at(axis: str, trial: FrozenTrial) -> float | str | None:
+def _coordinate(axis: str, trial: FrozenTrial) -> float | str | None:
     """Return a trial's coordinate on an axis; None if it has none."""
     if axis == MEMORY:
         return memory_of(trial) / MIB or None
     if axis not in trial.params:
         return None
     value = trial.params[axis]
-    return value if _counts(value) else shown(value)
+    return value if _is_numeric(value) else shown(value)
 
 
 def _scale(axis: str, trials: Sequence[FrozenTrial]) -> str:
@@ -184,21 +186,25 @@ def _decades(values: Sequence[float]) -> dict[str, Any]:
 
 def _is_number(name: str, trials: Sequence[FrozenTrial]) -> bool:
     """Whether all values of a parameter are numbers, including those of a choice between numbers."""
-    return all(_counts(trial.params[name]) for trial in trials if name in trial.params)
+    return all(_is_numeric(trial.params[name]) for trial in trials if name in trial.params)
 
 
-def _counts(value: Any) -> bool:
+def _is_numeric(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _hover(trial: FrozenTrial, metric: str, shorts: Mapping[str, str]) -> str:
-    seen = described(trial)
+    description = described(trial)
     lines = [
-        f"trial {seen.number}: {seen.state}",
-        seen.value and f"{metric} {seen.value}",
-        *(f"{short} {seen.settings[name]}" for name, short in shorts.items() if name in seen.settings),
-        seen.predicted and f"predicted {seen.predicted}",
-        seen.peak and f"measured {seen.peak}",
-        seen.why,
+        f"trial {description.number}: {description.state}",
+        description.value and f"{metric} {description.value}",
+        *(
+            f"{short} {description.settings[name]}"
+            for name, short in shorts.items()
+            if name in description.settings
+        ),
+        description.predicted and f"predicted {description.predicted}",
+        description.peak and f"measured {description.peak}",
+        description.why,
     ]
     return "<br>".join(escape(line) for line in lines if line)

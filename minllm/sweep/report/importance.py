@@ -26,7 +26,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
         return {}
     shorts = short_names(varying(study.get_trials(deepcopy=False)))
     with quietly():
-        shares = get_param_importances(retold(study), evaluator=evaluator(len(complete)))
+        shares = get_param_importances(with_short_names(study), evaluator=evaluator(len(complete)))
     return dict(sorted(((name, shares[shorts[name]]) for name in names), key=lambda pair: -pair[1]))
 
 
@@ -39,20 +39,20 @@ def share_called_best(complete: int) -> float:
     return min(0.5, max(0.1, 5 / complete))
 
 
-def retold(study: optuna.Study) -> optuna.Study:
+def with_short_names(study: optuna.Study) -> optuna.Study:
     """Return a copy of a study with short parameter names, and with values only for trials that measured one.
 
-    Otherwise Optuna would count a reused value twice, and treat the value that stands in for a pruned trial's as real.
+    Otherwise Optuna would count a reused value twice, and treat the value substituted for a pruned trial's as real.
     """
     trials = study.get_trials(deepcopy=False)
     names = short_names(varying(trials))
     with quietly():
         copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
-    copy.add_trials(_retold(trial, names) for trial in trials)
+    copy.add_trials(_with_short_names(trial, names) for trial in trials)
     return copy
 
 
-def _retold(trial: FrozenTrial, names: Mapping[str, str]) -> FrozenTrial:
+def _with_short_names(trial: FrozenTrial, names: Mapping[str, str]) -> FrozenTrial:
     if state_of(trial) != "complete":
         return create_trial(state=TrialState.FAIL)  # a placeholder, so that the trial numbers stay the same
     had = [(name, short) for name, short in names.items() if name in trial.params]
@@ -65,7 +65,7 @@ def _retold(trial: FrozenTrial, names: Mapping[str, str]) -> FrozenTrial:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Silence Optuna's messages about the copied study and about few trials; the report says how many there are."""
+    """Silence Optuna's messages about the copied study and about few trials; the report shows how many there are."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

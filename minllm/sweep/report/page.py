@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import FrozenTrial
 
-from minllm.page.html import document, drawn, escape, table
+from minllm.page.html import document, escape, figure_html, table
 from minllm.sweep.report.figures import memory_map, search_plots
-from minllm.sweep.report.summary import FIGURES, best_in_words, memory_story, no_best, ten_best
+from minllm.sweep.report.summary import FIGURES, describe_best, describe_memory, no_best, ten_best
 from minllm.sweep.report.trials import MEANINGS, about_bounds, best_of, counted, rerun, shown
 
 CLEAR = "rgba(0,0,0,0)"
@@ -38,7 +38,7 @@ def page(study: optuna.Study, *, metric: str, command: str) -> str:
             f"<p>{escape(about_bounds(trials))}</p>" if about_bounds(trials) else "",
             *_section("Ten best trials", _ten_best(trials, metric)),
             *_section("How the trials ended", _counts(counted(trials))),
-            *_section("Memory", f"<p>{escape(' '.join(memory_story(trials)))}</p>"),
+            *_section("Memory", f"<p>{escape(' '.join(describe_memory(trials)))}</p>"),
             _drawn(memory_map(trials, metric)),
             *(
                 part
@@ -60,7 +60,7 @@ def _best(best: FrozenTrial | None, metric: str, otherwise: str) -> list[str]:
     rows = [[f"<code>{escape(name)}</code>", escape(shown(value))] for name, value in best.params.items()]
     folder = best.user_attrs.get("run")
     return [
-        *_section("Best trial", f"<p>{escape(best_in_words(best, metric))}</p>"),
+        *_section("Best trial", f"<p>{escape(describe_best(best, metric))}</p>"),
         table([], rows, "lr"),
         f"<pre>{escape(rerun(best))}</pre>" if rerun(best) else "",
         f'<p class="soft">Run folder: <code>{escape(folder)}</code></p>' if folder else "",
@@ -75,9 +75,9 @@ def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> str:
     return table([escape(name) for name in head], [[escape(cell) for cell in row] for row in rows], sides)
 
 
-def _counts(found: Mapping[str, int]) -> str:
-    rows = [[escape(state), escape(MEANINGS.get(state, "")), str(count)] for state, count in found.items()]
-    return table([], [*rows, ["all", "", str(sum(found.values()))]], "llr")
+def _counts(counts: Mapping[str, int]) -> str:
+    rows = [[escape(state), escape(MEANINGS.get(state, "")), str(count)] for state, count in counts.items()]
+    return table([], [*rows, ["all", "", str(sum(counts.values()))]], "llr")
 
 
 def _drawn(plot: Figure | str) -> str:
@@ -97,4 +97,4 @@ def _drawn(plot: Figure | str) -> str:
     )
     plot.update_xaxes(zeroline=False, automargin=True)
     plot.update_yaxes(zeroline=False, automargin=True)
-    return drawn(plot)
+    return figure_html(plot)

@@ -18,8 +18,8 @@ from minllm.sweep.report.trials import (
     about_bounds,
     best_of,
     counted,
+    counted_noun,
     described,
-    in_words,
     memory_of,
     ranked,
     rerun,
@@ -38,7 +38,7 @@ def summary(study: optuna.Study, *, metric: str, command: str) -> str:
         ["## Search space", *_searched(study, trials)],
         ["## How the trials ended", *_counts(trials)],
         ["## Ten best trials", *_ten_best(trials, metric)],
-        ["## Memory", " ".join(memory_story(trials))],
+        ["## Memory", " ".join(describe_memory(trials))],
     ]
     return "\n\n".join(part for section in sections for part in section) + "\n"
 
@@ -50,42 +50,42 @@ def no_best(trials: Sequence[FrozenTrial]) -> str:
     return "No trial has completed, so there is no best trial."
 
 
-def best_in_words(best: FrozenTrial, metric: str) -> str:
+def describe_best(best: FrozenTrial, metric: str) -> str:
     """Return a sentence with the best trial's value, size, memory and time."""
-    seen = described(best)
-    had = [
-        seen.params and f"{seen.params} parameters",
-        seen.peak and f"{seen.peak} peak memory",
-        seen.elapsed,
+    description = described(best)
+    details = [
+        description.params and f"{description.params} parameters",
+        description.peak and f"{description.peak} peak memory",
+        description.elapsed,
     ]
-    extra = ", ".join(filter(None, had))
-    return f"Trial {best.number} reached the lowest {metric}: {seen.value}" + (
-        f" ({extra})." if extra else "."
+    listed = ", ".join(filter(None, details))
+    return f"Trial {best.number} reached the lowest {metric}: {description.value}" + (
+        f" ({listed})." if listed else "."
     )
 
 
-def memory_story(trials: Sequence[FrozenTrial]) -> list[str]:
+def describe_memory(trials: Sequence[FrozenTrial]) -> list[str]:
     """Return sentences about what fit in memory, what didn't, and how accurate the predictions were."""
-    fitted = [trial for trial in trials if _fitted(trial)]
+    fitted = [trial for trial in trials if _fit_in_memory(trial)]
     did_not_fit = [trial for trial in trials if state_of(trial) in DID_NOT_FIT and memory_of(trial)]
     largest = max(fitted, key=memory_of, default=None)
     smallest = min(did_not_fit, key=memory_of, default=None)
-    story = []
+    sentences = []
     if largest is not None:
-        story.append(f"The largest trial that fit was trial {largest.number}: {_sizes(largest)}.")
+        sentences.append(f"The largest trial that fit was trial {largest.number}: {_sizes(largest)}.")
     if smallest is not None:
-        story.append(
+        sentences.append(
             f"The smallest that didn't fit was trial {smallest.number}: {_sizes(smallest)};"
             f" it {MEANINGS[state_of(smallest)]}."
         )
     elif largest is not None:
-        story.append("No trial is known to have exceeded its memory.")
+        sentences.append("No trial is known to have exceeded its memory.")
     if largest and smallest and memory_of(largest) >= memory_of(smallest):
-        story.append("The two overlap, so the prediction alone doesn't decide what fits.")
-    return [*story, *_accuracy(trials)] or ["The trials recorded no memory use."]
+        sentences.append("The two overlap, so the prediction alone doesn't decide what fits.")
+    return [*sentences, *_accuracy(trials)] or ["The trials recorded no memory use."]
 
 
-def _fitted(trial: FrozenTrial) -> bool:
+def _fit_in_memory(trial: FrozenTrial) -> bool:
     """Whether a trial ran and didn't end because of memory."""
     state = state_of(trial)
     ran = state == "complete" or (state.startswith("pruned: ") and state not in DID_NOT_FIT)
@@ -93,10 +93,14 @@ def _fitted(trial: FrozenTrial) -> bool:
 
 
 def _sizes(trial: FrozenTrial) -> str:
-    seen = described(trial)
+    description = described(trial)
     return ", ".join(
         filter(
-            None, [seen.predicted and f"{seen.predicted} predicted", seen.peak and f"{seen.peak} measured"]
+            None,
+            [
+                description.predicted and f"{description.predicted} predicted",
+                description.peak and f"{description.peak} measured",
+            ],
         )
     )
 
@@ -105,12 +109,14 @@ def _accuracy(trials: Sequence[FrozenTrial]) -> list[str]:
     ratios = [
         trial.user_attrs["peak_bytes"] / trial.user_attrs["predicted_bytes"]
         for trial in trials
-        if _fitted(trial) and trial.user_attrs.get("peak_bytes") and trial.user_attrs.get("predicted_bytes")
+        if _fit_in_memory(trial)
+        and trial.user_attrs.get("peak_bytes")
+        and trial.user_attrs.get("predicted_bytes")
     ]
     if not ratios:
         return []
     return [
-        f"In the {in_words(len(ratios), 'trial')} with both values, the median of measured / predicted was"
+        f"In the {counted_noun(len(ratios), 'trial')} with both values, the median of measured / predicted was"
         f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})."
     ]
 
@@ -120,7 +126,7 @@ def _best(best: FrozenTrial | None, metric: str, trials: Sequence[FrozenTrial]) 
         return [no_best(trials)]
     line, folder = rerun(best), best.user_attrs.get("run")
     return [
-        " ".join(filter(None, [best_in_words(best, metric), about_bounds(trials)])),
+        " ".join(filter(None, [describe_best(best, metric), about_bounds(trials)])),
         *lines([f"- {code(name)}: {word(shown(value))}" for name, value in best.params.items()]),
         *(["To run it again:", sh(line)] if line else ["Its overrides weren't recorded."]),
         *([f"Run folder: {code(folder)}"] if folder else []),
@@ -174,8 +180,8 @@ def _importance_note(trials: Sequence[FrozenTrial], shares: Mapping[str, float])
 
 
 def _counts(trials: Sequence[FrozenTrial]) -> list[str]:
-    found = counted(trials)
-    rows = [[state, MEANINGS.get(state, ""), str(count)] for state, count in found.items()]
+    counts = counted(trials)
+    rows = [[state, MEANINGS.get(state, ""), str(count)] for state, count in counts.items()]
     failed = [
         f"- Trial {trial.number} failed. {described(trial).why}".rstrip()
         for trial in trials
@@ -206,12 +212,12 @@ def ten_best(trials: Sequence[FrozenTrial], metric: str) -> tuple[list[str], lis
     best = [described(trial) for trial in ranked(trials) if state_of(trial) == "complete"][:10]
     rows = [
         [
-            str(seen.number),
-            seen.value,
-            seen.params,
-            seen.peak,
-            *(seen.settings.get(name, "") for name in shorts),
+            str(description.number),
+            description.value,
+            description.params,
+            description.peak,
+            *(description.settings.get(name, "") for name in shorts),
         ]
-        for seen in best
+        for description in best
     ]
     return ["trial", metric, "params", "peak", *shorts.values()], rows

@@ -72,21 +72,21 @@ class Table:
 
     def line(self, trial: FrozenTrial) -> str:
         """Return the line about a trial that has ended."""
-        seen, shorts = described(trial), short_names(varying([trial]))
+        description, shorts = described(trial), short_names(varying([trial]))
         parts = [
-            seen.state,
-            seen.value and f"{self.metric} {seen.value}",
-            self._best_beside(trial),
-            *(f"{short} {seen.settings[name]}" for name, short in shorts.items()),
-            seen.peak,
-            seen.elapsed,
-            seen.why,
+            description.state,
+            description.value and f"{self.metric} {description.value}",
+            self._comparison_with_best(trial),
+            *(f"{short} {description.settings[name]}" for name, short in shorts.items()),
+            description.peak,
+            description.elapsed,
+            description.why,
         ]
         return f"[{len(self.done)}/{self.n_trials}] trial {trial.number}: " + ", ".join(filter(None, parts))
 
     def drawn(self, trials: Sequence[FrozenTrial], now: float) -> rich.table.Table:
         """Return the table of the running, best and latest trials."""
-        rows = [described(trial, now) for trial in self._that_matter(trials)]
+        rows = [described(trial, now) for trial in self._shown_trials(trials)]
         table = rich.table.Table(
             title=Text(self.study_name),
             caption=Text(self._caption(trials, now)),
@@ -98,9 +98,9 @@ class Table:
         columns = self._columns(trials, rows)
         for heading, _, side in columns:
             table.add_column(Text(heading), justify=side, no_wrap=True, overflow="ellipsis")
-        for seen, *cells in zip(rows, *(cells for _, cells, _ in columns)):
-            style = STYLES.get(seen.state, "yellow")
-            bold = " bold" if self.best and seen.number == self.best.number else ""
+        for description, *cells in zip(rows, *(cells for _, cells, _ in columns)):
+            style = STYLES.get(description.state, "yellow")
+            bold = " bold" if self.best and description.number == self.best.number else ""
             # Text, because rich would read a plain string such as [a] as markup
             table.add_row(*map(Text, cells), style=style + bold)
         return table
@@ -109,29 +109,33 @@ class Table:
         """Return the table's columns, with as many parameters as fit on the terminal."""
         so_far = _best_so_far(trials)
         before = [
-            ("trial", [str(seen.number) for seen in rows], "right"),
-            ("state", [seen.state for seen in rows], "left"),
+            ("trial", [str(description.number) for description in rows], "right"),
+            ("state", [description.state for description in rows], "left"),
         ]
         after = [
-            (self.metric, [seen.value for seen in rows], "right"),
-            ("best", [so_far.get(seen.number, "") for seen in rows], "right"),
-            ("time", [seen.elapsed for seen in rows], "right"),
+            (self.metric, [description.value for description in rows], "right"),
+            ("best", [so_far.get(description.number, "") for description in rows], "right"),
+            ("time", [description.elapsed for description in rows], "right"),
         ]
         settings = [
-            (_shortened(short), [_shortened(seen.settings.get(name, "")) for seen in rows], "left")
+            (
+                _shortened(short),
+                [_shortened(description.settings.get(name, "")) for description in rows],
+                "left",
+            )
             for name, short in short_names(varying(trials)).items()
         ]
         while settings and _width([*before, *settings, *after]) > self.console.width:
             settings.pop()
         return [*before, *settings, *after]
 
-    def _that_matter(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def _shown_trials(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the running trials, the best one, and as many of the latest as fit on the terminal."""
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         finished = [trial for trial in trials if trial.state.is_finished()]
         room = max(1, min(ROWS, self.console.height - BELOW) - len(running))
-        kept = {trial.number: trial for trial in [*running, *finished[-room:], *filter(None, [self.best])]}
-        return [kept[number] for number in sorted(kept)]
+        shown = {trial.number: trial for trial in [*running, *finished[-room:], *filter(None, [self.best])]}
+        return [shown[number] for number in sorted(shown)]
 
     def _caption(self, trials: Sequence[FrozenTrial], now: float) -> str:
         best = f"best {described(self.best).value} (trial {self.best.number})" if self.best else "no best yet"
@@ -149,7 +153,7 @@ class Table:
         rest = unbegun * each + sum(max(0.0, each - so_far) for so_far in running)
         return units.duration(rest / self.n_jobs, tenths=False)
 
-    def _best_beside(self, trial: FrozenTrial) -> str:
+    def _comparison_with_best(self, trial: FrozenTrial) -> str:
         if self.best is None:
             return ""
         if self.best.number == trial.number:
@@ -168,11 +172,11 @@ def _shortened(text: str) -> str:
 
 def _best_so_far(trials: Sequence[FrozenTrial]) -> dict[int, str]:
     """Return the lowest value up to each finished trial, keyed by its number."""
-    found: dict[int, str] = {}
+    values: dict[int, str] = {}
     best: FrozenTrial | None = None
     for trial in trials:
         if is_complete(trial) and (best is None or trial.value < best.value):
             best = trial
         if trial.state.is_finished() and best is not None:
-            found[trial.number] = described(best).value
-    return found
+            values[trial.number] = described(best).value
+    return values

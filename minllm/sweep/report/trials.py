@@ -26,7 +26,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.page import units
-from minllm.schema.overrides import written
+from minllm.schema.overrides import format_value
 
 DID_NOT_FIT = ("pruned: predicted", "pruned: memory", "pruned: killed")
 MEANINGS = {
@@ -80,16 +80,16 @@ def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 
 def about_bounds(trials: Iterable[FrozenTrial]) -> str:
     """Return a sentence on values that are upper bounds; "" if none of the complete trials has one."""
-    found = {trial.user_attrs.get("val_bound") == "upper" for trial in trials if is_complete(trial)}
-    mixed = f" {RANKED_WITH_EXACT}" if len(found) > 1 else ""
-    return f"{units.AT_MOST} marks values that are upper bounds.{mixed}" if True in found else ""
+    are_bounds = {trial.user_attrs.get("val_bound") == "upper" for trial in trials if is_complete(trial)}
+    mixed = f" {RANKED_WITH_EXACT}" if len(are_bounds) > 1 else ""
+    return f"{units.AT_MOST} marks values that are upper bounds.{mixed}" if True in are_bounds else ""
 
 
 def counted(trials: Iterable[FrozenTrial]) -> dict[str, int]:
     """Return the number of trials per state, in the order of MEANINGS; "complete" is included even if it's 0."""
-    found = Counter(map(state_of, trials))
-    order = [*MEANINGS, *sorted(found.keys() - MEANINGS)]
-    return {state: found[state] for state in order if found[state] or state == "complete"}
+    counts = Counter(map(state_of, trials))
+    order = [*MEANINGS, *sorted(counts.keys() - MEANINGS)]
+    return {state: counts[state] for state in order if counts[state] or state == "complete"}
 
 
 def varying(trials: Iterable[FrozenTrial]) -> list[str]:
@@ -154,10 +154,10 @@ def memory_of(trial: FrozenTrial) -> float:
 
 def shown(value: Any) -> str:
     """Return a parameter's value as it would be typed, with floats rounded to four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else written(value)
+    return f"{value:.4g}" if isinstance(value, float) else format_value(value)
 
 
-def in_words(count: int, noun: str) -> str:
+def counted_noun(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
@@ -166,8 +166,8 @@ def rerun(trial: FrozenTrial) -> str:
 
     Floating-point sums depend on the number of threads, so the command sets it if the trial's differed from a run's.
     """
-    words, threads = trial.user_attrs.get("overrides"), trial.user_attrs.get("threads")
-    if words is None:
+    overrides, threads = trial.user_attrs.get("overrides"), trial.user_attrs.get("threads")
+    if overrides is None:
         return ""
     own = [] if threads in (None, torch.get_num_threads()) else [f"OMP_NUM_THREADS={threads}"]
-    return " ".join([*own, shlex.join(["python", "run.py", *words])])
+    return " ".join([*own, shlex.join(["python", "run.py", *overrides])])
