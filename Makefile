@@ -7,7 +7,7 @@ python := .venv/bin/python
 help:
 	@echo "make train   install into .venv and train the default model on the built-in corpus"
 	@echo "make test    install the test dependencies, check the style and run the tests"
-	@echo "make test-gpu   run the tests that need a GPU; python=python3 uses an installed torch"
+	@echo "make test-gpu   run the tests that need a GPU; with python=python3, in that environment"
 	@echo "make check   check the style; with option=model/attn=mqa, also the laws of that option"
 	@echo "make clean   remove .venv and caches; runs under outputs/ stay"
 
@@ -17,8 +17,8 @@ train: .venv/installed
 test: style
 	OMP_NUM_THREADS=1 $(python) -m pytest -m 'not gpu' --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# one process, because the tests share the device; only pytest is needed besides what minllm itself needs
-test-gpu:
+# one process, because the tests share the device; with another python, only pytest is needed besides what minllm needs
+test-gpu: $(if $(filter .venv/%,$(python)),.venv/installed-test)
 	$(python) -m pytest tests/gpu -m gpu --override-ini addopts=-q -rs --durations 15
 
 # option: overrides and flags of run.py, such as 'model/attn=decay --config-dir my_idea/conf extensions=[my_idea]'
