@@ -229,6 +229,27 @@ def test_running_out_of_memory_with_shards_ends_all_and_names_the_option(words, 
     assert output.count("raise memory.OutOfMemory(") == 1  # of one process
 
 
+def test_running_out_of_memory_in_an_evaluation_with_shards_halves_the_rows_of_all(words, tmp_path, monkeypatch):
+    cfg = minllm.compose([*words, "train.parallel=fsdp"])
+
+    def run(rank):
+        from minllm.objective.causal import Causal
+
+        nats = Causal.nats
+
+        def limited(self, model, batch, noise):
+            if rank == 1 and len(batch.tokens_BT) > 1:
+                raise MemoryError
+            return nats(self, model, batch, noise)
+
+        monkeypatch.setattr(Causal, "nats", limited)
+        task.train(cfg, tmp_path / "run")
+
+    assert together(2, run, tmp_path / "output") == [0, 0], (tmp_path / "output").read_text()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["steps"] == STEPS and summary["decisions"]["micro_batch_size"] == 1
+
+
 def at_step(monkeypatch, number, act):
     """Call `act` in this process when it has taken so many steps."""
     gradient = loop.whole_batch_gradient
@@ -303,6 +324,27 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(words, tmp_path):
             launched_processes(4).rows(6)
 
     run(0)
+
+
+@pytest.mark.parametrize(
+    "more, sentence",
+    [
+        (["train.parallel=fsdp"], "type train.parallel=ddp"),
+        (["model/mlp=moe"], "train with one process, or with model/mlp=moe_sigmoid"),
+        (["model/mlp=moe_sigmoid"], None),
+    ],
+)
+def test_processes_that_make_different_passes_do_not_wait_for_each_other_in_them(words, tmp_path, more, sentence):
+    mixture = ["objective=mixture", "model/encoder=same", "model/layout=decoder", "objective.weights.s=6"]
+    cfg = minllm.compose([*words, *mixture, *more])
+    codes = together(3, lambda rank: task.train(cfg, tmp_path / "run"), tmp_path / "output")
+    output = (tmp_path / "output").read_text()
+    assert codes == [1 if sentence else 0] * 3, output
+    if sentence:
+        assert sentence in output and not (tmp_path / "run").exists()
+    else:
+        task.train(cfg, tmp_path / "alone")
+        close(events(tmp_path / "run"), events(tmp_path / "alone"))
 
 
 def launched_processes(size):

@@ -89,7 +89,7 @@ def port_of(job: str) -> int:
 
 
 def is_first_to_print(text: str) -> bool:
-    """Whether no other process of this run has printed the same message already; True for a process alone.
+    """Whether no other process has printed the same message since the last restart; True for a process alone.
 
     Only torchrun has a store that a process can ask before, and after, all of them have met. Elsewhere each process has
     a log of its own.
@@ -101,7 +101,7 @@ def is_first_to_print(text: str) -> bool:
 
     from torch.distributed import TCPStore
 
-    key = f"minllm/printed/{hashlib.sha256(text.encode()).hexdigest()}"
+    key = f"minllm/printed/{here.restarts}/{hashlib.sha256(text.encode()).hexdigest()}"
     try:
         store = TCPStore(here.address, here.port, is_master=False, timeout=timedelta(seconds=SAY_SECONDS))
         return store.add(key, 1) == 1

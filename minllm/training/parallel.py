@@ -158,13 +158,12 @@ class Processes:
                 print(GONE, file=sys.stderr)
             if isinstance(error, Elsewhere) or is_lost(error):
                 raise SystemExit(getattr(error, "code", 1)) from None
-            self.tell(REFUSED if isinstance(error, UserError) else BROKEN)
+            if not self.share_parameters:  # otherwise they may wait for a part of the parameters, until this one ends
+                self.tell(REFUSED if isinstance(error, UserError) else BROKEN)
             raise
 
     def tell(self, state: int) -> None:
         """Report this process's failure where the others exchange numbers next."""
-        if self.share_parameters:
-            return  # they notice that its connection is closed
         with contextlib.suppress(Elsewhere, OutOfMemoryElsewhere):
             self.exchange(state=state)
 
