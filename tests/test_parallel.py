@@ -421,6 +421,21 @@ def test_commands_that_do_not_train_refuse_several_processes(tmp_path):
     assert "task=trace runs in a single process, but 2 were started: start it without torchrun" in done.stderr
 
 
+@pytest.mark.parametrize("words", [["run.py", "-m", "seed=0,1"], ["sweep.py", "search=size"]])
+def test_grids_and_searches_refuse_several_processes_before_they_begin(words, tmp_path):
+    variables = {**environment(0, 2, 1, 0), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    done = python(*words, cwd=tmp_path, **variables)
+    assert done.returncode == 2 and "runs in a single process, but 2 were started" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["run.py", "train.steps=1"], ["sweep.py", "search=size"]])
+def test_a_job_without_slurm_is_refused(words, tmp_path):
+    pytest.importorskip("submitit", reason="submitit isn't installed")
+    done = python(*words, "hydra/launcher=submitit_slurm", cwd=tmp_path, PATH=os.path.dirname(sys.executable))
+    assert done.returncode == 2 and "finds no srun on this machine" in done.stderr
+
+
 def test_a_trial_may_be_trained_by_two_processes(tmp_path):
     rates = ["optim=sgd", "optim.lr=choice(0.1,0.3)", GRID, "train.batch_size=4"]
     with Workplace(tmp_path / "searches", *rates) as place:

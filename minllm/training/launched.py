@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from minllm.errors import UserError
+
 FIRST_PORT, PORTS = 20_000, 20_000
 """The range of ports from which one is chosen for each Slurm job."""
 SAY_SECONDS = 5.0
@@ -75,6 +77,14 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             port=port_of(environment["SUBMITIT_LOCAL_JOB_ID"]),
         )
     return Place()
+
+
+def refuse_several_processes(what: str) -> None:
+    """Raise UserError if this process is one of several, which would all do the same instead of training together."""
+    if (size := place().size) > 1:
+        raise UserError(
+            f"{what} runs in a single process, but {size} were started: start it without torchrun or srun."
+        )
 
 
 def first_host(nodes: str) -> str:
