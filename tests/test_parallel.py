@@ -229,7 +229,9 @@ def test_running_out_of_memory_with_shards_ends_all_and_names_the_option(words, 
     assert output.count("raise memory.OutOfMemory(") == 1  # of one process
 
 
-def test_running_out_of_memory_in_an_evaluation_with_shards_halves_the_rows_of_all(words, tmp_path, monkeypatch):
+def test_running_out_of_memory_in_an_evaluation_with_shards_halves_the_rows_of_all(
+    words, tmp_path, monkeypatch
+):
     cfg = minllm.compose([*words, "train.parallel=fsdp"])
 
     def run(rank):
@@ -334,7 +336,9 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(words, tmp_path):
         (["model/mlp=moe_sigmoid"], None),
     ],
 )
-def test_processes_that_make_different_passes_do_not_wait_for_each_other_in_them(words, tmp_path, more, sentence):
+def test_processes_that_make_different_passes_do_not_wait_for_each_other_in_them(
+    words, tmp_path, more, sentence
+):
     mixture = ["objective=mixture", "model/encoder=same", "model/layout=decoder", "objective.weights.s=6"]
     cfg = minllm.compose([*words, *mixture, *more])
     codes = together(3, lambda rank: task.train(cfg, tmp_path / "run"), tmp_path / "output")

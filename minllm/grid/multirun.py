@@ -130,7 +130,9 @@ class GridSweeper(Sweeper):
 
     def submitted(self, overrides: Sequence[Override]) -> int:
         """Run what isn't a grid where Hydra's launcher does, such as in a Slurm job; return its exit code."""
-        from minllm.sweep.launchers import refuse_without_slurm  # with optuna, for which other runs needn't wait
+        from minllm.sweep.launchers import (
+            refuse_without_slurm,  # with optuna, for which other runs needn't wait
+        )
 
         hydra = self.config.hydra
         name = hydra.runtime.choices["hydra/launcher"]

@@ -158,7 +158,9 @@ class Processes:
                 print(GONE, file=sys.stderr)
             if isinstance(error, Elsewhere) or is_lost(error):
                 raise SystemExit(getattr(error, "code", 1)) from None
-            if not self.share_parameters:  # otherwise they may wait for a part of the parameters, until this one ends
+            if (
+                not self.share_parameters
+            ):  # otherwise they may wait for a part of the parameters, until this one ends
                 self.tell(REFUSED if isinstance(error, UserError) else BROKEN)
             raise
 
