@@ -121,6 +121,12 @@ def trained(words, tmp_path_factory):
     return folder
 
 
+def header(file):
+    """Return the part of a safetensors file before its tensors: their names, types and shapes, and metadata."""
+    with file.open("rb") as opened:
+        return opened.read(int.from_bytes(opened.read(8), "little"))
+
+
 def events(run):
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -159,6 +165,8 @@ def test_several_processes_find_what_one_finds(trained, size, name, parallel):
     assert summary["decisions"] == expected["decisions"]
     assert (run / "samples.txt").read_bytes() == (alone / "samples.txt").read_bytes()
     assert sorted(p.name for p in run.rglob("*")) == sorted(p.name for p in alone.rglob("*"))
+    for file in run.rglob("*.safetensors"):
+        assert header(file) == header(alone / file.relative_to(run))
 
 
 def test_a_resumed_run_may_have_another_number_of_processes(words, tmp_path):

@@ -47,7 +47,7 @@ FINE, OUT_OF_MEMORY, REFUSED, BROKEN = range(4)
 """The states that a process reports in an exchange."""
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 """In the error messages of torch.distributed after another process has died."""
-GONE = "Another process of this run was killed, or the connection to it was lost."
+GONE = "Another process of this run has ended, or the connection to it was lost."
 
 
 class Elsewhere(Exception):
