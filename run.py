@@ -23,7 +23,7 @@ from minllm.errors import UserError, printable
 from minllm.page.terminal import BROKEN_PIPE, NOT_SETTLED, exit_code
 from minllm.schema.foreign import refuse_environment
 from minllm.schema.overrides import key_of
-from minllm.training.launched import is_first_to_print, place
+from minllm.training.launched import is_first_to_print, refuse_several_processes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,6 +38,8 @@ def compose_and_run(folders: Sequence[str]) -> int:
     """Let Hydra compose the configuration and run the task once, or once for each combination of a grid."""
     gc.disable()  # composing creates many objects and no garbage; collecting takes a tenth of the time of --cfg
     refuse_misplaced(sys.argv[1:])
+    if is_grid(sys.argv[1:]):
+        refuse_several_processes("a grid (-m)")
     if is_for_a_job(sys.argv[1:]):
         sys.argv.append("hydra.mode=MULTIRUN")  # otherwise Hydra doesn't use its launcher
     from hydra.core.hydra_config import HydraConfig
@@ -50,7 +52,7 @@ def compose_and_run(folders: Sequence[str]) -> int:
     # errors are reported here and not raised, so that the other runs of a grid continue
     def job(composed: DictConfig) -> int:
         from minllm.config.compose import perform, resolve_config
-        from minllm.grid.manifest import overrides_to_continue
+        from minllm.grid.manifest import TRAINS, overrides_to_continue
 
         gc.enable()
         now = HydraConfig.get()
@@ -59,7 +61,8 @@ def compose_and_run(folders: Sequence[str]) -> int:
         before = f"{' '.join(overrides)}: " if in_grid else ""
         try:
             refuse_environment(now)
-            refuse_several_processes(composed, in_grid)
+            if composed.task.get("_target_") != TRAINS:
+                refuse_several_processes(f"task={now.runtime.choices.task}")
             if in_grid:
                 overrides = overrides_to_continue(composed, overrides, run_dir)
             result = perform(resolve_config(composed, overrides, now.runtime), run_dir)
@@ -110,20 +113,6 @@ def is_submitted() -> bool:
 
 def is_grid(words: Sequence[str]) -> bool:
     return bool({"-m", "--multirun"} & set(words)) or any(word.startswith("hydra.mode=") for word in words)
-
-
-def refuse_several_processes(composed: DictConfig, in_grid: bool) -> None:
-    """Raise UserError if several processes run the same command, unless they train one model together."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from minllm.grid.manifest import TRAINS
-
-    if place().size == 1 or (composed.task.get("_target_") == TRAINS and not in_grid):
-        return
-    what = "a grid (-m)" if in_grid else f"task={HydraConfig.get().runtime.choices.task}"
-    raise UserError(
-        f"{what} runs in a single process, but {place().size} were started: start it without torchrun or srun."
-    )
 
 
 def sentence_for(error: Exception, composed: DictConfig) -> UserError | None:

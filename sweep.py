@@ -18,6 +18,7 @@ from minllm.cli.help import sweep_help_text
 from minllm.cli.main import config_dirs, exit_with, run_command, run_hydra, task_overrides
 from minllm.errors import UserError, printable
 from minllm.page.terminal import NOT_SETTLED
+from minllm.training.launched import refuse_several_processes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,6 +35,7 @@ def compose_and_search(args: Sequence[str]) -> int:
         raise UserError(
             "sweep.py only searches. Leave out hydra.mode and --run, or use run.py for a single run."
         )
+    refuse_several_processes("sweep.py")
     from minllm.runs.find import short_folder_name
     from minllm.sweep.plugin import NotSettled, RepeatedCrashes, is_search_key, job, register
 

@@ -121,6 +121,12 @@ def trained(words, tmp_path_factory):
     return folder
 
 
+def header(file):
+    """Return the part of a safetensors file before its tensors: their names, types and shapes, and metadata."""
+    with file.open("rb") as opened:
+        return opened.read(int.from_bytes(opened.read(8), "little"))
+
+
 def events(run):
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -159,6 +165,8 @@ def test_several_processes_find_what_one_finds(trained, size, name, parallel):
     assert summary["decisions"] == expected["decisions"]
     assert (run / "samples.txt").read_bytes() == (alone / "samples.txt").read_bytes()
     assert sorted(p.name for p in run.rglob("*")) == sorted(p.name for p in alone.rglob("*"))
+    for file in run.rglob("*.safetensors"):
+        assert header(file) == header(alone / file.relative_to(run))
 
 
 def test_a_resumed_run_may_have_another_number_of_processes(words, tmp_path):
@@ -227,6 +235,29 @@ def test_running_out_of_memory_with_shards_ends_all_and_names_the_option(words, 
     output = (tmp_path / "output").read_text()
     assert "sharded models can't go on with fewer by themselves: add train.micro_batch_size=1." in output
     assert output.count("raise memory.OutOfMemory(") == 1  # of one process
+
+
+def test_running_out_of_memory_in_an_evaluation_with_shards_halves_the_rows_of_all(
+    words, tmp_path, monkeypatch
+):
+    cfg = minllm.compose([*words, "train.parallel=fsdp"])
+
+    def run(rank):
+        from minllm.objective.causal import Causal
+
+        nats = Causal.nats
+
+        def limited(self, model, batch, noise):
+            if rank == 1 and len(batch.tokens_BT) > 1:
+                raise MemoryError
+            return nats(self, model, batch, noise)
+
+        monkeypatch.setattr(Causal, "nats", limited)
+        task.train(cfg, tmp_path / "run")
+
+    assert together(2, run, tmp_path / "output") == [0, 0], (tmp_path / "output").read_text()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["steps"] == STEPS and summary["decisions"]["micro_batch_size"] == 1
 
 
 def at_step(monkeypatch, number, act):
@@ -305,6 +336,29 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(words, tmp_path):
     run(0)
 
 
+@pytest.mark.parametrize(
+    "more, sentence",
+    [
+        (["train.parallel=fsdp"], "type train.parallel=ddp"),
+        (["model/mlp=moe"], "train with one process, or with model/mlp=moe_sigmoid"),
+        (["model/mlp=moe_sigmoid"], None),
+    ],
+)
+def test_processes_that_make_different_passes_do_not_wait_for_each_other_in_them(
+    words, tmp_path, more, sentence
+):
+    mixture = ["objective=mixture", "model/encoder=same", "model/layout=decoder", "objective.weights.s=6"]
+    cfg = minllm.compose([*words, *mixture, *more])
+    codes = together(3, lambda rank: task.train(cfg, tmp_path / "run"), tmp_path / "output")
+    output = (tmp_path / "output").read_text()
+    assert codes == [1 if sentence else 0] * 3, output
+    if sentence:
+        assert sentence in output and not (tmp_path / "run").exists()
+    else:
+        task.train(cfg, tmp_path / "alone")
+        close(events(tmp_path / "run"), events(tmp_path / "alone"))
+
+
 def launched_processes(size):
     from minllm.training.parallel import Processes
 
@@ -377,6 +431,21 @@ def test_commands_that_do_not_train_refuse_several_processes(tmp_path):
     )
     assert done.returncode == 2
     assert "task=trace runs in a single process, but 2 were started: start it without torchrun" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["run.py", "-m", "seed=0,1"], ["sweep.py", "search=size"]])
+def test_grids_and_searches_refuse_several_processes_before_they_begin(words, tmp_path):
+    variables = {**environment(0, 2, 1, 0), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    done = python(*words, cwd=tmp_path, **variables)
+    assert done.returncode == 2 and "runs in a single process, but 2 were started" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["run.py", "train.steps=1"], ["sweep.py", "search=size"]])
+def test_a_job_without_slurm_is_refused(words, tmp_path):
+    pytest.importorskip("submitit", reason="submitit isn't installed")
+    done = python(*words, "hydra/launcher=submitit_slurm", cwd=tmp_path, PATH=os.path.dirname(sys.executable))
+    assert done.returncode == 2 and "finds no srun on this machine" in done.stderr
 
 
 def test_a_trial_may_be_trained_by_two_processes(tmp_path):

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from minllm import compose
 from minllm.errors import UserError
-from minllm.training import loop, machine, utilisation
+from minllm.training import loop, machine, train, utilisation
 from minllm.training.utilisation import Peak, device_peak, published
 from tests.test_loop import make_run
 
@@ -95,3 +96,15 @@ def test_the_precision_of_products_is_set_for_the_run_only(error):
     except (UserError, KeyboardInterrupt) as raised:
         assert raised is error
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_run_trains_with_the_precision_of_products_that_it_names(tmp_path, monkeypatch):
+    during, before = [], torch.get_float32_matmul_precision()
+    tiny = ["data=tales", "data.train_stories=50", "data.val_stories=2", "data.seq_len=32", "tokenizer=bytes"]
+    tiny += ["model.dim=16", "model.n_layers=1", "train.steps=1", "train.device=cpu", "train.check=false"]
+    cfg = compose([*tiny, f"data.cache={tmp_path}", "train.compile=false", "train.matmul_precision=medium"])
+    # searches train what `prepare` returns by `carry_out`, too
+    monkeypatch.setattr(train, "fit", lambda run: during.append(torch.get_float32_matmul_precision()) or 1)
+    with pytest.raises(SystemExit):
+        train.carry_out(*train.prepare(cfg, tmp_path / "run", None, None), cfg)
+    assert during == ["medium"] and torch.get_float32_matmul_precision() == before

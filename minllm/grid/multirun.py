@@ -144,6 +144,10 @@ class GridSweeper(Sweeper):
 
     def submitted(self, overrides: Sequence[Override]) -> int:
         """Run what isn't a grid where Hydra's launcher does, such as in a Slurm job; return its exit code."""
+        from minllm.sweep.launchers import (
+            refuse_without_slurm,  # with optuna, for which other runs needn't wait
+        )
+
         hydra = self.config.hydra
         name = hydra.runtime.choices["hydra/launcher"]
         if any(override.is_sweep_override() for override in overrides):
@@ -163,6 +167,7 @@ class GridSweeper(Sweeper):
         launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=self.context, task_function=self.task
         )
+        refuse_without_slurm(launcher)
         logging.getLogger("hydra_plugins").setLevel(logging.WARNING)
         print(
             f"The run will be in {folder}, and the job's log in {hydra.launcher.submitit_folder}", flush=True

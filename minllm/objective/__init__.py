@@ -85,6 +85,8 @@ class Objective:
     before."""
     learns_its_inputs: bool = False
     """Whether `inputs` depends on the training steps before, so that it can't be called ahead of them."""
+    passes_vary: bool = False
+    """Whether the number of passes for a batch depends on its rows, so that processes may make different ones."""
     fills_holes: bool = False
     """Whether a prompt may have a hole, of which `generate` then returns the filling."""
     sampling_options: tuple[str, ...] = ()

@@ -89,6 +89,7 @@ class Mixture(Objective):
         refuse_mixed_memory(self.of)
         refuse_two_vocabularies(self.of)
         self.weights = [weights.get(name, 1) for name in self.of]
+        self.passes_vary = len(self.of) > 1
         self.evaluated = evaluate or next(iter(self.of))
         self.modes = list(self.of) if mode_tokens and len(self.of) > 1 else []
         self.extra_tokens = place_special_tokens(self.of.values(), len(self.modes))

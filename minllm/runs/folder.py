@@ -135,8 +135,8 @@ class RunDir:
         """
         return kept_of(self.path, step, marks, torn=self._sampling.exists())
 
-    def resume_at(self, step: int, marks: Mapping[str, list[int]]) -> Kept:
-        """Cut off everything written after `step`, as if the run had stopped there, and return what is kept."""
+    def resume_at(self, step: int, marks: Mapping[str, list[int]]) -> None:
+        """Cut off everything written after `step`, as if the run had stopped there."""
         kept = self.kept(step, marks)
         if kept.metrics is not None:
             write_bytes(self.path / METRICS, kept.metrics)
@@ -144,7 +144,6 @@ class RunDir:
             write_bytes(self.path / SAMPLES, kept.samples)
         self._sampling.unlink(missing_ok=True)
         (self.path / "summary.json").unlink(missing_ok=True)  # it describes an end that is no longer the end
-        return kept
 
     def is_finished(self, step: int) -> bool:
         """Whether the run wrote its summary at `step`."""
@@ -282,8 +281,8 @@ class SilentRunDir(RunDir):
     def alone(self) -> Iterator[None]:
         yield
 
-    def resume_at(self, step: int, marks: Mapping[str, list[int]]) -> Kept:
-        return self.kept(step, marks)
+    def resume_at(self, step: int, marks: Mapping[str, list[int]]) -> None:
+        pass
 
     def say(self, line: str) -> None:
         pass

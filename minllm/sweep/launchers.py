@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def prepare(launcher: Launcher, processes: int = 1) -> None:
     Raises:
         UserError: the launcher can't start so many, or was asked for another number.
     """
+    refuse_without_slurm(launcher)
     share_trials(launcher, processes)
     # the plugins would log every job with all its overrides between the lines of the table
     logging.getLogger("hydra_plugins").setLevel(logging.WARNING)
@@ -59,6 +61,15 @@ def prepare(launcher: Launcher, processes: int = 1) -> None:
         own = {"max_calls": 1, "max_retries": 0}
         with read_write(launcher.ray_cfg):
             launcher.ray_cfg.remote = {**own, **OmegaConf.to_container(launcher.ray_cfg.remote, resolve=True)}
+
+
+def refuse_without_slurm(launcher: Launcher) -> None:
+    """Raise UserError if a launcher would submit jobs to Slurm, which this machine doesn't have."""
+    if getattr(launcher, "_EXECUTOR", None) == "slurm" and shutil.which("srun") is None:
+        raise UserError(
+            "hydra/launcher=submitit_slurm finds no srun on this machine: start it where Slurm is installed, such as on"
+            " the cluster's login node."
+        )
 
 
 def share_trials(launcher: Launcher, processes: int) -> None:

@@ -123,7 +123,11 @@ def perform(folder: Path, number: int, storage: str | None, wanted: str | None =
 
 def follow(assignment: Assignment, folder: Path, storage: str | None) -> None:
     """Train a trial together with its first process, which alone reports what becomes of it."""
-    with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
         try:
             trained(assignment, OmegaConf.create(assignment.config), folder, storage, {})
         except (SystemExit, UserError):

@@ -17,9 +17,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -39,8 +39,11 @@ from minllm.tokenizer import Tokenizer, of_run
 from minllm.training import memory
 from minllm.training.averaging import Average, averaged
 from minllm.training.optimizers import wrong_state
-from minllm.training.parallel import is_sharded, shard_of, whole
+from minllm.training.parallel import shard_of
 from minllm.training.state import Progress, wrong_values
+
+if TYPE_CHECKING:
+    from minllm.training.gathering import Contents
 
 T = TypeVar("T")
 PATIENCE = 100
@@ -62,7 +65,7 @@ def save(
 
     Args:
         average: the average of the model's parameters, if there is one.
-        contents: what `gather` returned, if parameters are sharded.
+        contents: what `gathering.gather` returned, if parameters are sharded.
 
     Raises:
         OSError: the folder can't be written, or the disk is full; earlier checkpoints are unchanged.
@@ -75,7 +78,7 @@ def save(
         with _write_errors():
             if contents:
                 for name, weights in contents.weights.items():
-                    save_file(weights, str(beside / name), metadata={})
+                    save_file(weights, str(beside / name))
             else:
                 if average:
                     save_model(model, str(beside / UNAVERAGED))
@@ -90,33 +93,6 @@ def save(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     tidy(folder, progress, keep)  # after the rename: `progress.best` may be the checkpoint just written
-
-
-@dataclass
-class Contents:
-    """The tensors of a checkpoint, gathered from all processes: the weights by file, and the optimizer's state."""
-
-    weights: dict[str, dict[str, Tensor]]
-    optimizer: dict[str, Any]
-
-
-def gather(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> Contents | None:
-    """Return the contents of a checkpoint on the CPU; None if parameters aren't sharded. All processes must call it."""
-    if not any(map(is_sharded, model.parameters())):
-        return None
-    weights = {UNAVERAGED: gathered(model.state_dict())} if average else {}
-    with averaged(average):
-        weights[MODEL] = gathered(model.state_dict())
-    return Contents(weights, gathered(optimizer.state_dict()))
-
-
-def gathered(value: Any) -> Any:
-    """Return nested values in which no tensor is sharded."""
-    if isinstance(value, Tensor):
-        return whole(value.detach()).cpu().contiguous()
-    if isinstance(value, dict):
-        return {key: gathered(each) for key, each in value.items()}
-    return [gathered(each) for each in value] if isinstance(value, list) else value
 
 
 def tidy(folder: Path, progress: Progress, keep: int) -> None:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from minllm.errors import UserError
+
 FIRST_PORT, PORTS = 20_000, 20_000
 """The range of ports from which one is chosen for each Slurm job."""
 SAY_SECONDS = 5.0
@@ -77,6 +79,14 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     return Place()
 
 
+def refuse_several_processes(what: str) -> None:
+    """Raise UserError if this process is one of several, which would all do the same instead of training together."""
+    if (size := place().size) > 1:
+        raise UserError(
+            f"{what} runs in a single process, but {size} were started: start it without torchrun or srun."
+        )
+
+
 def first_host(nodes: str) -> str:
     """Return the first host of Slurm's list: `node07` of `node[07-09,12],big1`."""
     prefix, numbers, suffix = re.match(r"([^,\[]*)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes).groups()
@@ -89,7 +99,7 @@ def port_of(job: str) -> int:
 
 
 def is_first_to_print(text: str) -> bool:
-    """Whether no other process of this run has printed the same message already; True for a process alone.
+    """Whether no other process has printed the same message since the last restart; True for a process alone.
 
     Only torchrun has a store that a process can ask before, and after, all of them have met. Elsewhere each process has
     a log of its own.
@@ -101,7 +111,7 @@ def is_first_to_print(text: str) -> bool:
 
     from torch.distributed import TCPStore
 
-    key = f"minllm/printed/{hashlib.sha256(text.encode()).hexdigest()}"
+    key = f"minllm/printed/{here.restarts}/{hashlib.sha256(text.encode()).hexdigest()}"
     try:
         store = TCPStore(here.address, here.port, is_master=False, timeout=timedelta(seconds=SAY_SECONDS))
         return store.add(key, 1) == 1

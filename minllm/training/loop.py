@@ -17,6 +17,7 @@ from minllm.training import checkpoints, machine, memory
 from minllm.training.averaging import averaged
 from minllm.training.budget import PACE_STEPS
 from minllm.training.evaluation import evaluate
+from minllm.training.gathering import gather
 from minllm.training.interruption import Interruption
 from minllm.training.progress import ProgressBar
 from minllm.training.run import Run
@@ -169,7 +170,7 @@ def save(run: Run) -> None:
         Diverged: a step since the last one that was read isn't finite; the checkpoint isn't written.
     """
     read_figures(run, everything=True)
-    contents = checkpoints.gather(run.model, run.optimizer, run.average)
+    contents = gather(run.model, run.optimizer, run.average, keep=run.processes.is_first)
     if not run.processes.is_first:
         return
     run.progress.seconds = time.perf_counter() - run.began

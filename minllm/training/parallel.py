@@ -47,7 +47,7 @@ FINE, OUT_OF_MEMORY, REFUSED, BROKEN = range(4)
 """The states that a process reports in an exchange."""
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 """In the error messages of torch.distributed after another process has died."""
-GONE = "Another process of this run was killed, or the connection to it was lost."
+GONE = "Another process of this run has ended, or the connection to it was lost."
 
 
 class Elsewhere(Exception):
@@ -158,13 +158,14 @@ class Processes:
                 print(GONE, file=sys.stderr)
             if isinstance(error, Elsewhere) or is_lost(error):
                 raise SystemExit(getattr(error, "code", 1)) from None
-            self.tell(REFUSED if isinstance(error, UserError) else BROKEN)
+            if (
+                not self.share_parameters
+            ):  # otherwise they may wait for a part of the parameters, until this one ends
+                self.tell(REFUSED if isinstance(error, UserError) else BROKEN)
             raise
 
     def tell(self, state: int) -> None:
         """Report this process's failure where the others exchange numbers next."""
-        if self.share_parameters:
-            return  # they notice that its connection is closed
         with contextlib.suppress(Elsewhere, OutOfMemoryElsewhere):
             self.exchange(state=state)
 

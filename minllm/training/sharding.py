@@ -81,6 +81,8 @@ def shard(root: Root, model: LM, device: torch.device, size: int) -> list[nn.Mod
     mesh = init_device_mesh(device.type, (size,))
     roles = {name: p.role for name, p in model.named_parameters()}
     whole = {p for p in model.parameters() if p.ndim == 0}
+    for p in whole:  # `fully_shard` moves the others
+        p.data = p.data.to(device)
     stacks = [model] if model.encoder is None else [model, model.encoder]
     layers = [layer for stack in stacks for layer in (*stack.layers, *stack.ahead)]
     units = [word for layer in layers for branch in layer.values() for word in branch.words.values()]
@@ -118,5 +120,5 @@ def shard_average(average: Average, model: nn.Module) -> Average:
     """Return the average of a sharded model, given that of the same model before it was sharded."""
     shards = [shard_of(whole, p) for whole, p in zip(average.averages, model.parameters(), strict=True)]
     sharded = Average(model, average.decay)
-    sharded.averages = [own_part(shard) for shard in shards]
+    sharded.averages = [own_part(shard).to(p.device) for shard, p in zip(shards, model.parameters())]
     return sharded

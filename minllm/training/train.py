@@ -63,7 +63,6 @@ def train(
     """
     shares_parameters = cfg.train.get("parallel") == "fsdp"  # older runs don't have this option
     with (
-        machine.matmul_precision(build(cfg.train).matmul_precision),
         joined(cfg.train.device, shares_parameters) as processes,
         processes.together(),
         memory.running_out("the model was trained"),
@@ -84,7 +83,7 @@ def carry_out(
 
     Of several processes, only the first writes and returns something.
     """
-    with run.folder.alone():
+    with machine.matmul_precision(run.settings.matmul_precision), run.folder.alone():
         if not resume:
             run.folder.refuse_another_run()  # another process may have started one since
         # before anything is written: a service may reject what the logger asks for
@@ -189,6 +188,7 @@ def prepare(
         # shards go to the device one by one
         model = (rebuild_model if resume else new_model)(cfg, tokenizer).to("cpu" if is_sharded else device)
         checked = check_laws(cfg) if settings.check and processes.is_first else None
+    refuse_unequal_passes(objective, model, processes)
     set_recompute(model, settings.recompute)
     if init_from:
         checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))
@@ -283,6 +283,22 @@ def prepare(
         f"No samples will be written. {model.cannot_generate}" if model.cannot_generate else None,
     ]
     return run, tokenizer, notes
+
+
+def refuse_unequal_passes(objective: Objective, model: LM, processes: Processes) -> None:
+    """Raise UserError if the processes wait for each other in each pass, but may make different passes."""
+    if not (processes.are_several and objective.passes_vary):
+        return
+    if processes.share_parameters:
+        raise UserError(
+            "With this objective each process makes passes of its own, in which it can't gather shards: type"
+            " train.parallel=ddp."
+        )
+    if any(getattr(module, "sums_in_passes", False) for module in model.modules()):
+        raise UserError(
+            "With this objective each process makes passes of its own, so the experts' balance loss and z loss can't"
+            " be those of the whole batch: train with one process, or with model/mlp=moe_sigmoid."
+        )
 
 
 def choose_precision(settings: Settings, device: torch.device, progress: Progress) -> tuple[Any, str]:

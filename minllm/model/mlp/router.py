@@ -23,6 +23,8 @@ class Router(nn.Module):
 
     sum_over_processes: Callable[[Tensor], Tensor] = staticmethod(lambda x: x)
     """Returns the sum of a tensor over the processes that train the model."""
+    sums_in_passes: bool = False
+    """Whether it is called in each pass of a training step, so that all processes must make the same passes."""
 
     def __init__(self, dim: int, n_experts: int, top_k: int, bias: bool):
         super().__init__()
@@ -83,6 +85,7 @@ class Softmax(Router):
         super().__init__(dim, n_experts, top_k, bias)
         _refuse_constant_weights(top_k, renormalise)
         self.renormalise, self.balance, self.z_loss = renormalise, balance, z_loss
+        self.sums_in_passes = balance > 0 or z_loss > 0
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         logits_BTE = in_fp32(self.score, x_BTD)
@@ -90,7 +93,8 @@ class Softmax(Router):
         chosen_BTE = largest(probs_BTE, self.top_k)
         if self.training:
             self.count(probs_BTE, chosen_BTE, ctx)
-            self.add_losses(logits_BTE, probs_BTE, chosen_BTE, ctx)
+            if self.sums_in_passes:
+                self.add_losses(logits_BTE, probs_BTE, chosen_BTE, ctx)
         weights_BTE = probs_BTE * chosen_BTE
         if self.renormalise:
             weights_BTE = weights_BTE / weights_BTE.sum(-1, keepdim=True)
