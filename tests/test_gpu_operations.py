@@ -74,7 +74,12 @@ def test_rows_that_do_not_count_may_hold_anything():
 
 
 def test_a_chunk_is_as_many_rows_as_its_logits_allow():
-    assert rows_per_chunk(50304) == 4096 and rows_per_chunk(4096) == 65536 and rows_per_chunk(1 << 24) == 128
+    assert rows_per_chunk(50304) == 1024 and rows_per_chunk(4096) == 16384 and rows_per_chunk(1 << 24) == 128
+
+
+def test_compiled_chunks_are_larger():
+    compiled = torch.compile(lambda x: x + rows_per_chunk(50304), backend="eager")
+    assert compiled(torch.zeros(())) == 4096
 
 
 MASKS = [
