@@ -17,7 +17,7 @@ train: .venv/installed
 test: style
 	OMP_NUM_THREADS=1 $(python) -m pytest -m 'not gpu' --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# one process, because the tests share the device; only pytest is needed besides what minllm itself needs
+# one process, because the tests share the device; only pytest and hypothesis are needed besides what minllm itself needs
 test-gpu:
 	$(python) -m pytest tests/gpu -m gpu --override-ini addopts=-q -rs --durations 15
 

@@ -29,6 +29,8 @@ def test_the_triton_kernels_compute_what_plain_torch_does():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.interpreted"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if "only 0-dimensional arrays" in done.stderr:
+        pytest.skip("the interpreter of this Triton can't use this NumPy: pip install 'numpy<2.4'")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "compared: 36\n", done.stdout
 

@@ -48,6 +48,14 @@ CONFIGS = {
     "masked": ["objective=masked", "model/mlp=moe", *PAIRS],
     "blocks": ["objective=blocks", "objective.block=8", *PAIRS],
     "span": ["objective=span", "model/encoder=same", "model/layout=decoder", "model/mlp=moe", *PAIRS],
+    "mixture": [
+        "objective=mixture",
+        "model/encoder=same",
+        "model/layout=decoder",
+        "objective.weights.s=4",
+        "model/mlp=moe_sigmoid",
+        *PAIRS,
+    ],
 }
 SHARDED = ("adamw", "muon", "lion", "sgd", "diffuseq")
 JOBS = {
@@ -291,6 +299,26 @@ def test_the_first_process_decides_when_the_time_is_up(words, tmp_path, monkeypa
         clock = time.perf_counter
         monkeypatch.setattr(loop.time, "perf_counter", lambda: clock() * (1 + rank))  # the second's is fast
         task.train(cfg, tmp_path / "run")
+
+    assert together(2, run, tmp_path / "output") == [0, 0], (tmp_path / "output").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["train.parallel=fsdp"], "passes, which train.parallel=fsdp can't: add train.parallel=ddp"),
+        (["model/mlp=moe"], "the balance loss of model/mlp=moe .* use model/mlp=moe_sigmoid"),
+    ],
+    ids=["fsdp", "experts"],
+)
+def test_a_mixture_whose_processes_make_different_numbers_of_passes_is_refused(
+    words, tmp_path, more, sentence
+):
+    mixture = ["objective=mixture", "model/encoder=same", "model/layout=decoder", "objective.weights.s=4"]
+
+    def run(rank):
+        with pytest.raises(UserError, match=sentence):
+            task.train(minllm.compose([*words, *mixture, *PAIRS, *more]), tmp_path / "run")
 
     assert together(2, run, tmp_path / "output") == [0, 0], (tmp_path / "output").read_text()
 

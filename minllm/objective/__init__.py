@@ -91,6 +91,8 @@ class Objective:
     """The options under `sample` that `generate` reads besides those of drawing a token."""
     gives_memory: bool = False
     """Whether cross-attention reads the given part as its memory."""
+    passes_vary: bool = False
+    """Whether the same number of rows may take different numbers of passes."""
 
     @property
     def predicts_in_order(self) -> bool:

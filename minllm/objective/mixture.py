@@ -107,6 +107,10 @@ class Mixture(Objective):
         return self._shown.gives_memory
 
     @property
+    def passes_vary(self) -> bool:
+        return len(self.of) > 1
+
+    @property
     def bound(self) -> Bound:
         return self._shown.bound
 

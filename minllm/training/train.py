@@ -197,6 +197,8 @@ def prepare(
         checkpoints.load_average(checkpoint, model, average)
     elif checkpoint:
         checkpoints.load_weights(checkpoint, model)
+    if processes.are_several and objective.passes_vary:
+        refuse_sums_in_passes(model, is_sharded)
     processes.synchronise(model)
     # those of a sharded model couldn't be counted later
     flops = (
@@ -283,6 +285,18 @@ def prepare(
         f"No samples will be written. {model.cannot_generate}" if model.cannot_generate else None,
     ]
     return run, tokenizer, notes
+
+
+def refuse_sums_in_passes(model: LM, is_sharded: bool) -> None:
+    """Reject what processes do together in each pass, because they make different numbers of passes."""
+    differ = "With objective=mixture, processes make different numbers of passes"
+    if is_sharded:
+        raise UserError(f"{differ}, which train.parallel=fsdp can't: add train.parallel=ddp.")
+    if any(hasattr(module, "sum_over_processes") for module in model.modules()):
+        raise UserError(
+            f"{differ}, but the balance loss of model/mlp=moe is a sum over them in each pass: use"
+            " model/mlp=moe_sigmoid, or a single process."
+        )
 
 
 def choose_precision(settings: Settings, device: torch.device, progress: Progress) -> tuple[Any, str]:
