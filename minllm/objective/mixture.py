@@ -62,8 +62,8 @@ class Mixture(Objective):
 
     Args:
         of: the parts by name.
-        weights: the share of rows of each part, as a multiple of an even share; 1 where a part has none, and a part
-            with 0 is left out.
+        weights: the shares of rows of the parts, relative to each other; 1 where a part has none, and a part with 0 is
+            left out.
         evaluate: the part whose evaluation and writing is that of the mixture; None means the first.
         mode_tokens: let documents begin with a token that tells the model the part, in place of <bos>. A single part
             needs none.
