@@ -18,7 +18,7 @@ LOGITS = 1 << 28
 """The largest number of logits of a chunk, of which compiled code has two copies in bf16, 1 GiB."""
 
 EAGER_SHARE = 4
-"""Eager code has some five copies in fp32, and takes chunks this many times smaller."""
+"""Eager code has five to seven copies in fp32, so its chunks are this many times smaller."""
 
 ALIGNED_TO = 64
 """The vocabulary is padded to a multiple of this: tensor cores need aligned rows."""
