@@ -17,7 +17,7 @@ train: .venv/installed
 test: style
 	OMP_NUM_THREADS=1 $(python) -m pytest -m 'not gpu' --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# one process, because the tests share the device; with another python, only pytest is needed besides what minllm needs
+# one process, because the tests share the device; with another python, only pytest and hypothesis are needed in addition
 test-gpu: $(if $(filter .venv/%,$(python)),.venv/installed-test)
 	$(python) -m pytest tests/gpu -m gpu --override-ini addopts=-q -rs --durations 15
 

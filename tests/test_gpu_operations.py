@@ -29,6 +29,8 @@ def test_the_triton_kernels_compute_what_plain_torch_does():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.interpreted"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if "only 0-dimensional arrays" in done.stderr:
+        pytest.skip("the interpreter of this Triton can't use this NumPy: pip install 'numpy<2.4'")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "compared: 36\n", done.stdout
 
@@ -74,7 +76,12 @@ def test_rows_that_do_not_count_may_hold_anything():
 
 
 def test_a_chunk_is_as_many_rows_as_its_logits_allow():
-    assert rows_per_chunk(50304) == 4096 and rows_per_chunk(4096) == 65536 and rows_per_chunk(1 << 24) == 128
+    assert rows_per_chunk(50304) == 1024 and rows_per_chunk(4096) == 16384 and rows_per_chunk(1 << 24) == 128
+
+
+def test_compiled_chunks_are_larger():
+    compiled = torch.compile(lambda x: x + rows_per_chunk(50304), backend="eager")
+    assert compiled(torch.zeros(())) == 4096
 
 
 MASKS = [

@@ -48,6 +48,14 @@ CONFIGS = {
     "masked": ["objective=masked", "model/mlp=moe", *PAIRS],
     "blocks": ["objective=blocks", "objective.block=8", *PAIRS],
     "span": ["objective=span", "model/encoder=same", "model/layout=decoder", "model/mlp=moe", *PAIRS],
+    "mixture": [
+        "objective=mixture",
+        "model/encoder=same",
+        "model/layout=decoder",
+        "objective.weights.s=4",
+        "model/mlp=moe_sigmoid",
+        *PAIRS,
+    ],
 }
 SHARDED = ("adamw", "muon", "lion", "sgd", "diffuseq")
 JOBS = {

@@ -27,8 +27,8 @@ Recompute = Literal["none", "branches", "layers"]
 def recomputed(branches: Sequence[nn.Module], stream: Tensor, ctx: Context) -> Tensor:
     """Return the stream after some branches, which the backward pass runs again instead of storing what it needs."""
     if torch.compiler.is_compiling():
-        # compiled code can't have side effects in a checkpoint; the branches themselves are compiled
-        return torch.compiler.disable(_checkpointed, recursive=False)(branches, stream, ctx)
+        # compiled code can't have side effects in a checkpoint, and torch compiles nothing that is called in one
+        return torch.compiler.disable(_checkpointed)(branches, stream, ctx)
     return _checkpointed(branches, stream, ctx)
 
 

@@ -2,7 +2,7 @@
 
 Like `minllm.objective.cross_entropy`, this computes the gradient in the forward pass and never stores the B·T·V logits
 in full. A chunk is as many rows as keep a GPU busy. Each is three matrix products, one reduction over the logits and
-one elementwise kernel: no gather or scatter stands between them, so that torch.compile can fuse all the rest.
+one elementwise kernel: the gradient has no scatter, so that torch.compile can fuse all the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch.autograd.function import once_differentiable
 from minllm.data.batches import IGNORED
 
 LOGITS = 1 << 28
-"""The largest number of logits in memory at a time."""
+"""The largest number of logits of a chunk, of which compiled code has two copies in bf16, 1 GiB."""
+
+EAGER_SHARE = 4
+"""Eager code has five to seven copies in fp32, so its chunks are this many times smaller."""
 
 ALIGNED_TO = 64
 """The vocabulary is padded to a multiple of this: tensor cores need aligned rows."""
@@ -44,8 +47,9 @@ def head_cross_entropy_on_gpu(
 
 
 def rows_per_chunk(vocab_size: int) -> int:
-    """Return the largest power of two of rows whose logits are at most `LOGITS`, and at least 128."""
-    return max(128, 1 << (LOGITS // vocab_size).bit_length() - 1)
+    """Return the largest power of two of rows whose logits fit into a chunk, and at least 128."""
+    logits = LOGITS if torch.compiler.is_compiling() else LOGITS // EAGER_SHARE
+    return max(128, 1 << (logits // vocab_size).bit_length() - 1)
 
 
 class _HeadCrossEntropy(torch.autograd.Function):

@@ -62,8 +62,8 @@ class Mixture(Objective):
 
     Args:
         of: the parts by name.
-        weights: the share of rows of each part, as a multiple of an even share; 1 where a part has none, and a part
-            with 0 is left out.
+        weights: the shares of rows of the parts, relative to each other; 1 where a part has none, and a part with 0 is
+            left out.
         evaluate: the part whose evaluation and writing is that of the mixture; None means the first.
         mode_tokens: let documents begin with a token that tells the model the part, in place of <bos>. A single part
             needs none.
@@ -89,7 +89,6 @@ class Mixture(Objective):
         refuse_mixed_memory(self.of)
         refuse_two_vocabularies(self.of)
         self.weights = [weights.get(name, 1) for name in self.of]
-        self.passes_vary = len(self.of) > 1
         self.evaluated = evaluate or next(iter(self.of))
         self.modes = list(self.of) if mode_tokens and len(self.of) > 1 else []
         self.extra_tokens = place_special_tokens(self.of.values(), len(self.modes))
@@ -106,6 +105,10 @@ class Mixture(Objective):
     @property
     def gives_memory(self) -> bool:
         return self._shown.gives_memory
+
+    @property
+    def passes_vary(self) -> bool:
+        return len(self.of) > 1
 
     @property
     def bound(self) -> Bound:

@@ -8,20 +8,29 @@ import torch
 from torch import Tensor
 
 
-def distance(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference, relative to the largest number of `other`."""
+def distance(one: Tensor, other: Tensor, least: float = 1e-30) -> float:
+    """Return the largest difference, relative to the largest number of `other`, or to `least` if that is larger."""
     one, other = one.detach().double().cpu(), other.detach().double().cpu()
     assert one.shape == other.shape, f"shapes {tuple(one.shape)} and {tuple(other.shape)}"
     assert one.isfinite().all(), (
         f"{int((~one.isfinite()).sum())} of {one.numel()} numbers are NaN or infinite"
     )
-    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30)) if one.numel() else 0.0
+    return float((one - other).abs().max() / other.abs().max().clamp(min=least)) if one.numel() else 0.0
 
 
-def assert_near(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float) -> None:
-    """Assert that each result is near its reference; the failure lists the worst ones."""
+def assert_near(
+    ours: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float, least: float = 0.0
+) -> None:
+    """Assert that each result is near its reference; the failure lists the worst ones.
+
+    Args:
+        least: the smallest number that differences are relative to, as a fraction of the largest of all results: a
+            gradient that is zero but for rounding differs from itself.
+    """
     assert ours.keys() == reference.keys()
-    distances = {name: distance(ours[name], reference[name]) for name in reference}
+    largest = max((float(x.detach().abs().max()) for x in reference.values() if x.numel()), default=0.0)
+    least = max(1e-30, least * largest)
+    distances = {name: distance(ours[name], reference[name], least) for name in reference}
     worst = sorted(distances, key=distances.get, reverse=True)[:8]
     far = "\n".join(f"  {distances[name]:.3g}  {name} {tuple(reference[name].shape)}" for name in worst)
     assert distances[worst[0]] <= tolerance, f"relative to the largest number, allowed {tolerance:g}:\n{far}"

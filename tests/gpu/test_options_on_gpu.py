@@ -29,7 +29,7 @@ VALUES = [
     ("objective.predict_ahead=2", "objective.z_loss=1e-3"),
 ]
 ENCODER = ("model/encoder=same", "model/layout=decoder")
-NEEDS = {"objective=seq2seq": ENCODER, "objective=span": ENCODER}
+NEEDS = {f"objective={name}": ENCODER for name in ("mixture", "seq2seq", "span")}
 
 every_option = pytest.mark.parametrize("choices", [*SINGLES, *VALUES], ids=" ".join)
 
@@ -64,7 +64,7 @@ def test_it_computes_what_a_cpu_does(choices, is_packed):
         gradients(tiny_model(*choices, randomised=True), objective, inputs, device)
         for device in ("cuda", "cpu")
     )
-    assert_near(ours, reference, 2e-3)
+    assert_near(ours, reference, 2e-3, least=1e-4)
 
 
 @every_option

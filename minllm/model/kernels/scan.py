@@ -49,17 +49,18 @@ def _launch(
     tokens = max(SHORTEST, min(TOKENS, triton.next_power_of_2(T)))
     channels = min(CHANNELS, triton.next_power_of_2(F))
     kernel = _complex_scan if b_BT.is_complex() else _real_scan
-    kernel[(B, triton.cdiv(F, channels))](
-        *tensors,
-        T,
-        F,
-        divisor,
-        modulus,
-        has_h0=h0_B is not None,
-        backward=h_BT is not None,
-        L=tokens,
-        C=channels,
-    )
+    with torch.cuda.device_of(b_BT):  # Triton launches on the current device
+        kernel[(B, triton.cdiv(F, channels))](
+            *tensors,
+            T,
+            F,
+            divisor,
+            modulus,
+            has_h0=h0_B is not None,
+            backward=h_BT is not None,
+            L=tokens,
+            C=channels,
+        )
 
 
 def _factors(a_BT: Tensor, b_BT: Tensor) -> tuple[Tensor, int, int]:

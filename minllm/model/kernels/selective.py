@@ -34,7 +34,8 @@ def selective_forward(
     keep_BT = None if keep_BT is None else keep_BT.float()
     inputs = [None if x is None else x.contiguous() for x in (u_BTD, dt_BTD, A_DN, B_BTN, C_BTN, keep_BT)]
     grid, sizes = _sizes(B, T, D, N, chunk)
-    _forward[grid](*inputs, y_BTD, h_BCDN, T, D, N, has_keep=keep_BT is not None, **sizes)
+    with torch.cuda.device_of(u_BTD):  # Triton launches on the current device
+        _forward[grid](*inputs, y_BTD, h_BCDN, T, D, N, has_keep=keep_BT is not None, **sizes)
     return y_BTD, h_BCDN
 
 
@@ -62,7 +63,8 @@ def selective_backward(
     dA_BDN, dh0_BDN = (torch.empty(B, D, N, device=u_BTD.device) for _ in range(2))
     outputs = (du_BTD, ddt_BTD, dA_BDN, dB_BPTN, dC_BPTN, dh0_BDN)
     # twice the usual number of warps: the tiles of the backward pass would not fit into the registers of four
-    _backward[grid](*inputs, *outputs, T, D, N, has_keep=keep_BT is not None, **sizes, num_warps=8)
+    with torch.cuda.device_of(u_BTD):
+        _backward[grid](*inputs, *outputs, T, D, N, has_keep=keep_BT is not None, **sizes, num_warps=8)
     return du_BTD, ddt_BTD, dA_BDN.sum(0), dB_BPTN.sum(1), dC_BPTN.sum(1), dh0_BDN
 
 

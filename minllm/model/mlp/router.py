@@ -21,11 +21,6 @@ class Router(nn.Module):
     In training it counts statistics over each step.
     """
 
-    sum_over_processes: Callable[[Tensor], Tensor] = staticmethod(lambda x: x)
-    """Returns the sum of a tensor over the processes that train the model."""
-    sums_in_passes: bool = False
-    """Whether it is called in each pass of a training step, so that all processes must make the same passes."""
-
     def __init__(self, dim: int, n_experts: int, top_k: int, bias: bool):
         super().__init__()
         self.n_experts, self.top_k = n_experts, top_k
@@ -70,6 +65,9 @@ class Softmax(Router):
             mean probability, over the rows of a micro-batch (of all processes); the loss is at least 1.
         z_loss: coefficient of the mean of logsumexp(scores)², which keeps scores small (ST-MoE, 2202.08906).
     """
+
+    sum_over_processes: Callable[[Tensor], Tensor] = staticmethod(lambda x: x)
+    """Returns the sum of a tensor over the processes that train the model, in each of their passes."""
 
     def __init__(
         self,
