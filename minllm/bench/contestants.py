@@ -24,8 +24,8 @@ from minllm.objective.noise import Noise
 from minllm.schema.building import build
 from minllm.training.checkpoints import Progress
 from minllm.training.machine import Precision
+from minllm.training.pending import LAG, PendingMetrics
 from minllm.training.run import Run
-from minllm.training.unread import LAG, Unread
 
 Name = Literal["minllm", "transformers"]
 
@@ -212,7 +212,7 @@ def step_run(
         precision=setting.precision,
         tokens_per_step=shape.tokens_per_step,
         # a GPU's figures aren't read in a step, as in training
-        unread=Unread(LAG if device.type == "cuda" else 0),
+        pending=PendingMetrics(LAG if device.type == "cuda" else 0),
     )
 
 

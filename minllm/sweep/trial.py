@@ -36,7 +36,8 @@ from minllm.sweep.store import open_study, storage_errors
 from minllm.training import machine, memory, train
 from minllm.training.launched import place
 from minllm.training.loggers import Logger
-from minllm.training.parallel import Processes, joined
+from minllm.training.parallel import Processes
+from minllm.training.process_group import process_group
 from minllm.training.run import Run
 from minllm.training.step import Diverged
 
@@ -164,7 +165,10 @@ def trained(
 ) -> float:
     """Train and return the metric; measurements are added to `figures`."""
     limits.offer_to_the_kernel()
-    with joined(cfg.train.device, cfg.train.get("parallel") == "fsdp") as processes, processes.together():
+    with (
+        process_group(cfg.train.device, cfg.train.get("parallel") == "fsdp") as processes,
+        processes.failing_together(),
+    ):
         return trained_by(processes, assignment, cfg, folder, storage, figures)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minllm.training.averaging import Average, averaged
 from minllm.training.checkpoints import MODEL, UNAVERAGED
-from minllm.training.parallel import is_sharded, whole
+from minllm.training.parallel import full, is_sharded
 
 
 @dataclass
@@ -43,7 +43,7 @@ def gather(
 def gathered(value: Any, keep: bool) -> Any:
     """Return nested values in which no tensor is sharded; without tensors, unless `keep`."""
     if isinstance(value, Tensor):
-        tensor = whole(value.detach())
+        tensor = full(value.detach())
         return tensor.cpu().contiguous() if keep else None
     if isinstance(value, dict):
         return {key: gathered(each, keep) for key, each in value.items()}

@@ -25,8 +25,8 @@ from minllm.training.step import (
     Diverged,
     as_memory_allows,
     compile_loss,
-    prepared_ahead,
-    read_figures,
+    prefetched,
+    read_metrics,
     update,
     whole_batch_gradient,
 )
@@ -57,22 +57,22 @@ def fit(run: Run) -> int | None:
     with (
         Interruption(shown=run.processes.is_first) as interruption,
         ProgressBar(shown=run.folder.on_terminal) as bar,
-        prepared_ahead(run),
+        prefetched(run),
     ):
         if progress.step > 0:
             last = budget.spent(progress.step, progress.seconds)
             catch_up(run, last)
-            stopping = run.processes.strongest(interruption.signal)
+            stopping = run.processes.any_signal(interruption.signal)
         while not last and stopping is None:
             step_began = time.perf_counter()
             lr = run.schedule.lr(progress.position, budget.total_steps)
             with keeping(run):
                 loss = whole_batch_gradient(run, loss_of)
-            run.unread.add(progress.step, {"train_loss": loss, **update(run, lr)})
+            run.pending.add(progress.step, {"train_loss": loss, **update(run, lr)})
             # time is the device's where a line of metrics is due, and where the pace or a compilation is measured
             measured = compiling or progress.step < first_step + PACE_STEPS
             ends = budget.spent(progress.step + 1, progress.seconds)
-            loss = read_figures(run, measured or due(settings.log_every, progress.step + 1, ends))
+            loss = read_metrics(run, measured or due(settings.log_every, progress.step + 1, ends))
 
             step_seconds = time.perf_counter() - step_began
             fastest_seconds = min(fastest_seconds, step_seconds)
@@ -114,7 +114,7 @@ def fit(run: Run) -> int | None:
                 if compiling:
                     loss_of = compile_loss(run)
 
-            stopping = run.processes.strongest(interruption.signal)
+            stopping = run.processes.any_signal(interruption.signal)
             if better or stopping or due(settings.checkpoint_every, progress.step, last):
                 with interruption.held():
                     save(run)
@@ -169,7 +169,7 @@ def save(run: Run) -> None:
     Raises:
         Diverged: a step since the last one that was read isn't finite; the checkpoint isn't written.
     """
-    read_figures(run, everything=True)
+    read_metrics(run, everything=True)
     contents = gather(run.model, run.optimizer, run.average, keep=run.processes.is_first)
     if not run.processes.is_first:
         return
@@ -223,7 +223,7 @@ def with_all_parameters(run: Run, act: Callable[[], T]) -> T:
 def record_training(run: Run, tokens_per_second: float) -> None:
     """Write a line of metrics for the steps since the last line."""
     progress = run.progress
-    read_figures(run, everything=True)
+    read_metrics(run, everything=True)
     record(
         run,
         train_loss=sum(progress.recent_losses) / len(progress.recent_losses),
@@ -245,7 +245,7 @@ def record_evaluation(run: Run, last: bool) -> bool:
     """
     progress = run.progress
     by_document = last and run.document_bytes is not None
-    read_figures(run, everything=True)
+    read_metrics(run, everything=True)
     with keeping(run), averaged(run.average):
         figures, nats = evaluation(run, by_document)
         if nats is not None:

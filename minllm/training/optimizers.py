@@ -15,7 +15,7 @@ from torch.optim._muon import muon
 from minllm.errors import UserError
 from minllm.model.lm import LM
 from minllm.schema.options import BelowOne, NonNegative, Positive
-from minllm.training.parallel import is_sharded, shard_of, whole
+from minllm.training.parallel import full, is_sharded, shard_of
 
 _Torch = torch.optim.Optimizer
 
@@ -132,7 +132,7 @@ class Muon(Optimizer):
     def orthogonal_step(self, p: nn.Parameter, lr: float) -> None:
         momentum = momentum_of(self, p)
         # a shard isn't orthogonal because the matrix is: every process computes the whole step
-        matrix, gradient, whole_momentum = whole(p.detach()), whole(p.grad), whole(momentum)
+        matrix, gradient, whole_momentum = full(p.detach()), full(p.grad), full(momentum)
         # projections share a matrix only for speed: each is orthogonalised separately
         parts = p.role.parts or [len(p)]
         muon(

@@ -1,10 +1,10 @@
 """Several processes that train one model: which rows each has, and how they add up, agree, and fail together.
 
 Every process takes the same steps with its own rows of the batch. Numbers that decide what happens next are exchanged
-before anything large is, so that a process which has failed can say so where the others would wait for it:
+before anything large is, so that a process that has failed can report it where the others would wait for it:
 
     process 0   … gradient ── exchange ── sum of gradients ── update …
-    process 1   … out of memory ── tell ┘       both try again with half the rows
+    process 1   … out of memory ─ report ┘       both try again with half the rows
 
 With one process, every method returns its argument, and nothing is imported, sent or copied.
 """
@@ -12,31 +12,22 @@ With one process, every method returns its argument, and nothing is imported, se
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from minllm.errors import UserError
-from minllm.training import launched, machine, memory
+from minllm.training import memory
 from minllm.training.launched import Place, is_first_to_print
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)
-"""How long a process waits for another, which may encode a corpus meanwhile; that one has died is noticed at once."""
-MEETING = timedelta(minutes=30)
-"""How long a process waits for the others to start."""
-PARTING = timedelta(seconds=20)
-meetings = itertools.count()
 
 BUCKET = 1 << 23
 """The number of gradients that are added up in one message."""
@@ -45,12 +36,17 @@ NUMBERS = 3
 
 FINE, OUT_OF_MEMORY, REFUSED, BROKEN = range(4)
 """The states that a process reports in an exchange."""
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+CONNECTION_ERRORS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+)
 """In the error messages of torch.distributed after another process has died."""
-GONE = "Another process of this run has ended, or the connection to it was lost."
+ENDED = "Another process of this run has ended, or the connection to it was lost."
 
 
-class Elsewhere(Exception):
+class FailedElsewhere(Exception):
     """Another process has failed or died. It prints what went wrong; this one only has to end too.
 
     code: the exit code
@@ -100,14 +96,14 @@ class Processes:
 
         Raises:
             OutOfMemoryElsewhere: another process ran out of memory and will try again.
-            Elsewhere: another process has failed or died.
+            FailedElsewhere: another process has failed or died.
         """
         own = [*map(float, numbers)] + [0.0] * (NUMBERS - len(numbers))
         if not self.are_several:
             return [own]
         everyone = torch.zeros(self.place.size, NUMBERS + 1, dtype=torch.float64)
         sent = torch.tensor([[state, *own]], dtype=torch.float64)
-        with talking():
+        with connected():
             dist.all_gather([*everyone.split(1)], sent)
         if state == FINE:
             refuse_failures(int(everyone[:, 0].max()))
@@ -117,7 +113,7 @@ class Processes:
         """Return the sum over all processes."""
         return int(sum(numbers[0] for numbers in self.exchange(number)))
 
-    def strongest(self, signal: int | None) -> int | None:
+    def any_signal(self, signal: int | None) -> int | None:
         """Return the signal that any of the processes has received, or None."""
         return int(max(numbers[0] for numbers in self.exchange(signal or 0))) or None
 
@@ -129,11 +125,11 @@ class Processes:
         length = int(self.exchange(len(text))[0][0])
         if not self.is_first:
             text = torch.empty(length, dtype=torch.uint8)
-        with talking():
+        with connected():
             dist.broadcast(text, 0)
         return json.loads(bytes(text.tolist()).decode())
 
-    def one_by_machine(self, act: Callable[[], T]) -> T:
+    def first_per_machine(self, act: Callable[[], T]) -> T:
         """Return what `act` returns. The others of each machine call it after its first, when files are ready."""
         if self.place.local_rank:
             self.exchange()
@@ -145,7 +141,7 @@ class Processes:
     # ---- failing together
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def failing_together(self) -> Iterator[None]:
         """If the body fails in one process, end the others too: they exit with the same code and print nothing."""
         if not self.are_several:
             yield
@@ -154,19 +150,19 @@ class Processes:
             yield
             self.exchange()  # the others wait for the first, which may fail to write its summary
         except Exception as error:
-            if is_lost(error) and is_first_to_print(GONE):
-                print(GONE, file=sys.stderr)
-            if isinstance(error, Elsewhere) or is_lost(error):
+            if is_connection_error(error) and is_first_to_print(ENDED):
+                print(ENDED, file=sys.stderr)
+            if isinstance(error, FailedElsewhere) or is_connection_error(error):
                 raise SystemExit(getattr(error, "code", 1)) from None
             if (
                 not self.share_parameters
             ):  # otherwise they may wait for a part of the parameters, until this one ends
-                self.tell(REFUSED if isinstance(error, UserError) else BROKEN)
+                self.report(REFUSED if isinstance(error, UserError) else BROKEN)
             raise
 
-    def tell(self, state: int) -> None:
+    def report(self, state: int) -> None:
         """Report this process's failure where the others exchange numbers next."""
-        with contextlib.suppress(Elsewhere, OutOfMemoryElsewhere):
+        with contextlib.suppress(FailedElsewhere, OutOfMemoryElsewhere):
             self.exchange(state=state)
 
     # ---- sums
@@ -178,9 +174,9 @@ class Processes:
         flats = [(alike, flattened(alike)) for alike in by_type(tensors)]
         self.exchange()  # whatever needs memory has succeeded
         for alike, flat in flats:
-            with talking():
+            with connected():
                 dist.all_reduce(flat)
-            give_back(flat, alike)
+            unflatten(flat, alike)
 
     def sum_of(self, x: Tensor) -> Tensor:
         """Return the sum over all processes; its gradient is the sum of theirs."""
@@ -197,7 +193,7 @@ class Processes:
         self.exchange()
         params = [p for p in model.parameters() if not is_sharded(p)]
         has_gradient = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8)
-        with talking():
+        with connected():
             dist.all_reduce(has_gradient, dist.ReduceOp.MAX)
         for p, has in zip(params, has_gradient.tolist()):
             if has and p.grad is None:
@@ -205,12 +201,12 @@ class Processes:
         gradients = [p.grad for p in params if p.grad is not None]
         flats = [(bucket, flattened(bucket)) for bucket in buckets([*gradients, loss])]
         self.exchange()  # whatever needs memory has succeeded
-        with talking():
+        with connected():
             sent = [dist.all_reduce(flat, async_op=True) for _, flat in flats]
         for (bucket, flat), work in zip(flats, sent):
-            with talking():
+            with connected():
                 work.wait()
-            give_back(flat, bucket)
+            unflatten(flat, bucket)
 
     def synchronise(self, model: nn.Module) -> None:
         """Give every process the first one's weights and buffers, and make modules count over all processes."""
@@ -218,7 +214,7 @@ class Processes:
             return
         self.exchange()
         for tensor in (*model.parameters(), *model.buffers()):
-            with talking():
+            with connected():
                 dist.broadcast(tensor.detach(), 0)
         for module in model.modules():
             if hasattr(module, "sum_over_processes"):
@@ -245,104 +241,29 @@ class Sum(torch.autograd.Function):
         return dx, None
 
 
-@contextlib.contextmanager
-def joined(
-    wanted: Literal["auto", "cpu", "cuda", "mps"], share_parameters: bool = False
-) -> Iterator[Processes]:
-    """Meet the other processes of this run, if there are any, and part from them at the end.
-
-    Args:
-        wanted: `train.device`.
-        share_parameters: whether each will have a part of the parameters.
-
-    Raises:
-        UserError: there are more processes than GPUs on this machine.
-    """
-    here = launched.place()
-    if here.size == 1:
-        yield ALONE
-        return
-    device = machine.choose_device(wanted)
-    if device.type == "mps":
-        raise UserError("Several processes can't share an MPS device: add train.device=cpu.")
-    if device.type == "cuda":
-        if here.local_size > torch.cuda.device_count():
-            raise UserError(
-                f"This machine has {torch.cuda.device_count()} GPUs for {here.local_size} processes, and each needs its"
-                f" own: type --nproc-per-node={torch.cuda.device_count()}, or train.device=cpu."
-            )
-        torch.cuda.set_device(here.local_rank)
-    # torchrun has a store at this address already
-    is_master = here.rank == 0 and not here.is_elastic
-    store = dist.TCPStore(
-        here.address, here.port, is_master=is_master, timeout=MEETING, wait_for_workers=False
-    )
-    # one process may train several models in turn
-    store = dist.PrefixStore(f"minllm/{here.restarts}/{next(meetings)}", store)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=PATIENCE)
-    try:
-        yield Processes(here, share_parameters)
-        part(store, here.size)
-    except SystemExit as end:
-        if isinstance(end.code, int) and end.code > 128:  # all were stopped by a signal
-            part(store, here.size)
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-def part(store: dist.Store, size: int) -> None:
-    """Wait until every process has received all messages: closing a connection may lose those under way."""
-    with contextlib.suppress(RuntimeError):  # the store is closed: the last process has gone
-        if store.add("parting", 1) == size:
-            store.set("parted", "")
-        store.wait(["parted"], PARTING)
-
-
-def folder_of(processes: Processes, run_dir: Path, resume: str | None) -> tuple[Path, str | None]:
-    """Return the folder of the first process, which all train in, and the run to resume.
-
-    After a restart, that is the folder of the run that the processes trained before.
-    """
-    if not processes.are_several:
-        return run_dir, resume
-    here = processes.place
-    if processes.is_first and resume is None:
-        store = dist.TCPStore(here.address, here.port, is_master=False) if here.is_elastic else None
-        if here.restarts and store is not None and store.check(["minllm/run_dir"]):
-            run_dir = Path(store.get("minllm/run_dir").decode())
-        if here.restarts and (run_dir / "config.yaml").exists():
-            resume = str(run_dir)
-        elif store is not None:
-            store.set("minllm/run_dir", str(run_dir.resolve()))
-    folder, resume = processes.agreed([str(run_dir), resume])
-    return Path(folder), resume
-
-
 def refuse_failures(worst: int) -> None:
     if worst == OUT_OF_MEMORY:
         raise OutOfMemoryElsewhere("Memory ran out in another process.")
     if worst != FINE:
-        raise Elsewhere(2 if worst == REFUSED else 1)
+        raise FailedElsewhere(2 if worst == REFUSED else 1)
 
 
 @contextlib.contextmanager
-def talking() -> Iterator[None]:
-    """Raise Elsewhere if the connection to another process is lost in the body."""
+def connected() -> Iterator[None]:
+    """Raise FailedElsewhere if the connection to another process is lost in the body."""
     try:
         yield
     except RuntimeError as error:
-        if is_lost(error):
-            raise Elsewhere(1) from error
+        if is_connection_error(error):
+            raise FailedElsewhere(1) from error
         raise
 
 
-def is_lost(error: BaseException | None) -> bool:
+def is_connection_error(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, means that the connection to another process was closed."""
-    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in CONNECTION_ERRORS):
         return True
-    return error is not None and is_lost(error.__cause__)
+    return error is not None and is_connection_error(error.__cause__)
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -350,7 +271,7 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
     """Return a tensor that isn't distributed; all processes must ask for it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
@@ -368,7 +289,7 @@ def flattened(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def give_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     """Copy the parts of a flattened tensor to the tensors that it was made of."""
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
         tensor.copy_(part.view_as(tensor))

@@ -15,15 +15,15 @@ from minllm.model.lm import LM
 from minllm.objective import Objective
 from minllm.runs.folder import RunDir
 from minllm.training import machine
-from minllm.training.ahead import Ahead
 from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.loggers import Logger
 from minllm.training.parallel import ALONE, Processes
+from minllm.training.pending import PendingMetrics
+from minllm.training.prefetch import Prefetcher
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
-from minllm.training.unread import Unread
 
 
 @dataclass
@@ -51,9 +51,9 @@ class Run:
     tokens_per_step: int
     flops_per_token: float = math.nan
     """Of training, forward and backward; NaN until it has been counted."""
-    unread: Unread = field(default_factory=Unread)
+    pending: PendingMetrics = field(default_factory=PendingMetrics)
     """The figures of steps that haven't been read from the device."""
-    ahead: Ahead[tuple[Rows, int]] | None = None
+    prefetcher: Prefetcher[tuple[Rows, int]] | None = None
     """Prepares the inputs of the next step during a step; None prepares them when they are needed."""
     average: Average | None = None
     """The average of the parameters, which is evaluated, sampled from and saved in their place."""

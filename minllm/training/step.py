@@ -19,10 +19,10 @@ from minllm.model.steps import after_step, before_step
 from minllm.objective.noise import Noise
 from minllm.runs.folder import DIVERGED
 from minllm.training import checkpoints, memory
-from minllm.training.ahead import preparing
 from minllm.training.averaging import own_part
 from minllm.training.evaluation import autocast
-from minllm.training.parallel import OUT_OF_MEMORY, OutOfMemoryElsewhere, whole
+from minllm.training.parallel import OUT_OF_MEMORY, OutOfMemoryElsewhere, full
+from minllm.training.prefetch import prefetching
 from minllm.training.run import Run
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> Tensor:
         Diverged: the loss isn't finite. If the device is read later, `check_finite` raises it then.
     """
     step, rows = run.progress.step, run.processes.rows(run.settings.batch_size)
-    inputs, own = run.ahead.take(step) if run.ahead else prepared(run, step)
+    inputs, own = run.prefetcher.take(step) if run.prefetcher else prepared(run, step)
     # a batch of few rows may have given parts alone
     counted = max(1, run.processes.total(own))
 
@@ -50,7 +50,7 @@ def whole_batch_gradient(run: Run, loss_of: Callable[..., Tensor]) -> Tensor:
         return accumulate(run, loss_of, inputs, counted, micro_batch_size)
 
     loss = as_memory_allows(run, attempt, len(rows), recovers=run.gathered is None)
-    if not run.unread.lag:
+    if not run.pending.lag:
         check_finite(run, step, {"train_loss": loss.item()})
     return loss
 
@@ -65,7 +65,7 @@ def prepared(run: Run, step: int) -> tuple[Rows, int]:
 
 
 @contextmanager
-def prepared_ahead(run: Run) -> Iterator[None]:
+def prefetched(run: Run) -> Iterator[None]:
     """Prepare the inputs of the next step during a step in the body, if the device computes while the host does.
 
     Inputs that depend on the step before can't be.
@@ -73,9 +73,9 @@ def prepared_ahead(run: Run) -> Iterator[None]:
     if run.device.type != "cuda" or run.objective.learns_its_inputs:
         yield
         return
-    with preparing(partial(prepared, run)) as run.ahead:
+    with prefetching(partial(prepared, run)) as run.prefetcher:
         yield
-    run.ahead = None
+    run.prefetcher = None
 
 
 def accumulate(
@@ -108,8 +108,8 @@ def update(run: Run, lr: float) -> dict[str, Tensor]:
             stay finite until `check_finite` raises it.
     """
     max_norm = math.inf if run.settings.clip is None else run.settings.clip
-    grad_norm = whole(clip_grad_norm_(run.model.parameters(), max_norm))
-    if run.unread.lag:
+    grad_norm = full(clip_grad_norm_(run.model.parameters(), max_norm))
+    if run.pending.lag:
         keep_finite(run.model, grad_norm)
     else:
         check_finite(run, run.progress.step, {"grad_norm": grad_norm.item()})
@@ -131,14 +131,14 @@ def keep_finite(model: nn.Module, grad_norm: Tensor) -> None:
             own_part(param.grad).masked_fill_(diverged, 0)
 
 
-def read_figures(run: Run, everything: bool) -> float | None:
+def read_metrics(run: Run, everything: bool) -> float | None:
     """Note the figures of the steps that are due, or of all; return the loss of the last one, None if there is none.
 
     Raises:
         Diverged: a loss or gradient wasn't finite.
     """
     loss = None
-    for step, figures in run.unread.read(everything):
+    for step, figures in run.pending.read(everything):
         check_finite(run, step, figures)
         loss = figures.pop("train_loss")
         run.progress.recent_losses.append(loss)
@@ -177,7 +177,7 @@ def as_memory_allows(run: Run, attempt: Callable[[int], T], most: int, recovers:
                     f" themselves: add train.micro_batch_size={max(1, rows // 2)}."
                 ) from error
             if not isinstance(error, OutOfMemoryElsewhere):
-                run.processes.tell(OUT_OF_MEMORY)
+                run.processes.report(OUT_OF_MEMORY)
         # outside the except block, so that the traceback no longer keeps tensors alive
         run.progress.decisions["micro_batch_size"] = memory.halve(rows)
         run.folder.say(

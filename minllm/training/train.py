@@ -37,12 +37,13 @@ from minllm.training.checkpoints import Progress
 from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
 from minllm.training.loggers import Silent
 from minllm.training.loop import fit
-from minllm.training.parallel import ALONE, Processes, folder_of, joined
+from minllm.training.parallel import ALONE, Processes
+from minllm.training.pending import LAG, PendingMetrics
+from minllm.training.process_group import process_group, shared_folder
 from minllm.training.resuming import last_checkpoint, same_average, same_configuration, same_data
 from minllm.training.run import Run
 from minllm.training.settings import Settings
 from minllm.training.step import Diverged
-from minllm.training.unread import LAG, Unread
 from minllm.training.utilisation import mfu, peak_of
 
 
@@ -63,11 +64,11 @@ def train(
     """
     shares_parameters = cfg.train.get("parallel") == "fsdp"  # older runs don't have this option
     with (
-        joined(cfg.train.device, shares_parameters) as processes,
-        processes.together(),
+        process_group(cfg.train.device, shares_parameters) as processes,
+        processes.failing_together(),
         memory.running_out("the model was trained"),
     ):
-        run_dir, resume = folder_of(processes, run_dir, resume)
+        run_dir, resume = shared_folder(processes, run_dir, resume)
         folder = RunDir(run_dir) if processes.is_first else SilentRunDir(run_dir)
         if not resume:
             return carry_out(*prepare(cfg, run_dir, None, init_from, folder, processes), cfg)
@@ -221,7 +222,7 @@ def prepare(
         budget.go_on(progress.step, progress.seconds, progress.position, progress.total_steps)
 
     # last, because encoding a corpus takes time: everything that can be rejected has been checked
-    corpus = processes.one_by_machine(lambda: open_data(source, tokenizer))
+    corpus = processes.first_per_machine(lambda: open_data(source, tokenizer))
     objective.check_corpus(corpus)
     progress.data = same_data(progress.data, corpus.store.metadata["splits"])
     validation = corpus.validation(rows)
@@ -243,7 +244,7 @@ def prepare(
         device=device,
         precision=precision,
         flops_per_token=flops,
-        unread=Unread(LAG if device.type == "cuda" else 0),
+        pending=PendingMetrics(LAG if device.type == "cuda" else 0),
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
         validation_text=corpus.store.metadata["validation_text"],
         document_bytes=validation.documents.sizes(tokenizer.byte_lengths),

@@ -19,7 +19,7 @@ LAG = 2
 
 
 @dataclass
-class Figures:
+class StepMetrics:
     """The figures of step `step` (from 0), and the event after which they are on the host; None if they are there."""
 
     step: int
@@ -28,7 +28,7 @@ class Figures:
     copied: torch.cuda.Event | None
 
 
-class Unread:
+class PendingMetrics:
     """A queue of the latest steps' figures.
 
     Args:
@@ -37,7 +37,7 @@ class Unread:
 
     def __init__(self, lag: int = 0):
         self.lag = lag
-        self.queue: deque[Figures] = deque()
+        self.queue: deque[StepMetrics] = deque()
 
     def add(self, step: int, figures: dict[str, Tensor]) -> None:
         """Add a step's figures, which are scalars on one device, without waiting for them."""
@@ -47,7 +47,7 @@ class Unread:
             values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
             copied = torch.cuda.Event(blocking=True)
             copied.record()
-        self.queue.append(Figures(step, list(figures), values, copied))
+        self.queue.append(StepMetrics(step, list(figures), values, copied))
 
     def read(self, everything: bool) -> Iterator[tuple[int, dict[str, float]]]:
         """Yield the steps that are due, oldest first, with their figures; `everything` waits for the latest step."""

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Calls `prepare(step)` for the next step in a thread.
 
     What it raises is raised by `take`, for the step that it belongs to.
@@ -30,10 +30,10 @@ class Ahead(Generic[T]):
 
 
 @contextmanager
-def preparing(prepare: Callable[[int], T]) -> Iterator[Ahead[T]]:
+def prefetching(prepare: Callable[[int], T]) -> Iterator[Prefetcher[T]]:
     """Prepare steps ahead in the body. The thread ends with it."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
     try:
-        yield Ahead(prepare, thread)
+        yield Prefetcher(prepare, thread)
     finally:
         thread.shutdown(wait=True, cancel_futures=True)
