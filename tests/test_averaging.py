@@ -21,7 +21,7 @@ from minllm.schema.checking import validate
 from minllm.sweep import prediction
 from minllm.sweep.prediction import Imagined, LiveStorages
 from minllm.tasks import evaluate
-from minllm.training import checkpoints, loop
+from minllm.training import checkpoints, loop, preparation
 from minllm.training import train as task
 from minllm.training.averaging import Average, averaged
 from tests.kills import every_moment
@@ -169,7 +169,7 @@ def test_training_is_the_same_as_without(words):
 
 
 def test_checkpoints_have_the_average_of_the_parameters_and_the_current_buffers(cfg, whole):
-    run, _, _ = task.prepare(cfg, Path("unused"), None, None)
+    run, _, _ = preparation.prepare(cfg, Path("unused"), None, None)
     values = {name: [param.detach()] for name, param in run.model.named_parameters()}
     buffers = [name for name in weights(whole, 1) if name not in values]
     assert any("bias" in name for name in buffers)
@@ -205,7 +205,7 @@ def test_samples_are_of_the_average(cfg, whole):
 
 
 def test_another_run_starts_from_the_average(cfg, whole):
-    run, _, _ = task.prepare(cfg, Path("new"), None, str(whole))
+    run, _, _ = preparation.prepare(cfg, Path("new"), None, str(whole))
     best = json.loads((whole / "summary.json").read_text())["best"]["step"]
     state, expected = run.model.state_dict(), weights(whole, best)
     assert all(torch.equal(state[name], expected[name]) for name in expected)

@@ -23,7 +23,7 @@ from minllm.schema.checking import validate
 from minllm.schema.overrides import format_value, key_of
 from minllm.sweep.plugin import OWN_SECTIONS, is_search_key
 from minllm.sweep.space import Plan, Space
-from minllm.training.train import budget_of
+from minllm.training.preparation import budget_of
 
 TRAINING = "minllm.tasks.train.train"
 TRAINS_NEW_MODELS = "A search trains new models: leave out task= and resume=."

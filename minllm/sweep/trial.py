@@ -33,7 +33,7 @@ from minllm.sweep import limits
 from minllm.sweep.launchers import ends_a_job, time_was_up
 from minllm.sweep.prediction import predicted_peak
 from minllm.sweep.store import open_study, storage_errors
-from minllm.training import machine, memory, train
+from minllm.training import machine, memory, preparation, train
 from minllm.training.launched import place
 from minllm.training.loggers import Logger
 from minllm.training.parallel import Processes
@@ -186,7 +186,7 @@ def trained_by(
     judge = judge_of(assignment, folder, storage) if processes.is_first else None
     run_dir = Path(assignment.run_dir)
     run_folder = RunDir(run_dir) if processes.is_first else SilentRunDir(run_dir)
-    run, tokenizer, notes = train.prepare(cfg, run_dir, None, cfg.init_from, run_folder, processes)
+    run, tokenizer, notes = preparation.prepare(cfg, run_dir, None, cfg.init_from, run_folder, processes)
     asked = run.progress.decisions["micro_batch_size"]
     if rows < min(asked, len(processes.rows(cfg.train.batch_size))):
         run.progress.decisions["micro_batch_size"] = rows

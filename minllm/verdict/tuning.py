@@ -23,7 +23,7 @@ from minllm.study.tuning import RATE, Tuning
 from minllm.sweep.report.trials import is_complete
 from minllm.sweep.search import Search, run_together
 from minllm.sweep.spec import SearchSpec
-from minllm.training.train import budget_of
+from minllm.training.preparation import budget_of
 from minllm.verdict.protocol import Protocol
 from minllm.verdict.random_search import RandomSearch, draws_of
 from minllm.verdict.rate_search import RateSearch, rates_of
