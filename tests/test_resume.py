@@ -14,7 +14,7 @@ from minllm.errors import UserError
 from minllm.objective.causal import Causal
 from minllm.runs import folder as rundir
 from minllm.runs.folder import RunDir
-from minllm.training import checkpoints, loggers, loop
+from minllm.training import checkpoints, loggers, loop, preparation, summary
 from minllm.training import train as task
 from minllm.training.memory import OutOfMemory
 from tests.kills import every_moment, failing_disk
@@ -125,18 +125,18 @@ def test_a_second_process_cannot_go_on_while_the_first_prepares_or_trains(cfg, m
         return open_data(*args)
 
     before = contents("run")
-    monkeypatch.setattr(task, "open_data", slow)
+    monkeypatch.setattr(preparation, "open_data", slow)
     assert train(longer, "run", resume="run")["steps"] == 6
     assert found == [before]
 
 
 def test_a_run_that_begins_while_another_prepares_is_not_written_over(cfg, monkeypatch):
     def slow(*args):
-        monkeypatch.setattr(task, "open_data", open_data)
+        monkeypatch.setattr(preparation, "open_data", open_data)
         train(cfg, "run")
         return open_data(*args)
 
-    monkeypatch.setattr(task, "open_data", slow)
+    monkeypatch.setattr(preparation, "open_data", slow)
     with pytest.raises(UserError, match="There is already a run in"):
         train(OmegaConf.merge(cfg, {"train": {"steps": 2}}), "run")
     assert json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["steps"] == 4
@@ -149,9 +149,9 @@ def test_a_run_that_begins_while_another_prepares_is_not_written_over(cfg, monke
 def test_run_that_failed_at_the_end_is_finished_by_resuming(cfg, whole, failing, monkeypatch):
     with monkeypatch.context() as patch:
         if failing == "sample":
-            patch.setattr(task, "sampler", lambda *args: lambda: 1 / 0)
+            patch.setattr(preparation, "sampler", lambda *args: lambda: 1 / 0)
         elif failing == "cost":
-            patch.setattr(task, "cost", lambda *args: 1 / 0)
+            patch.setattr(summary, "cost", lambda *args: 1 / 0)
         elif failing == "summary":
             patch.setattr(RunDir, "summary", lambda *args: 1 / 0)
         elif failing == "evaluate":

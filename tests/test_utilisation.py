@@ -8,7 +8,7 @@ import torch
 
 from minllm import compose
 from minllm.errors import UserError
-from minllm.training import loop, machine, train, utilisation
+from minllm.training import loop, machine, preparation, train, utilisation
 from minllm.training.utilisation import Peak, device_peak, published
 from tests.test_loop import make_run
 
@@ -106,5 +106,5 @@ def test_a_run_trains_with_the_precision_of_products_that_it_names(tmp_path, mon
     # searches train what `prepare` returns by `carry_out`, too
     monkeypatch.setattr(train, "fit", lambda run: during.append(torch.get_float32_matmul_precision()) or 1)
     with pytest.raises(SystemExit):
-        train.carry_out(*train.prepare(cfg, tmp_path / "run", None, None), cfg)
+        train.carry_out(*preparation.prepare(cfg, tmp_path / "run", None, None), cfg)
     assert during == ["medium"] and torch.get_float32_matmul_precision() == before
