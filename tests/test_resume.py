@@ -203,7 +203,11 @@ def test_when_memory_runs_out_for_good_training_is_kept(cfg, monkeypatch):
     assert [event["step"] for event in left("run")[0] if "val_loss" in event] == [3, 4]
 
 
-@pytest.mark.parametrize("where", ["new_model", "generate", "open_data", "cost"])
+@pytest.mark.parametrize(
+    "where, name",
+    [(preparation, "new_model"), (Causal, "generate"), (preparation, "open_data"), (summary, "cost")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 @pytest.mark.parametrize(
     "error",
     [
@@ -213,12 +217,12 @@ def test_when_memory_runs_out_for_good_training_is_kept(cfg, monkeypatch):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_too_little_memory_is_a_sentence(cfg, where, error, monkeypatch):
+def test_too_little_memory_is_a_sentence(cfg, where, name, error, monkeypatch):
     def starving(*args, **options):
         raise error
 
-    monkeypatch.setattr(Causal if where == "generate" else task, where, starving)
-    if where == "generate":
+    monkeypatch.setattr(where, name, starving)
+    if name == "generate":
         train(cfg, "run")
     else:
         with pytest.raises(OutOfMemory, match=r"Memory ran out while .*\. Make model.dim"):
