@@ -478,12 +478,14 @@ def test_a_shared_server_is_only_closed_for_a_search_that_was_interrupted():
 
 
 def test_small_models_that_train_here_have_a_job_for_each_thread(monkeypatch):
-    def verdict(launcher: str) -> DictConfig:
-        return OmegaConf.create({"hydra": {"launcher": {"_target_": launcher}}})
+    def verdict(launcher: str, processes: int = 1) -> DictConfig:
+        sweep = {"processes_per_trial": processes}
+        return OmegaConf.create({"hydra": {"launcher": {"_target_": launcher}}, "sweep": sweep})
 
     arm = compose(["model.dim=16", "model.n_layers=1", "tokenizer=bytes", "train.device=cpu"])
     monkeypatch.setattr(jobs.torch, "get_num_threads", lambda: 6)
     assert jobs.jobs_for(verdict(LauncherOptions._target_), arm) == 6
+    assert jobs.jobs_for(verdict(LauncherOptions._target_, processes=2), arm) == 3
     assert jobs.jobs_for(verdict("a.cluster"), arm) == 1
     monkeypatch.setattr(jobs, "SMALL", 1000)
     assert jobs.jobs_for(verdict(LauncherOptions._target_), arm) == 1
