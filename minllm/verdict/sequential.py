@@ -82,6 +82,9 @@ OVERRIDES_ONLY = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
 
 NO_PRUNING = {"_target_": "minllm.sweep.pruners.none"}
+TUNING_EVALUATIONS, PAIR_EVALUATIONS = 1, 5
+"""How often runs are evaluated, unless the command line sets `train.evals` or `sweep.trial`: tuning reads the last loss
+alone, and pairs have learning curves. A verdict's runs are short: ten evaluations may take longer than training."""
 
 
 def reach_verdict(sweeper: PruningSweeper, overrides: Sequence[str]) -> Comparison | None:
@@ -284,23 +287,26 @@ class VerdictSearch:
     def opened_tuning(self, name: str, plan: Plan) -> contextlib.AbstractContextManager[Search]:
         """Open the search that runs an arm's queued tuning runs."""
         overrides = [*self.overrides_of(name), *space_of(plan), *self.logger_overrides(name, "-tuning")]
-        config = self.config_of(f"tune-{name}", keep="none")
+        config = self.config_of(f"tune-{name}", keep="none", evaluations=TUNING_EVALUATIONS)
         return phase(self.sweeper, config, overrides, plan.most_runs, QUEUED, self.server)
 
     def opened(
         self, name_of_phase: str, name: str, overrides: Sequence[str], n_trials: int, keep: str
     ) -> contextlib.AbstractContextManager[Search]:
         """Open the search that runs an arm with further overrides, up to `n_trials` trials."""
-        config, overrides = self.config_of(name_of_phase, keep), [*self.overrides_of(name), *overrides]
+        config = self.config_of(name_of_phase, keep, evaluations=PAIR_EVALUATIONS)
+        overrides = [*self.overrides_of(name), *overrides]
         return phase(self.sweeper, config, overrides, n_trials, EACH_ONCE, self.server)
 
-    def config_of(self, name_of_phase: str, keep: str) -> DictConfig:
+    def config_of(self, name_of_phase: str, keep: str, evaluations: int) -> DictConfig:
         """Return the configuration of a phase's search, which keeps `keep` checkpoints."""
         config = self.without_arms()
         left = self.deadline - time.monotonic()
         with read_write(config.hydra):
             config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{name_of_phase}", keep
             config.sweep.metric = METRIC
+            if not any(key_of(override).startswith("sweep.trial") for override in self.overrides):
+                config.sweep.trial["train.evals"] = evaluations
             config.sweep.minutes = None if math.isinf(left) else max(left, 1e-3) / 60
             config.hydra.sweep.dir = str(self.folder / name_of_phase)
         return config
