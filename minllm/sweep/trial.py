@@ -165,10 +165,7 @@ def trained(
 ) -> float:
     """Train and return the metric; measurements are added to `figures`."""
     limits.offer_to_the_kernel()
-    with (
-        process_group(cfg.train.device, cfg.train.get("parallel") == "fsdp") as processes,
-        processes.failing_together(),
-    ):
+    with process_group(cfg.train) as processes, processes.failing_together():
         return trained_by(processes, assignment, cfg, folder, storage, figures)
 
 

@@ -7,10 +7,10 @@ import itertools
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
+from omegaconf import DictConfig
 
 from minllm.errors import UserError
 from minllm.training import launched, machine
@@ -26,14 +26,11 @@ group_numbers = itertools.count()
 
 
 @contextlib.contextmanager
-def process_group(
-    wanted: Literal["auto", "cpu", "cuda", "mps"], share_parameters: bool = False
-) -> Iterator[Processes]:
+def process_group(train: DictConfig) -> Iterator[Processes]:
     """Form a group with the other processes of this run, if there are any, and leave it at the end.
 
     Args:
-        wanted: `train.device`.
-        share_parameters: whether each will have a part of the parameters.
+        train: the `train:` section of the run's configuration.
 
     Raises:
         UserError: there are more processes than GPUs on this machine.
@@ -42,7 +39,7 @@ def process_group(
     if here.size == 1:
         yield ALONE
         return
-    device = machine.choose_device(wanted)
+    device = machine.choose_device(train.device)
     if device.type == "mps":
         raise UserError("Several processes can't share an MPS device: add train.device=cpu.")
     if device.type == "cuda":
@@ -64,7 +61,8 @@ def process_group(
         backend, store=store, rank=here.rank, world_size=here.size, timeout=EXCHANGE_TIMEOUT
     )
     try:
-        yield Processes(here, share_parameters)
+        # older runs don't have this option
+        yield Processes(here, share_parameters=train.get("parallel") == "fsdp")
         wait_for_others(store, here.size)
     except SystemExit as end:
         if isinstance(end.code, int) and end.code > 128:  # all were stopped by a signal

@@ -37,9 +37,8 @@ def train(
         OSError: the run folder can't be written, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM stopped the run, after saving a checkpoint; the code is 128 + the signal number.
     """
-    shares_parameters = cfg.train.get("parallel") == "fsdp"  # older runs don't have this option
     with (
-        process_group(cfg.train.device, shares_parameters) as processes,
+        process_group(cfg.train) as processes,
         processes.failing_together(),
         memory.running_out("the model was trained"),
     ):
