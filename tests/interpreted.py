@@ -33,11 +33,10 @@ def linear_scans() -> int:
     for kind, T, factor, has_state in cases:
         a, b = torch.rand(B, T, *factor, dtype=kind) * 0.9, torch.randn(B, T, D, N, dtype=kind)
         h0 = torch.randn(B, D, N, dtype=kind) if has_state else None
-        dh, h = torch.randn_like(b), linear._linear_scan(a, b, h0)
+        dh, h = torch.randn_like(b), linear._linear_scan(a, b, h0, False)
         ours = (scan_kernels.scan(a, b, h0), *scan_kernels.scan_backward(dh, a, h, h0))
-        compare(
-            f"linear {kind} {T} {factor} {has_state}", ours, (h, *linear._linear_scan_backward(dh, a, h, h0))
-        )
+        reference = (h, *linear._linear_scan_backward(dh, a, h, h0, False))
+        compare(f"linear {kind} {T} {factor} {has_state}", ours, reference)
     return len(cases)
 
 

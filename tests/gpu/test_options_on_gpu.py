@@ -92,7 +92,7 @@ def test_an_objective_computes_what_it_does_on_a_cpu(name):
     batch = Batch(row[:, :-1].contiguous(), targets.contiguous(), None, given, 3, 5, 5)
     results = []
     for device in ("cuda", "cpu"):
-        model = tiny_model(*choices, randomised=True)
+        model = tiny_model(*choices, randomised=True).to(device)
         inputs = objective.inputs(batch, Noise(0, 7, range(4), 4), model)
         results.append(gradients(model, objective, inputs, device))
         with torch.no_grad():

@@ -28,7 +28,7 @@ def moving_average(
 
     q is the same for all tokens, so each chunk needs only three matrix products per channel: from its inputs to its
     outputs, from its inputs to the state after it, and from the state before it to its outputs. Complex numbers are
-    pairs of real ones except in the scan over chunks, because torch.compile doesn't generate code for complex numbers.
+    pairs of real ones.
 
     Args:
         x_BTD: the input.
@@ -93,8 +93,7 @@ def _in_chunks(
         kept_DCBL = torch.where(places_CBL >= starts_CBL[..., -1:], x_DCBL, 0)
 
     s_DKM = kept_DCBL.reshape(D, -1, L) @ writes_DLM
-    pairs = (a_DCBN2.contiguous(), s_DKM.view(D, -1, B, N, 2), h0_DBN2)
-    h_DCBN2 = torch.view_as_real(linear_scan(*(torch.view_as_complex(one) for one in pairs)))
+    h_DCBN2 = linear_scan(a_DCBN2, s_DKM.view(D, -1, B, N, 2), h0_DBN2, pairs=True)
     earlier_DKM = torch.cat([h0_DBN2[:, None], h_DCBN2[:, :-1]], dim=1).view(D, -1, 2 * N)
     if starts_BT is None:
         y_DKL = torch.baddbmm(
