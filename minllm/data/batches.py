@@ -49,6 +49,15 @@ class Rows:
         """Return a copy in pinned memory, from which a GPU reads while the host goes on."""
         return self._changed(Tensor.pin_memory)
 
+    def copied(self) -> Self:
+        return self._changed(Tensor.clone)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors, always in the same order."""
+        tensors: list[Tensor] = []
+        self._changed(lambda tensor: tensors.append(tensor) or tensor)
+        return tensors
+
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})

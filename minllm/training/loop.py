@@ -24,7 +24,7 @@ from minllm.training.run import Run
 from minllm.training.step import (
     Diverged,
     as_memory_allows,
-    compile_loss,
+    compile_steps,
     prefetched,
     read_metrics,
     update,
@@ -47,7 +47,7 @@ def fit(run: Run) -> int | None:
     """
     settings, progress, budget = run.settings, run.progress, run.budget
     compiling = progress.decisions.get("compile", False) if settings.compile == "auto" else settings.compile
-    loss_of = compile_loss(run) if compiling else run.objective.loss
+    loss_of = compile_steps(run, run.folder.say) if compiling else run.objective.loss
     logged_steps, logged_seconds = 0, 0.0
     fastest_seconds = math.inf  # other load on the machine can only slow a step down
     run.began = time.perf_counter() - progress.seconds
@@ -112,7 +112,7 @@ def fit(run: Run) -> int | None:
                 progress.decisions["compile"] = compiling
                 run.folder.say(f"{'Compiling' if compiling else 'Not compiling'}: {why}.")
                 if compiling:
-                    loss_of = compile_loss(run)
+                    loss_of = compile_steps(run, run.folder.say)
 
             stopping = run.processes.any_signal(interruption.signal)
             if better or stopping or due(settings.checkpoint_every, progress.step, last):
@@ -274,6 +274,7 @@ def record(run: Run, **figures: float) -> None:
 def write_sample(run: Run) -> None:
     """Generate a sample; write it to the run folder and the logger."""
     step = run.progress.step
+    read_metrics(run, everything=True)
     try:
         with keeping(run):
             with averaged(run.average):

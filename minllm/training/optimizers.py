@@ -38,14 +38,14 @@ class Optimizer(_Torch):
     @torch.no_grad()
     def step(self) -> None:
         """Update all parameters that have a gradient, including weight decay."""
-        decaying = [(p, group) for group in self.param_groups if group["decay"] for p in learning(group)]
-        before = {p: p.clone() for p, group in decaying if group["cautious"]}
-        for p, group in decaying:
-            if p not in before:
-                p.mul_(1 - group["lr"] * group["decay"])
+        decaying = [group for group in self.param_groups if group["decay"] and learning(group)]
+        before = {p: p.clone() for group in decaying if group["cautious"] for p in learning(group)}
+        for group in decaying:
+            if not group["cautious"]:
+                torch._foreach_mul_(learning(group), 1 - group["lr"] * group["decay"])
         self.move()
-        for p, group in decaying:
-            if p in before:
+        for group in decaying:
+            for p in learning(group) if group["cautious"] else ():
                 # the sign, because a product of tiny numbers would underflow
                 shrinks = (before[p] - p).mul_(before[p].sign()) >= 0
                 p.sub_(before[p].mul_(shrinks), alpha=group["lr"] * group["decay"])

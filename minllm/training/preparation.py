@@ -30,6 +30,7 @@ from minllm.training import checkpoints, machine, memory
 from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
+from minllm.training.graphs import check_graphs
 from minllm.training.loggers import Silent
 from minllm.training.parallel import ALONE, Processes
 from minllm.training.pending import LAG, PendingMetrics
@@ -100,6 +101,7 @@ def prepare(
         model = (rebuild_model if resume else new_model)(cfg, tokenizer).to("cpu" if is_sharded else device)
         checked = check_laws(cfg) if settings.check and processes.is_first else None
     refuse_unequal_passes(objective, model, processes)
+    check_graphs(settings, model, objective, device)
     set_recompute(model, settings.recompute)
     if init_from:
         checkpoints.read_from(init_from, "best", lambda path: checkpoints.load_weights(path, model))

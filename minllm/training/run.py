@@ -18,6 +18,7 @@ from minllm.training import machine
 from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
+from minllm.training.graphs import GradientGraph
 from minllm.training.loggers import Logger
 from minllm.training.parallel import ALONE, Processes
 from minllm.training.pending import PendingMetrics
@@ -55,6 +56,8 @@ class Run:
     """The figures of steps that haven't been read from the device."""
     prefetcher: Prefetcher[tuple[Rows, int]] | None = None
     """Prepares the inputs of the next step during a step; None prepares them when they are needed."""
+    graph: GradientGraph | None = None
+    """Replays the gradients of micro-batches as CUDA graphs; None computes them as usual."""
     average: Average | None = None
     """The average of the parameters, which is evaluated, sampled from and saved in their place."""
     latest_samples: list[tuple[str, str]] = field(default_factory=list)

@@ -28,6 +28,7 @@ class Settings:
     sample_every: steps between samples in samples.txt; 0 samples at the end only
     precision: bf16 is autocast with fp32 weights; auto uses it if it is faster
     compile: auto compiles if the run is long enough for that to save time
+    graphs: start a GPU's work for a micro-batch as a CUDA graph; auto does so in compiled runs whose host is too slow
     clip: maximum norm of the gradient; null doesn't clip
     ema: decay of an exponential moving average of the parameters, which is then what is evaluated, sampled from and
         loaded from checkpoints; null doesn't average
@@ -62,6 +63,7 @@ class Settings:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     matmul_precision: MatmulPrecision = "highest"
     recompute: Recompute = "none"
+    graphs: Literal["auto"] | bool = "auto"
 
     def __post_init__(self):
         if all(getattr(self, budget) is None for budget in BUDGETS):
@@ -69,6 +71,8 @@ class Settings:
                 "This run has no budget and would never end. Set train.steps=1000, for example (or train.tokens,"
                 " train.minutes, train.flops)."
             )
+        if self.graphs is True and self.compile is not True:
+            raise UserError("train.graphs=true needs compiled steps: add train.compile=true.")
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise UserError(
                 f"train.micro_batch_size={self.micro_batch_size} is larger than train.batch_size={self.batch_size}."

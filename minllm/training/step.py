@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from minllm.data.batches import Rows
@@ -19,8 +19,8 @@ from minllm.model.steps import after_step, before_step
 from minllm.objective.noise import Noise
 from minllm.runs.folder import DIVERGED
 from minllm.training import checkpoints, memory
-from minllm.training.averaging import own_part
 from minllm.training.evaluation import autocast
+from minllm.training.graphs import GradientGraph, why_not
 from minllm.training.parallel import OUT_OF_MEMORY, OutOfMemoryElsewhere, full
 from minllm.training.prefetch import prefetching
 from minllm.training.run import Run
@@ -89,13 +89,20 @@ def accumulate(
     """
     inputs = inputs.to(run.device)
     total = torch.zeros((), device=run.device)
+    add = run.graph or partial(add_gradient, run, loss_of)
+    divisor = torch.full((), float(counted), device=run.device)
     for start in range(0, len(run.processes.rows(run.settings.batch_size)), micro_batch_size):
-        with autocast(run.device, run.precision):
-            loss = loss_of(run.model, inputs.rows(slice(start, start + micro_batch_size))) / counted
-        loss.backward()
-        total += loss.detach()
+        total += add(inputs.rows(slice(start, start + micro_batch_size)), divisor)
     run.processes.add_up_gradients(run.model, total)
     return total
+
+
+def add_gradient(run: Run, loss_of: Callable[..., Tensor], rows: Rows, counted: Tensor) -> Tensor:
+    """Add the gradient of some rows' losses, divided by the batch's number of targets; return these losses' sum."""
+    with autocast(run.device, run.precision):
+        loss = loss_of(run.model, rows) / counted
+    loss.backward()
+    return loss.detach()
 
 
 def update(run: Run, lr: float) -> dict[str, Tensor]:
@@ -104,14 +111,11 @@ def update(run: Run, lr: float) -> dict[str, Tensor]:
     Returns `grad_norm`, before clipping, and the modules' metrics, all of them scalars on the device.
 
     Raises:
-        Diverged: the gradient isn't finite. If the device is read later, it is replaced by zeros, so that the weights
-            stay finite until `check_finite` raises it.
+        Diverged: the gradient isn't finite. If the device is read later, `check_finite` raises it then.
     """
     max_norm = math.inf if run.settings.clip is None else run.settings.clip
     grad_norm = full(clip_grad_norm_(run.model.parameters(), max_norm))
-    if run.pending.lag:
-        keep_finite(run.model, grad_norm)
-    else:
+    if not run.pending.lag:
         check_finite(run, run.progress.step, {"grad_norm": grad_norm.item()})
     for group in run.optimizer.param_groups:
         group["lr"] = lr
@@ -120,15 +124,6 @@ def update(run: Run, lr: float) -> dict[str, Tensor]:
     if run.average:
         run.average.update(run.progress.step + 1)
     return {"grad_norm": grad_norm, **metrics}
-
-
-@torch.no_grad()
-def keep_finite(model: nn.Module, grad_norm: Tensor) -> None:
-    """Set the gradient to zero if its norm isn't finite, without reading the norm."""
-    diverged = ~grad_norm.isfinite()
-    for param in model.parameters():
-        if param.grad is not None:
-            own_part(param.grad).masked_fill_(diverged, 0)
 
 
 def read_metrics(run: Run, everything: bool) -> float | None:
@@ -179,6 +174,8 @@ def as_memory_allows(run: Run, attempt: Callable[[int], T], most: int, recovers:
             if not isinstance(error, OutOfMemoryElsewhere):
                 run.processes.report(OUT_OF_MEMORY)
         # outside the except block, so that the traceback no longer keeps tensors alive
+        if run.graph:
+            run.graph.release()
         run.progress.decisions["micro_batch_size"] = memory.halve(rows)
         run.folder.say(
             f"Memory ran out with {rows} rows at a time: continuing with"
@@ -198,6 +195,19 @@ def diverged(run: Run, step: int, what: str) -> str:
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Seed torch's global generators for one step, so that dropout depends on the seed, the step and the process."""
     torch.manual_seed(number(seed, f"dropout/{step}/{rank}" if rank else f"dropout/{step}"))
+
+
+def compile_steps(run: Run, say: Callable[[str], None]) -> Callable[..., Tensor]:
+    """Return the compiled loss of the objective. If they can be, the passes of later steps are captured as CUDA graphs.
+
+    Args:
+        say: called with a sentence when it has been decided whether to capture.
+    """
+    loss_of = compile_loss(run)
+    wanted = run.settings.graphs
+    if wanted and why_not(run.settings, run.model, run.objective, run.device) is None:
+        run.graph = GradientGraph(run.model, partial(add_gradient, run, loss_of), wanted, say)
+    return loss_of
 
 
 def compile_loss(run: Run) -> Callable[..., Tensor]:

@@ -1,5 +1,6 @@
 """The training loop on a CUDA device: no synchronisation in a step, batches ahead, recomputation, utilisation."""
 
+import json
 import math
 import threading
 from pathlib import Path
@@ -8,7 +9,10 @@ import pytest
 import torch
 
 import minllm
+from minllm.errors import UserError
+from minllm.objective.causal import Causal
 from minllm.training import step as steps
+from minllm.training.graphs import GradientGraph
 from minllm.training.step import Diverged
 from minllm.training.utilisation import device_peak
 
@@ -59,7 +63,7 @@ def test_a_pass_forward_and_backward_makes_the_host_wait_for_nothing(words, monk
     gradient = steps.whole_batch_gradient
 
     def watched(run, loss_of):
-        if run.progress.step >= 3:
+        if run.progress.step >= 5:  # the first passes are timed, and one is captured
             torch.cuda.set_sync_debug_mode("error")
         try:
             return gradient(run, loss_of)
@@ -68,6 +72,77 @@ def test_a_pass_forward_and_backward_makes_the_host_wait_for_nothing(words, monk
 
     monkeypatch.setattr(minllm.training.loop, "whole_batch_gradient", watched)
     train(words, "train.compile=true", "train.steps=8", "train.log_every=4", run_dir="run")
+
+
+def losses(run_dir):
+    events = [json.loads(line) for line in Path(run_dir, "metrics.jsonl").read_text("utf-8").splitlines()]
+    return {
+        e["step"]: {k: v for k, v in e.items() if k in ("train_loss", "grad_norm", "val_loss")}
+        for e in events
+    }
+
+
+GRAPHS = ["train.compile=true", "train.steps=14", "train.log_every=1", "model.dropout=0.1", "train.ema=0.9"]
+GRAPHS += ["train.batch_size=5", "train.micro_batch_size=2", "train.eval_every=4", "train.sample_every=8"]
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_graphs_change_no_result(words, precision, optim):
+    """With dropout, micro-batches of two sizes, and evaluations of the average in between."""
+    more = [*GRAPHS, f"train.precision={precision}", f"optim={optim}", "train.checkpoint_every=5"]
+    train(words, *more, "train.graphs=false", run_dir="plain")
+    train(words, *more, "train.graphs=true", run_dir="graphs")
+    assert losses("graphs") == losses("plain")
+    train(words, *more, "train.graphs=true", "train.steps=8", run_dir="parts")
+    minllm.train(minllm.compose(["resume=parts", "train.steps=14"]))
+    assert losses("parts")[14] == losses("plain")[14]
+
+
+def test_the_log_says_whether_graphs_are_captured(words, capsys):
+    train(words, "train.compile=true", "train.steps=6", run_dir="run")
+    assert "Capturing CUDA graphs" in capsys.readouterr().out
+
+
+def test_a_model_whose_host_waits_is_not_captured(words, monkeypatch, capsys):
+    loss = Causal.loss
+
+    def waiting(self, model, inputs):
+        result = loss(self, model, inputs)
+        return result if result.item() > -1 else -result
+
+    monkeypatch.setattr(Causal, "loss", waiting)
+    train(words, *GRAPHS, "train.graphs=false", run_dir="plain")
+    train(words, *GRAPHS, run_dir="auto")
+    assert "Not capturing CUDA graphs" in capsys.readouterr().out
+    assert losses("auto") == losses("plain")
+    with pytest.raises(UserError, match="the host waits for the device"):
+        train(words, *GRAPHS, "train.graphs=true", run_dir="wanted")
+
+
+def test_a_graph_is_freed_when_memory_runs_out(words, monkeypatch):
+    """The micro-batch is halved in a step after the capture, and a graph of the smaller one is captured."""
+    more = [
+        "train.compile=true",
+        "train.graphs=true",
+        "train.steps=12",
+        "train.log_every=1",
+        "train.batch_size=4",
+    ]
+    train(words, *more, run_dir="plain")
+    step, sizes = GradientGraph.__call__, []
+
+    def running_out(self, rows, counted):
+        sizes.append((len(rows.tokens_BS), self.graph is not None))
+        if len(sizes) == 7:
+            raise torch.OutOfMemoryError("CUDA out of memory (a test)")
+        return step(self, rows, counted)
+
+    monkeypatch.setattr(GradientGraph, "__call__", running_out)
+    train(words, *more, run_dir="halved")
+    assert sizes[6] == (4, True) and sizes[7] == (2, False) and sizes[-1] == (2, True)
+    for at, figures in losses("halved").items():
+        assert figures == pytest.approx(losses("plain")[at], rel=1e-4)
 
 
 def test_the_thread_that_prepares_batches_ends_with_the_run(words, monkeypatch):

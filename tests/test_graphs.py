@@ -1,0 +1,149 @@
+"""`train.graphs` without a GPU: which passes are captured, and the gradients that a graph adds up.
+
+A stand-in for CUDA graphs computes the captured pass when it is replayed. tests/gpu has the real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minllm.errors import UserError
+from minllm.objective import Inputs, Objective
+from minllm.schema.building import build
+from minllm.training import graphs
+from minllm.training.graphs import WARM_UP, GradientGraph, check_graphs, why_not
+from tests.tiny import tiny_cfg, tiny_model, tokens
+
+CUDA = torch.device("cuda")
+
+
+def settings(*choices: str):
+    return build(tiny_cfg(*choices).train)
+
+
+def reason(*choices: str, device: torch.device = CUDA) -> str | None:
+    cfg = tiny_cfg(*choices)
+    return why_not(build(cfg.train), tiny_model(*choices), build(cfg.objective), device)
+
+
+def test_what_is_captured():
+    assert reason("model/attn=mla", "model/rec=mamba") is None
+    assert reason(device=torch.device("cpu")) == "there are no CUDA graphs on cpu"
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("model/mlp=moe", "keeps counts of each step"),
+        ("objective=diffuseq", "differ from step to step"),
+        ("train.recompute=layers", "random number generators"),
+    ],
+)
+def test_what_is_not_captured(choice, expected):
+    assert expected in reason(choice)
+
+
+def test_an_impossible_request_is_refused():
+    compiled = ("train.compile=true", "train.graphs=true")
+    with pytest.raises(UserError, match="there are no CUDA graphs on cpu. Type train.graphs=auto"):
+        check_graphs(settings(*compiled), tiny_model(), Objective(), torch.device("cpu"))
+    check_graphs(settings(*compiled), tiny_model(), Objective(), CUDA)
+    check_graphs(settings(), tiny_model(), Objective(), torch.device("cpu"))
+    with pytest.raises(UserError, match="add train.compile=true"):
+        settings("train.graphs=true")
+
+
+class Recorded:
+    """Repeats `add_gradient` with the inputs that it was captured with, writing its loss to the same address."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.graph.loss.copy_(self.graph.add_gradient(self.graph.inputs, self.graph.counted))
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Let graphs be captured on a CPU; returns the list of those that were."""
+    captured: list[Recorded] = []
+
+    @contextlib.contextmanager
+    def capture(graph: Recorded, capture_error_mode: str):
+        holder = graph.graph
+        before = [gradient.clone() for gradient in holder.gradients.values()]
+        yield
+        captured.append(graph)
+        for gradient, value in zip(
+            holder.gradients.values(), before, strict=True
+        ):  # a capture computes nothing
+            gradient.copy_(value)
+
+    monkeypatch.setattr(graphs, "aside", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(
+        torch.cuda,
+        "Event",
+        lambda enable_timing: SimpleNamespace(record=int, synchronize=int, elapsed_time=abs),
+    )
+    return captured, monkeypatch
+
+
+def gradients_of_steps(stand_in, wanted, rows_of_steps, release_at=None):
+    """Return the summed gradients and losses of steps whose batches are given as sizes of micro-batches."""
+    captured, monkeypatch = stand_in
+    cfg = tiny_cfg()
+    model, objective = tiny_model(randomised=True), build(cfg.objective)
+    graph = None
+
+    def add(rows, counted):
+        loss = objective.loss(model, rows) / counted
+        loss.backward()
+        return loss.detach()
+
+    graph = GradientGraph(model, add, wanted, say=lambda line: None)
+
+    def recorded():
+        made = Recorded()
+        made.graph = graph
+        return made
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", recorded)
+    results = []
+    for step, sizes in enumerate(rows_of_steps):
+        model.zero_grad()
+        if step == release_at:
+            graph.release()
+        losses = []
+        for i, size in enumerate(sizes):
+            row = tokens(size, 9, seed=10 * step + i)
+            rows = Inputs(row[:, :-1].contiguous(), row[:, 1:].contiguous())
+            losses.append(graph(rows, torch.tensor(float(size + step))).clone())
+        results.append((losses, [None if p.grad is None else p.grad.clone() for p in model.parameters()]))
+    return results
+
+
+@pytest.mark.parametrize("release_at", [None, 3])
+def test_replays_add_up_the_same_gradients(stand_in, release_at):
+    """Several micro-batches, the last one smaller; a graph that is freed, and another size from then on."""
+    captured, _ = stand_in
+    size = [2, 2, 1] if release_at is None else [3, 3]
+    steps = [[2, 2, 1]] * 3 + [size] * 4
+    plain = gradients_of_steps(stand_in, False, steps)
+    assert not captured
+    replayed = gradients_of_steps(stand_in, True, steps, release_at)
+    assert len(captured) == (1 if release_at is None else 2)
+    replays = sum(graph.replays for graph in captured)
+    full = sum(sizes.count(max(sizes)) for sizes in steps)
+    assert replays == full - WARM_UP * len(captured)
+    for (losses, gradients), (their_losses, their_gradients) in zip(replayed, plain, strict=True):
+        assert losses == their_losses
+        assert all(
+            ours is theirs is None or torch.equal(ours, theirs)
+            for ours, theirs in zip(gradients, their_gradients, strict=True)
+        )
