@@ -82,7 +82,7 @@ OVERRIDES_ONLY = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
 
 NO_PRUNING = {"_target_": "minllm.sweep.pruners.none"}
-TUNING_EVALUATIONS, PAIR_EVALUATIONS = 1, 4
+TUNING_EVALUATIONS, PAIR_EVALUATIONS = 1, 3
 """How often runs are evaluated, unless the command line sets `train.evals` or `sweep.trial`: tuning reads the last loss
 alone, and pairs have learning curves. A verdict's runs are short: ten evaluations may take longer than training."""
 
