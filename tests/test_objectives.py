@@ -494,6 +494,12 @@ def test_a_hole_is_refused_where_it_cannot_be_filled(tmp_path, monkeypatch, caps
     train(minllm.compose(["objective=prefix", *words]), tmp_path / "run")
     with pytest.raises(UserError, match="can't fill the hole"):
         generate(minllm.compose(["task=generate", "run=run"]), tmp_path, run="run", prompts=["a ___ b"])
+    with pytest.raises(UserError, match="pairs=2 takes the prompts from data"):
+        generate(minllm.compose(["task=generate", "run=run"]), tmp_path, run="run", prompts=["a"], pairs=2)
+    with pytest.raises(UserError, match="sample.steps=4 would do nothing"):
+        generate(
+            minllm.compose(["task=generate", "run=run", "sample.steps=4"]), tmp_path, run="run", prompts=["a"]
+        )
     cfg = minllm.compose(["task=generate", "run=run", "pairs=2"])
     texts = generate(cfg, tmp_path, run="run", prompts=[""], pairs=2)
     given = [pair.given for pair in itertools.islice(build(cfg.data).pairs("val"), 2)]
@@ -539,6 +545,20 @@ def test_options_of_unmasking_are_for_objectives_that_unmask(word):
     build_model(minllm.compose(["objective=masked", word]))
     with pytest.raises(UserError, match="would do nothing"):
         build_model(minllm.compose([word]))
+
+
+def test_options_of_drawing_tokens_are_not_for_diffuseq():
+    with pytest.raises(UserError, match="sample.temperature=0.5 would do nothing"):
+        build_model(minllm.compose(["objective=diffuseq", "sample.temperature=0.5"]))
+
+
+def test_a_prompt_has_one_hole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(minllm.compose(["objective=fim", *TINY, "train.steps=1"]), tmp_path / "run")
+    cfg = minllm.compose(["task=generate", "run=run"])
+    assert len(generate(cfg, tmp_path, run="run", prompts=["a ___ b"])) == 1
+    with pytest.raises(UserError, match="may have one hole, ___, but 'a ___ b ___' has several"):
+        generate(cfg, tmp_path, run="run", prompts=["a ___ b ___"])
 
 
 def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch):

@@ -91,6 +91,8 @@ class Objective:
     """Whether a prompt may have a hole, of which `generate` then returns the filling."""
     sampling_options: tuple[str, ...] = ()
     """The options under `sample` that `generate` reads besides those of drawing a token."""
+    draws_tokens: bool = True
+    """Whether `generate` draws tokens from their probabilities, so that `sample.temperature` and the like matter."""
     gives_memory: bool = False
     """Whether cross-attention reads the given part as its memory."""
 
