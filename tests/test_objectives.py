@@ -24,7 +24,7 @@ from minllm.objective.noise import Noise
 from minllm.objective.schedule import masking
 from minllm.schema.building import build
 from minllm.tasks.evaluate import evaluate
-from minllm.tasks.generate import generate
+from minllm.tasks.generate import filled, generate
 from minllm.training.train import train
 from tests.tiny import VOCAB, T, options, random_model, tiny_cfg, tokens
 
@@ -488,6 +488,23 @@ def test_a_hole_is_filled_by_what_both_sides_say(objective):
     assert text != other and len(text) <= 9
 
 
+@pytest.mark.parametrize("objective", ["objective=fim", "objective=masked", "objective=span"])
+def test_a_space_before_a_hole_belongs_to_the_filling(objective):
+    """No token of the texts is a space alone."""
+    model, learn = made(objective)
+    spaced, joined = f"AB {HOLE}YZ", f"AB{HOLE}YZ"
+    read = []
+
+    class Noted(Letters):
+        def encode(self, text, **ends):
+            read.append(text)
+            return super().encode(text, **ends)
+
+    (text,) = learn.generate(model, Noted(), [spaced], sampling())
+    assert read == ["AB", "YZ"]
+    assert filled(spaced, text) == filled(joined, text) == f"AB{text}YZ"
+
+
 def test_a_hole_is_refused_where_it_cannot_be_filled(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["data=reverse", "data.val_pairs=4", *(word for word in TINY if "stories" not in word)]
@@ -561,7 +578,7 @@ def test_a_prompt_has_one_hole(tmp_path, monkeypatch):
         generate(cfg, tmp_path, run="run", prompts=["a ___ b ___"])
 
 
-def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch):
+def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [
         "data=reverse",
@@ -573,3 +590,7 @@ def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch):
     words += [word for word in TINY if "stories" not in word]
     train(minllm.compose(["objective=masked", *words, "data.seq_len=12"]), tmp_path / "run")
     assert (tmp_path / "run/samples.txt").exists()
+    capsys.readouterr()
+    with pytest.raises(UserError, match="The prompt has 13 tokens"):
+        generate(minllm.compose(["task=generate", "run=run"]), tmp_path, run="run", prompts=["a" * 13])
+    assert not capsys.readouterr().out

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from minllm.data.source import PairSource
 from minllm.errors import UserError, printable
 from minllm.model.unused import refuse_unused
-from minllm.objective import HOLE
+from minllm.objective import HOLE, around_hole
 from minllm.runs.find import read_run
 from minllm.schema.building import build
 from minllm.schema.options import Natural, RunPlace, reads
@@ -78,9 +78,14 @@ def written(cfg: DictConfig, run: str, prompts: list[str]) -> list[str]:
                 f"A prompt may have one hole, {HOLE}, but '{prompt}' has several: remove the others."
             )
     if len(prompts) == 1 and not holes:
-        show("" if sampling.trace else prompts[0])
-        texts = objective.generate(model, tokenizer, prompts, sampling, show)
-        show("\n")
+        waiting = [] if sampling.trace else prompts[:1]
+
+        def after_prompt(piece: str) -> None:
+            show("".join(waiting) + piece)
+            waiting.clear()
+
+        texts = objective.generate(model, tokenizer, prompts, sampling, after_prompt)
+        after_prompt("\n")
         return texts
     texts = objective.generate(model, tokenizer, prompts, sampling)
     print(printable("\n\n".join(map(filled, prompts, texts))))
@@ -98,7 +103,8 @@ def with_changed_typed(cfg: DictConfig, run: str) -> DictConfig:
 
 def filled(prompt: str, text: str) -> str:
     """Return a prompt with the generated text in its hole or at its end."""
-    return prompt.replace(HOLE, text, 1) if HOLE in prompt else prompt + text
+    before, after = around_hole(prompt)
+    return before + text + after
 
 
 def show(piece: str) -> None:
