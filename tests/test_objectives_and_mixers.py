@@ -15,7 +15,8 @@ import torch
 from omegaconf import OmegaConf
 
 from minllm.errors import UserError
-from minllm.laws.specimen import randomise
+from minllm.laws.laws import check_specimen
+from minllm.laws.specimen import randomise, specimen
 from minllm.model.branch import reads_one_way
 from minllm.model.build import build_shapes, try_out, with_parts
 from minllm.model.lm import LM
@@ -53,6 +54,9 @@ def test_they_go_together_or_are_refused(objective, choice):
         if learn.attends != "all":
             assert "model.both_ways=true would do nothing" in refused(cfg)
             return
+    # an objective changes the models of these laws by its encoder alone; those without are in tests/test_every_option.py
+    if objective == first_with_memory():
+        check_specimen(specimen(OmegaConf.create(cfg)), T, learn)
     model = random_model(cfg)
     check_evaluation(learn, model)
     check_sight(learn, model)
@@ -146,6 +150,10 @@ def visible(learn: Objective, inputs: Inputs, given_BT: torch.Tensor) -> torch.T
         earlier, same = block_S[None] < block_S[:, None], block_S[None] == block_S[:, None]
         return (earlier & clean_S[None]) | (same & (clean_S[:, None] == clean_S[None]))
     return past
+
+
+def first_with_memory() -> str:
+    return next(name for name in options("objective") if made(name).gives_memory)
 
 
 # ---- how a pair is made --------------------------------------------------------------------------
