@@ -54,7 +54,7 @@ def test_they_go_together_or_are_refused(objective, choice):
         if learn.attends != "all":
             assert "model.both_ways=true would do nothing" in refused(cfg)
             return
-    # an objective changes the models of these laws by its encoder alone; those without are in tests/test_every_option.py
+    # an objective changes the models of these laws by its encoder alone; tests/test_every_option.py has the others
     if objective == first_with_memory():
         check_specimen(specimen(OmegaConf.create(cfg)), T, learn)
     model = random_model(cfg)
