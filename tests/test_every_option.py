@@ -99,16 +99,8 @@ every_single = of_choices(SINGLES)
 every_traced = of_choices(SINGLES + TRACED)
 every_option = of_choices(SINGLES + VALUES + PRESETS)
 every_pair = of_choices(SINGLES + VALUES + PRESETS + PAIRS)
-MIXERS = [
-    choices for choices in SINGLES if choices[0].startswith(("model/attn=", "model/rec=", "model/layout="))
-]
-OTHERS = ["objective=prefix", "objective=masked", "objective=blocks", "objective=seq2seq"]
-"""One for each thing that a token may see; tests/test_objectives.py has all of them."""
 ENCODER = ("model/encoder=same", "model/layout=decoder")
-LEARNT = [
-    *[(choices, OBJECTIVE) for choices in SINGLES + VALUES + PRESETS + PAIRS],
-    *[(choices, objective) for choices in MIXERS for objective in OTHERS],
-]
+"""For an objective that gives a memory."""
 
 
 def refuses_to_generate(model: LM) -> bool:
@@ -134,14 +126,12 @@ def same(one: torch.Tensor, other: torch.Tensor, tolerance: float = 2e-5) -> Non
     assert (one - other).abs().max().item() <= tolerance * scale
 
 
-@pytest.mark.parametrize(
-    ("choices", "objective"),
-    LEARNT,
-    ids=lambda typed: typed if isinstance(typed, str) else " ".join(typed),
-    scope="module",
-)
-def test_it_learns(choices, objective):
-    """The loss is finite, every parameter has a gradient, and each step lowers the loss on the same batch."""
+@every_pair
+def test_it_learns(choices, objective=OBJECTIVE):
+    """The loss is finite, every parameter has a gradient, and each step lowers the loss on the same batch.
+
+    Other objectives are those of `make check`; tests/test_objectives_and_mixers.py has all with every mixer.
+    """
     learn = build(tiny_cfg(*choices, objective).objective)
     if build(tiny_cfg(objective).objective).gives_memory:
         chosen = {choice.split("=")[0] for choice in choices}

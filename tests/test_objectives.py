@@ -24,7 +24,7 @@ from minllm.objective.noise import Noise
 from minllm.objective.schedule import masking
 from minllm.schema.building import build
 from minllm.tasks.evaluate import evaluate
-from minllm.tasks.generate import generate
+from minllm.tasks.generate import filled, generate
 from minllm.training.train import train
 from tests.tiny import VOCAB, T, options, random_model, tiny_cfg, tokens
 
@@ -488,12 +488,35 @@ def test_a_hole_is_filled_by_what_both_sides_say(objective):
     assert text != other and len(text) <= 9
 
 
+@pytest.mark.parametrize("objective", ["objective=fim", "objective=masked", "objective=span"])
+def test_a_space_before_a_hole_belongs_to_the_filling(objective):
+    """No token of the texts is a space alone."""
+    model, learn = made(objective)
+    spaced, joined = f"AB {HOLE}YZ", f"AB{HOLE}YZ"
+    read = []
+
+    class Noted(Letters):
+        def encode(self, text, **ends):
+            read.append(text)
+            return super().encode(text, **ends)
+
+    (text,) = learn.generate(model, Noted(), [spaced], sampling())
+    assert read == ["AB", "YZ"]
+    assert filled(spaced, text) == filled(joined, text) == f"AB{text}YZ"
+
+
 def test_a_hole_is_refused_where_it_cannot_be_filled(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["data=reverse", "data.val_pairs=4", *(word for word in TINY if "stories" not in word)]
     train(minllm.compose(["objective=prefix", *words]), tmp_path / "run")
     with pytest.raises(UserError, match="can't fill the hole"):
         generate(minllm.compose(["task=generate", "run=run"]), tmp_path, run="run", prompts=["a ___ b"])
+    with pytest.raises(UserError, match="pairs=2 takes the prompts from data"):
+        generate(minllm.compose(["task=generate", "run=run"]), tmp_path, run="run", prompts=["a"], pairs=2)
+    with pytest.raises(UserError, match="sample.steps=4 would do nothing"):
+        generate(
+            minllm.compose(["task=generate", "run=run", "sample.steps=4"]), tmp_path, run="run", prompts=["a"]
+        )
     cfg = minllm.compose(["task=generate", "run=run", "pairs=2"])
     texts = generate(cfg, tmp_path, run="run", prompts=[""], pairs=2)
     given = [pair.given for pair in itertools.islice(build(cfg.data).pairs("val"), 2)]
@@ -541,7 +564,21 @@ def test_options_of_unmasking_are_for_objectives_that_unmask(word):
         build_model(minllm.compose([word]))
 
 
-def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch):
+def test_options_of_drawing_tokens_are_not_for_diffuseq():
+    with pytest.raises(UserError, match="sample.temperature=0.5 would do nothing"):
+        build_model(minllm.compose(["objective=diffuseq", "sample.temperature=0.5"]))
+
+
+def test_a_prompt_has_one_hole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(minllm.compose(["objective=fim", *TINY, "train.steps=1"]), tmp_path / "run")
+    cfg = minllm.compose(["task=generate", "run=run"])
+    assert len(generate(cfg, tmp_path, run="run", prompts=["a ___ b"])) == 1
+    with pytest.raises(UserError, match="may have one hole, ___, but 'a ___ b ___' has several"):
+        generate(cfg, tmp_path, run="run", prompts=["a ___ b ___"])
+
+
+def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [
         "data=reverse",
@@ -553,3 +590,7 @@ def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch):
     words += [word for word in TINY if "stories" not in word]
     train(minllm.compose(["objective=masked", *words, "data.seq_len=12"]), tmp_path / "run")
     assert (tmp_path / "run/samples.txt").exists()
+    capsys.readouterr()
+    with pytest.raises(UserError, match="The prompt has 13 tokens"):
+        generate(minllm.compose(["task=generate", "run=run"]), tmp_path, run="run", prompts=["a" * 13])
+    assert not capsys.readouterr().out

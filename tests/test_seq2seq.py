@@ -264,7 +264,7 @@ def writer(name: str) -> LM:
 
 @pytest.mark.parametrize(
     ("name", "prompts"),
-    [("seq2seq", ["abc:", "", "a longer text:"]), ("span", ["abc", "", f"once {HOLE} a time", f"{HOLE}!"])],
+    [("seq2seq", ["abc:", "", "a longer text:"]), ("span", ["abc", "", f"once{HOLE} a time", f"{HOLE}!"])],
 )
 def test_what_is_written_is_the_most_likely_target(name, prompts):
     """Token by token, as teacher forcing has it; alone and with other prompts, also with an empty given part."""

@@ -66,7 +66,7 @@ def _written(
     block: int,
     length: int,
 ) -> str:
-    before, hole, after = prompt.partition(HOLE) if block == length else (prompt, "", "")
+    before, after = around_hole(prompt) if block == length else (prompt, "")
     given, following = tokenizer.encode(before), tokenizer.encode(after)
     if len(given) + len(following) >= length:
         raise UserError(
@@ -91,6 +91,16 @@ def _written(
     if stream:
         stream(before + text + after if sampling.trace else text)
     return text
+
+
+def around_hole(prompt: str) -> tuple[str, str]:
+    """Return what is before the hole of a prompt, and what is after it; a prompt without a hole is all before it.
+
+    A space before the hole belongs to what fills it: tokenizers join spaces to the words after them, so in texts hardly
+    any token is a space alone, and a model can't continue it well.
+    """
+    before, hole, after = prompt.partition(HOLE)
+    return (before.removesuffix(" ") if hole else before), after
 
 
 def unmask(

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ LENGTHS = (48, 256)
 """Numbers of tokens to compute with: an option that has no effect with few is tried with more."""
 MOST_PARAMETERS = 10_000_000
 """A larger model takes too long to rebuild for each option."""
+SECTIONS = ("model", "norm", "schedule", "optim", "sample")
 OF_SIZE = ("by", "within")
 ERRORS = (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError)
 """What a value that an option can't have may raise."""
@@ -90,11 +91,14 @@ def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
         raise UserError(f"{of_samples[0]} would do nothing, because this model can't generate. Remove it.")
 
 
-def refuse_unused(cfg: DictConfig) -> None:
+def refuse_unused(cfg: DictConfig, sections: Collection[str] = SECTIONS) -> None:
     """Reject a typed option whose value has no effect compared with any of several other values.
 
     The model, schedule or optimizer is built again with each other value, and the outputs are compared bit by bit. The
     model is first made as small as its layout allows.
+
+    Args:
+        sections: the sections whose options are checked.
     """
     typed = sorted(typed_keys(cfg))
     if not cfg.get("size") or all(
@@ -109,7 +113,7 @@ def refuse_unused(cfg: DictConfig) -> None:
     before = functools.cache(lambda section, length: computed(section, same, length))
     for key in typed:
         section = key.partition(".")[0]
-        if section not in COMPUTES or key in MATTER or as_typed(cfg, key) != key or "." not in key:
+        if section not in sections or key in MATTER or as_typed(cfg, key) != key or "." not in key:
             continue
         others = list(other_values(cfg, key))
         if others and not any(differs(before, changed, key, other) for other in others):
@@ -285,9 +289,9 @@ def computed_by_schedule(cfg: DictConfig, length: int) -> list[Tensor]:
 
 def computed_by_sampling(cfg: DictConfig, length: int) -> list[Any]:
     logits_BV = 3 * torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(0))
-    sampling = build(cfg.sample)
-    of_objective = [getattr(sampling, name) for name in build(cfg.objective).sampling_options]
-    return [sampling.probabilities(logits_BV), *of_objective]
+    sampling, objective = build(cfg.sample), build(cfg.objective)
+    of_objective = [getattr(sampling, name) for name in objective.sampling_options]
+    return [sampling.probabilities(logits_BV) if objective.draws_tokens else None, *of_objective]
 
 
 def computed_by_optimizer(cfg: DictConfig, length: int) -> list[Tensor]:

@@ -21,6 +21,7 @@ from minllm.data.source import Source
 from minllm.generation.generate import continued
 from minllm.generation.sampler import Sampling
 from minllm.generation.unmask import HOLE as HOLE
+from minllm.generation.unmask import around_hole as around_hole
 from minllm.model.context import PAD, Sight
 from minllm.model.lm import LM
 from minllm.objective.noise import Noise
@@ -88,9 +89,11 @@ class Objective:
     passes_vary: bool = False
     """Whether the number of passes for a batch depends on its rows, so that processes may make different ones."""
     fills_holes: bool = False
-    """Whether a prompt may have a hole, of which `generate` then returns the filling."""
+    """Whether a prompt may have a hole, of which `generate` then returns the filling; see `around_hole`."""
     sampling_options: tuple[str, ...] = ()
     """The options under `sample` that `generate` reads besides those of drawing a token."""
+    draws_tokens: bool = True
+    """Whether `generate` draws tokens from their probabilities, so that `sample.temperature` and the like matter."""
     gives_memory: bool = False
     """Whether cross-attention reads the given part as its memory."""
 

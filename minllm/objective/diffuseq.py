@@ -83,6 +83,7 @@ class DiffuSeq(Objective):
 
     bound = "upper"
     sampling_options = ("steps", "trace", "candidates")
+    draws_tokens = False
     attends = "all"
     learns_its_inputs = True
 

@@ -17,7 +17,7 @@ from minllm.errors import UserError
 from minllm.generation.generate import continued_rows
 from minllm.generation.sampler import Sampling
 from minllm.model.lm import LM
-from minllm.objective import HOLE, Inputs, Objective
+from minllm.objective import HOLE, Inputs, Objective, around_hole
 from minllm.objective.noise import Noise
 from minllm.objective.targets import loss_of_targets, nats_of_rows
 from minllm.schema.options import Fraction
@@ -80,9 +80,9 @@ class FillInTheMiddle(Objective):
         pre, suf, mid = self.special_ids(model)
         rows = []
         for prompt in prompts:
-            before, hole, after = prompt.partition(HOLE)
-            prefix, suffix = tokenizer.encode_batch([before, after])
-            rows.append([tokenizer.bos_id, *([pre, *prefix, suf, *suffix, mid] if hole else prefix)])
+            prefix, suffix = tokenizer.encode_batch(around_hole(prompt))
+            is_middle = HOLE in prompt
+            rows.append([tokenizer.bos_id, *([pre, *prefix, suf, *suffix, mid] if is_middle else prefix)])
         return continued_rows(model, tokenizer, rows, prompts, sampling, stream)
 
 

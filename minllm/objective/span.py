@@ -25,7 +25,7 @@ from minllm.generation.generate import continued_rows
 from minllm.generation.sampler import Sampling
 from minllm.model.context import PAD
 from minllm.model.lm import LM
-from minllm.objective import HOLE, Inputs, Objective
+from minllm.objective import Inputs, Objective, around_hole
 from minllm.objective.noise import Noise
 from minllm.objective.prefix import begins
 from minllm.objective.seq2seq import kept, refuse_concat, refuse_without_encoder, starts
@@ -125,8 +125,7 @@ class Span(Objective):
         """Return what fills the hole of each prompt; without one, what follows it."""
         sentinel, sources = self.special_ids(model).start, []
         for prompt in prompts:
-            before, _, after = prompt.partition(HOLE)
-            ids, rest = tokenizer.encode_batch([before, after])
+            ids, rest = tokenizer.encode_batch(around_hole(prompt))
             sources.append([*ids, sentinel, *rest, tokenizer.eos_id])
         rows = [[tokenizer.bos_id, sentinel] for _ in prompts]
         return continued_rows(model, tokenizer, rows, prompts, sampling, stream, sources=sources)

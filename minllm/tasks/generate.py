@@ -6,11 +6,13 @@ import itertools
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from minllm.data.source import PairSource
 from minllm.errors import UserError, printable
-from minllm.objective import HOLE
+from minllm.model.unused import refuse_unused
+from minllm.objective import HOLE, around_hole
+from minllm.runs.find import read_run
 from minllm.schema.building import build
 from minllm.schema.options import Natural, RunPlace, reads
 from minllm.training import checkpoints, machine, memory
@@ -29,10 +31,14 @@ def generate(
         pairs: instead of prompts, use the given parts of this many validation documents of `cfg.data`, which are pairs.
 
     Raises:
-        UserError: there is no such run, its checkpoint is damaged, its model can't generate, or a prompt has a hole
-            that its objective can't fill.
+        UserError: there is no such run, its checkpoint is damaged, its model can't generate, a prompt has a hole that
+            its objective can't fill, or an override would do nothing.
     """
     if pairs:
+        if prompts != [""]:
+            raise UserError(
+                f"pairs={pairs} takes the prompts from data, so prompts would do nothing: leave one of them out."
+            )
         prompts = given_parts(cfg, pairs)
     if not prompts:
         raise UserError(
@@ -58,6 +64,7 @@ def written(cfg: DictConfig, run: str, prompts: list[str]) -> list[str]:
     model, tokenizer = checkpoints.load_as(cfg, run, device=device)
     if model.cannot_generate:
         raise UserError(model.cannot_generate)
+    refuse_unused(with_changed_typed(cfg, run), ["sample"])
     objective, sampling = build(cfg.objective), build(cfg.sample)
     holes = [prompt for prompt in prompts if HOLE in prompt]
     if holes and not objective.fills_holes:
@@ -65,19 +72,39 @@ def written(cfg: DictConfig, run: str, prompts: list[str]) -> list[str]:
             f"The run's objective, {cfg.choices.objective}, can't fill the hole in '{holes[0]}': remove {HOLE}, or"
             " train with objective=fim or masked."
         )
+    for prompt in holes:
+        if prompt.count(HOLE) > 1:
+            raise UserError(
+                f"A prompt may have one hole, {HOLE}, but '{prompt}' has several: remove the others."
+            )
     if len(prompts) == 1 and not holes:
-        show("" if sampling.trace else prompts[0])
-        texts = objective.generate(model, tokenizer, prompts, sampling, show)
-        show("\n")
+        waiting = [] if sampling.trace else prompts[:1]
+
+        def after_prompt(piece: str) -> None:
+            show("".join(waiting) + piece)
+            waiting.clear()
+
+        texts = objective.generate(model, tokenizer, prompts, sampling, after_prompt)
+        after_prompt("\n")
         return texts
     texts = objective.generate(model, tokenizer, prompts, sampling)
     print(printable("\n\n".join(map(filled, prompts, texts))))
     return texts
 
 
+def with_changed_typed(cfg: DictConfig, run: str) -> DictConfig:
+    """Return a configuration whose overrides are the options of sampling that differ from the run's own."""
+    saved = read_run(Path(run), cfg.extensions).sample
+    changed = [
+        f"sample.{name}={value}" for name, value in cfg.sample.items() if saved.get(name, value) != value
+    ]
+    return OmegaConf.merge(cfg, {"typed": changed})
+
+
 def filled(prompt: str, text: str) -> str:
     """Return a prompt with the generated text in its hole or at its end."""
-    return prompt.replace(HOLE, text, 1) if HOLE in prompt else prompt + text
+    before, after = around_hole(prompt)
+    return before + text + after
 
 
 def show(piece: str) -> None:
