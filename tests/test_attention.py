@@ -111,8 +111,10 @@ def test_a_ring_gives_the_last_keys_in_order(window, chunks):
     past = 0
     for count in chunks:
         new = keys[:, :, past : past + count]
-        (seen,), first = ring.extend([new], past)
-        (everything,), _ = whole.extend([new], past)
+        place = torch.arange(past + count)[None]
+        ctx = Context(place[:, past:], place, Position(K), past=past)
+        (seen,), first, _ = ring.extend([new], ctx)
+        (everything,), _, _ = whole.extend([new], ctx)
         assert first <= max(0, past - window + 1)
         assert torch.equal(seen, everything[:, :, first:])
         past += count

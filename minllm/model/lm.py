@@ -190,7 +190,10 @@ class LM(Stack):
         ctx.x0_BTD = self._embed(self.lookup(tokens_B1, self.embedding), ctx)
         stream = self._stream(ctx.x0_BTD, ctx, state.branches)
         if any(new is not old for new, old in zip(state.tensors(), kept)):
-            raise ValueError("a module with static_steps = True replaces a tensor of its state: use copy_()")
+            raise UserError(
+                "A module with static_steps = True assigns new tensors to its state, but must update those that it has:"
+                " write state.x.copy_(y) instead of state.x = y."
+            )
         return self._finished(stream)
 
     def encode(

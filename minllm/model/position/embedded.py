@@ -21,7 +21,9 @@ class Learned(Position):
         self.weight = parameter(max_len, dim, kind="embedding", draw=normal(0.02), stream="writes")
 
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        if ctx.slot_1 is None:  # a GPU that replays a step can't raise an error: who takes static steps knows the room
+        if (
+            ctx.slot_1 is None
+        ):  # a GPU that replays a step can't raise an error: who takes static steps knows the room
             self._check(x_BTD, ctx)
         return x_BTD + F.embedding(ctx.positions_BT, self.weight)
 
