@@ -12,6 +12,7 @@ from minllm.generation.decoding import Steps
 from minllm.generation.generate import next_tokens
 from minllm.generation.sampler import Sampling
 from minllm.model.attention.attention import Attention
+from minllm.model.attention.mask import Full
 from minllm.model.context import PAD, PAST, Sight
 from minllm.model.static import StaticState, has_static_steps
 from tests.tiny import random_model, tiny_model, tokens
@@ -160,12 +161,21 @@ def test_modules_of_others_must_say_that_they_can():
     assert not has_static_steps(with_attention(type("Heir", (Declared,), {})))
 
 
+def test_a_mask_of_others_is_held_to_the_same():
+    class Odd(Full):
+        """Somebody's own mask."""
+
+    model = tiny_model("model/attn=mha")
+    model.layers[0]["attn"].words["attn"].core.mask = Odd()
+    assert not has_static_steps(model)
+
+
 def test_a_state_with_new_tensors_is_refused(compare):
     with pytest.raises(UserError, match="copy_"):
         compare(with_attention(Replacing))
 
 
-def test_a_cpu_and_a_short_text_take_passes(monkeypatch):
+def test_a_cpu_takes_passes(monkeypatch):
     monkeypatch.setattr(Steps, "__init__", None)
     model, sampling = random_model("model/attn=gqa"), replace(SAMPLING, max_new_tokens=40)
     assert len([*next_tokens(model, ROWS, [torch.Generator() for _ in ROWS], sampling)]) == 40

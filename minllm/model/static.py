@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from minllm.model.attention.mask import Full
 from minllm.model.context import PAD, Context, Position
 from minllm.model.stack import positions_in
 
@@ -22,16 +23,18 @@ def has_static_steps(model: LM) -> bool:
     """Whether all modules that decode can take static steps.
 
     minllm's own can, and torch's containers, but for those with `static_steps = False`. Others must say so with
-    `static_steps = True` in their own class: their output depends only on their arguments' tensors; they don't read
-    `Context.past`, or tensors on the host; and they update the tensors of their state in place.
+    `static_steps = True` in their own class: what they return depends only on tensors; they don't read `Context.past`,
+    or a tensor's values on the host; and they update the tensors of their state in place. Attention masks are held to
+    the same.
     """
-    parts = (part for name, part in model.named_children() if name not in ("encoder", "parts"))
-    return _is_static(model) and all(_is_static(module) for part in parts for module in part.modules())
+    own = (part for name, part in model.named_children() if name not in ("encoder", "parts"))
+    modules = [model, *(module for part in own for module in part.modules())]
+    masks = [module.mask for module in modules if isinstance(getattr(module, "mask", None), Full)]
+    return all(_is_static(type(part)) for part in [*modules, *masks])
 
 
-def _is_static(module: nn.Module) -> bool:
-    kind = type(module)
-    # a class doesn't inherit it, because it may override what the declaration was about
+def _is_static(kind: type) -> bool:
+    # not by inheritance, because a class may override what the declaration was about
     declared = vars(kind).get("static_steps")
     return kind.__module__.startswith(("minllm.", "torch.nn.")) if declared is None else declared
 
