@@ -75,10 +75,8 @@ class Steps:
         self.model, self.sampling, self.vocab_size = passes.model, passes.sampling, passes.vocab_size
         self.state = StaticState(passes.state, rows, device, causal=not passes.sight.sees_all)
         # a step's input and output, always at the same addresses
-        self.tokens_B, self.uniforms_B = (
-            tokens_B.clone(),
-            torch.zeros(rows, dtype=torch.float64, device=device),
-        )
+        self.tokens_B = torch.empty_like(tokens_B)
+        self.uniforms_B = torch.empty(rows, dtype=torch.float64, device=device)
         self.is_over, self.taken = [False] * rows, 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -98,12 +96,14 @@ class Steps:
         if is_over != self.is_over:
             self.state.end(is_over)
             self.is_over = is_over
-        if self.graph is None and self.tokens_B.is_cuda:
-            self._warm_up() if self.taken < WARM_UP else self._capture()
-        elif self.graph is None:
-            self._step()
+        if self.tokens_B.is_cuda and self.taken == WARM_UP:
+            self.graph = self._captured()
         if self.graph is not None:
             self.graph.replay()
+        elif self.tokens_B.is_cuda:
+            self._warm_up()
+        else:
+            self._step()
         self.taken += 1
         return self.tokens_B
 
@@ -120,16 +120,18 @@ class Steps:
             self._step()
         usual.wait_stream(aside)
 
-    def _capture(self) -> None:
+    def _captured(self) -> torch.cuda.CUDAGraph:
         """Record a step without computing it."""
         graph, stream = torch.cuda.CUDAGraph(), _stream(self.tokens_B.device)
-        # "thread_local", because other threads, such as the one that prepares batches, may allocate meanwhile
         with (
             torch.cuda.device(self.tokens_B.device),
+            # autocast's copies of weights may be gone before the graph is
+            torch.autocast("cuda", enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False),
+            # "thread_local", because other threads, such as the one that prepares batches, may allocate meanwhile
             torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
         ):
             self._step()
-        self.graph = graph
+        return graph
 
 
 @functools.cache
