@@ -11,6 +11,7 @@ from minllm.model.attention.attention import Core
 from minllm.model.attention.cache import Cache, Ring
 from minllm.model.attention.mask import Blocks, Dilated, Full, Strided, Window
 from minllm.model.context import Context, Position
+from minllm.model.kernels.attention import attend, attend_once
 from minllm.model.position.bias import T5, Alibi, _slopes
 from minllm.model.position.rope import NTK, Rope
 from tests.tiny import tiny_model, tokens
@@ -111,12 +112,22 @@ def test_a_ring_gives_the_last_keys_in_order(window, chunks):
     past = 0
     for count in chunks:
         new = keys[:, :, past : past + count]
-        (seen,), first = ring.extend([new], past)
-        (everything,), _ = whole.extend([new], past)
+        place = torch.arange(past + count)[None]
+        ctx = Context(place[:, past:], place, Position(K), past=past)
+        (seen,), first, _ = ring.extend([new], ctx)
+        (everything,), _, _ = whole.extend([new], ctx)
         assert first <= max(0, past - window + 1)
         assert torch.equal(seen, everything[:, :, first:])
         past += count
     assert ring.tensors()[0].shape[2] == window
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("rows", [1, B])
+def test_one_query_per_head_shares_keys_as_many_do(biased, rows):
+    q, k, v = (torch.randn(B, heads, length, K) for heads, length in ((H, 1), (G, T), (G, T)))
+    seen = torch.randn(rows, H, 1, T) if biased else torch.rand(rows, 1, 1, T) > 0.4
+    torch.testing.assert_close(attend_once(q, k, v, seen, scale=0.3), attend(q, k, v, seen, scale=0.3))
 
 
 def test_a_window_keeps_a_state_of_its_own_size():

@@ -22,6 +22,7 @@ from minllm.model.context import PAD
 from minllm.model.cost import cost, forward_flops, state_bytes
 from minllm.model.lm import LM
 from minllm.model.norm import Norms
+from minllm.model.static import StaticState, has_static_steps
 from minllm.objective import Inputs
 from minllm.objective.noise import Noise
 from minllm.schema.building import build
@@ -216,6 +217,24 @@ def test_prompts_of_different_lengths_decode_as_if_alone(choices):
     together = torch.cat(together, dim=1)
     same(together[:1], model(batch[:1]))
     same(together[1:, pad:], model(batch[1:, pad:]))
+
+
+@every_option
+@torch.no_grad()
+def test_steps_that_a_gpu_replays_equal_the_whole(choices):
+    """Static steps give the logits of the full forward pass, unless a module declares that it can't take them."""
+    model, batch, pad, given = random_model(*choices), tokens(), 5, 14
+    if refuses_to_generate(model) or not has_static_steps(model):
+        return
+    segments = torch.zeros_like(batch)
+    segments[1, :pad] = PAD
+    state = model.init_state(2, T)
+    model(batch[:, :given], segments[:, :given], state)
+    static = StaticState(state, 2, batch.device)
+    steps = [model.logits(model.step(batch[:, t : t + 1], static)) for t in range(given, T)]
+    together = torch.cat(steps, dim=1)
+    same(together[:1], model(batch[:1])[:, given:])
+    same(together[1:], model(batch[1:, pad:])[:, given - pad :])
 
 
 @every_pair

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from minllm.errors import UserError
+from minllm.generation.decoding import Passes, Steps
 from minllm.generation.sampler import Sampling
 from minllm.model.context import PAD, PAST, Sight
 from minllm.model.lm import LM
@@ -173,25 +174,21 @@ def next_tokens(
     segments_BT = torch.tensor([[PAD] * (longest - len(row)) + [0] * len(row) for row in rows], device=device)
     state = model.init_state(len(rows), longest + new_tokens)
     segments = segments_BT if (segments_BT == PAD).any() else None
+
+    def uniforms() -> Tensor:
+        return torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+
     with evaluating(model):
         memory_BSD, memory_segments_BS = (None, None) if sources is None else encoded(model, sources)
-        for written in range(1, new_tokens + 1):
-            x_BTD = model.hidden(
-                tokens_BT,
-                segments,
-                state,
-                memory_BSD=memory_BSD,
-                memory_segments_BS=memory_segments_BS,
-                sight=sight,
-            )
-            logits_BV = model.logits(x_BTD[:, -1])
-            uniforms_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-            tokens_B = sampling.draw(logits_BV[:, :vocab_size], uniforms_B.to(device))
-            yield [token if written <= room else None for token, room in zip(tokens_B.tolist(), rooms)]
-            tokens_BT, segments = tokens_B[:, None], None
-            memory_BSD = memory_segments_BS = None  # the state has them
-            if written >= min(rooms):  # a row without another position is padding from here on
-                segments = torch.tensor([[PAD if written >= room else 0] for room in rooms], device=device)
+        passes = Passes(model, state, sampling, vocab_size=vocab_size, sight=sight)
+        tokens_B = passes.first(tokens_BT, segments, uniforms(), memory_BSD, memory_segments_BS)
+        yield tokens_B.tolist()
+        decoder = Steps(passes, tokens_B) if Steps.pay(passes, new_tokens) else passes
+        for written in range(1, new_tokens):
+            # a row without another position is padding from here on
+            is_over = [written >= room for room in rooms]
+            tokens_B = decoder.next(tokens_B, uniforms(), is_over)
+            yield [None if over else token for token, over in zip(tokens_B.tolist(), is_over)]
 
 
 def encoded(model: LM, sources: list[list[int]]) -> tuple[Tensor, Tensor]:

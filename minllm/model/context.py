@@ -81,7 +81,9 @@ class Context:
     counted_BT: Tensor | None = None
     """The tokens that count in the loss, in statistics and in auxiliary losses, bool; None means all."""
     past: int = 0
-    """Number of tokens in earlier passes."""
+    """Number of tokens in earlier passes; in a static step, the number of keys but one."""
+    slot_1: Tensor | None = None
+    """Which of the keys is the token of a static step, int64 (1,); None in all other passes. See `StaticState`."""
     causal: bool = True
     """Whether tokens see no later ones, unless `order_BS` decides."""
     order_BS: Tensor | None = None
@@ -140,7 +142,8 @@ class Context:
 
     def _visible(self, mask: Full, first: int, explicit: bool) -> Tensor | None:
         T, earlier = self.positions_BT.shape[1], self.past - first
-        hides = mask.hides(earlier + T, first)
+        # the keys of a static step may be any part of a segment
+        hides = self.slot_1 is not None or mask.hides(earlier + T, first)
         if not explicit and not self.is_masked(mask, first):
             return None
         visible_BTS = torch.ones(1, T, earlier + T, dtype=torch.bool, device=self.positions_BT.device)
@@ -231,7 +234,10 @@ class Position(nn.Module):
 
 
 class State(Protocol):
-    """A mixer's state between decoding steps."""
+    """A mixer's state between decoding steps.
+
+    Those of minllm's mixers are updated in place after the first pass, which static steps require.
+    """
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors of the state, so that their size can be counted."""

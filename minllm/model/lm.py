@@ -28,6 +28,7 @@ from minllm.model.norm import Norms
 from minllm.model.parameter import Linear, constant, parameter
 from minllm.model.residual import Plain
 from minllm.model.stack import Parts, Stack, positions_in, written
+from minllm.model.static import StaticState
 from minllm.schema.options import BelowOne, Count, Natural, Positive
 
 
@@ -181,6 +182,18 @@ class LM(Stack):
         if ahead is not None:
             for layer in self.ahead:
                 ahead.append(self._finished(self._through(layer, stream, ctx)))
+        return self._finished(stream)
+
+    def step(self, tokens_B1: Tensor, state: StaticState) -> Tensor:
+        """Return `hidden` of the next token of each row, (B, 1, D); the state is advanced by it."""
+        kept, ctx = state.tensors(), state.advance(self.position)
+        ctx.x0_BTD = self._embed(self.lookup(tokens_B1, self.embedding), ctx)
+        stream = self._stream(ctx.x0_BTD, ctx, state.branches)
+        if any(new is not old for new, old in zip(state.tensors(), kept)):
+            raise UserError(
+                "A module with static_steps = True assigns new tensors to its state, but must update those that it has:"
+                " write state.x.copy_(y) instead of state.x = y."
+            )
         return self._finished(stream)
 
     def encode(

@@ -98,7 +98,7 @@ class Attention(nn.Module):
         v_BGSK = self._mixed_values(v_BGTK, ctx) if self.shares_values else v_BGTK
         first = 0
         if state is not None:
-            (k_BGSK, v_BGSK), first = state.extend([k_BGSK, v_BGSK], ctx.past)
+            (k_BGSK, v_BGSK), first, ctx = state.extend([k_BGSK, v_BGSK], ctx)
         y_BHTK = self.core(q_BHTK, k_BGSK, v_BGSK, ctx, position, first)
         y = y_BHTK.transpose(1, 2).flatten(2)
         return self.out(y if self.gate is None else y * torch.sigmoid(self.gate(x_BTD)))

@@ -62,7 +62,9 @@ class DifferentialAttention(nn.Module):
         q_BHTK, k_BGTK = ctx.position.rotate(q_BHTK, ctx), ctx.position.rotate(k_BGTK, ctx)
         # the cache has G heads of width 2K for both keys and values
         k_BGTJ = torch.cat(k_BGTK.chunk(2, dim=1), dim=-1)
-        (k_BGSJ, v_BGSJ), first = state.extend([k_BGTJ, v_BGTJ], ctx.past) if state else ((k_BGTJ, v_BGTJ), 0)
+        k_BGSJ, v_BGSJ, first = k_BGTJ, v_BGTJ, 0
+        if state is not None:
+            (k_BGSJ, v_BGSJ), first, ctx = state.extend([k_BGTJ, v_BGTJ], ctx)
         k_BGSK, v_BGSJ = torch.cat(k_BGSJ.chunk(2, dim=-1), dim=1), v_BGSJ.repeat(1, 2, 1, 1)
         y1_BHTJ, y2_BHTJ = self.core(q_BHTK, k_BGSK, v_BGSJ, ctx, ctx.position, first).chunk(2, dim=1)
         y_BHTJ = F.rms_norm(y1_BHTJ - self._lambda() * y2_BHTJ, (2 * K,), eps=self.eps)

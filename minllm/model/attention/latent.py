@@ -97,7 +97,7 @@ class LatentAttention(nn.Module):
         """Project queries to the latent space instead of keys to the heads: all heads share one key, as in MQA."""
         N, _, V = self.widths
         k_HNC, v_HVC = self.up.weight.view(self.n_heads, N + V, -1).split([N, V], dim=1)
-        (c_B1SC, k_B1SR), first = state.extend([c_B1TC, k_B1TR], ctx.past)
+        (c_B1SC, k_B1SR), first, ctx = state.extend([c_B1TC, k_B1TR], ctx)
         q_BHTK = torch.cat([q_BHTN @ k_HNC, q_BHTR], dim=-1)
         y_BHTC = self.core(q_BHTK, torch.cat([c_B1SC, k_B1SR], -1), c_B1SC, ctx, ctx.position, first)
         return y_BHTC @ v_HVC.mT

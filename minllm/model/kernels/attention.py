@@ -32,11 +32,31 @@ def attend(
     grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
     if grouped and visible is not None and q_BHTK.is_cuda:
         # no fused kernel of GPUs has both a mask and shared keys
+        if q_BHTK.shape[2] == 1:
+            return attend_once(q_BHTK, k_BGSK, v_BGSK, visible, scale=scale, dropout=dropout)
         times, grouped = q_BHTK.shape[1] // k_BGSK.shape[1], False
         k_BGSK, v_BGSK = k_BGSK.repeat_interleave(times, 1), v_BGSK.repeat_interleave(times, 1)
     return F.scaled_dot_product_attention(
         q_BHTK, k_BGSK, v_BGSK, visible, dropout, is_causal=causal, scale=scale, enable_gqa=grouped
     )
+
+
+def attend_once(
+    q_BH1K: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    visible: Tensor,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`attend` for one query per head: the heads that share keys become the queries of one head, R = H/G."""
+    (B, H, _, K), G = q_BH1K.shape, k_BGSK.shape[1]
+    if visible.shape[1] > 1:
+        visible = visible.reshape(-1, G, H // G, visible.shape[-1])
+    q_BGRK = q_BH1K.reshape(B, G, -1, K)
+    y_BGRK = F.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, visible, dropout, scale=scale)
+    return y_BGRK.reshape(B, H, 1, -1)
 
 
 def attend_in_blocks(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float | None = None) -> Tensor:

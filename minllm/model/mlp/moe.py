@@ -39,6 +39,8 @@ class MoE(nn.Module):
         UserError: top_k is more than n_experts, or an expert is a mixture of experts itself.
     """
 
+    static_steps = False  # the host needs the number of rows of each expert
+
     def __init__(
         self,
         dim: int,

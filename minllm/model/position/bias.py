@@ -24,8 +24,10 @@ class Alibi(Position):
         return ctx.once(("alibi", n_heads, first), lambda: self._bias(n_heads, ctx, first))
 
     def _bias(self, n_heads: int, ctx: Context, first: int) -> Tensor:
-        slopes_H11 = torch.tensor(_slopes(n_heads), device=ctx.positions_BT.device)[:, None, None]
-        return -slopes_H11 * _distances(ctx, first).abs()[:, None]
+        device = ctx.positions_BT.device
+        # filled in on the device: copying them there would wait for it
+        slopes_H = torch.stack([torch.full((), slope, device=device) for slope in _slopes(n_heads)])
+        return -slopes_H[:, None, None] * _distances(ctx, first).abs()[:, None]
 
 
 class T5(Position):

@@ -28,4 +28,4 @@ def recalled(state: Carry | None) -> tuple[Tensor | None, Tail | None]:
 def remember(state: Carry | None, hidden: Tensor) -> None:
     """Store a hidden state for the next tokens when decoding."""
     if state is not None:
-        state.hidden = hidden.clone()  # a view would keep the states of all tokens alive
+        state.hidden.copy_(hidden)

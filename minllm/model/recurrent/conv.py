@@ -81,7 +81,7 @@ class Tail:
     def extend(self, x_BTC: Tensor) -> Tensor:
         """Return the stored inputs followed by the next ones; store the last W − 1 of these."""
         extended_BTC = torch.cat([self.tail_BWC.to(x_BTC.dtype), x_BTC], dim=1)
-        self.tail_BWC = extended_BTC[:, x_BTC.shape[1] :].to(self.tail_BWC.dtype, copy=True)
+        self.tail_BWC.copy_(extended_BTC[:, x_BTC.shape[1] :])
         return extended_BTC
 
     def tensors(self) -> list[Tensor]:

@@ -106,7 +106,7 @@ class Mega(nn.Module):
         h0_BDN2 = None if state is None else state.hidden_BDN2
         y_BTD, h_BDN2 = in_fp32(functools.partial(self._average, ctx.starts()), x_BTD, h0_BDN2)
         if state is not None:
-            state.hidden_BDN2 = h_BDN2.clone(memory_format=torch.contiguous_format)
+            state.hidden_BDN2.copy_(h_BDN2)
         y_BTD = self.average_norm(y_BTD)
         z, gate = self.z_gate(y_BTD)
         attended = self._attend(z, F.silu(self.value(x_BTD)), ctx, state)
@@ -140,7 +140,7 @@ class Mega(nn.Module):
         new, first = [k_BHSK, v_BHSK], 0
         seen = new
         if state is not None:
-            seen, first = state.cache.extend(new, ctx.past)
+            seen, first, ctx = state.cache.extend(new, ctx)
         if ctx.past == 0 and z.shape[1] > self.core.mask.size:
             y_BHTK = self._in_chunks(q_BHTK, *new, ctx, position)
         else:

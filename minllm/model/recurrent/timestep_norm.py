@@ -41,7 +41,7 @@ class TimestepNorm(nn.Module):
         held = (None, None) if state is None else (state.mean_BG, state.var_BG)
         y_BTD, mean_BTG, var_BTG = in_fp32(functools.partial(self._normed, ctx.positions_BT), x_BTD, *held)
         if state is not None:
-            state.mean_BG, state.var_BG = mean_BTG[:, -1].clone(), var_BTG[:, -1].clone()
+            state.mean_BG.copy_(mean_BTG[:, -1]), state.var_BG.copy_(var_BTG[:, -1])
         return y_BTD
 
     def _normed(

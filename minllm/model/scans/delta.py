@@ -57,10 +57,14 @@ def delta_rule(
     beta_k = beta_BCHL[..., None] * k
     system_BCHLL = ((beta_k @ k.mT) * left.between).tril(-1)
     both = torch.cat([beta_BCHL[..., None] * v, left.from_before[..., None] * beta_k], dim=-1)
-    # cheaper than solving directly: the inverse has fewer columns than `both`
-    identity_LL = torch.eye(chunks.length, device=k.device)
-    inverse_BCHLL = torch.linalg.solve_triangular(system_BCHLL, identity_LL, upper=False, unitriangular=True)
-    added_BCHLV, replaced_BCHLK = (inverse_BCHLL @ both).split([v.shape[-1], k.shape[-1]], dim=-1)
+    if chunks.length > 1:  # a single token has no other to take into account
+        # cheaper than solving directly: the inverse has fewer columns than `both`
+        identity_LL = torch.eye(chunks.length, device=k.device)
+        inverse_BCHLL = torch.linalg.solve_triangular(
+            system_BCHLL, identity_LL, upper=False, unitriangular=True
+        )
+        both = inverse_BCHLL @ both
+    added_BCHLV, replaced_BCHLK = both.split([v.shape[-1], k.shape[-1]], dim=-1)
 
     scores_BCHLL = (q @ k.mT) * left.between
     reads_BCHLK = left.from_before[..., None] * q
