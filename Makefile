@@ -17,9 +17,9 @@ train: .venv/installed
 test: style
 	OMP_NUM_THREADS=1 $(python) -m pytest -m 'not gpu' --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# one process, because the tests share the device; with another python, only pytest and hypothesis are needed in addition
+# with another python, only pytest, pytest-xdist and hypothesis are needed in addition
 test-gpu: $(if $(filter .venv/%,$(python)),.venv/installed-test)
-	$(python) -m pytest tests/gpu -m gpu --override-ini addopts=-q -rs --durations 15
+	$(python) -m pytest tests/gpu -m gpu --override-ini addopts=-q -rs --durations 15 --numprocesses 8 --maxschedchunk 1
 
 # option: overrides and flags of run.py, such as 'model/attn=decay --config-dir my_idea/conf extensions=[my_idea]'
 check: style

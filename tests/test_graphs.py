@@ -70,50 +70,46 @@ class Recorded:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Let graphs be captured on a CPU; returns the list of those that were."""
+    """Let graphs be captured on a CPU; returns the list of those that were, and of the places where the host waits."""
     captured: list[Recorded] = []
+    waits: list[str] = []
 
     @contextlib.contextmanager
     def capture(graph: Recorded, capture_error_mode: str):
-        holder = graph.graph
-        before = [gradient.clone() for gradient in holder.gradients.values()]
+        before = [gradient.clone() for gradient in graph.graph.gradients.values()]
         yield
         captured.append(graph)
-        for gradient, value in zip(
-            holder.gradients.values(), before, strict=True
-        ):  # a capture computes nothing
-            gradient.copy_(value)
+        for gradient, value in zip(graph.graph.gradients.values(), before, strict=True):
+            gradient.copy_(value)  # a capture computes nothing
+
+    def event(enable_timing: bool):
+        return SimpleNamespace(record=int, synchronize=int, elapsed_time=lambda end: 1e-6)
 
     monkeypatch.setattr(graphs, "aside", contextlib.nullcontext)
+    monkeypatch.setattr(graphs, "host_waits", lambda: contextlib.nullcontext(waits))
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(
-        torch.cuda,
-        "Event",
-        lambda enable_timing: SimpleNamespace(record=int, synchronize=int, elapsed_time=abs),
-    )
-    return captured, monkeypatch
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    monkeypatch.setattr(torch.cuda, "synchronize", int)
+    return SimpleNamespace(captured=captured, waits=waits, patch=monkeypatch, said=[])
 
 
 def gradients_of_steps(stand_in, wanted, rows_of_steps, release_at=None):
     """Return the summed gradients and losses of steps whose batches are given as sizes of micro-batches."""
-    captured, monkeypatch = stand_in
-    cfg = tiny_cfg()
-    model, objective = tiny_model(randomised=True), build(cfg.objective)
-    graph = None
+    model, objective = tiny_model(randomised=True), build(tiny_cfg().objective)
 
     def add(rows, counted):
         loss = objective.loss(model, rows) / counted
         loss.backward()
         return loss.detach()
 
-    graph = GradientGraph(model, add, wanted, say=lambda line: None)
+    graph = GradientGraph(model, add, wanted, say=stand_in.said.append)
 
     def recorded():
         made = Recorded()
         made.graph = graph
         return made
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", recorded)
+    stand_in.patch.setattr(torch.cuda, "CUDAGraph", recorded)
     results = []
     for step, sizes in enumerate(rows_of_steps):
         model.zero_grad()
@@ -131,19 +127,43 @@ def gradients_of_steps(stand_in, wanted, rows_of_steps, release_at=None):
 @pytest.mark.parametrize("release_at", [None, 3])
 def test_replays_add_up_the_same_gradients(stand_in, release_at):
     """Several micro-batches, the last one smaller; a graph that is freed, and another size from then on."""
-    captured, _ = stand_in
+    captured = stand_in.captured
     size = [2, 2, 1] if release_at is None else [3, 3]
     steps = [[2, 2, 1]] * 3 + [size] * 4
     plain = gradients_of_steps(stand_in, False, steps)
     assert not captured
     replayed = gradients_of_steps(stand_in, True, steps, release_at)
     assert len(captured) == (1 if release_at is None else 2)
-    replays = sum(graph.replays for graph in captured)
     full = sum(sizes.count(max(sizes)) for sizes in steps)
-    assert replays == full - WARM_UP * len(captured)
-    for (losses, gradients), (their_losses, their_gradients) in zip(replayed, plain, strict=True):
+    assert sum(graph.replays for graph in captured) == full - WARM_UP * len(captured)
+    assert_equal(replayed, plain)
+
+
+def test_a_model_whose_host_waits_is_not_captured(stand_in):
+    stand_in.waits.append("an operation")
+    steps = [[2]] * 5
+    assert_equal(gradients_of_steps(stand_in, "auto", steps), gradients_of_steps(stand_in, False, steps))
+    assert stand_in.said == [
+        "Not capturing CUDA graphs: in a pass of this model, the host waits for the device."
+    ]
+    with pytest.raises(UserError, match="train.graphs=true isn't possible: .* the host waits"):
+        gradients_of_steps(stand_in, True, steps)
+    assert not stand_in.captured
+
+
+@pytest.mark.parametrize(("milliseconds", "captures"), [(1e-6, True), (1e6, False)])
+def test_passes_are_captured_if_the_host_is_slow(stand_in, milliseconds, captures):
+    event = SimpleNamespace(record=int, synchronize=int, elapsed_time=lambda end: milliseconds)
+    stand_in.patch.setattr(torch.cuda, "Event", lambda enable_timing: event)
+    gradients_of_steps(stand_in, "auto", [[2]] * 5)
+    assert bool(stand_in.captured) is captures
+    assert stand_in.said[0].startswith(
+        f"{'Capturing' if captures else 'Not capturing'} CUDA graphs: a pass takes"
+    )
+
+
+def assert_equal(ours, theirs):
+    for (losses, gradients), (their_losses, their_gradients) in zip(ours, theirs, strict=True):
         assert losses == their_losses
-        assert all(
-            ours is theirs is None or torch.equal(ours, theirs)
-            for ours, theirs in zip(gradients, their_gradients, strict=True)
-        )
+        for gradient, reference in zip(gradients, their_gradients, strict=True):
+            assert gradient is reference is None or torch.equal(gradient, reference)

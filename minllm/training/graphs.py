@@ -11,8 +11,9 @@ Only the work of the device is repeated. A pass in which the host decides someth
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -21,11 +22,10 @@ from torch import Tensor, nn
 from minllm.data.batches import Rows
 from minllm.errors import UserError
 from minllm.objective import Objective
-from minllm.training import memory
 from minllm.training.settings import Settings
 
 WARM_UP = 3
-"""Passes before the capture. The first compiles, and the last is timed."""
+"""Passes before the capture. The first compiles, and the last is observed."""
 
 HOST_BOUND = 0.5
 """With `train.graphs=auto`, passes are captured if the host needs this share of their time to start them."""
@@ -76,8 +76,8 @@ class GradientGraph:
         say: Callable[[str], None],
     ):
         self.model, self.add_gradient, self.wanted, self.say = model, add_gradient, wanted, say
-        self.captures: bool | None = None if wanted == "auto" else wanted
-        """None until it has been decided."""
+        self.captures = bool(wanted)
+        """Whether passes are captured after the warm-up, as far as that has been decided."""
         self.release()
 
     def release(self) -> None:
@@ -92,15 +92,15 @@ class GradientGraph:
         self.passes = 0
 
     def __call__(self, rows: Rows, counted: Tensor) -> Tensor:
-        if self.captures is False:
+        if not self.captures:
             return self.add_gradient(rows, counted)
         self.shapes = self.shapes or signature(rows)
         if signature(rows) != self.shapes:
             return self.add_gradient(rows, counted)
         if self.passes < WARM_UP:
             return self._warm_up(rows, counted)
-        if self.graph is None and not self._capture(rows, counted):
-            return self.add_gradient(rows, counted)
+        if self.graph is None:
+            self._capture(rows, counted)
         for fixed, given in zip(self.inputs.tensors(), rows.tensors(), strict=True):
             fixed.copy_(given)
         self.counted.copy_(counted)
@@ -109,56 +109,42 @@ class GradientGraph:
         return self.loss
 
     def _warm_up(self, rows: Rows, counted: Tensor) -> Tensor:
-        timed = self.captures is None and self.passes == WARM_UP - 1
-        if timed:
+        self.passes += 1
+        is_last = self.passes == WARM_UP
+        if is_last:
             torch.cuda.synchronize()
         began, start, end = time.perf_counter(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with aside():
+        with aside(), host_waits() if is_last else nullcontext() as waits:
             start.record()
             loss = self.add_gradient(rows, counted)
             end.record()
         host = time.perf_counter() - began
-        self.passes += 1
-        if timed:
+        if is_last:
+            self.learning = [p for p in self.model.parameters() if p.grad is not None]
             end.synchronize()
-            self._decide(host, start.elapsed_time(end) / 1e3)
-        self.learning = [p for p in self.model.parameters() if p.grad is not None]
+            self._decide(host, start.elapsed_time(end) / 1e3, bool(waits))
         return loss
 
-    def _decide(self, host: float, device: float) -> None:
-        self.captures = host >= HOST_BOUND * device
-        self.say(
-            f"{'Capturing' if self.captures else 'Not capturing'} CUDA graphs: a pass takes {device * 1e3:.1f} ms, in"
-            f" which the host starts kernels for {host * 1e3:.1f} ms."
-        )
+    def _decide(self, host: float, device: float, waits: bool) -> None:
+        """Decide whether to capture, given the seconds of a pass, and those in which the host started kernels."""
+        reason = "in a pass of this model, the host waits for the device"
+        if self.wanted is True and waits:
+            raise UserError(f"train.graphs=true isn't possible: {reason}. Type train.graphs=auto.")
+        self.captures = not waits and (self.wanted is True or host >= HOST_BOUND * device)
+        if not waits:
+            reason = f"a pass takes {device * 1e3:.1f} ms, in which the host starts kernels for {host * 1e3:.1f} ms"
+        self.say(f"{'Capturing' if self.captures else 'Not capturing'} CUDA graphs: {reason}.")
 
-    def _capture(self, rows: Rows, counted: Tensor) -> bool:
-        """Capture a pass, which isn't computed yet; return whether that was possible."""
+    def _capture(self, rows: Rows, counted: Tensor) -> None:
+        """Capture a pass without computing it."""
         self.inputs, self.counted = rows.copied(), counted.clone()
-        before = {p: p.grad for p in self.learning}
         self.gradients = {p: torch.zeros_like(p) for p in self.learning}
         self._use_fixed_gradients()
         graph = torch.cuda.CUDAGraph()
-        try:
-            # other threads may allocate pinned memory meanwhile
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.loss = self.add_gradient(self.inputs, self.counted)
-        except RuntimeError as error:
-            for p, gradient in before.items():
-                p.grad = gradient
-            self.release()
-            if memory.ran_out(error) or "captur" not in str(error):
-                raise
-            if self.wanted is True:
-                raise UserError(
-                    "train.graphs=true isn't possible: in a pass of this model, the host waits for the device. Type"
-                    " train.graphs=auto."
-                ) from error
-            self.captures = False
-            self.say("Not capturing CUDA graphs: in a pass of this model, the host waits for the device.")
-            return False
+        # "thread_local", because the thread that prepares batches may allocate pinned memory meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.loss = self.add_gradient(self.inputs, self.counted)
         self.graph = graph
-        return True
 
     def _use_fixed_gradients(self) -> None:
         """Go on adding up gradients in the fixed buffers."""
@@ -168,6 +154,24 @@ class GradientGraph:
             if p.grad is not None and p.grad is not gradient:
                 gradient.copy_(p.grad)
             p.grad = gradient
+
+
+@contextmanager
+def host_waits() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect warnings of the operations in the body at which the host waits for the device.
+
+    These operations can't be captured, and an attempt would leave torch's random number generators unusable.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    waits: list[warnings.WarningMessage] = []
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield waits
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    waits += [warning for warning in caught if "synchroniz" in str(warning.message)]
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def results(compute, inputs: dict[str, Tensor], device: str) -> dict[str, Tensor
 
 def agree(compute, inputs: dict[str, Tensor], tolerance: float = 2e-5) -> None:
     # a gradient may be zero but for rounding
-    assert_near(results(compute, inputs, "cuda"), results(compute, inputs, "cpu"), tolerance, least=1e-6)
+    assert_near(results(compute, inputs, "cuda"), results(compute, inputs, "cpu"), tolerance, least=1e-3)
 
 
 # ---- scans

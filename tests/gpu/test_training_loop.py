@@ -11,6 +11,7 @@ import torch
 import minllm
 from minllm.errors import UserError
 from minllm.objective.causal import Causal
+from minllm.training import loop
 from minllm.training import step as steps
 from minllm.training.graphs import GradientGraph
 from minllm.training.step import Diverged
@@ -53,7 +54,7 @@ def test_the_optimizers_step_makes_the_host_wait_for_nothing(words, monkeypatch,
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(minllm.training.loop, "update", watched)
+    monkeypatch.setattr(loop, "update", watched)
     train(words, f"optim={optim}", "train.steps=8", "train.log_every=4", run_dir="run")
     assert len(updates) == 8
 
@@ -70,7 +71,7 @@ def test_a_pass_forward_and_backward_makes_the_host_wait_for_nothing(words, monk
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(minllm.training.loop, "whole_batch_gradient", watched)
+    monkeypatch.setattr(loop, "whole_batch_gradient", watched)
     train(words, "train.compile=true", "train.steps=8", "train.log_every=4", run_dir="run")
 
 
@@ -82,6 +83,12 @@ def losses(run_dir):
     }
 
 
+def assert_near(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for step, figures in ours.items():
+        assert figures == pytest.approx(theirs[step], rel=1e-3), f"step {step}"
+
+
 GRAPHS = ["train.compile=true", "train.steps=14", "train.log_every=1", "model.dropout=0.1", "train.ema=0.9"]
 GRAPHS += ["train.batch_size=5", "train.micro_batch_size=2", "train.eval_every=4", "train.sample_every=8"]
 
@@ -89,14 +96,17 @@ GRAPHS += ["train.batch_size=5", "train.micro_batch_size=2", "train.eval_every=4
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_graphs_change_no_result(words, precision, optim):
-    """With dropout, micro-batches of two sizes, and evaluations of the average in between."""
+    """With dropout, micro-batches of two sizes, and evaluations of the average in between.
+
+    Results differ by rounding even between equal runs: gradients of embeddings are added up in any order.
+    """
     more = [*GRAPHS, f"train.precision={precision}", f"optim={optim}", "train.checkpoint_every=5"]
     train(words, *more, "train.graphs=false", run_dir="plain")
     train(words, *more, "train.graphs=true", run_dir="graphs")
-    assert losses("graphs") == losses("plain")
+    assert_near(losses("graphs"), losses("plain"))
     train(words, *more, "train.graphs=true", "train.steps=8", run_dir="parts")
     minllm.train(minllm.compose(["resume=parts", "train.steps=14"]))
-    assert losses("parts")[14] == losses("plain")[14]
+    assert losses("parts")[14] == pytest.approx(losses("plain")[14], rel=1e-3)
 
 
 def test_the_log_says_whether_graphs_are_captured(words, capsys):
@@ -114,8 +124,8 @@ def test_a_model_whose_host_waits_is_not_captured(words, monkeypatch, capsys):
     monkeypatch.setattr(Causal, "loss", waiting)
     train(words, *GRAPHS, "train.graphs=false", run_dir="plain")
     train(words, *GRAPHS, run_dir="auto")
-    assert "Not capturing CUDA graphs" in capsys.readouterr().out
-    assert losses("auto") == losses("plain")
+    assert "Not capturing CUDA graphs: in a pass of this model, the host waits" in capsys.readouterr().out
+    assert_near(losses("auto"), losses("plain"))
     with pytest.raises(UserError, match="the host waits for the device"):
         train(words, *GRAPHS, "train.graphs=true", run_dir="wanted")
 
@@ -141,8 +151,7 @@ def test_a_graph_is_freed_when_memory_runs_out(words, monkeypatch):
     monkeypatch.setattr(GradientGraph, "__call__", running_out)
     train(words, *more, run_dir="halved")
     assert sizes[6] == (4, True) and sizes[7] == (2, False) and sizes[-1] == (2, True)
-    for at, figures in losses("halved").items():
-        assert figures == pytest.approx(losses("plain")[at], rel=1e-4)
+    assert_near(losses("halved"), losses("plain"))
 
 
 def test_the_thread_that_prepares_batches_ends_with_the_run(words, monkeypatch):
