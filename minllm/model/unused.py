@@ -109,18 +109,24 @@ def refuse_unused(cfg: DictConfig, sections: Collection[str] = SECTIONS) -> None
                 raise UserError(
                     f"size.{name} would do nothing without a target size: add one, such as size.params=1e6."
                 )
+    others = {key: list(other_values(cfg, key)) for key in typed if is_option(cfg, key, sections)}
+    if not any(others.values()):
+        return
     same, changed = small(cfg), small(cfg)
     before = functools.cache(lambda section, length: computed(section, same, length))
-    for key in typed:
-        section = key.partition(".")[0]
-        if section not in sections or key in MATTER or as_typed(cfg, key) != key or "." not in key:
-            continue
-        others = list(other_values(cfg, key))
-        if others and not any(differs(before, changed, key, other) for other in others):
+    for key, values in others.items():
+        if values and not any(differs(before, changed, key, value) for value in values):
             raise UserError(
-                f"{key}={OmegaConf.select(cfg, key)} would do nothing: the {NAMES[section]} computes the same with"
-                " other values. Remove it, or change the option that it depends on."
+                f"{key}={OmegaConf.select(cfg, key)} would do nothing: the {NAMES[key.partition('.')[0]]} computes the"
+                " same with other values. Remove it, or change the option that it depends on."
             )
+
+
+def is_option(cfg: DictConfig, key: str, sections: Collection[str]) -> bool:
+    """Whether a typed key is an option of these sections whose effect can be computed; a choice, for one, isn't."""
+    return (
+        key.partition(".")[0] in sections and key not in MATTER and as_typed(cfg, key) == key and "." in key
+    )
 
 
 def words_said(node: DictConfig) -> tuple[set[str], set[str]]:
