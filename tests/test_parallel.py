@@ -409,6 +409,14 @@ def test_a_process_learns_its_place_from_its_launcher(variables, expected):
     assert place(variables) == expected
 
 
+def test_a_variable_that_is_no_number_is_refused():
+    variables = {"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    with pytest.raises(UserError, match="WORLD_SIZE must be a whole number.*not 'two'"):
+        place(variables)
+    with pytest.raises(UserError, match="SLURM_LOCALID must be a whole number"):
+        place({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})
+
+
 @pytest.mark.parametrize(
     "nodes, first",
     [("a", "a"), ("a,b", "a"), ("n[03,07-09]", "n03"), ("n[1-2]-ib,b", "n1-ib"), ("x-1,x-2", "x-1")],

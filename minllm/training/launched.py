@@ -5,6 +5,7 @@ torch isn't imported here, so that commands which don't train respond at once.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -43,40 +44,56 @@ class Place:
 
 
 def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """Return the place that the launcher's environment variables give this process."""
+    """Return the place that the launcher's environment variables give this process.
+
+    Raises:
+        UserError: one of them isn't a number.
+    """
+    number = functools.partial(number_in, environment)
     if all(name in environment for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
         return Place(
-            rank=int(environment["RANK"]),
-            size=int(environment["WORLD_SIZE"]),
-            local_rank=int(environment.get("LOCAL_RANK", 0)),
-            local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+            rank=number("RANK"),
+            size=number("WORLD_SIZE"),
+            local_rank=number("LOCAL_RANK", "0"),
+            local_size=number("LOCAL_WORLD_SIZE", "1"),
             address=environment["MASTER_ADDR"],
-            port=int(environment["MASTER_PORT"]),
-            restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            port=number("MASTER_PORT"),
+            restarts=number("TORCHELASTIC_RESTART_COUNT", "0"),
             is_elastic=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
     # srun sets this one for the tasks that it starts; a batch script itself has SLURM_NTASKS too
     if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
         job = f"{environment['SLURM_JOB_ID']}/{environment.get('SLURM_STEP_ID')}"
         return Place(
-            rank=int(environment["SLURM_PROCID"]),
-            size=int(environment["SLURM_STEP_NUM_TASKS"]),
-            local_rank=int(environment["SLURM_LOCALID"]),
+            rank=number("SLURM_PROCID"),
+            size=number("SLURM_STEP_NUM_TASKS"),
+            local_rank=number("SLURM_LOCALID"),
             local_size=int(environment["SLURM_STEP_TASKS_PER_NODE"].partition("(")[0].partition(",")[0]),
             address=first_host(environment["SLURM_STEP_NODELIST"]),
             port=port_of(job),
-            restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
+            restarts=number("SLURM_RESTART_COUNT", "0"),
         )
     if "SUBMITIT_LOCAL_NTASKS" in environment:
-        size = int(environment["SUBMITIT_LOCAL_NTASKS"])
+        size = number("SUBMITIT_LOCAL_NTASKS")
         return Place(
-            rank=int(environment["SUBMITIT_LOCAL_GLOBALID"]),
+            rank=number("SUBMITIT_LOCAL_GLOBALID"),
             size=size,
-            local_rank=int(environment["SUBMITIT_LOCAL_LOCALID"]),
+            local_rank=number("SUBMITIT_LOCAL_LOCALID"),
             local_size=size,
             port=port_of(environment["SUBMITIT_LOCAL_JOB_ID"]),
         )
     return Place()
+
+
+def number_in(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    """Return an environment variable that must be a whole number, as launchers set it."""
+    value = environment.get(name, default)
+    if not value.isdecimal():
+        raise UserError(
+            f"The environment variable {name} must be a whole number, as torchrun, srun and submitit set it, not"
+            f" {value!r}. Set it, or unset the launcher's variables to train with one process."
+        )
+    return int(value)
 
 
 def refuse_several_processes(what: str) -> None:
@@ -104,7 +121,10 @@ def is_first_to_print(text: str) -> bool:
     Only torchrun has a store that a process can ask before, and after, all of them have met. Elsewhere each process has
     a log of its own.
     """
-    here = place()
+    try:
+        here = place()
+    except UserError:  # this may be the message
+        return True
     if here.size == 1 or not here.is_elastic:
         return True
     from datetime import timedelta
