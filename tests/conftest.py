@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -33,6 +35,11 @@ CACHES = itertools.count()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors: tests that end other processes wait for them."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector what was imported, which it would otherwise look through again and again."""
     gc.collect()
@@ -41,29 +48,40 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def each_file_is_parsed_once():
-    """Keep what Hydra has parsed, which is a fifth of the time of a composition; the tests need two thousand."""
+def each_file_is_read_once():
+    """Keep what Hydra has found and parsed, a third of the time of a composition; the tests need two thousand."""
     with pytest.MonkeyPatch.context() as patch:
         for source in (FileConfigSource, ImportlibResourcesConfigSource):
             patch.setattr(source, "load_config", parsed_once(source.load_config))
+            patch.setattr(source, "is_config", found_once(source.is_config))
+            patch.setattr(source, "is_group", found_once(source.is_group))
         yield
 
 
 def parsed_once(
     parse: Callable[[ConfigSource, str], ConfigResult],
 ) -> Callable[[ConfigSource, str], ConfigResult]:
-    parsed: dict[tuple[str, ...], ConfigResult] = {}
+    known = found_once(parse)
 
     def load_config(source: ConfigSource, config_path: str) -> ConfigResult:
-        if source.scheme() == "file" and not Path(source.path).is_relative_to(CONF):
-            return parse(source, config_path)  # tests change only files of their own
-        key = (source.provider, source.path, config_path)
-        if key not in parsed:
-            parsed[key] = parse(source, config_path)
-        result = parsed[key]
+        result = known(source, config_path)
         return replace(result, config=copy.deepcopy(result.config), header=dict(result.header))
 
     return load_config
+
+
+def found_once(find: Callable[[ConfigSource, str], Any]) -> Callable[[ConfigSource, str], Any]:
+    results: dict[tuple[str, ...], Any] = {}
+
+    def once(source: ConfigSource, config_path: str) -> Any:
+        if source.scheme() == "file" and source.path != str(CONF):
+            return find(source, config_path)  # tests change only files of their own
+        key = (source.provider, source.path, config_path)
+        if key not in results:
+            results[key] = find(source, config_path)
+        return results[key]
+
+    return once
 
 
 @pytest.fixture(autouse=True)

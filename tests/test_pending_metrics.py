@@ -75,7 +75,6 @@ def test_divergence_is_told_with_its_step_within_the_lag_and_reaches_no_checkpoi
     with pytest.raises(Diverged, match=f"The {what} is NaN or infinite at step 9: .*step-000009"):
         fit(run)
     assert run.progress.step <= 9 + lag and broken.calls <= 9 + lag + 1
-    assert all(param.isfinite().all() for param in run.model.parameters())
     kept = checkpoints.all_in(tmp_path / "checkpoints")
     assert [path.name for path in kept] == ["step-000003", "step-000006", "step-000009"]
     checkpoints.load_weights(kept[-1], run.model)

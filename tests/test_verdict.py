@@ -730,4 +730,4 @@ def test_arms_are_trained_alike(killed_and_gone_on):
     assert max(params) <= 1.01 * min(params)
     tuning = [OmegaConf.load(file) for file in one.place.study_folder.glob("tune-*/trial-*/config.yaml")]
     assert tuning and {cfg.train.evals for cfg in tuning} == {1}, "only the last loss of a tuning run is read"
-    assert a.train.evals == 4, "learning curves"
+    assert a.train.evals == 3, "learning curves"

@@ -89,7 +89,7 @@ def _checked(self: Any, default: Any, repo: Any) -> Any:
 def is_external(loaded: Any) -> bool:
     scheme, _, folder = loaded.path.partition("://")
     if scheme == "file":
-        return Path(folder).resolve() != CONF
+        return folder != str(CONF) and Path(folder).resolve() != CONF
     return loaded.provider.startswith("hydra.searchpath")
 
 
