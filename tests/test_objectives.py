@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -469,6 +470,29 @@ def test_the_middle_comes_last(spm):
             assert found == original[: len(found)] and len(found) >= len(original) - 3
             for here, target in zip(ids[1:], targets):
                 assert target == (IGNORED if here >= VOCAB else here)
+
+
+def test_a_target_without_room_for_special_tokens_stays_as_it_is():
+    model, fim = made("objective=fim", "objective.rate=1")
+    documents = batch(1, given=True)
+    for room in range(1, 8):
+        given_BT = torch.arange(T)[None] < T - room
+        row = replace(
+            documents,
+            targets_BT=documents.text_BT.masked_fill(given_BT, IGNORED),
+            given_BT=given_BT,
+        )
+        inputs = fim.inputs(row, noise(1), model)
+        assert (inputs.targets_BT == EOS).sum() == 1
+        assert torch.equal(inputs.tokens_BS, row.tokens_BT) == (room < 5)
+
+
+def test_several_targets_in_a_row_are_not_rearranged():
+    fim = build(tiny_cfg("objective=fim").objective)
+    fim.check(build(tiny_cfg("data.packing=concat").data))
+    fim.check(build(tiny_cfg("data=reverse", "data.packing=pad").data))
+    with pytest.raises(UserError, match="puts several pairs there: choose data.packing=pad"):
+        fim.check(build(tiny_cfg("data=reverse", "data.packing=concat").data))
 
 
 @torch.no_grad()
