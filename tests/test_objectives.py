@@ -16,7 +16,7 @@ import minllm
 from minllm.data.batches import IGNORED, Batch, Rows
 from minllm.errors import UserError, printable
 from minllm.generation.sampler import Sampling
-from minllm.generation.unmask import unmask
+from minllm.generation.unmask import HIDDEN, unmask
 from minllm.model.build import build_model
 from minllm.model.context import PAD, Sight
 from minllm.objective import HOLE
@@ -600,6 +600,22 @@ def test_a_prompt_has_one_hole(tmp_path, monkeypatch):
     assert len(generate(cfg, tmp_path, run="run", prompts=["a ___ b"])) == 1
     with pytest.raises(UserError, match="may have one hole, ___, but 'a ___ b ___' has several"):
         generate(cfg, tmp_path, run="run", prompts=["a ___ b ___"])
+
+
+def test_the_states_of_every_text_are_shown_with_or_without_a_hole(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(minllm.compose(["objective=masked", *TINY, "train.steps=1"]), tmp_path / "run")
+    cfg = minllm.compose(["task=generate", "run=run", "sample.trace=1", "sample.steps=2"])
+    capsys.readouterr()
+    prompts = ["a ___ b", "c"]
+    texts = generate(cfg, tmp_path, run="run", prompts=prompts)
+    shown = capsys.readouterr().out
+    for prompt, text in zip(prompts, texts):
+        states, end, shown = shown.partition(printable(filled(prompt, text)) + "\n")
+        assert HIDDEN in states and end
+    assert texts == generate(
+        minllm.compose(["task=generate", "run=run", "sample.steps=2"]), tmp_path, run="run", prompts=prompts
+    )
 
 
 def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch, capsys):

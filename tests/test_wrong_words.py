@@ -79,6 +79,7 @@ WRONG = [
     ("++norm=post", "norm=<option>"),
     ("data.path=notes.txt", "data=text"),
     ("optim.momentum=0.9", "optim=muon and optim=sgd have it"),
+    ("task=evaluate run=latest objective.chain_rule=true", "type +objective.chain_rule=true\n"),
     ("extensions=[no_such_package]", "there is no package 'no_such_package'"),
     ("extensions=[my_idea/]", "package names"),
     ("extensions=[my-idea]", "package names"),

@@ -197,7 +197,10 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
     group = parent.replace(".", "/")
     if having := [choice for choice, option in groups.get(group, {}).items() if name in option.keys]:
         owners = " and ".join(f"{group}={choice}" for choice in having[:3])
-        return f"{where} '{name}'; {owners} {'has' if len(having) == 1 else 'have'} it."
+        root = getattr(cause, "parent_node", None)
+        is_of_a_run = isinstance(root, DictConfig) and "run" in root._get_root().keys()
+        of_run = f" If the run was trained with one of these, type +{key}={value}" if is_of_a_run else ""
+        return f"{where} '{name}'; {owners} {'has' if len(having) == 1 else 'have'} it.{of_run}"
     return f"{where} '{name}'.{suggest(name, [key for key in siblings if key not in ('hydra', '_target_')])}"
 
 
