@@ -198,7 +198,7 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
     if having := [choice for choice, option in groups.get(group, {}).items() if name in option.keys]:
         owners = " and ".join(f"{group}={choice}" for choice in having[:3])
         root = getattr(cause, "parent_node", None)
-        is_of_a_run = isinstance(root, DictConfig) and "run" in root._get_root().keys()
+        is_of_a_run = isinstance(root, DictConfig) and "run" in list(root._get_root())
         of_run = f" If the run was trained with one of these, type +{key}={value}" if is_of_a_run else ""
         return f"{where} '{name}'; {owners} {'has' if len(having) == 1 else 'have'} it.{of_run}"
     return f"{where} '{name}'.{suggest(name, [key for key in siblings if key not in ('hydra', '_target_')])}"

@@ -87,9 +87,7 @@ def written(cfg: DictConfig, run: str, prompts: list[str]) -> list[str]:
     return texts
 
 
-def streamed(
-    objective: Objective, model: LM, tokenizer: Tokenizer, prompt: str, sampling: Sampling
-) -> str:
+def streamed(objective: Objective, model: LM, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
     """Return what is generated for a prompt, and show it meanwhile; states of a text have the prompt in them."""
     waiting = [] if sampling.trace else [prompt]
 
