@@ -199,8 +199,9 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
         owners = " and ".join(f"{group}={choice}" for choice in having[:3])
         root = getattr(cause, "parent_node", None)
         is_of_a_run = isinstance(root, DictConfig) and "run" in list(root._get_root())
-        of_run = f" If the run was trained with one of these, type +{key}={value}" if is_of_a_run else ""
-        return f"{where} '{name}'; {owners} {'has' if len(having) == 1 else 'have'} it.{of_run}"
+        has, these = ("has", "it") if len(having) == 1 else ("have", "one of these")
+        of_run = f" If the run was trained with {these}, type +{key}={value}" if is_of_a_run else ""
+        return f"{where} '{name}'; {owners} {has} it.{of_run}"
     return f"{where} '{name}'.{suggest(name, [key for key in siblings if key not in ('hydra', '_target_')])}"
 
 

@@ -140,7 +140,7 @@ class Blocks(Objective):
             copies.append((masked_BT, (canvas.place_T == place).float().expand(masked_BT.shape)))
         return copies
 
-    # ---- writing
+    # ---- generating
 
     def generate(
         self,
