@@ -80,6 +80,8 @@ WRONG = [
     ("data.path=notes.txt", "data=text"),
     ("optim.momentum=0.9", "optim=muon and optim=sgd have it"),
     ("task=evaluate run=latest objective.chain_rule=true", "type +objective.chain_rule=true\n"),
+    ("model/attn@model.encoder.attn=mla", "type +model/attn@model.encoder.attn=mla\n"),
+    ("objective@objective.of.next=causal", "type +objective@objective.of.next=causal\n"),
     ("extensions=[no_such_package]", "there is no package 'no_such_package'"),
     ("extensions=[my_idea/]", "package names"),
     ("extensions=[my-idea]", "package names"),

@@ -181,6 +181,8 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
     if key in groups:  # options of an option, such as model/attn/mask
         group, _, name = key.rpartition("/")
         return f"The chosen option of {group} has no {name}. Leave out {key}, or choose another {group}."
+    if "@" in key and key.partition("@")[0] in groups:
+        return f"{key} isn't among the defaults. To add it, type +{key}={value}"
     if "/" in key:
         return f"There is no group '{key}'.{suggest(key, groups)}"
     for group in groups:
