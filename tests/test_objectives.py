@@ -364,15 +364,29 @@ def test_the_chain_rule_is_the_likelihood_of_unmasking_from_left_to_right():
 
 @torch.no_grad()
 def test_a_documents_length_is_not_given_away():
-    """The cost of a short document doesn't depend on the width of its batch, and includes the padding of its block."""
-    model, masked = made("objective=masked")
+    """The cost of a short document includes the padding of its block."""
     short = batch(1, length=T // 2)
-    tokens_BT = F.pad(short.tokens_BT, (0, T // 2), value=PADDING)
-    wide = Batch(
-        tokens_BT, F.pad(short.targets_BT, (0, T // 2), value=IGNORED), None, None, PADDING, EOS, EOS
-    )
-    assert torch.equal(*(masked.nats(model, one, noise(1)) for one in (short, wide)))
     assert Canvas(short, T, T).open_BT.all()
+
+
+@every_objective
+@torch.no_grad()
+def test_the_width_of_a_batch_changes_nothing(objective):
+    model, learn = made(objective, *(["objective.block=3"] if objective == "objective=blocks" else []))
+    short = batch(1, length=T // 2, given=learn.gives_memory)
+
+    def widened(x_BT: torch.Tensor, fill: int) -> torch.Tensor:
+        return F.pad(x_BT, (0, T // 2), value=fill)
+
+    wide = replace(
+        short,
+        tokens_BT=widened(short.tokens_BT, PADDING),
+        targets_BT=widened(short.targets_BT, IGNORED),
+        given_BT=None if short.given_BT is None else widened(short.given_BT, False),
+    )
+    torch.testing.assert_close(
+        *(learn.nats(model, rows, noise(1)) for rows in (short, wide)), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("schedule", ["log_linear", "cosine", "linear"])
