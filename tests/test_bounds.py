@@ -389,7 +389,7 @@ def test_the_exact_likelihood_of_a_masked_model_is_called_exact(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     perform(minllm.compose(["objective=masked", *TINY]), Path("run"))
     found = perform(
-        minllm.compose(["task=evaluate", "run=run", "objective=masked", "objective.chain_rule=true"]),
+        minllm.compose(["task=evaluate", "run=run", "+objective.chain_rule=true"]),
         Path("unused"),
     )
     assert found["val_bound"] == "exact" and "≤ " not in capsys.readouterr().out.rpartition("val_loss")[2]

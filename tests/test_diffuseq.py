@@ -506,7 +506,7 @@ def test_the_given_part_is_kept_in_all_states(learnt):
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(learnt):
-    with pytest.raises(UserError, match=r"8 tokens, and the model writes texts of at most 8"):
+    with pytest.raises(UserError, match=r"8 tokens, and the model generates texts of at most 8"):
         write(learnt, ["abcdefg:"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ import minllm
 from minllm.data.batches import IGNORED, Batch, Rows
 from minllm.errors import UserError, printable
 from minllm.generation.sampler import Sampling
-from minllm.generation.unmask import unmask
+from minllm.generation.unmask import HIDDEN, unmask
 from minllm.model.build import build_model
 from minllm.model.context import PAD, Sight
 from minllm.objective import HOLE
@@ -164,7 +165,7 @@ def test_the_given_part_is_neither_noised_nor_counted(objective):
     seen_BT = inputs.tokens_BS[:, :T] == documents.text_BT
     shifted_BT = inputs.tokens_BS[:, :T] == documents.tokens_BT
     given_BT = documents.given_BT
-    assert (seen_BT | shifted_BT)[given_BT].all() or objective in ("objective=fim",)
+    assert (seen_BT | shifted_BT)[given_BT].all()
     if inputs.targets_BT.shape == given_BT.shape:
         assert (inputs.targets_BT[given_BT] == IGNORED).all()
 
@@ -363,15 +364,29 @@ def test_the_chain_rule_is_the_likelihood_of_unmasking_from_left_to_right():
 
 @torch.no_grad()
 def test_a_documents_length_is_not_given_away():
-    """The cost of a short document doesn't depend on the width of its batch, and includes the padding of its block."""
-    model, masked = made("objective=masked")
+    """The cost of a short document includes the padding of its block."""
     short = batch(1, length=T // 2)
-    tokens_BT = F.pad(short.tokens_BT, (0, T // 2), value=PADDING)
-    wide = Batch(
-        tokens_BT, F.pad(short.targets_BT, (0, T // 2), value=IGNORED), None, None, PADDING, EOS, EOS
-    )
-    assert torch.equal(*(masked.nats(model, one, noise(1)) for one in (short, wide)))
     assert Canvas(short, T, T).open_BT.all()
+
+
+@every_objective
+@torch.no_grad()
+def test_the_width_of_a_batch_changes_nothing(objective):
+    model, learn = made(objective, *(["objective.block=3"] if objective == "objective=blocks" else []))
+    short = batch(1, length=T // 2, given=learn.gives_memory)
+
+    def widened(x_BT: torch.Tensor, fill: int) -> torch.Tensor:
+        return F.pad(x_BT, (0, T // 2), value=fill)
+
+    wide = replace(
+        short,
+        tokens_BT=widened(short.tokens_BT, PADDING),
+        targets_BT=widened(short.targets_BT, IGNORED),
+        given_BT=None if short.given_BT is None else widened(short.given_BT, False),
+    )
+    torch.testing.assert_close(
+        *(learn.nats(model, rows, noise(1)) for rows in (short, wide)), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("schedule", ["log_linear", "cosine", "linear"])
@@ -469,6 +484,29 @@ def test_the_middle_comes_last(spm):
             assert found == original[: len(found)] and len(found) >= len(original) - 3
             for here, target in zip(ids[1:], targets):
                 assert target == (IGNORED if here >= VOCAB else here)
+
+
+def test_a_target_without_room_for_special_tokens_stays_as_it_is():
+    model, fim = made("objective=fim", "objective.rate=1")
+    documents = batch(1, given=True)
+    for room in range(1, 8):
+        given_BT = torch.arange(T)[None] < T - room
+        row = replace(
+            documents,
+            targets_BT=documents.text_BT.masked_fill(given_BT, IGNORED),
+            given_BT=given_BT,
+        )
+        inputs = fim.inputs(row, noise(1), model)
+        assert (inputs.targets_BT == EOS).sum() == 1
+        assert torch.equal(inputs.tokens_BS, row.tokens_BT) == (room < 5)
+
+
+def test_several_targets_in_a_row_are_not_rearranged():
+    fim = build(tiny_cfg("objective=fim").objective)
+    fim.check(build(tiny_cfg("data.packing=concat").data))
+    fim.check(build(tiny_cfg("data=reverse", "data.packing=pad").data))
+    with pytest.raises(UserError, match="puts several pairs there: choose data.packing=pad"):
+        fim.check(build(tiny_cfg("data=reverse", "data.packing=concat").data))
 
 
 @torch.no_grad()
@@ -576,6 +614,22 @@ def test_a_prompt_has_one_hole(tmp_path, monkeypatch):
     assert len(generate(cfg, tmp_path, run="run", prompts=["a ___ b"])) == 1
     with pytest.raises(UserError, match="may have one hole, ___, but 'a ___ b ___' has several"):
         generate(cfg, tmp_path, run="run", prompts=["a ___ b ___"])
+
+
+def test_the_states_of_every_text_are_shown_with_or_without_a_hole(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(minllm.compose(["objective=masked", *TINY, "train.steps=1"]), tmp_path / "run")
+    cfg = minllm.compose(["task=generate", "run=run", "sample.trace=1", "sample.steps=2"])
+    capsys.readouterr()
+    prompts = ["a ___ b", "c"]
+    texts = generate(cfg, tmp_path, run="run", prompts=prompts)
+    shown = capsys.readouterr().out
+    for prompt, text in zip(prompts, texts):
+        states, end, shown = shown.partition(printable(filled(prompt, text)) + "\n")
+        assert HIDDEN in states and end
+    assert texts == generate(
+        minllm.compose(["task=generate", "run=run", "sample.steps=2"]), tmp_path, run="run", prompts=prompts
+    )
 
 
 def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch, capsys):

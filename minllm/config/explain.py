@@ -181,6 +181,8 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
     if key in groups:  # options of an option, such as model/attn/mask
         group, _, name = key.rpartition("/")
         return f"The chosen option of {group} has no {name}. Leave out {key}, or choose another {group}."
+    if "@" in key and key.partition("@")[0] in groups:
+        return f"{key} isn't among the defaults. To add it, type +{key}={value}"
     if "/" in key:
         return f"There is no group '{key}'.{suggest(key, groups)}"
     for group in groups:
@@ -197,7 +199,11 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
     group = parent.replace(".", "/")
     if having := [choice for choice, option in groups.get(group, {}).items() if name in option.keys]:
         owners = " and ".join(f"{group}={choice}" for choice in having[:3])
-        return f"{where} '{name}'; {owners} {'has' if len(having) == 1 else 'have'} it."
+        root = getattr(cause, "parent_node", None)
+        is_of_a_run = isinstance(root, DictConfig) and "run" in list(root._get_root())
+        has, these = ("has", "it") if len(having) == 1 else ("have", "one of these")
+        of_run = f" If the run was trained with {these}, type +{key}={value}" if is_of_a_run else ""
+        return f"{where} '{name}'; {owners} {has} it.{of_run}"
     return f"{where} '{name}'.{suggest(name, [key for key in siblings if key not in ('hydra', '_target_')])}"
 
 

@@ -1,4 +1,4 @@
-"""Choosing among several texts written for the same prompt."""
+"""Choosing among several texts generated for the same prompt."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ def generate(
         model: the model; it is in evaluation mode during generation.
         tokenizer: the tokenizer that the model was trained with.
         prompts: texts of any length; "" begins a new text.
-        objective: what the model has learnt (`minllm.build_objective`), which decides how it writes; None writes from
-            left to right.
+        objective: what the model has learnt (`minllm.build_objective`), which decides how it generates; None
+            continues prompts from left to right, which is how `causal` generates.
         max_new_tokens, temperature, top_k, top_p, min_p, seed, steps, unmask, trace, candidates: see
             `minllm.generation.sampler.Sampling`.
         stream: called with each piece of text as it is generated; for a single prompt only.

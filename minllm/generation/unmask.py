@@ -1,4 +1,4 @@
-"""Writing by unmasking: a row of masks becomes a text, block by block, with several tokens revealed in each pass."""
+"""Generation by unmasking: a row of masks becomes a text, block by block, with several tokens revealed in each pass."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def unmasked(
     block: int,
     length: int,
 ) -> list[str]:
-    """Return what a model that has learnt to unmask tokens writes after each prompt.
+    """Return what a model that has learnt to unmask tokens generates after each prompt.
 
     A prompt's continuation doesn't depend on the other prompts.
 
@@ -52,11 +52,11 @@ def unmasked(
     """
     with evaluating(model):
         return [
-            _written(model, tokenizer, prompt, sampling, stream, mask, block, length) for prompt in prompts
+            _generated(model, tokenizer, prompt, sampling, stream, mask, block, length) for prompt in prompts
         ]
 
 
-def _written(
+def _generated(
     model: LM,
     tokenizer: Tokenizer,
     prompt: str,
@@ -70,7 +70,7 @@ def _written(
     given, following = tokenizer.encode(before), tokenizer.encode(after)
     if len(given) + len(following) >= length:
         raise UserError(
-            f"The prompt has {len(given) + len(following)} tokens, and the model writes texts of at most {length}:"
+            f"The prompt has {len(given) + len(following)} tokens, and the model generates texts of at most {length}:"
             " shorten it."
         )
     random = generator(sampling.seed, prompt)

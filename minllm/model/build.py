@@ -120,8 +120,8 @@ def shapes_of(cfg: DictConfig, vocab_size: int) -> LM:
         ) from error
     if model.reads_memory and not objective.gives_memory:
         raise UserError(
-            "model.layout has cross-attention, which reads a memory, but this objective supplies none: choose another"
-            " objective, or another model/layout or model/attn."
+            "model.layout has cross-attention, which reads a memory, but this objective supplies none: choose"
+            " objective=seq2seq or span with model/encoder=same, or another model/layout or model/attn."
         )
     objective.check_model(model)
     refuse_wrong_direction(cfg, model, objective.attends)

@@ -1,4 +1,4 @@
-"""Training objectives: what a model learns, how it is evaluated, and how it writes.
+"""Training objectives: what a model learns, how it is evaluated, and how it generates text.
 
 Loop, evaluation and generation know only this interface. A batch goes through an objective like this:
 
@@ -162,7 +162,7 @@ class Objective:
         sampling: Sampling,
         stream: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """Return what the model writes for each prompt; by default a continuation from left to right.
+        """Return what the model generates for each prompt; by default a continuation from left to right.
 
         Args:
             stream: called with each piece of text as it is generated; for a single prompt only.

@@ -123,10 +123,11 @@ class Blocks(Objective):
     def _masked_exactly(self, canvas: Canvas, noise: Noise) -> Sequence[tuple[Tensor, Tensor]]:
         """Return copies with 1 to n of the n open tokens of each block masked, and the weights n / their number."""
         n_BN = canvas.count_BN
-        u_BN = noise.uniform(canvas.blocks)
+        # numbers for a whole row, so that a narrower batch draws the same
+        u_BN = noise.uniform(-(-self.length // self.block))[:, : canvas.blocks]
         copies = []
         for draw in range(self.draws):
-            chance_BT = noise.uniform(canvas.width)
+            chance_BT = noise.uniform(self.length)[:, : canvas.width]
             k_BN = 1 + ((u_BN + draw / self.draws) % 1 * n_BN).long().clamp(max=(n_BN - 1).clamp(min=0))
             masked_BT = canvas.open_BT & (canvas.rank(chance_BT) < canvas.of_block(k_BN))
             copies.append((masked_BT, canvas.of_block(n_BN / k_BN)))
@@ -140,7 +141,7 @@ class Blocks(Objective):
             copies.append((masked_BT, (canvas.place_T == place).float().expand(masked_BT.shape)))
         return copies
 
-    # ---- writing
+    # ---- generating
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""Writing by denoising: a row of pure noise after the prompt becomes the embeddings of a text, all tokens at once."""
+"""Generation by denoising: pure noise after the prompt becomes the embeddings of a text, all tokens at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def denoised(
     sampling: Sampling,
     stream: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Return what a model writes after each prompt, which doesn't depend on the other prompts.
+    """Return what a model generates after each prompt, which doesn't depend on the other prompts.
 
     Args:
         stream: called with the states of the first candidate if `sampling.trace` asks for them, and with the text at
@@ -40,10 +40,10 @@ def denoised(
         UserError: a prompt leaves no room.
     """
     with evaluating(model):
-        return [_written(objective, model, tokenizer, prompt, sampling, stream) for prompt in prompts]
+        return [_generated(objective, model, tokenizer, prompt, sampling, stream) for prompt in prompts]
 
 
-def _written(
+def _generated(
     objective: DiffuSeq,
     model: LM,
     tokenizer: Tokenizer,
@@ -54,7 +54,7 @@ def _written(
     given, length = tokenizer.encode(prompt), objective.length
     if len(given) >= length:
         raise UserError(
-            f"The prompt has {len(given)} tokens, and the model writes texts of at most {length}: shorten it."
+            f"The prompt has {len(given)} tokens, and the model generates texts of at most {length}: shorten it."
         )
     end = min(len(given) + sampling.max_new_tokens, length)
     generators = [generator(sampling.seed, f"{prompt}/{i}") for i in range(sampling.candidates)]

@@ -63,19 +63,19 @@ class DiffuSeq(Objective):
     mean square of what is left of x_0 at t = T, plus the negative log-likelihood of the token given x_0. Losses are
     summed over noised tokens only; the published code averages over the given part too.
 
-    Evaluation is the evidence lower bound of drawing x_T, …, x_0 with the predictions as writing clamps them, one time
-    step after another, and then the tokens: the sum of KL divergences that `nats` describes.
+    Evaluation is the evidence lower bound of drawing x_T, …, x_0 one after the other, with predictions clamped as in
+    generation, and then the tokens: the sum of KL divergences that `nats` describes.
 
     Args:
         width: dimensions of the space in which tokens are noised.
         steps: of the diffusion process, T.
-        clamp: what evaluation and writing do with a prediction: `nearest` replaces it by the nearest embedding, as the
-            paper does; `soft` by the mean embedding under the probability that x_t gives each token, times that under a
-            Gaussian of unit variance around the prediction; `none` leaves it. A mistake costs most at steps with little
-            noise, where x_t alone tells the token, so `soft` gives the lowest bound.
+        clamp: what evaluation and generation do with a prediction: `nearest` replaces it by the nearest embedding, as
+            the paper does; `soft` by the mean embedding under the probability that x_t gives each token, times that
+            under a Gaussian of unit variance around the prediction; `none` leaves it. A mistake costs most at steps
+            with little noise, where x_t alone tells the token, so `soft` gives the lowest bound.
         split: of documents without a given part, the share whose beginning is given in training, up to a token drawn
             uniformly. In evaluation nothing is given, because all of their tokens count.
-        ancestral: write by drawing each x_{t-1} given x_t (DDPM, 2006.11239) rather than deterministically (DDIM,
+        ancestral: generate by drawing each x_{t-1} given x_t (DDPM, 2006.11239) rather than deterministically (DDIM,
             2010.02502).
         draws: the number of time steps, spread evenly, that an evaluation averages for each row.
         length: tokens in a row, `data.seq_len`.
@@ -207,7 +207,7 @@ class DiffuSeq(Objective):
         rows = zip(pull_BTW, precision_B11)
         return torch.stack([rounded(*row, all_VW, soft=self.clamp == "soft") for row in rows])
 
-    # ---- writing
+    # ---- generating
 
     def generate(
         self,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minllm.data.batches import IGNORED, Batch
-from minllm.data.source import Source
+from minllm.data.source import PairSource, Source
 from minllm.errors import UserError
 from minllm.generation.generate import continued_rows
 from minllm.generation.sampler import Sampling
@@ -49,6 +49,11 @@ class FillInTheMiddle(Objective):
             raise UserError(
                 "objective=fim rearranges rows, which must not have several documents apart: choose data.packing=pad or"
                 " concat."
+            )
+        if source.packing == "concat" and isinstance(source, PairSource):
+            raise UserError(
+                "objective=fim rearranges one target in a row, and data.packing=concat puts several pairs there: choose"
+                " data.packing=pad."
             )
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Inputs:
@@ -91,6 +96,8 @@ def rearrange(
 ) -> None:
     """Rearrange a row's counted targets in place; the last few are dropped where there is no room for special tokens.
 
+    A row that would keep none of its text stays as it is.
+
     Args:
         first: the id of <pre>; <suf> and <mid> follow.
         cuts: numbers in [0, 1) that say where the middle begins and ends.
@@ -100,7 +107,10 @@ def rearrange(
     text = targets_T[start : start + length].tolist()
     if text[-1:] == [eos]:
         text.pop()
-    text = text[: len(tokens_T) - start - SPECIAL - 1]
+    room = len(tokens_T) - start - SPECIAL - 1
+    if room < 1:
+        return
+    text = text[:room]
     a, b = sorted(int(cut * (len(text) + 1)) for cut in cuts)
     prefix, middle, suffix = text[:a], text[a:b], text[b:]
     pre, suf, mid = range(first, first + SPECIAL)

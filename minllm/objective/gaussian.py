@@ -108,5 +108,5 @@ def _kept(step: int, steps: int) -> float:
     return 1 - math.sqrt(step / steps + OFFSET)
 
 
-def _mixed(one_B11: Tensor, x_BTW: Tensor, other_B11: Tensor, y_BTW: Tensor) -> Tensor:
-    return one_B11.float() * x_BTW + other_B11.float() * y_BTW
+def _mixed(a_B11: Tensor, x_BTW: Tensor, b_B11: Tensor, y_BTW: Tensor) -> Tensor:
+    return a_B11.float() * x_BTW + b_B11.float() * y_BTW

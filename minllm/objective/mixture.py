@@ -55,7 +55,7 @@ class Mixed(Rows):
 
 
 class Mixture(Objective):
-    """Learn each row with one of several objectives, and evaluate and write with one of them.
+    """Learn each row with one of several objectives, and evaluate and generate with one of them.
 
     Special tokens of the same meaning, such as sentinels, are the same for all parts. A part never predicts those of
     others.
@@ -64,7 +64,7 @@ class Mixture(Objective):
         of: the parts by name.
         weights: the shares of rows of the parts, relative to each other; 1 where a part has none, and a part with 0 is
             left out.
-        evaluate: the part whose evaluation and writing is that of the mixture; None means the first.
+        evaluate: the part whose evaluation and generation are those of the mixture; None means the first.
         mode_tokens: let documents begin with a token that tells the model the part, in place of <bos>. A single part
             needs none.
 
@@ -104,7 +104,7 @@ class Mixture(Objective):
 
     @property
     def gives_memory(self) -> bool:
-        return self._shown.gives_memory
+        return self._evaluated_part.gives_memory
 
     @property
     def passes_vary(self) -> bool:
@@ -112,19 +112,19 @@ class Mixture(Objective):
 
     @property
     def bound(self) -> Bound:
-        return self._shown.bound
+        return self._evaluated_part.bound
 
     @property
     def fills_holes(self) -> bool:
-        return self._shown.fills_holes
+        return self._evaluated_part.fills_holes
 
     @property
     def predicts_in_order(self) -> bool:
-        return self._shown.predicts_in_order
+        return self._evaluated_part.predicts_in_order
 
     @property
     def sampling_options(self) -> tuple[str, ...]:
-        return self._shown.sampling_options
+        return self._evaluated_part.sampling_options
 
     def check(self, source: Source) -> None:
         for part in self.of.values():
@@ -173,13 +173,13 @@ class Mixture(Objective):
             if own is not None
         )
 
-    # ---- evaluating and writing
+    # ---- evaluating and generating
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return self._shown.nats(model, self._with_mode(batch, self.evaluated, model), noise)
+        return self._evaluated_part.nats(model, self._with_mode(batch, self.evaluated, model), noise)
 
     def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self._shown.predictions(model, self._with_mode(batch, self.evaluated, model))
+        return self._evaluated_part.predictions(model, self._with_mode(batch, self.evaluated, model))
 
     def generate(
         self,
@@ -192,10 +192,10 @@ class Mixture(Objective):
         if self.modes:
             tokenizer = copy.copy(tokenizer)
             tokenizer.bos_id = self.mode_id(model, self.evaluated)
-        return self._shown.generate(model, tokenizer, prompts, sampling, stream)
+        return self._evaluated_part.generate(model, tokenizer, prompts, sampling, stream)
 
     @property
-    def _shown(self) -> Objective:
+    def _evaluated_part(self) -> Objective:
         return self.of[self.evaluated]
 
     # ---- mode tokens

@@ -1,4 +1,4 @@
-"""Sequence to sequence (1409.3215, 1706.03762): an encoder reads the given part, and a decoder writes the target.
+"""Sequence to sequence (1409.3215, 1706.03762): an encoder reads the given part, and a decoder generates the target.
 
     given s₁ s₂ s₃, target t₁ t₂:         source    s₁ s₂ s₃ <end>         read in both directions
                                           decoder   <bos> t₁ t₂            reads the source and its own past
@@ -71,7 +71,7 @@ class Seq2Seq(Objective):
         sampling: Sampling,
         stream: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """Return the target that the model writes for each prompt, the given part."""
+        """Return the target that the model generates for each prompt, the given part."""
         sources = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(prompts)]
         rows = [[tokenizer.bos_id] for _ in prompts]
         return continued_rows(model, tokenizer, rows, prompts, sampling, stream, sources=sources)

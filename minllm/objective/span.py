@@ -1,4 +1,4 @@
-"""Span corruption (T5, 1910.10683): an encoder reads a document with gaps, and a decoder writes what belongs there.
+"""Span corruption (T5, 1910.10683): an encoder reads a document with gaps, and a decoder generates what belongs there.
 
     document   thank you for inviting me to your party last week
     source     thank you <0> me to your party <1> week <end>
@@ -41,7 +41,7 @@ class Span(Objective):
     """Predict spans of a document that are drawn at random, from the rest of it.
 
     It is evaluated with one span, the whole document, which gives the exact likelihood of the document under what
-    `generate` writes: sentinels are never written, so they have no probability. Of pairs, the given part is in the
+    `generate` produces: sentinels are never generated, so they have no probability. Of pairs, the given part is in the
     source. A model that has only seen short spans is far from its best there, unless some training spans reach to the
     end (`to_end`).
 
@@ -99,7 +99,7 @@ class Span(Objective):
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
         return loss_of_targets(model, inputs, predicted=self.special_ids(model).stop)
 
-    # ---- evaluating and writing
+    # ---- evaluating and generating
 
     def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
         return nats_of_rows(model, self._in_one_span(model, batch), predicted=self.text_size(model))
@@ -175,9 +175,9 @@ def spans(
     alternating_BT = (d_BT * 2 * (T + 1) + 2 * part_BT + in_span_BT).argsort(dim=1, stable=True)
     noise_BT = in_span_BT.gather(1, alternating_BT)
 
-    one_BT = choice_BT.gather(1, d_BT.clamp(max=T - 1)) < to_end
+    to_end_BT = choice_BT.gather(1, d_BT.clamp(max=T - 1)) < to_end
     from_BT = (cut_BT.gather(1, d_BT.clamp(max=T - 1)) * n_BT).long()
-    noise_BT = torch.where(one_BT, r_BT >= from_BT, noise_BT) & is_text_BT
+    noise_BT = torch.where(to_end_BT, r_BT >= from_BT, noise_BT) & is_text_BT
     return torch.zeros_like(text_BT).scatter(1, order_BT, noise_BT)
 
 

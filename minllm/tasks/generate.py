@@ -10,11 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from minllm.data.source import PairSource
 from minllm.errors import UserError, printable
+from minllm.generation.sampler import Sampling
+from minllm.model.lm import LM
 from minllm.model.unused import refuse_unused
-from minllm.objective import HOLE, around_hole
+from minllm.objective import HOLE, Objective, around_hole
 from minllm.runs.find import read_run
 from minllm.schema.building import build
 from minllm.schema.options import Natural, RunPlace, reads
+from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 
 
@@ -70,26 +73,31 @@ def written(cfg: DictConfig, run: str, prompts: list[str]) -> list[str]:
     if holes and not objective.fills_holes:
         raise UserError(
             f"The run's objective, {cfg.choices.objective}, can't fill the hole in '{holes[0]}': remove {HOLE}, or"
-            " train with objective=fim or masked."
+            " train with objective=fim, masked or span."
         )
     for prompt in holes:
         if prompt.count(HOLE) > 1:
             raise UserError(
                 f"A prompt may have one hole, {HOLE}, but '{prompt}' has several: remove the others."
             )
-    if len(prompts) == 1 and not holes:
-        waiting = [] if sampling.trace else prompts[:1]
-
-        def after_prompt(piece: str) -> None:
-            show("".join(waiting) + piece)
-            waiting.clear()
-
-        texts = objective.generate(model, tokenizer, prompts, sampling, after_prompt)
-        after_prompt("\n")
-        return texts
+    if sampling.trace or (len(prompts) == 1 and not holes):
+        return [streamed(objective, model, tokenizer, prompt, sampling) for prompt in prompts]
     texts = objective.generate(model, tokenizer, prompts, sampling)
     print(printable("\n\n".join(map(filled, prompts, texts))))
     return texts
+
+
+def streamed(objective: Objective, model: LM, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
+    """Return what is generated for a prompt, and show it meanwhile; states of a text have the prompt in them."""
+    waiting = [] if sampling.trace else [prompt]
+
+    def after_prompt(piece: str) -> None:
+        show("".join(waiting) + piece)
+        waiting.clear()
+
+    (text,) = objective.generate(model, tokenizer, [prompt], sampling, after_prompt)
+    after_prompt("\n")
+    return text
 
 
 def with_changed_typed(cfg: DictConfig, run: str) -> DictConfig:
