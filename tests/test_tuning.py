@@ -79,7 +79,8 @@ def test_the_minimum_between_rates_is_chosen_with_the_fewest_runs():
 
 
 @pytest.mark.parametrize(
-    ("best", "beyond"), [(0.05, [0.032, 0.064, 0.128]), (0.0003, [0.0005, 0.00025, 0.000125])]
+    ("best", "beyond"),
+    [(0.05, [0.032, 0.064, 0.128, 0.256]), (0.0003, [0.0005, 0.00025, 0.000125, 6.25e-05])],
 )
 def test_grid_is_extended_until_the_best_is_inside(best, beyond):
     choice, results = carried_out(RateSearch(RATES, SEEDS, 16), bowl(best))

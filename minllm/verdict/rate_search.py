@@ -1,7 +1,7 @@
 """Tuning the learning rate on a grid that is extended until the best rate is no longer at its edge.
 
 1. Every planned rate is tried with the first tuning seed.
-2. While the best rate is the lowest or the highest tried, the next one beyond it is tried.
+2. While the best rate is the lowest or the highest tried, the next two beyond it are tried.
 3. The best rate and its neighbours are tried with the other tuning seeds, which may make another rate the best.
 4. A quadratic in the logarithm of the rate is fitted through the best rate and its neighbours; its minimum is chosen.
 
@@ -11,6 +11,7 @@ that diverged was lucky.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from minllm.verdict.results import Results, Round, Run, Values, mean_losses, mis
 
 SPACING = 2.0
 """The factor between rates if a single one is planned."""
+BEYOND = 2
+"""How many rates beyond an edge are tried in a round."""
 REACH = 2
 """How many neighbours on either side of the best rate the fit uses."""
 FAR = 0.25
@@ -85,11 +88,17 @@ class RateSearch:
         rates, best = self._rates(results), self._best(results)
         below, above = self._factors()
         if best in (None, rates[0]):
-            return [(_values(_rounded(rates[0] / below)), self.seeds[0])]
+            return self._beyond(rates[0], 1 / below, len(results))
         if best == rates[-1]:
-            return [(_values(_rounded(rates[-1] * above)), self.seeds[0])]
+            return self._beyond(rates[-1], above, len(results))
         near = self._near(best, results, 1)
         return [run for rate in near for run in missing(_values(rate), results, self.seeds)]
+
+    def _beyond(self, rate: float, factor: float, runs: int) -> list[Run]:
+        """Return the runs beyond an edge: two at once, because one by one would leave processors without work."""
+        count = min(BEYOND, self.most_runs - runs)
+        rates = itertools.accumulate(range(count), lambda last, _: _rounded(last * factor), initial=rate)
+        return [(_values(rate), self.seeds[0]) for rate in itertools.islice(rates, 1, None)]
 
     def _unsettled(self, best: float, results: Results) -> str:
         rates = self._rates(results)
