@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,9 @@ def with_documents(one: Comparison, spread_of_documents: float = 0.0) -> Compari
 def readings(one: Comparison) -> list[Reading]:
     story = [Guess("Once", 6.5, 40, 4), Guess(" upon", 0.1, 1, 5), Guess("<E2>", 3.0, 4, 1)]
     return [Reading(arm.name, 0, [("Once", " there was a fox.")], [story], None) for arm in one.arms]
+
+
+def run_all_until(searches: Sequence[SimpleNamespace], n_trials: int, n_jobs: int) -> None:
+    """What replaces `minllm.sweep.search.run_all_until` for searches whose runs are written by hand."""
+    for search in searches:
+        search.run_until(n_trials)

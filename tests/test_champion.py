@@ -16,11 +16,12 @@ from minllm.errors import UserError
 from minllm.page.terminal import json_output
 from minllm.study.comparison import Comparison
 from minllm.sweep.plugin import NotSettled
+from minllm.verdict import sequential
 from minllm.verdict.champion import kind_of, refuse_unsafe
 from minllm.verdict.entry import entry_for_question
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
-from tests.comparisons import composed, finished
+from tests.comparisons import composed, finished, run_all_until
 from tests.instant import complete, inquiry
 from tests.test_ledger import COMMAND, better, compared, question, told
 from tests.test_readme import ROOT, commands
@@ -134,6 +135,7 @@ def done(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(VerdictSearch, "opened", made_up(lambda seed: -0.1 - seed / 1000))
+        patch.setattr(sequential, "run_all_until", run_all_until)
         yield folder
 
 
@@ -229,6 +231,7 @@ def here_with_runs(
 ) -> Callable[[Callable[[int], float]], None]:
     """An empty working directory, and what makes runs up by hand; see `made_up`."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sequential, "run_all_until", run_all_until)
     return lambda difference: monkeypatch.setattr(VerdictSearch, "opened", made_up(difference))
 
 

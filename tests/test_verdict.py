@@ -27,11 +27,12 @@ from minllm.errors import UserError
 from minllm.schema.overrides import quoted
 from minllm.study.report import sentences, summary, write_report
 from minllm.study.tuning import Tried, Tuning
+from minllm.verdict import sequential
 from minllm.verdict.comparing import compare_pairs
 from minllm.verdict.protocol import Protocol, arms_in, refuse_changes, refuse_own_seeds
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from minllm.verdict.tuning import NothingToCompare
-from tests.comparisons import finished
+from tests.comparisons import finished, run_all_until
 from tests.instant import SMALL, complete, inquiry
 from tests.searches import Search, Workplace, wait_until
 from tests.specs import composed
@@ -320,6 +321,7 @@ def settled(asked: VerdictSearch, here: Path, monkeypatch: pytest.MonkeyPatch):
             shutil.rmtree(asked.folder, ignore_errors=True)
         trials = Trained(asked, bpb, seconds, allowed or {})
         monkeypatch.setattr(asked, "opened", trials)
+        monkeypatch.setattr(sequential, "run_all_until", run_all_until)
         monkeypatch.setattr(asked, "seconds", {})
         monkeypatch.setattr(asked, "deadline", time.monotonic() + time_left)
         monkeypatch.setattr(asked, "protocol", replace(PROTOCOL, **protocol))
@@ -384,8 +386,9 @@ def test_the_first_look_that_settles_it_is_the_last(settled, capfd):
 
 @pytest.mark.parametrize(("n_jobs", "turns"), [
     (1, ["a1", "b1", "b2", "a2", "a3", "b3", "b4", "a4", "a5", "b5", "b6", "a6"]),
-    (2, ["a2", "b2", "b4", "a4", "a6", "b6"]),
-    (4, ["a4", "b4", "b6", "a6"]),
+    (2, ["a1", "b1", "b2", "a2", "a3", "b3", "b4", "a4", "a5", "b5", "b6", "a6"]),
+    (3, ["a3", "b3", "b6", "a6"]),
+    (4, ["a2", "b2", "b4", "a4", "a6", "b6"]),
 ])  # fmt: skip
 def test_arms_take_turns_and_each_begins_as_often(settled, asked, monkeypatch, n_jobs, turns):
     """What slows the machine meanwhile slows both, so that their tokens per second can be compared."""

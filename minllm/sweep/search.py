@@ -175,8 +175,9 @@ class Search:
 
     def run(self) -> None:
         """Run trials until there are enough, and leave the study in a state that can be continued."""
-        with self.leading():
-            self.run_until(self.n_trials)
+        with self.leading(), self.table:
+            self.table.update(self.trials())
+            run_together([self], self.n_jobs)
 
     @contextlib.contextmanager
     def leading(self) -> Iterator[None]:
@@ -195,14 +196,6 @@ class Search:
             if self.leader:
                 self.leader.leave()
             signal.signal(signal.SIGTERM, before)
-
-    def run_until(self, n_trials: int) -> list[FrozenTrial]:
-        """Run trials until the study has `n_trials`, and return them. Call it only while `leading`."""
-        self.n_trials = n_trials
-        with self.table:
-            self.table.update(self.trials())
-            self.loop()
-        return self.trials()
 
     def queue(self, combinations: Sequence[Mapping[str, Any]]) -> None:
         """Queue the combinations that the study doesn't have yet, whatever the sampler."""
@@ -226,9 +219,6 @@ class Search:
                 if recorded is not None:
                     self.reporter.tell(optuna.Trial(self.study, trial._trial_id), recorded)
         requeue_interrupted(self.study)
-
-    def loop(self) -> None:
-        run_together([self], self.n_jobs)
 
     def start_next(self) -> None:
         self.start(*ask(self.study, self.space))
@@ -348,6 +338,13 @@ def run_together(searches: Sequence[Search], n_jobs: int) -> None:
         done, _ = wait(running, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
         for search in searches:
             search.end_all(done)
+
+
+def run_all_until(searches: Sequence[Search], n_trials: int, n_jobs: int) -> None:
+    """Run trials of several searches, at most `n_jobs` at a time, until each has `n_trials`. All must be `leading`."""
+    for search in searches:
+        search.n_trials = n_trials
+    run_together(searches, n_jobs)
 
 
 def in_a_thread(act: Callable[[], T]) -> Future[T]:

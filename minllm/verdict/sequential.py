@@ -46,7 +46,7 @@ from minllm.sweep.launchers import shared_server
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper
 from minllm.sweep.processes import ForkServer
 from minllm.sweep.report.trials import is_complete, seconds_of
-from minllm.sweep.search import Search
+from minllm.sweep.search import Search, run_all_until
 from minllm.sweep.space import spelled
 from minllm.sweep.spec import SearchSpec, without_storage
 from minllm.training import machine
@@ -234,21 +234,18 @@ class VerdictSearch:
     def train_up_to(self, look: int, searches: Mapping[str, Search]) -> int:
         """Train at least `look` pairs while there is time, and return the number of finished pairs.
 
-        The arms take turns and their order alternates, so that other load on the machine slows all of them alike and
-        their tokens per second stay comparable. A turn trains as many pairs as there are processes, so it may end
-        after the look, which then uses only the first ones.
+        The arms train side by side in turns, each of as few pairs as give all processes a run, so a turn may end after
+        the look, which then uses only the first ones. Which arm begins alternates, so that other load on the machine
+        slows all of them alike and their tokens per second stay comparable.
         """
-        last = self.protocol.looks[-1]
+        n_jobs, last = self.sweeper.n_jobs, self.protocol.looks[-1]
+        pairs = n_jobs // math.gcd(n_jobs, len(searches))
         done = self.finished_pairs({name: search.trials() for name, search in searches.items()})
         while done < look and (more := self.pairs_in_time(len(searches))):
-            turn, wanted = (
-                done // self.sweeper.n_jobs,
-                done + int(min(last - done, more, self.sweeper.n_jobs)),
-            )
-            trials = {}
-            for name in list(searches)[:: 1 if turn % 2 == 0 else -1]:
-                trials[name] = searches[name].run_until(wanted * self.protocol.runs_per_pair)
-            done = self.finished_pairs(trials)
+            wanted = done + int(min(last - done, more, pairs))
+            order = list(searches.values())[:: 1 if done // pairs % 2 == 0 else -1]
+            run_all_until(order, wanted * self.protocol.runs_per_pair, n_jobs)
+            done = self.finished_pairs({name: search.trials() for name, search in searches.items()})
             if done < wanted:  # time ran out during this turn
                 break
         return done
