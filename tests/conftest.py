@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
-import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,11 +32,6 @@ CACHES = itertools.count()
 
 # a shell's background jobs ignore Ctrl-C, and so would what the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are processors: tests that end other processes wait for them."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pytest_collection_finish() -> None:
