@@ -98,7 +98,7 @@ def accumulate(
 
 
 def add_gradient(run: Run, loss_of: Callable[..., Tensor], rows: Rows, counted: Tensor) -> Tensor:
-    """Add the gradient of some rows' losses, divided by the batch's number of targets; return these losses' sum."""
+    """Add the gradient of some rows' losses, divided by the batch's number of targets; return that loss."""
     with autocast(run.device, run.precision):
         loss = loss_of(run.model, rows) / counted
     loss.backward()

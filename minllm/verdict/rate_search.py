@@ -11,7 +11,6 @@ that diverged was lucky.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,9 +95,10 @@ class RateSearch:
 
     def _beyond(self, rate: float, factor: float, runs: int) -> list[Run]:
         """Return the runs beyond an edge: two at once, because one by one would leave processors without work."""
-        count = min(BEYOND, self.most_runs - runs)
-        rates = itertools.accumulate(range(count), lambda last, _: _rounded(last * factor), initial=rate)
-        return [(_values(rate), self.seeds[0]) for rate in itertools.islice(rates, 1, None)]
+        rates = [rate]
+        for _ in range(min(BEYOND, self.most_runs - runs)):
+            rates.append(_rounded(rates[-1] * factor))
+        return [(_values(rate), self.seeds[0]) for rate in rates[1:]]
 
     def _unsettled(self, best: float, results: Results) -> str:
         rates = self._rates(results)
