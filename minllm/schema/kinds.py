@@ -34,6 +34,8 @@ SECTION_KINDS = {
     "logger": Kind("a logger", ("minllm.training.loggers.Logger",)),
     "train": Kind("the settings of training", ("minllm.training.settings.Settings",)),
     "sample": Kind("the settings of sampling", ("minllm.generation.sampler.Sampling",)),
+    "grader": Kind("a grader", ("minllm.grading.grader.Grader",)),
+    "judge": Kind("a judge", ("minllm.grading.judge.Judge",)),
     "size": Kind("the settings of a size", ("minllm.model.size.Size",)),
     "search": Kind("a search", ("minllm.sweep.space.Plan", "minllm.verdict.protocol.Protocol")),
     "sweep": Kind("the settings of a search", ("minllm.sweep.settings.SweepSettings",)),
