@@ -94,6 +94,8 @@ class Judge:
             UserError: the judge can't be reached, no reply fits, or the budget doesn't allow all questions.
         """
         self.check_ready()
+        if not questions:
+            return []
         cache = Cache(Path(self.cache), self.identity())
         keys = [cache.key(question) for question in questions]
         distinct = dict(zip(keys, questions))
@@ -182,6 +184,15 @@ class Judge:
                 f" judge.max_requests={self.max_requests} leaves; none of them was asked. To ask them, some of them"
                 f" repeatedly, type judge.max_requests={enough}, or grade fewer samples."
             )
+
+    def count_requests(self, number: int) -> None:
+        """Count requests that are about to be made. UserError if the budget doesn't allow them."""
+        if self.spent.requests + number > self.max_requests:
+            raise UserError(
+                f"judge.max_requests={self.max_requests} is used up, and answers are still missing. Those that have"
+                f" arrived are in {self.cache}: to continue, repeat the command, or raise judge.max_requests."
+            )
+        self.spent.requests += number
 
     def bill(self) -> str:
         """Return what was spent so far, as a phrase."""

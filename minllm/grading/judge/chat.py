@@ -50,7 +50,7 @@ class Completion(BaseModel):
 
 
 class BudgetSpent(openai.OpenAIError):
-    """The next request would be one too many. The package neither repeats nor wraps errors of its own kind."""
+    """Carries a `UserError` through the package, which neither repeats nor wraps errors of its own kind."""
 
 
 async def ask_all(
@@ -61,9 +61,10 @@ async def ask_all(
         logging.getLogger(name).setLevel(logging.WARNING)
 
     async def count(_: object) -> None:
-        if endpoint.spent.requests >= endpoint.max_requests:
-            raise BudgetSpent
-        endpoint.spent.requests += 1
+        try:
+            endpoint.count_requests(1)
+        except UserError as error:
+            raise BudgetSpent from error
 
     timeout = openai.Timeout(endpoint.timeout_seconds, connect=CONNECT_SECONDS)
     http = openai.DefaultAsyncHttpxClient(timeout=timeout, event_hooks={"request": [count]})
@@ -94,11 +95,7 @@ async def reply_to(endpoint: Endpoint, client: openai.AsyncOpenAI, request: Mapp
     try:
         response = await client.chat.completions.with_raw_response.create(**request)
     except BudgetSpent as error:
-        raise UserError(
-            f"judge.max_requests={endpoint.max_requests} requests have been made, and answers are still missing."
-            f" Those that have arrived are in {endpoint.cache}: to continue, repeat the command, or raise"
-            " judge.max_requests."
-        ) from error
+        raise UserError(str(error.__cause__)) from error
     except openai.APIStatusError as error:
         return await refused(endpoint, client, error)
     except openai.APIConnectionError as error:
