@@ -76,10 +76,16 @@ async def ask_all(
         http_client=http,
     ) as client:
         numbered = iter(enumerate(requests))  # shared by all workers
+        refusals: list[BudgetSpent] = []
 
         async def work() -> None:
             for number, request in numbered:
-                receive(number, await reply_to(endpoint, client, request))
+                try:
+                    reply = await reply_to(endpoint, client, request)
+                except BudgetSpent as error:
+                    refusals.append(error)  # the others may still be waiting for replies that are paid for
+                    return
+                receive(number, reply)
 
         workers = [asyncio.create_task(work()) for _ in range(min(endpoint.parallel, len(requests)))]
         try:
@@ -88,14 +94,14 @@ async def ask_all(
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+    if refusals:
+        raise UserError(str(refusals[0].__cause__)) from refusals[0]
 
 
 async def reply_to(endpoint: Endpoint, client: openai.AsyncOpenAI, request: Mapping[str, Any]) -> Reply:
     """Make a request, and return the reply or why there is none. UserError if the next one would fare no better."""
     try:
         response = await client.chat.completions.with_raw_response.create(**request)
-    except BudgetSpent as error:
-        raise UserError(str(error.__cause__)) from error
     except openai.APIStatusError as error:
         return await refused(endpoint, client, error)
     except openai.APIConnectionError as error:

@@ -139,8 +139,12 @@ class Endpoint(Judge):
 
 def check_url(url: str) -> None:
     """Raise `UserError` unless a base URL is one, and can be written to files."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that isn't a number, or a wrong IPv6 address
+        is_url = False
+    if not is_url:
         raise UserError(f"judge.base_url={url} is not a URL. Type judge.base_url=http://localhost:8000/v1")
     if "@" in parts.netloc or parts.query:
         raise UserError(
