@@ -385,6 +385,13 @@ def test_the_key_is_sent_but_never_written_or_shown(status, monkeypatch, capfd, 
     assert (error is None) == (status in (200, "html", "refusal"))
 
 
+def test_what_is_no_key_is_refused_without_showing_it(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nexport é")
+    with judge_server(good) as server, pytest.raises(UserError, match="OPENAI_API_KEY") as error:
+        judge(server).ask(questions("a"))
+    assert KEY not in str(error.value) and not server.requests
+
+
 def test_a_rejected_key_is_named_by_its_variable(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-other")
     with judge_server(good, key=KEY) as server, pytest.raises(UserError, match="MY_KEY") as error:

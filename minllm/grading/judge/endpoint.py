@@ -111,6 +111,8 @@ class Endpoint(Judge):
     ) -> None:
         if self.is_openai and self.secret == NO_KEY:
             raise UserError(f"{OPENAI} needs a key. Put it in the environment variable {self.key}.")
+        if not re.fullmatch(r"[!-~]+", self.secret):  # a header can't hold it, and the error would show it
+            raise UserError(f"The environment variable {self.key} doesn't hold a key, but other text.")
         from minllm.grading.judge.chat import ask_all
 
         run(ask_all(self, [self.request(question, attempt) for question in questions], receive))

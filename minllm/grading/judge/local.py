@@ -163,13 +163,16 @@ class Transformers(Judge):
         except UserError as error:
             raise UserError(str(error).replace("train.device", "judge.device")) from error
         with self.loading_errors(), self.memory_errors():
-            network = AutoModelForCausalLM.from_pretrained(
+            network, info = AutoModelForCausalLM.from_pretrained(
                 self.folder,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype="auto",
+                output_loading_info=True,
             )
+            if info["missing_keys"]:  # transformers fills them with random numbers
+                raise ValueError(f"its weights lack {min(info['missing_keys'])}")
             return network.to(device).eval()
 
     @property
@@ -185,9 +188,11 @@ class Transformers(Judge):
 
     @contextmanager
     def loading_errors(self) -> Iterator[None]:
+        from safetensors import SafetensorError
+
         try:
             yield
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             raise UserError(f"judge.model={self.model} can't be loaded: {first_line(error)}.") from error
 
     @contextmanager
