@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,9 @@ from omegaconf import OmegaConf
 from minllm.errors import UserError
 from minllm.grading.judge import Question
 from minllm.grading.judge.endpoint import Endpoint
+from minllm.grading.judge.local import Transformers
 from minllm.schema.building import build
+from minllm.schema.checking import check_node
 from minllm.schema.groups import CONF
 from tests.judge_server import JudgeServer, Reply, Request, cut_off, hangs, judge_server, refuses
 
@@ -233,6 +234,17 @@ def test_a_judge_that_is_of_no_use_is_not_asked_any_further():
     assert len(server.requests) <= 22
 
 
+def test_an_endpoint_that_stops_working_is_left_alone_and_the_rest_asked_later():
+    texts = questions(*(f"{number:02}" for number in range(40)))
+    with judge_server(lambda request: good(request) if request.text < "05" else cut_off()) as server:
+        with pytest.raises(UserError, match="20 times in a row.*can't be reached"):
+            judge(server, parallel=1, retries=0).ask(texts)
+        assert len(server.requests) == 25
+        server.policy = good
+        assert judge(server).ask(texts) == [{**GOOD, "grammar": 2}] * 40
+        assert len(server.requests) == 25 + 35
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -244,6 +256,7 @@ def test_a_judge_that_is_of_no_use_is_not_asked_any_further():
         ({"base_url": "http://me:pass1234@localhost/v1"}, "without user, password"),
         ({"base_url": "http://localhost/v1?api-key=pass1234"}, "without user, password"),
         ({"key": "sk-pass1234"}, "name of an environment variable"),
+        ({"key": "gsk_pass1234"}, "name of an environment variable"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_asked(options, words):
@@ -402,8 +415,16 @@ def test_a_rejected_key_is_named_by_its_variable(monkeypatch):
 # ---- configuration -------------------------------------------------------------------------------
 
 
-def test_the_configuration_builds_the_defaults_of_the_class():
-    node = OmegaConf.load(Path(CONF, "judge/openai.yaml"))
-    built = build(OmegaConf.create({"judge": node}).judge)
-    assert built == Endpoint()
-    assert replace(built, model="m", base_url="http://h/v1/").identity()["base_url"] == "http://h/v1"
+@pytest.mark.parametrize("option", ["openai", "transformers"])
+def test_the_configuration_builds_the_defaults_of_the_class(option):
+    node = OmegaConf.create({"judge": OmegaConf.load(Path(CONF, f"judge/{option}.yaml"))}).judge
+    check_node(node, "judge", {"minllm"})
+    assert build(node) == {"openai": Endpoint, "transformers": Transformers}[option]()
+    node.attempts = 0
+    with pytest.raises(UserError, match="judge.attempts must be a whole number of 1 or more"):
+        check_node(node, "judge", {"minllm"})
+
+
+def test_a_slash_at_the_end_of_the_url_changes_nothing():
+    endpoints = [Endpoint(base_url=url, model="m") for url in ("http://h/v1", "http://h/v1/")]
+    assert endpoints[0].identity() == endpoints[1].identity()

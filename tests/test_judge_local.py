@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from minllm.errors import UserError
 from minllm.grading.judge import Question
 from minllm.grading.judge.local import Transformers
-from minllm.schema.building import build
-from minllm.schema.groups import CONF
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("jsonschema")
@@ -219,8 +216,3 @@ def test_code_in_the_folder_is_not_run(folder, tmp_path):
     with pytest.raises(UserError, match="can't be loaded"):
         judge(copy).ask(questions("a"))
     assert not Path("ran").exists()
-
-
-def test_the_configuration_builds_the_defaults_of_the_class():
-    node = OmegaConf.load(Path(CONF, "judge/transformers.yaml"))
-    assert build(OmegaConf.create({"judge": node}).judge) == Transformers()

@@ -64,10 +64,11 @@ class Endpoint(Judge):
     )
 
     def __post_init__(self) -> None:
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key) is None:  # it may be a key, so it isn't shown
+        # names are upper case by custom, keys aren't; it may be a key, so it isn't shown
+        if re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key) is None:
             raise UserError(
-                "judge.key must be the name of an environment variable that holds the key, such as OPENAI_API_KEY,"
-                " and not the key itself, which would be written to files."
+                "judge.key must be the name of an environment variable in upper case, such as OPENAI_API_KEY, that"
+                " holds the key, and not the key itself, which would be written to files."
             )
         if self.base_url is not None:
             check_url(self.base_url)
