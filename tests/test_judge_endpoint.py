@@ -85,7 +85,9 @@ def test_answers_come_in_the_order_of_questions_and_are_requested_side_by_side(c
     assert (body["temperature"], body["seed"], body["max_tokens"]) == (0, 0, 1000)
     printed = capsys.readouterr().out
     assert "9 questions, 0 answers" in printed and "estimated" in printed
-    made = re.search(r"Judge: 9 requests, ([\d,]+) tokens in and (\d+) out .*, cost (\d\.\d+)", printed)
+    made = re.search(
+        r"Judge: 9 requests so far, ([\d,]+) tokens in and (\d+) out .*, cost (\d\.\d+)", printed
+    )
     tokens_in, tokens_out, cost = (float(number.replace(",", "")) for number in made.groups())
     assert cost == pytest.approx((2 * tokens_in + 8 * tokens_out) / 1e6, abs=1e-4) and cost > 0
 

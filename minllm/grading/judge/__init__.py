@@ -198,7 +198,7 @@ class Judge:
         """Return what was spent so far, as a phrase."""
         spent = self.spent
         return (
-            f"{spent.requests:,} requests, {spent.tokens_in:,} tokens in and {spent.tokens_out:,} out as counted"
+            f"{spent.requests:,} requests so far, {spent.tokens_in:,} tokens in and {spent.tokens_out:,} out as counted"
             f" by the judge{self.cost(spent.tokens_in, spent.tokens_out)}"
         )
 
