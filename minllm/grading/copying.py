@@ -159,7 +159,8 @@ def chunks_of(source: Source, tokenizer: Tokenizer) -> list[Chunk]:
     documents = store.split("train")
     tokens, starts = documents.tokens, documents.starts
     documents.check(0, len(tokens))
-    size = int(np.bincount(tokens, minlength=len(tokenizer.table)) @ tokenizer.byte_lengths)
+    blocks = (tokens[at : at + DECODED] for at in range(0, len(tokens), DECODED))
+    size = sum(int(tokenizer.byte_lengths[block].sum()) for block in blocks)
     if size > LARGEST:
         raise UserError(
             f"It has {size / 1e6:,.0f} MB of text; at most {LARGEST / 1e6:,.0f} MB can be searched."
