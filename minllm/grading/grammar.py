@@ -41,7 +41,7 @@ class Grammar(Grader):
     unbroken: the characters that the model wrote up to where no story goes on so; all of them if there is no such place
     unfinished: 1 for the beginning of a story
     recall_<kind>: of the places where only what the text had said before decided what comes next, the share where the
-        text had it right; nothing after the first break counts
+        text had it right. A text is read on after a wrong recall, until something else is wrong (`recall.py`)
     surprisal: of the right part that the model wrote, in bits per character
     """
 
@@ -120,8 +120,7 @@ class Graded:
         reading = self.account.reading
         if reading.status != "broken":
             return None
-        wrong = [recall.role for recall in self.account.recalls if not recall.is_right]
-        return Break(reading.offset, reading.expected, wrong[0] if wrong else reading.recalled)
+        return Break(reading.offset, reading.expected, reading.recalled)
 
 
 def values_of(graded: Sequence[Graded]) -> dict[Measure, Values]:
@@ -181,7 +180,7 @@ def tokens_at(text: str, tokens: Sequence[int], tokenizer: Tokenizer) -> np.ndar
 
 
 def by_distance(recalls: Iterable[tuple[Recall, int]]) -> dict[str, list[dict[str, int | None]]]:
-    """Return for each kind of memory, and for any, how many recalls each bin of distances has, and how many are right."""
+    """Return for each kind of memory, and for any, how many recalls are at each distance, and how many are right."""
     right, of = Counter(), Counter()
     for recall, distance in recalls:
         place = next(n for n, (_, most) in enumerate(DISTANCES) if most is None or distance <= most)

@@ -3,22 +3,21 @@
 A recall counts where the grammar, given all of the text before it, allows one continuation only, which is a mention of
 something that was mentioned before. Where it allows several, a text that says another of them is right, so that its
 memory isn't tested there.
+
+After a wrong recall the text is read on as if it had been right, since a forgotten name says nothing about the memory
+of the place. What was forgotten itself isn't asked for again: the text then says both.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import fsum, log2
 
-from minllm.data.tales import Reading, read
-from minllm.data.tales.derive import Fork
-from minllm.data.tales.language import Role, odds
-from minllm.data.tales.plots import tell_a_tale
-from minllm.data.tales.thing import PRONOUNS, Kind, Thing
-from minllm.data.tales_pairs.beginnings import Opening
+from minllm.data.tales import Reading
+from minllm.data.tales.thing import PRONOUNS, Thing
+from minllm.grading.witness import Mention, Rest, Ways, Witness, witnesses_of
 
 ROLES = {
     # who it is, and of an animal, what it can do
@@ -67,7 +66,7 @@ class Account:
     """A text as the grammar reads it.
 
     reading: whether it is a story, the beginning of one, or where it breaks
-    recalls: all of the right part, and the one at which it breaks, in their order
+    recalls: all that its memory was tested by, in their order, until something else than a recall is wrong
     bits: the surprisal of the right part: the grammar begins a story so with probability 2 ** -bits
     expected_bits: what the surprisal of a text of the grammar's own is expected to be where its draws have as many
         options as in this text. For texts of the grammar, cut anywhere, `bits - expected_bits` has a mean of exactly 0
@@ -81,11 +80,25 @@ class Account:
 
 def account_of(text: str) -> Account:
     """Read a text."""
-    reading = read(text)
-    ways = Ways(text[: reading.offset])
+    ways = Ways(text)
     witnesses = witnesses_of(ways)
-    bits, expected_bits = surprisal(witnesses)
-    return Account(reading, tuple(recalls(text, reading, witnesses[0], ways)), bits, expected_bits)
+    reading = reading_of(ways, witnesses)
+    if reading.status == "broken":
+        bits, expected_bits = surprisal(witnesses_of(Ways(text[: reading.offset])))
+    else:
+        bits, expected_bits = surprisal(witnesses)
+    recalls = tuple(until_forgotten(Followed(ways, witnesses).corrected()))
+    wrong = [recall.role for recall in recalls if not recall.is_right]
+    if wrong:
+        reading = replace(reading, recalled=wrong[0])
+    return Account(reading, recalls, bits, expected_bits)
+
+
+def reading_of(ways: Ways, witnesses: Sequence[Witness]) -> Reading:
+    statuses = {witness.status for witness in witnesses}
+    if statuses == {"broken"}:
+        return Reading("broken", ways.reach(), ways.expected())
+    return Reading("complete" if "complete" in statuses else "prefix", len(ways.text))
 
 
 def surprisal(witnesses: Sequence[Witness]) -> tuple[float, float]:
@@ -94,6 +107,7 @@ def surprisal(witnesses: Sequence[Witness]) -> tuple[float, float]:
     The entropy of the draws up to a point of the text is that of the text up to there, plus that of the draws given
     the text, where it doesn't show them yet.
     """
+    witnesses = [witness for witness in witnesses if witness.status != "broken"]
     probability = fsum(2**-witness.bits for witness in witnesses)
     shares = [2**-witness.bits / probability for witness in witnesses]
     entropy = fsum(share * witness.entropy for share, witness in zip(shares, witnesses))
@@ -101,159 +115,96 @@ def surprisal(witnesses: Sequence[Witness]) -> tuple[float, float]:
     return -log2(probability), entropy - hidden
 
 
-def recalls(text: str, reading: Reading, witness: Witness, ways: Ways) -> Iterator[Recall]:
-    """Yield the recalls of a text; one that the text ends within is left out, unless it breaks there."""
-    possible = ways.by_offset()
-    for mention in witness.mentions:
-        is_said = mention.end <= reading.offset
-        if possible[mention.offset] == {(mention.surface, mention.role)} and (
-            is_said or reading.status == "broken"
-        ):
-            is_longer = (
-                reading.status == "broken" and text[mention.end : reading.offset + 1].isalpha()
-            )  # Samir, not Sam
-            yield Recall(
-                mention.kind, mention.role, mention.offset, witness.told(mention), is_said and not is_longer
-            )
+def until_forgotten(recalls: Iterable[Recall]) -> Iterator[Recall]:
+    """Yield the recalls of each role up to the first that is wrong."""
+    forgotten = set()
+    for recall in recalls:
+        if recall.role not in forgotten:
+            yield recall
+        if not recall.is_right:
+            forgotten.add(recall.role)
 
 
 @dataclass(frozen=True)
-class Mention:
-    """A mention of a role's thing.
+class Followed:
+    """A text that was followed in every way, after some corrections.
 
-    surface: what is said, or would have to be
-    offset: where it begins, in characters
+    slips: where a mention was corrected, and by how many characters what the text has there is longer
     """
 
-    role: str
-    thing: Thing
-    surface: str
-    offset: int
+    ways: Ways
+    witnesses: Sequence[Witness]
+    slips: Mapping[int, int] = field(default_factory=dict)
 
-    @property
-    def end(self) -> int:
-        return self.offset + len(self.surface)
+    def corrected(self) -> list[Recall]:
+        """Correct wrong mentions as long as there are any, and return all recalls."""
+        followed = self
+        while (further := followed.next()) is not None:
+            followed = further
+        return list(followed.recalls())
 
-    @property
-    def kind(self) -> str:
-        kind = KIND_OF[self.role]
-        return "pronouns" if kind == "names" and is_pronoun(self.thing, self.surface) else kind
+    def next(self) -> Followed | None:
+        """Correct the mention at which the text breaks; None if it doesn't break at one that it had to recall."""
+        rests = self.ways.rests()
+        witnesses = [witness for witness in self.best if self.ends_wrong(witness, rests)]
+        if not witnesses or (slip := witnesses[0].slip(mention := witnesses[0].mentions[-1])) is None:
+            return None
+        text = self.ways.text
+        text = text[: mention.offset] + mention.surface + text[mention.offset + len(slip) :]
+        ways = self.ways.corrected(text, mention.offset)
+        paths = {tuple(witness.ranks) for witness in witnesses}
+        slips = {**self.slips, mention.offset: len(slip) - len(mention.surface)}
+        return Followed(ways, witnesses_of(ways, paths), slips)
 
+    def recalls(self) -> Iterator[Recall]:
+        """Yield the recalls, at their offsets in the text before its corrections."""
+        witness, rests = self.best[0], self.ways.rests()
+        for mention in witness.mentions:
+            if rests[mention.offset] != {(mention.surface, mention.role)}:
+                continue
+            is_said = mention.end <= self.reach
+            if not is_said and witness.status != "broken":
+                continue  # the text ends within it
+            yield Recall(
+                kind_of(mention),
+                mention.role,
+                self.before(mention.offset),
+                self.before(witness.told(mention)),
+                is_said and mention.offset not in self.slips and not self.is_longer(mention),
+            )
 
-class Ways:
-    """How a story could go on, at every place of a text, given the text before it.
+    @functools.cached_property
+    def reach(self) -> int:
+        """The characters that are right."""
+        return self.ways.reach()
 
-    pieces: what may stand at an offset of the text, and with which role if that is recalled; for each, how many of its
-        first characters do stand there
-    """
+    @functools.cached_property
+    def best(self) -> list[Witness]:
+        """The tellings that go on to the end of the text or, if none does, to where it breaks."""
+        if going_on := [witness for witness in self.witnesses if witness.status != "broken"]:
+            return going_on
+        ends = {offset for (offset, _, _), right in self.ways.pieces.items() if offset + right == self.reach}
+        return [witness for witness in self.witnesses if witness.at in ends]
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.pieces: dict[tuple[int, str, str | None], int] = {}
+    def ends_wrong(self, witness: Witness, rests: Mapping[int, set[Rest]]) -> bool:
+        """Whether a telling ends where the text has something else than what it had to recall."""
+        if witness.status != "broken" or not witness.mentions:
+            return False
+        mention = witness.mentions[-1]
+        return witness.at == mention.offset and rests[mention.offset] == {(mention.surface, mention.role)}
 
-    def fit(self, offset: int, piece: str, role: str | None) -> bool:
-        """Whether the text has a piece at an offset, or ends within it."""
-        key = (offset, piece, role)
-        if key not in self.pieces:
-            self.pieces[key] = shared(piece, self.text, offset)
-        right = self.pieces[key]
-        return right == len(piece) or offset + right == len(self.text)
+    def is_longer(self, mention: Mention) -> bool:
+        """Whether the text has a longer word than it had to recall, such as Samir instead of Sam."""
+        return mention.end == self.reach and self.ways.text[mention.end : mention.end + 1].isalpha()
 
-    def by_offset(self) -> dict[int, set[tuple[str, str | None]]]:
-        """Return all that could come next at each offset."""
-        ways = defaultdict(set)
-        for (offset, piece, role), right in self.pieces.items():
-            for skipped in range(min(right + 1, len(piece))):
-                ways[offset + skipped].add((piece[skipped:], role))
-        return ways
-
-
-class Witness(Opening):
-    """A reader that also keeps what it had to recall, and the entropy of its draws."""
-
-    def __init__(self, ways: Ways, turns: Sequence[int]) -> None:
-        super().__init__(ways.text, turns)
-        self.ways = ways
-        self.entropy = 0.0
-        self.mentions: list[Mention] = []
-        self.told_of: dict[Thing, list[tuple[str, int]]] = defaultdict(list)  # surfaces, and where they end
-
-    def choose(self, options: Sequence, surface: Callable[..., str]):
-        if self.at == len(self.text):
-            self.ways.pieces[self.at, "?", None] = 0  # there is more than one way
-        option = super().choose(options, surface)
-        self.entropy += entropy(len(options))
-        return option
-
-    def draw(self, kind: Kind, surface: Callable[[Thing], str]) -> Thing:
-        thing = super().draw(kind, surface)
-        self.told_of[thing].append((surface(thing), self.at))
-        return thing
-
-    def say(self, piece: str, recalled: str | None = None) -> None:
-        if recalled is None:
-            super().say(piece)
-            return
-        thing = self.world[recalled]
-        self.mentions.append(Mention(recalled, thing, piece, self.at))
-        super().say(piece, recalled)
-        self.told_of[thing].append((piece, self.at))
-
-    def agrees(self, piece: str, recalled: str | None = None) -> bool:
-        return self.ways.fit(self.at, piece, recalled)
-
-    def told(self, recall: Mention) -> int:
-        """Return where the last mention before a recall ended from which it follows."""
-        kind = Role(recall.role, "", False).kind(self)
-        ends = [
-            end
-            for surface, end in self.told_of[recall.thing]
-            if end <= recall.offset and tells(kind, surface.casefold(), recall.surface.casefold())
-        ]
-        return ends[-1]
+    def before(self, offset: int) -> int:
+        """Return where an offset was before the corrections."""
+        return offset + sum(longer for at, longer in self.slips.items() if at < offset)
 
 
-def witnesses_of(ways: Ways) -> list[Witness]:
-    """Return all ways to tell a text with which a story may begin, and add to `ways` what else it could have said."""
-    witnesses: list[Witness] = []
-    paths: list[tuple[int, ...]] = [()]
-    while paths:
-        witness = Witness(ways, path := paths.pop())
-        try:
-            witness.follow(tell_a_tale)
-        except Fork as fork:
-            paths.extend((*path, rank) for rank in reversed(fork.ways))
-        else:
-            if witness.status != "broken":
-                witnesses.append(witness)
-    return witnesses
-
-
-def shared(piece: str, text: str, offset: int) -> int:
-    """Return how many characters of a piece stand in a text at an offset."""
-    if text.startswith(piece, offset):
-        return len(piece)
-    return next(
-        (
-            n
-            for n, (ours, theirs) in enumerate(zip(piece, text[offset : offset + len(piece)]))
-            if ours != theirs
-        ),
-        min(len(piece), len(text) - offset),
-    )
-
-
-@functools.cache
-def entropy(n: int) -> float:
-    """Return the entropy of a draw among n options, in bits."""
-    return fsum(bits * 2**-bits for bits in odds(n)[1])
-
-
-@functools.lru_cache(1 << 16)
-def tells(kind: Kind, mention: str, surface: str) -> bool:
-    """Whether a mention tells how another one must be: all things of the kind that it fits have that surface."""
-    surfaces = [{form.casefold() for form in thing.forms.values()} for thing in kind]
-    return all(surface in forms for forms in surfaces if mention in forms)
+def kind_of(mention: Mention) -> str:
+    kind = KIND_OF[mention.role]
+    return "pronouns" if kind == "names" and is_pronoun(mention.thing, mention.surface) else kind
 
 
 @functools.cache
