@@ -23,7 +23,7 @@ from minllm.data.text import TextFiles
 from minllm.errors import UserError
 from minllm.grading.grades import Grades, Values
 from minllm.grading.grammar import DISTANCES, RECALL, Grammar
-from minllm.grading.recall import KIND_OF, KINDS, ROLES, Recall, account_of
+from minllm.grading.recall import KIND_OF, KINDS, ROLES, Recall, analyse
 from minllm.grading.samples import Sample, Written
 
 NAMES = {measure.name: measure for measure in Grammar.measures}
@@ -97,12 +97,12 @@ def test_stories_cut_anywhere_have_the_expected_surprisal():
     excess = []
     for seed in range(100):
         text = story(seed).text
-        account = account_of(text[: draw.randrange(1, len(text))])
-        assert account.reading.status == "prefix"
-        excess.append(account.bits - account.expected_bits)
+        analysis = analyse(text[: draw.randrange(1, len(text))])
+        assert analysis.reading.status == "prefix"
+        excess.append(analysis.bits - analysis.expected_bits)
     assert abs(statistics.mean(excess)) < 3 * statistics.stdev(excess) / math.sqrt(len(excess)) < 2
     short = story(5).text[:60]
-    assert account_of(short).bits == pytest.approx(-math.log2(probability_of_beginning(tell_a_tale, short)))
+    assert analyse(short).bits == pytest.approx(-math.log2(probability_of_beginning(tell_a_tale, short)))
 
 
 def test_an_unfinished_story_is_neither_whole_nor_broken(grade, told):
@@ -116,7 +116,7 @@ def test_only_what_the_model_wrote_is_measured(grade, told):
     whole, continued = grade(text), grade(Sample(text[:400], text[400:], 0))
     assert mean(continued, "unbroken") == len(text) - 400
     for kind in RECALL:
-        recalls = [recall for recall in account_of(text).recalls if recall.kind == kind]
+        recalls = [recall for recall in analyse(text).recalls if recall.kind == kind]
         assert of(whole, f"recall_{kind}").counts[0] == len(recalls)
         late = [recall for recall in recalls if recall.offset >= 400]
         assert of(continued, f"recall_{kind}").counts[0] == len(late)
@@ -162,7 +162,7 @@ def test_a_recall_counts_where_the_grammar_allows_nothing_else():
     for seed in range(4):
         mentions = Mentions(seed)
         text = "".join(mentions.pieces)
-        recalled = {recall.offset for recall in account_of(text).recalls}
+        recalled = {recall.offset for recall in analyse(text).recalls}
         assert recalled <= {start for start, _ in mentions.spans}
         for start, end in mentions.spans:
             before, after = (
@@ -177,7 +177,7 @@ def test_a_recall_counts_where_the_grammar_allows_nothing_else():
 def tale(seed: int) -> tuple[str, tuple[Recall, ...]]:
     """Return a story and what it recalls."""
     text = story(seed).text
-    return text, account_of(text).recalls
+    return text, analyse(text).recalls
 
 
 def slipped(text: str, recall: Recall) -> tuple[str, str, str]:
@@ -227,23 +227,23 @@ def test_a_wrong_recall_is_found_and_the_text_is_read_on(grade, tokenizer, role)
             continue
         asked = named[-1]
         wrong, had, has = slipped(text, asked)
-        account = account_of(wrong)
+        analysis = analyse(wrong)
         reading = read(wrong)
-        assert account.reading.status == reading.status == "broken"
-        assert account.reading.offset == reading.offset == asked.offset
-        assert account.reading.recalled == role == reading.recalled and account.reading.expected == (had,)
-        (miss,) = [recall for recall in account.recalls if not recall.is_right]
+        assert analysis.reading.status == reading.status == "broken"
+        assert analysis.reading.offset == reading.offset == asked.offset
+        assert analysis.reading.recalled == role == reading.recalled and analysis.reading.expected == (had,)
+        (miss,) = [recall for recall in analysis.recalls if not recall.is_right]
         assert (miss.kind, miss.role) == (KIND_OF[role], role)
-        assert (miss.offset, miss.told) == (asked.offset, asked.told)
+        assert (miss.offset, miss.previous) == (asked.offset, asked.previous)
         # the same recalls as before the change, apart from those of what was forgotten
         moved = len(has) - len(had)
         later = [(r.kind, r.offset + moved) for r in right if r.offset > asked.offset and r.role != role]
-        assert [(r.kind, r.offset) for r in account.recalls if r.offset > asked.offset] == later
+        assert [(r.kind, r.offset) for r in analysis.recalls if r.offset > asked.offset] == later
         grades = grade(wrong)
         assert grades.breaks[0].offset == asked.offset and grades.breaks[0].recalled == role
         values = of(grades, f"recall_{KIND_OF[role]}")
         assert values.counts[0] - values.amounts[0] == 1
-        assert_distances(grades, account.recalls, wrong, tokenizer)
+        assert_distances(grades, analysis.recalls, wrong, tokenizer)
         return
     raise AssertionError(f"no story recalls its {role}")
 
@@ -264,7 +264,7 @@ def assert_distances(grades: Grades, recalls: Sequence[Recall], text: str, token
         raise AssertionError
 
     for recall in recalls:
-        distance = token_of(recall.offset) - token_of(recall.told - 1)
+        distance = token_of(recall.offset) - token_of(recall.previous - 1)
         for kind in (recall.kind, "any"):
             for cell, (least, most) in zip(expected[kind], DISTANCES):
                 if least <= distance <= (most or distance):
@@ -282,21 +282,38 @@ def test_what_was_forgotten_once_is_not_asked_for_again():
         name = next(s for s in surfaces(recalls[0]) if text.startswith(s, recalls[0].offset))
         other = "Kurt" if name != "Kurt" else "Farid"
         first = recalls[0].offset
-        account = account_of(text[:first] + text[first:].replace(name, other))
-        assert [r.is_right for r in account.recalls if r.role == "hero" and r.offset >= first] == [False]
-        assert [r for r in account.recalls if r.offset > first]
+        analysis = analyse(text[:first] + text[first:].replace(name, other))
+        assert [r.is_right for r in analysis.recalls if r.role == "hero" and r.offset >= first] == [False]
+        assert [r for r in analysis.recalls if r.offset > first]
         return
     raise AssertionError("no story names its hero so often")
+
+
+def test_damaged_texts_break_where_the_reader_says():
+    draw = Random(1)
+    for seed in range(60):
+        text = story(seed).text
+        for _ in range(draw.randint(1, 3)):
+            at = draw.randrange(len(text))
+            other = story(draw.randrange(1000)).text
+            start = draw.randrange(len(other))
+            text = text[:at] + other[start : start + draw.randint(0, 9)] + text[at + draw.randint(0, 9) :]
+        reading, analysis = read(text), analyse(text)
+        assert (analysis.reading.status, analysis.reading.offset) == (reading.status, reading.offset)
+        assert {*reading.expected} <= {*analysis.reading.expected}
+        assert analysis.reading.recalled in (None, reading.recalled)
+    for text in ("", "x", "One", "Samib, a kind child"):
+        assert analyse(text).reading.offset == read(text).offset
 
 
 def test_a_longer_name_is_wrong():
     for seed in range(2000):
         text = story(seed).text
-        for recall in account_of(text).recalls if "Sam " in text else ():
+        for recall in analyse(text).recalls if "Sam " in text else ():
             if recall.kind == "names" and text.startswith("Sam ", recall.offset):
-                account = account_of(text[: recall.offset] + "Samir" + text[recall.offset + 3 :])
-                (last,) = [one for one in account.recalls if one.offset == recall.offset]
-                assert not last.is_right and account.reading.recalled == recall.role
+                analysis = analyse(text[: recall.offset] + "Samir" + text[recall.offset + 3 :])
+                (last,) = [one for one in analysis.recalls if one.offset == recall.offset]
+                assert not last.is_right and analysis.reading.recalled == recall.role
                 return
     raise AssertionError("no story is about Sam")
 
@@ -307,8 +324,8 @@ def test_a_pronoun_tells_no_name():
     for seed in range(30):
         text, recalls = tale(seed)
         for recall in recalls:
-            assert recall.told <= recall.offset
-            before = text[: recall.told].split()[-1].strip('",.').lower()
+            assert recall.previous <= recall.offset
+            before = text[: recall.previous].split()[-1].strip('",.').lower()
             pronouns += recall.kind == "pronouns" and before in ("he", "she", "they")
             assert recall.kind == "pronouns" or before not in ("he", "she", "they", "him", "her", "his")
     assert pronouns

@@ -18,7 +18,7 @@ from minllm.errors import UserError
 from minllm.grading.copying import COPYING_MEASURES, copies
 from minllm.grading.grader import Grader
 from minllm.grading.grades import Break, Grades, Measure, Values
-from minllm.grading.recall import KINDS, Account, Recall, account_of
+from minllm.grading.recall import KINDS, Analysis, Recall, analyse
 from minllm.grading.samples import Sample, Written
 from minllm.tokenizer import Tokenizer
 
@@ -78,17 +78,17 @@ class Grammar(Grader):
 class Graded:
     """A sample as the grammar reads it.
 
-    account: of its text with its beginning
+    analysis: of its text with its beginning
     beginning: of its beginning alone
     """
 
     sample: Sample
-    account: Account
-    beginning: Account
+    analysis: Analysis
+    beginning: Analysis
 
     @classmethod
     def of(cls, sample: Sample) -> Graded:
-        return cls(sample, account_of(sample.whole), account_of(sample.beginning))
+        return cls(sample, analyse(sample.whole), analyse(sample.beginning))
 
     @property
     def is_graded(self) -> bool:
@@ -98,26 +98,26 @@ class Graded:
     @property
     def right(self) -> int:
         """The characters that the model wrote up to the first break."""
-        return self.account.reading.offset - len(self.sample.beginning)
+        return self.analysis.reading.offset - len(self.sample.beginning)
 
     @property
     def bits(self) -> float:
         """The surprisal of these characters, given the beginning."""
-        return self.account.bits - self.beginning.bits
+        return self.analysis.bits - self.beginning.bits
 
     @property
     def expected_bits(self) -> float:
         """What their surprisal is expected to be if the grammar tells them."""
-        return self.account.expected_bits - self.beginning.expected_bits
+        return self.analysis.expected_bits - self.beginning.expected_bits
 
     @property
     def recalls(self) -> list[Recall]:
         """Those that the model wrote."""
-        return [recall for recall in self.account.recalls if recall.offset >= len(self.sample.beginning)]
+        return [recall for recall in self.analysis.recalls if recall.offset >= len(self.sample.beginning)]
 
     @property
     def broken(self) -> Break | None:
-        reading = self.account.reading
+        reading = self.analysis.reading
         if reading.status != "broken":
             return None
         return Break(reading.offset, reading.expected, reading.recalled)
@@ -139,9 +139,9 @@ def values_of(graded: Sequence[Graded]) -> dict[Measure, Values]:
         )
 
     return {
-        STORIES: values(lambda text: text.account.reading.status == "complete"),
+        STORIES: values(lambda text: text.analysis.reading.status == "complete"),
         UNBROKEN: values(lambda text: text.right),
-        UNFINISHED: values(lambda text: text.account.reading.status == "prefix"),
+        UNFINISHED: values(lambda text: text.analysis.reading.status == "prefix"),
         **{measure: recall(kind) for kind, measure in RECALL.items()},
         SURPRISAL: values(lambda text: text.bits, lambda text: text.right),
     }
@@ -168,7 +168,7 @@ def recalls_with_distances(graded: Sequence[Graded], tokenizer: Tokenizer) -> li
     recalls = []
     for text, tokens in zip(graded, encoded):
         at = tokens_at(text.sample.whole, tokens, tokenizer)
-        recalls += [(recall, int(at[recall.offset] - at[recall.told - 1])) for recall in text.recalls]
+        recalls += [(recall, int(at[recall.offset] - at[recall.previous - 1])) for recall in text.recalls]
     return recalls
 
 

@@ -17,7 +17,7 @@ from math import fsum, log2
 
 from minllm.data.tales import Reading
 from minllm.data.tales.thing import PRONOUNS, Thing
-from minllm.grading.witness import Mention, Rest, Ways, Witness, witnesses_of
+from minllm.grading.parsing import Continuations, Mention, Parse, Rest, parses_of
 
 ROLES = {
     # who it is, and of an animal, what it can do
@@ -50,19 +50,19 @@ class Recall:
     kind: of memory, one of `KINDS`
     role: what had to be recalled, such as `hero`
     offset: in characters, where the mention begins
-    told: where the last mention ended from which it follows; a pronoun doesn't tell a name
+    previous: where the last mention ended from which it follows; a pronoun doesn't tell a name
     is_right: whether the text recalls it
     """
 
     kind: str
     role: str
     offset: int
-    told: int
+    previous: int
     is_right: bool
 
 
 @dataclass(frozen=True)
-class Account:
+class Analysis:
     """A text as the grammar reads it.
 
     reading: whether it is a story, the beginning of one, or where it breaks
@@ -78,41 +78,49 @@ class Account:
     expected_bits: float
 
 
-def account_of(text: str) -> Account:
+def analyse(text: str) -> Analysis:
     """Read a text."""
-    ways = Ways(text)
-    witnesses = witnesses_of(ways)
-    reading = reading_of(ways, witnesses)
+    ways = Continuations(text)
+    parses = parses_of(ways)
+    reading = reading_of(ways, parses)
     if reading.status == "broken":
-        bits, expected_bits = surprisal(witnesses_of(Ways(text[: reading.offset])))
+        bits, expected_bits = surprisal(parses_of(Continuations(text[: reading.offset])))
     else:
-        bits, expected_bits = surprisal(witnesses)
-    recalls = tuple(until_forgotten(Followed(ways, witnesses).corrected()))
+        bits, expected_bits = surprisal(parses)
+    recalls = tuple(until_forgotten(corrected(ways, parses).recalls()))
     wrong = [recall.role for recall in recalls if not recall.is_right]
     if wrong:
         reading = replace(reading, recalled=wrong[0])
-    return Account(reading, recalls, bits, expected_bits)
+    return Analysis(reading, recalls, bits, expected_bits)
 
 
-def reading_of(ways: Ways, witnesses: Sequence[Witness]) -> Reading:
-    statuses = {witness.status for witness in witnesses}
+def reading_of(ways: Continuations, parses: Sequence[Parse]) -> Reading:
+    statuses = {parse.status for parse in parses}
     if statuses == {"broken"}:
         return Reading("broken", ways.reach(), ways.expected())
     return Reading("complete" if "complete" in statuses else "prefix", len(ways.text))
 
 
-def surprisal(witnesses: Sequence[Witness]) -> tuple[float, float]:
+def surprisal(parses: Sequence[Parse]) -> tuple[float, float]:
     """Return the surprisal of a text, given all ways to tell it, and what it is expected to be.
 
     The entropy of the draws up to a point of the text is that of the text up to there, plus that of the draws given
     the text, where it doesn't show them yet.
     """
-    witnesses = [witness for witness in witnesses if witness.status != "broken"]
-    probability = fsum(2**-witness.bits for witness in witnesses)
-    shares = [2**-witness.bits / probability for witness in witnesses]
-    entropy = fsum(share * witness.entropy for share, witness in zip(shares, witnesses))
+    parses = [parse for parse in parses if parse.status != "broken"]
+    probability = fsum(2**-parse.bits for parse in parses)
+    shares = [2**-parse.bits / probability for parse in parses]
+    entropy = fsum(share * parse.entropy for share, parse in zip(shares, parses))
     hidden = fsum(-share * log2(share) for share in shares)
     return -log2(probability), entropy - hidden
+
+
+def corrected(ways: Continuations, parses: Sequence[Parse]) -> Corrected:
+    """Correct the wrong recalls of a text, one after the other, until it breaks in another way or ends."""
+    text = Corrected(ways, parses)
+    while (further := text.next()) is not None:
+        text = further
+    return text
 
 
 def until_forgotten(recalls: Iterable[Recall]) -> Iterator[Recall]:
@@ -126,51 +134,44 @@ def until_forgotten(recalls: Iterable[Recall]) -> Iterator[Recall]:
 
 
 @dataclass(frozen=True)
-class Followed:
-    """A text that was followed in every way, after some corrections.
+class Corrected:
+    """A text after some corrections, parsed in every way.
 
-    slips: where a mention was corrected, and by how many characters what the text has there is longer
+    removed: for the offset of each corrected mention, by how many characters it was longer than what it had to be
     """
 
-    ways: Ways
-    witnesses: Sequence[Witness]
-    slips: Mapping[int, int] = field(default_factory=dict)
+    ways: Continuations
+    parses: Sequence[Parse]
+    removed: Mapping[int, int] = field(default_factory=dict)
 
-    def corrected(self) -> list[Recall]:
-        """Correct wrong mentions as long as there are any, and return all recalls."""
-        followed = self
-        while (further := followed.next()) is not None:
-            followed = further
-        return list(followed.recalls())
-
-    def next(self) -> Followed | None:
+    def next(self) -> Corrected | None:
         """Correct the mention at which the text breaks; None if it doesn't break at one that it had to recall."""
         rests = self.ways.rests()
-        witnesses = [witness for witness in self.best if self.ends_wrong(witness, rests)]
-        if not witnesses or (slip := witnesses[0].slip(mention := witnesses[0].mentions[-1])) is None:
+        parses = [parse for parse in self.best if self.ends_wrong(parse, rests)]
+        if not parses or (substitute := parses[0].substitute(mention := parses[0].mentions[-1])) is None:
             return None
         text = self.ways.text
-        text = text[: mention.offset] + mention.surface + text[mention.offset + len(slip) :]
+        text = text[: mention.offset] + mention.surface + text[mention.offset + len(substitute) :]
         ways = self.ways.corrected(text, mention.offset)
-        paths = {tuple(witness.ranks) for witness in witnesses}
-        slips = {**self.slips, mention.offset: len(slip) - len(mention.surface)}
-        return Followed(ways, witnesses_of(ways, paths), slips)
+        paths = {tuple(parse.ranks) for parse in parses}
+        removed = {**self.removed, mention.offset: len(substitute) - len(mention.surface)}
+        return Corrected(ways, parses_of(ways, paths), removed)
 
     def recalls(self) -> Iterator[Recall]:
         """Yield the recalls, at their offsets in the text before its corrections."""
-        witness, rests = self.best[0], self.ways.rests()
-        for mention in witness.mentions:
+        parse, rests = self.best[0], self.ways.rests()
+        for mention in parse.mentions:
             if rests[mention.offset] != {(mention.surface, mention.role)}:
                 continue
             is_said = mention.end <= self.reach
-            if not is_said and witness.status != "broken":
+            if not is_said and parse.status != "broken":
                 continue  # the text ends within it
             yield Recall(
                 kind_of(mention),
                 mention.role,
                 self.before(mention.offset),
-                self.before(witness.told(mention)),
-                is_said and mention.offset not in self.slips and not self.is_longer(mention),
+                self.before(parse.previous(mention)),
+                is_said and mention.offset not in self.removed and not self.is_longer(parse, mention),
             )
 
     @functools.cached_property
@@ -179,27 +180,29 @@ class Followed:
         return self.ways.reach()
 
     @functools.cached_property
-    def best(self) -> list[Witness]:
-        """The tellings that go on to the end of the text or, if none does, to where it breaks."""
-        if going_on := [witness for witness in self.witnesses if witness.status != "broken"]:
+    def best(self) -> list[Parse]:
+        """The parses that go on to the end of the text or, if none does, as far as any."""
+        if going_on := [parse for parse in self.parses if parse.status != "broken"]:
             return going_on
         ends = {offset for (offset, _, _), right in self.ways.pieces.items() if offset + right == self.reach}
-        return [witness for witness in self.witnesses if witness.at in ends]
+        # none if a phrase that is right up to there was ruled out by a shorter one that is right as a whole
+        reaching = [parse for parse in self.parses if parse.at in ends]
+        return reaching or [max(self.parses, key=lambda parse: parse.at)]
 
-    def ends_wrong(self, witness: Witness, rests: Mapping[int, set[Rest]]) -> bool:
-        """Whether a telling ends where the text has something else than what it had to recall."""
-        if witness.status != "broken" or not witness.mentions:
+    def ends_wrong(self, parse: Parse, rests: Mapping[int, set[Rest]]) -> bool:
+        """Whether a parse ends where the text has something else than what it had to recall."""
+        if parse.status != "broken" or not parse.mentions:
             return False
-        mention = witness.mentions[-1]
-        return witness.at == mention.offset and rests[mention.offset] == {(mention.surface, mention.role)}
+        mention = parse.mentions[-1]
+        return parse.at == mention.offset and rests[mention.offset] == {(mention.surface, mention.role)}
 
-    def is_longer(self, mention: Mention) -> bool:
-        """Whether the text has a longer word than it had to recall, such as Samir instead of Sam."""
-        return mention.end == self.reach and self.ways.text[mention.end : mention.end + 1].isalpha()
+    def is_longer(self, parse: Parse, mention: Mention) -> bool:
+        """Whether the text has a longer name than it had to recall, such as Samir instead of Sam."""
+        return mention.end == self.reach and len(parse.substitute(mention) or "") > len(mention.surface)
 
     def before(self, offset: int) -> int:
         """Return where an offset was before the corrections."""
-        return offset + sum(longer for at, longer in self.slips.items() if at < offset)
+        return offset + sum(longer for at, longer in self.removed.items() if at < offset)
 
 
 def kind_of(mention: Mention) -> str:

@@ -1,7 +1,7 @@
 """Everything that the grammar of `tales` could say at each place of a text, given the text before it.
 
-A witness follows a text through the plots, as a `Reader` does, and remembers what was mentioned where. Unlike a reader,
-it goes on from any point of a telling, so that a text can be read on after a correction.
+A parse follows a text through the plots, as a `Reader` does, and records what is mentioned where. Unlike a reader, it
+can begin with draws that are known already, so that a text is read on quickly after a correction.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Rest = tuple[str, str | None]
 """What could come next, and its role if it is something to recall."""
 
 
-def witnesses_of(ways: Ways, paths: Iterable[Sequence[int]] = ((),)) -> list[Witness]:
+def parses_of(ways: Continuations, paths: Iterable[Sequence[int]] = ((),)) -> list[Parse]:
     """Follow a text in every way, and add to `ways` all that it could have said instead.
 
     Args:
-        paths: the draws with which its tellings begin.
+        paths: the ranks of the draws with which the parses begin.
     """
-    witnesses, paths = [], list(paths)
+    parses, paths = [], list(paths)
     while paths:
-        witness = Witness(ways, paths.pop())
+        parse = Parse(ways, paths.pop())
         try:
-            witness.follow(tell_a_tale)
+            parse.follow(tell_a_tale)
         except Fork as fork:
-            paths.extend((*witness.ranks, rank) for rank in reversed(fork.ways))
+            paths.extend((*parse.ranks, rank) for rank in reversed(fork.ways))
         else:
-            witnesses.append(witness)
-    return witnesses
+            parses.append(parse)
+    return parses
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Mention:
         return self.offset + len(self.surface)
 
 
-class Ways:
+class Continuations:
     """What could stand at every place of a text, given the text before it.
 
     pieces: what could stand at an offset, and its role if it is something to recall; for each, how many of its first
@@ -99,14 +99,14 @@ class Ways:
                 rests[offset + skipped].add((piece[skipped:], role))
         return rests
 
-    def corrected(self, text: str, offset: int) -> Ways:
+    def corrected(self, text: str, offset: int) -> Continuations:
         """Return the ways of a text that is the same up to an offset, at which there is only one way."""
-        ways = Ways(text)
+        ways = Continuations(text)
         ways.pieces = {key: right for key, right in self.pieces.items() if key[0] + right < offset}
         return ways
 
 
-class Witness(Reader):
+class Parse(Reader):
     """Follows a text through a plot.
 
     path: the ranks of the first draws; further ones are those that the text allows, if that is one at a time
@@ -115,7 +115,7 @@ class Witness(Reader):
     mentions: of things that were mentioned before, in their order; the last one may be where the text breaks or ends
     """
 
-    def __init__(self, ways: Ways, path: Sequence[int]) -> None:
+    def __init__(self, ways: Continuations, path: Sequence[int]) -> None:
         super().__init__(ways.text, ())
         self.ways, self.path = ways, path
         self.ranks: list[int] = []
@@ -163,7 +163,7 @@ class Witness(Reader):
     def note(self, piece: str, recalled: str | None) -> None:
         self.ways.fits(self.at, piece, recalled)
 
-    def told(self, mention: Mention) -> int:
+    def previous(self, mention: Mention) -> int:
         """Return where the last mention ended from which this one follows."""
         kind, surface = self.kind_of(mention.role), mention.surface.casefold()
         return [
@@ -172,9 +172,9 @@ class Witness(Reader):
             if end <= mention.offset and tells(kind, earlier.casefold(), surface)
         ][-1]
 
-    def slip(self, mention: Mention) -> str | None:
+    def substitute(self, mention: Mention) -> str | None:
         """Return what the text has in the place of a mention, if it is the same form of another thing of its kind."""
-        slips = []
+        substitutes = []
         for form, word in mention.thing.forms.items():
             if word.casefold() != mention.surface.casefold():
                 continue
@@ -183,8 +183,8 @@ class Witness(Reader):
                 other = other if word == mention.surface else other[0].upper() + other[1:]
                 end = mention.offset + len(other)
                 if self.text.startswith(other, mention.offset) and not self.text[end : end + 1].isalpha():
-                    slips.append(other)
-        return max(slips, key=len, default=None)
+                    substitutes.append(other)
+        return max(substitutes, key=len, default=None)
 
     def kind_of(self, role: str) -> Kind:
         return Role(role, "", False).kind(self)
