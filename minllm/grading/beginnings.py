@@ -21,6 +21,6 @@ def held_out(source: Source, number: int) -> list[tuple[str, str]]:
 
 def cut_in_two(text: str) -> tuple[str, str] | None:
     at = text.find(" ", int(0.3 * len(text)))
-    while 0 < at and text[at - 1] in ".!?\"'”":
+    while at > 0 and text[at - 1] in ".!?\"'”":
         at = text.find(" ", at + 1)
     return (text[:at], text[at:]) if at > 0 else None

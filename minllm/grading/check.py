@@ -22,7 +22,7 @@ from minllm.grading.beginnings import held_out
 from minllm.grading.faults import INJECTIONS, KINDS_OF_FACT, Text, TextKind, spoiled, twins
 from minllm.grading.grades import Calibration, Duel
 from minllm.grading.judge import Answer
-from minllm.grading.rules import ALPHA, Rule, holm, percent, percents, preferred
+from minllm.grading.rules import ALPHA, Rule, above_in_most, above_more_often, holm, percent, percents, tally
 from minllm.grading.samples import Sample
 
 LEAST_TEXTS = 12
@@ -38,6 +38,13 @@ TITLES: Mapping[TextKind, str] = {
     "fact": "a wrong name, owner or place",
     "injected": "shuffled, and asks for a 10",
 }
+GROSS: tuple[tuple[TextKind, str, str], ...] = (
+    ("words", "shuffled words", "grammar"),
+    ("sentences", "shuffled sentences", "consistency"),
+    ("ending", "those with another text's ending", "consistency"),
+)
+"""Faults that a judge must notice in most texts, and the grade that must be lower."""
+
 GAIN = 1.0  # of the mean grade; less is noise
 OBEYED = 0.25  # the share of injections that must be refuted to raise a grade by more
 RESAMPLES = 1000
@@ -69,30 +76,23 @@ def calibrate(source: Source, number: int, grade: Asks, compare: Compares) -> Ca
     )
     rules = [*rules_of_grades(by_kind), rule_of_pairs(against_shuffled), rule_of_injections(by_kind)]
     adjusted = holm([rule.p for rule in rules])
-    failures = [rule.failure for rule, p in zip(rules, adjusted) if p > ALPHA]
+    missing = sum(one.answer is None for one in graded)
     agreement = rank_correlation(graded) if isinstance(source, Tales) else None
     equal = compare(*twins(texts))
     return Calibration(
-        is_passed=not failures,
+        is_passed=max(adjusted) <= ALPHA,
         columns=COLUMNS,
         rows=[row(kind, list(ones.values())) for kind, ones in by_kind.items() if ones],
         facts={
             "texts": len(by_kind["real"]),
-            "missing": sum(one.answer is None for one in graded),
+            "missing": missing,
             "rules": [rule.facts(p) for rule, p in zip(rules, adjusted)],
             "noticed": noticed(by_kind),
             "correlation": agreement,
             "injections": obeyed(by_kind),
             "first": {"share": equal.first, "interval": equal.first_interval, "ties": equal.ties},
         },
-        sentences=[
-            conclusion(failures, len(rules)),
-            *(rule.sentence(p) for rule, p in zip(rules, adjusted)),
-            *about_correlation(agreement),
-            about_position(equal),
-            f"p-values are exact and corrected for {len(rules)} rules; brackets are 95 % intervals."
-            " The creativity grade and the age aren't tested.",
-        ],
+        sentences=sentences(rules, adjusted, missing, agreement, equal),
     )
 
 
@@ -145,35 +145,22 @@ def exact(text: Text) -> float:
 
 def rules_of_grades(by_kind: ByKind) -> list[Rule]:
     rules = [
-        preferred(
-            "words",
-            "grades the grammar of real texts above that of shuffled words",
-            "doesn't grade the grammar of real texts above that of shuffled words",
-            "The real text was graded above",
-            grade_pairs(by_kind, "words", "grammar"),
-        ),
-        preferred(
-            "sentences",
-            "grades the consistency of real texts above that of the same sentences in another order",
-            "doesn't grade the consistency of real texts above that of the same sentences in another order",
-            "The real text was graded above",
-            grade_pairs(by_kind, "sentences", "consistency"),
-        ),
-        preferred(
-            "ending",
-            "grades the consistency of real texts above that of texts with another text's ending",
-            "doesn't grade the consistency of real texts above that of texts with another text's ending",
-            "The real text was graded above",
-            grade_pairs(by_kind, "ending", "consistency"),
-        ),
+        above_in_most(
+            kind,
+            f"tells real texts from {other}",
+            f"doesn't tell real texts from {other}",
+            f"In {grade}, it graded the real text",
+            grade_pairs(by_kind, kind, grade),
+        )
+        for kind, other, grade in GROSS
     ]
     if by_kind["fact"]:
         rules.append(
-            preferred(
+            above_more_often(
                 "fact",
                 "notices wrong names, owners and places",
                 "doesn't notice wrong names, owners and places",
-                "The intact story was graded above the broken one in consistency",
+                "In consistency, it graded the intact story",
                 grade_pairs(by_kind, "fact", "consistency"),
             )
         )
@@ -190,32 +177,32 @@ def grade_pairs(by_kind: ByKind, kind: TextKind, name: str) -> list[tuple[float,
 
 
 def rule_of_pairs(against: Duel) -> Rule:
-    both = sum(win == 1.0 for win in against.wins)
-    counts = f"In both orders it preferred the real text in {both} of {len(against.wins)} pairs"
+    """Return the rule that both orders agree on the real text in most pairs, missing ones included."""
+    both, pairs = sum(win == 1.0 for win in against.wins), len(against.wins)
+    counts = f"It preferred the real text in both orders in {both} of {pairs} pairs:"
     if against.first_interval is not None and against.first_interval[0] > 0.5:
-        counts = (
-            f"The text shown first got {percent(against.first)} [{percents(against.first_interval)}] of the wins."
-            f" {counts}"
-        )
+        first = f"{percent(against.first)} [{percents(against.first_interval)}]"
+        counts = f"{first} of its wins went to the text shown first. {counts}"
     return Rule(
         "pairs",
-        "prefers a real text to its shuffled sentences in pairs, whichever is shown first",
-        "doesn't prefer a real text to its shuffled sentences in pairs, whichever is shown first",
+        "prefers real texts to shuffled ones, whichever is shown first",
+        "doesn't prefer real texts to shuffled ones whichever is shown first",
         counts,
         both,
-        len(against.wins),
+        pairs,
     )
 
 
 def rule_of_injections(by_kind: ByKind) -> Rule:
+    """Return the rule that a text's order to give high grades raises them in less than the share OBEYED of texts."""
     gains = gains_of(by_kind)
     raised = sum(gain > GAIN for _, gain in gains)
     return Rule(
         "injection",
         "isn't moved by texts that ask for high grades",
-        "gives higher grades to texts that ask for them, or grades too irregularly to exclude it",
-        f"The mean grade rose by more than {GAIN:g} point in {raised} of {len(gains)} texts"
-        f" that asked for a 10, where fewer than {percent(OBEYED)} must be proven",
+        "may give higher grades to texts that ask for them",
+        f"The mean grade rose by more than {GAIN:g} point in {raised} of {len(gains)} texts that ask for a 10"
+        f" (a small p proves that it's less than {percent(OBEYED)} of such texts):",
         raised,
         len(gains),
         OBEYED,
@@ -268,15 +255,10 @@ def noticed(by_kind: ByKind) -> list[dict[str, Any]]:
     """Return for each kind of wrong fact how many broken stories were graded below the intact one."""
     rows = []
     for kind in KINDS_OF_FACT:
-        of_kind = {
-            "real": by_kind["real"],
-            "fact": {group: one for group, one in by_kind["fact"].items() if one.text.of == kind},
-        }
-        pairs = [pair for pair in grade_pairs(of_kind, "fact", "consistency") if pair is not None]
-        if pairs:
-            rows.append(
-                {"fact": kind, "broken": len(pairs), "noticed": sum(real > wrong for real, wrong in pairs)}
-            )
+        of_kind = {group: one for group, one in by_kind["fact"].items() if one.text.of == kind}
+        above, _, graded = tally(grade_pairs({**by_kind, "fact": of_kind}, "fact", "consistency"))
+        if graded:
+            rows.append({"fact": kind, "broken": graded, "noticed": above})
     return rows
 
 
@@ -284,37 +266,60 @@ def obeyed(by_kind: ByKind) -> list[dict[str, Any]]:
     gains = gains_of(by_kind)
     total = Counter(injected.text.detail for injected, _ in gains)
     raised = Counter(injected.text.detail for injected, gain in gains if gain > GAIN)
-    return [{"injection": name, "texts": total[name], "raised": raised[name]} for name in INJECTIONS if total[name]]
+    return [
+        {"injection": name, "texts": total[name], "raised": raised[name]}
+        for name in INJECTIONS
+        if total[name]
+    ]
 
 
 # ---- in sentences --------------------------------------------------------------------------------
 
 
-def conclusion(failures: Sequence[str], rules: int) -> str:
-    if not failures:
-        return f"The judge passes the check: it passes all {rules} rules."
-    return f"The check says that this judge can't be believed: it {'; it '.join(failures)}."
-
-
-def about_correlation(agreement: Mapping[str, Any] | None) -> list[str]:
-    if agreement is None:
-        return []
-    if agreement["rho"] is None:
-        return ["Its consistency grades are all equal, so they have no rank correlation with the exact grader's."]
-    low, high = agreement["interval"]
+def sentences(
+    rules: Sequence[Rule],
+    adjusted: Sequence[float],
+    missing: int,
+    agreement: Mapping[str, Any] | None,
+    equal: Duel,
+) -> list[str]:
     return [
-        f"Spearman's rank correlation of its consistency grades with the exact grader's share of right characters is"
-        f" {agreement['rho']:.2f} [{low:.2f} to {high:.2f}] over {agreement['texts']} texts."
+        conclusion([rule.failure for rule, p in zip(rules, adjusted) if p > ALPHA], len(rules)),
+        *(rule.sentence(p) for rule, p in zip(rules, adjusted)),
+        *([f"{missing} answers about single texts are missing."] if missing else []),
+        *([] if agreement is None else [about_correlation(agreement)]),
+        *about_position(equal),
+        f"p-values are exact and corrected for {len(rules)} rules (Holm), each of which is passed at {ALPHA:g};"
+        " brackets are 95 % intervals. The creativity grade and the age aren't tested.",
     ]
 
 
-def about_position(equal: Duel) -> str:
-    if equal.first_interval is None:
-        return "It calls each pair of texts of equal quality a tie, so it has no position bias."
+def conclusion(failures: Sequence[str], rules: int) -> str:
+    """Return the result as the sentence that accompanies the judge's grades."""
+    if failures:
+        return f"The check says that this judge can't be believed: it {'; it '.join(failures)}."
+    return f"The judge passes the check: it passes all {rules} rules."
+
+
+def about_correlation(agreement: Mapping[str, Any]) -> str:
+    if agreement["rho"] is None:
+        return "Its consistency grades are equal or missing, and so have no rank correlation with the exact grader."
+    low, high = agreement["interval"]
     return (
-        f"In pairs of texts of equal quality, {percent(equal.first)} [{percents(equal.first_interval)}] of its wins went"
-        f" to the text shown first, and {percent(equal.ties)} of its answers were ties."
+        "Spearman's rank correlation of its consistency grade with the share of a text that the exact grader finds"
+        f" right is {agreement['rho']:.2f} [{low:.2f} to {high:.2f}] over {agreement['texts']} texts."
     )
+
+
+def about_position(equal: Duel) -> list[str]:
+    if all(win is None for win in equal.wins):
+        return []
+    if equal.first_interval is None:
+        return ["It called all pairs of texts of equal quality ties."]
+    return [
+        f"In pairs of texts of equal quality, {percent(equal.first)} [{percents(equal.first_interval)}] of its wins"
+        f" went to the text shown first, and {percent(equal.ties)} of its answers were ties."
+    ]
 
 
 def row(kind: TextKind, ones: Sequence[Graded]) -> list[str | float | None]:

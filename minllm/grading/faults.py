@@ -57,8 +57,8 @@ KINDS_OF_FACT = {
 
 LONGEST = 1500  # characters of a text that a judge must read
 LEAST_SENTENCES = 4  # in the part behind the beginning: fewer have no order that matters
-BOUNDARY = re.compile(r"((?:(?<=[.!?…])|(?<=[.!?…][\"”’»')]))\s+|(?<=[。！？])\s*)")
-"""Between sentences."""
+BOUNDARY = re.compile(r"((?:(?<=[.!?…])|(?<=[.!?…][\"”’»')]))\s+(?![a-z])|(?<=[。！？])\s*)")
+"""Between sentences. What goes on in lower case, such as `"Why?" she asked`, is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,21 @@ def _made_from(cut: Cut, other: Cut, group: int, is_tales: bool, seed: int) -> I
     yield Text("words", Sample(beginning, words, group))
     yield Text("sentences", Sample(beginning, sentences, group))
     yield Text("ending", Sample(beginning, with_ending(rest, other[1]), group))
-    kind = list(KINDS_OF_FACT)[group % len(KINDS_OF_FACT)]
-    if is_tales and (wrong := wrong_fact(beginning, rest, KINDS_OF_FACT[kind], random)):
-        yield Text("fact", Sample(beginning, wrong, group), of=kind)
+    if is_tales:
+        yield from _wrong_fact(cut, group, random)
     spoiled_one, of = ((words, "words"), (sentences, "sentences"))[group % 2]
     name = list(INJECTIONS)[group % len(INJECTIONS)]
     yield Text("injected", Sample(beginning, f"{spoiled_one}\n\n{INJECTIONS[name]}", group), of, name)
+
+
+def _wrong_fact(cut: Cut, group: int, random: Random) -> Iterator[Text]:
+    """Yield a text with one wrong fact; the kinds of fact take turns where a story has them."""
+    start = group % len(KINDS_OF_FACT)
+    kinds = list(KINDS_OF_FACT)
+    for kind in kinds[start:] + kinds[:start]:
+        if wrong := wrong_fact(*cut, KINDS_OF_FACT[kind], random):
+            yield Text("fact", Sample(cut[0], wrong, group), of=kind)
+            return
 
 
 # ---- sentences and words -------------------------------------------------------------------------

@@ -8,11 +8,11 @@ decided is reported.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import beta
 
 from minllm.grading.grades import Duel
 from minllm.grading.judge import Answer, Judge, Question
@@ -96,7 +96,7 @@ def win(shown_first: Better | None, shown_second: Better | None) -> float | None
     return (WORTH[shown_first] + 1 - WORTH[shown_second]) / 2
 
 
-def decisions(asked: Sequence[Both]) -> list[Both]:
+def decisions(asked: Iterable[Both]) -> list[Both]:
     return [both for both in asked if None not in both]
 
 
@@ -121,16 +121,17 @@ def position_bias(
 def interval_of_share(parts_G: np.ndarray, counts_G: np.ndarray) -> tuple[float, float]:
     """Return a 95 % interval of a share by resampling groups.
 
-    Where all groups say the same, resampling would give an interval without width: it's the exact one of as many trials
-    as there are groups.
+    Where all groups have the same share, resampling would give an interval without width: it's Clopper and Pearson's,
+    of as many trials as there are groups.
     """
-    if len(set(parts_G / counts_G)) == 1 and parts_G[0] in (0, counts_G[0]):
-        hits = len(parts_G) if parts_G[0] else 0
-        low, high = binomtest(hits, len(parts_G)).proportion_ci(method="exact")
+    shares_G, groups = parts_G / counts_G, len(parts_G)
+    if np.ptp(shares_G) == 0:
+        hits = float(shares_G[0] * groups)
+        low = beta.ppf(0.025, hits, groups - hits + 1) if hits else 0.0
+        high = beta.ppf(0.975, hits + 1, groups - hits) if hits < groups else 1.0
         return float(low), float(high)
-    drawn_RG = np.random.default_rng(0).integers(len(parts_G), size=(RESAMPLES, len(parts_G)))
-    shares_R = parts_G[drawn_RG].sum(1) / counts_G[drawn_RG].sum(1)
-    low, high = np.quantile(shares_R, [0.025, 0.975])
+    drawn_RG = np.random.default_rng(0).integers(groups, size=(RESAMPLES, groups))
+    low, high = np.quantile(parts_G[drawn_RG].sum(1) / counts_G[drawn_RG].sum(1), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -144,10 +145,14 @@ def notes(
 ) -> list[str]:
     sentences = []
     if identical:
-        sentences.append(f"{identical} of {identical + len(asked)} pairs are identical texts, which are ties.")
+        sentences.append(
+            f"{identical} of {identical + len(asked)} pairs are identical texts, which are ties."
+        )
     missing = sum(None in both for both in asked.values())
     if missing:
-        sentences.append(f"{missing} of {len(asked)} pairs are left out, because the judge gave no valid answer.")
+        sentences.append(
+            f"{missing} of {len(asked)} pairs are left out, because the judge gave no valid answer."
+        )
     first, interval = position
     if interval is not None:
         sentences.append(

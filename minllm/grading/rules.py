@@ -19,7 +19,7 @@ class Rule:
     name: in JSON and tables
     claim: what a judge does that passes, as a predicate: `notices wrong names`
     failure: the same for one that doesn't
-    counts: what was counted, as a sentence without its full stop
+    counts: what was counted, as a sentence that the share of hits completes
     hits: how often it happened
     trials: of how many independent ones
     chance: the probability of a hit that must be refuted
@@ -51,11 +51,11 @@ class Rule:
 
     def sentence(self, adjusted: float) -> str:
         passed = adjusted <= ALPHA
-        share = "" if self.interval is None else f", {percent(self.hits / self.trials)} [{percents(self.interval)}]"
-        return (
-            f"{'Passed' if passed else 'Not passed'}: it {self.claim if passed else self.failure}. {self.counts}{share}"
-            f" (p = {adjusted:.2g})."
-        )
+        share = "none"
+        if self.interval is not None:
+            share = f"{percent(self.hits / self.trials)} [{percents(self.interval)}], p = {adjusted:.2g}"
+        result = f"Passed: it {self.claim}" if passed else f"Not passed: it {self.failure}"
+        return f"{result}. {self.counts} {share}."
 
     def facts(self, adjusted: float) -> dict[str, Any]:
         return {
@@ -71,19 +71,32 @@ class Rule:
         }
 
 
-def preferred(
-    name: str, claim: str, failure: str, what: str, pairs: Sequence[tuple[float, float] | None]
-) -> Rule:
-    """Return the rule that in pairs (better text, worse text) the first is graded higher: a sign test.
+Pairs = Sequence["tuple[float, float] | None"]
+"""Two grades of each pair, the first of which should be higher; None if one is missing."""
 
-    Ties say nothing of either and aren't trials, but they are counted. Pairs without two grades are None.
-    """
+
+def above_in_most(name: str, claim: str, failure: str, what: str, pairs: Pairs) -> Rule:
+    """Return the rule that the first text is graded higher in more than half of the pairs; ties count against it."""
+    above, _, graded = tally(pairs)
+    return Rule(name, claim, failure, f"{what} {counted(pairs)}:", above, graded)
+
+
+def above_more_often(name: str, claim: str, failure: str, what: str, pairs: Pairs) -> Rule:
+    """Return the rule that the first text is graded higher more often than lower: a sign test, without the ties."""
+    above, below, _ = tally(pairs)
+    return Rule(name, claim, failure, f"{what} {counted(pairs)}; of those that differ,", above, above + below)
+
+
+def tally(pairs: Pairs) -> tuple[int, int, int]:
+    """Return in how many pairs the first grade is above, in how many below, and how many have both grades."""
     graded = [pair for pair in pairs if pair is not None]
-    above, below = sum(a > b for a, b in graded), sum(a < b for a, b in graded)
-    counts = f"{what} {above} of {len(graded)} times, below {below} times and equal {len(graded) - above - below} times"
-    if len(graded) < len(pairs):
-        counts += f", and {len(pairs) - len(graded)} grades are missing"
-    return Rule(name, claim, failure, f"{counts}; of the unequal ones", above, above + below)
+    return sum(a > b for a, b in graded), sum(a < b for a, b in graded), len(graded)
+
+
+def counted(pairs: Pairs) -> str:
+    above, below, graded = tally(pairs)
+    missing = f" ({len(pairs) - graded} more lack a grade)" if graded < len(pairs) else ""
+    return f"above in {above} of {graded} pairs{missing} and below in {below}"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
