@@ -153,15 +153,15 @@ def calibrated(policy: Policy, texts: int = 20) -> Calibration:
     return judged(policy, check_texts=texts)._calibration(Tales())
 
 
-def table() -> str:
-    """Return the judges × rules, as Markdown."""
+def table(result: Callable[[str], Calibration]) -> str:
+    """Return the judges × rules, as Markdown; `result` checks a judge of JUDGES."""
     rows = []
-    for name, policy in JUDGES.items():
-        result = calibrated(policy)
-        passed = {rule["name"]: rule["is_passed"] for rule in result.facts["rules"]}
-        rho = result.facts["correlation"]["rho"]
+    for name in JUDGES:
+        calibration = result(name)
+        passed = {rule["name"]: rule["is_passed"] for rule in calibration.facts["rules"]}
+        rho = calibration.facts["correlation"]["rho"]
         marks = ["passed" if passed[rule] else "**no**" for rule in RULES]
-        verdict = "yes" if result.is_passed else "**no**"
+        verdict = "yes" if calibration.is_passed else "**no**"
         rows.append([name, *marks, "–" if rho is None else f"{rho:.2f}", verdict])
     head = ["A judge that …", *RULES, "ρ", "believed"]
     return markdown.table(head, rows, "l" * (len(RULES) + 1) + "rl")
@@ -169,4 +169,4 @@ def table() -> str:
 
 if __name__ == "__main__":
     check.texts_for = functools.cache(check.texts_for)
-    print(table())
+    print(table(lambda name: calibrated(JUDGES[name])))
