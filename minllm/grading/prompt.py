@@ -44,8 +44,11 @@ class Prompt:
         """Return a question in which each placeholder stands for a foreign text between marks."""
         code = code_for(texts.values())
         delimited = {name: between_marks(name, text, code) for name, text in texts.items()}
-        text = Template(self.sections[section]).substitute(delimited)
-        return Question(self.sections[INSTRUCTIONS], text, schema)
+        return Question(self.sections[INSTRUCTIONS], self.filled(section, delimited), schema)
+
+    def filled(self, section: str, texts: Mapping[str, str]) -> str:
+        """Return a section in which each placeholder is replaced by its text."""
+        return Template(self.sections[section]).substitute(texts)
 
     @property
     def digest(self) -> str:
