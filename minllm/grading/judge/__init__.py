@@ -33,11 +33,6 @@ class Judge:
 
     check: bool = False
 
-    @property
-    def name(self) -> str:
-        """The name of the judge in reports, such as that of its model."""
-        return type(self).__name__
-
     def ask(self, questions: Sequence[Question]) -> list[Answer | None]:
         """Return the answer to each question; None where the judge gave none that fits the schema.
 
