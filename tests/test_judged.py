@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 
 from minllm.data.tales import Tales
 from minllm.errors import UserError
 from minllm.grading import judged as module
-from minllm.grading import pairs
 from minllm.grading.grades import Duel, Measure
 from minllm.grading.judge import Question
 from minllm.grading.judged import Judged
@@ -246,12 +244,19 @@ def test_runs_with_other_beginnings_are_not_compared():
 
 
 def test_the_interval_of_position_bias_resamples_beginnings():
-    """Its width is that of as many values as there are beginnings, whose pairs all agree."""
-    draw = np.random.default_rng(2)
-    firsts = draw.integers(0, 2, 40)
-    one = pairs.interval_of_share(firsts, np.ones(40))
-    many = pairs.interval_of_share(firsts * 25, np.full(40, 25))
-    assert many == one and 0.2 < one[1] - one[0] < 0.4
+    """Ten samples of each beginning that all agree are as much evidence as one."""
+
+    def policy(question: Question) -> Mapping[str, Any]:
+        group = int(texts_in(question)["beginning"].split()[1])
+        return prefers("first") if group < 8 else longer(question)
+
+    def bias(times: int) -> Duel:
+        return compared(policy, samples(["aa"] * 20 * times, 20), samples(["b"] * 20 * times, 20))[0]
+
+    once, often = bias(1), bias(10)
+    assert once.first == often.first == pytest.approx((8 + 12 / 2) / 20)
+    assert often.first_interval == pytest.approx(once.first_interval)
+    assert 0.15 < once.first_interval[1] - once.first_interval[0] < 0.5
 
 
 def test_the_middle_of_each_age_group_is_what_the_prompt_says():

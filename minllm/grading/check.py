@@ -123,7 +123,8 @@ def texts_for(source: Source, number: int) -> list[Text]:
     try:
         held = held_out(source, number)
     except UserError as error:  # which names the option of beginnings
-        raise UserError(str(error).replace("grader.beginnings", "grader.check_texts")) from error
+        sentence = str(error).replace("grader.beginnings", "grader.check_texts")
+        raise UserError(f"{sentence} Or leave the judge untested: judge.check=false.") from error
     texts = spoiled(held, isinstance(source, Tales))
     usable = sum(text.kind == "real" for text in texts)
     if usable < LEAST_TEXTS:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.stats import beta
 
 from minllm.grading.grades import Duel
+from minllm.grading.intervals import Sums, share_interval
 from minllm.grading.judge import Answer, Judge, Question
 from minllm.grading.prompt import WITH_BEGINNING, WITHOUT_BEGINNING, Prompt
 from minllm.grading.samples import Sample
@@ -32,7 +32,6 @@ SCHEMA = {
 }
 WORTH = {"first": 1.0, "tie": 0.5, "second": 0.0}
 """What the text that is shown first wins."""
-RESAMPLES = 4000
 
 
 def duel(
@@ -113,26 +112,10 @@ def position_bias(
     clusters = [group for group, count in wins.items() if count]
     if not clusters:
         return 0.5, None
-    first_G = np.array([firsts[group] for group in clusters])
-    wins_G = np.array([wins[group] for group in clusters])
-    return float(first_G.sum() / wins_G.sum()), interval_of_share(first_G, wins_G)
-
-
-def interval_of_share(parts_G: np.ndarray, counts_G: np.ndarray) -> tuple[float, float]:
-    """Return a 95 % interval of a share by resampling groups.
-
-    Where all groups have the same share, resampling would give an interval without width: it's Clopper and Pearson's,
-    of as many trials as there are groups.
-    """
-    shares_G, groups = parts_G / counts_G, len(parts_G)
-    if np.ptp(shares_G) == 0:
-        hits = float(shares_G[0] * groups)
-        low = beta.ppf(0.025, hits, groups - hits + 1) if hits else 0.0
-        high = beta.ppf(0.975, hits + 1, groups - hits) if hits < groups else 1.0
-        return float(low), float(high)
-    drawn_RG = np.random.default_rng(0).integers(groups, size=(RESAMPLES, groups))
-    low, high = np.quantile(parts_G[drawn_RG].sum(1) / counts_G[drawn_RG].sum(1), [0.025, 0.975])
-    return float(low), float(high)
+    first_G = np.array([firsts[group] for group in clusters], dtype=float)
+    sums = Sums(first_G, np.array([wins[group] for group in clusters], dtype=float))
+    low, high = share_interval(sums)
+    return sums.value, (max(0.0, low), min(1.0, high))
 
 
 def share(outcomes: Sequence[bool]) -> float:
