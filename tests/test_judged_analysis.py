@@ -165,4 +165,7 @@ def test_the_judge_sees_the_report_between_marks_without_texts_of_models():
     assert shown["baseline"] == name and shown["arms"] == REPORT["arms"]
     assert not {"curves", "readings", "commands"} & set(shown) and "praise mqa" not in asked[0].text
     assert "praise" not in asked[0].instructions and analysis.paragraphs[0] == "It won."
+    grades = {"grades": {"arms": [{"samples": 34, "shown": [{"text": "praise mqa"}]}]}}
+    counted = analysed(paragraphs("It wrote 34 texts."), report=grades)
+    assert counted[0].not_found == () and "praise" not in counted[1][0].text
     assert Report(shown).unknown("It took 99 steps at 0.0777.") != []  # what it isn't shown doesn't count

@@ -22,8 +22,22 @@ SCHEMA = {
     "additionalProperties": False,
 }
 PLACEHOLDERS = {"Report": ("report",), "Again": ("numbers",)}
-NOT_SHOWN = frozenset(("curves", "readings", "commands", "samples", "remarks", "beginning", "text", "folder"))
-"""Keys of the report that a judge isn't shown: long series, and what models have written."""
+NOT_SHOWN = frozenset(
+    (
+        "curves",
+        "readings",
+        "commands",
+        "folder",
+        "samples",
+        "shown",
+        "beginning",
+        "text",
+        "passage",
+        "remark",
+        "remarks",
+    )
+)
+"""Keys of the report that a judge isn't shown, unless they are numbers: long series, and what models have written."""
 
 MARK = " [not in the report]"
 
@@ -68,9 +82,13 @@ def analyse(judge: Judge, report: Mapping[str, Any]) -> Analysis:
 
 
 def without(content: Any, keys: frozenset[str]) -> Any:
-    """Return a copy of a report without some keys, at any depth."""
+    """Return a copy of a report without some keys at any depth, where they aren't numbers."""
     if isinstance(content, Mapping):
-        return {key: without(value, keys) for key, value in content.items() if key not in keys}
+        return {
+            key: without(value, keys)
+            for key, value in content.items()
+            if key not in keys or isinstance(value, int | float)
+        }
     if isinstance(content, list | tuple):
         return [without(value, keys) for value in content]
     return content
