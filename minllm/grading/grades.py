@@ -91,6 +91,7 @@ class Duel:
     ties: the share of answers that were ties
     agreement: the share of pairs in which both orders gave the same winner
     first: the share of wins that went to the text that was shown first; 0.5 means no position bias
+    first_interval: its 95 % interval by resampling groups; None if nothing was won
     notes: sentences that a reader must know
     """
 
@@ -100,6 +101,7 @@ class Duel:
     ties: float
     agreement: float
     first: float
+    first_interval: tuple[float, float] | None = None
     notes: Sequence[str] = ()
 
 
