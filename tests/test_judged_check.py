@@ -33,7 +33,9 @@ def read_once():
     """All judges are given the same texts, so they are made and read once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "texts_for", functools.cache(check.texts_for))
-        patch.setattr(check, "exact", functools.cache(check.exact))
+        once = functools.cache(read)
+        patch.setattr(check, "read", once)
+        patch.setattr(judges, "read_tale", once)
         patch.setattr(check, "RESAMPLES", 100)
         patch.setattr(judged_module, "copies", lambda samples, source, tokenizer: Copies({}))
         yield
