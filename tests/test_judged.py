@@ -15,13 +15,22 @@ import pytest
 from minllm.data.tales import Tales
 from minllm.errors import UserError
 from minllm.grading import judged as module
-from minllm.grading.grades import Duel, Measure
+from minllm.grading.copying import COPIED, Copies
+from minllm.grading.grades import Duel, Measure, Values
 from minllm.grading.judge import Question
 from minllm.grading.judged import Judged
 from minllm.grading.samples import Sample, Written
 from tests.judges import Scripted, grades, judged, prefers, texts_in
 
 SOURCE = Tales()
+
+
+@pytest.fixture(autouse=True)
+def copied(monkeypatch: pytest.MonkeyPatch) -> Copies:
+    """What `copies` says of any samples: it has tests of its own, and searches the training set."""
+    copied = Copies({COPIED: Values([1.0], [1.0])}, {"copying": {"longest": 3}}, ("The search took long.",))
+    monkeypatch.setattr(module, "copies", lambda samples, source, tokenizer: copied)
+    return copied
 
 
 def written(samples: list[Sample], name: str = "run") -> Written:
@@ -57,6 +66,12 @@ def test_answers_become_values_and_missing_ones_are_counted():
     assert [values["age"].value(index) for index in range(3)] == [11, None, 3]
     assert result.remarks == ["I have read it.", "", "I have read it."]
     assert any(note.startswith("1 of 3 texts have no grade") for note in result.notes)
+
+
+def test_what_was_copied_stands_beside_the_grades(copied: Copies):
+    result = unchecked(lambda question: grades(5)).grade(written([Sample("", "It rained.", 0)]))
+    assert result.values[COPIED] == copied.values[COPIED] and COPIED in Judged.measures
+    assert result.facts == copied.facts and result.notes == ["The search took long."]
 
 
 def test_the_judge_sees_beginning_and_completion_and_a_text_from_nothing_alone():

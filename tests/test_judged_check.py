@@ -18,6 +18,8 @@ from minllm.data.source import Source, Split
 from minllm.data.tales import Tales, read
 from minllm.errors import UserError
 from minllm.grading import check, faults, rules
+from minllm.grading import judged as judged_module
+from minllm.grading.copying import Copies
 from minllm.grading.grades import Calibration
 from minllm.grading.samples import Sample, Written
 from tests import judges
@@ -35,6 +37,7 @@ def read_once():
         patch.setattr(check, "read", once)
         patch.setattr(judges, "read_tale", once)
         patch.setattr(check, "RESAMPLES", 100)
+        patch.setattr(judged_module, "copies", lambda samples, source, tokenizer: Copies({}))
         yield
 
 

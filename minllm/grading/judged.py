@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from minllm.data.source import Source
 from minllm.grading.check import LEAST_TEXTS, calibrate
+from minllm.grading.copying import COPYING_MEASURES, copies
 from minllm.grading.grader import Grader
 from minllm.grading.grades import Calibration, Duel, Grades, Measure, Values
 from minllm.grading.judge import Answer, Judge, Question
@@ -60,7 +61,7 @@ class Judged(Grader):
     check_texts: CheckTexts = 20
     calibrations: dict[str, Calibration] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    measures: ClassVar[tuple[Measure, ...]] = (*GRADES, AGE)
+    measures: ClassVar[tuple[Measure, ...]] = (*GRADES, AGE, *COPYING_MEASURES)
 
     def check(self, source: Source) -> None:
         """Read the prompts, which may lack a placeholder."""
@@ -74,6 +75,7 @@ class Judged(Grader):
     def grade(self, written: Written) -> Grades:
         calibration = self.calibrate([written])
         answers = self._graded(written.samples)
+        copied = copies(written.samples, written.source, written.tokenizer)
         notes = [] if calibration is None or calibration.is_passed else [calibration.sentences[0]]
         if None in answers:
             notes.append(
@@ -82,9 +84,10 @@ class Judged(Grader):
             )
         return Grades(
             written,
-            {measure: values_of(measure, answers) for measure in self.measures},
+            {measure: values_of(measure, answers) for measure in (*GRADES, AGE)} | dict(copied.values),
             remarks=["" if answer is None else answer["assessment"] for answer in answers],
-            notes=notes,
+            facts=copied.facts,
+            notes=[*notes, *copied.notes],
         )
 
     def compare(self, arm: Written, baseline: Written) -> Duel:
