@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from minllm.data.source import PairSource, Source
@@ -73,21 +74,23 @@ class Written:
     tokenizer: Tokenizer
 
 
-def write(
-    run: Path, name: str, grader: Grader, device: torch.device, extensions: Sequence[str] = ()
-) -> Written:
+def write(cfg: DictConfig, run: Path, name: str, grader: Grader, device: torch.device) -> Written:
     """Return what the best checkpoint of a run writes: texts from nothing, and continuations of each beginning.
 
     Each sample depends on the grader's seed, its number and its beginning alone, so that runs which are compared use
     the same random numbers. Models that have learnt pairs write nothing without a given part.
 
+    Args:
+        cfg: the configuration of the run, whose data may have moved.
+        name: of the run in tables.
+
     Raises:
         UserError: there is no such run, the grader can't grade its corpus, or its model can't generate.
         OutOfMemory: memory ran out with a single sample at a time.
     """
-    model, tokenizer, cfg = checkpoints.load(run, device=device, extensions=extensions)
     source, objective = build(cfg.data), build(cfg.objective)
     grader.check(source)
+    model, tokenizer = checkpoints.load_as(cfg, run, device=device)
     if model.cannot_generate:
         raise UserError(model.cannot_generate)
     if model.reads_memory and not objective.gives_memory:

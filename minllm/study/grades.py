@@ -146,7 +146,11 @@ def graded(
 
 def planned(comparison: Comparison) -> tuple[Basis, dict[str, list[int]]]:
     """Return what differences are paired over, and the seeds of each arm's runs that are graded for it."""
-    pairs = [(contest.arm, contest.baseline) for contest in comparison.contests]
+    pairs = [
+        (contest.arm, contest.baseline)
+        for contest in comparison.contests
+        if contest.arm.runs and contest.baseline.runs
+    ]
     shared = [sorted(set(arm.runs) & set(baseline.runs)) for arm, baseline in pairs]
     arms = measured(comparison.arms)
     if shared and min(map(len, shared)) >= LEAST_PAIRS:

@@ -10,13 +10,15 @@ from scipy import stats
 from minllm.grading.intervals import LEVEL
 from minllm.study.grades import Grading
 
-RECALL = "recall"
-"""The key among a grader's facts: by kind, by label of a distance, how often a fact was recalled (`right`, `of`)."""
+RECALL = "recall_by_distance"
+"""The key among a grader's facts: by kind, for each bin of distances, how many recalls there are, and are right."""
+ANY = "any"
+"""The kind that all others are part of, which is shown first."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How often something was right, with the exact interval."""
+    """How often something was right, with the exact interval of as many independent values."""
 
     right: int
     of: int
@@ -66,14 +68,20 @@ def recall_by_distance(grading: Grading) -> Recall | None:
         for grades in arm.runs.values():
             for kind, bins in grades.facts.get(RECALL, {}).items():
                 own = totals.setdefault(kind, {}).setdefault(arm.arm, {})
-                for label, known in bins.items():
-                    before = own.get(label, Share(0, 0))
+                for known in bins:
+                    before = own.get(label := label_of(known), Share(0, 0))
                     own[label] = Share(before.right + known["right"], before.of + known["of"])
     labels = list(
         dict.fromkeys(label for of_kind in totals.values() for own in of_kind.values() for label in own)
     )
     counts = {
         kind: {arm: [own.get(label, Share(0, 0)) for label in labels] for arm, own in of_kind.items()}
-        for kind, of_kind in totals.items()
+        for kind, of_kind in sorted(totals.items(), key=lambda item: item[0] != ANY)
+        if any(share.of for own in of_kind.values() for share in own.values())
     }
-    return Recall(labels, counts) if labels else None
+    return Recall(labels, counts) if counts else None
+
+
+def label_of(known: Mapping[str, int | None]) -> str:
+    """Return the distances of a bin: 17–32, or 129+."""
+    return f"{known['least']}+" if known["most"] is None else f"{known['least']}–{known['most']}"

@@ -35,10 +35,11 @@ LEGEND = (
 def shown_html(arm: str, sample: Shown, measures: Sequence[Measure]) -> str:
     """Return a sample as an article, with everything in it escaped."""
     heading = f"{arm}: {sample.which} sample, number {sample.index + 1}"
+    about = escape(grades_of(sample, measures))
     remark = f'<p class="remark">{escape(sample.remark)}</p>' if sample.remark else ""
     return (
-        f'<article class="sample graded"><h4>{escape(heading)}</h4><p class="soft">{escape(grades_of(sample, measures))}'
-        f"</p><p>{''.join(pieces(sample))}</p>{remark}</article>"
+        f'<article class="sample graded"><h4>{escape(heading)}</h4><p class="soft">{about}</p>'
+        f"<p>{''.join(pieces(sample))}</p>{remark}</article>"
     )
 
 

@@ -1,4 +1,4 @@
-"""The grades of a report: values with intervals, verdicts for each measure, samples, and whether a judge is believed."""
+"""The grades of a report: values with intervals, verdicts for each measure, samples, and the test of the judge."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ABOUT_BARS = (
 )
 ABOUT_RECALL = (
     "The share of facts that were recalled where the story had to recall them, by the number of tokens since they were"
-    " last mentioned, with 95 % intervals over samples."
+    " last mentioned. The 95 % intervals (Clopper–Pearson) take the recalls as independent."
 )
 ABOUT_DUELS = (
     "A judge read pairs of samples of the same beginnings without knowing which arm wrote them, in both orders. A tie"
@@ -167,9 +167,8 @@ def grades_html(grading: Grading) -> Iterator[str]:
     if grading.contests:
         yield '<ul class="verdicts">'
         for contest in grading.contests:
-            yield (
-                f'<li class="{contest.word}"><span class="word">{contest.word}</span><br>{escape(contest.sentence)}</li>'
-            )
+            word = contest.word
+            yield f'<li class="{word}"><span class="word">{word}</span><br>{escape(contest.sentence)}</li>'
         yield "</ul>"
     if recall := recall_by_distance(grading):
         yield "<h3>Recall by distance</h3>"

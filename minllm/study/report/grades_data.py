@@ -41,6 +41,21 @@ def grades_data(grading: Grading) -> dict[str, Any]:
     }
 
 
+def grades_in_a_line(grading: Grading) -> list[dict[str, Any]]:
+    """Return the outcome of each measure in each contest, as --json prints it."""
+    return [
+        {
+            "arm": contest.arm,
+            "baseline": contest.baseline,
+            "measure": contest.measure,
+            "outcome": contest.word,
+            "difference": contest.difference,
+            "interval": contest.interval,
+        }
+        for contest in grading.contests
+    ]
+
+
 def _arm(arm: ArmGrades, grading: Grading) -> dict[str, Any]:
     return {
         "arm": arm.arm,

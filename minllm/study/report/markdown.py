@@ -9,8 +9,9 @@ from minllm.page.markdown import code, lines, plain, sh, table
 from minllm.schema.overrides import format_value
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
+from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import measures, sentences
+from minllm.study.report import grades, measures, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.looks import looks
@@ -19,7 +20,7 @@ from minllm.study.report.texts import texts_markdown
 from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
 
 
-def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
+def to_markdown(comparison: Comparison, readings: Sequence[Reading], grading: Grading | None = None) -> str:
     """Return the text of report.md."""
     sections = [
         [
@@ -32,6 +33,7 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
         _listed("## Noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],
         _measures(comparison),
+        [f"## {grades.HEADING}", *grades.grades_markdown(grading)] if grading else [],
         ["## Arms", *_arms(comparison)],
         _tuning(comparison),
         ["## Configuration differences", *_differences(comparison)],

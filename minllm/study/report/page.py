@@ -11,11 +11,13 @@ from minllm.schema.overrides import format_value
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
+from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import measures, sentences
+from minllm.study.report import grades, measures, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
+from minllm.study.report.graded_texts import STYLE_GRADED
 from minllm.study.report.looks import looks
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
@@ -69,7 +71,7 @@ ABOUT_CURVES = (
 ABOUT_FLOOR = "The floor is the text’s true entropy, which no model can go below."
 
 
-def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
+def to_html(comparison: Comparison, readings: Sequence[Reading], grading: Grading | None = None) -> str:
     """Return the text of report.html."""
     return document(
         comparison.headline,
@@ -78,6 +80,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_noise(comparison),
             *_curves(comparison),
             *_measures(comparison),
+            *_grades(grading),
             *_arms(comparison),
             *_tuning(comparison),
             *_differences(comparison),
@@ -90,7 +93,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_commands(comparison),
             *_runs(comparison),
         ],
-        STYLE + STYLE_TEXTS,
+        STYLE + STYLE_TEXTS + STYLE_GRADED,
     )
 
 
@@ -149,6 +152,12 @@ def _tabulated(content: measures.Table) -> Iterator[str]:
         [*map(escape, content.head)], [[*map(_typeset, row)] for row in content.rows], "l" * len(content.head)
     )
     yield f'<p class="soft">{_typeset(content.about)}</p>'
+
+
+def _grades(grading: Grading | None) -> Iterator[str]:
+    if grading:
+        yield f"<h2>{grades.HEADING}</h2>"
+        yield from grades.grades_html(grading)
 
 
 def _arms(comparison: Comparison) -> Iterator[str]:

@@ -1,0 +1,55 @@
+"""`python run.py task=grade run=latest`: what the texts of a trained model are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from omegaconf import DictConfig
+
+from minllm.errors import printable
+from minllm.grading.chosen import chosen_grader
+from minllm.grading.grader import Grader
+from minllm.grading.judge import Judge
+from minllm.page.terminal import answer
+from minllm.schema.building import build
+from minllm.schema.options import Kind, RunPlace, reads
+from minllm.study.grades import Grading, grade_run
+from minllm.study.report.graded_run import in_a_line, lines, write_grades
+from minllm.training import machine
+
+GraderOption = Annotated[Callable[[], Grader], Kind("a grader", ("minllm.grading.grader.Grader",))]
+JudgeOption = Annotated[Callable[[], Judge], Kind("a judge", ("minllm.grading.judge.Judge",))]
+
+
+@reads("model", "norm", "objective", "tokenizer", "data", "train.device")
+def grade(
+    cfg: DictConfig,
+    run_dir: Path,
+    *,
+    run: RunPlace,
+    grader: GraderOption | None = None,
+    judge: JudgeOption | None = None,
+) -> Grading:
+    """Have a run's best checkpoint write, grade its texts, print the grades, and write grades.html, .md and .json.
+
+    Args:
+        run_dir: where the files are written.
+        run: the run's folder, or `latest`.
+        grader: how the texts are graded.
+        judge: whom `grader=judge` asks.
+
+    Raises:
+        UserError: there is no such run, its model can't generate, or its texts can't be graded.
+        OSError: a file can't be written.
+    """
+    chosen = chosen_grader(cfg, cfg.typed)
+    assert chosen is not None, "task=grade has a grader"
+    device = machine.choose_device(build(cfg.train).device)
+    grading = grade_run(cfg, Path(run), chosen, device)
+    written = write_grades(grading, Path(run), run_dir)
+    print(printable("\n".join(lines(grading))))
+    print(f"The grades are in {' and '.join(map(str, written))}", flush=True)
+    answer(in_a_line(grading, Path(run), written[-1]))
+    return grading
