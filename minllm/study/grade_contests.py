@@ -149,7 +149,8 @@ def explained(contest: GradeContest, measure: Measure, basis: Basis) -> str:
     )
     pairs = f"{contest.pairs} {'pairs of runs' if basis == 'seeds' else 'groups of samples'}"
     outcome = ": inconclusive" if contest.word == "inconclusive" else ""
-    first = f"{measure.title[:1].upper()}{measure.title[1:]}: {contest.arm} {links[contest.word]} {contest.baseline}{outcome}."
+    title = measure.title[:1].upper() + measure.title[1:]
+    first = f"{title}: {contest.arm} {links[contest.word]} {contest.baseline}{outcome}."
     numbers = (
         f"{pairs}: {unit.plain(abs(contest.difference))} {higher}{interval}, p {_p(contest.p_difference)}."
     )

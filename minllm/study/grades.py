@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from minllm.errors import UserError
 from minllm.grading.grader import Grader
 from minllm.grading.grades import Calibration, Duel, Grades, Measure
 from minllm.grading.intervals import RANGES, UNKNOWN, Estimate, constant_interval, estimate, linearised
 from minllm.grading.samples import Written, write
+from minllm.runs.find import read_run
+from minllm.schema.checking import validate
 from minllm.study.arms import measured
 from minllm.study.comparison import Comparison
 from minllm.study.grade_contests import Basis, Differences, GradeContest, judged
 from minllm.study.intervals import mean_of
 from minllm.study.reading import reason
+from minllm.study.selection import TrainedRun
 from minllm.study.statistics import LEAST_PAIRS
 
 SMALLEST_MARGIN = 1e-9
@@ -75,18 +79,19 @@ class Grading:
     calibration: Calibration | None = None
 
 
-def grade_run(
-    run: Path, name: str, grader: Grader, device: torch.device, extensions: Sequence[str]
-) -> Grading:
+def grade_run(cfg: DictConfig, run: Path, grader: Grader, device: torch.device) -> Grading:
     """Grade what one run writes.
+
+    Args:
+        cfg: the configuration of the run, whose data may have moved.
 
     Raises:
         UserError: its model can't generate, or its texts can't be graded.
     """
-    written = write(run, name, grader, device, extensions)
+    written = write(cfg, run, run.name, grader, device)
     calibration = grader.calibrate([written])
     grades = grader.grade(written)
-    arm = ArmGrades(name, {0: grades}, values_over_beginnings(grades, grader))
+    arm = ArmGrades(run.name, {cfg.seed: grades}, values_over_beginnings(grades, grader))
     return graded(grader, "beginnings", [arm], calibration=calibration)
 
 
@@ -102,8 +107,9 @@ def grade_arms(
         texts[name] = {}
         for seed in own:
             try:
-                folder = by_name[name].runs[seed].folder
-                texts[name][seed] = write(folder, f"{name}, seed {seed}", grader, device, extensions)
+                run = by_name[name].runs[seed]
+                cfg = configuration(run, extensions)
+                texts[name][seed] = write(cfg, run.folder, f"{name}, seed {seed}", grader, device)
             except (
                 Exception
             ) as error:  # including errors of outside code: the comparison is valid without its texts
@@ -142,6 +148,13 @@ def graded(
         duels=duels,
         calibration=calibration,
     )
+
+
+def configuration(run: TrainedRun, extensions: Sequence[str]) -> DictConfig:
+    """Return a run's configuration to build from. UserError if it isn't valid, or needs code that isn't trusted."""
+    cfg = read_run(run.folder, extensions)
+    validate(cfg)
+    return cfg
 
 
 def planned(comparison: Comparison) -> tuple[Basis, dict[str, list[int]]]:
