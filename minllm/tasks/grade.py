@@ -8,8 +8,7 @@ from typing import Annotated
 
 from omegaconf import DictConfig
 
-from minllm.errors import printable
-from minllm.grading.chosen import chosen_grader
+from minllm.errors import UserError, printable
 from minllm.grading.grader import Grader
 from minllm.grading.judge import Judge
 from minllm.page.terminal import answer
@@ -17,7 +16,7 @@ from minllm.schema.building import build
 from minllm.schema.options import Kind, RunPlace, reads
 from minllm.study.grades import Grading, grade_run
 from minllm.study.report.graded_run import in_a_line, lines, write_grades
-from minllm.training import machine
+from minllm.training import machine, memory
 
 GraderOption = Annotated[Callable[[], Grader], Kind("a grader", ("minllm.grading.grader.Grader",))]
 JudgeOption = Annotated[Callable[[], Judge], Kind("a judge", ("minllm.grading.judge.Judge",))]
@@ -44,10 +43,11 @@ def grade(
         UserError: there is no such run, its model can't generate, or its texts can't be graded.
         OSError: a file can't be written.
     """
-    chosen = chosen_grader(cfg, cfg.typed)
-    assert chosen is not None, "task=grade has a grader"
+    if grader is None:
+        raise UserError("task=grade needs a grader: leave grader=null out, or choose another one.")
     device = machine.choose_device(build(cfg.train).device)
-    grading = grade_run(cfg, Path(run), chosen, device)
+    with memory.running_out("the texts were graded"):
+        grading = grade_run(cfg, Path(run), grader(), device)
     written = write_grades(grading, Path(run), run_dir)
     print(printable("\n".join(lines(grading))))
     print(f"The grades are in {' and '.join(map(str, written))}", flush=True)
