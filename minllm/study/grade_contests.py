@@ -144,9 +144,8 @@ def explained(contest: GradeContest, measure: Measure, basis: Basis) -> str:
     unit = format_of(measure)
     higher = "higher" if contest.difference > 0 else "lower" if contest.difference < 0 else "apart"
     low, high = contest.interval
-    interval = (
-        f" (95 % interval {unit.signed(low)} to {unit.signed(high)})" if math.isfinite(high - low) else ""
-    )
+    known = math.isfinite(high - low)
+    interval = f" (95 % interval {unit.signed(low)} to {unit.signed(high)})" if known else ""
     pairs = f"{contest.pairs} {'pairs of runs' if basis == 'seeds' else 'groups of samples'}"
     outcome = ": inconclusive" if contest.word == "inconclusive" else ""
     title = measure.title[:1].upper() + measure.title[1:]
@@ -173,26 +172,39 @@ class Format:
     """How values of a measure are written.
 
     value: a value, such as 62.5 %
-    plain: a difference without its sign, such as 3.1 points
+    number: a difference as a number without its sign, such as 3.1
+    unit: of differences, such as points
     """
 
     value: Callable[[float], str]
-    plain: Callable[[float], str]
+    number: Callable[[float], str]
+    unit: str
+
+    def plain(self, difference: float) -> str:
+        """Return a difference with its unit."""
+        return f"{self.number(difference)} {self.unit}".rstrip()
 
     def signed(self, difference: float) -> str:
         """Return a difference with its sign."""
-        return f"{'+' if difference >= 0 else '−'}{self.plain(abs(difference))}"
+        return f"{'−' if difference < 0 else '+'}{self.number(abs(difference))}"
 
 
 def format_of(measure: Measure) -> Format:
-    """Return how values and differences of a measure are written, with its unit."""
+    """Return how values and differences of a measure are written."""
     if measure.unit == "share":
-        return Format(lambda value: f"{100 * value:.1f} %", lambda value: f"{100 * value:.1f} points")
+        return Format(lambda value: f"{100 * value:.1f} %", lambda value: f"{100 * value:.1f}", "points")
     if measure.unit == "out of 10":
-        return Format(lambda value: f"{value:.2f}", lambda value: f"{value:.2f}")
+        return Format(lambda value: f"{value:.2f}", lambda value: f"{value:.2f}", "")
     if measure.unit == "characters":
-        return Format(lambda value: f"{value:,.0f}", lambda value: f"{value:,.1f} characters")
-    return Format(lambda value: f"{value:.3g}", lambda value: f"{value:.3g} {measure.unit}")
+        return Format(lambda value: f"{value:,.0f}", lambda value: f"{value:,.1f}", "characters")
+    return Format(lambda value: f"{value:.3g}", lambda value: f"{value:.3g}", measure.unit)
+
+
+def title_of(measure: Measure) -> str:
+    """Return a measure's title with its unit; in brackets if it is described, not judged."""
+    is_clear = measure.unit == "share" or measure.unit in measure.title
+    title = measure.title if is_clear else f"{measure.title}, {measure.unit}"
+    return f"({title})" if measure.better == "neither" else title
 
 
 def _p(value: float) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from omegaconf import DictConfig
 
+from minllm.config.unasked import asks_judge
 from minllm.errors import UserError, printable
 from minllm.grading.grader import Grader
 from minllm.grading.judge import Judge
@@ -45,6 +46,8 @@ def grade(
     """
     if grader is None:
         raise UserError("task=grade needs a grader: leave grader=null out, or choose another one.")
+    if judge and asks_judge(cfg):
+        judge().check_ready()
     device = machine.choose_device(build(cfg.train).device)
     with memory.running_out("the texts were graded"):
         grading = grade_run(cfg, Path(run), grader(), device)

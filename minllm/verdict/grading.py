@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from minllm.config.unasked import refuse_unasked
+from minllm.config.unasked import asks_judge, refuse_unasked
 from minllm.grading.grader import Grader
 from minllm.runs.find import named_keys
 from minllm.schema.building import build
@@ -31,6 +31,8 @@ def chosen_grader(config: DictConfig, cfgs: Iterable[DictConfig], overrides: Seq
     refuse_unasked(config, named_keys(overrides))
     if "grader" not in config:
         return None
+    if asks_judge(config):
+        build(config.judge).check_ready()
     grader: Grader = build(config.grader)
     for cfg in cfgs:
         grader.check(build(cfg.data))

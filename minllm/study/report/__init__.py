@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minllm.errors import printable
 from minllm.page.markdown import fit_to_width, one_line
@@ -24,6 +24,9 @@ from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.tuning import efforts
 from minllm.study.wandb_report import publish_if_mirrored
 
+if TYPE_CHECKING:
+    from minllm.grading.analysis import Analysis
+
 IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
 
 
@@ -33,15 +36,19 @@ def write_and_print(
     readings: Sequence[Reading],
     ledger: Mapping[str, Any] | None = None,
     grading: Grading | None = None,
+    analysis: Analysis | None = None,
 ) -> None:
     """Write the report to a folder, and to Weights & Biases if the runs are there, and print a summary.
 
     Args:
         ledger: of a verdict, what the report says about its entry in the ledger.
         grading: the grades of the arms, if they were graded.
+        analysis: what a judge says about the report, if it was asked.
     """
-    written = write_report(comparison, folder, readings, ledger, grading)
+    written = write_report(comparison, folder, readings, ledger, grading, analysis)
     print(summary(comparison, grading))
+    if analysis:
+        print(printable("\n\n".join(["", analysis.note, *analysis.paragraphs, ""])))
     print(f"The report is {' and '.join(map(str, written))}", flush=True)
     if ledger:
         print(printable(ledger["sentence"]), flush=True)
@@ -63,6 +70,7 @@ def write_report(
     readings: Sequence[Reading],
     ledger: Mapping[str, Any] | None = None,
     grading: Grading | None = None,
+    analysis: Analysis | None = None,
 ) -> list[Path]:
     """Write report.html, report.md and report.json to a folder, and return their paths.
 
@@ -70,15 +78,16 @@ def write_report(
         readings: samples and per-token losses of one run of each arm; see `minllm.study.reading.read_arms`.
         ledger: of a verdict, what the report says about its entry in the ledger.
         grading: the grades of the arms, if they were graded.
+        analysis: what a judge says about the report, if it was asked.
 
     Raises:
         OSError: a file can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "report.html": to_html(comparison, readings, grading),
-        "report.md": to_markdown(comparison, readings, grading),
-        "report.json": to_json(comparison, readings, ledger, grading),
+        "report.html": to_html(comparison, readings, grading, analysis),
+        "report.md": to_markdown(comparison, readings, grading, analysis),
+        "report.json": to_json(comparison, readings, ledger, grading, analysis),
     }
     for name, text in texts.items():
         write_text(folder / name, encodable(text))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from minllm.page.html import Choice, escape
-from minllm.study.grade_contests import format_of
+from minllm.study.grade_contests import format_of, title_of
 from minllm.study.grades import Grading
 from minllm.study.recall import Recall, Share
 from minllm.study.report.figures import DASHES, GREY, LEGEND, MARGIN, colour, layout, wrapped
@@ -63,11 +63,9 @@ def value_bars(grading: Grading) -> Figure:
                 row=row,
                 col=1,
             )
-        suffix = ", %" if measure.unit == "share" else f", {measure.unit}"
-        title = f"{measure.title}{suffix}"
         notes.append(
             {
-                "text": escape(f"({title})" if measure.better == "neither" else title),
+                "text": escape(title_of(measure) + ", %" * (measure.unit == "share")),
                 **{"x": 0, "xref": "paper", "xanchor": "left", "yanchor": "bottom", "showarrow": False},
                 **{"y": 1, "yref": f"y{row if row > 1 else ''} domain", "font": {"size": 14}},
             }

@@ -10,7 +10,7 @@ from minllm.grading.intervals import Estimate, estimate
 from minllm.page import markdown
 from minllm.page.html import escape, figure_html, table
 from minllm.page.units import NONE
-from minllm.study.grade_contests import format_of
+from minllm.study.grade_contests import format_of, title_of
 from minllm.study.graded_samples import best_and_worst, rule
 from minllm.study.grades import ArmGrades, Grading
 from minllm.study.recall import Recall, Share, recall_by_distance
@@ -82,12 +82,6 @@ def value_text(measure: Measure, known: Estimate | None) -> str:
     if not math.isfinite(high - low):
         return value(known.value)
     return f"{value(known.value)} ({value(low).removesuffix(' %')} to {value(high)})"
-
-
-def title_of(measure: Measure) -> str:
-    unit = "" if measure.unit == "share" else f", {measure.unit}"
-    title = f"{measure.title}{unit}"
-    return f"({title})" if measure.better == "neither" else title
 
 
 def head_and_rows(grading: Grading) -> tuple[list[str], list[list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from minllm.page import units
 from minllm.page.html import document, escape, figure_html, table
@@ -23,6 +24,9 @@ from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
 from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
 from minllm.study.report.tuning_figure import tuning_figure
+
+if TYPE_CHECKING:
+    from minllm.grading.analysis import Analysis
 
 STYLE = """
 body { max-width: 72rem; }
@@ -71,7 +75,12 @@ ABOUT_CURVES = (
 ABOUT_FLOOR = "The floor is the text’s true entropy, which no model can go below."
 
 
-def to_html(comparison: Comparison, readings: Sequence[Reading], grading: Grading | None = None) -> str:
+def to_html(
+    comparison: Comparison,
+    readings: Sequence[Reading],
+    grading: Grading | None = None,
+    analysis: Analysis | None = None,
+) -> str:
     """Return the text of report.html."""
     return document(
         comparison.headline,
@@ -81,6 +90,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading], grading: Gradin
             *_curves(comparison),
             *_measures(comparison),
             *_grades(grading),
+            *_analysis(analysis),
             *_arms(comparison),
             *_tuning(comparison),
             *_differences(comparison),
@@ -158,6 +168,13 @@ def _grades(grading: Grading | None) -> Iterator[str]:
     if grading:
         yield f"<h2>{grades.HEADING}</h2>"
         yield from grades.grades_html(grading)
+
+
+def _analysis(analysis: Analysis | None) -> Iterator[str]:
+    if analysis:
+        yield f"<h2>Analysis, in the words of {escape(analysis.judge)}</h2>"
+        yield f'<p class="warning">{escape(analysis.note)}</p>'
+        yield from (f"<blockquote>{escape(paragraph)}</blockquote>" for paragraph in analysis.paragraphs)
 
 
 def _arms(comparison: Comparison) -> Iterator[str]:
