@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minllm.errors import UNPRINTABLE
 from minllm.study.arms import ABSENT, Arm, config_differences
@@ -21,6 +21,9 @@ from minllm.study.report.grades_data import grades_data, grades_in_a_line
 from minllm.study.report.rows import row
 from minllm.study.report.tuning import efforts, tuning_data
 
+if TYPE_CHECKING:
+    from minllm.grading.analysis import Analysis
+
 FORMAT = 2
 """The version of report.json and of the line that --json prints; docs/report.schema.json describes both."""
 
@@ -30,12 +33,14 @@ def to_json(
     readings: Sequence[Reading],
     ledger: Mapping[str, Any] | None = None,
     grading: Grading | None = None,
+    analysis: Analysis | None = None,
 ) -> str:
     """Return the text of report.json, in which NaN and infinite numbers are null.
 
     Args:
         ledger: of a verdict, its entry in the ledger.
         grading: the grades of the arms, if they were graded.
+        analysis: what a judge says about the report, if it was asked.
     """
     content = {
         "format": FORMAT,
@@ -74,6 +79,7 @@ def to_json(
             for key, values in config_differences(comparison.arms).items()
         ],
         "grades": grades_data(grading) if grading else None,
+        "analysis": asdict(analysis) if analysis else None,
         "readings": [asdict(reading) for reading in readings],
         "left_out": [{"folder": folder, "why": why} for folder, why in sentences.left_out(comparison)],
         "commands": commands(comparison),

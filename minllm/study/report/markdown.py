@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from minllm.page import units
 from minllm.page.markdown import code, lines, plain, sh, table
@@ -19,8 +20,16 @@ from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import texts_markdown
 from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
 
+if TYPE_CHECKING:
+    from minllm.grading.analysis import Analysis
 
-def to_markdown(comparison: Comparison, readings: Sequence[Reading], grading: Grading | None = None) -> str:
+
+def to_markdown(
+    comparison: Comparison,
+    readings: Sequence[Reading],
+    grading: Grading | None = None,
+    analysis: Analysis | None = None,
+) -> str:
     """Return the text of report.md."""
     sections = [
         [
@@ -34,6 +43,7 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading], grading: Gr
         ["## Learning curves", *_curves(comparison)],
         _measures(comparison),
         [f"## {grades.HEADING}", *grades.grades_markdown(grading)] if grading else [],
+        _analysis(analysis) if analysis else [],
         ["## Arms", *_arms(comparison)],
         _tuning(comparison),
         ["## Configuration differences", *_differences(comparison)],
@@ -122,6 +132,15 @@ def _measures(comparison: Comparison) -> list[str]:
 def _tabulated(content: measures.Table) -> list[str]:
     rows = [[code(arm), code(baseline), *map(plain, cells)] for arm, baseline, *cells in content.rows]
     return [table(content.head, rows, "l" * len(content.head)), plain(content.about)]
+
+
+def _analysis(analysis: Analysis) -> list[str]:
+    title = f"## Analysis, in the words of {plain(analysis.judge)}"
+    return [
+        title,
+        f"**{plain(analysis.note)}**",
+        *(f"> {plain(paragraph)}" for paragraph in analysis.paragraphs),
+    ]
 
 
 def _arms(comparison: Comparison) -> list[str]:
