@@ -1,8 +1,8 @@
 """Grades of the arms of a comparison: what their runs write, graded, and judged with the words of a verdict.
 
-With enough seeds, every paired run is graded, and the differences of the pairs are tested as those of the losses are.
-With fewer, one run of each arm is graded, and the differences of beginnings are tested: that is about two trained
-models, and not about the arms.
+With enough seeds for so many tests, every paired run is graded, and the differences of the pairs are tested as those of
+the losses are. With fewer, no difference could be claimed, so one run of each arm is graded, and the differences of
+beginnings are tested: that is about two trained models, and not about the arms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from minllm.errors import UserError
 from minllm.grading.grader import Grader
 from minllm.grading.grades import Calibration, Duel, Grades, Measure
-from minllm.grading.intervals import RANGES, UNKNOWN, Estimate, constant_interval, estimate, linearised
+from minllm.grading.intervals import LEVEL, RANGES, UNKNOWN, Estimate, constant_interval, estimate, linearised
 from minllm.grading.samples import Written, write
 from minllm.runs.find import read_run
 from minllm.schema.checking import validate
@@ -29,7 +29,7 @@ from minllm.study.grade_contests import Basis, Differences, GradeContest, judged
 from minllm.study.intervals import mean_of
 from minllm.study.reading import reason
 from minllm.study.selection import TrainedRun
-from minllm.study.statistics import LEAST_PAIRS
+from minllm.study.statistics import least_pairs
 
 SMALLEST_MARGIN = 1e-9
 """The margin of a measure whose baseline is 0, of which there is no share."""
@@ -64,6 +64,7 @@ class Grading:
     basis: what is resampled, and what differences are paired over
     measures: in the order in which they are shown
     arms: the baseline first
+    seeds_needed: the fewest seeds of each arm with which differences are paired over seeds
     contests: a test of each judged measure in each contest of the comparison
     duels: what a judge says of pairs of samples
     calibration: whether the judge can be believed, if it was tested
@@ -74,6 +75,7 @@ class Grading:
     basis: Basis
     measures: Sequence[Measure]
     arms: Sequence[ArmGrades]
+    seeds_needed: int
     contests: Sequence[GradeContest] = ()
     duels: Sequence[Duel] = ()
     calibration: Calibration | None = None
@@ -92,14 +94,15 @@ def grade_run(cfg: DictConfig, run: Path, grader: Grader, device: torch.device) 
     calibration = grader.calibrate([written])
     grades = grader.grade(written)
     arm = ArmGrades(run.name, {cfg.seed: grades}, values_over_beginnings(grades, grader))
-    return graded(grader, "beginnings", [arm], calibration=calibration)
+    return graded(grader, "beginnings", 0, [arm], calibration=calibration)
 
 
 def grade_arms(
     comparison: Comparison, grader: Grader, device: torch.device, extensions: Sequence[str]
 ) -> Grading:
     """Grade the runs of a comparison. What can't be graded has a sentence in place of its grades."""
-    basis, seeds = planned(comparison)
+    needed = seeds_needed(max(1, len(comparison.contests)), grader.measures)
+    basis, seeds = planned(comparison, needed)
     by_name = {arm.name: arm for arm in comparison.arms}
     texts: dict[str, dict[int, Written]] = {}
     failed: dict[str, str] = {}
@@ -122,16 +125,17 @@ def grade_arms(
         }
         duels = list(_duels(comparison, grader, grades))
     except UserError as error:  # such as a judge that can't be reached: the losses are compared all the same
-        return graded(grader, basis, [ArmGrades(name, {}, {}, str(error)) for name in seeds])
+        return graded(grader, basis, needed, [ArmGrades(name, {}, {}, str(error)) for name in seeds])
     over = values_over_seeds if basis == "seeds" else values_of_first
     arms = [ArmGrades(name, own, over(own, grader), failed.get(name)) for name, own in grades.items()]
     contests = judged(list(_differences(comparison, grader, grades, basis)), basis)
-    return graded(grader, basis, arms, contests, duels, calibration)
+    return graded(grader, basis, needed, arms, contests, duels, calibration)
 
 
 def graded(
     grader: Grader,
     basis: Basis,
+    needed: int,
     arms: Sequence[ArmGrades],
     contests: Sequence[GradeContest] = (),
     duels: Sequence[Duel] = (),
@@ -144,6 +148,7 @@ def graded(
         basis=basis,
         measures=[measure for measure in grader.measures if measure in known],
         arms=arms,
+        seeds_needed=needed,
         contests=contests,
         duels=duels,
         calibration=calibration,
@@ -157,7 +162,7 @@ def configuration(run: TrainedRun, extensions: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def planned(comparison: Comparison) -> tuple[Basis, dict[str, list[int]]]:
+def planned(comparison: Comparison, needed: int) -> tuple[Basis, dict[str, list[int]]]:
     """Return what differences are paired over, and the seeds of each arm's runs that are graded for it."""
     pairs = [
         (contest.arm, contest.baseline)
@@ -166,7 +171,7 @@ def planned(comparison: Comparison) -> tuple[Basis, dict[str, list[int]]]:
     ]
     shared = [sorted(set(arm.runs) & set(baseline.runs)) for arm, baseline in pairs]
     arms = measured(comparison.arms)
-    if shared and min(map(len, shared)) >= LEAST_PAIRS:
+    if shared and min(map(len, shared)) >= needed:
         seeds: dict[str, set[int]] = {arm.name: set() for arm in arms}
         for pair, own in zip(pairs, shared):
             for arm in pair:
@@ -174,6 +179,11 @@ def planned(comparison: Comparison) -> tuple[Basis, dict[str, list[int]]]:
         return "seeds", {name: sorted(own) for name, own in seeds.items() if own}
     first = comparison.shared_seed
     return "beginnings", {arm.name: [first if first in arm.runs else next(iter(arm.runs))] for arm in arms}
+
+
+def seeds_needed(contests: int, measures: Sequence[Measure]) -> int:
+    """Return the fewest seeds with which the tests of all judged measures together can claim a difference."""
+    return least_pairs(LEVEL, (), contests * sum(measure.better != "neither" for measure in measures))
 
 
 # ---- values --------------------------------------------------------------------------------------

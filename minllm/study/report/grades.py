@@ -59,8 +59,8 @@ def introduction(grading: Grading) -> str:
     which = f"seed {seeds[0]}" if len(seeds) == 1 else "its first seed"
     return (
         f"{wrote} One run of each arm was graded ({which}), and differences are paired over beginnings, with Holm's"
-        " correction over all measures and contests. There are too few seeds for more: the results are about these"
-        " trained models, not about the arms."
+        " correction over all measures and contests. The results are about these trained models, not about the arms,"
+        f" which would take at least {grading.seeds_needed} seeds for so many tests."
     )
 
 
