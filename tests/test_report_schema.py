@@ -20,6 +20,7 @@ from minllm.study.report.data import in_a_line, to_json
 from minllm.study.standing import Standing
 from minllm.study.tuning import Tried, Tuning
 from tests.comparisons import comparison, readings, with_documents
+from tests.gradings import ANALYSIS, grading
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs/report.schema.json").read_text(encoding="utf-8"))
 LEDGER = {"file": "outputs/ledger.jsonl", "id": "abc", "crowned": None, "sentence": "It is in the ledger."}
@@ -53,10 +54,11 @@ def test_the_schema_is_one():
 
 
 def test_full_report_matches_schema(compared):
-    report = json.loads(to_json(compared, readings(compared), LEDGER))
+    report = json.loads(to_json(compared, readings(compared), LEDGER, grading(compared), ANALYSIS))
     validate_report(report)
     assert all(report[key] for key in report if key not in ("left_out",)), "each section is filled"
     validate_report(json.loads(to_json(compared, [])))
+    validate_answer(in_a_line(compared, Path("report.json"), LEDGER, grading(compared)))
     validate_answer(in_a_line(compared, Path("report.json"), LEDGER))
 
 
@@ -71,10 +73,11 @@ def test_full_report_matches_schema(compared):
             ("arms", 0),
         ),
         *(("measures", 0), ("measures", 0, "stability"), ("tuning", "pre"), ("tuning_effort", 0)),
+        *(("grades",), ("grades", "contests", 0), ("grades", "arms", 0, "shown", 0), ("analysis",)),
     ],
 )
 def test_a_key_that_is_not_described_is_refused(compared, place):
-    report = json.loads(to_json(compared, readings(compared), LEDGER))
+    report = json.loads(to_json(compared, readings(compared), LEDGER, grading(compared), ANALYSIS))
     changed = copy.deepcopy(report)
     inner = changed
     for step in place:
@@ -127,7 +130,7 @@ def test_a_refusal_is_a_line_as_well(capfd):
 
 
 @pytest.mark.parametrize(
-    "words", [["task=compare"], ["task=ledger"], ["search=verdict", "arms.b=[norm=none]"]]
+    "words", [["task=compare"], ["task=grade"], ["task=ledger"], ["search=verdict", "arms.b=[norm=none]"]]
 )
 def test_json_is_no_override(words):
     assert without_json([*words, "--json"]) == words and without_json(words) == words
@@ -136,7 +139,7 @@ def test_json_is_no_override(words):
 @pytest.mark.parametrize("words", [["norm=post"], ["search=size"], ["-m", "task=compare", "aa=true,false"]])
 def test_json_where_there_is_no_single_answer_is_refused(words):
     assert without_json(words) == words
-    with pytest.raises(UserError, match="--json is for a single task=compare or task=ledger"):
+    with pytest.raises(UserError, match="--json is for a single task=compare, task=grade or"):
         without_json([*words, "--json"])
 
 

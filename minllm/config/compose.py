@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minllm.config.explain import explained
+from minllm.config.unasked import refuse_unasked
 from minllm.errors import UserError
 from minllm.runs.find import (
     config_for_task,
@@ -133,6 +134,7 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
     refuse_unnamed_code(cfg, named)
     refuse_several(cfg, overrides)
     refuse_unread(cfg, named)
+    refuse_unasked(cfg, named)
     for key in named:
         if key.partition(".")[0] in ("choices", "typed"):
             raise UserError(

@@ -178,6 +178,14 @@ def missing_option(path: str, options: Sequence[str], message: str) -> str:
 def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequence[str]) -> str:
     """Return the message for an unknown key, with a similar group, the tasks that have the key, or a similar key."""
     groups = find_groups(folders)
+    if key in groups and "/" not in key:  # of some tasks only, such as grader
+        owners = [
+            f"{group}={name}"
+            for group, options in groups.items()
+            for name, option in options.items()
+            if key in option.groups
+        ]
+        return f"{key} is an option of {' and '.join(owners)} only. Leave it out, or choose one of them."
     if key in groups:  # options of an option, such as model/attn/mask
         group, _, name = key.rpartition("/")
         return f"The chosen option of {group} has no {name}. Leave out {key}, or choose another {group}."

@@ -15,7 +15,6 @@ from minllm.generation.decoding import Passes, Steps
 from minllm.generation.sampler import Sampling
 from minllm.model.context import PAD, PAST, Sight
 from minllm.model.lm import LM
-from minllm.model.seed import generator
 from minllm.model.steps import evaluating
 from minllm.schema.checking import check_options, options_of
 
@@ -118,7 +117,7 @@ def continued_rows(
     Args:
         sources: the tokens that the model's encoder reads for each row.
     """
-    generators = [generator(sampling.seed, name) for name in names]
+    generators = [sampling.generator(place, name) for place, name in enumerate(names)]
     written: list[list[int]] = [[] for _ in rows]
     ended = [False] * len(rows)
     show = _decoded(stream) if stream else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minllm.model.seed import generator
 from minllm.schema.options import Count, Fraction, Natural, NonNegative
 
 
@@ -45,6 +47,10 @@ class Sampling:
     trace: Natural = 0
     candidates: Count = 1
 
+    def generator(self, place: int, name: str) -> torch.Generator:
+        """Return the random numbers of the prompt at a place in the list of prompts: they depend on its name alone."""
+        return generator(self.seed, name)
+
     def probabilities(self, logits_BV: Tensor) -> Tensor:
         """Return the distribution that the next token is drawn from, (B, V)."""
         if self.temperature == 0:
@@ -73,3 +79,17 @@ class Sampling:
         places_B1 = uniforms_B[:, None] * cumulative_BV[:, -1:]
         tokens_B1 = torch.searchsorted(cumulative_BV, places_B1, right=True)
         return tokens_B1[:, 0].clamp(max=logits_BV.shape[-1] - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedOfEach(Sampling):
+    """Sampling in which each prompt has a seed of its own, so that equal prompts are continued differently.
+
+    Args:
+        seeds: of the prompts, in their order; they replace `seed`.
+    """
+
+    seeds: Sequence[int]
+
+    def generator(self, place: int, name: str) -> torch.Generator:
+        return generator(self.seeds[place], name)

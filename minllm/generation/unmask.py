@@ -12,7 +12,6 @@ from minllm.errors import UserError
 from minllm.generation.sampler import Sampling
 from minllm.model.context import Sight
 from minllm.model.lm import LM
-from minllm.model.seed import generator
 from minllm.model.steps import evaluating
 
 if TYPE_CHECKING:
@@ -52,7 +51,18 @@ def unmasked(
     """
     with evaluating(model):
         return [
-            _generated(model, tokenizer, prompt, sampling, stream, mask, block, length) for prompt in prompts
+            _generated(
+                model,
+                tokenizer,
+                prompt,
+                sampling,
+                stream,
+                mask,
+                block,
+                length,
+                sampling.generator(place, prompt),
+            )
+            for place, prompt in enumerate(prompts)
         ]
 
 
@@ -65,6 +75,7 @@ def _generated(
     mask: int,
     block: int,
     length: int,
+    random: torch.Generator,
 ) -> str:
     before, after = around_hole(prompt) if block == length else (prompt, "")
     given, following = tokenizer.encode(before), tokenizer.encode(after)
@@ -73,7 +84,6 @@ def _generated(
             f"The prompt has {len(given) + len(following)} tokens, and the model generates texts of at most {length}:"
             " shorten it."
         )
-    random = generator(sampling.seed, prompt)
     end = min(len(given) + sampling.max_new_tokens, length - len(following))
     text_T = torch.full((length,), mask)
     text_T[: len(given)] = torch.tensor(given, dtype=torch.int64)

@@ -16,8 +16,8 @@ RESERVED_SEED = 2 * VALIDATION_SEED
 """The seed of the first story that beginnings are cut from; stories of neither split have such seeds."""
 EARLIEST, LATEST, LAST = 1 / 4, 1 / 3, 1 / 2
 """A text is cut at the first suitable place after a drawn share of its characters, and not after LAST."""
-LONGEST = 1500
-"""Only so many characters of a text count: nobody needs to read more of it to continue it."""
+SHORTEST, LONGEST = 20, 1500
+"""A text with fewer characters isn't cut, and of a longer one only so many count: nobody needs to read more of it."""
 
 WITHIN = re.compile(r"""(?<=[^\W_])[,;:]?(?= [^\W_])""")
 """Where a space follows a letter or a comma, and a letter follows the space."""
@@ -48,6 +48,8 @@ def cut(text: str, seed: int) -> tuple[str, str] | None:
 
     The space at which it is cut belongs to the rest, because tokenizers join spaces to the words after them.
     """
+    if len(text) < SHORTEST:
+        return None
     length = min(len(text), LONGEST)
     wanted = round(length * Random(f"cut {seed}").uniform(EARLIEST, LATEST))
     places = WITHIN if " " in text else BETWEEN_LETTERS

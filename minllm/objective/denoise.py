@@ -12,7 +12,6 @@ from minllm.errors import UserError
 from minllm.generation.candidates import most_similar
 from minllm.generation.sampler import Sampling
 from minllm.model.lm import LM
-from minllm.model.seed import generator
 from minllm.model.steps import evaluating
 from minllm.objective.embedded import embedded, for_head
 
@@ -40,7 +39,10 @@ def denoised(
         UserError: a prompt leaves no room.
     """
     with evaluating(model):
-        return [_generated(objective, model, tokenizer, prompt, sampling, stream) for prompt in prompts]
+        return [
+            _generated(objective, model, tokenizer, prompt, place, sampling, stream)
+            for place, prompt in enumerate(prompts)
+        ]
 
 
 def _generated(
@@ -48,6 +50,7 @@ def _generated(
     model: LM,
     tokenizer: Tokenizer,
     prompt: str,
+    place: int,
     sampling: Sampling,
     stream: Callable[[str], None] | None,
 ) -> str:
@@ -57,7 +60,7 @@ def _generated(
             f"The prompt has {len(given)} tokens, and the model generates texts of at most {length}: shorten it."
         )
     end = min(len(given) + sampling.max_new_tokens, length)
-    generators = [generator(sampling.seed, f"{prompt}/{i}") for i in range(sampling.candidates)]
+    generators = [sampling.generator(place, f"{prompt}/{i}") for i in range(sampling.candidates)]
     texts: list[str] = []
     for step, tokens_BT in enumerate(
         denoise(objective, model, given, generators, sampling, tokenizer.vocab_size)

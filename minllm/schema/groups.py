@@ -24,6 +24,7 @@ class Option:
 
     comment: str  # the first comment line that isn't a directive
     keys: frozenset[str]  # of the file's root, and of its sections with a dot: tokenizer.show
+    groups: frozenset[str] = frozenset()  # of which its defaults list chooses an option: grader
 
 
 def find_groups(folders: Iterable[str] = ()) -> dict[str, dict[str, Option]]:
@@ -42,7 +43,8 @@ def read_option(file: Path) -> Option:
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     comments = (line[1:].strip() for line in lines if line.startswith("#"))
     comment = next((text for text in comments if text and not text.startswith("@")), "")
-    return Option(comment, frozenset(keys_of(lines)))
+    chosen = (re.match(r"\s+- /([\w/]+):", line) for line in lines)
+    return Option(comment, frozenset(keys_of(lines)), frozenset(entry[1] for entry in chosen if entry))
 
 
 def keys_of(lines: Iterable[str]) -> Iterator[str]:

@@ -41,7 +41,7 @@ SET_BY_VERDICTS = {
     "sweep.keep_checkpoints": "which keeps the last checkpoint of each pair's runs",
 }
 """Options of searches that a verdict sets itself, each with a clause that explains how."""
-NOT_OF_ARMS = ("search", "sweep", "memory", "arms", "hydra", "resume", "task")
+NOT_OF_ARMS = ("search", "sweep", "memory", "arms", "grader", "judge", "hydra", "resume", "task")
 """Sections that an arm's overrides can't set, because they concern the whole verdict."""
 
 

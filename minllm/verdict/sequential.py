@@ -53,6 +53,7 @@ from minllm.training import machine
 from minllm.verdict.champion import set_champion
 from minllm.verdict.comparing import compare_pairs, without_runs
 from minllm.verdict.entry import entry_for_search, record_verdict, unreached_entry
+from minllm.verdict.grading import chosen_grader, graded
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ledger import Ledger
 from minllm.verdict.phases import EACH_ONCE, QUEUED, checked_settings, phase
@@ -119,7 +120,7 @@ def reach_verdict(sweeper: PruningSweeper, overrides: Sequence[str]) -> Comparis
     print()
     entry = record_verdict(search, comparison)
     readings = read_arms(comparison, search.config, protocol.prompts, protocol.stories)
-    write_and_print(comparison, search.folder, readings, entry)
+    write_and_print(comparison, search.folder, readings, entry, graded(search, comparison))
     return comparison
 
 
@@ -158,6 +159,7 @@ class VerdictSearch:
         self.cfgs = {name: self.composed(name) for name in self.arms} if self.size else bases
         if self.size:
             refuse_identical_arms(self.cfgs, sized=True)
+        self.grader = chosen_grader(self.config, self.cfgs.values(), overrides)
         for name, cfg in self.cfgs.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
@@ -388,7 +390,8 @@ class VerdictSearch:
         """Return the configuration of a search without arms that runs each combination once, without pruning."""
         config = copy.deepcopy(self.config)
         with open_dict(config):
-            config.pop("arms")
+            for section in ("arms", "grader", "judge"):
+                config.pop(section, None)
             config.search, config.sweep.pruner = OVERRIDES_ONLY, NO_PRUNING
         return config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minllm.errors import printable
 from minllm.page.markdown import fit_to_width, one_line
@@ -13,8 +13,9 @@ from minllm.page.terminal import answer
 from minllm.runs.folder import write_text
 from minllm.study import bounds
 from minllm.study.comparison import Comparison
+from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import sentences
+from minllm.study.report import grades, sentences
 from minllm.study.report.data import in_a_line, to_json
 from minllm.study.report.markdown import to_markdown
 from minllm.study.report.measures import in_a_terminal
@@ -22,6 +23,9 @@ from minllm.study.report.page import to_html
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.tuning import efforts
 from minllm.study.wandb_report import publish_if_mirrored
+
+if TYPE_CHECKING:
+    from minllm.grading.analysis import Analysis
 
 IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
 
@@ -31,18 +35,24 @@ def write_and_print(
     folder: Path,
     readings: Sequence[Reading],
     ledger: Mapping[str, Any] | None = None,
+    grading: Grading | None = None,
+    analysis: Analysis | None = None,
 ) -> None:
     """Write the report to a folder, and to Weights & Biases if the runs are there, and print a summary.
 
     Args:
         ledger: of a verdict, what the report says about its entry in the ledger.
+        grading: the grades of the arms, if they were graded.
+        analysis: what a judge says about the report, if it was asked.
     """
-    written = write_report(comparison, folder, readings, ledger)
-    print(summary(comparison))
+    written = write_report(comparison, folder, readings, ledger, grading, analysis)
+    print(summary(comparison, grading))
+    if analysis:
+        print(printable("\n\n".join(["", analysis.note, *analysis.paragraphs, ""])))
     print(f"The report is {' and '.join(map(str, written))}", flush=True)
     if ledger:
         print(printable(ledger["sentence"]), flush=True)
-    answer(in_a_line(comparison, folder / "report.json", ledger))
+    answer(in_a_line(comparison, folder / "report.json", ledger, grading))
     if mirrored := publish_if_mirrored(comparison, (folder / "report.md").read_text(encoding="utf-8")):
         print(mirrored)
 
@@ -59,30 +69,35 @@ def write_report(
     folder: Path,
     readings: Sequence[Reading],
     ledger: Mapping[str, Any] | None = None,
+    grading: Grading | None = None,
+    analysis: Analysis | None = None,
 ) -> list[Path]:
     """Write report.html, report.md and report.json to a folder, and return their paths.
 
     Args:
         readings: samples and per-token losses of one run of each arm; see `minllm.study.reading.read_arms`.
         ledger: of a verdict, what the report says about its entry in the ledger.
+        grading: the grades of the arms, if they were graded.
+        analysis: what a judge says about the report, if it was asked.
 
     Raises:
         OSError: a file can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "report.html": to_html(comparison, readings),
-        "report.md": to_markdown(comparison, readings),
-        "report.json": to_json(comparison, readings, ledger),
+        "report.html": to_html(comparison, readings, grading, analysis),
+        "report.md": to_markdown(comparison, readings, grading, analysis),
+        "report.json": to_json(comparison, readings, ledger, grading, analysis),
     }
     for name, text in texts.items():
         write_text(folder / name, encodable(text))
     return [folder / name for name in texts]
 
 
-def summary(comparison: Comparison) -> str:
-    """Return the summary for a terminal: the verdicts, the metrics behind them, and warnings."""
-    return encodable(printable("\n".join(_summary(comparison))))
+def summary(comparison: Comparison, grading: Grading | None = None) -> str:
+    """Return the summary for a terminal: the verdicts, the metrics behind them, grades, and warnings."""
+    lines = [*_summary(comparison), *(["", *grades.in_a_terminal(grading)] if grading else [])]
+    return encodable(printable("\n".join(lines)))
 
 
 def encodable(text: str) -> str:

@@ -7,29 +7,40 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minllm.errors import UNPRINTABLE
 from minllm.study.arms import ABSENT, Arm, config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
+from minllm.study.grades import Grading
 from minllm.study.reading import Reading
 from minllm.study.report import sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
+from minllm.study.report.grades_data import grades_data, grades_in_a_line
 from minllm.study.report.rows import row
 from minllm.study.report.tuning import efforts, tuning_data
+
+if TYPE_CHECKING:
+    from minllm.grading.analysis import Analysis
 
 FORMAT = 2
 """The version of report.json and of the line that --json prints; docs/report.schema.json describes both."""
 
 
 def to_json(
-    comparison: Comparison, readings: Sequence[Reading], ledger: Mapping[str, Any] | None = None
+    comparison: Comparison,
+    readings: Sequence[Reading],
+    ledger: Mapping[str, Any] | None = None,
+    grading: Grading | None = None,
+    analysis: Analysis | None = None,
 ) -> str:
     """Return the text of report.json, in which NaN and infinite numbers are null.
 
     Args:
         ledger: of a verdict, its entry in the ledger.
+        grading: the grades of the arms, if they were graded.
+        analysis: what a judge says about the report, if it was asked.
     """
     content = {
         "format": FORMAT,
@@ -67,6 +78,8 @@ def to_json(
             }
             for key, values in config_differences(comparison.arms).items()
         ],
+        "grades": grades_data(grading) if grading else None,
+        "analysis": asdict(analysis) if analysis else None,
         "readings": [asdict(reading) for reading in readings],
         "left_out": [{"folder": folder, "why": why} for folder, why in sentences.left_out(comparison)],
         "commands": commands(comparison),
@@ -77,7 +90,10 @@ def to_json(
 
 
 def in_a_line(
-    comparison: Comparison, report: Path | None, ledger: Mapping[str, Any] | None
+    comparison: Comparison,
+    report: Path | None,
+    ledger: Mapping[str, Any] | None,
+    grading: Grading | None = None,
 ) -> dict[str, Any]:
     """Return a summary of the outcome, as --json prints it; `report` is the path of report.json, if there is one."""
     contests = [
@@ -105,6 +121,7 @@ def in_a_line(
                 {"arm": noise.arm.name, "floor": noise.floor, "outcome": noise.verdict.word}
                 for noise in comparison.noise
             ],
+            "grades": grades_in_a_line(grading) if grading else None,
             "report": report,
             "ledger": ledger,
         }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from minllm.page import units
 from minllm.page.markdown import code, lines, plain, sh, table
 from minllm.schema.overrides import format_value
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
+from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import measures, sentences
+from minllm.study.report import grades, measures, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.looks import looks
@@ -18,8 +20,16 @@ from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import texts_markdown
 from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
 
+if TYPE_CHECKING:
+    from minllm.grading.analysis import Analysis
 
-def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
+
+def to_markdown(
+    comparison: Comparison,
+    readings: Sequence[Reading],
+    grading: Grading | None = None,
+    analysis: Analysis | None = None,
+) -> str:
     """Return the text of report.md."""
     sections = [
         [
@@ -32,6 +42,8 @@ def to_markdown(comparison: Comparison, readings: Sequence[Reading]) -> str:
         _listed("## Noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],
         _measures(comparison),
+        [f"## {grades.HEADING}", *grades.grades_markdown(grading)] if grading else [],
+        _analysis(analysis) if analysis else [],
         ["## Arms", *_arms(comparison)],
         _tuning(comparison),
         ["## Configuration differences", *_differences(comparison)],
@@ -120,6 +132,15 @@ def _measures(comparison: Comparison) -> list[str]:
 def _tabulated(content: measures.Table) -> list[str]:
     rows = [[code(arm), code(baseline), *map(plain, cells)] for arm, baseline, *cells in content.rows]
     return [table(content.head, rows, "l" * len(content.head)), plain(content.about)]
+
+
+def _analysis(analysis: Analysis) -> list[str]:
+    title = f"## Analysis, in the words of {plain(analysis.judge)}"
+    return [
+        title,
+        f"**{plain(analysis.note)}**",
+        *(f"> {plain(paragraph)}" for paragraph in analysis.paragraphs),
+    ]
 
 
 def _arms(comparison: Comparison) -> list[str]:

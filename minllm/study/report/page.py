@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from minllm.page import units
 from minllm.page.html import document, escape, figure_html, table
@@ -11,16 +12,21 @@ from minllm.schema.overrides import format_value
 from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
+from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import measures, sentences
+from minllm.study.report import grades, measures, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve, floor_of
 from minllm.study.report.figures import colour, intervals, learning_curves
+from minllm.study.report.graded_texts import STYLE_GRADED
 from minllm.study.report.looks import looks
 from minllm.study.report.rows import COLUMNS, cells
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
 from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
 from minllm.study.report.tuning_figure import tuning_figure
+
+if TYPE_CHECKING:
+    from minllm.grading.analysis import Analysis
 
 STYLE = """
 body { max-width: 72rem; }
@@ -69,7 +75,12 @@ ABOUT_CURVES = (
 ABOUT_FLOOR = "The floor is the text’s true entropy, which no model can go below."
 
 
-def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
+def to_html(
+    comparison: Comparison,
+    readings: Sequence[Reading],
+    grading: Grading | None = None,
+    analysis: Analysis | None = None,
+) -> str:
     """Return the text of report.html."""
     return document(
         comparison.headline,
@@ -78,6 +89,8 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_noise(comparison),
             *_curves(comparison),
             *_measures(comparison),
+            *_grades(grading),
+            *_analysis(analysis),
             *_arms(comparison),
             *_tuning(comparison),
             *_differences(comparison),
@@ -90,7 +103,7 @@ def to_html(comparison: Comparison, readings: Sequence[Reading]) -> str:
             *_commands(comparison),
             *_runs(comparison),
         ],
-        STYLE + STYLE_TEXTS,
+        STYLE + STYLE_TEXTS + STYLE_GRADED,
     )
 
 
@@ -149,6 +162,19 @@ def _tabulated(content: measures.Table) -> Iterator[str]:
         [*map(escape, content.head)], [[*map(_typeset, row)] for row in content.rows], "l" * len(content.head)
     )
     yield f'<p class="soft">{_typeset(content.about)}</p>'
+
+
+def _grades(grading: Grading | None) -> Iterator[str]:
+    if grading:
+        yield f"<h2>{grades.HEADING}</h2>"
+        yield from grades.grades_html(grading)
+
+
+def _analysis(analysis: Analysis | None) -> Iterator[str]:
+    if analysis:
+        yield f"<h2>Analysis, in the words of {escape(analysis.judge)}</h2>"
+        yield f'<p class="warning">{escape(analysis.note)}</p>'
+        yield from (f"<blockquote>{escape(paragraph)}</blockquote>" for paragraph in analysis.paragraphs)
 
 
 def _arms(comparison: Comparison) -> Iterator[str]:
