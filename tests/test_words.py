@@ -104,16 +104,17 @@ def test_any_text_arrives_or_its_line_is_printed(text: str):
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(TEXTS, CODE_LIKE))
 @example("[#]")
+@example("[']")
 def test_any_text_of_one_value(text: str):
-    """Of an option that is one text, such as data.path."""
+    """Of an option that is one text, such as data.path. In brackets, it is a list of one text."""
+    is_list = text.strip(" \t")[:1] == "[" and text.strip(" \t")[-1:] == "]"
     try:
         value = quoted(f"path={text}")
     except UserError as error:
         sentence = str(error).replace("For text, type", "For one text, type")
-        assert arrived(suggested(sentence)) == text
+        assert arrived(suggested(sentence)) == ([text.strip(" \t")[1:-1]] if is_list else text)
         return
     (override,) = OverridesParser.create().parse_overrides([value])
     if value != f"path={text}" and not override.is_sweep_override():
-        is_list = text.strip()[:1] == "[" and text.strip()[-1:] == "]"
         items = [item.strip() for item in text.strip()[1:-1].split(",")]
         assert override.value() in (text.strip(" \t"), text.strip(), *[items] * is_list)
