@@ -200,7 +200,7 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
         (["judge.check=true"], "^judge.check would do nothing, because nothing is graded"),
         (["grader=grammar", "judge.check=true"], "^judge.check would do nothing, because the grader asks no"),
         (["grader=grammar", "grader.storis=1"], "grader has no option 'storis'. Did you mean 'stories'"),
-        (["grader=grammar", "data=reverse"], "^grader=grammar reads the stories of data=tales only"),
+        (["grader=grammar", "data=tales_pairs"], "^grader=grammar reads the stories of data=tales only"),
         (["arms.c=[grader=grammar]"], "which concerns the whole verdict. Put it outside arms"),
         (["grader=judge"], "^judge=openai needs an endpoint: type judge.base_url="),
     ],
