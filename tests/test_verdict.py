@@ -199,7 +199,7 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
         (["hydra/sweeper/sampler=grid"], "^hydra/sweeper/sampler=grid has no effect in a verdict"),
         (["judge.check=true"], "^judge.check would do nothing, because nothing is graded"),
         (["grader=grammar", "judge.check=true"], "^judge.check would do nothing, because the grader asks no"),
-        (["grader=grammar", "grader.storis=1"], "grader has no option 'storis'. Did you mean 'stories'"),
+        (["grader=grammar", "grader.stories=-1"], "^grader.stories must be a whole number of 0 or more"),
         (["grader=grammar", "data=tales_pairs"], "^grader=grammar reads the stories of data=tales only"),
         (["arms.c=[grader=grammar]"], "which concerns the whole verdict. Put it outside arms"),
         (["grader=judge"], "^judge=openai needs an endpoint: type judge.base_url="),

@@ -27,7 +27,8 @@ def chosen_grader(config: DictConfig, cfgs: Iterable[DictConfig], overrides: Seq
         cfgs: the configurations of the arms.
 
     Raises:
-        UserError: an option doesn't exist or has an invalid value, it can't grade an arm's corpus, or an override is for a judge that nobody asks.
+        UserError: an option doesn't exist or has an invalid value, the grader can't grade an arm's corpus, or an
+            override is for a judge that nobody asks.
     """
     refuse_unasked(config, named_keys(overrides))
     if "grader" not in config:
