@@ -24,7 +24,7 @@ class Differences:
 
     values: arm − baseline, of each pair of runs or of each group of samples
     margin: the difference that doesn't matter, in the measure's unit
-    groups: the number of groups of samples that each of the two has in all
+    groups: the number of groups of samples with a value, of the two the one that has fewer
     """
 
     arm: str
