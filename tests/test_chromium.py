@@ -25,7 +25,9 @@ CONTRAST = """() => {
   };
   const paper = light(getComputedStyle(document.body).backgroundColor);
   const ratios = {};
-  for (const selector of ['body', 'h1', '.soft', '.word', '.expected', '.remark', '.figure text', 'th', 'pre', 'summary', '.switch button']) {
+  const selectors = ['body', 'h1', '.soft', '.word', '.expected', '.remark', '.figure text', 'th', 'pre', 'summary',
+    '.switch button'];
+  for (const selector of selectors) {
     const style = getComputedStyle(document.querySelector(selector));
     const ink = light(selector === '.figure text' ? style.fill : style.color);
     ratios[selector] = (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
