@@ -21,15 +21,16 @@ from minllm.study.grades import Grading, grade_arms
 
 RIGHT = Measure("right", "right words", "share", "higher", 1.0)
 REACH = Measure("reach", "characters until a wrong word", "characters", "higher", None)
+RARE = Measure("rare", "rare facts", "share", "higher", 1.0)
 COUNT = Measure("words", "words", "words", "neither", None)
-WRONG = "wrong"
+WRONG, RARELY = "wrong", 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words(Grader):
     """Counts the words of each sample that aren't `wrong`, and breaks it at the first that is."""
 
-    measures: ClassVar[tuple[Measure, ...]] = (RIGHT, REACH, COUNT)
+    measures: ClassVar[tuple[Measure, ...]] = (RIGHT, REACH, RARE, COUNT)
 
     def grade(self, written: Written) -> Grades:
         words = [sample.text.split() for sample in written.samples]
@@ -46,6 +47,7 @@ class Words(Grader):
                     [float(len(own) - own.count(WRONG)) for own in words], [float(len(own)) for own in words]
                 ),
                 REACH: Values([float(value) for value in reach], one),
+                RARE: Values([0.0] * len(words), one[:RARELY] + [0.0] * (len(words) - RARELY)),
                 COUNT: Values([float(len(own)) for own in words], one),
             },
             breaks=[

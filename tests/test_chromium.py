@@ -9,6 +9,7 @@ import pytest
 
 from minllm.study.report import write_report
 from tests.comparisons import comparison, readings
+from tests.gradings import ANALYSIS, grading
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NAMES = ("pre", "none", "an arm of a very long name norm=sandwich model/attn=differential optim.lr=0.003")
@@ -24,7 +25,9 @@ CONTRAST = """() => {
   };
   const paper = light(getComputedStyle(document.body).backgroundColor);
   const ratios = {};
-  for (const selector of ['body', 'h1', '.soft', '.word', '.figure text', 'th', 'pre', 'summary', '.switch button']) {
+  const selectors = ['body', 'h1', '.soft', '.word', '.expected', '.remark', '.figure text', 'th', 'pre', 'summary',
+    '.switch button'];
+  for (const selector of selectors) {
     const style = getComputedStyle(document.querySelector(selector));
     const ink = light(selector === '.figure text' ? style.fill : style.color);
     ratios[selector] = (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
@@ -50,7 +53,7 @@ def report(browser, tmp_path_factory):
     """A page with a report, what it complained of, and what it asked for besides itself."""
     folder = tmp_path_factory.mktemp("compared")
     one = comparison(folder, dict(zip(NAMES, (2.0, 1.9, 2.0005))))
-    address = write_report(one, folder / "report", readings(one))[0].as_uri()
+    address = write_report(one, folder / "report", readings(one), None, grading(one), ANALYSIS)[0].as_uri()
     page, complaints, requests = browser.new_page(), [], []
     page.set_default_timeout(0)  # a busy machine may be slow; only a hang would wait for ever
     page.on("console", lambda message: complaints.append(message.text))
@@ -71,7 +74,7 @@ def opened(report):
         page.emulate_media(color_scheme=scheme)
         page.evaluate("scrollTo(0, 0)")
         page.wait_for_function(
-            """['#intervals', '#curves'].every(name =>
+            """['#intervals', '#curves', '#grades', '#recall'].every(name =>
               document.querySelector(`${name} .main-svg`).getBoundingClientRect().right <= innerWidth)"""
         )
         return page
@@ -86,7 +89,7 @@ def test_the_page_fits_and_begins_with_the_headline(opened, size):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     box = page.locator("h1").bounding_box()
     assert box["y"] >= 0 and box["y"] + box["height"] <= size[1]
-    for name in ("#intervals", "#curves"):
+    for name in ("#intervals", "#curves", "#grades", "#recall"):
         drawn = page.locator(f"{name} .main-svg").first.bounding_box()
         assert 300 <= drawn["width"] <= size[0]
     page.locator("summary").click()
@@ -119,8 +122,17 @@ def test_buttons_change_the_axis(opened):
     page.get_by_role("button", name="seconds").click()
     assert title.text_content() == "seconds of training"
     assert page.evaluate(ends) == pytest.approx([4.3] * 7)
-    pressed = page.locator(".switch button[aria-pressed=true]").all_inner_texts()
+    pressed = page.locator(".figure:has(#curves) .switch button[aria-pressed=true]").all_inner_texts()
     assert pressed == ["seconds", "log"]
+
+
+def test_buttons_change_the_facts_that_are_recalled(opened):
+    page = opened(DESKTOP)
+    shown = "document.querySelector('#recall').data.map(one => [...one.y])"
+    assert page.evaluate(shown) == [[75, None]] * 3
+    page.get_by_role("button", name="names").click()
+    assert page.evaluate(shown) == [[25, None]] * 3
+    page.get_by_role("button", name="any").click()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

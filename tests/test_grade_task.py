@@ -211,6 +211,17 @@ def test_options_that_would_do_nothing_are_refused(run, words, sentence):
         compose(words.format(run).split())
 
 
+@pytest.mark.parametrize("line", ["base_url: http://example.org/v1", "key: HOME"])
+def test_a_file_from_elsewhere_can_not_choose_where_a_key_is_sent(run, tmp_path, line):
+    (tmp_path / "judge").mkdir()
+    node = "_target_: minllm.grading.judge.endpoint.Endpoint\nmodel: null\n"
+    (tmp_path / "judge/mine.yaml").write_text(f"# mine\n{node}{line}\n")
+    with pytest.raises(UserError, match="a file can't choose where texts and a key are sent"):
+        compose(["task=grade", f"run={run}", "judge=mine"], config_dir=tmp_path)
+    (tmp_path / "judge/mine.yaml").write_text(f"# mine\n{node}")
+    compose(["task=grade", f"run={run}", "grader=judge", "judge=mine"], config_dir=tmp_path)
+
+
 def test_graders_and_judges_are_chosen_like_other_options(run):
     cfg = compose(["task=grade", f"run={run}", "grader.stories=7"])
     assert cfg.choices.grader == "grammar" and build(cfg.grader).stories == 7

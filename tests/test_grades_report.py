@@ -51,17 +51,20 @@ def test_with_enough_seeds_all_of_them_are_graded_and_paired(eight):
     values = {arm.arm: arm.values["right"] for arm in graded.arms}
     assert values["post"].value == pytest.approx(0.6, abs=0.03)
     assert values["post"].interval[0] < values["post"].value < values["post"].interval[1] < 0.7
-    assert {contest.measure for contest in graded.contests} == {"right", "reach"}, "others are described"
+    assert {contest.measure for contest in graded.contests} == {"right", "reach", "rare"}, (
+        "others are described"
+    )
 
 
 def test_with_few_seeds_one_run_of_each_is_graded_and_beginnings_are_paired(two):
     graded = grading(two, Words())
     assert graded.basis == "beginnings" and [list(arm.runs) for arm in graded.arms] == [[3], [3]]
-    (right, reach) = graded.contests
+    (right, reach, rare) = graded.contests
     assert right.word == reach.word == "worse" and right.pairs == 30
     assert right.difference == pytest.approx(-0.3, abs=0.05)
     assert right.interval[0] < right.difference < right.interval[1] < 0
     assert "30 groups of samples" in right.sentence and "points lower" in right.sentence
+    assert rare.word == "inconclusive" and rare.interval[1] > 0.6, "four samples of each run show little"
     page = "\n".join(write(two, graded).values())
     assert "about these trained models, not about the arms" in page
 
@@ -169,7 +172,7 @@ def test_a_report_shows_the_grades_beside_the_losses(eight):
     assert 'id="grades"' in files["report.html"] and 'id="recall"' in files["report.html"]
     assert [arm["arm"] for arm in data["arms"]] == ["pre", "post", "none"]
     assert data["duels"][0]["won"]["value"] == 1.0 and data["duels"][0]["won"]["interval"][0] < 1
-    assert len(data["contests"]) == 4 and data["settings"] == {"judge": "a stand-in"}
+    assert len(data["contests"]) == 6 and data["settings"] == {"judge": "a stand-in"}
 
 
 def test_a_break_is_marked_with_what_was_expected_and_all_text_is_escaped(two):

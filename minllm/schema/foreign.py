@@ -142,6 +142,7 @@ def check_file(name: str, config: Container, defaults: Sequence[Any], primary: b
     if primary or not is_task or str(target).startswith("minllm."):
         check_task_options(name, config, same)
     check_output_paths(name, config, same)
+    check_endpoints(name, config, same)
     check_trial_overrides(name, config)
 
 
@@ -195,6 +196,18 @@ def check_output_paths(name: str, config: Container, same: Mapping[str, Any]) ->
             raise UserError(
                 f"{name}.yaml sets {key}={value}, but a file can't choose an output path outside the working directory."
                 f" If you trust it, type {key}={value}"
+            )
+
+
+def check_endpoints(name: str, config: Container, same: Mapping[str, Any]) -> None:
+    """Reject a judge's address and the name of its key: they send a variable of the environment somewhere."""
+    for key, value in leaves(config):
+        section, _, option = key.rpartition(".")
+        is_judges = section.rpartition(".")[2] == "judge" and option in ("base_url", "key")
+        if is_judges and value is not None and same.get(key) != value:
+            raise UserError(
+                f"{name}.yaml sets {key}, but a file can't choose where texts and a key are sent. Type {key}=…"
+                " instead."
             )
 
 

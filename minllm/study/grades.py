@@ -19,7 +19,16 @@ from omegaconf import DictConfig
 from minllm.errors import UserError
 from minllm.grading.grader import Grader
 from minllm.grading.grades import Calibration, Duel, Grades, Measure
-from minllm.grading.intervals import LEVEL, RANGES, UNKNOWN, Estimate, constant_interval, estimate, linearised
+from minllm.grading.intervals import (
+    LEVEL,
+    RANGES,
+    UNKNOWN,
+    Estimate,
+    by_group,
+    constant_interval,
+    estimate,
+    linearised,
+)
 from minllm.grading.samples import Written, write
 from minllm.runs.find import read_run
 from minllm.schema.checking import validate
@@ -215,7 +224,7 @@ def values_over_seeds(runs: Mapping[int, Grades], grader: Grader) -> dict[str, E
         mean = mean_of(known)
         low, high = mean.interval
         if max(known) == min(known):
-            groups = sum(len(set(groups_of(grades))) for grades in runs.values())
+            groups = sum(graded_groups(grades, measure) for grades in runs.values())
             low, high = constant_interval(measure, mean.value, groups)
         least, most = RANGES.get(measure.unit, UNKNOWN)
         result[measure.name] = Estimate(mean.value, (max(low, least), min(high, most)))
@@ -229,6 +238,11 @@ def ratio(grades: Grades, measure: Measure) -> float | None:
     if values is None or not total:
         return None
     return math.fsum(amount for amount, count in zip(values.amounts, values.counts) if count) / total
+
+
+def graded_groups(grades: Grades, measure: Measure) -> int:
+    """Return the number of groups of samples that have a value of a measure."""
+    return by_group(grades.values[measure], groups_of(grades)).groups if measure in grades.values else 0
 
 
 def groups_of(grades: Grades) -> list[int]:
@@ -263,7 +277,7 @@ def _differences(
                 values = linearised(arm.values[measure], baseline.values[measure], groups_of(arm)).tolist()
             bases = [ratio(baseline, measure) or 0.0 for _, baseline in known]
             scale = measure.span or abs(math.fsum(bases) / len(bases))
-            groups = sum(len(set(groups_of(arm))) for arm, _ in known)
+            groups = sum(min(graded_groups(grades_of, measure) for grades_of in pair) for pair in known)
             yield Differences(
                 contest.arm.name,
                 contest.baseline.name,

@@ -15,6 +15,7 @@ MOST_EXPECTED = 6
 """How many of the texts that were expected at a break are shown."""
 
 STYLE_GRADED = """
+.switch { flex-wrap: wrap; }
 .graded .given { opacity: .65; }
 .graded .broken { background: rgb(222 92 24 / .16); }
 .graded .expected { font: 600 .8em/1.4 system-ui, sans-serif; color: #b84f00; white-space: normal; padding: 0 .3em;

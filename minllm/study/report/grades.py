@@ -64,9 +64,14 @@ def introduction(grading: Grading) -> str:
     )
 
 
+def warnings(grading: Grading) -> list[str]:
+    """Return why something isn't graded."""
+    return [f"{arm.arm}: {arm.why_not}" for arm in grading.arms if arm.why_not]
+
+
 def notes(grading: Grading) -> list[str]:
-    """Return what a reader must know: why something isn't graded, and the grader's notes."""
-    lines = [f"{arm.arm}: {arm.why_not}" for arm in grading.arms if arm.why_not]
+    """Return the grader's notes on each arm."""
+    lines: list[str] = []
     for arm in grading.arms:
         of_arm = dict.fromkeys(note for grades in arm.runs.values() for note in grades.notes)
         lines += [f"{arm.arm}: {note}" if len(grading.arms) > 1 else note for note in of_arm]
@@ -149,7 +154,8 @@ def recall_text(known: Share | None) -> str:
 def grades_html(grading: Grading) -> Iterator[str]:
     """Yield the section of a page that has STYLE_GRADED."""
     yield f"<p>{escape(introduction(grading))}</p>"
-    yield from (f'<p class="warning">{escape(note)}</p>' for note in notes(grading))
+    yield from (f'<p class="warning">{escape(sentence)}</p>' for sentence in warnings(grading))
+    yield from (f"<p>{escape(note)}</p>" for note in notes(grading))
     if grading.calibration:
         yield from _calibration_html(grading)
     head, rows = head_and_rows(grading)
@@ -205,7 +211,8 @@ def _samples_html(grading: Grading) -> Iterator[str]:
 def grades_markdown(grading: Grading) -> list[str]:
     """Return the parts of the section, without its heading."""
     plain = markdown.plain
-    parts = [plain(introduction(grading)), *(f"**{plain(note)}**" for note in notes(grading))]
+    parts = [plain(introduction(grading)), *(f"**{plain(sentence)}**" for sentence in warnings(grading))]
+    parts += map(plain, notes(grading))
     if known := grading.calibration:
         parts += [f"### Can the judge be believed? {'Yes' if known.is_passed else 'No'}"]
         parts += [*map(plain, known.sentences)]
@@ -253,4 +260,4 @@ def in_a_terminal(grading: Grading) -> list[str]:
     lines += [
         f"- {arm} won {won} of the pairs against {other}." for arm, other, won, *_ in duel_rows(grading)
     ]
-    return [*lines, *notes(grading)]
+    return [*lines, *warnings(grading), *notes(grading)]

@@ -8,7 +8,7 @@ from typing import Any
 from minllm.grading.intervals import Estimate
 from minllm.study.graded_samples import Shown, best_and_worst, rule
 from minllm.study.grades import ArmGrades, Grading, ratio
-from minllm.study.report.grades import introduction, notes, won
+from minllm.study.report.grades import introduction, notes, warnings, won
 
 
 def grades_data(grading: Grading) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def grades_data(grading: Grading) -> dict[str, Any]:
         ],
         "calibration": asdict(grading.calibration) if grading.calibration else None,
         "rule": rule(shown[0]) if shown else "",
-        "notes": notes(grading),
+        "notes": [*warnings(grading), *notes(grading)],
     }
 
 
