@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import minllm
-from minllm.config.compose import compose
+from minllm.config.compose import compose, perform
 from minllm.data.source import Pair, PairSource, Source
 from minllm.data.tales import Tales, read
 from minllm.data.tales_pairs import TalesPairs
@@ -192,6 +192,34 @@ def test_it_prints_and_writes_the_grades(run, tmp_path, capfd):
     schema = {**SCHEMA["$defs"]["graded_run"], "$defs": SCHEMA["$defs"]}
     jsonschema.validate(json.loads(files["grades.json"]), schema, jsonschema.Draft202012Validator)
     assert graded(run, tmp_path).arms[0].values == grading.arms[0].values, "repeated, it's the same"
+
+
+def test_a_judge_is_asked_once_for_each_text_and_its_key_is_written_nowhere(
+    run, tmp_path, monkeypatch, capfd
+):
+    from tests.judge_server import judge_server
+
+    def policy(request):
+        schema = request.body["response_format"]["json_schema"]["schema"]["properties"]
+        known = {"string": "Fine.", "integer": 7}
+        return {name: option.get("enum", [known[option["type"]]])[0] for name, option in schema.items()}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-3141592653")
+    with judge_server(policy, key="sk-3141592653") as server:
+        words = ["task=grade", f"run={run}", "grader=judge", f"judge.base_url={server.base_url}"]
+        words += [
+            f"judge.model={server.model}",
+            "grader.stories=3",
+            "grader.beginnings=2",
+            "grader.samples=1",
+        ]
+        for folder in ("first", "again"):
+            grading = perform(compose([*words, "grader.max_new_tokens=8"]), tmp_path / folder)
+            assert grading.arms[0].values["grammar"].value == 7
+        assert len(server.requests) == 5
+    texts = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(texts) >= 6 + 5 and not any("3141592653" in text for text in (*texts, *capfd.readouterr()))
 
 
 @pytest.mark.parametrize(
