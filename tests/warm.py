@@ -32,6 +32,7 @@ from typing import Any
 from minllm.config.compose import compose
 from minllm.schema.checking import validate
 from minllm.sweep import processes, server
+from tests.composing import compose_faster
 
 IMPORTED = (
     *("minllm.cli.main", "minllm.grid.multirun", "minllm.training.train"),
@@ -91,6 +92,7 @@ class Forked:
 def main() -> None:
     for module in IMPORTED:
         importlib.import_module(module)
+    compose_faster()
     # Hydra and its grammar keep what the first composition finds
     validate(compose())
     folder = tempfile.mkdtemp()
