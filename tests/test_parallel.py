@@ -110,7 +110,8 @@ def exact_orthogonalisation(monkeypatch):
 def trained(words, tmp_path_factory):
     """The folders of all configurations, each trained by 1, 2 and 3 processes: folder / name / way."""
     folder = tmp_path_factory.mktemp("trained")
-    configs = {name: minllm.compose([*words, *more]) for name, more in CONFIGS.items()}
+    fewer = ["train.steps=4", "train.eval_every=2"]
+    configs = {name: minllm.compose([*words, *more, *fewer]) for name, more in CONFIGS.items()}
 
     def train_all(size):
         for name, parallel in JOBS[size]:
