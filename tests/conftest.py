@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,9 @@ hypothesis.settings.register_profile(
     "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("busy machine")
+
+# the processes that otherwise compile beside this one would have to import torch first
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 CACHES = itertools.count()
 
