@@ -14,8 +14,9 @@ help:
 train: .venv/installed
 	$(python) run.py
 
+# the processes that tests start needn't compile the modules again, whatever the environment says
 test: style
-	OMP_NUM_THREADS=1 $(python) -m pytest -m 'not gpu' --numprocesses auto --maxprocesses 4 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(python) -m pytest -m 'not gpu' --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # with another python, only pytest, pytest-xdist and hypothesis are needed in addition
 test-gpu: $(if $(filter .venv/%,$(python)),.venv/installed-test)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
-from hydra.plugins.config_source import ConfigResult, ConfigSource
 
-from minllm.schema.groups import CONF
 from tests import postgres
+from tests.composing import compose_faster
 from tests.stories import TRAIN, VAL, write_parquet
 
 # a busy machine may be slow to draw an example or to run it: that is no failure
@@ -28,7 +23,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("busy machine")
 
+# the processes that otherwise compile beside this one would have to import torch first
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 CACHES = itertools.count()
+
+compose_faster()
 
 # a shell's background jobs ignore Ctrl-C, and so would what the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,43 +39,6 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def each_file_is_read_once():
-    """Keep what Hydra has found and parsed, a third of the time of a composition; the tests need two thousand."""
-    with pytest.MonkeyPatch.context() as patch:
-        for source in (FileConfigSource, ImportlibResourcesConfigSource):
-            patch.setattr(source, "load_config", parsed_once(source.load_config))
-            patch.setattr(source, "is_config", found_once(source.is_config))
-            patch.setattr(source, "is_group", found_once(source.is_group))
-        yield
-
-
-def parsed_once(
-    parse: Callable[[ConfigSource, str], ConfigResult],
-) -> Callable[[ConfigSource, str], ConfigResult]:
-    known = found_once(parse)
-
-    def load_config(source: ConfigSource, config_path: str) -> ConfigResult:
-        result = known(source, config_path)
-        return replace(result, config=copy.deepcopy(result.config), header=dict(result.header))
-
-    return load_config
-
-
-def found_once(find: Callable[[ConfigSource, str], Any]) -> Callable[[ConfigSource, str], Any]:
-    results: dict[tuple[str, ...], Any] = {}
-
-    def once(source: ConfigSource, config_path: str) -> Any:
-        if source.scheme() == "file" and source.path != str(CONF):
-            return find(source, config_path)  # tests change only files of their own
-        key = (source.provider, source.path, config_path)
-        if key not in results:
-            results[key] = find(source, config_path)
-        return results[key]
-
-    return once
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from minllm.tokenizer import Tokenizer
 from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.huggingface import HuggingFace
 from tests.test_readme import PYTHON, TINY, blocks
+from tests.tokenizers import Lossy, Talkative
 from tests.vocabularies import AWKWARD, byte_level
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,20 +125,8 @@ def test_a_tokenizer_that_loses_something_is_refused_by_other_processes_too():
         list(encoding.encoded(TEXTS, Lossy(), 2))
 
 
-class Lossy(Bytes):
-    def encode_texts(self, texts):
-        return super().encode_texts([text.replace("19 ", "") for text in texts])
-
-
 def test_what_a_tokenizer_prints_is_no_answer():
     assert joined(encoding.encoded(TEXTS, Talkative(), 2)) == joined(encoding.encoded(TEXTS, Bytes(), 1))
-
-
-class Talkative(Bytes):
-    def encode_texts(self, texts):
-        print("encoding", flush=True)
-        os.write(1, b"more")
-        return super().encode_texts(texts)
 
 
 def test_a_tokenizer_that_only_this_program_knows_is_used_here(started):
@@ -148,7 +137,7 @@ def test_a_tokenizer_that_only_this_program_knows_is_used_here(started):
         __module__, __qualname__ = "__main__", "OfMain"
 
     class Elsewhere(Bytes):
-        __module__, __qualname__ = "tests.test_encoding", "Talkative"
+        __module__, __qualname__ = "tests.tokenizers", "Talkative"
 
     main = sys.modules["__main__"]
     main.OfMain = OfMain  # type: ignore[attr-defined]

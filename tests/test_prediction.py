@@ -292,7 +292,7 @@ def trial() -> Iterator[Callable[..., dict]]:
 @pytest.mark.parametrize(
     "shape, precision, words",
     [
-        ("S1", "fp32", []),
+        ("", "fp32", SMALL),
         ("S3", "bf16", []),
         ("", "fp32", [*SMALL, "model/mlp=moe"]),
         ("", "fp32", [*SMALL, "model/mlp=moe_expert_choice"]),

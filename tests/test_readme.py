@@ -259,6 +259,10 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
         read = sections_read(words)
         added = [word for word in [*TINY, "train.steps=2"] if word.startswith(read) and is_free(word, chosen)]
         words = [*words, *added]
+        if "data=reverse" in words:
+            words += ["data.train_pairs=200", "data.val_pairs=10"]
+        if "data=tales_pairs" in words:
+            words += ["data.train_stories=40", "data.val_stories=2"]
         if any(word.startswith("data=tinystories") for word in words):
             words.append("data.path=stories.jsonl")  # there may be no network
         if any(word.startswith("model.layout") for word in words):

@@ -34,6 +34,7 @@ from minllm.schema.checking import (
     place_of,
     target_of,
 )
+from minllm.schema.foreign import leaves
 
 VOCABULARY = 64
 LENGTHS = (48, 256)
@@ -62,10 +63,8 @@ def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
     said, of_encoder = words_said(cfg.model)
     chosen = branches_of(cfg.model, LM, options_of(LM))
     typed = typed_keys(cfg)
-    written = OmegaConf.to_yaml(cfg.model)
     for word in chosen:
-        # another option may refer to it
-        if word in said or re.search(rf"\$\{{(model|\.+)\.?{re.escape(word)}\.", written):
+        if word in said or is_referred_to(word, cfg.model):
             continue
         keys = sorted(key for key in typed if f"{key}.".startswith(f"model.{word}."))
         if keys or word not in ("attn", "mlp"):
@@ -127,6 +126,12 @@ def is_option(cfg: DictConfig, key: str, sections: Collection[str]) -> bool:
     return (
         key.partition(".")[0] in sections and key not in MATTER and as_typed(cfg, key) == key and "." in key
     )
+
+
+def is_referred_to(branch: str, node: DictConfig) -> bool:
+    """Whether another option of the model is an interpolation of an option of this branch."""
+    reference = re.compile(rf"\$\{{(model|\.+)\.?{re.escape(branch)}\.")
+    return any(isinstance(value, str) and reference.search(value) for _, value in leaves(node))
 
 
 def words_said(node: DictConfig) -> tuple[set[str], set[str]]:

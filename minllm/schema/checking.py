@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from minllm.errors import UserError, first_line, suggest
-from minllm.schema.constructors import options_of
+from minllm.schema.constructors import options_of, takes_branches
 from minllm.schema.kinds import BRANCH, SECTION_KINDS, kind_in, positional_parameters, why_not
 from minllm.schema.options import In, Kind, Matching, Name, Natural, Range
 from minllm.schema.outside import check_path, named
@@ -274,7 +274,7 @@ def branches_of(node: Mapping[str, Any], target: Callable[..., Any], options: It
     Branches can have any name (attn, mlp, rec, local, …), which the layout refers to. A target with a positional
     parameter `branches` is given, by name, all nested nodes that aren't its options.
     """
-    if "branches" not in inspect.signature(target).parameters:
+    if not takes_branches(target):
         return []
     return [name for name in node if name not in options and isinstance(branch_in(node, name), Mapping)]
 

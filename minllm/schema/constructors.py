@@ -52,6 +52,12 @@ def takes_options(function: Callable[..., Any]) -> bool:
     return inspect.Parameter.VAR_KEYWORD in kinds
 
 
+@functools.cache  # called as often
+def takes_branches(target: Callable[..., Any]) -> bool:
+    """Whether a class or function takes the nodes inside its own that aren't options."""
+    return "branches" in inspect.signature(target).parameters
+
+
 def explicit_options(function: Callable[..., Any]) -> set[str]:
     """Return the options that a constructor passes explicitly: {"rate"} for super().__init__(rate=1, **options)."""
     try:
