@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 
 from minllm.grading.grades import Duel, Measure, Values
@@ -255,9 +256,23 @@ def in_a_terminal(grading: Grading) -> list[str]:
     if grading.calibration:
         lines += grading.calibration.sentences
     if len(head) > 1 and rows:
-        lines += ["", *markdown.fit_to_width(head, rows, "l" + "r" * (len(head) - 1)), ""]
+        lines += ["", *_fitted(head, rows), ""]
     lines += [f"- {contest.sentence}" for contest in grading.contests]
     lines += [
         f"- {arm} won {won} of the pairs against {other}." for arm, other, won, *_ in duel_rows(grading)
     ]
     return [*lines, *warnings(grading), *notes(grading)]
+
+
+def _fitted(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return tables for a terminal. If the arms leave no room for their values, they are numbered, two to a table."""
+    width = shutil.get_terminal_size((markdown.TERMINAL, 24)).columns
+    arms = head[1:]
+    if markdown.widest(head, rows) <= width or len(arms) == 1:
+        return markdown.fit_to_width(head, rows, "l" + "r" * len(arms), width)
+    lines = [f"arm {number}: {arm}" for number, arm in enumerate(arms, 1)]
+    for first in range(1, len(head), 2):
+        numbers = [f"arm {number}" for number in range(first, min(first + 2, len(head)))]
+        values = [[row[0], *row[first : first + 2]] for row in rows]
+        lines += ["", *markdown.fit_to_width([head[0], *numbers], values, "l" + "r" * len(numbers), width)]
+    return lines
