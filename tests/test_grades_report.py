@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from minllm.study.grade_contests import Differences, judged
 from minllm.study.graded_samples import best_and_worst, rule
 from minllm.study.grades import Grading
 from minllm.study.report import summary, write_report
+from minllm.study.report.commands import commands
 from tests.comparisons import comparison, readings
 from tests.gradings import ANALYSIS, REACH, RIGHT, Broken, Words, grading
 from tests.test_report_schema import validate_report
@@ -198,3 +200,9 @@ def test_without_grades_nothing_is_said_about_them(two, tmp_path):
     assert "Grades" not in Page((tmp_path / "report.html").read_text()).sections
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["grades"] is None and report["analysis"] is None
+
+
+def test_the_command_that_repeats_a_comparison_grades_again(tmp_path):
+    compared = replace(comparison(tmp_path, {"a": 2.0, "b": 1.9}), options=["grader=grammar"])
+    assert commands(compared)[-1].startswith("python run.py task=compare ")
+    assert commands(compared)[-1].endswith(" grader=grammar")

@@ -38,6 +38,7 @@ class Comparison:
     left_out: runs that couldn't be compared
     tuning: by arm name, for arms whose learning rate was searched
     commands: commands that repeat the runs and this comparison
+    options: further overrides of the command that repeats this comparison, such as grader=grammar
     kept_margin: whether the margin was stored with the runs, in a protocol, before they were trained
     """
 
@@ -49,6 +50,7 @@ class Comparison:
     left_out: Sequence[LeftOut]
     tuning: Mapping[str, Tuning] = field(default_factory=dict)
     commands: Sequence[str] = ()
+    options: Sequence[str] = ()
     kept_margin: bool = False
 
     @property

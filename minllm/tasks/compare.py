@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from minllm.errors import UserError
 from minllm.grading.judge import Judge
 from minllm.schema.building import build
 from minllm.schema.options import Name, Natural, Place, Share, reads
+from minllm.schema.overrides import key_of
 from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
 from minllm.study.grades import Grading, grade_arms
@@ -66,13 +69,20 @@ def compare(
     if judge and asks_judge(cfg):
         judge().check_ready()
     selection = Selection(runs, name, tag, choice, date)
-    comparison = compared(selection, baseline=baseline, margin=margin, aa=aa, extensions=cfg.extensions)
+    comparison = replace(
+        compared(selection, baseline=baseline, margin=margin, aa=aa, extensions=cfg.extensions),
+        options=[override for override in cfg.typed or () if is_of_grading(override)],
+    )
     device = machine.choose_device(build(cfg.train).device)
     grading = grade_arms(comparison, grader(), device, cfg.extensions) if grader else None
     readings = read_arms(comparison, cfg, prompts, stories)
     words = analysed(judge(), comparison, readings, grading) if analysis and judge else None
     write_and_print(comparison, run_dir, readings, grading=grading, analysis=words)
     return comparison
+
+
+def is_of_grading(override: str) -> bool:
+    return re.split("[./]", key_of(override))[0] in ("grader", "judge", "analysis")
 
 
 def analysed(

@@ -60,6 +60,7 @@ def compare_command(comparison: Comparison) -> str:
     overrides = [f"runs=[{','.join(quoted(folder) for folder in folders(comparison))}]"]
     overrides += [f"baseline={quoted(baseline)}"] if baseline else []
     overrides += [f"margin={comparison.margin:g}"] + ["aa=true"] * bool(comparison.noise)
+    overrides += comparison.options
     return shlex.join(["python", "run.py", "task=compare", *overrides])
 
 
