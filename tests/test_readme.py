@@ -55,6 +55,8 @@ GROUPS = [
     "tokenizer",
     "logger",
     "experiment",
+    "grader",
+    "judge",
     "task",
     "search",
     "sweep/pruner",
@@ -237,6 +239,8 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     smaller |= {"seed=0,1,2,3,4,5": "seed=0,1", "experiment=glob(small_*)": "experiment=glob(small_g*)"}
     smaller |= {"search.trials=24": "search.trials=3"}
     words = [smaller.get(word, word) for word in words]
+    if {"task=grade", "grader=grammar"} & set(words):
+        words += ["grader.stories=2", "grader.beginnings=2", "grader.max_new_tokens=8"]
     if "search=verdict" in words:
         words += [*TINY, "train.evals=1", "search.rates=[]", "search.tuning_seeds=[1000]", "search.looks=[1]"]
         words.append("memory.predict=false")

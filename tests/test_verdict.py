@@ -197,6 +197,12 @@ def test_the_command_that_is_given_back_asks_the_same(asked):
         (["sweep/pruner=none"], "^sweep/pruner=none has no effect in a verdict"),
         (["hydra.sweeper.n_trials=3"], "^hydra.sweeper.n_trials=3 has no effect in a verdict"),
         (["hydra/sweeper/sampler=grid"], "^hydra/sweeper/sampler=grid has no effect in a verdict"),
+        (["judge.check=true"], "^judge.check would do nothing, because nothing is graded"),
+        (["grader=grammar", "judge.check=true"], "^judge.check would do nothing, because the grader asks no"),
+        (["grader=grammar", "grader.stories=-1"], "^grader.stories must be a whole number of 0 or more"),
+        (["grader=grammar", "data=tales_pairs"], "^grader=grammar reads the stories of data=tales only"),
+        (["arms.c=[grader=grammar]"], "which concerns the whole verdict. Put it outside arms"),
+        (["grader=judge"], "^judge=openai needs an endpoint: type judge.base_url="),
     ],
     ids=lambda value: str(value),
 )
@@ -204,6 +210,14 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_run(here, words, sen
     with pytest.raises(UserError, match=sentence) as refused, inquiry(*ARMS, *words):
         pass
     assert "\n" not in str(refused.value) and list(here.iterdir()) == []
+
+
+def test_the_grader_is_the_verdicts_and_no_setting_of_its_runs(here):
+    with inquiry(*ARMS, "grader=grammar", "grader.stories=3") as asked:
+        assert asked.grader.stories == 3
+        for cfg in asked.cfgs.values():
+            assert not {"grader", "judge"} & {*cfg, *cfg.choices} and "grader" not in " ".join(cfg.typed)
+        assert "grader=grammar grader.stories=3" in asked.command()
 
 
 @pytest.mark.parametrize(

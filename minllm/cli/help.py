@@ -25,6 +25,7 @@ Train a small language model, one choice of its architecture at a time.
   python run.py task=ledger                          every verdict that was reached here
   python run.py resume=latest                        continue the newest run
   python run.py task=generate run=latest 'prompts=[Once upon a time]'
+  python run.py task=grade run=latest                have the newest run write texts, and grade them
   python run.py task=trace model/attn=mqa            shapes, parameters and FLOPs of every operation
   python run.py --config-dir my_idea/conf 'extensions=[my_idea]' model/attn=mine
 

@@ -196,8 +196,12 @@ def format_of(measure: Measure) -> Format:
     if measure.unit == "out of 10":
         return Format(lambda value: f"{value:.2f}", lambda value: f"{value:.2f}", "")
     if measure.unit == "characters":
-        return Format(lambda value: f"{value:,.0f}", lambda value: f"{value:,.1f}", "characters")
+        return Format(lambda value: f"{value:,.0f}", of_characters, "characters")
     return Format(lambda value: f"{value:.3g}", lambda value: f"{value:.3g}", measure.unit)
+
+
+def of_characters(difference: float) -> str:
+    return f"{difference:,.1f}" if abs(difference) >= 1 else f"{difference:.2g}"
 
 
 def title_of(measure: Measure) -> str:

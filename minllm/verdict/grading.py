@@ -11,6 +11,7 @@ from minllm.config.unasked import asks_judge, refuse_unasked
 from minllm.grading.grader import Grader
 from minllm.runs.find import named_keys
 from minllm.schema.building import build
+from minllm.schema.checking import allowed_packages, check_node
 from minllm.study.comparison import Comparison
 from minllm.study.grades import Grading, grade_arms
 from minllm.training import machine
@@ -26,11 +27,14 @@ def chosen_grader(config: DictConfig, cfgs: Iterable[DictConfig], overrides: Seq
         cfgs: the configurations of the arms.
 
     Raises:
-        UserError: it can't grade an arm's corpus, or an override is for a judge that nobody asks.
+        UserError: an option doesn't exist or has an invalid value, the grader can't grade an arm's corpus, or an
+            override is for a judge that nobody asks.
     """
     refuse_unasked(config, named_keys(overrides))
     if "grader" not in config:
         return None
+    for section in ("judge", "grader"):
+        check_node(config[section], section, allowed_packages(config))
     if asks_judge(config):
         build(config.judge).check_ready()
     grader: Grader = build(config.grader)
