@@ -188,7 +188,7 @@ async def not_found(endpoint: Endpoint, client: openai.AsyncOpenAI) -> str:
             f"{endpoint.url} has no chat API there, or no model '{endpoint.model}' (status 404). Most base URLs end in"
             " /v1: check judge.base_url and judge.model."
         )
-    near = masked(suggest(str(endpoint.model), models), endpoint)
+    near = suggest(str(endpoint.model), [masked(model, endpoint) for model in models])
     return f"{endpoint.url} has no model judge.model='{endpoint.model}'.{near}"
 
 
