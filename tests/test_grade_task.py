@@ -118,7 +118,8 @@ def test_samples_depend_on_their_seed_and_beginning_alone(run, monkeypatch):
     monkeypatch.setattr(samples, "ROWS", 2)
     assert written(run).samples == wrote.samples, "and not on what is written at the same time"
     assert written(run, replace(FEW, beginnings=1)).samples == wrote.samples[:7]
-    assert written(run, replace(FEW, seed=1)).samples != wrote.samples
+    others = written(run, replace(FEW, seed=1)).samples
+    assert not {sample.text for sample in others} & {sample.text for sample in wrote.samples}
 
 
 def test_a_sample_is_what_generation_gives_with_its_seed(run):

@@ -107,6 +107,15 @@ def test_the_same_share_everywhere_is_equivalent_only_if_enough_texts_show_it(gr
     assert result.word == "inconclusive" and not math.isfinite(result.interval[0])
 
 
+def test_measures_without_any_difference_count_in_the_correction():
+    values = [random.Random(seed).gauss(0.2, 0.05) for seed in range(8)]
+    tested = [Differences("a", "b", SHARE, each, 0.02, 300) for each in (values, *[[0.0] * 8] * 3)]
+    (alone,), (corrected, *same) = judged(tested[:1], "seeds"), judged(tested, "seeds")
+    assert corrected.p_difference == pytest.approx(4 * alone.p_difference)
+    assert corrected.difference == alone.difference and corrected.interval == alone.interval
+    assert [result.difference for result in same] == [0.0] * 3
+
+
 def test_the_same_words_for_equal_models_are_seldom_wrong():
     """Of models that write alike, at most 5 % of comparisons claim a difference, over several measures together."""
     claims, draw = 0, random.Random(1)

@@ -218,7 +218,7 @@ def test_a_slow_or_absent_endpoint_is_named():
 
 def test_a_wrong_model_and_a_wrong_path_are_named():
     with judge_server(good, model="llama-3.1") as server:
-        with pytest.raises(UserError, match="Did you mean 'llama-3.1'"):
+        with pytest.raises(UserError, match="'llama3.1'. Did you mean 'llama-3.1'"):
             Endpoint(base_url=server.base_url, model="llama3.1").ask(questions("a"))
         with pytest.raises(UserError, match="end in /v1"):
             Endpoint(base_url=server.base_url.removesuffix("/v1"), model="llama-3.1").ask(questions("a"))
@@ -263,6 +263,14 @@ def test_another_setting_another_answer(changed):
         judge(server).ask(questions("a"))
         judge(server, **changed).ask(questions("a"))
         assert len(server.requests) == 2
+
+
+def test_without_a_place_for_the_answers_nothing_is_asked(tmp_path):
+    (tmp_path / "file").touch()
+    with judge_server(good) as server:
+        with pytest.raises(UserError, match="judge.cache=.*file can't be written"):
+            judge(server, cache=str(tmp_path / "file")).ask(questions("a"))
+        assert not server.requests
 
 
 def test_damaged_files_are_ignored_and_replaced():

@@ -242,9 +242,18 @@ def test_identical_texts_are_ties_and_missing_answers_are_left_out():
 
     duel, asked = compared(policy, samples(["same", "lost", "a"]), samples(["same", "found", "b"]))
     assert duel.wins == [0.5, None, 0.5] and len(asked) == 4
-    assert duel.first == 0.5 and duel.first_interval is None
+    assert duel.first is None and duel.first_interval is None
+    assert duel.ties == duel.agreement == 1.0
     assert any("1 of 3 pairs are identical" in note for note in duel.notes)
     assert any("1 of 2 pairs are left out" in note for note in duel.notes)
+
+
+@pytest.mark.parametrize("right", ["a", "b"])
+def test_without_answers_nothing_is_said_of_ties_and_agreement(right):
+    """Whether the texts are identical or the judge gives no valid answer."""
+    duel, _ = compared(lambda question: None, samples(["a"]), samples([right]))
+    assert (duel.ties, duel.agreement, duel.first) == (None, None, None)
+    assert duel.wins == [0.5 if right == "a" else None]
 
 
 def test_texts_from_nothing_are_compared_only_if_there_are_no_others():

@@ -88,9 +88,10 @@ class Duel:
     groups: of each pair of samples, the number by which they are resampled
     wins: for each pair of samples, the share that the first run won: a tie counts as one half, and both orders are
         averaged; None where an answer is missing
-    ties: the share of answers that were ties
-    agreement: the share of pairs in which both orders gave the same winner
-    first: the share of wins that went to the text that was shown first; 0.5 means no position bias
+    ties: the share of answers that were ties; None without valid answers
+    agreement: the share of pairs in which both orders gave the same winner; None if no pair has both answers
+    first: the share of wins that went to the text that was shown first; 0.5 means no position bias, None that nothing
+        was won
     first_interval: its 95 % interval by resampling groups; None if nothing was won
     notes: sentences that a reader must know
     """
@@ -98,9 +99,9 @@ class Duel:
     names: tuple[str, str]
     groups: Sequence[int]
     wins: Sequence[float | None]
-    ties: float
-    agreement: float
-    first: float
+    ties: float | None
+    agreement: float | None
+    first: float | None
     first_interval: tuple[float, float] | None = None
     notes: Sequence[str] = ()
 

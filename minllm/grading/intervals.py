@@ -122,9 +122,9 @@ def constant_interval(measure: Measure, value: float, groups: int) -> tuple[floa
     return value - unseen * (value - low), value + unseen * (high - value)
 
 
-def unseen_share(groups: int, level: float = LEVEL / 2) -> float:
-    """Return the largest share of groups that so many of them may fail to show."""
-    return 1 - level ** (1 / groups)
+def unseen_share(groups: int) -> float:
+    """Return the largest share of groups that so many of them may fail to show, with a probability of 2.5 %."""
+    return 1 - (LEVEL / 2) ** (1 / groups)
 
 
 def resampled(sums: Sums) -> tuple[float, float]:

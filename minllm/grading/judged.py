@@ -21,11 +21,11 @@ from minllm.schema.options import Kind, Place, Range
 
 BEST = 10
 GRADES = (
-    Measure("grammar", "Grammar", "out of 10", "higher", float(BEST)),
-    Measure("creativity", "Creativity", "out of 10", "higher", float(BEST)),
-    Measure("consistency", "Consistency", "out of 10", "higher", float(BEST)),
+    Measure("grammar", "grammar", "out of 10", "higher", float(BEST)),
+    Measure("creativity", "creativity", "out of 10", "higher", float(BEST)),
+    Measure("consistency", "consistency", "out of 10", "higher", float(BEST)),
 )
-AGE = Measure("age", "Age of the writer", "years", "neither", None)
+AGE = Measure("age", "age of the writer", "years", "neither", None)
 YEARS = {"A": 3.0, "B": 4.5, "C": 6.5, "D": 8.5, "E": 11.0, "F": 14.5}
 """The middle of each age group; 3 stands for 3 years or younger."""
 

@@ -101,8 +101,8 @@ def decisions(asked: Iterable[Both]) -> list[Both]:
 
 def position_bias(
     asked: Mapping[int, Both], groups: Sequence[int]
-) -> tuple[float, tuple[float, float] | None]:
-    """Return the share of wins that went to the text shown first, and its 95 % interval; 0.5 and None without wins."""
+) -> tuple[float, tuple[float, float]] | tuple[None, None]:
+    """Return the share of wins that went to the text shown first, and its 95 % interval; None without wins."""
     firsts: dict[int, int] = defaultdict(int)
     wins: dict[int, int] = defaultdict(int)
     for index, both in asked.items():
@@ -111,20 +111,20 @@ def position_bias(
             wins[groups[index]] += 2 - both.count("tie")
     clusters = [group for group, count in wins.items() if count]
     if not clusters:
-        return 0.5, None
+        return None, None
     first_G = np.array([firsts[group] for group in clusters], dtype=float)
     sums = Sums(first_G, np.array([wins[group] for group in clusters], dtype=float))
     low, high = share_interval(sums)
     return sums.value, (max(0.0, low), min(1.0, high))
 
 
-def share(outcomes: Sequence[bool]) -> float:
-    """Return the share of outcomes that are true; 1.0 if nothing was asked, since all texts were identical."""
-    return sum(outcomes) / len(outcomes) if outcomes else 1.0
+def share(outcomes: Sequence[bool]) -> float | None:
+    """Return the share of outcomes that are true; None if there are none."""
+    return sum(outcomes) / len(outcomes) if outcomes else None
 
 
 def notes(
-    identical: int, asked: Mapping[int, Both], position: tuple[float, tuple[float, float] | None]
+    identical: int, asked: Mapping[int, Both], position: tuple[float, tuple[float, float]] | tuple[None, None]
 ) -> list[str]:
     sentences = []
     if identical:
@@ -137,7 +137,7 @@ def notes(
             f"{missing} of {len(asked)} pairs are left out, because the judge gave no valid answer."
         )
     first, interval = position
-    if interval is not None:
+    if first is not None and interval is not None:
         sentences.append(
             f"{first:.0%} of the wins went to the text that was shown first (95 % interval {interval[0]:.0%} to"
             f" {interval[1]:.0%}; 50 % means no position bias). Each pair was shown in both orders, so this favours"

@@ -31,6 +31,8 @@ MEASURED = 1000
 """Validation texts whose longest limits how long samples may become."""
 ROOM = 1.25
 """How much longer than that a sample may become, so that a model which writes too much is seen doing so."""
+MOST_SAMPLES = 2**32
+"""Of a run: what lies between the random numbers of neighbouring seeds, so that they share no sample."""
 
 Origin = Literal["nothing", "beginning"]
 
@@ -149,8 +151,8 @@ def _planned(grader: Grader, source: Source) -> tuple[list[str], list[int], list
     numbers = range(grader.samples)
     prompts = [""] * stories + [beginning for beginning in beginnings for _ in numbers]
     groups = [*range(stories), *(stories + place for place in range(len(beginnings)) for _ in numbers)]
-    seeds = [*range(stories), *(number for _ in beginnings for number in numbers)]
-    return prompts, groups, [grader.seed + seed for seed in seeds]
+    own = [*range(stories), *(number for _ in beginnings for number in numbers)]
+    return prompts, groups, [grader.seed * MOST_SAMPLES + number for number in own]
 
 
 def _sampling(grader: Grader, limit: int, seeds: Sequence[int]) -> SeedOfEach:

@@ -76,20 +76,22 @@ def judged(tested: Sequence[Differences], basis: Basis) -> list[GradeContest]:
     """
     same = [differences.is_constant and differences.mean == 0 for differences in tested]
     scaled = [
-        [(-1 if each.measure.better == "higher" else 1) * value / each.margin for value in each.values]
+        # none of those that are the same, which the correction counts all the same
+        [] if is_same else [_sign(each) * value / each.margin for value in each.values]
         for each, is_same in zip(tested, same)
-        if not is_same
     ]
-    results = iter(verdicts(scaled, margin=1.0) if scaled else [])
     return [
-        _all_the_same(each, len(tested), basis) if is_same else _contest(each, next(results), basis)
-        for each, is_same in zip(tested, same)
+        _all_the_same(each, len(tested), basis) if is_same else _contest(each, verdict, basis)
+        for each, is_same, verdict in zip(tested, same, verdicts(scaled, margin=1.0))
     ]
+
+
+def _sign(tested: Differences) -> int:
+    return -1 if tested.measure.better == "higher" else 1
 
 
 def _contest(tested: Differences, verdict: Verdict, basis: Basis) -> GradeContest:
-    sign = -1 if tested.measure.better == "higher" else 1
-    low, high = sorted(sign * end * tested.margin for end in verdict.interval)
+    low, high = sorted(_sign(tested) * end * tested.margin for end in verdict.interval)
     if tested.is_constant and tested.measure.span:
         room = unseen_share(tested.groups) * tested.measure.span
         low, high = tested.mean - room, tested.mean + room

@@ -122,9 +122,8 @@ def grade_arms(
                 run = by_name[name].runs[seed]
                 cfg = configuration(run, extensions)
                 texts[name][seed] = write(cfg, run.folder, f"{name}, seed {seed}", grader, device)
-            except (
-                Exception
-            ) as error:  # including errors of outside code: the comparison is valid without its texts
+            # including errors of outside code: the comparison is valid without its texts
+            except Exception as error:
                 failed[name] = f"Seed {seed}: {reason(error)}"
                 break
     try:

@@ -104,6 +104,7 @@ class Judge:
         self.spent.has_replied |= any(answer is not None for answer in answers.values())
         self.announce(answers, unanswered)
         if unanswered:
+            cache.prepare()
             try:
                 self._ask(unanswered, cache, answers)
             finally:

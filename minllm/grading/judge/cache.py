@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minllm.errors import UserError
 from minllm.files.atomic import contents, write_text
 from minllm.grading.judge.fitting import misfit
 
@@ -48,6 +49,11 @@ class Cache:
                 answers[key] = None
         return answers
 
+    def prepare(self) -> None:
+        """Make the folder. UserError if it can't be made, before anything is asked that can't be kept."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+
     def write(self, key: str, answer: Answer) -> None:
         self._write(key, {"answer": answer})
 
@@ -59,10 +65,20 @@ class Cache:
 
     def _write(self, key: str, entry: Mapping[str, Any]) -> None:
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # another command that writes the same answer may have renamed the temporary file
-        with contextlib.suppress(FileNotFoundError):
-            write_text(path, json.dumps({**entry, "judge": self.identity}) + "\n")
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # another command that writes the same answer may have renamed the temporary file
+            with contextlib.suppress(FileNotFoundError):
+                write_text(path, json.dumps({**entry, "judge": self.identity}) + "\n")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"judge.cache={self.folder} can't be written: {error.strerror}. Choose another folder."
+            ) from error
 
 
 def read_entry(path: Path) -> Mapping[str, Any]:

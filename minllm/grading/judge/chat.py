@@ -142,7 +142,7 @@ def unreachable(endpoint: Endpoint, error: openai.APIConnectionError) -> Reply:
     if endpoint.spent.has_replied:
         return Reply(None, reason, has_failed=True)
     raise UserError(
-        f"{capitalised(reason)}. Start the server, or type another judge.base_url=<url>; one that is slow"
+        f"{reason}. Start the server, or type another judge.base_url=<url>; one that is slow"
         " needs a larger judge.timeout_seconds or a smaller judge.parallel."
     )
 
@@ -188,7 +188,7 @@ async def not_found(endpoint: Endpoint, client: openai.AsyncOpenAI) -> str:
             f"{endpoint.url} has no chat API there, or no model '{endpoint.model}' (status 404). Most base URLs end in"
             " /v1: check judge.base_url and judge.model."
         )
-    near = masked(suggest(str(endpoint.model), models), endpoint)
+    near = suggest(str(endpoint.model), [masked(model, endpoint) for model in models])
     return f"{endpoint.url} has no model judge.model='{endpoint.model}'.{near}"
 
 
@@ -234,7 +234,3 @@ def masked(text: str, endpoint: Endpoint) -> str:
         text = text.replace(endpoint.secret, "***")
     text = re.sub(r"\bsk-[\w*-]+|(?<=Bearer )\S+", "***", text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".")[:SHOWN]
-
-
-def capitalised(reason: str) -> str:
-    return reason[:1].upper() + reason[1:]

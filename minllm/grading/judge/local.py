@@ -5,6 +5,7 @@ This module's annotations are real objects, not strings, for the reason that `mi
 
 import functools
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,10 @@ class Transformers(Judge):
         """Return a question's tokens."""
         import jinja2
 
-        messages = self.messages(question, with_schema=True)
+        messages = [
+            {**message, "content": self.without_control_tokens(message["content"])}
+            for message in self.messages(question, with_schema=True)
+        ]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except jinja2.TemplateError as error:
@@ -102,6 +106,13 @@ class Transformers(Judge):
                 f"The chat template of judge.model={self.model} rejects a question: {first_line(error)}.{instead}"
             ) from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def without_control_tokens(self, text: str) -> str:
+        """Return a text with a space inside what the tokenizer would read as a token of the chat, such as <|im_end|>.
+
+        A foreign text could otherwise end its message and begin one in another role.
+        """
+        return self.control_tokens.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def generate(self, prompts: Sequence[Sequence[int]], attempt: int, seed: int) -> list[Reply]:
         """Return the replies to a batch of prompts."""
@@ -151,6 +162,13 @@ class Transformers(Judge):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+    @functools.cached_property
+    def control_tokens(self) -> re.Pattern[str]:
+        """Matches the tokens that were added to the vocabulary, but for those of spaces alone."""
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        ordered = sorted(filter(str.strip, added), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
     @functools.cached_property
     def network(self) -> Any:

@@ -109,7 +109,10 @@ def duel_rows(grading: Grading) -> list[list[str]]:
         [
             *duel.names,
             value_text(WON, won(duel)),
-            *(f"{100 * value:.0f} %" for value in (duel.ties, duel.agreement, duel.first)),
+            *(
+                NONE if value is None else f"{100 * value:.0f} %"
+                for value in (duel.ties, duel.agreement, duel.first)
+            ),
         ]
         for duel in grading.duels
     ]
