@@ -74,7 +74,12 @@ class Fit:
 
 
 def fit(
-    losses: Floats, scales: Sequence[Floats], *, floor: float | None = None, resamples: int = 400, seed: int = 0
+    losses: Floats,
+    scales: Sequence[Floats],
+    *,
+    floor: float | None = None,
+    resamples: int = 400,
+    seed: int = 0,
 ) -> Fit:
     """Fit a law to runs.
 

@@ -132,9 +132,8 @@ class _Line:
         bend_G = np.array([bend for _, bend in grid])
         prior_G = np.where(bend_G == 0, STRAIGHT, (1 - STRAIGHT) / (len(BENDS) - 1))
         R = len(x_R)
-        cov_GRR = (
-            self.noise_G[:, None, None] ** 2 * np.eye(R)
-            + bend_G[:, None, None] ** 2 * np.outer(bend_R, bend_R)
+        cov_GRR = self.noise_G[:, None, None] ** 2 * np.eye(R) + bend_G[:, None, None] ** 2 * np.outer(
+            bend_R, bend_R
         )
         inverse_GRR = np.linalg.inv(cov_GRR)
         weighted_G2R = design_R2.T @ inverse_GRR
