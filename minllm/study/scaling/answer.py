@@ -48,7 +48,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The difference that `pairs` pairs of seeds will show at a size, as a 95 % prediction interval around its median."""
+    """The difference that `pairs` pairs of seeds will show at a size, with a 95 % prediction interval."""
 
     size: float
     factor: float
@@ -134,13 +134,13 @@ def _word(smallest: Floats, largest: Floats, farthest: Floats) -> Word:
     if not sign or _certain_sign(farthest) != sign:
         return "unknown"
     low, high = np.quantile(farthest / largest, (1 - ONE_SIDED, ONE_SIDED))
-    if 1 / SAME <= low and high <= SAME:
+    if low >= 1 / SAME and high <= SAME:
         return "holds"
     if low > 1:
         return "grows"
     if high < 1:
         return "shrinks"
-    return "holds" if 1 / SIMILAR <= low and high <= SIMILAR else "unknown"
+    return "holds" if low >= 1 / SIMILAR and high <= SIMILAR else "unknown"
 
 
 def _certain_sign(values: Floats) -> int:
@@ -155,7 +155,7 @@ def _crossing(path: Floats, ratio_DP: Floats) -> Floats:
     first = changes.argmax(axis=1)
     rows = np.arange(len(ratio_DP))
     before, after = ratio_DP[rows, first], ratio_DP[rows, first + 1]
-    share = np.divide(before, before - after, out=np.zeros_like(before), where=before != after)
+    share = np.divide(before, before - after, out=np.zeros_like(before), where=before * after < 0)
     sizes = np.exp(np.log(path[first]) + share * np.log(path[first + 1] / path[first]))
     return np.where(changes.any(axis=1), sizes, np.nan)
 

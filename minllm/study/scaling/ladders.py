@@ -10,18 +10,19 @@ from typing import Any, Literal
 import numpy as np
 
 from minllm.study.arms import Arm, measured, names_of, normalized, training_settings
-from minllm.study.comparison import METRIC
+from minllm.study.measures import METRIC
 from minllm.study.scaling.answer import Answer, Rung, answer
 from minllm.study.scaling.law import Fit, fit
 
 Axis = Literal["params", "flops"]
 
 SIZE_KEYS = ("model.dim", "model.n_layers", "optim.lr")
-"""What may differ between the rungs of a ladder, besides hidden widths and budgets: the size, and what is tuned for it."""
+"""What may differ between rungs, besides hidden widths and budgets: the size, and what is tuned for it."""
 BUDGETS = ("train.steps", "train.tokens", "train.minutes", "train.flops", "train.batch_size")
 APART = 0.05
 """Up to this relative distance, two sizes are the same rung."""
 LEAST_RUNGS, LEAST_PAIRS = 3, 4
+RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def law_of(arms: Sequence[Arm], axis: Axis, floor: float | None) -> Fit | None:
     runs = [(size_of(arm, axis), run.summary[METRIC]) for arm in arms for run in arm.runs.values()]
     sizes, losses = np.array(runs).T
     try:
-        return fit(losses, [sizes], floor=floor)
+        return fit(losses, [sizes], floor=floor, resamples=RESAMPLES)
     except ValueError:
         return None
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
+from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
@@ -115,6 +115,10 @@ class _Data:
     scales_SR: Floats
     floor: float | None
 
+    @property
+    def log_floor(self) -> float:
+        return math.log(self.floor) if self.floor else -math.inf
+
     def law(self, theta: Floats) -> Law:
         amounts, exponents = self.split(theta)
         floor = math.exp(theta[-1]) if self.floor is None else self.floor
@@ -126,15 +130,18 @@ class _Data:
         S = len(self.scales_SR)
         return theta[:S], theta[S : 2 * S]
 
-    def predicted(self, theta: Floats) -> Floats:
+    @property
+    def centred_SR(self) -> Floats:
+        return self.scales_SR - self.scales_SR.mean(1, keepdims=True)
+
+    def terms(self, theta: Floats) -> Floats:
+        """Return the logarithms of the terms that the loss is the sum of, (S + 1, R)."""
         amounts, exponents = self.split(theta)
-        centred_SR = self.scales_SR - self.scales_SR.mean(1, keepdims=True)
-        terms = [*(amounts[:, None] - exponents[:, None] * centred_SR)]
-        floor = theta[-1] if self.floor is None else (math.log(self.floor) if self.floor else -math.inf)
-        return logsumexp([*terms, np.full_like(self.losses_R, floor)], axis=0)
+        floor_1R = np.full((1, len(self.losses_R)), theta[-1] if self.floor is None else self.log_floor)
+        return np.concatenate([amounts[:, None] - exponents[:, None] * self.centred_SR, floor_1R])
 
     def residuals(self, theta: Floats) -> Floats:
-        return self.losses_R - self.predicted(theta)
+        return self.losses_R - logsumexp(self.terms(theta), axis=0)
 
     def starts(self) -> Floats:
         """Return the most promising points of a grid: E, the exponents, and how much each scale contributes."""
@@ -150,16 +157,24 @@ class _Data:
         return np.array(thetas)[np.argsort(costs)[:STARTS]]
 
     def cost(self, theta: Floats) -> float:
-        deviations = np.abs(self.residuals(theta))
-        quadratic = np.minimum(deviations, HUBER)
-        return float((quadratic * (deviations - quadratic / 2)).sum())
+        return self.cost_and_slope(theta)[0]
+
+    def cost_and_slope(self, theta: Floats) -> tuple[float, Floats]:
+        """Return the Huber loss, in units of HUBER², and its gradient."""
+        terms_KR = self.terms(theta)
+        predicted_R = logsumexp(terms_KR, axis=0)
+        deviations_R = (predicted_R - self.losses_R) / HUBER
+        inner_R = np.clip(deviations_R, -1, 1)
+        cost = float((inner_R * (deviations_R - inner_R / 2)).sum())
+        weighted_KR = np.exp(terms_KR - predicted_R) * inner_R / HUBER
+        S = len(self.scales_SR)
+        slope = [weighted_KR[:S].sum(1), -(weighted_KR[:S] * self.centred_SR).sum(1), weighted_KR[S:].sum(1)]
+        return cost, np.concatenate(slope)[: len(theta)]
 
     def fit_from(self, starts: Floats) -> Floats:
-        solutions = [
-            least_squares(self.residuals, start, loss="huber", f_scale=HUBER, x_scale="jac", max_nfev=400).x
-            for start in starts
-        ]
-        return min(solutions, key=self.cost)
+        """Return the best parameters that are found from these starting points."""
+        found = [minimize(self.cost_and_slope, start, jac=True, method="BFGS") for start in starts]
+        return min(found, key=lambda result: result.fun).x
 
     def resampled(self, generator: np.random.Generator, free: int) -> _Data:
         while True:

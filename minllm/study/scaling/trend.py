@@ -1,7 +1,7 @@
 """How the difference between two arms depends on scale, and what it will be beyond the largest size.
 
-Both arms are trained at several sizes with the same seeds. What a size can still improve is the reducible loss L − E; in
-logarithms a power law is a straight line,
+Both arms are trained at several sizes with the same seeds. What a size can still improve is the reducible loss L − E;
+in logarithms a power law is a straight line,
 
     log(L_baseline − E) = a line in log N                 the baseline's law
     log(L_arm − E) − log(L_baseline − E) = a line in log N        the ratio of the two, from paired seeds
