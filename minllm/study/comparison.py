@@ -11,11 +11,12 @@ from typing import Any
 
 from minllm.errors import UserError
 from minllm.study import bounds
-from minllm.study.arms import Arm, arm_named, arms_of, measured, refuse_incomparable
+from minllm.study.arms import Arm, arm_named, arms_of, floor_of, measured, refuse_incomparable
 from minllm.study.contest import Contest, Judged, Noise
 from minllm.study.divergence import diverged_seeds, divergence, lost_seeds
 from minllm.study.facts import Fact, facts
 from minllm.study.measures import METRIC, Measures, measure
+from minllm.study.scaling.ladders import Ladder, at_equal_sizes, ladders
 from minllm.study.selection import LeftOut, Selection, find
 from minllm.study.statistics import noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
@@ -59,6 +60,11 @@ class Comparison:
     def measures(self) -> list[Measures]:
         """What each contest says besides its mean difference; computed for reports only."""
         return [measure(contest.arm, contest.baseline, self.left_out) for contest in self.contests]
+
+    @functools.cached_property
+    def ladders(self) -> list[Ladder]:
+        """What becomes of differences at scale, if the arms are choices at several sizes; for reports only."""
+        return ladders(self.arms, floor_of(self.arms))
 
     @property
     def margin_bpb(self) -> float:
@@ -216,7 +222,7 @@ def of_arms(
     own_margin = first_share(margin, measured(arms)[0], looks_at_contests, left_out)
     judging = {"margin": own_margin, "alpha": alpha, "looks": planned}
     contests = contests_between(
-        arms, {**judging, "looks": looks_at_contests}, left_out, every=baseline == ALL
+        contestants(arms, baseline), {**judging, "looks": looks_at_contests}, left_out
     )
     return Comparison(
         arms=arms,
@@ -249,11 +255,19 @@ def planned_looks(looks: int | Sequence[int]) -> Sequence[int]:
     return looks
 
 
+def contestants(arms: Sequence[Arm], baseline: str | None) -> list[tuple[Arm, Arm]]:
+    """Return the arms to compare: all with the first, each with every other, or choices at several sizes at each."""
+    of_equal_size = at_equal_sizes(arms) if baseline is None else []
+    every = [
+        (arm, first) for i, first in enumerate(arms) for arm in arms[i + 1 :] if baseline == ALL or i == 0
+    ]
+    return of_equal_size or every
+
+
 def contests_between(
-    arms: Sequence[Arm], judging: Mapping[str, Any], left_out: Sequence[LeftOut], *, every: bool
+    pairs: Sequence[tuple[Arm, Arm]], judging: Mapping[str, Any], left_out: Sequence[LeftOut]
 ) -> list[Contest]:
-    """Return the contests of all arms with the first arm, or of `every` arm with each arm before it."""
-    pairs = [(arm, baseline) for i, baseline in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
+    """Return the contests of some pairs, arm and baseline."""
     differences = [differences_between(*pair, left_out) for pair in pairs]
     provable = [bounds.provable(*pair) for pair in pairs]
     judgements = verdicts([list(by_seed.values()) for by_seed in differences], **judging, provable=provable)

@@ -14,7 +14,7 @@ from minllm.runs.folder import write_text
 from minllm.study import bounds
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
-from minllm.study.report import sentences
+from minllm.study.report import scaling, sentences
 from minllm.study.report.data import in_a_line, to_json
 from minllm.study.report.markdown import to_markdown
 from minllm.study.report.measures import in_a_terminal
@@ -98,6 +98,7 @@ def _summary(comparison: Comparison) -> Iterator[str]:
         yield f"- {contest.sentence}"
         yield from (f"  {sentence}" for sentence in in_a_terminal(measures))
     yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
+    yield from (f"- {sentence}" for sentence in scaling.sentences(comparison.ladders))
     yield ""
     yield from _table(comparison)
     yield " ".join(filter(None, [sentences.ABOUT_SD, bounds.about(comparison.arms)]))

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from minllm.errors import UNPRINTABLE
-from minllm.study.arms import ABSENT, Arm, config_differences
+from minllm.study.arms import ABSENT, Arm, config_differences, floor_of
 from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.reading import Reading
-from minllm.study.report import sentences
+from minllm.study.report import scaling, sentences
 from minllm.study.report.commands import commands
-from minllm.study.report.curves import curve, floor_of
+from minllm.study.report.curves import curve
 from minllm.study.report.rows import row
 from minllm.study.report.tuning import efforts, tuning_data
 
@@ -52,6 +52,7 @@ def to_json(
             }
             for noise, sentence in zip(comparison.noise, sentences.noise(comparison))
         ],
+        "ladders": scaling.data(comparison.ladders),
         "facts": [asdict(fact) for fact in comparison.facts],
         "floor_bpb": floor_of(comparison.arms),
         "curves": [asdict(curve(arm)) for arm in comparison.arms],

@@ -61,10 +61,12 @@ class Answer:
     """What becomes of a difference at scale.
 
     word: the answer
-    rungs: the difference at each, from the lines through all of them
+    rungs: as measured
+    fitted: the expected difference at each, from the lines through all of them
     change: the factor by which the relative difference of the reducible losses changes with each doubling of the size
     speed_up: how many times the size the baseline needs at the largest rung for the arm's loss, by its law
     predictions: beyond the largest rung
+    path: sizes from the smallest rung to the farthest prediction, and the expected difference at each
     crossing: the size at which the sign changes; None if it isn't certain that it does
     sentence: the answer and why
     """
@@ -75,6 +77,7 @@ class Answer:
     change: Estimate
     speed_up: Estimate
     predictions: Sequence[Prediction]
+    path: Sequence[tuple[float, Estimate]]
     crossing: Estimate | None
     sentence: str
 
@@ -121,6 +124,10 @@ def answer(rungs: Sequence[Rung], *, floor: float | None, seed: int = 0) -> Answ
         change=_estimate(change),
         speed_up=_estimate(speed_up),
         predictions=predictions,
+        path=[
+            (float(size), _estimate(draws.differences[:, R + len(ahead) + at]))
+            for at, size in enumerate(path)
+        ],
         crossing=where,
         sentence=_sentence(word, ratio, R, predictions, where),
     )

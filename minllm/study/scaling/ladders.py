@@ -90,6 +90,20 @@ def families(arms: Sequence[Arm]) -> list[Family]:
     return [Family(name, members) for name, members in zip(names, ladders_only)]
 
 
+def at_equal_sizes(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """Return the arms of each other family with those of the first of the same size; none if there are no ladders."""
+    found = families(arms)
+    pairs = [pair for other in found[1:] for pair in matched(found[0], other)]
+    return [(arm, baseline) for baseline, arm in pairs]
+
+
+def matched(baseline: Family, other: Family) -> list[tuple[Arm, Arm]]:
+    """Return the arms of two families that have the same size, baseline first."""
+    return [
+        (a, b) for a in baseline.arms for b in other.arms if abs(params_of(b) / params_of(a) - 1) <= APART
+    ]
+
+
 def is_of_size(key: str) -> bool:
     return key in SIZE_KEYS or key in BUDGETS or key.endswith(".hidden")
 
@@ -105,18 +119,16 @@ def without_size(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def between(baseline: Family, other: Family, axis: Axis, floor: float | None) -> Ladder | None:
     """Return the ladder of two families; None if they have fewer than three sizes with pairs in common."""
-    matched = [
-        (a, b) for a in baseline.arms for b in other.arms if abs(params_of(b) / params_of(a) - 1) <= APART
-    ]
-    rungs = [rung for a, b in matched if (rung := rung_of(a, b, axis)).arm]
+    pairs = matched(baseline, other)
+    rungs = [rung for a, b in pairs if (rung := rung_of(a, b, axis)).arm]
     if len(rungs) < LEAST_RUNGS:
         return None
     laws = [
-        law_of([arm for arm, _ in matched], axis, floor),
-        law_of([arm for _, arm in matched], axis, floor),
+        law_of([arm for arm, _ in pairs], axis, floor),
+        law_of([arm for _, arm in pairs], axis, floor),
     ]
     found, problem = None, None
-    if any("upper" in (a.bound, b.bound) for a, b in matched):
+    if any("upper" in (a.bound, b.bound) for a, b in pairs):
         problem = "The bits per byte are upper bounds, of which nothing follows about other sizes."
     elif sum(len(rung.arm) for rung in rungs) < LEAST_PAIRS:
         problem = f"It needs {LEAST_PAIRS} pairs of seeds or more."

@@ -1,0 +1,209 @@
+"""What becomes of differences at scale, as sentences, tables, a figure and JSON; see `minllm.study.scaling`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minllm.page import units
+from minllm.study.intervals import Estimate, mean_of
+from minllm.study.report.figures import GREY, LEGEND, MARGIN, banded, colour, layout, wrapped
+from minllm.study.report.measures import Table
+from minllm.study.scaling.answer import AHEAD, Answer
+from minllm.study.scaling.ladders import Ladder
+from minllm.study.scaling.law import Fit
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+HEADING = "Scale"
+AXES = {"params": "parameters", "flops": "FLOPs of training"}
+ABOUT = (
+    "Each arm was trained at several sizes. “Holds” means that the difference, relative to what can still be learnt"
+    " (the loss above the floor), stays within a factor of 2 from the largest size to 16 times that size; “grows” and"
+    " “shrinks” that it certainly changes; “crosses” that its sign changes. Predictions average over straight and bent"
+    " lines in the logarithms of size and loss, so that they don't rest on a power law; docs/scale.md has their"
+    " coverage."
+)
+ABOUT_RUNGS = (
+    "Measured differences are means over the pairs, with Student's interval; fitted ones use all sizes."
+)
+ABOUT_ANSWERS = (
+    "Predicted differences have 95 % prediction intervals for a mean over as many pairs as the smallest rung has. The"
+    " speed-up is how many times the size the baseline needs at the largest rung for the arm's loss, by its law. The"
+    " change is the factor of the relative difference with each doubling of the size."
+)
+ABOUT_LAWS = (
+    "L = E + A / size^α, fitted by the Huber loss of log L (δ = 0.001) from a grid of starting points, with percentile"
+    " intervals from a bootstrap over runs."
+)
+
+
+def sentences(ladders: Sequence[Ladder]) -> list[str]:
+    """Return a sentence or two for each ladder."""
+    return [f"{ladder.arm} against {ladder.baseline}: {_outcome(ladder)}" for ladder in ladders]
+
+
+def tables(ladders: Sequence[Ladder]) -> Iterator[Table]:
+    """Yield the tables of answers, rungs and laws, whose first two columns name arms."""
+    axis = AXES[ladders[0].axis]
+    answered = [(ladder, ladder.answer) for ladder in ladders if ladder.answer]
+    if answered:
+        ahead = [f"at {factor} ×" for factor in AHEAD]
+        head = ["arm", "against", "answer", "speed-up", "change", *ahead]
+        yield Table("Answers", ABOUT_ANSWERS, head, [_answered(ladder, found) for ladder, found in answered])
+    head = ["arm", "against", axis, "pairs", "difference", "interval", "fitted", "interval"]
+    yield Table("Rungs", ABOUT_RUNGS, head, [row for ladder in ladders for row in _rungs(ladder)])
+    laws = dict(law for ladder in ladders for law in zip((ladder.baseline, ladder.arm), ladder.laws))
+    rows = [_law(name, law) for name, law in laws.items() if law]
+    if rows:
+        yield Table("Laws", ABOUT_LAWS, ["arm", "", "E", "A", "α", "its interval", "problem"], rows)
+
+
+def figure(ladder: Ladder) -> Figure:
+    """Return the losses of both arms with their laws, and below them their difference, against the size."""
+    from plotly.subplots import make_subplots
+
+    made = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for index, (name, law, side) in enumerate(
+        zip((ladder.baseline, ladder.arm), ladder.laws, ("baseline", "arm"))
+    ):
+        for trace in _losses(ladder, index, name, law, side):
+            made.add_trace(trace, row=1, col=1)
+    if ladder.answer:
+        for trace in _differences(ladder.answer):
+            made.add_trace(trace, row=2, col=1)
+    made.add_hline(0, line={"color": GREY, "width": 1}, row=2, col=1)
+    made.update_layout(**layout(height=640), margin=MARGIN, legend=LEGEND)
+    made.update_xaxes(type="log", zeroline=False)
+    made.update_xaxes(title_text=AXES[ladder.axis], row=2, col=1)
+    made.update_yaxes(title_text="bits per byte", zeroline=False, row=1, col=1)
+    made.update_yaxes(title_text="difference", zeroline=False, row=2, col=1)
+    return made
+
+
+def data(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
+    """Return the ladders as JSON."""
+    return [
+        {
+            "arm": ladder.arm,
+            "baseline": ladder.baseline,
+            "axis": ladder.axis,
+            "floor": ladder.floor,
+            "rungs": [asdict(rung) for rung in ladder.rungs],
+            "laws": [law and _law_data(law) for law in ladder.laws],
+            "answer": ladder.answer and {**asdict(ladder.answer), "rungs": None},
+            "problem": ladder.problem,
+        }
+        for ladder in ladders
+    ]
+
+
+def _outcome(ladder: Ladder) -> str:
+    if ladder.answer is None:
+        return f"no answer. {ladder.problem}"
+    return f"{ladder.answer.word}. {ladder.answer.sentence}"
+
+
+def _answered(ladder: Ladder, found: Answer) -> list[str]:
+    return [
+        ladder.arm,
+        ladder.baseline,
+        found.word,
+        _factor(found.speed_up),
+        _factor(found.change),
+        *(_signed(prediction.difference) for prediction in found.predictions),
+    ]
+
+
+def _rungs(ladder: Ladder) -> Iterator[list[str]]:
+    for at, rung in enumerate(ladder.rungs):
+        measured = mean_of(rung.differences)
+        fitted = ladder.answer.fitted[at] if ladder.answer else None
+        yield [
+            ladder.arm,
+            ladder.baseline,
+            units.count(rung.size),
+            str(len(rung.arm)),
+            units.signed(measured.value),
+            units.between(measured.interval),
+            units.signed(fitted.value) if fitted else units.NONE,
+            units.between(fitted.interval) if fitted else units.NONE,
+        ]
+
+
+def _law(name: str, law: Fit) -> list[str]:
+    low, high = law.interval([other.exponents[0] for other in law.resampled])
+    return [
+        name,
+        "",
+        units.bits(law.law.floor),
+        f"{law.law.amounts[0]:.4g}",
+        f"{law.law.exponents[0]:.3f}",
+        f"{low:.3f} to {high:.3f}",
+        law.problem or "",
+    ]
+
+
+def _law_data(law: Fit) -> dict[str, Any]:
+    return {
+        **asdict(law.law),
+        "exponent_interval": law.interval([other.exponents[0] for other in law.resampled]),
+        "residuals": law.residuals.tolist(),
+        "problem": law.problem,
+    }
+
+
+def _losses(ladder: Ladder, index: int, name: str, law: Fit | None, side: str) -> Iterator[Any]:
+    from plotly.graph_objects import Scatter
+
+    points = [(rung.size, loss) for rung in ladder.rungs for loss in getattr(rung, side)]
+    if law and not law.problem:
+        sizes = np.geomspace(ladder.rungs[0].size, ladder.rungs[-1].size * AHEAD[-1], 40)
+        low, high = np.quantile([other.at(sizes) for other in law.resampled], (0.025, 0.975), axis=0)
+        yield from banded(
+            name, index, sizes.tolist(), law.law.at(sizes).tolist(), (low.tolist(), high.tolist())
+        )
+    yield Scatter(
+        x=[size for size, _ in points],
+        y=[loss for _, loss in points],
+        mode="markers",
+        marker={"color": colour(index), "size": 7},
+        legendgroup=str(index),
+        name=wrapped(name),
+        showlegend=not law or bool(law.problem),
+    )
+
+
+def _differences(found: Answer) -> Iterator[Any]:
+    from plotly.graph_objects import Scatter
+
+    sizes = [size for size, _ in found.path]
+    low, high = zip(*(estimate.interval for _, estimate in found.path))
+    middle = [estimate.value for _, estimate in found.path]
+    shade = 2  # after the two arms
+    for trace in banded("difference", shade, sizes, middle, (low, high)):
+        trace.showlegend = False
+        yield trace
+    points = [(rung.size, value) for rung in found.rungs for value in rung.differences]
+    yield Scatter(
+        x=[size for size, _ in points],
+        y=[value for _, value in points],
+        mode="markers",
+        marker={"color": colour(shade), "size": 7},
+        showlegend=False,
+    )
+
+
+def _factor(estimate: Estimate) -> str:
+    if units.finite(estimate.value) is None:
+        return units.NONE
+    low, high = estimate.interval
+    return f"{estimate.value:.3g} × ({low:.3g} to {high:.3g})"
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{units.signed(estimate.value)} ({units.between(estimate.interval)})"
