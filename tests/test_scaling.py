@@ -49,6 +49,8 @@ def test_a_known_floor_determines_the_exponent_far_better():
     assert spread[0] < 0.5 * spread[1]
     deviation = np.std([law.exponents[0] for law in known.resampled])
     assert abs(known.law.exponents[0] - 0.4) < 3 * deviation < 0.05
+    at_ends = [[float(law.at(size)) for law in known.resampled] for size in (sizes[0], sizes[-1])]
+    assert all(0.001 < np.std(values) / np.mean(values) < 0.01 for values in at_ends)
 
 
 def test_one_outlier_hardly_changes_a_law():

@@ -101,8 +101,8 @@ def fit(
     data = _Data(np.log(losses), np.log(points), floor)
     best = data.fit_from(data.starts())
     generator = np.random.default_rng(seed)
-    resampled = [data.resampled(generator, free).fit_from(best[None]) for _ in range(resamples)]
-    laws = [data.law(theta) for theta in resampled]
+    drawn = [data.resampled(generator, free) for _ in range(resamples)]
+    laws = [sample.law(sample.fit_from(best[None])) for sample in drawn]
     law = data.law(best)
     return Fit(law, laws, data.residuals(best), _problem(law, laws, losses, floor))
 
