@@ -7,7 +7,7 @@ import pytest
 
 from minllm.study.arms import Arm
 from minllm.study.scaling.answer import Rung, answer
-from minllm.study.scaling.ladders import families, ladders
+from minllm.study.scaling.ladders import families_among, ladders
 from minllm.study.scaling.law import Law, fit
 from minllm.study.scaling.trend import draw
 from tests.comparisons import run
@@ -160,13 +160,13 @@ def arms_at(folder, sizes, seeds=range(3), floor=1.5):
 
 def test_ladders_are_found_among_arms_of_several_sizes(tmp_path):
     arms = arms_at(tmp_path, [1e5, 2e5, 4e5, 8e5])
-    assert [family.name for family in families(arms)] == ["norm=pre", "norm=sandwich"]
-    (found,) = ladders(arms, 1.5)
+    assert [family.name for family in families_among(arms)] == ["norm=pre", "norm=sandwich"]
+    (found,) = ladders(families_among(arms), 1.5)
     assert (found.arm, found.baseline, found.axis) == ("norm=sandwich", "norm=pre", "params")
     assert [rung.size for rung in found.rungs] == [1e5, 2e5, 4e5, 8e5]
     assert found.answer.word == "holds"
     assert found.laws[0].law.exponents[0] == pytest.approx(0.3, abs=0.03)
-    assert ladders(arms[:3], 1.5) == ladders(arms[:6], 1.5) == []
+    assert ladders(families_among(arms[:3]), 1.5) == ladders(families_among(arms[:6]), 1.5) == []
 
 
 def test_losses_that_say_nothing_about_other_sizes_are_not_extrapolated(tmp_path):
@@ -174,7 +174,7 @@ def test_losses_that_say_nothing_about_other_sizes_are_not_extrapolated(tmp_path
     for arm in arms:
         for trained in arm.runs.values():
             trained.summary["val_bound"] = "upper"
-    (found,) = ladders(arms, 1.5)
+    (found,) = ladders(families_among(arms), 1.5)
     assert found.answer is None and "upper bounds" in found.problem
-    (found,) = ladders(arms_at(tmp_path / "one", [1e5, 2e5, 4e5], seeds=[0]), 1.5)
+    (found,) = ladders(families_among(arms_at(tmp_path / "one", [1e5, 2e5, 4e5], seeds=[0])), 1.5)
     assert found.answer is None and "4 pairs" in found.problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,15 @@ from minllm.study.intervals import Estimate, mean_of
 from minllm.study.report.figures import GREY, LEGEND, MARGIN, banded, colour, layout, wrapped
 from minllm.study.report.measures import Table
 from minllm.study.scaling.answer import AHEAD, Answer
-from minllm.study.scaling.ladders import Ladder
+from minllm.study.scaling.check import Check
+from minllm.study.scaling.ladders import AXES, Ladder
 from minllm.study.scaling.law import Fit
+from minllm.study.scaling.rates import RateLine
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 HEADING = "Scale"
-AXES = {"params": "parameters", "flops": "FLOPs of training"}
 ABOUT = (
     "Each arm was trained at several sizes. “Holds” means that the difference, relative to what can still be learnt"
     " (the loss above the floor), stays within a factor of 2 from the largest size to 16 times that size; “grows” and"
@@ -39,6 +41,16 @@ ABOUT_ANSWERS = (
 ABOUT_LAWS = (
     "L = E + A / size^α, fitted by the Huber loss of log L (δ = 0.001) from a grid of starting points, with percentile"
     " intervals from a bootstrap over runs."
+)
+
+
+ABOUT_CHECK = (
+    "The prediction was written to prediction.json before the first run at this size. It isn't used for anything else,"
+    " and neither are these runs."
+)
+ABOUT_RATES = (
+    "The rates that were tuned, with their standard errors as factors; the slope of the logarithm of the rate against"
+    " that of the size, with its standard error; and what all runs were trained with."
 )
 
 
@@ -61,6 +73,12 @@ def tables(ladders: Sequence[Ladder]) -> Iterator[Table]:
     rows = [_law(name, law) for name, law in laws.items() if law]
     if rows:
         yield Table("Laws", ABOUT_LAWS, ["arm", "", "E", "A", "α", "its interval", "problem"], rows)
+    if rows := list(_checks(ladders)):
+        head = ["arm", "against", axis, "pairs", "predicted", "interval", "measured", "interval", "inside"]
+        yield Table("Check", ABOUT_CHECK, head, rows)
+    lines = dict(line for ladder in ladders for line in zip((ladder.baseline, ladder.arm), ladder.rates))
+    if rows := [[name, "", *_rates(line)] for name, line in lines.items() if line]:
+        yield Table("Learning rates", ABOUT_RATES, ["arm", "", "tuned", "slope", "used"], rows)
 
 
 def figure(ladder: Ladder) -> Figure:
@@ -97,6 +115,8 @@ def data(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
             "laws": [law and _law_data(law) for law in ladder.laws],
             "answer": ladder.answer and {**asdict(ladder.answer), "rungs": None},
             "problem": ladder.problem,
+            "rates": [line and {**asdict(line), "sentence": line.sentence} for line in ladder.rates],
+            "check": ladder.check and _check_data(ladder.check),
         }
         for ladder in ladders
     ]
@@ -105,7 +125,20 @@ def data(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
 def _outcome(ladder: Ladder) -> str:
     if ladder.answer is None:
         return f"no answer. {ladder.problem}"
-    return f"{ladder.answer.word}. {ladder.answer.sentence}"
+    checked = f" {check_sentence(ladder.check)}" if ladder.check else ""
+    return f"{ladder.answer.word}. {ladder.answer.sentence}{checked}"
+
+
+def check_sentence(check: Check) -> str:
+    """Return how a prediction turned out."""
+    if check.is_inside is None:
+        return f"The check can't be scored: {check.problem or 'it has no pair yet.'}"
+    low, high = check.prediction.difference.interval
+    outcome = "inside" if check.is_inside else "outside"
+    return (
+        f"At {check.prediction.factor:.3g} times the largest size, the measured difference was"
+        f" {check.measured.value:+.4f}: {outcome} the predicted {low:+.4f} to {high:+.4f}."
+    )
 
 
 def _answered(ladder: Ladder, found: Answer) -> list[str]:
@@ -133,6 +166,41 @@ def _rungs(ladder: Ladder) -> Iterator[list[str]]:
             units.signed(fitted.value) if fitted else units.NONE,
             units.between(fitted.interval) if fitted else units.NONE,
         ]
+
+
+def _checks(ladders: Sequence[Ladder]) -> Iterator[list[str]]:
+    for ladder in ladders:
+        if check := ladder.check:
+            predicted, measured = check.prediction.difference, check.measured if check.differences else None
+            yield [
+                ladder.arm,
+                ladder.baseline,
+                units.count(check.prediction.size),
+                str(len(check.differences)),
+                units.signed(predicted.value),
+                units.between(predicted.interval),
+                units.signed(measured.value) if measured else units.NONE,
+                units.between(measured.interval) if measured else units.NONE,
+                {True: "yes", False: "no", None: check.problem or units.NONE}[check.is_inside],
+            ]
+
+
+def _check_data(check: Check) -> dict[str, Any]:
+    return {
+        "prediction": asdict(check.prediction),
+        "differences": list(check.differences),
+        "measured": asdict(check.measured) if check.differences else None,
+        "inside": check.is_inside,
+        "problem": check.problem,
+    }
+
+
+def _rates(line: RateLine) -> list[str]:
+    tuned = "; ".join(
+        f"{units.rate(best.rate)} (× {2**best.error:.3g}) at {units.count(best.size)}" for best in line.optima
+    )
+    slope = units.NONE if math.isnan(line.error) else f"{line.estimated:+.2f} ± {line.error:.2f}"
+    return [tuned, slope, line.sentence]
 
 
 def _law(name: str, law: Fit) -> list[str]:

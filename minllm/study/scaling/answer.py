@@ -133,6 +133,15 @@ def answer(rungs: Sequence[Rung], *, floor: float | None, seed: int = 0) -> Answ
     )
 
 
+def predicted(rungs: Sequence[Rung], size: float, pairs: int, *, floor: float | None) -> Prediction:
+    """Return the difference that so many pairs will show at a size; arguments and errors are those of `answer`."""
+    sizes = [rung.size for rung in rungs]
+    sides = [rung.baseline for rung in rungs], [rung.arm for rung in rungs]
+    draws = draw(sizes, *sides, [size], floor=floor)
+    measured = draws.measured(pairs, np.random.default_rng(0))
+    return Prediction(size, size / sizes[-1], pairs, _estimate(measured[:, 0]))
+
+
 def _word(smallest: Floats, largest: Floats, farthest: Floats) -> Word:
     """Return the answer from draws of the relative difference at three sizes."""
     sign = _certain_sign(largest)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from minllm.study.arms import Arm, measured, names_of, normalized, training_settings
+from minllm.study.divergence import diverged_seeds
 from minllm.study.measures import METRIC
 from minllm.study.scaling.answer import Answer, Rung, answer
+from minllm.study.scaling.check import Check
 from minllm.study.scaling.law import Fit, fit
+from minllm.study.scaling.rates import RateLine
+from minllm.study.selection import LeftOut
 
 Axis = Literal["params", "flops"]
+
+AXES: Mapping[Axis, str] = {"params": "parameters", "flops": "FLOPs of training"}
 
 SIZE_KEYS = ("model.dim", "model.n_layers", "optim.lr")
 """What may differ between rungs, besides hidden widths and budgets: the size, and what is tuned for it."""
@@ -31,10 +38,12 @@ class Family:
 
     name: what distinguishes it from the other families
     arms: from the smallest to the largest, of which no two have the same size
+    rates: the learning rate at each size, if it was tuned at some of them
     """
 
     name: str
     arms: Sequence[Arm]
+    rates: RateLine | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class Ladder:
     axis: what a size is: parameters if all rungs saw the same number of tokens, otherwise FLOPs of training
     answer: None if it can't be given, in which case `problem` says why
     laws: the law of each family, baseline first; None where it can't be fitted
+    rates: the learning rates of each family, baseline first; None where they weren't tuned for this ladder
+    check: how the prediction for a rung above the largest one turned out, if one was trained
     """
 
     arm: str
@@ -54,24 +65,41 @@ class Ladder:
     answer: Answer | None
     laws: Sequence[Fit | None]
     problem: str | None = None
+    rates: Sequence[RateLine | None] = (None, None)
+    check: Check | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        return self.answer is not None and self.answer.word != "unknown"
 
 
-def ladders(arms: Sequence[Arm], floor: float | None) -> list[Ladder]:
-    """Return the ladders of a comparison: the first family against each other one; none if there are no families.
+def ladders(
+    families: Sequence[Family],
+    floor: float | None,
+    left_out: Sequence[LeftOut] = (),
+    checks: Mapping[str, Check] = types.MappingProxyType({}),
+) -> list[Ladder]:
+    """Return the ladders of a comparison: the first family against each other one; none if there are no two.
 
     Args:
         floor: the corpus entropy in bits per byte, if it is known.
+        left_out: the runs that aren't compared, of which some may have diverged.
+        checks: by the name of the other family.
     """
-    found = families(arms)
-    if len(found) < 2:
+    if len(families) < 2:
         return []
-    axis: Axis = (
-        "params" if len({tokens_of(arm) for family in found for arm in family.arms}) == 1 else "flops"
-    )
-    return [ladder for other in found[1:] if (ladder := between(found[0], other, axis, floor))]
+    baseline, *others = families
+    axis = axis_of(families)
+    found = [(other.name, between(baseline, other, axis, floor, left_out)) for other in others]
+    return [replace(ladder, check=checks.get(name)) for name, ladder in found if ladder]
 
 
-def families(arms: Sequence[Arm]) -> list[Family]:
+def axis_of(families: Sequence[Family]) -> Axis:
+    """Return parameters if every run saw the same number of tokens, else FLOPs."""
+    return "params" if len({tokens_of(arm) for family in families for arm in family.arms}) == 1 else "flops"
+
+
+def families_among(arms: Sequence[Arm]) -> list[Family]:
     """Group arms by everything but their size. Those with two arms of one size, or fewer than three sizes, are none."""
     grouped: dict[tuple[Any, ...], list[Arm]] = {}
     for arm in measured(arms):
@@ -90,10 +118,9 @@ def families(arms: Sequence[Arm]) -> list[Family]:
     return [Family(name, members) for name, members in zip(names, ladders_only)]
 
 
-def at_equal_sizes(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+def at_equal_sizes(families: Sequence[Family]) -> list[tuple[Arm, Arm]]:
     """Return the arms of each other family with those of the first of the same size; none if there are no ladders."""
-    found = families(arms)
-    pairs = [pair for other in found[1:] for pair in matched(found[0], other)]
+    pairs = [pair for other in families[1:] for pair in matched(families[0], other)]
     return [(arm, baseline) for baseline, arm in pairs]
 
 
@@ -117,7 +144,9 @@ def without_size(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     }
 
 
-def between(baseline: Family, other: Family, axis: Axis, floor: float | None) -> Ladder | None:
+def between(
+    baseline: Family, other: Family, axis: Axis, floor: float | None, left_out: Sequence[LeftOut] = ()
+) -> Ladder | None:
     """Return the ladder of two families; None if they have fewer than three sizes with pairs in common."""
     pairs = matched(baseline, other)
     rungs = [rung for a, b in pairs if (rung := rung_of(a, b, axis)).arm]
@@ -128,7 +157,12 @@ def between(baseline: Family, other: Family, axis: Axis, floor: float | None) ->
         law_of([arm for _, arm in pairs], axis, floor),
     ]
     found, problem = None, None
-    if any("upper" in (a.bound, b.bound) for a, b in pairs):
+    unstable = [arm.name for pair in pairs for arm in pair if diverged_seeds(arm, left_out)]
+    if unstable:
+        problem = (
+            f"Training diverged with some seeds ({', '.join(unstable)}), so the others may be lucky ones."
+        )
+    elif any("upper" in (a.bound, b.bound) for a, b in pairs):
         problem = "The bits per byte are upper bounds, of which nothing follows about other sizes."
     elif sum(len(rung.arm) for rung in rungs) < LEAST_PAIRS:
         problem = f"It needs {LEAST_PAIRS} pairs of seeds or more."
@@ -136,7 +170,8 @@ def between(baseline: Family, other: Family, axis: Axis, floor: float | None) ->
         problem = "A loss is at or below the corpus entropy."
     else:
         found = answer(rungs, floor=floor)
-    return Ladder(other.name, baseline.name, axis, floor, rungs, found, laws, problem)
+    rates = (baseline.rates, other.rates)
+    return Ladder(other.name, baseline.name, axis, floor, rungs, found, laws, problem, rates)
 
 
 def rung_of(baseline: Arm, arm: Arm, axis: Axis) -> Rung:
