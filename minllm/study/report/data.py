@@ -106,6 +106,7 @@ def in_a_line(
                 {"arm": noise.arm.name, "floor": noise.floor, "outcome": noise.verdict.word}
                 for noise in comparison.noise
             ],
+            "ladders": scaling.in_a_line(comparison.ladders),
             "report": report,
             "ledger": ledger,
         }

@@ -122,6 +122,21 @@ def data(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
     ]
 
 
+def in_a_line(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
+    """Return the answers as --json prints them."""
+    return [
+        {
+            "arm": ladder.arm,
+            "baseline": ladder.baseline,
+            "axis": ladder.axis,
+            "answer": ladder.answer and ladder.answer.word,
+            "predictions": [asdict(at) for at in ladder.answer.predictions] if ladder.answer else [],
+            "inside": ladder.check.is_inside if ladder.check else None,
+        }
+        for ladder in ladders
+    ]
+
+
 def _outcome(ladder: Ladder) -> str:
     if ladder.answer is None:
         return f"no answer. {ladder.problem}"
