@@ -15,7 +15,7 @@ from minllm.study import bounds
 from minllm.study.comparison import Comparison
 from minllm.study.reading import Reading
 from minllm.study.report import scaling, sentences
-from minllm.study.report.data import in_a_line, to_json
+from minllm.study.report.data import failure, in_a_line, to_json
 from minllm.study.report.markdown import to_markdown
 from minllm.study.report.measures import in_a_terminal
 from minllm.study.report.page import to_html
@@ -52,6 +52,12 @@ def print_without_report(comparison: Comparison, ledger: Mapping[str, Any]) -> N
     results = [*comparison.contests, *comparison.noise]
     print(printable(f"{comparison.headline} {results[0].verdict.why}"), flush=True)
     answer(in_a_line(comparison, None, ledger))
+
+
+def print_failure(sentence: str) -> None:
+    """Print why there is nothing to report yet."""
+    print(printable(sentence), flush=True)
+    answer(failure(sentence))
 
 
 def write_report(

@@ -113,6 +113,13 @@ def in_a_line(
     )
 
 
+def failure(sentence: str) -> dict[str, Any]:
+    """Return the line that --json prints if no arm can be compared yet."""
+    empty: dict[str, Any] = {name: [] for name in ("warnings", "contests", "noise", "ladders")}
+    line = {"format": FORMAT, "status": "not settled", "headline": sentence, **empty}
+    return {**line, "report": None, "ledger": None}
+
+
 def status(comparison: Comparison) -> str:
     return "settled" if comparison.is_answered else "not settled"
 
