@@ -169,7 +169,6 @@ class LadderSearch(ArmsSearch):
         """Train short runs of each arm at the smallest and the largest rung, and return how fast they were.
 
         Raises:
-            NothingToCompare: time ran out.
             UserError: such a run failed.
         """
         ends = self.rungs[0], self.rungs[-1]
@@ -195,13 +194,13 @@ class LadderSearch(ArmsSearch):
         overrides = [*self.overrides_of(name, rung.overrides), *length, seeds]
         folder = f"time-{name}-{rung.arms[name].params}"
         config = self.config_of(folder, keep="none", evaluations=PAIR_EVALUATIONS)
+        with read_write(config.hydra):
+            config.sweep.minutes = None  # without these runs it isn't known whether the minutes suffice
         return phase(self.sweeper, config, overrides, 1, EACH_ONCE, self.server)
 
     def timed(self, name: str, number: int, trials: Sequence[FrozenTrial]) -> Timed:
         rung = self.rungs[number - 1]
-        (trial,) = trials or (None,)
-        if trial is None:
-            raise NothingToCompare("time ran out during the first runs", CONTINUE)
+        (trial,) = trials
         if not is_complete(trial):
             raise UserError(
                 f"Arm {name} can't be trained at {rung.label} parameters: {trial.user_attrs.get('text', 'it crashed.')}"
@@ -219,16 +218,15 @@ class LadderSearch(ArmsSearch):
     def timed_plan(self, paces: Mapping[str, Pace]) -> str:
         """Return what is left to be trained, with predicted times. UserError if that doesn't fit into the minutes."""
         works = self.work(paces, self.settings.pairs)
-        minutes, n_jobs = self.config.sweep.minutes, self.sweeper.n_jobs
-        if minutes is not None:
+        n_jobs = self.sweeper.n_jobs
+        if (minutes := self.config.sweep.minutes) is not None:
             fewer = range(self.settings.pairs - 1, 0, -1)
             alternatives = {
                 f"ladder.pairs={pairs}": total_seconds(self.work(paces, pairs), n_jobs)
                 for pairs in fewer
                 if pairs * len(self.settings.rungs) >= LEAST_PAIRS
             }
-            short = dict(itertools.islice(((w, s) for w, s in alternatives.items() if s <= 60 * minutes), 1))
-            refuse_too_long(total_seconds(works, n_jobs), minutes, short)
+            refuse_too_long(total_seconds(works, n_jobs), minutes, alternatives)
         return "\n".join(time_lines(works, n_jobs))
 
     def work(self, paces: Mapping[str, Pace], pairs: int) -> list[Work]:

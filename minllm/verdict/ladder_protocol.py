@@ -48,8 +48,8 @@ class LadderProtocol(ArmsProtocol):
         super().__post_init__()
         if self.tune not in ([], [RATE]):
             raise UserError(
-                f"A ladder tunes the learning rate alone: type search.tune=[{RATE}], or search.tune=[] for no tuning, not"
-                f" {self.tune}."
+                f"A ladder tunes the learning rate alone: type search.tune=[{RATE}], or search.tune=[] for no tuning,"
+                f" not {self.tune}."
             )
 
 
@@ -85,8 +85,8 @@ class Rungs:
             high < LEAST_STEP * low for low, high in itertools.pairwise(self.rungs)
         ):
             raise UserError(
-                f"{key} must be {LEAST_RUNGS} or more increasing sizes, each at least {LEAST_STEP} times the one before,"
-                f" such as [2e5,4e5,8e5], not {self.rungs}."
+                f"{key} must be {LEAST_RUNGS} or more increasing sizes, each at least {LEAST_STEP} times the one"
+                f" before, such as [2e5,4e5,8e5], not {self.rungs}."
             )
         if self.pairs > FIRST_TUNING_SEED:
             raise UserError(f"ladder.pairs can't exceed {FIRST_TUNING_SEED}.")

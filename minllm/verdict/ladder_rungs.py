@@ -129,6 +129,6 @@ def refuse_unequal_tokens(arms: Mapping[str, Training], params: float) -> None:
     if len(set(tokens.values())) > 1:
         listed = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
         raise UserError(
-            f"At {units.count(params)} parameters the arms see different numbers of tokens ({listed}): give them the same"
-            " budget, batch size and data.seq_len."
+            f"At {units.count(params)} parameters the arms see different numbers of tokens ({listed}): give them the"
+            " same budget, batch size and data.seq_len."
         )

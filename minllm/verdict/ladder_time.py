@@ -100,6 +100,8 @@ def time_lines(works: Sequence[Work], n_jobs: int) -> list[str]:
             lines.append(
                 f"Rung {rung.number} ({rung.label} parameters): {', '.join(parts)}; together {spent}."
             )
+    if not lines:
+        return ["Nothing is left to be trained."]
     together = f", {n_jobs} runs at a time" if n_jobs > 1 else ""
     return [*lines, f"In all about {units.duration(total_seconds(works, n_jobs))}{together}."]
 
@@ -109,15 +111,13 @@ def refuse_too_long(needed: float, minutes: float, alternatives: Mapping[str, fl
 
     Args:
         needed: seconds.
-        alternatives: overrides that make it shorter, and the seconds it would then need.
+        alternatives: overrides that make it shorter, the best first, and the seconds it would then need.
     """
     if needed <= minutes * 60:
         return
     enough = math.ceil(1.1 * needed / 60)
-    fitting = [
-        f"{words} ({units.duration(spent)})" for words, spent in alternatives.items() if spent <= minutes * 60
-    ]
-    smaller = f" Or make it smaller in another ladder: {', or '.join(fitting)}." if fitting else ""
+    fitting = [words for words, spent in alternatives.items() if spent <= minutes * 60]
+    smaller = f" {fitting[0]} would fit." if fitting else ""
     raise UserError(
         f"What is left of this ladder needs about {units.duration(needed)}, which doesn't fit into"
         f" sweep.minutes={minutes:g}. Type sweep.minutes={enough}.{smaller}"
