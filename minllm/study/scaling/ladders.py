@@ -23,7 +23,7 @@ Axis = Literal["params", "flops"]
 
 AXES: Mapping[Axis, str] = {"params": "parameters", "flops": "FLOPs of training"}
 
-SIZE_KEYS = ("model.dim", "model.n_layers", "optim.lr")
+SIZE_KEYS = ("model.dim", "model.n_layers", "optim.lr", "schedule.lr_max")
 """What may differ between rungs, besides hidden widths and budgets: the size, and what is tuned for it."""
 BUDGETS = ("train.steps", "train.tokens", "train.minutes", "train.flops", "train.batch_size")
 APART = 0.05
