@@ -144,11 +144,11 @@ PACE = Pace(Timed(1e9, 0.1, 1.0), Timed(4e9, 0.3, 2.0))
 
 
 def training(flops_per_step: float, steps: int = 10) -> Training:
-    return Training(1000, flops_per_step / 100, steps, steps * 100)
+    return Training(1000, flops_per_step / 100, steps, steps * 100, steps)
 
 
 def rung(number: int, flops_per_step: float) -> RungPlan:
-    return RungPlan(number, [], {"a": training(flops_per_step), "b": training(flops_per_step)}, False, False)
+    return RungPlan(number, (), {"a": training(flops_per_step), "b": training(flops_per_step)}, False, False)
 
 
 def test_times_are_a_line_in_flops_through_two_runs():

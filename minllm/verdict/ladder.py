@@ -12,6 +12,7 @@ All of these are searches with their own folders, so an interrupted ladder conti
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import time
@@ -47,7 +48,6 @@ from minllm.verdict.ladder_comparing import checked, compare_rungs
 from minllm.verdict.ladder_protocol import LadderProtocol, Rungs
 from minllm.verdict.ladder_rungs import RungPlan, rungs_of
 from minllm.verdict.ladder_time import (
-    STEPS,
     Pace,
     Timed,
     Work,
@@ -121,15 +121,16 @@ class LadderSearch(ArmsSearch):
         super().__init__(sweeper, overrides)
         refuse_own_size([*self.overrides, *itertools.chain(*self.arms.values())])
         self.precision = self.precision_override()
-        self.rungs = rungs_of(self.settings, list(self.arms), self.composed)
+        composed = functools.cache(lambda name, overrides: self.composed(name, overrides))
+        self.rungs = rungs_of(self.settings, list(self.arms), composed)
         lowest, *_, highest = self.rungs
-        cfgs = {name: self.composed(name, lowest.overrides) for name in self.arms}
+        cfgs = {name: composed(name, lowest.overrides) for name in self.arms}
         refuse_identical_arms(cfgs, sized=True)
         for name, cfg in cfgs.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
         if sweeper.chooses_jobs:
-            sweeper.n_jobs = jobs_for(self.config, self.composed(next(iter(self.arms)), highest.overrides))
+            sweeper.n_jobs = jobs_for(self.config, composed(next(iter(self.arms)), highest.overrides))
         self.plans: dict[tuple[str, int], RateSearch] = {
             (name, rung.number): plan_of(name, cfgs[name], self.protocol)
             for rung in self.rungs
@@ -184,13 +185,7 @@ class LadderSearch(ArmsSearch):
 
     def opened_pace(self, name: str, rung: RungPlan) -> contextlib.AbstractContextManager[Search]:
         seeds = f"seed=range({FIRST_TUNING_SEED},{FIRST_TUNING_SEED + 2})"
-        steps, full = STEPS, rung.arms[name].steps
-        while True:  # until the schedule fits
-            length = [f"train.steps={min(steps, full)}", "train.tokens=null"]
-            spec = self.spec(name, [*length, seeds], rung.overrides)
-            if steps >= full or spec.refusal({"seed": FIRST_TUNING_SEED}) is None:
-                break
-            steps *= 2
+        length = [f"train.steps={rung.arms[name].short_steps}", "train.tokens=null"]
         overrides = [*self.overrides_of(name, rung.overrides), *length, seeds]
         folder = f"time-{name}-{rung.arms[name].params}"
         config = self.config_of(folder, keep="none", evaluations=PAIR_EVALUATIONS)

@@ -19,16 +19,22 @@ from minllm.verdict.ladder_protocol import Rungs
 CLOSE = 0.01
 """Up to this relative distance, a rung has the FLOPs that were asked for."""
 ATTEMPTS = 12
+SHORT = 10
+"""The steps of a run that measures the time of a step, unless the schedule needs more."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run of an arm at a rung: its model, and how long it trains."""
+    """A run of an arm at a rung: its model, and how long it trains.
+
+    short_steps: the length of a run that only measures the time of a step
+    """
 
     params: int
     flops_per_token: float
     steps: int
     tokens: int
+    short_steps: int
 
     @property
     def flops(self) -> float:
@@ -50,7 +56,7 @@ class RungPlan:
     """
 
     number: int
-    overrides: Sequence[str]
+    overrides: tuple[str, ...]
     arms: Mapping[str, Training]
     is_tuned: bool
     is_check: bool
@@ -66,7 +72,7 @@ class RungPlan:
 
 
 def rungs_of(
-    rungs: Rungs, names: Sequence[str], composed: Callable[[str, Sequence[str]], DictConfig]
+    rungs: Rungs, names: Sequence[str], composed: Callable[[str, tuple[str, ...]], DictConfig]
 ) -> list[RungPlan]:
     """Return the rungs, the smallest first, and the check last if there is one.
 
@@ -88,14 +94,14 @@ def rungs_of(
     return plans
 
 
-def overrides_for(params: float, rungs: Rungs) -> list[str]:
+def overrides_for(params: float, rungs: Rungs) -> tuple[str, ...]:
     """Return the overrides that give an arm its size and tokens."""
     size = f"size.params={params:.12g}"
     tokens = params * rungs.proportion if rungs.proportion else rungs.tokens
-    return [size] if tokens is None else [size, "train.steps=null", f"train.tokens={round(tokens)}"]
+    return (size,) if tokens is None else (size, "train.steps=null", f"train.tokens={round(tokens)}")
 
 
-def params_for(flops: float, rungs: Rungs, composed: Callable[[Sequence[str]], DictConfig]) -> float:
+def params_for(flops: float, rungs: Rungs, composed: Callable[[tuple[str, ...]], DictConfig]) -> float:
     """Return the parameters with which an arm spends these FLOPs, at a fixed number of tokens per parameter."""
     assert rungs.proportion is not None
     params = math.sqrt(flops / (6 * rungs.proportion))
@@ -119,9 +125,13 @@ def training_of(cfg: DictConfig) -> Training:
     model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
     costs = cost(model, cfg.data.seq_len)
     steps = budget_of(settings, model, cfg.data.seq_len).total_steps
-    build(cfg.schedule).check(steps)
+    schedule = build(cfg.schedule)
+    schedule.check(steps)
+    short = SHORT
+    while short < steps and schedule.needed_steps(short) > short:
+        short *= 2
     tokens = steps * settings.batch_size * cfg.data.seq_len
-    return Training(costs.params, costs.flops_per_token, steps, tokens)
+    return Training(costs.params, costs.flops_per_token, steps, tokens, min(short, steps))
 
 
 def refuse_unequal_tokens(arms: Mapping[str, Training], params: float) -> None:

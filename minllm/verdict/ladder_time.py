@@ -15,8 +15,6 @@ from minllm.errors import UserError
 from minllm.page import units
 from minllm.verdict.ladder_rungs import RungPlan, Training
 
-STEPS = 10
-"""The steps of a short run, unless the schedule needs more."""
 EXTENSION = 2
 """How many rates beyond the planned ones an arm is expected to try."""
 NEIGHBOURS = 3
