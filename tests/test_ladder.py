@@ -268,7 +268,7 @@ def composed_once() -> Iterator[None]:
 
     def compose_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
         varying = [word for word in overrides if re.fullmatch(r"(seed|optim\.lr)=[\d.e-]+", word)]
-        key = (str(self.master.hydra.sweep.dir), *(word for word in overrides if word not in varying))
+        key = tuple(word for word in overrides if word not in varying)
         if key not in arms:
             arms[key] = compose(self, overrides)
         cfg = arms[key].copy()
