@@ -237,7 +237,9 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     smaller |= {"seed=0,1,2,3,4,5": "seed=0,1", "experiment=glob(small_*)": "experiment=glob(small_g*)"}
     smaller |= {"search.trials=24": "search.trials=3"}
     words = [smaller.get(word, word) for word in words]
-    if "search=verdict" in words:
+    if "search=ladder" in words:  # tests/test_ladder.py trains one
+        words += [*TINY, "sweep.dry_run=true"]
+    elif "search=verdict" in words:
         words += [*TINY, "train.evals=1", "search.rates=[]", "search.tuning_seeds=[1000]", "search.looks=[1]"]
         words.append("memory.predict=false")
         words.append("train.steps=10" if "search.trials=3" in words else "train.steps=2")

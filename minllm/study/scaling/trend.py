@@ -99,8 +99,11 @@ def draw(
         logs_2R = np.log(losses_2R - value)
         pair = _Line(x_R, logs_2R[0], points), _Line(x_R, logs_2R[1] - logs_2R[0], points)
         lines.append(pair)
-        # the density of a loss is that of its logarithm, divided by its distance from the floor
-        weights.append(sum(logsumexp(line.weights) for line in pair) - logs_2R.sum())
+        # The density of a loss is that of its logarithm, divided by its distance from the floor. The prior is flat in
+        # the expected losses at the ends of the rungs; flat in the lines themselves, whose slopes grow without limit
+        # as the floor nears the losses, it would favour high floors.
+        ends = sum(logs_2R[:, x_R == end].mean(1).sum() for end in (x_R.min(), x_R.max()))
+        weights.append(sum(logsumexp(line.weights) for line in pair) - logs_2R.sum() + ends)
     generator = np.random.default_rng(seed)
     chosen = generator.choice(len(floors), draws, p=_normalised(np.array(weights)))
     baseline_D, ratio_D = np.empty((draws, len(points))), np.empty((draws, len(points)))
