@@ -15,12 +15,21 @@ import pytest
 from minllm.cli.main import refused, without_json
 from minllm.errors import UserError
 from minllm.page.terminal import answer, json_output
+from minllm.study.comparison import of_arms
 from minllm.study.divergence import Divergence
+from minllm.study.intervals import Estimate
 from minllm.study.report.data import in_a_line, to_json
+from minllm.study.report.markdown import to_markdown
+from minllm.study.report.page import to_html
+from minllm.study.scaling.answer import Prediction
+from minllm.study.scaling.check import Check
+from minllm.study.scaling.ladders import families_among
+from minllm.study.scaling.rates import Optimum, line_through
 from minllm.study.standing import Standing
 from minllm.study.tuning import Tried, Tuning
 from tests.comparisons import comparison, readings, with_documents
 from tests.gradings import ANALYSIS, grading
+from tests.test_scaling import arms_at
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs/report.schema.json").read_text(encoding="utf-8"))
 LEDGER = {"file": "outputs/ledger.jsonl", "id": "abc", "crowned": None, "sentence": "It is in the ledger."}
@@ -56,10 +65,29 @@ def test_the_schema_is_one():
 def test_full_report_matches_schema(compared):
     report = json.loads(to_json(compared, readings(compared), LEDGER, grading(compared), ANALYSIS))
     validate_report(report)
-    assert all(report[key] for key in report if key not in ("left_out",)), "each section is filled"
+    assert all(report[key] for key in report if key not in ("left_out", "ladders")), "each section is filled"
     validate_report(json.loads(to_json(compared, [])))
     validate_answer(in_a_line(compared, Path("report.json"), LEDGER, grading(compared)))
     validate_answer(in_a_line(compared, Path("report.json"), LEDGER))
+
+
+def test_ladders_match_the_schema(tmp_path):
+    optima = [Optimum(2e5, 0.01, 0.1, 3), Optimum(4e5, 0.008, 0.1, 0)]
+    found = families_among(arms_at(tmp_path, [1e5, 2e5, 4e5, 8e5]))
+    found = [replace(family, rates=line_through(optima[: 1 + at])) for at, family in enumerate(found)]
+    prediction = Prediction(1.6e6, 2, 3, Estimate(-0.1, (-0.2, -0.05)))
+    one = of_arms([arm for family in found for arm in family.arms], families=found)
+    one = replace(one, checks={found[1].name: Check(prediction, [-0.1, -0.11, -0.12])})
+    report = json.loads(to_json(one, []))
+    validate_report(report)
+    (ladder,) = report["ladders"]
+    assert ladder["check"]["inside"] and [len(line["optima"]) for line in ladder["rates"]] == [1, 2]
+    line = in_a_line(one, None, None)
+    validate_answer(line)
+    assert line["headline"] == one.headline and line["ladders"][0]["answer"] == "holds"
+    assert one.headline == "norm=sandwich is better than norm=pre, and the difference holds at scale."
+    assert line["status"] == "settled" and "inside the predicted" in to_markdown(one, [])
+    assert "Learning rates" in to_html(one, [])
 
 
 @pytest.mark.parametrize(

@@ -110,19 +110,19 @@ def test_an_only_arm_is_held_against_itself():
 @pytest.mark.parametrize("word", ["seed=3", "+seed=3", "seed=1,2"])
 def test_a_seed_that_is_typed_is_refused(word):
     with pytest.raises(UserError, match="A verdict chooses its seeds: leave seed= out."):
-        refuse_own_seeds(["norm=pre", word])
+        refuse_own_seeds(["norm=pre", word], PROTOCOL)
 
 
 def test_a_protocol_of_another_version_is_refused():
     older = {key: value for key, value in ASKED.items() if key != "tuning_runs"}
     with pytest.raises(UserError, match="The verdict 'mine' was begun by another version of minllm"):
-        refuse_changes(older, ASKED, "mine")
+        refuse_changes(older, ASKED, "mine", "verdict")
 
 
 def test_what_is_chosen_after_a_look_is_refused_and_what_is_shown_is_not():
-    refuse_changes(ASKED, {**ASKED, "prompts": ["Once"], "stories": 3}, "mine")
+    refuse_changes(ASKED, {**ASKED, "prompts": ["Once"], "stories": 3}, "mine", "verdict")
     with pytest.raises(UserError, match=r"'mine' began with search.margin=0.005, and .* sweep.name=<name>"):
-        refuse_changes(ASKED, {**ASKED, "margin": 0.01}, "mine")
+        refuse_changes(ASKED, {**ASKED, "margin": 0.01}, "mine", "verdict")
 
 
 # ---- what is run, before anything is -------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 from minllm.errors import UserError, suggest
 from minllm.objective import Bound
 from minllm.page.markdown import one_line
+from minllm.page.units import finite
 from minllm.runs.find import WATCHING
 from minllm.schema.overrides import format_value, short_names
 from minllm.study.selection import LeftOut, TrainedRun, leaves
@@ -227,3 +228,9 @@ def config_differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
         key: [values.get(key, ABSENT) for values in configs] for key in keys if not key.endswith("_target_")
     }
     return {key: values for key, values in compared.items() if len(set(map(normalized, values))) > 1}
+
+
+def floor_of(arms: Sequence[Arm]) -> float | None:
+    """Return the corpus's entropy in bits per byte, which no model can go below, if it is known."""
+    known = [finite(value) for arm in arms for value in arm.values("floor_bpb")]
+    return next((value for value in known if value is not None), None)

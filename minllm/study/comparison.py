@@ -11,11 +11,14 @@ from typing import Any
 
 from minllm.errors import UserError
 from minllm.study import bounds
-from minllm.study.arms import Arm, arm_named, arms_of, measured, refuse_incomparable
+from minllm.study.arms import Arm, arm_named, arms_of, floor_of, measured, refuse_incomparable
 from minllm.study.contest import Contest, Judged, Noise
 from minllm.study.divergence import diverged_seeds, divergence, lost_seeds
 from minllm.study.facts import Fact, facts
+from minllm.study.headline import headline
 from minllm.study.measures import METRIC, Measures, measure
+from minllm.study.scaling.check import Check
+from minllm.study.scaling.ladders import Family, Ladder, at_equal_sizes, families_among, ladders
 from minllm.study.selection import LeftOut, Selection, find
 from minllm.study.statistics import noise_floor, verdicts
 from minllm.study.trust import impossible, refuse_broken
@@ -40,6 +43,8 @@ class Comparison:
     commands: commands that repeat the runs and this comparison
     options: further overrides of the command that repeats this comparison, such as grader=grammar
     kept_margin: whether the margin was stored with the runs, in a protocol, before they were trained
+    families: choices at several sizes, the baseline first; without them, they are looked for among the arms
+    checks: how a prediction of a difference at a larger size turned out, by the name of the family
     """
 
     arms: Sequence[Arm]
@@ -52,6 +57,8 @@ class Comparison:
     commands: Sequence[str] = ()
     options: Sequence[str] = ()
     kept_margin: bool = False
+    families: Sequence[Family] = ()
+    checks: Mapping[str, Check] = field(default_factory=dict)
 
     @property
     def baseline(self) -> Arm:
@@ -61,6 +68,12 @@ class Comparison:
     def measures(self) -> list[Measures]:
         """What each contest says besides its mean difference; computed for reports only."""
         return [measure(contest.arm, contest.baseline, self.left_out) for contest in self.contests]
+
+    @functools.cached_property
+    def ladders(self) -> list[Ladder]:
+        """What becomes of differences at scale, if the arms are choices at several sizes; for reports only."""
+        found = self.families or families_among(self.arms)
+        return ladders(found, floor_of(self.arms), self.left_out, self.checks)
 
     @property
     def margin_bpb(self) -> float:
@@ -80,7 +93,10 @@ class Comparison:
 
     @property
     def is_answered(self) -> bool:
-        """Whether every contest has an outcome that stands."""
+        """Whether every contest has an outcome that stands; of choices at several sizes, every ladder an answer."""
+        if self.ladders:
+            settled = not any(tuning.unsettled for tuning in self.tuning.values())
+            return settled and all(ladder.is_answered for ladder in self.ladders)
         return all(result.is_answered for result in self.contests or self.noise)
 
     @property
@@ -94,61 +110,7 @@ class Comparison:
     @property
     def headline(self) -> str:
         """The answer in one sentence."""
-        if not self.contests:
-            return (
-                "; ".join(
-                    f"{noise.arm.name or 'The arm'} against itself: {noise.verdict.word}"
-                    for noise in self.noise
-                )
-                + "."
-            )
-        if len(self.contests) == 1:
-            return self.contests[0].sentence.partition(". ")[0] + "."
-        return self._among_several() + self._not_yet()
-
-    def _among_several(self) -> str:
-        best = [arm for arm in self.arms if self._beats_all(arm)]
-        if best:
-            return f"{best[0].name} is better than {'all others' if len(self.arms) > 2 else 'the other'}."
-        if len(self.contests) <= 3:
-            outcomes = [
-                f"{contest.arm.name} against {contest.baseline.name}: {contest.explained_outcome}"
-                for contest in self.contests
-            ]
-            return "; ".join(outcomes) + "."
-        return self._counted()
-
-    def _not_yet(self) -> str:
-        """What is established within this study, but not yet among all ideas."""
-        waiting = [
-            f"{contest.arm.name} against {contest.baseline.name} ({contest.standing.needs(contest.verdict)})"
-            for contest in self.contests
-            if contest.standing and contest.standing.is_open(contest.verdict)
-        ]
-        return f" On its own, not yet among all ideas: {', '.join(waiting)}." if waiting else ""
-
-    def _counted(self) -> str:
-        """The answer when there are too many contests to name."""
-        if any(contest.baseline is not self.baseline for contest in self.contests):
-            reasons = "; ".join(dict.fromkeys(contest.reason for contest in self.contests if contest.reason))
-            because = f" because {reasons}" if reasons else ""
-            return f"None of the {len(self.arms)} arms is better than all others{because}."
-        outcomes = [contest.explained_outcome for contest in self.contests]
-        counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes)]
-        return f"Of {len(outcomes)} arms against {self.baseline.name}: {', '.join(counts)}."
-
-    def _beats_all(self, arm: Arm) -> bool:
-        won = {
-            id(contest.baseline)
-            for contest in self.contests
-            if contest.arm is arm and contest.verdict.word == "better"
-        }
-        won |= {
-            id(contest.arm)
-            for contest in self.contests
-            if contest.baseline is arm and contest.verdict.word == "worse"
-        }
-        return won == {id(other) for other in self.arms if other is not arm}
+        return headline(self)
 
 
 def compare(
@@ -202,8 +164,9 @@ def of_arms(
     aa: bool = False,
     alpha: float = ALPHA,
     looks: int | Sequence[int] = 1,
+    families: Sequence[Family] = (),
 ) -> Comparison:
-    """Compare arms that already have names; see `compare`."""
+    """Compare arms that already have names; see `compare`, and for `families` see `Comparison`."""
     if not 0 < margin < 1:
         raise UserError(
             f"margin={margin} must be a fraction of the baseline's bits per byte, above 0 and below 1."
@@ -218,7 +181,7 @@ def of_arms(
     own_margin = first_share(margin, measured(arms)[0], looks_at_contests, left_out)
     judging = {"margin": own_margin, "alpha": alpha, "looks": planned}
     contests = contests_between(
-        arms, {**judging, "looks": looks_at_contests}, left_out, every=baseline == ALL
+        contestants(arms, baseline, families), {**judging, "looks": looks_at_contests}, left_out
     )
     return Comparison(
         arms=arms,
@@ -237,6 +200,7 @@ def of_arms(
         else [],
         facts=facts(arms),
         left_out=left_out,
+        families=families,
     )
 
 
@@ -251,11 +215,21 @@ def planned_looks(looks: int | Sequence[int]) -> Sequence[int]:
     return looks
 
 
+def contestants(
+    arms: Sequence[Arm], baseline: str | None, families: Sequence[Family]
+) -> list[tuple[Arm, Arm]]:
+    """Return the arms to compare: all with the first, each with every other, or choices at several sizes at each."""
+    of_equal_size = at_equal_sizes(families or families_among(arms)) if baseline is None else []
+    every = [
+        (arm, first) for i, first in enumerate(arms) for arm in arms[i + 1 :] if baseline == ALL or i == 0
+    ]
+    return of_equal_size or every
+
+
 def contests_between(
-    arms: Sequence[Arm], judging: Mapping[str, Any], left_out: Sequence[LeftOut], *, every: bool
+    pairs: Sequence[tuple[Arm, Arm]], judging: Mapping[str, Any], left_out: Sequence[LeftOut]
 ) -> list[Contest]:
-    """Return the contests of all arms with the first arm, or of `every` arm with each arm before it."""
-    pairs = [(arm, baseline) for i, baseline in enumerate(arms) for arm in arms[i + 1 :] if every or i == 0]
+    """Return the contests of some pairs, arm and baseline."""
     differences = [differences_between(*pair, left_out) for pair in pairs]
     provable = [bounds.provable(*pair) for pair in pairs]
     judgements = verdicts([list(by_seed.values()) for by_seed in differences], **judging, provable=provable)

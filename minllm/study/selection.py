@@ -23,6 +23,8 @@ from minllm.study import recorded
 
 VERDICT = "verdict.json"
 """A file in the folder of a verdict, which contains the folders of its searches."""
+LADDER = "ladder.json"
+"""The same of a ladder."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     if is_running(folder):
         return left_out("It's still running.")
     if is_tuning_run(folder):
-        return left_out("It tried a learning rate for a verdict.")
+        return left_out("It tried a learning rate or measured a time for a verdict or ladder.")
     try:
         ending = recorded.read_ending(folder)
         if ending.get("state", "complete") != "complete":
@@ -259,8 +261,9 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
 
 
 def is_tuning_run(folder: Path) -> bool:
-    """Whether a verdict made this run to tune a learning rate."""
-    return folder.parent.name.startswith("tune-") and (folder.parents[1] / VERDICT).is_file()
+    """Whether a verdict or ladder made this run to tune a learning rate, or to measure the time of a run."""
+    made = any((folder.parents[1] / file).is_file() for file in (VERDICT, LADDER))
+    return folder.parent.name.startswith(("tune-", "time-")) and made
 
 
 def last_line(folder: Path) -> str:

@@ -26,7 +26,7 @@ from minllm.schema.overrides import key_of
 if TYPE_CHECKING:
     from minllm.sweep.processes import ForkServer
 
-OWN_SECTIONS = ("search", "sweep", "memory", "arms", "grader", "judge")
+OWN_SECTIONS = ("search", "sweep", "memory", "arms", "ladder", "grader", "judge")
 """Sections of the configuration that configure the search and aren't part of a trial."""
 
 WITHOUT_PROCESSES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")

@@ -17,6 +17,9 @@ from minllm.verdict.entry import contests_of, with_standings
 from minllm.verdict.tuning import CONTINUE, NothingToCompare
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from minllm.verdict.arms_search import ArmsSearch
     from minllm.verdict.sequential import VerdictSearch
 
 
@@ -74,25 +77,37 @@ def without_runs(search: VerdictSearch, end: NothingToCompare) -> Comparison:
 
 def arm_of(search: VerdictSearch, name: str, pairs: int) -> tuple[Arm, list[LeftOut]]:
     """Return an arm with the runs of the first pairs, and those of its runs that can't be compared."""
-    folder = search.folder / f"seeds-{name}"
-    if not pairs or not any(runs_in(folder)):
+    seeds = range(pairs * search.protocol.runs_per_pair)
+    return arm_in(search.folder / f"seeds-{name}", search.display_name(name), seeds, search)
+
+
+def arm_in(folder: Path, name: str, seeds: range, search: ArmsSearch) -> tuple[Arm, list[LeftOut]]:
+    """Return an arm with its runs in a folder, of these seeds, and those that can't be compared.
+
+    Args:
+        name: as shown.
+
+    Raises:
+        NothingToCompare: it has no run yet.
+        UserError: all of its runs failed, other than by divergence.
+    """
+    if not seeds or not any(runs_in(folder)):
         raise NothingToCompare("time ran out before every arm had a run", CONTINUE)
     runs, not_comparable = find(Selection([str(folder)]), search.config.extensions)
-    seeds = range(pairs * search.protocol.runs_per_pair)
     compared_runs = [run for run in runs if run.seed in seeds]
     left_out = [run for run in not_comparable if run.cfg is None or run.cfg["seed"] in seeds]
     if not compared_runs:
         diverged = [run for run in left_out if run.lost == "diverged"]
         if not diverged:
             raise UserError(
-                f"None of the {len(left_out)} runs of arm {name} ({search.display_name(name)}) can be compared. The"
-                f" first is {left_out[0].folder}: {left_out[0].why}"
+                f"None of the {len(left_out)} runs of arm {name} in {folder} can be compared. The first is"
+                f" {left_out[0].folder}: {left_out[0].why}"
             )
-        return Arm(search.display_name(name), {}, diverged), left_out
+        return Arm(name, {}, diverged), left_out
     arms, repeated = arms_of(compared_runs)
     if len(arms) > 1:
         raise UserError(
             f"The runs in {folder} have different configurations because conf/ has changed between them. Start another"
-            " verdict: sweep.name=<name>."
+            f" {search.protocol.noun}: sweep.name=<name>."
         )
-    return replace(arms[0], name=search.display_name(name)), [*left_out, *repeated]
+    return replace(arms[0], name=name), [*left_out, *repeated]

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
@@ -34,19 +34,79 @@ CLOSEST = 1.1
 
 
 SET_BY_VERDICTS = {
-    "hydra.sweeper.n_trials": "whose runs are limited by search.looks, search.tuning_runs and search.trials",
+    "hydra.sweeper.n_trials": "whose runs are limited by {limits}",
     "hydra.sweeper.sampler": "which tries what search.tune and search.rates say",
     "sweep.pruner": "which trains every run to its end",
     "sweep.metric": "which compares val_bpb",
     "sweep.keep_checkpoints": "which keeps the last checkpoint of each pair's runs",
 }
 """Options of searches that a verdict sets itself, each with a clause that explains how."""
-NOT_OF_ARMS = ("search", "sweep", "memory", "arms", "grader", "judge", "hydra", "resume", "task")
-"""Sections that an arm's overrides can't set, because they concern the whole verdict."""
+NOT_OF_ARMS = ("search", "sweep", "memory", "arms", "ladder", "grader", "judge", "hydra", "resume", "task")
+"""Sections that an arm's overrides can't set, because they concern all arms."""
+CHANGEABLE = ("prompts", "stories", "ladder.check")
+"""What may change while a verdict or ladder continues, because it can't change what was measured so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class ArmsProtocol:
+    """What the protocols of a verdict and of a ladder have in common.
+
+    tune: the keys that are tuned for each arm: the learning rate alone on a grid
+    rates: the grid's learning rates, as multiples of each arm's optim.lr
+    tuning_runs: the most tuning runs of an arm on the grid
+    tuning_seeds: seeds of the tuning runs; everything is tried with the first, and the best values with all
+    margin: differences below this share of the baseline's bits per byte count as equal
+    prompts, stories: prompts and number of stories for the samples in the report
+    """
+
+    tune: list[str]
+    rates: list[Positive]
+    tuning_runs: Count
+    tuning_seeds: list[Natural]
+    margin: Share
+    prompts: list[str]
+    stories: Natural
+
+    noun: ClassVar[str]
+    """What it is called in sentences."""
+    numbers: ClassVar[str]
+    """The option that sets the number of seeds."""
+    limits: ClassVar[str]
+    """The options that limit the number of runs."""
+
+    def __post_init__(self):
+        for key in ("tune", "rates", "tuning_seeds"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise UserError(f"search.{key} has a duplicate: {getattr(self, key)}. Remove it.")
+        if any(seed < FIRST_TUNING_SEED for seed in self.tuning_seeds):
+            raise UserError(
+                f"search.tuning_seeds must be {FIRST_TUNING_SEED} or above: the {self.noun} uses the seeds below."
+            )
+        if self.is_tuned and not self.tuning_seeds:
+            raise UserError("search.tuning_seeds has no seed to tune on: add one, or set search.tune=[].")
+        if self.is_grid and self.tuning_runs < len(self.rates):
+            raise UserError(
+                f"search.tuning_runs={self.tuning_runs} is too few to try each of the {len(self.rates)} learning rates"
+                " in search.rates."
+            )
+        spaced = sorted(self.rates)
+        if any(high < CLOSEST * low for low, high in itertools.pairwise(spaced)):
+            raise UserError(
+                f"search.rates must differ by a factor of {CLOSEST} or more, and not be {self.rates}."
+            )
+
+    @property
+    def is_tuned(self) -> bool:
+        return bool(self.tune) and (self.tune != [RATE] or bool(self.rates))
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the learning rate alone is tuned."""
+        return self.is_tuned and self.tune == [RATE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(ArmsProtocol):
     """The `search:` section of a verdict.
 
     equal: the quantity in which all arms are sized to match the first; null leaves their sizes alone
@@ -66,20 +126,17 @@ class Protocol:
     """
 
     equal: Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
-    tune: list[str]
-    rates: list[Positive]
-    tuning_runs: Count
     trials: Count
     span: Positive
-    tuning_seeds: list[Natural]
     looks: list[Count]
-    margin: Share
     baseline: str | None
     aa: bool
-    prompts: list[str]
-    stories: Natural
     ledger: bool
     champion: bool
+
+    noun = "verdict"
+    numbers = "search.looks"
+    limits = "search.looks, search.tuning_runs and search.trials"
 
     def run(self, sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
         """Reach the verdict.
@@ -102,33 +159,15 @@ class Protocol:
             raise UserError(
                 f"search.looks has {len(self.looks)} numbers of pairs, which is more than {MOST_LOOKS}: leave some out."
             )
-        self._refuse_bad_tuning()
+        super().__post_init__()
         if self.looks[-1] * self.runs_per_pair > FIRST_TUNING_SEED:
             raise UserError(
                 f"search.looks can't exceed {FIRST_TUNING_SEED // self.runs_per_pair} pairs, but ends at"
                 f" {self.looks[-1]}."
             )
+        self._refuse_bad_choices()
 
-    def _refuse_bad_tuning(self) -> None:
-        for key in ("tune", "rates", "tuning_seeds"):
-            if len(set(getattr(self, key))) < len(getattr(self, key)):
-                raise UserError(f"search.{key} has a duplicate: {getattr(self, key)}. Remove it.")
-        if any(seed < FIRST_TUNING_SEED for seed in self.tuning_seeds):
-            raise UserError(
-                f"search.tuning_seeds must be {FIRST_TUNING_SEED} or above: the verdict uses the seeds below."
-            )
-        if self.is_tuned and not self.tuning_seeds:
-            raise UserError("search.tuning_seeds has no seed to tune on: add one, or set search.tune=[].")
-        if self.is_grid and self.tuning_runs < len(self.rates):
-            raise UserError(
-                f"search.tuning_runs={self.tuning_runs} is too few to try each of the {len(self.rates)} learning rates"
-                " in search.rates."
-            )
-        spaced = sorted(self.rates)
-        if any(high < CLOSEST * low for low, high in itertools.pairwise(spaced)):
-            raise UserError(
-                f"search.rates must differ by a factor of {CLOSEST} or more, and not be {self.rates}."
-            )
+    def _refuse_bad_choices(self) -> None:
         if self.is_tuned and not self.is_grid and self.trials < FINALISTS:
             raise UserError(f"search.trials must be {FINALISTS} or more, not {self.trials}.")
         if self.span <= 1:
@@ -141,15 +180,6 @@ class Protocol:
             raise UserError(
                 f"search.champion=true makes the champion the baseline: leave search.baseline={self.baseline} out."
             )
-
-    @property
-    def is_tuned(self) -> bool:
-        return bool(self.tune) and (self.tune != [RATE] or bool(self.rates))
-
-    @property
-    def is_grid(self) -> bool:
-        """Whether the learning rate alone is tuned."""
-        return self.is_tuned and self.tune == [RATE]
 
     @property
     def runs_per_pair(self) -> int:
@@ -173,7 +203,7 @@ def listed(looks: Sequence[int]) -> str:
     return f"{looks[0]}, {looks[1]}, {looks[2]}, …, {looks[-1]}"
 
 
-def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[str]]:
+def arms_in(section: Mapping[str, Any], protocol: ArmsProtocol) -> dict[str, list[str]]:
     """Return each arm's overrides. UserError if they are invalid or there are too few arms."""
     arms = {str(name): overrides for name, overrides in section.items() if overrides is not None}
     for name, overrides in arms.items():
@@ -187,50 +217,52 @@ def arms_in(section: Mapping[str, Any], protocol: Protocol) -> dict[str, list[st
         for override in overrides:
             if re.split("[./]", key_of(override))[0] in NOT_OF_ARMS:
                 raise UserError(
-                    f"arms.{name} has {override}, which concerns the whole verdict. Put it outside arms."
+                    f"arms.{name} has {override}, which concerns the whole {protocol.noun}. Put it outside arms."
                 )
         if any(map(is_seed, overrides)):
             raise UserError(f"arms.{name} has a seed, but all arms use the same seeds: remove it.")
-    if len(arms) < 2 and not protocol.aa:
+    if len(arms) < 2 and not (isinstance(protocol, Protocol) and protocol.aa):
+        itself = " To compare a single arm with itself, add search.aa=true." * isinstance(protocol, Protocol)
         raise UserError(
-            "A verdict needs two arms: add one such as 'arms.b=[model/attn=mqa]' to arms.a, which is the default model"
-            " unless set. To compare a single arm with itself, add search.aa=true."
+            f"A {protocol.noun} needs two arms: add one such as 'arms.b=[model/attn=mqa]' to arms.a, which is the"
+            f" default model unless set.{itself}"
         )
-    if protocol.baseline not in (None, ALL, *arms):
+    if isinstance(protocol, Protocol) and protocol.baseline not in (None, ALL, *arms):
         raise UserError(f"search.baseline={protocol.baseline} isn't an arm. Choose {', '.join(arms)} or all.")
     return {name: list(overrides) for name, overrides in arms.items()}
 
 
-def refuse_own_seeds(overrides: Sequence[str]) -> None:
+def refuse_own_seeds(overrides: Sequence[str], protocol: ArmsProtocol) -> None:
     if any(map(is_seed, overrides)):
         raise UserError(
-            "A verdict chooses its seeds: leave seed= out. Their number is set by search.looks, and the seeds for"
-            " tuning by search.tuning_seeds."
+            f"A {protocol.noun} chooses its seeds: leave seed= out. Their number is set by {protocol.numbers}, and the"
+            " seeds for tuning by search.tuning_seeds."
         )
 
 
-def refuse_without_effect(overrides: Sequence[str]) -> None:
-    """Raise UserError if an override sets an option of searches that a verdict sets itself."""
+def refuse_without_effect(overrides: Sequence[str], protocol: ArmsProtocol) -> None:
+    """Raise UserError if an override sets an option of searches that a verdict or ladder sets itself."""
     for override in overrides:
         key = key_of(override).replace("/", ".")
         for section, instead in SET_BY_VERDICTS.items():
             if f"{key}.".startswith(f"{section}."):
-                raise UserError(f"{override} has no effect in a verdict, {instead}. Leave it out.")
+                how = instead.format(limits=protocol.limits)
+                raise UserError(f"{override} has no effect in a {protocol.noun}, {how}. Leave it out.")
 
 
-def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
-    """Raise UserError if the protocol differs from when the verdict began."""
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str, noun: str) -> None:
+    """Raise UserError if the protocol differs from when the verdict or ladder began."""
     if set(before) != set(now):
         raise UserError(
-            f"The verdict '{name}' was begun by another version of minllm, whose protocol had other options, so it"
-            " can't be continued. Start another verdict: sweep.name=<name>."
+            f"The {noun} '{name}' was begun by another version of minllm, whose protocol had other options, so it"
+            f" can't be continued. Start another {noun}: sweep.name=<name>."
         )
     for key, value in now.items():
-        if key not in ("prompts", "stories") and before.get(key) != value:
-            asked = key if key == "arms" else f"search.{key}"
+        if key not in CHANGEABLE and before.get(key) != value:
+            asked = key if key == "arms" or "." in key else f"search.{key}"
             raise UserError(
-                f"The verdict '{name}' began with {asked}={before.get(key)}, and a choice made after seeing results"
-                " proves nothing. Keep that value, or start another verdict: sweep.name=<name>."
+                f"The {noun} '{name}' began with {asked}={before.get(key)}, and a choice made after seeing results"
+                f" proves nothing. Keep that value, or start another {noun}: sweep.name=<name>."
             )
 
 

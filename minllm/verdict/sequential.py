@@ -13,29 +13,20 @@ with the same command. The looks are fixed in advance, and share the significanc
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
-import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from minllm.config.compose import named_folders
 from minllm.errors import UserError, printable
 from minllm.files.atomic import refuse_links_at_top
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.size import TARGETS
-from minllm.runs.folder import to_json, write_text
 from minllm.schema.building import build
-from minllm.schema.overrides import key_of
-from minllm.study import recorded
-from minllm.study.comparison import ALL, ALPHA, METRIC, Comparison, undecided
+from minllm.study.comparison import ALL, ALPHA, Comparison, undecided
 from minllm.study.reading import read_arms
 from minllm.study.report import print_without_report, sentences, write_and_print
 from minllm.study.selection import VERDICT
@@ -43,30 +34,23 @@ from minllm.study.statistics import least_pairs
 from minllm.study.trust import refuse_broken_arm
 from minllm.study.tuning import Tuning
 from minllm.sweep.launchers import shared_server
-from minllm.sweep.plugin import LauncherOptions, PruningSweeper
-from minllm.sweep.processes import ForkServer
+from minllm.sweep.plugin import PruningSweeper
 from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search, run_all_until
-from minllm.sweep.space import spelled
-from minllm.sweep.spec import SearchSpec, without_storage
-from minllm.training import machine
+from minllm.verdict.arms_search import PAIR_EVALUATIONS, TUNING_EVALUATIONS, ArmsSearch
 from minllm.verdict.champion import set_champion
 from minllm.verdict.comparing import compare_pairs, without_runs
 from minllm.verdict.entry import entry_for_search, record_verdict, unreached_entry
 from minllm.verdict.grading import chosen_grader, graded
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ledger import Ledger
-from minllm.verdict.phases import EACH_ONCE, QUEUED, checked_settings, phase
+from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
 from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
     Protocol,
-    arms_in,
     listed,
-    refuse_changes,
     refuse_identical_arms,
-    refuse_own_seeds,
     refuse_same_results,
-    refuse_without_effect,
 )
 from minllm.verdict.tuning import (
     CONTINUE,
@@ -78,14 +62,6 @@ from minllm.verdict.tuning import (
     space_of,
     tune,
 )
-
-OVERRIDES_ONLY = {"_target_": "minllm.sweep.space.Plan"}
-"""A search whose space comes only from its overrides."""
-
-NO_PRUNING = {"_target_": "minllm.sweep.pruners.none"}
-TUNING_EVALUATIONS, PAIR_EVALUATIONS = 1, 3
-"""How often runs are evaluated, unless the command line sets `train.evals` or `sweep.trial`: tuning reads the last loss
-alone, and pairs have learning curves. A verdict's runs are short: ten evaluations may take longer than training."""
 
 
 def reach_verdict(sweeper: PruningSweeper, overrides: Sequence[str]) -> Comparison | None:
@@ -124,26 +100,17 @@ def reach_verdict(sweeper: PruningSweeper, overrides: Sequence[str]) -> Comparis
     return comparison
 
 
-class VerdictSearch:
-    """The arms, and the searches that train them."""
+class VerdictSearch(ArmsSearch):
+    """The arms of a verdict, and the searches that train them."""
 
-    server: ForkServer | None = None
-    """The process that starts the runs of all searches."""
+    file = VERDICT
+    protocol: Protocol
 
     def __init__(self, sweeper: PruningSweeper, overrides: Sequence[str]):
-        self.sweeper, self.config = sweeper, sweeper.config
-        self.protocol: Protocol = build(self.config.search)
-        settings = checked_settings(self.config)
-        self.arms = arms_in(self.config.arms, self.protocol)
-        refuse_own_seeds(overrides)
-        refuse_without_effect([*overrides, *self.config.hydra.overrides.hydra])
-        self.name, self.folder = settings.name, Path(str(self.config.hydra.sweep.dir))
-        self.overrides = [override for override in overrides if key_of(override).partition(".")[0] != "arms"]
-        self.deadline = time.monotonic() + (settings.minutes or math.inf) * 60
+        super().__init__(sweeper, overrides)
         self.seconds: dict[str, list[float]] = {}
         """Durations of each search's runs."""
         self.ledger, self.entry = Ledger(), None
-        self.precision, self.size = [], []
         default = self.composed("a") if self.protocol.champion else None
         self.kind = None if default is None else set_champion(self, default, overrides)
         self.precision = self.precision_override()
@@ -297,34 +264,6 @@ class VerdictSearch:
         overrides = [*self.overrides_of(name), *overrides]
         return phase(self.sweeper, config, overrides, n_trials, EACH_ONCE, self.server)
 
-    def config_of(self, name_of_phase: str, keep: str, evaluations: int) -> DictConfig:
-        """Return the configuration of a phase's search, which keeps `keep` checkpoints."""
-        config = self.without_arms()
-        left = self.deadline - time.monotonic()
-        with read_write(config.hydra):
-            config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{name_of_phase}", keep
-            config.sweep.metric = METRIC
-            if not any(key_of(override).startswith("sweep.trial") for override in self.overrides):
-                config.sweep.trial["train.evals"] = evaluations
-            config.sweep.minutes = None if math.isinf(left) else max(left, 1e-3) / 60
-            config.hydra.sweep.dir = str(self.folder / name_of_phase)
-        return config
-
-    def composed(self, name: str) -> DictConfig:
-        """Return an arm's configuration with the overrides known so far."""
-        spec = self.spec(name, [f"seed=range(0,{FIRST_TUNING_SEED})"])
-        for key in sorted(set(spec.space.distributions) - {"seed"}):
-            raise UserError(f"{key} has several values. Make each a separate arm: 'arms.b=[{key}=<value>]'.")
-        return spec.space.base
-
-    def spec(self, name: str, overrides: Sequence[str]) -> SearchSpec:
-        return SearchSpec(
-            self.without_arms(), [*self.overrides_of(name), *overrides], self.sweeper.hydra_context
-        )
-
-    def overrides_of(self, name: str) -> list[str]:
-        return [*self.overrides, *self.precision, *self.size, *self.arms[name]]
-
     def size_override(self, first: DictConfig) -> list[str]:
         """Return the override that gives each arm the first one's size, unless a size is configured already."""
         equal = self.protocol.equal
@@ -338,73 +277,10 @@ class VerdictSearch:
             raise UserError("search.equal=state_bytes needs a first arm that can generate.")
         return [f"size.{equal}={target:.12g}"]
 
-    def precision_override(self) -> list[str]:
-        """Return the override that fixes the precision of all runs; `auto` is resolved once, at the start."""
-        trained = any(self.folder.glob("seeds-*"))
-        if recorded.is_there(self.folder, VERDICT):
-            saved = self.saved_protocol()
-            if trained or any(self.folder.glob("tune-*")):
-                refuse_changes(saved["protocol"], self.protocol_data(), self.name)
-            return saved["words"]
-        if trained:
-            raise UserError(
-                f"{self.folder / VERDICT} is missing, so the margin and looks chosen before training are unknown."
-                " Restore the file, or start another verdict: sweep.name=<name>."
-            )
-        runs_here = self.config.hydra.launcher._target_ == LauncherOptions._target_
-        if self.config.train.precision != "auto" or not runs_here:
-            return []
-        device = machine.choose_device(self.config.train.device)
-        return [f"train.precision={machine.choose_precision('auto', device)[0]}"]
-
-    def saved_protocol(self) -> dict[str, Any]:
-        """Return what `save_protocol` saved. UserError if it can't be read."""
-        try:
-            saved = recorded.read_object(self.folder, VERDICT)
-            recorded.check(saved, {"protocol": dict[str, Any], "words": list[str]}, VERDICT)
-        except recorded.Damaged as error:
-            raise UserError(
-                f"In {self.folder}: {error} Restore the file, or start another verdict: sweep.name=<name>."
-            ) from error
-        return saved
-
     def save_protocol(self) -> None:
         """Save the protocol, the precision of all runs and the ledger's levels, which a later call continues with."""
         self.entry = entry_for_search(self)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"protocol": self.protocol_data(), "words": self.precision, "ledger": self.entry.saved}
-        write_text(self.folder / VERDICT, to_json(content))
-
-    def protocol_data(self) -> dict[str, Any]:
-        return {**asdict(self.protocol), "arms": self.arms}
-
-    def logger_overrides(self, name: str, of: str = "") -> list[str]:
-        """Return the overrides that set the group and job type of this verdict's runs in Weights & Biases."""
-        logger = self.config.logger
-        names = {"group": f"{self.name}{of}", "job_type": self.display_name(name)}
-        return [
-            f"logger.{key}={spelled(label)}" for key, label in names.items() if logger.get(key, "") is None
-        ]
-
-    def without_arms(self) -> DictConfig:
-        """Return the configuration of a search without arms that runs each combination once, without pruning."""
-        config = copy.deepcopy(self.config)
-        with open_dict(config):
-            for section in ("arms", "grader", "judge"):
-                config.pop(section, None)
-            config.search, config.sweep.pruner = OVERRIDES_ONLY, NO_PRUNING
-        return config
-
-    def display_name(self, name: str) -> str:
-        return " ".join(self.arms[name]) or name
-
-    def command(self) -> str:
-        """Return the command line with secrets removed."""
-        hydra = self.config.hydra
-        arms = [f"arms.{name}=[{','.join(overrides)}]" for name, overrides in self.arms.items()]
-        shared = [word for word in self.overrides if key_of(word) != "search.champion"]  # arms.a names it
-        overrides = [*named_folders(hydra.runtime), *shared, *arms, *hydra.overrides.hydra]
-        return shlex.join(["python", "sweep.py", *without_storage(overrides)])
+        self.write_protocol({"ledger": self.entry.saved})
 
 
 def seconds_of_runs(trials: Sequence[FrozenTrial]) -> list[float]:

@@ -15,8 +15,8 @@ from minllm.study import bounds
 from minllm.study.comparison import Comparison
 from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import grades, sentences
-from minllm.study.report.data import in_a_line, to_json
+from minllm.study.report import grades, scaling, sentences
+from minllm.study.report.data import failure, in_a_line, to_json
 from minllm.study.report.markdown import to_markdown
 from minllm.study.report.measures import in_a_terminal
 from minllm.study.report.page import to_html
@@ -62,6 +62,12 @@ def print_without_report(comparison: Comparison, ledger: Mapping[str, Any]) -> N
     results = [*comparison.contests, *comparison.noise]
     print(printable(f"{comparison.headline} {results[0].verdict.why}"), flush=True)
     answer(in_a_line(comparison, None, ledger))
+
+
+def print_failure(sentence: str) -> None:
+    """Print why there is nothing to report yet."""
+    print(printable(sentence), flush=True)
+    answer(failure(sentence))
 
 
 def write_report(
@@ -113,6 +119,7 @@ def _summary(comparison: Comparison) -> Iterator[str]:
         yield f"- {contest.sentence}"
         yield from (f"  {sentence}" for sentence in in_a_terminal(measures))
     yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
+    yield from (f"- {sentence}" for sentence in scaling.sentences(comparison.ladders))
     yield ""
     yield from _table(comparison)
     yield " ".join(filter(None, [sentences.ABOUT_SD, bounds.about(comparison.arms)]))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from minllm.page.units import finite
 from minllm.study.arms import Arm
 from minllm.study.curves import common_budgets, points_of
 
@@ -64,9 +62,3 @@ def at_quarters(curve: Curve) -> list[float | None]:
         float(np.interp(tokens, curve.tokens, curve.mean)) if tokens >= curve.tokens[0] else None
         for tokens in quarters
     ]
-
-
-def floor_of(arms: Sequence[Arm]) -> float | None:
-    """Return the corpus's entropy in bits per byte, which no model can go below, if it is known."""
-    known = [finite(value) for arm in arms for value in arm.values("floor_bpb")]
-    return next((value for value in known if value is not None), None)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minllm.errors import UNPRINTABLE
-from minllm.study.arms import ABSENT, Arm, config_differences
+from minllm.study.arms import ABSENT, Arm, config_differences, floor_of
 from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import sentences
+from minllm.study.report import scaling, sentences
 from minllm.study.report.commands import commands
-from minllm.study.report.curves import curve, floor_of
+from minllm.study.report.curves import curve
 from minllm.study.report.grades_data import grades_data, grades_in_a_line
 from minllm.study.report.rows import row
 from minllm.study.report.tuning import efforts, tuning_data
@@ -63,6 +63,7 @@ def to_json(
             }
             for noise, sentence in zip(comparison.noise, sentences.noise(comparison))
         ],
+        "ladders": scaling.data(comparison.ladders),
         "facts": [asdict(fact) for fact in comparison.facts],
         "floor_bpb": floor_of(comparison.arms),
         "curves": [asdict(curve(arm)) for arm in comparison.arms],
@@ -121,11 +122,19 @@ def in_a_line(
                 {"arm": noise.arm.name, "floor": noise.floor, "outcome": noise.verdict.word}
                 for noise in comparison.noise
             ],
+            "ladders": scaling.in_a_line(comparison.ladders),
             "grades": grades_in_a_line(grading) if grading else None,
             "report": report,
             "ledger": ledger,
         }
     )
+
+
+def failure(sentence: str) -> dict[str, Any]:
+    """Return the line that --json prints if no arm can be compared yet."""
+    empty: dict[str, Any] = {name: [] for name in ("warnings", "contests", "noise", "ladders")}
+    line = {"format": FORMAT, "status": "not settled", "headline": sentence, **empty}
+    return {**line, "report": None, "ledger": None}
 
 
 def status(comparison: Comparison) -> str:

@@ -12,7 +12,7 @@ from minllm.study.arms import config_differences
 from minllm.study.comparison import METRIC, Comparison, Contest
 from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import grades, measures, sentences
+from minllm.study.report import grades, measures, scaling, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.looks import looks
@@ -39,6 +39,7 @@ def to_markdown(
             *_verdict(comparison),
         ],
         [f"{plain(sentences.equal(comparison))}", plain(sentences.unequal(comparison))],
+        _scaling(comparison),
         _listed("## Noise floor", sentences.noise(comparison)),
         ["## Learning curves", *_curves(comparison)],
         _measures(comparison),
@@ -106,6 +107,15 @@ def _confidence(comparison: Comparison) -> str:
     return " or ".join(
         dict.fromkeys(f"{100 * contest.verdict.confidence:.4g} %" for contest in comparison.contests)
     )
+
+
+def _scaling(comparison: Comparison) -> list[str]:
+    if not comparison.ladders:
+        return []
+    parts = [f"## {scaling.HEADING}", *_listed("", scaling.sentences(comparison.ladders))[1:]]
+    for content in scaling.tables(comparison.ladders):
+        parts += [f"### {content.title}", *_tabulated(content)]
+    return [*parts, plain(scaling.ABOUT)]
 
 
 def _curves(comparison: Comparison) -> list[str]:

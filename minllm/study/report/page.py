@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from minllm.page import units
 from minllm.page.html import document, escape, figure_html, table
 from minllm.schema.overrides import format_value
-from minllm.study.arms import config_differences
+from minllm.study.arms import config_differences, floor_of
 from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
 from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import grades, measures, sentences
+from minllm.study.report import grades, measures, scaling, sentences
 from minllm.study.report.commands import commands
-from minllm.study.report.curves import curve, floor_of
+from minllm.study.report.curves import curve
 from minllm.study.report.figures import colour, intervals, learning_curves
 from minllm.study.report.graded_texts import STYLE_GRADED
 from minllm.study.report.looks import looks
@@ -86,6 +86,7 @@ def to_html(
         comparison.headline,
         [
             *_verdict(comparison),
+            *_scaling(comparison),
             *_noise(comparison),
             *_curves(comparison),
             *_measures(comparison),
@@ -126,6 +127,19 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
 def _facts(what: str, facts: Sequence[Fact]) -> Iterator[str]:
     items = [f'{escape(fact.what)} <span class="soft">{escape(fact.said)}</span>' for fact in facts]
     yield f"<p><b>{what}:</b> {'; '.join(items) or 'nothing that was checked'}.</p>"
+
+
+def _scaling(comparison: Comparison) -> Iterator[str]:
+    if not comparison.ladders:
+        return
+    yield f"<h2>{scaling.HEADING}</h2>"
+    yield _list(scaling.sentences(comparison.ladders))
+    for index, ladder in enumerate(comparison.ladders):
+        yield figure_html(scaling.figure(ladder), f"scaling-{index}")
+    yield f'<p class="soft">{_typeset(scaling.ABOUT)}</p>'
+    for content in scaling.tables(comparison.ladders):
+        yield f"<h3>{escape(content.title)}</h3>"
+        yield from _tabulated(content)
 
 
 def _noise(comparison: Comparison) -> Iterator[str]:

@@ -41,7 +41,9 @@ def curves_of(comparison: Comparison) -> dict[str, TuningCurve]:
 
 
 def efforts(comparison: Comparison) -> list[Effort]:
-    """Return for each contest between tuned arms whether their tuning curves are apart."""
+    """Return for each contest between tuned arms whether their tuning curves are apart; not of a ladder's rungs."""
+    if comparison.families:
+        return []
     curves = curves_of(comparison)
     return [
         _effort(contest, curves[contest.arm.name], curves[contest.baseline.name])
