@@ -126,7 +126,7 @@ class VerdictSearch(ArmsSearch):
         self.cfgs = {name: self.composed(name) for name in self.arms} if self.size else bases
         if self.size:
             refuse_identical_arms(self.cfgs, sized=True)
-        self.grader = chosen_grader(self.config, self.cfgs.values(), overrides)
+        self.grader = chosen_grader(self.config, self.cfgs.values(), self.overrides)
         for name, cfg in self.cfgs.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
