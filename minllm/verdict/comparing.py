@@ -78,14 +78,13 @@ def without_runs(search: VerdictSearch, end: NothingToCompare) -> Comparison:
 def arm_of(search: VerdictSearch, name: str, pairs: int) -> tuple[Arm, list[LeftOut]]:
     """Return an arm with the runs of the first pairs, and those of its runs that can't be compared."""
     seeds = range(pairs * search.protocol.runs_per_pair)
-    return arm_in(search.folder / f"seeds-{name}", search.display_name(name), seeds, search)
+    return arm_in(search.folder / f"seeds-{name}", name, search.display_name(name), seeds, search)
 
 
-def arm_in(folder: Path, name: str, seeds: range, search: ArmsSearch) -> tuple[Arm, list[LeftOut]]:
-    """Return an arm with its runs in a folder, of these seeds, and those that can't be compared.
-
-    Args:
-        name: as shown.
+def arm_in(
+    folder: Path, name: str, shown: str, seeds: range, search: ArmsSearch
+) -> tuple[Arm, list[LeftOut]]:
+    """Return an arm, named as `shown`, with its runs in a folder, of these seeds, and those that can't be compared.
 
     Raises:
         NothingToCompare: it has no run yet.
@@ -100,14 +99,14 @@ def arm_in(folder: Path, name: str, seeds: range, search: ArmsSearch) -> tuple[A
         diverged = [run for run in left_out if run.lost == "diverged"]
         if not diverged:
             raise UserError(
-                f"None of the {len(left_out)} runs of arm {name} in {folder} can be compared. The first is"
+                f"None of the {len(left_out)} runs of arm {name} ({shown}) can be compared. The first is"
                 f" {left_out[0].folder}: {left_out[0].why}"
             )
-        return Arm(name, {}, diverged), left_out
+        return Arm(shown, {}, diverged), left_out
     arms, repeated = arms_of(compared_runs)
     if len(arms) > 1:
         raise UserError(
             f"The runs in {folder} have different configurations because conf/ has changed between them. Start another"
             f" {search.protocol.noun}: sweep.name=<name>."
         )
-    return replace(arms[0], name=name), [*left_out, *repeated]
+    return replace(arms[0], name=shown), [*left_out, *repeated]

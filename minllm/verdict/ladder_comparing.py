@@ -78,7 +78,7 @@ def arms_at(search: LadderSearch, rung: RungPlan) -> dict[str, tuple[Arm, list[L
         folder = search.folder / f"seeds-{name}-{rung.number}"
         shown = f"{search.display_name(name)} ({rung.label})"
         try:
-            found[name] = arm_in(folder, shown, range(search.settings.pairs), search)
+            found[name] = arm_in(folder, name, shown, range(search.settings.pairs), search)
         except NothingToCompare:
             return {}
     return found
