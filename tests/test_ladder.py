@@ -24,7 +24,7 @@ from minllm.page.terminal import json_output
 from minllm.runs.outcome import Outcome, write
 from minllm.schema.overrides import quoted
 from minllm.study.comparison import compare
-from minllm.study.scaling.rates import Optimum, line_through, optimum_of
+from minllm.study.scaling.rates import USUAL, Optimum, line_through, optimum_of
 from minllm.study.tuning import Tried, Tuning
 from minllm.sweep.plugin import NotSettled
 from minllm.sweep.spec import SearchSpec
@@ -112,23 +112,31 @@ def test_without_a_fit_an_optimum_is_as_uncertain_as_the_spacing_of_the_rates():
     assert (best.error, best.freedom) == (pytest.approx(1 / math.sqrt(3)), 0)
 
 
-def test_a_slope_that_is_certain_is_extrapolated():
-    slope = -0.5
-    optima = [Optimum(size, 0.01 * (size / 1e5) ** slope, 0.15, 4) for size in (1e5, 4e5, 1.6e6)]
-    line = line_through(optima)
-    assert line.slope == pytest.approx(slope)
-    assert line.at(6.4e6) == pytest.approx(0.01 * 64**slope, rel=0.01)
-    assert "straight line" in line.sentence and "-0.50 ±" in line.sentence
+def test_a_slope_that_is_well_known_is_extrapolated():
+    slope = -0.8
+    sizes = (1e5, 1e6, 1e7, 1e8)
+    line = line_through([Optimum(size, 0.01 * (size / 1e5) ** slope, 0.15, 4) for size in sizes])
+    assert line.slope == pytest.approx(slope, abs=0.02) and line.estimated == pytest.approx(slope)
+    assert line.at(1e9) == pytest.approx(0.01 * 1e4**slope, rel=0.2)
+    assert "straight line" in line.sentence and "-0.80 ±" in line.sentence
 
 
-def test_a_slope_that_may_be_noise_is_not():
-    optima = [Optimum(1e5, 0.010, 0.3, 2), Optimum(2e5, 0.008, 0.3, 2)]
-    line = line_through(optima)
-    assert line.slope == 0 and line.at(1e5) == line.at(1e7) == pytest.approx(0.00894, rel=0.01)
-    assert "can't be told from noise" in line.sentence and line.estimated == pytest.approx(math.log2(0.8))
-    # optima that lie about the line at random make a slope uncertain whose own errors are small
-    scattered = [Optimum(1e5, 0.01, 0.15, 8), Optimum(4e5, 0.02, 0.15, 8), Optimum(1.6e6, 0.004, 0.15, 8)]
-    assert line_through(scattered).slope == 0
+@pytest.mark.parametrize("rates", [(0.227, 0.0627), (0.01, 0.02), (0.01, 0.01)])
+def test_a_slope_of_two_close_sizes_is_hardly_believed(rates):
+    """A wrong slope would be extrapolated far: what two rates say of it is as uncertain as their distance is short."""
+    line = line_through([Optimum(1e5, rates[0], 0.4, 2), Optimum(2e5, rates[1], 0.4, 2)])
+    assert -0.6 < line.slope < 0.1
+    low, high = sorted((USUAL, line.estimated))
+    assert low <= line.slope <= high
+
+
+def test_optima_that_scatter_make_a_slope_less_certain():
+    sizes = (1e5, 4e5, 1.6e6)
+    smooth, scattered = (
+        line_through([Optimum(size, rate, 0.15, 8) for size, rate in zip(sizes, rates)])
+        for rates in ((0.01, 0.02, 0.04), (0.01, 0.08, 0.04))
+    )
+    assert scattered.error > smooth.error and scattered.slope < smooth.slope
 
 
 def test_a_better_known_optimum_counts_more_and_a_single_one_alone():
@@ -321,7 +329,7 @@ def test_learning_rates_follow_the_line_through_the_tuned_ones(trained):
     rates = {folder: cfg.optim.lr for folder, cfg in trained.runs if folder.startswith("seeds")}
     for number, size in enumerate((1, 4, 16), start=1):
         for name in "ab":
-            assert rates[f"seeds-{name}-{number}"] == pytest.approx(BEST_RATE * size**-0.5, rel=0.05)
+            assert rates[f"seeds-{name}-{number}"] == pytest.approx(BEST_RATE * size**-0.5, rel=0.2)
     (ladder,) = trained.report["ladders"]
     assert all(line["slope"] == pytest.approx(-0.5, abs=0.05) for line in ladder["rates"])
     chosen = {name: tuning["chosen"]["optim.lr"] for name, tuning in trained.report["tuning"].items()}

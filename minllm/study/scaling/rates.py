@@ -3,8 +3,8 @@
     log2 rate = level + slope · (log2 size − their mean)
 
 The optimum at a size is the minimum of a quadratic, and its standard error follows from how far the tuning runs are
-from that quadratic. A slope is used only if it can be told from this noise; otherwise the rate is the mean of the tuned
-ones at every size.
+from that quadratic. Two or three optima determine a slope badly, and the largest size is far away from them, so the
+slope is combined with the one that is usual, each weighted by its precision.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from minllm.page import units
 from minllm.study.tuning import RATE, Tuning
 
 WINDOW = 2
 """How many rates on either side of the nearest one the quadratic is fitted to."""
-PROBABILITY = 0.975
-"""The probability from which a slope isn't noise; both ends of a 95 % interval."""
+USUAL, SPREAD = -0.25, 0.25
+"""The slope that is usual, and its standard deviation: between a constant rate and 1 / width (2203.03466), about
+1 / √parameters."""
 LEAST_ERROR = 0.15
 """The smallest standard error of an optimum in log2: the loss isn't exactly quadratic, and few runs agree by chance."""
 
@@ -46,8 +46,8 @@ class RateLine:
 
     optima: the rates that were tuned
     centre: the mean log2 size of the optima, where log2 of the rate is `level`
-    slope: of log2 rate against log2 size; 0 if it can't be told from noise
-    estimated, error: the slope as estimated, and its standard error; NaN with a single optimum
+    slope: of log2 rate against log2 size; 0 with a single optimum
+    estimated, error: the slope of the optima alone, and its standard error; NaN with a single optimum
     """
 
     optima: Sequence[Optimum]
@@ -67,12 +67,9 @@ class RateLine:
         tuned = ", ".join(f"{units.rate(best.rate)} at {units.count(best.size)}" for best in self.optima)
         if len(self.optima) == 1:
             return f"the rate that was tuned at the lowest size ({tuned}), for every size"
-        slope = f"{self.estimated:+.2f} ± {self.error:.2f}"
-        if self.slope:
-            return f"a straight line through the tuned rates ({tuned}), with slope {slope} in logarithms"
         return (
-            f"the mean of the tuned rates ({tuned}), for every size, because their slope in logarithms ({slope}) can't"
-            " be told from noise"
+            f"a straight line through the tuned rates ({tuned}), with slope {self.slope:+.2f} in logarithms: their own,"
+            f" {self.estimated:+.2f} ± {self.error:.2f}, combined with the usual {USUAL:+.2f} ± {SPREAD:.2f}"
         )
 
 
@@ -98,7 +95,7 @@ def optimum_of(size: float, tuning: Tuning) -> Optimum:
 
 
 def line_through(optima: Sequence[Optimum]) -> RateLine:
-    """Fit the line by weighted least squares, and keep its slope if that can be told from noise."""
+    """Fit the line by weighted least squares, and combine its slope with the usual one."""
     x = np.log2([best.size for best in optima])
     y = np.log2([best.rate for best in optima])
     weights = np.array([best.error**-2 for best in optima])
@@ -111,10 +108,9 @@ def line_through(optima: Sequence[Optimum]) -> RateLine:
     # optima that scatter about the line by more than their errors are less certain than these say (Birge)
     scatter = weights @ (y - level - slope * (x - centre)) ** 2 / max(1, len(optima) - 2)
     error = math.sqrt(max(1.0, float(scatter)) / information)
-    freedom = sum(best.freedom for best in optima)
-    quantile = float(stdtrit(freedom, PROBABILITY)) if freedom else float(stdtrit(1e6, PROBABILITY))
-    is_certain = abs(slope) > quantile * error
-    return RateLine(optima, centre, level, slope if is_certain else 0.0, slope, error)
+    precision, usual = error**-2, SPREAD**-2
+    combined = (precision * slope + usual * USUAL) / (precision + usual)
+    return RateLine(optima, centre, level, combined, slope, error)
 
 
 def _error_of_minimum(runs: Sequence[tuple[float, float, int]]) -> tuple[float, int] | None:
