@@ -26,8 +26,8 @@ SPACES.remove("none")
 # ---- the spaces that there are -----------------------------------------------------------------------
 
 
-def test_a_verdict_is_a_search_but_no_space():
-    assert {*SPACES, "none", "verdict"} == {*SEARCHES}
+def test_verdicts_and_ladders_are_searches_but_no_spaces():
+    assert {*SPACES, "none", "verdict", "ladder"} == {*SEARCHES}
 
 
 @pytest.mark.parametrize("search", SEARCHES)
