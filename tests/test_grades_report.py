@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 
-from minllm.grading.grades import Measure
+from minllm.grading.grades import Grades, Measure, Values
+from minllm.grading.samples import Sample, Written
 from minllm.study.comparison import Comparison
 from minllm.study.grade_contests import Differences, judged
 from minllm.study.graded_samples import best_and_worst, rule
-from minllm.study.grades import Grading
+from minllm.study.grades import Grading, _differences
 from minllm.study.report import summary, write_report
 from minllm.study.report.commands import commands
 from tests.comparisons import comparison, readings
@@ -114,6 +116,44 @@ def test_measures_without_any_difference_count_in_the_correction():
     assert corrected.p_difference == pytest.approx(4 * alone.p_difference)
     assert corrected.difference == alone.difference and corrected.interval == alone.interval
     assert [result.difference for result in same] == [0.0] * 3
+
+
+@pytest.mark.parametrize("few, many, word", [(1, 60, "inconclusive"), (20, 60, "worse")])
+def test_a_run_with_few_values_is_not_better_or_worse(few, many, word):
+    """Of facts that it forgot 1 of 1 times, where the other run recalled all but ten of 60."""
+    forgetful = graded_facts([0.0] * few, 80)
+    other = graded_facts([1.0] * (many - 10) + [0.0] * 10, 80)
+    arms = {"a": {0: forgetful}, "b": {0: other}}
+    (tested,) = _differences(contest_of("a", "b"), Recalling(), arms, "beginnings")
+    assert tested.groups == few and tested.room is not None
+    (result,) = judged([tested], "beginnings")
+    assert result.word == word and (word == "worse" or "Too few samples" in result.sentence)
+
+
+def test_that_few_forgot_the_same_facts_is_no_equivalence():
+    arms = {"a": {0: graded_facts([0.0] * 3, 400)}, "b": {0: graded_facts([0.0] * 300, 400)}}
+    (tested,) = _differences(contest_of("a", "b"), Recalling(), arms, "beginnings")
+    assert tested.groups == 3
+    (result,) = judged([tested], "beginnings")
+    assert result.word == "inconclusive" and result.interval[1] > 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalling(Words):
+    measures = (SHARE,)
+
+
+def graded_facts(values: list[float], groups: int) -> Grades:
+    """Return the grades of a run of whose texts only the first have a value."""
+    samples = [Sample("", "text", group) for group in range(groups)]
+    rest = [0.0] * (groups - len(values))
+    written = Written("run", samples, SimpleNamespace(), SimpleNamespace())
+    return Grades(written, {SHARE: Values([*values, *rest], [*[1.0] * len(values), *rest])})
+
+
+def contest_of(arm: str, baseline: str) -> SimpleNamespace:
+    contest = SimpleNamespace(arm=SimpleNamespace(name=arm), baseline=SimpleNamespace(name=baseline))
+    return SimpleNamespace(contests=[contest])
 
 
 def test_the_same_words_for_equal_models_are_seldom_wrong():

@@ -24,7 +24,9 @@ class Differences:
 
     values: arm − baseline, of each pair of runs or of each group of samples
     margin: the difference that doesn't matter, in the measure's unit
-    groups: the number of groups of samples with a value, of the two the one that has fewer
+    groups: the number of groups of samples that have a value, of the one of the two that has fewer
+    room: the lowest and the highest difference that the 95 % intervals of the two allow, where some groups have no
+        value; tests of groups don't know how uncertain a run is that has few. None where all have one
     """
 
     arm: str
@@ -33,10 +35,18 @@ class Differences:
     values: Sequence[float]
     margin: float
     groups: int
+    room: tuple[float, float] | None = None
 
     @property
     def mean(self) -> float:
         return math.fsum(self.values) / len(self.values)
+
+    def allows(self, word: Word) -> bool:
+        """Whether enough samples have a value to claim a word that the tests give."""
+        if self.room is None or word == "inconclusive":
+            return True
+        low, high = self.room
+        return -self.margin < low and high < self.margin if word == "equivalent" else not low <= 0 <= high
 
     @property
     def is_constant(self) -> bool:
@@ -96,6 +106,8 @@ def _contest(tested: Differences, verdict: Verdict, basis: Basis) -> GradeContes
         room = unseen_share(tested.groups) * tested.measure.span
         low, high = tested.mean - room, tested.mean + room
     reach = tested.measure.span if tested.measure.unit in RANGES and tested.measure.span else math.inf
+    if not tested.allows(verdict.word) and tested.room is not None:
+        low, high = tested.room
     interval = max(low, -reach), min(high, reach)
     return _result(tested, verdict.word, interval, verdict.p_difference, verdict.p_equivalence, basis)
 
@@ -120,7 +132,7 @@ def _result(
         arm=tested.arm,
         baseline=tested.baseline,
         measure=tested.measure.name,
-        word=word,
+        word=word if tested.allows(word) else "inconclusive",
         pairs=len(tested.values),
         difference=tested.mean,
         interval=interval,
@@ -129,14 +141,21 @@ def _result(
         p_equivalence=p_equivalence,
         sentence="",
     )
-    return replace(result, sentence=explained(result, tested.measure, basis))
+    return replace(result, sentence=explained(result, tested.measure, basis, tested.allows(word)))
+
+
+TOO_FEW = "Too few samples have a value of it to claim that either is better, or that they are equivalent."
 
 
 # ---- sentences ------------------------------------------------------------------------------------
 
 
-def explained(contest: GradeContest, measure: Measure, basis: Basis) -> str:
-    """Return the result of a contest in two or three sentences."""
+def explained(contest: GradeContest, measure: Measure, basis: Basis, is_allowed: bool) -> str:
+    """Return the result of a contest in two or three sentences.
+
+    Args:
+        is_allowed: whether enough samples have a value to claim what the tests give.
+    """
     links = {
         "better": "is better than",
         "worse": "is worse than",
@@ -155,7 +174,8 @@ def explained(contest: GradeContest, measure: Measure, basis: Basis) -> str:
     numbers = (
         f"{pairs}: {unit.plain(abs(contest.difference))} {higher}{interval}, p {_p(contest.p_difference)}."
     )
-    return " ".join(filter(None, [first, numbers, _concluded(contest, unit)]))
+    concluded = _concluded(contest, unit) if is_allowed else TOO_FEW
+    return " ".join(filter(None, [first, numbers, concluded]))
 
 
 def _concluded(contest: GradeContest, unit: Format) -> str:

@@ -223,7 +223,7 @@ def values_over_seeds(runs: Mapping[int, Grades], grader: Grader) -> dict[str, E
         mean = mean_of(known)
         low, high = mean.interval
         if max(known) == min(known):
-            groups = sum(graded_groups(grades, measure) for grades in runs.values())
+            groups = sum(groups_with(measure, grades) for grades in runs.values())
             low, high = constant_interval(measure, mean.value, groups)
         least, most = RANGES.get(measure.unit, UNKNOWN)
         result[measure.name] = Estimate(mean.value, (max(low, least), min(high, most)))
@@ -239,13 +239,13 @@ def ratio(grades: Grades, measure: Measure) -> float | None:
     return math.fsum(amount for amount, count in zip(values.amounts, values.counts) if count) / total
 
 
-def graded_groups(grades: Grades, measure: Measure) -> int:
-    """Return the number of groups of samples that have a value of a measure."""
-    return by_group(grades.values[measure], groups_of(grades)).groups if measure in grades.values else 0
-
-
 def groups_of(grades: Grades) -> list[int]:
     return [sample.group for sample in grades.written.samples]
+
+
+def groups_with(measure: Measure, grades: Grades) -> int:
+    """Return how many groups of a run's samples have a value of a measure."""
+    return by_group(grades.values[measure], groups_of(grades)).groups if measure in grades.values else 0
 
 
 # ---- contests ------------------------------------------------------------------------------------
@@ -269,22 +269,36 @@ def _differences(
             ]
             if not known:
                 continue
+            room = None
             if basis == "seeds":
                 values = [ratio(arm, measure) - ratio(baseline, measure) for arm, baseline in known]  # type: ignore[operator]
             else:
                 (arm, baseline) = known[0]
                 values = linearised(arm.values[measure], baseline.values[measure], groups_of(arm)).tolist()
+                room = room_of(measure, arm, baseline)
             bases = [ratio(baseline, measure) or 0.0 for _, baseline in known]
             scale = measure.span or abs(math.fsum(bases) / len(bases))
-            groups = sum(min(graded_groups(grades_of, measure) for grades_of in pair) for pair in known)
             yield Differences(
                 contest.arm.name,
                 contest.baseline.name,
                 measure,
                 values,
                 max(grader.margin * scale, SMALLEST_MARGIN),
-                groups,
+                sum(min(groups_with(measure, grades_of) for grades_of in pair) for pair in known),
+                room,
             )
+
+
+def room_of(measure: Measure, arm: Grades, baseline: Grades) -> tuple[float, float] | None:
+    """Return the differences that the intervals of two runs allow; None if all of their groups have a value."""
+    groups, both = groups_of(arm), (arm, baseline)
+    if all(groups_with(measure, grades) == len(set(groups)) for grades in both):
+        return None
+    (low, high), (least, most) = (
+        known.interval if (known := estimate(measure, grades.values[measure], groups)) else UNKNOWN
+        for grades in both
+    )
+    return low - most, high - least
 
 
 def _duels(
