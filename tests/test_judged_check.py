@@ -14,6 +14,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from minllm import estimates
 from minllm.data.source import Source, Split
 from minllm.data.tales import Tales, read
 from minllm.errors import UserError
@@ -271,9 +272,9 @@ def test_a_rule_is_an_exact_test():
 
 
 def test_holm_keeps_the_level_and_the_order():
-    assert rules.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert estimates.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     draw = np.random.default_rng(0)
-    false = sum(min(rules.holm(list(draw.random(6)))) <= rules.ALPHA for _ in range(4000))
+    false = sum(min(estimates.holm(list(draw.random(6)))) <= rules.ALPHA for _ in range(4000))
     assert 0.035 < false / 4000 < 0.06
 
 

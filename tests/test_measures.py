@@ -11,8 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 from scipy.stats import norm, spearmanr, ttest_1samp
 
+from minllm.estimates import Estimate
 from minllm.study.curves import Points, common_budgets, log_budgets_to_reach
-from minllm.study.intervals import Estimate, mean_of, percentile_interval, resamples
+from minllm.study.intervals import mean_of, percentile_interval, resamples
 from minllm.study.measures import measure
 from minllm.study.report import summary, write_report
 from minllm.study.report.measures import speed_up

@@ -14,10 +14,10 @@ import pytest
 
 from minllm.cli.main import refused, without_json
 from minllm.errors import UserError
+from minllm.estimates import Estimate
 from minllm.page.terminal import answer, json_output
 from minllm.study.comparison import of_arms
 from minllm.study.divergence import Divergence
-from minllm.study.intervals import Estimate
 from minllm.study.report.data import in_a_line, to_json
 from minllm.study.report.markdown import to_markdown
 from minllm.study.report.page import to_html

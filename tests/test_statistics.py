@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
+from minllm import estimates
 from minllm.study import statistics
 from minllm.study.boundaries import EXACT_PAIRS
 from minllm.study.power import Guess, power_of_difference, power_of_equivalence, power_of_t
@@ -211,9 +212,9 @@ def test_the_power_is_a_number_and_never_falls_as_pairs_are_added(level):
 
 
 def test_holm_by_hand():
-    assert statistics._holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics._holm([0.5, 0.9, 0.02]) == pytest.approx([1, 1, 0.06])
-    assert statistics._holm([]) == []
+    assert estimates.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert estimates.holm([0.5, 0.9, 0.02]) == pytest.approx([1, 1, 0.06])
+    assert estimates.holm([]) == []
 
 
 def test_each_family_of_p_values_is_adjusted_over_the_arms():
@@ -222,7 +223,7 @@ def test_each_family_of_p_values_is_adjusted_over_the_arms():
     alone = [judge(*arm) for arm in arms]
     together = verdicts(arms, margin=MARGIN)
     for name in ("p_difference", "p_equivalence"):
-        holm = statistics._holm([getattr(verdict, name) for verdict in alone])
+        holm = estimates.holm([getattr(verdict, name) for verdict in alone])
         assert [getattr(verdict, name) for verdict in together] == holm
     assert all(one.p_difference == max(one.p_t, one.p_sign_flip) for one in alone)
 

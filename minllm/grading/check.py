@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from minllm.data.source import Source
 from minllm.data.tales import Tales, read
 from minllm.errors import UserError
+from minllm.estimates import holm
 from minllm.grading.beginnings import held_out
 from minllm.grading.faults import INJECTIONS, KINDS_OF_FACT, Text, TextKind, spoiled, twins
 from minllm.grading.grades import Calibration, Duel
 from minllm.grading.judge import Answer
-from minllm.grading.rules import ALPHA, Rule, above_in_most, above_more_often, holm, percent, percents, tally
+from minllm.grading.rules import ALPHA, Rule, above_in_most, above_more_often, percent, percents, tally
 from minllm.grading.samples import Sample
 
 LEAST_TEXTS = 12
@@ -246,6 +246,8 @@ def rank_correlation(graded: Sequence[Graded]) -> dict[str, Any]:
 
 
 def spearman(groups: Sequence[np.ndarray]) -> float | None:
+    from scipy.stats import spearmanr  # takes half a second to import
+
     pairs = np.concatenate(groups) if groups else np.empty((0, 2))
     if len(pairs) < 2 or np.ptp(pairs[:, 0]) == 0 or np.ptp(pairs[:, 1]) == 0:
         return None

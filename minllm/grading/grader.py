@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from minllm.data.source import Source
 from minllm.grading.grades import Calibration, Duel, Grades, Measure
 from minllm.grading.samples import Written
+from minllm.schema.kinds import SECTION_KINDS
 from minllm.schema.options import Count, Natural, Positive, Share
 
 
@@ -59,3 +60,7 @@ class Grader:
     def settings(self) -> dict[str, Any]:
         """Return what a report says about how the texts were graded; no secrets."""
         return {}
+
+
+GraderOption = Annotated[Callable[[], Grader], SECTION_KINDS["grader"]]
+"""An option that is a `grader:` section."""

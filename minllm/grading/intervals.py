@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, ndtri, stdtrit
 
+from minllm.estimates import LEVEL, UNKNOWN, Estimate, clopper_pearson
 from minllm.grading.grades import Measure, Values
 
-LEVEL = 0.05
 RESAMPLES = 2000
 LEAST_GROUPS = 5
 """With fewer, resampling can't give a 95 % interval."""
-UNKNOWN = (-math.inf, math.inf)
 RANGES = {"share": (0.0, 1.0), "out of 10": (0.0, 10.0)}
 """The lowest and highest possible values of units that have them."""
 
@@ -37,14 +36,6 @@ class Sums:
     @property
     def value(self) -> float:
         return float(self.amounts.sum() / self.counts.sum())
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval, which is infinite where too few groups have a value."""
-
-    value: float
-    interval: tuple[float, float]
 
 
 def estimate(measure: Measure, values: Values, groups: Sequence[int]) -> Estimate | None:
@@ -96,11 +87,9 @@ def share_interval(sums: Sums) -> tuple[float, float]:
         between = variance(sums)
         size = share * (1 - share) / between if between > 0 else math.inf
         # t quantiles, because the variance is itself estimated from so many groups
-        size *= (stats.t.ppf(LEVEL / 2, groups - 1) / stats.norm.ppf(LEVEL / 2)) ** -2
+        size *= float(stdtrit(groups - 1, LEVEL / 2) / ndtri(LEVEL / 2)) ** -2
         size = min(size, float(sums.counts.sum()))
-    low = stats.beta.ppf(LEVEL / 2, share * size, (1 - share) * size + 1) if share > 0 else 0.0
-    high = stats.beta.ppf(1 - LEVEL / 2, share * size + 1, (1 - share) * size) if share < 1 else 1.0
-    return float(low), float(high)
+    return clopper_pearson(share * size, size)
 
 
 def variance(sums: Sums) -> float:
@@ -132,10 +121,12 @@ def resampled(sums: Sums) -> tuple[float, float]:
 
     Its level is as much higher as Student's interval of a mean is wider than the normal one (Hesterberg, 1411.5279).
     """
+    from scipy.stats import bootstrap  # takes half a second to import
+
     if (n := sums.groups) < LEAST_GROUPS:
         return UNKNOWN
-    tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(LEVEL / 2, n - 1))
-    result = stats.bootstrap(
+    tail = ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, LEVEL / 2))
+    result = bootstrap(
         (sums.amounts, sums.counts),
         lambda amounts, counts, axis: amounts.sum(axis) / counts.sum(axis),
         paired=True,

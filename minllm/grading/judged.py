@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -12,12 +12,12 @@ from minllm.grading.check import LEAST_TEXTS, calibrate
 from minllm.grading.copying import COPYING_MEASURES, copies
 from minllm.grading.grader import Grader
 from minllm.grading.grades import Calibration, Duel, Grades, Measure, Values
-from minllm.grading.judge import Answer, Judge, Question
+from minllm.grading.judge import Answer, Judge, JudgeOption, Question
 from minllm.grading.pairs import PLACEHOLDERS as PAIR_PLACEHOLDERS
 from minllm.grading.pairs import duel
 from minllm.grading.prompt import WITH_BEGINNING, WITHOUT_BEGINNING, Prompt, read_prompt
 from minllm.grading.samples import Sample, Written
-from minllm.schema.options import Kind, Place, Range
+from minllm.schema.options import Place, Range
 
 BEST = 10
 GRADES = (
@@ -55,7 +55,7 @@ class Judged(Grader):
     check_texts: with judge.check=true, how many held-out texts the judge is tested with
     """
 
-    judge: Annotated[Callable[[], Judge], Kind("a judge", ("minllm.grading.judge.Judge",))]
+    judge: JudgeOption
     prompt: Place | None = None
     pair_prompt: Place | None = None
     check_texts: CheckTexts = 20

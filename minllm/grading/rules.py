@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scipy.stats import binomtest
+from minllm.estimates import clopper_pearson
 
 ALPHA = 0.05
 """The probability that a judge passes any rule that it doesn't deserve to pass."""
@@ -37,6 +37,8 @@ class Rule:
 
     @property
     def p(self) -> float:
+        from scipy.stats import binomtest  # takes half a second to import
+
         if not self.trials:
             return 1.0
         return float(binomtest(self.hits, self.trials, self.chance, alternative=self.proof).pvalue)
@@ -44,10 +46,7 @@ class Rule:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval of the share of hits (Clopper and Pearson)."""
-        if not self.trials:
-            return None
-        low, high = binomtest(self.hits, self.trials).proportion_ci(method="exact")
-        return float(low), float(high)
+        return clopper_pearson(self.hits, self.trials) if self.trials else None
 
     def sentence(self, adjusted: float) -> str:
         passed = adjusted <= ALPHA
@@ -97,15 +96,6 @@ def counted(pairs: Pairs) -> str:
     above, below, graded = tally(pairs)
     missing = f" ({len(pairs) - graded} more lack a grade)" if graded < len(pairs) else ""
     return f"above in {above} of {graded} pairs{missing} and below in {below}"
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's method: the probability of any false rejection stays below the level."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def percent(share: float) -> str:

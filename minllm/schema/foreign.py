@@ -34,7 +34,7 @@ RESOLVERS = ("oc.select", "now")
 COMMAND_LINE_ONLY = ("hydra", "task", "extensions", "choices", "typed", "resume", "run", "init_from")
 """Keys that only the command line may set."""
 SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms", "ladder", "grader", "judge")
-"""Sections that a file may set besides those of every configuration."""
+"""Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""
 PATH_OPTION = re.compile(r"path|file|folder|dir|cache|root")
 DEFAULT_CACHE = ".cache/stores"
 FOREIGN = "from elsewhere: "

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minllm.estimates import UNKNOWN, Estimate
 from minllm.runs.documents import DocumentLosses
 from minllm.study.arms import Arm
-from minllm.study.intervals import UNKNOWN, Estimate, t_estimate
+from minllm.study.intervals import t_estimate
 from minllm.study.recorded import Damaged
 from minllm.study.selection import TrainedRun
 

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
-from scipy.stats import rankdata
 
 from minllm.study.boundaries import Floats, skewness, statistic
 
@@ -84,6 +83,8 @@ def chance_to_settle_ranks(
     Some differences are infinite, so no distribution is assumed: further pairs are drawn from those so far, each of
     which becomes likelier with every draw (Pólya's urn).
     """
+    from scipy.stats import rankdata  # takes half a second to import
+
     urns = np.tile(seen, (FUTURES, 1))
     for pairs in range(len(seen), last):
         picked = urns[np.arange(FUTURES), random.integers(pairs, size=FUTURES)]

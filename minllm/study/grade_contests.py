@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from minllm.estimates import LEVEL
 from minllm.grading.grades import Measure
-from minllm.grading.intervals import LEVEL, RANGES, unseen_share
+from minllm.grading.intervals import RANGES, unseen_share
 from minllm.page import units
 from minllm.study.statistics import LEAST_PAIRS, verdicts
 from minllm.study.verdict import Verdict, Word

@@ -17,18 +17,10 @@ import torch
 from omegaconf import DictConfig
 
 from minllm.errors import UserError
+from minllm.estimates import LEVEL, UNKNOWN, Estimate
 from minllm.grading.grader import Grader
 from minllm.grading.grades import Calibration, Duel, Grades, Measure
-from minllm.grading.intervals import (
-    LEVEL,
-    RANGES,
-    UNKNOWN,
-    Estimate,
-    by_group,
-    constant_interval,
-    estimate,
-    linearised,
-)
+from minllm.grading.intervals import RANGES, by_group, constant_interval, estimate, linearised
 from minllm.grading.samples import Written, write
 from minllm.runs.find import read_run
 from minllm.schema.checking import validate
@@ -199,7 +191,7 @@ def seeds_needed(contests: int, measures: Sequence[Measure]) -> int:
 
 def values_over_beginnings(grades: Grades, grader: Grader) -> dict[str, Estimate]:
     """Return the values of one run's grades, with intervals over its groups of samples."""
-    groups = [sample.group for sample in grades.written.samples]
+    groups = groups_of(grades)
     known = {
         measure.name: estimate(measure, grades.values[measure], groups)
         for measure in grader.measures

@@ -5,31 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
+from minllm.estimates import LEVEL, UNKNOWN, Estimate
 from minllm.study.sample import spread
 
-LEVEL = 0.05
 DRAWS = 4000
 LEAST_RESAMPLED = 5
 """With fewer pairs, even the range of all resamples is too narrow to be a 95 % interval."""
-
-UNKNOWN = (-math.inf, math.inf)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval, which is infinite where there are too few seeds for one."""
-
-    value: float
-    interval: tuple[float, float]
-
-    @property
-    def excludes_zero(self) -> bool:
-        return not self.interval[0] <= 0 <= self.interval[1]
 
 
 def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:

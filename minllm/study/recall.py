@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
-from minllm.grading.intervals import LEVEL
+from minllm.estimates import clopper_pearson
 from minllm.study.grades import Grading
 
 RECALL = "recall_by_distance"
@@ -29,12 +27,11 @@ class Share:
 
     @property
     def low(self) -> float:
-        return float(stats.beta.ppf(LEVEL / 2, self.right, self.of - self.right + 1)) if self.right else 0.0
+        return clopper_pearson(self.right, self.of)[0]
 
     @property
     def high(self) -> float:
-        wrong = self.of - self.right
-        return float(stats.beta.ppf(1 - LEVEL / 2, self.right + 1, wrong)) if wrong else 1.0
+        return clopper_pearson(self.right, self.of)[1]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 
+from minllm.estimates import Estimate
 from minllm.study.arms import Arm
 from minllm.study.curves import Points, bpb_at, common_budgets, log_budgets_to_reach, points_of
-from minllm.study.intervals import Estimate, mean_of, percentile_interval, resamples
+from minllm.study.intervals import mean_of, percentile_interval, resamples
 
 Bound = Literal["", "at least", "at most"]
 AXES = ("tokens", "flops", "seconds")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minllm.estimates import LEVEL
 from minllm.study.divergence import mcnemar
-from minllm.study.intervals import LEVEL
 from minllm.study.sample import spread
 from minllm.study.selection import TrainedRun
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import stdtrit
 
+from minllm.estimates import holm
 from minllm.study.boundaries import (
     LEVELS,
     Sides,
@@ -81,8 +82,8 @@ def verdicts(
     for look in range(max((len(trial.reached) for trial in trials), default=0)):
         for trial in trials:
             trial.test(look)
-        of_difference = _holm([trial.p_difference for trial in trials])
-        of_equivalence = _holm([trial.p_equivalence for trial in trials])
+        of_difference = holm([trial.p_difference for trial in trials])
+        of_equivalence = holm([trial.p_equivalence for trial in trials])
         for trial, *p_values in zip(trials, of_difference, of_equivalence):
             trial.judge(look, *p_values)
     unsettled = sum(not trial.is_settled for trial in trials)
@@ -386,12 +387,3 @@ class _Trial:
 
 def _are_increasing(looks: Sequence[int]) -> bool:
     return all(pairs >= 1 for pairs in looks) and sorted(set(looks)) == list(looks)
-
-
-def _holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values: the smallest times n, the next times n − 1, and so on, never decreasing."""
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
-        adjusted[index] = largest
-    return adjusted

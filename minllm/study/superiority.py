@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.special import ndtri
 
-from minllm.study.intervals import LEVEL, Estimate
+from minllm.estimates import LEVEL, Estimate, clopper_pearson
 
 NEAR_AN_END = 1e-9
 
@@ -55,10 +55,7 @@ def wins(differences: Sequence[float]) -> Wins:
 @functools.lru_cache(1024)  # the same in many contests
 def share_of(won: int, of: int) -> Estimate:
     """Return a proportion with its exact interval."""
-    from scipy.stats import binomtest  # takes half a second to import
-
-    ends = binomtest(won, of).proportion_ci(1 - LEVEL, method="exact")
-    return Estimate(won / of, (float(ends.low), float(ends.high)))
+    return Estimate(won / of, clopper_pearson(won, of))
 
 
 def superiority(arm: Sequence[float], baseline: Sequence[float]) -> Superiority:

@@ -20,14 +20,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig
 
 from minllm.errors import UserError
-from minllm.schema.foreign import refuse_environment
+from minllm.schema.foreign import SECTIONS_OF_SEARCH, refuse_environment
 from minllm.schema.overrides import key_of
 
 if TYPE_CHECKING:
     from minllm.sweep.processes import ForkServer
-
-OWN_SECTIONS = ("search", "sweep", "memory", "arms", "ladder", "grader", "judge")
-"""Sections of the configuration that configure the search and aren't part of a trial."""
 
 WITHOUT_PROCESSES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher")
 """Launchers that run trials in the search's own process, or several trials in one process."""
@@ -69,7 +66,7 @@ class NotSettled(Exception):
 
 def is_search_key(override: str) -> bool:
     """Whether an override configures the search and not its trials."""
-    return key_of(override).replace("/", ".").partition(".")[0] in OWN_SECTIONS
+    return key_of(override).replace("/", ".").partition(".")[0] in SECTIONS_OF_SEARCH
 
 
 def job(cfg: DictConfig) -> None:

@@ -35,12 +35,13 @@ from minllm.runs import outcome
 from minllm.runs.find import named_keys
 from minllm.schema.building import build
 from minllm.schema.checking import allowed_packages, check_node
+from minllm.schema.foreign import SECTIONS_OF_SEARCH
 from minllm.sweep import limits
 from minllm.sweep.dry_run import dry_run
 from minllm.sweep.ends import no_room, without_outcome
 from minllm.sweep.history import History
 from minllm.sweep.launchers import fresh, prepare, refuse_password, runs_here
-from minllm.sweep.plugin import OWN_SECTIONS, Processes, is_search_key
+from minllm.sweep.plugin import Processes, is_search_key
 from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
 from minllm.sweep.reporter import Reporter, folder_of
@@ -104,7 +105,7 @@ class Search:
         self.sweeper = sweeper
         self.config, self.n_trials, self.n_jobs = sweeper.config, sweeper.n_trials, sweeper.n_jobs
         refuse_unnamed_code(self.config, named_keys(overrides))  # before any of it is imported
-        for section in OWN_SECTIONS:
+        for section in SECTIONS_OF_SEARCH:
             if section in self.config:
                 check_node(self.config[section], section, allowed_packages(self.config))
         self.settings: SweepSettings = build(self.config.sweep)

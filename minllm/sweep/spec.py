@@ -20,8 +20,9 @@ from minllm.model.unused import refuse_unused
 from minllm.runs.find import WATCHING
 from minllm.schema.building import build
 from minllm.schema.checking import validate
+from minllm.schema.foreign import SECTIONS_OF_SEARCH
 from minllm.schema.overrides import format_value, key_of
-from minllm.sweep.plugin import OWN_SECTIONS, is_search_key
+from minllm.sweep.plugin import is_search_key
 from minllm.sweep.space import Plan, Space
 from minllm.training.preparation import budget_of
 
@@ -145,11 +146,15 @@ class SearchSpec:
 
 def trial_config(composed: DictConfig, overrides: Sequence[str], runtime: DictConfig) -> DictConfig:
     """Return the composed configuration without the search's own sections: that of an ordinary run."""
-    own = OmegaConf.masked_copy(composed, [key for key in composed if key not in (*OWN_SECTIONS, "hydra")])
+    own = OmegaConf.masked_copy(
+        composed, [key for key in composed if key not in (*SECTIONS_OF_SEARCH, "hydra")]
+    )
     cfg = resolve_config(own, [override for override in overrides if not is_search_key(override)], runtime)
     OmegaConf.set_struct(cfg, False)
     cfg.choices = {
-        group: choice for group, choice in cfg.choices.items() if group.split("/")[0] not in OWN_SECTIONS
+        group: choice
+        for group, choice in cfg.choices.items()
+        if group.split("/")[0] not in SECTIONS_OF_SEARCH
     }
     OmegaConf.set_struct(cfg, True)
     return cfg

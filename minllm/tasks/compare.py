@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 from minllm.config.unasked import asks_judge
 from minllm.errors import UserError
-from minllm.grading.judge import Judge
+from minllm.grading.grader import GraderOption
+from minllm.grading.judge import Judge, JudgeOption
 from minllm.schema.building import build
 from minllm.schema.options import Name, Natural, Place, Share, reads
 from minllm.schema.overrides import key_of
@@ -24,7 +25,6 @@ from minllm.study.reading import Reading, read_arms
 from minllm.study.report import write_and_print
 from minllm.study.report.data import to_json
 from minllm.study.selection import Selection
-from minllm.tasks.grade import GraderOption, JudgeOption
 from minllm.training import machine
 
 if TYPE_CHECKING:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 from omegaconf import DictConfig
 
 from minllm.config.unasked import asks_judge
 from minllm.errors import UserError, printable
-from minllm.grading.grader import Grader
-from minllm.grading.judge import Judge
+from minllm.grading.grader import GraderOption
+from minllm.grading.judge import JudgeOption
 from minllm.page.terminal import answer
 from minllm.schema.building import build
-from minllm.schema.options import Kind, RunPlace, reads
+from minllm.schema.options import RunPlace, reads
 from minllm.study.grades import Grading, grade_run
 from minllm.study.report.graded_run import in_a_line, lines, write_grades
 from minllm.training import machine, memory
-
-GraderOption = Annotated[Callable[[], Grader], Kind("a grader", ("minllm.grading.grader.Grader",))]
-JudgeOption = Annotated[Callable[[], Judge], Kind("a judge", ("minllm.grading.judge.Judge",))]
 
 
 @reads("model", "norm", "objective", "tokenizer", "data", "train.device")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minllm.errors import UserError, printable
+from minllm.estimates import Estimate
 from minllm.runs.folder import to_json, write_text
 from minllm.study import recorded
 from minllm.study.arms import Arm, floor_of
 from minllm.study.comparison import Comparison, of_arms, with_tuning
 from minllm.study.divergence import diverged_seeds
-from minllm.study.intervals import Estimate
 from minllm.study.report.scaling import check_sentence
 from minllm.study.scaling.answer import Prediction, predicted
 from minllm.study.scaling.check import Check

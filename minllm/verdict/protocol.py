@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError
 from minllm.schema.checking import describe, fits
+from minllm.schema.foreign import SECTIONS_OF_SEARCH
 from minllm.schema.options import Count, FolderName, Natural, Positive, Share
 from minllm.schema.overrides import is_seed, key_of
 from minllm.study.arms import ABSENT, identity, training_settings
@@ -41,7 +42,7 @@ SET_BY_VERDICTS = {
     "sweep.keep_checkpoints": "which keeps the last checkpoint of each pair's runs",
 }
 """Options of searches that a verdict sets itself, each with a clause that explains how."""
-NOT_OF_ARMS = ("search", "sweep", "memory", "arms", "ladder", "grader", "judge", "hydra", "resume", "task")
+NOT_OF_ARMS = (*SECTIONS_OF_SEARCH, "hydra", "resume", "task")
 """Sections that an arm's overrides can't set, because they concern all arms."""
 CHANGEABLE = ("prompts", "stories", "ladder.check")
 """What may change while a verdict or ladder continues, because it can't change what was measured so far."""

@@ -13,12 +13,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from minllm.errors import UserError, printable
 from minllm.grading.judge.cache import Cache
 from minllm.grading.judge.round import Round
 from minllm.grading.judge.spent import Spent
+from minllm.schema.kinds import SECTION_KINDS
 from minllm.schema.options import Count, Place
 
 
@@ -226,6 +227,10 @@ class Judge:
                 f" {printable(reasons[missing[-1]])}.",
                 flush=True,
             )
+
+
+JudgeOption = Annotated[Callable[[], Judge], SECTION_KINDS["judge"]]
+"""An option that is a `judge:` section."""
 
 
 def tokens_of(question: Question) -> int:

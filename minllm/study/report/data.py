@@ -86,6 +86,11 @@ def to_json(
         "commands": commands(comparison),
         "ledger": ledger,
     }
+    return json_text(content)
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return the text of a JSON file, without characters that a terminal obeys; NaN and infinite numbers are null."""
     text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     return UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 

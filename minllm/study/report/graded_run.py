@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from minllm.errors import UNPRINTABLE
 from minllm.page.html import document, escape
 from minllm.page.markdown import plain
 from minllm.runs.folder import write_text
 from minllm.study.graded_samples import best_and_worst, rule
 from minllm.study.grades import Grading
 from minllm.study.report import encodable
+from minllm.study.report.data import json_text
 from minllm.study.report.data import plain as plain_values
 from minllm.study.report.graded_texts import STYLE_GRADED, expected, grades_of
 from minllm.study.report.grades import grades_html, grades_markdown, in_a_terminal
@@ -34,11 +33,10 @@ def write_grades(grading: Grading, run: Path, folder: Path) -> list[Path]:
     title = f"Grades of {run.name}"
     page = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(str(run))}</p>', *grades_html(grading)]
     content = {"format": FORMAT, "run": str(run), **grades_data(grading)}
-    text = json.dumps(plain_values(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     texts = {
         "grades.html": document(title, page, STYLE + STYLE_TEXTS + STYLE_GRADED),
         "grades.md": "\n\n".join([f"# {plain(title)}", plain(str(run)), *grades_markdown(grading)]) + "\n",
-        "grades.json": UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text),
+        "grades.json": json_text(content),
     }
     for name, content_of in texts.items():
         write_text(folder / name, encodable(content_of))

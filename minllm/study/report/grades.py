@@ -6,8 +6,9 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 
+from minllm.estimates import Estimate
 from minllm.grading.grades import Duel, Measure, Values
-from minllm.grading.intervals import Estimate, estimate
+from minllm.grading.intervals import estimate
 from minllm.page import markdown
 from minllm.page.html import escape, figure_html, table
 from minllm.page.units import NONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from minllm.grading.intervals import Estimate
+from minllm.estimates import Estimate
 from minllm.study.graded_samples import Shown, best_and_worst, rule
 from minllm.study.grades import ArmGrades, Grading, ratio
 from minllm.study.report.grades import introduction, notes, warnings, won

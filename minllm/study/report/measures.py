@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from minllm.estimates import Estimate
 from minllm.page import units
 from minllm.study import bounds
 from minllm.study.comparison import Comparison
 from minllm.study.documents import ByDocument
-from minllm.study.intervals import LEAST_RESAMPLED, Estimate
+from minllm.study.intervals import LEAST_RESAMPLED
 from minllm.study.measures import Measures
 from minllm.study.speedup import SpeedUp
 from minllm.study.stability import FAR, NOTICED, WINDOW, Indicator

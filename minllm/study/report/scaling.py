@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minllm.estimates import Estimate
 from minllm.page import units
-from minllm.study.intervals import Estimate, mean_of
+from minllm.study.intervals import mean_of
 from minllm.study.report.figures import GREY, LEGEND, MARGIN, banded, colour, layout, wrapped
 from minllm.study.report.measures import Table
 from minllm.study.scaling.answer import AHEAD, Answer
@@ -219,7 +220,7 @@ def _rates(line: RateLine) -> list[str]:
 
 
 def _law(name: str, law: Fit) -> list[str]:
-    low, high = law.interval([other.exponents[0] for other in law.resampled])
+    low, high = _exponents(law)
     return [
         name,
         "",
@@ -231,10 +232,15 @@ def _law(name: str, law: Fit) -> list[str]:
     ]
 
 
+def _exponents(law: Fit) -> tuple[float, float]:
+    """Return the interval of a law's first exponent."""
+    return law.interval([other.exponents[0] for other in law.resampled])
+
+
 def _law_data(law: Fit) -> dict[str, Any]:
     return {
         **asdict(law.law),
-        "exponent_interval": law.interval([other.exponents[0] for other in law.resampled]),
+        "exponent_interval": _exponents(law),
         "residuals": law.residuals.tolist(),
         "problem": law.problem,
     }

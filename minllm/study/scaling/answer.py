@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from minllm.estimates import Estimate
 from minllm.page import units
-from minllm.study.intervals import Estimate
 from minllm.study.scaling.trend import draw
 
 Floats = NDArray[np.float64]

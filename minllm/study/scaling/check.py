@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minllm.study.intervals import Estimate, mean_of
+from minllm.estimates import Estimate
+from minllm.study.intervals import mean_of
 from minllm.study.scaling.answer import Prediction
 
 
