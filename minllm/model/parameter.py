@@ -107,12 +107,16 @@ class Linear(nn.Module):
 
 
 class SplitLinear(Linear):
-    """Several projections of one input in one matrix product; returns one tensor per item of `parts`."""
+    """Several projections of one input by one matrix; returns one tensor per item of `parts`."""
 
     def __init__(self, n_in: int, parts: list[int], *, stream: Stream, bias: bool = False):
         super().__init__(n_in, sum(parts), stream=stream, bias=bias, parts=parts)
         self.parts = parts
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        # compiled for GPUs, the backward pass of a split is a concatenation that computes every part for every element
+        if self.is_large and x.is_cuda and torch.compiler.is_compiling():
+            biases = [None] * len(self.parts) if self.bias is None else self.bias.split(self.parts)
+            return tuple(F.linear(x, w, b) for w, b in zip(self.weight.split(self.parts), biases))
         # one split, not several slices: its backward pass is a single concatenation
         return super().forward(x).split(self.parts, dim=-1)
