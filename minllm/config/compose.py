@@ -158,6 +158,11 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
             break  # a resumed run may have an init_from of its own, whose weights it no longer needs
     else:
         cfg = sized(cfg)
+    if "branch_from" in cfg:
+        check_value(read(cfg, "branch_from", "branch_from"), RunPlace | None, "branch_from", set())
+    if cfg.get("branch_from"):  # a folder of runs, in which a run with the same seed is found later, or a run
+        place = find_run("latest") if cfg.branch_from == "latest" else Path(str(cfg.branch_from)).expanduser()
+        cfg.branch_from = str(place.resolve())
     OmegaConf.set_struct(cfg, True)
     return cfg
 

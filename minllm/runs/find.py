@@ -50,7 +50,18 @@ def short_folder_name(overrides: Iterable[str]) -> str:
     parts = []
     for key, _, value in (override.partition("=") for override in overrides):
         if key.startswith(
-            ("hydra", "resume", "init_from", "run", "prompts", "extensions", "tags", "data.path", "from")
+            (
+                "hydra",
+                "resume",
+                "init_from",
+                "branch_from",
+                "run",
+                "prompts",
+                "extensions",
+                "tags",
+                "data.path",
+                "from",
+            )
         ):
             continue
         name = re.split(r"[./@+~]", key)[-1]
@@ -240,7 +251,8 @@ def config_to_resume(cfg: DictConfig, saved: DictConfig, named: set[str]) -> Dic
                 f" {before} to {now}. To start a new run from its weights, type init_from={cfg.resume} instead."
             )
     result = config_for_task(cfg, saved, named - {"experiment"})
-    result.init_from = saved.get("init_from")
+    for key in ("init_from", "branch_from"):
+        result[key] = saved.get(key)
     overrides = [override for override in cfg.typed if not override.startswith(("resume=", "task="))]
     overrides = [
         override.removeprefix("++") if override.startswith("++data.") else override for override in overrides

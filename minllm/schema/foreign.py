@@ -31,7 +31,17 @@ from minllm.schema.overrides import key_of
 HYDRA_KEYS_OF_FILES = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")
 RESOLVERS = ("oc.select", "now")
 """Resolvers that a file's interpolations may call: none that reads the environment or evaluates text."""
-COMMAND_LINE_ONLY = ("hydra", "task", "extensions", "choices", "typed", "resume", "run", "init_from")
+COMMAND_LINE_ONLY = (
+    "hydra",
+    "task",
+    "extensions",
+    "choices",
+    "typed",
+    "resume",
+    "run",
+    "init_from",
+    "branch_from",
+)
 """Keys that only the command line may set."""
 SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms", "ladder", "grader", "judge")
 """Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""

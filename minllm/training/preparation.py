@@ -28,6 +28,7 @@ from minllm.schema.building import build
 from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 from minllm.training.averaging import Average
+from minllm.training.branching import branch_of, branch_steps
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.graphs import check_graphs
@@ -48,6 +49,7 @@ def prepare(
     run_dir: Path,
     resume: str | None,
     init_from: str | None,
+    branch_from: str | None = None,
     folder: RunDir | None = None,
     processes: Processes = ALONE,
 ) -> tuple[Run, Tokenizer, list[str | None]]:
@@ -70,12 +72,15 @@ def prepare(
     if not resume:
         folder.refuse_another_run()
     checkpoint = last_checkpoint(folder, resume) if resume else None
+    branch = branch_of(cfg, branch_from) if branch_from and not checkpoint else None
+    progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
+    if branch:
+        checkpoint, progress = branch.checkpoint, branch.progress
     if checkpoint:
         init_from = None  # the checkpoint has the run's own weights
-    progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
     progress.configured = same_configuration(progress.configured, unchangeable(cfg))
     progress.ema = same_average(progress.ema, settings.ema) if checkpoint else settings.ema
-    kept = folder.kept(progress.step, progress.records) if resume else None
+    kept = branch.kept if branch else folder.kept(progress.step, progress.records) if resume else None
 
     device = machine.choose_device(settings.device)
     pages = memory.keep_pages() if settings.malloc == "keep" and device.type == "cpu" else False
@@ -163,6 +168,10 @@ def prepare(
         average=average,
         processes=processes,
         gathered=gathered,
+        branch_steps=branch_steps(
+            settings, schedule, budget.total_steps, settings.batch_size * cfg.data.seq_len
+        ),
+        branch=branch,
     )
     if kept:
         run.recorded = kept.recorded
@@ -211,6 +220,8 @@ def average_note(run: Run) -> str | None:
 def continuation_notes(
     run: Run, resume: str | None, checkpoint: Path | None, kept: Kept | None
 ) -> list[str | None]:
+    if run.branch:
+        return [f"Branching from step {run.progress.step} of {checkpoints.run_of(run.branch.checkpoint)}."]
     return [
         f"Continuing from step {run.progress.step}." if checkpoint else None,
         "The run had no checkpoint yet, so it starts from the beginning."
