@@ -148,6 +148,21 @@ def test_a_trunk_from_elsewhere_can_run_no_code(words, runs):
         train(words, f"train.tokens={SHORT}", "branch_from=trunk")
 
 
+def test_a_branch_from_elsewhere_reads_no_run_outside_the_working_directory(words, runs):
+    """Killed before its first checkpoint, it needs its trunk again."""
+    train(words, f"train.tokens={SHORT}", f"branch_from={runs / 'grid'}")
+    shutil.rmtree("run/checkpoints")
+    Path("run/summary.json").unlink()
+    Path("run/environment.json").write_text("{}", encoding="utf-8")  # the signature
+    data = [word for word in words if word.startswith(("data.path", "data.cache"))]
+    cfg = minllm.compose(["resume=run", *data])
+    with pytest.raises(UserError, match="outside the working directory.*type branch_from="):
+        task.train(cfg, Path("run"), resume="run", branch_from=cfg.branch_from)
+    cfg = minllm.compose(["resume=run", *data, f"branch_from={runs / 'grid'}"])
+    task.train(cfg, Path("run"), resume="run", branch_from=cfg.branch_from)
+    assert found("run") == found(runs / "alone")
+
+
 def test_where_the_trunk_diverged_so_would_its_branch(words, runs):
     shutil.copytree(runs / "grid/trunk", "trunk")
     shutil.rmtree("trunk/checkpoints")

@@ -144,6 +144,13 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
         sys.path.append(os.getcwd())  # where my_idea/ is
     if "extensions" in named:
         refuse_missing_code(cfg)
+    if "branch_from" in cfg:
+        check_value(read(cfg, "branch_from", "branch_from"), RunPlace | None, "branch_from", set())
+    if cfg.get(
+        "branch_from"
+    ):  # a run, or a folder of runs, of which one is chosen by its seed when this run begins
+        place = find_run("latest") if cfg.branch_from == "latest" else Path(str(cfg.branch_from)).expanduser()
+        cfg.branch_from = str(place.resolve())
     for key, merge in (
         ("resume", config_to_resume),
         ("run", config_for_task),
@@ -158,11 +165,6 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
             break  # a resumed run may have an init_from of its own, whose weights it no longer needs
     else:
         cfg = sized(cfg)
-    if "branch_from" in cfg:
-        check_value(read(cfg, "branch_from", "branch_from"), RunPlace | None, "branch_from", set())
-    if cfg.get("branch_from"):  # a folder of runs, in which a run with the same seed is found later, or a run
-        place = find_run("latest") if cfg.branch_from == "latest" else Path(str(cfg.branch_from)).expanduser()
-        cfg.branch_from = str(place.resolve())
     OmegaConf.set_struct(cfg, True)
     return cfg
 

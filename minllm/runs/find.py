@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from minllm.errors import UserError
 from minllm.schema.checking import fits, options_of, root_options
-from minllm.schema.foreign import check_interpolations, is_own, leaves, without_foreign_paths
+from minllm.schema.foreign import FOREIGN, check_interpolations, is_own, leaves, without_foreign_paths
 from minllm.schema.foreign import leaves as nodes
 from minllm.schema.moved import current_name
 
@@ -240,6 +240,7 @@ def config_to_resume(cfg: DictConfig, saved: DictConfig, named: set[str]) -> Dic
     for key in sorted(named - {"resume", "task", "extensions"}):
         may_change = key.partition(".")[0] in RESUME_MAY_CHANGE and key != "train.batch_size"
         may_change |= key in DATA_LOCATION
+        may_change |= key == "branch_from" and select(saved, key) == f"{FOREIGN}{select(cfg, key)}"
         group = key.replace(".", "/")
         if group in cfg.choices:
             before, now = saved.choices.get(group), cfg.choices[group]
@@ -251,8 +252,9 @@ def config_to_resume(cfg: DictConfig, saved: DictConfig, named: set[str]) -> Dic
                 f" {before} to {now}. To start a new run from its weights, type init_from={cfg.resume} instead."
             )
     result = config_for_task(cfg, saved, named - {"experiment"})
-    for key in ("init_from", "branch_from"):
-        result[key] = saved.get(key)
+    result.init_from = saved.get("init_from")
+    if "branch_from" in cfg and "branch_from" not in named:
+        result.branch_from = saved.get("branch_from")
     overrides = [override for override in cfg.typed if not override.startswith(("resume=", "task="))]
     overrides = [
         override.removeprefix("++") if override.startswith("++data.") else override for override in overrides

@@ -335,6 +335,8 @@ def without_foreign_paths(cfg: DictConfig) -> DictConfig:
             if isinstance(value, str) and PATH_OPTION.search(option) and is_outside(value):
                 place = DEFAULT_CACHE if option == "cache" else f"{FOREIGN}{value}"
                 OmegaConf.update(result, f"{section}.{name}", place)
+    if isinstance(trunk := cfg.get("branch_from"), str) and is_outside(trunk):
+        result.branch_from = f"{FOREIGN}{trunk}"
     return result
 
 

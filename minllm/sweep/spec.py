@@ -66,7 +66,7 @@ class SearchSpec:
                 )
         base = self.space.base
         for key in ("init_from", "branch_from"):
-            if key in self.space.fixed:  # `latest` would resolve to a different run for each trial
+            if self.space.fixed.get(key) == "latest":  # it would resolve to a different run for each trial
                 self.space.fixed[key] = format_value(base[key])
         if base.resume:
             raise UserError(TRAINS_NEW_MODELS)

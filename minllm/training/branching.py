@@ -23,7 +23,7 @@ from minllm.runs.folder import DIVERGED, RunDir
 from minllm.runs.records import METRICS, SAMPLES, Kept
 from minllm.schema.building import build
 from minllm.schema.checking import allowed_packages, check_node
-from minllm.schema.foreign import leaves
+from minllm.schema.foreign import leaves, refuse_foreign
 from minllm.training import checkpoints
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
@@ -73,6 +73,7 @@ def branch_of(cfg: DictConfig, place: str) -> Branch:
         UserError: the run wouldn't be the same as the trunk up to any of the trunk's checkpoints.
         Diverged: the trunk diverged while both would have been the same.
     """
+    refuse_foreign(place, "branch_from")
     branches, refusals = [], []
     for run, saved in trunks_in(cfg, place):
         try:
