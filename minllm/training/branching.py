@@ -217,7 +217,7 @@ def branch_steps(settings: Settings, schedule: Schedule, steps: int, tokens_per_
                 " Make it longer, in train.steps or train.tokens."
             )
         until = first_difference(schedule, steps, schedule, shorter)
-        if until <= schedule.warmup(steps):
+        if until <= schedule.warmup(steps) + 1:
             raise UserError(
                 f"A run of {tokens:g} tokens has other learning rates than this one from step {until} on, so that it"
                 " can't branch from it: type schedule=wsd and schedule.warmup_steps=<steps>, fewer than it has."

@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from minllm.sweep.launchers import shared_server
 from minllm.sweep.plugin import PruningSweeper
 from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search, run_all_until
+from minllm.sweep.space import spelled
 from minllm.verdict.arms_search import PAIR_EVALUATIONS, TUNING_EVALUATIONS, ArmsSearch
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ladder_comparing import checked, compare_rungs
@@ -143,22 +144,24 @@ class LadderSearch(ArmsSearch):
         lines = [f"{name}: {' '.join(overrides) or 'no overrides'}" for name, overrides in self.arms.items()]
         for rung in self.rungs:
             training = next(iter(rung.arms.values()))
-            kind = (
-                "check"
-                if rung.is_check
-                else "tuned"
-                if (next(iter(self.arms)), rung.number) in self.plans
-                else ""
-            )
+            kind = " (check)" if rung.is_check else " (tuned)" if rung.number in self.tuned else ""
             lines.append(
                 f"Rung {rung.number}: {training.params:,} parameters, {training.tokens:,} tokens,"
-                f" {training.flops:.3g} FLOPs for each run{f' ({kind})' if kind else ''}."
+                f" {training.flops:.3g} FLOPs for each run{kind}."
             )
+            lines += [
+                f"  From these, by a decay each: {shorter.tokens:,} tokens." for shorter in rung.shorter
+            ]
         for (name, number), plan in self.plans.items():
             if number == 1:
                 lines.append(f"{name} tries {plan.description}.")
         lines.append(f"Pairs: seeds 0 to {self.settings.pairs - 1} at each rung.")
         return "\n".join(lines)
+
+    @property
+    def tuned(self) -> set[int]:
+        """The numbers of the rungs at which learning rates are tuned."""
+        return {number for _, number in self.plans}
 
     def protocol_data(self) -> dict[str, Any]:
         rungs = {f"ladder.{key}": value for key, value in asdict(self.settings).items()}
@@ -238,8 +241,9 @@ class LadderSearch(ArmsSearch):
             }
             if tuning:
                 works.append(work_of(rung, "tuning", tuning, paces))
-            left = {name: self.left(f"seeds-{name}-{rung.number}", pairs) for name in self.arms}
-            works.append(work_of(rung, "paired", left, paces))
+            for plan in (rung, *rung.shorter):
+                left = {name: self.left(f"seeds-{name}-{plan.key}", pairs) for name in self.arms}
+                works.append(work_of(plan, "branching" if plan.is_branch else "paired", left, paces))
         return works
 
     def left(self, name_of_phase: str, runs: int) -> int:
@@ -291,24 +295,26 @@ class LadderSearch(ArmsSearch):
     ) -> bool:
         """Train pairs at each rung, one at each before the next, the largest rung first; return whether all are done.
 
-        Which arm begins alternates, as in a verdict.
+        Which arm begins alternates, as in a verdict. Runs that branch off others come after all of these.
         """
         with contextlib.ExitStack() as stack:
-            searches = [
-                {name: stack.enter_context(self.opened_seeds(name, rung, rates, paces)) for name in self.arms}
-                for rung in reversed(rungs)
-            ]
-            for pairs in range(1, self.settings.pairs + 1):
-                order = [
-                    search
-                    for of_rung in searches
-                    for search in list(of_rung.values())[:: 1 if pairs % 2 else -1]
+
+            def opened(plans: Iterable[RungPlan]) -> list[list[Search]]:
+                return [
+                    [stack.enter_context(self.opened_seeds(name, plan, rates, paces)) for name in self.arms]
+                    for plan in plans
                 ]
-                run_all_until(order, pairs, self.sweeper.n_jobs)
+
+            trunks = opened(reversed(rungs))
+            branches = opened(plan for rung in reversed(rungs) for plan in rung.shorter)
+            for pairs in range(1, self.settings.pairs + 1):
+                for searches in (trunks, branches):
+                    order = [search for of_rung in searches for search in of_rung[:: 1 if pairs % 2 else -1]]
+                    run_all_until(order, pairs, self.sweeper.n_jobs)
             ended = [
                 sum(trial.state.is_finished() for trial in search.trials())
-                for of_rung in searches
-                for search in of_rung.values()
+                for of_rung in (*trunks, *branches)
+                for search in of_rung
             ]
         return min(ended) >= self.settings.pairs
 
@@ -336,11 +342,19 @@ class LadderSearch(ArmsSearch):
             *([f"{RATE}={rates[name].at(training.params)!r}"] if name in rates else []),
             f"seed=range(0,{FIRST_TUNING_SEED})",
             "train.keep_checkpoints=1",
+            *self.branching(name, rung),
             *self.logger_overrides(name),
         ]
-        config = self.config_of(f"seeds-{name}-{rung.number}", keep="all", evaluations=PAIR_EVALUATIONS)
+        config = self.config_of(f"seeds-{name}-{rung.key}", keep="all", evaluations=PAIR_EVALUATIONS)
         self.end_before(config, paces[name].seconds(training))
         return phase(self.sweeper, config, overrides, self.settings.pairs, EACH_ONCE, self.server)
+
+    def branching(self, name: str, rung: RungPlan) -> list[str]:
+        """Return the overrides by which shorter runs branch off longer ones."""
+        if rung.is_branch:
+            return [f"branch_from={spelled(str(self.folder / f'seeds-{name}-{rung.number}'))}"]
+        tokens = ",".join(str(shorter.tokens) for shorter in rung.shorter)
+        return [f"train.branches=[{tokens}]"] if tokens else []
 
     def end_before(self, config: DictConfig, seconds: float) -> None:
         """Have a search start no run that would end after the minutes."""

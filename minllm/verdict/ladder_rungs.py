@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
@@ -13,6 +13,7 @@ from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.page import units
 from minllm.schema.building import build
+from minllm.training.branching import branch_steps
 from minllm.training.preparation import budget_of
 from minllm.verdict.ladder_protocol import Rungs
 
@@ -28,6 +29,7 @@ class Training:
     """A run of an arm at a rung: its model, and how long it trains.
 
     short_steps: the length of a run that only measures the time of a step
+    begins_at: the step from which it branches off a longer run, which has trained the steps before
     """
 
     params: int
@@ -35,6 +37,7 @@ class Training:
     steps: int
     tokens: int
     short_steps: int
+    begins_at: int = 0
 
     @property
     def flops(self) -> float:
@@ -53,6 +56,8 @@ class RungPlan:
     overrides: what gives every arm this size and its tokens
     arms: the run of each arm, by name
     is_tuned, is_check: whether learning rates are tuned here, and whether it is the rung above the ladder
+    ratio: tokens per parameter, if the rung is trained at several; else None
+    shorter: the same size with fewer tokens, whose runs branch off those of this rung
     """
 
     number: int
@@ -60,6 +65,17 @@ class RungPlan:
     arms: Mapping[str, Training]
     is_tuned: bool
     is_check: bool
+    ratio: float | None = None
+    shorter: Sequence[RungPlan] = ()
+
+    @property
+    def key(self) -> str:
+        """What names the folders of its runs."""
+        return f"{self.number}-{self.ratio:g}" if self.is_branch else str(self.number)
+
+    @property
+    def is_branch(self) -> bool:
+        return any(training.begins_at for training in self.arms.values())
 
     @property
     def params(self) -> float:
@@ -67,8 +83,18 @@ class RungPlan:
         return float(next(iter(self.arms.values())).params)
 
     @property
+    def tokens(self) -> int:
+        """Of each run, which are the same for all arms."""
+        return next(iter(self.arms.values())).tokens
+
+    @property
     def label(self) -> str:
         return units.count(self.params).strip()
+
+    @property
+    def place(self) -> str:
+        """What distinguishes its arms from those at other rungs."""
+        return self.label if self.ratio is None else f"{self.label}, {self.ratio:g} tokens per parameter"
 
 
 def rungs_of(
@@ -86,27 +112,56 @@ def rungs_of(
     plans = []
     for at, size in enumerate(sizes):
         params = size if rungs.params else params_for(size, rungs, lambda words: composed(names[0], words))
-        overrides = overrides_for(params, rungs)
-        arms = {name: training_of(composed(name, overrides)) for name in names}
+        *fewer, most = rungs.ratios or [None]
+        overrides = overrides_for(params, most, rungs.tokens)
+        cfgs = {name: composed(name, overrides) for name in names}
+        arms = {name: training_of(cfg) for name, cfg in cfgs.items()}
         refuse_unequal_tokens(arms, params)
         is_check = at == len(rungs.rungs)
-        plans.append(RungPlan(at + 1, overrides, arms, at < rungs.n_tuned and not is_check, is_check))
+        is_tuned = at < rungs.n_tuned and not is_check
+        plan = RungPlan(at + 1, overrides, arms, is_tuned, is_check, most if fewer else None)
+        # the check is of the largest number of tokens alone
+        shorter = [] if is_check else [branching_off(plan, ratio, params, cfgs) for ratio in fewer]
+        plans.append(replace(plan, shorter=shorter))
     return plans
 
 
-def overrides_for(params: float, rungs: Rungs) -> tuple[str, ...]:
-    """Return the overrides that give an arm its size and tokens."""
+def branching_off(trunk: RungPlan, ratio: float, params: float, cfgs: Mapping[str, DictConfig]) -> RungPlan:
+    """Return the plan of runs with fewer tokens, which branch off those of `trunk`.
+
+    Raises:
+        UserError: a schedule's rates depend on the length of the run from the beginning.
+    """
+    overrides = overrides_for(params, ratio, None)
+    tokens = round(params * ratio)
+    arms = {name: shortened(trunk.arms[name], tokens, cfg) for name, cfg in cfgs.items()}
+    refuse_unequal_tokens(arms, params)
+    return RungPlan(trunk.number, overrides, arms, is_tuned=False, is_check=False, ratio=ratio)
+
+
+def shortened(training: Training, tokens: int, cfg: DictConfig) -> Training:
+    """Return a run of fewer tokens that branches off a longer one."""
+    schedule, settings = build(cfg.schedule), replace(build(cfg.train), branches=[float(tokens)])
+    each = training.tokens // training.steps
+    steps = math.ceil(tokens / each)
+    schedule.check(steps)
+    (begins_at,) = branch_steps(settings, schedule, training.steps, each)
+    return replace(training, steps=steps, tokens=steps * each, begins_at=begins_at)
+
+
+def overrides_for(params: float, ratio: float | None, tokens: float | None) -> tuple[str, ...]:
+    """Return the overrides that give an arm its size and tokens, which may be in proportion to the size."""
     size = f"size.params={params:.12g}"
-    tokens = params * rungs.proportion if rungs.proportion else rungs.tokens
+    tokens = params * ratio if ratio else tokens
     return (size,) if tokens is None else (size, "train.steps=null", f"train.tokens={round(tokens)}")
 
 
 def params_for(flops: float, rungs: Rungs, composed: Callable[[tuple[str, ...]], DictConfig]) -> float:
     """Return the parameters with which an arm spends these FLOPs, at a fixed number of tokens per parameter."""
-    assert rungs.proportion is not None
-    params = math.sqrt(flops / (6 * rungs.proportion))
+    (ratio,) = rungs.ratios
+    params = math.sqrt(flops / (6 * ratio))
     for _ in range(ATTEMPTS):
-        spent = training_of(composed(overrides_for(params, rungs))).flops
+        spent = training_of(composed(overrides_for(params, ratio, None))).flops
         if abs(spent / flops - 1) <= CLOSE:
             break
         params *= math.sqrt(flops / spent)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,10 +67,19 @@ class Fit:
     residuals: Floats
     problem: str | None
 
+    @property
+    def is_of_tokens(self) -> bool:
+        """Whether it is a law of parameters and tokens, instead of a single scale."""
+        return len(self.law.exponents) == 2
+
     def interval(self, values: Sequence[float]) -> tuple[float, float]:
         """Return the 95 % percentile interval of something computed from each resampled law."""
         low, high = np.quantile(values, (0.025, 0.975))
         return float(low), float(high)
+
+    @property
+    def exponent_intervals(self) -> list[tuple[float, float]]:
+        return [self.interval(values) for values in zip(*(other.exponents for other in self.resampled))]
 
 
 def fit(
@@ -80,6 +89,7 @@ def fit(
     floor: float | None = None,
     resamples: int = 400,
     seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
 ) -> Fit:
     """Fit a law to runs.
 
@@ -87,7 +97,9 @@ def fit(
         losses: (runs,), above 0, in any unit.
         scales: one or two of (runs,): parameters and tokens, or FLOPs.
         floor: E if it is known, below every loss.
-        resamples: bootstrap resamples of the runs.
+        resamples: bootstrap resamples of the groups of runs.
+        groups: of each run; runs of one group, such as those that share a part of their training, are resampled
+            together. By default each run is a group.
 
     Raises:
         ValueError: there are fewer distinct points than parameters, or a loss isn't above the known floor.
@@ -101,10 +113,19 @@ def fit(
     data = _Data(np.log(losses), np.log(points), floor)
     best = data.fit_from(data.starts())
     generator = np.random.default_rng(seed)
-    drawn = [data.resampled(generator, free) for _ in range(resamples)]
+    members = _members(range(len(losses)) if groups is None else groups)
+    drawn = [data.resampled(generator, free, members) for _ in range(resamples)]
     laws = [sample.law(sample.fit_from(best[None])) for sample in drawn]
     law = data.law(best)
     return Fit(law, laws, data.residuals(best), _problem(law, laws, losses, floor))
+
+
+def _members(groups: Iterable[Hashable]) -> list[list[int]]:
+    """Return the places of the runs of each group."""
+    found: dict[Hashable, list[int]] = {}
+    for place, group in enumerate(groups):
+        found.setdefault(group, []).append(place)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -176,9 +197,10 @@ class _Data:
         found = [minimize(self.cost_and_slope, start, jac=True, method="BFGS") for start in starts]
         return min(found, key=lambda result: result.fun).x
 
-    def resampled(self, generator: np.random.Generator, free: int) -> _Data:
+    def resampled(self, generator: np.random.Generator, free: int, members: Sequence[Sequence[int]]) -> _Data:
         while True:
-            chosen = generator.integers(0, len(self.losses_R), len(self.losses_R))
+            drawn = generator.integers(0, len(members), len(members))
+            chosen = [place for group in drawn for place in members[group]]
             if len(np.unique(self.scales_SR[:, chosen], axis=1).T) >= free:
                 return _Data(self.losses_R[chosen], self.scales_SR[:, chosen], self.floor)
 
@@ -186,11 +208,13 @@ class _Data:
 def _problem(law: Law, resampled: Sequence[Law], losses: Floats, floor: float | None) -> str | None:
     """Return why a law's parameters can't be identified."""
     for at, exponent in enumerate(law.exponents):
+        of = "" if len(law.exponents) == 1 else f" of {('parameters', 'tokens')[at]}"
         values = [other.exponents[at] for other in resampled]
         if not FLATTEST < exponent < STEEPEST:
-            return f"the best exponent is {exponent:.3g}: over this range of scales the losses follow no power law"
+            return f"the best exponent{of} is {exponent:.3g}: over this range of scales the losses follow no power law"
         if values and min(values) < FLATTEST:
-            return "some resamples have an exponent of 0: the losses hardly depend on the scale, or differ too much"
+            why = "the losses hardly depend on the scale, or differ too much"
+            return f"some resamples have an exponent{of} of 0: {why}"
     if floor is None and resampled:
         spread = np.ptp([other.floor for other in resampled])
         if spread > float(losses.min()):

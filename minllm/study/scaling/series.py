@@ -1,0 +1,80 @@
+"""The pairs of two families that form one ladder: those with the same tokens, or the same tokens per parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from minllm.page import units
+from minllm.study.arms import Arm
+
+APART = 0.05
+"""Up to this relative distance, two sizes or numbers of tokens are the same."""
+LEAST_RUNGS = 3
+
+Pair = tuple[Arm, Arm]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Arms of two families at several sizes, baseline first.
+
+    tokens, tokens_per_param: what distinguishes these pairs from other series of the same families; both are None if
+        there is no other
+    """
+
+    pairs: Sequence[Pair]
+    tokens: float | None = None
+    tokens_per_param: float | None = None
+
+    @property
+    def label(self) -> str:
+        if self.tokens is not None:
+            return f"{units.count(self.tokens)} tokens"
+        return f"{self.tokens_per_param:.3g} tokens per parameter" if self.tokens_per_param else ""
+
+
+def series_of(pairs: Sequence[Pair]) -> list[Series]:
+    """Return the series among pairs, that with the fewest tokens first; those of fewer than three sizes are left out.
+
+    Pairs of several sizes and numbers of tokens are sorted by tokens per parameter or by tokens, whichever leaves out
+    fewer of them.
+    """
+    sizes = grouped(pairs, params_of)
+    if len(sizes) == len(pairs):
+        return [Series(pairs)] if len(pairs) >= LEAST_RUNGS else []
+    by_ratio, by_tokens = (
+        [group for group in grouped(pairs, value_of) if len(group) >= LEAST_RUNGS]
+        for value_of in (tokens_per_param_of, tokens_of)
+    )
+    if sum(map(len, by_tokens)) > sum(map(len, by_ratio)):
+        return [Series(group, tokens=tokens_of(group[0][0])) for group in by_tokens]
+    return [Series(group, tokens_per_param=tokens_per_param_of(group[-1][0])) for group in by_ratio]
+
+
+def grouped(pairs: Sequence[Pair], value_of: Callable[[Arm], float]) -> list[list[Pair]]:
+    """Group pairs by a value of their first arm, the smallest value first."""
+    groups: list[list[Pair]] = []
+    for pair in sorted(pairs, key=lambda pair: value_of(pair[0])):
+        if groups and value_of(pair[0]) <= value_of(groups[-1][0][0]) * (1 + APART):
+            groups[-1].append(pair)
+        else:
+            groups.append([pair])
+    return [sorted(group, key=lambda pair: params_of(pair[0])) for group in groups]
+
+
+def are_close(one: float, other: float) -> bool:
+    return abs(math.log(one / other)) <= math.log1p(APART)
+
+
+def params_of(arm: Arm) -> float:
+    return float(arm.first.summary["params"])
+
+
+def tokens_of(arm: Arm) -> float:
+    return float(arm.first.summary["tokens"])
+
+
+def tokens_per_param_of(arm: Arm) -> float:
+    return tokens_of(arm) / params_of(arm)
