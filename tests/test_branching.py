@@ -63,6 +63,7 @@ def runs(words, tmp_path_factory):
 def found(run):
     """All that a run has found from the branching point on, without what depends on the clock or on the trunk."""
     last = Path(run, f"checkpoints/step-{SHORT // TOKENS:06d}")
+    assert last.is_dir()
     summary = json.loads(Path(run, "summary.json").read_text(encoding="utf-8"))
     progress = json.loads((last / "state.json").read_text())
     files = {name: crc for name, crc in progress["files"].items() if name != "optimizer.pt"}
@@ -107,6 +108,15 @@ def test_a_killed_branch_goes_on_to_the_same_result(words, runs):
             resume = str(run) if (run / "config.yaml").exists() else None
             task.train(cfg, run, resume=resume, branch_from=cfg.branch_from)
         assert found(run) == found(runs / "alone"), moments.copies[run]
+
+
+def test_a_branch_may_have_nothing_left_to_train(words):
+    """Without a decay it is a part of its trunk."""
+    words = [*(word for word in words if "decay_steps" not in word), "schedule=constant"]
+    train(words, f"train.tokens={LONG}", f"train.branches=[{SHORT}]", "train.eval_every=4", run="trunk")
+    train(words, f"train.tokens={SHORT}", run="alone")
+    assert train(words, f"train.tokens={SHORT}", "branch_from=trunk")["branch"]["tokens"] == 0
+    assert found("run") == found("alone")
 
 
 def test_a_longer_run_branches_off_a_shorter_one(words, runs):

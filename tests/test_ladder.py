@@ -59,6 +59,12 @@ RUNGS = {
         ({"pairs": 1001}, "ladder.pairs can't exceed 1000"),
         ({"tuned": 4}, "ladder.tuned=4 is more than the 3 rungs of ladder.params"),
         ({"tokens": 1e6, "tokens_per_param": 20}, "can't be combined with ladder.tokens_per_param"),
+        ({"tokens_per_param": [20, 21]}, r"increasing ones.*such as \[10,20,40\]"),
+        ({"tokens_per_param": []}, "must be a number, or several increasing ones"),
+        (
+            {"params": None, "flops": [1e12, 2e12, 4e12], "tokens_per_param": [10, 20]},
+            "type a single ladder.tok",
+        ),
     ],
 )
 def test_rungs_that_show_no_trend_are_refused(changed, sentence):
@@ -230,14 +236,14 @@ LADDER = (
 )
 
 
-def climbed(*words: str) -> bool | None:
+def climbed(*words: str, launcher: type[Instant] = Written) -> bool | None:
     """Climb in the current folder as `python sweep.py search=ladder <words>` would."""
-    Plugins.instance().register(Written)
-    node = {"_target_": "tests.test_ladder.Written"}
-    ConfigStore.instance().store(group="hydra/launcher", name="written", node=node, replace=True)
-    Written.launched = []
+    Plugins.instance().register(launcher)
+    node, name = {"_target_": f"{launcher.__module__}.{launcher.__name__}"}, launcher.__name__.lower()
+    ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, replace=True)
+    launcher.launched = []
     typed = [quoted(word) for word in ("search=ladder", *LADDER, *words)]
-    with composed(*typed, "hydra/launcher=written") as (master, context):
+    with composed(*typed, f"hydra/launcher={name}") as (master, context):
         sweeper = Plugins.instance().instantiate_sweeper(
             config=master, hydra_context=context, task_function=lambda cfg: None
         )

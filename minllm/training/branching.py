@@ -220,7 +220,8 @@ def branch_steps(settings: Settings, schedule: Schedule, steps: int, tokens_per_
         if until <= schedule.warmup(steps) + 1:
             raise UserError(
                 f"A run of {tokens:g} tokens has other learning rates than this one from step {until} on, so that it"
-                " can't branch from it: type schedule=wsd and schedule.warmup_steps=<steps>, fewer than it has."
+                " can't branch from it: type schedule=wsd and schedule.warmup_steps=<steps>, and let warm-up and decay"
+                " leave some steps between them."
             )
         found.append(until)
     return tuple(found)

@@ -62,6 +62,9 @@ def fit(run: Run) -> int | None:
         if progress.step > 0:
             last = budget.spent(progress.step, progress.seconds)
             catch_up(run, last)
+            if last and run.branch:
+                progress.total_steps = budget.total_steps
+                save(run)
             stopping = run.processes.any_signal(interruption.signal)
         while not last and stopping is None:
             step_began = time.perf_counter()
@@ -137,7 +140,7 @@ def catch_up(run: Run, last: bool) -> None:
     evaluates = due(settings.eval_every, progress.step, last) or part_ended(run)
     if evaluates and "val_loss" not in run.recorded:
         record_evaluation(run, last)
-        if run.processes.is_first:
+        if run.processes.is_first and checkpoints.is_saved(run.folder.checkpoints, progress.step):
             progress.records = marked(run.folder.path)
             run.folder.written(lambda: checkpoints.save_progress(run.folder.checkpoints, progress))
     if due(settings.sample_every, progress.step, last) and not run.is_sampled:
