@@ -267,10 +267,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def composed_once() -> Iterator[None]:
-    """Compose an arm and solve for its widths once at each size: all of its runs ask again."""
+    """Compose an arm, solve for its widths and check it once at each size: all of its runs ask again."""
+    cfgs: dict[tuple[str, ...], DictConfig] = {}
+    refusals: dict[tuple[str, ...], str | None] = {}
     widths: dict[tuple[object, ...], DictConfig] = {}
-    arms: dict[tuple[str, ...], DictConfig] = {}
-    sized, compose = minllm.model.size.sized, SearchSpec.composed
+    settled, refusal, sized = SearchSpec.settled, SearchSpec._refusal, minllm.model.size.sized
 
     def sized_once(cfg: DictConfig) -> DictConfig:
         key = (*cfg.size.values(), *cfg.norm.values(), cfg.model.dim, cfg.tokenizer._target_)
@@ -280,22 +281,33 @@ def composed_once() -> Iterator[None]:
         result.model = widths[key]
         return result
 
-    def compose_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
-        varying = [word for word in overrides if re.fullmatch(r"(seed|optim\.lr)=[\d.e-]+", word)]
-        key = tuple(word for word in overrides if word not in varying)
-        if key not in arms:
-            arms[key] = compose(self, overrides)
-        cfg = arms[key].copy()
-        for name, _, value in (word.partition("=") for word in varying):
+    def common(overrides: Sequence[str]) -> tuple[str, ...]:
+        return tuple(word for word in overrides if not re.fullmatch(VARYING, word))
+
+    def settled_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
+        key = common(overrides)
+        if key not in cfgs:
+            cfgs[key] = settled(self, overrides)
+        cfg = cfgs[key].copy()
+        for name, _, value in (word.partition("=") for word in overrides if word not in key):
             OmegaConf.update(cfg, name, int(value) if name == "seed" else float(value))
         return cfg
 
+    def refusal_once(self: SearchSpec, overrides: Sequence[str]) -> str | None:
+        key = common(overrides)
+        if key not in refusals:
+            refusals[key] = refusal(self, overrides)
+        return refusals[key]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minllm.model.size.sized", sized_once)
-        patch.setattr(SearchSpec, "composed", compose_once)
+        patch.setattr(SearchSpec, "settled", settled_once)
+        patch.setattr(SearchSpec, "_refusal", refusal_once)
         yield
 
 
+VARYING = r"(seed|optim\.lr)=[\d.e-]+"
+"""What differs between the runs of an arm at a size."""
 FOLDER = Path("outputs/sweeps/a-search")
 
 

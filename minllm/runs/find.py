@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -322,14 +323,18 @@ def with_sections_from(
 
 def named_keys(overrides: Iterable[str]) -> set[str]:
     """Return the keys that overrides set: `["model/attn=mqa", "train={steps: 5}"]` gives model.attn, train.steps."""
+    return {key for override in overrides for key in _keys_set_by(override)}
+
+
+@functools.lru_cache(4096)  # parsing is slow, and a search asks again for each trial
+def _keys_set_by(override: str) -> tuple[str, ...]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    keys: set[str] = set()
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key = (override.package or override.key_or_group).replace("/", ".")
-        if key.partition(".")[0] != "hydra":
-            keys.update(name for name, _ in leaves(override.value(), key))
-    return keys
+    parsed = OverridesParser.create().parse_override(override)
+    key = (parsed.package or parsed.key_or_group).replace("/", ".")
+    if key.partition(".")[0] == "hydra":
+        return ()
+    return tuple(name for name, _ in leaves(parsed.value(), key))
 
 
 def select(cfg: DictConfig, key: str) -> object:
