@@ -205,11 +205,12 @@ class Written(Instant):
         assignment = json.loads(Assignment.file(self.folder, initial_job_idx).read_text())
         cfg = OmegaConf.create(assignment["config"])
         Written.before_launch(cfg, self.folder)
-        Written.launched.append((self.folder.name, cfg))
+        type(self).launched.append((self.folder.name, cfg))
         run_dir = Path(assignment["run_dir"])
         run_dir.mkdir(parents=True)
         OmegaConf.save(cfg, run_dir / "config.yaml")
-        bpb, tokens = self.loss(cfg), int(cfg.train.steps or 5) * 4 * 32
+        tokens = 128 * math.ceil((cfg.train.tokens or 128 * (cfg.train.steps or 5)) / 128)
+        bpb = self.loss(cfg)
         write_metrics(run_dir, bpb, cfg.seed, [tokens // 2, tokens])
         counted = {"params": cfg.size.params, "tokens": tokens, "steps": tokens // 128}
         summary = figures(bpb, cfg.seed, **counted, flops_per_token=6 * cfg.size.params)
