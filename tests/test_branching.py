@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 import minllm
 from minllm.errors import UserError
 from minllm.runs import folder as rundir
+from minllm.runs.outcome import Outcome, write
+from minllm.study.selection import Selection, find
 from minllm.training import train as task
 from minllm.training.branching import first_difference
 from minllm.training.schedules import WSD, Cosine
@@ -180,6 +182,10 @@ def test_where_the_trunk_diverged_so_would_its_branch(words, runs):
         log.write("The loss is NaN or infinite at step 2: training diverged. Try a lower optim.lr.\n")
     with pytest.raises(Diverged, match="at step 2: training diverged"):
         train(words, f"train.tokens={SHORT}", "branch_from=trunk")
+    # a search adds its own record, by which a comparison counts it as diverged
+    write(Outcome("pruned", reason="diverged", text="It diverged."), Path("run"), "attempt")
+    (run,) = find(Selection(["run"]))[1]
+    assert run.lost == "diverged" and run.cfg["train"]["tokens"] == SHORT
 
 
 @pytest.mark.parametrize(

@@ -109,19 +109,18 @@ def test_the_error_of_an_optimum_is_how_much_it_varies():
     best = [optimum_of(1e5, tuning(0.004, noise=0.2, seed=seed)) for seed in range(200)]
     spread = np.std([math.log2(one.rate) for one in best])
     assert 0.8 < np.sqrt(np.mean([one.error**2 for one in best])) / spread < 1.25
-    assert max(one.freedom for one in best) == 10 - 4
 
 
 def test_without_a_fit_an_optimum_is_as_uncertain_as_the_spacing_of_the_rates():
     tried = [Tried({"optim.lr": rate}, {1000: loss}) for rate, loss in ((0.001, 2.0), (0.002, 1.9))]
     best = optimum_of(1e5, Tuning(tried, {"optim.lr": 0.002}, "", 4))
-    assert (best.error, best.freedom) == (pytest.approx(1 / math.sqrt(3)), 0)
+    assert best.error == pytest.approx(1 / math.sqrt(3))
 
 
 def test_a_slope_that_is_well_known_is_extrapolated():
     slope = -0.8
     sizes = (1e5, 1e6, 1e7, 1e8)
-    line = line_through([Optimum(size, 0.01 * (size / 1e5) ** slope, 0.15, 4) for size in sizes])
+    line = line_through([Optimum(size, 0.01 * (size / 1e5) ** slope, 0.15) for size in sizes])
     assert line.slope == pytest.approx(slope, abs=0.02) and line.estimated == pytest.approx(slope)
     assert line.at(1e9) == pytest.approx(0.01 * 1e4**slope, rel=0.2)
     assert "straight line" in line.sentence and "-0.80 ±" in line.sentence
@@ -130,7 +129,7 @@ def test_a_slope_that_is_well_known_is_extrapolated():
 @pytest.mark.parametrize("rates", [(0.227, 0.0627), (0.01, 0.02), (0.01, 0.01)])
 def test_a_slope_of_two_close_sizes_is_hardly_believed(rates):
     """A wrong slope would be extrapolated far: what two rates say of it is as uncertain as their distance is short."""
-    line = line_through([Optimum(1e5, rates[0], 0.4, 2), Optimum(2e5, rates[1], 0.4, 2)])
+    line = line_through([Optimum(1e5, rates[0], 0.4), Optimum(2e5, rates[1], 0.4)])
     assert -0.6 < line.slope < 0.1
     low, high = sorted((USUAL, line.estimated))
     assert low <= line.slope <= high
@@ -139,14 +138,14 @@ def test_a_slope_of_two_close_sizes_is_hardly_believed(rates):
 def test_optima_that_scatter_make_a_slope_less_certain():
     sizes = (1e5, 4e5, 1.6e6)
     smooth, scattered = (
-        line_through([Optimum(size, rate, 0.15, 8) for size, rate in zip(sizes, rates)])
+        line_through([Optimum(size, rate, 0.15) for size, rate in zip(sizes, rates)])
         for rates in ((0.01, 0.02, 0.04), (0.01, 0.08, 0.04))
     )
     assert scattered.error > smooth.error and scattered.slope < smooth.slope
 
 
 def test_a_better_known_optimum_counts_more_and_a_single_one_alone():
-    optima = [Optimum(1e5, 0.01, 0.15, 4), Optimum(2e5, 0.02, 1.5, 4)]
+    optima = [Optimum(1e5, 0.01, 0.15), Optimum(2e5, 0.02, 1.5)]
     assert line_through(optima).at(1e5) == pytest.approx(0.01, rel=0.02)
     alone = line_through(optima[:1])
     assert alone.at(1e7) == 0.01 and math.isnan(alone.error) and "the lowest size" in alone.sentence

@@ -28,7 +28,7 @@ from minllm.schema.building import build
 from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 from minllm.training.averaging import Average
-from minllm.training.branching import branch_of, branch_steps
+from minllm.training.branching import Branch, branch_of, branch_steps
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.graphs import check_graphs
@@ -38,6 +38,7 @@ from minllm.training.pending import LAG, PendingMetrics
 from minllm.training.resuming import last_checkpoint, same_average, same_configuration, same_data
 from minllm.training.run import Run
 from minllm.training.settings import Settings
+from minllm.training.step import Diverged
 
 PAGES_NOTE = (
     "glibc keeps freed pages, which makes steps faster but uses some memory (train.malloc=default: off)."
@@ -72,7 +73,7 @@ def prepare(
     if not resume:
         folder.refuse_another_run()
     checkpoint = last_checkpoint(folder, resume) if resume else None
-    branch = branch_of(cfg, branch_from) if branch_from and not checkpoint else None
+    branch = begun_elsewhere(cfg, branch_from, folder) if branch_from and not checkpoint else None
     progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
     if branch:
         checkpoint, progress = branch.checkpoint, branch.progress
@@ -235,6 +236,17 @@ def continuation_notes(
 
 
 # ---- its parts -----------------------------------------------------------------------------------
+
+
+def begun_elsewhere(cfg: DictConfig, branch_from: str, folder: RunDir) -> Branch:
+    """Return where a run branches off. If its trunk diverged before, the folder tells so, as that of a diverged run."""
+    try:
+        return branch_of(cfg, branch_from)
+    except Diverged as error:
+        with folder.alone():
+            folder.begin(cfg, build(cfg.tokenizer))
+            folder.note(str(error))
+        raise
 
 
 def refuse_unequal_passes(objective: Objective, model: LM, processes: Processes) -> None:
