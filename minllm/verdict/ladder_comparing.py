@@ -104,9 +104,10 @@ def checked(search: LadderSearch, comparison: Comparison, train: Callable[[RungP
     """
     rung = search.rungs[-1]
     floor = floor_of(comparison.arms)
+    of_most_tokens = {ladder.arm: ladder for ladder in comparison.ladders}  # the last of each arm
     predictions = {
-        ladder.arm: prediction_for(ladder, rung, search, floor)
-        for ladder in comparison.ladders
+        arm: prediction_for(ladder, rung, search, floor)
+        for arm, ladder in of_most_tokens.items()
         if ladder.answer
     }
     if not predictions:

@@ -16,9 +16,19 @@ from minllm.study.divergence import diverged_seeds
 from minllm.study.measures import METRIC
 from minllm.study.scaling.answer import Answer, Rung, answer
 from minllm.study.scaling.check import Check
+from minllm.study.scaling.frontier import Best, bests_of, common_seeds, edge_problem, losses_at_best
 from minllm.study.scaling.law import Fit, fit
 from minllm.study.scaling.rates import RateLine
-from minllm.study.scaling.series import LEAST_RUNGS, Pair, Series, are_close, params_of, series_of, tokens_of
+from minllm.study.scaling.series import (
+    LEAST_RUNGS,
+    Pair,
+    Series,
+    are_close,
+    flops_of,
+    params_of,
+    series_of,
+    tokens_of,
+)
 from minllm.study.selection import LeftOut
 
 Axis = Literal["params", "flops"]
@@ -73,6 +83,8 @@ class Ladder:
         the families were trained with several numbers of tokens at each size, otherwise of the size
     points: the runs of each family, baseline first
     series: its pairs, and what distinguishes them from those of other ladders of the same families
+    bests: of IsoFLOP, the best size of each family at each budget, baseline first; the rungs are then the budgets, and
+        their losses those at the best sizes
     rates: the learning rates of each family, baseline first; None where they weren't tuned for this ladder
     check: how the prediction for a rung above the largest one turned out, if one was trained
     """
@@ -89,6 +101,7 @@ class Ladder:
     check: Check | None = None
     points: Sequence[Sequence[Point]] = ((), ())
     series: Series = Series(())
+    bests: Sequence[Sequence[Best]] = ((), ())
 
     @property
     def at(self) -> str:
@@ -195,29 +208,53 @@ def between(
     families = [Family(side.name, [pair[at] for pair in pairs]) for at, side in enumerate((baseline, other))]
     if not several:
         return []
-    of_tokens = len(several) > 1
+    of_tokens = len(several) > 1 or bool(several[0].budgets)
     laws = [law_of(family.arms, axis_of(several[0]), floor, of_tokens=of_tokens) for family in families]
     found = []
     for series in several:
-        axis = axis_of(series)
-        rungs = [rung_of(a, b, axis) for a, b in series.pairs]
-        problem = why_unanswered(series, rungs, floor, left_out)
+        ladder = Ladder(
+            arm=other.name,
+            baseline=baseline.name,
+            axis=axis_of(series),
+            floor=floor,
+            rungs=[rung_of(a, b, axis_of(series)) for a, b in series.pairs],
+            answer=None,
+            laws=laws,
+            rates=(baseline.rates, other.rates),
+            points=[points_of(family.arms, law) for family, law in zip(families, laws)],
+            series=series,
+        )
+        ladder = with_frontier(ladder) if series.budgets else ladder
+        problem = ladder.problem or why_unanswered(series, ladder.rungs, floor, left_out)
         found.append(
-            Ladder(
-                arm=other.name,
-                baseline=baseline.name,
-                axis=axis,
-                floor=floor,
-                rungs=rungs,
-                answer=None if problem else answer(rungs, floor=floor),
-                laws=laws,
-                problem=problem,
-                rates=(baseline.rates, other.rates),
-                points=[points_of(family.arms, law) for family, law in zip(families, laws)],
-                series=series,
-            )
+            replace(ladder, problem=problem, answer=None if problem else answer(ladder.rungs, floor=floor))
         )
     return found
+
+
+def with_frontier(ladder: Ladder) -> Ladder:
+    """Return a ladder of IsoFLOP, whose rungs are budgets, with the losses at the best size of each family."""
+    budgets = ladder.series.budgets
+    sides = [[[pair[at] for pair in budget] for budget in budgets] for at in (0, 1)]
+    if any(law is None or law.problem for law in ladder.laws):
+        why = next((law.problem for law in ladder.laws if law and law.problem), "they have too few points")
+        problem = f"The laws of parameters and tokens don't determine the best sizes: {why}."
+        return replace(ladder, rungs=[], problem=problem)
+    bests = [bests_of(side, law) for side, law in zip(sides, ladder.laws)]
+    rungs = []
+    for at, budget in enumerate(budgets):
+        seeds = common_seeds([arm for pair in budget for arm in pair])
+        size = float(np.mean([flops_of(arm) for pair in budget for arm in pair]))
+        losses = (
+            losses_at_best(side[at], of_side[at], law.law, seeds)
+            for side, of_side, law in zip(sides, bests, ladder.laws)
+        )
+        rungs.append(Rung(size, *losses))
+    rungs = [rung for rung in rungs if rung.arm]
+    problem = edge_problem((ladder.baseline, ladder.arm), bests)
+    if len(rungs) < LEAST_RUNGS:
+        problem = f"It needs {LEAST_RUNGS} budgets at which all sizes have a seed in common."
+    return replace(ladder, rungs=rungs, bests=bests, problem=problem)
 
 
 def why_unanswered(
@@ -271,7 +308,7 @@ def points_of(arms: Sequence[Arm], law: Fit | None) -> list[Point]:
         Point(
             params=params_of(arm),
             tokens=tokens_of(arm),
-            flops=size_of(arm, "flops"),
+            flops=flops_of(arm),
             seconds=float(summary["wall_seconds"]),
             seed=seed,
             loss=summary[METRIC],
@@ -282,5 +319,4 @@ def points_of(arms: Sequence[Arm], law: Fit | None) -> list[Point]:
 
 
 def size_of(arm: Arm, axis: Axis) -> float:
-    summary = arm.first.summary
-    return float(summary["params"] if axis == "params" else summary["tokens"] * summary["flops_per_token"])
+    return params_of(arm) if axis == "params" else flops_of(arm)

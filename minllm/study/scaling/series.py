@@ -1,4 +1,8 @@
-"""The pairs of two families that form one ladder: those with the same tokens, or the same tokens per parameter."""
+"""The pairs of two families that form one ladder.
+
+With several sizes and numbers of tokens these are the pairs with the same tokens, or with the same tokens per
+parameter; or all of them, if there are several sizes at each of several budgets of FLOPs (IsoFLOP).
+"""
 
 from __future__ import annotations
 
@@ -22,11 +26,13 @@ class Series:
 
     tokens, tokens_per_param: what distinguishes these pairs from other series of the same families; both are None if
         there is no other
+    budgets: of IsoFLOP, the pairs with the same FLOPs, the fewest first; else none
     """
 
     pairs: Sequence[Pair]
     tokens: float | None = None
     tokens_per_param: float | None = None
+    budgets: Sequence[Sequence[Pair]] = ()
 
     @property
     def label(self) -> str:
@@ -38,19 +44,23 @@ class Series:
 def series_of(pairs: Sequence[Pair]) -> list[Series]:
     """Return the series among pairs, that with the fewest tokens first; those of fewer than three sizes are left out.
 
-    Pairs of several sizes and numbers of tokens are sorted by tokens per parameter or by tokens, whichever leaves out
-    fewer of them.
+    Pairs of several sizes and numbers of tokens are sorted by FLOPs, tokens per parameter or tokens, whichever leaves
+    out the fewest of them.
     """
     sizes = grouped(pairs, params_of)
     if len(sizes) == len(pairs):
         return [Series(pairs)] if len(pairs) >= LEAST_RUNGS else []
-    by_ratio, by_tokens = (
+    by_flops, by_ratio, by_tokens = (
         [group for group in grouped(pairs, value_of) if len(group) >= LEAST_RUNGS]
-        for value_of in (tokens_per_param_of, tokens_of)
+        for value_of in (flops_of, tokens_per_param_of, tokens_of)
     )
-    if sum(map(len, by_tokens)) > sum(map(len, by_ratio)):
-        return [Series(group, tokens=tokens_of(group[0][0])) for group in by_tokens]
-    return [Series(group, tokens_per_param=tokens_per_param_of(group[-1][0])) for group in by_ratio]
+    by_flops = by_flops if len(by_flops) >= LEAST_RUNGS else []
+    fewest_left_out = max((by_flops, by_ratio, by_tokens), key=lambda groups: sum(map(len, groups)))
+    if fewest_left_out is by_flops and by_flops:
+        return [Series([pair for group in by_flops for pair in group], budgets=by_flops)]
+    if fewest_left_out is by_ratio:
+        return [Series(group, tokens_per_param=tokens_per_param_of(group[-1][0])) for group in by_ratio]
+    return [Series(group, tokens=tokens_of(group[0][0])) for group in by_tokens]
 
 
 def grouped(pairs: Sequence[Pair], value_of: Callable[[Arm], float]) -> list[list[Pair]]:
@@ -78,3 +88,8 @@ def tokens_of(arm: Arm) -> float:
 
 def tokens_per_param_of(arm: Arm) -> float:
     return tokens_of(arm) / params_of(arm)
+
+
+def flops_of(arm: Arm) -> float:
+    """Return the FLOPs of training of one run."""
+    return tokens_of(arm) * float(arm.first.summary["flops_per_token"])
