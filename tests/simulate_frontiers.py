@@ -130,7 +130,7 @@ def simulated(world: World, generator: np.random.Generator, resamples: int) -> t
 
 
 def coverage(world: World, ladders: int, seed: int = 0, resamples: int = 2) -> tuple[float, float, int]:
-    """Return how often intervals contain the true difference at 4 and 16 times the FLOPs, and how many have an answer."""
+    """Return how often intervals contain the true difference at 4 and 16 times the FLOPs, and the number of answers."""
     hits = []
     for index in range(ladders):
         ladder, arms = simulated(world, np.random.default_rng((seed, index)), resamples)

@@ -18,8 +18,8 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-import minllm.model.size
 from minllm.errors import UserError
+from minllm.model.size import sized
 from minllm.page.terminal import json_output
 from minllm.runs.outcome import Outcome, write
 from minllm.schema.overrides import quoted
@@ -39,9 +39,12 @@ from tests.specs import composed
 from tests.test_report_schema import validate_answer, validate_report
 
 RUNGS = {
-    **{"params": [2e5, 4e5, 8e5], "flops": None, "pairs": 4, "tuned": None},
+    **{"params": [2e5, 4e5, 8e5], "flops": None, "sizes": None, "pairs": 4, "tuned": None},
     **{"tokens": None, "tokens_per_param": None, "check": False},
 }
+
+
+OF_FLOPS = {"params": None, "flops": [1e12, 2e12, 4e12]}
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -60,9 +63,15 @@ RUNGS = {
         ({"tuned": 4}, "ladder.tuned=4 is more than the 3 rungs of ladder.params"),
         ({"tokens": 1e6, "tokens_per_param": 20}, "can't be combined with ladder.tokens_per_param"),
         ({"tokens_per_param": [20, 21]}, r"increasing ones.*such as \[10,20,40\]"),
+        ({"sizes": [0.5, 1, 2]}, "type 'ladder.flops=.*instead of ladder.params"),
+        ({"sizes": [1, 2]}, r"ladder.sizes must be 3 or more increasing factors.*\[0.25,0.5,1,2,4\]"),
+        (
+            {**OF_FLOPS, "sizes": [0.5, 1, 2], "check": True},
+            "ladder.check can't be combined with ladder.sizes",
+        ),
         ({"tokens_per_param": []}, "must be a number, or several increasing ones"),
         (
-            {"params": None, "flops": [1e12, 2e12, 4e12], "tokens_per_param": [10, 20]},
+            {**OF_FLOPS, "tokens_per_param": [10, 20]},
             "type a single ladder.tok",
         ),
     ],
@@ -211,14 +220,17 @@ class Written(Instant):
         tokens = 128 * math.ceil((cfg.train.tokens or 128 * (cfg.train.steps or 5)) / 128)
         bpb = self.loss(cfg)
         write_metrics(run_dir, bpb, cfg.seed, [tokens // 2, tokens])
-        counted = {"params": cfg.size.params, "tokens": tokens, "steps": tokens // 128}
-        summary = figures(bpb, cfg.seed, **counted, flops_per_token=6 * cfg.size.params)
+        counted = {"params": round(cfg.size.params), "tokens": tokens, "steps": tokens // 128}
+        summary = figures(bpb, cfg.seed, **counted, flops_per_token=self.flops_per_token(cfg))
         (run_dir / "summary.json").write_text(json.dumps(summary))
         (run_dir / "environment.json").write_text(json.dumps(ENVIRONMENT))
         (run_dir / "log.txt").write_text("Training.\nThe last line.\n")
         outcome = Outcome("complete", bpb, figures={"seconds": Written.seconds})
         write(outcome, run_dir, assignment["attempt"])
         return [JobReturn(status=JobStatus.COMPLETED)]
+
+    def flops_per_token(self, cfg: DictConfig) -> float:
+        return 6 * cfg.size.params
 
     def loss(self, cfg: DictConfig) -> float:
         relative = cfg.size.params / 2e4
@@ -267,47 +279,47 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def composed_once() -> Iterator[None]:
-    """Compose an arm, solve for its widths and check it once at each size: all of its runs ask again."""
+    """Compose and check an arm once, and solve for its widths once at each size: all of its runs ask again."""
     cfgs: dict[tuple[str, ...], DictConfig] = {}
     refusals: dict[tuple[str, ...], str | None] = {}
     widths: dict[tuple[object, ...], DictConfig] = {}
-    settled, refusal, sized = SearchSpec.settled, SearchSpec._refusal, minllm.model.size.sized
+    settled, refusal = SearchSpec.settled, SearchSpec._refusal
 
-    def sized_once(cfg: DictConfig) -> DictConfig:
-        key = (*cfg.size.values(), *cfg.norm.values(), cfg.model.dim, cfg.tokenizer._target_)
-        if key not in widths:
-            widths[key] = sized(cfg).model
-        result = cfg.copy()
-        result.model = widths[key]
-        return result
-
-    def common(overrides: Sequence[str]) -> tuple[str, ...]:
-        return tuple(word for word in overrides if not re.fullmatch(VARYING, word))
+    def split(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+        varying = [word for word in overrides if re.fullmatch(VARYING, word)]
+        return tuple(word for word in overrides if word not in varying), varying
 
     def settled_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
-        key = common(overrides)
-        if key not in cfgs:
-            cfgs[key] = settled(self, overrides)
-        cfg = cfgs[key].copy()
-        for name, _, value in (word.partition("=") for word in overrides if word not in key):
-            OmegaConf.update(cfg, name, int(value) if name == "seed" else float(value))
+        common, varying = split(overrides)
+        if common not in cfgs:
+            cfgs[common] = settled(self, common)
+        cfg = cfgs[common].copy()
+        for name, _, value in (word.partition("=") for word in varying):
+            is_place = name == "branch_from"
+            OmegaConf.update(cfg, name, str(Path(value).resolve()) if is_place else json.loads(value))
+        return sized_once(cfg, common) if cfg.size.params else cfg
+
+    def sized_once(cfg: DictConfig, arm: tuple[str, ...]) -> DictConfig:
+        key = (cfg.size.params, *(word for word in arm if not word.startswith("train.")))
+        if key not in widths:
+            widths[key] = sized(cfg).model
+        cfg.model = widths[key]
         return cfg
 
     def refusal_once(self: SearchSpec, overrides: Sequence[str]) -> str | None:
-        key = common(overrides)
-        if key not in refusals:
-            refusals[key] = refusal(self, overrides)
-        return refusals[key]
+        common, _ = split(overrides)
+        if common not in refusals:
+            refusals[common] = refusal(self, overrides)
+        return refusals[common]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minllm.model.size.sized", sized_once)
         patch.setattr(SearchSpec, "settled", settled_once)
         patch.setattr(SearchSpec, "_refusal", refusal_once)
         yield
 
 
-VARYING = r"(seed|optim\.lr)=[\d.e-]+"
-"""What differs between the runs of an arm at a size."""
+VARYING = r"(seed|optim\.lr|size\.params|train\.(steps|tokens|branches))=[\d.,e+\[\]null-]+|branch_from=.*"
+"""What differs between the runs of an arm."""
 FOLDER = Path("outputs/sweeps/a-search")
 
 

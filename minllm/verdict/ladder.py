@@ -131,7 +131,8 @@ class LadderSearch(ArmsSearch):
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
         if sweeper.chooses_jobs:
-            sweeper.n_jobs = jobs_for(self.config, composed(next(iter(self.arms)), highest.overrides))
+            largest = max(highest.plans, key=lambda plan: plan.params)
+            sweeper.n_jobs = jobs_for(self.config, composed(next(iter(self.arms)), largest.overrides))
         self.plans: dict[tuple[str, int], RateSearch] = {
             (name, rung.number): plan_of(name, cfgs[name], self.protocol)
             for rung in self.rungs
@@ -149,9 +150,7 @@ class LadderSearch(ArmsSearch):
                 f"Rung {rung.number}: {training.params:,} parameters, {training.tokens:,} tokens,"
                 f" {training.flops:.3g} FLOPs for each run{kind}."
             )
-            lines += [
-                f"  From these, by a decay each: {shorter.tokens:,} tokens." for shorter in rung.shorter
-            ]
+            lines += [f"  {described(plan)}." for plan in rung.others]
         for (name, number), plan in self.plans.items():
             if number == 1:
                 lines.append(f"{name} tries {plan.description}.")
@@ -241,7 +240,7 @@ class LadderSearch(ArmsSearch):
             }
             if tuning:
                 works.append(work_of(rung, "tuning", tuning, paces))
-            for plan in (rung, *rung.shorter):
+            for plan in rung.plans:
                 left = {name: self.left(f"seeds-{name}-{plan.key}", pairs) for name in self.arms}
                 works.append(work_of(plan, "branching" if plan.is_branch else "paired", left, paces))
         return works
@@ -305,8 +304,9 @@ class LadderSearch(ArmsSearch):
                     for plan in plans
                 ]
 
-            trunks = opened(reversed(rungs))
-            branches = opened(plan for rung in reversed(rungs) for plan in rung.shorter)
+            plans = [plan for rung in reversed(rungs) for plan in rung.plans]
+            trunks = opened(plan for plan in plans if not plan.is_branch)
+            branches = opened(plan for plan in plans if plan.is_branch)
             for pairs in range(1, self.settings.pairs + 1):
                 for searches in (trunks, branches):
                     order = [search for of_rung in searches for search in of_rung[:: 1 if pairs % 2 else -1]]
@@ -353,7 +353,7 @@ class LadderSearch(ArmsSearch):
         """Return the overrides by which shorter runs branch off longer ones."""
         if rung.is_branch:
             return [f"branch_from={spelled(str(self.folder / f'seeds-{name}-{rung.number}'))}"]
-        tokens = ",".join(str(shorter.tokens) for shorter in rung.shorter)
+        tokens = ",".join(str(other.tokens) for other in rung.others if other.is_branch)
         return [f"train.branches=[{tokens}]"] if tokens else []
 
     def end_before(self, config: DictConfig, seconds: float) -> None:
@@ -362,6 +362,14 @@ class LadderSearch(ArmsSearch):
         if math.isfinite(left):
             with read_write(config.hydra):
                 config.sweep.minutes = max(left, 1e-3) / 60
+
+
+def described(plan: RungPlan) -> str:
+    """Return what a further plan of a rung trains."""
+    if plan.is_branch:
+        return f"From these, by a decay each: {plan.tokens:,} tokens"
+    training = next(iter(plan.arms.values()))
+    return f"{training.params:,} parameters, {training.tokens:,} tokens, {training.flops:.3g} FLOPs"
 
 
 def refuse_own_size(overrides: Sequence[str]) -> None:

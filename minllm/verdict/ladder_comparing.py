@@ -44,7 +44,7 @@ def compare_rungs(
     families: list[Family] = []
     left_out: list[LeftOut] = []
     by_rung: dict[str, dict[str, Arm]] = {}
-    for plan in (plan for rung in search.rungs if not rung.is_check for plan in (*rung.shorter, rung)):
+    for plan in (plan for rung in search.rungs if not rung.is_check for plan in rung.plans):
         if of_rung := arms_at(search, plan):
             by_rung[plan.key] = {name: arm for name, (arm, _) in of_rung.items()}
             left_out += [run for _, others in of_rung.values() for run in others]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -56,8 +57,10 @@ class RungPlan:
     overrides: what gives every arm this size and its tokens
     arms: the run of each arm, by name
     is_tuned, is_check: whether learning rates are tuned here, and whether it is the rung above the ladder
-    ratio: tokens per parameter, if the rung is trained at several; else None
-    shorter: the same size with fewer tokens, whose runs branch off those of this rung
+    suffix: distinguishes the folders of its runs from those of other plans of the same rung
+    detail: distinguishes its arms in words from those of other plans of the same rung
+    others: further plans of the same rung: the same size with fewer tokens, whose runs branch off those of this plan,
+        or other sizes with the same FLOPs
     """
 
     number: int
@@ -65,13 +68,18 @@ class RungPlan:
     arms: Mapping[str, Training]
     is_tuned: bool
     is_check: bool
-    ratio: float | None = None
-    shorter: Sequence[RungPlan] = ()
+    suffix: str = ""
+    detail: str = ""
+    others: Sequence[RungPlan] = ()
+
+    @property
+    def plans(self) -> list[RungPlan]:
+        return [self, *self.others]
 
     @property
     def key(self) -> str:
         """What names the folders of its runs."""
-        return f"{self.number}-{self.ratio:g}" if self.is_branch else str(self.number)
+        return f"{self.number}{self.suffix}"
 
     @property
     def is_branch(self) -> bool:
@@ -94,7 +102,7 @@ class RungPlan:
     @property
     def place(self) -> str:
         """What distinguishes its arms from those at other rungs."""
-        return self.label if self.ratio is None else f"{self.label}, {self.ratio:g} tokens per parameter"
+        return f"{self.label}{self.detail}"
 
 
 def rungs_of(
@@ -112,18 +120,42 @@ def rungs_of(
     plans = []
     for at, size in enumerate(sizes):
         params = size if rungs.params else params_for(size, rungs, lambda words: composed(names[0], words))
-        *fewer, most = rungs.ratios or [None]
-        overrides = overrides_for(params, most, rungs.tokens)
-        cfgs = {name: composed(name, overrides) for name in names}
-        arms = {name: training_of(cfg) for name, cfg in cfgs.items()}
-        refuse_unequal_tokens(arms, params)
         is_check = at == len(rungs.rungs)
-        is_tuned = at < rungs.n_tuned and not is_check
-        plan = RungPlan(at + 1, overrides, arms, is_tuned, is_check, most if fewer else None)
-        # the check is of the largest number of tokens alone
-        shorter = [] if is_check else [branching_off(plan, ratio, params, cfgs) for ratio in fewer]
-        plans.append(replace(plan, shorter=shorter))
+        place = Place(at + 1, at < rungs.n_tuned and not is_check, is_check, names, composed)
+        if rungs.sizes:
+            plans.append(of_budget(place, size, params, rungs.sizes))
+        else:
+            plans.append(of_size(place, params, rungs))
     return plans
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rung whose plans are made: its number, whether it is tuned or the check, and how its arms are composed."""
+
+    number: int
+    is_tuned: bool
+    is_check: bool
+    names: Sequence[str]
+    composed: Callable[[str, tuple[str, ...]], DictConfig]
+
+    def cfgs(self, overrides: tuple[str, ...]) -> dict[str, DictConfig]:
+        return {name: self.composed(name, overrides) for name in self.names}
+
+    def plan(self, overrides: tuple[str, ...], **more: Any) -> RungPlan:
+        arms = {name: training_of(cfg) for name, cfg in self.cfgs(overrides).items()}
+        refuse_unequal_tokens(arms)
+        return RungPlan(self.number, overrides, arms, self.is_tuned, self.is_check, **more)
+
+
+def of_size(place: Place, params: float, rungs: Rungs) -> RungPlan:
+    """Return the plan of a rung of one size, whose runs are read at each number of tokens per parameter."""
+    *fewer, most = rungs.ratios or [None]
+    plan = place.plan(overrides_for(params, most, rungs.tokens))
+    if not fewer or place.is_check:  # the check is of the largest number of tokens alone
+        return plan
+    others = [branching_off(plan, ratio, params, place.cfgs(plan.overrides)) for ratio in fewer]
+    return replace(plan, detail=f", {most:g} tokens per parameter", others=others)
 
 
 def branching_off(trunk: RungPlan, ratio: float, params: float, cfgs: Mapping[str, DictConfig]) -> RungPlan:
@@ -132,11 +164,36 @@ def branching_off(trunk: RungPlan, ratio: float, params: float, cfgs: Mapping[st
     Raises:
         UserError: a schedule's rates depend on the length of the run from the beginning.
     """
-    overrides = overrides_for(params, ratio, None)
     tokens = round(params * ratio)
     arms = {name: shortened(trunk.arms[name], tokens, cfg) for name, cfg in cfgs.items()}
-    refuse_unequal_tokens(arms, params)
-    return RungPlan(trunk.number, overrides, arms, is_tuned=False, is_check=False, ratio=ratio)
+    refuse_unequal_tokens(arms)
+    return replace(
+        trunk,
+        overrides=overrides_for(params, ratio, None),
+        arms=arms,
+        is_tuned=False,
+        suffix=f"-{ratio:g}",
+        detail=f", {ratio:g} tokens per parameter",
+    )
+
+
+def of_budget(place: Place, flops: float, params: float, factors: Sequence[float]) -> RungPlan:
+    """Return the plan of a rung of several sizes with the same FLOPs; its own size is the one that is tuned.
+
+    Args:
+        params: the size that the factors are of.
+    """
+    by_factor = {}
+    for factor in factors:
+        size = factor * params
+        sized = place.composed(place.names[0], (f"size.params={size:.12g}",))
+        tokens = flops / training_of(sized).flops_per_token
+        detail = f", {units.count(flops).strip()} FLOPs"
+        overrides = overrides_for(size, None, tokens)
+        by_factor[factor] = place.plan(overrides, suffix=f"-x{factor:g}", detail=detail)
+    middle = min(factors, key=lambda factor: abs(math.log(factor)))
+    others = [replace(plan, is_tuned=False) for factor, plan in by_factor.items() if factor != middle]
+    return replace(by_factor[middle], suffix="", others=others)
 
 
 def shortened(training: Training, tokens: int, cfg: DictConfig) -> Training:
@@ -189,11 +246,12 @@ def training_of(cfg: DictConfig) -> Training:
     return Training(costs.params, costs.flops_per_token, steps, tokens, min(short, steps))
 
 
-def refuse_unequal_tokens(arms: Mapping[str, Training], params: float) -> None:
+def refuse_unequal_tokens(arms: Mapping[str, Training]) -> None:
     tokens = {name: training.tokens for name, training in arms.items()}
     if len(set(tokens.values())) > 1:
         listed = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
+        size = units.count(next(iter(arms.values())).params)
         raise UserError(
-            f"At {units.count(params)} parameters the arms see different numbers of tokens ({listed}): give them the"
-            " same budget, batch size and data.seq_len."
+            f"At {size} parameters the arms see different numbers of tokens ({listed}): give them the same budget,"
+            " batch size and data.seq_len."
         )

@@ -36,6 +36,15 @@ ABOUT = (
 ABOUT_RUNGS = (
     "Measured differences are means over the pairs, with Student's interval; fitted ones use all sizes."
 )
+ABOUT_RUNGS_OF_BUDGETS = (
+    "Each rung is a budget of FLOPs, and its losses are those at the best size of each arm: the law's, plus the mean of"
+    " how far the runs with a seed are from it. Measured differences are means over the pairs, with Student's interval;"
+    " fitted ones use all budgets."
+)
+ABOUT_BESTS = (
+    "The size at which the law of parameters and tokens is lowest for the FLOPs of a budget, with percentile intervals"
+    " from the bootstrap over runs, and whether it is between the smallest and the largest size that were trained."
+)
 ABOUT_ANSWERS = (
     "Predicted differences have 95 % prediction intervals for a mean over as many pairs as the smallest rung has. The"
     " speed-up is how many times the size the baseline needs at the largest rung for the arm's loss, by its law. The"
@@ -75,7 +84,11 @@ def tables(ladders: Sequence[Ladder]) -> Iterator[Table]:
         yield Table("Answers", ABOUT_ANSWERS, head, rows)
     head = ["arm", "against", *at, axis, "pairs", "difference", "interval", "fitted", "interval"]
     rows = [[*_named(ladder, at), *row] for ladder in ladders for row in _rungs(ladder)]
-    yield Table("Rungs", ABOUT_RUNGS, head, rows)
+    about = ABOUT_RUNGS_OF_BUDGETS if any(any(ladder.bests) for ladder in ladders) else ABOUT_RUNGS
+    yield Table("Rungs", about, head, rows)
+    if rows := list(_bests(ladders)):
+        head = ["arm", "", "FLOPs", "best size", "its interval", "tokens", "loss", "its interval", "within"]
+        yield Table("Best sizes", ABOUT_BESTS, head, rows)
     yield from _laws(ladders)
     if rows := list(_checks(ladders)):
         head = ["arm", "against", axis, "pairs", "predicted", "interval", "measured", "interval", "inside"]
@@ -128,6 +141,7 @@ def data(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
             "problem": ladder.problem,
             "rates": [line and {**asdict(line), "sentence": line.sentence} for line in ladder.rates],
             "check": ladder.check and _check_data(ladder.check),
+            "best_sizes": [[asdict(best) for best in bests] for bests in ladder.bests],
             "runs": [[asdict(point) for point in points] for points in ladder.points],
         }
         for ladder in ladders
@@ -191,6 +205,23 @@ def _rungs(ladder: Ladder) -> Iterator[list[str]]:
             units.signed(fitted.value) if fitted else units.NONE,
             units.between(fitted.interval) if fitted else units.NONE,
         ]
+
+
+def _bests(ladders: Sequence[Ladder]) -> Iterator[list[str]]:
+    by_name = dict(own for ladder in ladders for own in zip((ladder.baseline, ladder.arm), ladder.bests))
+    for name, bests in by_name.items():
+        for best in bests:
+            yield [
+                name,
+                "",
+                units.count(best.flops),
+                units.count(best.params.value),
+                "{} to {}".format(*map(units.count, best.params.interval)),
+                units.count(best.tokens),
+                units.bits(best.loss.value),
+                "{} to {}".format(*map(units.bits, best.loss.interval)),
+                "yes" if best.is_inside else "no",
+            ]
 
 
 def _checks(ladders: Sequence[Ladder]) -> Iterator[list[str]]:
@@ -277,7 +308,7 @@ def _losses(ladder: Ladder, index: int, name: str, law: Fit | None, side: str) -
     points = [(rung.size, loss) for rung in ladder.rungs for loss in getattr(rung, side)]
     if law and not law.problem:
         sizes = np.geomspace(ladder.rungs[0].size, ladder.rungs[-1].size * AHEAD[-1], 40)
-        scales = _scales(ladder, law, sizes)
+        scales = _scales(ladder, name, law, sizes)
         low, high = np.quantile([other.at(*scales) for other in law.resampled], (0.025, 0.975), axis=0)
         yield from banded(
             name, index, sizes.tolist(), law.law.at(*scales).tolist(), (low.tolist(), high.tolist())
@@ -293,14 +324,18 @@ def _losses(ladder: Ladder, index: int, name: str, law: Fit | None, side: str) -
     )
 
 
-def _scales(ladder: Ladder, law: Fit, sizes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+def _scales(ladder: Ladder, name: str, law: Fit, sizes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Return what a law is of at some sizes of a ladder."""
     if not law.is_of_tokens:
         return [sizes]
+    at = (ladder.baseline, ladder.arm).index(name)
+    places = [(best.params.value, best.tokens) for best in ladder.bests[at]] or [
+        (params_of(pair[at]), tokens_of(pair[at])) for pair in ladder.series.pairs
+    ]
     known = np.log([rung.size for rung in ladder.rungs])
     return [
         np.exp(np.polynomial.Polynomial.fit(known, np.log(values), 1)(np.log(sizes)))
-        for values in zip(*((params_of(arm), tokens_of(arm)) for arm, _ in ladder.series.pairs))
+        for values in zip(*places)
     ]
 
 

@@ -47,16 +47,15 @@ def series_of(pairs: Sequence[Pair]) -> list[Series]:
     Pairs of several sizes and numbers of tokens are sorted by FLOPs, tokens per parameter or tokens, whichever leaves
     out the fewest of them.
     """
-    sizes = grouped(pairs, params_of)
-    if len(sizes) == len(pairs):
-        return [Series(pairs)] if len(pairs) >= LEAST_RUNGS else []
     by_flops, by_ratio, by_tokens = (
         [group for group in grouped(pairs, value_of) if len(group) >= LEAST_RUNGS]
         for value_of in (flops_of, tokens_per_param_of, tokens_of)
     )
     by_flops = by_flops if len(by_flops) >= LEAST_RUNGS else []
+    if not by_flops and len(grouped(pairs, params_of)) == len(pairs):
+        return [Series(pairs)] if len(pairs) >= LEAST_RUNGS else []
     fewest_left_out = max((by_flops, by_ratio, by_tokens), key=lambda groups: sum(map(len, groups)))
-    if fewest_left_out is by_flops and by_flops:
+    if by_flops and fewest_left_out is by_flops:
         return [Series([pair for group in by_flops for pair in group], budgets=by_flops)]
     if fewest_left_out is by_ratio:
         return [Series(group, tokens_per_param=tokens_per_param_of(group[-1][0])) for group in by_ratio]
