@@ -70,6 +70,8 @@ def test_the_report_has_best_sizes_and_answers_for_the_losses_there(trained):
         low, high = best["params"]["interval"]
         assert low * 0.8 < true_best(best["flops"], per_token) < high * 1.25
     assert "Best sizes" in (trained / FOLDER / "report.md").read_text(encoding="utf-8")
+    page = (trained / FOLDER / "report.html").read_text(encoding="utf-8")
+    assert all(axis in page for axis in ("parameters", "tokens", "FLOPs of training", "seconds of training"))
     (found,) = compare([trained / FOLDER]).ladders
     assert found.answer.word == "holds" and len(found.bests[1]) == 3
 

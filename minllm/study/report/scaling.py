@@ -1,29 +1,23 @@
-"""What becomes of differences at scale, as sentences, tables, a figure and JSON; see `minllm.study.scaling`."""
+"""What becomes of differences at scale, as sentences, tables and JSON; see `minllm.study.scaling`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minllm.estimates import Estimate
 from minllm.page import units
 from minllm.study.intervals import mean_of
-from minllm.study.report.figures import GREY, LEGEND, MARGIN, banded, colour, layout, wrapped
 from minllm.study.report.measures import Table
 from minllm.study.scaling.answer import AHEAD, Answer
 from minllm.study.scaling.check import Check
 from minllm.study.scaling.ladders import AXES, Ladder
 from minllm.study.scaling.law import Fit
 from minllm.study.scaling.rates import RateLine
-from minllm.study.scaling.series import params_of, tokens_of
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 HEADING = "Scale"
 ABOUT = (
@@ -101,28 +95,6 @@ def tables(ladders: Sequence[Ladder]) -> Iterator[Table]:
 def _named(ladder: Ladder, at: Sequence[str]) -> list[str]:
     """Return the first columns of a row: the arms, and where a table has several ladders of them, which one it is."""
     return [ladder.arm, ladder.baseline, *([ladder.series.label] if at else [])]
-
-
-def figure(ladder: Ladder) -> Figure:
-    """Return the losses of both arms with their laws, and below them their difference, against the size."""
-    from plotly.subplots import make_subplots
-
-    made = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
-    for index, (name, law, side) in enumerate(
-        zip((ladder.baseline, ladder.arm), ladder.laws, ("baseline", "arm"))
-    ):
-        for trace in _losses(ladder, index, name, law, side):
-            made.add_trace(trace, row=1, col=1)
-    if ladder.answer:
-        for trace in _differences(ladder.answer):
-            made.add_trace(trace, row=2, col=1)
-    made.add_hline(0, line={"color": GREY, "width": 1}, row=2, col=1)
-    made.update_layout(**layout(height=640), margin=MARGIN, legend=LEGEND)
-    made.update_xaxes(type="log", zeroline=False)
-    made.update_xaxes(title_text=AXES[ladder.axis], row=2, col=1)
-    made.update_yaxes(title_text="bits per byte", zeroline=False, row=1, col=1)
-    made.update_yaxes(title_text="difference", zeroline=False, row=2, col=1)
-    return made
 
 
 def data(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
@@ -300,63 +272,6 @@ def _law_data(fit: Fit) -> dict[str, Any]:
         "residuals": fit.residuals.tolist(),
         "problem": fit.problem,
     }
-
-
-def _losses(ladder: Ladder, index: int, name: str, law: Fit | None, side: str) -> Iterator[Any]:
-    from plotly.graph_objects import Scatter
-
-    points = [(rung.size, loss) for rung in ladder.rungs for loss in getattr(rung, side)]
-    if law and not law.problem:
-        sizes = np.geomspace(ladder.rungs[0].size, ladder.rungs[-1].size * AHEAD[-1], 40)
-        scales = _scales(ladder, name, law, sizes)
-        low, high = np.quantile([other.at(*scales) for other in law.resampled], (0.025, 0.975), axis=0)
-        yield from banded(
-            name, index, sizes.tolist(), law.law.at(*scales).tolist(), (low.tolist(), high.tolist())
-        )
-    yield Scatter(
-        x=[size for size, _ in points],
-        y=[loss for _, loss in points],
-        mode="markers",
-        marker={"color": colour(index), "size": 7},
-        legendgroup=str(index),
-        name=wrapped(name),
-        showlegend=not law or bool(law.problem),
-    )
-
-
-def _scales(ladder: Ladder, name: str, law: Fit, sizes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Return what a law is of at some sizes of a ladder."""
-    if not law.is_of_tokens:
-        return [sizes]
-    at = (ladder.baseline, ladder.arm).index(name)
-    places = [(best.params.value, best.tokens) for best in ladder.bests[at]] or [
-        (params_of(pair[at]), tokens_of(pair[at])) for pair in ladder.series.pairs
-    ]
-    known = np.log([rung.size for rung in ladder.rungs])
-    return [
-        np.exp(np.polynomial.Polynomial.fit(known, np.log(values), 1)(np.log(sizes)))
-        for values in zip(*places)
-    ]
-
-
-def _differences(found: Answer) -> Iterator[Any]:
-    from plotly.graph_objects import Scatter
-
-    sizes = [size for size, _ in found.path]
-    low, high = zip(*(estimate.interval for _, estimate in found.path))
-    middle = [estimate.value for _, estimate in found.path]
-    shade = 2  # after the two arms
-    for trace in banded("difference", shade, sizes, middle, (low, high)):
-        trace.showlegend = False
-        yield trace
-    points = [(rung.size, value) for rung in found.rungs for value in rung.differences]
-    yield Scatter(
-        x=[size for size, _ in points],
-        y=[value for _, value in points],
-        mode="markers",
-        marker={"color": colour(shade), "size": 7},
-        showlegend=False,
-    )
 
 
 def _factor(estimate: Estimate) -> str:
