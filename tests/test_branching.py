@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import minllm
 from minllm.errors import UserError
 from minllm.runs import folder as rundir
 from minllm.runs.outcome import Outcome, write
+from minllm.schema.building import build
 from minllm.study.selection import Selection, find
 from minllm.training import train as task
-from minllm.training.branching import first_difference
+from minllm.training.branching import branch_steps, first_difference, steps_of
 from minllm.training.schedules import WSD, Cosine
 from minllm.training.step import Diverged
 from tests.kills import every_moment
@@ -209,6 +211,21 @@ def test_branches_that_a_trunk_cannot_have_are_refused(words, more, sentence):
     with pytest.raises(UserError, match=sentence):
         train(words, *more)
     assert not Path("run").exists()
+
+
+def test_the_commands_of_the_page_on_scale_fit_each_other():
+    page = (Path(__file__).parents[1] / "docs/scale.md").read_text(encoding="utf-8")
+    typed = [
+        shlex.split(line)[2:] for line in page.splitlines() if line.startswith("python run.py schedule=wsd")
+    ]
+    trunk, branch = (
+        minllm.compose([word for word in words if word != "branch_from=latest"]) for words in typed
+    )
+    assert "branch_from=latest" in typed[1]
+    settings, schedule = build(trunk.train), build(trunk.schedule)
+    kept = branch_steps(settings, schedule, settings.steps, settings.batch_size * trunk.data.seq_len)
+    own = steps_of(build(branch.train), branch.data.seq_len)
+    assert first_difference(schedule, settings.steps, build(branch.schedule), own) in kept
 
 
 def test_runs_are_the_same_up_to_the_first_difference_of_their_learning_rates():

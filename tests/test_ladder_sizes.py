@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from omegaconf import DictConfig
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.schema.building import build
+from minllm.schema.checking import check_node
+from minllm.schema.overrides import quoted
 from minllm.study.comparison import compare
 from tests.simulate_frontiers import World, budgets_of, coverage, simulated
+from tests.specs import composed
 from tests.test_ladder import FOLDER, climbed, composed_once  # noqa: F401 (a fixture for all)
 from tests.test_ladder_budgets import ALPHA, BETA, OfTokens
 from tests.test_report_schema import validate_report
@@ -81,6 +86,20 @@ def true_best(flops: float, per_token: dict[float, float]) -> float:
     sizes = np.geomspace(known[0], known[-1], 2000)
     costs = np.exp(np.interp(np.log(sizes), np.log(known), np.log([per_token[size] for size in known])))
     return float(sizes[np.argmin((sizes / 1e4) ** -ALPHA + (flops / costs / 1e3) ** -BETA)])
+
+
+def test_the_ladders_of_the_page_on_scale_are_what_it_says():
+    page = (Path(__file__).parents[1] / "docs/scale.md").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [line for line in page.splitlines() if line.startswith("python sweep.py search=ladder")]
+    found = []
+    for line in lines:
+        with composed(*map(quoted, shlex.split(line)[2:])) as (master, _):
+            check_node(master.ladder, "ladder", {"minllm"})
+            found.append((build(master.ladder), master))
+    plain, of_tokens, of_sizes = (rungs for rungs, _ in found)
+    assert plain.params and not plain.ratios and plain.sizes is None
+    assert of_tokens.ratios == [10, 20, 40] and len(of_sizes.sizes) == 5 and len(of_sizes.rungs) == 3
+    assert found[1][1].schedule._target_.endswith("WSD") and found[1][1].schedule.warmup_steps == 50
 
 
 # ---- the statistics ------------------------------------------------------------------------------
