@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from minllm.errors import UserError
 from minllm.study.comparison import compare
 from minllm.training import train as task
+from minllm.verdict.ladder import LadderSearch
 from tests.test_ladder import FOLDER, Written, climbed, composed_once  # noqa: F401 (a fixture for all)
 from tests.test_report_schema import validate_report
 from tests.test_training import figures
@@ -99,3 +100,17 @@ def test_schedules_that_depend_on_the_length_are_refused_before_anything_runs(tm
     with pytest.raises(UserError, match="type schedule=wsd and schedule.warmup_steps="):
         climbed(*BUDGETS, changed, launcher=OfTokens)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_run_branches_off_one_for_which_time_ran_out(tmp_path, monkeypatch, capfd):
+    """It would fail, and count as tried when the ladder goes on."""
+
+    def end_at_once(self: LadderSearch, config: DictConfig, seconds: float) -> None:
+        with read_write(config.hydra):
+            config.sweep.minutes = None if config.sweep.name.endswith("-0.1") else 1e-9
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LadderSearch, "end_before", end_at_once)
+    assert climbed(*BUDGETS, launcher=OfTokens) is False
+    assert {folder.partition("-")[0] for folder, _ in OfTokens.launched} == {"time"}
+    assert "time ran out before any rung had a pair" in capfd.readouterr().out

@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -294,29 +294,31 @@ class LadderSearch(ArmsSearch):
     ) -> bool:
         """Train pairs at each rung, one at each before the next, the largest rung first; return whether all are done.
 
-        Which arm begins alternates, as in a verdict. Runs that branch off others come after all of these.
+        Which arm begins alternates, as in a verdict. Runs that branch off others begin once those have ended.
         """
+        plans = [plan for rung in reversed(rungs) for plan in rung.plans]
         with contextlib.ExitStack() as stack:
+            searches = {
+                (name, plan.key): stack.enter_context(self.opened_seeds(name, plan, rates, paces))
+                for plan in plans
+                for name in self.arms
+            }
 
-            def opened(plans: Iterable[RungPlan]) -> list[list[Search]]:
-                return [
-                    [stack.enter_context(self.opened_seeds(name, plan, rates, paces)) for name in self.arms]
-                    for plan in plans
-                ]
+            def ended(name: str, key: str) -> int:
+                return sum(trial.state.is_finished() for trial in searches[name, key].trials())
 
-            plans = [plan for rung in reversed(rungs) for plan in rung.plans]
-            trunks = opened(plan for plan in plans if not plan.is_branch)
-            branches = opened(plan for plan in plans if plan.is_branch)
             for pairs in range(1, self.settings.pairs + 1):
-                for searches in (trunks, branches):
-                    order = [search for of_rung in searches for search in of_rung[:: 1 if pairs % 2 else -1]]
+                names = list(self.arms)[:: 1 if pairs % 2 else -1]
+                for are_branches in (False, True):
+                    order = [
+                        searches[name, plan.key]
+                        for plan in plans
+                        for name in names
+                        if plan.is_branch == are_branches
+                        and (not are_branches or ended(name, str(plan.number)) >= pairs)
+                    ]
                     run_all_until(order, pairs, self.sweeper.n_jobs)
-            ended = [
-                sum(trial.state.is_finished() for trial in search.trials())
-                for of_rung in (*trunks, *branches)
-                for search in of_rung
-            ]
-        return min(ended) >= self.settings.pairs
+            return min(ended(*of_search) for of_search in searches) >= self.settings.pairs
 
     def opened_tuning(
         self, name: str, number: int, paces: Mapping[str, Pace]
