@@ -153,6 +153,15 @@ def test_a_run_that_would_not_be_the_same_is_refused_before_anything_is_written(
     assert not Path("run").exists()
 
 
+def test_a_trunk_whose_length_was_changed_after_its_decay_is_refused(words):
+    train(words, f"train.tokens={SHORT}", run="trunk")
+    longer = minllm.compose(["resume=trunk", f"train.tokens={LONG}", f"train.branches=[{8 * TOKENS}]"])
+    task.train(longer, Path("trunk"), resume="trunk")
+    assert Path("trunk/checkpoints/step-000006").is_dir()
+    with pytest.raises(UserError, match="had the learning rate .* at step 6.*may have been changed"):
+        train(words, f"train.tokens={8 * TOKENS}", "branch_from=trunk")
+
+
 def test_a_trunk_from_elsewhere_can_run_no_code(words, runs):
     shutil.copytree(runs / "grid/trunk", "trunk")
     cfg = OmegaConf.load("trunk/config.yaml")

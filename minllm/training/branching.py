@@ -7,6 +7,7 @@ starts a shorter run from the newest one at which both would still be the same.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import asdict, dataclass, replace
@@ -120,7 +121,22 @@ def branch_at(cfg: DictConfig, run: Path, saved: DictConfig) -> Branch:
     progress = checkpoints.read_progress(checkpoint)
     same_configuration(progress.configured, unchangeable(saved))
     kept = RunDir(run).kept(progress.step, progress.records)
-    return Branch(checkpoint, as_begun(progress, run), kept)
+    branch = Branch(checkpoint, as_begun(progress, run), kept)
+    refuse_other_rates(branch, build(cfg.schedule), own_steps, run)
+    return branch
+
+
+def refuse_other_rates(branch: Branch, schedule: Schedule, steps: int, run: Path) -> None:
+    """Raise UserError if the trunk's learning rates weren't those of this run, such as if its length was changed."""
+    events = [json.loads(line) for line in branch.records[METRICS].splitlines()]
+    rates = [(event["step"], event["lr"]) for event in events if "lr" in event]
+    for step, rate in [*rates, (branch.progress.step, branch.progress.lr)]:
+        if rate is not None and rate != schedule.lr(step - 1, steps):
+            raise UserError(
+                f"{run} had the learning rate {rate:g} at step {step}, and this run would have"
+                f" {schedule.lr(step - 1, steps):g}, so that it can't branch from it. The length of {run.name} may have"
+                " been changed when it was resumed: train it again from the beginning."
+            )
 
 
 def as_begun(progress: Progress, run: Path) -> Progress:
