@@ -106,7 +106,7 @@ def test_a_killed_branch_goes_on_to_the_same_result(words, runs):
     with every_moment(Path("run"), Path("killed")) as moments:
         train(words, *more)
     copies = list(moments.copies)
-    for run in copies[:: max(1, len(copies) // 12)]:
+    for run in copies[:: max(1, len(copies) // 8)]:
         if not (run / "summary.json").exists():
             cfg = minllm.compose([*words, *more])
             resume = str(run) if (run / "config.yaml").exists() else None
