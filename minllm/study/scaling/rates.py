@@ -29,15 +29,11 @@ LEAST_ERROR = 0.15
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best learning rate at a size, with the standard error of its log2, and that error's degrees of freedom.
-
-    freedom: 0 if the error doesn't follow from the runs, but from the spacing of the rates
-    """
+    """The best learning rate at a size, with the standard error of its log2."""
 
     size: float
     rate: float
     error: float
-    freedom: int
 
 
 @dataclass(frozen=True)
@@ -85,13 +81,12 @@ def optimum_of(size: float, tuning: Tuning) -> Optimum:
         for place, tried in zip(places[window], counted[window])
         for seed, loss in tried.losses.items()
     ]
-    found = _error_of_minimum(runs)
-    if found is None:
+    error = _error_of_minimum(runs)
+    if error is None:
         # the optimum is between the neighbours of the best rate: as much is known as of a uniform variable
         step = float(np.median(np.diff(places))) if len(places) > 1 else 1.0
-        return Optimum(size, rate, step / math.sqrt(3), 0)
-    error, freedom = found
-    return Optimum(size, rate, max(error, LEAST_ERROR), freedom)
+        return Optimum(size, rate, step / math.sqrt(3))
+    return Optimum(size, rate, max(error, LEAST_ERROR))
 
 
 def line_through(optima: Sequence[Optimum]) -> RateLine:
@@ -113,8 +108,8 @@ def line_through(optima: Sequence[Optimum]) -> RateLine:
     return RateLine(optima, centre, level, combined, slope, error)
 
 
-def _error_of_minimum(runs: Sequence[tuple[float, float, int]]) -> tuple[float, int] | None:
-    """Return the standard error of the minimum of a quadratic through losses, and its degrees of freedom.
+def _error_of_minimum(runs: Sequence[tuple[float, float, int]]) -> float | None:
+    """Return the standard error of the minimum of a quadratic through losses.
 
     Seeds shift all losses alike. None if there is no minimum or no freedom left.
 
@@ -134,4 +129,4 @@ def _error_of_minimum(runs: Sequence[tuple[float, float, int]]) -> tuple[float, 
     rest = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
     covariance = np.linalg.inv(design.T @ design)[:2, :2] * float(rest @ rest) / freedom
     gradient = np.array([slope / (2 * bend**2), -1 / (2 * bend)])
-    return math.sqrt(float(gradient @ covariance @ gradient)), freedom
+    return math.sqrt(float(gradient @ covariance @ gradient))
