@@ -50,6 +50,7 @@ MATTER = (
     "model.both_ways",  # checked together with the objective
     *("model.encoder.n_layers", "model.encoder.layout"),
     *("sample.max_new_tokens", "sample.seed"),
+    *("model.transfer", "model.base.dim", "model.base.n_layers", "model.base.n_heads"),  # `refuse_base`
     "model.pos.truncate",  # has no effect if the bounds are integers already
 )
 

@@ -95,7 +95,7 @@ class Mega(nn.Module):
         self.gains_2HK = parameter(2, H * K, kind="vector", draw=constant(0))
         self.biases_2HK = parameter(2, H * K, kind="vector", draw=constant(0))
         mask = functools.partial(Blocks, size=chunk, n_global=0)
-        self.core = Core(H, mask=mask, scale=1.0, dropout=dropout)
+        self.core = Core(H, K, mask=mask, scale=1.0, dropout=dropout)
         # the sum of the two has the scale of one
         gain = (2 * layer.branches) ** -0.5
         self.skip = Linear(dim, dim, stream="writes", bias=True, gain=gain)

@@ -1,0 +1,54 @@
+"""How hyper-parameters of an optimizer follow the growth of a parameter over the base shape (`model.transfer`).
+
+With width m, fan-in r, fan-out s, depth d (see `minllm.model.transfer`), what was tuned at the base shape is multiplied by
+
+                        AdamW, Lion     SGD        Muon                       ε of Adam, CompleteP alone
+    embedding, head     1               m          as AdamW                   1/m
+    matrix              1/r             d s/r      √(s/r) / √(max side)       1/(m d)
+    vector              1               d s        as AdamW                   1/(m d)
+
+and the weight decay by the inverse of the learning rate's factor, because decay is lr · decay per step, and its time scale
+should stay (2405.13698; table 1 of CompleteP).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn import Parameter
+
+Rule = Callable[[Parameter], float]
+"""The factor of a parameter's learning rate."""
+
+
+def of_signs(p: Parameter) -> float:
+    """Updates whose size doesn't depend on the gradient's: Adam, Lion. Table 8 of 2203.03466."""
+    return 1 / p.role.growth.fan_in
+
+
+def of_gradients(p: Parameter) -> float:
+    """Updates in proportion to the gradient, SGD (table 8 of 2203.03466); CompleteP divides those of branches by d."""
+    growth = p.role.growth
+    return growth.depth * growth.fan_out / growth.fan_in
+
+
+def of_orthogonal(p: Parameter) -> float:
+    """Muon's updates, an orthogonal matrix times √(largest side): its spectral norm should grow as √(s/r) (2310.17813)."""
+    growth = p.role.growth
+    n_out, n_in = max(p.role.parts or [p.shape[0]]), p.shape[1]
+    before = max(n_out / growth.fan_out, n_in / growth.fan_in)
+    return math.sqrt(growth.fan_out / growth.fan_in) / math.sqrt(max(n_out, n_in) / before)
+
+
+def epsilon(p: Parameter) -> float:
+    """Return the factor of Adam's ε, which CompleteP lets follow the gradients."""
+    growth = p.role.growth
+    return 1 / (growth.width * growth.depth) if growth.scales_epsilon else 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate, that of the base shape, of all groups of parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
