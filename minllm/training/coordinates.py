@@ -43,7 +43,7 @@ def coordinates(
 ) -> dict[str, Coordinates]:
     """Train a new model for some steps at a constant learning rate; return what its first batch's activations did.
 
-    Keys are "embedding", the branches' names, "hidden" (what the head reads) and "logits".
+    Keys are "embedding", the branches' names, "hidden" (the output of the last norm) and "logits".
     """
     model: LM = new_model(cfg, tokenizer)
     objective: Objective = build(cfg.objective)
@@ -88,6 +88,7 @@ def _activations(model: LM, objective: Objective, inputs: Rows) -> Activations:
         before_step(model)
         objective.loss(model, inputs)
     found["logits"] = [model.logits(x) for x in found["hidden"]]
+    found["hidden"] = [x / model.head_factor for x in found["hidden"]]
     return {name: torch.cat([x.flatten() for x in outputs]) for name, outputs in found.items()}
 
 
