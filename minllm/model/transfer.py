@@ -13,8 +13,8 @@ parameter's role:
     attention        head width m              scores / √m         –
     branch           depth d                   output / d          the writing matrix's · √d          (CompleteP alone)
 
-The learning rate, weight decay and ε of each are in `minllm.training.transfer`. Growth is read off the shapes of the same
-model at the base shape, so that a new mixer needs no rule of its own.
+The learning rate, weight decay and ε of each are in `minllm.training.transfer`. Growth is read off the shapes of the
+same model at the base shape, so that a new mixer needs no rule of its own.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ Transfer = Literal["none", "mup", "completep"]
 class Base:
     """The base shape: the shape at which hyper-parameters were tuned, and at which transfer changes nothing.
 
-    It is the configured model with another width, and its hidden widths in proportion. Other options, such as the number
-    of heads, are the same.
+    It is the configured model with another width, and its hidden widths in proportion. Other options, such as the
+    number of heads, are the same.
 
     Args:
         dim: width of the residual stream.
@@ -150,12 +150,16 @@ def _refuse_width(model: LM, base: LM, transfer: Transfer) -> None:
         _refuse(transfer, "an objective with parameters of its own", "choose another objective")
     for module, of_base in zip(model.modules(), base.modules(), strict=True):
         if isinstance(module, (CosineNorm, ScaleNorm)):
-            _refuse(transfer, "norm.kind=cosine and l2, whose lengths depend on the width", "choose norm.kind=rms")
+            _refuse(
+                transfer, "norm.kind=cosine and l2, whose lengths depend on the width", "choose norm.kind=rms"
+            )
         reason = getattr(module, "untransferable", None)
         if reason and [p.shape for p in module.parameters(recurse=False)] != [
             p.shape for p in of_base.parameters(recurse=False)
         ]:
-            _refuse(transfer, f"{type(module).__name__}: {reason}", "set model.attn.head_dim, or choose another")
+            _refuse(
+                transfer, f"{type(module).__name__}: {reason}", "set model.attn.head_dim, or choose another"
+            )
 
 
 def _refuse(transfer: Transfer, what: str, cure: str) -> None:

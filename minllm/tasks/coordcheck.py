@@ -146,7 +146,9 @@ def sentence(cfg: DictConfig, check: Check) -> str:
     """Return the result of a check in a sentence or two."""
     axis = AXES[check.key]
     if check.is_flat:
-        return f"Flat: no activation's change depends on the {axis}, so a learning rate may transfer in {axis}."
+        return (
+            f"Flat: no activation's change depends on the {axis}, so a learning rate may transfer in {axis}."
+        )
     steep = [f"{line.activation} ({line.slope:+.2f})" for line in check.lines if not line.is_flat]
     words = f"Not flat: the changes of {', '.join(steep)} depend on the {axis}."
     if check.key == "model.dim" and cfg.model.transfer == "none":
@@ -198,8 +200,8 @@ def finite(value: float) -> float | None:
 def page(cfg: DictConfig, checks: Sequence[Check]) -> str:
     body = [
         "<h1>Coordinate check</h1>",
-        f"<p>model.transfer={escape(cfg.model.transfer)}, optim.lr={cfg.optim.lr:g}. Root mean squares of the changes of"
-        " activations in the first steps of training. Where hyper-parameters transfer, the lines are flat.</p>",
+        f"<p>model.transfer={escape(cfg.model.transfer)}, optim.lr={cfg.optim.lr:g}. Root mean squares of the changes"
+        " of activations in the first steps of training. Where hyper-parameters transfer, the lines are flat.</p>",
     ]
     for check in checks:
         head = ["change of", *(f"{size:,}" for size in check.sizes), "slope"]

@@ -1,6 +1,7 @@
 """Coordinate checks: how the activations of a model, and their changes in the first steps, grow with its size.
 
-Where hyper-parameters transfer, neither depends on the width (2203.03466, appendix D.1), nor with CompleteP on the depth.
+Where hyper-parameters transfer, neither depends on the width (2203.03466, appendix D.1), nor with CompleteP on the
+depth.
 """
 
 from __future__ import annotations

@@ -173,9 +173,7 @@ class Lion(Optimizer):
         cautious_decay: bool,
     ):
         self.beta1, self.beta2 = beta1, beta2
-        groups = grouped(
-            model.parameters(), weight_decay, decay_embeddings, cautious_decay, rule=of_signs
-        )
+        groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay, rule=of_signs)
         super().__init__(groups, {"lr": lr})
 
     def move(self) -> None:

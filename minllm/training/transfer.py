@@ -1,14 +1,14 @@
 """How hyper-parameters of an optimizer follow the growth of a parameter over the base shape (`model.transfer`).
 
-With width m, fan-in r, fan-out s, depth d (see `minllm.model.transfer`), what was tuned at the base shape is multiplied by
+For a width that grew by m, fan-in r, fan-out s and depth d (see `minllm.model.transfer`), the factors are
 
                         AdamW, Lion     SGD        Muon                       ε of Adam, CompleteP alone
     embedding, head     1               m          as AdamW                   1/m
     matrix              1/r             d s/r      √(s/r) / √(max side)       1/(m d)
     vector              1               d s        as AdamW                   1/(m d)
 
-and the weight decay by the inverse of the learning rate's factor, because decay is lr · decay per step, and its time scale
-should stay (2405.13698; table 1 of CompleteP).
+and that of the weight decay is the inverse of the learning rate's. A step's decay is lr · decay, and its time scale
+should be that of the base shape (2405.13698; table 1 of CompleteP).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def of_gradients(p: Parameter) -> float:
 
 
 def of_orthogonal(p: Parameter) -> float:
-    """Muon's updates, an orthogonal matrix times √(largest side): its spectral norm should grow as √(s/r) (2310.17813)."""
+    """Muon's updates, an orthogonal matrix times √(longer side), whose norm should grow as √(s/r) (2310.17813)."""
     growth = p.role.growth
     n_out, n_in = max(p.role.parts or [p.shape[0]]), p.shape[1]
     before = max(n_out / growth.fan_out, n_in / growth.fan_in)
