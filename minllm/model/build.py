@@ -72,6 +72,10 @@ def with_parts(cfg: DictConfig, objective: Objective, vocab_size: int) -> LM:
     if model.parts is not None:
         model.parts.stands_as = "objective"
     if model.transfer != "none":
+        if model.base is None:
+            raise UserError(
+                f"model.transfer={model.transfer} needs a base shape, but model.base is null: remove model.base=null."
+            )
         layers = cfg.model.n_layers / model.base.n_layers
         scale(model, base_of(cfg, model, objective), model.transfer, layers)
     return model

@@ -54,7 +54,7 @@ class LM(Stack):
         scale_embedding: multiply embeddings by √dim, as the original transformer and Gemma do, or by this number.
         softcap: limit the logits to c·tanh(logits / c); null means no limit.
         transfer: what makes hyper-parameters transfer from the base shape: nothing, µP or CompleteP.
-        base: the base shape.
+        base: the base shape; null is possible without transfer.
         predict_ahead: how many tokens after the next one can be predicted. Each has its own layer on top of the
             stack, with the same branches as the last layer; they share the head (2404.19737).
         dropout: dropout probability of the embedding and of each branch's output.

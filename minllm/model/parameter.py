@@ -34,8 +34,6 @@ class Growth:
     fan_out: float = 1.0
     depth: float = 1.0
     """Of the number of layers, by which CompleteP divides the output of the branch that this parameter is in."""
-    scales_epsilon: bool = False
-    """Whether Adam's ε follows the gradients, as in CompleteP."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from torch.nn import Parameter
 from minllm.errors import UserError
 from minllm.model.norm import CosineNorm, ScaleNorm
 from minllm.model.parameter import Draw, Growth, Role
+from minllm.model.residual import Hyper, Scaled
 from minllm.schema.options import Count
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def scale(model: LM, base: LM, transfer: Transfer, layers: float) -> None:
             fan_in=fan_in,
             fan_out=fan_out,
             depth=depth if param in in_branches else 1.0,
-            scales_epsilon=transfer == "completep",
         )
         param.role = replace(param.role, growth=growth, draw=_initial_values(param.role, growth))
     # the factor makes up for the head's fan-in, so that it may be the embedding's matrix
@@ -90,7 +90,7 @@ def scale(model: LM, base: LM, transfer: Transfer, layers: float) -> None:
     for branch in _branches(model):
         branch.factor = 1 / depth
     for module, of_base in zip(model.modules(), base.modules(), strict=True):
-        grew = getattr(module, "query_width", 1) / getattr(of_base, "query_width", 1)
+        grew = _heads_growth(module, of_base)
         if grew != 1:
             module.scale = (module.scale or module.query_width**-0.5) * grew**-0.5
 
@@ -115,6 +115,11 @@ def _growth(param: Parameter, base: Parameter) -> tuple[float, float]:
     return fan_in, ratios[-1]
 
 
+def _heads_growth(module: nn.Module, base: nn.Module) -> float:
+    """Return how much wider the queries and keys of a module are; 1 if it has none."""
+    return getattr(module, "query_width", 1) / getattr(base, "query_width", 1)
+
+
 def _initial_values(role: Role, growth: Growth) -> Draw:
     # what writes the stream is drawn for the sum of all branches, and CompleteP divides that by the depth already
     factor = growth.depth**0.5 if role.stream == "writes" else 1.0
@@ -134,6 +139,12 @@ def _initial_values(role: Role, growth: Growth) -> Draw:
 
 
 def _refuse_fixed(model: LM, base: LM, transfer: Transfer, layers: float) -> None:
+    if _structure(model) != _structure(base):
+        _refuse(
+            transfer,
+            "modules or parameters whose number depends on the width",
+            "choose model.base.dim=model.dim",
+        )
     if model.dim != base.dim:
         _refuse_width(model, base, transfer)
     if transfer == "completep" and layers != 1:
@@ -141,6 +152,22 @@ def _refuse_fixed(model: LM, base: LM, transfer: Transfer, layers: float) -> Non
             _refuse(transfer, "an encoder", "remove model/encoder")
         if any(branch.norm is not None for branch in _branches(model)):
             _refuse(transfer, "norms on the residual stream, such as norm=post", "choose norm=pre")
+        if any(isinstance(branch.residual, (Scaled, Hyper)) for branch in _branches(model)):
+            _refuse(
+                transfer,
+                "model/residual=scaled and hyper, whose weights multiply the stream once per layer",
+                "choose another model/residual",
+            )
+    for module, of_base in zip(model.modules(), base.modules(), strict=True):
+        reason = getattr(module, "untransferable", None)
+        if reason and any(
+            _heads_growth(*parts) != 1 for parts in zip(module.modules(), of_base.modules(), strict=True)
+        ):
+            _refuse(transfer, f"{type(module).__name__} with wider heads: {reason}", "set its head_dim")
+
+
+def _structure(model: LM) -> list[tuple[type, list[int]]]:
+    return [(type(module), [p.ndim for p in module.parameters(recurse=False)]) for module in model.modules()]
 
 
 def _refuse_width(model: LM, base: LM, transfer: Transfer) -> None:
@@ -148,18 +175,10 @@ def _refuse_width(model: LM, base: LM, transfer: Transfer) -> None:
         _refuse(transfer, "model.scale_embedding=true, a factor that grows", "type a number instead")
     if model.parts is not None:
         _refuse(transfer, "an objective with parameters of its own", "choose another objective")
-    for module, of_base in zip(model.modules(), base.modules(), strict=True):
-        if isinstance(module, (CosineNorm, ScaleNorm)):
-            _refuse(
-                transfer, "norm.kind=cosine and l2, whose lengths depend on the width", "choose norm.kind=rms"
-            )
-        reason = getattr(module, "untransferable", None)
-        if reason and [p.shape for p in module.parameters(recurse=False)] != [
-            p.shape for p in of_base.parameters(recurse=False)
-        ]:
-            _refuse(
-                transfer, f"{type(module).__name__}: {reason}", "set model.attn.head_dim, or choose another"
-            )
+    if any(isinstance(module, (CosineNorm, ScaleNorm)) for module in model.modules()):
+        _refuse(
+            transfer, "norm.kind=cosine and l2, whose lengths depend on the width", "choose norm.kind=rms"
+        )
 
 
 def _refuse(transfer: Transfer, what: str, cure: str) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from minllm.data.batches import open_data
 from minllm.errors import UserError
+from minllm.model.build import build_shapes
 from minllm.page.html import document, escape, figure_html, table
 from minllm.page.markdown import fit_to_width
 from minllm.runs.folder import to_json, write_text
@@ -117,18 +118,28 @@ def checked(
     cfg: DictConfig, key: str, sizes: Sequence[int], steps: int, seeds: int, tolerance: float
 ) -> Check:
     tokenizer, source = build(cfg.tokenizer), build(cfg.data)
+    at_size = {size: resized(cfg, key, size, tokenizer.vocab_size) for size in sizes}
     data = open_data(source, tokenizer)
     measured: dict[int, list[dict[str, Coordinates]]] = {size: [] for size in sizes}
     runs = list(itertools.product(sizes, range(seeds)))
     for size, seed in tqdm(runs, AXES[key], leave=False, disable=None):
-        sized = cfg.copy()
-        OmegaConf.set_readonly(sized, False)
-        OmegaConf.update(sized, key, size)
-        sized.seed = cfg.seed + seed
-        validate(sized)
+        at_size[size].seed = cfg.seed + seed
         batches = data.train(cfg.train.batch_size, cfg.seed)
-        measured[size].append(coordinates(sized, tokenizer, batches, steps))
+        measured[size].append(coordinates(at_size[size], tokenizer, batches, steps))
     return Check(key, list(sizes), [line(name, measured, tolerance) for name in measured[sizes[0]][0]])
+
+
+def resized(cfg: DictConfig, key: str, size: int, vocab_size: int) -> DictConfig:
+    """Return the configuration at a size. Raises UserError if no model can be built there."""
+    sized = cfg.copy()
+    OmegaConf.set_readonly(sized, False)
+    OmegaConf.update(sized, key, size)
+    validate(sized)
+    try:
+        build_shapes(sized, vocab_size)
+    except UserError as error:
+        raise UserError(f"With {key}={size}: {error}") from error
+    return sized
 
 
 def line(name: str, measured: dict[int, list[dict[str, Coordinates]]], tolerance: float) -> Line:

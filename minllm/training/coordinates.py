@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from minllm.data.batches import Rows, TrainBatches
 from minllm.model.build import new_model
 from minllm.model.lm import LM
-from minllm.model.steps import after_step, before_step
+from minllm.model.steps import after_step, before_step, evaluating
 from minllm.objective import Objective
 from minllm.objective.noise import Noise
 from minllm.schema.building import build
@@ -44,7 +43,8 @@ def coordinates(
 ) -> dict[str, Coordinates]:
     """Train a new model for some steps at a constant learning rate; return what its first batch's activations did.
 
-    Keys are "embedding", the branches' names, "hidden" (the output of the last norm) and "logits".
+    Keys are "embedding", the branches' names (an encoder's as "encoder.attn"), "hidden" (the output of the last norm)
+    and "logits". Dropout is off when activations are read.
     """
     model: LM = new_model(cfg, tokenizer)
     objective: Objective = build(cfg.objective)
@@ -52,6 +52,7 @@ def coordinates(
     set_lr(optimizer, cfg.optim.lr)
     inputs = partial(_inputs, objective, batches, model, cfg.seed)
     before = _activations(model, objective, inputs(0))
+    torch.manual_seed(cfg.seed)  # of dropout
     for step in range(steps):
         rows = inputs(step)
         optimizer.zero_grad()
@@ -84,27 +85,37 @@ def _inputs(objective: Objective, batches: TrainBatches, model: LM, seed: int, s
 
 @torch.no_grad()
 def _activations(model: LM, objective: Objective, inputs: Rows) -> Activations:
-    found: dict[str, list[Tensor]] = defaultdict(list)
-    with _watching(model, found):
+    watched = _watched(model)
+    found: dict[str, list[Tensor]] = {"embedding": [], **{name: [] for name, _ in watched}, "hidden": []}
+    with evaluating(model), _watching(model, watched, found):
         before_step(model)
         objective.loss(model, inputs)
     found["logits"] = [model.logits(x) for x in found["hidden"]]
     found["hidden"] = [x / model.head_factor for x in found["hidden"]]
-    return {name: torch.cat([x.flatten() for x in outputs]) for name, outputs in found.items()}
+    return {name: torch.cat([x.flatten() for x in outputs]) for name, outputs in found.items() if outputs}
+
+
+def _watched(model: LM) -> list[tuple[str, nn.Module]]:
+    """Return the modules of all branches, with the names of their branches."""
+    stacks = {"": model, **({"encoder.": model.encoder} if model.encoder is not None else {})}
+    return [
+        (prefix + word, module)
+        for prefix, stack in stacks.items()
+        for branch in stack.branches()
+        for word, module in branch.words.items()
+    ]
 
 
 @contextlib.contextmanager
-def _watching(model: LM, found: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Append to `found` what the embedding, each branch's modules and the last norm return, in the body."""
+def _watching(
+    model: LM, watched: list[tuple[str, nn.Module]], found: dict[str, list[Tensor]]
+) -> Iterator[None]:
+    """Append to `found` what the embedding, the watched modules and the last norm return, in the body."""
 
     def hook(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         found[name].append(output)
 
-    handles = [
-        module.register_forward_hook(partial(hook, word))
-        for branch in model.branches()
-        for word, module in branch.words.items()
-    ]
+    handles = [module.register_forward_hook(partial(hook, name)) for name, module in watched]
     lookup, hidden = model.lookup, model.hidden
     model.lookup = lambda *args: _noted(found["embedding"], lookup(*args))
     model.hidden = lambda *args, **options: _noted(found["hidden"], hidden(*args, **options))

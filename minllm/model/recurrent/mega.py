@@ -57,6 +57,9 @@ class Mega(nn.Module):
     """
 
     norms_its_input = True
+    untransferable = (
+        "its scores are products of normed vectors and products of biases, which grow differently"
+    )
 
     def __init__(
         self,
