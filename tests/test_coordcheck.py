@@ -41,7 +41,7 @@ def slopes(check: dict) -> dict[str, float]:
 
 @pytest.mark.parametrize("words", MODELS.values(), ids=MODELS)
 def test_changes_depend_on_the_width_but_not_with_mup(check, words):
-    words = [*words, "widths=[32,64,128]", "tolerance=0.2"]
+    words = [*words, "widths=[32,64,128]", "tolerance=0.2", "steps=3"]
     (standard,) = check(*words)["checks"]
     assert not standard["flat"] and slopes(standard)["logits"] > 0.5
     (transferred,) = check(*words, "model.transfer=mup", "model.base.dim=32")["checks"]
@@ -58,7 +58,14 @@ def test_other_optimizers_are_flat_too(check, optim):
 
 
 def test_changes_depend_on_the_depth_but_not_with_completep(check, capsys):
-    words = ["widths=null", "depths=[2,4,8]", "model.dim=32", "norm.embedding=true", "optim.lr=0.0003"]
+    words = [
+        "widths=null",
+        "depths=[2,4,8]",
+        "model.dim=32",
+        "norm.embedding=true",
+        "optim.lr=0.0003",
+        "steps=3",
+    ]
     (wide_only,) = check(*words, "model.transfer=mup", "model.base.dim=32")["checks"]
     assert not wide_only["flat"] and slopes(wide_only)["hidden"] > 0.4
     assert "Type model.transfer=completep" in capsys.readouterr().out
@@ -71,7 +78,7 @@ def test_changes_depend_on_the_depth_but_not_with_completep(check, capsys):
 
 
 def test_the_page_and_the_json_have_the_same_lines(check, tmp_path, capsys):
-    found = check("widths=[16,32,64]", "depths=[1,2,4]", "seeds=2", "steps=1")
+    found = check("model.dim=16", "widths=[16,24,32]", "depths=[1,2,3]", "seeds=2", "steps=1")
     assert json.loads((tmp_path / "check" / "coordcheck.json").read_text()) == found
     html = (tmp_path / "check" / "coordcheck.html").read_text()
     for one in found["checks"]:
@@ -84,6 +91,25 @@ def test_the_page_and_the_json_have_the_same_lines(check, tmp_path, capsys):
         }
         assert f"coordinates-{'width' if one['key'] == 'model.dim' else 'depth'}" in html
     assert re.search(r"\| logits +\|", capsys.readouterr().out)
+
+
+def test_all_sizes_are_tried_before_one_is_trained(check, monkeypatch):
+    monkeypatch.setattr("minllm.tasks.coordcheck.coordinates", lambda *args: pytest.fail("trained"))
+    with pytest.raises(UserError, match="With model.dim=66: dim=66 can't be split"):
+        check("widths=[32,64,66]")
+
+
+def test_dropout_is_no_change(check):
+    words = ["widths=[16,24,32]", "optim.lr=1e-9", "model.dropout=0.5", "steps=1"]
+    (unchanged,) = check(*words)["checks"]
+    assert all(max(line["change"]) < 1e-3 for line in unchanged["activations"])
+
+
+def test_an_encoder_is_checked_too(check):
+    words = ["objective=span", "model/encoder=same", "model/layout=decoder", "widths=[16,24,32]", "steps=1"]
+    (found,) = check(*words)["checks"]
+    names = ["embedding", "attn", "cross", "mlp", "encoder.attn", "encoder.mlp", "hidden", "logits"]
+    assert [line["name"] for line in found["activations"]] == names
 
 
 def test_a_slope_is_that_of_the_power_law():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ import minllm
 from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.model.build import build_model
+from minllm.model.parameter import Growth, constant, parameter
 from minllm.schema.building import build
 from minllm.training.optimizers import AdamW, grouped
-from minllm.training.transfer import set_lr
+from minllm.training.transfer import of_orthogonal, set_lr
 from tests.tiny import completed, options, tiny_cfg, tiny_model
 
 
@@ -64,11 +66,26 @@ def test_learning_rates_are_those_of_the_published_table(optim):
     for growth in (2, 4):
         grown = hyper_parameters(*words, f"model.dim={32 * growth}")
         for name, power in BY_KIND[optim].items():
-            for parameter in HIDDEN if name == "hidden" else [name]:
-                ratio = grown[parameter]["lr"] / base[parameter]["lr"]
-                assert ratio == pytest.approx(growth**power, rel=1e-6), (parameter, growth)
+            for path in HIDDEN if name == "hidden" else [name]:
+                ratio = grown[path]["lr"] / base[path]["lr"]
+                assert ratio == pytest.approx(growth**power, rel=1e-6), (path, growth)
                 # weight decay has the same time scale at every width
-                assert grown[parameter]["decay"] == pytest.approx(base[parameter]["decay"])
+                assert grown[path]["decay"] == pytest.approx(base[path]["decay"])
+    # the µP column of CompleteP's table 1 (2505.01618) also has ε
+    if optim == "adamw":
+        assert all(of["eps"] == pytest.approx(base[name]["eps"] / growth) for name, of in grown.items())
+
+
+def test_muon_measures_a_matrix_by_its_inputs_and_outputs():
+    growth = Growth(width=4.0, fan_in=4.0)
+    tall, wide = (
+        parameter(*shape, kind="matrix", draw=constant(0), inputs=inputs)
+        for shape, inputs in (((128, 6), 0), ((6, 128), 1))
+    )
+    for p in tall, wide:
+        p.role = replace(p.role, growth=growth)
+    # its norm must shrink as 1/√inputs, and Muon's updates grow with the root of the longer side, from 32 to 128
+    assert of_orthogonal(tall) == of_orthogonal(wide) == pytest.approx(0.5 / 2)
 
 
 def test_initial_values_and_factors_are_those_of_the_published_table():
@@ -198,7 +215,10 @@ def test_an_optimizer_without_a_rule_is_refused():
         (["model.transfer=mup", "norm.kind=l2"], "norm.kind=cosine and l2"),
         (["model.transfer=mup", "model/attn=differential"], "λ is a sum over the width of a head"),
         (["model.transfer=mup", "objective=diffuseq"], "an objective with parameters of its own"),
+        (["model.transfer=mup", "model/rec=mega", "model.layout=[rec mlp]"], "Mega with wider heads"),
+        (["model.transfer=mup", "model.base=null"], "model.base is null"),
         (["model.transfer=completep", "norm=post", "model.n_layers=8"], "norms on the residual stream"),
+        (["model.transfer=completep", "model/residual=hyper", "model.n_layers=8"], "multiply the stream"),
         (["model.transfer=mup", "model.base.dim=30"], "isn't possible: dim=30 can't be split"),
         (["model.transfer=mup", "model.base.n_layers=2"], "model.base.n_layers would do nothing"),
         (["model.base.dim=64"], "model.base.dim would do nothing with model.transfer=none"),
