@@ -144,6 +144,13 @@ def test_a_slope_of_two_close_sizes_is_hardly_believed(rates):
     assert low <= line.slope <= high
 
 
+def test_transferred_rates_are_nearly_constant():
+    optima = [Optimum(1e5, 0.02, 0.15), Optimum(4e5, 0.01, 0.15)]
+    usual, transferred = (line_through(optima, covered) for covered in (False, True))
+    assert usual.slope < -0.2 and -0.1 < transferred.slope < 0
+    assert "usual +0.00 ± 0.05" in transferred.sentence
+
+
 def test_optima_that_scatter_make_a_slope_less_certain():
     sizes = (1e5, 4e5, 1.6e6)
     smooth, scattered = (

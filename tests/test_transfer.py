@@ -18,6 +18,7 @@ from minllm.model.parameter import Growth, constant, parameter
 from minllm.schema.building import build
 from minllm.training.optimizers import AdamW, grouped
 from minllm.training.transfer import of_orthogonal, set_lr
+from minllm.verdict.ladder import covers_sizes
 from tests.tiny import completed, options, tiny_cfg, tiny_model
 
 
@@ -198,6 +199,19 @@ def test_hidden_widths_that_were_solved_for_are_in_proportion():
     growth = cfg.model.dim / 32
     down = model.branches()[1].words["mlp"].down.weight
     assert cfg.model.dim != 32 and down.role.growth.fan_in == pytest.approx(growth, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("choices", "covered"),
+    [
+        ([], False),
+        (["model.transfer=mup"], True),
+        (["model.transfer=mup", "size.by=layers"], False),
+        (["model.transfer=completep", "size.by=layers"], True),
+    ],
+)
+def test_a_ladder_knows_what_transfer_covers(choices, covered):
+    assert covers_sizes(compose(choices)) == covered
 
 
 def test_an_optimizer_without_a_rule_is_refused():

@@ -127,6 +127,7 @@ class LadderSearch(ArmsSearch):
         lowest, *_, highest = self.rungs
         cfgs = {name: composed(name, lowest.overrides) for name in self.arms}
         refuse_identical_arms(cfgs, sized=True)
+        self.transferred = {name for name, cfg in cfgs.items() if covers_sizes(cfg)}
         for name, cfg in cfgs.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
@@ -282,7 +283,7 @@ class LadderSearch(ArmsSearch):
                 if (name, rung.number) in tunings
             ]
             if optima:
-                lines[name] = line_through(optima)
+                lines[name] = line_through(optima, name in self.transferred)
                 print(
                     printable(f"{name}: the learning rate of its pairs is {lines[name].sentence}."),
                     flush=True,
@@ -381,3 +382,8 @@ def refuse_own_size(overrides: Sequence[str]) -> None:
                 f"{override} can't be combined with a ladder, whose rungs are sizes: leave it out, or put it into"
                 " ladder.params."
             )
+
+
+def covers_sizes(cfg: DictConfig) -> bool:
+    """Whether `model.transfer` covers what grows from rung to rung."""
+    return cfg.model.transfer == "completep" or (cfg.model.transfer == "mup" and cfg.size.by != "layers")

@@ -23,6 +23,8 @@ WINDOW = 2
 USUAL, SPREAD = -0.25, 0.25
 """The slope that is usual, and its standard deviation: between a constant rate and 1 / width (2203.03466), about
 1 / √parameters."""
+TRANSFERRED, TRANSFERRED_SPREAD = 0.0, 0.05
+"""The same where `model.transfer` covers what grows from rung to rung: a rate that is best at one size is at others."""
 LEAST_ERROR = 0.15
 """The smallest standard error of an optimum in log2: the loss isn't exactly quadratic, and few runs agree by chance."""
 
@@ -44,6 +46,7 @@ class RateLine:
     centre: the mean log2 size of the optima, where log2 of the rate is `level`
     slope: of log2 rate against log2 size; 0 with a single optimum
     estimated, error: the slope of the optima alone, and its standard error; NaN with a single optimum
+    usual, spread: the usual slope that it was combined with, and its standard deviation
     """
 
     optima: Sequence[Optimum]
@@ -52,6 +55,8 @@ class RateLine:
     slope: float
     estimated: float
     error: float
+    usual: float
+    spread: float
 
     def at(self, size: float) -> float:
         """Return the rate at a size, rounded to three digits."""
@@ -65,7 +70,7 @@ class RateLine:
             return f"the rate that was tuned at the lowest size ({tuned}), for every size"
         return (
             f"a straight line through the tuned rates ({tuned}), with slope {self.slope:+.2f} in logarithms: their own,"
-            f" {self.estimated:+.2f} ± {self.error:.2f}, combined with the usual {USUAL:+.2f} ± {SPREAD:.2f}"
+            f" {self.estimated:+.2f} ± {self.error:.2f}, combined with the usual {self.usual:+.2f} ± {self.spread:.2f}"
         )
 
 
@@ -89,23 +94,28 @@ def optimum_of(size: float, tuning: Tuning) -> Optimum:
     return Optimum(size, rate, max(error, LEAST_ERROR))
 
 
-def line_through(optima: Sequence[Optimum]) -> RateLine:
-    """Fit the line by weighted least squares, and combine its slope with the usual one."""
+def line_through(optima: Sequence[Optimum], transferred: bool = False) -> RateLine:
+    """Fit the line by weighted least squares, and combine its slope with the usual one.
+
+    Args:
+        transferred: whether `model.transfer` covers what grows from rung to rung.
+    """
+    usual, spread = (TRANSFERRED, TRANSFERRED_SPREAD) if transferred else (USUAL, SPREAD)
     x = np.log2([best.size for best in optima])
     y = np.log2([best.rate for best in optima])
     weights = np.array([best.error**-2 for best in optima])
     centre = float(weights @ x / weights.sum())
     level = float(weights @ y / weights.sum())
     if len(optima) == 1:
-        return RateLine(optima, centre, level, 0.0, math.nan, math.nan)
+        return RateLine(optima, centre, level, 0.0, math.nan, math.nan, usual, spread)
     information = float(weights @ (x - centre) ** 2)
     slope = float(weights @ ((x - centre) * (y - level))) / information
     # optima that scatter about the line by more than their errors are less certain than these say (Birge)
     scatter = weights @ (y - level - slope * (x - centre)) ** 2 / max(1, len(optima) - 2)
     error = math.sqrt(max(1.0, float(scatter)) / information)
-    precision, usual = error**-2, SPREAD**-2
-    combined = (precision * slope + usual * USUAL) / (precision + usual)
-    return RateLine(optima, centre, level, combined, slope, error)
+    precision, certainty = error**-2, spread**-2
+    combined = (precision * slope + certainty * usual) / (precision + certainty)
+    return RateLine(optima, centre, level, combined, slope, error, usual, spread)
 
 
 def _error_of_minimum(runs: Sequence[tuple[float, float, int]]) -> float | None:
