@@ -52,6 +52,7 @@ class LM(Stack):
         tie_embeddings: the head uses the embedding's matrix.
         head_bias: the head has a bias for each token, as in GPT-J.
         scale_embedding: multiply embeddings by √dim, as the original transformer and Gemma do, or by this number.
+        scale_logits: multiply the logits by this number, with which they learn faster (2203.03466).
         softcap: limit the logits to c·tanh(logits / c); null means no limit.
         transfer: what makes hyper-parameters transfer from the base shape: nothing, µP or CompleteP.
         base: the base shape; null is possible without transfer.
@@ -81,6 +82,7 @@ class LM(Stack):
         tie_embeddings: bool,
         head_bias: bool,
         scale_embedding: bool | Positive,
+        scale_logits: Positive = 1.0,
         softcap: Positive | None,
         predict_ahead: Natural,
         dropout: BelowOne,
@@ -93,7 +95,7 @@ class LM(Stack):
         layers = written(first, layout, n_layers)
         super().__init__(parts, layers + predict_ahead * layers[-1:], n_layers=n_layers, loops=loops)
         self.softcap, self.both_ways = softcap, both_ways
-        self.transfer, self.base, self.head_factor = transfer, base and base(), 1.0  # `build_model` scales it
+        self.transfer, self.base, self.head_factor = transfer, base and base(), scale_logits  # `build_model` scales it
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
         self.sees_padding = self.cannot_generate is not None

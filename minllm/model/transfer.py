@@ -83,7 +83,7 @@ def scale(model: LM, base: LM, transfer: Transfer, layers: float) -> None:
         )
         param.role = replace(param.role, growth=growth, draw=_initial_values(param.role, growth))
     # the factor makes up for the head's fan-in, so that it may be the embedding's matrix
-    model.head_factor = base.dim / model.dim
+    model.head_factor *= base.dim / model.dim
     role = model.head_weight_VD.role
     role = replace(role, growth=replace(role.growth, fan_in=1.0, fan_out=model.dim / base.dim))
     model.head_weight_VD.role = role
