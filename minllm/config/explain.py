@@ -197,12 +197,15 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
         if key == group.rpartition("/")[2]:
             return f"There is no '{key}'. Did you mean {group}={value}?"
     tasks = [task for task, option in groups.get("task", {}).items() if key in option.keys]
+    elsewhere = " or ".join(f"{path}={value}" for path in paths_of(key, getattr(cause, "parent_node", None)))
     if tasks:
-        return f"This task has no option '{key}'. Add task={' or task='.join(tasks)}."
+        owners = f"task={' or task='.join(tasks)}"
+        cure = f"Did you mean {elsewhere}? {owners} has it." if elsewhere else f"Add {owners}."
+        return f"This task has no option '{key}'. {cure}"
     parent, _, name = key.rpartition(".")
     siblings = [str(sibling) for sibling in getattr(cause, "parent_node", None) or []]
-    if elsewhere := paths_of(key, getattr(cause, "parent_node", None)):
-        return f"There is no option '{key}'. Did you mean {' or '.join(f'{path}={value}' for path in elsewhere)}?"
+    if elsewhere:
+        return f"There is no option '{key}'. Did you mean {elsewhere}?"
     where = f"{parent} has no option" if parent else "There is no option"
     group = parent.replace(".", "/")
     if having := [choice for choice, option in groups.get(group, {}).items() if name in option.keys]:
