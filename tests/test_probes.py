@@ -6,10 +6,13 @@ import functools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +37,7 @@ from minllm.tokenizer.symbols import Symbols
 NAMES = sorted(path.stem for path in (CONF / "data" / "probe").glob("*.yaml"))
 SMALL = [name for name in NAMES if name.endswith("_small")]
 every_probe = pytest.mark.parametrize("name", SMALL)
+PAGE = (Path(__file__).parents[1] / "docs" / "probes.md").read_text(encoding="utf-8")
 FEW = ["data.train_examples=60", "data.val_examples=40", "data.num_proc=1"]
 
 
@@ -401,3 +405,30 @@ def test_one_of_ones_own_from_outside(tmp_path, monkeypatch):
     before = source.fingerprint
     (tmp_path / "mine" / "last.py").write_text(text.replace("before[0]", "before[1]"))
     assert build(cfg.data).fingerprint != before, "an edit makes other documents"
+
+
+# ---- docs/probes.md -----------------------------------------------------------------------------
+
+
+@every_probe
+def test_the_worked_example_of_the_docs_is_what_the_code_makes(name):
+    block = worked_example(name)
+    assert block in PAGE, f"Put this into docs/probes.md:\n{block}"
+
+
+def test_the_docs_have_a_row_for_every_probe():
+    rows = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.M))
+    assert rows == {name.removesuffix("_small") for name in NAMES}
+    assert {f"{row}_small" for row in rows} == set(SMALL)
+
+
+def worked_example(name: str) -> str:
+    """Return the first validation example, with its answers in brackets, and the chance level and ceiling."""
+    source = build(minllm.compose([f"data=probe/{name}"]).data)
+    example = next(source.examples("val"))
+    parts = [
+        " ".join(part) if number % 2 == 0 else f"[{' '.join(part)}]" for number, part in enumerate(example)
+    ]
+    lines = textwrap.wrap(" ".join(filter(None, parts)), 110, break_on_hyphens=False)
+    head = f"data=probe/{name}    chance {source.chance:.1%}, ceiling {source.ceiling:.1%}"
+    return "\n".join(["```text", head, "", *lines, "```"])
