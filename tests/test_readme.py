@@ -33,6 +33,7 @@ SEARCH = (ROOT / "docs" / "search.md").read_text()
 COMPARE = (ROOT / "docs" / "compare.md").read_text()
 OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text()
 MIXERS = (ROOT / "docs" / "mixers.md").read_text()
+TRANSFER = (ROOT / "docs" / "transfer.md").read_text()
 BOUNDS = {"masked", "blocks", "diffuseq", "evaluate"}
 """What is in a command of docs/objectives.md whose losses are upper bounds; the evaluated run is of a masked model."""
 TINY = [
@@ -100,6 +101,14 @@ def test_every_command_of_the_page_on_options_runs(tmp_path):
         done = run_tiny(command, tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == len(commands(OPTIONS))
+
+
+def test_every_command_of_the_page_on_transfer_runs(tmp_path):
+    for command in commands(TRANSFER):
+        done = run_tiny(command, tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    assert len(list(tmp_path.glob("outputs/*/*/coordcheck.html"))) == 2
+    assert len(list(tmp_path.glob("outputs/*/*-grid-*/*/summary.json"))) == 2 * 2
 
 
 @pytest.mark.slow  # each command is a process
@@ -237,8 +246,8 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     continues = any(word.startswith(("run=", "resume=")) for word in words)
     smaller = {"size.params=1e6": "size.params=2e4", "size.params=5e5": "size.params=2e4"}
     smaller |= {"seed=0,1,2,3,4,5": "seed=0,1", "experiment=glob(small_*)": "experiment=glob(small_g*)"}
-    smaller |= {"search.trials=24": "search.trials=3"}
-    words = [smaller.get(word, word) for word in words]
+    smaller |= {"search.trials=24": "search.trials=3", "model.dim=64,128,256,512": "model.dim=16,32"}
+    words = [re.sub("^(optim.lr=[^,]*),.*", r"\1", smaller.get(word, word)) for word in words]
     if {"task=grade", "grader=grammar"} & set(words):
         words += ["grader.stories=2", "grader.beginnings=2", "grader.max_new_tokens=8"]
     if "search=ladder" in words:  # tests/test_ladder.py trains one
@@ -261,6 +270,8 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
         read = sections_read(words)
         added = [word for word in [*TINY, "train.steps=2"] if word.startswith(read) and is_free(word, chosen)]
         words = [*words, *added]
+        if "task=coordcheck" in words and "widths=null" not in words:
+            words.append("widths=[16,32,64]")
         if "data=reverse" in words:
             words += ["data.train_pairs=200", "data.val_pairs=10"]
         if "data=tales_pairs" in words:
@@ -275,6 +286,8 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
 def sections_read(words: list[str]) -> tuple[str, ...]:
     """Return how the settings begin that the task of a command reads."""
     of_data = ("data", "tokenizer")
+    if "task=coordcheck" in words:
+        return (*of_data, "train.batch_size")
     if {"task=prepare", "task=tokenizer"} & set(words):
         return of_data
     only_of_a_model = {"task=describe", "task=trace"} & set(words)
