@@ -236,6 +236,11 @@ class Validation:
         self.bytes = documents.bytes
 
     @property
+    def has_answers(self) -> bool:
+        """Whether documents have a given part, so that what counts is an answer to it."""
+        return self.documents.given is not None
+
+    @property
     def documents_of_windows(self) -> np.ndarray:
         """The number of the document of each row of all batches, in their order."""
         return (np.searchsorted(self.documents.starts, self.windows.starts, side="right") - 1)[self.order]
