@@ -105,7 +105,9 @@ def fit(run: Run) -> int | None:
             better = False
             if due(settings.eval_every, progress.step, last) or part_ended(run):
                 better = record_evaluation(run, last)
-                last = last or is_solved(run)
+                if is_solved(run) and not last:
+                    last = True
+                    run.folder.say(solved(run))
 
             undecided = settings.compile == "auto" and "compile" not in progress.decisions
             if undecided and progress.step >= PACE_STEPS:
@@ -149,6 +151,13 @@ def is_solved(run: Run) -> bool:
     """Whether the latest evaluation has reached the accuracy at which the run ends."""
     wanted, answers = run.settings.stop_at_accuracy, run.progress.answers
     return wanted is not None and answers is not None and answers[ACCURACY] >= wanted
+
+
+def solved(run: Run) -> str:
+    return (
+        f"Step {run.progress.step} is the last: val_accuracy={run.progress.answers[ACCURACY]:.4g} has reached"
+        f" train.stop_at_accuracy={run.settings.stop_at_accuracy:g}."
+    )
 
 
 def choose_compile(run: Run, seconds_left: float) -> tuple[bool, str]:
