@@ -19,6 +19,7 @@ from minllm.objective.cross_entropy import head_cross_entropy
 from minllm.objective.cross_entropy_gpu import head_cross_entropy_on_gpu
 from minllm.runs.documents import DOCUMENTS
 from minllm.schema.building import build
+from minllm.sweep.metric import minimized, value
 from minllm.training.answers import answers_of
 from minllm.training.evaluation import evaluate
 from minllm.training.launched import Place
@@ -189,6 +190,14 @@ def test_text_and_other_objectives_have_none(tmp_path, monkeypatch, words, more)
     assert "val_accuracy" not in minllm.train(minllm.compose(given), Path("run"))
     with pytest.raises(UserError, match=r"train\.stop_at_accuracy needs a val_accuracy, but .*Leave it out"):
         minllm.train(minllm.compose([*given, "train.stop_at_accuracy=0.5"]), Path("stopped"))
+
+
+def test_a_search_maximizes_an_accuracy():
+    assert value({"val_loss": 2.0, "val_exact": 0.75}, "val_exact") == 0.25
+    assert value({"val_loss": 2.0}, "val_loss") == 2.0
+    assert minimized("val_accuracy") == "1 − val_accuracy" and minimized("val_bpb") == "val_bpb"
+    with pytest.raises(UserError, match="has no val_accuracy, .* Choose sweep.metric=val_loss"):
+        value({"val_loss": 2.0}, "val_accuracy")
 
 
 def test_a_run_ends_when_it_is_accurate_enough(words):
