@@ -33,7 +33,7 @@ RESOLVERS = ("oc.select", "now")
 """Resolvers that a file's interpolations may call: none that reads the environment or evaluates text."""
 COMMAND_LINE_ONLY = ("hydra", "task", "extensions", "choices", "typed", "resume", "run", "init_from")
 """Keys that only the command line may set."""
-SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms", "ladder", "grader", "judge")
+SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms", "ladder", "mixers", "probes", "grader", "judge")
 """Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""
 PATH_OPTION = re.compile(r"path|file|folder|dir|cache|root")
 DEFAULT_CACHE = ".cache/stores"

@@ -31,6 +31,8 @@ class Answers:
     validation: Validation
     shares: dict[str, Estimate] = field(default_factory=dict)
     """The latest evaluation's, each with its 95 % interval."""
+    tokens: int = 0
+    """How many tokens the answers have."""
 
     def begin(self) -> None:
         # of each row: answer tokens, those that are right, and wrong tokens with the end
@@ -51,6 +53,7 @@ class Answers:
         tokens, right, wrong = np.zeros((3, len(self.validation.documents.lengths)))
         for total, rows in zip((tokens, right, wrong), self.rows.numpy()):
             np.add.at(total, self.validation.documents_of_windows, rows)
+        self.tokens = int(tokens.sum())
         self.shares = {
             ACCURACY: share_of(right, tokens),
             EXACT: share_of((wrong == 0).astype(float), np.ones_like(wrong)),
@@ -58,12 +61,11 @@ class Answers:
         return {name: estimate.value for name, estimate in self.shares.items()}
 
     def summary(self) -> dict[str, Any]:
-        """Return the latest shares and their intervals for summary.json."""
-        return {
-            key: value
-            for name, estimate in self.shares.items()
-            for key, value in ((name, estimate.value), (f"{name}_interval", list(estimate.interval)))
-        }
+        """Return the latest shares, their intervals, and the number of answer tokens, for summary.json."""
+        found: dict[str, Any] = {"val_answer_tokens": self.tokens}
+        for name, estimate in self.shares.items():
+            found |= {name: estimate.value, f"{name}_interval": list(estimate.interval)}
+        return found
 
 
 def answers_of(validation: Validation, objective: Objective) -> Answers | None:
