@@ -47,8 +47,8 @@ Search options and values of run.py with Optuna. Trials that run out of memory, 
 hydra.sweeper.n_trials is the total number of trials, and hydra.sweeper.n_jobs how many run at once.
 hydra/sweeper/sampler is tpe, random, grid, gp, cmaes, nsgaii, nsgaiii or qmc.
 
-Exit codes: 0, 2 if the command is refused, 3 if a verdict or ladder isn't settled or a profile incomplete, 1 after a bug or repeated
-crashes.
+Exit codes: 0, 2 if the command is refused, 3 if a verdict or ladder isn't settled or a profile isn't complete, 1 after
+a bug or repeated crashes.
 """
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minllm.data.batches import IGNORED, Batch, Validation
-from minllm.estimates import Estimate, share_of
 from minllm.objective import Objective
 from minllm.training.parallel import Processes
+
+if TYPE_CHECKING:
+    from minllm.estimates import Estimate
 
 ACCURACY, EXACT = "val_accuracy", "val_exact"
 
@@ -49,6 +51,8 @@ class Answers:
 
     def end(self, processes: Processes) -> dict[str, float]:
         """Return both shares. Intervals take tokens of one document as dependent."""
+        from minllm.estimates import share_of  # SciPy takes a moment to import
+
         processes.add_up([self.rows])
         tokens, right, wrong = np.zeros((3, len(self.validation.documents.lengths)))
         for total, rows in zip((tokens, right, wrong), self.rows.numpy()):

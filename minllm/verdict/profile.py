@@ -129,7 +129,7 @@ class ProfileSearch(ArmsSearch):
         }
 
     def read_arms(self) -> dict[str, list[str]]:
-        """Return the overrides of each mixer, by a name that can be a folder's; `names` has the words that were typed."""
+        """Return the overrides of each mixer, by a name that can be a folder's; `names` has what was typed."""
         mixers = mixers_in(self.config.mixers)
         self.names = {re.sub(r"[^\w.]+", "-", name).strip("-."): name for name in mixers}
         if len(self.names) < len(mixers):

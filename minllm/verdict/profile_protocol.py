@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from minllm.errors import UserError, suggest
+from minllm.errors import UserError
 from minllm.schema.checking import fits
-from minllm.schema.groups import find_groups
 from minllm.schema.options import Count, Natural, NonNegative, Positive, Share
 from minllm.schema.overrides import key_of
 from minllm.verdict.protocol import CLOSEST, FIRST_TUNING_SEED, OfArms
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 LAYOUTS = {"attn": "transformer", "rec": "recurrent"}
 """The layout in which an option of model/attn or model/rec is the only mixer, each followed by an MLP."""
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-
-Words = str | list[str]
-"""A mixer or a probe as it is typed: a word, or a list of a word and overrides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +104,16 @@ def mixer_words(word: str) -> list[str]:
     key, equals, option = word.partition("=")
     if not equals:
         raise UserError(
-            f"mixers has {word!r}, which isn't an override. Type attn=<option> or rec=<option>, such as attn=mha, or a list"
-            " of overrides: '[attn=mha,model.attn.softcap=30]'."
+            f"mixers has {word!r}, which isn't an override. Type attn=<option> or rec=<option>, with further overrides"
+            " after a space: 'mixers=[attn=mha,attn=mha model.attn.softcap=30]'."
         )
     if key not in LAYOUTS:
         return [word]
-    known = list(find_groups()[f"model/{key}"])
-    if option not in known:
-        raise UserError(f"mixers has {word}, but there is no model/{key}={option}.{suggest(option, known)}")
     return [f"model/layout={LAYOUTS[key]}", f"model/{key}={option}"]
 
 
 def probes_in(section: object) -> dict[str, list[str]]:
-    """Return the overrides of each probe, by what was typed for it. UserError if it isn't a probe."""
+    """Return the overrides of each probe, by its name. UserError if it isn't a probe."""
     probes = named(section, "probes", "[mqar_small,copying_small]")
     return {
         name: [word if "=" in word else f"data=probe/{word}" for word in words]
@@ -129,10 +122,10 @@ def probes_in(section: object) -> dict[str, list[str]]:
 
 
 def named(section: object, key: str, example: str) -> dict[str, list[str]]:
-    """Return the lists of words under a name each: the first word, and short forms of what follows it."""
-    if not section or not fits(section, list[Words]) or not all(section):
+    """Return the words of each entry, by its name: the first word, and the others with the last parts of their keys."""
+    if not section or not fits(section, list[str]) or not all(entry.split() for entry in section):
         raise UserError(f"{key} must be a list, such as '{key}={example}', not {section}.")
-    lists = [[entry] if isinstance(entry, str) else list(entry) for entry in section]
+    lists = [entry.split() for entry in section]
     names = [" ".join([words[0], *map(short, words[1:])]) for words in lists]
     for name in names:
         if names.count(name) > 1:
@@ -151,18 +144,17 @@ def difficulty_of(name: str, names: Sequence[str]) -> tuple[str, float | None]:
     Args:
         names: of all probes.
     """
-    task, *changes = name.split(" ")
-    of_task = [
-        dict(change.partition("=")[::2] for change in other.split(" ")[1:])
-        for other in names
-        if other.split(" ")[0] == task
-    ]
-    if len(of_task) < 2:
+    task = name.split(" ")[0]
+    changes = [changes_in(other) for other in names if other.split(" ")[0] == task]
+    if len(changes) < 2:
         return name, None
-    own: Mapping[str, Any] = dict(change.partition("=")[::2] for change in changes)
-    keys = {key for change in of_task for key in change}
-    differing = [key for key in keys if len({change.get(key) for change in of_task}) == len(of_task)]
-    values = [own.get(key) for key in differing]
-    if len(differing) != 1 or values[0] is None or not NUMBER.fullmatch(values[0]):
-        return task, None
-    return task, float(values[0])
+    keys = sorted({key for change in changes for key in change})
+    differing = [key for key in keys if len({change.get(key) for change in changes}) == len(changes)]
+    value = changes_in(name).get(differing[0]) if len(differing) == 1 else None
+    return task, float(value) if value and NUMBER.fullmatch(value) else None
+
+
+def changes_in(name: str) -> dict[str, str]:
+    """Return the values that follow the first word of a name, by their keys."""
+    pairs = (change.partition("=") for change in name.split(" ")[1:])
+    return {key: value for key, _, value in pairs}

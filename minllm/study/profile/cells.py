@@ -79,7 +79,7 @@ class Cell:
 
     @property
     def state(self) -> State:
-        """`solved` by most seeds; `ran out` of steps; `diverged` with most seeds; `incomplete` before most have ended."""
+        """`solved` by most seeds; `ran out` of steps; `diverged` with most seeds; or `incomplete`, before most have."""
         most = self.planned / 2
         if len(self.solved) > most:
             return "solved"
@@ -91,9 +91,9 @@ class Cell:
     def estimate(self) -> Estimate | None:
         """The mean accuracy over seeds; None without a run.
 
-        Its interval is Korn and Graubard's, with the runs as groups: accuracies near 1 aren't normal, and answers of one
-        run aren't independent. Where it would rest on too little, because there is a single run or all are equal, it is
-        that of the first run, whose groups are the documents.
+        Its interval is Korn and Graubard's, with the runs as groups: accuracies near 1 aren't normal, and answers of
+        one run aren't independent. Where it would rest on too little, because there is a single run or all are equal,
+        it is that of the first run, whose groups are the documents.
         """
         if not self.runs:
             return None

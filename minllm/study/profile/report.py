@@ -42,16 +42,13 @@ def in_a_terminal(profile: Profile) -> Iterator[str]:
     """Yield the lines of the summary."""
     yield sentences.headline(profile)
     yield ""
-    head = ["accuracy in %", *(probe.name for probe in profile.probes)]
-    rows = [
-        [mixer, *(_short(profile.cells[mixer, probe.name]) for probe in profile.probes)]
-        for mixer in profile.mixers
-    ]
-    chances = ["" if probe.chance is None else f"{100 * probe.chance:.1f}" for probe in profile.probes]
-    sides = "l" + "r" * len(profile.probes)
-    yield from fit_to_width(
-        head, [*rows, ["chance", *chances]], sides, shutil.get_terminal_size((80, 24)).columns
-    )
+    head = ["accuracy in %", *profile.mixers, "chance"]
+    rows = []
+    for probe in profile.probes:
+        shown = (_short(profile.cells[mixer, probe.name]) for mixer in profile.mixers)
+        rows.append([probe.name, *shown, _percent(probe.chance)])
+    width = shutil.get_terminal_size((80, 24)).columns
+    yield from fit_to_width(head, rows, "l" + "r" * (len(head) - 1), width)
     yield ""
     yield f"✓ marks what is solved. {sentences.ABOUT_STATES}"
     for name, lines in sentences.by_probe(profile):
