@@ -102,23 +102,25 @@ class ProfileSearch(ArmsSearch):
     protocol: ProfileProtocol
 
     def __init__(self, sweeper: PruningSweeper, overrides: Sequence[str]):
-        words = probes_in(sweeper.config.probes)
+        self.words = probes_in(sweeper.config.probes)
         super().__init__(sweeper, overrides)
         self.typed = list(overrides)
         self.precision = self.precision_override()
-        self.words = {name: tuple(own) for name, own in words.items()}
         bases = {name: self.composed(next(iter(self.arms)), own) for name, own in self.words.items()}
         self.probes = [self.probe(name, cfg) for name, cfg in bases.items()]
-        for probe in self.probes:
-            self.words[probe.name] += (*self.size_of(bases[probe.name]), self.end_of(probe))
+        self.rungs = {
+            p.name: (*self.words[p.name], *self.size_of(bases[p.name]), self.end_of(p)) for p in self.probes
+        }
+        """The overrides of each probe, with the size of the mixers and the end of a run."""
         self.cfgs = {
-            (arm, p.name): self.composed(arm, self.words[p.name]) for p in self.probes for arm in self.arms
+            (arm, p.name): self.composed(arm, self.rungs[p.name]) for p in self.probes for arm in self.arms
         }
         first = self.probes[0].name
         of_first = {arm: self.cfgs[arm, first] for arm in self.arms}
         refuse_identical_arms(of_first, sized=self.protocol.equal is not None)
-        for arm, cfg in of_first.items():  # before anything runs
-            refuse_broken_arm(arm, cfg)
+        if "train.check=false" not in overrides:  # runs don't check again
+            for arm, cfg in of_first.items():
+                refuse_broken_arm(self.names[arm], cfg)
         if sweeper.chooses_jobs:
             sweeper.n_jobs = jobs_for(self.config, next(iter(of_first.values())))
         self.plans = {key: self.plan_of(*key) for key in self.cfgs}
@@ -184,7 +186,7 @@ class ProfileSearch(ArmsSearch):
         return "\n".join(
             [
                 *(f"{self.names[arm]}: {' '.join(words)}" for arm, words in self.arms.items()),
-                *(f"{probe.name}: {' '.join(self.words[probe.name])}" for probe in self.probes),
+                *(f"{probe.name}: {' '.join(self.rungs[probe.name])}" for probe in self.probes),
                 f"Each mixer tries {first.description}, on each probe; then it trains with {seeds}.",
                 f"{len(self.arms)} mixers on {len(self.probes)} probes: {runs} runs or more of up to"
                 f" {next(iter(self.cfgs.values())).train.steps} steps, {self.sweeper.n_jobs} at a time.",
@@ -194,8 +196,8 @@ class ProfileSearch(ArmsSearch):
     def protocol_data(self) -> dict[str, Any]:
         return {
             **asdict(self.protocol),
-            "mixers": self.arms,
-            "probes": {n: list(w) for n, w in self.words.items()},
+            "mixers": list(self.config.mixers),
+            "probes": list(self.config.probes),
         }
 
     # ---- training
@@ -221,7 +223,7 @@ class ProfileSearch(ArmsSearch):
 
     def opened(self, arm: str, probe: Probe) -> contextlib.AbstractContextManager[Search]:
         """Open the search that trains a mixer on a probe."""
-        plan, rung = self.plans[arm, probe.name], self.words[probe.name]
+        plan, rung = self.plans[arm, probe.name], self.rungs[probe.name]
         logger = self.logger_overrides(arm, f"-{folder_name(probe.name)}")
         overrides = [*self.overrides_of(arm, rung), *plan.space(self.protocol.seeds), *logger]
         config = self.config_of(
