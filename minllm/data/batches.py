@@ -73,6 +73,7 @@ class Batch(Rows):
         or one document followed by padding, which a causal model doesn't see and which has no targets
     given_BT: bool, where the token after belongs to the given part of a pair, or is known from an earlier window; those
         targets are -100. None if documents aren't pairs
+    hides_answers: whether targets are answers that the row doesn't contain, so that it isn't a text with its targets
     pad_id, bos_id, eos_id: the token that rows are padded with, and those that begin and end documents
     """
 
@@ -83,13 +84,22 @@ class Batch(Rows):
     pad_id: int = 0
     bos_id: int = 0
     eos_id: int = 0
+    hides_answers: bool = False
 
     @property
     def text_BT(self) -> Tensor:
         """The token after each, int64, whether or not it counts, and `pad_id` after padding.
 
         The token after a row is known only if it counts, and is `pad_id` otherwise.
+
+        Raises:
+            UserError: the targets are hidden answers, which don't stand in the text.
         """
+        if self.hides_answers:
+            raise UserError(
+                "This probe's answers don't stand in its text, so only an objective that predicts them from what comes"
+                " before can learn them: objective=causal."
+            )
         after_BT = self.tokens_BT.roll(-1, dims=1)
         after_BT[:, -1] = self.pad_id
         return torch.where(self.targets_BT == IGNORED, after_BT, self.targets_BT)
@@ -120,6 +130,7 @@ def check_data(source: Source, tokenizer: Tokenizer) -> None:
         raise UserError(
             "data.truncate=true would do nothing with data.packing=concat: remove it, or choose pad or pack."
         )
+    source.check_tokenizer(tokenizer)
     if not place_of(source, tokenizer).is_dir():
         source.check()
 
@@ -128,11 +139,14 @@ class Corpus:
     """A tokenized corpus in rows as given by the source's `seq_len` and `packing`.
 
     floor_bits_per_byte: the true entropy of the validation documents, or None if it isn't known
+    chance, ceiling: of a probe, the accuracy of the best constant guess, and the best accuracy possible; else None
     """
 
     def __init__(self, source: Source, store: Store, pad_id: int) -> None:
         self.source, self.store, self.pad_id = source, store, pad_id
         self.floor_bits_per_byte: float | None = store.metadata["floor_bits_per_byte"]
+        self.chance: float | None = store.metadata.get("chance")
+        self.ceiling: float | None = store.metadata.get("ceiling")
 
     @functools.cached_property
     def documents(self) -> Documents:
@@ -230,9 +244,7 @@ class Validation:
         self.windows = windows(documents, seq_len, stride)
         self.order = np.argsort(-self.windows.lengths, kind="stable")
         self.rows = len(self.order)
-        self.tokens = int(documents.lengths.sum())
-        if documents.given is not None:
-            self.tokens -= int(documents.given.sum())
+        self.tokens = documents.targets
         self.bytes = documents.bytes
 
     @property
@@ -288,10 +300,14 @@ def fill(
             targets_BT[row, at:end] = stream[start + 1 : start + length + 1]
             if segments_BT is not None:
                 segments_BT[row, at:end] = segment
-            if given_BT is not None:
+            if documents.answers is not None:
+                targets_BT[row, at:end] = documents.answers[start : start + length]
+            elif given_BT is not None:
                 mark_given(given_BT[row, at:end], start, documents)
             at = end
-    if given_BT is not None:
+    if documents.answers is not None:
+        given_BT = targets_BT == IGNORED
+    elif given_BT is not None:
         targets_BT[given_BT] = IGNORED
     segments, given = (
         None if array is None else torch.from_numpy(array) for array in (segments_BT, given_BT)
@@ -299,7 +315,7 @@ def fill(
     start = documents.starts[0]
     bos_id, eos_id = int(stream[start]), int(stream[start + documents.lengths[0]])
     tokens, targets = torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT)
-    return Batch(tokens, targets, segments, given, pad_id, bos_id, eos_id)
+    return Batch(tokens, targets, segments, given, pad_id, bos_id, eos_id, documents.hides_answers)
 
 
 def mark_given(given_T: np.ndarray, start: int, documents: Documents) -> None:

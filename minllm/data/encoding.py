@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minllm.data.source import Pair
+from minllm.data.source import Pair, Parts
 from minllm.errors import UserError
 from minllm.runs.interpreter import command
 
@@ -38,8 +38,8 @@ COULD_NOT_ENCODE = (
 )
 
 
-Texts = list[str] | list[Pair]
-"""A batch; from another process, pairs arrive as lists."""
+Texts = list[str] | list[Pair] | list[Parts]
+"""A batch; from another process, pairs and parts arrive as lists."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,31 @@ class Encoded:
 
     tokens: uint32; each document begins with bos, and ends with eos if that's a different token
     lengths: number of tokens of each document, including bos and eos
-    bytes: size of each document in bytes of UTF-8; of a pair, that of its target
-    given: number of tokens of the given part of each document, without bos; 0 if it isn't a pair
+    bytes: size of each document in bytes of UTF-8; of a pair, that of its target, and of parts, that of all answers
+    given: number of tokens of the first given part of each document, without bos; 0 if it has none
+    is_answer: bool, whether each token is of a target or an answer; empty if documents have no parts
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     bytes: np.ndarray
     given: np.ndarray
+    is_answer: np.ndarray
 
     def within(self, room: int) -> Encoded:
         """Return the first documents, as many as fit into `room` tokens."""
         fit = int(np.searchsorted(np.cumsum(self.lengths), room, side="right"))
         tokens = self.tokens[: self.lengths[:fit].sum()]
-        return Encoded(tokens, self.lengths[:fit], self.bytes[:fit], self.given[:fit])
+        is_answer = self.is_answer[: len(tokens)]
+        return Encoded(tokens, self.lengths[:fit], self.bytes[:fit], self.given[:fit], is_answer)
 
 
 def encoded(
-    texts: Iterable[str] | Iterable[Pair], tokenizer: Tokenizer, processes: int | None = None
+    texts: Iterable[str] | Iterable[Parts], tokenizer: Tokenizer, processes: int | None = None
 ) -> Iterator[Encoded]:
     """Yield the tokens of all texts in order, a batch at a time; the result doesn't depend on the number of processes.
 
-    The two parts of a pair are encoded separately, so that a token belongs to one of them.
+    The parts of a document are encoded separately, so that a token belongs to one of them.
 
     Args:
         processes: how many processes encode; None: one per CPU. A small corpus is encoded in this process alone.
@@ -224,21 +227,35 @@ class Helper:
 def encode(tokenizer: Tokenizer, texts: Texts) -> Encoded:
     shared = tokenizer.bos_id == tokenizer.eos_id
     if isinstance(texts[0], str):
-        parts, per_document = texts, 1
-        encoded_parts = tokenizer.encode_batch(parts, bos=True, eos=not shared)
-    else:
-        parts, per_document = list(chain.from_iterable(texts)), 2
-        encoded_parts = tokenizer.encode_batch(parts)
-        end = [] if shared else [tokenizer.eos_id]
-        encoded_parts[::2] = [[tokenizer.bos_id, *ids] for ids in encoded_parts[::2]]
-        encoded_parts[1::2] = [ids + end for ids in encoded_parts[1::2]]
-    lengths = np.array([len(ids) for ids in encoded_parts], np.int64)
-    tokens = np.fromiter(chain.from_iterable(encoded_parts), np.uint32, lengths.sum())
-    sizes = np.array([len(text.encode()) for text in parts], np.int64)
-    refuse_lossy(tokenizer, tokens, lengths, parts, sizes)
-    by_document, sizes = lengths.reshape(-1, per_document), sizes.reshape(-1, per_document)
-    given = by_document[:, :-1].sum(1) - (per_document - 1)  # without bos
-    return Encoded(tokens, by_document.sum(1), sizes[:, -1], given)
+        encoded_texts = tokenizer.encode_batch(texts, bos=True, eos=not shared)
+        tokens, lengths, sizes = joined(tokenizer, encoded_texts, texts)
+        return Encoded(tokens, lengths, sizes, np.zeros_like(lengths), np.zeros(0, bool))
+    parts, counts = list(chain.from_iterable(texts)), np.array([len(document) for document in texts])
+    firsts, lasts = np.cumsum(counts) - counts, np.cumsum(counts) - 1
+    encoded_parts = tokenizer.encode_batch(parts)
+    for first, last in zip(firsts.tolist(), lasts.tolist()):
+        encoded_parts[first] = [tokenizer.bos_id, *encoded_parts[first]]
+        encoded_parts[last] = encoded_parts[last] + [tokenizer.eos_id] * (not shared)
+    tokens, lengths, sizes = joined(tokenizer, encoded_parts, parts)
+    are_answers = np.arange(len(parts)) % 2 == 1  # each document has an even number of parts
+    return Encoded(
+        tokens,
+        np.add.reduceat(lengths, firsts),
+        np.add.reduceat(sizes * are_answers, firsts),
+        lengths[firsts] - 1,  # without bos
+        np.repeat(are_answers, lengths),
+    )
+
+
+def joined(
+    tokenizer: Tokenizer, encoded_texts: list[list[int]], texts: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the concatenated tokens of texts, how many each has, and the size of each in bytes of UTF-8."""
+    lengths = np.array([len(ids) for ids in encoded_texts], np.int64)
+    tokens = np.fromiter(chain.from_iterable(encoded_texts), np.uint32, lengths.sum())
+    sizes = np.array([len(text.encode()) for text in texts], np.int64)
+    refuse_lossy(tokenizer, tokens, lengths, texts, sizes)
+    return tokens, lengths, sizes
 
 
 def refuse_lossy(
@@ -253,11 +270,11 @@ def refuse_lossy(
         )
 
 
-def batches_of(texts: Iterable[str] | Iterable[Pair]) -> Iterator[Texts]:
+def batches_of(texts: Iterable[str] | Iterable[Parts]) -> Iterator[Texts]:
     batch, size = [], 0
     for text in texts:
         batch.append(text)
-        size += len(text) if isinstance(text, str) else len(text.given) + len(text.target)
+        size += len(text) if isinstance(text, str) else sum(map(len, text))
         if size >= AT_ONCE:
             yield batch
             batch, size = [], 0
@@ -274,7 +291,7 @@ def usable_cpus() -> int:
 
 # ---- in the other processes ------------------------------------------------------------------------
 
-ANSWER = {"tokens": "<u4", "lengths": "<i8", "bytes": "<i8", "given": "<i8"}
+ANSWER = {"tokens": "<u4", "lengths": "<i8", "bytes": "<i8", "given": "<i8", "is_answer": "?"}
 """An answer: a line of JSON with the length of each array, then the arrays; or a line with an error message."""
 
 

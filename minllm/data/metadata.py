@@ -22,6 +22,7 @@ def is_metadata(known: Any) -> bool:
         and known.get("dtype") in ("uint16", "uint32")
         and isinstance(known.get("shared_ends"), bool)
         and (floor is None or (isinstance(floor, int | float) and 0 <= floor < math.inf))
+        and all(is_share(known.get(name)) for name in ("chance", "ceiling"))
         and isinstance(splits, dict)
         and all(is_split(splits.get(split)) for split in SPLITS)
         and isinstance(known.get("checks", {}), dict)
@@ -32,7 +33,11 @@ def is_split(known: Any) -> bool:
     if not isinstance(known, dict) or not isinstance(known.get("sha256"), str):
         return False
     counts = all(is_count(known.get(name)) for name in ("documents", "tokens", "bytes"))
-    return counts and type(known.get("given", 0)) is int
+    return counts and all(type(known.get(name, 0)) is int for name in ("given", "answers"))
+
+
+def is_share(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
 
 
 def is_count(value: Any) -> bool:

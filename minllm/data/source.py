@@ -8,11 +8,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from minllm.errors import UserError
 from minllm.schema.foreign import refuse_foreign
 from minllm.schema.options import Count, Place
+
+if TYPE_CHECKING:
+    from minllm.tokenizer import Tokenizer
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -70,12 +73,19 @@ class Source:
         """Approximate size of the split's text in bytes, for a progress bar; None if unknown."""
         return None
 
+    def check_tokenizer(self, tokenizer: "Tokenizer") -> None:
+        """Raise `UserError` if the documents can't be learned with this tokenizer."""
+
     def floor_bits_per_byte(self) -> float | None:
         """The true entropy of the validation documents in bits per UTF-8 byte; None if unknown.
 
         No model's expected `val_bpb` is lower. It is computed once, when the store is built, and kept there.
         """
         return None
+
+
+Parts = tuple[str, ...]
+"""A document of several parts, an even number: given, answer, given, answer, and so on. A pair is one of two."""
 
 
 class Pair(NamedTuple):
@@ -96,6 +106,10 @@ class PairSource(Source):
     def pairs(self, split: Split) -> Iterator[Pair]:
         """Yield the split's pairs, always in the same order; a given part may be empty, a target may not."""
         raise NotImplementedError
+
+    def parts(self, split: Split) -> Iterator[Parts]:
+        """Yield what is given and what is learned of each document; here those are the pairs."""
+        yield from self.pairs(split)
 
     def documents(self, split: Split) -> Iterator[str]:
         """Yield the text of each pair, for example for training a tokenizer."""

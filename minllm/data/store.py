@@ -6,6 +6,7 @@ A store is a folder named by a hash of its source and its tokenizer. For each sp
     <split>.starts    int64, (documents + 1,): the position of each document's bos, and of the final bos
     <split>.checks    uint32, the checksums of the blocks of <split>.tokens
     <split>.given     int64, (documents,), if documents are pairs: the number of tokens of the given part, without bos
+    <split>.answers   int32, of a probe: the token to predict at each position, or -100: see minllm.data.answers
 
 The tokens form one stream. A document's inputs are its tokens except the last, and its targets are the same tokens
 shifted by one position. If bos and eos are the same token, neighbouring documents share it:
@@ -24,17 +25,20 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minllm.data.answers import NO_ANSWER, answered
 from minllm.data.blocks import BLOCK, Blocks, checksums
 from minllm.data.encoding import encoded
 from minllm.data.metadata import FORMAT, is_metadata
-from minllm.data.source import SPLIT_NAMES, SPLITS, Pair, PairSource, Source, Split, expanded
+from minllm.data.probe import Probe
+from minllm.data.source import SPLIT_NAMES, SPLITS, PairSource, Source, Split, expanded
+from minllm.data.writing import append, hashed_into, side_files, with_progress
 from minllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,8 +52,6 @@ CHECKED = 1 << 24  # maximum bytes of tokens whose hash is verified, which takes
 AT_ONCE = 1024  # documents whose sizes are computed at once, to save memory
 UNFINISHED = ".tmp"  # suffix of a store's folder until it's complete
 
-Text = TypeVar("Text", str, Pair)
-
 
 @dataclass(frozen=True)
 class Documents:
@@ -59,6 +61,8 @@ class Documents:
     bytes: total size of the documents in bytes of UTF-8; of pairs, that of their targets
     blocks: the checksums of the tokens; None in a store of an older minllm
     given: how many of each document's first targets are the given part of a pair; None if documents aren't pairs
+    answers: the target at each position of a probe's documents, or -100; None if all targets are the tokens after
+    hides_answers: whether the answers aren't among the tokens
     """
 
     tokens: np.ndarray
@@ -67,9 +71,21 @@ class Documents:
     bytes: int
     blocks: Blocks | None = None
     given: np.ndarray | None = None
+    answers: np.ndarray | None = None
+    hides_answers: bool = False
+
+    @property
+    def targets(self) -> int:
+        """How many targets count: all but those of given parts."""
+        if self.answers is not None:
+            return int((self.answers != NO_ANSWER).sum())
+        return int(self.lengths.sum() - (0 if self.given is None else self.given.sum()))
 
     def sizes(self, byte_lengths: np.ndarray) -> np.ndarray:
         """Return the size in bytes of UTF-8 of each document, or of a pair's target, given the bytes of each token."""
+        if self.answers is not None:
+            some = np.where(self.answers == NO_ANSWER, 0, byte_lengths[np.maximum(self.answers, 0)])
+            return np.add.reduceat(some, self.starts[:-1])
         stream, sizes = np.asarray(self.tokens), []
         for first in range(0, len(self.starts) - 1, AT_ONCE):
             starts = self.starts[first : first + AT_ONCE + 1]
@@ -111,15 +127,20 @@ class Store:
             is_intact &= bool((tokens[starts] == tokens[-1]).all())  # bos
         checks = self.checks(split, starts, tokens.nbytes)
         given = self.array(f"{split}.given", "int64", known["documents"]) if "given" in known else None
-        if not is_intact or (given is not None and zlib.crc32(given) != known["given"]):
+        answers = self.array(f"{split}.answers", "int32", known["tokens"]) if "answers" in known else None
+        for name, array in {"given": given, "answers": answers}.items():
+            is_intact &= array is None or zlib.crc32(array) == known[name]
+        if not is_intact:
             raise damaged(self.folder)
         return Documents(
             tokens=tokens,
             starts=starts,
-            lengths=np.diff(starts) - (not self.metadata["shared_ends"]),
+            lengths=np.diff(starts) - (answers is None and not self.metadata["shared_ends"]),
             bytes=known["bytes"],
             blocks=None if checks is None else Blocks(self.folder, tokens, checks),
             given=given,
+            answers=answers,
+            hides_answers=self.metadata.get("hides_answers", False),
         )
 
     def checks(self, split: Split, starts: np.ndarray, size: int) -> np.ndarray | None:
@@ -267,6 +288,9 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
         "validation_text": read.hexdigest(),  # independent of the tokenizer
         "floor_bits_per_byte": source.floor_bits_per_byte(),
     }
+    if isinstance(source, Probe):
+        known = {"chance": source.chance, "ceiling": source.ceiling, "hides_answers": source.hides_answers}
+        metadata |= known
     (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
@@ -284,38 +308,38 @@ def write_split(
 ) -> dict[str, int | str]:
     """Write the tokens and starts of a split; return the numbers of documents, tokens and bytes, and the tokens' hash.
 
-    For pairs, also write the sizes of given parts, and return their checksum.
+    For pairs, also write the sizes of given parts, and for a probe the answers; return their checksums.
 
     Args:
         text_digest: is updated with the text of the documents.
     """
-    documents = position = size = checksum = 0
+    documents = position = size = 0
     digest = hashlib.sha256()
     limit = source.max_tokens if split == "train" else None
     # with a limit, the share of the corpus that is read isn't known
     size_of_text = source.size(split) if limit is None else None
-    is_pairs = isinstance(source, PairSource)
-    texts = source.pairs(split) if is_pairs else source.documents(split)
+    texts = source.parts(split) if isinstance(source, PairSource) else source.documents(split)
     texts = with_progress(texts, f"Encoding {split}", size_of_text)
     if text_digest is not None:
         texts = hashed_into(text_digest, texts)
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
         (folder / f"{split}.starts").open("wb") as starts_file,
-        (folder / f"{split}.given").open("wb") if is_pairs else contextlib.nullcontext() as given_file,
+        side_files(folder, split, source) as side,
         contextlib.closing(encoded(texts, tokenizer, source.num_proc)) as batches,
     ):
         for batch in batches:
             is_last = limit is not None and position + len(batch.tokens) > limit
             if is_last:
                 batch = batch.within(limit - position)
+            if isinstance(source, Probe):
+                batch = answered(batch, source.hides_answers, tokenizer.bos_id != tokenizer.eos_id)
             stream = batch.tokens.astype(dtype)
             digest.update(stream)
             append(tokens_file, stream)
             append(starts_file, position + np.cumsum(batch.lengths) - batch.lengths)
-            if given_file is not None:
-                append(given_file, batch.given)
-                checksum = zlib.crc32(np.ascontiguousarray(batch.given), checksum)
+            for name, file in side.items():
+                file.add(getattr(batch, name))
             documents += len(batch.lengths)
             position += len(stream)
             size += int(batch.bytes.sum())
@@ -329,8 +353,10 @@ def write_split(
             )
         append(tokens_file, np.array([tokenizer.bos_id], dtype))
         append(starts_file, np.array([position]))
+        if "answers" in side:
+            side["answers"].add(np.array([NO_ANSWER], np.int32))  # at the last bos
     known = {"documents": documents, "tokens": position + 1, "bytes": size, "sha256": digest.hexdigest()}
-    return known | ({"given": checksum} if is_pairs else {})
+    return known | {name: file.checksum for name, file in side.items()}
 
 
 def write_checks(folder: Path, split: Split) -> list[int]:
@@ -340,36 +366,6 @@ def write_checks(folder: Path, split: Split) -> list[int]:
         append(file, checks)
     starts = np.fromfile(folder / f"{split}.starts", np.int64)
     return [zlib.crc32(starts), zlib.crc32(checks)]
-
-
-def hashed_into(digest: hashlib._Hash, texts: Iterable[Text]) -> Iterator[Text]:
-    """Yield the texts and add each to a digest, prefixed with its length to mark where it ends.
-
-    The given part of a pair is also marked, so that it can't be confused with a document.
-    """
-    for text in texts:
-        if not isinstance(text, str):
-            encoded_text = text.given.encode()
-            digest.update(b"given" + len(encoded_text).to_bytes(8, "little") + encoded_text)
-        encoded_text = (text if isinstance(text, str) else text.target).encode()
-        digest.update(len(encoded_text).to_bytes(8, "little") + encoded_text)
-        yield text
-
-
-def append(file: BinaryIO, array: np.ndarray) -> None:
-    """Write an array's bytes; unlike `ndarray.tofile`, this raises the right `OSError` if the disk is full."""
-    file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
-
-
-def with_progress(texts: Iterable[Text], doing: str, size: int | None) -> Iterator[Text]:
-    """Yield the texts; show a progress bar on a terminal if they take more than a second."""
-    from tqdm import tqdm
-
-    options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": None, "leave": False}
-    with tqdm(desc=doing, total=size, **options) as bar:
-        for text in texts:
-            yield text
-            bar.update(sum(len(part.encode()) for part in ((text,) if isinstance(text, str) else text)))
 
 
 def umask() -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from minllm.data.batches import Batch, Validation, open_data, stride_of
+from minllm.data.probe import Probe
 from minllm.data.source import Pair, Source
 from minllm.data.store import Documents
 from minllm.errors import UserError, first_line
@@ -116,6 +118,8 @@ def held_out(run: TrainedRun, count: int) -> list[str] | list[Pair]:
     store = open_data(source, tokenizer).store
     if store.metadata["validation_text"] != run.summary["validation_text"]:
         raise UserError(OTHER_TEXT)
+    if isinstance(source, Probe):  # every document fits
+        return list(islice(source.pairs("val"), count))
     documents = store.split("val")
     by_fit = np.argsort(documents.lengths > source.seq_len, kind="stable")
     given = documents.given

@@ -69,7 +69,7 @@ def contents(store: Store) -> Iterator[str]:
         documents = store.split(split)
         documents.check(0, len(documents.tokens))
         known = store.metadata["splits"][split]
-        given = 0 if documents.given is None else int(documents.given.sum())
+        given = int(documents.lengths.sum()) - documents.targets
         text, part = ("text", "") if documents.given is None else ("targets", f" ({given:,} of them given)")
         yield (
             f"{split:5}  {known['documents']:,} documents, {known['bytes'] / 1e6:,.2f} MB of {text},"

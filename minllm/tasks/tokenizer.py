@@ -19,8 +19,8 @@ from typing import Annotated, Any
 from omegaconf import DictConfig
 
 from minllm.data.source import Source, expanded
-from minllm.data.store import with_progress
 from minllm.data.text import TextFiles, find_files
+from minllm.data.writing import with_progress
 from minllm.errors import UserError
 from minllm.schema.building import build
 from minllm.schema.options import Count, In, Name, Place, reads
