@@ -249,8 +249,8 @@ class Validation:
 
     @property
     def has_answers(self) -> bool:
-        """Whether documents have a given part, so that what counts is an answer to it."""
-        return self.documents.given is not None
+        """Whether documents have given parts, so that what counts are answers to them."""
+        return self.documents.given is not None or self.documents.answers is not None
 
     @property
     def documents_of_windows(self) -> np.ndarray:
