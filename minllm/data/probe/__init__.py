@@ -98,6 +98,10 @@ class Probe(PairSource):
         """Whether an answer is right; a probe defines this if several answers may be."""
         return list(answer) == list(self.answer(before))
 
+    def key(self, example: Example) -> Symbols:
+        """Return what decides to which split an example belongs: what is given, so that no question is in both."""
+        return [symbol for part in example[::2] for symbol in part]
+
     @property
     def learns_all(self) -> bool:
         """Whether training counts all symbols; validation counts answers alone."""
@@ -162,7 +166,7 @@ class Probe(PairSource):
         draw, seen = Draw(f"{type(self).__name__} {split} {self.first_seed}"), set()
         for _ in range(tries):
             example = self.example(draw, split)
-            given = written([symbol for part in example[::2] for symbol in part])
+            given = written(self.key(example))
             if is_held_out(given, "data.first_seed", HELD_OUT) == (split == "val") and given not in seen:
                 if split == "val":
                     seen.add(given)
