@@ -19,11 +19,18 @@ from minllm.objective.cross_entropy import head_cross_entropy
 from minllm.objective.cross_entropy_gpu import head_cross_entropy_on_gpu
 from minllm.runs.documents import DOCUMENTS
 from minllm.schema.building import build
+from minllm.study.arms import Arm
+from minllm.study.comparison import of_arms
+from minllm.study.metric import METRICS
+from minllm.study.report import summary
+from minllm.study.report.data import to_json
 from minllm.sweep.metric import minimized, value
 from minllm.training.answers import answers_of
 from minllm.training.evaluation import evaluate
 from minllm.training.launched import Place
 from minllm.training.parallel import Processes
+from tests.comparisons import run as finished_run
+from tests.test_report_schema import validate_report
 
 STRINGS = [
     "data=reverse",
@@ -237,3 +244,61 @@ def test_intervals_of_shares_take_groups_as_dependent():
     together = share_of(10.0 * (random.random(20) < 0.8), np.full(20, 10.0))
     assert np.diff(together.interval) > 2 * np.diff(apart.interval)
     assert share_of(np.full(50, 4.0), np.full(50, 4.0)).interval == pytest.approx(clopper_pearson(50, 50))
+
+
+# ---- comparing accuracies ------------------------------------------------------------------------
+
+
+def arms_with(tmp_path, accuracies):
+    """Return two arms whose loss says one thing and whose accuracy may say another."""
+    return [
+        Arm(
+            name,
+            {
+                seed: finished_run(
+                    tmp_path,
+                    name,
+                    seed,
+                    2.0 + (name == "post") * (1 + seed / 99),
+                    val_accuracy=value,
+                    val_exact=value**2,
+                )
+                for seed, value in enumerate(values)
+            },
+        )
+        for name, values in accuracies.items()
+    ]
+
+
+def test_a_higher_accuracy_is_better(tmp_path):
+    noise = [0.0, 0.01, -0.01, 0.02, -0.02, 0.005, -0.005, 0.0]
+    arms = arms_with(
+        tmp_path, {"pre": [0.7 + each for each in noise], "post": [0.9 + each / 2 for each in noise]}
+    )
+    by_loss, by_accuracy = of_arms(arms), of_arms(arms, metric=METRICS["val_accuracy"])
+    assert by_loss.contests[0].verdict.word == "worse" and by_accuracy.contests[0].verdict.word == "better"
+    assert (
+        by_accuracy.contests[0].verdict.difference == pytest.approx(-0.2) and by_accuracy.margin_bpb == 0.005
+    )
+    printed = summary(by_accuracy)
+    assert "0.2000 of the answers' tokens wrong lower" in printed and "90.0 %" in printed
+    report = json.loads(to_json(by_accuracy, []))
+    validate_report(report)
+    assert report["metric"] == "val_accuracy" and report["arms"][1]["val_accuracy"] == pytest.approx(0.9)
+    assert "1 − val_accuracy (lower is better)" in report["introduction"]
+
+
+def test_accuracies_of_one_are_equivalent_and_few_seeds_prove_nothing(tmp_path):
+    same = arms_with(tmp_path / "same", {"pre": [1.0] * 8, "post": [1.0] * 7 + [0.999]})
+    assert of_arms(same, metric=METRICS["val_accuracy"]).contests[0].verdict.word == "equivalent"
+    few = arms_with(tmp_path / "few", {"pre": [0.1, 0.11, 0.1], "post": [0.99, 0.98, 1.0]})
+    assert of_arms(few, metric=METRICS["val_exact"]).contests[0].verdict.word == "inconclusive"
+
+
+def test_runs_without_answers_have_no_accuracy_to_compare(tmp_path):
+    arms = [Arm(name, {0: finished_run(tmp_path, name, 0, 2.0)}) for name in ("pre", "post")]
+    with pytest.raises(
+        UserError, match="pre has no val_exact, which needs data with answers.*Leave metric= out"
+    ):
+        of_arms(arms, metric=METRICS["val_exact"])
+    assert "accuracy" not in summary(of_arms(arms))
