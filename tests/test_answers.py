@@ -25,10 +25,10 @@ from minllm.study.metric import METRICS
 from minllm.study.report import summary
 from minllm.study.report.data import to_json
 from minllm.sweep.metric import minimized, value
-from minllm.training.answers import answers_of
+from minllm.training.answers import answers_of, described
 from minllm.training.evaluation import evaluate
 from minllm.training.launched import Place
-from minllm.training.parallel import Processes
+from minllm.training.parallel import ALONE, Processes
 from tests.comparisons import run as finished_run
 from tests.test_report_schema import validate_report
 
@@ -197,6 +197,19 @@ def test_text_and_other_objectives_have_none(tmp_path, monkeypatch, words, more)
     assert "val_accuracy" not in minllm.train(minllm.compose(given), Path("run"))
     with pytest.raises(UserError, match=r"train\.stop_at_accuracy needs a val_accuracy, but .*Leave it out"):
         minllm.train(minllm.compose([*given, "train.stop_at_accuracy=0.5"]), Path("stopped"))
+
+
+def test_where_several_answers_are_right_none_is_exact(words):
+    """Brevo's answers are any topological order; the one that is learned isn't the only right one."""
+    _, objective, validation, _ = ready([*words, "data.seq_len=16"])
+    cfg = minllm.compose(
+        ["data=probe/brevo_small", "data.train_examples=4", "data.val_examples=4", words[-1]]
+    )
+    answers = answers_of(validation, objective, build(cfg.data))
+    answers.begin()
+    answers.rows[0] = 1
+    assert answers_of(validation, objective).are_unique and not answers.are_unique
+    assert [*answers.end(ALONE)] == ["val_accuracy"] and "whole" not in described(answers.summary())
 
 
 def test_a_search_maximizes_an_accuracy():

@@ -52,7 +52,7 @@ def evaluated(cfg: DictConfig, run: str) -> dict[str, Any]:
     objective.check(source)
     corpus = open_data(source, tokenizer)
     validation = corpus.validation(settings.batch_size)
-    answers = answers_of(validation, objective)
+    answers = answers_of(validation, objective, source)
     metrics = measure(model, objective, validation, device, precision, answers=answers)
     metrics |= above_floor(metrics["val_bpb"], corpus.floor_bits_per_byte, validation.bytes)
     for name in ("val_loss", "val_bpb", "floor_bpb", "bpb_above_floor"):

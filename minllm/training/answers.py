@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from minllm.data.batches import IGNORED, Batch, Validation
+from minllm.data.probe import Probe
+from minllm.data.source import Source
 from minllm.objective import Objective
 from minllm.training.parallel import Processes
 
@@ -27,10 +29,12 @@ class Answers:
     val_accuracy: the share of the answers' tokens that are the most probable ones; the end of a document isn't part of
         its answer
     val_exact: the share of documents whose answer is right in every token, and ends where it should: greedy decoding
-        writes exactly these answers
+        writes exactly these answers. Absent if other answers than the one that is learned may be right
+    are_unique: whether no others are right
     """
 
     validation: Validation
+    are_unique: bool = True
     shares: dict[str, Estimate] = field(default_factory=dict)
     """The latest evaluation's, each with its 95 % interval."""
     tokens: int = 0
@@ -58,10 +62,9 @@ class Answers:
         for total, rows in zip((tokens, right, wrong), self.rows.numpy()):
             np.add.at(total, self.validation.documents_of_windows, rows)
         self.tokens = int(tokens.sum())
-        self.shares = {
-            ACCURACY: share_of(right, tokens),
-            EXACT: share_of((wrong == 0).astype(float), np.ones_like(wrong)),
-        }
+        self.shares = {ACCURACY: share_of(right, tokens)}
+        if self.are_unique:
+            self.shares[EXACT] = share_of((wrong == 0).astype(float), np.ones_like(wrong))
         return {name: estimate.value for name, estimate in self.shares.items()}
 
     def summary(self) -> dict[str, Any]:
@@ -72,9 +75,11 @@ class Answers:
         return found
 
 
-def answers_of(validation: Validation, objective: Objective) -> Answers | None:
+def answers_of(validation: Validation, objective: Objective, source: Source | None = None) -> Answers | None:
     """Return the answers to count; None if documents have no answers, or the objective doesn't predict in order."""
-    return Answers(validation) if validation.has_answers and objective.counts_right else None
+    if not (validation.has_answers and objective.counts_right):
+        return None
+    return Answers(validation, not isinstance(source, Probe) or source.has_unique_answers)
 
 
 def described(answers: Mapping[str, Any]) -> str:
@@ -84,4 +89,5 @@ def described(answers: Mapping[str, Any]) -> str:
         low, high = answers[f"{name}_interval"]
         return f"{answers[name]:.1%} [{low:.1%}, {high:.1%}]"
 
-    return f"{told(ACCURACY)} of the answers' tokens and {told(EXACT)} of whole answers right"
+    exact = f" and {told(EXACT)} of whole answers" if EXACT in answers else ""
+    return f"{told(ACCURACY)} of the answers' tokens{exact} right"

@@ -139,7 +139,7 @@ def prepare(
     objective.check_corpus(corpus)
     progress.data = same_data(progress.data, corpus.store.metadata["splits"])
     validation = corpus.validation(rows)
-    answers = answers_of(validation, objective)
+    answers = answers_of(validation, objective, source)
     if answers is None and settings.stop_at_accuracy is not None:
         raise no_accuracy(validation)
     run = Run(
