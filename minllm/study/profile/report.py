@@ -42,11 +42,11 @@ def in_a_terminal(profile: Profile) -> Iterator[str]:
     """Yield the lines of the summary."""
     yield sentences.headline(profile)
     yield ""
-    head = ["accuracy in %", *profile.mixers, "chance"]
+    head = ["accuracy in %", "chance", *profile.mixers]
     rows = []
     for probe in profile.probes:
         shown = (_short(profile.cells[mixer, probe.name]) for mixer in profile.mixers)
-        rows.append([probe.name, *shown, _percent(probe.chance)])
+        rows.append([probe.name, _percent(probe.chance), *shown])
     width = shutil.get_terminal_size((80, 24)).columns
     yield from fit_to_width(head, rows, "l" + "r" * (len(head) - 1), width)
     yield ""
