@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from minllm.config.flags import FLAGS
 from minllm.errors import UserError, disk_error, disk_sentence, first_line, suggest
-from minllm.schema.groups import MAPPING, Option, find_groups
+from minllm.schema.groups import FOLDERS, MAPPING, Option, find_groups
 from minllm.schema.overrides import key_of, line
 
 
@@ -109,7 +109,7 @@ def composition_sentence(error: Exception, folders: Sequence[str]) -> str:
     if wrong_file := re.search(r"In '(.+?)': ConfigTypeError raised", message):
         return f"{wrong_file[1]}.yaml {MAPPING}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        return missing_option(error.missing_cfg_file, error.options, message)
+        return missing_option(error.missing_cfg_file, error.options, message, find_groups(folders))
     if several := re.search(r"Ambiguous value for argument '(.+)'", message):
         key, _, values = several[1].partition("=")
         parts = [part.strip("'\" ") for part in values.split(",")]
@@ -168,8 +168,14 @@ def near_word(word: str, groups: Mapping[str, Mapping[str, Option]]) -> str:
     return "Type key=value, with brackets in quotes: 'prompts=[Once upon a time]'."
 
 
-def missing_option(path: str, options: Sequence[str], message: str) -> str:
+def missing_option(
+    path: str, options: Sequence[str], message: str, groups: Mapping[str, Mapping[str, Option]]
+) -> str:
     group, _, option = path.rpartition("/")
+    if group in FOLDERS:  # of another group's options: data=probe/mqar
+        group, _, folder = group.rpartition("/")
+        option = f"{folder}/{option}"
+        options = [name for name in groups[group] if name.startswith(f"{folder}/")]
     asker = re.match(r"In '(.+?)'", message)
     asked_by = f", which {asker[1]} chooses" if asker and asker[1] not in ("config", "sweep") else ""
     return f"There is no {group}={option}{asked_by}.{suggest(option, options)}"
@@ -189,6 +195,9 @@ def unknown_key(key: str, value: str, cause: BaseException | None, folders: Sequ
     if key in groups:  # options of an option, such as model/attn/mask
         group, _, name = key.rpartition("/")
         return f"The chosen option of {group} has no {name}. Leave out {key}, or choose another {group}."
+    if key in FOLDERS:  # data/probe=mqar
+        group, _, folder = key.rpartition("/")
+        return f"'{key}' is a folder of options and not a group. Did you mean {group}={folder}/{value}?"
     if "@" in key and key.partition("@")[0] in groups:
         return f"{key} isn't among the defaults. To add it, type +{key}={value}"
     if "/" in key:

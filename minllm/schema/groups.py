@@ -14,6 +14,8 @@ INSTALLED = Path(__file__).resolve().parents[1] / "home"
 HOME = INSTALLED if INSTALLED.is_dir() else INSTALLED.parents[1]
 """Where conf/, tokenizers/, run.py and sweep.py are: in the clone, or in an installed package."""
 CONF = HOME / "conf"
+FOLDERS = ("data/probe",)
+"""Folders whose files are options of the group above, typed with the folder's name: data=probe/mqar."""
 MAPPING = "must be a mapping of keys, such as 'dim: 64'."
 """The end of the error message for a configuration file that isn't a mapping."""
 
@@ -34,8 +36,11 @@ def find_groups(folders: Iterable[str] = ()) -> dict[str, dict[str, Option]]:
         for file in sorted(root.glob("*/**/*.yaml")):
             if not file.is_file():  # reading a pipe would block
                 continue
-            group = file.parent.relative_to(root).as_posix()
-            groups.setdefault(group, {}).setdefault(file.stem, read_option(file))
+            group, name = file.parent.relative_to(root).as_posix(), file.stem
+            if group in FOLDERS:
+                group, _, folder = group.rpartition("/")
+                name = f"{folder}/{name}"
+            groups.setdefault(group, {}).setdefault(name, read_option(file))
     return dict(sorted(groups.items(), key=lambda group: (group[0] != "task", group[0])))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """The interface of a tokenizer: `decode(encode(text)) == text` for every text.
+    """The interface of a tokenizer: `decode(encode(text)) == text` for every text that it doesn't refuse.
 
     A subclass sets the attributes below and defines `encode_texts` and `save`. The first positional argument of its
     constructor is the folder that `save` wrote: `build(cfg.tokenizer, run / "tokenizer")` is the tokenizer that a run

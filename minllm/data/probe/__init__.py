@@ -128,10 +128,10 @@ class Probe(PairSource):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Depends on the options, and on the code of the probe's classes."""
+        """Depends on the options, and on the code of probes."""
         kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Probe)]
-        files = sorted({inspect.getfile(kind) for kind in kinds} | {inspect.getfile(Draw)})
-        code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        files = {Path(inspect.getfile(kind)) for kind in kinds} | {*Path(__file__).parent.glob("*.py")}
+        code = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
         of_rows = {option.name for option in fields(Source)}
         options = {
             option.name: getattr(self, option.name) for option in fields(self) if option.name not in of_rows

@@ -10,63 +10,16 @@ from dataclasses import dataclass
 from minllm.data.probe import Example, Probe, Symbols
 from minllm.data.probe.draw import Draw
 from minllm.data.source import Split
-from minllm.data.tales import VALIDATION_SEED, story
+from minllm.data.tales import VALIDATION_SEED, Tales, story
 from minllm.errors import UserError
 from minllm.schema.options import Count
 
-NAMES = [
-    "Ada",
-    "Ben",
-    "Cleo",
-    "Dan",
-    "Eve",
-    "Finn",
-    "Gus",
-    "Hana",
-    "Ivo",
-    "Jill",
-    "Kai",
-    "Lena",
-    "Max",
-    "Nina",
-    "Omar",
-    "Pia",
-]
-SECRETS = [
-    "acorn",
-    "anchor",
-    "arrow",
-    "basket",
-    "bell",
-    "bottle",
-    "bridge",
-    "broom",
-    "button",
-    "candle",
-    "carpet",
-    "castle",
-    "cherry",
-    "clock",
-    "compass",
-    "copper",
-    "crown",
-    "diamond",
-    "drum",
-    "feather",
-    "fiddle",
-    "flute",
-    "garlic",
-    "ginger",
-    "goblet",
-    "hammer",
-    "harbor",
-    "honey",
-    "island",
-    "ivory",
-    "jacket",
-    "jungle",
-]
 WORD = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
+NAMES = WORD.findall("Ada Ben Cleo Dan Eve Finn Gus Hana Ivo Jill Kai Lena Max Nina Omar Pia")
+SECRETS = WORD.findall("""
+    acorn anchor arrow basket bell bottle bridge broom button candle carpet castle cherry clock compass copper crown
+    diamond drum feather fiddle flute garlic ginger goblet hammer harbor honey island ivory jacket jungle
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +64,11 @@ class Needle(Probe):
         asked = [*fact("", ""), *question("")]
         words = {*self.texts["train"], *self.texts["val"], *NAMES, *SECRETS, *asked}
         return sorted(words - {""})
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Depends on the stories' grammar too."""
+        return f"{super().fingerprint}-{Tales().fingerprint}"
 
     @property
     def longest(self) -> int:

@@ -102,7 +102,7 @@ class Depo(Named):
 
 @dataclass(frozen=True, kw_only=True)
 class Brevo(Named):
-    """Which things depend on which, in random order: list all that one of them depends on, each after what it depends on.
+    """What depends on what, in random order: list all that one thing depends on, each after what it depends on.
 
     Any such order is right, and `is_right` checks it. The answer that is learned is one of them: of the things that may
     come next, the one that the text names first. In the paper it's a random one; then no accuracy of single symbols
