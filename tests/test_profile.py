@@ -265,7 +265,7 @@ def test_page_terminal_and_json_say_the_same():
         "rec=<rglru>": None,
     }
     assert "rec=<rglru>" not in html and "Solved, of 2 probes: attn=mha 1, rec=<rglru> 0." in printed
-    assert SMALL.command in html and "The time was up" in printed
+    assert len(html) < 100_000 and SMALL.command in html and "The time was up" in printed
     assert json.loads(json.dumps(content, allow_nan=False)) == content
 
 

@@ -23,7 +23,9 @@ def heatmap(profile: Profile) -> str:
     """Return the picture: colour says how far above chance a mixer is, a line at the bottom has the interval."""
     left = 24 + LETTER * max(len(mixer) for mixer in profile.mixers)
     head = 24 + 0.62 * LETTER * max(len(probe.name) for probe in profile.probes) + TOP
-    width = left + WIDTH * len(profile.probes) + 60
+    # the last name leans to the right, past its column
+    over = 0.79 * LETTER * len(profile.probes[-1].name) - WIDTH / 2 + 12
+    width = left + WIDTH * len(profile.probes) + max(24.0, over)
     height = head + HEIGHT * len(profile.mixers) + 54
     parts = [
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:.0f} {height:.0f}' width='{width:.0f}'"

@@ -84,7 +84,7 @@ def page(profile: Profile) -> str:
         "<h2>Again</h2>",
         f"<pre>{escape(profile.command)}</pre>",
     ]
-    return document("Profile", body, STYLE)
+    return document("Profile", body, STYLE, plots=False)
 
 
 def _scores(profile: Profile) -> Iterator[str]:
