@@ -37,6 +37,7 @@ from minllm.verdict.profile_tuning import RatesAndDecays, score
 from minllm.verdict.results import Results
 from tests.instant import Instant
 from tests.specs import composed
+from tests.test_readme import ROOT, commands
 
 PROTOCOL = {
     **{"equal": "params", "solved": 0.99, "seeds": 3, "rates": [0.5, 1.0, 2.0], "decays": [0.0, 0.1]},
@@ -332,13 +333,13 @@ WORDS = (
 )
 
 
-def profiled(*words: str, act=profile):
+def profiled(*words: str, act=profile, shared=WORDS):
     """Profile in the current folder as `python sweep.py search=profile <words>` would."""
     Plugins.instance().register(Answering)
     node = {"_target_": "tests.test_profile.Answering"}
     ConfigStore.instance().store(group="hydra/launcher", name="answering", node=node, replace=True)
     Answering.launched = []
-    typed = [quoted(word) for word in ("search=profile", *WORDS, *words)]
+    typed = [quoted(word) for word in ("search=profile", *shared, *words)]
     with composed(*typed, "hydra/launcher=answering") as (master, context):
         sweeper = Plugins.instance().instantiate_sweeper(
             config=master, hydra_context=context, task_function=lambda cfg: None
@@ -468,3 +469,13 @@ def test_what_makes_no_profile_is_refused(here, words, sentence):
     with pytest.raises(UserError, match=sentence):
         profiled(*words, act=ProfileSearch)
     assert not Answering.launched
+
+
+def test_every_command_of_the_page_on_profiles_says_what_it_would_train(here, capsys):
+    found = commands((ROOT / "docs/profile.md").read_text(encoding="utf-8"))
+    assert [command[:3] for command in found] == [["python", "sweep.py", "search=profile"]] * 2
+    for command in found:
+        few = ["probes=[mqar_small]"] if not any(word.startswith("probes=") for word in command) else []
+        assert profiled(*command[3:], *few, "sweep.dry_run=true", "train.check=false", shared=()) is None
+        said = capsys.readouterr().out
+        assert "Each mixer tries optim.lr=" in said and "mqar_small" in said
