@@ -104,12 +104,7 @@ def gradients_of_steps(stand_in, wanted, rows_of_steps, release_at=None):
 
     graph = GradientGraph(model, add, wanted, say=stand_in.said.append)
 
-    def recorded():
-        made = Recorded()
-        made.graph = graph
-        return made
-
-    stand_in.patch.setattr(torch.cuda, "CUDAGraph", recorded)
+    stand_in.patch.setattr(torch.cuda, "CUDAGraph", lambda: recorded_of(graph))
     results = []
     for step, sizes in enumerate(rows_of_steps):
         model.zero_grad()
@@ -160,6 +155,58 @@ def test_passes_are_captured_if_the_host_is_slow(stand_in, milliseconds, capture
     assert stand_in.said[0].startswith(
         f"{'Capturing' if captures else 'Not capturing'} CUDA graphs: a pass takes"
     )
+
+
+def test_nothing_is_compiled_during_a_capture(stand_in):
+    """Not even if micro-batches are views of a batch, and code for any number of rows was compiled before."""
+    compiled: list[bool] = []
+    """For each time, whether it was during a capture."""
+
+    def backend(graph_module, example_inputs):
+        compiled.append(capturing)
+        return graph_module
+
+    capturing = False
+    capture = torch.cuda.graph
+
+    @contextlib.contextmanager
+    def noted(graph, capture_error_mode):
+        nonlocal capturing
+        capturing = True
+        with capture(graph, capture_error_mode):
+            yield
+        capturing = False
+
+    stand_in.patch.setattr(torch.cuda, "graph", noted)
+    torch._dynamo.reset()
+    model, objective = tiny_model(), build(tiny_cfg().objective)
+    loss_of = torch.compile(objective.loss, backend=backend)
+
+    def add(rows, counted):
+        loss = loss_of(model, rows) / counted
+        loss.backward()
+        return loss.detach()
+
+    def passes(size, graph):
+        whole = tokens(4 * size, 9, seed=0)
+        inputs = Inputs(whole[:, :-1].contiguous(), whole[:, 1:].contiguous())
+        for start in range(0, 4 * size, size):
+            graph(inputs.rows(slice(start, start + size)), torch.tensor(1.0))
+
+    for size in (1, 2):  # from the second size on, code is compiled for any
+        passes(size, add)
+    before = len(compiled)
+    graph = GradientGraph(model, add, True, say=stand_in.said.append)
+    stand_in.patch.setattr(torch.cuda, "CUDAGraph", lambda: recorded_of(graph))
+    passes(3, graph)
+    assert len(stand_in.captured) == 1 and len(compiled) > before > 0
+    assert not any(compiled)
+
+
+def recorded_of(graph: GradientGraph) -> Recorded:
+    made = Recorded()
+    made.graph = graph
+    return made
 
 
 def assert_equal(ours, theirs):

@@ -18,8 +18,8 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-import minllm.model.size
 from minllm.errors import UserError
+from minllm.model.size import sized
 from minllm.page.terminal import json_output
 from minllm.runs.outcome import Outcome, write
 from minllm.schema.overrides import quoted
@@ -39,9 +39,12 @@ from tests.specs import composed
 from tests.test_report_schema import validate_answer, validate_report
 
 RUNGS = {
-    **{"params": [2e5, 4e5, 8e5], "flops": None, "pairs": 4, "tuned": None},
+    **{"params": [2e5, 4e5, 8e5], "flops": None, "sizes": None, "pairs": 4, "tuned": None},
     **{"tokens": None, "tokens_per_param": None, "check": False},
 }
+
+
+OF_FLOPS = {"params": None, "flops": [1e12, 2e12, 4e12]}
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -59,6 +62,18 @@ RUNGS = {
         ({"pairs": 1001}, "ladder.pairs can't exceed 1000"),
         ({"tuned": 4}, "ladder.tuned=4 is more than the 3 rungs of ladder.params"),
         ({"tokens": 1e6, "tokens_per_param": 20}, "can't be combined with ladder.tokens_per_param"),
+        ({"tokens_per_param": [20, 21]}, r"increasing ones.*such as \[10,20,40\]"),
+        ({"sizes": [0.5, 1, 2]}, "type 'ladder.flops=.*instead of ladder.params"),
+        ({"sizes": [1, 2]}, r"ladder.sizes must be 3 or more increasing factors.*\[0.25,0.5,1,2,4\]"),
+        (
+            {**OF_FLOPS, "sizes": [0.5, 1, 2], "check": True},
+            "ladder.check can't be combined with ladder.sizes",
+        ),
+        ({"tokens_per_param": []}, "must be a number, or several increasing ones"),
+        (
+            {**OF_FLOPS, "tokens_per_param": [10, 20]},
+            "type a single ladder.tok",
+        ),
     ],
 )
 def test_rungs_that_show_no_trend_are_refused(changed, sentence):
@@ -103,19 +118,18 @@ def test_the_error_of_an_optimum_is_how_much_it_varies():
     best = [optimum_of(1e5, tuning(0.004, noise=0.2, seed=seed)) for seed in range(200)]
     spread = np.std([math.log2(one.rate) for one in best])
     assert 0.8 < np.sqrt(np.mean([one.error**2 for one in best])) / spread < 1.25
-    assert max(one.freedom for one in best) == 10 - 4
 
 
 def test_without_a_fit_an_optimum_is_as_uncertain_as_the_spacing_of_the_rates():
     tried = [Tried({"optim.lr": rate}, {1000: loss}) for rate, loss in ((0.001, 2.0), (0.002, 1.9))]
     best = optimum_of(1e5, Tuning(tried, {"optim.lr": 0.002}, "", 4))
-    assert (best.error, best.freedom) == (pytest.approx(1 / math.sqrt(3)), 0)
+    assert best.error == pytest.approx(1 / math.sqrt(3))
 
 
 def test_a_slope_that_is_well_known_is_extrapolated():
     slope = -0.8
     sizes = (1e5, 1e6, 1e7, 1e8)
-    line = line_through([Optimum(size, 0.01 * (size / 1e5) ** slope, 0.15, 4) for size in sizes])
+    line = line_through([Optimum(size, 0.01 * (size / 1e5) ** slope, 0.15) for size in sizes])
     assert line.slope == pytest.approx(slope, abs=0.02) and line.estimated == pytest.approx(slope)
     assert line.at(1e9) == pytest.approx(0.01 * 1e4**slope, rel=0.2)
     assert "straight line" in line.sentence and "-0.80 ±" in line.sentence
@@ -124,23 +138,30 @@ def test_a_slope_that_is_well_known_is_extrapolated():
 @pytest.mark.parametrize("rates", [(0.227, 0.0627), (0.01, 0.02), (0.01, 0.01)])
 def test_a_slope_of_two_close_sizes_is_hardly_believed(rates):
     """A wrong slope would be extrapolated far: what two rates say of it is as uncertain as their distance is short."""
-    line = line_through([Optimum(1e5, rates[0], 0.4, 2), Optimum(2e5, rates[1], 0.4, 2)])
+    line = line_through([Optimum(1e5, rates[0], 0.4), Optimum(2e5, rates[1], 0.4)])
     assert -0.6 < line.slope < 0.1
     low, high = sorted((USUAL, line.estimated))
     assert low <= line.slope <= high
 
 
+def test_transferred_rates_are_nearly_constant():
+    optima = [Optimum(1e5, 0.02, 0.15), Optimum(4e5, 0.01, 0.15)]
+    usual, transferred = (line_through(optima, covered) for covered in (False, True))
+    assert usual.slope < -0.2 and -0.1 < transferred.slope < 0
+    assert "usual +0.00 ± 0.05" in transferred.sentence
+
+
 def test_optima_that_scatter_make_a_slope_less_certain():
     sizes = (1e5, 4e5, 1.6e6)
     smooth, scattered = (
-        line_through([Optimum(size, rate, 0.15, 8) for size, rate in zip(sizes, rates)])
+        line_through([Optimum(size, rate, 0.15) for size, rate in zip(sizes, rates)])
         for rates in ((0.01, 0.02, 0.04), (0.01, 0.08, 0.04))
     )
     assert scattered.error > smooth.error and scattered.slope < smooth.slope
 
 
 def test_a_better_known_optimum_counts_more_and_a_single_one_alone():
-    optima = [Optimum(1e5, 0.01, 0.15, 4), Optimum(2e5, 0.02, 1.5, 4)]
+    optima = [Optimum(1e5, 0.01, 0.15), Optimum(2e5, 0.02, 1.5)]
     assert line_through(optima).at(1e5) == pytest.approx(0.01, rel=0.02)
     alone = line_through(optima[:1])
     assert alone.at(1e7) == 0.01 and math.isnan(alone.error) and "the lowest size" in alone.sentence
@@ -199,20 +220,24 @@ class Written(Instant):
         assignment = json.loads(Assignment.file(self.folder, initial_job_idx).read_text())
         cfg = OmegaConf.create(assignment["config"])
         Written.before_launch(cfg, self.folder)
-        Written.launched.append((self.folder.name, cfg))
+        type(self).launched.append((self.folder.name, cfg))
         run_dir = Path(assignment["run_dir"])
         run_dir.mkdir(parents=True)
         OmegaConf.save(cfg, run_dir / "config.yaml")
-        bpb, tokens = self.loss(cfg), int(cfg.train.steps or 5) * 4 * 32
+        tokens = 128 * math.ceil((cfg.train.tokens or 128 * (cfg.train.steps or 5)) / 128)
+        bpb = self.loss(cfg)
         write_metrics(run_dir, bpb, cfg.seed, [tokens // 2, tokens])
-        counted = {"params": cfg.size.params, "tokens": tokens, "steps": tokens // 128}
-        summary = figures(bpb, cfg.seed, **counted, flops_per_token=6 * cfg.size.params)
+        counted = {"params": round(cfg.size.params), "tokens": tokens, "steps": tokens // 128}
+        summary = figures(bpb, cfg.seed, **counted, flops_per_token=self.flops_per_token(cfg))
         (run_dir / "summary.json").write_text(json.dumps(summary))
         (run_dir / "environment.json").write_text(json.dumps(ENVIRONMENT))
         (run_dir / "log.txt").write_text("Training.\nThe last line.\n")
         outcome = Outcome("complete", bpb, figures={"seconds": Written.seconds})
         write(outcome, run_dir, assignment["attempt"])
         return [JobReturn(status=JobStatus.COMPLETED)]
+
+    def flops_per_token(self, cfg: DictConfig) -> float:
+        return 6 * cfg.size.params
 
     def loss(self, cfg: DictConfig) -> float:
         relative = cfg.size.params / 2e4
@@ -230,14 +255,14 @@ LADDER = (
 )
 
 
-def climbed(*words: str) -> bool | None:
+def climbed(*words: str, launcher: type[Instant] = Written) -> bool | None:
     """Climb in the current folder as `python sweep.py search=ladder <words>` would."""
-    Plugins.instance().register(Written)
-    node = {"_target_": "tests.test_ladder.Written"}
-    ConfigStore.instance().store(group="hydra/launcher", name="written", node=node, replace=True)
-    Written.launched = []
+    Plugins.instance().register(launcher)
+    node, name = {"_target_": f"{launcher.__module__}.{launcher.__name__}"}, launcher.__name__.lower()
+    ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, replace=True)
+    launcher.launched = []
     typed = [quoted(word) for word in ("search=ladder", *LADDER, *words)]
-    with composed(*typed, "hydra/launcher=written") as (master, context):
+    with composed(*typed, f"hydra/launcher={name}") as (master, context):
         sweeper = Plugins.instance().instantiate_sweeper(
             config=master, hydra_context=context, task_function=lambda cfg: None
         )
@@ -261,35 +286,47 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def composed_once() -> Iterator[None]:
-    """Compose an arm and solve for its widths once at each size: all of its runs ask again."""
+    """Compose and check an arm once, and solve for its widths once at each size: all of its runs ask again."""
+    cfgs: dict[tuple[str, ...], DictConfig] = {}
+    refusals: dict[tuple[str, ...], str | None] = {}
     widths: dict[tuple[object, ...], DictConfig] = {}
-    arms: dict[tuple[str, ...], DictConfig] = {}
-    sized, compose = minllm.model.size.sized, SearchSpec.composed
+    settled, refusal = SearchSpec.settled, SearchSpec._refusal
 
-    def sized_once(cfg: DictConfig) -> DictConfig:
-        key = (*cfg.size.values(), *cfg.norm.values(), cfg.model.dim, cfg.tokenizer._target_)
+    def split(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+        varying = [word for word in overrides if re.fullmatch(VARYING, word)]
+        return tuple(word for word in overrides if word not in varying), varying
+
+    def settled_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
+        common, varying = split(overrides)
+        if common not in cfgs:
+            cfgs[common] = settled(self, common)
+        cfg = cfgs[common].copy()
+        for name, _, value in (word.partition("=") for word in varying):
+            is_place = name == "branch_from"
+            OmegaConf.update(cfg, name, str(Path(value).resolve()) if is_place else json.loads(value))
+        return sized_once(cfg, common) if cfg.size.params else cfg
+
+    def sized_once(cfg: DictConfig, arm: tuple[str, ...]) -> DictConfig:
+        key = (cfg.size.params, *(word for word in arm if not word.startswith("train.")))
         if key not in widths:
             widths[key] = sized(cfg).model
-        result = cfg.copy()
-        result.model = widths[key]
-        return result
-
-    def compose_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
-        varying = [word for word in overrides if re.fullmatch(r"(seed|optim\.lr)=[\d.e-]+", word)]
-        key = tuple(word for word in overrides if word not in varying)
-        if key not in arms:
-            arms[key] = compose(self, overrides)
-        cfg = arms[key].copy()
-        for name, _, value in (word.partition("=") for word in varying):
-            OmegaConf.update(cfg, name, int(value) if name == "seed" else float(value))
+        cfg.model = widths[key]
         return cfg
 
+    def refusal_once(self: SearchSpec, overrides: Sequence[str]) -> str | None:
+        common, _ = split(overrides)
+        if common not in refusals:
+            refusals[common] = refusal(self, overrides)
+        return refusals[common]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minllm.model.size.sized", sized_once)
-        patch.setattr(SearchSpec, "composed", compose_once)
+        patch.setattr(SearchSpec, "settled", settled_once)
+        patch.setattr(SearchSpec, "_refusal", refusal_once)
         yield
 
 
+VARYING = r"(seed|optim\.lr|size\.params|train\.(steps|tokens|branches))=[\d.,e+\[\]null-]+|branch_from=.*"
+"""What differs between the runs of an arm."""
 FOLDER = Path("outputs/sweeps/a-search")
 
 

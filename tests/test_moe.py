@@ -433,7 +433,7 @@ def test_as_a_word_of_its_own_beside_dense_layers():
 
 def test_in_one_graph_it_learns_the_same(option="moe_sigmoid"):  # whose router also moves a bias in each step
     """What is compiled is the graph, with its gradient; test_training.py compiles one to machine code."""
-    model = tiny_model(f"model/mlp={option}", "model.mlp.capacity=1.0", randomised=True).train()
+    model = tiny_model(f"model/mlp={option}", "model.mlp.capacity=1.0", randomised=True, n_layers=1).train()
     objective = Causal(predict_ahead=0, ahead_weight=0.3, z_loss=0)
     compiled = torch.compile(objective.loss, backend="aot_eager")
     for seed in range(3):

@@ -72,7 +72,7 @@ def test_full_report_matches_schema(compared):
 
 
 def test_ladders_match_the_schema(tmp_path):
-    optima = [Optimum(2e5, 0.01, 0.1, 3), Optimum(4e5, 0.008, 0.1, 0)]
+    optima = [Optimum(2e5, 0.01, 0.1), Optimum(4e5, 0.008, 0.1)]
     found = families_among(arms_at(tmp_path, [1e5, 2e5, 4e5, 8e5]))
     found = [replace(family, rates=line_through(optima[: 1 + at])) for at, family in enumerate(found)]
     prediction = Prediction(1.6e6, 2, 3, Estimate(-0.1, (-0.2, -0.05)))

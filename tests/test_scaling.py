@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from minllm.study.arms import Arm
 from minllm.study.scaling.answer import Rung, answer
 from minllm.study.scaling.ladders import families_among, ladders
 from minllm.study.scaling.law import Law, fit
+from minllm.study.scaling.series import series_of
 from minllm.study.scaling.trend import draw
 from tests.comparisons import run
 from tests.simulate_ladders import World, coverage
@@ -64,7 +68,7 @@ def test_one_outlier_hardly_changes_a_law():
 def test_what_cannot_be_identified_is_reported_instead():
     sizes = np.repeat(np.geomspace(2e5, 3.2e6, 5), 3)
     flat = 1.2 + np.random.default_rng(0).normal(0, 0.02, 15)
-    assert "hardly depend on the scale" in fit(flat, [sizes], floor=0.3, resamples=40).problem or ""
+    assert "hardly depend on the scale" in fit(flat, [sizes], floor=0.3, resamples=200).problem or ""
     with pytest.raises(ValueError, match="3 parameters needs runs at 3"):
         fit(np.array([1.0, 1.1, 0.9]), [np.array([1e5, 1e5, 2e5])])
     with pytest.raises(ValueError, match="below the known floor"):
@@ -173,6 +177,51 @@ def test_ladders_are_found_among_arms_of_several_sizes(tmp_path):
     assert found.answer.word == "holds"
     assert found.laws[0].law.exponents[0] == pytest.approx(0.3, abs=0.03)
     assert ladders(families_among(arms[:3]), 1.5) == ladders(families_among(arms[:6]), 1.5) == []
+
+
+def pairs_at(places: Iterable[tuple[float, float]]) -> list[tuple[Arm, Arm]]:
+    """Return pairs of arms at some places: parameters and tokens."""
+    arms = [
+        Arm(
+            f"{params:g}, {tokens:g}",
+            {0: SimpleNamespace(summary={"params": params, "tokens": tokens, "flops_per_token": 6 * params})},
+        )
+        for params, tokens in places
+    ]
+    return [(arm, arm) for arm in arms]
+
+
+SIZES_OF_GRID = (1e5, 2e5, 4e5, 8e5)
+
+
+@pytest.mark.parametrize(
+    ("places", "labels"),
+    [
+        ([(size, 1e6) for size in SIZES_OF_GRID], [""]),
+        ([(size, 20 * size) for size in SIZES_OF_GRID], [""]),
+        (
+            [(size, tokens) for size in SIZES_OF_GRID for tokens in (1e6, 2e6, 4e6, 8e6)],
+            ["1 M tokens", "2 M tokens", "4 M tokens", "8 M tokens"],
+        ),
+        (
+            [(size, ratio * size) for size in SIZES_OF_GRID for ratio in (10, 20, 40)],
+            ["10 tokens per parameter", "20 tokens per parameter", "40 tokens per parameter"],
+        ),
+        ([(1e5, 1e6), (2e5, 1e6)], []),
+    ],
+)
+def test_pairs_are_sorted_into_ladders_by_what_they_have_in_common(places, labels):
+    assert [series.label for series in series_of(pairs_at(places))] == labels
+
+
+@pytest.mark.parametrize("step", [3.0, 4.0])  # with 4, sizes recur at other budgets
+def test_several_sizes_at_each_budget_are_one_ladder(step):
+    budgets = [1e12 * step**at for at in range(4)]
+    places = [
+        (size, flops / 6 / size) for flops in budgets for size in np.sqrt(flops / 120) * np.array([0.5, 1, 2])
+    ]
+    (series,) = series_of(pairs_at(places))
+    assert [len(budget) for budget in series.budgets] == [3] * 4 and len(series.pairs) == 12
 
 
 def test_losses_that_say_nothing_about_other_sizes_are_not_extrapolated(tmp_path):

@@ -144,6 +144,13 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
         sys.path.append(os.getcwd())  # where my_idea/ is
     if "extensions" in named:
         refuse_missing_code(cfg)
+    if "branch_from" in cfg:
+        check_value(read(cfg, "branch_from", "branch_from"), RunPlace | None, "branch_from", set())
+    if cfg.get(
+        "branch_from"
+    ):  # a run, or a folder of runs, of which one is chosen by its seed when this run begins
+        place = find_run("latest") if cfg.branch_from == "latest" else Path(str(cfg.branch_from)).expanduser()
+        cfg.branch_from = str(place.resolve())
     for key, merge in (
         ("resume", config_to_resume),
         ("run", config_for_task),

@@ -65,7 +65,7 @@ class Grid:
 
     def pin_latest(self, composed: DictConfig) -> None:
         """Make `latest` in `init_from` and the like the same run for the whole grid, also when it is continued."""
-        for key in ("resume", "run", "init_from"):
+        for key in ("resume", "run", "init_from", "branch_from"):
             if composed.get(key) == "latest":
                 self.latest = self.latest or str(latest_run())
                 composed[key] = self.latest

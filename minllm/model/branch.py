@@ -33,6 +33,9 @@ class Branch(nn.Module):
     `norms_its_input`; one that does has no input norm.
     """
 
+    factor = 1.0
+    """Factor of what is written, which CompleteP sets (`minllm.model.transfer`)."""
+
     def __init__(
         self,
         words: Mapping[str, nn.Module],
@@ -73,6 +76,8 @@ class Branch(nn.Module):
             y_BTD = self.after(y_BTD)
         if self.dropout:
             y_BTD = F.dropout(y_BTD, self.dropout, self.training)
+        if self.factor != 1:
+            y_BTD = self.factor * y_BTD
         stream = self.residual.write(stream, y_BTD, ctx)
         return stream if self.norm is None else self.norm(stream)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch._subclasses.fake_tensor import FakeTensor
 
 from minllm.errors import UserError, first_line
@@ -13,6 +13,7 @@ from minllm.model.branch import reads_one_way
 from minllm.model.contract import outputs_checked, refuse_plain_parameters
 from minllm.model.lm import LM
 from minllm.model.parameter import initialise
+from minllm.model.transfer import scale
 from minllm.model.unused import refuse_unsaid, refuse_unused
 from minllm.schema.building import build
 from minllm.schema.checking import validate
@@ -70,7 +71,47 @@ def with_parts(cfg: DictConfig, objective: Objective, vocab_size: int) -> LM:
     model.parts = objective.parts(model.dim, model.vocab_size)
     if model.parts is not None:
         model.parts.stands_as = "objective"
+    if model.transfer != "none":
+        if model.base is None:
+            raise UserError(
+                f"model.transfer={model.transfer} needs a base shape, but model.base is null: remove model.base=null."
+            )
+        layers = cfg.model.n_layers / model.base.n_layers
+        scale(model, base_of(cfg, model, objective), model.transfer, layers)
     return model
+
+
+def base_of(cfg: DictConfig, model: LM, objective: Objective) -> LM:
+    """Return the model at the base width, with hidden widths in proportion, on the "meta" device."""
+    from minllm.model.solve import configured, wider
+
+    base = cfg.copy()
+    OmegaConf.set_readonly(base, False)
+    settings = wider(configured(cfg), model.base.dim)
+    if model.base.n_heads is not None:
+        settings = {**settings, **head_counts(cfg.model, model.base.n_heads)}
+    for key, value in {**settings, "model.transfer": "none"}.items():
+        OmegaConf.update(base, key, value)
+    try:
+        with torch.device("meta"):
+            return with_parts(base, objective, model.vocab_size - objective.extra_tokens)
+    except UserError as error:
+        raise UserError(
+            f"The base shape of model.transfer={model.transfer}, model.base.dim={model.base.dim}, isn't possible:"
+            f" {error}"
+        ) from error
+
+
+def head_counts(node: DictConfig, n_heads: int, path: str = "model") -> dict[str, int]:
+    """Return the options of all mixers that count heads, for a number of heads, with the others in proportion."""
+    found: dict[str, int] = {}
+    own = node.get("n_heads")
+    for name in node:
+        if OmegaConf.is_dict(node[name]) and name != "base":
+            found |= head_counts(node[name], n_heads, f"{path}.{name}")
+        elif isinstance(own, int) and name in ("n_heads", "n_kv_heads", "n_value_heads") and node[name]:
+            found[f"{path}.{name}"] = max(1, round(node[name] * n_heads / own))
+    return found
 
 
 def has_values(model: LM) -> bool:

@@ -29,6 +29,7 @@ from minllm.model.parameter import Linear, constant, parameter
 from minllm.model.residual import Plain
 from minllm.model.stack import Parts, Stack, positions_in, written
 from minllm.model.static import StaticState
+from minllm.model.transfer import Base, Transfer
 from minllm.schema.options import BelowOne, Count, Natural, Positive
 
 
@@ -52,6 +53,8 @@ class LM(Stack):
         head_bias: the head has a bias for each token, as in GPT-J.
         scale_embedding: multiply embeddings by √dim, as the original transformer and Gemma do, or by this number.
         softcap: limit the logits to c·tanh(logits / c); null means no limit.
+        transfer: what makes hyper-parameters transfer from the base shape: nothing, µP or CompleteP.
+        base: the base shape; null is possible without transfer.
         predict_ahead: how many tokens after the next one can be predicted. Each has its own layer on top of the
             stack, with the same branches as the last layer; they share the head (2404.19737).
         dropout: dropout probability of the embedding and of each branch's output.
@@ -83,11 +86,14 @@ class LM(Stack):
         dropout: BelowOne,
         encoder: Callable[[Parts], Encoder] | None = None,
         both_ways: bool = False,
+        transfer: Transfer = "none",
+        base: Callable[[], Base] | None = None,
     ):
         parts = Parts(vocab_size, dim, norms, branches, pos, residual, scale_embedding, dropout)
         layers = written(first, layout, n_layers)
         super().__init__(parts, layers + predict_ahead * layers[-1:], n_layers=n_layers, loops=loops)
         self.softcap, self.both_ways = softcap, both_ways
+        self.transfer, self.base, self.head_factor = transfer, base and base(), 1.0  # `build_model` scales it
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
         self.sees_padding = self.cannot_generate is not None
@@ -213,6 +219,10 @@ class LM(Stack):
         if self.encoder is None:
             raise ValueError("this model has no encoder")
         return self.encoder(source_BS, segments_BS, embedding_VD=self.embedding, losses=losses)
+
+    def _finished(self, stream: Tensor) -> Tensor:
+        x_BTD = super()._finished(stream)
+        return x_BTD if self.head_factor == 1 else self.head_factor * x_BTD
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits (…, V) for the output of `hidden` (…, D)."""

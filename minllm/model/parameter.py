@@ -24,6 +24,19 @@ Draw = Callable[[Tensor, torch.Generator], None]
 
 
 @dataclass(frozen=True)
+class Growth:
+    """How much larger a parameter is than at the base shape of `model.transfer`; 1 everywhere without transfer."""
+
+    width: float = 1.0
+    """Of the model."""
+    fan_in: float = 1.0
+    """Of what is summed over in one of its outputs, as far as the forward pass doesn't make up for it."""
+    fan_out: float = 1.0
+    depth: float = 1.0
+    """Of the number of layers, by which CompleteP divides the output of the branch that this parameter is in."""
+
+
+@dataclass(frozen=True)
 class Role:
     """A parameter's role in the model, used by optimizers, initialisation and reports."""
 
@@ -34,6 +47,11 @@ class Role:
     """Sizes along the first dimension of parts that are drawn like separate parameters."""
     active: float = 1.0
     """The fraction of tokens that use it: less than 1 in a mixture of experts."""
+    inputs: int = -1
+    """The dimension of a matrix that is summed over."""
+    is_flat: bool = False
+    """Whether the initial values of a matrix have the same scale at every width."""
+    growth: Growth = Growth()
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -44,10 +62,18 @@ class Role:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
-def parameter(*shape: int, kind: Kind, draw: Draw, stream: Stream = "within", parts=()) -> nn.Parameter:
+def parameter(
+    *shape: int,
+    kind: Kind,
+    draw: Draw,
+    stream: Stream = "within",
+    parts=(),
+    inputs: int = -1,
+    is_flat: bool = False,
+) -> nn.Parameter:
     """Return a parameter with a role. Its values are undefined until `initialise` draws them."""
     made = nn.Parameter(torch.empty(*shape))
-    made.role = Role(kind, stream, draw, tuple(parts))
+    made.role = Role(kind, stream, draw, tuple(parts), inputs=inputs, is_flat=is_flat)
     return made
 
 
@@ -90,15 +116,29 @@ def steps_between(low: float, high: float) -> Draw:
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b. Initial weights preserve the variance of the input, times `gain`²."""
+    """y = x Wᵀ + b. Initial weights preserve the variance of the input, times `gain`².
+
+    Args:
+        is_flat: `gain` grows with √n_in, so that the initial weights have the same scale at every width.
+    """
 
     def __init__(
-        self, n_in: int, n_out: int, *, stream: Stream, bias: bool = False, gain: float = 1.0, parts=()
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        stream: Stream,
+        bias: bool = False,
+        gain: float = 1.0,
+        parts=(),
+        is_flat: bool = False,
     ):
         super().__init__()
         self.is_large = n_in * n_out >= LARGE
         draw = normal(gain / n_in**0.5)
-        self.weight = parameter(n_out, n_in, kind="matrix", draw=draw, stream=stream, parts=parts)
+        self.weight = parameter(
+            n_out, n_in, kind="matrix", draw=draw, stream=stream, parts=parts, is_flat=is_flat
+        )
         self.bias = parameter(n_out, kind="vector", draw=constant(0), stream=stream) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,12 +147,16 @@ class Linear(nn.Module):
 
 
 class SplitLinear(Linear):
-    """Several projections of one input in one matrix product; returns one tensor per item of `parts`."""
+    """Several projections of one input by one matrix; returns one tensor per item of `parts`."""
 
     def __init__(self, n_in: int, parts: list[int], *, stream: Stream, bias: bool = False):
         super().__init__(n_in, sum(parts), stream=stream, bias=bias, parts=parts)
         self.parts = parts
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        # compiled for GPUs, the backward pass of a split is a concatenation that computes every part for every element
+        if self.is_large and x.is_cuda and torch.compiler.is_compiling():
+            biases = [None] * len(self.parts) if self.bias is None else self.bias.split(self.parts)
+            return tuple(F.linear(x, w, b) for w, b in zip(self.weight.split(self.parts), biases))
         # one split, not several slices: its backward pass is a single concatenation
         return super().forward(x).split(self.parts, dim=-1)

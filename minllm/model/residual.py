@@ -145,7 +145,7 @@ class Hyper(Plain):
         self.mixes_LL = parameter(L, L, kind="vector", draw=_identity)
         self.writes_L = parameter(L, kind="vector", draw=constant(1))
         # for each lane: its read weight, its L mixing weights and its write weight
-        self.dynamic_DM = parameter(dim, L + 2, kind="matrix", draw=constant(0), stream="reads")
+        self.dynamic_DM = parameter(dim, L + 2, kind="matrix", draw=constant(0), stream="reads", inputs=0)
 
     def start(self, x_BTD: Tensor) -> Tensor:
         return x_BTD[..., None, :].expand(*x_BTD.shape[:-1], self.lanes, -1)

@@ -50,6 +50,7 @@ MATTER = (
     "model.both_ways",  # checked together with the objective
     *("model.encoder.n_layers", "model.encoder.layout"),
     *("sample.max_new_tokens", "sample.seed"),
+    *("model.transfer", "model.base.dim", "model.base.n_layers", "model.base.n_heads"),  # `refuse_base`
     "model.pos.truncate",  # has no effect if the bounds are integers already
 )
 
@@ -88,6 +89,18 @@ def refuse_unsaid(cfg: DictConfig, model: LM) -> None:
     of_samples = sorted(key for key in typed if key.startswith("sample."))
     if of_samples and model.cannot_generate:
         raise UserError(f"{of_samples[0]} would do nothing, because this model can't generate. Remove it.")
+    refuse_base(cfg, typed)
+
+
+def refuse_base(cfg: DictConfig, typed: Collection[str]) -> None:
+    """Reject options of the base shape that `model.transfer` doesn't use."""
+    needs = {"dim": ("mup", "completep"), "n_heads": ("mup", "completep"), "n_layers": ("completep",)}
+    for name, rules in needs.items():
+        if f"model.base.{name}" in typed and cfg.model.transfer not in rules:
+            raise UserError(
+                f"model.base.{name} would do nothing with model.transfer={cfg.model.transfer}: remove it, or type"
+                f" model.transfer={' or '.join(rules)}."
+            )
 
 
 def refuse_unused(cfg: DictConfig, sections: Collection[str] = SECTIONS) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from yaml import YAMLError
 
 from minllm.errors import UserError
 from minllm.schema.checking import fits, options_of, root_options
-from minllm.schema.foreign import check_interpolations, is_own, leaves, without_foreign_paths
+from minllm.schema.foreign import FOREIGN, check_interpolations, is_own, leaves, without_foreign_paths
 from minllm.schema.foreign import leaves as nodes
 from minllm.schema.moved import current_name
 
@@ -50,7 +51,18 @@ def short_folder_name(overrides: Iterable[str]) -> str:
     parts = []
     for key, _, value in (override.partition("=") for override in overrides):
         if key.startswith(
-            ("hydra", "resume", "init_from", "run", "prompts", "extensions", "tags", "data.path", "from")
+            (
+                "hydra",
+                "resume",
+                "init_from",
+                "branch_from",
+                "run",
+                "prompts",
+                "extensions",
+                "tags",
+                "data.path",
+                "from",
+            )
         ):
             continue
         name = re.split(r"[./@+~]", key)[-1]
@@ -229,6 +241,7 @@ def config_to_resume(cfg: DictConfig, saved: DictConfig, named: set[str]) -> Dic
     for key in sorted(named - {"resume", "task", "extensions"}):
         may_change = key.partition(".")[0] in RESUME_MAY_CHANGE and key != "train.batch_size"
         may_change |= key in DATA_LOCATION
+        may_change |= key == "branch_from" and select(saved, key) == f"{FOREIGN}{select(cfg, key)}"
         group = key.replace(".", "/")
         if group in cfg.choices:
             before, now = saved.choices.get(group), cfg.choices[group]
@@ -241,6 +254,8 @@ def config_to_resume(cfg: DictConfig, saved: DictConfig, named: set[str]) -> Dic
             )
     result = config_for_task(cfg, saved, named - {"experiment"})
     result.init_from = saved.get("init_from")
+    if "branch_from" in cfg and "branch_from" not in named:
+        result.branch_from = saved.get("branch_from")
     overrides = [override for override in cfg.typed if not override.startswith(("resume=", "task="))]
     overrides = [
         override.removeprefix("++") if override.startswith("++data.") else override for override in overrides
@@ -308,14 +323,18 @@ def with_sections_from(
 
 def named_keys(overrides: Iterable[str]) -> set[str]:
     """Return the keys that overrides set: `["model/attn=mqa", "train={steps: 5}"]` gives model.attn, train.steps."""
+    return {key for override in overrides for key in _keys_set_by(override)}
+
+
+@functools.lru_cache(4096)  # parsing is slow, and a search asks again for each trial
+def _keys_set_by(override: str) -> tuple[str, ...]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    keys: set[str] = set()
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key = (override.package or override.key_or_group).replace("/", ".")
-        if key.partition(".")[0] != "hydra":
-            keys.update(name for name, _ in leaves(override.value(), key))
-    return keys
+    parsed = OverridesParser.create().parse_override(override)
+    key = (parsed.package or parsed.key_or_group).replace("/", ".")
+    if key.partition(".")[0] == "hydra":
+        return ()
+    return tuple(name for name, _ in leaves(parsed.value(), key))
 
 
 def select(cfg: DictConfig, key: str) -> object:

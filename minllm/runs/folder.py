@@ -145,6 +145,13 @@ class RunDir:
         self._sampling.unlink(missing_ok=True)
         (self.path / "summary.json").unlink(missing_ok=True)  # it describes an end that is no longer the end
 
+    def begin_with(self, records: Mapping[str, bytes]) -> None:
+        """Write the metrics and samples of the run that this one branches from, instead of its own if it has any."""
+        for name, content in records.items():
+            if content or (self.path / name).exists():
+                write_bytes(self.path / name, content)
+        self._sampling.unlink(missing_ok=True)
+
     def is_finished(self, step: int) -> bool:
         """Whether the run wrote its summary at `step`."""
         try:
@@ -282,6 +289,9 @@ class SilentRunDir(RunDir):
         yield
 
     def resume_at(self, step: int, marks: Mapping[str, list[int]]) -> None:
+        pass
+
+    def begin_with(self, records: Mapping[str, bytes]) -> None:
         pass
 
     def say(self, line: str) -> None:

@@ -31,7 +31,17 @@ from minllm.schema.overrides import key_of
 HYDRA_KEYS_OF_FILES = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")
 RESOLVERS = ("oc.select", "now")
 """Resolvers that a file's interpolations may call: none that reads the environment or evaluates text."""
-COMMAND_LINE_ONLY = ("hydra", "task", "extensions", "choices", "typed", "resume", "run", "init_from")
+COMMAND_LINE_ONLY = (
+    "hydra",
+    "task",
+    "extensions",
+    "choices",
+    "typed",
+    "resume",
+    "run",
+    "init_from",
+    "branch_from",
+)
 """Keys that only the command line may set."""
 SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms", "ladder", "mixers", "probes", "grader", "judge")
 """Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""
@@ -325,6 +335,8 @@ def without_foreign_paths(cfg: DictConfig) -> DictConfig:
             if isinstance(value, str) and PATH_OPTION.search(option) and is_outside(value):
                 place = DEFAULT_CACHE if option == "cache" else f"{FOREIGN}{value}"
                 OmegaConf.update(result, f"{section}.{name}", place)
+    if isinstance(trunk := cfg.get("branch_from"), str) and is_outside(trunk):
+        result.branch_from = f"{FOREIGN}{trunk}"
     return result
 
 

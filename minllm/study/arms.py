@@ -19,11 +19,12 @@ from minllm.runs.find import WATCHING
 from minllm.schema.overrides import format_value, short_names
 from minllm.study.selection import LeftOut, TrainedRun, leaves
 
-IGNORED_SECTIONS = (*WATCHING, "seed", "extensions", "sample", "task", "resume")
+IGNORED_SECTIONS = (*WATCHING, "seed", "extensions", "sample", "task", "resume", "branch_from")
 """Sections that don't affect what is learned. A requested size counts through the widths that it led to."""
 
 IGNORED_KEYS = (
     *(f"train.{key}" for key in ("log_every", "eval_every", "evals", "checkpoint_every", "keep_checkpoints")),
+    "train.branches",
     *("train.sample_every", "train.malloc", "train.check", "data.cache", "data.num_proc"),
 )
 

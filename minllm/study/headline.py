@@ -36,14 +36,14 @@ def at_scale(ladder: Ladder) -> str:
     """Return what becomes of a difference at scale, in one sentence."""
     arm, baseline, answer = ladder.arm, ladder.baseline, ladder.answer
     if answer is None or answer.word == "unknown":
-        return f"What becomes of the difference between {arm} and {baseline} at scale is unknown."
+        return f"What becomes of the difference between {arm} and {baseline}{ladder.at} at scale is unknown."
     if answer.word == "crosses":
         assert answer.crossing is not None
         size = f"{units.count(answer.crossing.value)} {AXES[ladder.axis]}"
-        return f"The difference between {arm} and {baseline} changes its sign at about {size}."
+        return f"The difference between {arm} and {baseline}{ladder.at} changes its sign at about {size}."
     is_better = answer.fitted[-1].value < 0
     better, worse = (arm, baseline) if is_better else (baseline, arm)
-    return f"{better} is better than {worse}, and the difference {answer.word} at scale."
+    return f"{better} is better than {worse}{ladder.at}, and the difference {answer.word} at scale."
 
 
 def _among_several(comparison: Comparison) -> str:

@@ -65,8 +65,9 @@ class SearchSpec:
                     f"{name} configures the search itself, not its trials: give it a single value."
                 )
         base = self.space.base
-        if "init_from" in self.space.fixed:  # `latest` would resolve to a different run for each trial
-            self.space.fixed["init_from"] = format_value(base.init_from)
+        for key in ("init_from", "branch_from"):
+            if self.space.fixed.get(key) == "latest":  # it would resolve to a different run for each trial
+                self.space.fixed[key] = format_value(base[key])
         if base.resume:
             raise UserError(TRAINS_NEW_MODELS)
         self._refusals: dict[str, str | None] = {}

@@ -184,7 +184,9 @@ def trained_by(
     judge = judge_of(assignment, folder, storage) if processes.is_first else None
     run_dir = Path(assignment.run_dir)
     run_folder = RunDir(run_dir) if processes.is_first else SilentRunDir(run_dir)
-    run, tokenizer, notes = preparation.prepare(cfg, run_dir, None, cfg.init_from, run_folder, processes)
+    run, tokenizer, notes = preparation.prepare(
+        cfg, run_dir, None, cfg.init_from, cfg.branch_from, run_folder, processes
+    )
     asked = run.progress.decisions["micro_batch_size"]
     if rows < min(asked, len(processes.rows(cfg.train.batch_size))):
         run.progress.decisions["micro_batch_size"] = rows
@@ -298,7 +300,7 @@ class PruningLogger(Logger):
         self.trial, self.storage = trial, storage
         self.metric, self.attempt = assignment.metric, assignment.attempt
         # a pretrained model starts so low that its first evaluation may be above its first batch
-        self.begins_trained = assignment.config["init_from"] is not None
+        self.begins_trained = any(assignment.config[key] is not None for key in ("init_from", "branch_from"))
         self.deadline = time.monotonic() + (assignment.minutes or math.inf) * 60
         self.start_loss = math.inf
         self.reported = 0

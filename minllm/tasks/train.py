@@ -11,7 +11,12 @@ from minllm.training import train as training
 
 
 def train(
-    cfg: DictConfig, run_dir: Path, *, resume: RunPlace | None = None, init_from: RunPlace | None = None
+    cfg: DictConfig,
+    run_dir: Path,
+    *,
+    resume: RunPlace | None = None,
+    init_from: RunPlace | None = None,
+    branch_from: RunPlace | None = None,
 ) -> dict:
     """See `minllm.training.train.train`."""
-    return training.train(cfg, run_dir, resume=resume, init_from=init_from)
+    return training.train(cfg, run_dir, resume=resume, init_from=init_from, branch_from=branch_from)

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -60,8 +60,9 @@ def save(
     keep: int,
     average: Average | None = None,
     contents: Contents | None = None,
+    branches: Collection[int] = (),
 ) -> None:
-    """Write a checkpoint in `folder`, then remove all except the newest `keep` and the best.
+    """Write a checkpoint in `folder`, then remove all except the newest `keep`, the best, and those of `branches`.
 
     Args:
         average: the average of the model's parameters, if there is one.
@@ -92,14 +93,19 @@ def save(
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    tidy(folder, progress, keep)  # after the rename: `progress.best` may be the checkpoint just written
+    tidy(
+        folder, progress, keep, branches
+    )  # after the rename: `progress.best` may be the checkpoint just written
 
 
-def tidy(folder: Path, progress: Progress, keep: int) -> None:
-    """Remove all checkpoints except the newest `keep` and the best, and partial folders left by a killed run."""
-    best = progress.best["step"] if progress.best else None
+def tidy(folder: Path, progress: Progress, keep: int, branches: Collection[int] = ()) -> None:
+    """Remove all checkpoints except the newest `keep`, the best and those of `branches`.
+
+    Partial folders left by a killed run are removed, too.
+    """
+    kept = {progress.best["step"] if progress.best else None, *branches}
     for old in all_in(folder)[:-keep]:
-        if step_of(old) != best:
+        if step_of(old) not in kept:
             old.rename(folder / f".{old.name}.partial")
     remove_partial(folder)
 

@@ -116,7 +116,8 @@ class GradientGraph:
         began, start, end = time.perf_counter(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
         with aside(), host_waits() if is_last else nullcontext() as waits:
             start.record()
-            loss = self.add_gradient(rows, counted)
+            # copies, as in a capture: for views of a batch, other code might be compiled, and for copies in the capture
+            loss = self.add_gradient(rows.copied(), counted)
             end.record()
         host = time.perf_counter() - began
         if is_last:

@@ -63,6 +63,9 @@ def fit(run: Run) -> int | None:
         if progress.step > 0:
             last = budget.spent(progress.step, progress.seconds) or is_solved(run)
             catch_up(run, last)
+            if last and run.branch:
+                progress.total_steps = budget.total_steps
+                save(run)
             stopping = run.processes.any_signal(interruption.signal)
         while not last and stopping is None:
             step_began = time.perf_counter()
@@ -119,7 +122,8 @@ def fit(run: Run) -> int | None:
                     loss_of = compile_steps(run, run.folder.say)
 
             stopping = run.processes.any_signal(interruption.signal)
-            if better or stopping or due(settings.checkpoint_every, progress.step, last):
+            branches = progress.step in run.branch_steps
+            if better or stopping or branches or due(settings.checkpoint_every, progress.step, last):
                 with interruption.held():
                     save(run)
 
@@ -132,7 +136,7 @@ def catch_up(run: Run, last: bool) -> None:
     """Do the logging, evaluation and sampling that the resumed run missed at its checkpoint's step."""
     settings, progress = run.settings, run.progress
     if run.processes.is_first:
-        checkpoints.tidy(run.folder.checkpoints, progress, settings.keep_checkpoints)
+        checkpoints.tidy(run.folder.checkpoints, progress, settings.keep_checkpoints, run.branch_steps)
     if "train_loss" in run.recorded:
         progress.recent_losses.clear(), progress.recent_figures.clear()
     elif due(settings.log_every, progress.step, last) and progress.recent_losses and progress.lr is not None:
@@ -140,7 +144,7 @@ def catch_up(run: Run, last: bool) -> None:
     evaluates = due(settings.eval_every, progress.step, last) or part_ended(run)
     if evaluates and "val_loss" not in run.recorded:
         record_evaluation(run, last)
-        if run.processes.is_first:
+        if run.processes.is_first and checkpoints.is_saved(run.folder.checkpoints, progress.step):
             progress.records = marked(run.folder.path)
             run.folder.written(lambda: checkpoints.save_progress(run.folder.checkpoints, progress))
     if due(settings.sample_every, progress.step, last) and not run.is_sampled:
@@ -194,9 +198,11 @@ def save(run: Run) -> None:
     run.folder.mend()
     run.progress.records = marked(run.folder.path)
     keep, folder = run.settings.keep_checkpoints, run.folder.checkpoints
-    model, average = run.model, run.average
+    model, average, branches = run.model, run.average, run.branch_steps
     run.folder.written(
-        lambda: checkpoints.save(folder, model, run.optimizer, run.progress, keep, average, contents)
+        lambda: checkpoints.save(
+            folder, model, run.optimizer, run.progress, keep, average, contents, branches
+        )
     )
 
 

@@ -14,8 +14,10 @@ from torch.optim._muon import muon
 
 from minllm.errors import UserError
 from minllm.model.lm import LM
+from minllm.model.parameter import Growth
 from minllm.schema.options import BelowOne, NonNegative, Positive
 from minllm.training.parallel import full, is_sharded, shard_of
+from minllm.training.transfer import Rule, epsilon, of_gradients, of_orthogonal, of_signs
 
 _Torch = torch.optim.Optimizer
 
@@ -74,7 +76,9 @@ class AdamW(_AdamW):
         decay_embeddings: bool,
         cautious_decay: bool,
     ):
-        groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay)
+        groups = grouped(
+            model.parameters(), weight_decay, decay_embeddings, cautious_decay, rule=of_signs, eps=eps
+        )
         super().__init__(
             groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=0.0, fused=has_fused(model)
         )
@@ -110,14 +114,14 @@ class Muon(Optimizer):
         inner = [p for p in model.parameters() if is_inner(p)]
         rest = [p for p in model.parameters() if not is_inner(p)]
         self.adamw = _AdamW(
-            grouped(rest, weight_decay, decay_embeddings, cautious_decay),
+            grouped(rest, weight_decay, decay_embeddings, cautious_decay, rule=of_signs, eps=eps),
             lr=lr,
             betas=(beta1, beta2),
             eps=eps,
             weight_decay=0.0,
             fused=has_fused(model),
         )
-        groups = grouped(inner, weight_decay, decay_embeddings, cautious_decay)
+        groups = grouped(inner, weight_decay, decay_embeddings, cautious_decay, rule=of_orthogonal)
         super().__init__([*groups, *self.adamw.param_groups], {"lr": lr})
 
     def move(self) -> None:
@@ -169,7 +173,7 @@ class Lion(Optimizer):
         cautious_decay: bool,
     ):
         self.beta1, self.beta2 = beta1, beta2
-        groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay)
+        groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay, rule=of_signs)
         super().__init__(groups, {"lr": lr})
 
     def move(self) -> None:
@@ -201,24 +205,53 @@ class SGD(Optimizer, torch.optim.SGD):
                 "optim.nesterov=true needs momentum, but optim.momentum is 0. Increase it, or type"
                 " optim.nesterov=false."
             )
-        groups = grouped(model.parameters(), weight_decay, decay_embeddings, cautious_decay)
+        groups = grouped(
+            model.parameters(), weight_decay, decay_embeddings, cautious_decay, rule=of_gradients
+        )
         # torch has no fused SGD for sharded parameters
         fused = None if any(map(is_sharded, model.parameters())) else has_fused(model)
         super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def grouped(
-    params: Iterable[nn.Parameter], weight_decay: float, decay_embeddings: bool, cautious_decay: bool
+    params: Iterable[nn.Parameter],
+    weight_decay: float,
+    decay_embeddings: bool,
+    cautious_decay: bool,
+    *,
+    rule: Rule | None = None,
+    eps: float | None = None,
 ) -> list[dict]:
-    """Return parameter groups with and without weight decay, omitting empty ones."""
-    params = list(params)
+    """Return parameter groups with and without weight decay, omitting empty ones.
+
+    With `model.transfer`, parameters whose learning rates have other factors form groups of their own.
+
+    Args:
+        rule: how the learning rate transfers; None means that it can't.
+        eps: Adam's ε, if the optimizer has one.
+
+    Raises:
+        UserError: the model transfers hyper-parameters, but this optimizer has no rule.
+    """
     kinds = {"matrix", "embedding"} if decay_embeddings else {"matrix"}
-    decaying = [p for p in params if p.role.kind in kinds]
-    others = [p for p in params if p.role.kind not in kinds]
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for p in params:
+        if rule is None and p.role.growth != Growth():
+            raise UserError(
+                "This optimizer has no rule for model.transfer: type model.transfer=none, or call `grouped` with a rule"
+                " of minllm.training.transfer."
+            )
+        factors = (rule(p) if rule else 1.0, epsilon(p) if eps is not None else 1.0)
+        groups.setdefault((p.role.kind not in kinds, *factors), []).append(p)
     return [
-        {"params": members, "decay": decay, "cautious": cautious_decay}
-        for members, decay in ((decaying, weight_decay), (others, 0.0))
-        if members
+        {
+            "params": members,
+            "decay": 0.0 if is_exempt else weight_decay / lr_factor,
+            "cautious": cautious_decay,
+            **({"lr_factor": lr_factor} if lr_factor != 1 else {}),
+            **({"eps": eps * eps_factor} if eps_factor != 1 else {}),
+        }
+        for (is_exempt, lr_factor, eps_factor), members in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 

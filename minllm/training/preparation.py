@@ -29,6 +29,7 @@ from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
 from minllm.training.answers import answers_of
 from minllm.training.averaging import Average
+from minllm.training.branching import Branch, branch_of, branch_steps
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
 from minllm.training.graphs import check_graphs
@@ -38,6 +39,7 @@ from minllm.training.pending import LAG, PendingMetrics
 from minllm.training.resuming import last_checkpoint, same_average, same_configuration, same_data
 from minllm.training.run import Run
 from minllm.training.settings import Settings
+from minllm.training.step import Diverged
 
 PAGES_NOTE = (
     "glibc keeps freed pages, which makes steps faster but uses some memory (train.malloc=default: off)."
@@ -49,6 +51,7 @@ def prepare(
     run_dir: Path,
     resume: str | None,
     init_from: str | None,
+    branch_from: str | None = None,
     folder: RunDir | None = None,
     processes: Processes = ALONE,
 ) -> tuple[Run, Tokenizer, list[str | None]]:
@@ -71,12 +74,15 @@ def prepare(
     if not resume:
         folder.refuse_another_run()
     checkpoint = last_checkpoint(folder, resume) if resume else None
+    branch = begun_elsewhere(cfg, branch_from, folder) if branch_from and not checkpoint else None
+    progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
+    if branch:
+        checkpoint, progress = branch.checkpoint, branch.progress
     if checkpoint:
         init_from = None  # the checkpoint has the run's own weights
-    progress = checkpoints.read_progress(checkpoint) if checkpoint else Progress()
     progress.configured = same_configuration(progress.configured, unchangeable(cfg))
     progress.ema = same_average(progress.ema, settings.ema) if checkpoint else settings.ema
-    kept = folder.kept(progress.step, progress.records) if resume else None
+    kept = branch.kept if branch else folder.kept(progress.step, progress.records) if resume else None
 
     device = machine.choose_device(settings.device)
     pages = memory.keep_pages() if settings.malloc == "keep" and device.type == "cpu" else False
@@ -168,6 +174,10 @@ def prepare(
         average=average,
         processes=processes,
         gathered=gathered,
+        branch_steps=branch_steps(
+            settings, schedule, budget.total_steps, settings.batch_size * cfg.data.seq_len
+        ),
+        branch=branch,
     )
     if kept:
         run.recorded = kept.recorded
@@ -223,6 +233,8 @@ def no_accuracy(validation: Validation) -> UserError:
 def continuation_notes(
     run: Run, resume: str | None, checkpoint: Path | None, kept: Kept | None
 ) -> list[str | None]:
+    if run.branch:
+        return [f"Branching from step {run.progress.step} of {checkpoints.run_of(run.branch.checkpoint)}."]
     return [
         f"Continuing from step {run.progress.step}." if checkpoint else None,
         "The run had no checkpoint yet, so it starts from the beginning."
@@ -236,6 +248,17 @@ def continuation_notes(
 
 
 # ---- its parts -----------------------------------------------------------------------------------
+
+
+def begun_elsewhere(cfg: DictConfig, branch_from: str, folder: RunDir) -> Branch:
+    """Return where a run branches off. If its trunk diverged before, the folder tells so, as that of a diverged run."""
+    try:
+        return branch_of(cfg, branch_from)
+    except Diverged as error:
+        with folder.alone():
+            folder.begin(cfg, build(cfg.tokenizer))
+            folder.note(str(error))
+        raise
 
 
 def refuse_unequal_passes(objective: Objective, model: LM, processes: Processes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from minllm.training.pending import PendingMetrics
 from minllm.training.prefetch import Prefetcher
 from minllm.training.schedules import Schedule
 from minllm.training.settings import Settings
+
+if TYPE_CHECKING:
+    from minllm.training.branching import Branch
 
 
 @dataclass
@@ -72,6 +75,10 @@ class Run:
     """The metrics that metrics.jsonl already has for the step from which a resumed run continues."""
     is_sampled: bool = False
     """Whether samples.txt already has a text for that step."""
+    branch_steps: tuple[int, ...] = ()
+    """The steps whose checkpoints are kept for shorter runs (`train.branches`)."""
+    branch: Branch | None = None
+    """Where this run leaves another one, unless it goes on from a checkpoint of its own."""
     processes: Processes = ALONE
     """The processes that train the model together."""
     gathered: Callable[[Callable[[], Any]], Any] | None = None

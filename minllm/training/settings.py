@@ -25,6 +25,7 @@ class Settings:
     evals: also evaluate this many times, evenly spaced over the run, whatever its budget
     checkpoint_every: steps between checkpoints; 0 saves only after the best evaluations and at the end
     keep_checkpoints: how many of the newest to keep, besides the best
+    branches: the tokens of shorter runs that will start from this one; checkpoints where they branch off are kept, too
     sample_every: steps between samples in samples.txt; 0 samples at the end only
     precision: bf16 is autocast with fp32 weights; auto uses it if it is faster
     compile: auto compiles if the run is long enough for that to save time
@@ -66,6 +67,7 @@ class Settings:
     matmul_precision: MatmulPrecision = "highest"
     recompute: Recompute = "none"
     graphs: Literal["auto"] | bool = "auto"
+    branches: list[Positive] | None = None
 
     def __post_init__(self):
         if all(getattr(self, budget) is None for budget in BUDGETS):

@@ -51,6 +51,8 @@ class Progress:
     """Choices made by `auto`; a resumed run keeps them."""
     configured: dict[str, str] | None = None
     """A hash of each section of the configuration that can't change in a run; None in older checkpoints."""
+    trunk: dict | None = None
+    """The run that this one branched from, and that run's step, tokens and seconds there; None if it didn't."""
     records: dict[str, list[int]] = field(default_factory=dict)
     """Lengths and checksums of metrics.jsonl and samples.txt."""
     files: dict[str, int] | None = None
@@ -112,6 +114,10 @@ def wrong_values(progress: Progress, step: int) -> list[str]:
             for name in ("micro_batch_size", "micro_batch_size_asked")
         ),
         "configured": fits(progress.configured, dict[str, str] | None),
+        "trunk": progress.trunk is None
+        or (isinstance(progress.trunk, dict) and isinstance(progress.trunk.get("run"), str))
+        and all(is_count(progress.trunk.get(name)) for name in ("step", "tokens"))
+        and is_time(progress.trunk.get("seconds")),
         "records": fits(progress.records, dict[str, list[int]])
         and all(len(mark) == 2 and mark[0] >= 0 for mark in progress.records.values()),
         "files": fits(progress.files, dict[str, int] | None),

@@ -24,6 +24,7 @@ from minllm.training.graphs import GradientGraph, why_not
 from minllm.training.parallel import OUT_OF_MEMORY, OutOfMemoryElsewhere, full
 from minllm.training.prefetch import prefetching
 from minllm.training.run import Run
+from minllm.training.transfer import set_lr
 
 T = TypeVar("T")
 
@@ -117,8 +118,7 @@ def update(run: Run, lr: float) -> dict[str, Tensor]:
     grad_norm = full(clip_grad_norm_(run.model.parameters(), max_norm))
     if not run.pending.lag:
         check_finite(run, run.progress.step, {"grad_norm": grad_norm.item()})
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
+    set_lr(run.optimizer, lr)
     run.optimizer.step()
     metrics = after_step(run.model, run.processes.add_up)
     if run.average:

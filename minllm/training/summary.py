@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +15,7 @@ from minllm.training import memory
 from minllm.training.answers import described
 from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
 from minllm.training.run import Run
+from minllm.training.state import Progress
 from minllm.training.utilisation import mfu, peak_of
 
 
@@ -41,6 +43,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
         "peak_flops": peak_of(run).flops,
         "peak_flops_source": peak_of(run).source,
         "wall_seconds": progress.seconds,
+        **trained_here(progress),
         "peak_memory_bytes": peak,
         "seed": run.seed,
         "validation_text": run.validation_text,
@@ -49,6 +52,14 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
         "checked": run.settings.check,
         "choices": OmegaConf.to_container(cfg.choices),
     }
+
+
+def trained_here(progress: Progress) -> dict[str, Any]:
+    """Return what a run that branched from another one has trained itself: the other figures count the trunk's part."""
+    if progress.trunk is None:
+        return {}
+    since = {key: getattr(progress, key) - progress.trunk[key] for key in ("tokens", "seconds")}
+    return {"branch": {"from": progress.trunk["run"], "step": progress.trunk["step"], **since}}
 
 
 def report(run: Run, summary: dict) -> list[str]:

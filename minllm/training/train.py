@@ -23,7 +23,12 @@ from minllm.training.summary import report, summarise
 
 
 def train(
-    cfg: DictConfig, run_dir: Path, *, resume: RunPlace | None = None, init_from: RunPlace | None = None
+    cfg: DictConfig,
+    run_dir: Path,
+    *,
+    resume: RunPlace | None = None,
+    init_from: RunPlace | None = None,
+    branch_from: RunPlace | None = None,
 ) -> dict:
     """Train the model that `cfg` describes and return the contents of summary.json.
 
@@ -31,6 +36,7 @@ def train(
         run_dir: the run folder. It is created only after everything that can be rejected has been checked.
         resume: the run to continue from its last checkpoint; `run_dir` is its folder.
         init_from: the run whose best weights this run starts from.
+        branch_from: a run of another length, or a folder of runs, that this run is the same as up to some step.
 
     Raises:
         UserError: the configuration can't be trained, the loss became NaN or infinite, or memory ran out.
@@ -45,10 +51,12 @@ def train(
         run_dir, resume = shared_folder(processes, run_dir, resume)
         folder = RunDir(run_dir) if processes.is_first else SilentRunDir(run_dir)
         if not resume:
-            return carry_out(*prepare(cfg, run_dir, None, init_from, folder, processes), cfg)
+            return carry_out(*prepare(cfg, run_dir, None, init_from, branch_from, folder, processes), cfg)
         # hold the lock from reading the progress until training continues
         with folder.alone():
-            return carry_out(*prepare(cfg, run_dir, resume, init_from, folder, processes), cfg, resume)
+            return carry_out(
+                *prepare(cfg, run_dir, resume, init_from, branch_from, folder, processes), cfg, resume
+            )
 
 
 def carry_out(
@@ -65,7 +73,9 @@ def carry_out(
         notes.append(run.logger.start(cfg, run.folder.path))
         summary: dict[str, Any] = {}
         try:
-            if resume:
+            if run.branch:
+                run.folder.begin_with(run.branch.records)
+            elif resume:
                 run.folder.resume_at(run.progress.step, run.progress.records)
             run.folder.begin(cfg, tokenizer)
             for note in filter(None, notes):

@@ -42,6 +42,7 @@ from minllm.sweep.launchers import shared_server
 from minllm.sweep.plugin import PruningSweeper
 from minllm.sweep.report.trials import is_complete, seconds_of
 from minllm.sweep.search import Search, run_all_until
+from minllm.sweep.space import spelled
 from minllm.verdict.arms_search import PAIR_EVALUATIONS, TUNING_EVALUATIONS, ArmsSearch
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ladder_comparing import checked, compare_rungs
@@ -126,11 +127,13 @@ class LadderSearch(ArmsSearch):
         lowest, *_, highest = self.rungs
         cfgs = {name: composed(name, lowest.overrides) for name in self.arms}
         refuse_identical_arms(cfgs, sized=True)
+        self.transferred = {name for name, cfg in cfgs.items() if covers_sizes(cfg)}
         for name, cfg in cfgs.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)
         if sweeper.chooses_jobs:
-            sweeper.n_jobs = jobs_for(self.config, composed(next(iter(self.arms)), highest.overrides))
+            largest = max(highest.plans, key=lambda plan: plan.params)
+            sweeper.n_jobs = jobs_for(self.config, composed(next(iter(self.arms)), largest.overrides))
         self.plans: dict[tuple[str, int], RateSearch] = {
             (name, rung.number): plan_of(name, cfgs[name], self.protocol)
             for rung in self.rungs
@@ -143,22 +146,22 @@ class LadderSearch(ArmsSearch):
         lines = [f"{name}: {' '.join(overrides) or 'no overrides'}" for name, overrides in self.arms.items()]
         for rung in self.rungs:
             training = next(iter(rung.arms.values()))
-            kind = (
-                "check"
-                if rung.is_check
-                else "tuned"
-                if (next(iter(self.arms)), rung.number) in self.plans
-                else ""
-            )
+            kind = " (check)" if rung.is_check else " (tuned)" if rung.number in self.tuned else ""
             lines.append(
                 f"Rung {rung.number}: {training.params:,} parameters, {training.tokens:,} tokens,"
-                f" {training.flops:.3g} FLOPs for each run{f' ({kind})' if kind else ''}."
+                f" {training.flops:.3g} FLOPs for each run{kind}."
             )
+            lines += [f"  {described(plan)}." for plan in rung.others]
         for (name, number), plan in self.plans.items():
             if number == 1:
                 lines.append(f"{name} tries {plan.description}.")
         lines.append(f"Pairs: seeds 0 to {self.settings.pairs - 1} at each rung.")
         return "\n".join(lines)
+
+    @property
+    def tuned(self) -> set[int]:
+        """The numbers of the rungs at which learning rates are tuned."""
+        return {number for _, number in self.plans}
 
     def protocol_data(self) -> dict[str, Any]:
         rungs = {f"ladder.{key}": value for key, value in asdict(self.settings).items()}
@@ -238,8 +241,9 @@ class LadderSearch(ArmsSearch):
             }
             if tuning:
                 works.append(work_of(rung, "tuning", tuning, paces))
-            left = {name: self.left(f"seeds-{name}-{rung.number}", pairs) for name in self.arms}
-            works.append(work_of(rung, "paired", left, paces))
+            for plan in rung.plans:
+                left = {name: self.left(f"seeds-{name}-{plan.key}", pairs) for name in self.arms}
+                works.append(work_of(plan, "branching" if plan.is_branch else "paired", left, paces))
         return works
 
     def left(self, name_of_phase: str, runs: int) -> int:
@@ -279,7 +283,7 @@ class LadderSearch(ArmsSearch):
                 if (name, rung.number) in tunings
             ]
             if optima:
-                lines[name] = line_through(optima)
+                lines[name] = line_through(optima, name in self.transferred)
                 print(
                     printable(f"{name}: the learning rate of its pairs is {lines[name].sentence}."),
                     flush=True,
@@ -291,26 +295,31 @@ class LadderSearch(ArmsSearch):
     ) -> bool:
         """Train pairs at each rung, one at each before the next, the largest rung first; return whether all are done.
 
-        Which arm begins alternates, as in a verdict.
+        Which arm begins alternates, as in a verdict. Runs that branch off others begin once those have ended.
         """
+        plans = [plan for rung in reversed(rungs) for plan in rung.plans]
         with contextlib.ExitStack() as stack:
-            searches = [
-                {name: stack.enter_context(self.opened_seeds(name, rung, rates, paces)) for name in self.arms}
-                for rung in reversed(rungs)
-            ]
+            searches = {
+                (name, plan.key): stack.enter_context(self.opened_seeds(name, plan, rates, paces))
+                for plan in plans
+                for name in self.arms
+            }
+
+            def ended(name: str, key: str) -> int:
+                return sum(trial.state.is_finished() for trial in searches[name, key].trials())
+
             for pairs in range(1, self.settings.pairs + 1):
-                order = [
-                    search
-                    for of_rung in searches
-                    for search in list(of_rung.values())[:: 1 if pairs % 2 else -1]
-                ]
-                run_all_until(order, pairs, self.sweeper.n_jobs)
-            ended = [
-                sum(trial.state.is_finished() for trial in search.trials())
-                for of_rung in searches
-                for search in of_rung.values()
-            ]
-        return min(ended) >= self.settings.pairs
+                names = list(self.arms)[:: 1 if pairs % 2 else -1]
+                for are_branches in (False, True):
+                    order = [
+                        searches[name, plan.key]
+                        for plan in plans
+                        for name in names
+                        if plan.is_branch == are_branches
+                        and (not are_branches or ended(name, str(plan.number)) >= pairs)
+                    ]
+                    run_all_until(order, pairs, self.sweeper.n_jobs)
+            return min(ended(*of_search) for of_search in searches) >= self.settings.pairs
 
     def opened_tuning(
         self, name: str, number: int, paces: Mapping[str, Pace]
@@ -336,11 +345,19 @@ class LadderSearch(ArmsSearch):
             *([f"{RATE}={rates[name].at(training.params)!r}"] if name in rates else []),
             f"seed=range(0,{FIRST_TUNING_SEED})",
             "train.keep_checkpoints=1",
+            *self.branching(name, rung),
             *self.logger_overrides(name),
         ]
-        config = self.config_of(f"seeds-{name}-{rung.number}", keep="all", evaluations=PAIR_EVALUATIONS)
+        config = self.config_of(f"seeds-{name}-{rung.key}", keep="all", evaluations=PAIR_EVALUATIONS)
         self.end_before(config, paces[name].seconds(training))
         return phase(self.sweeper, config, overrides, self.settings.pairs, EACH_ONCE, self.server)
+
+    def branching(self, name: str, rung: RungPlan) -> list[str]:
+        """Return the overrides by which shorter runs branch off longer ones."""
+        if rung.is_branch:
+            return [f"branch_from={spelled(str(self.folder / f'seeds-{name}-{rung.number}'))}"]
+        tokens = ",".join(str(other.tokens) for other in rung.others if other.is_branch)
+        return [f"train.branches=[{tokens}]"] if tokens else []
 
     def end_before(self, config: DictConfig, seconds: float) -> None:
         """Have a search start no run that would end after the minutes."""
@@ -350,6 +367,14 @@ class LadderSearch(ArmsSearch):
                 config.sweep.minutes = max(left, 1e-3) / 60
 
 
+def described(plan: RungPlan) -> str:
+    """Return what a further plan of a rung trains."""
+    if plan.is_branch:
+        return f"From these, by a decay each: {plan.tokens:,} tokens"
+    training = next(iter(plan.arms.values()))
+    return f"{training.params:,} parameters, {training.tokens:,} tokens, {training.flops:.3g} FLOPs"
+
+
 def refuse_own_size(overrides: Sequence[str]) -> None:
     for override in overrides:
         if key_of(override) in {f"size.{target}" for target in TARGETS}:
@@ -357,3 +382,8 @@ def refuse_own_size(overrides: Sequence[str]) -> None:
                 f"{override} can't be combined with a ladder, whose rungs are sizes: leave it out, or put it into"
                 " ladder.params."
             )
+
+
+def covers_sizes(cfg: DictConfig) -> bool:
+    """Whether `model.transfer` covers what grows from rung to rung."""
+    return cfg.model.transfer == "completep" or (cfg.model.transfer == "mup" and cfg.size.by != "layers")

@@ -43,10 +43,10 @@ def compare_rungs(
     """
     families: list[Family] = []
     left_out: list[LeftOut] = []
-    by_rung: dict[int, dict[str, Arm]] = {}
-    for rung in search.rungs:
-        if not rung.is_check and (of_rung := arms_at(search, rung)):
-            by_rung[rung.number] = {name: arm for name, (arm, _) in of_rung.items()}
+    by_rung: dict[str, dict[str, Arm]] = {}
+    for plan in (plan for rung in search.rungs if not rung.is_check for plan in rung.plans):
+        if of_rung := arms_at(search, plan):
+            by_rung[plan.key] = {name: arm for name, (arm, _) in of_rung.items()}
             left_out += [run for _, others in of_rung.values() for run in others]
     if not any(arm.runs for arms in by_rung.values() for arm in arms.values()):
         reason = "training diverged with every seed" if by_rung else "time ran out before any rung had a pair"
@@ -64,9 +64,11 @@ def compare_rungs(
         families=[family for family in families if family.arms],
     )
     tuned = {
-        by_rung[number][name].name: as_used(tuning, rates[name], search.rungs[number - 1].arms[name].params)
+        by_rung[str(number)][name].name: as_used(
+            tuning, rates[name], search.rungs[number - 1].arms[name].params
+        )
         for (name, number), tuning in tunings.items()
-        if number in by_rung
+        if str(number) in by_rung
     }
     return replace(with_tuning(comparison, tuned), commands=[search.command()], kept_margin=True)
 
@@ -75,8 +77,8 @@ def arms_at(search: LadderSearch, rung: RungPlan) -> dict[str, tuple[Arm, list[L
     """Return the arms at a rung, with their runs that can't be compared; none if an arm has no run yet."""
     found = {}
     for name in search.arms:
-        folder = search.folder / f"seeds-{name}-{rung.number}"
-        shown = f"{search.display_name(name)} ({rung.label})"
+        folder = search.folder / f"seeds-{name}-{rung.key}"
+        shown = f"{search.display_name(name)} ({rung.place})"
         try:
             found[name] = arm_in(folder, name, shown, range(search.settings.pairs), search)
         except NothingToCompare:
@@ -102,9 +104,10 @@ def checked(search: LadderSearch, comparison: Comparison, train: Callable[[RungP
     """
     rung = search.rungs[-1]
     floor = floor_of(comparison.arms)
+    of_most_tokens = {ladder.arm: ladder for ladder in comparison.ladders}  # the last of each arm
     predictions = {
-        ladder.arm: prediction_for(ladder, rung, search, floor)
-        for ladder in comparison.ladders
+        arm: prediction_for(ladder, rung, search, floor)
+        for arm, ladder in of_most_tokens.items()
         if ladder.answer
     }
     if not predictions:

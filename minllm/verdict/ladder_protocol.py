@@ -59,19 +59,22 @@ class Rungs:
 
     params: the parameters of every arm at each rung
     flops: or the FLOPs of training of the first arm at each rung, whose parameters and tokens the others get
+    sizes: of each budget in flops, the sizes that are trained, as factors of the one that follows from tokens_per_param
     pairs: how many pairs of seeds are trained at each rung
     tuned: how many of the lowest rungs are tuned
     tokens: the tokens of each run
-    tokens_per_param: the tokens of each run, in proportion to its parameters
+    tokens_per_param: the tokens of each run, in proportion to its parameters; of several such numbers, each run is
+        trained with the largest, and read at the others by a decay of its own
     check: whether the difference at one rung above the ladder is predicted and then measured
     """
 
     params: list[Positive] | None
     flops: list[Positive] | None
+    sizes: list[Positive] | None
     pairs: Count
     tuned: Count | None
     tokens: Positive | None
-    tokens_per_param: Positive | None
+    tokens_per_param: Positive | list[Positive] | None
     check: bool
 
     def __post_init__(self):
@@ -96,11 +99,41 @@ class Rungs:
             )
         if self.tuned is not None and self.tuned > len(self.rungs):
             raise UserError(f"ladder.tuned={self.tuned} is more than the {len(self.rungs)} rungs of {key}.")
+        few = self.tokens_per_param == [] or any(
+            high < LEAST_STEP * low for low, high in itertools.pairwise(self.ratios)
+        )
+        if few:
+            raise UserError(
+                "ladder.tokens_per_param must be a number, or several increasing ones, each at least"
+                f" {LEAST_STEP} times the one before, such as [10,20,40], not {self.tokens_per_param}."
+            )
+        if self.sizes is not None:
+            self._refuse_bad_sizes(self.sizes)
+        if self.flops and len(self.ratios) > 1:
+            raise UserError(
+                "With ladder.flops the sizes follow from one number of tokens per parameter: type a single"
+                " ladder.tokens_per_param, or ladder.params instead of ladder.flops."
+            )
         if self.tokens is not None and (self.tokens_per_param is not None or self.flops):
             raise UserError(
                 "ladder.tokens is the same number at each rung, so it can't be combined with ladder.tokens_per_param or"
                 " ladder.flops: leave it out."
             )
+
+    def _refuse_bad_sizes(self, sizes: list[float]) -> None:
+        steps = list(itertools.pairwise(sizes))
+        if len(sizes) < LEAST_RUNGS or any(high < LEAST_STEP * low for low, high in steps):
+            raise UserError(
+                f"ladder.sizes must be {LEAST_RUNGS} or more increasing factors, each at least {LEAST_STEP} times the"
+                f" one before, such as [0.25,0.5,1,2,4], not {sizes}."
+            )
+        if not self.flops:
+            raise UserError(
+                "ladder.sizes are the sizes at each budget of FLOPs: type 'ladder.flops=[1e12,4e12,1.6e13]' instead of"
+                " ladder.params, or leave ladder.sizes out."
+            )
+        if self.check:
+            raise UserError("ladder.check can't be combined with ladder.sizes: leave one of them out.")
 
     @property
     def rungs(self) -> list[float]:
@@ -117,6 +150,8 @@ class Rungs:
         return few if self.tuned is None else self.tuned
 
     @property
-    def proportion(self) -> float | None:
-        """Tokens per parameter; None if all rungs have the same tokens."""
-        return TOKENS_PER_PARAM if self.flops and self.tokens_per_param is None else self.tokens_per_param
+    def ratios(self) -> list[float]:
+        """Tokens per parameter, the fewest first; none if all rungs have the same tokens."""
+        if self.tokens_per_param is None:
+            return [TOKENS_PER_PARAM] if self.flops else []
+        return self.tokens_per_param if isinstance(self.tokens_per_param, list) else [self.tokens_per_param]

@@ -47,7 +47,8 @@ class Pace:
         span = self.large.flops_per_step - self.small.flops_per_step
         share = (training.flops_per_step - self.small.flops_per_step) / span if span > 0 else 1.0
         step = _between(self.small.step_seconds, self.large.step_seconds, share)
-        return step * training.steps + _between(self.small.other_seconds, self.large.other_seconds, share)
+        other = _between(self.small.other_seconds, self.large.other_seconds, share)
+        return step * (training.steps - training.begins_at) + other
 
 
 def _between(small: float, large: float, share: float) -> float:
@@ -91,7 +92,7 @@ def time_lines(works: Sequence[Work], n_jobs: int) -> list[str]:
     """Return what is still to be trained and how long it will take, rung by rung."""
     lines = []
     for rung in {work.rung.number: work.rung for work in works}.values():
-        own = [work for work in works if work.rung is rung and work.runs]
+        own = [work for work in works if work.rung.number == rung.number and work.runs]
         parts = [f"{work.runs} {work.kind} runs of about {units.duration(work.longest)}" for work in own]
         if parts:
             spent = units.duration(total_seconds(own, n_jobs))

@@ -85,7 +85,7 @@ class Attention(nn.Module):
         self.value_mix = parameter(2, kind="vector", draw=constant(0.5)) if mixes else None
         self.shares_values = value_residual
         self.core = Core(
-            H, mask=mask, scale=scale, softcap=softcap, sinks=sinks, weights=weights, dropout=dropout
+            H, K, mask=mask, scale=scale, softcap=softcap, sinks=sinks, weights=weights, dropout=dropout
         )
         self.gate = Linear(dim, H * K, stream="reads") if output_gate else None
         self.out = Linear(H * K, dim, stream="writes", bias=out_bias, gain=layer.branches**-0.5)
@@ -136,6 +136,7 @@ class Core(nn.Module):
 
     Args:
         n_heads: query heads, H.
+        query_width: width of queries and keys, K.
         n_maps: number of query heads per attention head; they share the position bias.
         mask: which keys a query may see (`model/attn/mask`).
         scale: factor of the products of queries and keys; None means 1/√K.
@@ -148,6 +149,7 @@ class Core(nn.Module):
     def __init__(
         self,
         n_heads: int,
+        query_width: int,
         *,
         n_maps: int = 1,
         mask: Callable[[], Full],
@@ -165,7 +167,7 @@ class Core(nn.Module):
             )
         self.n_heads, self.n_maps = n_heads // n_maps, n_maps
         self.mask, self.weights, self.dropout = mask(), weights, dropout
-        self.scale, self.softcap = scale, softcap
+        self.query_width, self.scale, self.softcap = query_width, scale, softcap
         self.sinks_H = parameter(n_heads, kind="vector", draw=constant(0)) if sinks else None
         self.has_kernel = not sinks and weights == "softmax"
         self.is_plain = self.has_kernel and softcap is None

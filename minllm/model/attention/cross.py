@@ -42,7 +42,7 @@ class CrossAttention(nn.Module):
     ):
         super().__init__()
         H, G, K = heads(dim, n_heads, n_kv_heads, head_dim)
-        self.head_dim, self.dropout, self.scale = K, dropout, scale
+        self.head_dim, self.query_width, self.dropout, self.scale = K, K, dropout, scale
         self.q = Linear(dim, H * K, stream="reads", bias=qkv_bias)
         self.kv = SplitLinear(dim, [G * K, G * K], stream="within", bias=qkv_bias)
         self.out = Linear(H * K, dim, stream="writes", bias=out_bias, gain=layer.branches**-0.5)

@@ -30,6 +30,7 @@ class DifferentialAttention(nn.Module):
     """
 
     bidirectional = True
+    untransferable = "λ is a sum over the width of a head"
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class DifferentialAttention(nn.Module):
         self.first_lambda = 0.8 - 0.6 * math.exp(-0.3 * layer.index)
         self.qkv = SplitLinear(dim, [H * K, G * K, G * K], stream="reads")
         self.lambdas_22K = parameter(2, 2, K, kind="vector", draw=normal(0.1))
-        self.core = Core(H, n_maps=2, mask=mask, dropout=dropout)
+        self.core = Core(H, K, n_maps=2, mask=mask, dropout=dropout)
         self.out = Linear(H * K, dim, stream="writes", gain=layer.branches**-0.5)
 
     def forward(self, x_BTD: Tensor, ctx: Context, state: Cache | None = None) -> Tensor:

@@ -67,7 +67,7 @@ class LatentAttention(nn.Module):
         self.down = SplitLinear(dim, [latent_dim, R], stream="reads")
         self.norm = layer.norms.make(latent_dim)
         self.up = Linear(latent_dim, H * (N + V), stream="within")
-        self.core = Core(H, mask=mask, scale=scale or (N + R) ** -0.5, dropout=dropout)
+        self.core = Core(H, N + R, mask=mask, scale=scale or (N + R) ** -0.5, dropout=dropout)
         self.out = Linear(H * V, dim, stream="writes", gain=layer.branches**-0.5)
 
     def forward(self, x_BTD: Tensor, ctx: Context, state: Cache | None = None) -> Tensor:

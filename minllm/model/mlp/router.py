@@ -25,7 +25,7 @@ class Router(nn.Module):
         super().__init__()
         self.n_experts, self.top_k = n_experts, top_k
         # the same initial scale as the head: almost no preferences
-        self.score = Linear(dim, n_experts, stream="reads", bias=bias, gain=0.02 * dim**0.5)
+        self.score = Linear(dim, n_experts, stream="reads", bias=bias, gain=0.02 * dim**0.5, is_flat=True)
         self.register_buffer("load_E", torch.zeros(n_experts, dtype=torch.int64), persistent=False)
         self.register_buffer("entropy", torch.zeros(()), persistent=False)
         self.register_buffer("tokens", torch.zeros((), dtype=torch.int64), persistent=False)

@@ -56,7 +56,7 @@ class GatedLinearAttention(nn.Module):
         self.q_k_v = SplitLinear(dim, [H * K, H * K, H * V], stream="reads")
         self.decay_down = Linear(dim, gate_rank, stream="reads")
         self.decay_up = Linear(gate_rank, H * K, stream="within", bias=True)
-        self.gate_root = gate_root
+        self.gate_root, self.query_width, self.scale = gate_root, K, K**-0.5
         self.gate = Linear(dim, H * V, stream="reads")
         self.norm = RMSNorm(V, eps=layer.norms.eps)
         self.out = Linear(H * V, dim, stream="writes", gain=layer.branches**-0.5)
@@ -68,7 +68,7 @@ class GatedLinearAttention(nn.Module):
         )
         hidden_BHKV, _ = recalled(state)
         y_BTHV, hidden_BHKV = decaying_by_channel(
-            q_BTHK * self.head_dim**-0.5,
+            q_BTHK * self.scale,
             k_BTHK,
             v_BTHV,
             in_fp32(F.logsigmoid, decay_BTHK) / self.gate_root,

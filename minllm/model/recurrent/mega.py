@@ -57,6 +57,9 @@ class Mega(nn.Module):
     """
 
     norms_its_input = True
+    untransferable = (
+        "its scores are products of normed vectors and products of biases, which grow differently"
+    )
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class Mega(nn.Module):
         self.gains_2HK = parameter(2, H * K, kind="vector", draw=constant(0))
         self.biases_2HK = parameter(2, H * K, kind="vector", draw=constant(0))
         mask = functools.partial(Blocks, size=chunk, n_global=0)
-        self.core = Core(H, mask=mask, scale=1.0, dropout=dropout)
+        self.core = Core(H, K, mask=mask, scale=1.0, dropout=dropout)
         # the sum of the two has the scale of one
         gain = (2 * layer.branches) ** -0.5
         self.skip = Linear(dim, dim, stream="writes", bias=True, gain=gain)

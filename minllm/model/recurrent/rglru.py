@@ -48,7 +48,7 @@ class RGLRU(nn.Module):
         self.conv = CausalConv(width, conv_width, bias=True)
         K = width // n_blocks
         # for each block, the matrices of the input's gate i and of the recurrence's gate r
-        self.gates_HKM = parameter(n_blocks, K, 2 * K, kind="matrix", draw=normal(K**-0.5))
+        self.gates_HKM = parameter(n_blocks, K, 2 * K, kind="matrix", draw=normal(K**-0.5), inputs=1)
         self.gates_bias_HM = parameter(n_blocks, 2 * K, kind="vector", draw=constant(0))
         self.decay_F = parameter(width, kind="vector", draw=_decays_between(0.9, 0.999))
         self.out = Linear(width, dim, stream="writes", bias=True, gain=layer.branches**-0.5)

@@ -14,7 +14,7 @@ from minllm.study.comparison import METRIC, Comparison
 from minllm.study.facts import Fact
 from minllm.study.grades import Grading
 from minllm.study.reading import Reading
-from minllm.study.report import grades, measures, scaling, sentences
+from minllm.study.report import grades, measures, scaling, scaling_figures, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import curve
 from minllm.study.report.figures import colour, intervals, learning_curves
@@ -135,7 +135,8 @@ def _scaling(comparison: Comparison) -> Iterator[str]:
     yield f"<h2>{scaling.HEADING}</h2>"
     yield _list(scaling.sentences(comparison.ladders))
     for index, ladder in enumerate(comparison.ladders):
-        yield figure_html(scaling.figure(ladder), f"scaling-{index}")
+        yield figure_html(scaling_figures.against_size(ladder), f"scaling-{index}")
+        yield figure_html(scaling_figures.against_costs(ladder), f"costs-{index}")
     yield f'<p class="soft">{_typeset(scaling.ABOUT)}</p>'
     for content in scaling.tables(comparison.ladders):
         yield f"<h3>{escape(content.title)}</h3>"

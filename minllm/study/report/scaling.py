@@ -1,27 +1,23 @@
-"""What becomes of differences at scale, as sentences, tables, a figure and JSON; see `minllm.study.scaling`."""
+"""What becomes of differences at scale, as sentences, tables and JSON; see `minllm.study.scaling`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from minllm.estimates import Estimate
 from minllm.page import units
 from minllm.study.intervals import mean_of
-from minllm.study.report.figures import GREY, LEGEND, MARGIN, banded, colour, layout, wrapped
 from minllm.study.report.measures import Table
 from minllm.study.scaling.answer import AHEAD, Answer
 from minllm.study.scaling.check import Check
 from minllm.study.scaling.ladders import AXES, Ladder
 from minllm.study.scaling.law import Fit
 from minllm.study.scaling.rates import RateLine
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 HEADING = "Scale"
 ABOUT = (
@@ -34,17 +30,27 @@ ABOUT = (
 ABOUT_RUNGS = (
     "Measured differences are means over the pairs, with Student's interval; fitted ones use all sizes."
 )
+ABOUT_RUNGS_OF_BUDGETS = (
+    "Each rung is a budget of FLOPs, and its losses are those at the best size of each arm: the law's, plus the mean of"
+    " how far the runs with a seed are from it. Measured differences are means over the pairs, with Student's interval;"
+    " fitted ones use all budgets."
+)
+ABOUT_BESTS = (
+    "The size at which the law of parameters and tokens is lowest for the FLOPs of a budget, with percentile intervals"
+    " from the bootstrap over runs, and whether it is between the smallest and the largest size that were trained."
+)
 ABOUT_ANSWERS = (
     "Predicted differences have 95 % prediction intervals for a mean over as many pairs as the smallest rung has. The"
     " speed-up is how many times the size the baseline needs at the largest rung for the arm's loss, by its law. The"
     " change is the factor of the relative difference with each doubling of the size."
 )
+ABOUT_LAW = "L = E + A / size^α"
+ABOUT_LAW_OF_TOKENS = "L = E + A / parameters^α + B / tokens^β"
 ABOUT_LAWS = (
-    "L = E + A / size^α, fitted by the Huber loss of log L (δ = 0.001) from a grid of starting points, with percentile"
-    " intervals from a bootstrap over runs."
+    "fitted by the Huber loss of log L (δ = 0.001) from a grid of starting points, with percentile intervals from a"
+    " bootstrap over runs, of which those that branch off one another count as one. Scatter is the standard deviation"
+    " of the losses about the law."
 )
-
-
 ABOUT_CHECK = (
     "The prediction was written to prediction.json before the first run at this size. It isn't used for anything else,"
     " and neither are these runs."
@@ -57,23 +63,27 @@ ABOUT_RATES = (
 
 def sentences(ladders: Sequence[Ladder]) -> list[str]:
     """Return a sentence or two for each ladder."""
-    return [f"{ladder.arm} against {ladder.baseline}: {_outcome(ladder)}" for ladder in ladders]
+    return [f"{ladder.arm} against {ladder.baseline}{ladder.at}: {_outcome(ladder)}" for ladder in ladders]
 
 
 def tables(ladders: Sequence[Ladder]) -> Iterator[Table]:
     """Yield the tables of answers, rungs and laws, whose first two columns name arms."""
-    axis = AXES[ladders[0].axis]
+    axis = AXES[ladders[0].axis] if len({ladder.axis for ladder in ladders}) == 1 else "size"
+    at = ["at"] * any(ladder.at for ladder in ladders)
     answered = [(ladder, ladder.answer) for ladder in ladders if ladder.answer]
     if answered:
         ahead = [f"at {factor} ×" for factor in AHEAD]
-        head = ["arm", "against", "answer", "speed-up", "change", *ahead]
-        yield Table("Answers", ABOUT_ANSWERS, head, [_answered(ladder, found) for ladder, found in answered])
-    head = ["arm", "against", axis, "pairs", "difference", "interval", "fitted", "interval"]
-    yield Table("Rungs", ABOUT_RUNGS, head, [row for ladder in ladders for row in _rungs(ladder)])
-    laws = dict(law for ladder in ladders for law in zip((ladder.baseline, ladder.arm), ladder.laws))
-    rows = [_law(name, law) for name, law in laws.items() if law]
-    if rows:
-        yield Table("Laws", ABOUT_LAWS, ["arm", "", "E", "A", "α", "its interval", "problem"], rows)
+        head = ["arm", "against", *at, "answer", "speed-up", "change", *ahead]
+        rows = [[*_named(ladder, at), *_answered(found)] for ladder, found in answered]
+        yield Table("Answers", ABOUT_ANSWERS, head, rows)
+    head = ["arm", "against", *at, axis, "pairs", "difference", "interval", "fitted", "interval"]
+    rows = [[*_named(ladder, at), *row] for ladder in ladders for row in _rungs(ladder)]
+    about = ABOUT_RUNGS_OF_BUDGETS if any(any(ladder.bests) for ladder in ladders) else ABOUT_RUNGS
+    yield Table("Rungs", about, head, rows)
+    if rows := list(_bests(ladders)):
+        head = ["arm", "", "FLOPs", "best size", "its interval", "tokens", "loss", "its interval", "within"]
+        yield Table("Best sizes", ABOUT_BESTS, head, rows)
+    yield from _laws(ladders)
     if rows := list(_checks(ladders)):
         head = ["arm", "against", axis, "pairs", "predicted", "interval", "measured", "interval", "inside"]
         yield Table("Check", ABOUT_CHECK, head, rows)
@@ -82,26 +92,9 @@ def tables(ladders: Sequence[Ladder]) -> Iterator[Table]:
         yield Table("Learning rates", ABOUT_RATES, ["arm", "", "tuned", "slope", "used"], rows)
 
 
-def figure(ladder: Ladder) -> Figure:
-    """Return the losses of both arms with their laws, and below them their difference, against the size."""
-    from plotly.subplots import make_subplots
-
-    made = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
-    for index, (name, law, side) in enumerate(
-        zip((ladder.baseline, ladder.arm), ladder.laws, ("baseline", "arm"))
-    ):
-        for trace in _losses(ladder, index, name, law, side):
-            made.add_trace(trace, row=1, col=1)
-    if ladder.answer:
-        for trace in _differences(ladder.answer):
-            made.add_trace(trace, row=2, col=1)
-    made.add_hline(0, line={"color": GREY, "width": 1}, row=2, col=1)
-    made.update_layout(**layout(height=640), margin=MARGIN, legend=LEGEND)
-    made.update_xaxes(type="log", zeroline=False)
-    made.update_xaxes(title_text=AXES[ladder.axis], row=2, col=1)
-    made.update_yaxes(title_text="bits per byte", zeroline=False, row=1, col=1)
-    made.update_yaxes(title_text="difference", zeroline=False, row=2, col=1)
-    return made
+def _named(ladder: Ladder, at: Sequence[str]) -> list[str]:
+    """Return the first columns of a row: the arms, and where a table has several ladders of them, which one it is."""
+    return [ladder.arm, ladder.baseline, *([ladder.series.label] if at else [])]
 
 
 def data(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
@@ -111,6 +104,8 @@ def data(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
             "arm": ladder.arm,
             "baseline": ladder.baseline,
             "axis": ladder.axis,
+            "tokens": ladder.series.tokens,
+            "tokens_per_param": ladder.series.tokens_per_param,
             "floor": ladder.floor,
             "rungs": [asdict(rung) for rung in ladder.rungs],
             "laws": [law and _law_data(law) for law in ladder.laws],
@@ -118,6 +113,8 @@ def data(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
             "problem": ladder.problem,
             "rates": [line and {**asdict(line), "sentence": line.sentence} for line in ladder.rates],
             "check": ladder.check and _check_data(ladder.check),
+            "best_sizes": [[asdict(best) for best in bests] for bests in ladder.bests],
+            "runs": [[asdict(point) for point in points] for points in ladder.points],
         }
         for ladder in ladders
     ]
@@ -130,6 +127,8 @@ def in_a_line(ladders: Sequence[Ladder]) -> list[dict[str, Any]]:
             "arm": ladder.arm,
             "baseline": ladder.baseline,
             "axis": ladder.axis,
+            "tokens": ladder.series.tokens,
+            "tokens_per_param": ladder.series.tokens_per_param,
             "answer": ladder.answer and ladder.answer.word,
             "predictions": [asdict(at) for at in ladder.answer.predictions] if ladder.answer else [],
             "inside": ladder.check.is_inside if ladder.check else None,
@@ -157,10 +156,8 @@ def check_sentence(check: Check) -> str:
     )
 
 
-def _answered(ladder: Ladder, found: Answer) -> list[str]:
+def _answered(found: Answer) -> list[str]:
     return [
-        ladder.arm,
-        ladder.baseline,
         found.word,
         _factor(found.speed_up),
         _factor(found.change),
@@ -173,8 +170,6 @@ def _rungs(ladder: Ladder) -> Iterator[list[str]]:
         measured = mean_of(rung.differences)
         fitted = ladder.answer.fitted[at] if ladder.answer else None
         yield [
-            ladder.arm,
-            ladder.baseline,
             units.count(rung.size),
             str(len(rung.arm)),
             units.signed(measured.value),
@@ -182,6 +177,23 @@ def _rungs(ladder: Ladder) -> Iterator[list[str]]:
             units.signed(fitted.value) if fitted else units.NONE,
             units.between(fitted.interval) if fitted else units.NONE,
         ]
+
+
+def _bests(ladders: Sequence[Ladder]) -> Iterator[list[str]]:
+    by_name = dict(own for ladder in ladders for own in zip((ladder.baseline, ladder.arm), ladder.bests))
+    for name, bests in by_name.items():
+        for best in bests:
+            yield [
+                name,
+                "",
+                units.count(best.flops),
+                units.count(best.params.value),
+                "{} to {}".format(*map(units.count, best.params.interval)),
+                units.count(best.tokens),
+                units.bits(best.loss.value),
+                "{} to {}".format(*map(units.bits, best.loss.interval)),
+                "yes" if best.is_inside else "no",
+            ]
 
 
 def _checks(ladders: Sequence[Ladder]) -> Iterator[list[str]]:
@@ -219,72 +231,47 @@ def _rates(line: RateLine) -> list[str]:
     return [tuned, slope, line.sentence]
 
 
-def _law(name: str, law: Fit) -> list[str]:
-    low, high = _exponents(law)
-    return [
-        name,
+def _laws(ladders: Sequence[Ladder]) -> Iterator[Table]:
+    """Yield the table of laws, if any could be fitted."""
+    laws = dict(law for ladder in ladders for law in zip((ladder.baseline, ladder.arm), ladder.laws))
+    fitted = {name: law for name, law in laws.items() if law}
+    if not fitted:
+        return
+    of_tokens = any(law.is_of_tokens for law in fitted.values())
+    terms = [("A", "α"), ("B", "β")][: 1 + of_tokens]
+    head = [
+        "arm",
         "",
-        units.bits(law.law.floor),
-        f"{law.law.amounts[0]:.4g}",
-        f"{law.law.exponents[0]:.3f}",
-        f"{low:.3f} to {high:.3f}",
-        law.problem or "",
+        "E",
+        *(column for a, e in terms for column in (a, e, "its interval")),
+        "scatter",
+        "problem",
     ]
+    about = f"{ABOUT_LAW_OF_TOKENS if of_tokens else ABOUT_LAW}, {ABOUT_LAWS}"
+    yield Table("Laws", about, head, [_law(name, law, len(terms)) for name, law in fitted.items()])
 
 
-def _exponents(law: Fit) -> tuple[float, float]:
-    """Return the interval of a law's first exponent."""
-    return law.interval([other.exponents[0] for other in law.resampled])
+def _law(name: str, fit: Fit, terms: int) -> list[str]:
+    law = fit.law
+    shown = [
+        text
+        for amount, exponent, interval in zip(law.amounts, law.exponents, fit.exponent_intervals)
+        for text in (f"{amount:.4g}", f"{exponent:.3f}", "{:.3f} to {:.3f}".format(*interval))
+    ]
+    missing = [units.NONE] * (3 * terms - len(shown))
+    scatter = f"{100 * float(np.sqrt(np.mean(fit.residuals**2))):.2g} %"
+    return [name, "", units.bits(law.floor), *shown, *missing, scatter, fit.problem or ""]
 
 
-def _law_data(law: Fit) -> dict[str, Any]:
+def _law_data(fit: Fit) -> dict[str, Any]:
     return {
-        **asdict(law.law),
-        "exponent_interval": _exponents(law),
-        "residuals": law.residuals.tolist(),
-        "problem": law.problem,
+        **asdict(fit.law),
+        "scales": ["params", "tokens"] if fit.is_of_tokens else ["size"],
+        "exponent_interval": fit.exponent_intervals[0],
+        "exponent_intervals": fit.exponent_intervals,
+        "residuals": fit.residuals.tolist(),
+        "problem": fit.problem,
     }
-
-
-def _losses(ladder: Ladder, index: int, name: str, law: Fit | None, side: str) -> Iterator[Any]:
-    from plotly.graph_objects import Scatter
-
-    points = [(rung.size, loss) for rung in ladder.rungs for loss in getattr(rung, side)]
-    if law and not law.problem:
-        sizes = np.geomspace(ladder.rungs[0].size, ladder.rungs[-1].size * AHEAD[-1], 40)
-        low, high = np.quantile([other.at(sizes) for other in law.resampled], (0.025, 0.975), axis=0)
-        yield from banded(
-            name, index, sizes.tolist(), law.law.at(sizes).tolist(), (low.tolist(), high.tolist())
-        )
-    yield Scatter(
-        x=[size for size, _ in points],
-        y=[loss for _, loss in points],
-        mode="markers",
-        marker={"color": colour(index), "size": 7},
-        legendgroup=str(index),
-        name=wrapped(name),
-        showlegend=not law or bool(law.problem),
-    )
-
-
-def _differences(found: Answer) -> Iterator[Any]:
-    from plotly.graph_objects import Scatter
-
-    sizes = [size for size, _ in found.path]
-    low, high = zip(*(estimate.interval for _, estimate in found.path))
-    middle = [estimate.value for _, estimate in found.path]
-    shade = 2  # after the two arms
-    for trace in banded("difference", shade, sizes, middle, (low, high)):
-        trace.showlegend = False
-        yield trace
-    points = [(rung.size, value) for rung in found.rungs for value in rung.differences]
-    yield Scatter(
-        x=[size for size, _ in points],
-        y=[value for _, value in points],
-        mode="markers",
-        marker={"color": colour(shade), "size": 7},
-        showlegend=False,
-    )
 
 
 def _factor(estimate: Estimate) -> str:

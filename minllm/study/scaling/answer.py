@@ -103,7 +103,7 @@ def answer(rungs: Sequence[Rung], *, floor: float | None, seed: int = 0) -> Answ
         floor=floor,
         seed=seed,
     )
-    R, ratio = len(rungs), draws.ratio
+    R, ratio, differences = len(rungs), draws.ratio, draws.differences
     pairs = min(len(rung.arm) for rung in rungs)
     measured = draws.measured(pairs, np.random.default_rng(seed))
     doublings = math.log2(sizes[-1] / sizes[0])
@@ -121,14 +121,11 @@ def answer(rungs: Sequence[Rung], *, floor: float | None, seed: int = 0) -> Answ
     return Answer(
         word=word,
         rungs=rungs,
-        fitted=[_estimate(draws.differences[:, at]) for at in range(R)],
+        fitted=[_estimate(differences[:, at]) for at in range(R)],
         change=_estimate(change),
         speed_up=_estimate(speed_up),
         predictions=predictions,
-        path=[
-            (float(size), _estimate(draws.differences[:, R + len(ahead) + at]))
-            for at, size in enumerate(path)
-        ],
+        path=[(float(size), _estimate(differences[:, R + len(ahead) + at])) for at, size in enumerate(path)],
         crossing=where,
         sentence=_sentence(word, ratio, R, predictions, where),
     )

@@ -23,21 +23,19 @@ WINDOW = 2
 USUAL, SPREAD = -0.25, 0.25
 """The slope that is usual, and its standard deviation: between a constant rate and 1 / width (2203.03466), about
 1 / √parameters."""
+TRANSFERRED, TRANSFERRED_SPREAD = 0.0, 0.05
+"""The same where `model.transfer` covers what grows from rung to rung: a rate that is best at one size is at others."""
 LEAST_ERROR = 0.15
 """The smallest standard error of an optimum in log2: the loss isn't exactly quadratic, and few runs agree by chance."""
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best learning rate at a size, with the standard error of its log2, and that error's degrees of freedom.
-
-    freedom: 0 if the error doesn't follow from the runs, but from the spacing of the rates
-    """
+    """The best learning rate at a size, with the standard error of its log2."""
 
     size: float
     rate: float
     error: float
-    freedom: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class RateLine:
     centre: the mean log2 size of the optima, where log2 of the rate is `level`
     slope: of log2 rate against log2 size; 0 with a single optimum
     estimated, error: the slope of the optima alone, and its standard error; NaN with a single optimum
+    usual, spread: the usual slope that it was combined with, and its standard deviation
     """
 
     optima: Sequence[Optimum]
@@ -56,6 +55,8 @@ class RateLine:
     slope: float
     estimated: float
     error: float
+    usual: float
+    spread: float
 
     def at(self, size: float) -> float:
         """Return the rate at a size, rounded to three digits."""
@@ -69,7 +70,7 @@ class RateLine:
             return f"the rate that was tuned at the lowest size ({tuned}), for every size"
         return (
             f"a straight line through the tuned rates ({tuned}), with slope {self.slope:+.2f} in logarithms: their own,"
-            f" {self.estimated:+.2f} ± {self.error:.2f}, combined with the usual {USUAL:+.2f} ± {SPREAD:.2f}"
+            f" {self.estimated:+.2f} ± {self.error:.2f}, combined with the usual {self.usual:+.2f} ± {self.spread:.2f}"
         )
 
 
@@ -85,36 +86,40 @@ def optimum_of(size: float, tuning: Tuning) -> Optimum:
         for place, tried in zip(places[window], counted[window])
         for seed, loss in tried.losses.items()
     ]
-    found = _error_of_minimum(runs)
-    if found is None:
+    error = _error_of_minimum(runs)
+    if error is None:
         # the optimum is between the neighbours of the best rate: as much is known as of a uniform variable
         step = float(np.median(np.diff(places))) if len(places) > 1 else 1.0
-        return Optimum(size, rate, step / math.sqrt(3), 0)
-    error, freedom = found
-    return Optimum(size, rate, max(error, LEAST_ERROR), freedom)
+        return Optimum(size, rate, step / math.sqrt(3))
+    return Optimum(size, rate, max(error, LEAST_ERROR))
 
 
-def line_through(optima: Sequence[Optimum]) -> RateLine:
-    """Fit the line by weighted least squares, and combine its slope with the usual one."""
+def line_through(optima: Sequence[Optimum], transferred: bool = False) -> RateLine:
+    """Fit the line by weighted least squares, and combine its slope with the usual one.
+
+    Args:
+        transferred: whether `model.transfer` covers what grows from rung to rung.
+    """
+    usual, spread = (TRANSFERRED, TRANSFERRED_SPREAD) if transferred else (USUAL, SPREAD)
     x = np.log2([best.size for best in optima])
     y = np.log2([best.rate for best in optima])
     weights = np.array([best.error**-2 for best in optima])
     centre = float(weights @ x / weights.sum())
     level = float(weights @ y / weights.sum())
     if len(optima) == 1:
-        return RateLine(optima, centre, level, 0.0, math.nan, math.nan)
+        return RateLine(optima, centre, level, 0.0, math.nan, math.nan, usual, spread)
     information = float(weights @ (x - centre) ** 2)
     slope = float(weights @ ((x - centre) * (y - level))) / information
     # optima that scatter about the line by more than their errors are less certain than these say (Birge)
     scatter = weights @ (y - level - slope * (x - centre)) ** 2 / max(1, len(optima) - 2)
     error = math.sqrt(max(1.0, float(scatter)) / information)
-    precision, usual = error**-2, SPREAD**-2
-    combined = (precision * slope + usual * USUAL) / (precision + usual)
-    return RateLine(optima, centre, level, combined, slope, error)
+    precision, certainty = error**-2, spread**-2
+    combined = (precision * slope + certainty * usual) / (precision + certainty)
+    return RateLine(optima, centre, level, combined, slope, error, usual, spread)
 
 
-def _error_of_minimum(runs: Sequence[tuple[float, float, int]]) -> tuple[float, int] | None:
-    """Return the standard error of the minimum of a quadratic through losses, and its degrees of freedom.
+def _error_of_minimum(runs: Sequence[tuple[float, float, int]]) -> float | None:
+    """Return the standard error of the minimum of a quadratic through losses.
 
     Seeds shift all losses alike. None if there is no minimum or no freedom left.
 
@@ -134,4 +139,4 @@ def _error_of_minimum(runs: Sequence[tuple[float, float, int]]) -> tuple[float, 
     rest = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
     covariance = np.linalg.inv(design.T @ design)[:2, :2] * float(rest @ rest) / freedom
     gradient = np.array([slope / (2 * bend**2), -1 / (2 * bend)])
-    return math.sqrt(float(gradient @ covariance @ gradient)), freedom
+    return math.sqrt(float(gradient @ covariance @ gradient))

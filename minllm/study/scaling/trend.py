@@ -134,39 +134,39 @@ class _Line:
         self.noise_G = np.array([noise for noise, _ in grid])
         bend_G = np.array([bend for _, bend in grid])
         prior_G = np.where(bend_G == 0, STRAIGHT, (1 - STRAIGHT) / (len(BENDS) - 1))
-        R = len(x_R)
-        cov_GRR = self.noise_G[:, None, None] ** 2 * np.eye(R) + bend_G[:, None, None] ** 2 * np.outer(
-            bend_R, bend_R
-        )
-        inverse_GRR = np.linalg.inv(cov_GRR)
-        weighted_G2R = design_R2.T @ inverse_GRR
+        R, square = len(x_R), float(bend_R @ bend_R)
+        noise_G1, variance_G = self.noise_G[:, None], bend_G**2
+        # The covariance of the values is noise² I + variance b bᵀ; its inverse is (I − lost b bᵀ) / noise².
+        lost_G = variance_G / (self.noise_G**2 + variance_G * square)
+        along_2 = bend_R @ design_R2
+        weighted_G2R = (design_R2.T - lost_G[:, None, None] * np.outer(along_2, bend_R)) / noise_G1[
+            :, None
+        ] ** 2
         information_G22 = weighted_G2R @ design_R2
-        line_G2R = np.linalg.solve(information_G22, weighted_G2R)
-        rest_GR = y_R - (design_R2 @ (line_G2R @ y_R)[..., None])[..., 0]
+        self.scatter_G22 = np.linalg.inv(information_G22)
+        line_G2 = (self.scatter_G22 @ (weighted_G2R @ y_R)[..., None])[..., 0]
+        rest_GR = y_R - line_G2 @ design_R2.T
+        bent_G = rest_GR @ bend_R
         # restricted likelihood: of what the line leaves over
-        quadratic_G = np.einsum("gr,grs,gs->g", rest_GR, inverse_GRR, rest_GR)
-        logdet_G = np.linalg.slogdet(cov_GRR)[1] + np.linalg.slogdet(information_G22)[1]
+        quadratic_G = ((rest_GR**2).sum(1) - lost_G * bent_G**2) / self.noise_G**2
+        logdet_G = 2 * R * np.log(self.noise_G) + np.log1p(variance_G * square / self.noise_G**2)
+        logdet_G += np.linalg.slogdet(information_G22)[1]
         self.weights = -0.5 * (quadratic_G + logdet_G) + np.log(prior_G / NOISES)
-        # the prediction, and its covariance between points
-        gain_GPR = bend_G[:, None, None] ** 2 * bend_P[:, None] * (bend_R @ inverse_GRR)[:, None, :]
-        self.mean_GP = (line_G2R @ y_R) @ design_P2.T + np.einsum("gpr,gr->gp", gain_GPR, rest_GR)
-        apart_GP2 = design_P2 - gain_GPR @ design_R2
-        bent_G = bend_G**2 * (1 - bend_G**2 * np.einsum("r,grs,s->g", bend_R, inverse_GRR, bend_R))
-        self.cov_GPP = apart_GP2 @ np.linalg.solve(information_G22, apart_GP2.swapaxes(1, 2))
-        self.cov_GPP += bent_G[:, None, None] * np.outer(bend_P, bend_P)
+        # the prediction: its mean, how it depends on the error of the line, and what is unknown of the bend
+        gain_G = variance_G * (1 - lost_G * square) / self.noise_G**2
+        self.mean_GP = line_G2 @ design_P2.T + (gain_G * bent_G)[:, None] * bend_P
+        self.apart_GP2 = design_P2 - gain_G[:, None, None] * np.outer(bend_P, along_2)
+        unknown_G = variance_G * (1 - gain_G * square)
+        self.bend_GP = np.sqrt(np.clip(unknown_G, 0, None))[:, None] * bend_P
 
     def draw(self, number: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
         """Return so many draws of the line at the points, and the noise level of each."""
-        counts = generator.multinomial(number, _normalised(self.weights))
-        values, noises = [], []
-        for index in np.flatnonzero(counts):
-            # of three dimensions at most: by its eigenvectors, because the covariance is singular
-            scale_P, vectors_PP = np.linalg.eigh(self.cov_GPP[index])
-            normal = generator.standard_normal((counts[index], len(scale_P)))
-            values.append(self.mean_GP[index] + normal * np.sqrt(np.clip(scale_P, 0, None)) @ vectors_PP.T)
-            noises.append(np.full(counts[index], self.noise_G[index]))
-        order = generator.permutation(number)
-        return np.concatenate(values)[order], np.concatenate(noises)[order]
+        index_D = generator.choice(len(self.weights), number, p=_normalised(self.weights))
+        roots_G22 = np.linalg.cholesky(self.scatter_G22)
+        line_D2 = (roots_G22[index_D] @ generator.standard_normal((number, 2, 1)))[..., 0]
+        values_DP = self.mean_GP[index_D] + (self.apart_GP2[index_D] @ line_D2[..., None])[..., 0]
+        values_DP += self.bend_GP[index_D] * generator.standard_normal((number, 1))
+        return values_DP, self.noise_G[index_D]
 
 
 def _design(x: Floats) -> Floats:
