@@ -45,6 +45,7 @@ def compose_and_search(args: Sequence[str]) -> int:
             return "search"
         chosen = f"search/={_root_.hydra.runtime.choices.search}"
         arms = [word for args in (_root_.get("arms") or {}).values() for word in args or []]
+        arms += [word for entry in _root_.get("mixers") or [] for word in str(entry).split()]
         return short_folder_name(
             [chosen, *arms, *(word for word in task_overrides(_root_.hydra) if not is_search_key(word))]
         )

@@ -174,7 +174,7 @@ def test_the_strongest_decays_stay_finite():
 def test_the_delta_rule(length, packed, has_state, decays):
     starts = segments(length, has_state) if packed else None
     inputs = [torch.randn(B, length, H, K), F.normalize(torch.randn(B, length, H, K), dim=-1)]
-    inputs += [torch.randn(B, length, H, V), torch.rand(B, length, H)]
+    inputs += [torch.randn(B, length, H, V), 2 * torch.rand(B, length, H)]  # also with negative eigenvalues
     inputs += [torch.randn(B, H, K, V)] if has_state else []
     log_a = -torch.rand(B, length, H) if decays else None
     slow_log_a = torch.zeros(B, length, H) if log_a is None else log_a
@@ -191,6 +191,33 @@ def test_the_delta_rule_has_its_decays_gradient():
     agree(
         lambda *given: delta_rule(*given, chunk=CHUNK), lambda *given: slow_delta(*given, None, None), inputs
     )
+
+
+@pytest.mark.parametrize("choice", ["model/rec=deltanet", "model/rec=gated_deltanet"])
+@pytest.mark.parametrize("negative", [False, True])
+def test_negative_eigenvalues_are_those_of_a_doubled_gate(choice, negative, monkeypatch):
+    model = tiny_model(choice, f"model.rec.negative_eigenvalues={str(negative).lower()}", randomised=True)
+    given, fast = [], delta_rule
+
+    def spied(q, k, v, beta, log_a, *rest, **options):
+        given.append((q, k, v, beta, log_a))
+        return fast(q, k, v, beta, log_a, *rest, **options)
+
+    monkeypatch.setattr("minllm.model.recurrent.deltanet.delta_rule", spied)
+    with torch.no_grad():
+        model(torch.randint(VOCAB, (B, 40)))
+    betas = torch.cat([beta.flatten() for _, _, _, beta, _ in given])
+    assert (betas > 0).all() and (betas < (2 if negative else 1)).all() and (betas > 1).any() == negative
+
+
+def test_a_token_can_flip_what_is_stored():
+    """Parity needs a factor of −1 for some tokens, which β = 2 gives."""
+    k = F.normalize(torch.randn(1, 1, 1, K), dim=-1).expand(1, 7, 1, K)
+    v, beta = torch.zeros(1, 7, 1, V), torch.tensor([1.0, 0, 2, 2, 0, 2, 0]).view(1, 7, 1)
+    v[:, 0] = 1
+    y, _ = delta_rule(k, k, v, beta, chunk=3)
+    signs = torch.tensor([1.0, 1, -1, 1, 1, -1, -1]).view(1, 7, 1, 1).expand_as(y)
+    torch.testing.assert_close(y, signs, atol=1e-5, rtol=1e-5)
 
 
 # ---- whole mixers --------------------------------------------------------------------------------

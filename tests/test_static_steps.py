@@ -20,7 +20,7 @@ from tests.tiny import random_model, tiny_model, tokens
 ROWS = [row[:length].tolist() for row, length in zip(tokens(3, 9), (5, 9, 7))]
 SAMPLING = Sampling(temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, max_new_tokens=17, seed=0)
 
-MIXERS = ["deltanet", "gated_deltanet", "gla", "mamba", "mamba2", "mega", "min_gru", "rglru"]
+MIXERS = ["deltanet", "gated_deltanet", "gla", "mamba", "mamba2", "mega", "min_gru", "rglru", "rnn"]
 MODELS = [
     (
         "model/layout=recurrent",

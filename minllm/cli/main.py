@@ -110,11 +110,18 @@ def refused(sentence: str) -> int:
 
 def without_json(args: Sequence[str]) -> list[str]:
     """Return the command line without --json. UserError if the command doesn't support --json."""
-    one_answer = {"task=compare", "task=grade", "task=ledger", "search=verdict", "search=ladder"} & set(args)
+    one_answer = {
+        "task=compare",
+        "task=grade",
+        "task=ledger",
+        "search=verdict",
+        "search=ladder",
+        "search=profile",
+    } & set(args)
     if JSON in args and (not one_answer or {"-m", "--multirun"} & set(args)):
         raise UserError(
-            "--json is for a single task=compare, task=grade or task=ledger, and for search=verdict and search=ladder."
-            " Leave it out."
+            "--json is for a single task=compare, task=grade or task=ledger, and for search=verdict, search=ladder"
+            " and search=profile. Leave it out."
         )
     if JSON in args and (without := {*NO_ANSWER, "sweep.dry_run=true"} & set(args)):
         raise UserError(f"--json prints the answer of a command, and {min(without)} has none. Leave one out.")

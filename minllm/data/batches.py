@@ -248,6 +248,11 @@ class Validation:
         self.bytes = documents.bytes
 
     @property
+    def has_answers(self) -> bool:
+        """Whether documents have given parts, so that what counts are answers to them."""
+        return self.documents.given is not None or self.documents.answers is not None
+
+    @property
     def documents_of_windows(self) -> np.ndarray:
         """The number of the document of each row of all batches, in their order."""
         return (np.searchsorted(self.documents.starts, self.windows.starts, side="right") - 1)[self.order]

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtr, stdtrit
 
-from minllm.estimates import LEVEL, UNKNOWN, Estimate, clopper_pearson
+from minllm.estimates import LEVEL, UNKNOWN, Estimate, Sums, is_constant, share_interval
 from minllm.grading.grades import Measure, Values
 
 RESAMPLES = 2000
@@ -20,22 +19,6 @@ LEAST_GROUPS = 5
 """With fewer, resampling can't give a 95 % interval."""
 RANGES = {"share": (0.0, 1.0), "out of 10": (0.0, 10.0)}
 """The lowest and highest possible values of units that have them."""
-
-
-@dataclass(frozen=True)
-class Sums:
-    """The sums of a measure's amounts and counts in each group that has any count."""
-
-    amounts: np.ndarray
-    counts: np.ndarray
-
-    @property
-    def groups(self) -> int:
-        return len(self.counts)
-
-    @property
-    def value(self) -> float:
-        return float(self.amounts.sum() / self.counts.sum())
 
 
 def estimate(measure: Measure, values: Values, groups: Sequence[int]) -> Estimate | None:
@@ -69,33 +52,6 @@ def by_group(values: Values, groups: Sequence[int]) -> Sums:
 def _summed(values: Values, places: np.ndarray) -> Sums:
     amounts, counts = np.asarray(values.amounts, dtype=float), np.asarray(values.counts, dtype=float)
     return Sums(np.bincount(places, np.where(counts > 0, amounts, 0.0)), np.bincount(places, counts))
-
-
-def is_constant(sums: Sums) -> bool:
-    """Whether all groups have the same value, up to rounding."""
-    own = sums.amounts / sums.counts
-    return bool(np.ptp(own) <= 1e-12 * np.abs(own).max(initial=0.0))
-
-
-def share_interval(sums: Sums) -> tuple[float, float]:
-    """Return the interval of a share of clustered values."""
-    share, groups = sums.value, sums.groups
-    size = float(groups)
-    if 0 < share < 1 and not is_constant(sums):
-        if groups < 2:
-            return UNKNOWN
-        between = variance(sums)
-        size = share * (1 - share) / between if between > 0 else math.inf
-        # t quantiles, because the variance is itself estimated from so many groups
-        size *= float(stdtrit(groups - 1, LEVEL / 2) / ndtri(LEVEL / 2)) ** -2
-        size = min(size, float(sums.counts.sum()))
-    return clopper_pearson(share * size, size)
-
-
-def variance(sums: Sums) -> float:
-    """Return the variance of a ratio of sums over groups, by linearisation."""
-    residuals = (sums.amounts - sums.value * sums.counts) / sums.counts.sum()
-    return float(sums.groups / (sums.groups - 1) * (residuals**2).sum())
 
 
 def constant_interval(measure: Measure, value: float, groups: int) -> tuple[float, float]:

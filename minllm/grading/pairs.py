@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from minllm.estimates import Sums, share_interval
 from minllm.grading.grades import Duel
-from minllm.grading.intervals import Sums, share_interval
 from minllm.grading.judge import Answer, Judge, Question
 from minllm.grading.prompt import WITH_BEGINNING, WITHOUT_BEGINNING, Prompt
 from minllm.grading.samples import Sample

@@ -92,6 +92,8 @@ class Objective:
     """Whether a prompt may have a hole, of which `generate` then returns the filling; see `around_hole`."""
     sampling_options: tuple[str, ...] = ()
     """The options under `sample` that `generate` reads besides those of drawing a token."""
+    counts_right: bool = False
+    """Whether `nats` can tell which targets are predicted right; only if it predicts in order."""
     draws_tokens: bool = True
     """Whether `generate` draws tokens from their probabilities, so that `sample.temperature` and the like matter."""
     gives_memory: bool = False
@@ -144,8 +146,13 @@ class Objective:
         """Return the number of targets in the whole batch; training reports the loss for each of them."""
         return int((inputs.targets_BT != IGNORED).sum())
 
-    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        """Return the negative log-likelihood of each row's counted targets in nats, (B,), or its upper bound."""
+    def nats(self, model: LM, batch: Batch, noise: Noise, right: list[Tensor] | None = None) -> Tensor:
+        """Return the negative log-likelihood of each row's counted targets in nats, (B,), or its upper bound.
+
+        Args:
+            right: if given, whether each counted target is the most probable token, bool (N,), is appended, row by row
+                as in `predictions`; given only if `counts_right`.
+        """
         raise NotImplementedError
 
     def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:

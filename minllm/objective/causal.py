@@ -24,6 +24,8 @@ class Causal(Objective):
     None of these affect evaluation: the validation loss is that of the next token.
     """
 
+    counts_right = True
+
     def __init__(self, *, predict_ahead: Natural, ahead_weight: NonNegative, z_loss: NonNegative):
         self.predict_ahead, self.ahead_weight, self.z_loss = predict_ahead, ahead_weight, z_loss
 
@@ -42,8 +44,10 @@ class Causal(Objective):
             )
         return with_auxiliary(model, loss, losses, inputs)
 
-    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return nats_of_rows(model, self.inputs(batch, noise, model), predicted=self.text_size(model))
+    def nats(self, model: LM, batch: Batch, noise: Noise, right: list[Tensor] | None = None) -> Tensor:
+        return nats_of_rows(
+            model, self.inputs(batch, noise, model), predicted=self.text_size(model), right=right
+        )
 
 
 def _one_later(targets_BT: Tensor, segments_BT: Tensor | None) -> Tensor:

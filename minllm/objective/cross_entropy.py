@@ -32,6 +32,7 @@ def head_cross_entropy(
     z_loss: float = 0.0,
     weights_N: Tensor | None = None,
     each_N: Tensor | None = None,
+    right_N: Tensor | None = None,
 ) -> Tensor:
     """Return the summed cross-entropy, in nats, of logits x Wᵀ + b against `targets_N`.
 
@@ -44,28 +45,38 @@ def head_cross_entropy(
         z_loss: add this times (ln Σ exp(logits))² for each counted row.
         weights_N: the factor of each row's loss; None means 1.
         each_N: if given, it is set to each row's loss, times its weight; rows that don't count have 0.
+        right_N: if given, bool, it is set to whether each row's target is the most probable token; False where it
+            doesn't count.
     """
     if x_ND.is_cuda:
-        options = dict(softcap=softcap, z_loss=z_loss, weights_N=weights_N, each_N=each_N)
+        options = dict(softcap=softcap, z_loss=z_loss, weights_N=weights_N, each_N=each_N, right_N=right_N)
         return head_cross_entropy_on_gpu(x_ND, weight_VD, targets_N, bias_V, **options)
     if each_N is not None:
         each_N.zero_()
-    first_N, kept_N = None, each_N
+    if right_N is not None:
+        right_N.zero_()
+    first_N, kept_N, kept_right_N = None, each_N, right_N
     if not torch.compiler.is_compiling():  # compiled code needs a fixed number of rows
         x_ND, targets_N, first_N = _without_padding(x_ND, targets_N)
         if weights_N is not None and first_N is not None:
             weights_N = weights_N[first_N]
     if each_N is not None and first_N is not None:
         kept_N = torch.zeros_like(targets_N, dtype=each_N.dtype)
+    if right_N is not None and first_N is not None:
+        kept_right_N = torch.zeros_like(targets_N, dtype=torch.bool)
     if torch.is_autocast_enabled(x_ND.device.type):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
         bias_V = None if bias_V is None else bias_V.to(dtype)
     if not torch.is_grad_enabled():  # needs_input_grad is true for parameters even under no_grad
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    loss = _HeadCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, weights_N, softcap, z_loss, kept_N)
+    loss = _HeadCrossEntropy.apply(
+        x_ND, weight_VD, bias_V, targets_N, weights_N, softcap, z_loss, kept_N, kept_right_N
+    )
     if each_N is not None and first_N is not None:
         each_N[first_N] = kept_N
+    if right_N is not None and first_N is not None:
+        right_N[first_N] = kept_right_N
     return loss
 
 
@@ -95,6 +106,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         softcap: float | None,
         z_loss: float,
         each_N: Tensor | None,
+        right_N: Tensor | None,
     ) -> Tensor:
         total = torch.zeros((), device=x_ND.device)
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -105,6 +117,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             for start in range(0, len(x_ND), CHUNK):
                 rows = slice(start, start + CHUNK)
                 each_C = None if each_N is None else each_N[rows]
+                right_C = None if right_N is None else right_N[rows]
                 weights_C = None if weights_N is None else weights_N[rows]
                 loss, *gradients = _chunk(
                     x_ND[rows],
@@ -116,6 +129,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                     z_loss,
                     learning,
                     each_C,
+                    right_C,
                 )
                 total = total + loss  # compiled by torch 2.11, += would lose the gradient
                 if learning:
@@ -132,7 +146,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
         dbias_V = None if dbias_V is None else dbias_V * dtotal
-        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None, None, None
+        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None, None, None, None
 
 
 @torch.compiler.nested_compile_region  # compiled once for all chunks, which halves the compile time
@@ -146,10 +160,12 @@ def _chunk(
     z_loss: float,
     learning: bool,
     each_C: Tensor | None,
+    right_C: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Return the summed loss of some rows and, if `learning`, its gradients for the rows, the weight and the bias.
 
-    Each row's loss, times its weight, is written to `each_C`, if it is given.
+    Each row's loss, times its weight, is written to `each_C`, and whether its target is the most probable token to
+    `right_C`, if they are given.
     """
     raw_CV = F.linear(x_CD, weight_VD, bias_V)
     logits_CV = raw_CV.float()
@@ -169,6 +185,8 @@ def _chunk(
     loss = torch.where(counted_C1, losses_C1, 0).sum()
     if each_C is not None:
         each_C.copy_(torch.where(counted_C1, losses_C1, 0)[:, 0])
+    if right_C is not None:
+        right_C.copy_(counted_C1[:, 0] & (logits_CV.argmax(-1) == targets_C))
     if not learning:
         return (loss,)
     # d loss / d logits = p − one-hot(target)

@@ -34,13 +34,16 @@ def head_cross_entropy_on_gpu(
     z_loss: float = 0.0,
     weights_N: Tensor | None = None,
     each_N: Tensor | None = None,
+    right_N: Tensor | None = None,
 ) -> Tensor:
     """Return the summed cross-entropy in nats; see `minllm.objective.cross_entropy.head_cross_entropy`."""
     if torch.is_autocast_enabled(x_ND.device.type):
         x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))
     if not torch.is_grad_enabled():  # needs_input_grad is true for parameters even under no_grad
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    total, losses_N = _HeadCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, weights_N, softcap, z_loss)
+    total, losses_N = _HeadCrossEntropy.apply(
+        x_ND, weight_VD, bias_V, targets_N, weights_N, softcap, z_loss, right_N
+    )
     if each_N is not None:
         each_N.copy_(losses_N)
     return total
@@ -65,6 +68,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         weights_N: Tensor | None,
         softcap: float | None,
         z_loss: float,
+        right_N: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         V, rows = len(weight_VD), rows_per_chunk(len(weight_VD))
@@ -78,8 +82,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
             bias_P = None if bias_V is None else F.pad(bias_V.to(x_ND.dtype), (0, -V % ALIGNED_TO))
             for start in range(0, len(x_ND), rows):
                 x_CD, targets_C, factor_C1 = (t[start : start + rows] for t in (x_ND, targets_N, factor_N1))
+                right_C = None if right_N is None else right_N[start : start + rows]
                 losses_C1, dlogits_CP = _chunk(
-                    x_CD, weight_PD, bias_P, targets_C, factor_C1, V, softcap, z_loss, learning
+                    x_CD, weight_PD, bias_P, targets_C, factor_C1, V, softcap, z_loss, learning, right_C
                 )
                 losses.append(losses_C1)
                 if learning:
@@ -100,7 +105,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx, dtotal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
         dbias_V = None if dbias_V is None else dbias_V * dtotal
-        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None, None
+        return dx_ND * dtotal, dweight_VD * dtotal, dbias_V, None, None, None, None, None
 
 
 def _chunk(
@@ -113,8 +118,12 @@ def _chunk(
     softcap: float | None,
     z_loss: float,
     learning: bool,
+    right_C: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return each row's loss, (C, 1), and the gradient of the logits if `learning`, (C, P)."""
+    """Return each row's loss, (C, 1), and the gradient of the logits if `learning`, (C, P).
+
+    Whether each row's target is the most probable token is written to `right_C`, if it is given.
+    """
     raw_CP = F.linear(x_CD, weight_PD, bias_P)
     tokens_P = torch.arange(len(weight_PD), device=x_CD.device)
     is_target_CP = tokens_P == targets_C[:, None]
@@ -130,6 +139,8 @@ def _chunk(
     if z_loss:
         losses_C1 = losses_C1 + z_loss * log_z_C1.square()
     losses_C1 = torch.where(factor_C1 != 0, losses_C1 * factor_C1, 0)
+    if right_C is not None:
+        right_C.copy_(logits_CP.argmax(-1) == targets_C)
     if not learning:
         return losses_C1, None
     # d loss / d logits = p − one-hot(target), and d (ln z)² / d logits = 2 ln z · p

@@ -40,6 +40,7 @@ class FillInTheMiddle(Objective):
     extra_tokens = SPECIAL
     special_name = "parts of a rearranged document"
     fills_holes = True
+    counts_right = True
 
     def __init__(self, *, rate: Fraction, spm: Fraction):
         self.rate, self.spm = rate, spm
@@ -69,9 +70,9 @@ class FillInTheMiddle(Objective):
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
         return loss_of_targets(model, inputs, predicted=self.text_size(model))
 
-    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
+    def nats(self, model: LM, batch: Batch, noise: Noise, right: list[Tensor] | None = None) -> Tensor:
         inputs = super().inputs(batch, noise, model)
-        return nats_of_rows(model, inputs, predicted=self.text_size(model))
+        return nats_of_rows(model, inputs, predicted=self.text_size(model), right=right)
 
     def generate(
         self,

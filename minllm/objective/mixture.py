@@ -123,6 +123,10 @@ class Mixture(Objective):
         return self._evaluated_part.predicts_in_order
 
     @property
+    def counts_right(self) -> bool:
+        return self._evaluated_part.counts_right
+
+    @property
     def sampling_options(self) -> tuple[str, ...]:
         return self._evaluated_part.sampling_options
 
@@ -175,8 +179,9 @@ class Mixture(Objective):
 
     # ---- evaluating and generating
 
-    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return self._evaluated_part.nats(model, self._with_mode(batch, self.evaluated, model), noise)
+    def nats(self, model: LM, batch: Batch, noise: Noise, right: list[Tensor] | None = None) -> Tensor:
+        own = self._with_mode(batch, self.evaluated, model)
+        return self._evaluated_part.nats(model, own, noise, *([] if right is None else [right]))
 
     def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
         return self._evaluated_part.predictions(model, self._with_mode(batch, self.evaluated, model))

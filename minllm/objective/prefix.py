@@ -35,6 +35,7 @@ class Prefix(Objective):
     """
 
     attends = "given"
+    counts_right = True
 
     def inputs(self, batch: Batch, noise: Noise, model: LM) -> Inputs:
         if batch.given_BT is None:
@@ -47,8 +48,8 @@ class Prefix(Objective):
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
         return loss_of_targets(model, inputs, predicted=self.text_size(model))
 
-    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return nats_of_rows(model, with_given_seen(batch), predicted=self.text_size(model))
+    def nats(self, model: LM, batch: Batch, noise: Noise, right: list[Tensor] | None = None) -> Tensor:
+        return nats_of_rows(model, with_given_seen(batch), predicted=self.text_size(model), right=right)
 
     def generate(
         self,

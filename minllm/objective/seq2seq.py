@@ -32,6 +32,7 @@ class Seq2Seq(Objective):
     """Predict each token of the target from those before it and the given part, which the encoder reads."""
 
     gives_memory = True
+    counts_right = True
 
     def check(self, source: Source) -> None:
         if not isinstance(source, PairSource):
@@ -57,8 +58,8 @@ class Seq2Seq(Objective):
     def loss(self, model: LM, inputs: Inputs) -> Tensor:
         return loss_of_targets(model, inputs, predicted=self.text_size(model))
 
-    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return nats_of_rows(model, with_source(batch), predicted=self.text_size(model))
+    def nats(self, model: LM, batch: Batch, noise: Noise, right: list[Tensor] | None = None) -> Tensor:
+        return nats_of_rows(model, with_source(batch), predicted=self.text_size(model), right=right)
 
     def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
         return predictions_of(model, with_source(batch))

@@ -60,6 +60,7 @@ class Span(Objective):
     special_name = "sentinels"
     predicts_special = True
     gives_memory = True
+    counts_right = True
     fills_holes = True
 
     def __init__(
@@ -101,8 +102,10 @@ class Span(Objective):
 
     # ---- evaluating and generating
 
-    def nats(self, model: LM, batch: Batch, noise: Noise) -> Tensor:
-        return nats_of_rows(model, self._in_one_span(model, batch), predicted=self.text_size(model))
+    def nats(self, model: LM, batch: Batch, noise: Noise, right: list[Tensor] | None = None) -> Tensor:
+        return nats_of_rows(
+            model, self._in_one_span(model, batch), predicted=self.text_size(model), right=right
+        )
 
     def predictions(self, model: LM, batch: Batch) -> tuple[Tensor, Tensor]:
         return predictions_of(model, self._in_one_span(model, batch))

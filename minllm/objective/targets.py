@@ -23,13 +23,15 @@ def loss_of_targets(model: LM, inputs: Inputs, *, predicted: int) -> Tensor:
     return with_auxiliary(model, loss, losses, inputs)
 
 
-def nats_of_rows(model: LM, inputs: Inputs, *, predicted: int) -> Tensor:
+def nats_of_rows(model: LM, inputs: Inputs, *, predicted: int, right: list[Tensor] | None = None) -> Tensor:
     """Return the summed loss of each row's targets in nats, (B,), without anything that is added in training.
 
     Args:
         predicted: see `loss_of_targets`.
+        right: see `Objective.nats`.
     """
     each_BT = torch.zeros(inputs.targets_BT.shape, device=inputs.targets_BT.device)
+    right_BT = None if right is None else torch.zeros_like(inputs.targets_BT, dtype=torch.bool)
     head_loss(
         model,
         read(model, inputs),
@@ -37,7 +39,10 @@ def nats_of_rows(model: LM, inputs: Inputs, *, predicted: int) -> Tensor:
         predicted=predicted,
         weights_BT=inputs.weights_BT,
         each_BT=each_BT,
+        right_BT=right_BT,
     )
+    if right is not None:
+        right.append(right_BT[inputs.targets_BT != IGNORED])
     return each_BT.sum(1)
 
 
@@ -75,6 +80,7 @@ def head_loss(
     z_loss: float = 0.0,
     weights_BT: Tensor | None = None,
     each_BT: Tensor | None = None,
+    right_BT: Tensor | None = None,
 ) -> Tensor:
     """Return the summed cross-entropy of the first T of the head's inputs; see `head_cross_entropy`.
 
@@ -91,6 +97,7 @@ def head_loss(
         z_loss=z_loss,
         weights_N=None if weights_BT is None else weights_BT.flatten(),
         each_N=None if each_BT is None else each_BT.view(-1),
+        right_N=None if right_BT is None else right_BT.view(-1),
     )
 
 

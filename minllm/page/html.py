@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: they work offline, because plotly's code is included."""
+"""Self-contained HTML pages: they work offline, because plotly's code is included where it is needed."""
 
 from __future__ import annotations
 
@@ -66,14 +66,18 @@ def escape(text: str) -> str:
     return html.escape(printable(text))
 
 
-def document(title: str, body: Sequence[str], style: str = "") -> str:
+def document(title: str, body: Sequence[str], style: str = "", *, plots: bool = True) -> str:
     """Return a page with the given HTML parts as its body.
 
     Args:
         style: CSS rules that are added after STYLE.
+        plots: whether it has figures of plotly, whose code is large.
     """
-    from plotly.offline import get_plotlyjs
+    script = ""
+    if plots:
+        from plotly.offline import get_plotlyjs
 
+        script = f"<script>{get_plotlyjs()}</script>"
     return "\n".join(
         [
             "<!doctype html>",
@@ -81,7 +85,7 @@ def document(title: str, body: Sequence[str], style: str = "") -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>",
             f"<style>{STYLE}{style}</style>",
-            f"<script>{get_plotlyjs()}</script>",
+            script,
             "</head><body>",
             *body,
             f"<script>{SWITCHING}</script>" if any('class="switch"' in part for part in body) else "",

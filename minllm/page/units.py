@@ -59,6 +59,11 @@ def bits(value: float | None) -> str:
     return NONE if finite(value) is None else f"{value:.4f}"
 
 
+def share(value: float | None) -> str:
+    """Format a share: 99.6 %."""
+    return NONE if finite(value) is None else f"{100 * value:.1f} %"
+
+
 def marked(text: str, bound: object) -> str:
     """Mark a formatted loss if it is an upper bound according to `val_bound`: ≤ 1.0312."""
     return f"{AT_MOST} {text}" if bound == "upper" and text != NONE else text

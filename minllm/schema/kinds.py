@@ -37,7 +37,7 @@ SECTION_KINDS = {
     "grader": Kind("a grader", ("minllm.grading.grader.Grader",)),
     "judge": Kind("a judge", ("minllm.grading.judge.Judge",)),
     "size": Kind("the settings of a size", ("minllm.model.size.Size",)),
-    "search": Kind("a search", ("minllm.sweep.space.Plan", "minllm.verdict.protocol.ArmsProtocol")),
+    "search": Kind("a search", ("minllm.sweep.space.Plan", "minllm.verdict.protocol.OfArms")),
     "ladder": Kind("the rungs of a ladder", ("minllm.verdict.ladder_protocol.Rungs",)),
     "sweep": Kind("the settings of a search", ("minllm.sweep.settings.SweepSettings",)),
     "sweep.pruner": Kind("a pruner", ("optuna.pruners.BasePruner",)),

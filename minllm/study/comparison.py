@@ -17,6 +17,7 @@ from minllm.study.divergence import diverged_seeds, divergence, lost_seeds
 from minllm.study.facts import Fact, facts
 from minllm.study.headline import headline
 from minllm.study.measures import METRIC, Measures, measure
+from minllm.study.metric import BITS, Metric, refuse_without
 from minllm.study.scaling.check import Check
 from minllm.study.scaling.ladders import Family, Ladder, at_equal_sizes, families_among, ladders
 from minllm.study.selection import LeftOut, Selection, find
@@ -43,6 +44,7 @@ class Comparison:
     commands: commands that repeat the runs and this comparison
     options: further overrides of the command that repeats this comparison, such as grader=grammar
     kept_margin: whether the margin was stored with the runs, in a protocol, before they were trained
+    metric: what decides it; other measures are of bits per byte
     families: choices at several sizes, the baseline first; without them, they are looked for among the arms
     checks: how a prediction of a difference at a larger size turned out, by the name of the family
     """
@@ -57,6 +59,7 @@ class Comparison:
     commands: Sequence[str] = ()
     options: Sequence[str] = ()
     kept_margin: bool = False
+    metric: Metric = BITS
     families: Sequence[Family] = ()
     checks: Mapping[str, Check] = field(default_factory=dict)
 
@@ -72,12 +75,14 @@ class Comparison:
     @functools.cached_property
     def ladders(self) -> list[Ladder]:
         """What becomes of differences at scale, if the arms are choices at several sizes; for reports only."""
+        if self.metric is not BITS:
+            return []
         found = self.families or families_among(self.arms)
         return ladders(found, floor_of(self.arms), self.left_out, self.checks)
 
     @property
     def margin_bpb(self) -> float:
-        """The margin in bits per byte."""
+        """The margin in bits per byte, or what else decides."""
         return (*self.contests, *self.noise)[0].verdict.margin
 
     @property
@@ -122,6 +127,7 @@ def compare(
     alpha: float = ALPHA,
     looks: int | Sequence[int] = 1,
     extensions: Iterable[str] = (),
+    metric: Metric = BITS,
 ) -> Comparison:
     """Compare the arms that the runs belong to.
 
@@ -136,6 +142,7 @@ def compare(
             the looks to come; 1 for a single look at all pairs. With `aa` they count the pairs of an arm with itself,
             for each of which there are two of an arm with another.
         extensions: packages besides minllm that the runs' configurations may use code from; name only ones you trust.
+        metric: what decides; the margin is then a difference of shares.
 
     Raises:
         UserError: there are no such runs, only one arm, no arm of that name, or different validation texts.
@@ -152,6 +159,7 @@ def compare(
         aa=aa,
         alpha=alpha,
         looks=looks,
+        metric=metric,
     )
 
 
@@ -165,6 +173,7 @@ def of_arms(
     alpha: float = ALPHA,
     looks: int | Sequence[int] = 1,
     families: Sequence[Family] = (),
+    metric: Metric = BITS,
 ) -> Comparison:
     """Compare arms that already have names; see `compare`, and for `families` see `Comparison`."""
     if not 0 < margin < 1:
@@ -173,15 +182,18 @@ def of_arms(
         )
     refuse_too_few(arms, left_out, aa)
     refuse_incomparable(arms)
+    refuse_without(metric, measured(arms))
     if baseline not in (None, ALL):
         first = arm_named(baseline, arms)
         arms = [first, *(arm for arm in arms if arm is not first)]
     planned = planned_looks(looks)
     looks_at_contests = [pairs * (2 if aa else 1) for pairs in planned]
-    own_margin = first_share(margin, measured(arms)[0], looks_at_contests, left_out)
-    judging = {"margin": own_margin, "alpha": alpha, "looks": planned}
+    own_margin = (
+        margin if metric.is_share else first_share(margin, measured(arms)[0], looks_at_contests, left_out)
+    )
+    judging = {"margin": own_margin, "alpha": alpha, "looks": planned, "unit": metric.unit}
     contests = contests_between(
-        contestants(arms, baseline, families), {**judging, "looks": looks_at_contests}, left_out
+        contestants(arms, baseline, families), {**judging, "looks": looks_at_contests}, left_out, metric
     )
     return Comparison(
         arms=arms,
@@ -194,13 +206,14 @@ def of_arms(
         margin=margin,
         noise=[
             without_lost_seeds(noise, [noise.arm], left_out, "diverged", "ended")
-            for noise in noises(arms, judging)
+            for noise in noises(arms, judging, metric)
         ]
         if aa
         else [],
         facts=facts(arms),
         left_out=left_out,
         families=families,
+        metric=metric,
     )
 
 
@@ -227,10 +240,13 @@ def contestants(
 
 
 def contests_between(
-    pairs: Sequence[tuple[Arm, Arm]], judging: Mapping[str, Any], left_out: Sequence[LeftOut]
+    pairs: Sequence[tuple[Arm, Arm]],
+    judging: Mapping[str, Any],
+    left_out: Sequence[LeftOut],
+    metric: Metric = BITS,
 ) -> list[Contest]:
     """Return the contests of some pairs, arm and baseline."""
-    differences = [differences_between(*pair, left_out) for pair in pairs]
+    differences = [differences_between(*pair, left_out, metric) for pair in pairs]
     provable = [bounds.provable(*pair) for pair in pairs]
     judgements = verdicts([list(by_seed.values()) for by_seed in differences], **judging, provable=provable)
     return [
@@ -239,20 +255,24 @@ def contests_between(
             {seed: value for seed, value in list(by_seed.items())[: verdict.pairs] if is_known(*pair, seed)},
             verdict,
             divergence=divergence(*pair, left_out),
+            unit=metric.unit,
             reason=bounds.reason(*pair, verdict),
         )
         for pair, by_seed, verdict in zip(pairs, differences, judgements)
     ]
 
 
-def differences_between(arm: Arm, baseline: Arm, left_out: Sequence[LeftOut]) -> dict[int, float]:
+def differences_between(
+    arm: Arm, baseline: Arm, left_out: Sequence[LeftOut], metric: Metric = BITS
+) -> dict[int, float]:
     """Return the difference of each pair: infinite if one of them diverged, which is the worst; NaN if both did."""
     lost, baseline_lost = diverged_seeds(arm, left_out), diverged_seeds(baseline, left_out)
     seeds = sorted({*arm.runs, *lost} & {*baseline.runs, *baseline_lost})
     differences = {}
     for seed in seeds:
         if is_known(arm, baseline, seed):
-            differences[seed] = bpb(arm, seed) - bpb(baseline, seed)
+            own, other = (metric.of(side.runs[seed].summary) for side in (arm, baseline))
+            differences[seed] = own - other
         elif seed in lost and seed in baseline_lost:
             differences[seed] = math.nan
         else:
@@ -264,9 +284,9 @@ def is_known(arm: Arm, baseline: Arm, seed: int) -> bool:
     return seed in arm.runs and seed in baseline.runs
 
 
-def noises(arms: Sequence[Arm], judging: Mapping[str, Any]) -> list[Noise]:
+def noises(arms: Sequence[Arm], judging: Mapping[str, Any], metric: Metric) -> list[Noise]:
     """Return how much each arm differs from itself: its first and second seeds form a pair, and so on."""
-    values = [arm.values(METRIC) for arm in arms]
+    values = [[metric.of(run.summary) for run in arm.runs.values()] for arm in arms]
     judged = verdicts([[b - a for a, b in zip(losses[::2], losses[1::2])] for losses in values], **judging)
     return [Noise(arm, verdict, noise_floor(losses)) for arm, verdict, losses in zip(arms, judged, values)]
 

@@ -19,12 +19,14 @@ SAME = "Every pair reached exactly the same loss, so what differs between the tw
 class Contest:
     """One arm against another, in pairs of runs with the same seed.
 
-    differences: the arm's bits per byte minus the baseline's, by the seed of the pair, where neither diverged
+    differences: the arm's bits per byte, or what else decides, minus the baseline's, by the seed of the pair, where
+        neither diverged
     failed: whether runs crashed or went wrong at some seeds, so that more seeds can't settle it
     divergence: how often training diverged, unless it never did
     reason: why more pairs can't settle it, or why an arm that couldn't be tuned is worse, as a clause for the first
         sentence; "" if neither applies
     standing: how it stands among all ideas tried, if it was tested among them
+    unit: of the differences
     """
 
     arm: Arm
@@ -35,6 +37,7 @@ class Contest:
     divergence: Divergence | None = None
     reason: str = ""
     standing: Standing | None = None
+    unit: str = "bits per byte"
 
     @property
     def is_settled(self) -> bool:
@@ -93,7 +96,7 @@ class Contest:
             worse = f" and worse than {other.name}" * (word != "inconclusive")
             return (
                 f"{unstable.name} is unstable{worse}: training diverged with {own} seeds (against {against} of"
-                f" {other.name}), although it reached {abs(self.verdict.difference or 0.0):.4f} bits per byte less"
+                f" {other.name}), although it reached {abs(self.verdict.difference or 0.0):.4f} {self.unit} less"
                 " where it didn't."
             )
         links = {

@@ -24,6 +24,7 @@ class Numbers:
     fewest: with fewer pairs, no difference can be claimed at all
     unproved: what is established of the values, although it proves nothing because one of them is an upper bound
     is_hopeless: whether more pairs like those so far couldn't prove anything
+    unit: of the differences
     """
 
     sample: Sample
@@ -37,6 +38,7 @@ class Numbers:
     fewest: int
     unproved: Word | None = None
     is_hopeless: bool = False
+    unit: str = "bits per byte"
 
     @property
     def is_tested(self) -> bool:
@@ -76,7 +78,7 @@ def _measured(numbers: Numbers) -> str:
     pairs = f"{sample.pairs} pair{'s' * (sample.pairs > 1)}: "
     p = f", p {_p(numbers.p_difference)}" if numbers.is_tested else ""
     direction = "lower" if sample.mean < 0 else "higher" if sample.mean > 0 else "apart"
-    mean = f"{abs(sample.mean):.4f} bits per byte {direction}"
+    mean = f"{abs(sample.mean):.4f} {numbers.unit} {direction}"
     if not sample.is_finite:
         survived = (
             f"{mean} in the {sample.finite} in which neither diverged"

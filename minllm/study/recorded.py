@@ -22,7 +22,7 @@ from minllm.objective import Bound
 from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.runs.outcome import FILE, Reason, State
 from minllm.schema.checking import describe, fits
-from minllm.schema.options import Range
+from minllm.schema.options import Fraction, Range
 
 MIB = 2**20
 LIMITS = {
@@ -57,6 +57,8 @@ SUMMARY_WHERE_GIVEN: Mapping[str, Any] = {
     "bpb_above_floor": Signed | None,
     "device": str,
     "val_bound": Bound,
+    "val_accuracy": Fraction,
+    "val_exact": Fraction,
 }
 DECISIONS_WHERE_GIVEN: Mapping[str, Any] = {"precision": str | None, "compile": bool | None}
 

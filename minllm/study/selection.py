@@ -25,6 +25,8 @@ VERDICT = "verdict.json"
 """A file in the folder of a verdict, which contains the folders of its searches."""
 LADDER = "ladder.json"
 """The same of a ladder."""
+PROFILE = "profile.json"
+"""The same of a profile."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
 
 def is_tuning_run(folder: Path) -> bool:
     """Whether a verdict or ladder made this run to tune a learning rate, or to measure the time of a run."""
-    made = any((folder.parents[1] / file).is_file() for file in (VERDICT, LADDER))
+    made = any((folder.parents[1] / file).is_file() for file in (VERDICT, LADDER, PROFILE))
     return folder.parent.name.startswith(("tune-", "time-")) and made
 
 

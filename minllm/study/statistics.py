@@ -44,6 +44,7 @@ def verdicts(
     alpha: float = 0.05,
     looks: Sequence[int] = (),
     provable: Sequence[Collection[Word]] | None = None,
+    unit: str = "bits per byte",
 ) -> list[Verdict]:
     """Judge each contest by its differences between an arm and a baseline, in the order in which they were trained.
 
@@ -68,13 +69,14 @@ def verdicts(
         looks: the numbers of pairs at which results are tested while pairs are added, including the looks to come. All
             looks for which there are enough pairs are repeated here. Empty: a single look at all pairs.
         provable: for each contest, the words that its values can prove; see `minllm.study.bounds`. None: all.
+        unit: of the differences and the margin, for sentences.
 
     Raises:
         ValueError: an argument is out of range.
     """
     if not (0 < margin < math.inf and 0 < alpha < 1 and _are_increasing(looks)):
         raise ValueError(f"margin={margin}, alpha={alpha} and looks={looks}: one of them is out of range")
-    rule = _Rule(margin, alpha, tuple(looks), max(1, len(differences)))
+    rule = _Rule(margin, alpha, tuple(looks), max(1, len(differences)), unit)
     trials = [
         _Trial(contest, rule, provable_words)
         for contest, provable_words in zip(differences, provable or [ALL_WORDS] * len(differences))
@@ -124,6 +126,7 @@ class _Rule:
     alpha: float
     looks: tuple[int, ...]
     contests: int
+    unit: str
 
     @property
     def levels(self) -> list[float]:
@@ -296,6 +299,7 @@ class _Trial:
             LEAST_PAIRS,
             self.unproved,
             self.unproved in SIDES or (sample.is_finite and not any(self._claims(sample))),
+            self.rule.unit,
         )
         return Verdict(
             word=self.word,

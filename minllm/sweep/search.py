@@ -41,6 +41,7 @@ from minllm.sweep.dry_run import dry_run
 from minllm.sweep.ends import no_room, without_outcome
 from minllm.sweep.history import History
 from minllm.sweep.launchers import fresh, prepare, refuse_password, runs_here
+from minllm.sweep.metric import minimized
 from minllm.sweep.plugin import Processes, is_search_key
 from minllm.sweep.report import conclusion, write_report
 from minllm.sweep.report.table import Table
@@ -83,7 +84,7 @@ def search(sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
                 print(search.completion_message())
         finally:
             written = search.report()
-        print(conclusion(search.study, metric=search.settings.metric, written=written))
+        print(conclusion(search.study, metric=minimized(search.settings.metric), written=written))
     search.reporter.refuse_only_crashes()
 
 
@@ -150,7 +151,7 @@ class Search:
         """Set up the launcher, and determine the memory, threads and precision of each trial."""
         sweeper, settings = self.sweeper, self.settings
         self.history = History(self.study, self.spec)
-        self.table = Table(settings.name, settings.metric, self.n_trials, self.n_jobs)
+        self.table = Table(settings.name, minimized(settings.metric), self.n_trials, self.n_jobs)
         self.reporter = Reporter(self.study, settings, self.table, self.folder)
         self.launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=sweeper.hydra_context, task_function=sweeper.task_function
@@ -209,7 +210,7 @@ class Search:
     def report(self) -> list[Path]:
         """Write the report of the study so far, and return the paths of its files."""
         command = shlex.join(["python", "sweep.py", *self.spec.shown_overrides()])
-        return write_report(self.study, self.folder, metric=self.settings.metric, command=command)
+        return write_report(self.study, self.folder, metric=minimized(self.settings.metric), command=command)
 
     def recover(self) -> None:
         """Record outcomes left on disk by an earlier search, and queue interrupted trials again."""

@@ -10,6 +10,7 @@ from minllm.errors import UserError
 from minllm.schema.checking import Node
 from minllm.schema.kinds import SECTION_KINDS
 from minllm.schema.options import Count, FolderName, Name, Positive
+from minllm.sweep.metric import Metric
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -19,7 +20,8 @@ class SweepSettings:
     """Options of a search.
 
     name: name of the study and of its folder
-    metric: the metric to minimize: nats per token, or bits per byte if trials use different tokenizers
+    metric: what is minimized: nats per token, or bits per byte if trials use different tokenizers; of an accuracy, what
+        is missing to 1
     storage: null for a journal in the study's folder, or a database such as sqlite:///studies.db or postgresql://…
     minutes: time after which no new trial starts
     trial_minutes: time limit of a trial; one that takes longer is stopped and counts as pruned
@@ -32,7 +34,7 @@ class SweepSettings:
     """
 
     name: FolderName
-    metric: Literal["val_loss", "val_bpb"]
+    metric: Metric
     storage: Name | None
     minutes: Positive | None
     trial_minutes: Positive | None

@@ -31,6 +31,7 @@ from minllm.runs.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
 from minllm.schema.building import build
 from minllm.sweep import limits
 from minllm.sweep.launchers import ends_a_job, time_was_up
+from minllm.sweep.metric import Metric, minimized, value
 from minllm.sweep.prediction import predicted_peak
 from minllm.sweep.store import open_study, storage_errors
 from minllm.training import machine, memory, preparation, train
@@ -58,7 +59,7 @@ class Assignment:
     """The configuration, as `python run.py` would run it."""
     study: str
     pruner: dict[str, Any]
-    metric: str
+    metric: Metric
     limit_bytes: int | None
     """None uses what is free on its machine when it starts; the same holds for `threads`."""
     predict: bool
@@ -219,11 +220,11 @@ def judge_of(assignment: Assignment, folder: Path, storage: str | None) -> Pruni
     return judge
 
 
-def value_of(summary: Mapping[str, Any], metric: str) -> float:
+def value_of(summary: Mapping[str, Any], metric: Metric) -> float:
     """Return a run's metric. UserError if it is below the corpus's floor, since the search would call it the best."""
     if "below_floor" in summary:
         raise UserError(summary["below_floor"])
-    return summary[metric]
+    return value(summary, metric)
 
 
 def rows_that_fit(
@@ -351,11 +352,12 @@ class PruningLogger(Logger):
             return
         self.reported = index
         known = self.refuse_if_given_up()
+        reached = value(event, self.metric)
         if index not in known.intermediate_values:  # an interrupted attempt may have reported it already
-            self.trial.report(event[self.metric], index)
+            self.trial.report(reached, index)
         if not last and self.trial.should_prune():
             raise optuna.TrialPruned(
-                f"Its {self.metric} of {event[self.metric]:.4f} at step {event['step']} was worse than that of other"
+                f"Its {minimized(self.metric)} of {reached:.4f} at step {event['step']} was worse than that of other"
                 " trials."
             )
 

@@ -21,6 +21,8 @@ from minllm.schema.overrides import key_of
 from minllm.study.comparison import Comparison
 from minllm.study.comparison import compare as compared
 from minllm.study.grades import Grading, grade_arms
+from minllm.study.metric import METRICS
+from minllm.study.metric import Name as MetricName
 from minllm.study.reading import Reading, read_arms
 from minllm.study.report import write_and_print
 from minllm.study.report.data import to_json
@@ -46,6 +48,7 @@ def compare(
     aa: bool,
     prompts: list[str],
     stories: Natural,
+    metric: MetricName = "val_bpb",
     grader: GraderOption | None = None,
     judge: JudgeOption | None = None,
     analysis: bool = False,
@@ -56,6 +59,7 @@ def compare(
         run_dir: where the report is written.
         runs, name, tag, choice, date: select the runs; see `minllm.study.selection.Selection`.
         baseline, margin, aa: see `minllm.study.comparison.compare`.
+        metric: what decides; of an accuracy, higher is better, and the margin is a difference.
         prompts: the prompts that one run of each arm continues, shown side by side.
         stories: the number of held-out texts that are shown with each arm's loss.
         grader: how what the arms write is graded; None doesn't grade it.
@@ -70,8 +74,15 @@ def compare(
         judge().check_ready()
     selection = Selection(runs, name, tag, choice, date)
     comparison = replace(
-        compared(selection, baseline=baseline, margin=margin, aa=aa, extensions=cfg.extensions),
-        options=[override for override in cfg.typed or () if is_of_grading(override)],
+        compared(
+            selection,
+            baseline=baseline,
+            margin=margin,
+            aa=aa,
+            extensions=cfg.extensions,
+            metric=METRICS[metric],
+        ),
+        options=[override for override in cfg.typed or () if is_kept(override)],
     )
     device = machine.choose_device(build(cfg.train).device)
     grading = grade_arms(comparison, grader(), device, cfg.extensions) if grader else None
@@ -81,8 +92,9 @@ def compare(
     return comparison
 
 
-def is_of_grading(override: str) -> bool:
-    return re.split("[./]", key_of(override))[0] in ("grader", "judge", "analysis")
+def is_kept(override: str) -> bool:
+    """Whether an override is repeated in the report's command: what is graded, and by which metric is compared."""
+    return re.split("[./]", key_of(override))[0] in ("grader", "judge", "analysis", "metric")
 
 
 def analysed(

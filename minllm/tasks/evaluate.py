@@ -15,6 +15,7 @@ from minllm.page import units
 from minllm.schema.building import build
 from minllm.schema.options import RunPlace, reads
 from minllm.training import checkpoints, machine, memory
+from minllm.training.answers import answers_of
 from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
 from minllm.training.evaluation import evaluate as measure
 
@@ -30,7 +31,8 @@ def evaluate(cfg: DictConfig, run_dir: Path, *, run: RunPlace) -> dict[str, Any]
 
     Returns:
         `val_loss` in nats per token, `val_bpb` in bits per byte, and `val_bound`: whether they are `exact` or `upper`
-        bounds. If the corpus entropy is known, also `floor_bpb`,
+        bounds. If documents have answers, `val_accuracy` and `val_exact` with their 95 % intervals; see
+        `minllm.training.answers`. If the corpus entropy is known, also `floor_bpb`,
         `bpb_above_floor`, and an error message in `below_floor` if the loss is below it.
 
     Raises:
@@ -50,12 +52,18 @@ def evaluated(cfg: DictConfig, run: str) -> dict[str, Any]:
     objective.check(source)
     corpus = open_data(source, tokenizer)
     validation = corpus.validation(settings.batch_size)
-    metrics = measure(model, objective, validation, device, precision)
+    answers = answers_of(validation, objective, source)
+    metrics = measure(model, objective, validation, device, precision, answers=answers)
     metrics |= above_floor(metrics["val_bpb"], corpus.floor_bits_per_byte, validation.bytes)
     for name in ("val_loss", "val_bpb", "floor_bpb", "bpb_above_floor"):
         if name in metrics:
             bound = objective.bound if name != "floor_bpb" else "exact"
             print(f"{name:16}{units.marked(f'{metrics[name]:.6f}', bound)}")
+    if answers:
+        metrics |= answers.summary()
+        for name in answers.shares:
+            low, high = metrics[f"{name}_interval"]
+            print(f"{name:16}{metrics[name]:.6f}  [{low:.4f}, {high:.4f}]")
     metrics["val_bound"] = objective.bound
     print(f"{'val_bound':16}{objective.bound}")
     if objective.bound == "upper":

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from minllm.data.batches import Validation
 from minllm.model.lm import LM
@@ -13,6 +14,7 @@ from minllm.model.steps import evaluating
 from minllm.objective import Objective
 from minllm.objective.noise import Noise
 from minllm.page import units
+from minllm.training.answers import Answers
 from minllm.training.machine import Precision
 from minllm.training.parallel import ALONE, Processes
 
@@ -36,20 +38,29 @@ def evaluate(
     precision: Precision,
     nats_of_documents: np.ndarray | None = None,
     processes: Processes = ALONE,
+    answers: Answers | None = None,
 ) -> dict[str, float]:
     """Return `val_loss` (nats per token) and `val_bpb` (bits per UTF-8 byte), computed without dropout.
 
     Args:
         nats_of_documents: if given, each document's loss is added to it.
         processes: those that share the batches.
+        answers: if given, what is predicted right is counted too, and its shares are returned with the losses.
     """
+    if answers:
+        answers.begin()
     nats = torch.zeros(validation.rows, dtype=torch.float64)
     place = processes.place
     with evaluating(model):
         for rows, batch in validation.batches(place.rank, place.size):
             noise = Noise(0, "evaluation", rows, validation.rows)
             with autocast(device, precision):
-                nats_B = objective.nats(model, batch.to(device), noise)
+                if answers:
+                    right: list[Tensor] = []
+                    nats_B = objective.nats(model, batch.to(device), noise, right)
+                    answers.add(rows, batch, torch.cat(right).cpu())
+                else:
+                    nats_B = objective.nats(model, batch.to(device), noise)
             nats[rows.start : rows.stop] = nats_B.double().cpu()
     processes.add_up([nats])
     if nats_of_documents is not None:
@@ -58,4 +69,5 @@ def evaluate(
     return {
         "val_loss": total / validation.tokens,
         "val_bpb": total / math.log(2) / validation.bytes,
+        **(answers.end(processes) if answers else {}),
     }

@@ -14,6 +14,7 @@ from minllm.errors import UserError
 from minllm.runs.documents import DocumentLosses
 from minllm.runs.records import marked
 from minllm.training import checkpoints, machine, memory
+from minllm.training.answers import ACCURACY
 from minllm.training.averaging import averaged
 from minllm.training.budget import PACE_STEPS
 from minllm.training.evaluation import evaluate
@@ -60,7 +61,7 @@ def fit(run: Run) -> int | None:
         prefetched(run),
     ):
         if progress.step > 0:
-            last = budget.spent(progress.step, progress.seconds)
+            last = budget.spent(progress.step, progress.seconds) or is_solved(run)
             catch_up(run, last)
             if last and run.branch:
                 progress.total_steps = budget.total_steps
@@ -107,6 +108,9 @@ def fit(run: Run) -> int | None:
             better = False
             if due(settings.eval_every, progress.step, last) or part_ended(run):
                 better = record_evaluation(run, last)
+                if is_solved(run) and not last:
+                    last = True
+                    run.folder.say(solved(run))
 
             undecided = settings.compile == "auto" and "compile" not in progress.decisions
             if undecided and progress.step >= PACE_STEPS:
@@ -145,6 +149,19 @@ def catch_up(run: Run, last: bool) -> None:
             run.folder.written(lambda: checkpoints.save_progress(run.folder.checkpoints, progress))
     if due(settings.sample_every, progress.step, last) and not run.is_sampled:
         write_sample(run)
+
+
+def is_solved(run: Run) -> bool:
+    """Whether the latest evaluation has reached the accuracy at which the run ends."""
+    wanted, answers = run.settings.stop_at_accuracy, run.progress.answers
+    return wanted is not None and answers is not None and answers[ACCURACY] >= wanted
+
+
+def solved(run: Run) -> str:
+    return (
+        f"Step {run.progress.step} is the last: val_accuracy={run.progress.answers[ACCURACY]:.4g} has reached"
+        f" train.stop_at_accuracy={run.settings.stop_at_accuracy:g}."
+    )
 
 
 def choose_compile(run: Run, seconds_left: float) -> tuple[bool, str]:
@@ -214,7 +231,14 @@ def evaluation(run: Run, by_document: bool) -> tuple[dict[str, float], np.ndarra
         run.validation.batch_size = rows
         nats = np.zeros(len(run.document_bytes)) if by_document else None
         figures = evaluate(
-            run.model, run.objective, run.validation, run.device, run.precision, nats, run.processes
+            run.model,
+            run.objective,
+            run.validation,
+            run.device,
+            run.precision,
+            nats,
+            run.processes,
+            run.answers,
         )
         return figures, nats
 
@@ -250,11 +274,13 @@ def record_evaluation(run: Run, last: bool) -> bool:
     evaluate again if that line exists.
     """
     progress = run.progress
-    by_document = last and run.document_bytes is not None
+    may_end = last or run.settings.stop_at_accuracy is not None
+    by_document = may_end and run.document_bytes is not None
     read_metrics(run, everything=True)
     with keeping(run), averaged(run.average):
         figures, nats = evaluation(run, by_document)
-        if nats is not None:
+        progress.answers = run.answers.summary() if run.answers else None
+        if nats is not None and (last or is_solved(run)):
             run.folder.documents(DocumentLosses(nats, run.document_bytes))
     progress.seconds = time.perf_counter() - run.began
     progress.val_loss, progress.val_bpb = figures["val_loss"], figures["val_bpb"]

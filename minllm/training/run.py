@@ -15,6 +15,7 @@ from minllm.model.lm import LM
 from minllm.objective import Objective
 from minllm.runs.folder import RunDir
 from minllm.training import machine
+from minllm.training.answers import Answers
 from minllm.training.averaging import Average
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress
@@ -66,6 +67,8 @@ class Run:
     latest_samples: list[tuple[str, str]] = field(default_factory=list)
     validation_text: str | None = None
     """A hash of the validation text, independent of the tokenizer: runs with the same hash are comparable."""
+    answers: Answers | None = None
+    """Counts which tokens of the validation answers are predicted right; None if there is nothing to count."""
     document_bytes: np.ndarray | None = None
     """The size of each validation document, to record each one's loss at the end; None doesn't record them."""
     recorded: frozenset[str] = frozenset()

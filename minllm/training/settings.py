@@ -7,7 +7,7 @@ from typing import Literal
 
 from minllm.errors import UserError
 from minllm.model.recompute import Recompute
-from minllm.schema.options import Count, Natural, Positive, Share
+from minllm.schema.options import Count, Fraction, Natural, Positive, Share
 from minllm.training.machine import MatmulPrecision
 
 BUDGETS = ("steps", "tokens", "minutes", "flops")
@@ -30,6 +30,7 @@ class Settings:
     precision: bf16 is autocast with fp32 weights; auto uses it if it is faster
     compile: auto compiles if the run is long enough for that to save time
     graphs: start a GPU's work for a micro-batch as a CUDA graph; auto does so in compiled runs whose host is too slow
+    stop_at_accuracy: end the run at an evaluation whose val_accuracy is at least this; null uses up the budget
     clip: maximum norm of the gradient; null doesn't clip
     ema: decay of an exponential moving average of the parameters, which is then what is evaluated, sampled from and
         loaded from checkpoints; null doesn't average
@@ -59,6 +60,7 @@ class Settings:
     clip: Positive | None
     malloc: Literal["keep", "default"]
     # older runs don't have these options
+    stop_at_accuracy: Fraction | None = None
     ema: Share | None = None
     check: bool = True
     parallel: Literal["ddp", "fsdp"] = "ddp"

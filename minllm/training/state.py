@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from minllm.schema.checking import fits
 
@@ -29,6 +30,8 @@ class Progress:
     """The number of steps that don't compile, and the time they took; used for the pace."""
     val_loss: float | None = None
     val_bpb: float | None = None
+    answers: dict[str, Any] | None = None
+    """The shares of answers that are right and their intervals, where there are answers."""
     best: dict | None = None
     """The step and val_loss of the best evaluation so far."""
     tokenizer: str | None = None
@@ -88,6 +91,7 @@ def wrong_values(progress: Progress, step: int) -> list[str]:
         and (progress.timed_seconds > 0 or not progress.timed_steps),
         "val_loss": progress.val_loss is None or is_number(progress.val_loss),
         "val_bpb": progress.val_bpb is None or is_number(progress.val_bpb),
+        "answers": fits(progress.answers, dict[str, float | list[float]] | None),
         "best": best is None
         or (isinstance(best, dict) and is_count(best.get("step")) and is_number(best.get("val_loss"))),
         "tokenizer": progress.tokenizer is None or isinstance(progress.tokenizer, str),

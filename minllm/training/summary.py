@@ -12,6 +12,7 @@ from minllm.model.build import shapes_of
 from minllm.model.cost import cost
 from minllm.page import units
 from minllm.training import memory
+from minllm.training.answers import described
 from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
 from minllm.training.run import Run
 from minllm.training.state import Progress
@@ -29,6 +30,7 @@ def summarise(run: Run, cfg: DictConfig) -> dict:
     return {
         "val_loss": progress.val_loss,
         "val_bpb": progress.val_bpb,
+        **(progress.answers or {}),
         "val_bound": run.objective.bound,
         "ema": run.settings.ema,
         **above_floor(progress.val_bpb, run.floor_bpb, run.validation.bytes),
@@ -70,11 +72,13 @@ def report(run: Run, summary: dict) -> list[str]:
         floor = f", {above} above the corpus floor"
     source = {"datasheet": "the datasheet's", "measured": "a measured"}[summary["peak_flops_source"]]
     peak = f"{source} {summary['peak_flops'] / 1e12:.3g}"
+    answers = run.progress.answers
+    right = f", {described(answers)}" if answers else ""
     return [
         "",
         *[(prompt + text).strip() for prompt, text in run.latest_samples],
         "",
-        f"Validation: {loss} nats per token, {bpb} bits per byte{floor}"
+        f"Validation: {loss} nats per token, {bpb} bits per byte{floor}{right}"
         f"{', of the averaged weights' if summary['ema'] else ''}.",
         *[BOUND_NOTE] * (bound == "upper"),
         *[LOOKAHEAD_WARNING] * bool(run.model.cannot_generate),

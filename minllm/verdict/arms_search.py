@@ -20,6 +20,7 @@ from minllm.schema.building import build
 from minllm.schema.overrides import key_of
 from minllm.study import recorded
 from minllm.study.measures import METRIC
+from minllm.sweep.metric import Metric
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper
 from minllm.sweep.processes import ForkServer
 from minllm.sweep.space import spelled
@@ -28,13 +29,15 @@ from minllm.training import machine
 from minllm.verdict.phases import checked_settings
 from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
-    ArmsProtocol,
+    OfArms,
     arms_in,
     refuse_changes,
     refuse_own_seeds,
     refuse_without_effect,
 )
 
+OF_ARMS = ("arms", "ladder", "mixers", "probes")
+"""Sections that say what is trained, and are no part of a run's configuration."""
 OVERRIDES_ONLY = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
 
@@ -54,24 +57,28 @@ class ArmsSearch:
 
     file: ClassVar[str]
     """The name of the file in which the protocol is saved."""
+    metric: ClassVar[Metric] = METRIC
+    """What its runs are compared by."""
     server: ForkServer | None = None
     """The process that starts the runs of all searches."""
 
     def __init__(self, sweeper: PruningSweeper, overrides: Sequence[str]):
         self.sweeper, self.config = sweeper, sweeper.config
-        self.protocol: ArmsProtocol = build(self.config.search)
+        self.protocol: OfArms = build(self.config.search)
         settings = checked_settings(self.config)
-        self.arms = arms_in(self.config.arms, self.protocol)
+        self.arms = self.read_arms()
         refuse_own_seeds(overrides, self.protocol)
         refuse_without_effect([*overrides, *self.config.hydra.overrides.hydra], self.protocol)
         self.name, self.folder = settings.name, Path(str(self.config.hydra.sweep.dir))
-        self.overrides = [
-            override for override in overrides if section_of(override) not in ("arms", "ladder")
-        ]
+        self.overrides = [override for override in overrides if section_of(override) not in OF_ARMS]
         self.rungs_typed = [override for override in overrides if section_of(override) == "ladder"]
         self.deadline = time.monotonic() + (settings.minutes or math.inf) * 60
         self.precision: list[str] = []
         self.size: list[str] = []
+
+    def read_arms(self) -> dict[str, list[str]]:
+        """Return the overrides of each arm, by name."""
+        return arms_in(self.config.arms, self.protocol)
 
     def config_of(self, name_of_phase: str, keep: str, evaluations: int) -> DictConfig:
         """Return the configuration of a phase's search, which keeps `keep` checkpoints."""
@@ -79,7 +86,7 @@ class ArmsSearch:
         left = self.deadline - time.monotonic()
         with read_write(config.hydra):
             config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{name_of_phase}", keep
-            config.sweep.metric = METRIC
+            config.sweep.metric = self.metric
             if not any(key_of(override).startswith("sweep.trial") for override in self.overrides):
                 config.sweep.trial["train.evals"] = evaluations
             config.sweep.minutes = None if math.isinf(left) else max(left, 1e-3) / 60
@@ -153,7 +160,7 @@ class ArmsSearch:
         """Return the configuration of a search without arms that runs each combination once, without pruning."""
         config = copy.deepcopy(self.config)
         with open_dict(config):
-            for section in ("arms", "ladder", "grader", "judge"):
+            for section in (*OF_ARMS, "grader", "judge"):
                 config.pop(section, None)
             config.search, config.sweep.pruner = OVERRIDES_ONLY, NO_PRUNING
         return config

@@ -48,8 +48,23 @@ CHANGEABLE = ("prompts", "stories", "ladder.check")
 """What may change while a verdict or ladder continues, because it can't change what was measured so far."""
 
 
+class OfArms:
+    """What the protocols of all searches that train arms have in common."""
+
+    noun: ClassVar[str]
+    """What it is called in sentences."""
+    numbers: ClassVar[str]
+    """The option that sets the number of seeds."""
+    limits: ClassVar[str]
+    """The options that limit the number of runs."""
+    sets: ClassVar[Mapping[str, str]] = SET_BY_VERDICTS
+    """Options of searches that it sets itself, each with a clause that explains how."""
+    least_arms: int = 2
+    """The fewest arms that it can have."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ArmsProtocol:
+class ArmsProtocol(OfArms):
     """What the protocols of a verdict and of a ladder have in common.
 
     tune: the keys that are tuned for each arm: the learning rate alone on a grid
@@ -67,13 +82,6 @@ class ArmsProtocol:
     margin: Share
     prompts: list[str]
     stories: Natural
-
-    noun: ClassVar[str]
-    """What it is called in sentences."""
-    numbers: ClassVar[str]
-    """The option that sets the number of seeds."""
-    limits: ClassVar[str]
-    """The options that limit the number of runs."""
 
     def __post_init__(self):
         for key in ("tune", "rates", "tuning_seeds"):
@@ -183,6 +191,10 @@ class Protocol(ArmsProtocol):
             )
 
     @property
+    def least_arms(self) -> int:
+        return 1 if self.aa else 2
+
+    @property
     def runs_per_pair(self) -> int:
         """Number of seeds per arm in a pair."""
         return 2 if self.aa else 1
@@ -204,7 +216,7 @@ def listed(looks: Sequence[int]) -> str:
     return f"{looks[0]}, {looks[1]}, {looks[2]}, …, {looks[-1]}"
 
 
-def arms_in(section: Mapping[str, Any], protocol: ArmsProtocol) -> dict[str, list[str]]:
+def arms_in(section: Mapping[str, Any], protocol: OfArms) -> dict[str, list[str]]:
     """Return each arm's overrides. UserError if they are invalid or there are too few arms."""
     arms = {str(name): overrides for name, overrides in section.items() if overrides is not None}
     for name, overrides in arms.items():
@@ -222,7 +234,7 @@ def arms_in(section: Mapping[str, Any], protocol: ArmsProtocol) -> dict[str, lis
                 )
         if any(map(is_seed, overrides)):
             raise UserError(f"arms.{name} has a seed, but all arms use the same seeds: remove it.")
-    if len(arms) < 2 and not (isinstance(protocol, Protocol) and protocol.aa):
+    if len(arms) < protocol.least_arms:
         itself = " To compare a single arm with itself, add search.aa=true." * isinstance(protocol, Protocol)
         raise UserError(
             f"A {protocol.noun} needs two arms: add one such as 'arms.b=[model/attn=mqa]' to arms.a, which is the"
@@ -233,7 +245,7 @@ def arms_in(section: Mapping[str, Any], protocol: ArmsProtocol) -> dict[str, lis
     return {name: list(overrides) for name, overrides in arms.items()}
 
 
-def refuse_own_seeds(overrides: Sequence[str], protocol: ArmsProtocol) -> None:
+def refuse_own_seeds(overrides: Sequence[str], protocol: OfArms) -> None:
     if any(map(is_seed, overrides)):
         raise UserError(
             f"A {protocol.noun} chooses its seeds: leave seed= out. Their number is set by {protocol.numbers}, and the"
@@ -241,11 +253,11 @@ def refuse_own_seeds(overrides: Sequence[str], protocol: ArmsProtocol) -> None:
         )
 
 
-def refuse_without_effect(overrides: Sequence[str], protocol: ArmsProtocol) -> None:
+def refuse_without_effect(overrides: Sequence[str], protocol: OfArms) -> None:
     """Raise UserError if an override sets an option of searches that a verdict or ladder sets itself."""
     for override in overrides:
         key = key_of(override).replace("/", ".")
-        for section, instead in SET_BY_VERDICTS.items():
+        for section, instead in protocol.sets.items():
             if f"{key}.".startswith(f"{section}."):
                 how = instead.format(limits=protocol.limits)
                 raise UserError(f"{override} has no effect in a {protocol.noun}, {how}. Leave it out.")
@@ -260,7 +272,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str,
         )
     for key, value in now.items():
         if key not in CHANGEABLE and before.get(key) != value:
-            asked = key if key == "arms" or "." in key else f"search.{key}"
+            asked = key if key in ("arms", "mixers", "probes") or "." in key else f"search.{key}"
             raise UserError(
                 f"The {noun} '{name}' began with {asked}={before.get(key)}, and a choice made after seeing results"
                 f" proves nothing. Keep that value, or start another {noun}: sweep.name=<name>."

@@ -96,10 +96,18 @@ def plan_lines(plans: Mapping[str, Plan]) -> list[str]:
     ]
 
 
-def tune(plans: Mapping[str, Plan], searches: Mapping[str, Search], n_jobs: int) -> dict[str, Tuning]:
+def tune(
+    plans: Mapping[str, Plan],
+    searches: Mapping[str, Search],
+    n_jobs: int,
+    score: Callable[[FrozenTrial], float | None] = lambda trial: trial.value,
+) -> dict[str, Tuning]:
     """Run each arm's rounds until none needs another, and return what was tried and chosen.
 
     Arms run their rounds side by side, so that an arm that needs a single run leaves no job idle.
+
+    Args:
+        score: returns a number that is lower for better trials.
 
     Raises:
         UserError: an arm can't be tuned, because its runs failed.
@@ -111,20 +119,22 @@ def tune(plans: Mapping[str, Plan], searches: Mapping[str, Search], n_jobs: int)
             searches[name].queue([parameters(run) for run in runs])
         run_together([searches[name] for name in rounds], n_jobs)
         for name, runs in rounds.items():
-            results[name] |= results_of(name, runs, searches[name].trials())
+            results[name] |= results_of(name, runs, searches[name].trials(), score)
     return {
         name: choice_of(name, plan, results[name], searches[name].trials()) for name, plan in plans.items()
     }
 
 
-def results_of(name: str, runs: Round, trials: Sequence[FrozenTrial]) -> dict[Run, float | None]:
-    """Return the metric of each run, and None where it diverged or failed.
+def results_of(
+    name: str, runs: Round, trials: Sequence[FrozenTrial], score: Callable[[FrozenTrial], float | None]
+) -> dict[Run, float | None]:
+    """Return the score of each run, and None where it diverged or failed.
 
     Raises:
         NothingToCompare: time ran out before all of them ended.
     """
     ended = {
-        tuple(sorted(trial.params.items())): trial.value if is_complete(trial) else None
+        tuple(sorted(trial.params.items())): score(trial) if is_complete(trial) else None
         for trial in trials
         if trial.state.is_finished()
     }

@@ -103,6 +103,11 @@ class Probe(PairSource):
         return [symbol for part in example[::2] for symbol in part]
 
     @property
+    def has_unique_answers(self) -> bool:
+        """Whether an answer is right only if it is the one that is learned."""
+        return type(self).is_right is Probe.is_right
+
+    @property
     def learns_all(self) -> bool:
         """Whether training counts all symbols; validation counts answers alone."""
         return False

@@ -22,6 +22,9 @@ class DeltaNet(nn.Module):
 
         S_t = (1 − β_t k_t kᵀ_t) S_(t-1) + β_t k_t vᵀ_t        y_t = norm(Sᵀ_t q_t)        β = σ(W x)
 
+    With β from 0 to 1, the eigenvalues of what multiplies the state are from 0 to 1. With β = 2 σ(W x) they are from −1
+    to 1, so that a token can flip or swap what is stored, which state tracking needs (2411.12537).
+
     Queries, keys and values pass through a short convolution and a silu; queries and keys are then L2-normalised.
 
     Args:
@@ -31,6 +34,7 @@ class DeltaNet(nn.Module):
         value_dim: width of a head's values, V; null means K.
         conv_width: how many tokens the convolution sees.
         chunk: tokens that are computed at once; affects speed and memory, but not results.
+        negative_eigenvalues: β goes up to 2 instead of 1.
 
     Raises:
         UserError: n_value_heads isn't a multiple of n_heads.
@@ -47,6 +51,7 @@ class DeltaNet(nn.Module):
         value_dim: Count | None,
         conv_width: Count,
         chunk: Count,
+        negative_eigenvalues: bool = False,  # older runs don't have it
     ):
         super().__init__()
         G, H = n_heads, n_value_heads or n_heads
@@ -55,6 +60,7 @@ class DeltaNet(nn.Module):
                 f"n_value_heads={H} isn't divisible by n_heads={G}: make n_value_heads a multiple of n_heads."
             )
         self.n_heads, self.n_value_heads, self.chunk = G, H, chunk
+        self.largest_beta = 2.0 if negative_eigenvalues else 1.0
         K, V = self.head_dim, self.value_dim = head_dim, value_dim or head_dim
         self.sizes = [G * K, G * K, H * V]
         self.q_k_v = Linear(dim, sum(self.sizes), stream="reads", parts=self.sizes)
@@ -75,7 +81,7 @@ class DeltaNet(nn.Module):
             q_BTHK * self.head_dim**-0.5,
             k_BTHK,
             v_BTHV,
-            self.beta(x_BTD).sigmoid(),
+            self.largest_beta * self.beta(x_BTD).sigmoid(),
             self._log_decay(x_BTD),
             hidden_BHKV,
             ctx.starts(),
@@ -104,31 +110,11 @@ class GatedDeltaNet(DeltaNet):
         a_t = exp(−A softplus(w · x_t + b))
 
     Args:
-        n_heads, n_value_heads, head_dim, value_dim, conv_width, chunk: see `DeltaNet`.
+        options: see `DeltaNet`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        layer: Layer,
-        *,
-        n_heads: Count,
-        n_value_heads: Count | None,
-        head_dim: Count,
-        value_dim: Count | None,
-        conv_width: Count,
-        chunk: Count,
-    ):
-        super().__init__(
-            dim,
-            layer,
-            n_heads=n_heads,
-            n_value_heads=n_value_heads,
-            head_dim=head_dim,
-            value_dim=value_dim,
-            conv_width=conv_width,
-            chunk=chunk,
-        )
+    def __init__(self, dim: int, layer: Layer, **options):
+        super().__init__(dim, layer, **options)
         H = self.n_value_heads
         self.decay = Linear(dim, H, stream="reads")
         self.decay_bias_H = parameter(H, kind="vector", draw=steps_between(0.001, 0.1))

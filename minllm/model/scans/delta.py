@@ -36,7 +36,7 @@ def delta_rule(
     Args:
         q_BTHK, k_BTHK: queries and keys; keys have L2 norm 1 or less.
         v_BTHV: values.
-        beta_BTH: how much of the stored value is replaced, from 0 to 1.
+        beta_BTH: how much of the stored value is replaced, from 0 to 1, or to 2 to replace it by its negative.
         log_a_BTH: the logarithm of the decay before each token (gated delta rule, 2412.06464); None means no decay.
         state_BHKV: the state before the first token; None means 0.
         starts_BT: where each token's segment begins, see `Context.starts`.

@@ -20,14 +20,14 @@ from minllm.study.report.data import failure, in_a_line, to_json
 from minllm.study.report.markdown import to_markdown
 from minllm.study.report.measures import in_a_terminal
 from minllm.study.report.page import to_html
-from minllm.study.report.rows import COLUMNS, cells
+from minllm.study.report.rows import cells, columns
 from minllm.study.report.tuning import efforts
 from minllm.study.wandb_report import publish_if_mirrored
 
 if TYPE_CHECKING:
     from minllm.grading.analysis import Analysis
 
-IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "params", "tokens_per_second")
+IN_A_TERMINAL = ("seeds", "val_bpb", "val_bpb_sd", "val_accuracy", "params", "tokens_per_second")
 
 
 def write_and_print(
@@ -131,8 +131,8 @@ def _summary(comparison: Comparison) -> Iterator[str]:
 
 
 def _table(comparison: Comparison) -> list[str]:
-    wanted = [i for i, column in enumerate(COLUMNS) if column.key in IN_A_TERMINAL]
-    head = ["arm", *(COLUMNS[i].heading for i in wanted)]
+    wanted = {i: column for i, column in enumerate(columns(comparison)) if column.key in IN_A_TERMINAL}
+    head = ["arm", *(column.heading for column in wanted.values())]
     rows = []
     for arm in comparison.arms:
         shown = cells(arm, comparison)

@@ -46,7 +46,7 @@ def to_json(
         "format": FORMAT,
         "status": status(comparison),
         "headline": comparison.headline,
-        "metric": METRIC,
+        "metric": comparison.metric.name,
         "baseline": comparison.baseline.name,
         "margin": comparison.margin,
         "introduction": sentences.introduction(comparison),

@@ -67,7 +67,7 @@ def intervals(comparison: Comparison) -> Figure:
     # all at once, because plotly copies the existing ones whenever one is added
     figure.update_layout(annotations=annotations, margin={"l": 12, "r": 12, "t": 8, "b": 56})
     figure.update_xaxes(
-        title_text="← better · difference in bits per byte · worse →",
+        title_text=f"← better · difference in {comparison.metric.measured.partition(',')[0]} · worse →",
         range=_reach(contests),
         tickformat="~g",
     )

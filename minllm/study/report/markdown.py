@@ -16,7 +16,7 @@ from minllm.study.report import grades, measures, scaling, sentences
 from minllm.study.report.commands import commands
 from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.looks import looks
-from minllm.study.report.rows import COLUMNS, cells
+from minllm.study.report.rows import cells, columns
 from minllm.study.report.texts import texts_markdown
 from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
 
@@ -155,8 +155,8 @@ def _analysis(analysis: Analysis) -> list[str]:
 
 def _arms(comparison: Comparison) -> list[str]:
     rows = [[code(sentences.arm_name(arm)), *cells(arm, comparison)] for arm in comparison.arms]
-    head = ["arm", *(column.heading for column in COLUMNS)]
-    return [table(head, rows, "l" + "r" * len(COLUMNS)), plain(sentences.ABOUT_ARMS)]
+    head = ["arm", *(column.heading for column in columns(comparison))]
+    return [table(head, rows, "l" + "r" * (len(head) - 1)), plain(sentences.ABOUT_ARMS)]
 
 
 def _tuning(comparison: Comparison) -> list[str]:

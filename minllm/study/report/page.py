@@ -20,7 +20,7 @@ from minllm.study.report.curves import curve
 from minllm.study.report.figures import colour, intervals, learning_curves
 from minllm.study.report.graded_texts import STYLE_GRADED
 from minllm.study.report.looks import looks
-from minllm.study.report.rows import COLUMNS, cells
+from minllm.study.report.rows import cells, columns
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
 from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
 from minllm.study.report.tuning_figure import tuning_figure
@@ -194,8 +194,9 @@ def _analysis(analysis: Analysis | None) -> Iterator[str]:
 
 def _arms(comparison: Comparison) -> Iterator[str]:
     yield "<h2>Arms</h2>"
+    headings = [column.heading for column in columns(comparison)]
     yield table(
-        ["arm", *(_typeset(column.heading) for column in COLUMNS)],
+        ["arm", *map(_typeset, headings)],
         [
             [
                 f'<div class="arm"><span class="swatch" style="background:{colour(i)}"></span>'
@@ -204,7 +205,7 @@ def _arms(comparison: Comparison) -> Iterator[str]:
             ]
             for i, arm in enumerate(comparison.arms)
         ],
-        "l" + "r" * len(COLUMNS),
+        "l" + "r" * len(headings),
     )
     yield f'<p class="soft">{_typeset(sentences.ABOUT_ARMS)}</p>'
 

@@ -54,6 +54,8 @@ COLUMNS = (
     Column("val_bpb", "bits per byte", mean(METRIC), units.bits),
     Column("val_bpb_sd", "sd", deviation, units.bits),
     Column("bpb_above_floor", "above the floor", mean("bpb_above_floor"), units.bits),
+    Column("val_accuracy", "accuracy", mean("val_accuracy"), units.share),
+    Column("val_exact", "exact", mean("val_exact"), units.share),
     Column("params", "parameters", mean("params"), units.count),
     Column("params_active", "active", mean("params_active"), units.count),
     Column("params_non_embedding", "non-embedding", mean("params_non_embedding"), units.count),
@@ -66,8 +68,19 @@ COLUMNS = (
 )
 """The columns after the arm's name. Distances to a corpus's floor are known only if the floor is."""
 
+OF_ANSWERS = ("val_accuracy", "val_exact")
+"""The columns that are shown only if an arm has a value."""
 BOUNDED = (METRIC, "bpb_above_floor")
 """The columns that are upper bounds if the bits per byte are."""
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """Return the columns of a comparison's tables."""
+    return [
+        column
+        for column in COLUMNS
+        if column.key not in OF_ANSWERS or any(column.of(arm) is not None for arm in comparison.arms)
+    ]
 
 
 def cells(arm: Arm, comparison: Comparison) -> list[str]:
@@ -80,7 +93,7 @@ def cells(arm: Arm, comparison: Comparison) -> list[str]:
     return [
         units.marked(column.unit(column.of(arm)), arm.bound if column.key in BOUNDED else None)
         + marks.get(column.key, "")
-        for column in COLUMNS
+        for column in columns(comparison)
     ]
 
 

@@ -63,10 +63,11 @@ def introduction(comparison: Comparison) -> str:
     arms = f"{len(comparison.arms)} arms" if len(comparison.arms) > 1 else "One arm"
     measure = measured(comparison.arms)[0]
     of = f"the baseline, {arm_name(measure)}" if measure is comparison.baseline else arm_name(measure)
+    share = "" if comparison.metric.is_share else f" ({100 * comparison.margin:.3g} % of {of})"
     text = (
-        f"{arms} with {each}, measured in bits per byte of held-out text (lower is better)."
-        f" A difference of up to {units.bits(comparison.margin_bpb)} bits per byte ({100 * comparison.margin:.3g} % of"
-        f" {of}) is considered too small to matter."
+        f"{arms} with {each}, measured in {comparison.metric.measured} (lower is better)."
+        f" A difference of up to {units.bits(comparison.margin_bpb)} {comparison.metric.unit}{share} is considered too"
+        " small to matter."
         f" {KEPT if comparison.kept_margin else NOT_KEPT}"
     )
     return f"{text} {bounds.about(comparison.arms)}".rstrip()
@@ -112,7 +113,7 @@ def noise(comparison: Comparison) -> list[str]:
     """Return a sentence for each arm that was compared with itself."""
     return [
         f"Two runs of {arm_name(noise.arm)} that differ only in their seed are within"
-        f" {units.bits(noise.floor)} bits per byte of each other in 95 % of cases"
+        f" {units.bits(noise.floor)} {comparison.metric.unit} of each other in 95 % of cases"
         f" ({len(noise.arm.runs)} seeds). Compared with itself: {noise.verdict.word}. "
         + " ".join(filter(None, [noise.verdict.why, noise.verdict.settling]))
         if noise.floor is not None
@@ -179,7 +180,8 @@ def judged(comparison: Comparison) -> list[str]:
     )
     return [
         f"A contest is one arm against another. Two runs with the same seed form a pair. {pairs(comparison)} The tests"
-        " use the difference within each pair (arm minus baseline) in bits per byte at the end of training; the"
+        f" use the difference within each pair (arm minus baseline) in {comparison.metric.measured}, at the end of"
+        " training; the"
         f" interval is Student's t at {100 * min(confidence):.4g} %, widened if the differences are skewed (Hall).",
         "An arm is better or worse if both the paired t test and the sign-flip test (exact for up to"
         f" {EXACT_PAIRS} pairs) reject the hypothesis of no difference. It is equivalent if two one-sided t tests"
