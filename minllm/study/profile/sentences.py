@@ -13,7 +13,8 @@ ABOUT_ACCURACY = (
 ABOUT_INTERVALS = (
     "Intervals are at 95 %, and Korn and Graubard's: exact ones for shares (Clopper and Pearson's), of as many"
     " independent answers as have the variance that is found between seeds, because accuracies near 1 aren't normal and"
-    " answers of one run resemble each other. Where all seeds agree or there is one, documents stand for seeds."
+    " answers of one run resemble each other. Where two or three seeds differ, an interval may reach from 0 to 100 %."
+    " Where all seeds agree or there is one, documents stand for seeds."
 )
 ABOUT_STATES = (
     "A run ends when it has solved its probe. One that hasn't when its steps are used up ran out: with more steps,"
@@ -42,11 +43,13 @@ def introduction(profile: Profile) -> str:
 
 def of_cell(cell: Cell) -> str:
     """Return what a mixer does on a probe, as a sentence."""
-    if cell.state == "incomplete" and not cell.runs:
+    if not cell.ended:
         return f"{cell.mixer} wasn't trained on {cell.probe.name}: the time was up."
     if not cell.runs:
-        return f"{cell.mixer} diverged on {cell.probe.name} with every seed."
-    found, ended = accuracy(cell), len(cell.runs) + len(cell.lost)
+        seeds = "every seed" if cell.is_complete else f"{cell.ended} of {cell.planned} seeds"
+        rest = "" if cell.is_complete else ": the time was up before the others had run"
+        return f"{cell.mixer} diverged on {cell.probe.name} with {seeds}{rest}."
+    found, ended = accuracy(cell), cell.ended
     if cell.state == "solved":
         seeds = "" if len(cell.solved) == ended else f", with {len(cell.solved)} of {ended} seeds"
         return f"{cell.mixer} solves {cell.probe.name} ({found}{seeds}, after at most {cell.most_steps:,} steps)."
