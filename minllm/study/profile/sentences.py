@@ -29,15 +29,15 @@ def headline(profile: Profile) -> str:
         for mixer in profile.mixers
     }
     order = sorted(profile.mixers, key=lambda mixer: (-counts[mixer], -profile.rank(mixer)))
-    return f"Solved, of {len(profile.probes)} probes: {', '.join(f'{mixer} {counts[mixer]}' for mixer in order)}."
+    return f"Solved, of {counted(profile.probes, 'probe')}: {', '.join(f'{mixer} {counts[mixer]}' for mixer in order)}."
 
 
 def introduction(profile: Profile) -> str:
     solved = next(iter(profile.cells.values())).solved_at
     return (
-        f"{len(profile.mixers)} mixers on {len(profile.probes)} probes, {profile.equal}. Each mixer tried the same"
-        f" learning rates and weight decays on each probe, and the best were trained again with new seeds. A run"
-        f" ends when its accuracy reaches {percent(solved)} of what is possible."
+        f"{counted(profile.mixers, 'mixer')} on {counted(profile.probes, 'probe')}, {profile.equal}. Each mixer tried"
+        f" the same learning rates and weight decays on each probe, and the best were trained again with new seeds. A"
+        f" run ends when its accuracy reaches {percent(solved)} of what is possible."
     )
 
 
@@ -74,6 +74,10 @@ def accuracy(cell: Cell) -> str:
     assert cell.estimate is not None
     low, high = cell.estimate.interval
     return f"{percent(cell.estimate.value)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def counted(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def percent(share: float) -> str:
