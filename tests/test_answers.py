@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from minllm.training.answers import answers_of, described
 from minllm.training.evaluation import evaluate
 from minllm.training.launched import Place
 from minllm.training.parallel import ALONE, Processes
+from minllm.training.train import train
 from tests.comparisons import run as finished_run
 from tests.test_report_schema import validate_report
 
@@ -232,6 +234,18 @@ def test_a_run_ends_when_it_is_accurate_enough(words):
     assert "has reached train.stop_at_accuracy=0.8" in Path("run/log.txt").read_text(encoding="utf-8")
     saved = sorted(path.name for path in Path("run/checkpoints").iterdir())
     assert any(str(summary["steps"]) in name for name in saved)
+
+
+def test_a_resumed_run_that_is_accurate_enough_ends(words):
+    """Its checkpoint's step wasn't evaluated, but is one that is."""
+    words = [*words, "train.steps=6", "train.checkpoint_every=3", "train.eval_every=100"]
+    train(minllm.compose(words), Path("run"))
+    (last,) = (path for path in Path("run/checkpoints").iterdir() if path.name.endswith("6"))
+    shutil.rmtree(last)
+    cfg = minllm.compose([*words, "train.eval_every=3", "train.stop_at_accuracy=0"])
+    assert train(cfg, Path("run"), resume="run")["steps"] == 3
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines if "val_accuracy" in line] == [3]
 
 
 @pytest.mark.parametrize("compute", [head_cross_entropy, head_cross_entropy_on_gpu])

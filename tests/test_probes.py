@@ -368,6 +368,15 @@ def test_an_objective_that_noises_the_text_cannot_learn_hidden_answers(tmp_path)
         _ = batch.text_BT
 
 
+@pytest.mark.parametrize("objective", ["masked", "prefix", "fim", "seq2seq"])
+def test_it_is_refused_before_anything_is_written(objective, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = minllm.compose(["data=probe/parity_small", f"objective={objective}", "train.steps=1"])
+    with pytest.raises(UserError, match="choose objective=causal|: objective=causal"):
+        minllm.train(cfg, Path("run"))
+    assert not any(tmp_path.iterdir())
+
+
 def test_one_of_ones_own_from_outside(tmp_path, monkeypatch):
     """One Python file and one YAML file."""
     (tmp_path / "mine").mkdir()

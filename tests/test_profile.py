@@ -205,6 +205,10 @@ def cell(*accuracies: float, lost=(), mixer="attn=mha", probe=PROBE) -> Cell:
         (cell(0.3, lost=[1, 2]), "diverged", "diverges on mqar with 2 of 3 seeds"),
         (cell(lost=[0, 1, 2]), "diverged", "attn=mha diverged on mqar with every seed."),
         (cell(0.3), "incomplete", "the time was up before all seeds had run"),
+        (cell(1.0, 0.3), "incomplete", "solved with 1 of 2 seeds; chance is 10.0 %): the time was up"),
+        (cell(0.2, 0.3), "ran out", "it ran out."),
+        (cell(1.0, 1.0), "solved", "attn=mha solves mqar"),
+        (cell(lost=[0]), "incomplete", "diverged on mqar with 1 of 3 seeds: the time was up"),
         (cell(), "incomplete", "wasn't trained on mqar: the time was up."),
     ],
 )
@@ -213,13 +217,17 @@ def test_states_and_sentences(made, state, words):
     assert "can't" not in sentences.of_cell(made)
 
 
+def test_a_seed_that_was_not_trained_leaves_a_profile_incomplete():
+    assert not profile_of(cell(1.0, 1.0)).is_complete and not profile_of(cell(0.2, 0.3)).is_complete
+    assert profile_of(cell(0.2, lost=[1, 2])).is_complete
+
+
 def test_intervals_take_seeds_as_groups():
     far = cell(0.1, 0.5, 0.9).estimate
     near = cell(0.48, 0.5, 0.52).estimate
     assert far.value == near.value == pytest.approx(0.5)
     assert far.interval[0] < 0.1 < 0.9 < far.interval[1] and near.interval[0] > 0.4 > 0.1
     assert cell(1.0, 1.0, 1.0).estimate.interval == run(1.0).interval  # those of documents
-    assert cell(1.0, 1.0, 0.2).share_solved.interval == clopper_pearson(2, 3)
     assert above_chance(cell(0.55)) == pytest.approx(0.5) and above_chance(cell(0.05)) == 0
     assert above_chance(cell()) is None
 
@@ -469,6 +477,27 @@ def test_what_makes_no_profile_is_refused(here, words, sentence):
     with pytest.raises(UserError, match=sentence):
         profiled(*words, act=ProfileSearch)
     assert not Answering.launched
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["probes=[data=tales]"], "data=tales has none: the documents of this data have no answers"),
+        (["probes=[copying_small]", "objective=masked"], "copying_small has none: this objective doesn't"),
+        (["probes=[parity_small]", "objective=masked"], "don't stand in its text"),
+    ],
+)
+def test_what_has_no_accuracy_is_refused(here, words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        profiled("mixers=[attn=mha]", *words, act=ProfileSearch, shared=())
+
+
+def test_runs_end_at_the_accuracy_at_which_they_count_as_solved(here):
+    words = ["mixers=[attn=mha]", "probes=[lano_small]", "train.check=false"]
+    search = profiled(*words, act=ProfileSearch, shared=())
+    (made,) = search.cells.values()
+    (cfg,) = search.cfgs.values()
+    assert 0.5 < made.solved_at == cfg.train.stop_at_accuracy < 0.7
 
 
 def test_every_command_of_the_page_on_profiles_says_what_it_would_train(here, capsys):

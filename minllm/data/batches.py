@@ -96,10 +96,7 @@ class Batch(Rows):
             UserError: the targets are hidden answers, which don't stand in the text.
         """
         if self.hides_answers:
-            raise UserError(
-                "This probe's answers don't stand in its text, so only an objective that predicts them from what comes"
-                " before can learn them: objective=causal."
-            )
+            raise hidden_answers()
         after_BT = self.tokens_BT.roll(-1, dims=1)
         after_BT[:, -1] = self.pad_id
         return torch.where(self.targets_BT == IGNORED, after_BT, self.targets_BT)
@@ -113,6 +110,14 @@ def open_data(source: Source, tokenizer: Tokenizer) -> Corpus:
     """
     check_data(source, tokenizer)
     return Corpus(source, open_store(source, tokenizer), tokenizer.pad_id)
+
+
+def hidden_answers() -> UserError:
+    """Return the error for an objective that needs answers in the text."""
+    return UserError(
+        "This probe's answers don't stand in its text, so only an objective that predicts them from what comes before"
+        " can learn them: objective=causal."
+    )
 
 
 def check_data(source: Source, tokenizer: Tokenizer) -> None:

@@ -94,6 +94,8 @@ class Objective:
     """The options under `sample` that `generate` reads besides those of drawing a token."""
     counts_right: bool = False
     """Whether `nats` can tell which targets are predicted right; only if it predicts in order."""
+    learns_hidden: bool = False
+    """Whether it can learn answers that don't stand in the text; see `minllm.data.answers`."""
     draws_tokens: bool = True
     """Whether `generate` draws tokens from their probabilities, so that `sample.temperature` and the like matter."""
     gives_memory: bool = False

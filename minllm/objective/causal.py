@@ -25,6 +25,7 @@ class Causal(Objective):
     """
 
     counts_right = True
+    learns_hidden = True
 
     def __init__(self, *, predict_ahead: Natural, ahead_weight: NonNegative, z_loss: NonNegative):
         self.predict_ahead, self.ahead_weight, self.z_loss = predict_ahead, ahead_weight, z_loss

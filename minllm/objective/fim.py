@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minllm.data.batches import IGNORED, Batch
+from minllm.data.probe import Probe
 from minllm.data.source import PairSource, Source
 from minllm.errors import UserError
 from minllm.generation.generate import continued_rows
@@ -46,6 +47,11 @@ class FillInTheMiddle(Objective):
         self.rate, self.spm = rate, spm
 
     def check(self, source: Source) -> None:
+        if isinstance(source, Probe):
+            raise UserError(
+                "objective=fim rearranges one target in a row, and examples of probes may have several answers: choose"
+                " objective=causal."
+            )
         if source.packing == "pack":
             raise UserError(
                 "objective=fim rearranges rows, which must not have several documents apart: choose data.packing=pad or"

@@ -127,6 +127,10 @@ class Mixture(Objective):
         return self._evaluated_part.counts_right
 
     @property
+    def learns_hidden(self) -> bool:
+        return all(part.learns_hidden for part in self.of.values())
+
+    @property
     def sampling_options(self) -> tuple[str, ...]:
         return self._evaluated_part.sampling_options
 

@@ -15,7 +15,7 @@ from minllm.page import units
 from minllm.schema.building import build
 from minllm.schema.options import RunPlace, reads
 from minllm.training import checkpoints, machine, memory
-from minllm.training.answers import answers_of
+from minllm.training.answers import answers_of, refuse_hidden_answers
 from minllm.training.evaluation import BOUND_NOTE, LOOKAHEAD_WARNING
 from minllm.training.evaluation import evaluate as measure
 
@@ -50,6 +50,7 @@ def evaluated(cfg: DictConfig, run: str) -> dict[str, Any]:
     source: Source = build(cfg.data)
     objective: Objective = build(cfg.objective)
     objective.check(source)
+    refuse_hidden_answers(source, objective)
     corpus = open_data(source, tokenizer)
     validation = corpus.validation(settings.batch_size)
     answers = answers_of(validation, objective, source)

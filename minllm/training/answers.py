@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minllm.data.batches import IGNORED, Batch, Validation
+from minllm.data.batches import IGNORED, Batch, Validation, hidden_answers
 from minllm.data.probe import Probe
-from minllm.data.source import Source
+from minllm.data.source import PairSource, Source
 from minllm.objective import Objective
 from minllm.training.parallel import Processes
 
@@ -73,6 +73,19 @@ class Answers:
         for name, estimate in self.shares.items():
             found |= {name: estimate.value, f"{name}_interval": list(estimate.interval)}
         return found
+
+
+def refuse_hidden_answers(source: Source, objective: Objective) -> None:
+    """Raise UserError if a probe hides its answers, and the objective needs them in the text."""
+    if isinstance(source, Probe) and source.hides_answers and not objective.learns_hidden:
+        raise hidden_answers()
+
+
+def why_none(source: Source, objective: Objective) -> str | None:
+    """Return why evaluation has no accuracy, as a clause; None if it has one."""
+    if not isinstance(source, PairSource):
+        return "the documents of this data have no answers"
+    return None if objective.counts_right else "this objective doesn't predict one token after the other"
 
 
 def answers_of(validation: Validation, objective: Objective, source: Source | None = None) -> Answers | None:

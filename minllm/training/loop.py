@@ -63,6 +63,9 @@ def fit(run: Run) -> int | None:
         if progress.step > 0:
             last = budget.spent(progress.step, progress.seconds) or is_solved(run)
             catch_up(run, last)
+            if is_solved(run) and not last:
+                last = True
+                run.folder.say(solved(run))
             if last and run.branch:
                 progress.total_steps = budget.total_steps
                 save(run)

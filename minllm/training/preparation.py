@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from minllm.data.batches import Validation, check_data, open_data
+from minllm.data.batches import check_data, open_data
 from minllm.data.source import PairSource, Source
 from minllm.errors import UserError
 from minllm.laws.laws import UNCHECKED, check_laws
@@ -27,7 +27,7 @@ from minllm.runs.records import Kept
 from minllm.schema.building import build
 from minllm.tokenizer import Tokenizer
 from minllm.training import checkpoints, machine, memory
-from minllm.training.answers import answers_of
+from minllm.training.answers import answers_of, refuse_hidden_answers, why_none
 from minllm.training.averaging import Average
 from minllm.training.branching import Branch, branch_of, branch_steps
 from minllm.training.budget import Budget
@@ -103,6 +103,9 @@ def prepare(
     check_data(source, tokenizer)
     objective: Objective = build(cfg.objective)
     objective.check(source)
+    refuse_hidden_answers(source, objective)
+    if settings.stop_at_accuracy is not None and (why := why_none(source, objective)):
+        raise UserError(f"train.stop_at_accuracy needs a val_accuracy, but {why}. Leave it out.")
     with memory.running_out("the model was built"):
         # shards go to the device one by one
         model = (rebuild_model if resume else new_model)(cfg, tokenizer).to("cpu" if is_sharded else device)
@@ -145,9 +148,6 @@ def prepare(
     objective.check_corpus(corpus)
     progress.data = same_data(progress.data, corpus.store.metadata["splits"])
     validation = corpus.validation(rows)
-    answers = answers_of(validation, objective, source)
-    if answers is None and settings.stop_at_accuracy is not None:
-        raise no_accuracy(validation)
     run = Run(
         seed=cfg.seed,
         settings=settings,
@@ -169,7 +169,7 @@ def prepare(
         pending=PendingMetrics(LAG if device.type == "cuda" else 0),
         tokens_per_step=settings.batch_size * cfg.data.seq_len,
         validation_text=corpus.store.metadata["validation_text"],
-        answers=answers,
+        answers=answers_of(validation, objective, source),
         document_bytes=validation.documents.sizes(tokenizer.byte_lengths),
         average=average,
         processes=processes,
@@ -221,13 +221,6 @@ def average_note(run: Run) -> str | None:
         "Evaluations, samples and model.safetensors use the exponential moving average of the weights"
         f" (train.ema={run.settings.ema:g})."
     )
-
-
-def no_accuracy(validation: Validation) -> UserError:
-    """Return the error for stopping at an accuracy that evaluation doesn't have."""
-    documents = "the documents of this data have no answers"
-    why = "this objective doesn't predict one token after the other" if validation.has_answers else documents
-    return UserError(f"train.stop_at_accuracy needs a val_accuracy, but {why}. Leave it out.")
 
 
 def continuation_notes(

@@ -42,9 +42,10 @@ from minllm.study.trust import refuse_broken_arm
 from minllm.study.tuning import RATE, Tuning
 from minllm.sweep.launchers import shared_server
 from minllm.sweep.plugin import PruningSweeper
-from minllm.sweep.report.trials import is_complete
+from minllm.sweep.report.trials import counted_noun, is_complete
 from minllm.sweep.search import Search, run_together
 from minllm.sweep.spec import without_storage
+from minllm.training.answers import refuse_hidden_answers, why_none
 from minllm.verdict.arms_search import ArmsSearch
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.phases import QUEUED, phase
@@ -143,17 +144,21 @@ class ProfileSearch(ArmsSearch):
     # ---- mixers and probes
 
     def probe(self, name: str, cfg: DictConfig) -> Probe:
-        source = build(cfg.data)
+        source, objective = build(cfg.data), build(cfg.objective)
+        refuse_hidden_answers(source, objective)
+        if why := why_none(source, objective):
+            raise UserError(f"A profile compares val_accuracy, and {name} has none: {why}.")
         task, difficulty = difficulty_of(name, list(self.words))
         chance, ceiling = getattr(source, "chance", None), getattr(source, "ceiling", 1.0)
         return Probe(name, task, self.words[name], difficulty, chance, ceiling)
 
     def solved_at(self, probe: Probe) -> float:
-        return self.protocol.solved * probe.ceiling
+        """Return the accuracy at which a run ends, rounded as runs are told it."""
+        return float(f"{self.protocol.solved * probe.ceiling:.6g}")
 
     def end_of(self, probe: Probe) -> str:
         """Return the override that ends a run when it has solved a probe."""
-        return f"train.stop_at_accuracy={self.solved_at(probe):.6g}"
+        return f"train.stop_at_accuracy={self.solved_at(probe):g}"
 
     def size_of(self, first: DictConfig) -> list[str]:
         """Return the override that gives each mixer the first one's size on a probe."""
@@ -188,8 +193,9 @@ class ProfileSearch(ArmsSearch):
                 *(f"{self.names[arm]}: {' '.join(words)}" for arm, words in self.arms.items()),
                 *(f"{probe.name}: {' '.join(self.rungs[probe.name])}" for probe in self.probes),
                 f"Each mixer tries {first.description}, on each probe; then it trains with {seeds}.",
-                f"{len(self.arms)} mixers on {len(self.probes)} probes: {runs} runs or more of up to"
-                f" {next(iter(self.cfgs.values())).train.steps} steps, {self.sweeper.n_jobs} at a time.",
+                f"{counted_noun(len(self.arms), 'mixer')} on {counted_noun(len(self.probes), 'probe')}:"
+                f" {runs} runs or more of up to {next(iter(self.cfgs.values())).train.steps} steps,"
+                f" {self.sweeper.n_jobs} at a time.",
             ]
         )
 
@@ -219,7 +225,7 @@ class ProfileSearch(ArmsSearch):
             for arm, search in searches.items():
                 key = self.names[arm], probe.name
                 self.cells[key] = with_runs(self.cells[key], tunings[arm], search.trials())
-        return all(self.cells[self.names[arm], probe.name].state != "incomplete" for arm in self.arms)
+        return all(self.cells[self.names[arm], probe.name].is_complete for arm in self.arms)
 
     def opened(self, arm: str, probe: Probe) -> contextlib.AbstractContextManager[Search]:
         """Open the search that trains a mixer on a probe."""

@@ -26,7 +26,7 @@ class MQAR(Probe):
     values have as many symbols as keys have with the filler.
 
     vocabulary: how many symbols there are: the filler and the keys are half of them, and values the other half
-    pairs: how many keys have a value in an example
+    n_pairs: how many keys have a value in an example
     length: tokens of an example, with the beginning of the text
     power: of the law of gaps; 1 would be uniform
     """

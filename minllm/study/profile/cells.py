@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from minllm.estimates import Estimate, clopper_pearson, share_of
+from minllm.estimates import Estimate, share_of
 from minllm.study.tuning import Tuning
 
 State = Literal["solved", "ran out", "diverged", "incomplete"]
@@ -79,13 +79,23 @@ class Cell:
 
     @property
     def state(self) -> State:
-        """`solved` by most seeds; `ran out` of steps; `diverged` with most seeds; or `incomplete`, before most have."""
+        """`solved` or `diverged` with most seeds, `incomplete` while it may become one of these, or `ran out`."""
         most = self.planned / 2
         if len(self.solved) > most:
             return "solved"
-        if len(self.runs) + len(self.lost) <= most:
-            return "incomplete"
-        return "diverged" if len(self.lost) > most else "ran out"
+        if len(self.lost) > most:
+            return "diverged"
+        left = self.planned - self.ended
+        return "incomplete" if max(len(self.solved), len(self.lost)) + left > most else "ran out"
+
+    @property
+    def ended(self) -> int:
+        """With how many seeds training has ended."""
+        return len(self.runs) + len(self.lost)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.ended >= self.planned
 
     @property
     def estimate(self) -> Estimate | None:
@@ -102,13 +112,6 @@ class Cell:
         if len(self.runs) == 1 or np.ptp(accuracies) == 0:
             return Estimate(float(accuracies[0]), self.runs[0].interval)
         return share_of(accuracies * counts, counts)
-
-    @property
-    def share_solved(self) -> Estimate:
-        """The share of seeds that solve the probe, with an exact interval; a seed that diverged doesn't."""
-        ended = len(self.runs) + len(self.lost)
-        value = len(self.solved) / ended if ended else math.nan
-        return Estimate(value, clopper_pearson(len(self.solved), ended) if ended else (0.0, 1.0))
 
     @property
     def most_steps(self) -> int:
@@ -134,7 +137,7 @@ class Profile:
 
     @property
     def is_complete(self) -> bool:
-        return all(cell.state != "incomplete" for cell in self.cells.values())
+        return all(cell.is_complete for cell in self.cells.values())
 
     @property
     def tasks(self) -> dict[str, list[Probe]]:

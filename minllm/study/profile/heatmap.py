@@ -51,7 +51,7 @@ def heatmap(profile: Profile) -> str:
         _text(
             left,
             below + 15,
-            "0 to 100 %; its tick is chance. Runs that don't solve a probe ran out of steps.",
+            "0 to 100 %; its tick is chance. Not bold: ran out of steps. Asterisk: seeds diverged or didn't run.",
             SOFT,
             11,
         ),
@@ -79,7 +79,7 @@ def _cell(cell: Cell, x: float, y: float) -> Iterator[str]:
     else:
         weight = "700" if cell.state == "solved" else "400"
         number = f"{100 * estimate.value:.1f}" if estimate.value < 1 else "100"
-        mark = "*" if cell.state in ("incomplete", "diverged") else ""
+        mark = "" if cell.is_complete and not cell.lost else "*"
         yield _text(x + WIDTH / 2, y + 22, number + mark, ink, 14, "middle", weight=weight)
         start, length, line = x + 12, WIDTH - 24, y + HEIGHT - 11
         low, high = estimate.interval

@@ -13,7 +13,8 @@ ABOUT_ACCURACY = (
 ABOUT_INTERVALS = (
     "Intervals are at 95 %, and Korn and Graubard's: exact ones for shares (Clopper and Pearson's), of as many"
     " independent answers as have the variance that is found between seeds, because accuracies near 1 aren't normal and"
-    " answers of one run resemble each other. Where all seeds agree or there is one, documents stand for seeds."
+    " answers of one run resemble each other. Where two or three seeds differ, an interval may reach from 0 to 100 %."
+    " Where all seeds agree or there is one, documents stand for seeds."
 )
 ABOUT_STATES = (
     "A run ends when it has solved its probe. One that hasn't when its steps are used up ran out: with more steps,"
@@ -28,25 +29,27 @@ def headline(profile: Profile) -> str:
         for mixer in profile.mixers
     }
     order = sorted(profile.mixers, key=lambda mixer: (-counts[mixer], -profile.rank(mixer)))
-    return f"Solved, of {len(profile.probes)} probes: {', '.join(f'{mixer} {counts[mixer]}' for mixer in order)}."
+    return f"Solved, of {counted(profile.probes, 'probe')}: {', '.join(f'{mixer} {counts[mixer]}' for mixer in order)}."
 
 
 def introduction(profile: Profile) -> str:
     solved = next(iter(profile.cells.values())).solved_at
     return (
-        f"{len(profile.mixers)} mixers on {len(profile.probes)} probes, {profile.equal}. Each mixer tried the same"
-        f" learning rates and weight decays on each probe, and the best were trained again with new seeds. A run"
-        f" ends when its accuracy reaches {percent(solved)} of what is possible."
+        f"{counted(profile.mixers, 'mixer')} on {counted(profile.probes, 'probe')}, {profile.equal}. Each mixer tried"
+        f" the same learning rates and weight decays on each probe, and the best were trained again with new seeds. A"
+        f" run ends when its accuracy reaches {percent(solved)} of what is possible."
     )
 
 
 def of_cell(cell: Cell) -> str:
     """Return what a mixer does on a probe, as a sentence."""
-    if cell.state == "incomplete" and not cell.runs:
+    if not cell.ended:
         return f"{cell.mixer} wasn't trained on {cell.probe.name}: the time was up."
     if not cell.runs:
-        return f"{cell.mixer} diverged on {cell.probe.name} with every seed."
-    found, ended = accuracy(cell), len(cell.runs) + len(cell.lost)
+        seeds = "every seed" if cell.is_complete else f"{cell.ended} of {cell.planned} seeds"
+        rest = "" if cell.is_complete else ": the time was up before the others had run"
+        return f"{cell.mixer} diverged on {cell.probe.name} with {seeds}{rest}."
+    found, ended = accuracy(cell), cell.ended
     if cell.state == "solved":
         seeds = "" if len(cell.solved) == ended else f", with {len(cell.solved)} of {ended} seeds"
         return f"{cell.mixer} solves {cell.probe.name} ({found}{seeds}, after at most {cell.most_steps:,} steps)."
@@ -71,6 +74,10 @@ def accuracy(cell: Cell) -> str:
     assert cell.estimate is not None
     low, high = cell.estimate.interval
     return f"{percent(cell.estimate.value)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def counted(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def percent(share: float) -> str:
