@@ -89,7 +89,7 @@ def test_attention_is_its_formula_key_by_key(mask, position, options):
         "alibi": Alibi(8),
         "t5": T5(8, n_heads=H, n_buckets=4, max_distance=8),
     }[position]
-    core = Core(H, mask=lambda: mask, **options)
+    core = Core(H, K, mask=lambda: mask, **options)
     for param in [*core.parameters(), *made.parameters()]:
         torch.nn.init.normal_(param)
     expected = slow_core(

@@ -75,7 +75,7 @@ def test_few_rows_have_the_product_that_many_have(rows):
 def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch):
     asked = []
     chunk = cross_entropy._chunk
-    monkeypatch.setattr(cross_entropy, "_chunk", lambda *args: asked.append(args[-2]) or chunk(*args))
+    monkeypatch.setattr(cross_entropy, "_chunk", lambda *args: asked.append(args[7]) or chunk(*args))
     x, weight, targets = torch.randn(4, 8), torch.nn.Parameter(torch.randn(VOCAB, 8)), torch.arange(4)
     with torch.no_grad():
         head_cross_entropy(x, weight, targets)

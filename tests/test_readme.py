@@ -247,7 +247,7 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     smaller = {"size.params=1e6": "size.params=2e4", "size.params=5e5": "size.params=2e4"}
     smaller |= {"seed=0,1,2,3,4,5": "seed=0,1", "experiment=glob(small_*)": "experiment=glob(small_g*)"}
     smaller |= {"search.trials=24": "search.trials=3", "model.dim=64,128,256,512": "model.dim=16,32"}
-    words = [re.sub("^(optim.lr=[^,]*),.*", r"\1", smaller.get(word, word)) for word in words]
+    words = [re.sub(r"^(optim.lr=[\d.]+),.*", r"\1", smaller.get(word, word)) for word in words]
     if {"task=grade", "grader=grammar"} & set(words):
         words += ["grader.stories=2", "grader.beginnings=2", "grader.max_new_tokens=8"]
     if {"search=ladder", "search=profile"} & set(
