@@ -146,9 +146,8 @@ def resolve_config(composed: DictConfig, overrides: Sequence[str], runtime: Dict
         refuse_missing_code(cfg)
     if "branch_from" in cfg:
         check_value(read(cfg, "branch_from", "branch_from"), RunPlace | None, "branch_from", set())
-    if cfg.get(
-        "branch_from"
-    ):  # a run, or a folder of runs, of which one is chosen by its seed when this run begins
+    if cfg.get("branch_from"):
+        # a run, or a folder of runs, of which one is chosen by its seed when this run begins
         place = find_run("latest") if cfg.branch_from == "latest" else Path(str(cfg.branch_from)).expanduser()
         cfg.branch_from = str(place.resolve())
     for key, merge in (

@@ -11,7 +11,7 @@ from itertools import islice
 from random import Random
 from typing import Literal
 
-from minllm.data.source import Pair, PairSource, Split, unescaped
+from minllm.data.source import Pair, PairSource, Split, check_lengths, unescaped
 from minllm.data.text import is_held_out
 from minllm.errors import UserError
 from minllm.schema.options import Count, Natural
@@ -48,10 +48,7 @@ class Reverse(PairSource):
     def __post_init__(self) -> None:
         if len(set(self.alphabet)) < max(len(self.alphabet), 2):
             raise UserError(f"data.alphabet={self.alphabet!r} must have two or more characters, each once.")
-        if self.min_length > self.max_length:
-            raise UserError(
-                f"data.min_length={self.min_length} is greater than data.max_length={self.max_length}."
-            )
+        check_lengths(self.min_length, self.max_length)
         mark = unescaped(self.separator)
         if not mark or set(mark) & set(self.alphabet):
             raise UserError(

@@ -116,6 +116,12 @@ class PairSource(Source):
         return (given + target for given, target in self.pairs(split))
 
 
+def check_lengths(least: int, most: int) -> None:
+    """Raise `UserError` unless `data.min_length` is at most `data.max_length`."""
+    if least > most:
+        raise UserError(f"data.min_length={least} is greater than data.max_length={most}.")
+
+
 def expanded(path: str, key: str) -> Path:
     """Return a typed path with ~ expanded to the home folder.
 

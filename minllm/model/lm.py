@@ -95,11 +95,8 @@ class LM(Stack):
         layers = written(first, layout, n_layers)
         super().__init__(parts, layers + predict_ahead * layers[-1:], n_layers=n_layers, loops=loops)
         self.softcap, self.both_ways = softcap, both_ways
-        self.transfer, self.base, self.head_factor = (
-            transfer,
-            base and base(),
-            scale_logits,
-        )  # `build_model` scales it
+        self.transfer, self.base = transfer, base and base()
+        self.head_factor = scale_logits  # which `build_model` divides for the growth of the width
         self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
         self.sees_padding = self.cannot_generate is not None

@@ -7,7 +7,6 @@ python run.py task=coordcheck model.transfer=completep norm.embedding=true 'dept
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from minllm.errors import UserError
 from minllm.model.build import build_shapes
 from minllm.page.html import document, escape, figure_html, table
 from minllm.page.markdown import fit_to_width
+from minllm.page.units import finite
 from minllm.runs.folder import to_json, write_text
 from minllm.schema.building import build
 from minllm.schema.checking import validate
@@ -202,10 +202,6 @@ def as_dict(check: Check) -> dict[str, Any]:
             for line in check.lines
         ],
     }
-
-
-def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def page(cfg: DictConfig, checks: Sequence[Check]) -> str:

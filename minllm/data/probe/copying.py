@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from minllm.data.probe import Example, Probe, Symbols
 from minllm.data.probe.draw import Draw
-from minllm.data.source import Split
-from minllm.errors import UserError
+from minllm.data.source import Split, check_lengths
 from minllm.schema.options import Count
 
 MARK = "|"
@@ -29,10 +28,7 @@ class Copying(Probe):
     val_length: Count | None = None
 
     def check_options(self) -> None:
-        if self.min_length > self.max_length:
-            raise UserError(
-                f"data.min_length={self.min_length} is greater than data.max_length={self.max_length}."
-            )
+        check_lengths(self.min_length, self.max_length)
 
     @property
     def alphabet(self) -> Symbols:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from minllm.data.probe import Example, Probe, Symbols
 from minllm.data.probe.draw import Draw
-from minllm.data.source import Split
+from minllm.data.source import Split, check_lengths
 from minllm.errors import UserError
 from minllm.schema.options import Count
 
@@ -35,10 +35,7 @@ class Tracking(Probe):
     val_length: Count | None = None
 
     def check_options(self) -> None:
-        if self.min_length > self.max_length:
-            raise UserError(
-                f"data.min_length={self.min_length} is greater than data.max_length={self.max_length}."
-            )
+        check_lengths(self.min_length, self.max_length)
 
     @property
     def longest(self) -> int:
