@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from minllm.page import units
 from minllm.study import bounds
 from minllm.study.arms import Arm
 from minllm.study.divergence import Divergence
+from minllm.study.metric import BITS
 from minllm.study.standing import Standing
 from minllm.study.verdict import Verdict
 
 SAME = "Every pair reached exactly the same loss, so what differs between the two had no effect on the computation."
+TIED = (
+    "Every pair has exactly the same value, which has no spread to estimate: with 95 % confidence, all that follows for"
+    " other seeds is that fewer than {share} of the pairs differ."
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,13 @@ class Contest:
     @property
     def is_the_same(self) -> bool:
         """Whether every pair reached exactly the same loss, as arms that compute the same thing do."""
-        return len(self.differences) > 1 and not any(self.differences.values())
+        losses = ([BITS.of(arm.runs[seed].summary) for seed in self.seeds] for arm in (self.arm, self.baseline))
+        return len(self.differences) > 1 and operator.eq(*losses)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether no pair differs, as happens to accuracies of arms that don't compute the same thing."""
+        return len(self.differences) > 1 and not any(self.differences.values()) and not self.is_the_same
 
     @property
     def seeds(self) -> list[int]:
@@ -83,8 +96,9 @@ class Contest:
     @property
     def sentence(self) -> str:
         same = SAME * self.is_the_same
+        tied = TIED.format(share=units.share(1 - 0.05 ** (1 / len(self.seeds)))) if self.is_tied else ""
         remark = bounds.remark(self.arm, self.baseline, self.verdict)
-        parts = [self._answer(), self._diverged(), self.verdict.why, remark, self.verdict.settling, same]
+        parts = [self._answer(), self._diverged(), self.verdict.why, remark, self.verdict.settling, same, tied]
         return " ".join(filter(None, parts))
 
     def _answer(self) -> str:
