@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -79,15 +78,15 @@ class Contest:
         return f"{self.outcome} because {self.reason}" if self.reason else self.outcome
 
     @property
-    def is_the_same(self) -> bool:
-        """Whether every pair reached exactly the same loss, as arms that compute the same thing do."""
-        losses = ([BITS.of(arm.runs[seed].summary) for seed in self.seeds] for arm in (self.arm, self.baseline))
-        return len(self.differences) > 1 and operator.eq(*losses)
+    def is_tied(self) -> bool:
+        """Whether no pair differs in what decides."""
+        return len(self.differences) > 1 and not any(self.differences.values())
 
     @property
-    def is_tied(self) -> bool:
-        """Whether no pair differs, as happens to accuracies of arms that don't compute the same thing."""
-        return len(self.differences) > 1 and not any(self.differences.values()) and not self.is_the_same
+    def is_the_same(self) -> bool:
+        """Whether every pair reached exactly the same loss, as arms that compute the same thing do."""
+        pairs = ((self.arm.runs[seed], self.baseline.runs[seed]) for seed in self.seeds)
+        return self.is_tied and all(BITS.of(own.summary) == BITS.of(other.summary) for own, other in pairs)
 
     @property
     def seeds(self) -> list[int]:
@@ -95,10 +94,11 @@ class Contest:
 
     @property
     def sentence(self) -> str:
-        same = SAME * self.is_the_same
-        tied = TIED.format(share=units.share(1 - 0.05 ** (1 / len(self.seeds)))) if self.is_tied else ""
         remark = bounds.remark(self.arm, self.baseline, self.verdict)
-        parts = [self._answer(), self._diverged(), self.verdict.why, remark, self.verdict.settling, same, tied]
+        parts = [
+            *(self._answer(), self._diverged(), self.verdict.why, remark, self.verdict.settling),
+            self._without_spread(),
+        ]
         return " ".join(filter(None, parts))
 
     def _answer(self) -> str:
@@ -123,6 +123,12 @@ class Contest:
         because = f" because {self.reason}" if self.reason else ""
         among = self.standing.clause(self.verdict) if self.standing else ""
         return f"{self.arm.name} {links[word]} {self.baseline.name}{outcome}{because}{among}."
+
+    def _without_spread(self) -> str:
+        """What is said if no pair differs: why, or the upper end of the exact interval of the share that does."""
+        if self.is_the_same or not self.is_tied:
+            return SAME * self.is_the_same
+        return TIED.format(share=units.share(1 - 0.05 ** (1 / len(self.seeds))))
 
     def _diverged(self) -> str:
         if self.divergence is None:

@@ -68,7 +68,7 @@ def refuse_unsafe(overrides: Sequence[str], file: Path) -> None:
 
 
 def kind_of(cfg: DictConfig, equal: str | None, metric: Name = BITS.name) -> str:
-    """Return a hash of a kind of question: the default arm as it would be trained, what is held equal, and the metric."""
+    """Return a hash of a kind of question: the default arm as it would be trained, the equal quantity, the metric."""
     return of_metric([identity(cfg), equal], metric)[:16]
 
 

@@ -53,8 +53,10 @@ class Question:
 
     @property
     def key(self) -> str:
-        """A hash of the arms' configurations and the metric; the verdict's name and how they were typed don't matter."""
-        return of_metric([[name, idea_of(self.cfgs, (name, name))] for name in self.cfgs], self.protocol["metric"])
+        """A hash of the arms' configurations and the metric, whatever the verdict's name and how they were typed."""
+        return of_metric(
+            [[name, idea_of(self.cfgs, (name, name))] for name in self.cfgs], self.protocol["metric"]
+        )
 
     @property
     def content(self) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def plan_of(name: str, cfg: DictConfig, protocol: Protocol, perfect: float = 0.0
         rates = rates_of(configured(name, cfg, RATE), protocol.rates)
         return RateSearch(rates, seeds, protocol.tuning_runs, perfect)
     centre = {key: configured(name, cfg, key) for key in protocol.tune}
-    return RandomSearch(draws_of(centre, protocol.trials, protocol.span), seeds, centre, protocol.span, perfect)
+    return RandomSearch(
+        draws_of(centre, protocol.trials, protocol.span), seeds, centre, protocol.span, perfect
+    )
 
 
 def refuse_extremes(name: str, plan: Plan, spec_of: Callable[[Sequence[str]], SearchSpec]) -> None:
