@@ -18,8 +18,8 @@ def metric_of(name: Name, cfgs: Mapping[str, DictConfig]) -> Metric:
     for arm, cfg in cfgs.items():
         if METRICS[name].is_share and (why := why_without(name, cfg)):
             raise UserError(
-                f"search.metric={name} compares answers, and the runs of arm {arm} would have no {name}: {why}. Choose"
-                " data with answers, such as data=probe/mqar_small, or leave search.metric out."
+                f"search.metric={name} needs runs with a {name}, and those of arm {arm} would have none: {why}. Choose"
+                " another metric, or other data, such as data=probe/mqar_small."
             )
     refuse_early_ends(name, cfgs.values())
     return up_to_early_ends(METRICS[name], cfgs.values())

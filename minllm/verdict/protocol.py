@@ -149,7 +149,7 @@ class Protocol(ArmsProtocol):
     noun = "verdict"
     numbers = "search.looks"
     limits = "search.looks, search.tuning_runs and search.trials"
-    sets = {**SET_BY_VERDICTS, "sweep.metric": "which compares what search.metric says"}
+    sets = {**SET_BY_VERDICTS, "sweep.metric": "whose metric is search.metric"}
 
     def run(self, sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
         """Reach the verdict.
