@@ -204,7 +204,7 @@ def test_accuracies_of_one_in_all_runs_are_equivalent(asked):
         contest.sentence.endswith("fewer than 34.8 % of the pairs differ.")
         and "same loss" not in contest.sentence
     )
-    assert "interval 0.0000 to 0.0000" in summary(comparison)
+    assert "interval 0.0000 lower to 0.0000 higher" in summary(comparison)
 
 
 def test_before_every_arm_has_a_run_nothing_is_decided(asked):
