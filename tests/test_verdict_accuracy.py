@@ -14,7 +14,7 @@ from minllm.study.comparison import of_arms
 from minllm.study.metric import METRICS
 from minllm.study.report import summary, write_report
 from minllm.study.report.data import in_a_line
-from minllm.study.report.sentences import introduction
+from minllm.study.report.sentences import introduction, noise
 from minllm.study.tuning import Tried, Tuning
 from minllm.sweep.report.summary import ten_best
 from minllm.tasks.ledger import rows_of
@@ -247,11 +247,13 @@ def test_a_grid_has_columns_of_accuracies_if_its_runs_have_them(here):
     ]
     for folder, accuracy in zip(folders[:2], (0.25, 0.75)):
         figures = json.loads((folder / "summary.json").read_text())
-        (folder / "summary.json").write_text(json.dumps({**figures, "val_accuracy": accuracy}))
+        (folder / "summary.json").write_text(
+            json.dumps({**figures, "val_accuracy": accuracy, "val_exact": 0.0})
+        )
     jobs = [([f"attn={folder.name[:3]}", f"seed={folder.name[-1]}"], folder) for folder in folders]
     head, _, first, second = grid_table(jobs, 120).splitlines()[:4]
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (head, first, second)]
-    assert cells[0] == ["", "params", "val_bpb", "val_accuracy", "tokens/s", "state, bytes"]
+    assert cells[0] == ["", "params", "val_bpb", "val_accuracy", "val_exact", "tokens/s", "state, bytes"]
     assert [row[3] for row in cells[1:]] == ["0.5000 ± 0.3536", ""]
 
 
@@ -261,3 +263,9 @@ def test_a_search_has_columns_of_accuracies_if_its_trials_have_them():
     assert figures == ["trial", "1 − val_accuracy", "val_accuracy", "params", "peak"]
     assert [row[2] for row in rows] == ["0.7500", ""]
     assert ten_best(trials[1:], "val_loss")[0] == ["trial", "val_loss", "params", "peak"]
+
+
+def test_equal_accuracies_of_an_arm_say_little_of_its_noise(here):
+    arms = arms_with(here, {"pre": [0.95] * 7, "post": [0.95] * 6 + [0.9]})
+    same, other = noise(of_arms(arms, metric=METRICS["val_accuracy"], aa=True))
+    assert same.startswith("All 7 runs of pre have exactly the same value") and "in 95 % of cases" in other

@@ -118,8 +118,8 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield ""
     for contest, measures in zip(comparison.contests, comparison.measures):
         yield f"- {contest.sentence}"
-        unit = f"In {BITS.unit}: " * comparison.metric.is_share
-        yield from (f"  {unit}{sentence}" for sentence in in_a_terminal(measures))
+        yield from [f"  In {BITS.unit}:"] * comparison.metric.is_share
+        yield from (f"  {sentence}" for sentence in in_a_terminal(measures))
     yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
     yield from (f"- {sentence}" for sentence in scaling.sentences(comparison.ladders))
     yield ""
