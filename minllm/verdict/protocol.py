@@ -18,6 +18,7 @@ from minllm.schema.options import Count, FolderName, Natural, Positive, Share
 from minllm.schema.overrides import is_seed, key_of
 from minllm.study.arms import ABSENT, identity, training_settings
 from minllm.study.comparison import ALL
+from minllm.study.metric import Name as MetricName
 from minllm.study.tuning import RATE, Tuning
 from minllm.verdict.random_search import FINALISTS
 
@@ -126,7 +127,8 @@ class Protocol(ArmsProtocol):
     span: a random search draws between a configured value divided by this and multiplied by it
     tuning_seeds: seeds of the tuning runs; everything is tried with the first, and the best values with all
     looks: numbers of pairs after which the results are tested; the error rate is shared out among them
-    margin: differences below this share of the baseline's bits per byte count as equal
+    metric: what decides, and what each arm is tuned by
+    margin: differences below this share of the baseline's bits per byte, or of accuracies below this, count as equal
     baseline: the arm that the others are compared with; all compares every pair of arms
     aa: also compare each arm with itself; with a single arm, only that
     prompts, stories: prompts and number of stories for the samples in the report
@@ -138,6 +140,7 @@ class Protocol(ArmsProtocol):
     trials: Count
     span: Positive
     looks: list[Count]
+    metric: MetricName
     baseline: str | None
     aa: bool
     ledger: bool
@@ -146,6 +149,7 @@ class Protocol(ArmsProtocol):
     noun = "verdict"
     numbers = "search.looks"
     limits = "search.looks, search.tuning_runs and search.trials"
+    sets = {**SET_BY_VERDICTS, "sweep.metric": "whose metric is search.metric"}
 
     def run(self, sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
         """Reach the verdict.
