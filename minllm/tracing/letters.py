@@ -54,6 +54,8 @@ EVERYWHERE: dict[str, tuple[str, int, int]] = {
     "batch": ("B", 3, 7),
     "seq_len": ("T", 192, 320),
 }
+# what can't always be varied: modules loop over chunks of tokens and over experts, and some need certain numbers of heads
+SUSPECTS = (("seq_len",), ("n_experts",), ("n_heads", "n_kv_heads"))
 # options whose null means a value that other options imply
 IMPLIED = ("head_dim", "hidden")
 
@@ -228,33 +230,39 @@ def nodes(node: DictConfig) -> Iterator[DictConfig]:
 def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list[tuple[Setup, Node]]:
     """Return two setups with the same steps as `setup` at other sizes, and their traces."""
 
-    def traced(varied: Collection[str]) -> list[tuple[Setup, Node]] | None:
-        twins = []
-        for which in (0, 1):
-            setup_of_twin = twin(setup, which, varied)
-            try:
-                twins.append((setup_of_twin, trace(setup_of_twin)))
-            except Exception:  # a module, possibly from outside, rejects these sizes
-                return None
-            if structure(twins[-1][1]) != structure(root):
-                return None
-        return twins
+    def traced(which: int, varied: Collection[str]) -> tuple[Setup, Node] | None:
+        setup_of_twin = twin(setup, which, varied)
+        try:
+            tree = trace(setup_of_twin)
+        except Exception:  # a module, possibly from outside, rejects these sizes
+            return None
+        return (setup_of_twin, tree) if structure(tree) == structure(root) else None
+
+    def vary_most(which: int, wanted: list[str]) -> tuple[list[str], tuple[Setup, Node]]:
+        if found := traced(which, wanted):
+            return wanted, found
+        # some option can't be varied freely: keep it, and vary the others
+        varied: list[str] = []
+        found = setup, root
+        waiting = apart(wanted)
+        while waiting:
+            names = waiting.pop(0)
+            if more := traced(which, [*varied, *names]):
+                varied, found = [*varied, *names], more
+            elif len(names) > 1:
+                waiting = [*halves(names), *waiting]
+        return varied, found
 
     present = {name for node in nodes(setup.cfg.model) for name in node}
-    everything = [*EVERYWHERE, *(name for name in OPTIONS if name in present)]
-    if twins := traced(everything):
-        return twins
-    # some option can't be varied freely: keep it, and vary the others
-    varied: list[str] = []
-    twins = traced(varied)
-    waiting = halves(everything) if twins is not None else []
-    while waiting:
-        names = waiting.pop(0)
-        if more := traced([*varied, *names]):
-            varied, twins = [*varied, *names], more
-        elif len(names) > 1:
-            waiting = [*halves(names), *waiting]
-    return twins or []
+    varied, first = vary_most(0, [*EVERYWHERE, *(name for name in OPTIONS if name in present)])
+    _, second = vary_most(1, varied)
+    return [first, second]
+
+
+def apart(names: Sequence[str]) -> list[Sequence[str]]:
+    """Return the options without those that modules loop over or restrict, then each of these."""
+    suspects = [[name for name in names if name in suspect] for suspect in SUSPECTS]
+    return [[name for name in names if name not in itertools.chain(*SUSPECTS)], *filter(None, suspects)]
 
 
 def halves(names: Sequence[str]) -> list[Sequence[str]]:
