@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,6 +20,8 @@ from minllm.tracing.tree import Node, Value, structure
 
 Sizes = tuple[int, ...]
 """One size in the trace and in each of its twins."""
+Fractions = tuple[Fraction, ...]
+"""The same for an expression, which may divide."""
 
 MEANING = {
     "B": "batch",
@@ -102,18 +105,29 @@ class Letters:
             if len(before) == 1 and (text := before.pop()):
                 return text
             if sizes not in self.solved:
-                varied = {letter: own for letter, own in self.of.items() if len(set(own)) > 1}
-                self.solved[sizes] = next(
-                    (text for text, own in expressions(varied, sizes) if own == sizes), ""
-                )
+                found = expressions(self.varied, self.products, sizes)
+                self.solved[sizes] = next((text for text, own in found if own == sizes), "")
             if self.solved[sizes]:
                 return self.solved[sizes]
         return named if self.named.get(named) == sizes else ""
 
+    @cached_property
+    def varied(self) -> dict[str, Sizes]:
+        return {letter: own for letter, own in self.of.items() if len(set(own)) > 1}
 
-def expressions(letters: Mapping[str, Sizes], sizes: Sizes) -> Iterator[tuple[str, tuple[Fraction, ...]]]:
-    """Yield candidate expressions for a size, simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3."""
-    products = sorted(monomials(letters), key=lambda product: len(product[0]))
+    @cached_property
+    def products(self) -> list[tuple[str, Fractions]]:
+        return sorted(monomials(self.varied), key=lambda product: len(product[0]))
+
+
+def expressions(
+    letters: Mapping[str, Sizes], products: Sequence[tuple[str, Fractions]], sizes: Sizes
+) -> Iterator[tuple[str, Fractions]]:
+    """Yield candidate expressions for a size, simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3.
+
+    Args:
+        products: products of the letters, the shortest first.
+    """
     yield from products
     for text, own in products:
         ratio = sizes[0] / own[0]
@@ -134,7 +148,7 @@ def expressions(letters: Mapping[str, Sizes], sizes: Sizes) -> Iterator[tuple[st
             yield f"{text}{int(more):+d}", tuple(x + more for x in own)
 
 
-def monomials(letters: Mapping[str, Sizes]) -> Iterator[tuple[str, tuple[Fraction, ...]]]:
+def monomials(letters: Mapping[str, Sizes]) -> Iterator[tuple[str, Fractions]]:
     """Yield products of up to three letters, also divided by another letter."""
     for count in (1, 2, 3):
         for factors in itertools.combinations_with_replacement(letters, count):
