@@ -57,7 +57,8 @@ EVERYWHERE: dict[str, tuple[str, int, int]] = {
     "batch": ("B", 3, 7),
     "seq_len": ("T", 192, 320),
 }
-# what can't always be varied: modules loop over chunks of tokens and over experts, and some need certain numbers of heads
+# what can't always be varied: modules loop over chunks of tokens and over experts, and some need numbers of heads that
+# are powers of two
 SUSPECTS = (("seq_len",), ("n_experts",), ("n_heads", "n_kv_heads"))
 # options whose null means a value that other options imply
 IMPLIED = ("head_dim", "hidden")
