@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Iterable
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
+from tests.composing import inside
 from tests.tiny import VOCAB, completed, has_no_mask, has_no_word, is_listed, tiny_cfg
 
 READ = ("model", "norm", "objective", "extensions", "choices", "typed")
@@ -16,39 +19,45 @@ OF_A_LAYOUT = ("layout", "first", "loops", "n_layers")
 
 
 @functools.cache
-def alone(choice: str) -> dict:
+def alone(choice: str) -> DictConfig:
     """Return a choice's tiny configuration, with what it needs; a recurrent mixer stands beside an attention."""
     cfg = OmegaConf.to_container(tiny_cfg(*completed(choice)), resolve=True)
     cfg = {name: cfg[name] for name in READ}
     if choice.startswith("model/rec="):
         cfg["model"]["layout"] = ["rec mlp", "attn mlp"]
+    return OmegaConf.create(cfg)
+
+
+def together(one: DictConfig, choice: str, other: DictConfig) -> DictConfig:
+    """Return the configuration `one` with what `choice`, whose configuration is `other`, brings."""
+    group, cfg = choice.split("=")[0], copy.deepcopy(one)
+    model, brought = cfg.model, other.model
+    if group == "norm":
+        put(cfg, ["norm"], other)
+        return cfg
+    if group == "model/layout":
+        put(model, [*OF_A_LAYOUT, *(name for name in brought if name not in model)], brought)
+    elif group == "model/encoder":
+        # the layout that reads it comes with it
+        put(model, ["encoder", *((*OF_A_LAYOUT, "cross") if "cross" in brought else ())], brought)
+    elif group == "model/attn/mask":
+        put(model.attn, ["mask"], brought.attn)
+    else:
+        put(model, [group.split("/")[1]], brought)
+        if group == "model/rec" and "rec" not in " ".join(model.layout):
+            # beside the cross-attention that an encoder needs
+            beside = list(model.layout) if "cross" in " ".join(model.layout) else []
+            model.layout = [*beside, *brought.layout]
+            model.n_layers = max(model.n_layers, len(model.layout))
+    if other.extensions:
+        put(cfg, ["objective", "extensions"], other)
     return cfg
 
 
-def together(one: dict, choice: str, other: dict) -> dict:
-    """Return the configuration `one` with what `choice`, whose configuration is `other`, brings."""
-    group, model = choice.split("=")[0], dict(one["model"])
-    cfg = {**one, "model": model}
-    if group == "norm":
-        return {**cfg, "norm": other["norm"]}
-    if group == "model/layout":
-        model |= {name: other["model"][name] for name in OF_A_LAYOUT}
-        model |= {name: node for name, node in other["model"].items() if name not in model}
-    elif group == "model/encoder":
-        # the layout that reads it comes with it
-        of_layout = (*OF_A_LAYOUT, "cross") if "cross" in other["model"] else ()
-        model |= {name: other["model"][name] for name in ("encoder", *of_layout)}
-    elif group == "model/attn/mask":
-        model["attn"] = {**model["attn"], "mask": other["model"]["attn"]["mask"]}
-    else:
-        model[group.split("/")[1]] = other["model"][group.split("/")[1]]
-        if group == "model/rec" and "rec" not in " ".join(model["layout"]):
-            # beside the cross-attention that an encoder needs
-            beside = model["layout"] if "cross" in " ".join(model["layout"]) else []
-            model["layout"] = [*beside, *other["model"]["layout"]]
-            model["n_layers"] = max(model["n_layers"], len(model["layout"]))
-    told = {name: other[name] for name in ("objective", "extensions")} if other["extensions"] else {}
-    return cfg | told
+def put(node: DictConfig, names: Iterable[str], other: DictConfig) -> None:
+    """Copy parts of another node, as they are: for the thousands of pairs OmegaConf's checks would take too long."""
+    for name in names:
+        node._content[name] = inside(node, other._get_node(name), {})
 
 
 def needs_most(choice: str) -> tuple[int, bool]:
@@ -56,9 +65,9 @@ def needs_most(choice: str) -> tuple[int, bool]:
     return -len(completed(choice)), choice.startswith("model/encoder=")
 
 
-def refusal(cfg: dict) -> str | None:
+def refusal(cfg: DictConfig) -> str | None:
     try:
-        build_shapes(OmegaConf.create(cfg), VOCAB)
+        build_shapes(cfg, VOCAB)
     except UserError as error:
         return str(error)
     return None

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.commands import python
 from tests.test_readme import ROOT, TINY, blocks, write_files
 
 PAGE = (ROOT / "docs/agent.md").read_text(encoding="utf-8")
@@ -22,14 +20,7 @@ def test_the_program_of_the_page_proposes_is_told_and_reads_the_ledger(tmp_path:
     (tmp_path / "agent.py").write_text(program.replace("(1.5, 2.5, 3.5)", "(1.5,)"))
     words = ["search.rates=[]", "search.looks=[1]", "search.prompts=[]", "search.stories=0", "train.evals=1"]
     words += ["train.steps=2", "train.device=cpu", "memory.predict=false", "train.check=false"]
-    done = subprocess.run(
-        [sys.executable, "agent.py", *TINY, *words],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
+    done = python(str(tmp_path / "agent.py"), *TINY, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     headline, idea = done.stdout.splitlines()
     assert headline == "model/mlp=power_1_5 against a: inconclusive."

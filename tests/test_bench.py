@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from minllm.bench import startup
 from minllm.bench.contestants import MAKERS, SETTINGS, SHAPES, Shape, config, step_run
 from minllm.bench.mixers import AS_THEIRS, OURS_AS_THEIRS, THEIRS, WORDS, chosen_mixers, mixer_jobs
 from minllm.bench.report import Figure, MixerRow, Ratio, Report, table
-from minllm.bench.worker import Job, Worker
+from minllm.bench.worker import Contest, Job, Worker
 from minllm.config.compose import compose, perform
 from minllm.errors import UserError
 from minllm.schema.checking import validate
@@ -155,14 +156,15 @@ def test_a_worker_takes_turns_and_learns(name):
     assert worker.process.returncode is not None
 
 
-@pytest.mark.slow  # each worker is a new process that imports torch, and transformers in one
-def test_workers_train_with_a_mixer_in_attentions_place():
+def test_workers_train_with_a_mixer_in_attentions_place(monkeypatch):
+    """What a worker does with its job, without the process; the test above has that."""
     pytest.importorskip("transformers")
+    monkeypatch.setattr("minllm.training.memory.keep_pages", lambda: None)  # would change this process
     shape = Shape(32, 2, 2, 1, head_dim=16, hidden=48, seq_len=16, batch_size=8, vocab_size=67)
     jobs = mixer_jobs("rglru", [], shape, EAGER, CPU)
     for who in (OURS_AS_THEIRS, THEIRS):
-        with Worker(jobs[who]) as worker:
-            losses = [worker.ask("train", seconds=0.01)["loss"] for _ in range(2)]
+        contest = Contest(Job.read(json.dumps(asdict(jobs[who]))))
+        losses = [contest.train(seconds=0.01)["loss"] for _ in range(2)]
         assert losses[1] < losses[0], who
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from minllm.config.compose import compose
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
-from tests.pairs import alone, needs_most, refusal, together
+from tests.pairs import alone, needs_most, put, refusal, together
 from tests.tiny import (
     VOCAB,
     completed,
@@ -38,7 +39,9 @@ def refuses() -> dict[frozenset[str], str]:
         if sentence := refusal(together(cfgs[one], other, cfgs[other])):
             found[frozenset([one, other])] = sentence
     for choice in choices:
-        if sentence := refusal({**cfgs[choice], "objective": alone("model/attn=mha")["objective"]}):
+        untold = copy.deepcopy(cfgs[choice])
+        put(untold, ["objective"], cfgs["model/attn=mha"])
+        if sentence := refusal(untold):
             if "memory" in sentence:
                 found[frozenset([choice, "objective=causal"])] = sentence
         elif sentence := build_shapes(tiny_cfg(*completed(choice)), VOCAB).cannot_generate:

@@ -20,6 +20,7 @@ TINY = [
     "data.num_proc=1",
     "train.batch_size=2",
     "train.steps=2",
+    "train.check=false",
     "sample.max_new_tokens=2",
 ]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
 from minllm.laws.laws import check_specimen
@@ -24,7 +24,7 @@ from minllm.objective import Inputs, Objective
 from minllm.objective.noise import Noise
 from minllm.objective.targets import read
 from minllm.schema.building import build
-from tests.pairs import alone
+from tests.pairs import alone, put
 from tests.test_objectives import batch, noise
 from tests.tiny import VOCAB, T, options, tiny_cfg
 
@@ -45,18 +45,18 @@ def test_they_go_together_or_are_refused(objective, choice):
         return
     if choice == "model/attn=cross":
         assert "+model/attn@model.encoder.attn=mha" in refused(cfg)
-        cfg["model"]["encoder"]["attn"] = model_node("model/attn=mha")["attn"]
+        put(cfg.model.encoder, ["attn"], alone("model/attn=mha").model)
     if one_way and learn.attends != "past":
         sentence = refused(cfg)
         assert "reads from left to right only" in sentence
         assert ("type model.both_ways=true" in sentence) == (learn.attends == "all")
-        cfg["model"]["both_ways"] = True
+        cfg.model.both_ways = True
         if learn.attends != "all":
             assert "model.both_ways=true would do nothing" in refused(cfg)
             return
     # an objective changes the models of these laws by its encoder alone; tests/test_every_option.py has the others
     if objective == first_with_memory():
-        check_specimen(specimen(OmegaConf.create(cfg)), T, learn)
+        check_specimen(specimen(cfg), T, learn)
     model = random_model(cfg)
     check_evaluation(learn, model)
     check_sight(learn, model)
@@ -159,40 +159,36 @@ def first_with_memory() -> str:
 # ---- how a pair is made --------------------------------------------------------------------------
 
 
-def put_together(objective: str, choice: str) -> dict:
+def put_together(objective: str, choice: str) -> DictConfig:
     """Return a configuration with both; if the objective gives a memory, each layer of the decoder reads it."""
     cfg = copy.deepcopy(alone(choice))
-    cfg |= {"objective": objective_node(objective), "extensions": []}
-    cfg["choices"]["objective"] = objective.split("=")[1]
-    model, of_encoder = cfg["model"], model_node("model/encoder=same", "model/layout=decoder")
+    put(cfg, ["objective"], objective_node(objective))
+    cfg.extensions, cfg.choices.objective = [], objective.split("=")[1]
+    model, of_encoder = cfg.model, alone("model/encoder=same").model
     if made(objective).gives_memory:
-        model["encoder"] = dict(of_encoder["encoder"])
+        put(model, ["encoder"], of_encoder)
         if choice != "model/attn=cross":
-            model["cross"] = of_encoder["cross"]
-            model["layout"] = [layer if "cross" in layer else f"{layer} cross" for layer in model["layout"]]
+            put(model, ["cross"], of_encoder)
+            model.layout = [layer if "cross" in layer else f"{layer} cross" for layer in model.layout]
     return cfg
 
 
 @functools.cache
 def made(objective: str) -> Objective:
-    return build(OmegaConf.create({"objective": objective_node(objective)}).objective)
+    return build(objective_node(objective).objective)
 
 
 @functools.cache
-def objective_node(objective: str) -> dict:
+def objective_node(objective: str) -> DictConfig:
+    """Return an objective's configuration, and nothing besides."""
     node = OmegaConf.to_container(tiny_cfg(objective).objective, resolve=True)
-    return node | {name: value for name, value in CHEAP.items() if name in node}
+    cheap = {name: value for name, value in CHEAP.items() if name in node}
+    return OmegaConf.create({"objective": node | cheap})
 
 
-@functools.cache
-def model_node(*choices: str) -> dict:
-    return OmegaConf.to_container(tiny_cfg(*choices).model, resolve=True)
-
-
-def random_model(cfg: dict) -> LM:
-    node = OmegaConf.create(cfg)
-    build_shapes(node, VOCAB)
-    model = with_parts(node, build(node.objective), VOCAB)
+def random_model(cfg: DictConfig) -> LM:
+    build_shapes(cfg, VOCAB)
+    model = with_parts(cfg, build(cfg.objective), VOCAB)
     randomise(model, 0, strength=1.0)
     try_out(model)
     return model
@@ -201,17 +197,17 @@ def random_model(cfg: dict) -> LM:
 @functools.cache
 def mixers_of(choice: str) -> tuple[bool, bool]:
     """Return whether some mixer reads from left to right only, and whether some mixer reads a memory."""
-    cfg = OmegaConf.create(alone(choice))
+    cfg = alone(choice)
     with torch.device("meta"):
         model = with_parts(cfg, build(cfg.objective), VOCAB)
     modules = [module for branch in model.branches() for module in branch.words.values()]
     return any(map(reads_one_way, modules)), model.reads_memory
 
 
-def refused(cfg: dict) -> str:
+def refused(cfg: DictConfig) -> str:
     """Return the sentence with which a configuration is refused."""
     with pytest.raises(UserError) as raised:
-        build_shapes(OmegaConf.create(cfg), VOCAB)
+        build_shapes(cfg, VOCAB)
     sentence = str(raised.value)
     assert sentence.endswith(".") and "\n" not in sentence and len(sentence) < 300
     return sentence

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from minllm.config.compose import compose
@@ -168,7 +169,7 @@ READS_MEMORY = "model/attn=cross"  # which only an objective of the tests gives 
 
 @pytest.mark.parametrize("choice", [one for one in MIXERS if one != READS_MEMORY])
 def test_every_mixer_can_be_predicted(choice):
-    cfg = tiny_cfg(*completed(choice))
+    cfg = OmegaConf.merge(tiny_cfg(*completed(choice)), {"model": {"n_layers": 1}})
     weights = sum(4 * p.numel() for p in build_shapes(cfg, VOCAB).parameters())
     with FakeTensorMode(), Imagined(CPU) as fake:
         lasting, _ = prediction.train(cfg, LETTERS, cfg.train.batch_size, CPU, "fp32", fake)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import importlib.metadata
 import json
 import os
@@ -363,6 +364,7 @@ def _cpu_name() -> str:
     return named[1] if named else platform.processor() or platform.machine()
 
 
+@functools.cache  # the code that runs is that of when it was imported
 def _git(*command: str) -> str | None:
     """Return git's output for the folder of this code; None without git or outside a repository."""
     try:

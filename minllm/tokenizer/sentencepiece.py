@@ -73,7 +73,6 @@ class SentencePiece(Tokenizer):
         self.processor.LoadFromSerializedProto(self.model)
         self.vocab_size = self.processor.vocab_size()
         self.bos_id = self.eos_id = self.pad_id = self.processor.eos_id()
-        self.table = [self.bytes_of(token) for token in range(self.vocab_size)]
         self.byte_tokens = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         self.has_space = self.processor.piece_to_id(SPACE) != self.processor.unk_id()
         pattern = self.metadata["pattern"]
@@ -88,6 +87,11 @@ class SentencePiece(Tokenizer):
 
     def save(self, folder: Path) -> None:
         write_folder(folder, self.metadata, self.model)
+
+    @functools.cached_property
+    def table(self) -> list[bytes]:
+        """The bytes of each token."""
+        return [self.bytes_of(token) for token in range(self.vocab_size)]
 
     @functools.cached_property
     def tokens_of(self) -> Callable[[str], list[int]]:

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,6 +20,8 @@ from minllm.tracing.tree import Node, Value, structure
 
 Sizes = tuple[int, ...]
 """One size in the trace and in each of its twins."""
+Fractions = tuple[Fraction, ...]
+"""The same for an expression, which may divide."""
 
 MEANING = {
     "B": "batch",
@@ -54,6 +57,9 @@ EVERYWHERE: dict[str, tuple[str, int, int]] = {
     "batch": ("B", 3, 7),
     "seq_len": ("T", 192, 320),
 }
+# what can't always be varied: modules loop over chunks of tokens and over experts, and some need numbers of heads that
+# are powers of two
+SUSPECTS = (("seq_len",), ("n_experts",), ("n_heads", "n_kv_heads"))
 # options whose null means a value that other options imply
 IMPLIED = ("head_dim", "hidden")
 
@@ -100,18 +106,29 @@ class Letters:
             if len(before) == 1 and (text := before.pop()):
                 return text
             if sizes not in self.solved:
-                varied = {letter: own for letter, own in self.of.items() if len(set(own)) > 1}
-                self.solved[sizes] = next(
-                    (text for text, own in expressions(varied, sizes) if own == sizes), ""
-                )
+                found = expressions(self.varied, self.products, sizes)
+                self.solved[sizes] = next((text for text, own in found if own == sizes), "")
             if self.solved[sizes]:
                 return self.solved[sizes]
         return named if self.named.get(named) == sizes else ""
 
+    @cached_property
+    def varied(self) -> dict[str, Sizes]:
+        return {letter: own for letter, own in self.of.items() if len(set(own)) > 1}
 
-def expressions(letters: Mapping[str, Sizes], sizes: Sizes) -> Iterator[tuple[str, tuple[Fraction, ...]]]:
-    """Yield candidate expressions for a size, simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3."""
-    products = sorted(monomials(letters), key=lambda product: len(product[0]))
+    @cached_property
+    def products(self) -> list[tuple[str, Fractions]]:
+        return sorted(monomials(self.varied), key=lambda product: len(product[0]))
+
+
+def expressions(
+    letters: Mapping[str, Sizes], products: Sequence[tuple[str, Fractions]], sizes: Sizes
+) -> Iterator[tuple[str, Fractions]]:
+    """Yield candidate expressions for a size, simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3.
+
+    Args:
+        products: products of the letters, the shortest first.
+    """
     yield from products
     for text, own in products:
         ratio = sizes[0] / own[0]
@@ -132,7 +149,7 @@ def expressions(letters: Mapping[str, Sizes], sizes: Sizes) -> Iterator[tuple[st
             yield f"{text}{int(more):+d}", tuple(x + more for x in own)
 
 
-def monomials(letters: Mapping[str, Sizes]) -> Iterator[tuple[str, tuple[Fraction, ...]]]:
+def monomials(letters: Mapping[str, Sizes]) -> Iterator[tuple[str, Fractions]]:
     """Yield products of up to three letters, also divided by another letter."""
     for count in (1, 2, 3):
         for factors in itertools.combinations_with_replacement(letters, count):
@@ -228,33 +245,39 @@ def nodes(node: DictConfig) -> Iterator[DictConfig]:
 def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list[tuple[Setup, Node]]:
     """Return two setups with the same steps as `setup` at other sizes, and their traces."""
 
-    def traced(varied: Collection[str]) -> list[tuple[Setup, Node]] | None:
-        twins = []
-        for which in (0, 1):
-            setup_of_twin = twin(setup, which, varied)
-            try:
-                twins.append((setup_of_twin, trace(setup_of_twin)))
-            except Exception:  # a module, possibly from outside, rejects these sizes
-                return None
-            if structure(twins[-1][1]) != structure(root):
-                return None
-        return twins
+    def traced(which: int, varied: Collection[str]) -> tuple[Setup, Node] | None:
+        setup_of_twin = twin(setup, which, varied)
+        try:
+            tree = trace(setup_of_twin)
+        except Exception:  # a module, possibly from outside, rejects these sizes
+            return None
+        return (setup_of_twin, tree) if structure(tree) == structure(root) else None
+
+    def vary_most(which: int, wanted: list[str]) -> tuple[list[str], tuple[Setup, Node]]:
+        if found := traced(which, wanted):
+            return wanted, found
+        # some option can't be varied freely: keep it, and vary the others
+        varied: list[str] = []
+        found = setup, root
+        waiting = apart(wanted)
+        while waiting:
+            names = waiting.pop(0)
+            if more := traced(which, [*varied, *names]):
+                varied, found = [*varied, *names], more
+            elif len(names) > 1:
+                waiting = [*halves(names), *waiting]
+        return varied, found
 
     present = {name for node in nodes(setup.cfg.model) for name in node}
-    everything = [*EVERYWHERE, *(name for name in OPTIONS if name in present)]
-    if twins := traced(everything):
-        return twins
-    # some option can't be varied freely: keep it, and vary the others
-    varied: list[str] = []
-    twins = traced(varied)
-    waiting = halves(everything) if twins is not None else []
-    while waiting:
-        names = waiting.pop(0)
-        if more := traced([*varied, *names]):
-            varied, twins = [*varied, *names], more
-        elif len(names) > 1:
-            waiting = [*halves(names), *waiting]
-    return twins or []
+    varied, first = vary_most(0, [*EVERYWHERE, *(name for name in OPTIONS if name in present)])
+    _, second = vary_most(1, varied)
+    return [first, second]
+
+
+def apart(names: Sequence[str]) -> list[Sequence[str]]:
+    """Return the options without those that modules loop over or restrict, then each of these."""
+    suspects = [[name for name in names if name in suspect] for suspect in SUSPECTS]
+    return [[name for name in names if name not in itertools.chain(*SUSPECTS)], *filter(None, suspects)]
 
 
 def halves(names: Sequence[str]) -> list[Sequence[str]]:
