@@ -29,8 +29,7 @@ from minllm.config.compose import named_folders
 from minllm.errors import UserError, printable
 from minllm.files.atomic import refuse_links_at_top
 from minllm.model.build import build_shapes
-from minllm.model.cost import cost, params
-from minllm.model.size import TARGETS
+from minllm.model.cost import params
 from minllm.page import units
 from minllm.schema.building import build
 from minllm.schema.options import Fraction
@@ -53,6 +52,7 @@ from minllm.verdict.profile_protocol import ProfileProtocol, difficulty_of, mixe
 from minllm.verdict.profile_tuning import DECAY, RatesAndDecays, score
 from minllm.verdict.protocol import FIRST_TUNING_SEED, arms_in, refuse_identical_arms
 from minllm.verdict.rate_search import rates_of
+from minllm.verdict.results import value_of
 from minllm.verdict.tuning import NothingToCompare, configured, tune
 
 EVALUATIONS = 10
@@ -110,7 +110,7 @@ class ProfileSearch(ArmsSearch):
         bases = {name: self.composed(next(iter(self.arms)), own) for name, own in self.words.items()}
         self.probes = [self.probe(name, cfg) for name, cfg in bases.items()]
         self.rungs = {
-            p.name: (*self.words[p.name], *self.size_of(bases[p.name]), self.end_of(p)) for p in self.probes
+            p.name: (*self.words[p.name], *self.size_on(bases[p.name]), self.end_of(p)) for p in self.probes
         }
         """The overrides of each probe, with the size of the mixers and the end of a run."""
         self.cfgs = {
@@ -160,16 +160,9 @@ class ProfileSearch(ArmsSearch):
         """Return the override that ends a run when it has solved a probe."""
         return f"train.stop_at_accuracy={self.solved_at(probe):g}"
 
-    def size_of(self, first: DictConfig) -> list[str]:
+    def size_on(self, first: DictConfig) -> list[str]:
         """Return the override that gives each mixer the first one's size on a probe."""
-        equal = self.protocol.equal
-        if equal is None or len(self.arms) == 1 or any(first.size[name] is not None for name in TARGETS):
-            return []
-        costs = cost(build_shapes(first, build(first.tokenizer).vocab_size), first.data.seq_len)
-        target = getattr(costs, "state_bytes_per_sequence" if equal == "state_bytes" else equal)
-        if target is None:
-            raise UserError("search.equal=state_bytes needs a first mixer that can generate.")
-        return [f"size.{equal}={target:.12g}"]
+        return self.size_override(first) if len(self.arms) > 1 else []
 
     def plan_of(self, arm: str, probe: str) -> RatesAndDecays:
         cfg, protocol = self.cfgs[arm, probe], self.protocol
@@ -284,12 +277,10 @@ def with_runs(cell: Cell, tuning: Tuning, trials: Sequence[FrozenTrial]) -> Cell
         and (trial.params[RATE], trial.params[DECAY]) == wanted
     ]
     own.sort(key=lambda trial: trial.params["seed"])
-    for trial in own:
-        if not is_complete(trial) and trial.user_attrs.get("reason") != "diverged":
-            why = trial.user_attrs.get("text", "it crashed.")
-            raise UserError(f"{cell.mixer} can't be trained on {cell.probe.name}: {why}")
+    lost = [
+        trial.params["seed"] for trial in own if value_of(trial, f"{cell.mixer} on {cell.probe.name}") is None
+    ]
     runs = [run_of(Path(trial.user_attrs["run"])) for trial in own if is_complete(trial)]
-    lost = [trial.params["seed"] for trial in own if not is_complete(trial)]
     return replace(cell, runs=runs, lost=lost, tuning=tuning)
 
 

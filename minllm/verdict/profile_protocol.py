@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from minllm.errors import UserError
 from minllm.schema.checking import fits
 from minllm.schema.options import Count, Natural, NonNegative, Positive, Share
 from minllm.schema.overrides import key_of
-from minllm.verdict.protocol import CLOSEST, FIRST_TUNING_SEED, OfArms
+from minllm.verdict.protocol import FIRST_TUNING_SEED, Equal, OfArms, refuse_close
 
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper
@@ -34,7 +34,7 @@ class ProfileProtocol(OfArms):
     tuning_seeds: the seeds of the tuning runs; everything is tried with the first, and the best values with all
     """
 
-    equal: Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
+    equal: Equal
     solved: Share
     seeds: Count
     rates: list[Positive]
@@ -60,11 +60,7 @@ class ProfileProtocol(OfArms):
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):
                 raise UserError(f"search.{key} must have one or more different numbers, and not be {values}.")
-        spaced = sorted(self.rates)
-        if any(high < CLOSEST * low for low, high in zip(spaced, spaced[1:])):
-            raise UserError(
-                f"search.rates must differ by a factor of {CLOSEST} or more, and not be {self.rates}."
-            )
+        refuse_close(self.rates)
         if any(seed < FIRST_TUNING_SEED for seed in self.tuning_seeds):
             raise UserError(
                 f"search.tuning_seeds must be {FIRST_TUNING_SEED} or above: the profile uses the seeds below."

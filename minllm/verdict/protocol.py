@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
@@ -29,6 +29,11 @@ MOST_LOOKS = 100
 FIRST_TUNING_SEED = 1000
 """Seeds below this are used by the verdict; learning rates are tuned on this seed and above."""
 
+
+Equal: TypeAlias = (
+    Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
+)
+"""What can be made equal to the first arm."""
 
 CLOSEST = 1.1
 """The smallest factor between the learning rates of a grid, which are rounded to three digits."""
@@ -61,6 +66,8 @@ class OfArms:
     """Options of searches that it sets itself, each with a clause that explains how."""
     least_arms: int = 2
     """The fewest arms that it can have."""
+    equal: Equal
+    """The quantity in which all arms are sized to match the first; None leaves their sizes alone. Ladders have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +105,7 @@ class ArmsProtocol(OfArms):
                 f"search.tuning_runs={self.tuning_runs} is too few to try each of the {len(self.rates)} learning rates"
                 " in search.rates."
             )
-        spaced = sorted(self.rates)
-        if any(high < CLOSEST * low for low, high in itertools.pairwise(spaced)):
-            raise UserError(
-                f"search.rates must differ by a factor of {CLOSEST} or more, and not be {self.rates}."
-            )
+        refuse_close(self.rates)
 
     @property
     def is_tuned(self) -> bool:
@@ -134,7 +137,7 @@ class Protocol(ArmsProtocol):
     champion: compare with the best arm so far for the same question, instead of arms.a
     """
 
-    equal: Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
+    equal: Equal
     trials: Count
     span: Positive
     looks: list[Count]
@@ -214,6 +217,12 @@ def listed(looks: Sequence[int]) -> str:
         *earlier, last = map(str, looks)
         return f"{', '.join(earlier)} and {last}" if earlier else last
     return f"{looks[0]}, {looks[1]}, {looks[2]}, …, {looks[-1]}"
+
+
+def refuse_close(rates: Sequence[float]) -> None:
+    """Raise UserError if two learning rates of a grid are so close that rounding could make them equal."""
+    if any(high < CLOSEST * low for low, high in itertools.pairwise(sorted(rates))):
+        raise UserError(f"search.rates must differ by a factor of {CLOSEST} or more, and not be {rates}.")
 
 
 def arms_in(section: Mapping[str, Any], protocol: OfArms) -> dict[str, list[str]]:

@@ -27,13 +27,11 @@ from minllm.training.preparation import budget_of
 from minllm.verdict.protocol import Protocol
 from minllm.verdict.random_search import RandomSearch, draws_of
 from minllm.verdict.rate_search import RateSearch, rates_of
-from minllm.verdict.results import Results, Round, Run, tried
+from minllm.verdict.results import DIVERGED, Results, Round, Run, tried
 
 Plan: TypeAlias = RateSearch | RandomSearch
 
 CONTINUE = "Run the same command to continue, with a larger sweep.minutes=<minutes> if needed."
-DIVERGED = "diverged"
-"""The reason of a trial whose training diverged; see `minllm.runs.outcome`."""
 TUNABLE = ("optim.", "schedule.", "model.", "norm.", "objective.")
 WARMUP = "schedule.warmup_steps"
 EXAMPLES = {"optim.weight_decay": "0.1", WARMUP: "20"}
