@@ -39,7 +39,7 @@ from minllm.verdict.protocol import (
     refuse_without_effect,
 )
 
-OF_ARMS = ("arms", "ladder", "mixers", "probes")
+OF_ARMS = ("arms", "ladder", "mixers", "probes", "models", "datasets")
 """Sections that say what is trained, and are no part of a run's configuration."""
 OVERRIDES_ONLY = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""

@@ -281,7 +281,11 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str,
         )
     for key, value in now.items():
         if key not in CHANGEABLE and before.get(key) != value:
-            asked = key if key in ("arms", "mixers", "probes") or "." in key else f"search.{key}"
+            asked = (
+                key
+                if key in ("arms", "mixers", "probes", "models", "datasets") or "." in key
+                else f"search.{key}"
+            )
             raise UserError(
                 f"The {noun} '{name}' began with {asked}={before.get(key)}, and a choice made after seeing results"
                 f" proves nothing. Keep that value, or start another {noun}: sweep.name=<name>."

@@ -174,9 +174,13 @@ def choice_of(name: str, plan: Plan, results: Results, trials: Sequence[FrozenTr
     return replace(choice, unsettled=f"training diverged with {where} that were tried, in {choice.runs} runs")
 
 
-def space_of(plan: Plan) -> list[str]:
-    """Return sweeps in Hydra's grammar that contain everything that a plan may try."""
-    ranges = {**plan.ranges(), "seed": (min(plan.seeds), max(plan.seeds))}
+def space_of(plan: Plan, seeds: int = 0) -> list[str]:
+    """Return sweeps in Hydra's grammar that contain everything that a plan may try.
+
+    Args:
+        seeds: how many seeds, from 0, are trained in the same search after the tuning.
+    """
+    ranges = {**plan.ranges(), "seed": (0 if seeds else min(plan.seeds), max(*plan.seeds, seeds))}
     return [
         f"{key}=range({low},{high + 1})"
         if isinstance(low, int)
