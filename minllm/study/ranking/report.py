@@ -122,9 +122,8 @@ def warnings(ranking: Ranking) -> list[str]:
 def rank_rows(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of the table of models, the best on the first dataset first."""
     head = ["model"]
-    for dataset in ranking.datasets:
-        above = " above the floor" * ranking.floors[dataset]
-        head += [f"{dataset}: bits per byte{above}", "rank", "learning rate"]
+    for number, _ in enumerate(ranking.datasets, 1):
+        head += [f"loss on {number}", "rank", "learning rate"]
     order = sorted(ranking.models, key=lambda model: _sortable(ranking.cells[model, ranking.datasets[0]]))
     rows = []
     for model in order:
@@ -135,6 +134,15 @@ def rank_rows(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
             row += [units.bits(cell.mean), rank(ranking, cell), units.rate(rate)]
         rows.append(row)
     return head, rows
+
+
+def about_columns(ranking: Ranking) -> str:
+    """Return which dataset each number in the table's head stands for."""
+    units_of = {True: "bits per byte above the corpus's floor", False: "bits per byte"}
+    shown = (
+        f"{n} is {name}, in {units_of[ranking.floors[name]]}" for n, name in enumerate(ranking.datasets, 1)
+    )
+    return f"{'; '.join(shown)}."
 
 
 def rank(ranking: Ranking, cell: Cell) -> str:
@@ -161,6 +169,8 @@ def in_a_terminal(ranking: Ranking) -> Iterator[str]:
     head, rows = rank_rows(ranking)
     width = shutil.get_terminal_size((80, 24)).columns
     yield from fit_to_width(head, rows, "l" + "r" * (len(head) - 1), width)
+    yield about_columns(ranking)
+    yield ""
     yield f"{introduction(ranking)} {ABOUT} {ABOUT_SWAPS}"
     if not ranking.is_complete:
         yield UP
@@ -177,7 +187,7 @@ def page(ranking: Ranking) -> str:
         f"<p>{escape(introduction(ranking))}</p>",
         *([f"<p>{escape(UP)}</p>"] if not ranking.is_complete else []),
         table([*map(escape, head)], cells, "l" + "r" * (len(head) - 1)),
-        f'<p class="soft">{escape(ABOUT)}</p>',
+        f'<p class="soft">{escape(about_columns(ranking))} {escape(ABOUT)}</p>',
         "<h2>Changes of places</h2>",
         f'<p class="soft">{escape(ABOUT_SWAPS)}</p>',
     ]
