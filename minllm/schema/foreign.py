@@ -43,7 +43,10 @@ COMMAND_LINE_ONLY = (
     "branch_from",
 )
 """Keys that only the command line may set."""
-SECTIONS_OF_SEARCH = ("search", "sweep", "memory", "arms", "ladder", "mixers", "probes", "grader", "judge")
+SECTIONS_OF_SEARCH = (
+    *("search", "sweep", "memory", "arms", "ladder", "mixers", "probes", "models", "datasets"),
+    *("grader", "judge"),
+)
 """Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""
 PATH_OPTION = re.compile(r"path|file|folder|dir|cache|root")
 DEFAULT_CACHE = ".cache/stores"
