@@ -140,7 +140,8 @@ class VerdictSearch(ArmsSearch):
         if sizes := [override for override in (*self.size, *self.overrides) if override.startswith("size.")]:
             lines.append(f"All arms have the same size: {' '.join(sizes)}.")
         lines += plan_lines(self.plans)
-        lines.append(f"Pairs: seeds 0, 1, 2, …; the results are tested after {listed(protocol.looks)} pairs.")
+        seeds = ", ".join(map(str, protocol.seeds_of(3)[:3]))
+        lines.append(f"Pairs: seeds {seeds}, …; the results are tested after {listed(protocol.looks)} pairs.")
         contests = math.comb(len(self.arms), 2) if protocol.baseline == ALL else len(self.arms) - 1
         least = least_pairs(ALPHA, protocol.looks, contests)
         if protocol.looks[0] < least:
@@ -230,7 +231,7 @@ class VerdictSearch(ArmsSearch):
         """Open the search that trains an arm's seeds at its learning rate."""
         overrides = [
             *(tuning[name].overrides if name in tuning else ()),
-            f"seed=range(0,{FIRST_TUNING_SEED})",
+            f"seed=range({self.protocol.first_seed},{FIRST_TUNING_SEED})",
             "train.keep_checkpoints=1",
             *self.logger_overrides(name),
         ]
