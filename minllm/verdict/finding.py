@@ -75,7 +75,10 @@ def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> list[d
     for place, test in enumerate(search.tests):
         if not search.is_time_left:
             names = ", ".join(left.name for left in search.tests[place:])
-            print(f"The time was up before these findings: {names}. Run the same command to continue.", flush=True)
+            print(
+                f"The time was up before these findings: {names}. Run the same command to continue.",
+                flush=True,
+            )
             break
         row = search.run(test, len(search.tests) - place)
         rows.append(row)
@@ -126,8 +129,10 @@ class FindingSearch:
         names: list[str] = []
         if words:
             with explained():
-                override = OverridesParser.create(config_loader=loader).parse_override(words[-1])
-                values = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+                override = OverridesParser.create(config_loader=loader).parse_overrides(words[-1:])[0]
+                values = (
+                    override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+                )
                 names = [str(value) for value in values if value is not None]
         if not names:
             raise UserError(
@@ -154,7 +159,9 @@ class FindingSearch:
             words = [quoted(word) for word in [*words, *self.of_verdicts(finding), *self.typed]]
             parts[part] = self.composed(words), words
             if finding.change and len(parts[part][0].search.looks) > 1:
-                raise UserError(f"finding={name} predicts a change, so it needs a single look: search.looks=[7].")
+                raise UserError(
+                    f"finding={name} predicts a change, so it needs a single look: search.looks=[7]."
+                )
         return Test(name, finding, parts, folder)
 
     def composed(self, words: Sequence[str]) -> DictConfig:

@@ -86,13 +86,17 @@ class Finding:
 
     def __post_init__(self):
         if not self.predicts:
-            raise UserError("finding.predicts is empty, so nothing could refute it: predict an outcome of each arm.")
+            raise UserError(
+                "finding.predicts is empty, so nothing could refute it: predict an outcome of each arm."
+            )
         if self.arms:
             later = list(self.arms)[1:]
             for name in ("predicts", "change", "at_scale"):
                 refuse_unknown(name, getattr(self, name), later)
         if self.change and len(self.parts) < 2:
-            raise UserError("finding.change needs two parts or more in finding.parts, between which it is tested.")
+            raise UserError(
+                "finding.change needs two parts or more in finding.parts, between which it is tested."
+            )
         if self.change and self.search != "verdict":
             raise UserError("finding.change compares pairs of verdicts, so it needs finding.search=verdict.")
         if self.at_scale and self.search != "ladder":

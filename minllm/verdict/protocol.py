@@ -174,7 +174,9 @@ class Protocol(ArmsProtocol):
         most = (FIRST_TUNING_SEED - self.first_seed) // self.runs_per_pair
         if self.looks[-1] > most:
             since = f" from seed {self.first_seed}" if self.first_seed else ""
-            raise UserError(f"search.looks can't exceed {max(0, most)} pairs{since}, but ends at {self.looks[-1]}.")
+            raise UserError(
+                f"search.looks can't exceed {max(0, most)} pairs{since}, but ends at {self.looks[-1]}."
+            )
         self._refuse_bad_choices()
 
     def _refuse_bad_choices(self) -> None:

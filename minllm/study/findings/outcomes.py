@@ -82,8 +82,16 @@ def at_smallest(report: Report, arm: str, of: str, predicted: Sequence[str]) -> 
         return Outcome(of, arm, "", predicted, "unknown")
     smallest = answers[0]["fitted"][0]
     low, high = smallest["interval"]
-    word = "inconclusive" if low is None or high is None or low <= 0 <= high else "worse" if low > 0 else "better"
-    return Outcome(of, arm, report["baseline"], predicted, word, smallest["value"], (low, high), unit=unit_of(report))
+    word = (
+        "inconclusive"
+        if low is None or high is None or low <= 0 <= high
+        else "worse"
+        if low > 0
+        else "better"
+    )
+    return Outcome(
+        of, arm, report["baseline"], predicted, word, smallest["value"], (low, high), unit=unit_of(report)
+    )
 
 
 def change(first: Report, last: Report, arm: str, of: str, predicted: Sequence[str]) -> Outcome:

@@ -55,7 +55,8 @@ def to_html(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
         for entry, (*shown, command) in zip(entries, cells(entries, rows))
     ]
     notes = [
-        f"<li><code>{html.escape(name)}</code>: {html.escape(text)}</li>" for name, text in notes_of(entries, rows)
+        f"<li><code>{html.escape(name)}</code>: {html.escape(text)}</li>"
+        for name, text in notes_of(entries, rows)
     ]
     body = [
         f"<h1>{HEADING}</h1>",
@@ -118,5 +119,6 @@ def outcome_text(outcome: Outcome) -> str:
 def notes_of(entries: Sequence[Entry], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Return what would refute each finding, and what was found when a contradiction was looked into."""
     return [
-        (entry.name, " ".join(filter(None, [f"It is refuted if {entry.refuted_by}", entry.found]))) for entry in entries
+        (entry.name, " ".join(filter(None, [f"It is refuted if {entry.refuted_by}", entry.found])))
+        for entry in entries
     ]
