@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from minllm.errors import UserError
-from minllm.schema.options import Name, Natural
+from minllm.schema.options import Matching, Name, Natural
 from minllm.study.scaling.answer import Word as ScaleWord
 from minllm.study.verdict import Word
 from minllm.verdict.protocol import FIRST_TUNING_SEED, OfArms
@@ -15,6 +15,7 @@ from minllm.verdict.protocol import FIRST_TUNING_SEED, OfArms
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper
 
+Paper = Annotated[str, Matching("an arXiv number, such as '2002.04745'", r"\d{4}\.\d{4,5}")]
 Preset = Literal["laptop", "gpu"]
 
 
@@ -55,7 +56,7 @@ class Finding:
     """A file of conf/finding: a published claim, and the search that tests it.
 
     claim: a sentence
-    papers: arXiv numbers, or other names
+    papers: their arXiv numbers
     search: the option of conf/search that tests it
     arms: of the search, the baseline first
     overrides: what else would be typed after `python sweep.py search=<search>`
@@ -71,7 +72,7 @@ class Finding:
     """
 
     claim: Name
-    papers: list[Name]
+    papers: list[Paper]
     search: Literal["verdict", "ladder", "rates", "ranking"]
     arms: dict[str, list[str]] = field(default_factory=dict)
     overrides: list[str]
@@ -103,7 +104,7 @@ class Finding:
             raise UserError("finding.at_scale is an answer of ladders, so it needs finding.search=ladder.")
 
     def words(self, preset: Preset) -> dict[str, list[str]]:
-        """Return the overrides of each part, as they would be typed; a finding without parts has one, without a name."""
+        """Return the overrides of each part, as they would be typed; without parts there is one, without a name."""
         arms = [f"arms.{name}=[{','.join(overrides)}]" for name, overrides in self.arms.items()]
         common = [f"search={self.search}", *arms, *self.overrides, *(self.gpu if preset == "gpu" else ())]
         return {part: [*common, *more] for part, more in (self.parts or {"": []}).items()}
