@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import optuna
+import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
+import minllm.model.size
 from minllm.runs.outcome import Outcome, write
 from minllm.schema.overrides import quoted
+from minllm.sweep.spec import SearchSpec
 from minllm.sweep.store import open_study
 from minllm.sweep.trial import Assignment
 from minllm.verdict.sequential import VerdictSearch
 from tests.specs import composed
+
+T = TypeVar("T")
 
 LITTLE = ("tokenizer=bytes", "data.train_stories=32", "data.val_stories=2")
 """A corpus that is encoded at once."""
@@ -38,17 +46,25 @@ class Instant(Launcher):
     """Runs no trial, and leaves the outcome at once that a test gives for its configuration."""
 
     outcome_of: Callable[[DictConfig], Outcome]
+    summary_of: Callable[[DictConfig], dict[str, Any]] | None = None
+    """Returns what summary.json has, if anything reads it."""
     launched: list[DictConfig]
+    stop_after: float = math.inf
+    """After so many runs, whoever starts them presses Ctrl-C."""
 
     def setup(self, *, hydra_context, task_function, config) -> None:
         self.folder = Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides, initial_job_idx) -> list[JobReturn]:
+        if len(Instant.launched) >= Instant.stop_after:
+            raise KeyboardInterrupt
         assignment = json.loads(Assignment.file(self.folder, initial_job_idx).read_text())
         cfg = OmegaConf.create(assignment["config"])
         Instant.launched.append(cfg)
         run_dir = Path(assignment["run_dir"])
         run_dir.mkdir(parents=True)
+        if Instant.summary_of is not None:
+            (run_dir / "summary.json").write_text(json.dumps(Instant.summary_of(cfg)))
         write(Instant.outcome_of(cfg), run_dir, assignment["attempt"])
         return [JobReturn(status=JobStatus.COMPLETED)]
 
@@ -74,6 +90,49 @@ def search_at_once(
         sweeper.sweep([word for word in words if not word.startswith("hydra")])
     study = open_study("a-search", None, Path("outputs/sweeps/a-search"), sampler=None, pruner=None)
     return study, Instant.launched
+
+
+def protocol_at_once(act: Callable[[Any, list[str]], T], *words: str) -> T:
+    """Return what `act` makes of the sweeper and overrides of `python sweep.py <words>`, in the current folder."""
+    register()
+    Instant.launched = []
+    typed = [quoted(word) for word in words]
+    with composed(*typed, "hydra/launcher=instant") as (master, context):
+        sweeper = Plugins.instance().instantiate_sweeper(
+            config=master, hydra_context=context, task_function=lambda cfg: None
+        )
+        return act(sweeper, [word for word in typed if not word.startswith("hydra")])
+
+
+@contextlib.contextmanager
+def composed_once() -> Iterator[None]:
+    """Compose the runs of an arm, and solve for its widths, once: all of its runs ask again."""
+    widths: dict[str, DictConfig] = {}
+    cfgs: dict[tuple[str, ...], DictConfig] = {}
+    sized, compose = minllm.model.size.sized, SearchSpec.composed
+
+    def sized_once(cfg: DictConfig) -> DictConfig:
+        key = f"{cfg.size} {cfg.model}"
+        if key not in widths:
+            widths[key] = sized(cfg).model
+        result = cfg.copy()
+        result.model = widths[key]
+        return result
+
+    def compose_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
+        varying = [word for word in overrides if re.fullmatch(r"(seed|optim\.\w+)=[\d.e-]+", word)]
+        key = tuple(word for word in overrides if word not in varying)
+        if key not in cfgs:
+            cfgs[key] = compose(self, overrides)
+        cfg = cfgs[key].copy()
+        for name, _, value in (word.partition("=") for word in varying):
+            OmegaConf.update(cfg, name, int(value) if name == "seed" else float(value))
+        return cfg
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minllm.model.size.sized", sized_once)
+        patch.setattr(SearchSpec, "composed", compose_once)
+        yield
 
 
 @contextlib.contextmanager

@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
+import math
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-import minllm.model.size
 from minllm.errors import UserError
 from minllm.estimates import clopper_pearson
 from minllm.page.terminal import json_output
-from minllm.runs.outcome import Outcome, write
-from minllm.schema.overrides import quoted
+from minllm.runs.outcome import Outcome
 from minllm.study.profile import sentences
 from minllm.study.profile.cells import Cell, Probe, ProbeRun, Profile, above_chance
 from minllm.study.profile.curves import difficulty_curves
 from minllm.study.profile.heatmap import heatmap
 from minllm.study.profile.report import data, in_a_terminal, page
 from minllm.sweep.plugin import NotSettled
-from minllm.sweep.spec import SearchSpec
-from minllm.sweep.trial import Assignment
 from minllm.verdict.profile import ProfileSearch, profile
 from minllm.verdict.profile_protocol import ProfileProtocol, difficulty_of, mixers_in, probes_in
 from minllm.verdict.profile_tuning import RatesAndDecays, score
 from minllm.verdict.results import Results
-from tests.instant import Instant
-from tests.specs import composed
+from tests.instant import Instant, composed_once, protocol_at_once
 from tests.test_readme import ROOT, commands
 
 PROTOCOL = {
@@ -281,34 +274,23 @@ def test_page_terminal_and_json_say_the_same():
 # ---- whole profiles ------------------------------------------------------------------------------
 
 
-class Answering(Instant):
-    """Writes each run at once, with an accuracy that depends on its mixer, its probe and its learning rate."""
+def outcome_of(cfg: DictConfig) -> Outcome:
+    """Return the end of a run whose accuracy depends on its mixer, its probe and its learning rate."""
+    accuracy = accuracy_of(cfg)
+    if accuracy is None:
+        return Outcome("pruned", reason="diverged", text="The loss is NaN.")
+    return Outcome("complete", 1 - accuracy, figures={"seconds": 1.0, "steps": steps_of(cfg, accuracy)})
 
-    stop_after = 10**9
 
-    def launch(self, job_overrides, initial_job_idx) -> list[JobReturn]:
-        if len(Answering.launched) >= Answering.stop_after:
-            raise KeyboardInterrupt
-        assignment = json.loads(Assignment.file(self.folder, initial_job_idx).read_text())
-        cfg = OmegaConf.create(assignment["config"])
-        Answering.launched.append(cfg)
-        run_dir = Path(assignment["run_dir"])
-        run_dir.mkdir(parents=True)
-        write(self.trained(cfg, run_dir), run_dir, assignment["attempt"])
-        return [JobReturn(status=JobStatus.COMPLETED)]
+def summary_of(cfg: DictConfig) -> dict[str, Any]:
+    accuracy = accuracy_of(cfg) or 0.0
+    interval = [max(0.0, accuracy - 0.1), min(1.0, accuracy + 0.1)]
+    summary = {"seed": cfg.seed, "steps": steps_of(cfg, accuracy), "val_accuracy": accuracy}
+    return {**summary, "val_exact": accuracy, "val_accuracy_interval": interval, "val_answer_tokens": 500}
 
-    def trained(self, cfg: DictConfig, run_dir: Path) -> Outcome:
-        accuracy = accuracy_of(cfg)
-        if accuracy is None:
-            return Outcome("pruned", reason="diverged", text="The loss is NaN.")
-        steps = 200 if accuracy >= cfg.train.stop_at_accuracy else cfg.train.steps
-        summary = {"seed": cfg.seed, "steps": steps, "val_accuracy": accuracy, "val_exact": accuracy}
-        summary |= {
-            "val_accuracy_interval": [max(0.0, accuracy - 0.1), min(1.0, accuracy + 0.1)],
-            "val_answer_tokens": 500,
-        }
-        (run_dir / "summary.json").write_text(json.dumps(summary))
-        return Outcome("complete", 1 - accuracy, figures={"seconds": 1.0, "steps": steps})
+
+def steps_of(cfg: DictConfig, accuracy: float) -> int:
+    return 200 if accuracy >= cfg.train.stop_at_accuracy else cfg.train.steps
 
 
 def accuracy_of(cfg: DictConfig) -> float | None:
@@ -343,53 +325,20 @@ WORDS = (
 
 def profiled(*words: str, act=profile, shared=WORDS):
     """Profile in the current folder as `python sweep.py search=profile <words>` would."""
-    Plugins.instance().register(Answering)
-    node = {"_target_": "tests.test_profile.Answering"}
-    ConfigStore.instance().store(group="hydra/launcher", name="answering", node=node, replace=True)
-    Answering.launched = []
-    typed = [quoted(word) for word in ("search=profile", *shared, *words)]
-    with composed(*typed, "hydra/launcher=answering") as (master, context):
-        sweeper = Plugins.instance().instantiate_sweeper(
-            config=master, hydra_context=context, task_function=lambda cfg: None
-        )
-        return act(sweeper, [word for word in typed if not word.startswith("hydra")])
+    Instant.outcome_of, Instant.summary_of = staticmethod(outcome_of), staticmethod(summary_of)
+    return protocol_at_once(act, "search=profile", *shared, *words)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def composed_once() -> Iterator[None]:
-    """Compose a mixer on a probe and solve for its widths once: all of its runs ask again."""
-    widths: dict[str, DictConfig] = {}
-    cfgs: dict[tuple[str, ...], DictConfig] = {}
-    sized, compose = minllm.model.size.sized, SearchSpec.composed
-
-    def sized_once(cfg: DictConfig) -> DictConfig:
-        key = f"{cfg.size} {cfg.model}"
-        if key not in widths:
-            widths[key] = sized(cfg).model
-        result = cfg.copy()
-        result.model = widths[key]
-        return result
-
-    def compose_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
-        varying = [word for word in overrides if re.fullmatch(r"(seed|optim\.\w+)=[\d.e-]+", word)]
-        key = tuple(word for word in overrides if word not in varying)
-        if key not in cfgs:
-            cfgs[key] = compose(self, overrides)
-        cfg = cfgs[key].copy()
-        for name, _, value in (word.partition("=") for word in varying):
-            OmegaConf.update(cfg, name, int(value) if name == "seed" else float(value))
-        return cfg
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minllm.model.size.sized", sized_once)
-        patch.setattr(SearchSpec, "composed", compose_once)
+def each_composed_once() -> Iterator[None]:
+    with composed_once():
         yield
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Answering, "stop_after", 10**9)
+    monkeypatch.setattr(Instant, "summary_of", None)  # restored at the end
     return tmp_path
 
 
@@ -416,35 +365,34 @@ def test_a_whole_profile(here, capfd):
     assert ET.parse(FOLDER / "heatmap.svg") and "Difficulty" in (FOLDER / "report.html").read_text()
 
     lines = {
-        (cfg.choices["model/layout"], cfg.data.max_length, cfg.optim.lr, cfg.seed)
-        for cfg in Answering.launched
+        (cfg.choices["model/layout"], cfg.data.max_length, cfg.optim.lr, cfg.seed) for cfg in Instant.launched
     }
-    assert len(lines) == len(Answering.launched)
+    assert len(lines) == len(Instant.launched)
     for layout, length in itertools.product(("transformer", "recurrent"), (3, 9)):
         own = {(rate, seed) for one, other, rate, seed in lines if (one, other) == (layout, length)}
         assert {(0.001, 1000), (0.002, 1000), (0.004, 1000)} <= own  # the same for all
         assert {seed for _, seed in own if seed < 1000} == {0, 1, 2}
     sizes = {
         (cfg.choices["model/layout"], cfg.data.max_length): cfg.size.params_non_embedding
-        for cfg in Answering.launched
+        for cfg in Instant.launched
     }
     assert len(set(sizes.values())) == 1 and None not in sizes.values()
-    assert {cfg.train.stop_at_accuracy for cfg in Answering.launched} == {0.99}
+    assert {cfg.train.stop_at_accuracy for cfg in Instant.launched} == {0.99}
 
-    assert profiled().cells == made.cells and not Answering.launched  # nothing is left to be trained
+    assert profiled().cells == made.cells and not Instant.launched  # nothing is left to be trained
     with pytest.raises(UserError, match=r"began with search.seeds=3, and a choice made after seeing results"):
         profiled("search.seeds=4")
 
 
 def test_an_interrupted_profile_goes_on(here, monkeypatch):
     words = ["probes=[data=reverse data.max_length=3]", "mixers=[rec=rnn]"]
-    monkeypatch.setattr(Answering, "stop_after", 4)
+    monkeypatch.setattr(Instant, "stop_after", 4)
     with pytest.raises(KeyboardInterrupt):
         profiled(*words)
-    assert len(Answering.launched) == 4
-    monkeypatch.setattr(Answering, "stop_after", 10**9)
+    assert len(Instant.launched) == 4
+    monkeypatch.setattr(Instant, "stop_after", math.inf)
     assert profiled(*words).is_complete
-    assert [cfg.seed for cfg in Answering.launched] == [
+    assert [cfg.seed for cfg in Instant.launched] == [
         1,
         2,
     ]  # three of tuning, and one of three seeds, were done
@@ -453,7 +401,7 @@ def test_an_interrupted_profile_goes_on(here, monkeypatch):
 def test_a_profile_whose_time_is_up_says_what_is_missing(here, capsys):
     words = ["sweep.minutes=1e-9", "mixers=[attn=mha]"]
     made = profiled(*words)
-    assert not made.is_complete and not Answering.launched
+    assert not made.is_complete and not Instant.launched
     assert "attn=mha wasn't trained on data=reverse max_length=9: the time was up" in capsys.readouterr().out
     with pytest.raises(NotSettled):
         profiled(*words, act=lambda sweeper, overrides: ProfileProtocol(**PROTOCOL).run(sweeper, overrides))
@@ -476,7 +424,7 @@ def test_a_profile_whose_time_is_up_says_what_is_missing(here, capsys):
 def test_what_makes_no_profile_is_refused(here, words, sentence):
     with pytest.raises(UserError, match=sentence):
         profiled(*words, act=ProfileSearch)
-    assert not Answering.launched
+    assert not Instant.launched
 
 
 @pytest.mark.parametrize(

@@ -250,9 +250,8 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     words = [re.sub(r"^(optim.lr=[\d.]+),.*", r"\1", smaller.get(word, word)) for word in words]
     if {"task=grade", "grader=grammar"} & set(words):
         words += ["grader.stories=2", "grader.beginnings=2", "grader.max_new_tokens=8"]
-    if {"search=ladder", "search=profile"} & set(
-        words
-    ):  # tests/test_ladder.py and tests/test_profile.py train one
+    # tests/test_ladder.py, tests/test_profile.py, tests/test_rates.py and tests/test_ranking.py train one
+    if {"search=ladder", "search=profile", "search=rates", "search=ranking"} & set(words):
         words += [*TINY, "sweep.dry_run=true"]
     elif "search=verdict" in words:
         words += [*TINY, "train.evals=1", "search.rates=[]", "search.tuning_seeds=[1000]", "search.looks=[1]"]

@@ -26,8 +26,8 @@ SPACES.remove("none")
 # ---- the spaces that there are -----------------------------------------------------------------------
 
 
-def test_verdicts_ladders_and_profiles_are_searches_but_no_spaces():
-    assert {*SPACES, "none", "verdict", "ladder", "profile"} == {*SEARCHES}
+def test_protocols_are_searches_but_no_spaces():
+    assert {*SPACES, "none", "verdict", "ladder", "profile", "rates", "ranking"} == {*SEARCHES}
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -94,6 +94,7 @@ def test_arms_that_compute_the_same_are_refused(one, other):
         (["model.n_layers=2"], ["model.n_layers=3"]),
         (["model/attn=mha"], ["model/attn=gqa", "model.attn.n_kv_heads=4", "optim.lr=1"]),
         (["model.scale_embedding=true"], ["model.scale_embedding=1"]),
+        (["model.transfer=none"], ["model.transfer=mup", "model.base.dim=8"]),
     ],
 )
 def test_arms_that_differ_are_not(one, other):

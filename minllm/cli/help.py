@@ -43,13 +43,15 @@ Search options and values of run.py with Optuna. Trials that run out of memory, 
   python sweep.py search=verdict 'arms.a=[model/attn=gqa]' 'arms.b=[model/attn=differential]'   which arm is better
   python sweep.py search=ladder 'arms.b=[norm=sandwich]' 'ladder.params=[2e5,4e5,8e5,1.6e6]'   and at other sizes
   python sweep.py search=profile 'mixers=[attn=mha,rec=mamba2]'      what each mixer can and can't do
+  python sweep.py search=rates 'arms.b=[model.attn.qk_norm=head]'    how much the learning rate matters to each arm
+  python sweep.py search=ranking 'datasets=[tales,tinystories]'      whether two datasets rank models alike
   python sweep.py search=finding 'finding=glob(*)' sweep.minutes=120  published findings, put to the test
 
 hydra.sweeper.n_trials is the total number of trials, and hydra.sweeper.n_jobs how many run at once.
 hydra/sweeper/sampler is tpe, random, grid, gp, cmaes, nsgaii, nsgaiii or qmc.
 
-Exit codes: 0, 2 if the command is refused, 3 if a verdict, ladder or finding isn't settled or a profile isn't
-complete, 1 after a bug or repeated crashes.
+Exit codes: 0, 2 if the command is refused, 3 if what was asked isn't settled or a profile isn't complete, 1 after a bug
+or repeated crashes.
 """
 
 

@@ -215,8 +215,11 @@ def differs(before: Callable[[str, int], list[Any] | None], cfg: DictConfig, key
 
 
 def computes_the_same(one: DictConfig, other: DictConfig) -> bool:
-    """Whether two models compute bitwise the same; False if they are too large to find out."""
-    if one.model.n_layers != other.model.n_layers:
+    """Whether two models compute bitwise the same; False if they are too large to find out.
+
+    With different transfer they don't, because that also scales learning rates.
+    """
+    if any(one.model[key] != other.model[key] for key in ("n_layers", "transfer", "base")):
         return False
     cfgs = small(one), small(other)
     n_layers = max(cfg.model.n_layers for cfg in cfgs)

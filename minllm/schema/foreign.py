@@ -44,7 +44,8 @@ COMMAND_LINE_ONLY = (
 )
 """Keys that only the command line may set."""
 SECTIONS_OF_SEARCH = (
-    *("search", "sweep", "memory", "arms", "ladder", "mixers", "probes", "finding", "grader", "judge"),
+    *("search", "sweep", "memory", "arms", "ladder", "mixers", "probes", "models", "datasets"),
+    *("finding", "grader", "judge"),
 )
 """Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""
 FINDING_COMMANDS = ("arms", "overrides", "gpu", "parts")

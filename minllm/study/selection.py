@@ -27,6 +27,11 @@ LADDER = "ladder.json"
 """The same of a ladder."""
 PROFILE = "profile.json"
 """The same of a profile."""
+RATES = "rates.json"
+"""The same of a study of learning rates."""
+RANKING = "ranking.json"
+"""The same of a ranking."""
+PROTOCOLS = (VERDICT, LADDER, PROFILE, RATES, RANKING)
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,7 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
     if is_running(folder):
         return left_out("It's still running.")
     if is_tuning_run(folder):
-        return left_out("It tried a learning rate or measured a time for a verdict or ladder.")
+        return left_out("It tried a learning rate or took a measurement for a verdict or another protocol.")
     try:
         ending = recorded.read_ending(folder)
         if ending.get("state", "complete") != "complete":
@@ -263,9 +268,9 @@ def read(folder: Path, cfg: Mapping[str, Any]) -> TrainedRun | LeftOut:
 
 
 def is_tuning_run(folder: Path) -> bool:
-    """Whether a verdict or ladder made this run to tune a learning rate, or to measure the time of a run."""
-    made = any((folder.parents[1] / file).is_file() for file in (VERDICT, LADDER, PROFILE))
-    return folder.parent.name.startswith(("tune-", "time-")) and made
+    """Whether a protocol made this run to tune a learning rate, or to measure its time or its loss at the start."""
+    made = any((folder.parents[1] / file).is_file() for file in PROTOCOLS)
+    return folder.parent.name.startswith(("tune-", "time-", "start-")) and made
 
 
 def last_line(folder: Path) -> str:

@@ -15,6 +15,9 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from minllm.config.compose import named_folders
 from minllm.errors import UserError
+from minllm.model.build import build_shapes
+from minllm.model.cost import cost
+from minllm.model.size import TARGETS
 from minllm.runs.folder import to_json, write_text
 from minllm.schema.building import build
 from minllm.schema.overrides import key_of
@@ -36,7 +39,7 @@ from minllm.verdict.protocol import (
     refuse_without_effect,
 )
 
-OF_ARMS = ("arms", "ladder", "mixers", "probes")
+OF_ARMS = ("arms", "ladder", "mixers", "probes", "models", "datasets")
 """Sections that say what is trained, and are no part of a run's configuration."""
 OVERRIDES_ONLY = {"_target_": "minllm.sweep.space.Plan"}
 """A search whose space comes only from its overrides."""
@@ -107,6 +110,21 @@ class ArmsSearch:
 
     def overrides_of(self, name: str, rung: Sequence[str] = ()) -> list[str]:
         return [*self.overrides, *self.precision, *self.size, *rung, *self.arms[name]]
+
+    def size_override(self, first: DictConfig) -> list[str]:
+        """Return the override that gives each arm the size of `first`, unless a size is configured already."""
+        equal = self.protocol.equal
+        if equal is None or any(first.size[name] is not None for name in TARGETS):
+            return []
+        if first.init_from:
+            raise UserError(
+                f"With init_from= no {self.protocol.noun} can resize models: add search.equal=null."
+            )
+        costs = cost(build_shapes(first, build(first.tokenizer).vocab_size), first.data.seq_len)
+        target = getattr(costs, "state_bytes_per_sequence" if equal == "state_bytes" else equal)
+        if target is None:
+            raise UserError("search.equal=state_bytes needs a first model that can generate.")
+        return [f"size.{equal}={target:.12g}"]
 
     def precision_override(self) -> list[str]:
         """Return the override that fixes the precision of all runs; `auto` is resolved once, at the start."""

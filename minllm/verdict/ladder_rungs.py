@@ -16,6 +16,7 @@ from minllm.page import units
 from minllm.schema.building import build
 from minllm.training.branching import branch_steps
 from minllm.training.preparation import budget_of
+from minllm.training.schedules import Schedule
 from minllm.verdict.ladder_protocol import Rungs
 
 CLOSE = 0.01
@@ -239,11 +240,16 @@ def training_of(cfg: DictConfig) -> Training:
     steps = budget_of(settings, model, cfg.data.seq_len).total_steps
     schedule = build(cfg.schedule)
     schedule.check(steps)
-    short = SHORT
-    while short < steps and schedule.needed_steps(short) > short:
-        short *= 2
     tokens = steps * settings.batch_size * cfg.data.seq_len
-    return Training(costs.params, costs.flops_per_token, steps, tokens, min(short, steps))
+    short = min(shortest(schedule, SHORT), steps)
+    return Training(costs.params, costs.flops_per_token, steps, tokens, short)
+
+
+def shortest(schedule: Schedule, steps: int) -> int:
+    """Return the smallest doubling of `steps` that is long enough for a schedule."""
+    while schedule.needed_steps(steps) > steps:
+        steps *= 2
+    return steps
 
 
 def refuse_unequal_tokens(arms: Mapping[str, Training]) -> None:

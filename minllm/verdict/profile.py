@@ -12,9 +12,6 @@ A mixer on a probe is a search with its own folder, so an interrupted profile co
 
 from __future__ import annotations
 
-import contextlib
-import re
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,12 +22,10 @@ from typing import Any
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from minllm.config.compose import named_folders
 from minllm.errors import UserError, printable
 from minllm.files.atomic import refuse_links_at_top
 from minllm.model.build import build_shapes
-from minllm.model.cost import cost, params
-from minllm.model.size import TARGETS
+from minllm.model.cost import params
 from minllm.page import units
 from minllm.schema.building import build
 from minllm.schema.options import Fraction
@@ -38,22 +33,17 @@ from minllm.study import recorded
 from minllm.study.profile.cells import Cell, Probe, ProbeRun, Profile
 from minllm.study.profile.report import write_and_print
 from minllm.study.selection import PROFILE
-from minllm.study.trust import refuse_broken_arm
 from minllm.study.tuning import RATE, Tuning
 from minllm.sweep.launchers import shared_server
 from minllm.sweep.plugin import PruningSweeper
 from minllm.sweep.report.trials import counted_noun, is_complete
-from minllm.sweep.search import Search, run_together
-from minllm.sweep.spec import without_storage
 from minllm.training.answers import refuse_hidden_answers, why_none
-from minllm.verdict.arms_search import ArmsSearch
-from minllm.verdict.jobs import jobs_for
-from minllm.verdict.phases import QUEUED, phase
+from minllm.verdict.cells_search import CellsSearch
 from minllm.verdict.profile_protocol import ProfileProtocol, difficulty_of, mixers_in, probes_in
-from minllm.verdict.profile_tuning import DECAY, RatesAndDecays, score
-from minllm.verdict.protocol import FIRST_TUNING_SEED, arms_in, refuse_identical_arms
+from minllm.verdict.profile_tuning import RatesAndDecays, score
 from minllm.verdict.rate_search import rates_of
-from minllm.verdict.tuning import NothingToCompare, configured, tune
+from minllm.verdict.results import value_of
+from minllm.verdict.tuning import configured
 
 EVALUATIONS = 10
 """How often a run is evaluated, unless the command line says otherwise: it can end at each of them."""
@@ -95,35 +85,25 @@ def profile(sweeper: PruningSweeper, overrides: Sequence[str]) -> Profile | None
     return made
 
 
-class ProfileSearch(ArmsSearch):
+class ProfileSearch(CellsSearch):
     """The mixers and probes of a profile, and the searches that train them."""
 
     file = PROFILE
     metric = "val_accuracy"
+    evaluations = EVALUATIONS
     protocol: ProfileProtocol
 
     def __init__(self, sweeper: PruningSweeper, overrides: Sequence[str]):
         self.words = probes_in(sweeper.config.probes)
         super().__init__(sweeper, overrides)
-        self.typed = list(overrides)
         self.precision = self.precision_override()
         bases = {name: self.composed(next(iter(self.arms)), own) for name, own in self.words.items()}
         self.probes = [self.probe(name, cfg) for name, cfg in bases.items()]
         self.rungs = {
-            p.name: (*self.words[p.name], *self.size_of(bases[p.name]), self.end_of(p)) for p in self.probes
+            p.name: (*self.words[p.name], *self.size_on(bases[p.name]), self.end_of(p)) for p in self.probes
         }
         """The overrides of each probe, with the size of the mixers and the end of a run."""
-        self.cfgs = {
-            (arm, p.name): self.composed(arm, self.rungs[p.name]) for p in self.probes for arm in self.arms
-        }
-        first = self.probes[0].name
-        of_first = {arm: self.cfgs[arm, first] for arm in self.arms}
-        refuse_identical_arms(of_first, sized=self.protocol.equal is not None)
-        if "train.check=false" not in overrides:  # runs don't check again
-            for arm, cfg in of_first.items():
-                refuse_broken_arm(self.names[arm], cfg)
-        if sweeper.chooses_jobs:
-            sweeper.n_jobs = jobs_for(self.config, next(iter(of_first.values())))
+        self.compose_cells(sized=self.protocol.equal is not None)
         self.plans = {key: self.plan_of(*key) for key in self.cfgs}
         self.cells = {
             (self.names[arm], p.name): Cell(self.names[arm], p, self.solved_at(p), self.protocol.seeds)
@@ -132,14 +112,7 @@ class ProfileSearch(ArmsSearch):
         }
 
     def read_arms(self) -> dict[str, list[str]]:
-        """Return the overrides of each mixer, by a name that can be a folder's; `names` has what was typed."""
-        mixers = mixers_in(self.config.mixers)
-        self.names = {re.sub(r"[^\w.]+", "-", name).strip("-."): name for name in mixers}
-        if len(self.names) < len(mixers):
-            raise UserError(
-                f"Two of the mixers {', '.join(mixers)} have too similar names: write one differently."
-            )
-        return arms_in(dict(zip(self.names, mixers.values())), self.protocol)
+        return self.named_arms(mixers_in(self.config.mixers), "mixers")
 
     # ---- mixers and probes
 
@@ -160,16 +133,9 @@ class ProfileSearch(ArmsSearch):
         """Return the override that ends a run when it has solved a probe."""
         return f"train.stop_at_accuracy={self.solved_at(probe):g}"
 
-    def size_of(self, first: DictConfig) -> list[str]:
+    def size_on(self, first: DictConfig) -> list[str]:
         """Return the override that gives each mixer the first one's size on a probe."""
-        equal = self.protocol.equal
-        if equal is None or len(self.arms) == 1 or any(first.size[name] is not None for name in TARGETS):
-            return []
-        costs = cost(build_shapes(first, build(first.tokenizer).vocab_size), first.data.seq_len)
-        target = getattr(costs, "state_bytes_per_sequence" if equal == "state_bytes" else equal)
-        if target is None:
-            raise UserError("search.equal=state_bytes needs a first mixer that can generate.")
-        return [f"size.{equal}={target:.12g}"]
+        return self.size_override(first) if len(self.arms) > 1 else []
 
     def plan_of(self, arm: str, probe: str) -> RatesAndDecays:
         cfg, protocol = self.cfgs[arm, probe], self.protocol
@@ -210,34 +176,14 @@ class ProfileSearch(ArmsSearch):
 
     def train(self, probe: Probe) -> bool:
         """Tune and train all mixers on a probe; return whether there was time for all."""
-        with contextlib.ExitStack() as stack:
-            searches = {arm: stack.enter_context(self.opened(arm, probe)) for arm in self.arms}
-            plans = {arm: self.plans[arm, probe.name] for arm in self.arms}
-            scored = partial(score, solved_at=self.solved_at(probe))
-            try:
-                tunings = tune(plans, searches, self.sweeper.n_jobs, scored)
-            except NothingToCompare:
-                return False
-            for arm, search in searches.items():
-                values = tunings[arm].chosen
-                search.queue([{**values, "seed": seed} for seed in range(self.protocol.seeds)])
-            run_together(list(searches.values()), self.sweeper.n_jobs)
-            for arm, search in searches.items():
-                key = self.names[arm], probe.name
-                self.cells[key] = with_runs(self.cells[key], tunings[arm], search.trials())
+        trained = self.trained_on(probe.name, partial(score, solved_at=self.solved_at(probe)))
+        for arm, (tuning, trials) in trained.items():
+            key = self.names[arm], probe.name
+            self.cells[key] = with_runs(self.cells[key], tuning, trials)
         return all(self.cells[self.names[arm], probe.name].is_complete for arm in self.arms)
 
-    def opened(self, arm: str, probe: Probe) -> contextlib.AbstractContextManager[Search]:
-        """Open the search that trains a mixer on a probe."""
-        plan, rung = self.plans[arm, probe.name], self.rungs[probe.name]
-        logger = self.logger_overrides(arm, f"-{folder_name(probe.name)}")
-        overrides = [*self.overrides_of(arm, rung), *plan.space(self.protocol.seeds), *logger]
-        config = self.config_of(
-            f"seeds-{folder_name(probe.name)}-{arm}", keep="none", evaluations=EVALUATIONS
-        )
-        return phase(
-            self.sweeper, config, overrides, plan.most_runs + self.protocol.seeds, QUEUED, self.server
-        )
+    def sweeps(self, plan: RatesAndDecays) -> list[str]:
+        return plan.space(self.protocol.seeds)
 
     def progress(self, probe: Probe, done: int, seconds: float) -> str:
         """Return what became of a probe, and how long the rest will take at this pace."""
@@ -259,37 +205,16 @@ class ProfileSearch(ArmsSearch):
         same = f"with the same {equal} on each" if equal and len(self.arms) > 1 else "each with its own size"
         return Profile(list(self.names.values()), self.probes, self.cells, same, self.command(), sizes)
 
-    def display_name(self, name: str) -> str:
-        return self.names[name]
-
-    def command(self) -> str:
-        """Return the command line with secrets removed."""
-        hydra = self.config.hydra
-        overrides = [*named_folders(hydra.runtime), *self.typed, *hydra.overrides.hydra]
-        return shlex.join(["python", "sweep.py", *without_storage(overrides)])
-
 
 def with_runs(cell: Cell, tuning: Tuning, trials: Sequence[FrozenTrial]) -> Cell:
-    """Return a cell with its runs among the trials: those with the chosen values, and seeds that aren't for tuning.
+    """Return a cell with its runs.
 
     Raises:
         UserError: a run failed, other than by divergence, or its summary is damaged.
     """
-    wanted = (tuning.chosen[RATE], tuning.chosen[DECAY])
-    own = [
-        trial
-        for trial in trials
-        if trial.state.is_finished()
-        and trial.params["seed"] < FIRST_TUNING_SEED
-        and (trial.params[RATE], trial.params[DECAY]) == wanted
-    ]
-    own.sort(key=lambda trial: trial.params["seed"])
-    for trial in own:
-        if not is_complete(trial) and trial.user_attrs.get("reason") != "diverged":
-            why = trial.user_attrs.get("text", "it crashed.")
-            raise UserError(f"{cell.mixer} can't be trained on {cell.probe.name}: {why}")
-    runs = [run_of(Path(trial.user_attrs["run"])) for trial in own if is_complete(trial)]
-    lost = [trial.params["seed"] for trial in own if not is_complete(trial)]
+    where = f"{cell.mixer} on {cell.probe.name}"
+    lost = [trial.params["seed"] for trial in trials if value_of(trial, where) is None]
+    runs = [run_of(Path(trial.user_attrs["run"])) for trial in trials if is_complete(trial)]
     return replace(cell, runs=runs, lost=lost, tuning=tuning)
 
 
@@ -310,7 +235,3 @@ def run_of(folder: Path) -> ProbeRun:
         steps=summary["steps"],
         folder=str(folder),
     )
-
-
-def folder_name(name: str) -> str:
-    return re.sub(r"[^\w.]+", "-", name).strip("-.")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from minllm.errors import UserError
-from minllm.schema.checking import fits
-from minllm.schema.options import Count, Natural, NonNegative, Positive, Share
-from minllm.schema.overrides import key_of
-from minllm.verdict.protocol import CLOSEST, FIRST_TUNING_SEED, OfArms
+from minllm.schema.options import NonNegative, Share
+from minllm.verdict.cells_protocol import CellsProtocol, named, options_named
+from minllm.verdict.protocol import Equal
 
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper
@@ -22,29 +21,19 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileProtocol(OfArms):
-    """The `search:` section of a profile.
+class ProfileProtocol(CellsProtocol):
+    """The `search:` section of a profile; see `CellsProtocol` for what isn't explained here.
 
     equal: the quantity in which all mixers are sized to match the first, on each probe; null leaves their sizes alone
     solved: the accuracy at which a run ends, as a share of what is possible
-    seeds: how many seeds a mixer is trained with on each probe after it was tuned
-    rates: the learning rates that are tried, as multiples of optim.lr
-    decays: the weight decays that are tried with each of them
-    tuning_runs: the most tuning runs of a mixer on a probe
-    tuning_seeds: the seeds of the tuning runs; everything is tried with the first, and the best values with all
+    decays: the weight decays that are tried with each of the learning rates
     """
 
-    equal: Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
+    equal: Equal
     solved: Share
-    seeds: Count
-    rates: list[Positive]
     decays: list[NonNegative]
-    tuning_runs: Count
-    tuning_seeds: list[Natural]
 
     noun = "profile"
-    numbers = "search.seeds"
-    limits = "search.seeds and search.tuning_runs"
     least_arms = 1
     sets = {
         "hydra.sweeper.n_trials": "whose runs are limited by {limits}",
@@ -54,29 +43,11 @@ class ProfileProtocol(OfArms):
         "sweep.keep_checkpoints": "which keeps none",
         "train.stop_at_accuracy": "which stops runs by search.solved",
     }
+    different = ("rates", "decays", "tuning_seeds")
 
-    def __post_init__(self):
-        for key in ("rates", "decays", "tuning_seeds"):
-            values = getattr(self, key)
-            if not values or len(set(values)) < len(values):
-                raise UserError(f"search.{key} must have one or more different numbers, and not be {values}.")
-        spaced = sorted(self.rates)
-        if any(high < CLOSEST * low for low, high in zip(spaced, spaced[1:])):
-            raise UserError(
-                f"search.rates must differ by a factor of {CLOSEST} or more, and not be {self.rates}."
-            )
-        if any(seed < FIRST_TUNING_SEED for seed in self.tuning_seeds):
-            raise UserError(
-                f"search.tuning_seeds must be {FIRST_TUNING_SEED} or above: the profile uses the seeds below."
-            )
-        if self.seeds > FIRST_TUNING_SEED:
-            raise UserError(f"search.seeds can't exceed {FIRST_TUNING_SEED}, and is {self.seeds}.")
-        planned = len(self.rates) * len(self.decays)
-        if self.tuning_runs < planned:
-            raise UserError(
-                f"search.tuning_runs={self.tuning_runs} is too few to try {planned} pairs of search.rates and"
-                " search.decays."
-            )
+    @property
+    def planned(self) -> tuple[int, str]:
+        return len(self.rates) * len(self.decays), "pairs of search.rates and search.decays"
 
     def run(self, sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
         """Train each mixer on each probe, and write the page.
@@ -114,28 +85,7 @@ def mixer_words(word: str) -> list[str]:
 
 def probes_in(section: object) -> dict[str, list[str]]:
     """Return the overrides of each probe, by its name. UserError if it isn't a probe."""
-    probes = named(section, "probes", "[mqar_small,copying_small]")
-    return {
-        name: [word if "=" in word else f"data=probe/{word}" for word in words]
-        for name, words in probes.items()
-    }
-
-
-def named(section: object, key: str, example: str) -> dict[str, list[str]]:
-    """Return the words of each entry, by its name: the first word, and the others with the last parts of their keys."""
-    if not section or not fits(section, list[str]) or not all(entry.split() for entry in section):
-        raise UserError(f"{key} must be a list, such as '{key}={example}', not {section}.")
-    lists = [entry.split() for entry in section]
-    names = [" ".join([words[0], *map(short, words[1:])]) for words in lists]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{key} has {name} twice: leave one out.")
-    return dict(zip(names, lists))
-
-
-def short(word: str) -> str:
-    """Return an override with the last part of its key: window=32 of model.attn.mask.window=32."""
-    return f"{re.split('[./]', key_of(word))[-1]}={word.partition('=')[2]}" if "=" in word else word
+    return options_named(section, "probes", "data=probe/", "[mqar_small,copying_small]")
 
 
 def difficulty_of(name: str, names: Sequence[str]) -> tuple[str, float | None]:

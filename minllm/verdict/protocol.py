@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
@@ -29,6 +29,11 @@ MOST_LOOKS = 100
 FIRST_TUNING_SEED = 1000
 """Seeds below this are used by the verdict; learning rates are tuned on this seed and above."""
 
+
+Equal: TypeAlias = (
+    Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
+)
+"""What can be made equal to the first arm."""
 
 CLOSEST = 1.1
 """The smallest factor between the learning rates of a grid, which are rounded to three digits."""
@@ -61,6 +66,8 @@ class OfArms:
     """Options of searches that it sets itself, each with a clause that explains how."""
     least_arms: int = 2
     """The fewest arms that it can have."""
+    equal: Equal
+    """The quantity in which all arms are sized to match the first; None leaves their sizes alone. Ladders have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +105,7 @@ class ArmsProtocol(OfArms):
                 f"search.tuning_runs={self.tuning_runs} is too few to try each of the {len(self.rates)} learning rates"
                 " in search.rates."
             )
-        spaced = sorted(self.rates)
-        if any(high < CLOSEST * low for low, high in itertools.pairwise(spaced)):
-            raise UserError(
-                f"search.rates must differ by a factor of {CLOSEST} or more, and not be {self.rates}."
-            )
+        refuse_close(self.rates)
 
     @property
     def is_tuned(self) -> bool:
@@ -135,7 +138,7 @@ class Protocol(ArmsProtocol):
     champion: compare with the best arm so far for the same question, instead of arms.a
     """
 
-    equal: Literal["params", "params_active", "params_non_embedding", "flops_per_token", "state_bytes"] | None
+    equal: Equal
     trials: Count
     span: Positive
     first_seed: Natural
@@ -224,6 +227,12 @@ def listed(looks: Sequence[int]) -> str:
     return f"{looks[0]}, {looks[1]}, {looks[2]}, …, {looks[-1]}"
 
 
+def refuse_close(rates: Sequence[float]) -> None:
+    """Raise UserError if two learning rates of a grid are so close that rounding could make them equal."""
+    if any(high < CLOSEST * low for low, high in itertools.pairwise(sorted(rates))):
+        raise UserError(f"search.rates must differ by a factor of {CLOSEST} or more, and not be {rates}.")
+
+
 def arms_in(section: Mapping[str, Any], protocol: OfArms) -> dict[str, list[str]]:
     """Return each arm's overrides. UserError if they are invalid or there are too few arms."""
     arms = {str(name): overrides for name, overrides in section.items() if overrides is not None}
@@ -280,7 +289,11 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str,
         )
     for key, value in now.items():
         if key not in CHANGEABLE and before.get(key) != value:
-            asked = key if key in ("arms", "mixers", "probes") or "." in key else f"search.{key}"
+            asked = (
+                key
+                if key in ("arms", "mixers", "probes", "models", "datasets") or "." in key
+                else f"search.{key}"
+            )
             raise UserError(
                 f"The {noun} '{name}' began with {asked}={before.get(key)}, and a choice made after seeing results"
                 f" proves nothing. Keep that value, or start another {noun}: sweep.name=<name>."

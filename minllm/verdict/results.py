@@ -6,7 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from optuna.trial import FrozenTrial
+
+from minllm.errors import UserError
 from minllm.study.tuning import Tried
+from minllm.sweep.report.trials import is_complete
 
 Values: TypeAlias = tuple[tuple[str, float], ...]
 """The tuned keys with their values."""
@@ -16,6 +20,26 @@ Round: TypeAlias = Sequence[Run]
 """Runs that don't depend on each other's results."""
 Results: TypeAlias = Mapping[Run, float | None]
 """The metric of each run; None if it diverged or failed."""
+
+
+DIVERGED = "diverged"
+"""The reason of a trial whose training diverged; see `minllm.runs.outcome`."""
+
+
+def value_of(trial: FrozenTrial, who: str) -> float | None:
+    """Return the value of a trial that has ended; None if training diverged.
+
+    Args:
+        who: the arm, and what it is trained on, for a sentence.
+
+    Raises:
+        UserError: it failed in another way.
+    """
+    if is_complete(trial):
+        return trial.value
+    if trial.user_attrs.get("reason") == DIVERGED:
+        return None
+    raise UserError(f"{who} can't be trained: {trial.user_attrs.get('text', 'it crashed.')}")
 
 
 def tried(results: Results, planned: Sequence[Values]) -> list[Tried]:

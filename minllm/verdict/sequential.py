@@ -17,14 +17,10 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 
-from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from minllm.errors import UserError, printable
+from minllm.errors import printable
 from minllm.files.atomic import refuse_links_at_top
-from minllm.model.build import build_shapes
-from minllm.model.cost import cost
-from minllm.model.size import TARGETS
 from minllm.schema.building import build
 from minllm.study.comparison import ALL, ALPHA, Comparison, undecided
 from minllm.study.reading import read_arms
@@ -264,19 +260,6 @@ class VerdictSearch(ArmsSearch):
         config = self.config_of(name_of_phase, keep, evaluations=PAIR_EVALUATIONS)
         overrides = [*self.overrides_of(name), *overrides]
         return phase(self.sweeper, config, overrides, n_trials, EACH_ONCE, self.server)
-
-    def size_override(self, first: DictConfig) -> list[str]:
-        """Return the override that gives each arm the first one's size, unless a size is configured already."""
-        equal = self.protocol.equal
-        if equal is None or any(first.size[name] is not None for name in TARGETS):
-            return []
-        if first.init_from:
-            raise UserError("With init_from= the arms can't be resized: add search.equal=null.")
-        costs = cost(build_shapes(first, build(first.tokenizer).vocab_size), first.data.seq_len)
-        target = getattr(costs, "state_bytes_per_sequence" if equal == "state_bytes" else equal)
-        if target is None:
-            raise UserError("search.equal=state_bytes needs a first arm that can generate.")
-        return [f"size.{equal}={target:.12g}"]
 
     def save_protocol(self) -> None:
         """Save the protocol, the precision of all runs and the ledger's levels, which a later call continues with."""

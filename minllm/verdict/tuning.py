@@ -27,13 +27,11 @@ from minllm.training.preparation import budget_of
 from minllm.verdict.protocol import Protocol
 from minllm.verdict.random_search import RandomSearch, draws_of
 from minllm.verdict.rate_search import RateSearch, rates_of
-from minllm.verdict.results import Results, Round, Run, tried
+from minllm.verdict.results import DIVERGED, Results, Round, Run, tried
 
 Plan: TypeAlias = RateSearch | RandomSearch
 
 CONTINUE = "Run the same command to continue, with a larger sweep.minutes=<minutes> if needed."
-DIVERGED = "diverged"
-"""The reason of a trial whose training diverged; see `minllm.runs.outcome`."""
 TUNABLE = ("optim.", "schedule.", "model.", "norm.", "objective.")
 WARMUP = "schedule.warmup_steps"
 EXAMPLES = {"optim.weight_decay": "0.1", WARMUP: "20"}
@@ -176,9 +174,13 @@ def choice_of(name: str, plan: Plan, results: Results, trials: Sequence[FrozenTr
     return replace(choice, unsettled=f"training diverged with {where} that were tried, in {choice.runs} runs")
 
 
-def space_of(plan: Plan) -> list[str]:
-    """Return sweeps in Hydra's grammar that contain everything that a plan may try."""
-    ranges = {**plan.ranges(), "seed": (min(plan.seeds), max(plan.seeds))}
+def space_of(plan: Plan, seeds: int = 0) -> list[str]:
+    """Return sweeps in Hydra's grammar that contain everything that a plan may try.
+
+    Args:
+        seeds: how many seeds, from 0, are trained in the same search after the tuning.
+    """
+    ranges = {**plan.ranges(), "seed": (0 if seeds else min(plan.seeds), max(*plan.seeds, seeds))}
     return [
         f"{key}=range({low},{high + 1})"
         if isinstance(low, int)
