@@ -47,7 +47,7 @@ ASKED = {
         "trials": 4,
         "span": 8.0,
     },
-    **{"tuning_seeds": [1000], "first_seed": 0, "looks": [6, 8], "margin": 0.005},
+    **{"tuning_seeds": [1000], "first_seed": 0, "looks": [6, 8], "metric": "val_bpb", "margin": 0.005},
     **{"baseline": None, "aa": False, "prompts": [], "stories": 0, "ledger": True, "champion": False},
 }
 PROTOCOL = Protocol(**ASKED)

@@ -24,6 +24,7 @@ from minllm.schema.overrides import PLAIN, in_quotes, is_seed, key_of
 
 HEAD = ["", "params", "val_bpb", "tokens/s", "state, bytes"]
 ABOVE_FLOOR = "above the floor"
+OF_ANSWERS = ("val_accuracy", "val_exact")
 METRICS = ("val_bpb", "params", "tokens", "tokens_per_second", "seed")
 SHORTEST = 12  # characters of an arm's name that are always shown
 
@@ -69,6 +70,11 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
         head.insert(3, ABOVE_FLOOR)
         for row, (_, summaries) in zip(rows, ranked):
             row.insert(2, _above_floor(summaries))
+    for name in reversed(OF_ANSWERS):
+        if any(name in summary for _, summary in trained):
+            head.insert(head.index("tokens/s"), name)
+            for row, (_, summaries) in zip(rows, ranked):
+                row.insert(-2, _accuracy(summaries, name))
     left_out = []
     while (room := _room(head, rows, width)) < SHORTEST and len(head) > 3:
         left_out.append(head.pop())
@@ -141,6 +147,12 @@ def _row(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{_mean(summaries, 'tokens_per_second'):,.0f}",
         "none" if first["state_bytes_per_sequence"] is None else f"{first['state_bytes_per_sequence']:,}",
     ]
+
+
+def _accuracy(summaries: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return the mean accuracy of an arm's runs; "" if not all of them have one."""
+    known = [summary[name] for summary in summaries if isinstance(summary.get(name), (int, float))]
+    return _spread(known) if len(known) == len(summaries) else ""
 
 
 def _error(summaries: Sequence[Mapping[str, Any]]) -> str | None:

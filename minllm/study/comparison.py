@@ -17,7 +17,7 @@ from minllm.study.divergence import diverged_seeds, divergence, lost_seeds
 from minllm.study.facts import Fact, facts
 from minllm.study.headline import headline
 from minllm.study.measures import METRIC, Measures, measure
-from minllm.study.metric import BITS, Metric, refuse_without
+from minllm.study.metric import BITS, Metric, refuse_without, up_to_early_ends
 from minllm.study.scaling.check import Check
 from minllm.study.scaling.ladders import Family, Ladder, at_equal_sizes, families_among, ladders
 from minllm.study.selection import LeftOut, Selection, find
@@ -183,6 +183,7 @@ def of_arms(
     refuse_too_few(arms, left_out, aa)
     refuse_incomparable(arms)
     refuse_without(metric, measured(arms))
+    metric = up_to_early_ends(metric, [arm.cfg for arm in measured(arms)])
     if baseline not in (None, ALL):
         first = arm_named(baseline, arms)
         arms = [first, *(arm for arm in arms if arm is not first)]

@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from minllm.page import units
 from minllm.study import bounds
 from minllm.study.arms import Arm
 from minllm.study.divergence import Divergence
+from minllm.study.metric import BITS
 from minllm.study.standing import Standing
 from minllm.study.verdict import Verdict
 
 SAME = "Every pair reached exactly the same loss, so what differs between the two had no effect on the computation."
+TIED = (
+    "Every pair has exactly the same value, which has no spread to estimate: with 95 % confidence, all that follows for"
+    " other seeds is that fewer than {share} of the pairs differ."
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,15 @@ class Contest:
         return f"{self.outcome} because {self.reason}" if self.reason else self.outcome
 
     @property
+    def is_tied(self) -> bool:
+        """Whether no pair differs in what decides."""
+        return len(self.differences) > 1 and not any(self.differences.values())
+
+    @property
     def is_the_same(self) -> bool:
         """Whether every pair reached exactly the same loss, as arms that compute the same thing do."""
-        return len(self.differences) > 1 and not any(self.differences.values())
+        pairs = ((self.arm.runs[seed], self.baseline.runs[seed]) for seed in self.seeds)
+        return self.is_tied and all(BITS.of(own.summary) == BITS.of(other.summary) for own, other in pairs)
 
     @property
     def seeds(self) -> list[int]:
@@ -82,9 +94,11 @@ class Contest:
 
     @property
     def sentence(self) -> str:
-        same = SAME * self.is_the_same
         remark = bounds.remark(self.arm, self.baseline, self.verdict)
-        parts = [self._answer(), self._diverged(), self.verdict.why, remark, self.verdict.settling, same]
+        parts = [
+            *(self._answer(), self._diverged(), self.verdict.why, remark, self.verdict.settling),
+            self._without_spread(),
+        ]
         return " ".join(filter(None, parts))
 
     def _answer(self) -> str:
@@ -109,6 +123,12 @@ class Contest:
         because = f" because {self.reason}" if self.reason else ""
         among = self.standing.clause(self.verdict) if self.standing else ""
         return f"{self.arm.name} {links[word]} {self.baseline.name}{outcome}{because}{among}."
+
+    def _without_spread(self) -> str:
+        """What is said if no pair differs: why, or the upper end of the exact interval of the share that does."""
+        if self.is_the_same or not self.is_tied:
+            return SAME * self.is_the_same
+        return TIED.format(share=units.share(1 - 0.05 ** (1 / len(self.seeds))))
 
     def _diverged(self) -> str:
         if self.divergence is None:

@@ -16,7 +16,13 @@ FEW = 3
 
 
 def headline(comparison: Comparison) -> str:
-    """Return the answer in one sentence; of choices at several sizes, what becomes of their difference."""
+    """Return the answer in one sentence, which names what decides unless it is bits per byte."""
+    metric = comparison.metric
+    return f"By {metric.name}: {_answer(comparison)}" if metric.is_share else _answer(comparison)
+
+
+def _answer(comparison: Comparison) -> str:
+    """Return the answer; of choices at several sizes, what becomes of their difference."""
     if comparison.ladders:
         return " ".join(map(at_scale, comparison.ladders))
     if not comparison.contests:

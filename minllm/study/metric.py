@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from minllm.errors import UserError
@@ -22,15 +22,23 @@ class Metric:
     unit: what a number of it is followed by
     measured: what it is measured in, in the introduction of a report
     is_share: whether it is a share, of which a margin is a difference and not a fraction
+    most: the accuracy that counts as no better than any above it, because runs end there
     """
 
     name: Name
     unit: str
     measured: str
     is_share: bool = True
+    most: float = 1.0
 
     def of(self, summary: Mapping[str, Any]) -> float:
-        return 1.0 - summary[self.name] if self.is_share else summary[self.name]
+        value = summary[self.name]
+        return 1.0 - min(value, self.most) if self.is_share else value
+
+    @property
+    def perfect(self) -> float:
+        """The value that can't be improved."""
+        return 1.0 - self.most if self.is_share else 0.0
 
 
 BITS = Metric("val_bpb", "bits per byte", "bits per byte of held-out text", is_share=False)
@@ -47,6 +55,22 @@ METRICS: Mapping[str, Metric] = {
         "the share of answers that aren't right in every token, 1 − val_exact",
     ),
 }
+
+
+def up_to_early_ends(metric: Metric, cfgs: Iterable[Mapping[str, Any]]) -> Metric:
+    """Return the metric for runs with these configurations, which may end at an accuracy before their budget is spent.
+
+    An accuracy counts up to the one at which runs end, so that it doesn't matter by how much their last evaluation
+    exceeded it.
+    """
+    ends = early_ends(cfgs)
+    return replace(metric, most=min(ends)) if ends and metric.name == "val_accuracy" else metric
+
+
+def early_ends(cfgs: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Return the different accuracies at which runs with these configurations end, in increasing order."""
+    ends = ((cfg.get("train") or {}).get("stop_at_accuracy") for cfg in cfgs)
+    return sorted({end for end in ends if end is not None})
 
 
 def refuse_without(metric: Metric, arms: Sequence[Arm]) -> None:

@@ -84,7 +84,7 @@ CONFIG_WHERE_GIVEN: Mapping[str, Any] = {
 }
 SECTIONS_WHERE_GIVEN: Mapping[str, Mapping[str, Any]] = {
     "optim": {"lr": Amount | None},
-    "train": {"compile": bool | str | None},
+    "train": {"compile": bool | str | None, "stop_at_accuracy": Fraction | None},
     "logger": {"project": str | None, "group": str | None, "mode": str | None},
 }
 

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import torch
@@ -31,7 +31,7 @@ from minllm.runs.outcome import OF_THE_LAUNCHER, OUTPUT, TOO_LONG, Outcome
 from minllm.schema.building import build
 from minllm.sweep import limits
 from minllm.sweep.launchers import ends_a_job, time_was_up
-from minllm.sweep.metric import Metric, minimized, value
+from minllm.sweep.metric import Accuracy, Metric, minimized, value
 from minllm.sweep.prediction import predicted_peak
 from minllm.sweep.store import open_study, storage_errors
 from minllm.training import machine, memory, preparation, train
@@ -204,7 +204,7 @@ def trained_by(
         }
     if not processes.is_first:
         return math.nan  # the first process reports
-    figures["val_bound"] = summary["val_bound"]
+    figures |= {name: summary[name] for name in ("val_bound", *get_args(Accuracy)) if name in summary}
     return value_of(summary, assignment.metric)
 
 

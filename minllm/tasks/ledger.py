@@ -15,6 +15,7 @@ from minllm.files.atomic import write_text
 from minllm.page import html, markdown, units
 from minllm.page.terminal import answer
 from minllm.schema.options import Name, reads
+from minllm.study.metric import BITS
 from minllm.verdict.discoveries import level
 from minllm.verdict.ledger import Contents, Ledger, Line
 
@@ -36,7 +37,8 @@ EMPTY = (
     " search=verdict 'arms.b=[norm=sandwich]'"
 )
 ABOUT = (
-    "A row is one arm against its baseline, as of the last look. Differences are in bits per byte; negative is better."
+    "A row is one arm against its baseline, as of the last look. Differences are in bits per byte, or in what is"
+    " missing to an accuracy of 1 where a question names one; negative is better."
     " An idea holds among all if its p-value is at most the level that was fixed before its first run; every level"
     " depends on how many ideas were started and discovered before it (LORD++), so that at most 5 % of all ideas that"
     " hold are expected to be false."
@@ -52,6 +54,7 @@ class Row:
     name: str
     arm: str
     baseline: str
+    metric: str
     outcome: str
     among_all: str
     difference: float | None
@@ -64,7 +67,12 @@ class Row:
 
     @property
     def question(self) -> str:
-        return f"{self.arm} against {self.baseline}"
+        return f"{self.arm} against {self.against}"
+
+    @property
+    def against(self) -> str:
+        """The baseline, and what decides unless it is bits per byte."""
+        return self.baseline if self.metric == BITS.name else f"{self.baseline} by {self.metric}"
 
 
 @reads()
@@ -111,11 +119,17 @@ def rows_of(contents: Contents) -> Iterator[Row]:
         if reached:
             yield from rows_of_verdict(started, reached[-1], [line.get("crowned") for line in reached])
         else:
-            common = {"id": started["id"], "time": started["time"], "name": started["name"], "report": None}
+            common = {**common_to(started, started), "report": None}
             missing = dict.fromkeys(("difference", "interval", "pairs", "p"))
             for place in started["places"] or untested(started):
                 known = {key: place.get(key) for key in ("arm", "baseline", "number", "level")}
                 yield Row(**common, **missing, **known, outcome="not reached", among_all=units.NONE)
+
+
+def common_to(started: Line, line: Line) -> dict[str, Any]:
+    """Return what the rows of a verdict have in common. Verdicts of versions without a metric are by bits per byte."""
+    metric = started["question"].get("metric", BITS.name)
+    return {"id": line["id"], "time": line["time"], "name": started["name"], "metric": str(metric)}
 
 
 def untested(started: Line) -> list[dict[str, str]]:
@@ -128,7 +142,7 @@ def untested(started: Line) -> list[dict[str, str]]:
 def rows_of_verdict(
     started: Line, line: Line, crownings: Sequence[Mapping[str, Any] | None]
 ) -> Iterator[Row]:
-    common = {"id": line["id"], "time": line["time"], "name": started["name"], "report": line.get("report")}
+    common = {**common_to(started, line), "report": line.get("report")}
     crowned = [crowning["arm"] for crowning in crownings if crowning]
     for outcome in line["outcomes"]:
         known = {
@@ -197,7 +211,7 @@ def in_a_terminal(rows: Sequence[Row]) -> list[str]:
     table = []
     for row in rows:
         date, _, outcome, among, difference, _, pairs, p, needs, report = cells(row)
-        table.append([row.arm, outcome, among, difference, pairs, row.baseline, date, p, needs, report])
+        table.append([row.arm, outcome, among, difference, pairs, row.against, date, p, needs, report])
     printed = [[markdown.one_line(cell) for cell in line] for line in table]
     return markdown.fit_to_width(head, printed, "lllrrllrrl", shutil.get_terminal_size((80, 24)).columns)
 

@@ -60,7 +60,7 @@ class ArmsSearch:
 
     file: ClassVar[str]
     """The name of the file in which the protocol is saved."""
-    metric: ClassVar[Metric] = METRIC
+    metric: Metric = METRIC
     """What its runs are compared by."""
     server: ForkServer | None = None
     """The process that starts the runs of all searches."""

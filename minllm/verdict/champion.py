@@ -12,8 +12,9 @@ from minllm.schema.checking import fits
 from minllm.schema.overrides import key_of
 from minllm.study import recorded
 from minllm.study.arms import identity
+from minllm.study.metric import BITS, Name
 from minllm.study.selection import VERDICT
-from minllm.verdict.entry import hashed
+from minllm.verdict.entry import of_metric
 from minllm.verdict.ledger import Ledger, Line, fault_in, refuse_damage
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def set_champion(search: VerdictSearch, default: DictConfig, overrides: Sequence
         raise UserError(
             "search.champion=true compares with the champion instead of arms.a: leave arms.a out, or search.champion."
         )
-    kind = kind_of(default, search.protocol.equal)
+    kind = kind_of(default, search.protocol.equal, search.protocol.metric)
     if recorded.is_there(search.folder, VERDICT):
         arms = search.saved_protocol()["protocol"].get("arms")
         if not fits(arms, dict[str, list[str]]) or "a" not in arms:
@@ -66,9 +67,9 @@ def refuse_unsafe(overrides: Sequence[str], file: Path) -> None:
             )
 
 
-def kind_of(cfg: DictConfig, equal: str | None) -> str:
-    """Return a hash of a kind of question: the default arm as it would be trained, and what is held equal to it."""
-    return hashed([identity(cfg), equal])[:16]
+def kind_of(cfg: DictConfig, equal: str | None, metric: Name = BITS.name) -> str:
+    """Return a hash of a kind of question: the default arm as it would be trained, the equal quantity, the metric."""
+    return of_metric([identity(cfg), equal], metric)[:16]
 
 
 def champion_of(kind: str, ledger: Ledger) -> Line | None:

@@ -49,6 +49,7 @@ def compare_pairs(search: VerdictSearch, tuning: Mapping[str, Tuning], pairs: in
         margin=protocol.margin,
         aa=protocol.aa,
         looks=protocol.looks,
+        metric=search.measure,
     )
     tuned = {search.display_name(name): arm_tuning for name, arm_tuning in tuning.items()}
     comparison = replace(with_tuning(comparison, tuned), commands=[search.command()], kept_margin=True)
@@ -60,7 +61,7 @@ def without_runs(search: VerdictSearch, end: NothingToCompare) -> Comparison:
     protocol = search.protocol
     arms = {name: Arm(search.display_name(name), {}) for name in search.arms}
     contests = contests_of(list(arms), protocol.baseline)
-    (verdict,) = verdicts([[]], margin=protocol.margin)
+    (verdict,) = verdicts([[]], margin=protocol.margin, unit=search.measure.unit)
     verdict = replace(verdict, why=end.advice, settling="")
     comparison = Comparison(
         arms=list(arms.values()),
@@ -71,6 +72,7 @@ def without_runs(search: VerdictSearch, end: NothingToCompare) -> Comparison:
         noise=[Noise(arm, verdict, None) for arm in arms.values()] if protocol.aa else [],
         facts=[],
         left_out=[],
+        metric=search.measure,
     )
     return with_standings(comparison, search.entry, every=protocol.baseline == ALL)
 

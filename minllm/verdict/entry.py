@@ -14,6 +14,7 @@ from minllm.schema.checking import fits
 from minllm.study import recorded
 from minllm.study.arms import identity
 from minllm.study.comparison import ALL, Comparison, Contest, Noise
+from minllm.study.metric import BITS, Name
 from minllm.study.report.data import plain
 from minllm.study.selection import VERDICT
 from minllm.study.standing import Standing
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from minllm.verdict.sequential import VerdictSearch
 
 BUDGET = ("steps", "tokens", "minutes", "flops", "batch_size")
+QUESTION = ("equal", "metric", "margin", "looks", "baseline", "aa", "champion")
+"""Options of the protocol that are recorded with a question."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,10 @@ class Question:
 
     @property
     def key(self) -> str:
-        """A hash that depends only on the arms' configurations, not on the verdict's name or how they were typed."""
-        return hashed([[name, idea_of(self.cfgs, (name, name))] for name in self.cfgs])
+        """A hash of the arms' configurations and the metric, whatever the verdict's name and how they were typed."""
+        return of_metric(
+            [[name, idea_of(self.cfgs, (name, name))] for name in self.cfgs], self.protocol["metric"]
+        )
 
     @property
     def content(self) -> dict[str, Any]:
@@ -64,7 +69,7 @@ class Question:
             "budget": {key: first.train.get(key) for key in BUDGET},
             "data": first.choices.get("data"),
             "tokenizer": first.choices.get("tokenizer"),
-            **{key: self.protocol[key] for key in ("equal", "margin", "looks", "baseline", "aa", "champion")},
+            **{key: self.protocol[key] for key in QUESTION},
         }
 
 
@@ -348,6 +353,11 @@ def idea_of(cfgs: Mapping[str, DictConfig], pair: tuple[str, str]) -> str:
 def shown(overrides: Sequence[str]) -> list[str]:
     """Return overrides without secrets."""
     return [without_passwords(override) for override in without_storage(overrides)]
+
+
+def of_metric(question: list[Any], metric: Name) -> str:
+    """Return a hash of what is asked, by a metric; of bits per byte it is the one of versions without other metrics."""
+    return hashed(question if metric == BITS.name else [*question, metric])
 
 
 def hashed(value: object) -> str:

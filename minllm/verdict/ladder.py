@@ -58,6 +58,7 @@ from minllm.verdict.ladder_time import (
     tuning_runs,
     work_of,
 )
+from minllm.verdict.metric import refuse_early_ends
 from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
 from minllm.verdict.protocol import FIRST_TUNING_SEED, refuse_identical_arms, refuse_same_results
 from minllm.verdict.rate_search import RateSearch
@@ -127,6 +128,7 @@ class LadderSearch(ArmsSearch):
         lowest, *_, highest = self.rungs
         cfgs = {name: composed(name, lowest.overrides) for name in self.arms}
         refuse_identical_arms(cfgs, sized=True)
+        refuse_early_ends(self.metric, cfgs.values())
         self.transferred = {name for name, cfg in cfgs.items() if covers_sizes(cfg)}
         for name, cfg in cfgs.items():  # before anything runs
             if build(cfg.train).check:

@@ -18,6 +18,7 @@ from minllm.schema.options import Count, FolderName, Natural, Positive, Share
 from minllm.schema.overrides import is_seed, key_of
 from minllm.study.arms import ABSENT, identity, training_settings
 from minllm.study.comparison import ALL
+from minllm.study.metric import Name as MetricName
 from minllm.study.tuning import RATE, Tuning
 from minllm.verdict.random_search import FINALISTS
 
@@ -130,7 +131,8 @@ class Protocol(ArmsProtocol):
     tuning_seeds: seeds of the tuning runs; everything is tried with the first, and the best values with all
     first_seed: of the pairs; another one repeats a verdict with seeds that weren't used before
     looks: numbers of pairs after which the results are tested; the error rate is shared out among them
-    margin: differences below this share of the baseline's bits per byte count as equal
+    metric: what decides, and what each arm is tuned by
+    margin: differences below this share of the baseline's bits per byte, or of accuracies below this, count as equal
     baseline: the arm that the others are compared with; all compares every pair of arms
     aa: also compare each arm with itself; with a single arm, only that
     prompts, stories: prompts and number of stories for the samples in the report
@@ -143,6 +145,7 @@ class Protocol(ArmsProtocol):
     span: Positive
     first_seed: Natural
     looks: list[Count]
+    metric: MetricName
     baseline: str | None
     aa: bool
     ledger: bool
@@ -151,6 +154,7 @@ class Protocol(ArmsProtocol):
     noun = "verdict"
     numbers = "search.looks"
     limits = "search.looks, search.tuning_runs and search.trials"
+    sets = {**SET_BY_VERDICTS, "sweep.metric": "whose metric is search.metric"}
 
     def run(self, sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
         """Reach the verdict.

@@ -15,7 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from minllm.study.tuning import RATE, Tuning
-from minllm.verdict.results import Results, Round, Values, missing, ranked, succeeded, tried
+from minllm.verdict.results import (
+    Results,
+    Round,
+    Values,
+    cannot_be_improved,
+    mean_losses,
+    missing,
+    ranked,
+    succeeded,
+    tried,
+)
 
 FINALISTS = 3
 EDGE = 2 / 3
@@ -43,12 +53,14 @@ class RandomSearch:
     seeds: the tuning seeds; all draws are tried with the first
     centre: the configured values
     span: the factor from the configured values to the ends of the range
+    perfect: the loss that can't be improved
     """
 
     draws: tuple[Values, ...]
     seeds: tuple[int, ...]
     centre: Mapping[str, float]
     span: float
+    perfect: float = 0.0
 
     @property
     def most_runs(self) -> int:
@@ -95,6 +107,11 @@ class RandomSearch:
             return f"its best draws weren't tried with every tuning seed after {len(results)} runs"
         if len(finalists) < FINALISTS:
             return f"only {len(finalists)} of its {len(self.draws)} draws trained without failing"
+        losses = mean_losses(self._counted(results), results, self.seeds)
+        if cannot_be_improved(losses[finalists[0]], self.perfect):
+            return ""
+        if len(set(losses.values())) == 1:
+            return f"its draws are all equally good after {len(results)} runs, so nothing is known of the best one"
         for key, centre in self.centre.items():
             places = [np.log(dict(draw)[key] / centre) / np.log(self.span) for draw in finalists]
             if min(places) > EDGE or max(places) < -EDGE:
@@ -104,10 +121,13 @@ class RandomSearch:
 
     def _finalists(self, results: Results) -> list[Values]:
         """Return the best draws that count, the best first."""
+        return ranked(self._counted(results), results, self.seeds)[:FINALISTS]
+
+    def _counted(self, results: Results) -> list[Values]:
+        """Return the draws that count."""
         lost = [draw for draw in self.draws if not succeeded(draw, results, self.seeds)]
         limit = min((dict(draw)[RATE] for draw in lost if RATE in self.centre), default=np.inf)
-        counted = [draw for draw in self.draws if draw not in lost and dict(draw).get(RATE, -np.inf) < limit]
-        return ranked(counted, results, self.seeds)[:FINALISTS]
+        return [draw for draw in self.draws if draw not in lost and dict(draw).get(RATE, -np.inf) < limit]
 
 
 def _scaled(value: float, multiple: float) -> float:

@@ -7,6 +7,9 @@
 
 A rate counts only if it and every lower rate succeeded with every seed that they were tried with: a rate between rates
 that diverged was lucky.
+
+Of rates that are equally good, as accuracies often are, the middle one counts as the best, and no fit is made. A rate
+that can't be improved isn't followed past an edge.
 """
 
 from __future__ import annotations
@@ -17,7 +20,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from minllm.study.tuning import RATE, Tuning
-from minllm.verdict.results import Results, Round, Run, Values, mean_losses, missing, ranked, succeeded, tried
+from minllm.verdict.results import (
+    Results,
+    Round,
+    Run,
+    Values,
+    cannot_be_improved,
+    mean_losses,
+    missing,
+    succeeded,
+    tried,
+)
 
 SPACING = 2.0
 """The factor between rates if a single one is planned."""
@@ -41,11 +54,13 @@ class RateSearch:
     planned: the rates that are tried in any case
     seeds: the tuning seeds; all rates are tried with the first
     most_runs: the limit on the number of runs
+    perfect: the loss that can't be improved
     """
 
     planned: tuple[float, ...]
     seeds: tuple[int, ...]
     most_runs: int
+    perfect: float = 0.0
 
     @property
     def description(self) -> str:
@@ -86,9 +101,10 @@ class RateSearch:
             return [(_values(rate), self.seeds[0]) for rate in self.planned]
         rates, best = self._rates(results), self._best(results)
         below, above = self._factors()
-        if best in (None, rates[0]):
+        is_open = best is None or not self._is_perfect(best, results)
+        if is_open and best in (None, rates[0]):
             return self._beyond(rates[0], 1 / below, len(results))
-        if best == rates[-1]:
+        if is_open and best == rates[-1]:
             return self._beyond(rates[-1], above, len(results))
         near = self._near(best, results, 1)
         return [run for rate in near for run in missing(_values(rate), results, self.seeds)]
@@ -101,19 +117,25 @@ class RateSearch:
         return [(_values(rate), self.seeds[0]) for rate in rates[1:]]
 
     def _unsettled(self, best: float, results: Results) -> str:
-        rates = self._rates(results)
+        rates, is_perfect = self._rates(results), self._is_perfect(best, results)
         runs = f"after {len(results)} runs of at most {self.most_runs} (search.tuning_runs)"
-        if best in (rates[0], rates[-1]):
+        if best in (rates[0], rates[-1]) and not is_perfect:
             end = "lowest" if best == rates[0] else "highest"
             return f"its best learning rate, {best:g}, is the {end} that was tried {runs}"
         if self._wanted(results):
             return f"its best learning rates weren't tried with every tuning seed {runs}"
+        if self._tied(results) == self._counted(results) and not is_perfect:
+            return f"its learning rates are all equally good {runs}, so nothing is known of the best one"
         return ""
 
     def _fitted(self, best: float, results: Results) -> tuple[float, str]:
         """Return the minimum of the fit, kept between the best rate's neighbours, and how it was found."""
         loss = self._mean_losses(results)
         near, window = self._near(best, results, 1), self._near(best, results, REACH)
+        if (tied := len(self._tied(results))) > 1:
+            return best, f"the middle one of {tied} rates with the lowest mean loss"
+        if self._is_perfect(best, results):
+            return best, "the lowest mean loss, which can't be improved"
         if len(window) < 3:
             return best, "the lowest mean loss, because too few neighbouring rates succeeded for a fit"
         tries = [len(self.seeds) - len(missing(_values(rate), results, self.seeds)) for rate in window]
@@ -130,9 +152,17 @@ class RateSearch:
         return end, f"nearest to the minimum of {fit}, which lies beyond the rates beside the best one"
 
     def _best(self, results: Results) -> float | None:
-        """Return the rate with the lowest loss among those that count; None if there are none."""
-        counted = [_values(rate) for rate in self._counted(results)]
-        return next((dict(values)[RATE] for values in ranked(counted, results, self.seeds)), None)
+        """Return the rate with the lowest loss among those that count, the middle one of several; None without any."""
+        tied = self._tied(results)
+        return tied[(len(tied) - 1) // 2] if tied else None
+
+    def _tied(self, results: Results) -> list[float]:
+        """Return the rates with the lowest loss among those that count."""
+        losses = self._mean_losses(results)
+        return [rate for rate in self._counted(results) if losses[_values(rate)] == min(losses.values())]
+
+    def _is_perfect(self, rate: float, results: Results) -> bool:
+        return cannot_be_improved(self._mean_losses(results)[_values(rate)], self.perfect)
 
     def _mean_losses(self, results: Results) -> dict[Values, float]:
         return mean_losses([_values(rate) for rate in self._counted(results)], results, self.seeds)

@@ -73,6 +73,11 @@ def mean_losses(among: Sequence[Values], results: Results, seeds: Sequence[int])
     return {values: means.get(values, first[values] + shift) for values in among}
 
 
+def cannot_be_improved(loss: float, perfect: float) -> bool:
+    """Whether a mean loss is the lowest possible one, up to rounding."""
+    return loss <= perfect * (1 + 1e-9)
+
+
 def missing(values: Values, results: Results, seeds: Sequence[int]) -> list[Run]:
     """Return the runs with the seeds that the values haven't been tried with."""
     return [(values, seed) for seed in seeds if (values, seed) not in results]

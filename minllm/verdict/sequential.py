@@ -40,6 +40,7 @@ from minllm.verdict.entry import entry_for_search, record_verdict, unreached_ent
 from minllm.verdict.grading import chosen_grader, graded
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ledger import Ledger
+from minllm.verdict.metric import metric_of
 from minllm.verdict.phases import EACH_ONCE, QUEUED, phase
 from minllm.verdict.protocol import (
     FIRST_TUNING_SEED,
@@ -104,6 +105,7 @@ class VerdictSearch(ArmsSearch):
 
     def __init__(self, sweeper: PruningSweeper, overrides: Sequence[str]):
         super().__init__(sweeper, overrides)
+        self.metric = self.protocol.metric
         self.seconds: dict[str, list[float]] = {}
         """Durations of each search's runs."""
         self.ledger, self.entry = Ledger(), None
@@ -112,11 +114,14 @@ class VerdictSearch(ArmsSearch):
         self.precision = self.precision_override()
         bases = {name: self.composed(name) for name in self.arms}
         refuse_identical_arms(bases)
+        self.measure = metric_of(self.metric, bases)
         first = default or next(iter(bases.values()))
         if sweeper.chooses_jobs:
             sweeper.n_jobs = jobs_for(self.config, first)
         self.plans = {
-            name: plan_of(name, cfg, self.protocol) for name, cfg in bases.items() if self.protocol.is_tuned
+            name: plan_of(name, cfg, self.protocol, self.measure.perfect)
+            for name, cfg in bases.items()
+            if self.protocol.is_tuned
         }
         self.size = self.size_override(first)
         self.cfgs = {name: self.composed(name) for name in self.arms} if self.size else bases
@@ -135,6 +140,10 @@ class VerdictSearch(ArmsSearch):
         lines = [f"{name}: {' '.join(overrides) or 'no overrides'}" for name, overrides in self.arms.items()]
         if sizes := [override for override in (*self.size, *self.overrides) if override.startswith("size.")]:
             lines.append(f"All arms have the same size: {' '.join(sizes)}.")
+        if self.measure.is_share:
+            lines.append(
+                f"Compared: {self.measure.measured}; a difference of up to {protocol.margin:g} is too small to matter."
+            )
         lines += plan_lines(self.plans)
         seeds = ", ".join(map(str, protocol.seeds_of(3)[:3]))
         lines.append(f"Pairs: seeds {seeds}, …; the results are tested after {listed(protocol.looks)} pairs.")
@@ -152,14 +161,19 @@ class VerdictSearch(ArmsSearch):
             searches = {
                 name: stack.enter_context(self.opened_tuning(name, plan)) for name, plan in self.plans.items()
             }
-            tuned = tune(self.plans, searches, self.sweeper.n_jobs)
+            tuned = tune(self.plans, searches, self.sweeper.n_jobs, self.score)
             self.seconds |= {
                 f"tune-{name}": seconds_of_runs(search.trials()) for name, search in searches.items()
             }
         for name, search in tuned.items():
             print(f"{name}: {sentences.tuned(search)}", flush=True)
-        refuse_same_results(tuned)
+        if not self.measure.is_share:
+            refuse_same_results(tuned)
         return tuned
+
+    def score(self, trial: FrozenTrial) -> float | None:
+        """Return what a tuning run is judged by."""
+        return trial.value if trial.value is None else max(trial.value, self.measure.perfect)
 
     def train_pairs(self, tuning: Mapping[str, Tuning]) -> Comparison:
         """Train pairs of seeds until a look settles every comparison, or looks or time run out.

@@ -51,13 +51,20 @@ class NothingToCompare(Exception):
         self.reason, self.advice = reason, advice
 
 
-def plan_of(name: str, cfg: DictConfig, protocol: Protocol) -> Plan:
-    """Return what an arm tries, from its own configuration. UserError if a key can't be tuned in this arm."""
+def plan_of(name: str, cfg: DictConfig, protocol: Protocol, perfect: float = 0.0) -> Plan:
+    """Return what an arm tries, from its own configuration. UserError if a key can't be tuned in this arm.
+
+    Args:
+        perfect: the value of the metric that can't be improved.
+    """
     seeds = tuple(protocol.tuning_seeds)
     if protocol.is_grid:
-        return RateSearch(rates_of(configured(name, cfg, RATE), protocol.rates), seeds, protocol.tuning_runs)
+        rates = rates_of(configured(name, cfg, RATE), protocol.rates)
+        return RateSearch(rates, seeds, protocol.tuning_runs, perfect)
     centre = {key: configured(name, cfg, key) for key in protocol.tune}
-    return RandomSearch(draws_of(centre, protocol.trials, protocol.span), seeds, centre, protocol.span)
+    return RandomSearch(
+        draws_of(centre, protocol.trials, protocol.span), seeds, centre, protocol.span, perfect
+    )
 
 
 def refuse_extremes(name: str, plan: Plan, spec_of: Callable[[Sequence[str]], SearchSpec]) -> None:

@@ -68,7 +68,9 @@ def to_json(
         "floor_bpb": floor_of(comparison.arms),
         "curves": [asdict(curve(arm)) for arm in comparison.arms],
         "arms": [{**row(arm), "runs": _runs(arm)} for arm in comparison.arms],
-        "tuning": {name: tuning_data(tuning) for name, tuning in comparison.tuning.items()},
+        "tuning": {
+            name: tuning_data(tuning, comparison.metric) for name, tuning in comparison.tuning.items()
+        },
         "tuning_effort": [asdict(effort) for effort in efforts(comparison)],
         "differences": [
             {
@@ -121,6 +123,7 @@ def in_a_line(
             "format": FORMAT,
             "status": status(comparison),
             "headline": comparison.headline,
+            "metric": comparison.metric.name,
             "warnings": sentences.warnings(comparison),
             "contests": contests,
             "noise": [

@@ -18,7 +18,7 @@ from minllm.study.report.curves import at_quarters, curve
 from minllm.study.report.looks import looks
 from minllm.study.report.rows import cells, columns
 from minllm.study.report.texts import texts_markdown
-from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
+from minllm.study.report.tuning import about_curves, curve_rows, efforts
 
 if TYPE_CHECKING:
     from minllm.grading.analysis import Analysis
@@ -162,10 +162,10 @@ def _arms(comparison: Comparison) -> list[str]:
 def _tuning(comparison: Comparison) -> list[str]:
     if not comparison.tuning:
         return []
-    parts = ["## Tuning", *_listed(plain(sentences.TUNED), sentences.tuning(comparison))]
+    parts = ["## Tuning", *_listed(plain(sentences.about_tuning(comparison)), sentences.tuning(comparison))]
     if rows := curve_rows(comparison):
         head = ["trials", *map(code, comparison.tuning)]
-        parts += [plain(ABOUT_TUNING_CURVES), table(head, rows, "r" * len(head))]
+        parts += [plain(about_curves(comparison)), table(head, rows, "r" * len(head))]
     return [*parts, *(plain(effort.sentence) for effort in efforts(comparison))]
 
 

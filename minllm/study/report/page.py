@@ -22,7 +22,7 @@ from minllm.study.report.graded_texts import STYLE_GRADED
 from minllm.study.report.looks import looks
 from minllm.study.report.rows import cells, columns
 from minllm.study.report.texts import STYLE_TEXTS, texts_html
-from minllm.study.report.tuning import ABOUT_TUNING_CURVES, curve_rows, efforts
+from minllm.study.report.tuning import about_curves, curve_rows, efforts
 from minllm.study.report.tuning_figure import tuning_figure
 
 if TYPE_CHECKING:
@@ -214,11 +214,11 @@ def _tuning(comparison: Comparison) -> Iterator[str]:
     if not comparison.tuning:
         return
     yield "<h2>Tuning</h2>"
-    yield f"<p>{escape(sentences.TUNED)}</p>"
+    yield f"<p>{escape(sentences.about_tuning(comparison))}</p>"
     yield _list(sentences.tuning(comparison))
     if curve_rows(comparison):
         yield figure_html(tuning_figure(comparison), "tuning")
-        yield f'<p class="soft">{_typeset(ABOUT_TUNING_CURVES)}</p>'
+        yield f'<p class="soft">{_typeset(about_curves(comparison))}</p>'
     yield from (f"<p>{_typeset(effort.sentence)}</p>" for effort in efforts(comparison))
 
 

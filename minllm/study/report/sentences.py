@@ -11,13 +11,11 @@ from minllm.study.arms import Arm, measured
 from minllm.study.boundaries import EXACT_PAIRS
 from minllm.study.comparison import Comparison
 from minllm.study.facts import NEAR
+from minllm.study.metric import early_ends
 from minllm.study.tuning import Tried, Tuning
 
 NO_DIFFERENCES = "Only the seeds differ."
 NONE_LEFT_OUT = "None: the comparison includes every run that was found."
-TUNED = (
-    "Each arm was tuned with seeds that aren't compared. In brackets, mean bits per byte over these seeds:"
-)
 FEW = 12
 """The most values whose results are listed; of more, only the best are."""
 
@@ -70,7 +68,20 @@ def introduction(comparison: Comparison) -> str:
         " small to matter."
         f" {KEPT if comparison.kept_margin else NOT_KEPT}"
     )
-    return f"{text} {bounds.about(comparison.arms)}".rstrip()
+    return " ".join(filter(None, [text, about_early_ends(comparison), bounds.about(comparison.arms)]))
+
+
+def about_early_ends(comparison: Comparison) -> str:
+    """Return a sentence on runs that end at an accuracy, before their budget is spent; "" if none do."""
+    ends = early_ends([arm.cfg for arm in measured(comparison.arms)])
+    if not ends:
+        return ""
+    at = f"Runs ended at the first evaluation with an accuracy of {' or '.join(f'{end:g}' for end in ends)}"
+    if comparison.metric.name == "val_accuracy":
+        return f"{at}, after different numbers of steps; accuracies above {comparison.metric.most:g} count as that."
+    return (
+        f"{at}, so values of {comparison.metric.name} are from different numbers of steps, which isn't fair."
+    )
 
 
 def curves_of_bounds(comparison: Comparison) -> str:
@@ -121,6 +132,13 @@ def noise(comparison: Comparison) -> list[str]:
         " spread of its runs is unknown."
         for noise in comparison.noise
     ]
+
+
+def about_tuning(comparison: Comparison) -> str:
+    """Return the sentence before what was tried and chosen."""
+    unit = comparison.metric.unit
+    values = f"mean share {unit}" if comparison.metric.is_share else f"mean {unit}"
+    return f"Each arm was tuned with seeds that aren't compared. In brackets, the {values} over these seeds:"
 
 
 def tuning(comparison: Comparison) -> list[str]:

@@ -9,15 +9,9 @@ from typing import Any
 from minllm.page import units
 from minllm.study import bounds
 from minllm.study.comparison import Comparison, Contest
+from minllm.study.metric import Metric
 from minllm.study.tuning import Tuning
 from minllm.study.tuning_curves import CONFIDENCE, TuningCurve, separate_at, tuning_curve
-
-ABOUT_TUNING_CURVES = (
-    "The best bits per byte (median) to expect after this many trials of tuning, with the first tuning seed, if the"
-    f" trials that every arm tries are taken as random draws. Bands hold at {100 * CONFIDENCE:g} % for each arm, and so"
-    " at 95 % for two arms together, for all numbers of trials at once. A trial that diverged counts as the worst."
-)
-
 
 UNPROVED = ", but a value is an upper bound, so this proves nothing"
 
@@ -38,6 +32,20 @@ class Effort:
 def curves_of(comparison: Comparison) -> dict[str, TuningCurve]:
     """Return the tuning curve of each arm that was tuned, by name."""
     return {name: tuning_curve(tuning.planned_losses) for name, tuning in comparison.tuning.items()}
+
+
+def best(metric: Metric) -> str:
+    """Return what a tuning curve shows."""
+    return f"lowest share {metric.unit}" if metric.is_share else f"best {metric.unit}"
+
+
+def about_curves(comparison: Comparison) -> str:
+    return (
+        f"The {best(comparison.metric)} (median) to expect after this many trials of tuning, with the first tuning"
+        " seed, if the trials that every arm tries are taken as random draws. Bands hold at"
+        f" {100 * CONFIDENCE:g} % for each arm, and so at 95 % for two arms together, for all numbers of trials at"
+        " once. A trial that diverged counts as the worst."
+    )
 
 
 def efforts(comparison: Comparison) -> list[Effort]:
@@ -68,7 +76,7 @@ def curve_rows(comparison: Comparison) -> list[list[str]]:
     ]
 
 
-def tuning_data(tuning: Tuning) -> dict[str, Any]:
+def tuning_data(tuning: Tuning, metric: Metric) -> dict[str, Any]:
     """Return an arm's tuning for report.json."""
     return {
         "chosen": tuning.chosen,
@@ -81,13 +89,20 @@ def tuning_data(tuning: Tuning) -> dict[str, Any]:
             {
                 "values": tried.values,
                 "planned": tried.planned,
-                "val_bpb": tried.mean,
-                "val_bpb_by_seed": tried.losses,
+                metric.name: recorded(tried.mean, metric),
+                f"{metric.name}_by_seed": {
+                    seed: recorded(loss, metric) for seed, loss in tried.losses.items()
+                },
             }
             for tried in tuning.tried
         ],
         "curve": {"confidence": CONFIDENCE, **asdict(tuning_curve(tuning.planned_losses))},
     }
+
+
+def recorded(loss: float | None, metric: Metric) -> float | None:
+    """Return the value as runs record it: of an accuracy, the accuracy."""
+    return loss if loss is None or not metric.is_share else 1.0 - loss
 
 
 def _effort(contest: Contest, arm: TuningCurve, baseline: TuningCurve) -> Effort:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from minllm.page.units import bits, finite
 from minllm.study.comparison import Comparison
 from minllm.study.report.figures import LEGEND, MARGIN, banded, layout, wrapped
-from minllm.study.report.tuning import curves_of
+from minllm.study.report.tuning import best, curves_of
 from minllm.study.tuning_curves import TuningCurve
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def tuning_figure(comparison: Comparison) -> Figure:
     figure.update_layout(**layout(height=360 + 22 * lines), hovermode="closest")
     figure.update_layout(margin=MARGIN, legend=LEGEND)
     figure.update_xaxes(title_text="trials of tuning", tickformat="d")
-    figure.update_yaxes(title_text="best bits per byte", range=ends)
+    figure.update_yaxes(title_text=best(comparison.metric), range=ends)
     return figure
 
 

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 
 from minllm.page.html import document, escape, figure_html, table
 from minllm.sweep.report.figures import memory_map, search_plots
-from minllm.sweep.report.summary import FIGURES, describe_best, describe_memory, no_best, ten_best
+from minllm.sweep.report.summary import describe_best, describe_memory, no_best, ten_best
 from minllm.sweep.report.trials import MEANINGS, about_bounds, best_of, counted, rerun, shown
 
 CLEAR = "rgba(0,0,0,0)"
@@ -68,11 +68,15 @@ def _best(best: FrozenTrial | None, metric: str, otherwise: str) -> list[str]:
 
 
 def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> str:
-    head, rows = ten_best(trials, metric)
+    figures, settings, rows = ten_best(trials, metric)
     if not rows:
         return "<p>No trial has completed.</p>"
-    sides = "r" * len(FIGURES) + "l" * (len(head) - len(FIGURES))
-    return table([escape(name) for name in head], [[escape(cell) for cell in row] for row in rows], sides)
+    sides = "r" * len(figures) + "l" * len(settings)
+    return table(
+        [escape(name) for name in (*figures, *settings)],
+        [[escape(cell) for cell in row] for row in rows],
+        sides,
+    )
 
 
 def _counts(counts: Mapping[str, int]) -> str:

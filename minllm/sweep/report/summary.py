@@ -16,6 +16,7 @@ from minllm.sweep.report.trials import (
     DID_NOT_FIT,
     MEANINGS,
     about_bounds,
+    accuracies_in,
     best_of,
     counted,
     counted_noun,
@@ -194,30 +195,30 @@ def _counts(trials: Sequence[FrozenTrial]) -> list[str]:
 
 
 def _ten_best(trials: Sequence[FrozenTrial], metric: str) -> list[str]:
-    head, rows = ten_best(trials, metric)
+    figures, settings, rows = ten_best(trials, metric)
     if not rows:
         return ["No trial has completed."]
-    settings = len(head) - len(FIGURES)
-    cells = [[*row[:-settings], *map(word, row[-settings:])] if settings else row for row in rows]
-    return [table([*head[: len(FIGURES)], *map(code, head[len(FIGURES) :])], cells, "rrrr" + "l" * settings)]
+    cells = [[*row[: len(figures)], *map(word, row[len(figures) :])] for row in rows]
+    sides = "r" * len(figures) + "l" * len(settings)
+    return [table([*figures, *map(code, settings)], cells, sides)]
 
 
-FIGURES = ("trial", "metric", "params", "peak")
-"""Columns of the ten best trials, before their parameters."""
-
-
-def ten_best(trials: Sequence[FrozenTrial], metric: str) -> tuple[list[str], list[list[str]]]:
-    """Return the headings and rows of the ten best trials: the FIGURES of each, then its parameters."""
+def ten_best(
+    trials: Sequence[FrozenTrial], metric: str
+) -> tuple[Sequence[str], Sequence[str], list[list[str]]]:
+    """Return the headings of figures and of parameters, and a row with both for each of the ten best trials."""
     shorts = short_names(varying(trials))
     best = [described(trial) for trial in ranked(trials) if state_of(trial) == "complete"][:10]
+    accuracies = accuracies_in(best)
     rows = [
         [
             str(description.number),
             description.value,
+            *(description.accuracies.get(name, "") for name in accuracies),
             description.params,
             description.peak,
             *(description.settings.get(name, "") for name in shorts),
         ]
         for description in best
     ]
-    return ["trial", metric, "params", "peak", *shorts.values()], rows
+    return ["trial", metric, *accuracies, "params", "peak"], list(shorts.values()), rows

@@ -19,6 +19,7 @@ from minllm.page import units
 from minllm.schema.overrides import short_names
 from minllm.sweep.report.trials import (
     Description,
+    accuracies_in,
     counted,
     described,
     is_complete,
@@ -114,6 +115,10 @@ class Table:
         ]
         after = [
             (self.metric, [description.value for description in rows], "right"),
+            *(
+                (name, [description.accuracies.get(name, "") for description in rows], "right")
+                for name in accuracies_in(rows)
+            ),
             ("best", [so_far.get(description.number, "") for description in rows], "right"),
             ("time", [description.elapsed for description in rows], "right"),
         ]

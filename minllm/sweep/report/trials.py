@@ -7,6 +7,7 @@ The search stores a trial's state and value in Optuna, and the rest in its user 
     reason, text        why it was pruned or failed: a keyword, and a sentence
     predicted_bytes, peak_bytes, seconds, params
     val_bound           whether its losses are exact or an upper bound; those of older trials are exact
+    val_accuracy, val_exact  of data with answers
     same_as             number of the trial with the same configuration whose value was reused
     violation           above 0 if the value is a stand-in for a pruned trial's, for samplers that ignore pruned trials
 """
@@ -19,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import torch
@@ -27,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from minllm.page import units
 from minllm.schema.overrides import format_value
+from minllm.sweep.metric import Accuracy
 
 DID_NOT_FIT = ("pruned: predicted", "pruned: memory", "pruned: killed")
 MEANINGS = {
@@ -66,6 +68,12 @@ def is_complete(trial: FrozenTrial) -> bool:
         and not (trial.user_attrs.get("violation") or 0) > 0
         and math.isfinite(trial.value)
     )
+
+
+def accuracies_in(descriptions: Iterable[Description]) -> list[str]:
+    """Return the accuracies that any of the trials has."""
+    found = {name for description in descriptions for name in description.accuracies}
+    return [name for name in get_args(Accuracy) if name in found]
 
 
 def best_of(study: optuna.Study) -> FrozenTrial | None:
@@ -111,6 +119,8 @@ class Description:
     number: int
     state: str
     value: str
+    accuracies: dict[str, str]
+    """val_accuracy and val_exact, of data with answers."""
     settings: dict[str, str]
     """Its parameters, keyed by full name."""
     params: str
@@ -128,6 +138,7 @@ def described(trial: FrozenTrial, now: float | None = None) -> Description:
         number=trial.number,
         state=state_of(trial),
         value=units.marked(f"{trial.value:.4f}", known.get("val_bound")) if is_complete(trial) else "",
+        accuracies={name: f"{known[name]:.4f}" for name in get_args(Accuracy) if name in known},
         settings={name: shown(value) for name, value in trial.params.items()},
         params=f"{known['params']:,}" if "params" in known else "",
         predicted=units.mib(known["predicted_bytes"]) if "predicted_bytes" in known else "",
