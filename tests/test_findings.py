@@ -182,7 +182,7 @@ OUTCOME = asdict(
 ROW = Row(
     "one", "abc", "laptop", 0, [], "replicated", [OUTCOME], 7.5, "python sweep.py finding=one", "2026-11-28"
 )
-ENTRY = Entry("one", "One <b> beats the other.", ["2002.04745"], "it doesn't.", "Nothing.", "abc")
+ENTRY = Entry("one", "One <b> beats the other.", ["2002.04745"], "it is wrong.", "Nothing.", "abc")
 
 
 def test_a_row_is_added_once_and_read_as_it_was(tmp_path: Path):
@@ -217,9 +217,8 @@ def test_the_page_has_the_newest_test_of_the_finding_as_it_is_now():
     assert cells[0] == "norm=post worse" and cells[4] == "8.0"
     assert cells[5] == "contradicted; undecided again from seed 100"
     assert cells_of(replace(ENTRY, digest="other"), [ROW])[5] == CHANGED
-    assert "<b>" not in to_html([ENTRY], [ROW]) and "It is refuted if it doesn't. Nothing." in to_html(
-        [ENTRY], [ROW]
-    )
+    for page in (to_html([ENTRY], [ROW]), to_markdown([ENTRY], [ROW])):
+        assert "One <b>" not in page and "it is wrong. Nothing." in page and "2002.04745" in page
 
 
 def test_docs_are_what_the_code_makes_of_the_rows():
@@ -262,7 +261,7 @@ def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Dict
     return done
 
 
-def tested(*words: str, act: Callable = put_to_the_test) -> Any:
+def put(*words: str, act: Callable = put_to_the_test) -> Any:
     """Test in the current folder as `python sweep.py search=finding <words>` would."""
     typed = [quoted(word) for word in ("search=finding", *words)]
     with composed(*typed) as (master, context):
@@ -278,7 +277,7 @@ def outcome_by_finding(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def test_each_finding_is_the_command_of_its_search(searched, capfd):
     with json_output():
-        found = tested("finding=pre_norm_no_warmup", "train.steps=5", "sweep.minutes=9")
+        found = put("finding=pre_norm_no_warmup", "train.steps=5", "sweep.minutes=9")
     (config, words), folder = searched[0], Path("outputs/sweeps/a-search")
     assert words[0] == "search=verdict" and {"search.ledger=false", "train.steps=5"} < set(words)
     assert config.train.steps == 5 and config.arms.b == ["norm=post"] and "finding" not in config
@@ -292,7 +291,7 @@ def test_each_finding_is_the_command_of_its_search(searched, capfd):
 
 
 def test_parts_share_the_time_and_their_change_is_tested(searched):
-    tested("finding=muon_steps_time", "sweep.minutes=4")
+    put("finding=muon_steps_time", "sweep.minutes=4")
     (first, _), (last, _) = searched
     assert first.train.steps and last.train.minutes and last.train.steps is None
     assert Path(first.hydra.sweep.dir).name == "steps" and Path(last.hydra.sweep.dir).name == "time"
@@ -301,15 +300,15 @@ def test_parts_share_the_time_and_their_change_is_tested(searched):
 
 
 def test_several_findings_share_the_time_and_one_word_chooses_all(searched):
-    found = tested("finding=gated_mlp,wsd_cosine", "sweep.minutes=10")
+    found = put("finding=gated_mlp,wsd_cosine", "sweep.minutes=10")
     assert [4.9 < searched[0][0].sweep.minutes < 5, 9.9 < searched[1][0].sweep.minutes < 10] == [True, True]
     assert list(outcome_by_finding(found)) == ["gated_mlp", "wsd_cosine"]
-    chosen = tested("finding=glob(*)", act=lambda *args: [test.name for test in FindingSearch(*args).tests])
+    chosen = put("finding=glob(*)", act=lambda *args: [test.name for test in FindingSearch(*args).tests])
     assert chosen == NAMES
 
 
 def test_other_seeds_and_presets_have_folders_of_their_own(searched):
-    tested("finding=gated_mlp", "search.first_seed=100", "search.preset=gpu")
+    put("finding=gated_mlp", "search.first_seed=100", "search.preset=gpu")
     ((config, _),) = searched
     assert config.search.first_seed == 100 and config.model.dim == 256
     assert Path(config.hydra.sweep.dir).name == "gated_mlp-gpu-from-100"
@@ -317,25 +316,25 @@ def test_other_seeds_and_presets_have_folders_of_their_own(searched):
 
 
 def test_time_that_is_up_leaves_the_rest_for_the_same_command(searched, capsys):
-    found = tested("finding=gated_mlp,wsd_cosine", "sweep.minutes=1e-9")
+    found = put("finding=gated_mlp,wsd_cosine", "sweep.minutes=1e-9")
     assert found == [] and not searched
     assert "before these findings: gated_mlp, wsd_cosine" in capsys.readouterr().out
 
 
 def test_minutes_add_up_and_a_finding_that_has_changed_is_refused(searched):
-    tested("finding=gated_mlp")
+    put("finding=gated_mlp")
     state = Path("outputs/sweeps/a-search/gated_mlp/finding.json")
     content = json.loads(state.read_text(encoding="utf-8"))
     state.write_text(json.dumps({**content, "seconds": 600}), encoding="utf-8")
-    (row,) = tested("finding=gated_mlp")
+    (row,) = put("finding=gated_mlp")
     assert row["minutes"] >= 10
     state.write_text(json.dumps({**content, "digest": "other"}), encoding="utf-8")
     with pytest.raises(UserError, match="finding=gated_mlp has changed since its test in .* began"):
-        tested("finding=gated_mlp")
+        put("finding=gated_mlp")
 
 
 def test_a_dry_run_shows_the_plans_and_writes_nothing(searched, capsys):
-    assert tested("finding=muon_steps_time", "sweep.dry_run=true") is None
+    assert put("finding=muon_steps_time", "sweep.dry_run=true") is None
     assert len(searched) == 2 and all(config.sweep.minutes is None for config, _ in searched)
     assert (
         "Muon is better than AdamW" in capsys.readouterr().out and not Path("outputs/findings.jsonl").exists()
@@ -346,12 +345,12 @@ def test_an_inconclusive_finding_is_undecided_and_not_settled(searched, monkeypa
     noise = report_of([0.1, -0.1, 0.2, -0.2, 0.05, -0.05, 0.01])
     monkeypatch.setattr("minllm.verdict.finding.report_in", lambda folder: noise)
     with pytest.raises(NotSettled):
-        tested(
+        put(
             "finding=pre_norm_no_warmup",
             act=lambda *args: FindingProtocol(preset="laptop", first_seed=0).run(*args),
         )
     monkeypatch.setattr("minllm.verdict.finding.report_in", lambda folder: None)
-    assert outcome_by_finding(tested("finding=pre_norm_no_warmup")) == {"pre_norm_no_warmup": "undecided"}
+    assert outcome_by_finding(put("finding=pre_norm_no_warmup")) == {"pre_norm_no_warmup": "undecided"}
 
 
 @pytest.mark.parametrize(
@@ -367,7 +366,7 @@ def test_an_inconclusive_finding_is_undecided_and_not_settled(searched, monkeypa
 )
 def test_what_is_no_finding_is_refused(searched, words, sentence):
     with pytest.raises(UserError, match=sentence):
-        tested(*words)
+        put(*words)
 
 
 # ---- files of others -----------------------------------------------------------------------------
@@ -376,7 +375,7 @@ def test_what_is_no_finding_is_refused(searched, words, sentence):
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("overrides", "[extensions=[evil]]", "extensions"),
+        ("overrides", "['extensions=[evil]']", "extensions"),
         ("overrides", "['hydra.launcher.setup=[ls]']", "hydra.launcher.setup"),
         ("gpu", "['sweep.storage=sqlite:////tmp/x']", "sweep.storage"),
         ("overrides", "['sweep={storage:x}']", "sweep"),
@@ -389,9 +388,9 @@ def test_what_is_no_finding_is_refused(searched, words, sentence):
 )
 def test_a_finding_from_elsewhere_sets_nothing_that_only_the_command_line_may(tmp_path, key, value, named):
     content = {**FINDING, "overrides": [], "arms": {"a": [], "b": []}}
-    lines = ["_target_: minllm.verdict.finding_protocol.Finding"]
+    lines = ["# Theirs", "_target_: minllm.verdict.finding_protocol.Finding"]
     lines += [f"{name}: {json.dumps(content[name])}" for name in content if name != key]
     (tmp_path / "finding").mkdir()
     (tmp_path / "finding/theirs.yaml").write_text("\n".join([*lines, f"{key}: {value}"]))
     with pytest.raises(UserError, match=f"theirs.yaml makes {named} an override of its trials"):
-        compose(["search=finding", "+finding=theirs"], config_name="sweep", config_dir=tmp_path)
+        compose(["search=finding", "finding=theirs"], config_name="sweep", config_dir=tmp_path)

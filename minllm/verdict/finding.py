@@ -63,7 +63,7 @@ def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> list[d
         overrides: the command line's overrides, without Hydra's own.
 
     Raises:
-        UserError: there is no such finding, or its search can't be run.
+        UserError: there is no such finding, or a search can't be run; the others are run first.
         RepeatedCrashes: too many trials crashed in a row.
     """
     search = FindingSearch(sweeper, overrides)
@@ -71,7 +71,7 @@ def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> list[d
         for test in search.tests:
             search.show(test)
         return None
-    tested = []
+    tested, refusals = [], []
     for place, test in enumerate(search.tests):
         if not search.is_time_left:
             names = ", ".join(left.name for left in search.tests[place:])
@@ -80,10 +80,18 @@ def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> list[d
                 flush=True,
             )
             break
-        row = search.run(test, len(search.tests) - place)
+        try:
+            row = search.run(test, search.share_of(search.tests[place:]))
+        except UserError as error:  # the others don't depend on it
+            refusals.append(error)
+            print(printable(f"{error}\n"), flush=True)
+            continue
         rows.append(row)
         tested.append(row)
-    return search.report(tested)
+    search.write_pages(tested)
+    if refusals:
+        raise refusals[0]
+    return search.answer(tested)
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,11 @@ class FindingSearch:
     @property
     def is_time_left(self) -> bool:
         return time.monotonic() < self.deadline
+
+    def share_of(self, tests: Sequence[Test]) -> float:
+        """Return the seconds for the first of the tests, which share the time that is left."""
+        minutes = [test.finding.minutes for test in tests]
+        return (self.deadline - time.monotonic()) * minutes[0] / sum(minutes)
 
     # ---- what is tested
 
@@ -188,15 +201,11 @@ class FindingSearch:
             self.run_part(test, part, math.inf)
         print(flush=True)
 
-    def run(self, test: Test, left: int) -> Row:
-        """Test a finding, and return its row.
-
-        Args:
-            left: how many findings share the time that is left, this one included.
-        """
+    def run(self, test: Test, share: float) -> Row:
+        """Test a finding for so many seconds at most, and return its row."""
         print(printable(f"{test.name}: {test.finding.claim}"), flush=True)
         refuse_links_at_top(test.folder, appended=())
-        seconds, share = self.begun(test), (self.deadline - time.monotonic()) / left
+        seconds = self.begun(test)
         began = time.monotonic()
         try:
             for place, part in enumerate(test.parts):
@@ -273,8 +282,8 @@ class FindingSearch:
 
     # ---- all of them
 
-    def report(self, tested: Sequence[Row]) -> list[dict[str, Any]]:
-        """Write the page of the findings that were tested, print it, and answer --json; return the rows."""
+    def write_pages(self, tested: Sequence[Row]) -> None:
+        """Write the pages of the findings that were tested, and print the table."""
         entries = [entry(test.name, test.finding, self.protocol.preset) for test in self.tests]
         self.folder.mkdir(parents=True, exist_ok=True)
         pages = {"findings.html": to_html(entries, tested), "findings.md": to_markdown(entries, tested)}
@@ -282,6 +291,9 @@ class FindingSearch:
             write_text(self.folder / name, text)
         print(printable("\n".join(in_a_terminal(entries, tested))))
         print(f"The pages are {' and '.join(str(self.folder / name) for name in pages)}", flush=True)
+
+    def answer(self, tested: Sequence[Row]) -> list[dict[str, Any]]:
+        """Answer --json, and return the rows."""
         content = [asdict(row) for row in tested]
         status = "settled" if len(tested) == len(self.tests) and not undecided(tested) else "not settled"
         answer({"status": status, "findings": content, "report": str(self.folder / "findings.html")})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from minllm.errors import UserError
-from minllm.schema.options import Matching, Name, Natural
+from minllm.schema.options import Matching, Name, Natural, Positive
 from minllm.study.scaling.answer import Word as ScaleWord
 from minllm.study.verdict import Word
 from minllm.verdict.protocol import FIRST_TUNING_SEED, OfArms
@@ -60,6 +60,7 @@ class Finding:
     search: the option of conf/search that tests it
     arms: of the search, the baseline first
     overrides: what else would be typed after `python sweep.py search=<search>`
+    minutes: about how long it takes on two cores; findings that are tested together share sweep.minutes accordingly
     gpu: further overrides with search.preset=gpu
     parts: further overrides of each part, if the claim is about a difference that changes from one to another
     predicts: the outcome of each arm, or several that the claim allows; of a finding with parts, in the first of them
@@ -76,6 +77,7 @@ class Finding:
     search: Literal["verdict", "ladder", "rates", "ranking"]
     arms: dict[str, list[str]] = field(default_factory=dict)
     overrides: list[str]
+    minutes: Positive = 8.0
     gpu: list[str] = field(default_factory=list)
     parts: dict[str, list[str]] = field(default_factory=dict)
     predicts: dict[str, list[Word]]

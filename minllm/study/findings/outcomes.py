@@ -58,7 +58,7 @@ def of_contest(report: Report, arm: str, of: str, predicted: Sequence[str], *, b
         return Outcome(of, arm, "", predicted, "inconclusive")
     verdict = contest["verdict"]
     word = verdict["word"] if verdict["word"] != "inconclusive" else contest["outcome"]
-    if bounds and verdict["word"] == "inconclusive" and verdict["unproved"]:
+    if bounds and verdict["word"] == "inconclusive" and verdict.get("unproved"):
         word = verdict["unproved"]
     numbers = {name: verdict[name] for name in ("difference", "interval", "pairs")}
     return Outcome(of, arm, contest["baseline"], predicted, word, **numbers, unit=unit_of(report))
