@@ -25,7 +25,7 @@ from minllm.study.findings.outcomes import Outcome, decision
 from minllm.study.findings.page import CHANGED, Entry, cells_of, to_html, to_markdown
 from minllm.study.findings.rows import Row
 from minllm.study.statistics import verdicts
-from minllm.sweep.plugin import NotSettled, PruningSweeper, is_search_key
+from minllm.sweep.plugin import NotSettled, PruningSweeper, is_search_key, register
 from minllm.tasks.findings import entries_of, finding_of, findings, published
 from minllm.verdict.finding import FindingSearch, digest, put_to_the_test
 from minllm.verdict.finding_protocol import Finding, FindingProtocol
@@ -392,5 +392,6 @@ def test_a_finding_from_elsewhere_sets_nothing_that_only_the_command_line_may(tm
     lines += [f"{name}: {json.dumps(content[name])}" for name in content if name != key]
     (tmp_path / "finding").mkdir()
     (tmp_path / "finding/theirs.yaml").write_text("\n".join([*lines, f"{key}: {value}"]))
+    register()
     with pytest.raises(UserError, match=f"theirs.yaml makes {named} an override of its trials"):
         compose(["search=finding", "finding=theirs"], config_name="sweep", config_dir=tmp_path)

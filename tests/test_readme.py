@@ -60,6 +60,7 @@ GROUPS = [
     "judge",
     "task",
     "search",
+    "finding",
     "sweep/pruner",
 ]
 

@@ -70,7 +70,7 @@ def sweep_help_text(folders: Iterable[str] = ()) -> str:
 
 def is_search_group(group: str) -> bool:
     """Whether only sweep.py has this group."""
-    return group.split("/")[0] in ("search", "sweep")
+    return group.split("/")[0] in ("search", "finding", "sweep")
 
 
 def page(
