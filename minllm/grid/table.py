@@ -70,7 +70,7 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
         head.insert(3, ABOVE_FLOOR)
         for row, (_, summaries) in zip(rows, ranked):
             row.insert(2, _above_floor(summaries))
-    for name in reversed(OF_ANSWERS):
+    for name in OF_ANSWERS:
         if any(name in summary for _, summary in trained):
             head.insert(head.index("tokens/s"), name)
             for row, (_, summaries) in zip(rows, ranked):

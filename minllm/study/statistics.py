@@ -117,6 +117,8 @@ def noise_floor(values: Sequence[float]) -> float | None:
     """
     if len(values) < 2:
         return None
+    if len(set(values)) == 1:
+        return 0.0
     return float(stdtrit(len(values) - 1, 0.975)) * spread(values)[1] * math.sqrt(2)
 
 

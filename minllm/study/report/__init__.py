@@ -14,6 +14,7 @@ from minllm.runs.folder import write_text
 from minllm.study import bounds
 from minllm.study.comparison import Comparison
 from minllm.study.grades import Grading
+from minllm.study.metric import BITS
 from minllm.study.reading import Reading
 from minllm.study.report import grades, scaling, sentences
 from minllm.study.report.data import failure, in_a_line, to_json
@@ -117,6 +118,7 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield ""
     for contest, measures in zip(comparison.contests, comparison.measures):
         yield f"- {contest.sentence}"
+        yield from [f"  In {BITS.unit}:"] * comparison.metric.is_share
         yield from (f"  {sentence}" for sentence in in_a_terminal(measures))
     yield from (f"- {sentence}" for sentence in sentences.noise(comparison))
     yield from (f"- {sentence}" for sentence in scaling.sentences(comparison.ladders))

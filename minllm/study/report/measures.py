@@ -13,6 +13,7 @@ from minllm.study.comparison import Comparison
 from minllm.study.documents import ByDocument
 from minllm.study.intervals import LEAST_RESAMPLED
 from minllm.study.measures import Measures
+from minllm.study.metric import BITS
 from minllm.study.speedup import SpeedUp
 from minllm.study.stability import FAR, NOTICED, WINDOW, Indicator
 from minllm.study.verdict import Word
@@ -74,7 +75,8 @@ class Table:
 
 def about(comparison: Comparison) -> str:
     """Return what holds for all measures."""
-    return ABOUT + ABOUT_BOUNDS * bool(bounds.about(comparison.arms))
+    of_losses = f" They are of {BITS.unit}, although accuracies decide." * comparison.metric.is_share
+    return ABOUT + of_losses + ABOUT_BOUNDS * bool(bounds.about(comparison.arms))
 
 
 def tables(comparison: Comparison) -> list[Table]:

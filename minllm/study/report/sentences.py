@@ -10,6 +10,7 @@ from minllm.study import bounds, trust
 from minllm.study.arms import Arm, measured
 from minllm.study.boundaries import EXACT_PAIRS
 from minllm.study.comparison import Comparison
+from minllm.study.contest import Noise
 from minllm.study.facts import NEAR
 from minllm.study.metric import early_ends
 from minllm.study.tuning import Tried, Tuning
@@ -122,16 +123,23 @@ def unequal(comparison: Comparison) -> str:
 
 def noise(comparison: Comparison) -> list[str]:
     """Return a sentence for each arm that was compared with itself."""
-    return [
-        f"Two runs of {arm_name(noise.arm)} that differ only in their seed are within"
-        f" {units.bits(noise.floor)} {comparison.metric.unit} of each other in 95 % of cases"
-        f" ({len(noise.arm.runs)} seeds). Compared with itself: {noise.verdict.word}. "
-        + " ".join(filter(None, [noise.verdict.why, noise.verdict.settling]))
-        if noise.floor is not None
-        else f"{arm_name(noise.arm)} has {'only one' if noise.arm.runs else 'no'} completed run, so the"
-        " spread of its runs is unknown."
-        for noise in comparison.noise
-    ]
+    return [_noise(noise, comparison.metric.unit) for noise in comparison.noise]
+
+
+def _noise(noise: Noise, unit: str) -> str:
+    name, seeds = arm_name(noise.arm), len(noise.arm.runs)
+    if noise.floor is None:
+        return (
+            f"{name} has {'only one' if seeds else 'no'} completed run, so the spread of its runs is unknown."
+        )
+    compared = f"Compared with itself: {noise.verdict.word}."
+    spread = (
+        f"Two runs of {name} that differ only in their seed are within {units.bits(noise.floor)} {unit} of each other"
+        f" in 95 % of cases ({seeds} seeds)."
+        if noise.floor
+        else f"All {seeds} runs of {name} have exactly the same value, which says little of other seeds."
+    )
+    return " ".join(filter(None, [spread, compared, noise.verdict.why, noise.verdict.settling]))
 
 
 def about_tuning(comparison: Comparison) -> str:
