@@ -23,8 +23,8 @@ from minllm.verdict.ledger import Ledger
 from minllm.verdict.sequential import VerdictSearch, reach_verdict
 from tests.comparisons import composed, finished, run_all_until
 from tests.instant import complete, inquiry
+from tests.pages import ROOT, commands
 from tests.test_ledger import COMMAND, better, compared, question, told
-from tests.test_readme import ROOT, commands
 from tests.test_report_schema import validate_answer, validate_report
 from tests.test_verdict import PROTOCOL
 

@@ -30,7 +30,7 @@ from minllm.verdict.profile_protocol import ProfileProtocol, difficulty_of, mixe
 from minllm.verdict.profile_tuning import RatesAndDecays, score
 from minllm.verdict.results import Results
 from tests.instant import Instant, composed_once, protocol_at_once
-from tests.test_readme import ROOT, commands
+from tests.pages import ROOT, commands
 
 PROTOCOL = {
     **{"equal": "params", "solved": 0.99, "seeds": 3, "rates": [0.5, 1.0, 2.0], "decays": [0.0, 0.1]},

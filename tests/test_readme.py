@@ -20,20 +20,19 @@ import pytest
 import tests.test_every_option as laws
 from minllm.schema.groups import CONF
 from tests.commands import python
+from tests.pages import ROOT, blocks, commands, page
 from tests.pairs import is_refused
 from tests.tiny import completed, groups_of_model, is_listed, options
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-OPTIONS = (ROOT / "docs" / "options.md").read_text()
-IDEAS = (ROOT / "docs" / "ideas.md").read_text()
-PYTHON = (ROOT / "docs" / "python.md").read_text()
-DATA = (ROOT / "docs" / "data.md").read_text()
-SEARCH = (ROOT / "docs" / "search.md").read_text()
-COMPARE = (ROOT / "docs" / "compare.md").read_text()
-OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text()
-MIXERS = (ROOT / "docs" / "mixers.md").read_text()
-TRANSFER = (ROOT / "docs" / "transfer.md").read_text()
+OPTIONS = page("options")
+IDEAS = page("ideas")
+PYTHON = page("python")
+DATA = page("data")
+SEARCH = page("search")
+COMPARE = page("compare")
+OBJECTIVES = page("objectives")
+MIXERS = page("mixers")
+TRANSFER = page("transfer")
 BOUNDS = {"masked", "blocks", "diffuseq", "evaluate"}
 """What is in a command of docs/objectives.md whose losses are upper bounds; the evaluated run is of a masked model."""
 TINY = [
@@ -63,15 +62,6 @@ GROUPS = [
     "finding",
     "sweep/pruner",
 ]
-
-
-def blocks(language: str, page: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
-
-
-def commands(page: str = README) -> list[list[str]]:
-    whole = [block.replace("\\\n", "") for block in blocks("sh", page)]  # a line may go on in the next
-    return [shlex.split(line, comments=True) for block in whole for line in block.splitlines()]
 
 
 def test_every_command_runs(tmp_path):

@@ -268,9 +268,10 @@ def arms_in(section: Mapping[str, Any], protocol: OfArms) -> dict[str, list[str]
 
 def refuse_own_seeds(overrides: Sequence[str], protocol: OfArms) -> None:
     if any(map(is_seed, overrides)):
+        of_tuning = ", and those for tuning by search.tuning_seeds" * hasattr(protocol, "tuning_seeds")
         raise UserError(
-            f"A {protocol.noun} chooses its seeds: leave seed= out. Their number is set by {protocol.numbers}, and the"
-            " seeds for tuning by search.tuning_seeds."
+            f"A {protocol.noun} chooses its seeds: leave seed= out. Their number is set by {protocol.numbers}"
+            f"{of_tuning}."
         )
 
 

@@ -43,7 +43,7 @@ class RankingProtocol(CellsProtocol):
         from minllm.verdict.ranking import rank
 
         ranking = rank(sweeper, overrides)
-        if ranking is not None and not (ranking.is_answered and ranking.is_complete):
+        if ranking is not None and not ranking.is_answered:
             raise NotSettled
 
 

@@ -78,7 +78,6 @@ class RatesSearch(ArmsSearch):
         self.precision = self.precision_override()
         first = next(iter(self.arms))
         words = [words.split() for words in self.protocol.size_words] or [[]]
-        refuse_identical_arms({name: self.composed(name, words[0]) for name in self.arms})
         self.rungs = [(*own, *self.size_override(self.composed(first, own))) for own in words]
         """The overrides of each size, the smallest first."""
         self.cfgs = {

@@ -88,7 +88,7 @@ class Ranking:
 
     @property
     def is_answered(self) -> bool:
-        return all(agreement.word != "inconclusive" for agreement in self.agreements)
+        return self.is_complete and all(agreement.word != "inconclusive" for agreement in self.agreements)
 
     @functools.cached_property
     def agreements(self) -> list[Agreement]:
