@@ -360,7 +360,7 @@ def test_an_inconclusive_finding_is_undecided_and_not_settled(searched, monkeypa
         (("finding=gated_mlp,gated_mpl",), "There is no finding 'gated_mpl'. Did you mean 'gated_mlp'"),
         (
             ("finding=qk_norm_rates", "search.first_seed=9"),
-            "finding=qk_norm_rates is a rates: leave one of them out",
+            "finding=qk_norm_rates is tested by search=rates: leave one",
         ),
     ],
 )

@@ -163,8 +163,8 @@ class FindingSearch:
         finding: Finding = build(config.finding)
         if self.protocol.first_seed and finding.search != "verdict":
             raise UserError(
-                f"search.first_seed repeats verdicts with other seeds, but finding={name} is a {finding.search}: leave"
-                " one of them out."
+                f"search.first_seed repeats verdicts with other seeds, but finding={name} is tested by"
+                f" search={finding.search}: leave one of them out."
             )
         folder = self.folder / self.folder_name(name)
         parts = {}
