@@ -59,6 +59,7 @@ GROUPS = [
     "judge",
     "task",
     "search",
+    "finding",
     "sweep/pruner",
 ]
 

@@ -27,7 +27,7 @@ SPACES.remove("none")
 
 
 def test_protocols_are_searches_but_no_spaces():
-    assert {*SPACES, "none", "verdict", "ladder", "profile", "rates", "ranking"} == {*SEARCHES}
+    assert {*SPACES, "none", "verdict", "ladder", "profile", "rates", "ranking", "finding"} == {*SEARCHES}
 
 
 @pytest.mark.parametrize("search", SEARCHES)

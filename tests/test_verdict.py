@@ -47,7 +47,7 @@ ASKED = {
         "trials": 4,
         "span": 8.0,
     },
-    **{"tuning_seeds": [1000], "looks": [6, 8], "metric": "val_bpb", "margin": 0.005},
+    **{"tuning_seeds": [1000], "first_seed": 0, "looks": [6, 8], "metric": "val_bpb", "margin": 0.005},
     **{"baseline": None, "aa": False, "prompts": [], "stories": 0, "ledger": True, "champion": False},
 }
 PROTOCOL = Protocol(**ASKED)
@@ -64,6 +64,7 @@ PROTOCOL = Protocol(**ASKED)
         ({"looks": [12, 8]}, "search.looks must be increasing numbers of pairs"),
         ({"looks": [8, 1001]}, "search.looks can't exceed 1000 pairs, but ends at 1001"),
         ({"looks": [501], "aa": True}, "search.looks can't exceed 500 pairs"),
+        ({"first_seed": 995}, "search.looks can't exceed 5 pairs from seed 995, but ends at 8"),
         ({"looks": list(range(1, 102))}, "search.looks has 101 numbers of pairs, which is more than 100"),
         ({"tuning_seeds": [1000, 7]}, "search.tuning_seeds must be 1000 or above"),
         ({"tuning_seeds": []}, "search.tuning_seeds has no seed to tune on"),
@@ -77,6 +78,14 @@ PROTOCOL = Protocol(**ASKED)
 def test_a_protocol_that_proves_nothing_is_refused(changed, sentence):
     with pytest.raises(UserError, match=sentence):
         Protocol(**{**ASKED, **changed})
+
+
+@pytest.mark.parametrize(("first", "aa"), [(0, False), (300, False), (300, True)])
+def test_pairs_are_counted_from_the_first_seed(first, aa):
+    protocol = Protocol(**{**ASKED, "first_seed": first, "aa": aa})
+    trials = [*complete(first, 1.0), *complete(first + 5, 1.0)[first:]]
+    assert protocol.pairs_in([trials, trials[: first + 4]]) == (2 if aa else 4)
+    assert protocol.seeds_of(2) == range(first, first + (4 if aa else 2))
 
 
 @pytest.mark.parametrize("nothing", [{"rates": []}, {"tune": []}], ids=str)

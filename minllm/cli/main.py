@@ -114,16 +114,18 @@ def without_json(args: Sequence[str]) -> list[str]:
         "task=compare",
         "task=grade",
         "task=ledger",
+        "task=findings",
         "search=verdict",
         "search=ladder",
         "search=profile",
         "search=rates",
         "search=ranking",
+        "search=finding",
     } & set(args)
     if JSON in args and (not one_answer or {"-m", "--multirun"} & set(args)):
         raise UserError(
-            "--json is for a single task=compare, task=grade or task=ledger, and for search=verdict, search=ladder,"
-            " search=profile, search=rates and search=ranking. Leave it out."
+            "--json is for a single task=compare, task=grade, task=ledger or task=findings, and for search=verdict,"
+            " search=ladder, search=profile, search=rates, search=ranking and search=finding. Leave it out."
         )
     if JSON in args and (without := {*NO_ANSWER, "sweep.dry_run=true"} & set(args)):
         raise UserError(f"--json prints the answer of a command, and {min(without)} has none. Leave one out.")

@@ -48,6 +48,17 @@ def answer(content: Mapping[str, Any]) -> None:
         _answers.flush()
 
 
+@contextlib.contextmanager
+def without_answers() -> Iterator[None]:
+    """Ignore what `answer` is given within this context, because the answer is that of the whole command."""
+    global _answers
+    outer, _answers = _answers, None
+    try:
+        yield
+    finally:
+        _answers = outer
+
+
 def escape_unencodable() -> None:
     """Write characters that the encoding of the terminal or file lacks as escapes, instead of failing."""
     logging.raiseExceptions = False  # writing a log to a closed pipe, as in `… | head`, isn't an error

@@ -45,9 +45,11 @@ COMMAND_LINE_ONLY = (
 """Keys that only the command line may set."""
 SECTIONS_OF_SEARCH = (
     *("search", "sweep", "memory", "arms", "ladder", "mixers", "probes", "models", "datasets"),
-    *("grader", "judge"),
+    *("finding", "grader", "judge"),
 )
 """Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""
+FINDING_COMMANDS = ("arms", "overrides", "gpu", "parts")
+"""What a finding's commands are made of."""
 PATH_OPTION = re.compile(r"path|file|folder|dir|cache|root")
 DEFAULT_CACHE = ".cache/stores"
 FOREIGN = "from elsewhere: "
@@ -232,8 +234,10 @@ def check_trial_overrides(name: str, config: Container) -> None:
 
     overrides = [*keys_in(section("search")), *keys_in(section("sweep.trial"))]
     overrides += [value for _, value in leaves(section("arms")) if isinstance(value, str)]
+    overrides += words_of_finding(section("finding"))
     for override in overrides:
-        if is_command_line_only(key := key_of(override).strip("'\"+~ \t\r\n")):
+        key = key_of(override).strip("'\"+~ \t\r\n")
+        if is_command_line_only(key) or key == "sweep" or key.startswith(("sweep.storage", "judge")):
             raise UserError(
                 f"{name}.yaml makes {key} an override of its trials, which only the command line may do. Type it there."
             )
@@ -244,6 +248,14 @@ def is_command_line_only(key: str) -> bool:
     tops = {re.split("[./]", part.removeprefix("_global_."))[0] for part in re.split("[@:]", key)}
     is_place = re.split("[./]", key)[-1] == "cache"
     return key.startswith("-") or "${" in key or is_place or not tops.isdisjoint(COMMAND_LINE_ONLY)
+
+
+def words_of_finding(finding: Any) -> list[str]:
+    """Return what may be an override in the commands of a finding, however it is nested and quoted."""
+    commands = [finding.get(key) for key in FINDING_COMMANDS] if isinstance(finding, DictConfig) else []
+    texts = [str(value) for section in commands for _, value in leaves(section)]
+    words = [word for text in texts for word in re.split(r"[\s,\[\]{}()'\"]+", text.replace("\\", ""))]
+    return [word for word in words if "=" in word]
 
 
 def keys_in(config: Any) -> Iterator[str]:

@@ -39,6 +39,7 @@ SECTION_KINDS = {
     "size": Kind("the settings of a size", ("minllm.model.size.Size",)),
     "search": Kind("a search", ("minllm.sweep.space.Plan", "minllm.verdict.protocol.OfArms")),
     "ladder": Kind("the rungs of a ladder", ("minllm.verdict.ladder_protocol.Rungs",)),
+    "finding": Kind("a finding", ("minllm.verdict.finding_protocol.Finding",)),
     "sweep": Kind("the settings of a search", ("minllm.sweep.settings.SweepSettings",)),
     "sweep.pruner": Kind("a pruner", ("optuna.pruners.BasePruner",)),
     "memory": Kind("the settings of memory", ("minllm.sweep.settings.Memory",)),

@@ -79,7 +79,7 @@ def without_runs(search: VerdictSearch, end: NothingToCompare) -> Comparison:
 
 def arm_of(search: VerdictSearch, name: str, pairs: int) -> tuple[Arm, list[LeftOut]]:
     """Return an arm with the runs of the first pairs, and those of its runs that can't be compared."""
-    seeds = range(pairs * search.protocol.runs_per_pair)
+    seeds = search.protocol.seeds_of(pairs)
     return arm_in(search.folder / f"seeds-{name}", name, search.display_name(name), seeds, search)
 
 

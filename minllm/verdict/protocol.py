@@ -129,6 +129,7 @@ class Protocol(ArmsProtocol):
     trials: the number of draws that each arm tries in a random search
     span: a random search draws between a configured value divided by this and multiplied by it
     tuning_seeds: seeds of the tuning runs; everything is tried with the first, and the best values with all
+    first_seed: of the pairs; another one repeats a verdict with seeds that weren't used before
     looks: numbers of pairs after which the results are tested; the error rate is shared out among them
     metric: what decides, and what each arm is tuned by
     margin: differences below this share of the baseline's bits per byte, or of accuracies below this, count as equal
@@ -142,6 +143,7 @@ class Protocol(ArmsProtocol):
     equal: Equal
     trials: Count
     span: Positive
+    first_seed: Natural
     looks: list[Count]
     metric: MetricName
     baseline: str | None
@@ -176,10 +178,11 @@ class Protocol(ArmsProtocol):
                 f"search.looks has {len(self.looks)} numbers of pairs, which is more than {MOST_LOOKS}: leave some out."
             )
         super().__post_init__()
-        if self.looks[-1] * self.runs_per_pair > FIRST_TUNING_SEED:
+        most = (FIRST_TUNING_SEED - self.first_seed) // self.runs_per_pair
+        if self.looks[-1] > most:
+            since = f" from seed {self.first_seed}" if self.first_seed else ""
             raise UserError(
-                f"search.looks can't exceed {FIRST_TUNING_SEED // self.runs_per_pair} pairs, but ends at"
-                f" {self.looks[-1]}."
+                f"search.looks can't exceed {max(0, most)} pairs{since}, but ends at {self.looks[-1]}."
             )
         self._refuse_bad_choices()
 
@@ -209,10 +212,15 @@ class Protocol(ArmsProtocol):
     def pairs_in(self, arms: Iterable[Sequence[FrozenTrial]]) -> int:
         """Return the number of finished pairs: consecutive ones from the first whose seeds have ended in every arm."""
         ended = [{trial.params["seed"] for trial in trials if trial.state.is_finished()} for trials in arms]
-        seeds = next(
-            seed for seed in itertools.count() if not all(seed in seeds_of_arm for seeds_of_arm in ended)
+        first = self.first_seed
+        after = next(
+            seed for seed in itertools.count(first) if not all(seed in seeds_of_arm for seeds_of_arm in ended)
         )
-        return seeds // self.runs_per_pair
+        return (after - first) // self.runs_per_pair
+
+    def seeds_of(self, pairs: int) -> range:
+        """Return the seeds of each arm in the first pairs."""
+        return range(self.first_seed, self.first_seed + pairs * self.runs_per_pair)
 
 
 def listed(looks: Sequence[int]) -> str:

@@ -145,7 +145,8 @@ class VerdictSearch(ArmsSearch):
                 f"Compared: {self.measure.measured}; a difference of up to {protocol.margin:g} is too small to matter."
             )
         lines += plan_lines(self.plans)
-        lines.append(f"Pairs: seeds 0, 1, 2, …; the results are tested after {listed(protocol.looks)} pairs.")
+        seeds = ", ".join(map(str, protocol.seeds_of(3)[:3]))
+        lines.append(f"Pairs: seeds {seeds}, …; the results are tested after {listed(protocol.looks)} pairs.")
         contests = math.comb(len(self.arms), 2) if protocol.baseline == ALL else len(self.arms) - 1
         least = least_pairs(ALPHA, protocol.looks, contests)
         if protocol.looks[0] < least:
@@ -240,7 +241,7 @@ class VerdictSearch(ArmsSearch):
         """Open the search that trains an arm's seeds at its learning rate."""
         overrides = [
             *(tuning[name].overrides if name in tuning else ()),
-            f"seed=range(0,{FIRST_TUNING_SEED})",
+            f"seed=range({self.protocol.first_seed},{FIRST_TUNING_SEED})",
             "train.keep_checkpoints=1",
             *self.logger_overrides(name),
         ]

@@ -1,0 +1,397 @@
+"""Findings: the files, what decides them, the ledger and its page, and whole tests with searches that end at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig
+
+from minllm.config.compose import compose
+from minllm.errors import UserError
+from minllm.model.build import build_shapes
+from minllm.page.terminal import json_output
+from minllm.schema.building import build
+from minllm.schema.checking import validate
+from minllm.schema.groups import find_groups
+from minllm.schema.overrides import quoted
+from minllm.study.findings import outcomes, rows
+from minllm.study.findings.outcomes import Outcome, decision
+from minllm.study.findings.page import CHANGED, Entry, cells_of, to_html, to_markdown
+from minllm.study.findings.rows import Row
+from minllm.study.statistics import verdicts
+from minllm.sweep.plugin import NotSettled, PruningSweeper, is_search_key, register
+from minllm.tasks.findings import entries_of, finding_of, findings, published
+from minllm.verdict.finding import FindingSearch, digest, put_to_the_test
+from minllm.verdict.finding_protocol import Finding, FindingProtocol
+from tests.specs import composed
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = list(find_groups()["finding"])
+NOT_BUILT = ("ranking",)
+"""Searches whose arms aren't overrides of a single model."""
+
+
+# ---- the files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["laptop", "gpu"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_arms_of_a_finding_can_be_built(name: str, preset: str):
+    finding = finding_of(name)
+    for words in finding.words(preset).values():
+        shared = [quoted(word) for word in words if not is_search_key(word)]
+        for arm in finding.arms.values() if finding.search not in NOT_BUILT else ():
+            cfg = compose([*shared, *map(quoted, arm)])
+            validate(cfg)
+            build_shapes(cfg, build(cfg.tokenizer).vocab_size)
+
+
+def test_a_finding_is_data_that_says_what_would_refute_it():
+    for name in NAMES:
+        finding = finding_of(name)
+        assert finding.claim.endswith(".") and finding.refuted_by.endswith("."), name
+        assert not finding.arms or next(iter(finding.arms)) not in finding.predicts, name
+
+
+FINDING: dict[str, Any] = {
+    "claim": "B beats a.",
+    "papers": ["2002.04745"],
+    "search": "verdict",
+    "arms": {"a": ["norm=pre"], "b": ["norm=post"]},
+    "overrides": ["train.steps=3"],
+    "predicts": {"b": ["better"]},
+    "refuted_by": "b is worse.",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"predicts": {}}, "finding.predicts is empty, so nothing could refute it"),
+        ({"predicts": {"c": ["better"]}}, "finding.predicts has c, but the arms .* are b"),
+        ({"predicts": {"a": ["better"]}}, "finding.predicts has a, but the arms .* are b"),
+        ({"change": {"b": ["worse"]}}, "finding.change needs two parts or more"),
+        (
+            {"change": {"b": ["worse"]}, "parts": {"x": [], "y": []}, "search": "ladder"},
+            "it needs finding.search=verdict",
+        ),
+        ({"at_scale": {"b": ["shrinks"]}}, "it needs finding.search=ladder"),
+    ],
+)
+def test_a_prediction_that_nothing_could_test_is_refused(changed, sentence):
+    Finding(**FINDING)
+    with pytest.raises(UserError, match=sentence):
+        Finding(**{**FINDING, **changed})
+
+
+def test_seeds_of_pairs_end_before_those_of_tuning():
+    with pytest.raises(UserError, match="search.first_seed must be below 1000, not 1000"):
+        FindingProtocol(preset="laptop", first_seed=1000)
+
+
+def test_the_digest_is_of_what_decides():
+    one = Finding(**FINDING)
+    assert digest(one, "laptop") == digest(replace(one, found="A bug.", claim="B wins."), "laptop")
+    others = [
+        replace(one, overrides=["train.steps=4"]),
+        replace(one, predicts={"b": ["worse"]}),
+        replace(one, bounds=True),
+        replace(one, arms={"a": [], "b": ["norm=post"]}),
+    ]
+    assert len({digest(finding, "laptop") for finding in [one, *others]}) == 5
+    assert digest(replace(one, gpu=["train.steps=9"]), "gpu") != digest(one, "gpu") == digest(one, "laptop")
+
+
+# ---- what decides --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([("better", ["better"])], "replicated"),
+        ([("better", ["better"]), ("crosses", ["shrinks", "crosses"])], "replicated"),
+        ([("equivalent", ["better"])], "contradicted"),
+        ([("inconclusive", ["better"])], "undecided"),
+        ([("unstable", ["better"]), ("better", ["better"])], "undecided"),
+        ([("unknown", ["shrinks"]), ("worse", ["better"])], "contradicted"),
+    ],
+)
+def test_one_outcome_that_is_excluded_contradicts(words, expected):
+    assert decision([Outcome("", "b", "a", predicted, word) for word, predicted in words]) == expected
+
+
+def report_of(differences: Sequence[float], **changed: Any) -> dict[str, Any]:
+    """Return what matters here of a verdict's report, of an arm `norm=post` with these differences."""
+    (verdict,) = verdicts([differences], margin=0.01)
+    pairs = [{"seed": seed, "difference": value} for seed, value in enumerate(differences)]
+    contest = {"arm": "norm=post", "baseline": "norm=pre", "outcome": verdict.word, "pairs": pairs}
+    return {"metric": "val_bpb", "contests": [{**contest, "verdict": {**asdict(verdict), **changed}}]}
+
+
+BETTER = [-0.1, -0.11, -0.09, -0.1, -0.105, -0.1, -0.095]
+LESS = [value / 2 for value in BETTER]
+
+
+def test_the_outcome_is_that_of_the_report():
+    found = outcomes.of_contest(report_of(BETTER), "norm=post", "", ["better"], bounds=False)
+    assert found.word == "better" and found.pairs == 7 and found.unit == "bits per byte"
+    assert found.difference == pytest.approx(sum(BETTER) / 7)
+    missing = outcomes.of_contest(report_of(BETTER), "norm=none", "", ["better"], bounds=False)
+    assert missing.word == "inconclusive" and missing.difference is None
+
+
+@pytest.mark.parametrize(("bounds", "word"), [(True, "worse"), (False, "inconclusive")])
+def test_a_bound_counts_only_for_a_claim_about_bounds(bounds: bool, word: str):
+    report = report_of([0.0, 0.3, -0.3, 0.1, -0.1, 0.2, -0.2], unproved="worse")
+    assert outcomes.of_contest(report, "norm=post", "", ["worse"], bounds=bounds).word == word
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "word"),
+    [(BETTER, LESS, "worse"), (LESS, BETTER, "better"), (BETTER, BETTER, "equivalent")],
+)
+def test_a_change_is_tested_by_pairs_of_the_same_seed(first, last, word):
+    found = outcomes.change(report_of(first), report_of(last), "norm=post", "change", [word])
+    (expected,) = verdicts([[b - a for a, b in zip(first, last)]], margin=0.01)
+    assert (found.word, found.difference, found.pairs) == (word, expected.difference, 7)
+
+
+def test_a_ladder_answers_at_its_smallest_size_and_at_scale():
+    fitted = [{"value": -0.1, "interval": [-0.12, -0.08]}, {"value": -0.02, "interval": [-0.06, 0.02]}]
+    ladder = {"arm": "norm=post", "answer": {"word": "shrinks", "fitted": fitted}}
+    report = {"metric": "val_bpb", "baseline": "norm=pre", "contests": [], "ladders": [ladder]}
+    assert outcomes.at_smallest(report, "norm=post", "", ["better"]).word == "better"
+    at_scale = outcomes.at_scale(report, "norm=post", "at scale", ["shrinks"])
+    assert at_scale.word == "shrinks" and at_scale.difference == -0.02
+    fitted.reverse()
+    assert outcomes.at_smallest(report, "norm=post", "", ["better"]).word == "inconclusive"
+    assert outcomes.at_scale({**report, "ladders": []}, "norm=post", "", ["shrinks"]).word == "unknown"
+
+
+# ---- the ledger and the page ---------------------------------------------------------------------
+
+OUTCOME = asdict(
+    Outcome("", "norm=post", "norm=pre", ["worse"], "worse", 0.2, (0.1, None), 7, "bits per byte")
+)
+ROW = Row(
+    "one", "abc", "laptop", 0, [], "replicated", [OUTCOME], 7.5, "python sweep.py finding=one", "2026-11-28"
+)
+ENTRY = Entry("one", "One <b> beats the other.", ["2002.04745"], "it is wrong.", "Nothing.", "abc")
+
+
+def test_a_row_is_added_once_and_read_as_it_was(tmp_path: Path):
+    path = tmp_path / "outputs/findings.jsonl"
+    for row in (ROW, replace(ROW, time="later"), replace(ROW, first_seed=100)):
+        rows.append(row, path)
+    assert rows.read(path) == [ROW, replace(ROW, first_seed=100)] or [
+        row.first_seed for row in rows.read(path)
+    ] == [0, 100]
+    assert rows.outcomes_of(rows.read(path)[0])[0].interval == [0.1, None]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{", "line 2, is damaged. It isn't a JSON object"),
+        ('{"finding": "one"}', "line 2, is damaged. Its row has no 'digest'"),
+        (rows.line(replace(ROW, outcomes=[{**OUTCOME, "pairs": "x"}])), "outcomes.pairs is"),
+    ],
+)
+def test_a_damaged_row_is_named(tmp_path: Path, line: str, sentence: str):
+    path = tmp_path / "findings.jsonl"
+    path.write_text(f"{rows.line(ROW)}\n{line}\n")
+    with pytest.raises(UserError, match=sentence):
+        rows.read(path)
+
+
+def test_the_page_has_the_newest_test_of_the_finding_as_it_is_now():
+    newest = replace(ROW, decision="contradicted", minutes=8.0)
+    again = replace(ROW, first_seed=100, decision="undecided")
+    cells = cells_of(ENTRY, [ROW, again, newest])
+    assert cells[0] == "norm=post worse" and cells[4] == "8.0"
+    assert cells[5] == "contradicted; undecided again from seed 100"
+    assert cells_of(replace(ENTRY, digest="other"), [ROW])[5] == CHANGED
+    for page in (to_html([ENTRY], [ROW]), to_markdown([ENTRY], [ROW])):
+        assert "One <b>" not in page and "it is wrong. Nothing." in page and "2002.04745" in page
+
+
+def test_docs_are_what_the_code_makes_of_the_rows():
+    tested = published(rows.read(ROOT / "docs/findings.jsonl"))
+    made = to_markdown(entries_of(tested), tested)
+    assert made == (ROOT / "docs/findings.md").read_text(encoding="utf-8"), (
+        "python run.py task=findings ledger=docs/findings.jsonl makes it"
+    )
+
+
+def test_the_task_writes_the_pages_without_what_the_command_line_changed(tmp_path: Path, capsys):
+    own = replace(ROW, finding="gated_mlp", digest=digest(finding_of("gated_mlp"), "laptop"))
+    for row in (own, replace(own, typed=["train.steps=2"], decision="contradicted")):
+        rows.append(row, tmp_path / "ledger.jsonl")
+    made = findings(DictConfig({}), tmp_path / "run", ledger=str(tmp_path / "ledger.jsonl"))
+    assert [row.typed for row in made] == [[]]
+    assert "replicated" in (tmp_path / "run/findings.md").read_text()
+    assert "contradicted," not in capsys.readouterr().out
+    with pytest.raises(UserError, match="no finding has been tested in this folder yet"):
+        findings(DictConfig({}), tmp_path / "run", ledger=str(tmp_path / "none.jsonl"))
+
+
+# ---- whole tests ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[DictConfig, list[str]]]:
+    """Make every search end at once with the report of `BETTER` and list them, in an empty folder."""
+    done: list[tuple[DictConfig, list[str]]] = []
+
+    def sweep(self: PruningSweeper, words: list[str]) -> None:
+        done.append((self.config, words))
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(report_of(LESS if folder.name == "time" else BETTER)))
+        raise NotSettled
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PruningSweeper, "sweep", sweep)
+    return done
+
+
+def put(*words: str, act: Callable = put_to_the_test) -> Any:
+    """Test in the current folder as `python sweep.py search=finding <words>` would."""
+    typed = [quoted(word) for word in ("search=finding", *words)]
+    with composed(*typed) as (master, context):
+        sweeper = Plugins.instance().instantiate_sweeper(
+            config=master, hydra_context=context, task_function=lambda cfg: None
+        )
+        return act(sweeper, typed)
+
+
+def outcome_by_finding(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {row["finding"]: row["decision"] for row in found}
+
+
+def test_each_finding_is_the_command_of_its_search(searched, capfd):
+    with json_output():
+        found = put("finding=pre_norm_no_warmup", "train.steps=5", "sweep.minutes=9")
+    (config, words), folder = searched[0], Path("outputs/sweeps/a-search")
+    assert words[0] == "search=verdict" and {"search.ledger=false", "train.steps=5"} < set(words)
+    assert config.train.steps == 5 and config.arms.b == ["norm=post"] and "finding" not in config
+    assert config.hydra.sweep.dir == str(folder / "pre_norm_no_warmup") and 8 < config.sweep.minutes < 9
+    assert outcome_by_finding(found) == {"pre_norm_no_warmup": "contradicted"}  # it is predicted to be worse
+    (row,) = rows.read()
+    assert row.typed == ["train.steps=5"] and row.command.endswith("finding=pre_norm_no_warmup train.steps=5")
+    line = json.loads(capfd.readouterr().out)
+    assert line["status"] == "settled" and line["findings"][0]["decision"] == "contradicted"
+    assert (folder / "findings.md").is_file() and Path(line["report"]).is_file()
+
+
+def test_parts_share_the_time_and_their_change_is_tested(searched):
+    put("finding=muon_steps_time", "sweep.minutes=4")
+    (first, _), (last, _) = searched
+    assert first.train.steps and last.train.minutes and last.train.steps is None
+    assert Path(first.hydra.sweep.dir).name == "steps" and Path(last.hydra.sweep.dir).name == "time"
+    assert 1.9 < first.sweep.minutes < 2 and last.sweep.minutes == pytest.approx(4, abs=0.1)
+    assert last.sweep.name != first.sweep.name
+
+
+def test_several_findings_share_the_time_and_one_word_chooses_all(searched):
+    found = put("finding=gated_mlp,wsd_cosine", "sweep.minutes=10")
+    assert [4.9 < searched[0][0].sweep.minutes < 5, 9.9 < searched[1][0].sweep.minutes < 10] == [True, True]
+    assert list(outcome_by_finding(found)) == ["gated_mlp", "wsd_cosine"]
+    chosen = put("finding=glob(*)", act=lambda *args: [test.name for test in FindingSearch(*args).tests])
+    assert chosen == NAMES
+
+
+def test_other_seeds_and_presets_have_folders_of_their_own(searched):
+    put("finding=gated_mlp", "search.first_seed=100", "search.preset=gpu")
+    ((config, _),) = searched
+    assert config.search.first_seed == 100 and config.model.dim == 256
+    assert Path(config.hydra.sweep.dir).name == "gated_mlp-gpu-from-100"
+    assert "search.preset=gpu search.first_seed=100" in rows.read()[0].command
+
+
+def test_time_that_is_up_leaves_the_rest_for_the_same_command(searched, capsys):
+    found = put("finding=gated_mlp,wsd_cosine", "sweep.minutes=1e-9")
+    assert found == [] and not searched
+    assert "before these findings: gated_mlp, wsd_cosine" in capsys.readouterr().out
+
+
+def test_minutes_add_up_and_a_finding_that_has_changed_is_refused(searched):
+    put("finding=gated_mlp")
+    state = Path("outputs/sweeps/a-search/gated_mlp/finding.json")
+    content = json.loads(state.read_text(encoding="utf-8"))
+    state.write_text(json.dumps({**content, "seconds": 600}), encoding="utf-8")
+    (row,) = put("finding=gated_mlp")
+    assert row["minutes"] >= 10
+    state.write_text(json.dumps({**content, "digest": "other"}), encoding="utf-8")
+    with pytest.raises(UserError, match="finding=gated_mlp has changed since its test in .* began"):
+        put("finding=gated_mlp")
+
+
+def test_a_dry_run_shows_the_plans_and_writes_nothing(searched, capsys):
+    assert put("finding=muon_steps_time", "sweep.dry_run=true") is None
+    assert len(searched) == 2 and all(config.sweep.minutes is None for config, _ in searched)
+    assert (
+        "Muon is better than AdamW" in capsys.readouterr().out and not Path("outputs/findings.jsonl").exists()
+    )
+
+
+def test_an_inconclusive_finding_is_undecided_and_not_settled(searched, monkeypatch):
+    noise = report_of([0.1, -0.1, 0.2, -0.2, 0.05, -0.05, 0.01])
+    monkeypatch.setattr("minllm.verdict.finding.report_in", lambda folder: noise)
+    with pytest.raises(NotSettled):
+        put(
+            "finding=pre_norm_no_warmup",
+            act=lambda *args: FindingProtocol(preset="laptop", first_seed=0).run(*args),
+        )
+    monkeypatch.setattr("minllm.verdict.finding.report_in", lambda folder: None)
+    assert outcome_by_finding(put("finding=pre_norm_no_warmup")) == {"pre_norm_no_warmup": "undecided"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "Choose a finding, several with commas, or 'finding=glob"),
+        (("finding=gated_mlp,gated_mpl",), "There is no finding 'gated_mpl'. Did you mean 'gated_mlp'"),
+        (
+            ("finding=qk_norm_rates", "search.first_seed=9"),
+            "finding=qk_norm_rates is tested by search=rates: leave one",
+        ),
+    ],
+)
+def test_what_is_no_finding_is_refused(searched, words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        put(*words)
+
+
+# ---- files of others -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("overrides", "['extensions=[evil]']", "extensions"),
+        ("overrides", "['hydra.launcher.setup=[ls]']", "hydra.launcher.setup"),
+        ("gpu", "['sweep.storage=sqlite:////tmp/x']", "sweep.storage"),
+        ("overrides", "['sweep={storage:x}']", "sweep"),
+        ("overrides", "['judge.base_url=http://x']", "judge.base_url"),
+        ("parts", "{x: ['++task=train']}", "task"),
+        ("arms", "{a: [], b: ['data.cache=/tmp']}", "data.cache"),
+        ("overrides", "['arms.c=[norm=pre,ext\\\\ensions=[evil]]']", "extensions"),
+        ("overrides", "['mixers=[attn=mha resume=x]']", "resume"),
+    ],
+)
+def test_a_finding_from_elsewhere_sets_nothing_that_only_the_command_line_may(tmp_path, key, value, named):
+    content = {**FINDING, "overrides": [], "arms": {"a": [], "b": []}}
+    lines = ["# Theirs", "_target_: minllm.verdict.finding_protocol.Finding"]
+    lines += [f"{name}: {json.dumps(content[name])}" for name in content if name != key]
+    (tmp_path / "finding").mkdir()
+    (tmp_path / "finding/theirs.yaml").write_text("\n".join([*lines, f"{key}: {value}"]))
+    register()
+    with pytest.raises(UserError, match=f"theirs.yaml makes {named} an override of its trials"):
+        compose(["search=finding", "finding=theirs"], config_name="sweep", config_dir=tmp_path)
