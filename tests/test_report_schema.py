@@ -167,7 +167,7 @@ def test_json_is_no_override(words):
 @pytest.mark.parametrize("words", [["norm=post"], ["search=size"], ["-m", "task=compare", "aa=true,false"]])
 def test_json_where_there_is_no_single_answer_is_refused(words):
     assert without_json(words) == words
-    with pytest.raises(UserError, match="--json is for a single task=compare, task=grade or"):
+    with pytest.raises(UserError, match="--json is for a single task=compare, task=grade, task=ledger or"):
         without_json([*words, "--json"])
 
 
