@@ -84,12 +84,17 @@ def correlation(found: Estimate) -> str:
 def swapped(agreement: Agreement, swap: Swap) -> str:
     """Return which two models change places, as a sentence."""
     better, worse = (agreement.models[place] for place in swap.models)
-    sizes = [f"{abs(difference):.4f}" for difference in swap.differences]
+    ahead, behind = map(_distance, swap.differences)
     certain = "more than noise" if swap.is_certain else "may be noise"
     return (
-        f"{better} is {sizes[0]} bits per byte better than {worse} on {agreement.baseline}, and {sizes[1]} worse on"
-        f" {agreement.dataset} (p {units.p_value(swap.p)}: {certain})."
+        f"{better} is {ahead}better than {worse} on {agreement.baseline}, and {behind}worse on {agreement.dataset}"
+        f" (p {units.p_value(swap.p)}: {certain})."
     )
+
+
+def _distance(difference: float) -> str:
+    """Return a difference as the words before better or worse; "" if one of the two diverged."""
+    return f"{abs(difference):.4f} bits per byte " if math.isfinite(difference) else ""
 
 
 def headline(ranking: Ranking) -> str:
