@@ -26,6 +26,7 @@ class RankingProtocol(CellsProtocol):
     alike: Share
 
     noun = "ranking"
+    section = "models"
     sets = {
         **SET_BY_VERDICTS,
         "hydra.sweeper.sampler": "which tries what search.rates says",
