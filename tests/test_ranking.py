@@ -271,7 +271,10 @@ def test_a_ranking_whose_time_is_up_is_not_settled(here, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["models=[norm=pre,model.dim=16]"], r"^norm=pre and model.dim=16 are the same: .* Change one of them\.$"),
+        (
+            ["models=[norm=pre,model.dim=16]"],
+            r"^norm=pre and model.dim=16 are the same: .* Change one of them\.$",
+        ),
         (
             ["models=[norm=pre,norm=post seed=1]"],
             "^models.norm-post-seed-1 has a seed, but all models use the",

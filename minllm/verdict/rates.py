@@ -1,7 +1,7 @@
 """`python sweep.py search=rates 'arms.a=[…]' 'arms.b=[…]'`: how much the learning rate matters to each arm.
 
 1. Size: each arm gets as many parameters as the first, at each size.
-2. Seed after seed, every arm trains at every learning rate and size. A run of a few steps whose rate is next to nothing
+2. Seed after seed, every arm trains at every learning rate and size. A run of a few steps with a rate close to 0
    measures the loss at initialisation.
 3. Report, from the seeds that every arm has completed.
 

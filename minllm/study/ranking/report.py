@@ -18,6 +18,7 @@ from minllm.runs.folder import write_text
 from minllm.study.ranking.cells import LEAST_MODELS, Agreement, Cell, Ranking
 from minllm.study.ranking.correlation import Swap
 from minllm.study.report.data import json_text, plain
+from minllm.study.report.sentences import TIME_WAS_UP
 
 FORMAT = 1
 ABOUT = (
@@ -28,7 +29,6 @@ ABOUT_SWAPS = (
     "A change of places is more than noise between seeds if the two models differ on each dataset by more than that"
     " (p ≤ 0.05 with Holm's correction over all pairs of models)."
 )
-UP = "The time was up before everything was trained. To continue, repeat the command with more sweep.minutes."
 
 
 def write_and_print(ranking: Ranking, folder: Path) -> None:
@@ -178,7 +178,7 @@ def in_a_terminal(ranking: Ranking) -> Iterator[str]:
     yield ""
     yield f"{introduction(ranking)} {ABOUT} {ABOUT_SWAPS}"
     if not ranking.is_complete:
-        yield UP
+        yield TIME_WAS_UP
 
 
 def page(ranking: Ranking) -> str:
@@ -190,7 +190,7 @@ def page(ranking: Ranking) -> str:
         *(f"<p><b>{escape(warning)}</b></p>" for warning in warnings(ranking)),
         *(f"<p>{escape(sentence(agreement))}</p>" for agreement in ranking.agreements),
         f"<p>{escape(introduction(ranking))}</p>",
-        *([f"<p>{escape(UP)}</p>"] if not ranking.is_complete else []),
+        *([f"<p>{escape(TIME_WAS_UP)}</p>"] if not ranking.is_complete else []),
         table([*map(escape, head)], cells, "l" + "r" * (len(head) - 1)),
         f'<p class="soft">{escape(about_columns(ranking))} {escape(ABOUT)}</p>',
         "<h2>Changes of places</h2>",
