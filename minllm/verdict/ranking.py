@@ -128,7 +128,8 @@ class RankingSearch(CellsSearch):
         for arm, (tuning, trials) in self.trained_on(dataset).items():
             key = self.names[arm], dataset
             losses = {trial.params["seed"]: self.loss(trial, *key) for trial in trials}
-            self.cells[key] = replace(self.cells[key], losses=losses, tuning=tuning)
+            is_bound = any(trial.user_attrs.get("val_bound") == "upper" for trial in trials)
+            self.cells[key] = replace(self.cells[key], losses=losses, tuning=tuning, is_bound=is_bound)
         return all(self.cells[model, dataset].is_complete for model in self.names.values())
 
     def loss(self, trial: FrozenTrial, model: str, dataset: str) -> float:

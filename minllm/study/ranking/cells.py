@@ -24,6 +24,7 @@ class Cell:
     planned: how many seeds were planned
     losses: bits per byte by seed, above the corpus's floor where this is known; infinite where training diverged
     tuning: what was tried and chosen; None if time ran out before
+    is_bound: whether the losses are upper bounds
     """
 
     model: str
@@ -31,6 +32,7 @@ class Cell:
     planned: int
     losses: Mapping[int, float]
     tuning: Tuning | None = None
+    is_bound: bool = False
 
     @property
     def mean(self) -> float | None:

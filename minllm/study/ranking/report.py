@@ -118,6 +118,8 @@ def warnings(ranking: Ranking) -> list[str]:
             found.append(f"{where}: training diverged with {lost} of {len(cell.losses)} seeds.")
         if cell.tuning and cell.tuning.unsettled:
             found.append(f"The tuning of {where} isn't settled: {cell.tuning.unsettled}.")
+    if bounded := dict.fromkeys(cell.model for cell in ranking.cells.values() if cell.is_bound):
+        found.append(f"Losses of {', '.join(bounded)} are upper bounds, so true ranks may be better.")
     return found
 
 
@@ -222,6 +224,7 @@ def data(ranking: Ranking) -> dict[str, Any]:
                 "model": cell.model,
                 "dataset": cell.dataset,
                 "above_floor": ranking.floors[cell.dataset],
+                "upper_bound": cell.is_bound,
                 "mean": cell.mean,
                 "rank": int(place) if (place := rank(ranking, cell)) != units.NONE else None,
                 "losses": [{"seed": seed, "loss": loss} for seed, loss in cell.losses.items()],
