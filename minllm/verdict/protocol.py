@@ -48,6 +48,12 @@ SET_BY_VERDICTS = {
     "sweep.keep_checkpoints": "which keeps the last checkpoint of each pair's runs",
 }
 """Options of searches that a verdict sets itself, each with a clause that explains how."""
+SET_BY_RATES = {
+    **SET_BY_VERDICTS,
+    "hydra.sweeper.sampler": "which tries what search.rates says",
+    "sweep.keep_checkpoints": "which keeps none",
+}
+"""The same of what tries a grid of learning rates alone and keeps no checkpoint."""
 NOT_OF_ARMS = (*SECTIONS_OF_SEARCH, "hydra", "resume", "task")
 """Sections that an arm's overrides can't set, because they concern all arms."""
 CHANGEABLE = ("prompts", "stories", "ladder.check")
