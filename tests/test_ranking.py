@@ -56,6 +56,7 @@ def test_intervals_are_the_same_in_every_call_and_absent_with_few_models():
     assert (rho.value, tau.value) == (-1, -1) and rho == correlations(first, first[::-1])[0]
     assert rho.interval == (-1, -1)  # seeds change no rank
     assert correlations(first[:4], first[:4])[0].interval == (-math.inf, math.inf)
+    assert correlations(first, [[math.inf]] * 5)[0].interval == (-math.inf, math.inf)  # all rank equally
 
 
 # ---- changes of places ---------------------------------------------------------------------------
@@ -111,6 +112,8 @@ def test_datasets_rank_alike_or_not_or_it_is_inconclusive():
     assert data(alike)["headline"] == "text ranks the models as tales does."
     opposite = ranking_of(runs(*means), runs(*means[::-1]))
     assert opposite.agreements[0].word == "worse" and len(opposite.agreements[0].certain_swaps) == 15
+    early = ranking_of(runs(*means), runs(*means), planned=4)
+    assert early.agreements[0].word == "inconclusive" and early.agreements[0].spearman.value == 1
     mixed = ranking_of(runs(*means), runs(1.0, 2.0, 5.0, 4.0, 3.0, 6.0))
     assert mixed.agreements[0].word == "inconclusive" and not mixed.is_answered
 
@@ -133,6 +136,12 @@ def test_page_terminal_and_json_say_the_same():
     assert "1 is tales, in bits per byte above the corpus's floor; 2 is text, in bits per byte." in printed
     ranks = {(cell["model"], cell["dataset"]): cell["rank"] for cell in content["cells"]}
     assert ranks["b", "tales"] == 2 and ranks["b", "text"] == 3
+
+
+def test_no_difference_is_named_where_a_model_diverged():
+    ranking = ranking_of(runs(1, 2, 3), [[math.inf, 1.0, 1.0], *runs(2, 3)])
+    said = data(ranking)["contests"][0]["swaps"][0]["sentence"]
+    assert said == "a is 1.0000 bits per byte better than b on tales, and worse on text (p 1: may be noise)."
 
 
 def test_models_that_were_not_trained_on_both_are_left_out():
@@ -174,7 +183,7 @@ def test_models_and_datasets_are_options_or_overrides():
         (lambda: RankingProtocol(**{**PROTOCOL, "tuning_seeds": [1]}), "the ranking uses the seeds below"),
     ],
 )
-def test_what_can_not_be_ranked_is_refused(act, sentence):
+def test_what_cannot_be_ranked_is_refused(act, sentence):
     with pytest.raises(UserError, match=sentence):
         act()
 
@@ -199,7 +208,8 @@ def loss_of(cfg: DictConfig) -> float:
 
 
 def outcome_of(cfg: DictConfig) -> Outcome:
-    return Outcome("complete", loss_of(cfg), figures={"seconds": 1.0})
+    bound = "upper" if cfg.model.scale_logits == 3 else "exact"
+    return Outcome("complete", loss_of(cfg), figures={"seconds": 1.0, "val_bound": bound})
 
 
 def summary_of(cfg: DictConfig) -> dict[str, Any]:
@@ -246,6 +256,9 @@ def test_a_whole_ranking(here, capfd, monkeypatch):
     assert of_tales["mean"] == pytest.approx(2.005) and of_tales["above_floor"] and of_tales["rank"] == 1
     assert of_short["mean"] == pytest.approx(4.005) and not of_short["above_floor"] and of_short["rank"] == 2
     assert of_tales["tuned"]["optim.lr"] == 0.004
+    assert (
+        "Losses of model.scale_logits=3 are upper bounds, so true ranks may be better." in content["warnings"]
+    )
     with pytest.raises(UserError, match=r"began with datasets=\['tales', 'tales data.seq_len=16'\]"):
         ranked("datasets=[tales,tales data.seq_len=64]")
 
@@ -259,9 +272,32 @@ def test_a_ranking_whose_time_is_up_is_not_settled(here, capsys):
     assert not Instant.launched and "The time was up before everything was trained" in capsys.readouterr().out
 
 
-def test_equal_models_are_refused(here):
-    with pytest.raises(UserError, match="are the same"):
-        ranked("models=[norm=pre,model.dim=16]", act=RankingSearch)
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["models=[norm=pre,model.dim=16]"],
+            r"^norm=pre and model.dim=16 are the same: .* Change one of them\.$",
+        ),
+        (
+            ["models=[norm=pre,norm=post seed=1]"],
+            "^models.norm-post-seed-1 has a seed, but all models use the",
+        ),
+        (
+            ["datasets=[tales,tales data.seq_len=32]"],
+            "^model.scale_logits=2 would be trained on the same data twice, as tales and as tales seq_len=32",
+        ),
+        (["datasets=[tales optim.lr=1e-2,tales optim.lr=1e+2]"], "have too similar names"),
+        (
+            ["data=tales_pairs", "train.stop_at_accuracy=0.9"],
+            "^train.stop_at_accuracy=0.9 ends runs .* after which val_bpb can't be compared",
+        ),
+    ],
+)
+def test_what_makes_no_ranking_is_refused(here, words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ranked(*words, act=RankingSearch)
+    assert not Instant.launched
 
 
 def test_every_command_of_the_page_on_scale_says_what_it_would_train(here, capsys):

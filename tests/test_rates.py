@@ -128,7 +128,11 @@ def test_protocols_that_measure_nothing_are_refused(changed, sentence):
     [
         (["seed=3"], "A rate study chooses its seeds"),
         (["sweep.metric=val_loss"], "has no effect in a rate study, which compares val_bpb"),
-        (["arms.b=[]"], "arms.a and arms.b are the same"),
+        (["arms.b=[]"], r"arms.a and arms.b are the same: .* Change one of them\.$"),
+        (
+            ["data=tales_pairs", "train.stop_at_accuracy=0.9"],
+            "^train.stop_at_accuracy=0.9 ends runs .* after which val_bpb can't be compared",
+        ),
         (["arms.b=[seed=1]"], "has a seed"),
         (
             ["search.measure=shift", "search.widths=[16,32]", "arms.b=[model.dim=32]", "search.equal=null"],

@@ -13,7 +13,7 @@ import statistics
 import textwrap
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig
 
@@ -21,10 +21,10 @@ from minllm.data.floor import below_floor
 from minllm.page import units
 from minllm.page.markdown import code, table
 from minllm.schema.overrides import PLAIN, in_quotes, is_seed, key_of
+from minllm.sweep.metric import Accuracy
 
 HEAD = ["", "params", "val_bpb", "tokens/s", "state, bytes"]
 ABOVE_FLOOR = "above the floor"
-OF_ANSWERS = ("val_accuracy", "val_exact")
 METRICS = ("val_bpb", "params", "tokens", "tokens_per_second", "seed")
 SHORTEST = 12  # characters of an arm's name that are always shown
 
@@ -70,7 +70,7 @@ def grid_table(jobs: Sequence[tuple[Sequence[str], Path]], width: int | None = N
         head.insert(3, ABOVE_FLOOR)
         for row, (_, summaries) in zip(rows, ranked):
             row.insert(2, _above_floor(summaries))
-    for name in OF_ANSWERS:
+    for name in get_args(Accuracy):
         if any(name in summary for _, summary in trained):
             head.insert(head.index("tokens/s"), name)
             for row, (_, summaries) in zip(rows, ranked):

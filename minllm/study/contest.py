@@ -16,8 +16,8 @@ from minllm.study.verdict import Verdict
 
 SAME = "Every pair reached exactly the same loss, so what differs between the two had no effect on the computation."
 TIED = (
-    "Every pair has exactly the same value, which has no spread to estimate: with 95 % confidence, all that follows for"
-    " other seeds is that fewer than {share} of the pairs differ."
+    "Every pair has exactly the same value, which has no spread to estimate: with 95 % confidence, all that can be"
+    " said about other seeds is that fewer than {share} of the pairs differ."
 )
 
 
@@ -125,7 +125,7 @@ class Contest:
         return f"{self.arm.name} {links[word]} {self.baseline.name}{outcome}{because}{among}."
 
     def _without_spread(self) -> str:
-        """What is said if no pair differs: why, or the upper end of the exact interval of the share that does."""
+        """Why no pair differs, or the exact upper bound of the share that does with other seeds; "" if pairs differ."""
         if self.is_the_same or not self.is_tied:
             return SAME * self.is_the_same
         return TIED.format(share=units.share(1 - 0.05 ** (1 / len(self.seeds))))

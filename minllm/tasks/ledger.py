@@ -37,8 +37,8 @@ EMPTY = (
     " search=verdict 'arms.b=[norm=sandwich]'"
 )
 ABOUT = (
-    "A row is one arm against its baseline, as of the last look. Differences are in bits per byte, or in what is"
-    " missing to an accuracy of 1 where a question names one; negative is better."
+    "A row is one arm against its baseline, as of the last look. Differences are in bits per byte, or of"
+    " 1 − accuracy where the question names an accuracy; negative is better."
     " An idea holds among all if its p-value is at most the level that was fixed before its first run; every level"
     " depends on how many ideas were started and discovered before it (LORD++), so that at most 5 % of all ideas that"
     " hold are expected to be false."

@@ -16,9 +16,12 @@ from optuna.trial import FrozenTrial
 
 from minllm.config.compose import named_folders
 from minllm.errors import UserError
+from minllm.page import units
+from minllm.study.arms import identity
 from minllm.study.trust import refuse_broken_arm
 from minllm.study.tuning import Tuning
 from minllm.sweep.plugin import PruningSweeper
+from minllm.sweep.report.trials import counted_noun
 from minllm.sweep.search import Search, run_together
 from minllm.sweep.spec import without_storage
 from minllm.verdict.arms_search import ArmsSearch
@@ -65,12 +68,31 @@ class CellsSearch(ArmsSearch):
             (arm, name): self.composed(arm, rung) for name, rung in self.rungs.items() for arm in self.arms
         }
         of_first = {arm: self.cfgs[arm, next(iter(self.rungs))] for arm in self.arms}
-        refuse_identical_arms(of_first, sized=sized)
+        refuse_identical_arms({self.names[arm]: cfg for arm, cfg in of_first.items()}, sized, prefix="")
+        self.refuse_equal_data()
         if "train.check=false" not in self.typed:  # runs don't check again
             for arm, cfg in of_first.items():
                 refuse_broken_arm(self.names[arm], cfg)
         if self.sweeper.chooses_jobs:
             self.sweeper.n_jobs = jobs_for(self.config, next(iter(of_first.values())))
+
+    def refuse_equal_data(self) -> None:
+        """Raise UserError if an arm is the same on two of the data, or two of them have the same folder."""
+        for arm in self.arms:
+            known: dict[tuple[Any, ...], str] = {}
+            for name in self.rungs:
+                other = known.setdefault(identity(self.cfgs[arm, name]), name)
+                if other != name:
+                    raise UserError(
+                        f"{self.names[arm]} would be trained on the same data twice, as {other} and as {name}: leave"
+                        f" one of them out. If {self.names[arm]} itself sets the data, leave that out."
+                    )
+        if len({self.place(*key) for key in self.cfgs}) < len(self.cfgs):
+            raise UserError(f"Two of {', '.join(self.rungs)} have too similar names: write one differently.")
+
+    def place(self, arm: str, name: str) -> str:
+        """Return the name of the folder of an arm on one of the data."""
+        return f"seeds-{folder_name(name)}-{arm}"
 
     def sweeps(self, plan: Any) -> list[str]:
         """Return sweeps in Hydra's grammar that contain everything that a plan may try, and all seeds."""
@@ -105,10 +127,10 @@ class CellsSearch(ArmsSearch):
 
     def opened(self, arm: str, name: str) -> contextlib.AbstractContextManager[Search]:
         """Open the search that tunes and trains an arm on one of the data."""
-        plan, place = self.plans[arm, name], folder_name(name)
-        logger = self.logger_overrides(arm, f"-{place}")
+        plan = self.plans[arm, name]
+        logger = self.logger_overrides(arm, f"-{folder_name(name)}")
         overrides = [*self.overrides_of(arm, self.rungs[name]), *self.sweeps(plan), *logger]
-        config = self.config_of(f"seeds-{place}-{arm}", keep="none", evaluations=self.evaluations)
+        config = self.config_of(self.place(arm, name), keep="none", evaluations=self.evaluations)
         runs = plan.most_runs + self.protocol.seeds
         return phase(self.sweeper, config, overrides, runs, QUEUED, self.server)
 
@@ -132,6 +154,20 @@ def with_new_seeds(tuning: Tuning, trials: Sequence[FrozenTrial]) -> list[Frozen
         and all(trial.params[key] == value for key, value in tuning.chosen.items())
     ]
     return sorted(own, key=lambda trial: trial.params["seed"])
+
+
+def rest_of(noun: str, done: int, planned: int, seconds: float) -> str:
+    """Return a sentence on how long the data that are left will take at this pace; "" if none are left.
+
+    Args:
+        noun: for one of the data.
+        seconds: what those that are done have taken.
+    """
+    left = planned - done
+    if not left:
+        return ""
+    need = "needs" if left == 1 else "need"
+    return f" {counted_noun(left, f'more {noun}')} {need} about {units.duration(seconds / done * left)}."
 
 
 def folder_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the runs of arms must have to be compared by a metric, which is checked before anything is trained."""
+"""Whether the runs of arms can be compared by a metric, which is checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def metric_of(name: Name, cfgs: Mapping[str, DictConfig]) -> Metric:
         if METRICS[name].is_share and (why := why_without(name, cfg)):
             raise UserError(
                 f"search.metric={name} needs runs with a {name}, and those of arm {arm} would have none: {why}. Choose"
-                " another metric, or other data, such as data=probe/mqar_small."
+                " search.metric=val_bpb, or data with answers, such as data=probe/mqar_small."
             )
     refuse_early_ends(name, cfgs.values())
     return up_to_early_ends(METRICS[name], cfgs.values())
@@ -31,8 +31,8 @@ def why_without(name: Name, cfg: DictConfig) -> str | None:
     refuse_hidden_answers(source, objective)
     if why := why_none(source, objective):
         return why
-    several = name == "val_exact" and isinstance(source, Probe) and not source.has_unique_answers
-    return "other answers than the one that is learned may be right" if several else None
+    has_several = name == "val_exact" and isinstance(source, Probe) and not source.has_unique_answers
+    return "answers other than the one that is learned may be right" if has_several else None
 
 
 def refuse_early_ends(name: Name, cfgs: Iterable[DictConfig]) -> None:

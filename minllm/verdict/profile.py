@@ -26,7 +26,6 @@ from minllm.errors import UserError, printable
 from minllm.files.atomic import refuse_links_at_top
 from minllm.model.build import build_shapes
 from minllm.model.cost import params
-from minllm.page import units
 from minllm.schema.building import build
 from minllm.schema.options import Fraction
 from minllm.study import recorded
@@ -38,7 +37,7 @@ from minllm.sweep.launchers import shared_server
 from minllm.sweep.plugin import PruningSweeper
 from minllm.sweep.report.trials import counted_noun, is_complete
 from minllm.training.answers import refuse_hidden_answers, why_none
-from minllm.verdict.cells_search import CellsSearch
+from minllm.verdict.cells_search import CellsSearch, rest_of
 from minllm.verdict.profile_protocol import ProfileProtocol, difficulty_of, mixers_in, probes_in
 from minllm.verdict.profile_tuning import RatesAndDecays, score
 from minllm.verdict.rate_search import rates_of
@@ -189,8 +188,7 @@ class ProfileSearch(CellsSearch):
         """Return what became of a probe, and how long the rest will take at this pace."""
         cells = [self.cells[self.names[arm], probe.name] for arm in self.arms]
         found = (f"{cell.mixer} {100 * cell.estimate.value:.1f} %" for cell in cells if cell.estimate)
-        left = len(self.probes) - done
-        rest = f" The other {left} probes need about {units.duration(seconds / done * left)}." if left else ""
+        rest = rest_of("probe", done, len(self.probes), seconds)
         return f"{probe.name}: {', '.join(found) or 'the time was up'}.{rest}"
 
     # ---- the report

@@ -34,6 +34,7 @@ class ProfileProtocol(CellsProtocol):
     decays: list[NonNegative]
 
     noun = "profile"
+    section = "mixers"
     least_arms = 1
     sets = {
         "hydra.sweeper.n_trials": "whose runs are limited by {limits}",

@@ -48,6 +48,12 @@ SET_BY_VERDICTS = {
     "sweep.keep_checkpoints": "which keeps the last checkpoint of each pair's runs",
 }
 """Options of searches that a verdict sets itself, each with a clause that explains how."""
+SET_BY_RATES = {
+    **SET_BY_VERDICTS,
+    "hydra.sweeper.sampler": "which tries what search.rates says",
+    "sweep.keep_checkpoints": "which keeps none",
+}
+"""The same of what tries a grid of learning rates alone and keeps no checkpoint."""
 NOT_OF_ARMS = (*SECTIONS_OF_SEARCH, "hydra", "resume", "task")
 """Sections that an arm's overrides can't set, because they concern all arms."""
 CHANGEABLE = ("prompts", "stories", "ladder.check")
@@ -59,6 +65,8 @@ class OfArms:
 
     noun: ClassVar[str]
     """What it is called in sentences."""
+    section: ClassVar[str] = "arms"
+    """The section of the configuration that lists what is trained."""
     numbers: ClassVar[str]
     """The option that sets the number of seeds."""
     limits: ClassVar[str]
@@ -251,10 +259,13 @@ def arms_in(section: Mapping[str, Any], protocol: OfArms) -> dict[str, list[str]
         for override in overrides:
             if re.split("[./]", key_of(override))[0] in NOT_OF_ARMS:
                 raise UserError(
-                    f"arms.{name} has {override}, which concerns the whole {protocol.noun}. Put it outside arms."
+                    f"{protocol.section}.{name} has {override}, which concerns the whole {protocol.noun}. Put it"
+                    f" outside {protocol.section}."
                 )
         if any(map(is_seed, overrides)):
-            raise UserError(f"arms.{name} has a seed, but all arms use the same seeds: remove it.")
+            raise UserError(
+                f"{protocol.section}.{name} has a seed, but all {protocol.section} use the same seeds: remove it."
+            )
     if len(arms) < protocol.least_arms:
         itself = " To compare a single arm with itself, add search.aa=true." * isinstance(protocol, Protocol)
         raise UserError(
@@ -305,28 +316,32 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str,
             )
 
 
-def refuse_identical_arms(cfgs: Mapping[str, DictConfig], sized: bool = False) -> None:
+def refuse_identical_arms(
+    cfgs: Mapping[str, DictConfig], sized: bool = False, *, prefix: str = "arms.", instead: str = ""
+) -> None:
     """Raise UserError if two arms have the same configuration or compute the same model, however they were typed.
 
     Args:
         sized: whether they have been given the same size, which overrides widths.
+        prefix: what precedes the name of an arm in sentences.
+        instead: what else can be done about two arms with the same configuration, as a clause.
     """
     known: dict[tuple[Any, ...], str] = {}
     for name, cfg in cfgs.items():
         other = known.setdefault(identity(cfg), name)
         if other != name:
             raise UserError(
-                f"arms.{other} and arms.{name} are the same: they don't differ in anything that affects training"
+                f"{prefix}{other} and {prefix}{name} are the same: they don't differ in anything that affects training"
                 f"{', once they have been given the same size (search.equal=null leaves their sizes alone)' * sized}."
-                " Change one of them, or compare a single arm with itself: search.aa=true."
+                f" Change one of them{instead}."
             )
     from minllm.model.unused import computes_the_same  # imports torch
 
     for (name, cfg), (other, other_cfg) in itertools.combinations(cfgs.items(), 2):
         if differ_only_in_model(cfg, other_cfg) and computes_the_same(cfg, other_cfg):
             raise UserError(
-                f"arms.{name} and arms.{other} compute the same: their differences don't affect the model. Change one"
-                " of them."
+                f"{prefix}{name} and {prefix}{other} compute the same: their differences don't affect the model."
+                " Change one of them."
             )
 
 

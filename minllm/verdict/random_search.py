@@ -111,7 +111,7 @@ class RandomSearch:
         if cannot_be_improved(losses[finalists[0]], self.perfect):
             return ""
         if len(set(losses.values())) == 1:
-            return f"its draws are all equally good after {len(results)} runs, so nothing is known of the best one"
+            return f"its draws are all equally good after {len(results)} runs, so the best one is unknown"
         for key, centre in self.centre.items():
             places = [np.log(dict(draw)[key] / centre) / np.log(self.span) for draw in finalists]
             if min(places) > EDGE or max(places) < -EDGE:

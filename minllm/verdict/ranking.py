@@ -22,7 +22,6 @@ from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError, printable
 from minllm.files.atomic import refuse_links_at_top
-from minllm.page import units
 from minllm.study import recorded
 from minllm.study.measures import METRIC
 from minllm.study.ranking.cells import Cell, Ranking
@@ -33,7 +32,8 @@ from minllm.sweep.launchers import shared_server
 from minllm.sweep.plugin import PruningSweeper
 from minllm.sweep.report.trials import counted_noun
 from minllm.verdict.arms_search import TUNING_EVALUATIONS
-from minllm.verdict.cells_search import CellsSearch
+from minllm.verdict.cells_search import CellsSearch, rest_of
+from minllm.verdict.metric import refuse_early_ends
 from minllm.verdict.ranking_protocol import RankingProtocol, datasets_in, models_in
 from minllm.verdict.rate_search import RateSearch, rates_of
 from minllm.verdict.results import value_of
@@ -64,8 +64,7 @@ def rank(sweeper: PruningSweeper, overrides: Sequence[str]) -> Ranking | None:
         for done, dataset in enumerate(search.rungs, 1):
             if not search.train(dataset):
                 break
-            left = (time.monotonic() - began) / done * (len(search.rungs) - done)
-            rest = f" The other datasets need about {units.duration(left)}." if left else ""
+            rest = rest_of("dataset", done, len(search.rungs), time.monotonic() - began)
             print(printable(f"All models were trained on {dataset}.{rest}"), flush=True)
     ranking = search.ranking()
     print()
@@ -85,6 +84,7 @@ class RankingSearch(CellsSearch):
         super().__init__(sweeper, overrides)
         self.precision = self.precision_override()
         self.compose_cells(sized=False)
+        refuse_early_ends(self.metric, self.cfgs.values())
         protocol = self.protocol
         self.plans = {
             key: RateSearch(
@@ -128,7 +128,8 @@ class RankingSearch(CellsSearch):
         for arm, (tuning, trials) in self.trained_on(dataset).items():
             key = self.names[arm], dataset
             losses = {trial.params["seed"]: self.loss(trial, *key) for trial in trials}
-            self.cells[key] = replace(self.cells[key], losses=losses, tuning=tuning)
+            is_bound = any(trial.user_attrs.get("val_bound") == "upper" for trial in trials)
+            self.cells[key] = replace(self.cells[key], losses=losses, tuning=tuning, is_bound=is_bound)
         return all(self.cells[model, dataset].is_complete for model in self.names.values())
 
     def loss(self, trial: FrozenTrial, model: str, dataset: str) -> float:

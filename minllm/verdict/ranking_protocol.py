@@ -10,7 +10,7 @@ from minllm.errors import UserError
 from minllm.schema.options import Share
 from minllm.study.ranking.cells import LEAST_MODELS
 from minllm.verdict.cells_protocol import CellsProtocol, options_named
-from minllm.verdict.protocol import SET_BY_VERDICTS
+from minllm.verdict.protocol import SET_BY_RATES
 
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper
@@ -26,11 +26,8 @@ class RankingProtocol(CellsProtocol):
     alike: Share
 
     noun = "ranking"
-    sets = {
-        **SET_BY_VERDICTS,
-        "hydra.sweeper.sampler": "which tries what search.rates says",
-        "sweep.keep_checkpoints": "which keeps none",
-    }
+    section = "models"
+    sets = SET_BY_RATES
 
     def run(self, sweeper: PruningSweeper, overrides: Sequence[str]) -> None:
         """Train each model on each dataset, and write the report.

@@ -125,7 +125,7 @@ class RateSearch:
         if self._wanted(results):
             return f"its best learning rates weren't tried with every tuning seed {runs}"
         if self._tied(results) == self._counted(results) and not is_perfect:
-            return f"its learning rates are all equally good {runs}, so nothing is known of the best one"
+            return f"its learning rates are all equally good {runs}, so the best one is unknown"
         return ""
 
     def _fitted(self, best: float, results: Results) -> tuple[float, str]:

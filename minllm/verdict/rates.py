@@ -1,7 +1,7 @@
 """`python sweep.py search=rates 'arms.a=[…]' 'arms.b=[…]'`: how much the learning rate matters to each arm.
 
 1. Size: each arm gets as many parameters as the first, at each size.
-2. Seed after seed, every arm trains at every learning rate and size. A run of a few steps whose rate is next to nothing
+2. Seed after seed, every arm trains at every learning rate and size. A run of a few steps with a rate close to 0
    measures the loss at initialisation.
 3. Report, from the seeds that every arm has completed.
 
@@ -31,6 +31,7 @@ from minllm.sweep.search import Search, run_together
 from minllm.verdict.arms_search import TUNING_EVALUATIONS, ArmsSearch
 from minllm.verdict.jobs import jobs_for
 from minllm.verdict.ladder_rungs import shortest
+from minllm.verdict.metric import refuse_early_ends
 from minllm.verdict.phases import QUEUED, phase
 from minllm.verdict.protocol import refuse_identical_arms
 from minllm.verdict.rate_search import RateSearch, rates_of
@@ -86,6 +87,7 @@ class RatesSearch(ArmsSearch):
         smallest = {name: self.cfgs[name, 0] for name in self.arms}
         refuse_identical_arms(smallest, sized=self.protocol.equal is not None)
         self.refuse_equal_sizes()
+        refuse_early_ends(self.metric, self.cfgs.values())
         for name, cfg in smallest.items():  # before anything runs
             if build(cfg.train).check:
                 refuse_broken_arm(name, cfg)

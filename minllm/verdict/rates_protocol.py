@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from minllm.errors import UserError
 from minllm.schema.options import Count, Positive
 from minllm.study.rates.curves import LEAST_RATES, MARGINS, Measure
-from minllm.verdict.protocol import FIRST_TUNING_SEED, SET_BY_VERDICTS, Equal, OfArms, refuse_close
+from minllm.verdict.protocol import FIRST_TUNING_SEED, SET_BY_RATES, Equal, OfArms, refuse_close
 
 if TYPE_CHECKING:
     from minllm.sweep.plugin import PruningSweeper
@@ -40,11 +40,7 @@ class RatesProtocol(OfArms):
     noun = "rate study"
     numbers = "search.seeds"
     limits = "search.rates and search.seeds"
-    sets = {
-        **SET_BY_VERDICTS,
-        "hydra.sweeper.sampler": "which tries what search.rates says",
-        "sweep.keep_checkpoints": "which keeps none",
-    }
+    sets = SET_BY_RATES
 
     def __post_init__(self):
         if len(self.rates) < LEAST_RATES:

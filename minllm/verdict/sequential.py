@@ -60,6 +60,8 @@ from minllm.verdict.tuning import (
     tune,
 )
 
+ITSELF = ", or compare a single arm with itself: search.aa=true"
+
 
 def reach_verdict(sweeper: PruningSweeper, overrides: Sequence[str]) -> Comparison | None:
     """Size the arms, tune them, train them in pairs, and write the report; return the comparison, or None if dry.
@@ -113,7 +115,7 @@ class VerdictSearch(ArmsSearch):
         self.kind = None if default is None else set_champion(self, default, overrides)
         self.precision = self.precision_override()
         bases = {name: self.composed(name) for name in self.arms}
-        refuse_identical_arms(bases)
+        refuse_identical_arms(bases, instead=ITSELF)
         self.measure = metric_of(self.metric, bases)
         first = default or next(iter(bases.values()))
         if sweeper.chooses_jobs:
@@ -126,7 +128,7 @@ class VerdictSearch(ArmsSearch):
         self.size = self.size_override(first)
         self.cfgs = {name: self.composed(name) for name in self.arms} if self.size else bases
         if self.size:
-            refuse_identical_arms(self.cfgs, sized=True)
+            refuse_identical_arms(self.cfgs, sized=True, instead=ITSELF)
         self.grader = chosen_grader(self.config, self.cfgs.values(), self.overrides)
         for name, cfg in self.cfgs.items():  # before anything runs
             if build(cfg.train).check:

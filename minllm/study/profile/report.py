@@ -16,6 +16,7 @@ from minllm.study.profile import sentences
 from minllm.study.profile.cells import Cell, Profile
 from minllm.study.profile.curves import difficulty_curves
 from minllm.study.profile.heatmap import heatmap
+from minllm.study.report.sentences import TIME_WAS_UP
 
 FORMAT = 1
 STYLE = """
@@ -55,7 +56,7 @@ def in_a_terminal(profile: Profile) -> Iterator[str]:
         yield f"{name}:"
         yield from (f"- {line}" for line in lines)
     if not profile.is_complete:
-        yield "The time was up before everything was trained. To continue, repeat the command with more sweep.minutes."
+        yield TIME_WAS_UP
 
 
 def _short(cell: Cell) -> str:

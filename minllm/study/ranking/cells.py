@@ -24,6 +24,7 @@ class Cell:
     planned: how many seeds were planned
     losses: bits per byte by seed, above the corpus's floor where this is known; infinite where training diverged
     tuning: what was tried and chosen; None if time ran out before
+    is_bound: whether the losses are upper bounds
     """
 
     model: str
@@ -31,6 +32,7 @@ class Cell:
     planned: int
     losses: Mapping[int, float]
     tuning: Tuning | None = None
+    is_bound: bool = False
 
     @property
     def mean(self) -> float | None:
@@ -49,7 +51,8 @@ class Agreement:
     models: those with a run on both, in the order in which they were typed
     spearman, kendall: the rank correlations, Spearman's ρ and Kendall's τ_b
     swaps: the pairs of models that change places, the most certain first, as places among the models
-    word: equivalent if Spearman's ρ is above what counts as alike, worse if it is below, with its whole interval
+    word: equivalent if the whole interval of Spearman's ρ is above what counts as alike, worse if it is below;
+        inconclusive until both datasets are complete
     """
 
     dataset: str
@@ -103,9 +106,9 @@ class Ranking:
             return Agreement(dataset, both[0], models, unknown, unknown, [], "inconclusive")
         first, second = ([list(self.cells[model, name].losses.values()) for model in models] for name in both)
         spearman, kendall = correlations(first, second)
-        return Agreement(
-            dataset, both[0], models, spearman, kendall, swaps(first, second), self._word(spearman)
-        )
+        complete = all(self.cells[model, name].is_complete for model in self.models for name in both)
+        word = self._word(spearman) if complete else "inconclusive"
+        return Agreement(dataset, both[0], models, spearman, kendall, swaps(first, second), word)
 
     def _word(self, spearman: Estimate) -> Word:
         low, high = spearman.interval

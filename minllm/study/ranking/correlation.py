@@ -71,8 +71,9 @@ def correlations(first: Values, second: Values) -> tuple[Estimate, Estimate]:
     ]
     found = []
     for value, draws in zip(estimates, rank_correlations(*drawn)):
-        known = draws[~np.isnan(draws)]  # a draw may have a single model
-        low, high = np.quantile(known, [LEVEL / 2, 1 - LEVEL / 2]) if models >= LEAST_RESAMPLED else UNKNOWN
+        known = draws[~np.isnan(draws)]  # all models of a draw may be equal
+        is_known = models >= LEAST_RESAMPLED and len(known)
+        low, high = np.quantile(known, [LEVEL / 2, 1 - LEVEL / 2]) if is_known else UNKNOWN
         found.append(Estimate(float(value), (float(low), float(high))))
     return found[0], found[1]
 

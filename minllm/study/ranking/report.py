@@ -18,6 +18,7 @@ from minllm.runs.folder import write_text
 from minllm.study.ranking.cells import LEAST_MODELS, Agreement, Cell, Ranking
 from minllm.study.ranking.correlation import Swap
 from minllm.study.report.data import json_text, plain
+from minllm.study.report.sentences import TIME_WAS_UP
 
 FORMAT = 1
 ABOUT = (
@@ -28,7 +29,6 @@ ABOUT_SWAPS = (
     "A change of places is more than noise between seeds if the two models differ on each dataset by more than that"
     " (p ≤ 0.05 with Holm's correction over all pairs of models)."
 )
-UP = "The time was up before everything was trained. To continue, repeat the command with more sweep.minutes."
 
 
 def write_and_print(ranking: Ranking, folder: Path) -> None:
@@ -84,12 +84,17 @@ def correlation(found: Estimate) -> str:
 def swapped(agreement: Agreement, swap: Swap) -> str:
     """Return which two models change places, as a sentence."""
     better, worse = (agreement.models[place] for place in swap.models)
-    sizes = [f"{abs(difference):.4f}" for difference in swap.differences]
+    ahead, behind = map(_distance, swap.differences)
     certain = "more than noise" if swap.is_certain else "may be noise"
     return (
-        f"{better} is {sizes[0]} bits per byte better than {worse} on {agreement.baseline}, and {sizes[1]} worse on"
-        f" {agreement.dataset} (p {units.p_value(swap.p)}: {certain})."
+        f"{better} is {ahead}better than {worse} on {agreement.baseline}, and {behind}worse on {agreement.dataset}"
+        f" (p {units.p_value(swap.p)}: {certain})."
     )
+
+
+def _distance(difference: float) -> str:
+    """Return a difference as the words before better or worse; "" if one of the two diverged."""
+    return f"{abs(difference):.4f} bits per byte " if math.isfinite(difference) else ""
 
 
 def headline(ranking: Ranking) -> str:
@@ -113,6 +118,8 @@ def warnings(ranking: Ranking) -> list[str]:
             found.append(f"{where}: training diverged with {lost} of {len(cell.losses)} seeds.")
         if cell.tuning and cell.tuning.unsettled:
             found.append(f"The tuning of {where} isn't settled: {cell.tuning.unsettled}.")
+    if bounded := dict.fromkeys(cell.model for cell in ranking.cells.values() if cell.is_bound):
+        found.append(f"Losses of {', '.join(bounded)} are upper bounds, so true ranks may be better.")
     return found
 
 
@@ -173,7 +180,7 @@ def in_a_terminal(ranking: Ranking) -> Iterator[str]:
     yield ""
     yield f"{introduction(ranking)} {ABOUT} {ABOUT_SWAPS}"
     if not ranking.is_complete:
-        yield UP
+        yield TIME_WAS_UP
 
 
 def page(ranking: Ranking) -> str:
@@ -185,7 +192,7 @@ def page(ranking: Ranking) -> str:
         *(f"<p><b>{escape(warning)}</b></p>" for warning in warnings(ranking)),
         *(f"<p>{escape(sentence(agreement))}</p>" for agreement in ranking.agreements),
         f"<p>{escape(introduction(ranking))}</p>",
-        *([f"<p>{escape(UP)}</p>"] if not ranking.is_complete else []),
+        *([f"<p>{escape(TIME_WAS_UP)}</p>"] if not ranking.is_complete else []),
         table([*map(escape, head)], cells, "l" + "r" * (len(head) - 1)),
         f'<p class="soft">{escape(about_columns(ranking))} {escape(ABOUT)}</p>',
         "<h2>Changes of places</h2>",
@@ -217,6 +224,7 @@ def data(ranking: Ranking) -> dict[str, Any]:
                 "model": cell.model,
                 "dataset": cell.dataset,
                 "above_floor": ranking.floors[cell.dataset],
+                "upper_bound": cell.is_bound,
                 "mean": cell.mean,
                 "rank": int(place) if (place := rank(ranking, cell)) != units.NONE else None,
                 "losses": [{"seed": seed, "loss": loss} for seed, loss in cell.losses.items()],

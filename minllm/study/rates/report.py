@@ -20,6 +20,7 @@ from minllm.study.intervals import mean_of
 from minllm.study.rates.curves import Measure, RateStudy
 from minllm.study.report.data import json_text, plain
 from minllm.study.report.figures import LEGEND, MARGIN, banded, layout, wrapped
+from minllm.study.report.sentences import TIME_WAS_UP
 from minllm.study.verdict import Word
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ FORMAT = 1
 ABOUT: Mapping[Measure, str] = {
     "sensitivity": (
         "Sensitivity to the learning rate (2309.14322) is the mean over the rates of the loss, or of the loss at"
-        " initialisation where this is lower, minus the best loss: what an average rate loses against the best. A run"
-        " that diverged counts as the loss at initialisation."
+        " initialisation where this is lower, minus the best loss: how much an average rate loses against the best."
+        " A run that diverged counts as the loss at initialisation."
     ),
     "shift": (
         "The shift is how far the best learning rate moves from the smallest to the largest size, in octaves, either"
         " way: one octave is a factor of 2 (2203.03466). The best rate of a seed is the minimum of a quadratic through"
         " its lowest loss and the losses at neighbouring rates. A rate above one that diverged doesn't count."
+        " The noise of best rates counts as a shift too."
     ),
 }
 ANSWERS: Mapping[Measure, Mapping[Word, str]] = {
@@ -52,7 +54,6 @@ ANSWERS: Mapping[Measure, Mapping[Word, str]] = {
         "inconclusive": "Shift of {arm} against {baseline}: inconclusive.",
     },
 }
-UP = "The time was up before everything was trained. To continue, repeat the command with more sweep.minutes."
 
 
 def write_and_print(study: RateStudy, folder: Path) -> None:
@@ -125,7 +126,7 @@ def in_a_terminal(study: RateStudy) -> Iterator[str]:
     yield from fit_to_width(head, rows, "l" + "r" * (len(head) - 1), width)
     yield f"{introduction(study)} {ABOUT[study.measure]}"
     if not study.is_complete:
-        yield UP
+        yield TIME_WAS_UP
 
 
 def value_rows(study: RateStudy) -> tuple[list[str], list[list[str]]]:
@@ -165,7 +166,7 @@ def page(study: RateStudy) -> str:
         *(f"<p><b>{escape(warning)}</b></p>" for warning in warnings(study)),
         f"<ul>{verdicts}</ul>",
         f"<p>{escape(introduction(study))}</p>",
-        *([f"<p>{escape(UP)}</p>"] if not study.is_complete else []),
+        *([f"<p>{escape(TIME_WAS_UP)}</p>"] if not study.is_complete else []),
         *([figure_html(figure(study), "rates")] if study.pairs else []),
         f'<p class="soft">{escape(ABOUT[study.measure])}</p>',
         f"<h2>{escape(study.measure.capitalize())}</h2>",

@@ -16,6 +16,9 @@ from minllm.study.metric import early_ends
 from minllm.study.tuning import Tried, Tuning
 
 NO_DIFFERENCES = "Only the seeds differ."
+TIME_WAS_UP = (
+    "The time was up before everything was trained. To continue, repeat the command with more sweep.minutes."
+)
 NONE_LEFT_OUT = "None: the comparison includes every run that was found."
 FEW = 12
 """The most values whose results are listed; of more, only the best are."""
@@ -77,12 +80,12 @@ def about_early_ends(comparison: Comparison) -> str:
     ends = early_ends([arm.cfg for arm in measured(comparison.arms)])
     if not ends:
         return ""
-    at = f"Runs ended at the first evaluation with an accuracy of {' or '.join(f'{end:g}' for end in ends)}"
+    at = f"Runs ended at the first evaluation with an accuracy of at least {' or '.join(f'{end:g}' for end in ends)}"
     if comparison.metric.name == "val_accuracy":
-        return f"{at}, after different numbers of steps; accuracies above {comparison.metric.most:g} count as that."
-    return (
-        f"{at}, so values of {comparison.metric.name} are from different numbers of steps, which isn't fair."
-    )
+        most = f"{comparison.metric.most:g}"
+        return f"{at}, after different numbers of steps; accuracies above {most} count as {most}."
+    name = comparison.metric.name
+    return f"{at}, so values of {name} are after different numbers of steps and can't be compared fairly."
 
 
 def curves_of_bounds(comparison: Comparison) -> str:
@@ -137,7 +140,7 @@ def _noise(noise: Noise, unit: str) -> str:
         f"Two runs of {name} that differ only in their seed are within {units.bits(noise.floor)} {unit} of each other"
         f" in 95 % of cases ({seeds} seeds)."
         if noise.floor
-        else f"All {seeds} runs of {name} have exactly the same value, which says little of other seeds."
+        else f"All {seeds} runs of {name} have exactly the same value, which says little about other seeds."
     )
     return " ".join(filter(None, [spread, compared, noise.verdict.why, noise.verdict.settling]))
 
