@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from minllm.study.findings.rows import Row
 from minllm.study.statistics import verdicts
 from minllm.sweep.plugin import NotSettled, PruningSweeper, is_search_key, register
 from minllm.tasks.findings import entries_of, finding_of, findings, published
-from minllm.verdict.finding import FindingSearch, digest, put_to_the_test
+from minllm.verdict.finding import FindingSearch, Tested, digest, has_effect, put_to_the_test
 from minllm.verdict.finding_protocol import Finding, FindingProtocol
 from tests.specs import composed
 
@@ -157,21 +157,44 @@ def test_a_bound_counts_only_for_a_claim_about_bounds(bounds: bool, word: str):
     [(BETTER, LESS, "worse"), (LESS, BETTER, "better"), (BETTER, BETTER, "equivalent")],
 )
 def test_a_change_is_tested_by_pairs_of_the_same_seed(first, last, word):
-    found = outcomes.change(report_of(first), report_of(last), "norm=post", "change", [word])
+    found = outcomes.change(report_of(first), report_of(last), "norm=post", "change", [word], pairs=7)
     (expected,) = verdicts([[b - a for a, b in zip(first, last)]], margin=0.01)
     assert (found.word, found.difference, found.pairs) == (word, expected.difference, 7)
 
 
+@pytest.mark.parametrize(("first", "last"), [(BETTER, LESS[:6]), (BETTER[:6], LESS), (BETTER[:6], LESS[:6])])
+def test_a_change_needs_every_planned_pair_in_both_parts(first, last):
+    """Those that are missing weren't trained yet, or diverged."""
+    found = outcomes.change(report_of(first), report_of(last), "norm=post", "change", ["worse"], pairs=7)
+    assert found.word == "inconclusive" and found.pairs == 6
+
+
+@pytest.mark.parametrize(("complete", "word"), [(True, "better"), (False, "inconclusive")])
+def test_an_unfinished_study_or_ranking_decides_nothing(complete: bool, word: str):
+    report = {**report_of(BETTER), "complete": complete}
+    assert outcomes.of_contest(report, "norm=post", "", ["better"], bounds=False).word == word
+
+
 def test_a_ladder_answers_at_its_smallest_size_and_at_scale():
     fitted = [{"value": -0.1, "interval": [-0.12, -0.08]}, {"value": -0.02, "interval": [-0.06, 0.02]}]
-    ladder = {"arm": "norm=post", "answer": {"word": "shrinks", "fitted": fitted}}
-    report = {"metric": "val_bpb", "baseline": "norm=pre", "contests": [], "ladders": [ladder]}
-    assert outcomes.at_smallest(report, "norm=post", "", ["better"]).word == "better"
-    at_scale = outcomes.at_scale(report, "norm=post", "at scale", ["shrinks"])
-    assert at_scale.word == "shrinks" and at_scale.difference == -0.02
+    rungs = [{"baseline": [2.0] * 4, "arm": [1.9] * 4} for _ in range(2)]
+    ladder = {"arm": "norm=post", "rungs": rungs, "answer": {"word": "shrinks", "fitted": fitted}}
+    report = {"metric": "val_bpb", "baseline": "norm=pre", "margin": 0.005, "ladders": [ladder]}
+
+    def smallest(planned: Sequence[int] = (4, 4)) -> str:
+        return outcomes.at_smallest(report, "norm=post", "", ["better"], planned).word
+
+    at_scale = outcomes.at_scale(report, "norm=post", "at scale", ["shrinks"], [4, 4])
+    assert (at_scale.word, at_scale.difference, at_scale.unit) == ("shrinks", -0.02, "bits per byte")
+    assert smallest() == "better"
+    assert smallest([6, 6]) == smallest([4, 4, 4]) == "inconclusive"  # runs are missing
+    assert outcomes.at_scale(report, "norm=post", "", ["shrinks"], [6, 6]).word == "unknown"
     fitted.reverse()
-    assert outcomes.at_smallest(report, "norm=post", "", ["better"]).word == "inconclusive"
-    assert outcomes.at_scale({**report, "ladders": []}, "norm=post", "", ["shrinks"]).word == "unknown"
+    assert smallest() == "inconclusive"
+    fitted[0]["interval"] = [-0.009, 0.002]  # within 0.5 % of 2.0
+    assert smallest() == "equivalent"
+    ladder["answer"] = None
+    assert smallest() == "inconclusive"
 
 
 # ---- the ledger and the page ---------------------------------------------------------------------
@@ -187,11 +210,11 @@ ENTRY = Entry("one", "One <b> beats the other.", ["2002.04745"], "it is wrong.",
 
 def test_a_row_is_added_once_and_read_as_it_was(tmp_path: Path):
     path = tmp_path / "outputs/findings.jsonl"
-    for row in (ROW, replace(ROW, time="later"), replace(ROW, first_seed=100)):
+    odd = replace(ROW, command="python sweep.py \u2028 \x85")  # no ends of lines in JSON
+    for row in (ROW, replace(ROW, time="later"), replace(odd, first_seed=100)):
         rows.append(row, path)
-    assert rows.read(path) == [ROW, replace(ROW, first_seed=100)] or [
-        row.first_seed for row in rows.read(path)
-    ] == [0, 100]
+    assert [(row.time, row.first_seed) for row in rows.read(path)] == [(ROW.time, 0), (ROW.time, 100)]
+    assert rows.read(path)[1].command == odd.command
     assert rows.outcomes_of(rows.read(path)[0])[0].interval == [0.1, None]
 
 
@@ -201,6 +224,8 @@ def test_a_row_is_added_once_and_read_as_it_was(tmp_path: Path):
         ("{", "line 2, is damaged. It isn't a JSON object"),
         ('{"finding": "one"}', "line 2, is damaged. Its row has no 'digest'"),
         (rows.line(replace(ROW, outcomes=[{**OUTCOME, "pairs": "x"}])), "outcomes.pairs is"),
+        (rows.line(replace(ROW, outcomes=[{**OUTCOME, "interval": [0.1]}])), "outcomes.interval needs two"),
+        (rows.line(replace(ROW, decision="proved")), "decision is"),
     ],
 )
 def test_a_damaged_row_is_named(tmp_path: Path, line: str, sentence: str):
@@ -271,8 +296,12 @@ def put(*words: str, act: Callable = put_to_the_test) -> Any:
         return act(sweeper, typed)
 
 
-def outcome_by_finding(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {row["finding"]: row["decision"] for row in found}
+def run(*args: Any) -> None:
+    FindingProtocol(preset="laptop", first_seed=0).run(*args)
+
+
+def outcome_by_finding(tested: Tested) -> dict[str, str]:
+    return {row.finding: row.decision for row in tested.rows}
 
 
 def test_each_finding_is_the_command_of_its_search(searched, capfd):
@@ -316,8 +345,9 @@ def test_other_seeds_and_presets_have_folders_of_their_own(searched):
 
 
 def test_time_that_is_up_leaves_the_rest_for_the_same_command(searched, capsys):
-    found = put("finding=gated_mlp,wsd_cosine", "sweep.minutes=1e-9")
-    assert found == [] and not searched
+    with pytest.raises(NotSettled):
+        put("finding=gated_mlp,wsd_cosine", "sweep.minutes=1e-9", act=run)
+    assert not searched
     assert "before these findings: gated_mlp, wsd_cosine" in capsys.readouterr().out
 
 
@@ -326,11 +356,38 @@ def test_minutes_add_up_and_a_finding_that_has_changed_is_refused(searched):
     state = Path("outputs/sweeps/a-search/gated_mlp/finding.json")
     content = json.loads(state.read_text(encoding="utf-8"))
     state.write_text(json.dumps({**content, "seconds": 600}), encoding="utf-8")
-    (row,) = put("finding=gated_mlp")
-    assert row["minutes"] >= 10
+    (row,) = put("finding=gated_mlp").rows
+    assert row.minutes >= 10
     state.write_text(json.dumps({**content, "digest": "other"}), encoding="utf-8")
     with pytest.raises(UserError, match="finding=gated_mlp has changed since its test in .* began"):
         put("finding=gated_mlp")
+
+
+def test_a_damaged_ledger_is_reported_before_anything_is_trained(searched):
+    rows.FILE.parent.mkdir(parents=True)
+    rows.FILE.write_text("{\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 1, is damaged"):
+        put("finding=gated_mlp")
+    assert not searched
+
+
+def test_a_finding_is_saved_before_its_first_run(searched, monkeypatch):
+    """So that one whose prediction is changed after a crash is refused, too."""
+
+    def killed(self: PruningSweeper, words: list[str]) -> None:
+        assert Path("outputs/sweeps/a-search/gated_mlp/finding.json").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PruningSweeper, "sweep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        put("finding=gated_mlp")
+
+
+@pytest.mark.parametrize(
+    ("word", "typed"), [("sweep.trial_minutes=1", True), ("sweep.max_failures=2", False)]
+)
+def test_settings_of_all_trials_make_another_test(word: str, typed: bool):
+    assert has_effect(word) is typed
 
 
 def test_a_dry_run_shows_the_plans_and_writes_nothing(searched, capsys):
@@ -345,10 +402,7 @@ def test_an_inconclusive_finding_is_undecided_and_not_settled(searched, monkeypa
     noise = report_of([0.1, -0.1, 0.2, -0.2, 0.05, -0.05, 0.01])
     monkeypatch.setattr("minllm.verdict.finding.report_in", lambda folder: noise)
     with pytest.raises(NotSettled):
-        put(
-            "finding=pre_norm_no_warmup",
-            act=lambda *args: FindingProtocol(preset="laptop", first_seed=0).run(*args),
-        )
+        put("finding=pre_norm_no_warmup", act=run)
     monkeypatch.setattr("minllm.verdict.finding.report_in", lambda folder: None)
     assert outcome_by_finding(put("finding=pre_norm_no_warmup")) == {"pre_norm_no_warmup": "undecided"}
 

@@ -47,7 +47,7 @@ class FindingProtocol(OfArms):
         from minllm.verdict.finding import put_to_the_test
 
         tested = put_to_the_test(sweeper, overrides)
-        if tested is not None and any(row["decision"] == "undecided" for row in tested):
+        if tested is not None and not tested.is_settled:
             raise NotSettled
 
 
