@@ -433,11 +433,15 @@ def test_what_is_no_finding_is_refused(searched, words, sentence):
         ("overrides", "['hydra.launcher.setup=[ls]']", "hydra.launcher.setup"),
         ("gpu", "['sweep.storage=sqlite:////tmp/x']", "sweep.storage"),
         ("overrides", "['sweep={storage:x}']", "sweep"),
+        ("overrides", "['+sweep.trial.extensions=[evil]']", "sweep.trial.extensions"),
+        ("overrides", "['search._target_=x','+search.fixed.extensions=[evil]']", "extensions"),
+        ("overrides", "['search={fixed: {extensions : [evil]}}']", "extensions"),
         ("overrides", "['judge.base_url=http://x']", "judge.base_url"),
         ("parts", "{x: ['++task=train']}", "task"),
         ("arms", "{a: [], b: ['data.cache=/tmp']}", "data.cache"),
         ("overrides", "['arms.c=[norm=pre,ext\\\\ensions=[evil]]']", "extensions"),
         ("overrides", "['mixers=[attn=mha resume=x]']", "resume"),
+        ("parts", "{x: ['task@_global_=train']}", "task@_global_"),
     ],
 )
 def test_a_finding_from_elsewhere_sets_nothing_that_only_the_command_line_may(tmp_path, key, value, named):
@@ -449,3 +453,18 @@ def test_a_finding_from_elsewhere_sets_nothing_that_only_the_command_line_may(tm
     register()
     with pytest.raises(UserError, match=f"theirs.yaml makes {named} an override of its trials"):
         compose(["search=finding", "finding=theirs"], config_name="sweep", config_dir=tmp_path)
+
+
+@pytest.mark.parametrize("key", ["probes", "models", "datasets"])
+def test_nor_does_a_search_from_elsewhere_that_names_what_it_trains(tmp_path: Path, key: str):
+    lines = [
+        "# @package _global_",
+        "# Theirs",
+        "defaults: [profile]",
+        f"{key}: ['rec=rnn extensions=[evil]']",
+    ]
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search/theirs.yaml").write_text("\n".join(lines))
+    register()
+    with pytest.raises(UserError, match="theirs.yaml makes extensions an override of its trials"):
+        compose(["search=theirs"], config_name="sweep", config_dir=tmp_path)

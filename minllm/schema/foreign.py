@@ -43,8 +43,11 @@ SECTIONS_OF_SEARCH = (
     *("finding", "grader", "judge"),
 )
 """Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""
-FINDING_COMMANDS = ("arms", "overrides", "gpu", "parts")
-"""What a finding's commands are made of."""
+TEXTS = (
+    *("mixers", "probes", "models", "datasets", "search.sizes"),
+    *(f"finding.{key}" for key in ("arms", "overrides", "gpu", "parts")),
+)
+"""Keys whose values are texts with several overrides."""
 DEEPEST = 50
 """The maximum nesting of a file's sections, because the libraries that merge them are recursive."""
 
@@ -222,12 +225,14 @@ def check_trial_overrides(name: str, config: Container) -> None:
     def section(key: str) -> Any:
         return OmegaConf.select(config, key, throw_on_resolution_failure=False, throw_on_missing=False)
 
-    overrides = [*keys_in(section("search")), *keys_in(section("sweep.trial"))]
-    overrides += [value for _, value in leaves(section("arms")) if isinstance(value, str)]
-    overrides += words_of_finding(section("finding"))
-    for override in overrides:
-        key = key_of(override).strip("'\"+~ \t\r\n")
-        if is_command_line_only(key) or key == "sweep" or key.startswith(("sweep.storage", "judge")):
+    keys = [*keys_in(section("search")), *keys_in(section("sweep.trial"))]
+    keys += [key_of(value) for _, value in leaves(section("arms")) if isinstance(value, str)]
+    of_texts = [
+        key for texts in TEXTS for _, text in leaves(section(texts)) for key in keys_in_text(str(text))
+    ]
+    keys += [part for key in of_texts for part in [key, *re.split(r"[./]", key)]]
+    for key in (key.strip("'\"+~ \t\r\n") for key in keys):
+        if is_command_line_only(key) or re.match(r"(sweep|judge)\b", key):
             raise UserError(
                 f"{name}.yaml makes {key} an override of its trials, which only the command line may do. Type it there."
             )
@@ -240,12 +245,9 @@ def is_command_line_only(key: str) -> bool:
     return key.startswith("-") or "${" in key or is_place or not tops.isdisjoint(COMMAND_LINE_ONLY)
 
 
-def words_of_finding(finding: Any) -> list[str]:
-    """Return what may be an override in the commands of a finding, however it is nested and quoted."""
-    commands = [finding.get(key) for key in FINDING_COMMANDS] if isinstance(finding, DictConfig) else []
-    texts = [str(value) for section in commands for _, value in leaves(section)]
-    words = [word for text in texts for word in re.split(r"[\s,\[\]{}()'\"]+", text.replace("\\", ""))]
-    return [word for word in words if "=" in word]
+def keys_in_text(text: str) -> list[str]:
+    """Return what may be a key in overrides, and in the mappings that they set, however these are quoted."""
+    return re.findall(r"""([^\s,\[\]{}()'"=:]+)['"\s]*[=:]""", text.replace("\\", ""))
 
 
 def keys_in(config: Any) -> Iterator[str]:
