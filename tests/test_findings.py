@@ -81,6 +81,7 @@ FINDING: dict[str, Any] = {
             {"change": {"b": ["worse"]}, "parts": {"x": [], "y": []}, "search": "ladder"},
             "it needs finding.search=verdict",
         ),
+        ({"gpu_parts": {"x": []}}, "finding.gpu_parts has x, which finding.parts hasn't"),
         ({"at_scale": {"b": ["shrinks"]}}, "it needs finding.search=ladder"),
     ],
 )
@@ -106,6 +107,15 @@ def test_the_digest_is_of_what_decides():
     ]
     assert len({digest(finding, "laptop") for finding in [one, *others]}) == 5
     assert digest(replace(one, gpu=["train.steps=9"]), "gpu") != digest(one, "gpu") == digest(one, "laptop")
+
+
+def test_parts_have_further_overrides_on_a_gpu():
+    finding = Finding(**FINDING, gpu=["x=2"], parts={"p": ["x=1"], "q": []}, gpu_parts={"p": ["x=3"]})
+    assert [words[-2:] for words in finding.words("gpu").values()] == [
+        ["x=1", "x=3"],
+        ["train.steps=3", "x=2"],
+    ]
+    assert [words[-1] for words in finding.words("laptop").values()] == ["x=1", "train.steps=3"]
 
 
 # ---- what decides --------------------------------------------------------------------------------
@@ -438,6 +448,7 @@ def test_what_is_no_finding_is_refused(searched, words, sentence):
         ("overrides", "['search={fixed: {extensions : [evil]}}']", "extensions"),
         ("overrides", "['judge.base_url=http://x']", "judge.base_url"),
         ("parts", "{x: ['++task=train']}", "task"),
+        ("gpu_parts", "{x: ['++task=train']}", "task"),
         ("arms", "{a: [], b: ['data.cache=/tmp']}", "data.cache"),
         ("overrides", "['arms.c=[norm=pre,ext\\\\ensions=[evil]]']", "extensions"),
         ("overrides", "['mixers=[attn=mha resume=x]']", "resume"),

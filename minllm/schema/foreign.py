@@ -45,7 +45,7 @@ SECTIONS_OF_SEARCH = (
 """Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""
 TEXTS = (
     *("mixers", "probes", "models", "datasets", "search.sizes"),
-    *(f"finding.{key}" for key in ("arms", "overrides", "gpu", "parts")),
+    *(f"finding.{key}" for key in ("arms", "overrides", "gpu", "parts", "gpu_parts")),
 )
 """Keys whose values are texts with several overrides."""
 DEEPEST = 50

@@ -63,6 +63,7 @@ class Finding:
     minutes: about how long it takes on two cores; findings that are tested together share sweep.minutes accordingly
     gpu: further overrides with search.preset=gpu
     parts: further overrides of each part, if the claim is about a difference that changes from one to another
+    gpu_parts: the same, after these, with search.preset=gpu
     predicts: the outcome of each arm, or several that the claim allows; of a finding with parts, in the first of them
     change: the outcome of each arm in the last part, compared with its own difference in the first part: better if
         that falls
@@ -80,6 +81,7 @@ class Finding:
     minutes: Positive = 8.0
     gpu: list[str] = field(default_factory=list)
     parts: dict[str, list[str]] = field(default_factory=dict)
+    gpu_parts: dict[str, list[str]] = field(default_factory=dict)
     predicts: dict[str, list[Word]]
     change: dict[str, list[Word]] = field(default_factory=dict)
     at_scale: dict[str, list[ScaleWord]] = field(default_factory=dict)
@@ -96,6 +98,10 @@ class Finding:
             later = list(self.arms)[1:]
             for name in ("predicts", "change", "at_scale"):
                 refuse_unknown(name, getattr(self, name), later)
+        if unknown := set(self.gpu_parts) - set(self.parts):
+            raise UserError(
+                f"finding.gpu_parts has {', '.join(sorted(unknown))}, which finding.parts hasn't."
+            )
         if self.change and len(self.parts) < 2:
             raise UserError(
                 "finding.change needs two parts or more in finding.parts, between which it is tested."
@@ -108,8 +114,12 @@ class Finding:
     def words(self, preset: Preset) -> dict[str, list[str]]:
         """Return the overrides of each part, as they would be typed; without parts there is one, without a name."""
         arms = [f"arms.{name}=[{','.join(overrides)}]" for name, overrides in self.arms.items()]
-        common = [f"search={self.search}", *arms, *self.overrides, *(self.gpu if preset == "gpu" else ())]
-        return {part: [*common, *more] for part, more in (self.parts or {"": []}).items()}
+        gpu, gpu_parts = (self.gpu, self.gpu_parts) if preset == "gpu" else ([], {})
+        common = [f"search={self.search}", *arms, *self.overrides, *gpu]
+        return {
+            part: [*common, *more, *gpu_parts.get(part, ())]
+            for part, more in (self.parts or {"": []}).items()
+        }
 
     def expected(self) -> Iterable[tuple[str, str, list[str]]]:
         """Yield what is predicted: of what, for which arm, and the outcomes that the claim allows."""
