@@ -22,7 +22,7 @@ from minllm.schema.groups import find_groups
 from minllm.schema.overrides import quoted
 from minllm.study.findings import outcomes, rows
 from minllm.study.findings.outcomes import Outcome, decision
-from minllm.study.findings.page import CHANGED, Entry, cells_of, to_html, to_markdown
+from minllm.study.findings.page import CHANGED, Entry, cells_of, in_order, to_html, to_markdown
 from minllm.study.findings.rows import Row
 from minllm.study.statistics import verdicts
 from minllm.sweep.plugin import NotSettled, PruningSweeper, is_search_key, register
@@ -215,7 +215,7 @@ OUTCOME = asdict(
 ROW = Row(
     "one", "abc", "laptop", 0, [], "replicated", [OUTCOME], 7.5, "python sweep.py finding=one", "2026-11-28"
 )
-ENTRY = Entry("one", "One <b> beats the other.", ["2002.04745"], "it is wrong.", "Nothing.", "abc")
+ENTRY = Entry("one", None, "One <b> beats the other.", ["2002.04745"], "it is wrong.", "Nothing.", "abc")
 
 
 def test_a_row_is_added_once_and_read_as_it_was(tmp_path: Path):
@@ -248,12 +248,25 @@ def test_a_damaged_row_is_named(tmp_path: Path, line: str, sentence: str):
 def test_the_page_has_the_newest_test_of_the_finding_as_it_is_now():
     newest = replace(ROW, decision="contradicted", minutes=8.0)
     again = replace(ROW, first_seed=100, decision="undecided")
-    cells = cells_of(ENTRY, [ROW, again, newest])
-    assert cells[0] == "norm=post worse" and cells[4] == "8.0"
-    assert cells[5] == "contradicted; undecided again from seed 100"
-    assert cells_of(replace(ENTRY, digest="other"), [ROW])[5] == CHANGED
-    for page in (to_html([ENTRY], [ROW]), to_markdown([ENTRY], [ROW])):
-        assert "One <b>" not in page and "it is wrong. Nothing." in page and "2002.04745" in page
+    (cells,) = cells_of(ENTRY, [ROW, again, newest])
+    assert cells[1:] == ["worse", "+0.2000", "–", "7", "8.0", "contradicted; undecided from seed 100"]
+    assert cells_of(replace(ENTRY, digest="other"), [ROW])[0][-1] == CHANGED
+    for page in (to_html([ENTRY], [ROW, again]), to_markdown([ENTRY], [ROW, again])):
+        assert (
+            "One <b>" not in page and "it is wrong." in page and "Nothing." in page and "2002.04745" in page
+        )
+        assert "norm=post against norm=pre: worse, +0.2000 bits per byte, 7 pairs. Predicted: worse." in page
+        assert "Replicated here, in 7.5 minutes. With seeds from 100: undecided." in page
+
+
+def test_each_outcome_has_a_row_and_findings_are_in_the_order_of_their_numbers():
+    change = {**OUTCOME, "of": "change", "word": "better", "difference": None, "pairs": None}
+    first, second = cells_of(ENTRY, [replace(ROW, outcomes=[OUTCOME, change])])
+    assert first[0] == ENTRY.claim and second == ["", "change: better", "–", "–", "–", "", ""]
+    names = [replace(ENTRY, name=name, number=at) for name, at in (("c", None), ("b", 2), ("a", 10))]
+    assert [entry.name for entry in in_order(names)] == ["b", "a", "c"]
+    numbers = [finding_of(name).number for name in NAMES]
+    assert sorted(numbers) == list(range(1, len(NAMES) + 1))
 
 
 def test_docs_are_what_the_code_makes_of_the_rows():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from minllm.errors import UserError
-from minllm.schema.options import Matching, Name, Natural, Positive
+from minllm.schema.options import Count, Matching, Name, Natural, Positive
 from minllm.study.scaling.answer import Word as ScaleWord
 from minllm.study.verdict import Word
 from minllm.verdict.protocol import FIRST_TUNING_SEED, OfArms
@@ -55,6 +55,7 @@ class FindingProtocol(OfArms):
 class Finding:
     """A file of conf/finding: a published claim, and the search that tests it.
 
+    number: its place on the page; null for the end
     claim: a sentence
     papers: their arXiv numbers
     search: the option of conf/search that tests it
@@ -73,6 +74,7 @@ class Finding:
     found: what was found when a contradiction was looked into
     """
 
+    number: Count | None = None
     claim: Name
     papers: list[Paper]
     search: Literal["verdict", "ladder", "rates", "ranking"]
