@@ -23,7 +23,7 @@ from minllm.schema.overrides import quoted
 from minllm.study.findings import outcomes, rows
 from minllm.study.findings.outcomes import Outcome, decision
 from minllm.study.statistics import verdicts
-from minllm.sweep.plugin import NotSettled, PruningSweeper, is_search_key, register
+from minllm.sweep.plugin import NotSettled, PruningSweeper, RepeatedCrashes, is_search_key, register
 from minllm.tasks.findings import finding_of
 from minllm.verdict.finding import FindingSearch, Tested, digest, has_effect, put_to_the_test
 from minllm.verdict.finding_protocol import Finding, FindingProtocol
@@ -274,6 +274,21 @@ def test_several_findings_share_the_time_and_one_word_chooses_all(searched):
     assert chosen == NAMES
 
 
+@pytest.mark.parametrize("error", [UserError("No such file."), RepeatedCrashes("Every trial crashed.")])
+def test_the_others_are_tested_before_one_that_fails_is_reported(searched, monkeypatch, error: Exception):
+    sweep = PruningSweeper.sweep
+
+    def failing(self: PruningSweeper, words: list[str]) -> None:
+        if "gated_mlp" in self.config.hydra.sweep.dir:
+            raise error
+        sweep(self, words)
+
+    monkeypatch.setattr(PruningSweeper, "sweep", failing)
+    with pytest.raises(type(error), match=str(error)):
+        put("finding=gated_mlp,wsd_cosine")
+    assert [row.finding for row in rows.read()] == ["wsd_cosine"]
+
+
 def test_other_seeds_and_presets_have_folders_of_their_own(searched):
     put("finding=gated_mlp", "search.first_seed=100", "search.preset=gpu")
     ((config, _),) = searched
@@ -349,6 +364,10 @@ def test_an_inconclusive_finding_is_undecided_and_not_settled(searched, monkeypa
     ("words", "sentence"),
     [
         ((), "Choose a finding, several with commas, or 'finding=glob"),
+        (
+            ("finding=gated_mlp", "+finding.minutes=3"),
+            "minutes=3 has no effect: a finding is what its file says",
+        ),
         (("finding=gated_mlp,gated_mpl",), "There is no finding 'gated_mpl'. Did you mean 'gated_mlp'"),
         (
             ("finding=qk_norm_rates", "search.first_seed=9"),

@@ -42,7 +42,7 @@ from minllm.study.findings.outcomes import (
 )
 from minllm.study.findings.page import Entry, in_a_terminal, to_html, to_markdown
 from minllm.study.findings.rows import Row
-from minllm.sweep.plugin import NotSettled, PruningSweeper
+from minllm.sweep.plugin import NotSettled, PruningSweeper, RepeatedCrashes
 from minllm.sweep.spec import composing, without_storage
 from minllm.verdict.finding_protocol import AT_SCALE, CHANGE, Finding, FindingProtocol
 from minllm.verdict.phases import checked_settings
@@ -64,7 +64,7 @@ def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> Tested
 
     Raises:
         UserError: there is no such finding, or a search can't be run; the others are run first.
-        RepeatedCrashes: too many trials crashed in a row.
+        RepeatedCrashes: too many trials of a search crashed in a row; the same.
     """
     search = FindingSearch(sweeper, overrides)
     if search.config.sweep.dry_run:
@@ -83,7 +83,7 @@ def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> Tested
             break
         try:
             row = search.run(test, search.share_of(search.tests[place:]))
-        except UserError as error:  # the others don't depend on it
+        except (UserError, RepeatedCrashes) as error:  # the others don't depend on it
             refusals.append(error)
             print(printable(f"{error}\n"), flush=True)
             continue
@@ -158,13 +158,13 @@ class FindingSearch:
 
     def chosen(self, overrides: Sequence[str]) -> list[str]:
         """Return the names of the findings on the command line. UserError if there are none, or one doesn't exist."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
         for word in overrides:
             if section_of(word) == "finding" and key_of(word) != "finding":
                 raise UserError(
-                    f"{word} has no effect: a finding is as its file says. Change a copy of the file."
+                    f"{word} has no effect: a finding is what its file says. Change a copy of it."
                 )
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
         loader = self.sweeper.hydra_context.config_loader
         known = loader.get_group_options("finding")
         words = [word for word in overrides if key_of(word) == "finding"]
