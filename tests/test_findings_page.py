@@ -24,7 +24,9 @@ OUTCOME = asdict(
 ROW = Row(
     "one", "abc", "laptop", 0, [], "replicated", [OUTCOME], 7.5, "python sweep.py finding=one", "2026-11-28"
 )
-ENTRY = Entry("one", None, "One <b> beats the other.", ["2002.04745"], "it is wrong.", "Nothing.", "abc")
+ENTRY = Entry(
+    "one", "laptop", None, "One <b> beats the other.", ["2002.04745"], "it is wrong.", "Nothing.", "abc"
+)
 
 
 def test_a_row_is_added_once_and_read_as_it_was(tmp_path: Path):
@@ -96,3 +98,10 @@ def test_the_task_writes_the_pages_without_what_the_command_line_changed(tmp_pat
     assert "contradicted," not in capsys.readouterr().out
     with pytest.raises(UserError, match="no finding has been tested in this folder yet"):
         findings(DictConfig({}), tmp_path / "run", ledger=str(tmp_path / "none.jsonl"))
+
+
+def test_a_preset_that_was_tested_has_a_section_of_its_own():
+    gpu = replace(ENTRY, preset="gpu", digest="other")
+    made = to_markdown([ENTRY, gpu], [ROW, replace(ROW, digest="other", preset="gpu")])
+    assert "\n## one\n" in made and "\n## one-gpu\n" in made and "(#one-gpu)" in made
+    assert "finding=one search.preset=gpu" in to_html([gpu], [])

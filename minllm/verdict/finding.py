@@ -374,6 +374,7 @@ def entry(name: str, finding: Finding, preset: str) -> Entry:
     """Return what the page says about a finding besides its rows."""
     return Entry(
         name=name,
+        preset=preset,
         number=finding.number,
         claim=finding.claim,
         papers=list(finding.papers),

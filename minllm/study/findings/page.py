@@ -22,6 +22,8 @@ ABOUT = (
     " used seeds that weren't used before. A claim about large models may well fail in models that train in seconds,"
     " and this page is about those alone."
 )
+DEFAULT = "laptop"
+"""The preset that isn't named."""
 ARXIV = "https://arxiv.org/abs"
 WIDTH = 120
 NEVER, CHANGED = "not tested", "not tested since it changed"
@@ -36,6 +38,7 @@ class Entry:
     """
 
     name: str
+    preset: str
     number: int | None
     claim: str
     papers: Sequence[str]
@@ -44,14 +47,20 @@ class Entry:
     digest: str
 
     @property
+    def title(self) -> str:
+        """Its name, with the preset unless it is the default."""
+        return self.name if self.preset == DEFAULT else f"{self.name}-{self.preset}"
+
+    @property
     def command(self) -> str:
-        return f"python sweep.py search=finding finding={self.name}"
+        preset = "" if self.preset == DEFAULT else f" search.preset={self.preset}"
+        return f"python sweep.py search=finding finding={self.name}{preset}"
 
 
 def to_markdown(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
     entries = in_order(entries)
     table = [
-        [f"[{markdown.plain(claim)}](#{entry.name})" if claim else "", *map(markdown.plain, cells)]
+        [f"[{markdown.plain(claim)}](#{entry.title})" if claim else "", *map(markdown.plain, cells)]
         for entry in entries
         for claim, *cells in cells_of(entry, rows)
     ]
@@ -62,7 +71,7 @@ def to_markdown(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
         papers = ", ".join(f"[{paper}]({ARXIV}/{paper})" for paper in entry.papers)
         outcomes = [markdown.plain(sentence(outcome)) for outcome in outcomes_of(row)] if row else []
         parts += [
-            f"## {entry.name}",
+            f"## {entry.title}",
             f"{markdown.plain(entry.claim)} ({papers})",
             markdown.plain(f"It is refuted if {entry.refuted_by}"),
             *markdown.lines([f"- {outcome}" for outcome in outcomes]),
@@ -77,7 +86,7 @@ def to_html(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
     entries = in_order(entries)
     table = [
         [
-            f'<a href="#{html.escape(entry.name)}">{html.escape(claim)}</a>' if claim else "",
+            f'<a href="#{html.escape(entry.title)}">{html.escape(claim)}</a>' if claim else "",
             *map(html.escape, cells),
         ]
         for entry in entries
@@ -89,7 +98,7 @@ def to_html(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
         papers = ", ".join(f'<a href="{ARXIV}/{paper}">{paper}</a>' for paper in entry.papers)
         outcomes = [html.escape(sentence(outcome)) for outcome in outcomes_of(row)] if row else []
         body += [
-            f'<h2 id="{(name := html.escape(entry.name))}">{name}</h2>',
+            f'<h2 id="{(title := html.escape(entry.title))}">{title}</h2>',
             f"<p>{html.escape(entry.claim)} ({papers})</p>",
             f"<p>{html.escape(f'It is refuted if {entry.refuted_by}')}</p>",
             f"<ul>{''.join(f'<li>{outcome}</li>' for outcome in outcomes)}</ul>" if outcomes else "",
@@ -102,7 +111,7 @@ def to_html(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
 
 def in_a_terminal(entries: Sequence[Entry], rows: Sequence[Row]) -> list[str]:
     table = [
-        [entry.name if claim else "", here, outcome, difference, pairs, minutes]
+        [entry.title if claim else "", here, outcome, difference, pairs, minutes]
         for entry in in_order(entries)
         for claim, outcome, difference, _, pairs, minutes, here in cells_of(entry, rows)
     ]
