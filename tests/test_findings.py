@@ -1,9 +1,9 @@
-"""Findings: the files, what decides them, the ledger and its page, and whole tests with searches that end at once."""
+"""Findings: the files, what decides them, and whole tests with searches that end at once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,13 @@ from minllm.schema.groups import find_groups
 from minllm.schema.overrides import quoted
 from minllm.study.findings import outcomes, rows
 from minllm.study.findings.outcomes import Outcome, decision
-from minllm.study.findings.page import CHANGED, Entry, cells_of, to_html, to_markdown
-from minllm.study.findings.rows import Row
 from minllm.study.statistics import verdicts
-from minllm.sweep.plugin import NotSettled, PruningSweeper, is_search_key, register
-from minllm.tasks.findings import entries_of, finding_of, findings, published
-from minllm.verdict.finding import FindingSearch, digest, put_to_the_test
+from minllm.sweep.plugin import NotSettled, PruningSweeper, RepeatedCrashes, is_search_key, register
+from minllm.tasks.findings import finding_of
+from minllm.verdict.finding import FindingSearch, Tested, digest, has_effect, put_to_the_test
 from minllm.verdict.finding_protocol import Finding, FindingProtocol
 from tests.specs import composed
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = list(find_groups()["finding"])
 NOT_BUILT = ("ranking",)
 """Searches whose arms aren't overrides of a single model."""
@@ -81,6 +78,7 @@ FINDING: dict[str, Any] = {
             {"change": {"b": ["worse"]}, "parts": {"x": [], "y": []}, "search": "ladder"},
             "it needs finding.search=verdict",
         ),
+        ({"gpu_parts": {"x": []}}, "finding.gpu_parts has x, which finding.parts hasn't"),
         ({"at_scale": {"b": ["shrinks"]}}, "it needs finding.search=ladder"),
     ],
 )
@@ -106,6 +104,15 @@ def test_the_digest_is_of_what_decides():
     ]
     assert len({digest(finding, "laptop") for finding in [one, *others]}) == 5
     assert digest(replace(one, gpu=["train.steps=9"]), "gpu") != digest(one, "gpu") == digest(one, "laptop")
+
+
+def test_parts_have_further_overrides_on_a_gpu():
+    finding = Finding(**FINDING, gpu=["x=2"], parts={"p": ["x=1"], "q": []}, gpu_parts={"p": ["x=3"]})
+    assert [words[-2:] for words in finding.words("gpu").values()] == [
+        ["x=1", "x=3"],
+        ["train.steps=3", "x=2"],
+    ]
+    assert [words[-1] for words in finding.words("laptop").values()] == ["x=1", "train.steps=3"]
 
 
 # ---- what decides --------------------------------------------------------------------------------
@@ -157,88 +164,44 @@ def test_a_bound_counts_only_for_a_claim_about_bounds(bounds: bool, word: str):
     [(BETTER, LESS, "worse"), (LESS, BETTER, "better"), (BETTER, BETTER, "equivalent")],
 )
 def test_a_change_is_tested_by_pairs_of_the_same_seed(first, last, word):
-    found = outcomes.change(report_of(first), report_of(last), "norm=post", "change", [word])
+    found = outcomes.change(report_of(first), report_of(last), "norm=post", "change", [word], pairs=7)
     (expected,) = verdicts([[b - a for a, b in zip(first, last)]], margin=0.01)
     assert (found.word, found.difference, found.pairs) == (word, expected.difference, 7)
 
 
+@pytest.mark.parametrize(("first", "last"), [(BETTER, LESS[:6]), (BETTER[:6], LESS), (BETTER[:6], LESS[:6])])
+def test_a_change_needs_every_planned_pair_in_both_parts(first, last):
+    """Those that are missing weren't trained yet, or diverged."""
+    found = outcomes.change(report_of(first), report_of(last), "norm=post", "change", ["worse"], pairs=7)
+    assert found.word == "inconclusive" and found.pairs == 6
+
+
+@pytest.mark.parametrize(("complete", "word"), [(True, "better"), (False, "inconclusive")])
+def test_an_unfinished_study_or_ranking_decides_nothing(complete: bool, word: str):
+    report = {**report_of(BETTER), "complete": complete}
+    assert outcomes.of_contest(report, "norm=post", "", ["better"], bounds=False).word == word
+
+
 def test_a_ladder_answers_at_its_smallest_size_and_at_scale():
     fitted = [{"value": -0.1, "interval": [-0.12, -0.08]}, {"value": -0.02, "interval": [-0.06, 0.02]}]
-    ladder = {"arm": "norm=post", "answer": {"word": "shrinks", "fitted": fitted}}
-    report = {"metric": "val_bpb", "baseline": "norm=pre", "contests": [], "ladders": [ladder]}
-    assert outcomes.at_smallest(report, "norm=post", "", ["better"]).word == "better"
-    at_scale = outcomes.at_scale(report, "norm=post", "at scale", ["shrinks"])
-    assert at_scale.word == "shrinks" and at_scale.difference == -0.02
+    rungs = [{"baseline": [2.0] * 4, "arm": [1.9] * 4} for _ in range(2)]
+    ladder = {"arm": "norm=post", "rungs": rungs, "answer": {"word": "shrinks", "fitted": fitted}}
+    report = {"metric": "val_bpb", "baseline": "norm=pre", "margin": 0.005, "ladders": [ladder]}
+
+    def smallest(planned: Sequence[int] = (4, 4)) -> str:
+        return outcomes.at_smallest(report, "norm=post", "", ["better"], planned).word
+
+    at_scale = outcomes.at_scale(report, "norm=post", "at scale", ["shrinks"], [4, 4])
+    assert (at_scale.word, at_scale.difference, at_scale.unit) == ("shrinks", -0.02, "bits per byte")
+    assert smallest() == "better"
+    assert smallest([6, 6]) == smallest([4, 4, 4]) == "inconclusive"  # runs are missing
+    assert outcomes.at_scale(report, "norm=post", "", ["shrinks"], [6, 6]).word == "unknown"
     fitted.reverse()
-    assert outcomes.at_smallest(report, "norm=post", "", ["better"]).word == "inconclusive"
-    assert outcomes.at_scale({**report, "ladders": []}, "norm=post", "", ["shrinks"]).word == "unknown"
-
-
-# ---- the ledger and the page ---------------------------------------------------------------------
-
-OUTCOME = asdict(
-    Outcome("", "norm=post", "norm=pre", ["worse"], "worse", 0.2, (0.1, None), 7, "bits per byte")
-)
-ROW = Row(
-    "one", "abc", "laptop", 0, [], "replicated", [OUTCOME], 7.5, "python sweep.py finding=one", "2026-11-28"
-)
-ENTRY = Entry("one", "One <b> beats the other.", ["2002.04745"], "it is wrong.", "Nothing.", "abc")
-
-
-def test_a_row_is_added_once_and_read_as_it_was(tmp_path: Path):
-    path = tmp_path / "outputs/findings.jsonl"
-    for row in (ROW, replace(ROW, time="later"), replace(ROW, first_seed=100)):
-        rows.append(row, path)
-    assert rows.read(path) == [ROW, replace(ROW, first_seed=100)] or [
-        row.first_seed for row in rows.read(path)
-    ] == [0, 100]
-    assert rows.outcomes_of(rows.read(path)[0])[0].interval == [0.1, None]
-
-
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ("{", "line 2, is damaged. It isn't a JSON object"),
-        ('{"finding": "one"}', "line 2, is damaged. Its row has no 'digest'"),
-        (rows.line(replace(ROW, outcomes=[{**OUTCOME, "pairs": "x"}])), "outcomes.pairs is"),
-    ],
-)
-def test_a_damaged_row_is_named(tmp_path: Path, line: str, sentence: str):
-    path = tmp_path / "findings.jsonl"
-    path.write_text(f"{rows.line(ROW)}\n{line}\n")
-    with pytest.raises(UserError, match=sentence):
-        rows.read(path)
-
-
-def test_the_page_has_the_newest_test_of_the_finding_as_it_is_now():
-    newest = replace(ROW, decision="contradicted", minutes=8.0)
-    again = replace(ROW, first_seed=100, decision="undecided")
-    cells = cells_of(ENTRY, [ROW, again, newest])
-    assert cells[0] == "norm=post worse" and cells[4] == "8.0"
-    assert cells[5] == "contradicted; undecided again from seed 100"
-    assert cells_of(replace(ENTRY, digest="other"), [ROW])[5] == CHANGED
-    for page in (to_html([ENTRY], [ROW]), to_markdown([ENTRY], [ROW])):
-        assert "One <b>" not in page and "it is wrong. Nothing." in page and "2002.04745" in page
-
-
-def test_docs_are_what_the_code_makes_of_the_rows():
-    tested = published(rows.read(ROOT / "docs/findings.jsonl"))
-    made = to_markdown(entries_of(tested), tested)
-    assert made == (ROOT / "docs/findings.md").read_text(encoding="utf-8"), (
-        "python run.py task=findings ledger=docs/findings.jsonl makes it"
-    )
-
-
-def test_the_task_writes_the_pages_without_what_the_command_line_changed(tmp_path: Path, capsys):
-    own = replace(ROW, finding="gated_mlp", digest=digest(finding_of("gated_mlp"), "laptop"))
-    for row in (own, replace(own, typed=["train.steps=2"], decision="contradicted")):
-        rows.append(row, tmp_path / "ledger.jsonl")
-    made = findings(DictConfig({}), tmp_path / "run", ledger=str(tmp_path / "ledger.jsonl"))
-    assert [row.typed for row in made] == [[]]
-    assert "replicated" in (tmp_path / "run/findings.md").read_text()
-    assert "contradicted," not in capsys.readouterr().out
-    with pytest.raises(UserError, match="no finding has been tested in this folder yet"):
-        findings(DictConfig({}), tmp_path / "run", ledger=str(tmp_path / "none.jsonl"))
+    assert smallest() == "inconclusive"
+    fitted[0]["interval"] = [-0.009, 0.002]  # within 0.5 % of 2.0
+    assert smallest() == "equivalent"
+    ladder["answer"] = None
+    assert smallest() == "inconclusive"
 
 
 # ---- whole tests ---------------------------------------------------------------------------------
@@ -271,8 +234,12 @@ def put(*words: str, act: Callable = put_to_the_test) -> Any:
         return act(sweeper, typed)
 
 
-def outcome_by_finding(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {row["finding"]: row["decision"] for row in found}
+def run(*args: Any) -> None:
+    FindingProtocol(preset="laptop", first_seed=0).run(*args)
+
+
+def outcome_by_finding(tested: Tested) -> dict[str, str]:
+    return {row.finding: row.decision for row in tested.rows}
 
 
 def test_each_finding_is_the_command_of_its_search(searched, capfd):
@@ -307,6 +274,21 @@ def test_several_findings_share_the_time_and_one_word_chooses_all(searched):
     assert chosen == NAMES
 
 
+@pytest.mark.parametrize("error", [UserError("No such file."), RepeatedCrashes("Every trial crashed.")])
+def test_the_others_are_tested_before_one_that_fails_is_reported(searched, monkeypatch, error: Exception):
+    sweep = PruningSweeper.sweep
+
+    def failing(self: PruningSweeper, words: list[str]) -> None:
+        if "gated_mlp" in self.config.hydra.sweep.dir:
+            raise error
+        sweep(self, words)
+
+    monkeypatch.setattr(PruningSweeper, "sweep", failing)
+    with pytest.raises(type(error), match=str(error)):
+        put("finding=gated_mlp,wsd_cosine")
+    assert [row.finding for row in rows.read()] == ["wsd_cosine"]
+
+
 def test_other_seeds_and_presets_have_folders_of_their_own(searched):
     put("finding=gated_mlp", "search.first_seed=100", "search.preset=gpu")
     ((config, _),) = searched
@@ -316,8 +298,9 @@ def test_other_seeds_and_presets_have_folders_of_their_own(searched):
 
 
 def test_time_that_is_up_leaves_the_rest_for_the_same_command(searched, capsys):
-    found = put("finding=gated_mlp,wsd_cosine", "sweep.minutes=1e-9")
-    assert found == [] and not searched
+    with pytest.raises(NotSettled):
+        put("finding=gated_mlp,wsd_cosine", "sweep.minutes=1e-9", act=run)
+    assert not searched
     assert "before these findings: gated_mlp, wsd_cosine" in capsys.readouterr().out
 
 
@@ -326,11 +309,38 @@ def test_minutes_add_up_and_a_finding_that_has_changed_is_refused(searched):
     state = Path("outputs/sweeps/a-search/gated_mlp/finding.json")
     content = json.loads(state.read_text(encoding="utf-8"))
     state.write_text(json.dumps({**content, "seconds": 600}), encoding="utf-8")
-    (row,) = put("finding=gated_mlp")
-    assert row["minutes"] >= 10
+    (row,) = put("finding=gated_mlp").rows
+    assert row.minutes >= 10
     state.write_text(json.dumps({**content, "digest": "other"}), encoding="utf-8")
     with pytest.raises(UserError, match="finding=gated_mlp has changed since its test in .* began"):
         put("finding=gated_mlp")
+
+
+def test_a_damaged_ledger_is_reported_before_anything_is_trained(searched):
+    rows.FILE.parent.mkdir(parents=True)
+    rows.FILE.write_text("{\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 1, is damaged"):
+        put("finding=gated_mlp")
+    assert not searched
+
+
+def test_a_finding_is_saved_before_its_first_run(searched, monkeypatch):
+    """So that one whose prediction is changed after a crash is refused, too."""
+
+    def killed(self: PruningSweeper, words: list[str]) -> None:
+        assert Path("outputs/sweeps/a-search/gated_mlp/finding.json").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PruningSweeper, "sweep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        put("finding=gated_mlp")
+
+
+@pytest.mark.parametrize(
+    ("word", "typed"), [("sweep.trial_minutes=1", True), ("sweep.max_failures=2", False)]
+)
+def test_settings_of_all_trials_make_another_test(word: str, typed: bool):
+    assert has_effect(word) is typed
 
 
 def test_a_dry_run_shows_the_plans_and_writes_nothing(searched, capsys):
@@ -345,10 +355,7 @@ def test_an_inconclusive_finding_is_undecided_and_not_settled(searched, monkeypa
     noise = report_of([0.1, -0.1, 0.2, -0.2, 0.05, -0.05, 0.01])
     monkeypatch.setattr("minllm.verdict.finding.report_in", lambda folder: noise)
     with pytest.raises(NotSettled):
-        put(
-            "finding=pre_norm_no_warmup",
-            act=lambda *args: FindingProtocol(preset="laptop", first_seed=0).run(*args),
-        )
+        put("finding=pre_norm_no_warmup", act=run)
     monkeypatch.setattr("minllm.verdict.finding.report_in", lambda folder: None)
     assert outcome_by_finding(put("finding=pre_norm_no_warmup")) == {"pre_norm_no_warmup": "undecided"}
 
@@ -357,6 +364,10 @@ def test_an_inconclusive_finding_is_undecided_and_not_settled(searched, monkeypa
     ("words", "sentence"),
     [
         ((), "Choose a finding, several with commas, or 'finding=glob"),
+        (
+            ("finding=gated_mlp", "+finding.minutes=3"),
+            "minutes=3 has no effect: a finding is what its file says",
+        ),
         (("finding=gated_mlp,gated_mpl",), "There is no finding 'gated_mpl'. Did you mean 'gated_mlp'"),
         (
             ("finding=qk_norm_rates", "search.first_seed=9"),
@@ -379,11 +390,16 @@ def test_what_is_no_finding_is_refused(searched, words, sentence):
         ("overrides", "['hydra.launcher.setup=[ls]']", "hydra.launcher.setup"),
         ("gpu", "['sweep.storage=sqlite:////tmp/x']", "sweep.storage"),
         ("overrides", "['sweep={storage:x}']", "sweep"),
+        ("overrides", "['+sweep.trial.extensions=[evil]']", "sweep.trial.extensions"),
+        ("overrides", "['search._target_=x','+search.fixed.extensions=[evil]']", "extensions"),
+        ("overrides", "['search={fixed: {extensions : [evil]}}']", "extensions"),
         ("overrides", "['judge.base_url=http://x']", "judge.base_url"),
         ("parts", "{x: ['++task=train']}", "task"),
+        ("gpu_parts", "{x: ['++task=train']}", "task"),
         ("arms", "{a: [], b: ['data.cache=/tmp']}", "data.cache"),
         ("overrides", "['arms.c=[norm=pre,ext\\\\ensions=[evil]]']", "extensions"),
         ("overrides", "['mixers=[attn=mha resume=x]']", "resume"),
+        ("parts", "{x: ['task@_global_=train']}", "task@_global_"),
     ],
 )
 def test_a_finding_from_elsewhere_sets_nothing_that_only_the_command_line_may(tmp_path, key, value, named):
@@ -395,3 +411,18 @@ def test_a_finding_from_elsewhere_sets_nothing_that_only_the_command_line_may(tm
     register()
     with pytest.raises(UserError, match=f"theirs.yaml makes {named} an override of its trials"):
         compose(["search=finding", "finding=theirs"], config_name="sweep", config_dir=tmp_path)
+
+
+@pytest.mark.parametrize("key", ["probes", "models", "datasets"])
+def test_nor_does_a_search_from_elsewhere_that_names_what_it_trains(tmp_path: Path, key: str):
+    lines = [
+        "# @package _global_",
+        "# Theirs",
+        "defaults: [profile]",
+        f"{key}: ['rec=rnn extensions=[evil]']",
+    ]
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search/theirs.yaml").write_text("\n".join(lines))
+    register()
+    with pytest.raises(UserError, match="theirs.yaml makes extensions an override of its trials"):
+        compose(["search=theirs"], config_name="sweep", config_dir=tmp_path)

@@ -17,7 +17,7 @@ from minllm.errors import UserError
 from minllm.runs.find import read_run
 from minllm.runs.folder import RunDir
 from minllm.schema.checking import validate
-from minllm.schema.foreign import FOREIGN
+from minllm.schema.foreign_runs import FOREIGN
 from minllm.study.report.commands import lines_of
 from minllm.tokenizer.bytes import Bytes
 from tests.test_validation_kinds import a_run, go, here, other, write  # noqa: F401

@@ -18,7 +18,8 @@ from minllm.errors import UserError
 from minllm.runs.find import read_run
 from minllm.schema.building import build
 from minllm.schema.checking import validate
-from minllm.schema.foreign import FOREIGN, files_checked, is_harmless
+from minllm.schema.foreign import files_checked, is_harmless
+from minllm.schema.foreign_runs import FOREIGN
 from minllm.schema.kinds import SECTION_KINDS
 
 HARMFUL = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from minllm.errors import UserError
-from minllm.schema.foreign import refuse_foreign
+from minllm.schema.foreign_runs import refuse_foreign
 from minllm.schema.options import Count, Place
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from yaml import YAMLError
 
 from minllm.errors import UserError
 from minllm.schema.checking import fits, options_of, root_options
-from minllm.schema.foreign import FOREIGN, check_interpolations, is_own, leaves, without_foreign_paths
+from minllm.schema.foreign import check_interpolations, leaves
 from minllm.schema.foreign import leaves as nodes
+from minllm.schema.foreign_runs import FOREIGN, is_own, without_foreign_paths
 from minllm.schema.moved import current_name
 
 OUTPUTS = Path("outputs")

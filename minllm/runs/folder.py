@@ -44,7 +44,7 @@ from minllm.files.atomic import (
 )
 from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.runs.records import METRICS, SAMPLES, Kept, kept_of, sample_text
-from minllm.schema.foreign import mark
+from minllm.schema.foreign_runs import mark
 
 if TYPE_CHECKING:
     from filelock import FileLock

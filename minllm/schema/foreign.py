@@ -1,4 +1,4 @@
-"""Restrictions on configuration files and runs from other sources, which are data and must not execute anything.
+"""Restrictions on configuration files from other sources, which are data and must not execute anything.
 
 External files are those outside conf/: of `--config-dir`, `--config-path` and `hydra.searchpath`. They may choose and
 set options. They must not configure Hydra (whose callbacks and logging call code), choose a task, set extensions, or
@@ -9,13 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import hmac
-import json
-import os
 import posixpath
 import re
-import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,13 +43,11 @@ SECTIONS_OF_SEARCH = (
     *("finding", "grader", "judge"),
 )
 """Sections that configure a search or what is made of its runs; no part of a trial, but a file may set them."""
-FINDING_COMMANDS = ("arms", "overrides", "gpu", "parts")
-"""What a finding's commands are made of."""
-PATH_OPTION = re.compile(r"path|file|folder|dir|cache|root")
-DEFAULT_CACHE = ".cache/stores"
-FOREIGN = "from elsewhere: "
-"""The prefix that marks an external run's paths as unusable."""
-KEY_BYTES = 32
+TEXTS = (
+    *("mixers", "probes", "models", "datasets", "search.sizes"),
+    *(f"finding.{key}" for key in ("arms", "overrides", "gpu", "parts", "gpu_parts")),
+)
+"""Keys whose values are texts with several overrides."""
 DEEPEST = 50
 """The maximum nesting of a file's sections, because the libraries that merge them are recursive."""
 
@@ -232,12 +225,14 @@ def check_trial_overrides(name: str, config: Container) -> None:
     def section(key: str) -> Any:
         return OmegaConf.select(config, key, throw_on_resolution_failure=False, throw_on_missing=False)
 
-    overrides = [*keys_in(section("search")), *keys_in(section("sweep.trial"))]
-    overrides += [value for _, value in leaves(section("arms")) if isinstance(value, str)]
-    overrides += words_of_finding(section("finding"))
-    for override in overrides:
-        key = key_of(override).strip("'\"+~ \t\r\n")
-        if is_command_line_only(key) or key == "sweep" or key.startswith(("sweep.storage", "judge")):
+    keys = [*keys_in(section("search")), *keys_in(section("sweep.trial"))]
+    keys += [key_of(value) for _, value in leaves(section("arms")) if isinstance(value, str)]
+    of_texts = [
+        key for texts in TEXTS for _, text in leaves(section(texts)) for key in keys_in_text(str(text))
+    ]
+    keys += [part for key in of_texts for part in [key, *re.split(r"[./]", key)]]
+    for key in (key.strip("'\"+~ \t\r\n") for key in keys):
+        if is_command_line_only(key) or re.match(r"(sweep|judge)\b", key):
             raise UserError(
                 f"{name}.yaml makes {key} an override of its trials, which only the command line may do. Type it there."
             )
@@ -250,12 +245,9 @@ def is_command_line_only(key: str) -> bool:
     return key.startswith("-") or "${" in key or is_place or not tops.isdisjoint(COMMAND_LINE_ONLY)
 
 
-def words_of_finding(finding: Any) -> list[str]:
-    """Return what may be an override in the commands of a finding, however it is nested and quoted."""
-    commands = [finding.get(key) for key in FINDING_COMMANDS] if isinstance(finding, DictConfig) else []
-    texts = [str(value) for section in commands for _, value in leaves(section)]
-    words = [word for text in texts for word in re.split(r"[\s,\[\]{}()'\"]+", text.replace("\\", ""))]
-    return [word for word in words if "=" in word]
+def keys_in_text(text: str) -> list[str]:
+    """Return what may be a key in overrides, and in the mappings that they set, however these are quoted."""
+    return re.findall(r"""([^\s,\[\]{}()'"=:]+)['"\s]*[=:]""", text.replace("\\", ""))
 
 
 def keys_in(config: Any) -> Iterator[str]:
@@ -330,75 +322,7 @@ def refuse_environment(hydra_cfg: DictConfig) -> None:
         raise UserError("A file can't set environment variables (hydra.job.env_set). Set them in the shell.")
 
 
-# ---- runs ----------------------------------------------------------------------------------------
-
-
-def without_foreign_paths(cfg: DictConfig) -> DictConfig:
-    """Return a run's configuration in which paths outside the working directory are marked as unusable.
-
-    Only the command line may name files outside the working directory to read or write. Code that is about to open a
-    path calls `refuse_foreign`, which raises for a marked one.
-    """
-    result = cfg.copy()
-    for section in ("data", "tokenizer", "objective", "logger"):
-        # the tokenizer is read from the copy in the run, and not from the paths in its options
-        inner = [] if not isinstance(cfg.get(section), DictConfig) else leaves(cfg[section])
-        for name, value in inner:
-            option = next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
-            if section == "tokenizer" and "." not in name:
-                continue
-            if isinstance(value, str) and PATH_OPTION.search(option) and is_outside(value):
-                place = DEFAULT_CACHE if option == "cache" else f"{FOREIGN}{value}"
-                OmegaConf.update(result, f"{section}.{name}", place)
-    if isinstance(trunk := cfg.get("branch_from"), str) and is_outside(trunk):
-        result.branch_from = f"{FOREIGN}{trunk}"
-    return result
-
-
-def refuse_foreign(place: str, key: str) -> None:
-    """Raise UserError if a path was marked by `without_foreign_paths`."""
-    if place.startswith(FOREIGN):
-        named = place.removeprefix(FOREIGN)
-        raise UserError(
-            f"The run has {key}={named}, which is outside the working directory, and it wasn't created by this user on"
-            f" this machine, or its config.yaml was changed. If you trust it, type {key}={named}"
-        )
-
-
-def mark(config: str) -> str | None:
-    """Return a signature that shows that a config.yaml was written by this user on this machine.
-
-    None if no key can be stored, such as without a home folder.
-    """
-    with contextlib.suppress(OSError, RuntimeError):
-        key_file().parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(key_file(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-    return signature(config.encode())
-
-
-def is_own(run: Path) -> bool:
-    """Whether a run was created by this user on this machine and its config.yaml is unchanged."""
-    try:
-        known = json.loads((run / "environment.json").read_bytes())["mark"]
-        expected = signature((run / "config.yaml").read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-    if expected is None or not isinstance(known, str):
-        return False
-    return hmac.compare_digest(known.encode(), expected.encode())
-
-
-def signature(config: bytes) -> str | None:
-    try:
-        key = key_file().read_bytes()
-    except (OSError, RuntimeError):
-        return None
-    return hmac.new(key, config, hashlib.sha256).hexdigest() if len(key) == KEY_BYTES else None
-
-
-def key_file() -> Path:
-    return Path.home() / ".cache" / "minllm" / "key"
+# ---- values ------------------------------------------------------------------------------------
 
 
 def is_outside(place: str) -> bool:

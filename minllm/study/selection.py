@@ -18,7 +18,7 @@ from minllm.errors import UserError
 from minllm.runs.documents import DocumentLosses
 from minllm.runs.find import OUTPUTS, resume_command
 from minllm.runs.folder import DIVERGED, STOPPED, is_running
-from minllm.schema.foreign import is_own, without_foreign_paths
+from minllm.schema.foreign_runs import is_own, without_foreign_paths
 from minllm.study import recorded
 
 VERDICT = "verdict.json"

@@ -24,7 +24,8 @@ from minllm.runs.folder import DIVERGED, RunDir
 from minllm.runs.records import METRICS, SAMPLES, Kept
 from minllm.schema.building import build
 from minllm.schema.checking import allowed_packages, check_node
-from minllm.schema.foreign import leaves, refuse_foreign
+from minllm.schema.foreign import leaves
+from minllm.schema.foreign_runs import refuse_foreign
 from minllm.training import checkpoints
 from minllm.training.budget import Budget
 from minllm.training.checkpoints import Progress

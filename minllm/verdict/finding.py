@@ -42,21 +42,21 @@ from minllm.study.findings.outcomes import (
 )
 from minllm.study.findings.page import Entry, in_a_terminal, to_html, to_markdown
 from minllm.study.findings.rows import Row
-from minllm.sweep.plugin import NotSettled, PruningSweeper
+from minllm.sweep.plugin import NotSettled, PruningSweeper, RepeatedCrashes
 from minllm.sweep.spec import composing, without_storage
 from minllm.verdict.finding_protocol import AT_SCALE, CHANGE, Finding, FindingProtocol
 from minllm.verdict.phases import checked_settings
 
 OWN = ("finding", "search")
 """Sections of the command line that concern the test of findings, and not the searches that it runs."""
-WITHOUT_EFFECT = (*OWN, "sweep", "memory", "extensions")
-"""Sections of the command line that don't change what is trained."""
+WITHOUT_EFFECT = ("sweep", "memory", "extensions")
+"""Sections of the command line that don't change what is trained, apart from sweep.trial and sweep.trial_minutes."""
 REPORT, STATE = "report.json", "finding.json"
 Parts = Mapping[str, Report | None]
 
 
-def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> list[dict[str, Any]] | None:
-    """Test each finding, enter it in the ledger and write the page; return the rows, or None if dry.
+def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> Tested | None:
+    """Test each finding, enter it in the ledger and write the page; return what became of them, or None if dry.
 
     Args:
         sweeper: the sweeper that Hydra instantiated; it holds the rest of the configuration.
@@ -64,13 +64,14 @@ def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> list[d
 
     Raises:
         UserError: there is no such finding, or a search can't be run; the others are run first.
-        RepeatedCrashes: too many trials crashed in a row.
+        RepeatedCrashes: too many trials of a search crashed in a row; the same.
     """
     search = FindingSearch(sweeper, overrides)
     if search.config.sweep.dry_run:
         for test in search.tests:
             search.show(test)
         return None
+    rows.read()  # a damaged ledger is reported before anything is trained
     tested, refusals = [], []
     for place, test in enumerate(search.tests):
         if not search.is_time_left:
@@ -82,7 +83,7 @@ def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> list[d
             break
         try:
             row = search.run(test, search.share_of(search.tests[place:]))
-        except UserError as error:  # the others don't depend on it
+        except (UserError, RepeatedCrashes) as error:  # the others don't depend on it
             refusals.append(error)
             print(printable(f"{error}\n"), flush=True)
             continue
@@ -95,6 +96,24 @@ def put_to_the_test(sweeper: PruningSweeper, overrides: Sequence[str]) -> list[d
 
 
 @dataclass(frozen=True)
+class Tested:
+    """What became of the findings that were chosen.
+
+    rows: of those that were tested before the time was up
+    chosen: the number of findings that were chosen
+    """
+
+    __test__ = False  # pytest
+
+    rows: Sequence[Row]
+    chosen: int
+
+    @property
+    def is_settled(self) -> bool:
+        return len(self.rows) == self.chosen and all(row.decision != "undecided" for row in self.rows)
+
+
+@dataclass(frozen=True)
 class Test:
     """A finding with the composed configuration and the overrides of each of its parts."""
 
@@ -104,6 +123,11 @@ class Test:
     finding: Finding
     parts: Mapping[str, tuple[DictConfig, list[str]]]
     folder: Path
+
+    @property
+    def config(self) -> DictConfig:
+        """The configuration of the first part."""
+        return next(iter(self.parts.values()))[0]
 
     def part_folder(self, part: str) -> Path:
         return self.folder / part if part else self.folder
@@ -136,6 +160,11 @@ class FindingSearch:
         """Return the names of the findings on the command line. UserError if there are none, or one doesn't exist."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
+        for word in overrides:
+            if section_of(word) == "finding" and key_of(word) != "finding":
+                raise UserError(
+                    f"{word} has no effect: a finding is what its file says. Change a copy of it."
+                )
         loader = self.sweeper.hydra_context.config_loader
         known = loader.get_group_options("finding")
         words = [word for word in overrides if key_of(word) == "finding"]
@@ -206,6 +235,7 @@ class FindingSearch:
         print(printable(f"{test.name}: {test.finding.claim}"), flush=True)
         refuse_links_at_top(test.folder, appended=())
         seconds = self.begun(test)
+        self.save(test, seconds)
         began = time.monotonic()
         try:
             for place, part in enumerate(test.parts):
@@ -220,7 +250,7 @@ class FindingSearch:
             digest=digest(test.finding, self.protocol.preset),
             preset=self.protocol.preset,
             first_seed=self.protocol.first_seed,
-            typed=[word for word in self.typed if section_of(word) not in WITHOUT_EFFECT],
+            typed=[word for word in self.typed if has_effect(word)],
             decision=decision(found),
             outcomes=[asdict(outcome) for outcome in found],
             minutes=round(seconds / 60, 1),
@@ -272,7 +302,7 @@ class FindingSearch:
     def command(self, name: str) -> str:
         """Return the command that tests a finding, with secrets removed."""
         own = [f"search.{key}={getattr(self.protocol, key)}" for key in self.not_default()]
-        typed = [word for word in self.typed if section_of(word) not in ("sweep", "memory")]
+        typed = [word for word in self.typed if has_effect(word) or section_of(word) == "extensions"]
         words = [*named_folders(self.config.hydra.runtime), "search=finding", f"finding={name}", *own, *typed]
         return shlex.join(["python", "sweep.py", *without_storage(words)])
 
@@ -292,16 +322,13 @@ class FindingSearch:
         print(printable("\n".join(in_a_terminal(entries, tested))))
         print(f"The pages are {' and '.join(str(self.folder / name) for name in pages)}", flush=True)
 
-    def answer(self, tested: Sequence[Row]) -> list[dict[str, Any]]:
-        """Answer --json, and return the rows."""
-        content = [asdict(row) for row in tested]
-        status = "settled" if len(tested) == len(self.tests) and not undecided(tested) else "not settled"
+    def answer(self, rows: Sequence[Row]) -> Tested:
+        """Answer --json, and return what became of the findings."""
+        tested = Tested(rows, len(self.tests))
+        status = "settled" if tested.is_settled else "not settled"
+        content = [asdict(row) for row in rows]
         answer({"status": status, "findings": content, "report": str(self.folder / "findings.html")})
-        return content
-
-
-def undecided(tested: Sequence[Row]) -> bool:
-    return any(row.decision == "undecided" for row in tested)
+        return tested
 
 
 def outcomes(test: Test) -> list[Outcome]:
@@ -316,14 +343,19 @@ def outcomes(test: Test) -> list[Outcome]:
         if len(read) < len(needed):
             found.append(Outcome(of, arm, "", predicted, "inconclusive"))
         elif of == CHANGE:
-            found.append(change(*read, arm, of, predicted))
+            found.append(change(*read, arm, of, predicted, pairs=test.config.search.looks[-1]))
         elif of == AT_SCALE:
-            found.append(at_scale(read[0], arm, of, predicted))
+            found.append(at_scale(read[0], arm, of, predicted, planned_pairs(test.config.ladder)))
         elif finding.search == "ladder":
-            found.append(at_smallest(read[0], arm, of, predicted))
+            found.append(at_smallest(read[0], arm, of, predicted, planned_pairs(test.config.ladder)))
         else:
             found.append(of_contest(read[0], arm, of, predicted, bounds=finding.bounds))
     return found
+
+
+def planned_pairs(ladder: DictConfig) -> list[int]:
+    """Return the number of pairs that are planned at each rung."""
+    return [ladder.pairs] * len(ladder.params or ladder.flops)
 
 
 def report_in(folder: Path) -> Report | None:
@@ -342,6 +374,8 @@ def entry(name: str, finding: Finding, preset: str) -> Entry:
     """Return what the page says about a finding besides its rows."""
     return Entry(
         name=name,
+        preset=preset,
+        number=finding.number,
         claim=finding.claim,
         papers=list(finding.papers),
         refuted_by=finding.refuted_by,
@@ -354,6 +388,11 @@ def digest(finding: Finding, preset: str) -> str:
     """Return a hash of everything that decides a finding's test: what is run, and what is predicted."""
     decides = [finding.words(preset), list(finding.expected()), finding.bounds]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+
+
+def has_effect(override: str) -> bool:
+    """Whether an override of the command line changes what is trained."""
+    return section_of(override) not in WITHOUT_EFFECT or key_of(override).startswith("sweep.trial")
 
 
 def section_of(override: str) -> str:

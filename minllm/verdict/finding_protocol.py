@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from minllm.errors import UserError
-from minllm.schema.options import Matching, Name, Natural, Positive
+from minllm.schema.options import Count, Matching, Name, Natural, Positive
 from minllm.study.scaling.answer import Word as ScaleWord
 from minllm.study.verdict import Word
 from minllm.verdict.protocol import FIRST_TUNING_SEED, OfArms
@@ -47,7 +47,7 @@ class FindingProtocol(OfArms):
         from minllm.verdict.finding import put_to_the_test
 
         tested = put_to_the_test(sweeper, overrides)
-        if tested is not None and any(row["decision"] == "undecided" for row in tested):
+        if tested is not None and not tested.is_settled:
             raise NotSettled
 
 
@@ -55,6 +55,7 @@ class FindingProtocol(OfArms):
 class Finding:
     """A file of conf/finding: a published claim, and the search that tests it.
 
+    number: its place on the page; null for the end
     claim: a sentence
     papers: their arXiv numbers
     search: the option of conf/search that tests it
@@ -63,6 +64,7 @@ class Finding:
     minutes: about how long it takes on two cores; findings that are tested together share sweep.minutes accordingly
     gpu: further overrides with search.preset=gpu
     parts: further overrides of each part, if the claim is about a difference that changes from one to another
+    gpu_parts: the same, after these, with search.preset=gpu
     predicts: the outcome of each arm, or several that the claim allows; of a finding with parts, in the first of them
     change: the outcome of each arm in the last part, compared with its own difference in the first part: better if
         that falls
@@ -72,6 +74,7 @@ class Finding:
     found: what was found when a contradiction was looked into
     """
 
+    number: Count | None = None
     claim: Name
     papers: list[Paper]
     search: Literal["verdict", "ladder", "rates", "ranking"]
@@ -80,6 +83,7 @@ class Finding:
     minutes: Positive = 8.0
     gpu: list[str] = field(default_factory=list)
     parts: dict[str, list[str]] = field(default_factory=dict)
+    gpu_parts: dict[str, list[str]] = field(default_factory=dict)
     predicts: dict[str, list[Word]]
     change: dict[str, list[Word]] = field(default_factory=dict)
     at_scale: dict[str, list[ScaleWord]] = field(default_factory=dict)
@@ -96,6 +100,10 @@ class Finding:
             later = list(self.arms)[1:]
             for name in ("predicts", "change", "at_scale"):
                 refuse_unknown(name, getattr(self, name), later)
+        if unknown := set(self.gpu_parts) - set(self.parts):
+            raise UserError(
+                f"finding.gpu_parts has {', '.join(sorted(unknown))}, which finding.parts hasn't."
+            )
         if self.change and len(self.parts) < 2:
             raise UserError(
                 "finding.change needs two parts or more in finding.parts, between which it is tested."
@@ -108,8 +116,12 @@ class Finding:
     def words(self, preset: Preset) -> dict[str, list[str]]:
         """Return the overrides of each part, as they would be typed; without parts there is one, without a name."""
         arms = [f"arms.{name}=[{','.join(overrides)}]" for name, overrides in self.arms.items()]
-        common = [f"search={self.search}", *arms, *self.overrides, *(self.gpu if preset == "gpu" else ())]
-        return {part: [*common, *more] for part, more in (self.parts or {"": []}).items()}
+        gpu, gpu_parts = (self.gpu, self.gpu_parts) if preset == "gpu" else ([], {})
+        common = [f"search={self.search}", *arms, *self.overrides, *gpu]
+        return {
+            part: [*common, *more, *gpu_parts.get(part, ())]
+            for part, more in (self.parts or {"": []}).items()
+        }
 
     def expected(self) -> Iterable[tuple[str, str, list[str]]]:
         """Yield what is predicted: of what, for which arm, and the outcomes that the claim allows."""

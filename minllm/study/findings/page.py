@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,16 +12,20 @@ from minllm.study.findings.outcomes import Outcome
 from minllm.study.findings.rows import Row, outcomes_of
 
 HEADING = "Findings put to the test"
-HEAD = ("claim", "paper", "outcome", "difference", "interval", "pairs", "minutes", "here", "command")
-SIDES = "lllrlrrll"
+HEAD = ("claim", "outcome", "difference", "interval", "pairs", "minutes", "here")
+SIDES = "llrlrrl"
 ABOUT = (
-    "Each row is a published claim, tested by the search that its file in conf/finding names, with a prediction that"
-    " was fixed before the first run. It is replicated if the outcome is what the claim predicts, contradicted if the"
-    " claim excludes it, and undecided if the runs settle nothing. Differences are those of the arm from the baseline;"
-    " negative ones are better. Repetitions used seeds that weren't used before. A claim about large models may well"
-    " fail in models that train in seconds, and this page is about those alone."
+    "Each finding is a published claim, tested by the search that its file in conf/finding names, with a prediction"
+    " that was fixed before the first run. It is replicated if every outcome is one that the claim predicts,"
+    " contradicted if the claim excludes one of them, and undecided if the runs don't settle it. Differences are those"
+    " of the arm from the baseline, and negative ones are better; of a ranking it is the rank correlation. Repetitions"
+    " used seeds that weren't used before. A claim about large models may well fail in models that train in seconds,"
+    " and this page is about those alone."
 )
+DEFAULT = "laptop"
+"""The preset that isn't named."""
 ARXIV = "https://arxiv.org/abs"
+WIDTH = 120
 NEVER, CHANGED = "not tested", "not tested since it changed"
 
 
@@ -28,81 +33,118 @@ NEVER, CHANGED = "not tested", "not tested since it changed"
 class Entry:
     """A finding as its file describes it.
 
+    number: its place on the page; None for the end
     digest: of what decides it; rows with another one are of an earlier version of the file
     """
 
     name: str
+    preset: str
+    number: int | None
     claim: str
     papers: Sequence[str]
     refuted_by: str
     found: str
     digest: str
 
+    @property
+    def title(self) -> str:
+        """Its name, with the preset unless it is the default."""
+        return self.name if self.preset == DEFAULT else f"{self.name}-{self.preset}"
+
+    @property
+    def command(self) -> str:
+        preset = "" if self.preset == DEFAULT else f" search.preset={self.preset}"
+        return f"python sweep.py search=finding finding={self.name}{preset}"
+
 
 def to_markdown(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
+    entries = in_order(entries)
     table = [
-        [markdown.plain(entry.claim), papers, *map(markdown.plain, shown), markdown.code(command)]
-        for entry, (*shown, command) in zip(entries, cells(entries, rows))
-        for papers in [", ".join(f"[{paper}]({ARXIV}/{paper})" for paper in entry.papers)]
+        [f"[{markdown.plain(claim)}](#{entry.title})" if claim else "", *map(markdown.plain, cells)]
+        for entry in entries
+        for claim, *cells in cells_of(entry, rows)
     ]
-    parts = [f"# {HEADING}", markdown.plain(ABOUT), markdown.table(HEAD, table, SIDES)]
-    notes = [f"- {markdown.code(name)}: {markdown.plain(text)}" for name, text in notes_of(entries, rows)]
-    if notes:
-        parts += ["## What refutes each, and what was found", "\n".join(notes)]
+    about = textwrap.fill(markdown.plain(ABOUT), WIDTH)
+    parts = [f"# {HEADING}", about, markdown.table(HEAD, table, SIDES)]
+    for entry in entries:
+        row, _ = tests_of(entry, rows)
+        papers = ", ".join(f"[{paper}]({ARXIV}/{paper})" for paper in entry.papers)
+        outcomes = [markdown.plain(sentence(outcome)) for outcome in outcomes_of(row)] if row else []
+        parts += [
+            f"## {entry.title}",
+            f"{markdown.plain(entry.claim)} ({papers})",
+            markdown.plain(f"It is refuted if {entry.refuted_by}"),
+            *markdown.lines([f"- {outcome}" for outcome in outcomes]),
+            markdown.plain(decided(entry, rows)),
+            *([markdown.plain(entry.found)] if entry.found else []),
+            markdown.sh("\n".join(commands_of(entry, rows))),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
 def to_html(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
+    entries = in_order(entries)
     table = [
-        [html.escape(entry.claim), papers, *map(html.escape, shown), f"<code>{html.escape(command)}</code>"]
-        for entry, (*shown, command) in zip(entries, cells(entries, rows))
-        for papers in [", ".join(f'<a href="{ARXIV}/{paper}">{paper}</a>' for paper in entry.papers)]
+        [
+            f'<a href="#{html.escape(entry.title)}">{html.escape(claim)}</a>' if claim else "",
+            *map(html.escape, cells),
+        ]
+        for entry in entries
+        for claim, *cells in cells_of(entry, rows)
     ]
-    notes = [
-        f"<li><code>{html.escape(name)}</code>: {html.escape(text)}</li>"
-        for name, text in notes_of(entries, rows)
-    ]
-    body = [
-        f"<h1>{HEADING}</h1>",
-        f"<p>{html.escape(ABOUT)}</p>",
-        html.table(HEAD, table, SIDES),
-        "<h2>What refutes each, and what was found</h2>",
-        f"<ul>{''.join(notes)}</ul>",
-    ]
-    return html.document(HEADING, body, "body { max-width: 90rem; }", plots=False)
+    body = [f"<h1>{HEADING}</h1>", f"<p>{html.escape(ABOUT)}</p>", html.table(HEAD, table, SIDES)]
+    for entry in entries:
+        row, _ = tests_of(entry, rows)
+        papers = ", ".join(f'<a href="{ARXIV}/{paper}">{paper}</a>' for paper in entry.papers)
+        outcomes = [html.escape(sentence(outcome)) for outcome in outcomes_of(row)] if row else []
+        body += [
+            f'<h2 id="{(title := html.escape(entry.title))}">{title}</h2>',
+            f"<p>{html.escape(entry.claim)} ({papers})</p>",
+            f"<p>{html.escape(f'It is refuted if {entry.refuted_by}')}</p>",
+            f"<ul>{''.join(f'<li>{outcome}</li>' for outcome in outcomes)}</ul>" if outcomes else "",
+            f"<p>{html.escape(decided(entry, rows))}</p>",
+            f"<p>{html.escape(entry.found)}</p>" if entry.found else "",
+            f"<pre>{html.escape(chr(10).join(commands_of(entry, rows)))}</pre>",
+        ]
+    return html.document(HEADING, body, "body { max-width: 80rem; }", plots=False)
 
 
 def in_a_terminal(entries: Sequence[Entry], rows: Sequence[Row]) -> list[str]:
     table = [
-        [entry.name, here, outcome, difference, pairs, minutes]
-        for entry, (outcome, difference, _, pairs, minutes, here, _) in zip(entries, cells(entries, rows))
+        [entry.title if claim else "", here, outcome, difference, pairs, minutes]
+        for entry in in_order(entries)
+        for claim, outcome, difference, _, pairs, minutes, here in cells_of(entry, rows)
     ]
     head = ("finding", "here", "outcome", "difference", "pairs", "minutes")
     return markdown.fit_to_width(head, table, "lllrrr", shutil.get_terminal_size((80, 24)).columns)
 
 
-def cells(entries: Sequence[Entry], rows: Sequence[Row]) -> list[list[str]]:
-    """Return the cells of each finding, without the first two columns."""
-    return [cells_of(entry, rows) for entry in entries]
+def in_order(entries: Sequence[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: (entry.number is None, entry.number or 0))
 
 
-def cells_of(entry: Entry, rows: Sequence[Row]) -> list[str]:
+def cells_of(entry: Entry, rows: Sequence[Row]) -> list[list[str]]:
+    """Return the rows of a finding in the table: one for each outcome, of which the first has what is said once."""
     row, repeated = tests_of(entry, rows)
     if row is None:
-        old = any(other.finding == entry.name for other in rows)
-        command = f"python sweep.py search=finding finding={entry.name}"
-        return [*[units.NONE] * 5, CHANGED if old else NEVER, command]
-    outcomes = outcomes_of(row)
-    again = [f"{other.decision} again from seed {other.first_seed}" for other in repeated]
-    return [
-        "; ".join(map(outcome_text, outcomes)),
-        "; ".join(units.signed(outcome.difference) for outcome in outcomes),
-        "; ".join(units.between(outcome.interval or (None, None)) for outcome in outcomes),
-        "; ".join(units.NONE if outcome.pairs is None else str(outcome.pairs) for outcome in outcomes),
-        f"{row.minutes:.1f}",
-        "; ".join([row.decision, *again]),
-        row.command,
+        return [[entry.claim, *[units.NONE] * 5, untested(entry, rows)]]
+    here = "; ".join(
+        [row.decision, *(f"{other.decision} from seed {other.first_seed}" for other in repeated)]
+    )
+    cells = [
+        [
+            "",
+            f"{outcome.of}: {outcome.word}" if outcome.of else outcome.word,
+            units.signed(outcome.difference),
+            units.between(outcome.interval or (None, None)),
+            units.NONE if outcome.pairs is None else str(outcome.pairs),
+            "",
+            "",
+        ]
+        for outcome in outcomes_of(row)
     ]
+    (_, *first, _, _), *others = cells
+    return [[entry.claim, *first, f"{row.minutes:.1f}", here], *others]
 
 
 def tests_of(entry: Entry, rows: Sequence[Row]) -> tuple[Row | None, list[Row]]:
@@ -113,14 +155,34 @@ def tests_of(entry: Entry, rows: Sequence[Row]) -> tuple[Row | None, list[Row]]:
     return first, list(newest.values())
 
 
-def outcome_text(outcome: Outcome) -> str:
-    of = f"{outcome.of}: " if outcome.of else ""
-    return f"{of}{outcome.arm} {outcome.word}"
+def commands_of(entry: Entry, rows: Sequence[Row]) -> list[str]:
+    row, repeated = tests_of(entry, rows)
+    return [row.command, *(other.command for other in repeated)] if row else [entry.command]
 
 
-def notes_of(entries: Sequence[Entry], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return what would refute each finding, and what was found when a contradiction was looked into."""
-    return [
-        (entry.name, " ".join(filter(None, [f"It is refuted if {entry.refuted_by}", entry.found])))
-        for entry in entries
-    ]
+def untested(entry: Entry, rows: Sequence[Row]) -> str:
+    return CHANGED if any(row.finding == entry.name for row in rows) else NEVER
+
+
+def decided(entry: Entry, rows: Sequence[Row]) -> str:
+    """Return what was decided, and what its repetitions decided, as sentences."""
+    row, repeated = tests_of(entry, rows)
+    if row is None:
+        return f"{untested(entry, rows).capitalize()}."
+    again = [f" With seeds from {other.first_seed}: {other.decision}." for other in repeated]
+    return f"{row.decision.capitalize()} here, in {row.minutes:.1f} minutes.{''.join(again)}"
+
+
+def sentence(outcome: Outcome) -> str:
+    """Return an outcome with its numbers, and what was predicted."""
+    of = f"{outcome.of.capitalize()}: " if outcome.of else ""
+    baseline = f" against {outcome.baseline}" if outcome.baseline else ""
+    numbers = ""
+    if units.finite(outcome.difference) is not None:
+        interval = units.between(outcome.interval or (None, None))
+        between = f" (95 % interval: {interval})" if interval != units.NONE else ""
+        pairs = f", {outcome.pairs} pairs" if outcome.pairs is not None else ""
+        numbers = f", {units.signed(outcome.difference)} {outcome.unit}{between}{pairs}"
+    return (
+        f"{of}{outcome.arm}{baseline}: {outcome.word}{numbers}. Predicted: {' or '.join(outcome.predicted)}."
+    )

@@ -15,7 +15,7 @@ from minllm.errors import UserError
 from minllm.files.atomic import acquire_lock, refuse_link, write_text
 from minllm.runs.find import OUTPUTS
 from minllm.study import recorded
-from minllm.study.findings.outcomes import Outcome
+from minllm.study.findings.outcomes import Decision, Outcome
 from minllm.study.report.data import plain
 
 VERSION = 1
@@ -42,7 +42,7 @@ class Row:
     preset: str
     first_seed: int
     typed: Sequence[str]
-    decision: str
+    decision: Decision
     outcomes: Sequence[Mapping[str, Any]]
     minutes: float
     command: str
@@ -50,8 +50,14 @@ class Row:
 
 
 KINDS = {
-    **dict.fromkeys(("finding", "digest", "preset", "decision", "command", "time"), str),
-    **{"first_seed": int, "typed": list[str], "outcomes": list[dict[str, Any]], "minutes": float},
+    **dict.fromkeys(("finding", "digest", "preset", "command", "time"), str),
+    **{
+        "decision": Decision,
+        "first_seed": int,
+        "typed": list[str],
+        "outcomes": list[dict[str, Any]],
+        "minutes": float,
+    },
 }
 
 
@@ -59,8 +65,9 @@ def read(path: Path = FILE) -> list[Row]:
     """Return the rows. UserError if one is damaged."""
     if path.is_dir():
         raise UserError(f"{path} is a folder, but should be a file. Remove it.")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    return [row_of(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = text.split("\n")  # unlike splitlines, which splits at characters that are allowed in JSON, too
+    return [row_of(line, f"{path}, line {number},") for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def append(row: Row, path: Path = FILE) -> None:
@@ -105,6 +112,8 @@ def row_of(text: str, where: str) -> Row:
         recorded.check(content, KINDS, "row")
         for outcome in content["outcomes"]:
             recorded.check(outcome, OUTCOME, "row", "outcomes.")
+            if outcome["interval"] is not None and len(outcome["interval"]) != 2:
+                raise recorded.Damaged("Its outcomes.interval needs two ends.")
     except recorded.Damaged as error:
         raise UserError(f"{where} is damaged. {error} Restore or remove the line.") from error
     return Row(**{name: content[name] for name in KINDS})

@@ -218,6 +218,7 @@ def data(ranking: Ranking) -> dict[str, Any]:
         "introduction": introduction(ranking),
         "warnings": warnings(ranking),
         "alike": ranking.alike,
+        "unit": "Spearman's ρ",
         "contests": [_agreement(agreement) for agreement in ranking.agreements],
         "cells": [
             {
