@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from minllm.page.html import escape
@@ -10,8 +11,14 @@ from minllm.study.profile.sentences import of_cell, percent
 
 WIDTH, HEIGHT = 92, 46
 """Of a cell."""
-LETTER = 7.0
-"""The width to keep for a letter of a name."""
+LETTER = 7.6
+"""The width to keep for a letter of a name, in the widest of the usual fonts."""
+LONGEST = 26
+"""Letters in a line of a mixer's name."""
+LEGEND = (
+    "Bold: solved. Colour: from chance to what is possible. Line: the 95 % interval, from 0 to 100 %;",
+    "its tick is chance. Not bold: ran out of steps. Asterisk: seeds diverged or didn't run.",
+)
 TOP = 22
 FONT = "font-family='system-ui, sans-serif'"
 INK, SOFT, PAPER, EMPTY = "#1c2026", "#626a75", "#fbfaf8", "#efece6"
@@ -21,11 +28,13 @@ LOW, HIGH = (239, 243, 250), (11, 78, 140)
 
 def heatmap(profile: Profile) -> str:
     """Return the picture: colour says how far above chance a mixer is, a line at the bottom has the interval."""
-    left = 24 + LETTER * max(len(mixer) for mixer in profile.mixers)
+    names = {mixer: textwrap.wrap(mixer, LONGEST, break_on_hyphens=False) for mixer in profile.mixers}
+    left = 24 + LETTER * max(len(line) for lines in names.values() for line in lines)
     head = 24 + 0.62 * LETTER * max(len(probe.name) for probe in profile.probes) + TOP
     # the last name leans to the right, past its column
     over = 0.79 * LETTER * len(profile.probes[-1].name) - WIDTH / 2 + 12
-    width = left + WIDTH * len(profile.probes) + max(24.0, over)
+    legend = 48 + 0.85 * LETTER * max(map(len, LEGEND))
+    width = max(left + WIDTH * len(profile.probes) + max(24.0, over), legend)
     height = head + HEIGHT * len(profile.mixers) + 54
     parts = [
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:.0f} {height:.0f}' width='{width:.0f}'"
@@ -36,28 +45,19 @@ def heatmap(profile: Profile) -> str:
         parts += _heading(probe, left + WIDTH * column, head)
     for row, mixer in enumerate(profile.mixers):
         y = head + HEIGHT * row
-        parts.append(_text(left - 10, y + HEIGHT / 2 + 4, mixer, INK, 13, "end"))
+        parts += _lines(names[mixer], left - 10, y + HEIGHT / 2 + 4)
         for column, probe in enumerate(profile.probes):
             parts += _cell(profile.cells[mixer, probe.name], left + WIDTH * column, y)
     below = head + HEIGHT * len(profile.mixers) + 20
-    parts += [
-        _text(
-            left,
-            below,
-            "Bold: solved. Colour: from chance to what is possible. Line: the 95 % interval, from",
-            SOFT,
-            11,
-        ),
-        _text(
-            left,
-            below + 15,
-            "0 to 100 %; its tick is chance. Not bold: ran out of steps. Asterisk: seeds diverged or didn't run.",
-            SOFT,
-            11,
-        ),
-        "</svg>",
-    ]
+    parts += [_text(24, below + 15 * line, text, SOFT, 11) for line, text in enumerate(LEGEND)]
+    parts.append("</svg>")
     return "\n".join(parts)
+
+
+def _lines(lines: list[str], x: float, middle: float) -> Iterator[str]:
+    """Yield the lines of a mixer's name, around the middle of its row."""
+    for line, text in enumerate(lines):
+        yield _text(x, middle + 15 * (line - (len(lines) - 1) / 2), text, INK, 13, "end")
 
 
 def _heading(probe: Probe, x: float, y: float) -> Iterator[str]:
