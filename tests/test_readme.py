@@ -246,11 +246,12 @@ def run_tiny(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     words = [re.sub(r"^(optim.lr=[\d.]+),.*", r"\1", smaller.get(word, word)) for word in words]
     if {"task=grade", "grader=grammar"} & set(words):
         words += ["grader.stories=2", "grader.beginnings=2", "grader.max_new_tokens=8"]
-    of_probe = any(word.startswith("data=probe/") for word in words)
+    of_probe = "search=profile" in words or any(word.startswith("data=probe/") for word in words)
     tiny = [word for word in TINY if not (of_probe and word.startswith(("data.", "model.", "tokenizer=")))]
     # each of these searches has a file of tests that trains
     if {"search=ladder", "search=profile", "search=rates", "search=ranking"} & set(words):
         words += [*tiny, "sweep.dry_run=true"]
+        words += ["probes=[mqar_small]"] if "search=profile" in words else []
     elif "search=finding" in words:
         words.append("sweep.dry_run=true")
     elif "task=findings" in words:
