@@ -92,7 +92,7 @@ class ArmsSearch:
             config.sweep.metric = self.metric
             if not any(key_of(override).startswith("sweep.trial") for override in self.overrides):
                 config.sweep.trial["train.evals"] = evaluations
-            config.sweep.minutes = None if math.isinf(left) else max(left, 1e-3) / 60
+            config.sweep.minutes = None if math.isinf(left) else max(left, 1e-9) / 60
             config.hydra.sweep.dir = str(self.folder / name_of_phase)
         return config
 

@@ -240,7 +240,7 @@ class FindingSearch:
         try:
             for place, part in enumerate(test.parts):
                 spent = time.monotonic() - began
-                self.run_part(test, part, max(share - spent, 1e-3) / (len(test.parts) - place))
+                self.run_part(test, part, max(share - spent, 1e-9) / (len(test.parts) - place))
         finally:
             seconds += time.monotonic() - began
             self.save(test, seconds)

@@ -366,7 +366,7 @@ class LadderSearch(ArmsSearch):
         left = self.deadline - time.monotonic() - seconds
         if math.isfinite(left):
             with read_write(config.hydra):
-                config.sweep.minutes = max(left, 1e-3) / 60
+                config.sweep.minutes = max(left, 1e-9) / 60
 
 
 def described(plan: RungPlan) -> str:
