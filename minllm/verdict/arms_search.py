@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from omegaconf import DictConfig, open_dict, read_write
 
 from minllm.config.compose import named_folders
-from minllm.errors import UserError
+from minllm.errors import UserError, printable
+from minllm.files.atomic import refuse_links_at_top
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.size import TARGETS
@@ -125,6 +126,19 @@ class ArmsSearch:
         if target is None:
             raise UserError("search.equal=state_bytes needs a first model that can generate.")
         return [f"size.{equal}={target:.12g}"]
+
+    def plan(self) -> str:
+        """Return a description of what will be run."""
+        raise NotImplementedError
+
+    def begin(self) -> bool:
+        """Print the plan, and save the protocol; return whether anything is to be run."""
+        print(printable(self.plan()), flush=True)
+        if self.config.sweep.dry_run:
+            return False
+        refuse_links_at_top(self.folder, appended=())
+        self.write_protocol({})
+        return True
 
     def precision_override(self) -> list[str]:
         """Return the override that fixes the precision of all runs; `auto` is resolved once, at the start."""

@@ -25,7 +25,6 @@ from omegaconf import DictConfig, read_write
 from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError, printable
-from minllm.files.atomic import refuse_links_at_top
 from minllm.model.size import TARGETS
 from minllm.schema.building import build
 from minllm.schema.checking import allowed_packages, check_node
@@ -80,11 +79,8 @@ def climb(sweeper: PruningSweeper, overrides: Sequence[str]) -> bool | None:
         RepeatedCrashes: too many trials crashed in a row.
     """
     search = LadderSearch(sweeper, overrides)
-    print(printable(search.plan()), flush=True)
-    if search.config.sweep.dry_run:
+    if not search.begin():
         return None
-    refuse_links_at_top(search.folder, appended=())
-    search.write_protocol({})
     try:
         with shared_server(search.config, sweeper.n_jobs) as search.server:
             paces = search.measure_paces()

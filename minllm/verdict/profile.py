@@ -23,7 +23,6 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError, printable
-from minllm.files.atomic import refuse_links_at_top
 from minllm.model.build import build_shapes
 from minllm.model.cost import params
 from minllm.schema.building import build
@@ -66,11 +65,8 @@ def profile(sweeper: PruningSweeper, overrides: Sequence[str]) -> Profile | None
         RepeatedCrashes: too many trials crashed in a row.
     """
     search = ProfileSearch(sweeper, overrides)
-    print(printable(search.plan()), flush=True)
-    if search.config.sweep.dry_run:
+    if not search.begin():
         return None
-    refuse_links_at_top(search.folder, appended=())
-    search.write_protocol({})
     began = time.monotonic()
     with shared_server(search.config, sweeper.n_jobs) as search.server:
         for done, probe in enumerate(search.probes, 1):

@@ -21,7 +21,6 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from minllm.errors import UserError, printable
-from minllm.files.atomic import refuse_links_at_top
 from minllm.study import recorded
 from minllm.study.measures import METRIC
 from minllm.study.ranking.cells import Cell, Ranking
@@ -54,11 +53,8 @@ def rank(sweeper: PruningSweeper, overrides: Sequence[str]) -> Ranking | None:
         RepeatedCrashes: too many trials crashed in a row.
     """
     search = RankingSearch(sweeper, overrides)
-    print(printable(search.plan()), flush=True)
-    if search.config.sweep.dry_run:
+    if not search.begin():
         return None
-    refuse_links_at_top(search.folder, appended=())
-    search.write_protocol({})
     began = time.monotonic()
     with shared_server(search.config, sweeper.n_jobs) as search.server:
         for done, dataset in enumerate(search.rungs, 1):

@@ -13,8 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from minllm.errors import UserError, printable
-from minllm.files.atomic import refuse_links_at_top
+from minllm.errors import UserError
 from minllm.schema.building import build
 from minllm.study.arms import identity
 from minllm.study.comparison import ALPHA
@@ -56,11 +55,8 @@ def study_rates(sweeper: PruningSweeper, overrides: Sequence[str]) -> RateStudy 
         RepeatedCrashes: too many trials crashed in a row.
     """
     search = RatesSearch(sweeper, overrides)
-    print(printable(search.plan()), flush=True)
-    if search.config.sweep.dry_run:
+    if not search.begin():
         return None
-    refuse_links_at_top(search.folder, appended=())
-    search.write_protocol({})
     with shared_server(search.config, sweeper.n_jobs) as search.server:
         study = search.study(search.train())
     print()

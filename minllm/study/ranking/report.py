@@ -8,16 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minllm.errors import printable
 from minllm.estimates import Estimate
 from minllm.page import units
 from minllm.page.html import document, escape, table
 from minllm.page.markdown import fit_to_width
-from minllm.page.terminal import answer
-from minllm.runs.folder import write_text
 from minllm.study.ranking.cells import LEAST_MODELS, Agreement, Cell, Ranking
 from minllm.study.ranking.correlation import Swap
-from minllm.study.report.data import json_text, plain
+from minllm.study.report.publishing import publish
 from minllm.study.report.sentences import TIME_WAS_UP
 
 FORMAT = 1
@@ -33,13 +30,7 @@ ABOUT_SWAPS = (
 
 def write_and_print(ranking: Ranking, folder: Path) -> None:
     """Write the report to a folder, print its summary, and answer --json. OSError if a file can't be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = data(ranking)
-    write_text(folder / "report.html", page(ranking))
-    write_text(folder / "report.json", json_text(content))
-    print(printable("\n".join(in_a_terminal(ranking))))
-    print(printable(f"The report is {folder / 'report.html'} and {folder / 'report.json'}"), flush=True)
-    answer({**plain(content), "report": str(folder / "report.json")})
+    publish(folder, page(ranking), data(ranking), in_a_terminal(ranking))
 
 
 # ---- sentences -----------------------------------------------------------------------------------

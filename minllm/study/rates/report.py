@@ -9,17 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minllm.errors import printable
 from minllm.page import units
 from minllm.page.html import document, escape, figure_html, table
 from minllm.page.markdown import fit_to_width
-from minllm.page.terminal import answer
-from minllm.runs.folder import write_text
 from minllm.study.contest import Contest
 from minllm.study.intervals import mean_of
 from minllm.study.rates.curves import Measure, RateStudy
-from minllm.study.report.data import json_text, plain
 from minllm.study.report.figures import LEGEND, MARGIN, banded, layout, wrapped
+from minllm.study.report.publishing import publish
 from minllm.study.report.sentences import TIME_WAS_UP
 from minllm.study.verdict import Word
 
@@ -58,13 +55,7 @@ ANSWERS: Mapping[Measure, Mapping[Word, str]] = {
 
 def write_and_print(study: RateStudy, folder: Path) -> None:
     """Write the report to a folder, print its summary, and answer --json. OSError if a file can't be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = data(study)
-    write_text(folder / "report.html", page(study))
-    write_text(folder / "report.json", json_text(content))
-    print(printable("\n".join(in_a_terminal(study))))
-    print(printable(f"The report is {folder / 'report.html'} and {folder / 'report.json'}"), flush=True)
-    answer({**plain(content), "report": str(folder / "report.json")})
+    publish(folder, page(study), data(study), in_a_terminal(study))
 
 
 # ---- sentences -----------------------------------------------------------------------------------
