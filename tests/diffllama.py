@@ -28,6 +28,7 @@ WORDS = [
     "model.dim=32",
     "model.n_layers=2",
     "model.tie_embeddings=false",
+    "model.scale_embedding=false",
     "model.attn.n_heads=4",
     "model.attn.n_kv_heads=2",
     "model.attn.head_dim=12",

@@ -225,7 +225,6 @@ def test_an_optimizer_without_a_rule_is_refused():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["model.transfer=mup", "model.scale_embedding=true"], "model.scale_embedding=true"),
         (["model.transfer=mup", "norm.kind=l2"], "norm.kind=cosine and l2"),
         (["model.transfer=mup", "model/attn=differential"], "λ is a sum over the width of a head"),
         (["model.transfer=mup", "objective=diffuseq"], "an objective with parameters of its own"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from minllm.errors import UserError, first_line
 from minllm.model.branch import reads_one_way
 from minllm.model.contract import outputs_checked, refuse_plain_parameters
 from minllm.model.lm import LM
-from minllm.model.parameter import initialise
+from minllm.model.parameter import initialise, normal
 from minllm.model.transfer import scale
 from minllm.model.unused import refuse_unsaid, refuse_unused
 from minllm.schema.building import build
@@ -71,6 +72,9 @@ def with_parts(cfg: DictConfig, objective: Objective, vocab_size: int) -> LM:
     model.parts = objective.parts(model.dim, model.vocab_size)
     if model.parts is not None:
         model.parts.stands_as = "objective"
+    if objective.embedding_std is not None:
+        draw = normal(objective.embedding_std)
+        model.embedding.role = replace(model.embedding.role, draw=draw)
     if model.transfer != "none":
         if model.base is None:
             raise UserError(

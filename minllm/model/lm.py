@@ -97,7 +97,7 @@ class LM(Stack):
         self.softcap, self.both_ways = softcap, both_ways
         self.transfer, self.base = transfer, base and base()
         self.head_factor = scale_logits  # which `build_model` divides for the growth of the width
-        self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=0.02 * dim**0.5)
+        self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads")
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
         self.sees_padding = self.cannot_generate is not None
         # the last part, because what is asked of a model's modules above doesn't concern those of the encoder

@@ -7,8 +7,8 @@ residual stream) and how its initial values are drawn. Nothing is matched by nam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -94,6 +94,28 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 def normal(std: float) -> Draw:
     return lambda value, generator: value.normal_(0, std, generator=generator)
+
+
+def times(factor: float, draw: Draw) -> Draw:
+    """Multiply what `draw` draws by a number."""
+
+    def multiplied(value: Tensor, generator: torch.Generator) -> None:
+        draw(value, generator)
+        value.mul_(factor)
+
+    return draw if factor == 1 else multiplied
+
+
+def scale_values(params: Iterable[nn.Parameter], factor: float) -> None:
+    """Multiply the initial values of parameters, which aren't drawn yet, by a number."""
+    for param in params:
+        param.role = replace(param.role, draw=times(factor, param.role.draw))
+
+
+def writers(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that write the residual stream."""
+    with_role = (param for param in module.parameters() if hasattr(param, "role"))  # others are refused later
+    return [param for param in with_role if param.role.stream == "writes"]
 
 
 def constant(number: float) -> Draw:

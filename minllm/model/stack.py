@@ -16,7 +16,7 @@ from minllm.model.branch import Branch, nothing
 from minllm.model.context import Context, Layer, Position, State
 from minllm.model.contract import made, made_branch, made_norm
 from minllm.model.norm import Norms
-from minllm.model.parameter import normal, parameter
+from minllm.model.parameter import normal, parameter, scale_values, writers
 from minllm.model.recompute import Recompute, recomputed
 from minllm.model.residual import Plain
 
@@ -81,8 +81,8 @@ class Stack(nn.Module):
         self.embedding_scale = (
             (dim**0.5 if parts.scale_embedding else 1.0) if is_word else parts.scale_embedding
         )
-        # embedded tokens have the same initial scale whether or not they are multiplied
-        draw = normal(0.02 / self.embedding_scale)
+        # logits of a tied head begin with a variance of 1 at every width
+        draw = normal(dim**-0.5)
         self.embedding = (
             parameter(parts.vocab_size, dim, kind="embedding", draw=draw, stream="writes")
             if has_embedding
@@ -90,6 +90,8 @@ class Stack(nn.Module):
         )
         self.embedding_norm = made_norm(norms, dim) if norms.embedding else None
         self.position = made(parts.key("pos"), parts.pos, dim=dim)
+        self.token_scale = self.embedding_scale * dim**-0.5
+        scale_values(writers(self.position), self.token_scale)
 
         sentences = [_parse(sentence, parts.branches, key) for sentence in layers]
         if len(layers) > n_layers and not sentences[-1]:
@@ -109,6 +111,12 @@ class Stack(nn.Module):
                 }
                 in_layer[name] = Branch(modules, dim, layer, norms, parts.residual, parts.dropout)
             (self.layers if i < n_layers else self.ahead).append(in_layer)
+        # branches that read the stream at unit scale, whatever its own, would drown small embedded tokens
+        self.branch_scale = (
+            self.token_scale if norms.before and not norms.embedding and not norms.residual else 1.0
+        )
+        for layer in (*self.layers, *self.ahead):
+            scale_values(writers(layer), self.branch_scale)
         if not self.branches():
             raise UserError(f"{key}.layout has no branches: choose a model/mlp other than none.")
         for module in self.modules():

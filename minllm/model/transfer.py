@@ -6,8 +6,8 @@ amounts that depend on the width. In the maximal update parametrisation (µP, 22
 parameter's role:
 
     parameter        grew                      forward pass        initial values
-    embedding        one side, m               as it is            as they are
-    head             one side, m               logits / m          as they are
+    embedding        one side, m               ×√width: base's     with the base's scale
+    head             one side, m               logits / m          with the base's scale
     matrix           fan-in r, fan-out s       as it is            as they are: 1/√fan-in; a router's / r
     vector           s                         as it is            as they are
     attention        head width m              scores / √m         –
@@ -24,14 +24,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import Parameter
 
 from minllm.errors import UserError
 from minllm.model.norm import CosineNorm, ScaleNorm
-from minllm.model.parameter import Draw, Growth, Role
+from minllm.model.parameter import Draw, Growth, Role, scale_values, times, writers
 from minllm.model.residual import Hyper, Scaled
+from minllm.model.stack import Stack
 from minllm.schema.options import Count
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def scale(model: LM, base: LM, transfer: Transfer, layers: float) -> None:
             depth=depth if param in in_branches else 1.0,
         )
         param.role = replace(param.role, growth=growth, draw=_initial_values(param.role, growth))
+    _scale_stream(model, base)
     # the factor makes up for the head's fan-in, so that it may be the embedding's matrix
     model.head_factor *= base.dim / model.dim
     role = model.head_weight_VD.role
@@ -125,14 +126,25 @@ def _initial_values(role: Role, growth: Growth) -> Draw:
     factor = growth.depth**0.5 if role.stream == "writes" else 1.0
     if role.is_flat:
         factor /= growth.fan_in
-    if factor == 1:
-        return role.draw
+    return times(factor, role.draw)
 
-    def scaled(value: Tensor, generator: torch.Generator) -> None:
-        role.draw(value, generator)
-        value.mul_(factor)
 
-    return scaled
+def _scale_stream(model: LM, base: LM) -> None:
+    """Give the stream and the head the initial scale that they have at the base shape: it depends on the width."""
+    grew = model.dim / base.dim
+    for stack, of_base in zip(_stacks(model), _stacks(base), strict=True):
+        stack.embedding_scale = of_base.embedding_scale
+        if stack.embedding is not None:
+            scale_values([stack.embedding], grew**0.5)
+        scale_values(writers(stack.position), of_base.token_scale / stack.token_scale)
+        for layer in (*stack.layers, *stack.ahead):
+            scale_values(writers(layer), of_base.branch_scale / stack.branch_scale)
+    if model.head is not None:
+        scale_values([model.head.weight], grew**0.5)
+
+
+def _stacks(model: LM) -> list[Stack]:
+    return [module for module in model.modules() if isinstance(module, Stack)]
 
 
 # ---- what doesn't transfer -----------------------------------------------------------------------
@@ -171,8 +183,6 @@ def _structure(model: LM) -> list[tuple[type, list[int]]]:
 
 
 def _refuse_width(model: LM, base: LM, transfer: Transfer) -> None:
-    if model.embedding_scale != base.embedding_scale:
-        _refuse(transfer, "model.scale_embedding=true, a factor that grows", "type a number instead")
     if model.parts is not None:
         _refuse(transfer, "an objective with parameters of its own", "choose another objective")
     if any(isinstance(module, (CosineNorm, ScaleNorm)) for module in model.modules()):

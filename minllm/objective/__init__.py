@@ -86,6 +86,8 @@ class Objective:
     before."""
     learns_its_inputs: bool = False
     """Whether `inputs` depends on the training steps before, so that it can't be called ahead of them."""
+    embedding_std: float | None = None
+    """Standard deviation of the embedding's initial values; None leaves it to the model."""
     passes_vary: bool = False
     """Whether the number of passes for a batch depends on its rows, so that processes may make different ones."""
     fills_holes: bool = False

@@ -25,7 +25,7 @@ from minllm.model.lm import LM
 from minllm.objective import Objective
 from minllm.objective.blocks import Canvas, refuse_shared_rows
 from minllm.objective.denoise import denoised
-from minllm.objective.embedded import Parts, embedded, for_head, rounded
+from minllm.objective.embedded import EMBEDDING_STD, Parts, embedded, for_head, rounded
 from minllm.objective.gaussian import Chain
 from minllm.objective.noise import Noise
 from minllm.objective.targets import head_loss
@@ -86,6 +86,7 @@ class DiffuSeq(Objective):
     draws_tokens = False
     attends = "all"
     learns_its_inputs = True
+    embedding_std = EMBEDDING_STD
 
     def __init__(
         self,

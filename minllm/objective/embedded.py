@@ -12,8 +12,10 @@ from minllm.model.lm import LM
 from minllm.model.parameter import Linear
 from minllm.objective.importance import TimeSteps
 
-UNIT = 50.0
-"""Brings the initial embeddings, whose standard deviation is 0.02, to the scale of the noise."""
+EMBEDDING_STD = 0.02
+"""Standard deviation of the initial embeddings of tokens, which aren't multiplied by `model.scale_embedding`."""
+UNIT = 1 / EMBEDDING_STD
+"""Brings them to the scale of the noise."""
 TIMES = 1000
 """Time steps are rescaled to this range before they are embedded."""
 
@@ -49,13 +51,12 @@ class Parts(nn.Module):
 def embedded(model: LM, tokens: Tensor) -> Tensor:
     """Return the embeddings of tokens (…) in the noised space, (…, W), in full precision."""
     with torch.autocast(tokens.device.type, enabled=False):
-        return model.parts.project(UNIT * model.lookup(tokens, model.embedding))
+        return model.parts.project(UNIT * F.embedding(tokens, model.embedding))
 
 
 def for_head(model: LM, x: Tensor) -> Tensor:
     """Return the head's input for points of the noised space: logits are inner products with embeddings, if tied."""
-    scale = UNIT * (model.embedding_scale if model.head is None else 1.0)
-    return F.linear(scale * x, model.parts.project.weight.T)
+    return F.linear(UNIT * x, model.parts.project.weight.T)
 
 
 def rounded(pull_TW: Tensor, precision: Tensor, all_VW: Tensor, *, soft: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """`task=coordcheck`: whether hyper-parameters of a model transfer to other widths and depths.
 
 python run.py task=coordcheck model.transfer=mup
-python run.py task=coordcheck model.transfer=completep norm.embedding=true 'depths=[4,8,16,32]' widths=null
+python run.py task=coordcheck model.transfer=completep 'depths=[4,8,16,32]' widths=null
 """
 
 from __future__ import annotations
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 AXES = {"model.dim": "width", "model.n_layers": "depth"}
 LEAST_SIZES = 3
-EMBEDDING_ADVICE = (
-    "What branches write shrinks with the depth, and then the embedded tokens, which are small, must not be: add"
-    " norm.embedding=true."
-)
 
 
 @dataclass(frozen=True)
@@ -166,8 +162,6 @@ def sentence(cfg: DictConfig, check: Check) -> str:
         return f"{words} Type model.transfer=mup."
     if check.key == "model.n_layers" and cfg.model.transfer != "completep":
         return f"{words} Type model.transfer=completep."
-    if check.key == "model.n_layers" and not cfg.norm.embedding:
-        return f"{words} {EMBEDDING_ADVICE}"
     return f"{words} A smaller optim.lr shows whether that is because training saturates."
 
 

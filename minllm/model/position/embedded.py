@@ -18,7 +18,7 @@ class Learned(Position):
     def __init__(self, dim: int, *, max_len: Count):
         super().__init__(dim)
         self.max_positions = max_len
-        self.weight = parameter(max_len, dim, kind="embedding", draw=normal(0.02), stream="writes")
+        self.weight = parameter(max_len, dim, kind="embedding", draw=normal(1.0), stream="writes")
 
     def embed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         if (
@@ -43,7 +43,7 @@ class Sinusoidal(Position):
 
     Args:
         theta: the longest wavelength is just under 2π times this.
-        amplitude: amplitude of the waves; embedded tokens have an initial scale of 0.02.
+        amplitude: amplitude of the waves; embedded tokens have an initial scale of 1 if they are multiplied by √D.
     """
 
     def __init__(self, dim: int, *, theta: Positive, amplitude: Positive):
