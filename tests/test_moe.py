@@ -18,6 +18,7 @@ from minllm.generation.generate import generate
 from minllm.model.build import build_model
 from minllm.model.context import PAD, Context, Layer, Position
 from minllm.model.cost import cost, forward_flops
+from minllm.model.mlp import moe
 from minllm.model.mlp.moe import MoE
 from minllm.model.parameter import initialise
 from minllm.model.steps import after_step, before_step
@@ -199,6 +200,27 @@ def test_the_router_is_computed_in_fp32():
         weights_16, chosen_16 = module.router(inputs(), context())
         assert module(inputs(), context()).dtype == torch.bfloat16
     assert torch.equal(weights, weights_16) and torch.equal(chosen, chosen_16)
+
+
+def test_experts_see_few_numbers_of_rows_in_bf16(monkeypatch):
+    """Products in bf16 are compiled for each number of rows on a CPU, which takes longer than the product."""
+    module, seen = mixture(), set()
+    for expert in module.experts:
+        expert.register_forward_pre_hook(lambda expert, args: seen.add(args[0].shape[1]))
+
+    def outputs() -> list[Tensor]:
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            ys = [module(inputs(4, length), context(4, length)) for length in range(100, 180, 5)]
+        sum(y.float().square().sum() for y in ys).backward()
+        return [*ys, *(param.grad for param in module.parameters())]
+
+    rounded_up = outputs()
+    assert len(seen) <= 6, seen
+    seen.clear()
+    monkeypatch.setattr(moe, "output", lambda expert, x_1RD, ctx: expert(x_1RD, ctx))
+    torch.testing.assert_close(rounded_up, outputs(), rtol=0.02, atol=0.02)
+    assert len(seen) > 30
 
 
 @pytest.mark.parametrize("grad", [True, False])

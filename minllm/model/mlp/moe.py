@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
@@ -96,7 +97,7 @@ class MoE(nn.Module):
         token_R, expert_R, sizes_E = self.rows(chosen_BTE)
         x_RD = x_BTD.flatten(0, 1).index_select(0, token_R)
         outputs = [
-            expert(x_1RD, ctx)
+            output(expert, x_1RD, ctx)
             for expert, x_1RD in zip(self.experts, x_RD[None].split(sizes_E, dim=1))
             # when training, an expert that no token chose gets a gradient of zero instead of None
             if x_1RD.shape[1] or torch.is_grad_enabled()
@@ -136,3 +137,16 @@ class MoE(nn.Module):
     def after_step(self) -> dict[str, Tensor]:
         """Return the fraction of choices dropped because of the capacity; empty if there is no capacity."""
         return {} if self.capacity is None else {"router_dropped": 1 - self.kept / self.wanted.clamp(min=1)}
+
+
+def output(expert: nn.Module, x_1RD: Tensor, ctx: Context) -> Tensor:
+    """Return an expert's output for its rows, whose number is rounded up where each number costs a compilation.
+
+    On a CPU, products in bf16 are compiled for their shapes, and the number of rows changes in every pass.
+    """
+    R = x_1RD.shape[1]
+    in_bf16 = torch.is_autocast_enabled("cpu") or x_1RD.dtype == torch.bfloat16
+    if x_1RD.device.type != "cpu" or not in_bf16 or R < 16:  # so few are the rows of generation
+        return expert(x_1RD, ctx)
+    more = -R % max(64, 2 ** (R.bit_length() - 4))
+    return expert(F.pad(x_1RD, (0, 0, 0, more)), ctx)[:, :R]
