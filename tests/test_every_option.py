@@ -65,7 +65,12 @@ VALUES = [
     ("+model/pos@model.attn.pos=rope", "model/pos=none"),
     ("model.pos.fraction=0.5", "model.pos.interleaved=true"),
     ("model/attn=mla", "model.attn.query_latent_dim=10", "model/attn/mask=window"),
-    ("model.tie_embeddings=false", "model.head_bias=true", "model.softcap=3.0", "model.scale_embedding=true"),
+    (
+        "model.tie_embeddings=false",
+        "model.head_bias=true",
+        "model.softcap=3.0",
+        "model.scale_embedding=false",
+    ),
     ("model.loops=3", "model.attn.value_residual=true"),
     ("model.first=[mlp]",),
     ("objective.predict_ahead=2", "objective.z_loss=1e-3"),

@@ -27,7 +27,7 @@ from minllm.model.kernels.linear import linear
 from minllm.model.norm import Norms
 from minllm.model.parameter import Linear, constant, parameter
 from minllm.model.residual import Plain
-from minllm.model.stack import Parts, Stack, positions_in, written
+from minllm.model.stack import LOGIT_SCALE, Parts, Stack, positions_in, written
 from minllm.model.static import StaticState
 from minllm.model.transfer import Base, Transfer
 from minllm.schema.options import BelowOne, Count, Natural, Positive
@@ -97,7 +97,7 @@ class LM(Stack):
         self.softcap, self.both_ways = softcap, both_ways
         self.transfer, self.base = transfer, base and base()
         self.head_factor = scale_logits  # which `build_model` divides for the growth of the width
-        self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads")
+        self.head = None if tie_embeddings else Linear(dim, vocab_size, stream="reads", gain=LOGIT_SCALE)
         self.head_bias_V = parameter(vocab_size, kind="vector", draw=constant(0)) if head_bias else None
         self.sees_padding = self.cannot_generate is not None
         # the last part, because what is asked of a model's modules above doesn't concern those of the encoder

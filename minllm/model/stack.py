@@ -20,6 +20,9 @@ from minllm.model.parameter import normal, parameter, scale_values, writers
 from minllm.model.recompute import Recompute, recomputed
 from minllm.model.residual import Plain
 
+LOGIT_SCALE = 0.5
+"""Standard deviation of the first logits."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -81,16 +84,16 @@ class Stack(nn.Module):
         self.embedding_scale = (
             (dim**0.5 if parts.scale_embedding else 1.0) if is_word else parts.scale_embedding
         )
-        # logits of a tied head begin with a variance of 1 at every width
-        draw = normal(dim**-0.5)
+        # logits of a tied head begin with this scale at every width; GPT-2's 0.02 is the same at its width of 768
+        std = LOGIT_SCALE * dim**-0.5
         self.embedding = (
-            parameter(parts.vocab_size, dim, kind="embedding", draw=draw, stream="writes")
+            parameter(parts.vocab_size, dim, kind="embedding", draw=normal(std), stream="writes")
             if has_embedding
             else None
         )
         self.embedding_norm = made_norm(norms, dim) if norms.embedding else None
         self.position = made(parts.key("pos"), parts.pos, dim=dim)
-        self.token_scale = self.embedding_scale * dim**-0.5
+        self.token_scale = self.embedding_scale * std
         scale_values(writers(self.position), self.token_scale)
 
         sentences = [_parse(sentence, parts.branches, key) for sentence in layers]

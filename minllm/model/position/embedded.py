@@ -43,7 +43,7 @@ class Sinusoidal(Position):
 
     Args:
         theta: the longest wavelength is just under 2π times this.
-        amplitude: amplitude of the waves; embedded tokens have an initial scale of 1 if they are multiplied by √D.
+        amplitude: amplitude of the waves; embedded tokens begin at 0.5 if they are multiplied by √D.
     """
 
     def __init__(self, dim: int, *, theta: Positive, amplitude: Positive):
