@@ -276,7 +276,7 @@ def test_two_hops_are_their_formula():
     batch = tokens(2, 9)
     positions_BT = torch.arange(9)[None]
     ctx = Context(positions_BT, positions_BT, model.position)
-    x = model.embedding[batch]
+    x = model.lookup(batch, model.embedding)
     for layer in model.layers:
         attn, mlp, mlp_2 = (next(iter(branch.words.values())) for branch in layer.values())
         norms = [branch.before for branch in layer.values()]
@@ -297,7 +297,7 @@ def test_what_norms_its_input_has_no_norm_before_it():
     for word, module in branch.words.items():
         module.register_forward_pre_hook(lambda module, args, word=word: seen.update({word: args[0]}))
     model(batch)
-    x = model.embedding[batch]
+    x = model.lookup(batch, model.embedding)
     assert torch.equal(seen["rec"], x) and torch.equal(seen["attn"], branch.before["attn"](x))
 
 

@@ -216,7 +216,7 @@ def test_residuals_that_begin_as_the_plain_one(residual):
 
 def test_rezero_begins_as_the_identity():
     model = tiny_model("model/residual=rezero")
-    torch.testing.assert_close(model.hidden(tokens()), model.norm(F.embedding(tokens(), model.embedding)))
+    torch.testing.assert_close(model.hidden(tokens()), model.norm(model.lookup(tokens(), model.embedding)))
 
 
 def test_layerscale_and_deepnorm_weigh_the_branch_and_the_stream():

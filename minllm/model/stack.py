@@ -114,10 +114,9 @@ class Stack(nn.Module):
                 }
                 in_layer[name] = Branch(modules, dim, layer, norms, parts.residual, parts.dropout)
             (self.layers if i < n_layers else self.ahead).append(in_layer)
-        # branches that read the stream at unit scale, whatever its own, would drown small embedded tokens
-        self.branch_scale = (
-            self.token_scale if norms.before and not norms.embedding and not norms.residual else 1.0
-        )
+        # what reads the stream through a norm doesn't shrink with it, and would drown small embedded tokens
+        shrinks = norms.before and not norms.embedding and not norms.residual
+        self.branch_scale = self.embedding_scale * dim**-0.5 if shrinks else 1.0
         for layer in (*self.layers, *self.ahead):
             scale_values(writers(layer), self.branch_scale)
         if not self.branches():
