@@ -43,15 +43,15 @@ def slopes(check: dict) -> dict[str, float]:
 def test_changes_depend_on_the_width_but_not_with_mup(check, words):
     words = [*words, "widths=[32,64,128]", "tolerance=0.2", "steps=3"]
     (standard,) = check(*words)["checks"]
-    assert not standard["flat"] and slopes(standard)["logits"] > 0.5
+    assert not standard["flat"] and slopes(standard)["logits"] > 0.3
     (transferred,) = check(*words, "model.transfer=mup", "model.base.dim=32")["checks"]
     assert transferred["flat"], slopes(transferred)
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_other_optimizers_are_flat_too(check, optim):
-    words = [f"optim={optim}", f"optim.lr={OPTIMIZERS[optim]}", "widths=[32,64,128]", "tolerance=0.25"]
-    words += ["train.clip=null"]  # the norm of the gradient depends on the width
+    words = [f"optim={optim}", f"optim.lr={OPTIMIZERS[optim]}", "widths=[32,64,128]", "tolerance=0.2"]
+    words += ["norm.embedding=true", "train.clip=null"]  # the norm of the gradient depends on the width
     (standard,) = check(*words)["checks"]
     (transferred,) = check(*words, "model.transfer=mup", "model.base.dim=32")["checks"]
     assert transferred["flat"] and not standard["flat"], (slopes(transferred), slopes(standard))
@@ -62,6 +62,7 @@ def test_changes_depend_on_the_depth_but_not_with_completep(check, capsys):
         "widths=null",
         "depths=[2,4,8]",
         "model.dim=32",
+        "norm.embedding=true",
         "optim.lr=0.0003",
         "tolerance=0.2",
         "steps=3",

@@ -109,6 +109,7 @@ def config(shape: Shape, setting: Setting, mixer: str = ATTENTION, words: Sequen
             *([] if without_mlp else mlp),
             "norm=pre",
             "model.tie_embeddings=true",
+            "model.scale_embedding=false",
             f"data.seq_len={shape.seq_len}",
             f"train.batch_size={shape.batch_size}",
             f"train.precision={setting.precision}",

@@ -13,7 +13,7 @@ between steps, which take one row and one token at a time, and GPU kernels, in p
 
 from __future__ import annotations
 
-import math
+import itertools
 import sys
 import weakref
 from collections.abc import Callable
@@ -56,9 +56,10 @@ FIRST_STEP = 30 << 20
 """Bytes that a process allocates in its first step for loaded code and library buffers."""
 
 PRODUCT, MOST_PRODUCTS = 600 << 10, 1024
-"""Bytes that oneDNN caches for each shape of a bf16 matrix product, and the number of shapes it caches.
+"""Bytes that oneDNN caches for each shape of a bf16 matrix product, and the number of shapes it caches."""
 
-Experts process a different number of rows each time, so they fill the cache within a few steps."""
+NUMBERS_OF_ROWS = 16
+"""Shapes of each product with experts' weights: experts read a different number of rows each time, rounded up."""
 
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
@@ -102,7 +103,7 @@ def predicted_peak(
     tensors = lasting + round(FRAGMENTED * (imagined.peak_bytes - lasting))
     products = len(imagined.products)
     if products:
-        products += fresh * math.ceil(settings.batch_size / rows) * (settings.steps or MOST_PRODUCTS)
+        products += fresh * NUMBERS_OF_ROWS
     kept = PRODUCT * min(products, MOST_PRODUCTS)
     return memory.resident_bytes() + FIRST_STEP + tensors + kept
 
@@ -123,7 +124,7 @@ def train(
     """Take two steps and evaluate, as a run does, while `storages` tracks memory.
 
     Returns the bytes that persist between steps (weights, their average and optimizer state), and the number of matrix
-    products per micro-batch whose shapes differ each time.
+    products whose shapes differ from one micro-batch to the next.
     """
     run = run_of(cfg, tokenizer, rows, device, precision)
     batch = batch_of(cfg)
@@ -137,7 +138,7 @@ def train(
         accumulate(run, run.objective.loss, inputs, 1, rows)
         update(run, lr=cfg.optim.lr)
     evaluate(run.model, run.objective, Few(few_rows(batch, rows)), device, precision)
-    return lasting, sum(fresh_products(module, batch) for module in run.model.modules())
+    return lasting, len(set().union(*(fresh_products(module, batch) for module in run.model.modules())))
 
 
 def run_of(
@@ -194,15 +195,16 @@ class Few:
         return [(range(self.rows), self.batch)]
 
 
-def fresh_products(module: nn.Module, batch: Batch) -> int:
-    """Return the number of a module's matrix products whose row count varies: those with experts' weights."""
+def fresh_products(module: nn.Module, batch: Batch) -> set[tuple]:
+    """Return the shapes of a module's matrix products whose row count varies: those with experts' weights."""
     if not isinstance(module, MoE):
-        return 0
+        return set()
     # with expert choice, all experts read the same number of rows
     if isinstance(module.router, ExpertChoice) and batch.segments_BT is None:
-        return 0
+        return set()
     # forward, and the gradients of both factors
-    return 3 * sum(param.ndim == 2 for param in module.experts.parameters())
+    shapes = {tuple(param.shape) for param in module.experts.parameters() if param.ndim == 2}
+    return set(itertools.product(shapes, ("output", "inputs", "weights")))
 
 
 class LiveStorages(TorchDispatchMode):
