@@ -26,7 +26,7 @@ from tests.instant import complete, inquiry
 from tests.pages import ROOT, commands
 from tests.test_ledger import COMMAND, better, compared, question, told
 from tests.test_report_schema import validate_answer, validate_report
-from tests.test_verdict import PROTOCOL
+from tests.verdicts import PROTOCOL
 
 PAGE = (ROOT / "docs/ledger.md").read_text(encoding="utf-8")
 

@@ -29,7 +29,7 @@ from minllm.verdict.entry import (
 )
 from minllm.verdict.ledger import Contents, Ledger, next_places
 from tests.comparisons import comparison
-from tests.test_verdict import ASKED
+from tests.verdicts import ASKED
 
 COMMAND = "python sweep.py search=verdict"
 
