@@ -12,16 +12,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.config.compose import compose
+from minllm.errors import UserError
 from minllm.runs.documents import DOCUMENTS, DocumentLosses
 from minllm.study.arms import Arm
-from minllm.study.comparison import Comparison, of_arms
+from minllm.study.comparison import Comparison, compare, of_arms
 from minllm.study.reading import Guess, Reading
 from minllm.study.selection import TrainedRun
 
 FLOOR = 1.5
+PRE, POST = "norm=pre", "norm=post"
 ENVIRONMENT = {
     "cpu": "an abacus",
     "gpu": None,
@@ -92,6 +95,15 @@ def begun(folder: Path, *words: str, seed: int = 0) -> Path:
     return folder
 
 
+def two_arms(folder: Path, seeds: int = 2, apart: float = 0.1) -> Path:
+    """Write the runs of a grid of norm=pre and norm=post, which is so much worse."""
+    for number, norm in enumerate([PRE, POST]):
+        for seed in range(seeds):
+            where, bpb = folder / f"{number * seeds + seed}-{norm}", 2 + number * apart + seed / 1000
+            finished(where, norm, seed=seed, bpb=bpb)
+    return folder
+
+
 @functools.cache
 def composed(*words: str) -> DictConfig:
     """Return what `words` compose, which takes a tenth of a second; nobody changes it."""
@@ -112,6 +124,12 @@ def comparison(
         for name, mean in means.items()
     ]
     return of_arms(arms, **asked)
+
+
+def refusal(*folders: Path, **asked) -> str:
+    with pytest.raises(UserError) as refused:
+        compare(folders, **asked)
+    return str(refused.value)
 
 
 def with_documents(one: Comparison, spread_of_documents: float = 0.0) -> Comparison:
