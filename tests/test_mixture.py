@@ -18,7 +18,7 @@ from minllm.objective import HOLE, Objective
 from minllm.objective.mixture import Mixture
 from minllm.objective.noise import Noise
 from minllm.schema.building import build
-from tests.test_objectives import ENCODER, EOS, NEEDS, Letters, batch, noise, sampling
+from tests.objectives import ENCODER, EOS, NEEDS, Letters, batch, noise, sampling
 from tests.tiny import VOCAB, T, options, random_model, tiny_cfg
 
 ALONE = [name for name in options("objective") if name not in ("objective=diffuseq", "objective=mixture")]

@@ -24,8 +24,8 @@ from minllm.objective import Inputs, Objective
 from minllm.objective.noise import Noise
 from minllm.objective.targets import read
 from minllm.schema.building import build
+from tests.objectives import batch, noise
 from tests.pairs import alone, put
-from tests.test_objectives import batch, noise
 from tests.tiny import VOCAB, T, options, tiny_cfg
 
 GROUPS = ("model/attn", "model/attn/mask", "model/rec", "model/layout")

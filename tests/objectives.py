@@ -1,0 +1,65 @@
+"""Objectives for tests: models that learn them, documents and noise, and a tokenizer for what they write."""
+
+from __future__ import annotations
+
+import torch
+
+from minllm.data.batches import IGNORED, Batch
+from minllm.generation.sampler import Sampling
+from minllm.objective.noise import Noise
+from minllm.schema.building import build
+from tests.tiny import VOCAB, T, random_model, tiny_cfg
+
+PADDING, EOS = 3, 5
+
+
+def batch(rows: int = 4, *, given: bool = False, seed: int = 0, length: int = T) -> Batch:
+    """Return documents of different lengths in rows of their own, half of each given if asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(6, VOCAB, (rows, length), generator=generator)
+    lengths = torch.linspace(length, length // 2, rows).long()[:, None]
+    place = torch.arange(length)
+    text = torch.where(place == lengths - 1, EOS, torch.where(place < lengths, text, PADDING))
+    tokens_BT = torch.cat([torch.full((rows, 1), EOS), text[:, :-1]], 1)
+    targets_BT = torch.where(place < lengths, text, IGNORED)
+    given_BT = (place < lengths // 2) if given else None
+    if given:
+        targets_BT = targets_BT.masked_fill(given_BT, IGNORED)
+    return Batch(tokens_BT, targets_BT, None, given_BT, PADDING, EOS, EOS)
+
+
+def noise(rows: int = 4, seed: int = 0, step: int | str = 7) -> Noise:
+    return Noise(seed, step, range(rows), rows)
+
+
+def made(objective: str, *more: str):
+    """Return a model with random weights, and the objective that it learns."""
+    choices = (objective, *NEEDS.get(objective, []), *more)
+    return random_model(*choices), build(tiny_cfg(*choices).objective)
+
+
+ENCODER = ["model/encoder=same", "model/layout=decoder"]
+NEEDS = {"objective=mixture": ENCODER, "objective=seq2seq": ENCODER, "objective=span": ENCODER}
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    vocab_size, eos_id, bos_id, pad_id = VOCAB, EOS, EOS, PADDING
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        return [EOS] * bos + [ord(letter) - 59 for letter in text] + [EOS] * eos
+
+    def encode_batch(self, texts, *, bos: bool = False):
+        return [self.encode(text, bos=bos) for text in texts]
+
+    def decode(self, ids) -> str:
+        return "".join(chr(id + 59) for id in ids)
+
+    def token_bytes(self, id: int) -> bytes:
+        return chr(id + 59).encode()
+
+
+def sampling(**changed) -> Sampling:
+    options = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.0, "max_new_tokens": 9, "seed": 0}
+    return Sampling(**{**options, **changed})
