@@ -25,7 +25,7 @@ from minllm.schema.building import build
 from minllm.tasks.describe import column
 from minllm.tracing.tree import Step
 from minllm.training import checkpoints
-from tests.test_oracles import TINY, randomised
+from tests.oracles import TINY, randomised
 from tests.tiny import VOCAB, T, options, shrink, tiny_cfg, tokens, told
 from tests.vocabularies import TEXTS, byte_level
 

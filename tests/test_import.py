@@ -17,7 +17,7 @@ from minllm.errors import UserError
 from minllm.tokenizer.huggingface import HuggingFace
 from minllm.training import checkpoints
 from tests.commands import python
-from tests.test_oracles import TINY, nodes, randomised
+from tests.oracles import TINY, nodes, randomised
 from tests.vocabularies import AWKWARD, TEXTS, assert_survives, byte_fallback, byte_level
 
 transformers = pytest.importorskip(

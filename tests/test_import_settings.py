@@ -28,7 +28,7 @@ from minllm.convert.table import fill
 from minllm.errors import UserError
 from minllm.model.build import build_model
 from minllm.schema.checking import fits
-from tests.test_oracles import TINY, both_logits, randomised, saved
+from tests.oracles import TINY, both_logits, randomised, saved
 from tests.tiny import VOCAB, tokens, told
 
 transformers = pytest.importorskip(
