@@ -34,7 +34,7 @@ from tests.test_grid import run
 from tests.test_ledger import compared, question, told
 from tests.test_report_schema import validate_answer, validate_report
 from tests.test_sweep_report import trial
-from tests.test_tuning import RATES, SEEDS, carried_out, rates_in
+from tests.tunings import RATES, SEEDS, carried_out, rates_in
 
 ARMS = ("arms.a=[norm=pre]", "arms.b=[norm=post]", "search.equal=null", "train.check=false")
 PAIRS = ("data=tales_pairs", *ARMS)
