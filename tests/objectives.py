@@ -6,6 +6,9 @@ import torch
 
 from minllm.data.batches import IGNORED, Batch
 from minllm.generation.sampler import Sampling
+from minllm.model.build import with_parts
+from minllm.objective import Objective
+from minllm.objective.mixture import Mixture
 from minllm.objective.noise import Noise
 from minllm.schema.building import build
 from tests.tiny import VOCAB, T, random_model, tiny_cfg
@@ -63,3 +66,22 @@ class Letters:
 def sampling(**changed) -> Sampling:
     options = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.0, "max_new_tokens": 9, "seed": 0}
     return Sampling(**{**options, **changed})
+
+
+def part(name: str, *words: str) -> Objective:
+    return build(tiny_cfg(f"objective={name}", *words).objective)
+
+
+def mixture(*names: str, weights=None, evaluate=None, mode_tokens=False) -> Mixture:
+    of = {name: lambda name=name: part(name) for name in names}
+    return Mixture(of=of, weights=weights or {}, evaluate=evaluate, mode_tokens=mode_tokens)
+
+
+def model_for(learn: Objective, *words: str):
+    """Return a model with random weights that has the special tokens of an objective."""
+    model = with_parts(tiny_cfg(*words), learn, VOCAB).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.randn(param.shape, generator=generator) * 0.2 + (param.ndim == 1) * 0.5)
+    return model
