@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from minllm.data.batches import IGNORED, Batch
@@ -36,9 +38,9 @@ def noise(rows: int = 4, seed: int = 0, step: int | str = 7) -> Noise:
 
 
 def made(objective: str, *more: str):
-    """Return a model with random weights, and the objective that it learns."""
+    """Return a model with random weights, of the caller's own, and the objective that it learns."""
     choices = (objective, *NEEDS.get(objective, []), *more)
-    return random_model(*choices), build(tiny_cfg(*choices).objective)
+    return copy.deepcopy(random_model(*choices)), build(tiny_cfg(*choices).objective)
 
 
 ENCODER = ["model/encoder=same", "model/layout=decoder"]
