@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from minllm.data.batches import IGNORED, Batch
 from minllm.generation.sampler import Sampling
 from minllm.model.build import with_parts
+from minllm.model.lm import LM
 from minllm.objective import Objective
 from minllm.objective.mixture import Mixture
 from minllm.objective.noise import Noise
 from minllm.schema.building import build
-from tests.tiny import VOCAB, T, random_model, tiny_cfg
+from tests.tiny import VOCAB, T, random_model, tiny_cfg, tiny_model
 
 PADDING, EOS = 3, 5
 
@@ -37,10 +39,14 @@ def noise(rows: int = 4, seed: int = 0, step: int | str = 7) -> Noise:
     return Noise(seed, step, range(rows), rows)
 
 
-def made(objective: str, *more: str):
-    """Return a model with random weights, of the caller's own, and the objective that it learns."""
+def made(objective: str, *more: str, model_of: Callable[..., LM] = random_model):
+    """Return a model with random weights, which tests share unless `model_of` says otherwise, and its objective."""
     choices = (objective, *NEEDS.get(objective, []), *more)
-    return copy.deepcopy(random_model(*choices)), build(tiny_cfg(*choices).objective)
+    return model_of(*choices), build(tiny_cfg(*choices).objective)
+
+
+made_anew = partial(made, model_of=partial(tiny_model, randomised=True))
+"""The same for tests that change the model."""
 
 
 ENCODER = ["model/encoder=same", "model/layout=decoder"]

@@ -134,7 +134,7 @@ def test_shares_are_those_of_each_prediction(words, name):
 
 def test_exact_is_what_greedy_decoding_writes(words):
     words = [*words, "data.max_length=2", "data.val_pairs=8", "data.alphabet=abcdefgh", "optim.lr=1e-2"]
-    minllm.train(minllm.compose([*words, "train.steps=100"]), Path("run"))
+    minllm.train(minllm.compose([*words, "train.steps=50"]), Path("run"))
     model, tokenizer, cfg = minllm.load("run")
     pairs, validation = [*build(cfg.data).pairs("val")], open_data(build(cfg.data), tokenizer).validation(8)
     objective = build(cfg.objective)

@@ -134,7 +134,7 @@ def same(one: torch.Tensor, other: torch.Tensor, tolerance: float = 2e-5) -> Non
 
 @every_pair
 def test_it_learns(choices, objective=OBJECTIVE):
-    """The loss is finite, every parameter has a gradient, and each step lowers the loss on the same batch.
+    """The loss is finite, every parameter has a gradient, and steps lower the loss on the same batch.
 
     Other objectives are those of `make check`; tests/test_objectives_and_mixers.py has all with every mixer.
     """
@@ -158,14 +158,17 @@ def test_it_learns(choices, objective=OBJECTIVE):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-5)
     losses, without = [], set(dict(model.named_parameters()))
     # a gain that begins at zero lets no gradient past it, until it has moved; an encoder is behind two of them
-    for _ in range(2 if model.encoder is None else 3):
+    # tokens that change their experts may raise the loss for a step
+    has_experts = any(param.role.active < 1 for param in model.parameters())
+    for _ in range(5 if has_experts else 2 if model.encoder is None else 3):
         losses.append(loss())
         losses[-1].backward()
         without -= {path for path, p in model.named_parameters() if reached(p)}
         optimizer.step()
     losses.append(loss())
     assert all(math.isfinite(loss.item()) for loss in losses)
-    assert all(after < before for before, after in zip(losses, losses[1:]))
+    assert losses[-1] < losses[0]
+    assert has_experts or all(after < before for before, after in zip(losses, losses[1:]))
     assert not without, "have no gradient"
 
 

@@ -24,7 +24,7 @@ from minllm.schema.building import build
 from minllm.tasks.evaluate import evaluate
 from minllm.tasks.generate import filled, generate
 from minllm.training.train import train
-from tests.objectives import ENCODER, NEEDS, PADDING, Letters, batch, made, noise, sampling
+from tests.objectives import ENCODER, NEEDS, PADDING, Letters, batch, made, made_anew, noise, sampling
 from tests.tiny import VOCAB, T, options, random_model, tiny_cfg, tokens
 
 OF_ONE_ROW = [name for name in options("objective") if name not in ("objective=diffuseq", *NEEDS)]
@@ -59,7 +59,7 @@ def tensors(inputs: Rows) -> Iterator[tuple[str, torch.Tensor]]:
 @every_document
 def test_it_learns(objective, given):
     """Each step lowers the loss for the same batch and the same noise, and every parameter gets a gradient."""
-    model, learn = made(objective)
+    model, learn = made_anew(objective)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     inputs = learn.inputs(batch(given=given), noise(), model)
@@ -114,7 +114,7 @@ def test_it_is_evaluated_alike_in_any_batch(objective, given):
 @torch.no_grad()
 def test_a_model_whose_output_is_zero_has_the_loss_of_a_uniform_guess(objective):
     """ln V for each token that counts; diffusion also pays for the padding up to the end of its block."""
-    model, learn = made(objective)
+    model, learn = made_anew(objective)
     model.embedding.zero_()
     documents = batch(given=True)
     counted_B = (documents.targets_BT != IGNORED).sum(1)
