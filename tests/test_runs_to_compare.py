@@ -309,7 +309,8 @@ def test_interpolated_override_is_recorded_resolved():
 
 
 def test_each_run_of_a_grid_records_its_overrides(go):  # noqa: F811
-    assert go("-m", "word=write", "seed=1,2", "model.dim=8")[0] == 0
+    code, _, err = go("-m", "word=write", "seed=1,2", "model.dim=8")
+    assert code == 0, err
     typed = [OmegaConf.load(file).typed for file in sorted(Path("outputs").rglob("config.yaml"))]
     assert [[word for word in words if "seed" in word] for words in typed] == [["seed=1"], ["seed=2"]]
     assert all(words[0] == "--config-dir=conf" and words[-1] == "model.dim=8" for words in typed)
