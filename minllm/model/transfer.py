@@ -6,7 +6,7 @@ amounts that depend on the width. In the maximal update parametrisation (µP, 22
 parameter's role:
 
     parameter        grew                      forward pass        initial values
-    embedding        one side, m               ×√width: base's     with the base's scale
+    embedding        one side, m               as at the base      with the base's scale
     head             one side, m               logits / m          with the base's scale
     matrix           fan-in r, fan-out s       as it is            as they are: 1/√fan-in; a router's / r
     vector           s                         as it is            as they are
