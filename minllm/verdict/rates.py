@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from minllm.errors import UserError
 from minllm.schema.building import build
+from minllm.schema.overrides import key_of
 from minllm.study.arms import identity
 from minllm.study.comparison import ALPHA
 from minllm.study.rates.curves import Curve, RateStudy
@@ -168,8 +169,12 @@ class RatesSearch(ArmsSearch):
         """Open the search that measures an arm's loss at initialisation, at a size."""
         steps = shortest(build(self.cfgs[name, at].schedule), 1)
         short = [f"{RATE}={NEXT_TO_NOTHING}", f"train.steps={steps}", *NO_BUDGET]
+        # next to no learning rate, the optimizer's other options would have no effect, and be refused
+        words = [
+            word for word in self.overrides_of(name, self.rungs[at]) if not key_of(word).startswith("optim.")
+        ]
         overrides = [
-            *self.overrides_of(name, self.rungs[at]),
+            *words,
             *short,
             f"seed=range(0,{self.protocol.seeds})",
             *self.logger_overrides(name, "-start"),
