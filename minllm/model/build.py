@@ -73,8 +73,7 @@ def with_parts(cfg: DictConfig, objective: Objective, vocab_size: int) -> LM:
     if model.parts is not None:
         model.parts.stands_as = "objective"
     if objective.embedding_std is not None:
-        draw = normal(objective.embedding_std)
-        model.embedding.role = replace(model.embedding.role, draw=draw)
+        model.embedding.role = replace(model.embedding.role, draw=normal(objective.embedding_std))
     if model.transfer != "none":
         if model.base is None:
             raise UserError(

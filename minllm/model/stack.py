@@ -84,7 +84,7 @@ class Stack(nn.Module):
         self.embedding_scale = (
             (dim**0.5 if parts.scale_embedding else 1.0) if is_word else parts.scale_embedding
         )
-        # logits of a tied head begin with this scale at every width; GPT-2's 0.02 is the same at its width of 768
+        # logits of a tied head begin with this scale at every width; at GPT-2's, 768, this is about its 0.02
         std = LOGIT_SCALE * dim**-0.5
         self.embedding = (
             parameter(parts.vocab_size, dim, kind="embedding", draw=normal(std), stream="writes")
