@@ -43,7 +43,7 @@ from minllm.training.run import Run
 from minllm.training.step import Diverged
 
 START_NOISE = 1.05
-"""Factor by which an evaluation may exceed the first loss: one is of a batch, the other of the validation set."""
+"""Factor by which later losses may exceed the first one: each is of another batch, or of the validation set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +290,7 @@ class PruningLogger(Logger):
 
     Raises:
         TrialPruned: the study's pruner decided that other trials were better at this point.
-        Diverged: the loss is above that of the first step.
+        Diverged: the losses of training and validation are above that of the first step.
         TimeIsUp: the trial has exceeded its time limit.
         GivenUp: the search no longer waits for this attempt.
         UserError: the study's database can't be used.
@@ -302,7 +302,7 @@ class PruningLogger(Logger):
         # a pretrained model starts so low that its first evaluation may be above its first batch
         self.begins_trained = any(assignment.config[key] is not None for key in ("init_from", "branch_from"))
         self.deadline = time.monotonic() + (assignment.minutes or math.inf) * 60
-        self.start_loss = math.inf
+        self.start_loss, self.train_loss = math.inf, -math.inf
         self.reported = 0
 
     def watch(self, run: Run) -> None:
@@ -319,11 +319,12 @@ class PruningLogger(Logger):
 
     def log(self, event: dict[str, Any]) -> None:
         self.own.log(event)
-        if math.isinf(self.start_loss) and not self.begins_trained:
-            # The first event comes before any loss is dropped from the list. An objective that draws noise may begin
-            # with a batch that is easy by chance, so the start is never below the loss of a uniform guess.
-            uniform = math.log(self.run.model.vocab_size)
-            self.start_loss = max(self.run.progress.recent_losses[0], uniform)
+        if recent := self.run.progress.recent_losses:  # since the last line of metrics, which this may be
+            self.train_loss = recent[-1]
+            if math.isinf(self.start_loss) and not self.begins_trained:
+                # An objective that draws noise may begin with a batch that is easy by chance, so the start is never
+                # below the loss of a uniform guess.
+                self.start_loss = max(recent[0], math.log(self.run.model.vocab_size))
         if time.monotonic() > self.deadline:
             raise TimeIsUp(TOO_LONG)
         if "val_loss" in event:
@@ -340,9 +341,11 @@ class PruningLogger(Logger):
     def _judge(self, event: dict[str, Any]) -> None:
         if math.isinf(self.start_loss):
             self.start_loss = event["val_loss"]
-        if not event["val_loss"] <= START_NOISE * self.start_loss:
+        val_loss = event["val_loss"]
+        # only the validation loss may rise where the model overfits, or is validated on longer texts
+        if not math.isfinite(val_loss) or min(val_loss, self.train_loss) > START_NOISE * self.start_loss:
             raise Diverged(
-                f"The loss is {event['val_loss']:.3f} at step {event['step']}, above its initial {self.start_loss:.3f}."
+                f"The loss is {val_loss:.3f} at step {event['step']}, above its initial {self.start_loss:.3f}."
             )
         budget, evals = self.run.budget, self.run.settings.evals
         last = budget.spent(event["step"], event["seconds"])
