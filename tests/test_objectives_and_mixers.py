@@ -152,6 +152,7 @@ def visible(learn: Objective, inputs: Inputs, given_BT: torch.Tensor) -> torch.T
     return past
 
 
+@functools.cache
 def first_with_memory() -> str:
     return next(name for name in options("objective") if made(name).gives_memory)
 
