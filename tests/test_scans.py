@@ -16,7 +16,7 @@ from minllm.model.scans.decaying import decaying_by_channel, decaying_by_head
 from minllm.model.scans.delta import delta_rule
 from minllm.model.scans.linear import linear_scan
 from minllm.model.scans.selective import selective_scan
-from tests.tiny import VOCAB, options, tiny_model
+from tests.tiny import VOCAB, tiny_model
 
 B, G, H, K, V, D, N = 2, 2, 4, 3, 5, 6, 3
 CHUNK = 8
@@ -220,56 +220,6 @@ def test_a_token_can_flip_what_is_stored():
     torch.testing.assert_close(y, signs, atol=1e-5, rtol=1e-5)
 
 
-# ---- whole mixers --------------------------------------------------------------------------------
-
-every_mixer = pytest.mark.parametrize("choice", options("model/rec"))
-
-
-@every_mixer
-def test_five_hundred_steps_of_decoding_are_the_whole(choice):
-    model = tiny_model(choice, randomised=True)
-    batch = torch.randint(VOCAB, (2, 520))
-    with torch.no_grad():
-        state = model.init_state(2, 520)
-        steps = [model(batch[:, :20], state=state)]
-        steps += [model(batch[:, t : t + 1], state=state) for t in range(20, 520)]
-        whole = model(batch)
-    assert (torch.cat(steps, dim=1) - whole).abs().max() < 1e-4 * max(1.0, whole.abs().max())
-
-
-@every_mixer
-def test_the_state_is_as_large_after_a_long_text_as_after_a_short_one(choice):
-    model = tiny_model(choice)
-    sizes = set()
-    with torch.no_grad():
-        for length in (64, 640):
-            state = model.init_state(1, length)
-            model(torch.randint(VOCAB, (1, length)), state=state)
-            sizes.add(state.nbytes)
-    assert len(sizes) == 1
-
-
-@every_mixer
-def test_the_compiler_sees_one_graph_that_is_the_same(choice):
-    """Results and gradients, with segments too: a scan is a single operation, or a few for each chunk.
-
-    The graph is run as it is: what C++ is made of it isn't ours, and takes a minute for each.
-    """
-    torch._dynamo.reset()
-    model = tiny_model(choice, randomised=True, n_layers=1)
-    batch = torch.randint(VOCAB, (2, 13))  # two chunks and a part of one
-    packed = torch.tensor([[0] * 4 + [1] * 9] * 2)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    for given in (None, packed):
-        results = []
-        for run in (compiled, model):
-            logits = run(batch, given)
-            grads = torch.autograd.grad(logits.square().mean(), list(model.parameters()))
-            results.append([logits, *grads])
-        for one, other in zip(*results):
-            assert (one - other).abs().max() <= 1e-5 * max(1.0, other.abs().max())
-
-
 # ---- kernels of others ---------------------------------------------------------------------------
 
 
@@ -386,26 +336,3 @@ def test_kernels_give_what_the_scans_give(choice, monkeypatch):
         fast = model(batch)
         monkeypatch.setattr(kernels, "_wanted", lambda x: False)
         torch.testing.assert_close(fast, model(batch), atol=0.05, rtol=0.05)
-
-
-# ---- first values, as published ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("choice", ["mamba", "mamba2"])
-def test_mambas_steps_begin_between_a_thousandth_and_a_tenth(choice):
-    rec = tiny_model(f"model/rec={choice}", "model.dim=512").layers[0]["rec"].words["rec"]
-    steps = F.softplus(rec.dt_bias_F if choice == "mamba" else rec.dt_bias_H)
-    assert steps.min() >= 0.001 and steps.max() <= 0.1
-    # evenly by their logarithm: about as many below a hundredth as above it
-    assert 0.25 <= (steps < 0.01).float().mean() <= 0.75
-
-
-def test_mambas_decays_begin_as_one_to_n():
-    rec = tiny_model("model/rec=mamba").layers[0]["rec"].words["rec"]
-    torch.testing.assert_close(rec.log_A_FN.exp(), torch.arange(1.0, 4).expand(64, 3))
-
-
-def test_a_full_gate_of_the_rglru_decays_by_little_at_first():
-    rec = tiny_model("model/rec=rglru").layers[0]["rec"].words["rec"]
-    decay = torch.exp(-8 * F.softplus(rec.decay_F))
-    assert decay.min() >= 0.9 and decay.max() <= 0.999

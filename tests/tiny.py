@@ -72,11 +72,12 @@ def refused() -> set[frozenset[str]]:
 
 
 def go_together(choices: Sequence[str]) -> bool:
-    pairs = list(itertools.combinations(choices, 2))
-    return not any(
-        {one, other} in refused_pairs or has_no_word(one, other) or has_no_mask(one, other)
-        for one, other in pairs
-    )
+    return not any(itertools.starmap(is_no_pair, itertools.combinations(choices, 2)))
+
+
+@functools.cache
+def is_no_pair(one: str, other: str) -> bool:
+    return {one, other} in refused_pairs or has_no_word(one, other) or has_no_mask(one, other)
 
 
 def has_no_mask(one: str, other: str) -> bool:

@@ -39,7 +39,7 @@ from tests.composing import compose_faster
 IMPORTED = (
     *("minllm.cli.main", "minllm.grid.multirun", "minllm.training.train"),
     *("minllm.laws.laws", "minllm.sweep.search", "minllm.sweep.trial", "minllm.sweep.limits"),
-    *("minllm.study.report", "torch._dynamo"),
+    *("minllm.verdict.comparing", "minllm.study.report", "scipy.stats", "sentencepiece", "torch._dynamo"),
 )
 """What most commands import."""
 
