@@ -68,6 +68,7 @@ def test_the_page_has_the_newest_test_of_the_finding_as_it_is_now():
         )
         assert "norm=post against norm=pre: worse, +0.2000 bits per byte, 7 pairs. Predicted: worse." in page
         assert "Replicated here, in 7.5 minutes. With seeds from 100: undecided." in page
+        assert "1 of 1 were tested, in 8 minutes: 1 replicated." in page
 
 
 def test_each_outcome_has_a_row_and_findings_are_in_the_order_of_their_numbers():
@@ -102,6 +103,7 @@ def test_the_task_writes_the_pages_without_what_the_command_line_changed(tmp_pat
 
 def test_a_preset_that_was_tested_has_a_section_of_its_own():
     gpu = replace(ENTRY, preset="gpu", digest="other")
-    made = to_markdown([ENTRY, gpu], [ROW, replace(ROW, digest="other", preset="gpu")])
+    made = to_markdown([ENTRY, gpu], [ROW, replace(ROW, digest="other", preset="gpu", decision="undecided")])
+    assert "2 of 2 were tested, in 15 minutes: 1 replicated, 1 undecided." in made
     assert "\n## one\n" in made and "\n## one-gpu\n" in made and "(#one-gpu)" in made
     assert "finding=one search.preset=gpu" in to_html([gpu], [])

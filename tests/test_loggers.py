@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 from minllm.config.compose import compose
 from minllm.errors import UserError
+from minllm.files.names import short
 from minllm.grid.table import name_for_logger
-from minllm.training.loggers import Silent, WandB, short
+from minllm.training.loggers import Silent, WandB
 from tests.commands import python
 from tests.test_readme import TINY
 from tests.tiny import tiny_cfg

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+from minllm.files.names import LONGEST
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -94,7 +96,11 @@ BelowOne = Annotated[float, Range("a number from 0 to below 1", 0, high=1, high_
 Fraction = Annotated[float, Range("a number from 0 to 1", 0, high=1)]
 Name = Annotated[str, Matching("text that isn't empty")]
 FolderName = Annotated[
-    str, Matching("a folder's name: letters, digits, spaces, _ + - and ., up to 100", r"\w[\w +.-]{0,99}")
+    str,
+    Matching(
+        f"a folder's name: letters, digits, spaces, _ + - and ., up to {LONGEST}",
+        rf"\w[\w +.-]{{0,{LONGEST - 1}}}",
+    ),
 ]
 Place = Annotated[str, Matching("the path of a file or folder")]
 RunPlace = Annotated[str, Matching("a run's folder or latest")]

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from minllm.errors import UserError, first_line, printable
+from minllm.files.names import short
 from minllm.schema.groups import CONF, default_choices
 from minllm.schema.options import Name
 from minllm.schema.overrides import key_of
@@ -214,14 +215,6 @@ def default_of_option(group: str, chosen: Mapping[str, str]) -> str | None:
     file = CONF / parent / f"{chosen.get(parent)}.yaml"
     found = re.search(rf"^\s+- {name}: (\w+)", file.read_text("utf-8"), re.M) if file.is_file() else None
     return found[1] if found else chosen[group]
-
-
-def short(name: str, limit: int) -> str:
-    """Return a name of at most `limit` characters; longer ones get a hash to stay unique."""
-    if len(name) <= limit:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name[: limit - len(digest) - 1]}-{digest}"
 
 
 def has_api_key() -> bool:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from minllm.config.compose import named_folders
 from minllm.errors import UserError, printable
 from minllm.files.atomic import refuse_links_at_top
+from minllm.files.names import short
 from minllm.model.build import build_shapes
 from minllm.model.cost import cost
 from minllm.model.size import TARGETS
@@ -89,7 +90,8 @@ class ArmsSearch:
         config = self.without_arms()
         left = self.deadline - time.monotonic()
         with read_write(config.hydra):
-            config.sweep.name, config.sweep.keep_checkpoints = f"{self.name}-{name_of_phase}", keep
+            config.sweep.name = short(f"{self.name}-{name_of_phase}")
+            config.sweep.keep_checkpoints = keep
             config.sweep.metric = self.metric
             if not any(key_of(override).startswith("sweep.trial") for override in self.overrides):
                 config.sweep.trial["train.evals"] = evaluations

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from minllm.config.compose import named_folders
 from minllm.errors import UserError
+from minllm.files.names import short
 from minllm.page import units
 from minllm.study.arms import identity
 from minllm.study.trust import refuse_broken_arm
@@ -171,4 +172,4 @@ def rest_of(noun: str, done: int, planned: int, seconds: float) -> str:
 
 
 def folder_name(name: str) -> str:
-    return re.sub(r"[^\w.]+", "-", name).strip("-.")
+    return short(re.sub(r"[^\w.]+", "-", name).strip("-."))

@@ -25,6 +25,7 @@ from minllm.config.compose import named_folders
 from minllm.config.explain import explained
 from minllm.errors import UserError, printable, suggest
 from minllm.files.atomic import refuse_links_at_top, write_text
+from minllm.files.names import short
 from minllm.page.terminal import answer, without_answers
 from minllm.schema.building import build
 from minllm.schema.checking import allowed_packages, check_node
@@ -264,7 +265,7 @@ class FindingSearch:
         """Run the search of a part for so long at most."""
         config, words = test.parts[part]
         with read_write(config.hydra), open_dict(config):
-            config.sweep.name = "-".join(filter(None, [self.name, self.folder_name(test.name), part]))
+            config.sweep.name = short("-".join(filter(None, [self.name, self.folder_name(test.name), part])))
             config.sweep.minutes = None if math.isinf(seconds) else seconds / 60
             config.hydra.sweep.dir = str(test.part_folder(part))
         sampler, n_trials = config.hydra.sweeper.sampler, config.hydra.sweeper.n_trials

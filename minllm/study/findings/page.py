@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from minllm.page import html, markdown, units
-from minllm.study.findings.outcomes import Outcome
+from minllm.study.findings.outcomes import Decision, Outcome
 from minllm.study.findings.rows import Row, outcomes_of
 
 HEADING = "Findings put to the test"
@@ -65,7 +67,7 @@ def to_markdown(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
         for claim, *cells in cells_of(entry, rows)
     ]
     about = textwrap.fill(markdown.plain(ABOUT), WIDTH)
-    parts = [f"# {HEADING}", about, markdown.table(HEAD, table, SIDES)]
+    parts = [f"# {HEADING}", about, markdown.table(HEAD, table, SIDES), together(entries, rows)]
     for entry in entries:
         row, _ = tests_of(entry, rows)
         papers = ", ".join(f"[{paper}]({ARXIV}/{paper})" for paper in entry.papers)
@@ -93,6 +95,7 @@ def to_html(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
         for claim, *cells in cells_of(entry, rows)
     ]
     body = [f"<h1>{HEADING}</h1>", f"<p>{html.escape(ABOUT)}</p>", html.table(HEAD, table, SIDES)]
+    body.append(f"<p>{html.escape(together(entries, rows))}</p>")
     for entry in entries:
         row, _ = tests_of(entry, rows)
         papers = ", ".join(f'<a href="{ARXIV}/{paper}">{paper}</a>' for paper in entry.papers)
@@ -145,6 +148,15 @@ def cells_of(entry: Entry, rows: Sequence[Row]) -> list[list[str]]:
     ]
     (_, *first, _, _), *others = cells
     return [[entry.claim, *first, f"{row.minutes:.1f}", here], *others]
+
+
+def together(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
+    """Return what became of all findings, and how long their tests took without repetitions, as a sentence."""
+    tested = [row for entry in entries if (row := tests_of(entry, rows)[0]) is not None]
+    counts = Counter(row.decision for row in tested)
+    said = ", ".join(f"{counts[decision]} {decision}" for decision in get_args(Decision) if counts[decision])
+    minutes = f", in {sum(row.minutes for row in tested):.0f} minutes: {said}" if tested else ""
+    return f"{len(tested)} of {len(entries)} were tested{minutes}."
 
 
 def tests_of(entry: Entry, rows: Sequence[Row]) -> tuple[Row | None, list[Row]]:
