@@ -14,8 +14,11 @@ from omegaconf import DictConfig
 from scipy.stats import kendalltau, spearmanr
 
 from minllm.errors import UserError
+from minllm.files.names import LONGEST
 from minllm.page.terminal import json_output
 from minllm.runs.outcome import Outcome
+from minllm.schema.checking import fits
+from minllm.schema.options import FolderName
 from minllm.study.ranking.cells import Cell, Ranking
 from minllm.study.ranking.correlation import correlations, rank_correlations, swaps
 from minllm.study.ranking.report import data, in_a_terminal, page
@@ -261,6 +264,23 @@ def test_a_whole_ranking(here, capfd, monkeypatch):
     )
     with pytest.raises(UserError, match=r"began with datasets=\['tales', 'tales data.seq_len=16'\]"):
         ranked("datasets=[tales,tales data.seq_len=64]")
+
+
+def test_long_names_are_shortened(here):
+    """Also those of its searches, which have the names of the ranking, of a dataset and of a model."""
+
+    def names(*args) -> list[tuple[str, str]]:
+        search = RankingSearch(*args)
+        places = [search.place(*key) for key in search.cfgs]
+        return [(place, search.config_of(place, "none", 1).sweep.name) for place in places]
+
+    long = " ".join(
+        ["tales", *(f"data.{key}=null" for key in ("stride", "num_proc"))] + ["data.seq_len=16"] * 5
+    )
+    words = [f"sweep.name={'x' * LONGEST}", f"datasets=[tales,{long}]"]
+    found = ranked(*words, act=names)
+    assert len(set(found)) == 4 and all(fits(name, FolderName) for _, name in found)
+    assert max(len(place) for place, _ in found) <= 255  # what file systems allow
 
 
 def test_a_ranking_whose_time_is_up_is_not_settled(here, capsys):
