@@ -219,7 +219,7 @@ def trained(run_dir: Path, *words: str) -> Path:
 @pytest.mark.parametrize("option", ["moe", "moe_sigmoid"])
 def test_a_stopped_run_goes_on_to_the_bit(option, tmp_path, monkeypatch):
     """Its figures too, though it stops between two lines of metrics; its bias is in the checkpoint."""
-    words = [f"model/mlp={option}", "model.mlp.capacity=1.0", "train.steps=10"]
+    words = [f"model/mlp={option}", "model.mlp.capacity=1.0", "train.steps=10", "sample.max_new_tokens=4"]
     whole = trained(tmp_path / "whole", *words)
     parts = tmp_path / "parts"
 
