@@ -46,10 +46,30 @@ def test_a_model_that_overfits_or_is_validated_on_longer_texts_has_not_diverged(
     evaluate(logger(), 0.5, val_loss)
 
 
-@pytest.mark.parametrize("train_loss, val_loss", [(2 * FIRST, 2 * FIRST), (0.5, math.nan), (0.5, math.inf)])
-def test_a_model_whose_losses_have_risen_or_are_not_finite_has(train_loss, val_loss):
-    with pytest.raises(Diverged, match="at step 2, above its initial 5.000"):
-        evaluate(logger(), train_loss, val_loss)
+def test_nor_has_one_with_a_difficult_batch_or_within_the_noise():
+    evaluate(logger(), 3 * FIRST, 0.5)
+    evaluate(logger(), 1.04 * FIRST, 1.04 * FIRST)
+
+
+@pytest.mark.parametrize("factor", [1.06, 2])
+def test_a_model_whose_losses_have_risen_has(factor):
+    with pytest.raises(
+        Diverged, match=f"^The loss is {factor * FIRST:.3f} at step 2, above its initial 5.000.$"
+    ):
+        evaluate(logger(), factor * FIRST, factor * FIRST)
+
+
+@pytest.mark.parametrize("val_loss", [math.nan, math.inf])
+def test_a_model_whose_loss_is_not_finite_has(val_loss):
+    with pytest.raises(Diverged, match=f"^The loss is {val_loss} at step 2.$"):
+        evaluate(logger(), 0.5, val_loss)
+
+
+def test_a_run_that_is_resumed_for_an_evaluation_is_compared_with_a_uniform_guess():
+    resumed = logger()
+    resumed.start_loss, resumed.run.progress.recent_losses = math.inf, []
+    resumed.log({"step": 1, "seconds": 1.0, "val_loss": 0.5})
+    evaluate(resumed, math.log(16), math.log(16))
 
 
 def test_a_pretrained_model_is_compared_with_its_first_evaluation():

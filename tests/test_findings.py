@@ -199,11 +199,11 @@ def test_the_others_are_tested_before_one_that_fails_is_reported(searched, monke
 
 
 def test_other_seeds_and_presets_have_folders_of_their_own(searched):
-    put("finding=gated_mlp", "search.first_seed=100", "search.preset=gpu")
+    put("finding=gated_mlp", "search.first_seed=100", "search.preset=gpu", "hydra.sweeper.n_jobs=3")
     ((config, _),) = searched
     assert config.search.first_seed == 100 and config.model.dim == 256
     assert Path(config.hydra.sweep.dir).name == "gated_mlp-gpu-from-100"
-    assert "search.preset=gpu search.first_seed=100" in rows.read()[0].command
+    assert "search.preset=gpu search.first_seed=100 hydra.sweeper.n_jobs=3" in rows.read()[0].command
 
 
 def test_time_that_is_up_leaves_the_rest_for_the_same_command(searched, capsys):

@@ -12,7 +12,15 @@ from minllm.errors import UserError
 from minllm.schema.groups import find_groups
 from minllm.study.findings import rows
 from minllm.study.findings.outcomes import Outcome
-from minllm.study.findings.page import CHANGED, Entry, cells_of, in_order, to_html, to_markdown
+from minllm.study.findings.page import (
+    CHANGED,
+    Entry,
+    cells_of,
+    decided,
+    in_order,
+    to_html,
+    to_markdown,
+)
 from minllm.study.findings.rows import Row
 from minllm.tasks.findings import entries_of, finding_of, findings, published
 from minllm.verdict.finding import digest
@@ -68,7 +76,18 @@ def test_the_page_has_the_newest_test_of_the_finding_as_it_is_now():
         )
         assert "norm=post against norm=pre: worse, +0.2000 bits per byte, 7 pairs. Predicted: worse." in page
         assert "Replicated here, in 7.5 minutes. With seeds from 100: undecided." in page
-        assert "1 of 1 were tested, in 8 minutes: 1 replicated." in page
+        assert "Tested: 1 of 1 findings, in 8 minutes: 1 replicated." in page
+        assert (
+            page.count("python sweep.py finding=one") == 2 + 1
+        )  # in the table, and twice below: it was repeated
+
+
+def test_the_page_says_what_was_decided_before_a_file_was_changed():
+    before = [replace(ROW, digest="first", decision="undecided"), replace(ROW, digest="gpu", preset="gpu")]
+    assert "Replicated here, in 7.5 minutes. Before its file was changed: undecided." in to_markdown(
+        [ENTRY], [*before, ROW]
+    )
+    assert "None of 1 findings was tested." in to_html([ENTRY], [])
 
 
 def test_each_outcome_has_a_row_and_findings_are_in_the_order_of_their_numbers():
@@ -89,14 +108,22 @@ def test_docs_are_what_the_code_makes_of_the_rows():
     )
 
 
+def test_a_contradiction_was_looked_into():
+    tested = published(rows.read(ROOT / "docs/findings.jsonl"))
+    for entry in entries_of(tested):
+        assert not decided(entry, tested).startswith("Contradicted") or entry.found, entry.name
+
+
 def test_the_task_writes_the_pages_without_what_the_command_line_changed(tmp_path: Path, capsys):
     own = replace(ROW, finding="gated_mlp", digest=digest(finding_of("gated_mlp"), "laptop"))
     for row in (own, replace(own, typed=["train.steps=2"], decision="contradicted")):
         rows.append(row, tmp_path / "ledger.jsonl")
     made = findings(DictConfig({}), tmp_path / "run", ledger=str(tmp_path / "ledger.jsonl"))
     assert [row.typed for row in made] == [[]]
-    assert "replicated" in (tmp_path / "run/findings.md").read_text()
-    assert "contradicted," not in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert table.count("replicated") == 1 and "contradicted" not in table
+    page = (tmp_path / "run/findings.md").read_text()
+    assert "Replicated here" in page and "Contradicted here" not in page
     with pytest.raises(UserError, match="no finding has been tested in this folder yet"):
         findings(DictConfig({}), tmp_path / "run", ledger=str(tmp_path / "none.jsonl"))
 
@@ -104,6 +131,6 @@ def test_the_task_writes_the_pages_without_what_the_command_line_changed(tmp_pat
 def test_a_preset_that_was_tested_has_a_section_of_its_own():
     gpu = replace(ENTRY, preset="gpu", digest="other")
     made = to_markdown([ENTRY, gpu], [ROW, replace(ROW, digest="other", preset="gpu", decision="undecided")])
-    assert "2 of 2 were tested, in 15 minutes: 1 replicated, 1 undecided." in made
+    assert "Tested: 1 of 1 findings, in 15 minutes: 1 replicated, 1 undecided." in made
     assert "\n## one\n" in made and "\n## one-gpu\n" in made and "(#one-gpu)" in made
     assert "finding=one search.preset=gpu" in to_html([gpu], [])

@@ -104,7 +104,7 @@ def trained(words, tmp_path_factory):
     """The folders of all configurations, each trained by 1, 2 and 3 processes: folder / name / way."""
     folder = tmp_path_factory.mktemp("trained")
     importlib.import_module("minllm.training.sharding")  # or each process would
-    fewer = ["train.steps=3", "train.eval_every=0"]
+    fewer = ["train.steps=4", "train.eval_every=2"]
     configs = {name: minllm.compose([*words, *more, *fewer]) for name, more in CONFIGS.items()}
 
     def train_all(size):

@@ -81,7 +81,7 @@ def test_compiled_steps_compute_what_eager_ones_do(words):
         train(
             words,
             *("train.steps=1", "train.batch_size=48", f"train.compile={compiled}", "data.packing=pack"),
-            *("model.layout=[attn]", "model.dropout=0.2", "data.separator='.'", "data.seq_len=24"),
+            *("model.n_layers=1", "model.dropout=0.2", "data.separator='.'", "data.seq_len=24"),
             run_dir=compiled,
         )
     for compiled, eager in zip(figures("true"), figures("false"), strict=True):

@@ -1,4 +1,4 @@
-"""Names of folders, studies and records in services: limited in length, and still unique."""
+"""Names of folders, studies and W&B runs: limited in length, and still unique."""
 
 from __future__ import annotations
 

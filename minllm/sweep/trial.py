@@ -322,9 +322,7 @@ class PruningLogger(Logger):
         if recent := self.run.progress.recent_losses:  # since the last line of metrics, which this may be
             self.train_loss = recent[-1]
             if math.isinf(self.start_loss) and not self.begins_trained:
-                # An objective that draws noise may begin with a batch that is easy by chance, so the start is never
-                # below the loss of a uniform guess.
-                self.start_loss = max(recent[0], math.log(self.run.model.vocab_size))
+                self.start_loss = max(recent[0], self._uniform_loss())
         if time.monotonic() > self.deadline:
             raise TimeIsUp(TOO_LONG)
         if "val_loss" in event:
@@ -338,14 +336,24 @@ class PruningLogger(Logger):
             raise GivenUp("The search has abandoned this attempt at the trial.")
         return known
 
+    def _uniform_loss(self) -> float:
+        """Return the loss of a uniform guess.
+
+        The initial loss is never taken to be below it: an objective that draws noise may begin with an easy batch by
+        chance.
+        """
+        return math.log(self.run.model.vocab_size)
+
     def _judge(self, event: dict[str, Any]) -> None:
+        val_loss, step = event["val_loss"], event["step"]
+        if not math.isfinite(val_loss):
+            raise Diverged(f"The loss is {val_loss} at step {step}.")
         if math.isinf(self.start_loss):
-            self.start_loss = event["val_loss"]
-        val_loss = event["val_loss"]
+            self.start_loss = val_loss if self.begins_trained else max(val_loss, self._uniform_loss())
         # only the validation loss may rise where the model overfits, or is validated on longer texts
-        if not math.isfinite(val_loss) or min(val_loss, self.train_loss) > START_NOISE * self.start_loss:
+        if min(val_loss, self.train_loss) > START_NOISE * self.start_loss:
             raise Diverged(
-                f"The loss is {val_loss:.3f} at step {event['step']}, above its initial {self.start_loss:.3f}."
+                f"The loss is {val_loss:.3f} at step {step}, above its initial {self.start_loss:.3f}."
             )
         budget, evals = self.run.budget, self.run.settings.evals
         last = budget.spent(event["step"], event["seconds"])

@@ -304,6 +304,7 @@ class FindingSearch:
         """Return the command that tests a finding, with secrets removed."""
         own = [f"search.{key}={getattr(self.protocol, key)}" for key in self.not_default()]
         typed = [word for word in self.typed if has_effect(word) or section_of(word) == "extensions"]
+        typed += self.config.hydra.overrides.hydra
         words = [*named_folders(self.config.hydra.runtime), "search=finding", f"finding={name}", *own, *typed]
         return shlex.join(["python", "sweep.py", *without_storage(words)])
 
@@ -386,7 +387,7 @@ def entry(name: str, finding: Finding, preset: str) -> Entry:
 
 
 def digest(finding: Finding, preset: str) -> str:
-    """Return a hash of everything that decides a finding's test: what is run, and what is predicted."""
+    """Return a hash of what a finding's file runs and predicts. The defaults of conf/ aren't part of it."""
     decides = [finding.words(preset), list(finding.expected()), finding.bounds]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 

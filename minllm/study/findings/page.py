@@ -14,15 +14,17 @@ from minllm.study.findings.outcomes import Decision, Outcome
 from minllm.study.findings.rows import Row, outcomes_of
 
 HEADING = "Findings put to the test"
-HEAD = ("claim", "outcome", "difference", "interval", "pairs", "minutes", "here")
-SIDES = "llrlrrl"
+HEAD = ("claim", "papers", "outcome", "difference", "interval", "pairs", "minutes", "here", "command")
+SIDES = "lllrlrrll"
 ABOUT = (
     "Each finding is a published claim, tested by the search that its file in conf/finding names, with a prediction"
     " that was fixed before the first run. It is replicated if every outcome is one that the claim predicts,"
     " contradicted if the claim excludes one of them, and undecided if the runs don't settle it. Differences are those"
-    " of the arm from the baseline, and negative ones are better; of a ranking it is the rank correlation. Repetitions"
-    " used seeds that weren't used before. A claim about large models may well fail in models that train in seconds,"
-    " and this page is about those alone."
+    " of the arm from the baseline, and negative ones are better; of a ranking it is the rank correlation. Seven pairs"
+    " hardly ever establish equivalence, for which the whole interval must lie within 0.5 % of the baseline."
+    " Repetitions used seeds that weren't used before. If a finding's file was changed after a test, its section says"
+    " what that test decided. A claim about large models may well fail in models that train in seconds, and this page"
+    " is about those alone."
 )
 DEFAULT = "laptop"
 """The preset that isn't named."""
@@ -62,7 +64,12 @@ class Entry:
 def to_markdown(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
     entries = in_order(entries)
     table = [
-        [f"[{markdown.plain(claim)}](#{entry.title})" if claim else "", *map(markdown.plain, cells)]
+        [
+            f"[{markdown.plain(claim)}](#{entry.title})" if claim else "",
+            ", ".join(f"[{paper}]({ARXIV}/{paper})" for paper in entry.papers) if claim else "",
+            *map(markdown.plain, cells),
+            f"`{commands_of(entry, rows)[0]}`" if claim else "",
+        ]
         for entry in entries
         for claim, *cells in cells_of(entry, rows)
     ]
@@ -89,7 +96,9 @@ def to_html(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
     table = [
         [
             f'<a href="#{html.escape(entry.title)}">{html.escape(claim)}</a>' if claim else "",
+            ", ".join(f'<a href="{ARXIV}/{paper}">{paper}</a>' for paper in entry.papers) if claim else "",
             *map(html.escape, cells),
+            f"<code>{html.escape(commands_of(entry, rows)[0])}</code>" if claim else "",
         ]
         for entry in entries
         for claim, *cells in cells_of(entry, rows)
@@ -151,12 +160,16 @@ def cells_of(entry: Entry, rows: Sequence[Row]) -> list[list[str]]:
 
 
 def together(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
-    """Return what became of all findings, and how long their tests took without repetitions, as a sentence."""
-    tested = [row for entry in entries if (row := tests_of(entry, rows)[0]) is not None]
-    counts = Counter(row.decision for row in tested)
+    """Return how many findings were tested, in how long without repetitions, and what was decided, as a sentence."""
+    tested = {entry.title: row for entry in entries if (row := tests_of(entry, rows)[0]) is not None}
+    names = {row.finding for row in tested.values()}
+    known = {entry.name for entry in entries}
+    if not tested:
+        return f"None of {len(known)} findings was tested."
+    counts = Counter(row.decision for row in tested.values())
     said = ", ".join(f"{counts[decision]} {decision}" for decision in get_args(Decision) if counts[decision])
-    minutes = f", in {sum(row.minutes for row in tested):.0f} minutes: {said}" if tested else ""
-    return f"{len(tested)} of {len(entries)} were tested{minutes}."
+    minutes = sum(row.minutes for row in tested.values())
+    return f"Tested: {len(names)} of {len(known)} findings, in {minutes:.0f} minutes: {said}."
 
 
 def tests_of(entry: Entry, rows: Sequence[Row]) -> tuple[Row | None, list[Row]]:
@@ -165,6 +178,15 @@ def tests_of(entry: Entry, rows: Sequence[Row]) -> tuple[Row | None, list[Row]]:
     newest = {row.first_seed: row for row in own}
     first = newest.pop(min(newest)) if newest else None
     return first, list(newest.values())
+
+
+def earlier(entry: Entry, rows: Sequence[Row]) -> list[str]:
+    """Return what tests of earlier versions of its file decided, the oldest first."""
+    return [
+        row.decision
+        for row in rows
+        if row.finding == entry.name and row.preset == entry.preset and row.digest != entry.digest
+    ]
 
 
 def commands_of(entry: Entry, rows: Sequence[Row]) -> list[str]:
@@ -182,6 +204,8 @@ def decided(entry: Entry, rows: Sequence[Row]) -> str:
     if row is None:
         return f"{untested(entry, rows).capitalize()}."
     again = [f" With seeds from {other.first_seed}: {other.decision}." for other in repeated]
+    if before := earlier(entry, rows):
+        again.append(f" Before its file was changed: {', '.join(before)}.")
     return f"{row.decision.capitalize()} here, in {row.minutes:.1f} minutes.{''.join(again)}"
 
 

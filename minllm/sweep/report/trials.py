@@ -38,7 +38,7 @@ MEANINGS = {
     "pruned: predicted": "was predicted not to fit in memory, and didn't start",
     "pruned: memory": "ran out of memory",
     "pruned: killed": "was killed because the machine ran out of memory",
-    "pruned: diverged": "had a non-finite loss, or trained to one above its initial loss",
+    "pruned: diverged": "had a non-finite loss, or losses of training and validation above its initial loss",
     "pruned: time": "took longer than its time limit",
     "pruned": "recorded no reason",
     "failed": "crashed",
