@@ -221,7 +221,7 @@ class FindingSearch:
         seeds = f"-from-{self.protocol.first_seed}" if self.protocol.first_seed else ""
         return f"{name}{'' if self.protocol.preset == 'laptop' else '-' + self.protocol.preset}{seeds}"
 
-    # ---- one finding
+    # ---- tests
 
     def show(self, test: Test) -> None:
         """Print what would be run."""
@@ -304,15 +304,13 @@ class FindingSearch:
         """Return the command that tests a finding, with secrets removed."""
         own = [f"search.{key}={getattr(self.protocol, key)}" for key in self.not_default()]
         typed = [word for word in self.typed if has_effect(word) or section_of(word) == "extensions"]
-        typed += self.config.hydra.overrides.hydra
-        words = [*named_folders(self.config.hydra.runtime), "search=finding", f"finding={name}", *own, *typed]
-        return shlex.join(["python", "sweep.py", *without_storage(words)])
+        words = ["search=finding", f"finding={name}", *own, *typed, *self.config.hydra.overrides.hydra]
+        words = without_storage([*named_folders(self.config.hydra.runtime), *words])
+        return shlex.join(["python", "sweep.py", *words])
 
     def not_default(self) -> list[str]:
         defaults = {"preset": "laptop", "first_seed": 0}
         return [key for key, value in defaults.items() if getattr(self.protocol, key) != value]
-
-    # ---- all of them
 
     def write_pages(self, tested: Sequence[Row]) -> None:
         """Write the pages of the findings that were tested, and print the table."""
