@@ -177,13 +177,13 @@ def test_every_mixer_can_be_predicted(choice):
 
 
 def test_more_rows_at_a_time_hold_more():
-    cfg = compose(["data.seq_len=64", "train.precision=fp32"])
+    cfg = compose(["data.seq_len=64", "model.n_layers=2", "train.precision=fp32"])
     few, many = (predicted_peak(cfg, rows) for rows in (1, 8))
     assert few + 10 * 2**20 < many
 
 
 def test_what_is_recomputed_holds_less():
-    words = ["data.seq_len=64", "model.dim=64", "model.attn.n_heads=4"]
+    words = ["data.seq_len=64", "model.dim=64", "model.n_layers=3", "model.attn.n_heads=4"]
     held = {}
     for recompute in ("none", "branches", "layers"):
         cfg = compose([*words, f"train.recompute={recompute}"])
@@ -195,7 +195,7 @@ def test_what_is_recomputed_holds_less():
 
 def test_nothing_stays_behind():
     before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
-    words = ["model.dropout=0.1", "data.seq_len=32", "train.recompute=layers"]
+    words = ["model.dropout=0.1", "model.n_layers=2", "data.seq_len=32", "train.recompute=layers"]
     predicted_peak(compose(words), precision="bf16")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_num_threads(), torch.get_default_dtype()) == before[1:]
