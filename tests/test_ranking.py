@@ -266,6 +266,13 @@ def test_a_whole_ranking(here, capfd, monkeypatch):
         ranked("datasets=[tales,tales data.seq_len=64]")
 
 
+def test_a_dataset_that_cannot_be_read_is_refused_before_any_is_trained_on(here):
+    (here / "file").touch()
+    with pytest.raises(UserError, match="tokens can't be written in .*file"):
+        ranked("datasets=[tales,tales data.seq_len=16 data.cache=file]")
+    assert not Instant.launched
+
+
 def test_long_names_are_shortened(here):
     """Also those of its searches, which have the names of the ranking, of a dataset and of a model."""
 

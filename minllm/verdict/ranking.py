@@ -20,7 +20,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from minllm.data.store import open_store
 from minllm.errors import UserError, printable
+from minllm.schema.building import build
 from minllm.study import recorded
 from minllm.study.measures import METRIC
 from minllm.study.ranking.cells import Cell, Ranking
@@ -55,6 +57,7 @@ def rank(sweeper: PruningSweeper, overrides: Sequence[str]) -> Ranking | None:
     search = RankingSearch(sweeper, overrides)
     if not search.begin():
         return None
+    search.encode()
     began = time.monotonic()
     with shared_server(search.config, sweeper.n_jobs) as search.server:
         for done, dataset in enumerate(search.rungs, 1):
@@ -115,6 +118,13 @@ class RankingSearch(CellsSearch):
                 f" more, {self.sweeper.n_jobs} at a time.",
             ]
         )
+
+    def encode(self) -> None:
+        """Encode the datasets. UserError if one can't be read: the first is trained on long before the last is read."""
+        model = next(iter(self.arms))
+        for dataset in self.rungs:
+            cfg = self.cfgs[model, dataset]
+            open_store(build(cfg.data), build(cfg.tokenizer))
 
     def sweeps(self, plan: RateSearch) -> list[str]:
         return space_of(plan, seeds=self.protocol.seeds)
