@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -159,6 +160,17 @@ def trial_config(composed: DictConfig, overrides: Sequence[str], runtime: DictCo
     }
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def command_line(hydra: DictConfig, words: Sequence[str]) -> str:
+    """Return the command line of a search, with Hydra's own overrides and with secrets removed.
+
+    Args:
+        hydra: the `hydra` section of its configuration.
+        words: the other overrides.
+    """
+    overrides = [*named_folders(hydra.runtime), *words, *hydra.overrides.hydra]
+    return shlex.join(["python", "sweep.py", *without_storage(overrides)])
 
 
 def without_storage(overrides: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +12,6 @@ from typing import Any, ClassVar
 
 from omegaconf import DictConfig, open_dict, read_write
 
-from minllm.config.compose import named_folders
 from minllm.errors import UserError, printable
 from minllm.files.atomic import refuse_links_at_top
 from minllm.files.names import short
@@ -29,7 +27,7 @@ from minllm.sweep.metric import Metric
 from minllm.sweep.plugin import LauncherOptions, PruningSweeper
 from minllm.sweep.processes import ForkServer
 from minllm.sweep.space import spelled
-from minllm.sweep.spec import SearchSpec, without_storage
+from minllm.sweep.spec import SearchSpec, command_line
 from minllm.training import machine
 from minllm.verdict.phases import checked_settings
 from minllm.verdict.protocol import (
@@ -204,11 +202,9 @@ class ArmsSearch:
 
     def command(self) -> str:
         """Return the command line with secrets removed."""
-        hydra = self.config.hydra
         arms = [f"arms.{name}=[{','.join(overrides)}]" for name, overrides in self.arms.items()]
         shared = [word for word in self.overrides if key_of(word) != "search.champion"]  # arms.a names it
-        overrides = [*named_folders(hydra.runtime), *shared, *arms, *self.rungs_typed, *hydra.overrides.hydra]
-        return shlex.join(["python", "sweep.py", *without_storage(overrides)])
+        return command_line(self.config.hydra, [*shared, *arms, *self.rungs_typed])
 
 
 def section_of(override: str) -> str:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from minllm.config.compose import named_folders
 from minllm.errors import UserError
 from minllm.files.names import short
 from minllm.page import units
@@ -24,7 +22,7 @@ from minllm.study.tuning import Tuning
 from minllm.sweep.plugin import PruningSweeper
 from minllm.sweep.report.trials import counted_noun
 from minllm.sweep.search import Search, run_together
-from minllm.sweep.spec import without_storage
+from minllm.sweep.spec import command_line
 from minllm.verdict.arms_search import ArmsSearch
 from minllm.verdict.cells_protocol import CellsProtocol
 from minllm.verdict.jobs import jobs_for
@@ -140,9 +138,7 @@ class CellsSearch(ArmsSearch):
 
     def command(self) -> str:
         """Return the command line with secrets removed."""
-        hydra = self.config.hydra
-        overrides = [*named_folders(hydra.runtime), *self.typed, *hydra.overrides.hydra]
-        return shlex.join(["python", "sweep.py", *without_storage(overrides)])
+        return command_line(self.config.hydra, self.typed)
 
 
 def with_new_seeds(tuning: Tuning, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import math
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from minllm.config.compose import named_folders
 from minllm.config.explain import explained
 from minllm.errors import UserError, printable, suggest
 from minllm.files.atomic import refuse_links_at_top, write_text
@@ -44,7 +42,7 @@ from minllm.study.findings.outcomes import (
 from minllm.study.findings.page import Entry, in_a_terminal, to_html, to_markdown
 from minllm.study.findings.rows import Row
 from minllm.sweep.plugin import NotSettled, PruningSweeper, RepeatedCrashes
-from minllm.sweep.spec import composing, without_storage
+from minllm.sweep.spec import command_line, composing
 from minllm.verdict.finding_protocol import AT_SCALE, CHANGE, Finding, FindingProtocol
 from minllm.verdict.phases import checked_settings
 
@@ -221,7 +219,7 @@ class FindingSearch:
         seeds = f"-from-{self.protocol.first_seed}" if self.protocol.first_seed else ""
         return f"{name}{'' if self.protocol.preset == 'laptop' else '-' + self.protocol.preset}{seeds}"
 
-    # ---- tests
+    # ---- one finding
 
     def show(self, test: Test) -> None:
         """Print what would be run."""
@@ -304,13 +302,14 @@ class FindingSearch:
         """Return the command that tests a finding, with secrets removed."""
         own = [f"search.{key}={getattr(self.protocol, key)}" for key in self.not_default()]
         typed = [word for word in self.typed if has_effect(word) or section_of(word) == "extensions"]
-        words = ["search=finding", f"finding={name}", *own, *typed, *self.config.hydra.overrides.hydra]
-        words = without_storage([*named_folders(self.config.hydra.runtime), *words])
-        return shlex.join(["python", "sweep.py", *words])
+        words = ["search=finding", f"finding={name}", *own, *typed]
+        return command_line(self.config.hydra, words)
 
     def not_default(self) -> list[str]:
         defaults = {"preset": "laptop", "first_seed": 0}
         return [key for key, value in defaults.items() if getattr(self.protocol, key) != value]
+
+    # ---- all of them
 
     def write_pages(self, tested: Sequence[Row]) -> None:
         """Write the pages of the findings that were tested, and print the table."""
