@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -319,10 +319,11 @@ class PruningLogger(Logger):
 
     def log(self, event: dict[str, Any]) -> None:
         self.own.log(event)
-        if recent := self.run.progress.recent_losses:  # since the last line of metrics, which this may be
+        recent = self.run.progress.recent_losses  # since the last line of metrics, which this may be
+        if recent:
             self.train_loss = recent[-1]
-            if math.isinf(self.start_loss) and not self.begins_trained:
-                self.start_loss = max(recent[0], self._uniform_loss())
+        if math.isinf(self.start_loss):
+            self.start_loss = self._initial_loss(recent, event.get("val_loss", math.inf))
         if time.monotonic() > self.deadline:
             raise TimeIsUp(TOO_LONG)
         if "val_loss" in event:
@@ -336,20 +337,18 @@ class PruningLogger(Logger):
             raise GivenUp("The search has abandoned this attempt at the trial.")
         return known
 
-    def _uniform_loss(self) -> float:
-        """Return the loss of a uniform guess.
-
-        The initial loss is never taken to be below it: an objective that draws noise may begin with an easy batch by
-        chance.
-        """
-        return math.log(self.run.model.vocab_size)
+    def _initial_loss(self, train_losses: Sequence[float], val_loss: float) -> float:
+        """Return the loss above which training has diverged; infinite as long as it is unknown."""
+        if self.begins_trained:
+            return val_loss
+        # a resumed run may begin with an evaluation; an objective that draws noise may begin with an easy batch by
+        # chance, so it's never below the loss of a uniform guess
+        return max(train_losses[0] if train_losses else val_loss, math.log(self.run.model.vocab_size))
 
     def _judge(self, event: dict[str, Any]) -> None:
         val_loss, step = event["val_loss"], event["step"]
         if not math.isfinite(val_loss):
             raise Diverged(f"The loss is {val_loss} at step {step}.")
-        if math.isinf(self.start_loss):
-            self.start_loss = val_loss if self.begins_trained else max(val_loss, self._uniform_loss())
         # only the validation loss may rise where the model overfits, or is validated on longer texts
         if min(val_loss, self.train_loss) > START_NOISE * self.start_loss:
             raise Diverged(
