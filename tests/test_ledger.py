@@ -317,10 +317,10 @@ def test_a_link_is_refused(ledger, tmp_path):
 
 
 def test_a_hundred_ideas_that_are_no_better_are_hardly_ever_crowned():
-    """Each of twelve ledgers tests a hundred ideas like the baseline; without the levels, most would crown one."""
+    """Each of twenty ledgers tests a hundred ideas like the baseline; without the levels, most would crown one."""
     draw = np.random.default_rng(0)
     crowned, alone = 0, 0
-    for _ in range(12):
+    for _ in range(20):
         contents, found, lucky = Contents([]), False, False
         for number in range(100):
             (place,) = next_places(contents, [("b", "a", str(number))])
@@ -335,7 +335,7 @@ def test_a_hundred_ideas_that_are_no_better_are_hardly_ever_crowned():
                 ]
             )
         crowned, alone = crowned + found, alone + lucky
-    assert crowned <= 1 and alone >= 4
+    assert crowned <= 2 and alone >= 5
 
 
 def studied(draw: np.random.Generator, needed: float):

@@ -224,7 +224,7 @@ def test_sampler_avoids_pruned_region(made, sizes):
 @each(GPSampler)
 @pytest.mark.slow  # a Gaussian process takes a tenth of a second for each guess
 def test_gaussian_process_avoids_pruned_region(made, sizes):
-    told, ignored = (hits(made, sizes, tell, [0], trials=26) for tell in (tell_verdict, tell_failed))
+    told, ignored = (hits(made, sizes, tell, [0], trials=35) for tell in (tell_verdict, tell_failed))
     assert told < 0.5 * ignored
 
 

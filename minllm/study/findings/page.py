@@ -66,7 +66,7 @@ def to_markdown(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
     table = [
         [
             f"[{markdown.plain(claim)}](#{entry.title})" if claim else "",
-            ", ".join(f"[{paper}]({ARXIV}/{paper})" for paper in entry.papers) if claim else "",
+            markdown_papers(entry) if claim else "",
             *map(markdown.plain, cells),
             f"`{commands_of(entry, rows)[0]}`" if claim else "",
         ]
@@ -77,11 +77,10 @@ def to_markdown(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
     parts = [f"# {HEADING}", about, markdown.table(HEAD, table, SIDES), together(entries, rows)]
     for entry in entries:
         row, _ = tests_of(entry, rows)
-        papers = ", ".join(f"[{paper}]({ARXIV}/{paper})" for paper in entry.papers)
         outcomes = [markdown.plain(sentence(outcome)) for outcome in outcomes_of(row)] if row else []
         parts += [
             f"## {entry.title}",
-            f"{markdown.plain(entry.claim)} ({papers})",
+            f"{markdown.plain(entry.claim)} ({markdown_papers(entry)})",
             markdown.plain(f"It is refuted if {entry.refuted_by}"),
             *markdown.lines([f"- {outcome}" for outcome in outcomes]),
             markdown.plain(decided(entry, rows)),
@@ -96,7 +95,7 @@ def to_html(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
     table = [
         [
             f'<a href="#{html.escape(entry.title)}">{html.escape(claim)}</a>' if claim else "",
-            ", ".join(f'<a href="{ARXIV}/{paper}">{paper}</a>' for paper in entry.papers) if claim else "",
+            html_papers(entry) if claim else "",
             *map(html.escape, cells),
             f"<code>{html.escape(commands_of(entry, rows)[0])}</code>" if claim else "",
         ]
@@ -107,11 +106,10 @@ def to_html(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
     body.append(f"<p>{html.escape(together(entries, rows))}</p>")
     for entry in entries:
         row, _ = tests_of(entry, rows)
-        papers = ", ".join(f'<a href="{ARXIV}/{paper}">{paper}</a>' for paper in entry.papers)
         outcomes = [html.escape(sentence(outcome)) for outcome in outcomes_of(row)] if row else []
         body += [
             f'<h2 id="{(title := html.escape(entry.title))}">{title}</h2>',
-            f"<p>{html.escape(entry.claim)} ({papers})</p>",
+            f"<p>{html.escape(entry.claim)} ({html_papers(entry)})</p>",
             f"<p>{html.escape(f'It is refuted if {entry.refuted_by}')}</p>",
             f"<ul>{''.join(f'<li>{outcome}</li>' for outcome in outcomes)}</ul>" if outcomes else "",
             f"<p>{html.escape(decided(entry, rows))}</p>",
@@ -129,6 +127,14 @@ def in_a_terminal(entries: Sequence[Entry], rows: Sequence[Row]) -> list[str]:
     ]
     head = ("finding", "here", "outcome", "difference", "pairs", "minutes")
     return markdown.fit_to_width(head, table, "lllrrr", shutil.get_terminal_size((80, 24)).columns)
+
+
+def markdown_papers(entry: Entry) -> str:
+    return ", ".join(f"[{paper}]({ARXIV}/{paper})" for paper in entry.papers)
+
+
+def html_papers(entry: Entry) -> str:
+    return ", ".join(f'<a href="{ARXIV}/{paper}">{paper}</a>' for paper in entry.papers)
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:
