@@ -45,7 +45,7 @@ Search options and values of run.py with Optuna. Trials that run out of memory, 
   python sweep.py search=profile 'mixers=[attn=mha,rec=mamba2]'      what each mixer can and can't do
   python sweep.py search=rates 'arms.b=[model.attn.qk_norm=head]'    how much the learning rate matters to each arm
   python sweep.py search=ranking 'datasets=[tales,tinystories]'      whether two datasets rank models alike
-  python sweep.py search=finding 'finding=glob(*)' sweep.minutes=150  published findings, put to the test
+  python sweep.py search=finding 'finding=glob(*)' sweep.minutes=120  published findings, put to the test
 
 hydra.sweeper.n_trials is the total number of trials, and hydra.sweeper.n_jobs how many run at once.
 hydra/sweeper/sampler is tpe, random, grid, gp, cmaes, nsgaii, nsgaiii or qmc.
