@@ -1,4 +1,4 @@
-"""`TRITON_INTERPRET=1 python -m tests.interpreted`: the Triton kernels on a CPU, against the scans in plain torch.
+"""`TRITON_INTERPRET=1 python -m tests.interpreted`: the Triton kernels on a CPU, against plain torch.
 
 A process of its own, because Triton decides on its import whether kernels are interpreted. Prints one line for each
 comparison that fails, and then how many were made.
@@ -11,9 +11,11 @@ import itertools
 import torch
 from torch import Tensor
 
+from minllm.model.kernels import cross_entropy as cross_entropy_kernel
 from minllm.model.kernels import scan as scan_kernels
 from minllm.model.kernels import selective as selective_kernels
 from minllm.model.scans import linear, selective
+from minllm.objective.cross_entropy_gpu import plain_cross_entropy
 
 B, D, N = 2, 3, 2
 
@@ -56,6 +58,28 @@ def selective_scans() -> int:
     return len(cases)
 
 
+def cross_entropies() -> int:
+    """In several blocks of columns, the last one shorter, with padding, ties and rows that don't count."""
+    cross_entropy_kernel.COLUMNS = 16
+    cases = list(itertools.product((None, 2.0), (0.0, 0.1), (False, True), (False, True)))
+    for case in cases:
+        softcap, z_loss, learning, wants_right = case
+        C, V, P = 40, 43, 64
+        logits = (
+            torch.randn(C, P).mul(3).round()
+        )  # rounded, so that several tokens are the most probable ones
+        targets, factor = logits[:, :V].argmax(1), torch.rand(C)
+        targets[::2] = torch.randint(V, (C // 2,))
+        targets[::5], factor[::5], logits[::5] = -100, 0, torch.nan
+        results = []
+        for compute in (cross_entropy_kernel.cross_entropy, plain_cross_entropy):
+            ours = logits.clone()
+            losses, right = compute(ours, targets, factor, V, *case)
+            results.append((losses, *right.float()[None][:wants_right], ours.nan_to_num(7.0)))
+        compare(f"cross-entropy {case}", *results)
+    return len(cases)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    print(f"compared: {linear_scans() + selective_scans()}")
+    print(f"compared: {linear_scans() + selective_scans() + cross_entropies()}")

@@ -1,8 +1,8 @@
 """The head and its cross-entropy in one step, for GPUs: large chunks, nothing that waits for the device.
 
 Like `minllm.objective.cross_entropy`, this computes the gradient in the forward pass and never stores the B·T·V logits
-in full. A chunk is as many rows as keep a GPU busy. Each is three matrix products, one reduction over the logits and
-one elementwise kernel: the gradient has no scatter, so that torch.compile can fuse all the rest.
+in full. A chunk is as many rows as keep a GPU busy. Each is three matrix products, and a kernel that replaces the
+logits by their gradient.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minllm.data.batches import IGNORED
+from minllm.model.kernels import installed
 
-LOGITS = 1 << 28
-"""The largest number of logits of a chunk, of which compiled code has two copies in bf16, 1 GiB."""
+LOGITS = 1 << 29
+"""The largest number of logits of a chunk: 1 GiB in bf16."""
 
-EAGER_SHARE = 4
-"""Eager code has five to seven copies in fp32, so its chunks are this many times smaller."""
+PLAIN_SHARE = 8
+"""Without the kernel there are five to seven copies in fp32, so chunks are this many times smaller."""
 
 ALIGNED_TO = 64
 """The vocabulary is padded to a multiple of this: tensor cores need aligned rows."""
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def head_cross_entropy_on_gpu(
@@ -51,7 +54,7 @@ def head_cross_entropy_on_gpu(
 
 def rows_per_chunk(vocab_size: int) -> int:
     """Return the largest power of two of rows whose logits fit into a chunk, and at least 128."""
-    logits = LOGITS if torch.compiler.is_compiling() else LOGITS // EAGER_SHARE
+    logits = LOGITS if installed.HAS_TRITON else LOGITS // PLAIN_SHARE
     return max(128, 1 << (logits // vocab_size).bit_length() - 1)
 
 
@@ -83,17 +86,17 @@ class _HeadCrossEntropy(torch.autograd.Function):
             for start in range(0, len(x_ND), rows):
                 x_CD, targets_C, factor_C1 = (t[start : start + rows] for t in (x_ND, targets_N, factor_N1))
                 right_C = None if right_N is None else right_N[start : start + rows]
-                losses_C1, dlogits_CP = _chunk(
+                losses_C, dlogits_CP = _chunk(
                     x_CD, weight_PD, bias_P, targets_C, factor_C1, V, softcap, z_loss, learning, right_C
                 )
-                losses.append(losses_C1)
+                losses.append(losses_C)
                 if learning:
                     dxs.append(dlogits_CP @ weight_PD)
                     # a row that doesn't count may hold NaN, which a factor of 0 doesn't remove
                     product_PD = dlogits_CP.T @ torch.where(factor_C1 != 0, x_CD, 0)
                     dweight_PD = _sum(dweight_PD, product_PD)
                     dbias_P = None if bias_P is None else _sum(dbias_P, dlogits_CP.float().sum(0))
-        losses_N = torch.cat(losses)[:, 0]
+        losses_N = torch.cat(losses)
         if learning:
             dbias_V = None if dbias_P is None else dbias_P[:V].to(bias_V.dtype)
             ctx.save_for_backward(torch.cat(dxs), dweight_PD[:V].to(weight_VD.dtype), dbias_V)
@@ -120,37 +123,89 @@ def _chunk(
     learning: bool,
     right_C: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return each row's loss, (C, 1), and the gradient of the logits if `learning`, (C, P).
+    """Return each row's loss and the gradient of the logits if `learning`, (C, P).
 
     Whether each row's target is the most probable token is written to `right_C`, if it is given.
     """
-    raw_CP = F.linear(x_CD, weight_PD, bias_P)
-    tokens_P = torch.arange(len(weight_PD), device=x_CD.device)
-    is_target_CP = tokens_P == targets_C[:, None]
+    logits_CP = F.linear(x_CD, weight_PD, bias_P)
+    has_kernel = installed.HAS_TRITON and logits_CP.is_cuda and logits_CP.dtype in KERNEL_DTYPES
+    cross_entropy = fused_cross_entropy if has_kernel else plain_cross_entropy
+    losses_C, is_right_C = cross_entropy(
+        logits_CP, targets_C, factor_C1[:, 0], V, softcap, z_loss, learning, right_C is not None
+    )
+    if right_C is not None:
+        right_C.copy_(is_right_C)
+    return losses_C, logits_CP if learning else None
+
+
+@torch.library.custom_op("minllm::cross_entropy", mutates_args={"logits_CP"})
+def fused_cross_entropy(
+    logits_CP: Tensor,
+    targets_C: Tensor,
+    factor_C: Tensor,
+    vocab_size: int,
+    softcap: float | None,
+    z_loss: float,
+    learning: bool,
+    wants_right: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return each row's loss, times its factor; if `learning`, replace the logits by the gradient of the losses' sum.
+
+    The second value is whether each row's target is the most probable token, or empty unless `wants_right`.
+    """
+    from minllm.model.kernels.cross_entropy import cross_entropy  # needs Triton
+
+    return cross_entropy(logits_CP, targets_C, factor_C, vocab_size, softcap, z_loss, learning, wants_right)
+
+
+@fused_cross_entropy.register_fake
+def _(
+    logits_CP: Tensor,
+    targets_C: Tensor,
+    factor_C: Tensor,
+    vocab_size: int,
+    softcap: float | None,
+    z_loss: float,
+    learning: bool,
+    wants_right: bool,
+) -> tuple[Tensor, Tensor]:
+    C = len(logits_CP)
+    right_C = logits_CP.new_empty(C if wants_right else 0, dtype=torch.bool)
+    return logits_CP.new_empty(C, dtype=torch.float32), right_C
+
+
+def plain_cross_entropy(
+    logits_CP: Tensor,
+    targets_C: Tensor,
+    factor_C: Tensor,
+    vocab_size: int,
+    softcap: float | None,
+    z_loss: float,
+    learning: bool,
+    wants_right: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute the same as `fused_cross_entropy` in plain torch."""
+    raw_CP, factor_C1 = logits_CP, factor_C[:, None]
+    tokens_P = torch.arange(raw_CP.shape[1], device=raw_CP.device)
     logits_CP = raw_CP.float()
     if softcap is not None:
         tanh_CP = torch.tanh(logits_CP / softcap)
         logits_CP = softcap * tanh_CP
-    if len(weight_PD) > V:
-        logits_CP = torch.where(tokens_P < V, logits_CP, -torch.inf)
+    logits_CP = torch.where(tokens_P < vocab_size, logits_CP, -torch.inf)
     max_C1 = logits_CP.amax(-1, keepdim=True)
     log_z_C1 = max_C1 + (logits_CP - max_C1).exp().sum(-1, keepdim=True).log()
     losses_C1 = log_z_C1 - logits_CP.gather(1, targets_C[:, None].clamp(min=0))
-    if z_loss:
-        losses_C1 = losses_C1 + z_loss * log_z_C1.square()
-    losses_C1 = torch.where(factor_C1 != 0, losses_C1 * factor_C1, 0)
-    if right_C is not None:
-        right_C.copy_(logits_CP.argmax(-1) == targets_C)
-    if not learning:
-        return losses_C1, None
-    # d loss / d logits = p − one-hot(target), and d (ln z)² / d logits = 2 ln z · p
-    p_CP = (logits_CP - log_z_C1).exp()
-    if z_loss:
-        p_CP = p_CP * (1 + 2 * z_loss * log_z_C1)
-    dlogits_CP = (p_CP - is_target_CP.float()) * factor_C1
-    if softcap is not None:
-        dlogits_CP = dlogits_CP * (1 - tanh_CP.square())
-    return losses_C1, torch.where(factor_C1 != 0, dlogits_CP, 0).to(raw_CP.dtype)
+    losses_C1 = losses_C1 + z_loss * log_z_C1.square()
+    losses_C = torch.where(factor_C1 != 0, losses_C1 * factor_C1, 0)[:, 0]
+    right_C = logits_CP.argmax(-1) == targets_C if wants_right else targets_C.new_empty(0, dtype=torch.bool)
+    if learning:
+        # d loss / d logits = p − one-hot(target), and d (ln z)² / d logits = 2 ln z · p
+        p_CP = (logits_CP - log_z_C1).exp() * (1 + 2 * z_loss * log_z_C1)
+        dlogits_CP = (p_CP - (tokens_P == targets_C[:, None]).float()) * factor_C1
+        if softcap is not None:
+            dlogits_CP = dlogits_CP * (1 - tanh_CP.square())
+        raw_CP.copy_(torch.where(factor_C1 != 0, dlogits_CP, 0))
+    return losses_C, right_C
 
 
 def _sum(total: Tensor | None, added: Tensor) -> Tensor:

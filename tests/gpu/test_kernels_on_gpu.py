@@ -130,9 +130,9 @@ def plain_loss(x, weight, bias, targets, weights, softcap, z_loss) -> Tensor:
 )
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_the_head_and_its_loss(precision, options, compiled, monkeypatch):
-    """In several chunks, the last one shorter, at a vocabulary that isn't aligned."""
-    monkeypatch.setattr(cross_entropy_gpu, "LOGITS", 128 * 1003)
-    N, D, V = 600, 64, 1003
+    """In several chunks, the last one shorter, at a vocabulary that isn't aligned and takes two blocks of columns."""
+    N, D, V = 600, 64, 5003
+    monkeypatch.setattr(cross_entropy_gpu, "LOGITS", 128 * V)
     inputs = {"x": torch.randn(N, D), "weight": torch.randn(V, D) / 8, "bias": torch.randn(V)}
     targets = torch.randint(V, (N,))
     targets[::5] = -100
@@ -157,12 +157,18 @@ def test_the_head_and_its_loss(precision, options, compiled, monkeypatch):
     assert_near(ours, results(plain, inputs, "cuda"), 2e-5 if precision == "fp32" else 2e-2)
 
 
-def test_the_losses_of_each_row():
-    x, weight = torch.randn(300, 32, device="cuda"), torch.randn(97, 32, device="cuda")
-    targets, each = torch.randint(97, (300,), device="cuda"), torch.empty(300, device="cuda")
-    with torch.no_grad():
-        total = head_cross_entropy(x, weight, targets, each_N=each)
-    plain = F.cross_entropy(x @ weight.T, targets, reduction="none")
+@pytest.mark.parametrize("learning", [False, True])
+def test_the_losses_and_the_right_answers_of_each_row(learning):
+    x, weight = torch.randn(300, 32, device="cuda"), torch.randn(5003, 32, device="cuda")
+    weight.requires_grad_(learning)
+    logits = (x @ weight.T).detach()
+    targets, each = torch.randint(5003, (300,), device="cuda"), torch.empty(300, device="cuda")
+    targets[::3] = logits.argmax(-1)[::3]
+    right = torch.zeros(300, dtype=torch.bool, device="cuda")
+    with torch.set_grad_enabled(learning):
+        total = head_cross_entropy(x, weight, targets, each_N=each, right_N=right).detach()
+    assert (right == (logits.argmax(-1) == targets)).all() and right.sum() >= 100
+    plain = F.cross_entropy(logits, targets, reduction="none")
     assert_near({"each": each, "sum": total}, {"each": plain, "sum": plain.sum()}, 1e-5)
 
 
