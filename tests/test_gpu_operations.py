@@ -9,14 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from minllm.model.attention.mask import Blocks, Dilated, Full, Strided, Window
 from minllm.model.context import Context, Position
 from minllm.model.kernels import flex, installed
+from minllm.model.kernels.installed import own_kernels
 from minllm.model.stack import positions_in
 from minllm.objective import cross_entropy_gpu
 from minllm.objective.cross_entropy import head_cross_entropy
-from minllm.objective.cross_entropy_gpu import head_cross_entropy_on_gpu, rows_per_chunk
+from minllm.objective.cross_entropy_gpu import (
+    fused_cross_entropy,
+    head_cross_entropy_on_gpu,
+    rows_per_chunk,
+)
+from minllm.sweep.prediction import Imagined
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,6 +67,21 @@ def test_large_chunks_have_the_loss_and_gradients_of_small_ones(precision, bias,
         results.append([loss.detach(), each, *(t.grad for t in given)])
     for one, other in zip(*results, strict=True):
         assert (one - other).abs().max() <= (1e-6 if precision == "fp32" else 1e-2) * other.abs().max()
+
+
+def test_no_kernel_is_launched_where_memory_is_predicted(monkeypatch):
+    """Fake tensors have no values. The kernel takes the memory of its results alone: those of a row are 4 bytes."""
+    monkeypatch.setattr(installed, "HAS_TRITON", True)
+    cpu = torch.device(
+        "cpu"
+    )  # a build of torch for CPUs makes fake tensors of a GPU, but can't compute with them
+    with FakeTensorMode(), Imagined(cpu) as storages:
+        assert own_kernels("scan", torch.empty(2, 8, 4, device="cuda")) is None
+        logits, targets, factor = torch.empty(300, 64), torch.zeros(300, dtype=torch.long), torch.ones(300)
+        before = storages.bytes
+        losses, right = fused_cross_entropy(logits, targets, factor, 61, None, 0.0, True, True)
+        assert storages.peak_bytes == storages.bytes == before + 300 * 4 + 300
+    assert losses.shape == right.shape == (300,)
 
 
 def test_rows_that_do_not_count_may_hold_anything():

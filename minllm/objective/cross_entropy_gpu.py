@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from minllm.data.batches import IGNORED
@@ -153,13 +154,18 @@ def fused_cross_entropy(
 
     The second value is whether each row's target is the most probable token, or empty unless `wants_right`.
     """
+    arguments = logits_CP, targets_C, factor_C, vocab_size, softcap, z_loss, learning, wants_right
+    if isinstance(
+        logits_CP, FakeTensor
+    ):  # memory is being predicted, of which the kernel takes that of its results
+        return _results(*arguments)
     from minllm.model.kernels.cross_entropy import cross_entropy  # needs Triton
 
-    return cross_entropy(logits_CP, targets_C, factor_C, vocab_size, softcap, z_loss, learning, wants_right)
+    return cross_entropy(*arguments)
 
 
 @fused_cross_entropy.register_fake
-def _(
+def _results(
     logits_CP: Tensor,
     targets_C: Tensor,
     factor_C: Tensor,

@@ -125,12 +125,14 @@ def test_trials_at_once_share_the_free_memory():
     assert len(limits.gpus()) == torch.cuda.device_count()
 
 
-def test_a_search_runs_its_trials_on_the_device(words, tmp_path):
-    """Two at a time, in processes forked from a server, each with a part of the memory."""
+@pytest.mark.parametrize("mixer", [[], ["model/rec=rglru", "model.layout=[rec mlp]"]], ids=["attn", "rec"])
+def test_a_search_runs_its_trials_on_the_device(words, tmp_path, mixer):
+    """Two at a time, in processes forked from a server, each with a part of the memory, which is predicted."""
     command = [
         sys.executable,
         str(ROOT / "sweep.py"),
         *words,
+        *mixer,
         "search=none",
         "sweep.name=test",
         "train.steps=3",

@@ -35,10 +35,14 @@ HAS_TRITON = _can_build_kernels()
 
 
 def own_kernels(name: str, *inputs: Tensor | None) -> ModuleType | None:
-    """Return `minllm.model.kernels.<name>`; None without Triton or a GPU, or if an input isn't in fp32."""
+    """Return `minllm.model.kernels.<name>`; None without Triton or a GPU, or if an input isn't in fp32.
+
+    None for fake tensors, too, which have no values that a kernel could read.
+    """
     tensors = [x for x in inputs if x is not None]
     single = {x.dtype for x in tensors} in ({torch.float32}, {torch.complex64})
-    applies = single and all(x.is_cuda for x in tensors) and HAS_TRITON
+    real = not any(isinstance(x, FakeTensor) for x in tensors)
+    applies = single and real and all(x.is_cuda for x in tensors) and HAS_TRITON
     return importlib.import_module(f"minllm.model.kernels.{name}") if applies else None
 
 
