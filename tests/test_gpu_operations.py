@@ -13,8 +13,8 @@ from torch._subclasses import FakeTensorMode
 
 from minllm.model.attention.mask import Blocks, Dilated, Full, Strided, Window
 from minllm.model.context import Context, Position
-from minllm.model.kernels import flex, installed
-from minllm.model.kernels.installed import own_kernels
+from minllm.model.kernels import flex, own
+from minllm.model.kernels.own import own_kernels
 from minllm.model.stack import positions_in
 from minllm.objective import cross_entropy_gpu
 from minllm.objective.cross_entropy import head_cross_entropy
@@ -71,7 +71,7 @@ def test_large_chunks_have_the_loss_and_gradients_of_small_ones(precision, bias,
 
 def test_no_kernel_is_launched_where_memory_is_predicted(monkeypatch):
     """Fake tensors have no values. The kernel takes the memory of its results alone: those of a row are 4 bytes."""
-    monkeypatch.setattr(installed, "HAS_TRITON", True)
+    monkeypatch.setattr(own, "HAS_TRITON", True)
     cpu = torch.device(
         "cpu"
     )  # a build of torch for CPUs makes fake tensors of a GPU, but can't compute with them
@@ -99,7 +99,7 @@ def test_rows_that_do_not_count_may_hold_anything():
 
 @pytest.mark.parametrize(("has_kernel", "times"), [(False, 1), (True, 8)])
 def test_a_chunk_is_as_many_rows_as_its_logits_allow(has_kernel, times, monkeypatch):
-    monkeypatch.setattr(installed, "HAS_TRITON", has_kernel)
+    monkeypatch.setattr(own, "HAS_TRITON", has_kernel)
     assert rows_per_chunk(50304) == 1024 * times and rows_per_chunk(4096) == 16384 * times
     assert rows_per_chunk(1 << 24) == 128
 

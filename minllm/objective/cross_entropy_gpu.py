@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from minllm.data.batches import IGNORED
-from minllm.model.kernels import installed
+from minllm.model.kernels import own
 
 LOGITS = 1 << 29
 """The largest number of logits of a chunk: 1 GiB in bf16."""
@@ -55,7 +55,7 @@ def head_cross_entropy_on_gpu(
 
 def rows_per_chunk(vocab_size: int) -> int:
     """Return the largest power of two of rows whose logits fit into a chunk, and at least 128."""
-    logits = LOGITS if installed.HAS_TRITON else LOGITS // PLAIN_SHARE
+    logits = LOGITS if own.HAS_TRITON else LOGITS // PLAIN_SHARE
     return max(128, 1 << (logits // vocab_size).bit_length() - 1)
 
 
@@ -129,7 +129,7 @@ def _chunk(
     Whether each row's target is the most probable token is written to `right_C`, if it is given.
     """
     logits_CP = F.linear(x_CD, weight_PD, bias_P)
-    has_kernel = installed.HAS_TRITON and logits_CP.is_cuda and logits_CP.dtype in KERNEL_DTYPES
+    has_kernel = own.HAS_TRITON and logits_CP.is_cuda and logits_CP.dtype in KERNEL_DTYPES
     cross_entropy = fused_cross_entropy if has_kernel else plain_cross_entropy
     losses_C, is_right_C = cross_entropy(
         logits_CP, targets_C, factor_C1[:, 0], V, softcap, z_loss, learning, right_C is not None

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minllm.model.kernels.attention import attend
-from minllm.model.kernels.installed import own_kernels
+from minllm.model.kernels.own import own_kernels
 from minllm.model.scans.linear import linear_scan
 from minllm.model.scans.moving_average import moving_average
 from minllm.model.scans.selective import selective_scan

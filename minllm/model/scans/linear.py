@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minllm.model.kernels.installed import own_kernels
+from minllm.model.kernels.own import own_kernels
 from minllm.model.precision import in_fp32
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minllm.model.kernels.installed import kernel, own_kernels
+from minllm.model.kernels.installed import kernel
+from minllm.model.kernels.own import own_kernels
 from minllm.model.precision import in_fp32
 
 CHUNK = 16
