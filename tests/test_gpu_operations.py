@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from minllm.objective.cross_entropy_gpu import (
     rows_per_chunk,
 )
 from minllm.sweep.prediction import Imagined
+from minllm.training import machine
+from minllm.training.preparation import kernels_note
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +42,7 @@ def test_the_triton_kernels_compute_what_plain_torch_does():
     if "only 0-dimensional arrays" in done.stderr:
         pytest.skip("the interpreter of this Triton can't use this NumPy: pip install 'numpy<2.4'")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == "compared: 52\n", done.stdout
+    assert done.stdout == "compared: 84\n", done.stdout
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -70,11 +73,10 @@ def test_large_chunks_have_the_loss_and_gradients_of_small_ones(precision, bias,
 
 
 def test_no_kernel_is_launched_where_memory_is_predicted(monkeypatch):
-    """Fake tensors have no values. The kernel takes the memory of its results alone: those of a row are 4 bytes."""
-    monkeypatch.setattr(own, "HAS_TRITON", True)
-    cpu = torch.device(
-        "cpu"
-    )  # a build of torch for CPUs makes fake tensors of a GPU, but can't compute with them
+    """Fake tensors have no values. The kernel allocates only its results, four bytes and one for each row."""
+    monkeypatch.setattr(own, "WHY_NOT", None)
+    # a build of torch for CPUs makes fake tensors of a GPU, but can't compute with them
+    cpu = torch.device("cpu")
     with FakeTensorMode(), Imagined(cpu) as storages:
         assert own_kernels("scan", torch.empty(2, 8, 4, device="cuda")) is None
         logits, targets, factor = torch.empty(300, 64), torch.zeros(300, dtype=torch.long), torch.ones(300)
@@ -97,11 +99,66 @@ def test_rows_that_do_not_count_may_hold_anything():
     assert weight.grad.isfinite().all() and (x.grad[::2] == 0).all()
 
 
-@pytest.mark.parametrize(("has_kernel", "times"), [(False, 1), (True, 8)])
-def test_a_chunk_is_as_many_rows_as_its_logits_allow(has_kernel, times, monkeypatch):
-    monkeypatch.setattr(own, "HAS_TRITON", has_kernel)
+@pytest.mark.parametrize(("why_not", "times"), [("Triton isn't installed", 1), (None, 8)])
+def test_a_chunk_is_as_many_rows_as_its_logits_allow(why_not, times, monkeypatch):
+    monkeypatch.setattr(own, "WHY_NOT", why_not)
     assert rows_per_chunk(50304) == 1024 * times and rows_per_chunk(4096) == 16384 * times
     assert rows_per_chunk(1 << 24) == 128
+
+
+@pytest.mark.parametrize(
+    ("compilers", "variable", "header", "expected"),
+    [
+        (["gcc"], None, True, None),
+        (["clang"], None, True, None),
+        ([], "/opt/cc", True, None),
+        (["cc"], None, True, "neither gcc nor clang was found"),
+        (["gcc"], None, False, "Python's headers weren't found"),
+    ],
+)
+def test_kernels_need_what_triton_needs(compilers, variable, header, expected, monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(own.importlib.util, "find_spec", lambda name: None)
+    assert own.why_not() == "Triton isn't installed"
+    monkeypatch.setattr(own.importlib.util, "find_spec", lambda name: found("torch"))
+    monkeypatch.setattr(own.shutil, "which", lambda name: name if name in compilers else None)
+    monkeypatch.setattr(own.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if variable:
+        monkeypatch.setenv("CC", variable)
+    if header:
+        (tmp_path / "Python.h").touch()
+    assert own.why_not() == expected
+
+
+def test_a_gpu_without_kernels_is_not_compiled_for_and_the_log_says_so(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(own, "WHY_NOT", None)
+    assert machine.choose_compile(gpu, seconds_left=1e4)[0] and kernels_note(gpu) is None
+    monkeypatch.setattr(own, "WHY_NOT", "neither gcc nor clang was found")
+    assert machine.choose_compile(gpu, seconds_left=1e4) == (False, "neither gcc nor clang was found")
+    assert "because neither gcc nor clang was found" in kernels_note(gpu)
+    assert kernels_note(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("rows", [8, 32])
+def test_one_chunk_of_logits_is_held_at_a_time(rows, monkeypatch):
+    """In eager code, whatever the number of chunks. The plain version stands in for the kernel."""
+    monkeypatch.setattr(cross_entropy_gpu, "rows_per_chunk", lambda vocab_size: 8)
+    living, most = [], 0
+    fake_linear = torch.nn.functional.linear
+
+    def linear(x, weight, bias=None):
+        nonlocal most
+        logits = fake_linear(x, weight, bias)
+        living.append(weakref.ref(logits))
+        most = max(most, sum(one() is not None for one in living))
+        return logits
+
+    monkeypatch.setattr(cross_entropy_gpu.F, "linear", linear)
+    x, weight = torch.randn(rows, 4, requires_grad=True), torch.randn(64, 4, requires_grad=True)
+    head_cross_entropy_on_gpu(x, weight, torch.arange(rows)).backward()
+    assert len(living) == rows // 8 and most == 1
 
 
 MASKS = [

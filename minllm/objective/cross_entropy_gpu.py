@@ -25,8 +25,6 @@ PLAIN_SHARE = 8
 ALIGNED_TO = 64
 """The vocabulary is padded to a multiple of this: tensor cores need aligned rows."""
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def head_cross_entropy_on_gpu(
     x_ND: Tensor,
@@ -55,7 +53,7 @@ def head_cross_entropy_on_gpu(
 
 def rows_per_chunk(vocab_size: int) -> int:
     """Return the largest power of two of rows whose logits fit into a chunk, and at least 128."""
-    logits = LOGITS if own.HAS_TRITON else LOGITS // PLAIN_SHARE
+    logits = LOGITS if own.WHY_NOT is None else LOGITS // PLAIN_SHARE
     return max(128, 1 << (logits // vocab_size).bit_length() - 1)
 
 
@@ -97,6 +95,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                     product_PD = dlogits_CP.T @ torch.where(factor_C1 != 0, x_CD, 0)
                     dweight_PD = _sum(dweight_PD, product_PD)
                     dbias_P = None if bias_P is None else _sum(dbias_P, dlogits_CP.float().sum(0))
+                del dlogits_CP  # before the next chunk's logits are allocated
         losses_N = torch.cat(losses)
         if learning:
             dbias_V = None if dbias_P is None else dbias_P[:V].to(bias_V.dtype)
@@ -129,7 +128,7 @@ def _chunk(
     Whether each row's target is the most probable token is written to `right_C`, if it is given.
     """
     logits_CP = F.linear(x_CD, weight_PD, bias_P)
-    has_kernel = own.HAS_TRITON and logits_CP.is_cuda and logits_CP.dtype in KERNEL_DTYPES
+    has_kernel = own.WHY_NOT is None and logits_CP.is_cuda
     cross_entropy = fused_cross_entropy if has_kernel else plain_cross_entropy
     losses_C, is_right_C = cross_entropy(
         logits_CP, targets_C, factor_C1[:, 0], V, softcap, z_loss, learning, right_C is not None
@@ -155,9 +154,8 @@ def fused_cross_entropy(
     The second value is whether each row's target is the most probable token, or empty unless `wants_right`.
     """
     arguments = logits_CP, targets_C, factor_C, vocab_size, softcap, z_loss, learning, wants_right
-    if isinstance(
-        logits_CP, FakeTensor
-    ):  # memory is being predicted, of which the kernel takes that of its results
+    # while memory is predicted: the kernel allocates only its results
+    if isinstance(logits_CP, FakeTensor):
         return _results(*arguments)
     from minllm.model.kernels.cross_entropy import cross_entropy  # needs Triton
 
@@ -165,17 +163,8 @@ def fused_cross_entropy(
 
 
 @fused_cross_entropy.register_fake
-def _results(
-    logits_CP: Tensor,
-    targets_C: Tensor,
-    factor_C: Tensor,
-    vocab_size: int,
-    softcap: float | None,
-    z_loss: float,
-    learning: bool,
-    wants_right: bool,
-) -> tuple[Tensor, Tensor]:
-    C = len(logits_CP)
+def _results(logits_CP, targets_C, factor_C, vocab_size, softcap, z_loss, learning, wants_right):
+    C = logits_CP.shape[0]
     right_C = logits_CP.new_empty(C if wants_right else 0, dtype=torch.bool)
     return logits_CP.new_empty(C, dtype=torch.float32), right_C
 

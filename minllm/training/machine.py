@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from minllm.errors import UserError
+from minllm.model.kernels import own
 
 Precision = Literal["fp32", "bf16"]
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -73,6 +74,8 @@ def choose_compile(device: torch.device, seconds_left: float) -> tuple[bool, str
     """Return whether compiling now saves time, and the reason; `seconds_left` is the estimate without compiling."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         return False, "no C++ compiler was found"
+    if device.type == "cuda" and own.WHY_NOT is not None:
+        return False, own.WHY_NOT
     saved = seconds_left * (1 - 1 / COMPILE_GAIN)
     reason = f"about {seconds_left:.0f} s are left, compiling takes {COMPILE_SECONDS:.0f} s and saves {saved:.0f} s"
     # require twice the compile time: the estimate is rough, and a short run shouldn't wait

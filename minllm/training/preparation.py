@@ -17,6 +17,7 @@ from minllm.errors import UserError
 from minllm.laws.laws import UNCHECKED, check_laws
 from minllm.model.build import new_model, rebuild_model
 from minllm.model.cost import flops_per_token
+from minllm.model.kernels import own
 from minllm.model.lm import LM
 from minllm.model.size import in_words
 from minllm.model.stack import set_recompute
@@ -186,6 +187,7 @@ def prepare(
     notes = [
         f"{'Continuing' if resume else 'Training'} in {run_dir}",
         device_note(run, why),
+        kernels_note(device),
         processes_note(run),
         in_words(cfg, model),
         checked or UNCHECKED,
@@ -206,6 +208,12 @@ def device_note(run: Run, why: str) -> str:
     params = sum(p.numel() for p in run.model.parameters())
     threads = torch.get_num_threads()
     return f"{params:,} parameters; {run.device}, {threads} threads; {run.precision}: {why}."
+
+
+def kernels_note(device: torch.device) -> str | None:
+    if device.type != "cuda" or own.WHY_NOT is None:
+        return None
+    return f"minllm's own GPU kernels aren't used, because {own.WHY_NOT}: slower, and needs more memory."
 
 
 def processes_note(run: Run) -> str | None:

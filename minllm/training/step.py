@@ -217,7 +217,7 @@ def compile_loss(run: Run) -> Callable[..., Tensor]:
 
     # dropout then draws the same random numbers as without compilation
     torch._inductor.config.fallback_random = True
-    # recompute norms and sums in the backward pass: less memory, and on CPUs no slower; a GPU would be 2% slower
+    # recompute norms and sums in the backward pass: less memory, and on CPUs no slower; on a GPU, steps take 2% longer
     # (activation_memory_budget would also recompute dropout, with different random numbers)
     stores = run.device.type == "cuda"
     torch._functorch.config.ban_recompute_materialized_backward = stores

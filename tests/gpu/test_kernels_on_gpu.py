@@ -157,41 +157,46 @@ def test_the_head_and_its_loss(precision, options, compiled, monkeypatch):
     assert_near(ours, results(plain, inputs, "cuda"), 2e-5 if precision == "fp32" else 2e-2)
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("learning", [False, True])
-def test_the_losses_and_the_right_answers_of_each_row(learning):
+def test_the_losses_and_the_right_answers_of_each_row(learning, softcap):
     x, weight = torch.randn(300, 32, device="cuda"), torch.randn(5003, 32, device="cuda")
     weight.requires_grad_(learning)
     logits = (x @ weight.T).detach()
     targets, each = torch.randint(5003, (300,), device="cuda"), torch.empty(300, device="cuda")
     targets[::3] = logits.argmax(-1)[::3]
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    targets[1::5] = -100
     right = torch.zeros(300, dtype=torch.bool, device="cuda")
     with torch.set_grad_enabled(learning):
-        total = head_cross_entropy(x, weight, targets, each_N=each, right_N=right).detach()
-    assert (right == (logits.argmax(-1) == targets)).all() and right.sum() >= 100
-    plain = F.cross_entropy(logits, targets, reduction="none")
+        total = head_cross_entropy(x, weight, targets, softcap=softcap, each_N=each, right_N=right).detach()
+    assert (right == (logits.argmax(-1) == targets)).all() and right.sum() >= 60
+    plain = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
     assert_near({"each": each, "sum": total}, {"each": plain, "sum": plain.sum()}, 1e-5)
 
 
-def test_logits_are_never_stored_in_full():
-    """At 131,072 rows and a vocabulary of 16,384, the logits alone would be 4 GiB in bf16."""
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_logits_are_never_stored_in_full(compiled):
+    """At 131,072 rows and a vocabulary of 16,384, the logits would be 4 GiB in bf16; those of a chunk are 1 GiB."""
     N, D, V = 1 << 17, 64, 1 << 14
     x = torch.randn(N, D, device="cuda", requires_grad=True)
     weight = torch.randn(V, D, device="cuda", requires_grad=True)
     targets = torch.randint(V, (N,), device="cuda")
 
-    @torch.compile
     def loss(x, weight):
         with torch.autocast("cuda", torch.bfloat16):
             return head_cross_entropy(x, weight, targets)
 
     torch._dynamo.reset()
+    loss = torch.compile(loss) if compiled else loss
     loss(x, weight).backward()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     loss(x, weight).backward()
     extra = (torch.cuda.max_memory_allocated() - before) / 2**20
     print(f"the head and its loss: {extra:,.0f} MiB")
-    assert extra < 3000, f"{extra:,.0f} MiB"
+    assert extra < 1500, f"{extra:,.0f} MiB"
 
 
 def test_nothing_waits_for_the_device():

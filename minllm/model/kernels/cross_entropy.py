@@ -27,8 +27,12 @@ def cross_entropy(
     learning: bool,
     wants_right: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return each row's loss, and whether it is right; see `minllm.objective.cross_entropy_gpu`."""
+    """Return each row's loss and whether it is right, and replace the logits if `learning`.
+
+    See `minllm.objective.cross_entropy_gpu.fused_cross_entropy`.
+    """
     C, P = logits_CP.shape
+    assert logits_CP.is_contiguous()
     losses_C = torch.empty(C, device=logits_CP.device)
     right_C = torch.empty(C if wants_right else 0, dtype=torch.bool, device=logits_CP.device)
     columns = min(COLUMNS, triton.next_power_of_2(P))
@@ -48,7 +52,7 @@ def cross_entropy(
             wants_right=wants_right,
             COLUMNS=columns,
             STAGES=STAGES,
-            num_warps=WARPS,
+            num_warps=min(WARPS, max(1, columns // 32)),  # no two threads have the same column
         )
     return losses_C, right_C
 
@@ -77,14 +81,16 @@ def _rows(
     if has_cap:
         at_target = softcap * _tanh(at_target / softcap)
 
-    biggest, sum_B = -float("inf"), tl.zeros([COLUMNS], tl.float32)
+    # the least number and not -inf, from which -inf can't be subtracted
+    biggest, sum_B = -3.4e38, tl.zeros([COLUMNS], tl.float32)
     n_blocks = tl.cdiv(P, COLUMNS)
     for block in tl.range(0, n_blocks, num_stages=STAGES):
         at_B = block * COLUMNS + tl.arange(0, COLUMNS)
-        x_B = tl.load(logits_ptr + at_B, at_B < V, -float("inf")).to(tl.float32)
+        # the mask is of P, which is a multiple of 16, so that threads load 16 bytes at a time
+        x_B = tl.load(logits_ptr + at_B, at_B < P, 0.0).to(tl.float32)
         if has_cap:
             x_B = softcap * _tanh(x_B / softcap)
-            x_B = tl.where(at_B < V, x_B, -float("inf"))
+        x_B = tl.where(at_B < V, x_B, -float("inf"))
         bigger = tl.maximum(biggest, tl.max(x_B, 0))
         sum_B = sum_B * tl.exp(biggest - bigger) + tl.exp(x_B - bigger)
         biggest = bigger
