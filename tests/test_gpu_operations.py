@@ -21,6 +21,7 @@ from minllm.objective import cross_entropy_gpu
 from minllm.objective.cross_entropy import head_cross_entropy
 from minllm.objective.cross_entropy_gpu import (
     fused_cross_entropy,
+    fused_operation,
     head_cross_entropy_on_gpu,
     rows_per_chunk,
 )
@@ -72,7 +73,8 @@ def test_large_chunks_have_the_loss_and_gradients_of_small_ones(precision, bias,
         assert (one - other).abs().max() <= (1e-6 if precision == "fp32" else 1e-2) * other.abs().max()
 
 
-def test_no_kernel_is_launched_where_memory_is_predicted(monkeypatch):
+@pytest.mark.parametrize("compute", [fused_cross_entropy, fused_operation])
+def test_no_kernel_is_launched_where_memory_is_predicted(compute, monkeypatch):
     """Fake tensors have no values. The kernel allocates only its results, four bytes and one for each row."""
     monkeypatch.setattr(own, "WHY_NOT", None)
     # a build of torch for CPUs makes fake tensors of a GPU, but can't compute with them
@@ -81,7 +83,7 @@ def test_no_kernel_is_launched_where_memory_is_predicted(monkeypatch):
         assert own_kernels("scan", torch.empty(2, 8, 4, device="cuda")) is None
         logits, targets, factor = torch.empty(300, 64), torch.zeros(300, dtype=torch.long), torch.ones(300)
         before = storages.bytes
-        losses, right = fused_cross_entropy(logits, targets, factor, 61, None, 0.0, True, True)
+        losses, right = compute(logits, targets, factor, 61, None, 0.0, True, True)
         assert storages.peak_bytes == storages.bytes == before + 300 * 4 + 300
     assert losses.shape == right.shape == (300,)
 

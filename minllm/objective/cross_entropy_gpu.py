@@ -128,8 +128,10 @@ def _chunk(
     Whether each row's target is the most probable token is written to `right_C`, if it is given.
     """
     logits_CP = F.linear(x_CD, weight_PD, bias_P)
-    has_kernel = own.WHY_NOT is None and logits_CP.is_cuda
-    cross_entropy = fused_cross_entropy if has_kernel else plain_cross_entropy
+    cross_entropy = plain_cross_entropy
+    if own.WHY_NOT is None and logits_CP.is_cuda:
+        # the first call of a custom operation loads the compiler, which takes seconds
+        cross_entropy = fused_operation if torch.compiler.is_compiling() else fused_cross_entropy
     losses_C, is_right_C = cross_entropy(
         logits_CP, targets_C, factor_C1[:, 0], V, softcap, z_loss, learning, right_C is not None
     )
@@ -138,7 +140,6 @@ def _chunk(
     return losses_C, logits_CP if learning else None
 
 
-@torch.library.custom_op("minllm::cross_entropy", mutates_args={"logits_CP"})
 def fused_cross_entropy(
     logits_CP: Tensor,
     targets_C: Tensor,
@@ -162,11 +163,17 @@ def fused_cross_entropy(
     return cross_entropy(*arguments)
 
 
-@fused_cross_entropy.register_fake
 def _results(logits_CP, targets_C, factor_C, vocab_size, softcap, z_loss, learning, wants_right):
     C = logits_CP.shape[0]
     right_C = logits_CP.new_empty(C if wants_right else 0, dtype=torch.bool)
     return logits_CP.new_empty(C, dtype=torch.float32), right_C
+
+
+fused_operation = torch.library.custom_op(
+    "minllm::cross_entropy", fused_cross_entropy, mutates_args={"logits_CP"}
+)
+"""The same for compiled code, which can't be traced through the launch of a kernel."""
+fused_operation.register_fake(_results)
 
 
 def plain_cross_entropy(
