@@ -148,11 +148,11 @@ def test_one_chunk_of_logits_is_held_at_a_time(rows, monkeypatch):
     """In eager code, whatever the number of chunks. The plain version stands in for the kernel."""
     monkeypatch.setattr(cross_entropy_gpu, "rows_per_chunk", lambda vocab_size: 8)
     living, most = [], 0
-    fake_linear = torch.nn.functional.linear
+    plain_linear = torch.nn.functional.linear
 
     def linear(x, weight, bias=None):
         nonlocal most
-        logits = fake_linear(x, weight, bias)
+        logits = plain_linear(x, weight, bias)
         living.append(weakref.ref(logits))
         most = max(most, sum(one() is not None for one in living))
         return logits

@@ -230,7 +230,8 @@ def trial(folder, shape, precision, words):
         "train.sample_every=0", "train.device=cpu", "train.compile=false",
         f"train.precision={precision}",
         f"train.check={str(bool(shape)).lower()}",  # what it holds is released before the first step
-        *([] if "model/mlp=moe_expert_choice" in words else ["sample.max_new_tokens=1"]),  # it can't generate
+        # refused for expert choice, with which a model can't generate
+        *([] if "model/mlp=moe_expert_choice" in words else ["sample.max_new_tokens=1"]),
         *words,
     ]
     cfg = config(SHAPES[shape], SETTINGS[f"eager_{precision}"], words=words) if shape else compose(words)

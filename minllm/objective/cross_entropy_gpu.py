@@ -154,16 +154,18 @@ def fused_cross_entropy(
 
     The second value is whether each row's target is the most probable token, or empty unless `wants_right`.
     """
-    arguments = logits_CP, targets_C, factor_C, vocab_size, softcap, z_loss, learning, wants_right
-    # while memory is predicted: the kernel allocates only its results
-    if isinstance(logits_CP, FakeTensor):
-        return _results(*arguments)
-    from minllm.model.kernels.cross_entropy import cross_entropy  # needs Triton
+    losses_C, right_C = _results(
+        logits_CP, targets_C, factor_C, vocab_size, softcap, z_loss, learning, wants_right
+    )
+    if not isinstance(logits_CP, FakeTensor):  # which have no values; with them, memory is predicted
+        from minllm.model.kernels.cross_entropy import launch  # needs Triton
 
-    return cross_entropy(*arguments)
+        launch(logits_CP, targets_C, factor_C, losses_C, right_C, vocab_size, softcap, z_loss, learning)
+    return losses_C, right_C
 
 
 def _results(logits_CP, targets_C, factor_C, vocab_size, softcap, z_loss, learning, wants_right):
+    """Allocate what the kernel returns."""
     C = logits_CP.shape[0]
     right_C = logits_CP.new_empty(C if wants_right else 0, dtype=torch.bool)
     return logits_CP.new_empty(C, dtype=torch.float32), right_C

@@ -17,24 +17,23 @@ COLUMNS, WARPS, STAGES = 4096, 4, 3
 """The columns and the warps of a program, and how many loads ahead it is: the fastest on an H200, at 50,304 columns."""
 
 
-def cross_entropy(
+def launch(
     logits_CP: Tensor,
     targets_C: Tensor,
     factor_C: Tensor,
+    losses_C: Tensor,
+    right_C: Tensor,
     vocab_size: int,
     softcap: float | None,
     z_loss: float,
     learning: bool,
-    wants_right: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return each row's loss and whether it is right, and replace the logits if `learning`.
+) -> None:
+    """Fill `losses_C` and, unless it is empty, `right_C`; if `learning`, replace the logits.
 
     See `minllm.objective.cross_entropy_gpu.fused_cross_entropy`.
     """
     C, P = logits_CP.shape
     assert logits_CP.is_contiguous()
-    losses_C = torch.empty(C, device=logits_CP.device)
-    right_C = torch.empty(C if wants_right else 0, dtype=torch.bool, device=logits_CP.device)
     columns = min(COLUMNS, triton.next_power_of_2(P))
     with torch.cuda.device_of(logits_CP):  # Triton launches on the current device
         _rows[(C,)](
@@ -49,12 +48,11 @@ def cross_entropy(
             z_loss,
             has_cap=softcap is not None,
             learning=learning,
-            wants_right=wants_right,
+            wants_right=right_C.numel() > 0,
             COLUMNS=columns,
             STAGES=STAGES,
             num_warps=min(WARPS, max(1, columns // 32)),  # no two threads have the same column
         )
-    return losses_C, right_C
 
 
 @triton.jit
