@@ -16,10 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import omegaconf.base
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra._internal.defaults_list import DefaultsList
 from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import (
     AnyNode,
@@ -37,6 +40,7 @@ from minllm.schema.groups import CONF
 
 Parse = Callable[[ConfigSource, str], ConfigResult]
 Merge = Callable[[Any, Sequence[ResultDefault], Any], DictConfig]
+ListDefaults = Callable[..., DefaultsList]
 
 
 def compose_faster() -> None:
@@ -54,6 +58,8 @@ def replacements() -> dict[tuple[Any, str], Any]:
     merge = "_compose_config_from_defaults_list"
     result: dict[tuple[Any, str], Any] = {
         (ConfigLoaderImpl, merge): merged_once(getattr(ConfigLoaderImpl, merge)),
+        (config_loader_impl, "create_defaults_list"): listed_once(config_loader_impl.create_defaults_list),
+        (DictConfig, "merge_with"): merged_directly(DictConfig.merge_with),
         (omegaconf.base, "parse"): functools.cache(omegaconf.base.parse),  # nobody changes a tree
     }
     for source in (FileConfigSource, ImportlibResourcesConfigSource):
@@ -115,6 +121,80 @@ def merged_once(merge: Merge) -> Merge:
         return kept(key, SimpleNamespace(_load_single_config=load), [begun, *defaults[len(own) :]], repo)
 
     return once
+
+
+def listed_once(list_defaults: ListDefaults) -> ListDefaults:
+    """Keep the list of defaults that choices make: values of options change it no more than their own part."""
+    results: dict[tuple[Any, ...], DefaultsList] = {}
+
+    def once(
+        repo: Any, config_name: str, overrides_list: Sequence[Override], **settings: bool
+    ) -> DefaultsList:
+        values, choices = [], []
+        for override in overrides_list:
+            (choices if is_choice(override, repo) else values).append(override)
+        sources = repo.get_sources()
+        lines = tuple(override.input_line for override in choices)
+        key = (
+            config_name,
+            lines,
+            *settings.values(),
+            *((source.provider, source.path) for source in sources),
+        )
+        if key in results:
+            return replace(results[key], config_overrides=values)
+        listed = list_defaults(repo, config_name, overrides_list, **settings)
+        if all(map(is_fixed, sources)) and listed.config_overrides == values:
+            results[key] = listed
+        return listed
+
+    return once
+
+
+def is_choice(override: Override, repo: Any) -> bool:
+    if override.is_value_path or override.is_sweep_override():
+        return override.is_sweep_override()
+    return repo.group_exists(override.key_or_group) or repo.config_exists(override.key_or_group)
+
+
+def merged_directly(merge_with: Callable[..., None]) -> Callable[..., None]:
+    """Merge dictionaries as files have them without the checks of OmegaConf that are for those with types."""
+
+    def merge(config: DictConfig, *others: Any) -> None:
+        if config._get_flag("struct") or config._get_flag("readonly"):
+            merge_with(config, *others)
+            return
+        for other in others:
+            if is_plain(config) and is_plain(other):
+                put_into(config, other)
+            else:
+                merge_with(config, other)
+
+    def put_into(config: DictConfig, other: DictConfig) -> None:
+        for name, node in other._content.items():
+            own = config._content.get(name)
+            if is_plain(own) and is_plain(node):
+                put_into(own, node)
+            elif own is None or (type(own) is type(node) is AnyNode and node._value() != "???"):
+                config._content[name] = inside(config, node, {})
+            else:
+                only = object.__new__(DictConfig)
+                only.__dict__.update(other.__dict__, _content={name: node})
+                merge_with(config, only)
+        config._metadata.flags.update(
+            {flag: set for flag, set in other._metadata.flags.items() if set is not None}
+        )
+        config._invalidate_flags_cache()
+
+    return merge
+
+
+def is_plain(node: Any) -> bool:
+    """Whether a node is a dictionary as YAML makes it: it has names, and is no interpolation, `null` or `???`."""
+    if type(node) is not DictConfig or not isinstance(node._content, dict):
+        return False
+    noted = node._metadata
+    return noted.ref_type is Any and noted.object_type is dict and noted.element_type is Any is noted.key_type
 
 
 def is_fixed(source: ConfigSource) -> bool:
