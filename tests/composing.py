@@ -1,7 +1,8 @@
 """Hydra and OmegaConf as they are, except that what they have read, parsed and merged is kept for the next composition.
 
 The tests compose some two thousand configurations, most of which share most of their files. Only what is made of files
-in conf/ and of Hydra's own is kept: tests change no others than their own.
+in conf/ and of Hydra's own is kept: tests change no others than their own. Of other configurations, such as those of
+runs, it is kept what a text says.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from omegaconf import (
     FloatNode,
     IntegerNode,
     ListConfig,
+    OmegaConf,
     StringNode,
 )
 from omegaconf.base import Metadata, Node
@@ -37,6 +39,7 @@ from minllm.schema.groups import CONF
 
 Parse = Callable[[ConfigSource, str], ConfigResult]
 Merge = Callable[[Any, Sequence[ResultDefault], Any], DictConfig]
+Create = Callable[..., Any]
 
 
 def compose_faster() -> None:
@@ -55,6 +58,7 @@ def replacements() -> dict[tuple[Any, str], Any]:
     result: dict[tuple[Any, str], Any] = {
         (ConfigLoaderImpl, merge): merged_once(getattr(ConfigLoaderImpl, merge)),
         (omegaconf.base, "parse"): functools.cache(omegaconf.base.parse),  # nobody changes a tree
+        (OmegaConf, "create"): read_once(OmegaConf.create),
     }
     for source in (FileConfigSource, ImportlibResourcesConfigSource):
         result[source, "load_config"] = parsed_once(source.load_config)
@@ -113,6 +117,17 @@ def merged_once(merge: Merge) -> Merge:
             return loader._load_single_config(default=default, repo=repo)
 
         return kept(key, SimpleNamespace(_load_single_config=load), [begun, *defaults[len(own) :]], repo)
+
+    return once
+
+
+def read_once(create: Create) -> Create:
+    """Keep what the last few texts say: a run's configuration is read by each command that is about the run."""
+    known = functools.lru_cache(16)(create)
+
+    def once(*args: Any, **options: Any) -> Any:
+        is_text = len(args) == 1 and isinstance(args[0], str) and not options
+        return copy.deepcopy(known(args[0])) if is_text else create(*args, **options)
 
     return once
 
