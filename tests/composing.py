@@ -1,7 +1,8 @@
 """Hydra and OmegaConf as they are, except that what they have read, parsed and merged is kept for the next composition.
 
 The tests compose some two thousand configurations, most of which share most of their files. Only what is made of files
-in conf/ and of Hydra's own is kept: tests change no others than their own.
+in conf/ and of Hydra's own is kept: tests change no others than their own. The last few texts that were parsed, such as
+the configurations of runs, are kept too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from omegaconf import (
     FloatNode,
     IntegerNode,
     ListConfig,
+    OmegaConf,
     StringNode,
 )
 from omegaconf.base import Metadata, Node
@@ -41,6 +43,7 @@ from minllm.schema.groups import CONF
 Parse = Callable[[ConfigSource, str], ConfigResult]
 Merge = Callable[[Any, Sequence[ResultDefault], Any], DictConfig]
 ListDefaults = Callable[..., DefaultsList]
+Create = Callable[..., Any]
 
 
 def compose_faster() -> None:
@@ -61,6 +64,7 @@ def replacements() -> dict[tuple[Any, str], Any]:
         (config_loader_impl, "create_defaults_list"): listed_once(config_loader_impl.create_defaults_list),
         (DictConfig, "merge_with"): merged_directly(DictConfig.merge_with),
         (omegaconf.base, "parse"): functools.cache(omegaconf.base.parse),  # nobody changes a tree
+        (OmegaConf, "create"): read_once(OmegaConf.create),
     }
     for source in (FileConfigSource, ImportlibResourcesConfigSource):
         result[source, "load_config"] = parsed_once(source.load_config)
@@ -195,6 +199,17 @@ def is_plain(node: Any) -> bool:
         return False
     noted = node._metadata
     return noted.ref_type is Any and noted.object_type is dict and noted.element_type is Any is noted.key_type
+
+
+def read_once(create: Create) -> Create:
+    """Keep what the last few texts say: a run's configuration is read by each command that is about the run."""
+    known = functools.lru_cache(16)(create)
+
+    def once(*args: Any, **options: Any) -> Any:
+        is_text = len(args) == 1 and isinstance(args[0], str) and not options
+        return copy.deepcopy(known(args[0])) if is_text else create(*args, **options)
+
+    return once
 
 
 def is_fixed(source: ConfigSource) -> bool:

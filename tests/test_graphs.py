@@ -179,7 +179,7 @@ def test_nothing_is_compiled_during_a_capture(stand_in):
 
     stand_in.patch.setattr(torch.cuda, "graph", noted)
     torch._dynamo.reset()
-    model, objective = tiny_model(), build(tiny_cfg().objective)
+    model, objective = tiny_model("model.layout=[mlp]", n_layers=1), build(tiny_cfg().objective)
     loss_of = torch.compile(objective.loss, backend=backend)
 
     def add(rows, counted):

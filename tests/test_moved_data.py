@@ -25,18 +25,28 @@ TINY = [
 ]
 
 
-@pytest.fixture(params=["bytes", "chars"])
-def run(request, tmp_path, monkeypatch) -> Path:
-    """A run whose data have moved."""
+@pytest.fixture(scope="module", params=["bytes", "chars"])
+def moved(request, tmp_path_factory) -> Path:
+    """A folder with a run whose data have moved."""
+    folder = tmp_path_factory.mktemp("moved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("here").mkdir()
+        texts = [f"Story {number} of a cat and its hat." for number in range(60)]
+        Path("here/notes.jsonl").write_text(
+            "\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8"
+        )
+        perform(compose([*TINY, f"tokenizer={request.param}"]), folder / "run")
+    Path(folder, "here").rename(folder / "there, it's")
+    shutil.rmtree(folder / ".cache")
+    return folder
+
+
+@pytest.fixture
+def run(moved, tmp_path, monkeypatch) -> Path:
+    """A run whose data have moved, which may be changed."""
+    shutil.copytree(moved, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    Path("here").mkdir()
-    texts = [f"Story {number} of a cat and its hat." for number in range(60)]
-    Path("here/notes.jsonl").write_text(
-        "\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8"
-    )
-    perform(compose([*TINY, f"tokenizer={request.param}"]), tmp_path / "run")
-    Path("here").rename("there, it's")
-    shutil.rmtree(".cache")
     return tmp_path / "run"
 
 

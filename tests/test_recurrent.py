@@ -10,10 +10,13 @@ from tests.tiny import VOCAB, options, tiny_model
 
 every_mixer = pytest.mark.parametrize("choice", options("model/rec"))
 
+ALONE = "model/layout=mamba"
+"""Layers of a mixer and nothing else."""
+
 
 @every_mixer
 def test_five_hundred_steps_of_decoding_are_the_whole(choice):
-    model = tiny_model(choice, randomised=True)
+    model = tiny_model(choice, ALONE, randomised=True)
     batch = torch.randint(VOCAB, (2, 520))
     with torch.no_grad():
         state = model.init_state(2, 520)
@@ -42,7 +45,7 @@ def test_the_compiler_sees_one_graph_that_is_the_same(choice):
     The graph is run as it is: what C++ is made of it isn't ours, and takes a minute for each.
     """
     torch._dynamo.reset()
-    model = tiny_model(choice, randomised=True, n_layers=1)
+    model = tiny_model(choice, ALONE, randomised=True, n_layers=1)
     batch = torch.randint(VOCAB, (2, 13))  # two chunks and a part of one
     packed = torch.tensor([[0] * 4 + [1] * 9] * 2)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
