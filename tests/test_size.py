@@ -170,12 +170,17 @@ def test_what_cannot_be_is_refused_in_one_sentence(case):
     assert "\n" not in sentence and all(word in sentence for word in expected), sentence
 
 
+@pytest.fixture(scope="module")
+def sized_cfg() -> DictConfig:
+    return compose(["size.params=3e5", "tokenizer=bytes"])
+
+
 @pytest.fixture
-def made(tmp_path, monkeypatch) -> Path:
+def made(tmp_path, monkeypatch, sized_cfg) -> Path:
     """A folder with a run's configuration, sized when it was made."""
     monkeypatch.chdir(tmp_path)
     Path("made").mkdir()
-    OmegaConf.save(compose(["size.params=3e5", "tokenizer=bytes"]), "made/config.yaml")
+    OmegaConf.save(sized_cfg, "made/config.yaml")
     return Path("made")
 
 
