@@ -100,13 +100,13 @@ TINY = {
         "DeepseekV3",
         {key: SIZES[key] for key in SIZES if key not in ("head_dim", "num_key_value_heads")}
         | dict(
-            num_hidden_layers=3,
+            num_hidden_layers=2,
             num_key_value_heads=4,
             rms_norm_eps=1e-6,
             q_lora_rank=10,
             kv_lora_rank=12,
             qk_nope_head_dim=8,
-            qk_rope_head_dim=4,
+            qk_rope_head_dim=8,
             v_head_dim=6,
             first_k_dense_replace=1,
             moe_intermediate_size=24,

@@ -219,7 +219,7 @@ def test_the_width_of_a_batch_changes_nothing(objective):
 
 
 TINY = [
-    *("model.dim=16", "model.n_layers=1", "tokenizer=bytes", "data.train_stories=20", "data.val_stories=2"),
+    *("model.dim=16", "model.n_layers=1", "tokenizer=bytes", "data.train_stories=20", "data.val_stories=1"),
     *(
         "data.seq_len=48",
         "train.batch_size=4",
@@ -230,14 +230,24 @@ TINY = [
     *("sample.max_new_tokens=4", "train.compile=false", "train.precision=fp32", "data.num_proc=1"),
     "schedule=constant",
 ]
+PAIRS = ["data=reverse", "data.train_pairs=40"]
+CHEAP = {"draws": 2, "width": 16}
+"""What costs time in an evaluation: how often a row is noised, and how wide the noise is."""
 
 
 @every_objective
 def test_a_run_is_resumed_to_the_bit_and_evaluated_again_alike(objective, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [objective, *NEEDS.get(objective, []), *TINY]
+    options_of_it = tiny_cfg(objective).objective
+    cheap = [f"objective.{name}={value}" for name, value in CHEAP.items() if name in options_of_it]
+    words = [objective, *NEEDS.get(objective, []), *TINY, *cheap]
     if objective == "objective=seq2seq":
-        words = ["data=reverse", "data.packing=pad", *(word for word in words if "stories" not in word)]
+        words = [
+            *PAIRS,
+            "data.packing=pad",
+            "data.val_pairs=20",
+            *(word for word in words if "stories" not in word),
+        ]
     whole = train(minllm.compose(words), tmp_path / "whole")
     train(minllm.compose([*words, "train.steps=3"]), tmp_path / "run")
     resumed = train(minllm.compose(["resume=run", "train.steps=6"]), tmp_path / "run", resume="run")
@@ -270,7 +280,7 @@ def test_a_prompt_has_one_hole(tmp_path, monkeypatch):
 
 def test_a_hole_is_refused_where_it_cannot_be_filled(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["data=reverse", "data.val_pairs=4", *(word for word in TINY if "stories" not in word)]
+    words = [*PAIRS, "data.val_pairs=4", *(word for word in TINY if "stories" not in word)]
     train(minllm.compose(["objective=prefix", *words]), tmp_path / "run")
     with pytest.raises(UserError, match="can't fill the hole"):
         generate(minllm.compose(["task=generate", "run=run"]), tmp_path, run="run", prompts=["a ___ b"])
@@ -307,7 +317,7 @@ def test_the_states_of_every_text_are_shown_with_or_without_a_hole(tmp_path, mon
 def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [
-        "data=reverse",
+        *PAIRS,
         "data.min_length=12",
         "data.max_length=12",
         "data.val_pairs=4",

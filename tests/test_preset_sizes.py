@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from minllm.convert.folder import family_of
 from minllm.convert.settings import ConfigJson
@@ -180,9 +181,20 @@ def test_min_gemma_has_964352_parameters():
 
 
 def params_of(preset: str, vocab: int) -> int:
-    cfg = composed(f"experiment={preset}")
+    """Count a preset's parameters: each repetition of its layout has the same number, so that few are built."""
+    cfg = composed(f"experiment={preset}").copy()
+    depth, first, period = cfg.model.n_layers, len(cfg.model.first), len(cfg.model.layout)
+    repeated, rest = divmod(depth - first, period)
+    depths = [first + rest + period * times for times in (1, 2)] if repeated > 2 else [depth, depth]
+    few, more = (params_at(cfg, n_layers, vocab) for n_layers in depths)
+    return few + (repeated - 1) * (more - few)
+
+
+def params_at(cfg: DictConfig, n_layers: int, vocab: int) -> int:
+    cfg.model.n_layers = n_layers
     with torch.device("meta"):
         model = build(cfg.model, vocab, build(cfg.norm))
+    assert len(model.layers) == n_layers
     return sum(p.numel() for p in model.parameters())
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 import minllm
 from minllm.data.batches import IGNORED, check_data, open_data
@@ -31,13 +32,22 @@ NAMES = sorted(path.stem for path in (CONF / "data" / "probe").glob("*.yaml"))
 SMALL = [name for name in NAMES if name.endswith("_small")]
 every_probe = pytest.mark.parametrize("name", SMALL)
 PAGE = (Path(__file__).parents[1] / "docs" / "probes.md").read_text(encoding="utf-8")
-FEW = ["data.train_examples=60", "data.val_examples=40", "data.num_proc=1"]
+FEW = {"train_examples": 60, "val_examples": 40, "num_proc": 1}
 
 
 @functools.cache
 def probe(name: str) -> Probe:
     """Return a probe with few examples."""
-    return build(minllm.compose([f"data=probe/{name}", *FEW]).data)
+    return made(name, **FEW)
+
+
+def made(name: str, **options: int | str) -> Probe:
+    return build(OmegaConf.merge(composed(name), {"data": options}).data)
+
+
+@functools.cache
+def composed(name: str) -> DictConfig:
+    return minllm.compose([f"data=probe/{name}"])
 
 
 @functools.cache
@@ -136,7 +146,7 @@ def test_they_are_the_same_in_every_process():
 @every_probe
 def test_only_answers_count_in_the_rows_that_a_model_reads(name, tmp_path):
     """Each counted target is the answer to what comes before it in the row, and all answers are counted."""
-    source = build(minllm.compose([f"data=probe/{name}", *FEW, f"data.cache={tmp_path}"]).data)
+    source = made(name, **FEW, cache=str(tmp_path))
     tokenizer = Symbols(data=lambda: source)
     corpus = open_data(source, tokenizer)
     assert corpus.chance == source.chance and corpus.ceiling == source.ceiling
@@ -170,10 +180,9 @@ def one_by_one(source: Probe, example):
 @every_probe
 def test_a_model_takes_a_step(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cfg = minllm.compose(
-        [f"data=probe/{name}", *FEW, "model.dim=16", "model.n_layers=1", "train.steps=2", "train.check=false"]
-        + ["train.eval_every=0", "train.sample_every=0", "sample.max_new_tokens=4", "train.compile=false"]
-    )
+    train = {"steps": 2, "check": False, "eval_every": 0, "sample_every": 0, "compile": False}
+    model, sample = {"dim": 16, "n_layers": 1}, {"max_new_tokens": 4}
+    cfg = OmegaConf.merge(composed(name), {"data": FEW, "model": model, "train": train, "sample": sample})
     summary = minllm.train(cfg)
     assert math.isfinite(summary["val_loss"]) and summary["val_bpb"] > 0
     assert summary["bpb_above_floor"] > 0
@@ -293,7 +302,7 @@ def test_the_docs_have_a_row_for_every_probe():
 
 def worked_example(name: str) -> str:
     """Return the first validation example, with its answers in brackets, and the chance level and ceiling."""
-    source = build(minllm.compose([f"data=probe/{name}"]).data)
+    source = made(name)
     example = next(source.examples("val"))
     parts = [
         " ".join(part) if number % 2 == 0 else f"[{' '.join(part)}]" for number, part in enumerate(example)

@@ -25,11 +25,15 @@ SIZED = list(zip(CHOICES, itertools.cycle([3e5, 1e6])))
 """Every option at one of two sizes."""
 COARSE = {"model/mlp=none"}
 """Where nothing has a hidden width, and a multiple of eight channels is all there is to choose."""
+FEW = ["model.n_layers=2", "model.mlp.n_experts=4"]
+"""Layers and experts: each model that is tried on the way is built."""
 
 
 def chosen(choices: tuple[str, ...]) -> DictConfig:
-    """Return the configuration of some choices, with a layout that says them and what they need."""
+    """Return the configuration of some choices, with a layout that says them and what they need, hardly repeated."""
     cfg = compose(["model/layout=recurrent"] * choices[0].startswith("model/rec=") + [*choices])
+    if not COARSE & {*choices}:  # whose steps are large only in several layers
+        cfg.model.n_layers = max(2, len(cfg.model.first) + len(cfg.model.layout))
     if any(reads_memory(node) for node in cfg.model.values() if OmegaConf.is_dict(node)):
         cfg.objective._target_, cfg.extensions = "tests.tiny.Told", ["tests"]
     return cfg
@@ -60,9 +64,9 @@ def test_every_option_has_the_parameters_asked_for(choices, wanted):
     ("words", "target", "wanted"),
     [
         (["model/attn=mqa"], "flops_per_token", 1e7),
-        (["model/layout=griffin"], "flops_per_token", 2e7),
-        (["model/mlp=moe"], "flops_per_token", 5e6),
-        (["model/mlp=moe"], "params_active", 1e6),
+        (["model/layout=griffin", "model.n_layers=3"], "flops_per_token", 2e7),
+        (["model/mlp=moe", *FEW], "flops_per_token", 5e6),
+        (["model/mlp=moe", *FEW], "params_active", 1e6),
         (["model/mlp=moe_sigmoid"], "params_non_embedding", 1e6),
         (["model/layout=mamba"], "state_bytes", 1e5),
         (["model/attn=gqa", "size.within=0.02"], "state_bytes", 1e6),
@@ -139,9 +143,9 @@ REFUSED = [
     ("size.params=1e3 size.by=layers", "model.n_layers=1", "size.by=width"),
     ("size.state_bytes=1e6", "nearest is 1,015,808 (1.6 % above)", "Accept it with size.within=0.016"),
     ("size.state_bytes=1e6 size.by=hidden", "can't be met within 1 %", "size.by=width"),
-    ("size.state_bytes=1e6 model/mlp=moe_expert_choice", "no state", "can't generate"),
+    ("size.state_bytes=1e6 model/mlp=moe_expert_choice model.n_layers=1", "no state", "can't generate"),
     ("size.params=1e6 size.by=hidden model/layout=mamba", "size.by=hidden", "size.by=width"),
-    ("size.params=1e6 model/layout=decoder", "cross-attention"),
+    ("size.params=1e6 model/layout=decoder model.n_layers=1", "cross-attention"),
     ("size.params=1e6 model.attn.n_kv_heads=3", "n_kv_heads=3"),
     ("size.params=1e6 model.attn.n_heads=four", "model.attn.n_heads must be a whole number", "'four'"),
     (
@@ -166,12 +170,17 @@ def test_what_cannot_be_is_refused_in_one_sentence(case):
     assert "\n" not in sentence and all(word in sentence for word in expected), sentence
 
 
+@pytest.fixture(scope="module")
+def sized_cfg() -> DictConfig:
+    return compose(["size.params=3e5", "tokenizer=bytes"])
+
+
 @pytest.fixture
-def made(tmp_path, monkeypatch) -> Path:
+def made(tmp_path, monkeypatch, sized_cfg) -> Path:
     """A folder with a run's configuration, sized when it was made."""
     monkeypatch.chdir(tmp_path)
     Path("made").mkdir()
-    OmegaConf.save(compose(["size.params=3e5", "tokenizer=bytes"]), "made/config.yaml")
+    OmegaConf.save(sized_cfg, "made/config.yaml")
     return Path("made")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import run as door
 import sweep
@@ -320,11 +321,15 @@ def test_what_an_interpolation_may_call(text: str, harmless: bool):
 
 
 def a_run(folder: Path, *words: str, **sections: object) -> Path:
-    cfg = OmegaConf.create(OmegaConf.to_container(compose(["tokenizer=bytes", *words]), resolve=True))
-    cfg = OmegaConf.merge(cfg, sections)
+    cfg = OmegaConf.merge(resolved("tokenizer=bytes", *words), sections)
     folder.mkdir(parents=True)
     OmegaConf.save(cfg, folder / "config.yaml")
     return folder
+
+
+@functools.cache
+def resolved(*words: str) -> DictConfig:
+    return OmegaConf.create(OmegaConf.to_container(compose(words), resolve=True))
 
 
 @pytest.fixture
