@@ -256,7 +256,7 @@ def is_same(one: Any, other: Any) -> bool:
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         yield
 
 
@@ -291,7 +291,7 @@ def computed_by_model(cfg: DictConfig, length: int) -> Iterator[Any]:
         (True, None),
         (False, (torch.arange(length) >= length // 3).long()[None]),
     ):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         losses: list[Tensor] = []
         with torch.no_grad():
             model.train(training)
