@@ -106,10 +106,11 @@ def protocol_at_once(act: Callable[[Any, list[str]], T], *words: str) -> T:
 
 @contextlib.contextmanager
 def composed_once() -> Iterator[None]:
-    """Compose the runs of an arm, and solve for its widths, once: all of its runs ask again."""
+    """Compose and check the runs of an arm, and solve for its widths, once: all of its runs ask again."""
     widths: dict[str, DictConfig] = {}
     cfgs: dict[tuple[str, ...], DictConfig] = {}
-    sized, compose = minllm.model.size.sized, SearchSpec.composed
+    refusals: dict[tuple[str, ...], str | None] = {}
+    sized, settled, refusal = minllm.model.size.sized, SearchSpec.settled, SearchSpec._refusal
 
     def sized_once(cfg: DictConfig) -> DictConfig:
         key = f"{cfg.size} {cfg.model}"
@@ -119,20 +120,32 @@ def composed_once() -> Iterator[None]:
         result.model = widths[key]
         return result
 
-    def compose_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
-        varying = [word for word in overrides if re.fullmatch(r"(seed|optim\.\w+)=[\d.e-]+", word)]
+    def settled_once(self: SearchSpec, overrides: Sequence[str]) -> DictConfig:
+        varying = [word for word in overrides if re.fullmatch(VARYING, word)]
         key = tuple(word for word in overrides if word not in varying)
         if key not in cfgs:
-            cfgs[key] = compose(self, overrides)
+            cfgs[key] = settled(self, key)
         cfg = cfgs[key].copy()
+        cfg.typed = [*cfg.typed, *varying]
         for name, _, value in (word.partition("=") for word in varying):
-            OmegaConf.update(cfg, name, int(value) if name == "seed" else float(value))
+            OmegaConf.update(cfg, name, json.loads(value))
         return cfg
+
+    def refusal_once(self: SearchSpec, overrides: Sequence[str]) -> str | None:
+        key = tuple(word for word in overrides if not re.match(r"(seed|optim\.lr)=", word))
+        if key not in refusals:
+            refusals[key] = refusal(self, overrides)
+        return refusals[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minllm.model.size.sized", sized_once)
-        patch.setattr(SearchSpec, "composed", compose_once)
+        patch.setattr(SearchSpec, "settled", settled_once)
+        patch.setattr(SearchSpec, "_refusal", refusal_once)
         yield
+
+
+VARYING = r"(seed|optim\.\w+|schedule\.warmup_steps)=[\d.e-]+"
+"""What differs between the runs of an arm."""
 
 
 @contextlib.contextmanager

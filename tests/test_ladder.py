@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import re
@@ -19,6 +20,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
+from minllm.model.build import build_shapes
+from minllm.model.cost import Cost, cost
+from minllm.model.lm import LM
 from minllm.model.size import sized
 from minllm.page.terminal import json_output
 from minllm.runs.outcome import Outcome, write
@@ -27,6 +31,7 @@ from minllm.study.comparison import compare
 from minllm.sweep.plugin import NotSettled
 from minllm.sweep.spec import SearchSpec
 from minllm.sweep.trial import Assignment
+from minllm.verdict import ladder_rungs
 from minllm.verdict.ladder import climb
 from minllm.verdict.ladder_protocol import LadderProtocol
 from tests.comparisons import ENVIRONMENT, figures, write_metrics
@@ -79,7 +84,7 @@ LADDER = (
     *(*LITTLE, *SMALL, "arms.a=[norm=pre]", "arms.b=[norm=sandwich]", "ladder.params=[2e4,8e4,3.2e5]"),
     *("search.prompts=[]", "search.stories=0", "ladder.pairs=2", "train.steps=5", "train.batch_size=4"),
     *("train.check=false", "hydra.sweeper.n_jobs=1", "train.device=cpu", "search.tuning_seeds=[1000]"),
-    *("search.rates=[0.35,0.6,1,1.7,2.9]", "optim.lr=0.0042", "train.precision=fp32"),
+    *("search.rates=[0.35,0.6,1,1.7,2.9]", "optim.lr=0.0042", "train.precision=fp32", "model.n_layers=1"),
 )
 
 
@@ -112,12 +117,45 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@functools.cache
+def counted(model: LM, seq_len: int) -> Cost:
+    return cost(model, seq_len)
+
+
+def shapes_once(cfg: DictConfig, vocab_size: int) -> LM:
+    """Build the shapes of a model once, so that its cost is counted once."""
+    key = (words_of_model(cfg), vocab_size)
+    if key not in SHAPES:
+        SHAPES[key] = build_shapes(cfg, vocab_size)
+    return SHAPES[key]
+
+
+def sized_once(cfg: DictConfig) -> DictConfig:
+    """Solve once for the widths of a model of some size."""
+    key = f"{cfg.size} {words_of_model(cfg)}"
+    if key not in WIDTHS:
+        WIDTHS[key] = sized(cfg).model
+    cfg.model = WIDTHS[key]
+    return cfg
+
+
+def words_of_model(cfg: DictConfig) -> str:
+    return f"{cfg.model} {cfg.norm} {cfg.objective} {cfg.tokenizer} {cfg.data.seq_len}"
+
+
+SHAPES: dict[tuple[str, int], LM] = {}
+WIDTHS: dict[str, DictConfig] = {}
+"""Of all ladders, most of which have the same arms at the same sizes."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def composed_once() -> Iterator[None]:
-    """Compose and check an arm once, and solve for its widths once at each size: all of its runs ask again."""
+    """Compose and check an arm once, and solve for its widths and count its cost once at each size.
+
+    All of its runs ask again.
+    """
     cfgs: dict[tuple[str, ...], DictConfig] = {}
     refusals: dict[tuple[str, ...], str | None] = {}
-    widths: dict[tuple[object, ...], DictConfig] = {}
     settled, refusal = SearchSpec.settled, SearchSpec._refusal
 
     def split(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -132,14 +170,7 @@ def composed_once() -> Iterator[None]:
         for name, _, value in (word.partition("=") for word in varying):
             is_place = name == "branch_from"
             OmegaConf.update(cfg, name, str(Path(value).resolve()) if is_place else json.loads(value))
-        return sized_once(cfg, common) if cfg.size.params else cfg
-
-    def sized_once(cfg: DictConfig, arm: tuple[str, ...]) -> DictConfig:
-        key = (cfg.size.params, *(word for word in arm if not word.startswith("train.")))
-        if key not in widths:
-            widths[key] = sized(cfg).model
-        cfg.model = widths[key]
-        return cfg
+        return sized_once(cfg) if cfg.size.params else cfg
 
     def refusal_once(self: SearchSpec, overrides: Sequence[str]) -> str | None:
         common, _ = split(overrides)
@@ -150,6 +181,8 @@ def composed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SearchSpec, "settled", settled_once)
         patch.setattr(SearchSpec, "_refusal", refusal_once)
+        patch.setattr(ladder_rungs, "build_shapes", shapes_once)
+        patch.setattr(ladder_rungs, "cost", counted)
         yield
 
 

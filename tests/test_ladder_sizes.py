@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from minllm.model.build import build_shapes
-from minllm.model.cost import cost
 from minllm.schema.building import build
 from minllm.schema.checking import check_node
 from minllm.schema.overrides import quoted
 from minllm.study.comparison import compare
 from tests.simulate_frontiers import World, budgets_of, coverage, simulated
 from tests.specs import composed
-from tests.test_ladder import FOLDER, climbed, composed_once  # noqa: F401 (a fixture for all)
+from tests.test_ladder import (
+    FOLDER,
+    climbed,
+    composed_once,  # noqa: F401 (a fixture for all)
+    counted,
+    shapes_once,
+)
 from tests.test_ladder_budgets import ALPHA, BETA, OfTokens
 from tests.test_report_schema import validate_report
 
@@ -36,8 +40,8 @@ class OfFlops(OfTokens):
     def flops_per_token(self, cfg: DictConfig) -> float:
         key = (cfg.size.params, cfg.choices.norm)
         if key not in OfFlops.known:
-            model = build_shapes(cfg, build(cfg.tokenizer).vocab_size)
-            OfFlops.known[key] = cost(model, cfg.data.seq_len).flops_per_token
+            model = shapes_once(cfg, build(cfg.tokenizer).vocab_size)
+            OfFlops.known[key] = counted(model, cfg.data.seq_len).flops_per_token
         return OfFlops.known[key]
 
 

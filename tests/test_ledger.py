@@ -340,9 +340,12 @@ def test_a_hundred_ideas_that_are_no_better_are_hardly_ever_crowned():
 
 def studied(draw: np.random.Generator, needed: float):
     """The verdict on an idea like the baseline, which stops as a verdict does."""
-    differences = draw.normal(0, 0.01, 10)
-    for look in (7, 8, 10):
-        (verdict,) = verdicts([differences[:look]], margin=0.005, looks=[7, 8, 10])
+    looks, differences = [7, 8, 10], draw.normal(0, 0.01, 10)
+    (last,) = verdicts([differences], margin=0.005, looks=looks)
+    if last.word == "inconclusive":  # at each look, because what is settled stays so
+        return last
+    for look in looks:
+        (verdict,) = verdicts([differences[:look]], margin=0.005, looks=looks)
         if verdict.word != "inconclusive" and not Standing(1, needed, ("better",)).is_open(verdict):
             break
     return verdict

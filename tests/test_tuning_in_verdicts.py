@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from minllm.verdict.ledger import Ledger
 from minllm.verdict.protocol import refuse_same_results
 from minllm.verdict.rate_search import RateSearch
 from minllm.verdict.tuning import choice_of
-from tests.instant import Instant, inquiry
+from tests.instant import Instant, composed_once, inquiry
 from tests.test_report_schema import validate_answer
 from tests.tunings import RATES, SEEDS, bowl, carried_out, random_search
 
@@ -34,6 +35,12 @@ ARMS = ("arms.a=[norm=pre]", "arms.b=[norm=post,optim.lr=0.02]", "optim.lr=0.01"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_composed_once() -> Iterator[None]:
+    with composed_once():
+        yield
 
 
 def tuned(outcome_of, *words: str) -> tuple[dict[str, Tuning], list]:

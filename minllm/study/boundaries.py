@@ -177,19 +177,27 @@ class SignFlips:
         self.rows = len(signs)
         self.sums = np.empty((self.rows, len(self.looks)), order="F")
         self.weights, self.observed = [], []
+        self._p_values: dict[int, float] = {}
         for column, pairs in enumerate(self.looks):
             seen = np.array(differences[:pairs], dtype=float)
             weights = sizes(seen)
             weights /= max(weights.sum(), 1e-300)
             self.weights.append(weights)
-            self.sums[:, column] = -np.round(np.abs(signs[:, :pairs] @ weights), ROUNDING)
+            sums = self.sums[:, column]
+            np.abs(signs[:, :pairs] @ weights, out=sums)
+            np.negative(np.round(sums, ROUNDING, out=sums), out=sums)
             self.observed.append(round(float(np.sign(seen) @ weights), ROUNDING))
 
     def p_value(self, look: int) -> float:
         """Return the fraction of all sign flips whose sum is at least as far from 0, at one look."""
+        if look not in self._p_values:
+            self._p_values[look] = self._share_as_far(look)
+        return self._p_values[look]
+
+    def _share_as_far(self, look: int) -> float:
         if self.looks[look] > EXACT_PAIRS:
             return tail(self.weights[look], self.observed[look])
-        return float(np.mean(self.sums[:, look] <= -abs(self.observed[look])))
+        return float(np.count_nonzero(self.sums[:, look] <= -abs(self.observed[look])) / self.rows)
 
     def sequential(self, look: int, levels: Sequence[float], alpha: float) -> float:
         """Return the sequential p-value after the looks up to this one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Sample:
     def pairs(self) -> int:
         return len(self.differences)
 
-    @property
+    @functools.cached_property
     def finite(self) -> int:
         """The number of pairs in which neither diverged."""
         return sum(map(math.isfinite, self.differences))

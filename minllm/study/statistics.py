@@ -284,7 +284,7 @@ class _Trial:
         """
         last = self.looks[-1] if self.looks else None
         pairs = last.pairs if last else len(self.differences)
-        sample = sample_of(self.differences[:pairs], self.noise)
+        sample = self.samples[len(self.looks) - 1] if last else sample_of(self.differences, self.noise)
         chance = None if self.is_settled else self._chance(level)
         futile = self.unproved in SIDES or (chance is not None and chance < FUTILE)
         seeds = pairs if self.word != "inconclusive" else self._seeds_to_settle(sample)
