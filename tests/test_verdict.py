@@ -264,14 +264,14 @@ WORDS = [
         "search=verdict",
         *ARMS,
         "search.rates=[1]",
-        "search.tuning_runs=1",
+        "search.tuning_runs=2",
         "search.looks=[2]",
         "search.prompts=['']",
         "search.stories=1",
     ),
     *("tokenizer=tales_512", "data.train_stories=64", "data.val_stories=4", "data.packing=pack", *SMALL),
     *("train.device=cpu", "train.steps=4", "train.batch_size=4", "memory.predict=false", "sweep.name=test"),
-    *("sample.max_new_tokens=4", "train.check=false"),
+    "sample.max_new_tokens=4",
 ]
 
 
@@ -306,7 +306,7 @@ def test_a_verdict_that_was_killed_goes_on_and_no_run_is_made_twice(killed_and_g
     data = json.loads((one.place.study_folder / "report.json").read_text())
     assert [pair["seed"] for pair in data["contests"][0]["pairs"]] == [0, 1]
     assert data["left_out"] == [] and data["headline"] in one.again.out
-    assert {(found["runs"], found["settled"]) for found in data["tuning"].values()} == {(1, False)}
+    assert {(found["runs"], found["settled"]) for found in data["tuning"].values()} == {(2, False)}
     assert data["headline"].endswith(
         "inconclusive because the tuning of norm=pre and of norm=post model/attn=mha isn't settled."
     )
