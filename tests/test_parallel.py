@@ -65,7 +65,7 @@ def words(tmp_path_factory):
         *(
             "data=tales",
             "data.train_stories=300",
-            "data.val_stories=3",
+            "data.val_stories=1",
             "data.seq_len=48",
             "data.stride=48",
             "tokenizer=bytes",
