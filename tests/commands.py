@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
+
+SOCKET = "SOCKET_OF_WARM_PROCESS"
+"""The environment variable with the path of the warm process's socket."""
 
 
 def python(script: str, *words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +43,7 @@ class Command:
         self.files: list[IO[bytes]] = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115
         order = {"argv": self.args, "cwd": str(cwd), "streams": [file.name for file in self.files]}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-        self.pid: int = _ask({"start": {**order, "environment": environment}})
+        self.pid: int = _ask({**order, "environment": environment})
 
     @property
     def out(self) -> str:
@@ -59,8 +64,17 @@ class Command:
         began = time.monotonic()
         while self.poll() is None:
             assert seconds is None or time.monotonic() < began + seconds, f"{self.args} takes too long"
-            time.sleep(0.01)
+            self._rest()
         return self.returncode
+
+    def _rest(self) -> None:
+        """Wait until it has ended, for at most a second; where the system can't tell, for a moment."""
+        if not hasattr(os, "pidfd_open"):
+            time.sleep(0.01)
+            return
+        process = os.pidfd_open(self.pid)
+        select.select([process], [], [], 1)
+        os.close(process)
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -73,21 +87,31 @@ class Command:
 
 
 def _ask(order: Mapping[str, Any]) -> Any:
-    server = warm_process()
-    server.stdin.write(json.dumps(order) + "\n")
-    server.stdin.flush()
-    return json.loads(server.stdout.readline())
+    warm_process()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(os.environ[SOCKET])
+        connection.sendall(json.dumps(order).encode())
+        connection.shutdown(socket.SHUT_WR)
+        return json.loads(connection.recv(64))
 
 
 @functools.cache
-def warm_process() -> subprocess.Popen[str]:
-    """Start the process that commands are forked from. It ends when this process closes its standard input or ends."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.warm"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
+def warm_process() -> subprocess.Popen[bytes] | None:
+    """Start the process that commands are forked from, unless the process that has started this one has done so.
+
+    Orders wait in its socket until it is ready. It ends when this process closes its standard input or ends.
+    """
+    if SOCKET in os.environ:
+        return None
+    os.environ[SOCKET] = str(Path(tempfile.mkdtemp(), "socket"))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.environ[SOCKET])
+        listening.listen()
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.warm", str(listening.fileno())],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,
+        )

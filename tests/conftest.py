@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import hypothesis
 import pytest
 
 from tests import postgres
+from tests.commands import warm_process
 from tests.composing import compose_faster
 from tests.stories import TRAIN, VAL, write_parquet
 
@@ -37,6 +39,12 @@ os.fsync = lambda file: None
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Before several workers are started, start the process that the commands of all of them are forked from."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        warm_process()
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector what was imported, which it would otherwise look through again and again."""
     gc.collect()
@@ -51,6 +59,22 @@ def own_cache(tmp_path_factory, monkeypatch):
     for name in ("HF_ENDPOINT", "HF_DATASETS_CACHE", *offline):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / f"hf{next(CACHES)}"))
+
+
+@pytest.fixture(autouse=True)
+def own_packages(tmp_path_factory) -> Iterator[None]:
+    """Forget the packages that a test has imported from its folders: others have packages of the same names."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) != before:
+        folder = str(tmp_path_factory.getbasetemp())
+        for name, module in [*sys.modules.items()]:
+            known = getattr(
+                module, "__dict__", {}
+            )  # an attribute that it has not may be looked for in a file
+            places = [known.get("__file__"), *known.get("__path__", ())]
+            if any(str(place).startswith(folder) for place in places):
+                del sys.modules[name]
 
 
 @pytest.fixture

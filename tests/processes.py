@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 import time
 import traceback
@@ -11,10 +13,10 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-SECONDS = 120.0
+SECONDS = 300.0
 """After which processes that still wait for each other are killed."""
 
-END_SECONDS = 30.0
+END_SECONDS = 60.0
 """The same after one of them has failed."""
 
 
@@ -40,7 +42,8 @@ def together(size: int, act: Callable[[int], None], output: Path, restarts: int 
                 if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                     codes[rank] = os.waitstatus_to_exitcode(ended[1])
                     deadline = min(deadline, time.monotonic() + END_SECONDS if codes[rank] else deadline)
-            assert time.monotonic() < deadline, f"processes hang: {output.read_text(encoding='utf-8')}"
+            hanging = [pid for rank, pid in enumerate(pids) if rank not in codes]
+            assert time.monotonic() < deadline, f"processes hang: {with_stacks(hanging, output)}"
             time.sleep(0.01)
     finally:
         for rank, pid in enumerate(pids):
@@ -48,6 +51,14 @@ def together(size: int, act: Callable[[int], None], output: Path, restarts: int 
                 os.kill(pid, 9)
                 os.waitpid(pid, 0)
     return [codes[rank] for rank in range(size)]
+
+
+def with_stacks(pids: list[int], output: Path) -> str:
+    """Return what processes have printed, and what each of their threads is doing."""
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+    time.sleep(1)
+    return output.read_text(encoding="utf-8")
 
 
 def environment(rank: int, size: int, port: int, restarts: int) -> dict[str, str]:
@@ -73,6 +84,7 @@ def become(variables: dict[str, str], act: Callable[[int], None], output: Path) 
         # pytest has replaced them
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
         os.environ.update(variables)
+        faulthandler.register(signal.SIGUSR1, file=2)
         act(int(variables["RANK"]))
         code = 0
     except SystemExit as end:

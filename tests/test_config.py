@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,7 +93,7 @@ MINE = ["extensions=[my_idea]", "task=look", "data=tiny", "tokenizer=letters", "
 
 
 @pytest.fixture
-def idea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def idea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a package and its options, which is also the current folder."""
     (tmp_path / "my_idea.py").write_text(IDEA)
     for name, text in OPTIONS.items():
@@ -103,8 +102,7 @@ def idea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         file.write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("my_idea", None)
+    return tmp_path
 
 
 def composed(*overrides: str, config_dir: str = "conf"):

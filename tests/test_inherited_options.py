@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -143,12 +141,11 @@ def optimizer(model, *, lr: Positive) -> torch.optim.Optimizer:
 
 
 @pytest.fixture(autouse=True)
-def idea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def idea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ideas.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("ideas", None)
+    return tmp_path
 
 
 def option(target: str, **options: object) -> list[str]:

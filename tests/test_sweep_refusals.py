@@ -28,7 +28,6 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> Iterator[Calla
         return door.main([*before, *words]), *capfd.readouterr()
 
     yield call
-    sys.modules.pop("faulty", None)
     logging.getLogger().handlers[:] = handlers  # Hydra's write to a stream that this test is about to close
 
 

@@ -4,9 +4,9 @@ A new interpreter needs two to three seconds for these imports, and the tests ru
 process has its own arguments, environment, working directory and standard streams, and ends like an interpreter:
 uncaught exceptions, exit handlers and the exit code are the same.
 
-    a test  ──a line of JSON──▶  the warm process  ──fork──▶  python sweep.py …
-            ◀──pid, exit code──        ▲           ──fork──▶  the server of its trials
-                                       └──── a socket ────────┘ which that command asks for
+    tests  ──orders in JSON──▶  the warm process  ──fork──▶  python sweep.py …
+           ◀──pid, exit code──         ▲          ──fork──▶  the server of its trials
+                                       └─── its socket ──────┘ which that command asks for
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import types
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from typing import Any
 from minllm.config.compose import compose
 from minllm.schema.checking import validate
 from minllm.sweep import processes, server
+from tests.commands import SOCKET
 from tests.composing import compose_faster
 
 IMPORTED = (
@@ -42,9 +42,6 @@ IMPORTED = (
     *("minllm.verdict.comparing", "minllm.study.report", "scipy.stats", "sentencepiece", "torch._dynamo"),
 )
 """What most commands import."""
-
-SOCKET = "SOCKET_OF_WARM_PROCESS"
-"""The environment variable with the path of the warm process's socket."""
 
 
 class Forked:
@@ -97,15 +94,10 @@ def main() -> None:
     compose_faster()
     # Hydra and its grammar keep what the first composition finds
     validate(compose())
-    folder = tempfile.mkdtemp()
-    os.environ[SOCKET] = str(Path(folder, "socket"))
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(os.environ[SOCKET])
-    listening.listen()
     gc.freeze()  # otherwise each forked process would copy the memory that it collects
-    command = serve(listening)
+    command = serve(socket.socket(fileno=int(sys.argv[1])))
     if command is None:
-        shutil.rmtree(folder)
+        shutil.rmtree(Path(os.environ[SOCKET]).parent)
     else:
         perform(command)
 
@@ -131,7 +123,7 @@ def perform(command: Mapping[str, Any]) -> None:
 
 
 def serve(listening: socket.socket) -> Mapping[str, Any] | None:
-    """Answer orders until there are no more; in a forked process, return the command that it has to become."""
+    """Answer orders until standard input is closed; in a forked process, return the command that it has to become."""
     servers: list[int] = []
     while True:
         ready, _, _ = select.select([sys.stdin, listening], [], [], 0.1 if servers else None)
@@ -139,32 +131,25 @@ def serve(listening: socket.socket) -> Mapping[str, Any] | None:
         if listening in ready:
             connection, _ = listening.accept()
             order, streams = received(connection)
-            if (pid := forked()) == 0:
-                connection.detach(), listening.detach()
-                become(order, streams)
-                return order
-            servers.append(pid)
-            connection.sendall(str(pid).encode())
-            connection.close()
-            for stream in streams:
-                os.close(stream)
-        if sys.stdin in ready:
-            line = sys.stdin.readline()
-            if not line:
-                return None
-            order = json.loads(line)
             if "poll" in order:
                 pid, status = os.waitpid(order["poll"], os.WNOHANG)
                 answer = os.waitstatus_to_exitcode(status) if pid else None
             elif (answer := forked()) == 0:
-                listening.detach()
-                become(order["start"], opened(order["start"]["streams"]))
-                return order["start"]
-            print(json.dumps(answer), flush=True)
+                connection.detach(), listening.detach()
+                become(order, streams or opened(order["streams"]))
+                return order
+            elif streams:
+                servers.append(answer)
+            for stream in streams:
+                os.close(stream)
+            connection.sendall(json.dumps(answer).encode())
+            connection.close()
+        if sys.stdin in ready:  # it was closed
+            return None
 
 
 def received(connection: socket.socket) -> tuple[Mapping[str, Any], list[int]]:
-    """Return what `Forked` sent: its order, and the server's standard streams."""
+    """Return an order, and the standard streams that `Forked` sends with it."""
     text, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
     while more := connection.recv(1 << 16):
         text += more
