@@ -65,7 +65,7 @@ SMALL = [
 
 ANY_LR = "optim.lr=tag(log,interval(1e-3,1e-2))"
 GRID = "hydra/sweeper/sampler=grid"
-ENDLESS = ["train.steps=1000000", "train.evals=100000", "sweep/pruner=none"]
+ENDLESS = ["train.steps=1000000", "train.evals=100000", "sweep/pruner=none", "optim.fault=rests"]
 """What makes a trial go on for longer than any test, and look up every few steps."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
