@@ -14,10 +14,10 @@ help:
 train: .venv/installed
 	$(python) run.py
 
-# four workers keep two cores busy, because many tests wait for the processes that they start, which needn't compile the
-# modules again, whatever the environment says
+# one worker for each core, but no more than four; the processes that tests start needn't compile the modules again,
+# whatever the environment says
 test: style
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(python) -m pytest -m 'not gpu' --numprocesses 4 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(python) -m pytest -m 'not gpu' --numprocesses logical --maxprocesses 4 --dist worksteal
 
 # with another python, only pytest, pytest-xdist and hypothesis are needed in addition
 test-gpu: $(if $(filter .venv/%,$(python)),.venv/installed-test)

@@ -229,7 +229,7 @@ def threads():
 
 def trial(shape, precision, words):
     words = [
-        "data=tales", "data.packing=concat", "data.train_stories=200", "data.val_stories=16", "data.num_proc=1",
+        "data=tales", "data.packing=concat", "data.train_stories=200", "data.val_stories=8", "data.num_proc=1",
         f"data.cache={stores}", "train.steps=2", "train.eval_every=0", "train.checkpoint_every=0",
         "train.sample_every=0", "train.device=cpu", "train.compile=false",
         f"train.precision={precision}",
