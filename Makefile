@@ -14,7 +14,7 @@ help:
 train: .venv/installed
 	$(python) run.py
 
-# one worker for each core, but no more than four; the processes that tests start needn't compile the modules again,
+# one worker for each logical core, but no more than four; the processes that tests start needn't compile the modules again,
 # whatever the environment says
 test: style
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(python) -m pytest -m 'not gpu' --numprocesses logical --maxprocesses 4 --dist worksteal

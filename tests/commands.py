@@ -73,8 +73,12 @@ class Command:
             time.sleep(0.01)
             return
         process = os.pidfd_open(self.pid)
-        select.select([process], [], [], 1)
-        os.close(process)
+        try:
+            ended = select.poll()
+            ended.register(process)
+            ended.poll(1000)
+        finally:
+            os.close(process)
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -92,14 +96,17 @@ def _ask(order: Mapping[str, Any]) -> Any:
         connection.connect(os.environ[SOCKET])
         connection.sendall(json.dumps(order).encode())
         connection.shutdown(socket.SHUT_WR)
-        return json.loads(connection.recv(64))
+        answer = connection.recv(64)
+    assert answer, "the warm process has ended"
+    return json.loads(answer)
 
 
 @functools.cache
 def warm_process() -> subprocess.Popen[bytes] | None:
     """Start the process that commands are forked from, unless the process that has started this one has done so.
 
-    Orders wait in its socket until it is ready. It ends when this process closes its standard input or ends.
+    Orders wait in its socket until it is ready. It ends when this process ends or closes its standard input: that is
+    why the result is kept.
     """
     if SOCKET in os.environ:
         return None
@@ -112,6 +119,7 @@ def warm_process() -> subprocess.Popen[bytes] | None:
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # which commands may replace by pipes and files, and Python doesn't seek in
             pass_fds=[listening.fileno()],
             start_new_session=True,
         )

@@ -1,5 +1,6 @@
 """Hydra and OmegaConf as they are, except that what they have read, parsed and merged is kept for the next composition.
 
+Plain dictionaries are merged without OmegaConf's checks of types, too.
 The tests compose some two thousand configurations, most of which share most of their files. Only what is made of files
 in conf/ and of Hydra's own is kept: tests change no others than their own. The last few texts that were parsed, such as
 the configurations of runs, are kept too.
@@ -128,7 +129,7 @@ def merged_once(merge: Merge) -> Merge:
 
 
 def listed_once(list_defaults: ListDefaults) -> ListDefaults:
-    """Keep the list of defaults that choices make: values of options change it no more than their own part."""
+    """Keep the list of defaults that choices make; overrides that set values are only passed through it."""
     results: dict[tuple[Any, ...], DefaultsList] = {}
 
     def once(
@@ -136,7 +137,8 @@ def listed_once(list_defaults: ListDefaults) -> ListDefaults:
     ) -> DefaultsList:
         values, choices = [], []
         for override in overrides_list:
-            (choices if is_choice(override, repo) else values).append(override)
+            if not override.is_sweep_override():
+                (choices if is_choice(override, repo) else values).append(override)
         sources = repo.get_sources()
         lines = tuple(override.input_line for override in choices)
         key = (
@@ -156,8 +158,9 @@ def listed_once(list_defaults: ListDefaults) -> ListDefaults:
 
 
 def is_choice(override: Override, repo: Any) -> bool:
-    if override.is_value_path or override.is_sweep_override():
-        return override.is_sweep_override()
+    """Whether an override chooses an option of a group, or a file, and doesn't just set a value."""
+    if override.is_value_path:
+        return False
     return repo.group_exists(override.key_or_group) or repo.config_exists(override.key_or_group)
 
 
@@ -185,20 +188,25 @@ def merged_directly(merge_with: Callable[..., None]) -> Callable[..., None]:
                 only = object.__new__(DictConfig)
                 only.__dict__.update(other.__dict__, _content={name: node})
                 merge_with(config, only)
-        config._metadata.flags.update(
-            {flag: set for flag, set in other._metadata.flags.items() if set is not None}
-        )
+        flags = other._metadata.flags
+        config._metadata.flags.update({name: flag for name, flag in flags.items() if flag is not None})
         config._invalidate_flags_cache()
 
     return merge
 
 
 def is_plain(node: Any) -> bool:
-    """Whether a node is a dictionary as YAML makes it: it has names, and is no interpolation, `null` or `???`."""
+    """Whether a node is a dictionary as YAML makes it: no interpolation, `null` or `???`, and open to new names."""
     if type(node) is not DictConfig or not isinstance(node._content, dict):
         return False
     noted = node._metadata
+    if any(flag for name, flag in noted.flags.items() if name not in OF_HYDRA):
+        return False
     return noted.ref_type is Any and noted.object_type is dict and noted.element_type is Any is noted.key_type
+
+
+OF_HYDRA = ("HYDRA_REMOVE_TOP_LEVEL_DEFAULTS", "no_deepcopy_set_nodes")
+"""Flags that are set while Hydra composes."""
 
 
 def read_once(create: Create) -> Create:

@@ -41,7 +41,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before several workers are started, start the process that the commands of all of them are forked from."""
-    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+    option = config.option
+    runs_commands = not option.collectonly and option.markexpr != "gpu"
+    if getattr(option, "numprocesses", None) and runs_commands and not hasattr(config, "workerinput"):
         warm_process()
 
 
@@ -64,17 +66,17 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def own_packages(tmp_path_factory) -> Iterator[None]:
     """Forget the packages that a test has imported from its folders: others have packages of the same names."""
-    before = len(sys.modules)
+    before = set(sys.modules)
     yield
-    if len(sys.modules) != before:
-        folder = str(tmp_path_factory.getbasetemp())
-        for name, module in [*sys.modules.items()]:
-            known = getattr(
-                module, "__dict__", {}
-            )  # an attribute that it has not may be looked for in a file
-            places = [known.get("__file__"), *known.get("__path__", ())]
-            if any(str(place).startswith(folder) for place in places):
-                del sys.modules[name]
+    folder = f"{tmp_path_factory.getbasetemp()}{os.sep}"
+    for name in [name for name in sys.modules.keys() - before if is_below(folder, sys.modules[name])]:
+        del sys.modules[name]
+
+
+def is_below(folder: str, module: object) -> bool:
+    # through __dict__: a lazy module would import an attribute that it is asked for
+    known = getattr(module, "__dict__", {})
+    return any(str(place).startswith(folder) for place in (known.get("__file__"), *known.get("__path__", ())))
 
 
 @pytest.fixture

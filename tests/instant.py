@@ -132,7 +132,7 @@ def composed_once() -> Iterator[None]:
         return cfg
 
     def refusal_once(self: SearchSpec, overrides: Sequence[str]) -> str | None:
-        key = tuple(word for word in overrides if not re.match(r"(seed|optim\.lr)=", word))
+        key = tuple(word for word in overrides if not re.fullmatch(r"(seed|optim\.lr)=\d[\d.e-]*", word))
         if key not in refusals:
             refusals[key] = refusal(self, overrides)
         return refusals[key]
@@ -144,7 +144,7 @@ def composed_once() -> Iterator[None]:
         yield
 
 
-VARYING = r"(seed|optim\.\w+|schedule\.warmup_steps)=[\d.e-]+"
+VARYING = r"(seed|optim\.\w+|schedule\.warmup_steps)=\d[\d.e-]*"
 """What differs between the runs of an arm."""
 
 

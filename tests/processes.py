@@ -42,8 +42,7 @@ def together(size: int, act: Callable[[int], None], output: Path, restarts: int 
                 if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                     codes[rank] = os.waitstatus_to_exitcode(ended[1])
                     deadline = min(deadline, time.monotonic() + END_SECONDS if codes[rank] else deadline)
-            hanging = [pid for rank, pid in enumerate(pids) if rank not in codes]
-            assert time.monotonic() < deadline, f"processes hang: {with_stacks(hanging, output)}"
+            assert time.monotonic() < deadline, f"processes hang: {with_stacks(pids, codes, output)}"
             time.sleep(0.01)
     finally:
         for rank, pid in enumerate(pids):
@@ -53,10 +52,11 @@ def together(size: int, act: Callable[[int], None], output: Path, restarts: int 
     return [codes[rank] for rank in range(size)]
 
 
-def with_stacks(pids: list[int], output: Path) -> str:
-    """Return what processes have printed, and what each of their threads is doing."""
-    for pid in pids:
-        os.kill(pid, signal.SIGUSR1)
+def with_stacks(pids: list[int], codes: dict[int, int], output: Path) -> str:
+    """Return what processes have printed, and what each thread of those that haven't ended is doing."""
+    for rank, pid in enumerate(pids):
+        if rank not in codes:
+            os.kill(pid, signal.SIGUSR1)
     time.sleep(1)
     return output.read_text(encoding="utf-8")
 

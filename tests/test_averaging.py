@@ -28,7 +28,7 @@ from tests.kills import every_moment
 from tests.test_prediction import CPU, LETTERS
 from tests.test_resume import contents, go_on, left
 from tests.test_training import TINY, figures
-from tests.tiny import VOCAB
+from tests.tiny import VOCAB, unjudged
 
 MODEL, UNAVERAGED = "model.safetensors", "unaveraged.safetensors"
 STEPS = 5
@@ -54,15 +54,9 @@ def words(tmp_path_factory):
     return [*TINY, *more, f"data.path={folder / 'squares.txt'}", f"data.cache={folder / 'stores'}"]
 
 
-def composed(*words):
-    cfg = minllm.compose(list(words))
-    cfg.typed = []  # whether each override has an effect is proved elsewhere, and takes a while
-    return cfg
-
-
 @pytest.fixture(scope="module")
 def cfg(words):
-    return composed(*words, "train.ema=0.3", *EXPERTS)
+    return unjudged(*words, "train.ema=0.3", *EXPERTS)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +153,7 @@ def test_the_model_has_the_average_in_the_body_alone_and_keeps_its_buffers():
 
 
 def test_training_is_the_same_as_without(words):
-    plain = composed(*words)
+    plain = unjudged(*words)
     task.train(plain, Path("plain"))
     task.train(OmegaConf.merge(plain, {"train": {"ema": 0.3}}), Path("averaged"))
     losses = [[event for event in figures(run) if "train_loss" in event] for run in ("plain", "averaged")]
@@ -251,7 +245,7 @@ def test_a_run_killed_at_any_step_continues_both_exactly(cfg, whole, step, monke
 
 
 def test_a_run_killed_at_any_moment_continues_both_exactly(words):
-    cfg = composed(*words, "train.steps=2", "train.keep_checkpoints=1", "train.ema=0.3")
+    cfg = unjudged(*words, "train.steps=2", "train.keep_checkpoints=1", "train.ema=0.3")
     with every_moment(Path("whole"), Path("killed")) as moments:
         task.train(cfg, Path("whole"))
     assert len(moments.copies) > 20
@@ -277,7 +271,7 @@ def test_a_failed_evaluation_leaves_the_trained_weights(cfg, whole, monkeypatch)
 
 @pytest.mark.parametrize("before, now", [(None, 0.3), (0.3, None), (0.3, 0.9)])
 def test_a_resumed_run_keeps_its_decay(words, before, now):
-    cfg = composed(*words, "train.steps=1", *([f"train.ema={before}"] if before else []))
+    cfg = unjudged(*words, "train.steps=1", *([f"train.ema={before}"] if before else []))
     task.train(cfg, Path("run"))
     left_before = contents("run")
     longer = OmegaConf.merge(cfg, {"train": {"steps": 2, "ema": now}})
@@ -305,7 +299,7 @@ def test_damaged_unaveraged_weights_are_refused(cfg, whole, damage, sentence):
 
 
 def test_a_checkpoint_from_before_the_option_continues(words):
-    cfg = composed(*words, "train.steps=2")
+    cfg = unjudged(*words, "train.steps=2")
     task.train(cfg, Path("run"))
     state = checkpoints.find("run", "last") / "state.json"
     progress = json.loads(state.read_text())

@@ -25,6 +25,7 @@ from minllm.training.step import Diverged
 from tests.kills import every_moment
 from tests.test_resume import CLOCK_OF_SUMMARY
 from tests.test_training import TINY, figures
+from tests.tiny import unjudged
 
 TOKENS = 4 * 16
 """Of a step."""
@@ -49,14 +50,8 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir, "environment", lambda: {"versions": {}})  # git takes longer than such a run
 
 
-def composed(*words):
-    cfg = minllm.compose(list(words))
-    cfg.typed = []  # whether each override has an effect is proved elsewhere, and takes a while
-    return cfg
-
-
 def train(words, *more, run="run"):
-    cfg = composed(*words, *more)
+    cfg = unjudged(*words, *more)
     return task.train(cfg, Path(run), branch_from=cfg.branch_from)
 
 
@@ -108,7 +103,7 @@ def test_a_branch_is_the_run_that_it_would_be_alone(words, runs):
 
 
 def test_a_killed_branch_goes_on_to_the_same_result(words, runs):
-    cfg = composed(*words, f"train.tokens={SHORT}", f"branch_from={runs / 'grid'}")
+    cfg = unjudged(*words, f"train.tokens={SHORT}", f"branch_from={runs / 'grid'}")
     with every_moment(Path("run"), Path("killed")) as moments:
         task.train(cfg, Path("run"), branch_from=cfg.branch_from)
     copies = list(moments.copies)

@@ -6,7 +6,8 @@ from typing import Any
 
 import hydra
 import pytest
-from omegaconf import Container
+from omegaconf import Container, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from minllm.config.compose import compose
 from tests import composing
@@ -26,8 +27,7 @@ def test_the_configuration_is_the_same(overrides, monkeypatch):
     monkeypatch.setattr(hydra, "compose", lambda *args, **options: noted(results, real(*args, **options)))
     for _ in range(2):  # made, and copied from what is kept
         compose(overrides)
-    for (owner, attribute), original in composing.ORIGINALS.items():
-        monkeypatch.setattr(owner, attribute, original)
+    use_originals(monkeypatch)
     compose(overrides)
     assert shown(results[0]) == shown(results[1]) == shown(results[2])
     assert len(shown(results[2])) > 200
@@ -46,3 +46,67 @@ def shown(node: Any, above: Any = None) -> list[Any]:
         return [(type(node), node._value(), notes)]
     inner = node._content.values() if isinstance(node._content, dict) else node._content
     return [(type(node), notes), *(line for value in inner for line in shown(value, node))]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["model/attn=mqa", "train.steps=3"], ["model/attn=mqa", "model.dim=32", "train.steps=4"]),
+        (
+            ["~logger", "+model/pos@model.attn.pos=none"],
+            ["~logger", "+model/pos@model.attn.pos=none", "seed=3"],
+        ),
+    ],
+)
+def test_other_values_of_the_same_choices_are_those_given(one, other, monkeypatch):
+    results: list[Any] = []
+    real = hydra.compose
+    monkeypatch.setattr(hydra, "compose", lambda *args, **options: noted(results, real(*args, **options)))
+    compose(one)
+    compose(other)
+    use_originals(monkeypatch)
+    compose(other)
+    assert shown(results[1]) == shown(results[2]) != shown(results[0])
+
+
+PARTS = [
+    {"a": 1, "b": {"c": [1, 2], "d": "???"}, "e": None},
+    {"b": {"c": [3], "d": 2, "f": {"g": "${a}"}}, "e": {"h": 1}},
+    {"a": "???", "b": None, "e": 2},
+    {"a": "${b.c}", "b": "${e}", "e": {"h": "???", "i": {}}},
+    {"a": {"x": 1}, "b": {"c": {"y": 1}, "d": None}},
+    {"a": [], "b": {}, "e": {}},
+]
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"readonly": True}, {"struct": True}, {"allow_objects": True}], ids=str
+)
+@pytest.mark.parametrize("one", PARTS, ids=str)
+@pytest.mark.parametrize("other", PARTS, ids=str)
+def test_dictionaries_merge_as_usual(one, other, flags, monkeypatch):
+    def merged() -> Any:
+        outcomes = []
+        for flags_of_one, flags_of_other in (({}, flags), (flags, {})):
+            config = OmegaConf.create(one, flags=flags_of_one or None)
+            try:
+                config.merge_with(OmegaConf.create(other, flags=flags_of_other or None))
+            except OmegaConfBaseException as error:
+                outcomes.append(type(error))
+            outcomes.append(shown(config))
+        return outcomes
+
+    fast = merged()
+    use_originals(monkeypatch)
+    assert fast == merged()
+
+
+def test_changing_what_a_text_says_leaves_the_text_as_it_is():
+    text = "a: {b: [1, 2]}\n"
+    OmegaConf.create(text).a.b.append(3)
+    assert OmegaConf.create(text) == {"a": {"b": [1, 2]}}
+
+
+def use_originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    for (owner, attribute), original in composing.ORIGINALS.items():
+        monkeypatch.setattr(owner, attribute, original)

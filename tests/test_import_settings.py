@@ -303,6 +303,7 @@ def test_valid_models_are_not_refused(preset, changes):
 
 
 OF_ROPES = {"rope_parameters", "partial_rotary_factor", "attn_rotary_emb"}
+"""Settings of a config.json that change nothing but its rope."""
 
 IGNORED = [
     *((preset, {"partial_rotary_factor": 0.5}) for preset in ("llama3", "gemma", "gemma2", "qwen3", "olmo2")),

@@ -5,22 +5,18 @@ Attention that begins with tokens far smaller than what branches add to them har
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from minllm.model.build import new_model
 from minllm.model.lm import LM
-from tests.tiny import VOCAB, completed, groups_of_model, options, remembering, valid_cfg
+from tests.tiny import VOCAB, completed, groups_of_model, options, tiny_model
 
 CHOICES = [choice for group in groups_of_model() for choice in options(group)]
 
 
 @pytest.mark.parametrize("choice", [*CHOICES, "model.tie_embeddings=false"])
 def test_tokens_branches_and_logits_begin_at_one_scale(choice):
-    added, logits = initial_scales(model_of(choice))
+    added, logits = initial_scales(tiny_model(*completed(choice)))
     assert added < 4, "what the branches add, relative to the embedded tokens"
     assert 0.3 < logits < 1
 
@@ -32,15 +28,9 @@ OF_THE_STREAM = ("norm=", "model/pos=", "model/residual=deepnorm")
 @pytest.mark.parametrize("scale", [False, 0.1, 5.0])
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith(OF_THE_STREAM)])
 def test_branches_begin_at_the_scale_of_tokens_that_are_multiplied_otherwise(choice, scale):
-    added, _ = initial_scales(model_of(choice, scale_embedding=scale))
+    # as an option of the model, so that a choice is composed once for all scales
+    added, _ = initial_scales(tiny_model(*completed(choice), scale_embedding=scale))
     assert added < 4
-
-
-def model_of(choice: str, **of_model: bool | float) -> LM:
-    """Return a model with its first values; the configuration of a choice is composed once for all its scales."""
-    cfg = OmegaConf.merge(valid_cfg(*completed(choice), "model.dim=64"), {"model": of_model})
-    model = new_model(cfg, SimpleNamespace(vocab_size=VOCAB))
-    return (remembering(model) if model.reads_memory else model).eval()
 
 
 @torch.no_grad()

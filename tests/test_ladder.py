@@ -119,6 +119,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @functools.cache
 def counted(model: LM, seq_len: int) -> Cost:
+    """Return the cost of a model of `shapes_once`."""
     return cost(model, seq_len)
 
 
@@ -143,16 +144,16 @@ def words_of_model(cfg: DictConfig) -> str:
     return f"{cfg.model} {cfg.norm} {cfg.objective} {cfg.tokenizer} {cfg.data.seq_len}"
 
 
+# of all ladders, most of which have the same arms at the same sizes
 SHAPES: dict[tuple[str, int], LM] = {}
 WIDTHS: dict[str, DictConfig] = {}
-"""Of all ladders, most of which have the same arms at the same sizes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def composed_once() -> Iterator[None]:
     """Compose and check an arm once, and solve for its widths and count its cost once at each size.
 
-    All of its runs ask again.
+    All runs of an arm ask again.
     """
     cfgs: dict[tuple[str, ...], DictConfig] = {}
     refusals: dict[tuple[str, ...], str | None] = {}

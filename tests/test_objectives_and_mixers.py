@@ -195,6 +195,7 @@ def objective_node(objective: str) -> DictConfig:
 
 
 def random_model(cfg: DictConfig) -> LM:
+    """Return a model with random weights; `check_specimen`, with the first objective of each kind, decodes with it."""
     build_shapes(cfg, VOCAB)
     model = with_parts(cfg, build(cfg.objective), VOCAB)
     randomise(model, 0, strength=1.0)

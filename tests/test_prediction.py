@@ -250,7 +250,7 @@ def trial(shape, precision, words):
 
 warm_up()
 gc.freeze()  # as the server of trials does: otherwise each would look through what was imported
-stores = tempfile.mkdtemp()
+stores = sys.argv[1]
 for line in sys.stdin:
     if not os.fork():
         with contextlib.suppress(BaseException):
@@ -267,7 +267,7 @@ SMALL = ["model.dim=192", "model.n_layers=2", "train.batch_size=8", "data.seq_le
 
 
 @pytest.fixture(scope="module")
-def trial() -> Iterator[Callable[..., dict]]:
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., dict]]:
     """Return what a process predicts that it will hold, what it then holds when it trains, and what it says besides.
 
     A trial that is asked for again isn't repeated.
@@ -275,7 +275,7 @@ def trial() -> Iterator[Callable[..., dict]]:
     root = Path(__file__).parents[1]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         warm = subprocess.Popen(
-            [sys.executable, "-c", WARM],
+            [sys.executable, "-c", WARM, str(tmp_path_factory.mktemp("trials"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -185,8 +185,9 @@ def params_of(preset: str, vocab: int) -> int:
     cfg = composed(f"experiment={preset}").copy()
     depth, first, period = cfg.model.n_layers, len(cfg.model.first), len(cfg.model.layout)
     repeated, rest = divmod(depth - first, period)
-    depths = [first + rest + period * times for times in (1, 2)] if repeated > 2 else [depth, depth]
-    few, more = (params_at(cfg, n_layers, vocab) for n_layers in depths)
+    if repeated <= 2:
+        return params_at(cfg, depth, vocab)
+    few, more = (params_at(cfg, first + rest + period * times, vocab) for times in (1, 2))
     return few + (repeated - 1) * (more - few)
 
 

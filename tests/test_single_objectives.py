@@ -89,6 +89,7 @@ def likelihood_bound(model, documents: Batch, block: int) -> float:
 
 
 def repeated(document: Batch, rows: int) -> Batch:
+    """Return a batch of one document in each row."""
     return Batch(
         *(x.expand(rows, -1) for x in (document.tokens_BT, document.targets_BT)), None, None, PADDING
     )
@@ -103,9 +104,8 @@ def test_estimates_are_unbiased(block):
     options = {"block": block, "length": 4, "weighted": True, "chain_rule": False}
     learn = Blocks(**options, schedule="log_linear", draws=3)
     exact = likelihood_bound(model, document, block)
-    draws = learn.nats(
-        model, repeated(document, 200), noise(200)
-    ).tolist()  # the noise of each row is its own
+    # the noise of each row is its own
+    draws = learn.nats(model, repeated(document, 200), noise(200)).tolist()
     spread = torch.tensor(draws).std().item() / math.sqrt(len(draws))
     assert sum(draws) / len(draws) == pytest.approx(exact, abs=4 * spread + 1e-4 * exact)
     if block == 1:

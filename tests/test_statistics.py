@@ -46,6 +46,7 @@ def judge(*differences, margin=MARGIN, **options):
 
 @pytest.fixture
 def words_only(monkeypatch):
+    """Judge by words alone in the whole test."""
     leave_out_seeds(monkeypatch)
 
 

@@ -19,7 +19,7 @@ import run as door
 from minllm.errors import UserError
 from minllm.training import checkpoints, loggers, loop
 from tests.commands import Command
-from tests.tiny import options
+from tests.tiny import options, unjudged
 
 TINY = [
     "tokenizer=bytes",
@@ -51,9 +51,7 @@ def words(tmp_path, monkeypatch):
 
 
 def train(words, *more, run_dir=None):
-    cfg = minllm.compose([*words, *more])
-    cfg.typed = []  # whether each override has an effect is proved elsewhere, and takes a while
-    return minllm.train(cfg, run_dir)
+    return minllm.train(unjudged(*words, *more), run_dir)
 
 
 def figures(run):

@@ -155,8 +155,7 @@ def valid_cfg(*choices: str) -> DictConfig:
 
 @functools.cache
 def composed(*choices: str) -> DictConfig:
-    cfg = compose([*choices, *SIZES])
-    cfg.typed = []  # whether each override has an effect is proved elsewhere, and takes a while
+    cfg = unjudged(*SIZES, *choices)
     shrink(cfg.model)
     chosen = {choice.split("=")[0] for choice in choices}
     if "model/rec" in chosen and "model/layout" not in chosen:
@@ -166,6 +165,13 @@ def composed(*choices: str) -> DictConfig:
         cfg = told(cfg)
     cfg.model.n_layers = max(2, len(cfg.model.first) + len(cfg.model.layout))
     OmegaConf.set_readonly(cfg, True)
+    return cfg
+
+
+def unjudged(*overrides: str) -> DictConfig:
+    """Compose a configuration whose overrides aren't checked for an effect; tests/test_unused.py has that check."""
+    cfg = compose(overrides)
+    cfg.typed = []
     return cfg
 
 
@@ -201,15 +207,15 @@ def shrink(node: DictConfig) -> None:
             node[name] = 2
 
 
-def tiny_model(*choices: str, randomised: bool = False, n_layers: int | None = None) -> LM:
-    """Return the tiny model of some choices.
+def tiny_model(*choices: str, randomised: bool = False, **of_model: float) -> LM:
+    """Return the tiny model of some choices, with further options of the model.
 
     `randomised` draws every parameter anew at σ = 0.2, gains and biases included: at their first values (ones, zeros,
     small weights) almost any bug passes. A model that reads a memory is given one, always the same.
     """
     cfg = valid_cfg(*choices)
-    if n_layers is not None:
-        cfg = OmegaConf.merge(cfg, {"model": {"n_layers": n_layers}})
+    if of_model:
+        cfg = OmegaConf.merge(cfg, {"model": of_model})
     model = with_first_values(cfg, SimpleNamespace(vocab_size=VOCAB))
     if randomised:
         generator = torch.Generator().manual_seed(1)

@@ -131,7 +131,9 @@ def serve(listening: socket.socket) -> Mapping[str, Any] | None:
         if listening in ready:
             connection, _ = listening.accept()
             order, streams = received(connection)
-            if "poll" in order:
+            if order is None:
+                answer = None
+            elif "poll" in order:
                 pid, status = os.waitpid(order["poll"], os.WNOHANG)
                 answer = os.waitstatus_to_exitcode(status) if pid else None
             elif (answer := forked()) == 0:
@@ -142,18 +144,23 @@ def serve(listening: socket.socket) -> Mapping[str, Any] | None:
                 servers.append(answer)
             for stream in streams:
                 os.close(stream)
-            connection.sendall(json.dumps(answer).encode())
+            with contextlib.suppress(OSError):  # it may have been killed meanwhile
+                connection.sendall(json.dumps(answer).encode())
             connection.close()
         if sys.stdin in ready:  # it was closed
             return None
 
 
-def received(connection: socket.socket) -> tuple[Mapping[str, Any], list[int]]:
-    """Return an order, and the standard streams that `Forked` sends with it."""
-    text, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
-    while more := connection.recv(1 << 16):
-        text += more
-    return json.loads(text), streams
+def received(connection: socket.socket) -> tuple[Mapping[str, Any] | None, list[int]]:
+    """Return an order, or None if its sender was killed meanwhile, and the standard streams that `Forked` sends."""
+    streams: list[int] = []
+    try:
+        text, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+        while more := connection.recv(1 << 16):
+            text += more
+        return json.loads(text), streams
+    except (OSError, ValueError):
+        return None, streams
 
 
 def opened(paths: Sequence[str]) -> list[int]:

@@ -245,7 +245,7 @@ def gradients(model: LM, texts: Texts) -> str | None:
     ahead: list[Tensor] = []
     losses: list[Tensor] = []
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.default_generator.manual_seed(0)  # of dropout
+        torch.default_generator.manual_seed(0)  # of dropout; only the CPU's, which is restored
         x_BTD = model.hidden(texts.tokens_BT, memory_BSD=texts.memory(3), losses=losses, ahead=ahead)
         outputs = [model.logits(x) for x in (x_BTD, *ahead)]
         weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(0))
@@ -345,7 +345,7 @@ class Texts:
     ) -> Pass:
         memory_BSD = self.memory(len(tokens_BT))
         with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(torch_seed)  # of dropout
+            torch.default_generator.manual_seed(torch_seed)  # of dropout; only the CPU's, which is restored
             self.model.train(training)
             try:
                 return recorded(self.model, tokens_BT, segments_BT, state, memory_BSD)

@@ -255,7 +255,7 @@ def is_same(one: Any, other: Any) -> bool:
 
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # restores only the CPU's generator
         torch.default_generator.manual_seed(0)
         yield
 
