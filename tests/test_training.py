@@ -17,6 +17,7 @@ import torch
 import minllm
 import run as door
 from minllm.errors import UserError
+from minllm.runs import folder
 from minllm.training import checkpoints, loggers, loop
 from tests.commands import Command
 from tests.tiny import options, unjudged
@@ -393,3 +394,18 @@ for optim in sys.argv[1].split():
     )
     said = [line for line in done.stdout.splitlines() if line.startswith("optim=")]
     assert said == [f"{optim} []" for optim in optims], done.stderr
+
+
+def test_recording_the_environment_writes_nothing_in_the_repository(tmp_path, monkeypatch):
+    """A run that was killed while git held its lock would keep its user from committing."""
+    git = ["git", "-c", "user.name=me", "-c", "user.email=me@here", "-C", str(tmp_path)]
+    (tmp_path / "idea.py").write_text("width = 1")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "An idea"]):
+        subprocess.run([*git, *command], check=True)
+    os.utime(tmp_path / "idea.py", (1, 1))  # git would note that the file is still the same
+    before = (tmp_path / ".git/index").read_bytes()
+    monkeypatch.setattr(folder, "__file__", str(tmp_path / "idea.py"))
+    monkeypatch.setattr(folder, "_git", folder._git.__wrapped__)
+    found = folder.environment()["git"]
+    assert len(found["commit"]) == 40 and not found["dirty"]
+    assert (tmp_path / ".git/index").read_bytes() == before

@@ -369,7 +369,8 @@ def _git(*command: str) -> str | None:
     """Return git's output for the folder of this code; None without git or outside a repository."""
     try:
         done = subprocess.run(
-            ["git", *command],
+            # without locks, because a run that is killed meanwhile would leave the repository locked
+            ["git", "--no-optional-locks", *command],
             cwd=Path(__file__).parent,
             capture_output=True,
             encoding="utf-8",
