@@ -197,7 +197,7 @@ class SignFlips:
     def _share_as_far(self, look: int) -> float:
         if self.looks[look] > EXACT_PAIRS:
             return tail(self.weights[look], self.observed[look])
-        return np.count_nonzero(self.sums[:, look] <= -abs(self.observed[look])) / self.rows
+        return float(np.mean(self.sums[:, look] <= -abs(self.observed[look])))
 
     def sequential(self, look: int, levels: Sequence[float], alpha: float) -> float:
         """Return the sequential p-value after the looks up to this one."""
