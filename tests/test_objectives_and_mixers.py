@@ -18,7 +18,7 @@ from minllm.errors import UserError
 from minllm.laws.laws import check_specimen
 from minllm.laws.specimen import randomise, specimen
 from minllm.model.branch import reads_one_way
-from minllm.model.build import build_shapes, with_parts
+from minllm.model.build import build_shapes, try_out, with_parts
 from minllm.model.lm import LM
 from minllm.objective import Inputs, Objective
 from minllm.objective.noise import Noise
@@ -195,10 +195,10 @@ def objective_node(objective: str) -> DictConfig:
 
 
 def random_model(cfg: DictConfig) -> LM:
-    """Return a model with random weights; `check_specimen`, with the first objective of each kind, decodes with it."""
     build_shapes(cfg, VOCAB)
     model = with_parts(cfg, build(cfg.objective), VOCAB)
     randomise(model, 0, strength=1.0)
+    try_out(model)
     return model
 
 

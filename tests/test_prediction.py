@@ -138,6 +138,8 @@ def test_inside_a_custom_operation_is_looked_at_once_a_shape():
 @pytest.mark.parametrize(
     "precision, words",
     [
+        ("fp32", []),
+        ("bf16", []),
         ("bf16", ["optim=muon"]),
         ("fp32", ["train.ema=0.9999"]),
         ("fp32", ["optim=sgd", "norm=post", "model.tie_embeddings=false"]),
