@@ -350,7 +350,7 @@ class _Trial:
         pairs, random = self.looks[-1].pairs, np.random.default_rng(0)
         seen = np.array(self.with_ties[:pairs])
         sides = [side for word, side in SIDES.items() if word in self.provable]
-        if not (sample := sample_of(self.differences[:pairs], self.noise)).is_finite:
+        if not (sample := self.samples[len(self.looks) - 1]).is_finite:
             arm, baseline = sample.diverged
             allowed = [side for side, leads in ((1, arm >= baseline), (-1, baseline >= arm)) if leads]
             wanted = [side for side in allowed if side in sides]
