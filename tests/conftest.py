@@ -66,11 +66,15 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def own_packages(tmp_path_factory) -> Iterator[None]:
     """Forget the packages that a test has imported from its folders: others have packages of the same names."""
-    before = set(sys.modules)
+    latest = next(reversed(sys.modules))
     yield
     folder = f"{tmp_path_factory.getbasetemp()}{os.sep}"
-    for name in [name for name in sys.modules.keys() - before if is_below(folder, sys.modules[name])]:
-        del sys.modules[name]
+    imported = [
+        *itertools.takewhile(lambda name: name != latest, reversed(sys.modules))
+    ]  # thousands are older
+    for name in imported:
+        if is_below(folder, sys.modules[name]):
+            del sys.modules[name]
 
 
 def is_below(folder: str, module: object) -> bool:

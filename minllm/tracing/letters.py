@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,7 +21,7 @@ from minllm.tracing.tree import Node, Value, structure
 
 Sizes = tuple[int, ...]
 """One size in the trace and in each of its twins."""
-Fractions = tuple[Fraction, ...]
+Values = tuple[int | Fraction, ...]
 """The same for an expression, which may divide."""
 
 MEANING = {
@@ -117,13 +118,13 @@ class Letters:
         return {letter: own for letter, own in self.of.items() if len(set(own)) > 1}
 
     @cached_property
-    def products(self) -> list[tuple[str, Fractions]]:
+    def products(self) -> list[tuple[str, Values]]:
         return sorted(monomials(self.varied), key=lambda product: len(product[0]))
 
 
 def expressions(
-    letters: Mapping[str, Sizes], products: Sequence[tuple[str, Fractions]], sizes: Sizes
-) -> Iterator[tuple[str, Fractions]]:
+    letters: Mapping[str, Sizes], products: Sequence[tuple[str, Values]], sizes: Sizes
+) -> Iterator[tuple[str, Values]]:
     """Yield candidate expressions for a size, simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3.
 
     Args:
@@ -131,15 +132,17 @@ def expressions(
     """
     yield from products
     for text, own in products:
-        ratio = sizes[0] / own[0]
+        if any(size * own[0] != sizes[0] * x for size, x in zip(sizes, own)):
+            continue
+        ratio = Fraction(sizes[0]) / own[0]
         if ratio.denominator == 1:
-            yield f"{ratio}{'·' * ('/' in text)}{text}", tuple(ratio * x for x in own)
+            yield f"{ratio}{'·' * ('/' in text)}{text}", sizes
         elif ratio.numerator == 1 and "/" not in text:
-            yield f"{text}/{ratio.denominator}", tuple(ratio * x for x in own)
+            yield f"{text}/{ratio.denominator}", sizes
     for (first, x), (second, y) in itertools.combinations(letters.items(), 2):
         for a, b in itertools.product((1, 2, 3, 4), repeat=2):
             text = f"{'' if a == 1 else a}{first}+{'' if b == 1 else b}{second}"
-            total = tuple(Fraction(a * p + b * q) for p, q in zip(x, y))
+            total = tuple(a * p + b * q for p, q in zip(x, y))
             yield text, total
             for factor, z in letters.items():
                 yield f"({text})·{factor}", tuple(p * q for p, q in zip(total, z))
@@ -149,20 +152,18 @@ def expressions(
             yield f"{text}{int(more):+d}", tuple(x + more for x in own)
 
 
-def monomials(letters: Mapping[str, Sizes]) -> Iterator[tuple[str, Fractions]]:
+def monomials(letters: Mapping[str, Sizes]) -> Iterator[tuple[str, Values]]:
     """Yield products of up to three letters, also divided by another letter."""
     for count in (1, 2, 3):
         for factors in itertools.combinations_with_replacement(letters, count):
-            product = [Fraction(1)] * len(next(iter(letters.values())))
+            product = [1] * len(next(iter(letters.values())))
             for letter in factors:
                 product = [p * x for p, x in zip(product, letters[letter])]
             yield "·".join(factors), tuple(product)
             for letter in letters if count < 3 else ():
                 if letter not in factors:
-                    yield (
-                        f"{'·'.join(factors)}/{letter}",
-                        tuple(p / x for p, x in zip(product, letters[letter])),
-                    )
+                    divided = tuple(Fraction(p, x) for p, x in zip(product, letters[letter]))
+                    yield f"{'·'.join(factors)}/{letter}", divided
 
 
 def twin(setup: Setup, which: int, varied: Collection[str]) -> Setup:
@@ -174,7 +175,7 @@ def twin(setup: Setup, which: int, varied: Collection[str]) -> Setup:
     cfg.data.seq_len = everywhere.get("seq_len", cfg.data.seq_len)
     counts: dict[str, list[int]] = {}
     for node in nodes(cfg.model):
-        size = {name: node[name] for name in OPTIONS if name in varied and name in node}
+        size = {name: node[name] for name in node if name in OPTIONS and name in varied}
         tied = size.get("n_heads") == size.get("n_kv_heads")
         for name, before in size.items():
             if before is None and name not in IMPLIED:
@@ -196,23 +197,23 @@ def twin(setup: Setup, which: int, varied: Collection[str]) -> Setup:
 
 def letters_of(setup: Setup) -> dict[str, dict[str, int | None]]:
     """Return each branch's letters ("" is the model itself); None is a size that the module computes itself."""
-    model, time = setup.cfg.model, setup.cfg.data.seq_len
+    model, time = OmegaConf.to_container(setup.cfg.model, resolve=True), setup.cfg.data.seq_len
     shared = {
         "B": setup.batch,
         "T": 1 if setup.decode else time,
         "S": time,
-        "D": model.dim,
+        "D": model["dim"],
         "V": setup.vocab_size,
     }
     by_branch: dict[str, dict[str, int | None]] = {"": shared}
     for branch in model:
-        if isinstance(model[branch], DictConfig):
+        if isinstance(model[branch], Mapping):
             own: dict[str, int | None] = {}
             for node in nodes(model[branch]):
                 for name, (letter, *_) in OPTIONS.items():
                     if name in node and (node[name] is not None or name in IMPLIED):
                         own.setdefault(letter, node[name])
-                if "n_kv_heads" in node and node.n_kv_heads is None:
+                if "n_kv_heads" in node and node["n_kv_heads"] is None:
                     own.setdefault("G", node.get("n_heads"))
             by_branch[branch] = {**shared, **own}
     by_branch[""] = {**by_branch.get("pos", {}), **shared}
@@ -234,12 +235,12 @@ def sizes_by_letter(known: list[dict[str, int | None]], seen: Collection[Sizes])
     return result
 
 
-def nodes(node: DictConfig) -> Iterator[DictConfig]:
-    """Yield a part of the configuration and all parts inside it."""
+def nodes(node: Any) -> Iterator[Any]:
+    """Yield a part of the configuration, as a DictConfig or a dictionary, and all parts inside it."""
     yield node
-    for name in node:
-        if isinstance(node[name], DictConfig):
-            yield from nodes(node[name])
+    for inner in node.values():
+        if isinstance(inner, Mapping):
+            yield from nodes(inner)
 
 
 def find_twins(setup: Setup, root: Node, trace: Callable[[Setup], Node]) -> list[tuple[Setup, Node]]:
