@@ -13,9 +13,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from minllm.config.compose import compose
-from minllm.model.build import build_shapes, with_first_values
+from minllm.model.build import build_shapes, with_first_values, with_parts
 from minllm.model.lm import LM
+from minllm.model.parameter import initialise
 from minllm.objective.causal import Causal
+from minllm.schema.building import build
 from minllm.schema.checking import allowed_packages, locate, place_of, validate
 from minllm.schema.groups import CONF, default_choices
 
@@ -146,10 +148,11 @@ def tiny_cfg(*choices: str) -> DictConfig:
 
 @functools.cache
 def valid_cfg(*choices: str) -> DictConfig:
-    """Return the same once it has been validated and built as shapes: half the time of building a model."""
+    """Return the same once it has been validated, built and tried out: most of the time of building a model."""
     cfg = tiny_cfg(*choices)
     validate(cfg)
     build_shapes(cfg, VOCAB)
+    with_first_values(cfg, SimpleNamespace(vocab_size=VOCAB))
     return cfg
 
 
@@ -216,7 +219,8 @@ def tiny_model(*choices: str, randomised: bool = False, **of_model: float) -> LM
     cfg = valid_cfg(*choices)
     if of_model:
         cfg = OmegaConf.merge(cfg, {"model": of_model})
-    model = with_first_values(cfg, SimpleNamespace(vocab_size=VOCAB))
+    model = with_parts(cfg, build(cfg.objective), VOCAB)
+    initialise(model, cfg.seed)
     if randomised:
         generator = torch.Generator().manual_seed(1)
         # without norms activations grow from layer to layer, and rounding would be all that is compared
