@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -24,14 +25,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import types
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo.utils
+
+from minllm.cli.api import train
 from minllm.config.compose import compose
-from minllm.schema.checking import validate
 from minllm.sweep import processes, server
 from tests.commands import SOCKET
 from tests.composing import compose_faster
@@ -39,9 +44,13 @@ from tests.composing import compose_faster
 IMPORTED = (
     *("minllm.cli.main", "minllm.grid.multirun", "minllm.training.train"),
     *("minllm.laws.laws", "minllm.sweep.search", "minllm.sweep.trial", "minllm.sweep.limits"),
-    *("minllm.verdict.comparing", "minllm.study.report", "scipy.stats", "sentencepiece", "torch._dynamo"),
+    *("minllm.verdict.comparing", "minllm.study.report", "scipy.stats", "sentencepiece"),
 )
 """What most commands import."""
+TINY = (
+    *("tokenizer=bytes", "data.train_stories=20", "data.val_stories=2", "data.seq_len=32"),
+    *("model.dim=16", "model.n_layers=1", "train.batch_size=2", "train.steps=2"),
+)
 
 
 class Forked:
@@ -92,14 +101,28 @@ def main() -> None:
     for module in IMPORTED:
         importlib.import_module(module)
     compose_faster()
-    # Hydra and its grammar keep what the first composition finds
-    validate(compose())
+    rehearse()
+    spare_farewells()
+    gc.collect()
     gc.freeze()  # otherwise each forked process would copy the memory that it collects
     command = serve(socket.socket(fileno=int(sys.argv[1])))
     if command is None:
         shutil.rmtree(Path(os.environ[SOCKET]).parent)
     else:
         perform(command)
+
+
+def rehearse() -> None:
+    """Compose and train a tiny model: Hydra, its grammar and torch keep what the first time finds."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        train(compose([*TINY, f"data.cache={folder}"]), folder)
+
+
+def spare_farewells() -> None:
+    """Let forked processes end without taking apart torch's libraries, and without a table of compile times."""
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    atexit.unregister(torch._dynamo.utils.dump_compile_times)
 
 
 def perform(command: Mapping[str, Any]) -> None:
