@@ -29,6 +29,7 @@ def refuses() -> dict[frozenset[str], str]:
     """Return each pair of choices that can't be built, with the sentence."""
     choices = [choice for group in groups_of_model() for choice in options(group) if is_listed(choice)]
     cfgs = {choice: shallow(choice) for choice in choices}
+    by_itself = {choice: refusal(cfg) for choice, cfg in cfgs.items()}
     # what needs other options comes first: the second of a pair is put into the first one's configuration
     choices.sort(key=needs_most)
     found = {}
@@ -37,7 +38,11 @@ def refuses() -> dict[frozenset[str], str]:
             continue
         if has_no_mask(one, other) or has_no_word(one, other):
             continue  # not a choice that this attention, or this layout, has
-        if sentence := refusal(together(cfgs[one], other, cfgs[other])):
+        if chooses(cfgs[one], other) or chooses(cfgs[other], one):
+            sentence = by_itself[one if chooses(cfgs[one], other) else other]
+        else:
+            sentence = refusal(together(cfgs[one], other, cfgs[other]))
+        if sentence:
             found[frozenset([one, other])] = sentence
     for choice in choices:
         untold = copy.deepcopy(cfgs[choice])
@@ -48,6 +53,12 @@ def refuses() -> dict[frozenset[str], str]:
         elif sentence := build_shapes(tiny_cfg(*completed(choice)), VOCAB).cannot_generate:
             found[frozenset([choice, "task=generate"])] = sentence
     return found
+
+
+def chooses(cfg: DictConfig, choice: str) -> bool:
+    """Whether a configuration has a choice already, such as a group's default."""
+    group, name = choice.split("=")
+    return cfg.choices.get(group) == name
 
 
 def shallow(choice: str) -> DictConfig:

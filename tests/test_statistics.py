@@ -66,11 +66,12 @@ def test_no_difference_is_rarely_called_one_and_the_interval_covers_it(pairs, wo
 
 
 def test_of_three_arms_that_differ_in_nothing_rarely_any_is_called_different(words_only):
+    """Without Holm's correction it would be in 9 % of the studies."""
     false = sum(
         any(verdict.word in ("better", "worse") for verdict in verdicts(study, margin=MARGIN))
-        for study in studies(0, 8, arms=3)
+        for study in studies(0, 8, count=1000, arms=3)
     )
-    assert false <= 0.05 * STUDIES
+    assert false <= 0.05 * 1000
 
 
 @pytest.mark.parametrize("sd", [0.1, 1.0])
@@ -79,11 +80,12 @@ def test_a_difference_of_the_margin_is_rarely_called_equivalent(sd, words_only):
 
 
 def test_of_three_arms_as_far_away_as_the_margin_rarely_any_is_called_equivalent(words_only):
+    """Without Holm's correction it would be in 10 % of the studies."""
     false = sum(
         any(verdict.word == "equivalent" for verdict in verdicts(study, margin=MARGIN))
-        for study in studies(MARGIN, 8, arms=3, sd=0.1)
+        for study in studies(MARGIN, 8, count=1000, arms=3, sd=0.1)
     )
-    assert false <= 0.05 * STUDIES + CHANCE * STUDIES
+    assert false <= (0.05 + CHANCE) * 1000
 
 
 def claims_a_difference(study, looks, corrected):
@@ -125,7 +127,7 @@ def test_a_clear_difference_is_found_as_often_as_promised(mean, arms, monkeypatc
     others = [[1.0, -1.0] * 4] * (arms - 1)
     promised = verdicts([pilot(mean), *others], margin=0.01)[0].seeds_to_settle
     leave_out_seeds(monkeypatch)
-    drawn = studies(mean, promised, count=1000)
+    drawn = studies(mean, promised, count=500)
     said = [verdicts([*study, *others], margin=0.01)[0].word for study in drawn]
     # Where there are few pairs, one more is much: 7 may find far more than the 80 % that 6 just miss.
     assert 0.76 <= said.count("better") / len(drawn) <= (0.9 if promised > 12 else 1)
@@ -135,7 +137,7 @@ def test_a_clear_difference_is_found_as_often_as_promised(mean, arms, monkeypatc
 def test_equivalence_is_found_as_often_as_promised(mean, margin, monkeypatch):
     promised = judge(*pilot(mean), margin=margin).seeds_to_settle
     leave_out_seeds(monkeypatch)
-    found = words(mean, promised, margin=margin, count=4000)["equivalent"]
+    found = words(mean, promised, margin=margin, count=1500)["equivalent"]
     assert 0.77 <= found <= 0.87
 
 
@@ -191,7 +193,7 @@ def test_ties_count_as_scipys_do(differences):
 def test_many_sign_flips_are_counted_and_few_are_all_tried():
     differences = np.random.default_rng(0).normal(0.3, 1, EXACT_PAIRS + 1)
     counted, tried = judge(*differences), judge(*differences[1:])
-    assert counted.p_sign_flip == pytest.approx(permuted(differences, 100_000), abs=0.01)
+    assert counted.p_sign_flip == pytest.approx(permuted(differences, 50_000), abs=0.01)
     assert tried.p_sign_flip == pytest.approx(permuted(differences[1:]))
 
 

@@ -175,18 +175,20 @@ class SignFlips:
         self.looks, self.planned = list(looks), planned
         signs = _signs(self.looks[-1])
         self.rows = len(signs)
-        self.sums = np.empty((self.rows, len(self.looks)), order="F")
         self.weights, self.observed = [], []
         self._p_values: dict[int, float] = {}
-        for column, pairs in enumerate(self.looks):
+        of_looks = np.zeros((len(self.looks), self.looks[-1]))  # a pair weighs nothing in the looks before it
+        for row, pairs in zip(of_looks, self.looks):
             seen = np.array(differences[:pairs], dtype=float)
-            weights = sizes(seen)
+            weights = row[:pairs]
+            weights[:] = sizes(seen)
             weights /= max(weights.sum(), 1e-300)
             self.weights.append(weights)
-            sums = self.sums[:, column]
-            np.abs(signs[:, :pairs] @ weights, out=sums)
-            np.negative(np.round(sums, ROUNDING, out=sums), out=sums)
             self.observed.append(round(float(np.sign(seen) @ weights), ROUNDING))
+        sums = of_looks @ signs.T
+        np.abs(sums, out=sums)
+        np.negative(np.round(sums, ROUNDING, out=sums), out=sums)
+        self.sums = sums.T
 
     def p_value(self, look: int) -> float:
         """Return the fraction of all sign flips whose sum is at least as far from 0, at one look."""

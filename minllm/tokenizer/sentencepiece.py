@@ -52,7 +52,8 @@ class SentencePiece(Tokenizer):
             raise UserError(
                 f"The tokenizer in '{place}' is damaged: {MODEL} isn't a sentencepiece model."
             ) from error
-        if self.eos_id < 0 or self.decode(self.encode(PROBE)) != PROBE:
+        decoded = b"".join(map(self.bytes_of, self.encode(PROBE)))  # without the table of all tokens
+        if self.eos_id < 0 or decoded != PROBE.encode():
             raise UserError(
                 f"The tokenizer in '{place}' is lossy or has no end-of-text token, and minllm needs a lossless one that"
                 " has. Train another: python run.py task=tokenizer 'tokenizer.sizes=[4096]'"
