@@ -10,7 +10,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from minllm.model import cost
+from minllm.model.lm import LM
+from minllm.runs import folder as rundir
+
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+FLOPS: dict[tuple[int, int], int] = {}
+"""Those of a forward pass, by the number of parameters and of tokens, in which the models of such tests differ."""
+
+
+def quick_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare many runs of the same model what takes longer than they do: asking git, and counting FLOPs again."""
+    count = cost.forward_flops
+
+    def counted_once(model: LM, seq_len: int) -> int:
+        key = cost.params(model), seq_len
+        if key not in FLOPS:
+            FLOPS[key] = count(model, seq_len)
+        return FLOPS[key]
+
+    monkeypatch.setattr(cost, "forward_flops", counted_once)
+    monkeypatch.setattr(rundir, "environment", lambda: {"versions": {}})
 
 
 class Moments:

@@ -24,7 +24,7 @@ from minllm.tasks import evaluate
 from minllm.training import checkpoints, loop, preparation
 from minllm.training import train as task
 from minllm.training.averaging import Average, averaged
-from tests.kills import every_moment
+from tests.kills import every_moment, quick_records
 from tests.test_prediction import CPU, LETTERS
 from tests.test_resume import contents, go_on, left
 from tests.test_training import TINY, figures
@@ -72,7 +72,7 @@ def whole(cfg, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rundir, "environment", lambda: {"versions": {}})  # git takes longer than such a run
+    quick_records(monkeypatch)
 
 
 def weights(run, step, name=MODEL):

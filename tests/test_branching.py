@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 import minllm
 from minllm.errors import UserError
-from minllm.runs import folder as rundir
 from minllm.runs.outcome import Outcome, write
 from minllm.schema.building import build
 from minllm.study.selection import Selection, find
@@ -22,7 +21,7 @@ from minllm.training import train as task
 from minllm.training.branching import branch_steps, first_difference, steps_of
 from minllm.training.schedules import WSD, Cosine
 from minllm.training.step import Diverged
-from tests.kills import every_moment
+from tests.kills import every_moment, quick_records
 from tests.test_resume import CLOCK_OF_SUMMARY
 from tests.test_training import TINY, figures
 from tests.tiny import unjudged
@@ -47,7 +46,7 @@ def words(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rundir, "environment", lambda: {"versions": {}})  # git takes longer than such a run
+    quick_records(monkeypatch)
 
 
 def train(words, *more, run="run"):

@@ -8,10 +8,10 @@ import re
 
 import pytest
 
-import minllm
 from minllm.config.compose import perform
 from minllm.errors import UserError
 from minllm.training.coordinates import slope
+from tests.tiny import unjudged
 
 TINY = ["tokenizer=tales_512", "data.train_stories=60", "data.val_stories=2", "data.seq_len=32"]
 TINY += ["train.batch_size=4", "model.n_layers=2", "optim.lr=0.003"]
@@ -24,12 +24,17 @@ MODELS = {
 OPTIMIZERS = {"lion": 0.0003, "sgd": 0.1, "muon": 0.003}
 
 
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    return tmp_path_factory.mktemp("stores")
+
+
 @pytest.fixture
-def check(tmp_path, monkeypatch):
+def check(tmp_path, stores, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def checked(*words: str) -> dict:
-        cfg = minllm.compose(["task=coordcheck", *TINY, f"data.cache={tmp_path / 'stores'}", *words])
+        cfg = unjudged("task=coordcheck", *TINY, f"data.cache={stores}", *words)
         return perform(cfg, tmp_path / "check")
 
     return checked

@@ -185,18 +185,6 @@ def test_the_moving_average_does_not_look_ahead(has_segments):
     assert torch.equal(one[:, :21], other[:, :21]) and not torch.equal(one[:, 21], other[:, 21])
 
 
-@pytest.mark.slow  # compiles
-def test_the_moving_average_compiles():
-    """To a single graph, forwards and backwards; building its kernels would take half a minute."""
-    inputs, results = drawn(37), []
-    for average in (moving_average, torch.compile(moving_average, backend="aot_eager", fullgraph=True)):
-        y, h = average(*inputs[:-1], starts(37), inputs[-1])
-        grads = torch.autograd.grad(y.square().sum() + h.square().sum(), inputs)
-        results.append((y, h, *grads))
-    for eager, compiled in zip(*results):
-        near(eager, compiled)
-
-
 def context(positions_BT: torch.Tensor, segments_BT: torch.Tensor | None, past: int = 0) -> Context:
     return Context(positions_BT[:, past:], positions_BT, Position(D), segments_BT, past=past)
 

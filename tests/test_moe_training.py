@@ -213,7 +213,7 @@ def metrics(run: Path) -> list[dict]:
 def trained(run_dir: Path, *words: str) -> Path:
     from minllm.config.compose import perform
 
-    perform(compose([*TINY, *words]), run_dir)
+    perform(unjudged(*TINY, *words), run_dir)
     return run_dir
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 
 import minllm
 from minllm.data.batches import IGNORED, Rows
@@ -25,7 +26,7 @@ from minllm.tasks.evaluate import evaluate
 from minllm.tasks.generate import filled, generate
 from minllm.training.train import train
 from tests.objectives import ENCODER, NEEDS, PADDING, Letters, batch, made, made_anew, noise, sampling
-from tests.tiny import VOCAB, T, options, random_model, tiny_cfg, tokens
+from tests.tiny import VOCAB, T, options, random_model, tiny_cfg, tokens, unjudged
 
 OF_ONE_ROW = [name for name in options("objective") if name not in ("objective=diffuseq", *NEEDS)]
 """Objectives that predict the tokens of a row. The others have these laws in their own files: test_diffuseq.py,
@@ -248,13 +249,14 @@ def test_a_run_is_resumed_to_the_bit_and_evaluated_again_alike(objective, tmp_pa
             "data.val_pairs=20",
             *(word for word in words if "stories" not in word),
         ]
-    whole = train(minllm.compose(words), tmp_path / "whole")
-    train(minllm.compose([*words, "train.steps=3"]), tmp_path / "run")
+    cfg = unjudged(*words)
+    whole = train(cfg, tmp_path / "whole")
+    train(OmegaConf.merge(cfg, {"train": {"steps": 3}}), tmp_path / "run")
     resumed = train(minllm.compose(["resume=run", "train.steps=6"]), tmp_path / "run", resume="run")
     again = evaluate(minllm.compose(["task=evaluate", "run=whole"]), tmp_path, run="whole")
     assert resumed["val_bpb"] == whole["val_bpb"] > whole["floor_bpb"]
     assert again["val_loss"] == whole["best"]["val_loss"]
-    assert whole["val_bound"] == build(minllm.compose(words).objective).bound
+    assert whole["val_bound"] == build(cfg.objective).bound
 
 
 @pytest.mark.parametrize("word", ["sample.steps=2", "sample.unmask=random", "sample.trace=1"])
@@ -271,7 +273,7 @@ def test_options_of_drawing_tokens_are_not_for_diffuseq():
 
 def test_a_prompt_has_one_hole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train(minllm.compose(["objective=fim", *TINY, "train.steps=1"]), tmp_path / "run")
+    train(unjudged("objective=fim", *TINY, "train.steps=1"), tmp_path / "run")
     cfg = minllm.compose(["task=generate", "run=run"])
     assert len(generate(cfg, tmp_path, run="run", prompts=["a ___ b"])) == 1
     with pytest.raises(UserError, match="may have one hole, ___, but 'a ___ b ___' has several"):
@@ -281,7 +283,7 @@ def test_a_prompt_has_one_hole(tmp_path, monkeypatch):
 def test_a_hole_is_refused_where_it_cannot_be_filled(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [*PAIRS, "data.val_pairs=4", *(word for word in TINY if "stories" not in word)]
-    train(minllm.compose(["objective=prefix", *words]), tmp_path / "run")
+    train(unjudged("objective=prefix", *words), tmp_path / "run")
     with pytest.raises(UserError, match="can't fill the hole"):
         generate(minllm.compose(["task=generate", "run=run"]), tmp_path, run="run", prompts=["a ___ b"])
     with pytest.raises(UserError, match="pairs=2 takes the prompts from data"):
@@ -300,7 +302,7 @@ def test_a_hole_is_refused_where_it_cannot_be_filled(tmp_path, monkeypatch, caps
 
 def test_the_states_of_every_text_are_shown_with_or_without_a_hole(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train(minllm.compose(["objective=masked", *TINY, "train.steps=1"]), tmp_path / "run")
+    train(unjudged("objective=masked", *TINY, "train.steps=1"), tmp_path / "run")
     cfg = minllm.compose(["task=generate", "run=run", "sample.trace=1", "sample.steps=2"])
     capsys.readouterr()
     prompts = ["a ___ b", "c"]
@@ -324,7 +326,7 @@ def test_a_given_part_that_leaves_no_room_is_no_prompt(tmp_path, monkeypatch, ca
         "data.packing=pad",
     ]
     words += [word for word in TINY if "stories" not in word]
-    train(minllm.compose(["objective=masked", *words, "data.seq_len=12"]), tmp_path / "run")
+    train(unjudged("objective=masked", *words, "data.seq_len=12"), tmp_path / "run")
     assert (tmp_path / "run/samples.txt").exists()
     capsys.readouterr()
     with pytest.raises(UserError, match="The prompt has 13 tokens"):

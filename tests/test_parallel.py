@@ -10,26 +10,28 @@ from pathlib import Path
 import pytest
 import torch
 
-import minllm
 from minllm.errors import UserError
 from minllm.runs import folder as rundir
 from minllm.training import loop, step
 from minllm.training import train as task
 from minllm.training.launched import Place
 from tests.processes import together
+from tests.tiny import unjudged
 
+MOE, MOE_SIGMOID = ([f"model/mlp={moe}", "model.mlp.n_experts=4"] for moe in ("moe", "moe_sigmoid"))
+LAYERS = ["model.n_layers=2"]
 PAIRS = ["data.packing=pad"]
 CONFIGS = {
-    "adamw": ["train.micro_batch_size=1", "data.packing=pack", "train.ema=0.9"],
-    "muon": ["optim=muon", "model/attn=mha", "model.attn.value_residual=true", "model.loops=2"],
+    "adamw": [*LAYERS, "train.micro_batch_size=1", "data.packing=pack", "train.ema=0.9"],
+    "muon": [*LAYERS, "optim=muon", "model/attn=mha", "model.attn.value_residual=true", "model.loops=2"],
     "lion": [
         "optim=lion",
-        "model/mlp=moe",
+        *MOE,
         "model.mlp.capacity=1.0",
         "model/residual=hyper",
         "train.clip=0.5",
     ],
-    "sgd": ["optim=sgd", "model/mlp=moe_sigmoid", "train.clip=null", "optim.cautious_decay=true"],
+    "sgd": [*LAYERS, "optim=sgd", *MOE_SIGMOID, "train.clip=null", "optim.cautious_decay=true"],
     "diffuseq": [
         "objective=diffuseq",
         "objective.steps=4",
@@ -38,24 +40,30 @@ CONFIGS = {
         "optim.lr=3e-4",
         *PAIRS,
     ],
-    "masked": ["objective=masked", "model/mlp=moe", *PAIRS],
+    "masked": ["objective=masked", *MOE, *PAIRS],
     "blocks": ["objective=blocks", "objective.block=8", *PAIRS],
-    "span": ["objective=span", "model/encoder=same", "model/layout=decoder", "model/mlp=moe", *PAIRS],
+    "span": ["objective=span", "model/encoder=same", "model/layout=decoder", *MOE, *PAIRS],
     "mixture": [
         "objective=mixture",
         "model/encoder=same",
         "model/layout=decoder",
         "objective.weights.s=4",
-        "model/mlp=moe_sigmoid",
+        *MOE_SIGMOID,
         *PAIRS,
     ],
 }
 SHARDED = ("adamw", "muon", "lion", "sgd", "diffuseq")
+THREE = [*((name, "ddp") for name in ("adamw", "lion", "span")), ("muon", "fsdp"), ("sgd", "fsdp")]
+"""What three processes train. Their shards are of different sizes, so that two would show nothing more."""
 JOBS = {
-    2: [(name, "ddp") for name in CONFIGS] + [(name, "fsdp") for name in SHARDED],
-    3: [(name, "ddp") for name in ("adamw", "lion", "span")] + [(name, "fsdp") for name in ("muon", "sgd")],
+    2: [
+        job
+        for job in [*((name, "ddp") for name in CONFIGS), *((name, "fsdp") for name in SHARDED)]
+        if job not in THREE
+    ],
+    3: THREE,
 }
-STEPS = 8
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +80,12 @@ def words(tmp_path_factory):
         ),
         *(
             "model.dim=16",
-            "model.n_layers=2",
+            "model.n_layers=1",
             "train.batch_size=6",
             f"train.steps={STEPS}",
             "train.log_every=1",
         ),
-        *("train.eval_every=4", "train.checkpoint_every=0", "train.precision=fp32", "train.compile=false"),
+        *("train.eval_every=3", "train.checkpoint_every=0", "train.precision=fp32", "train.compile=false"),
         *(
             "train.check=false",
             "train.device=cpu",
@@ -105,7 +113,7 @@ def trained(words, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     importlib.import_module("minllm.training.sharding")  # or each process would
     fewer = ["train.steps=4", "train.eval_every=2"]
-    configs = {name: minllm.compose([*words, *more, *fewer]) for name, more in CONFIGS.items()}
+    configs = {name: unjudged(*words, *more, *fewer) for name, more in CONFIGS.items()}
 
     def train_all(size):
         for name, parallel in JOBS[size]:
@@ -175,21 +183,22 @@ def test_several_processes_find_what_one_finds(trained, size, name, parallel):
 def test_a_resumed_run_may_have_another_number_of_processes(words, tmp_path):
     # the schedule doesn't depend on the length of a run
     more = [
+        *LAYERS,
         "train.ema=0.9",
         "optim=muon",
         "train.parallel=fsdp",
         "schedule=constant",
         "schedule.warmup_steps=0",
     ]
-    cfg = minllm.compose([*words, *more])
+    cfg = unjudged(*words, *more)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    shorter = {steps: minllm.compose([*words, *more, f"train.steps={steps}"]) for steps in (3, 6)}
+    shorter = {steps: unjudged(*words, *more, f"train.steps={steps}") for steps in (2, 4)}
 
     with pytest.MonkeyPatch.context() as patch:
         exact_orthogonalisation(patch)
         task.train(cfg, whole)
-        first = together(2, lambda rank: task.train(shorter[3], parts), tmp_path / "output")
-        task.train(shorter[6], parts, resume=str(parts))
+        first = together(2, lambda rank: task.train(shorter[2], parts), tmp_path / "output")
+        task.train(shorter[4], parts, resume=str(parts))
         last = together(3, lambda rank: task.train(cfg, parts, resume=str(parts)), tmp_path / "output")
     assert first == [0, 0] and last == [0, 0, 0], (tmp_path / "output").read_text()
     expected = [event for event in events(whole) if "train_loss" in event]
@@ -198,7 +207,7 @@ def test_a_resumed_run_may_have_another_number_of_processes(words, tmp_path):
 
 
 def test_running_out_of_memory_in_one_process_halves_the_rows_of_all(words, tmp_path, monkeypatch):
-    cfg = minllm.compose([*words, "model/mlp=moe"])
+    cfg = unjudged(*words, *MOE)
     rows = []
 
     def run(rank):
@@ -225,7 +234,7 @@ def test_running_out_of_memory_in_one_process_halves_the_rows_of_all(words, tmp_
 
 
 def test_running_out_of_memory_with_shards_ends_all_and_names_the_option(words, tmp_path, monkeypatch):
-    cfg = minllm.compose([*words, "train.parallel=fsdp"])
+    cfg = unjudged(*words, "train.parallel=fsdp")
 
     def run(rank):
         def out_of_memory(*_):
@@ -243,7 +252,7 @@ def test_running_out_of_memory_with_shards_ends_all_and_names_the_option(words, 
 def test_running_out_of_memory_in_an_evaluation_with_shards_halves_the_rows_of_all(
     words, tmp_path, monkeypatch
 ):
-    cfg = minllm.compose([*words, "train.parallel=fsdp"])
+    cfg = unjudged(*words, "train.parallel=fsdp")
 
     def run(rank):
         from minllm.objective.causal import Causal
@@ -276,7 +285,7 @@ def at_step(monkeypatch, number, act):
 
 
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint(words, tmp_path, monkeypatch):
-    cfg = minllm.compose(words)
+    cfg = unjudged(*words)
 
     def run(rank):
         at_step(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM) if rank == 1 else None)
@@ -289,7 +298,7 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(words, tmp_path, m
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_ends_the_others_and_a_restart_goes_on(words, tmp_path, monkeypatch, victim):
-    cfg = minllm.compose([*words, "train.checkpoint_every=3", "train.eval_every=0"])
+    cfg = unjudged(*words, "train.checkpoint_every=3", "train.eval_every=0")
     run, output = tmp_path / "run", tmp_path / "output"
 
     def dies(rank):
@@ -307,7 +316,7 @@ def test_a_process_that_is_killed_ends_the_others_and_a_restart_goes_on(words, t
 
 
 def test_an_error_in_one_process_is_reported_by_that_one_alone(words, tmp_path, monkeypatch):
-    cfg = minllm.compose(words)
+    cfg = unjudged(*words)
 
     def run(rank):
         at_step(monkeypatch, 2, lambda: 1 // (1 - rank))
@@ -319,7 +328,7 @@ def test_an_error_in_one_process_is_reported_by_that_one_alone(words, tmp_path, 
 
 
 def test_the_first_process_decides_when_the_time_is_up(words, tmp_path, monkeypatch):
-    cfg = minllm.compose([*words, "train.steps=null", "train.minutes=0.005"])
+    cfg = unjudged(*words, "train.steps=null", "train.minutes=0.005")
 
     def run(rank):
         clock = time.perf_counter
@@ -343,15 +352,15 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(words, tmp_path):
     "more, sentence",
     [
         (["train.parallel=fsdp"], "type train.parallel=ddp"),
-        (["model/mlp=moe"], "train with one process, or with model/mlp=moe_sigmoid"),
-        (["model/mlp=moe_sigmoid"], None),
+        (MOE, "train with one process, or with model/mlp=moe_sigmoid"),
+        (MOE_SIGMOID, None),
     ],
 )
 def test_processes_that_make_different_passes_do_not_wait_for_each_other_in_them(
     words, tmp_path, more, sentence
 ):
     mixture = ["objective=mixture", "model/encoder=same", "model/layout=decoder", "objective.weights.s=6"]
-    cfg = minllm.compose([*words, *mixture, *more])
+    cfg = unjudged(*words, *mixture, *more)
     codes = together(3, lambda rank: task.train(cfg, tmp_path / "run"), tmp_path / "output")
     output = (tmp_path / "output").read_text()
     assert codes == [1 if sentence else 0] * 3, output

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.tiny import VOCAB, options, tiny_model
+from minllm.model.context import Context
+from minllm.model.stack import positions_in
+from tests.tiny import VOCAB, options, tiny_model, tokens
 
 every_mixer = pytest.mark.parametrize("choice", options("model/rec"))
 
@@ -39,23 +41,42 @@ def test_the_state_is_as_large_after_a_long_text_as_after_a_short_one(choice):
 
 
 @every_mixer
-def test_the_compiler_sees_one_graph_that_is_the_same(choice):
-    """Results and gradients, with segments too: a scan is a single operation, or a few for each chunk.
+def test_the_compiler_sees_one_graph_of_a_mixer_that_is_the_same(choice):
+    """With segments too: a scan is a single operation, or a few for all chunks."""
+    model = tiny_model(choice, ALONE, randomised=True, n_layers=1)
+    x_BTD = torch.randn(2, T, 32)
+
+    def arguments(segments_BT):
+        positions_BT = positions_in(T, segments_BT, x_BTD.device)
+        return x_BTD, Context(positions_BT, positions_BT, model.position, segments_BT, segments_BT)
+
+    hold_to_one_graph(model.layers[0]["rec"].words["rec"], arguments)
+
+
+def test_the_compiler_sees_one_graph_of_a_model_that_is_the_same():
+    model = tiny_model("model/rec=min_gru", ALONE, randomised=True, n_layers=1)
+    batch = tokens(2, T)
+    hold_to_one_graph(model, lambda segments_BT: (batch, segments_BT))
+
+
+T = 18
+"""Three chunks of five tokens, or one of the sixteen of a moving average, and a part of one."""
+
+
+def hold_to_one_graph(module, arguments):
+    """Compare the results and gradients of a module and of the graph that the compiler sees, with and without segments.
 
     The graph is run as it is: what C++ is made of it isn't ours, and takes a minute for each.
     """
     torch._dynamo.reset()
-    model = tiny_model(choice, ALONE, randomised=True, n_layers=1)
-    batch = torch.randint(VOCAB, (2, 13))  # two chunks and a part of one
-    packed = torch.tensor([[0] * 4 + [1] * 9] * 2)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    for given in (None, packed):
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for segments_BT in (None, torch.tensor([[0] * 4 + [1] * (T - 4)] * 2)):
         results = []
-        for run in (compiled, model):
-            logits = run(batch, given)
-            grads = torch.autograd.grad(logits.square().mean(), list(model.parameters()))
-            results.append([logits, *grads])
-        for one, other in zip(*results):
+        for run in (compiled, module):
+            y = run(*arguments(segments_BT))
+            grads = torch.autograd.grad(y.square().mean(), list(module.parameters()))
+            results.append([y, *grads])
+        for one, other in zip(*results, strict=True):
             assert (one - other).abs().max() <= 1e-5 * max(1.0, other.abs().max())
 
 

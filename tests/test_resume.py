@@ -17,7 +17,7 @@ from minllm.runs.folder import RunDir
 from minllm.training import checkpoints, loggers, loop, preparation, summary
 from minllm.training import train as task
 from minllm.training.memory import OutOfMemory
-from tests.kills import every_moment, failing_disk
+from tests.kills import every_moment, failing_disk, quick_records
 from tests.test_training import CLOCK, TINY
 from tests.tiny import unjudged
 
@@ -35,7 +35,7 @@ def words(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rundir, "environment", lambda: {"versions": {}})  # git takes longer than such a run
+    quick_records(monkeypatch)
 
 
 @pytest.fixture(scope="module")

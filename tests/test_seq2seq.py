@@ -29,7 +29,7 @@ from minllm.objective.span import Span, spans
 from minllm.schema.building import build
 from minllm.sweep.prediction import predicted_peak
 from minllm.tokenizer.bytes import Bytes
-from tests.tiny import VOCAB
+from tests.tiny import VOCAB, unjudged
 
 ENCODER = ["model/encoder=same", "model/layout=decoder", "model.dim=32", "model.n_layers=2"]
 EOS, BOS, T = VOCAB - 2, VOCAB - 1, 32
@@ -323,10 +323,8 @@ def test_a_run_learns_and_is_read(name, tmp_path):
 def test_memory_is_predicted(name):
     # one layer each of the encoder and the decoder
     words = ["data=reverse", "tokenizer=bytes", "data.seq_len=40", "model.n_layers=1"]
-    few, many = (
-        predicted_peak(compose([f"objective={name}", *ENCODER, *words]), rows, precision="fp32")
-        for rows in (1, 8)
-    )
+    cfg = unjudged(f"objective={name}", *ENCODER, *words)
+    few, many = (predicted_peak(cfg, rows, precision="fp32") for rows in (1, 8))
     assert few < many
 
 

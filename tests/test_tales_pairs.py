@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections import defaultdict
 from itertools import accumulate
 from math import fsum, log2, sqrt
@@ -126,7 +128,7 @@ def test_the_probability_of_facts_is_that_of_the_enumeration(few_words):
         expected[tuple(facts.items())] += 2**-teller.bits
     assert fsum(expected.values()) == pytest.approx(1), "no kind may run out"
     assert len(expected) > 100 and {len(facts) for facts in expected} == {2, 3, 4, 5}
-    for facts, share in expected.items():
+    for facts, share in itertools.islice(expected.items(), 0, None, 7):  # names of each rank are among them
         assert probability_of_facts(branching, dict(facts), roles) == pytest.approx(share, rel=1e-9)
     assert probability_of_facts(branching, {"hero": "Ann", "friend": "Ann", "place": "park"}, roles) == 0
     assert probability_of_facts(branching, {"hero": "Zoe", "place": "park"}, roles) == 0
@@ -135,13 +137,17 @@ def test_the_probability_of_facts_is_that_of_the_enumeration(few_words):
 @pytest.mark.parametrize("roles", [("friend",), ("place", "animal"), ("rival", "elder")])
 def test_facts_are_as_frequent_as_their_probability(roles):
     count, found = 3000, defaultdict(int)
-    for seed in range(count):
-        world = told(tell_a_tale, seed).world
+    for world in worlds(count):
         found[tuple((role, world[role].forms[""]) for role in roles if role in world)] += 1
     common = sorted(found, key=found.get)[-12:]
     for facts in common:
         share = probability_of_facts(tell_a_tale, dict(facts), roles)
         assert found[facts] / count == pytest.approx(share, abs=4.5 * sqrt(share / count))
+
+
+@functools.cache
+def worlds(count):
+    return [told(tell_a_tale, seed).world for seed in range(count)]
 
 
 def test_beginnings_are_as_frequent_as_their_probability():
