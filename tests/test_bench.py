@@ -142,22 +142,33 @@ def test_each_of_their_classes_takes_a_step(mixer):
     assert losses[1] < losses[0]
 
 
-@pytest.mark.slow  # a new process imports torch, and transformers in the second case
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_worker_takes_turns_and_learns(name):
-    pytest.importorskip("transformers")
-    with Worker(Job(name, keep_pages=True, shape=TINY, setting=EAGER, device="cpu")) as worker:
-        worker.ask("warm_up")
-        turns = [worker.ask("train", seconds=0.05) for _ in range(2)]
-        assert all(turn["steps"] >= 1 and turn["seconds"] >= 0.05 for turn in turns)
-        assert turns[1]["loss"] < turns[0]["loss"]
-        assert worker.ask("memory")["bytes"] > 2**20
-        assert worker.ask("generate", rows=3, new_tokens=4)["tokens"] == 12
+def test_a_worker_takes_turns_and_says_why_it_fails():
+    with Worker(Job("minllm", keep_pages=True, shape=TINY, setting=EAGER, device="cpu")) as worker:
+        takes_turns(worker.ask)
+        for _ in range(2):  # the second question reaches no process any more
+            with pytest.raises(RuntimeError, match="unexpected keyword argument 'minutes'"):
+                worker.ask("train", minutes=1.0)
     assert worker.process.returncode is not None
 
 
-def test_workers_train_with_a_mixer_in_attentions_place(monkeypatch):
+def test_a_worker_does_the_same_with_transformers(monkeypatch):
     """What a worker does with its job, without the process; the test above has that."""
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("minllm.training.memory.keep_pages", lambda: None)  # would change this process
+    contest = Contest(Job("transformers", keep_pages=True, shape=TINY, setting=EAGER, device="cpu"))
+    takes_turns(lambda name, **arguments: getattr(contest, name)(**arguments))
+
+
+def takes_turns(ask):
+    ask("warm_up")
+    turns = [ask("train", seconds=0.05) for _ in range(2)]
+    assert all(turn["steps"] >= 1 and turn["seconds"] >= 0.05 for turn in turns)
+    assert turns[1]["loss"] < turns[0]["loss"]
+    assert ask("memory")["bytes"] > 2**20
+    assert ask("generate", rows=3, new_tokens=4)["tokens"] == 12
+
+
+def test_workers_train_with_a_mixer_in_attentions_place(monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setattr("minllm.training.memory.keep_pages", lambda: None)  # would change this process
     shape = Shape(32, 2, 2, 1, head_dim=16, hidden=48, seq_len=16, batch_size=8, vocab_size=67)
@@ -166,15 +177,6 @@ def test_workers_train_with_a_mixer_in_attentions_place(monkeypatch):
         contest = Contest(Job.read(json.dumps(asdict(jobs[who]))))
         losses = [contest.train(seconds=0.01)["loss"] for _ in range(2)]
         assert losses[1] < losses[0], who
-
-
-def test_a_worker_that_fails_says_why():
-    impossible = Shape(32, 2, 3, 2, head_dim=16, hidden=48, seq_len=16, batch_size=2, vocab_size=67)
-    with (
-        Worker(Job("minllm", False, impossible, EAGER, "cpu")) as worker,
-        pytest.raises(RuntimeError, match="n_heads=3"),
-    ):
-        worker.ask("warm_up")
 
 
 class Answers:

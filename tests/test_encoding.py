@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +14,11 @@ from minllm.errors import UserError
 from minllm.tokenizer import Tokenizer
 from minllm.tokenizer.bytes import Bytes
 from minllm.tokenizer.huggingface import HuggingFace
+from tests.commands import ROOT, python
 from tests.test_readme import PYTHON, TINY, blocks
 from tests.tokenizers import Lossy, Talkative
 from tests.vocabularies import AWKWARD, byte_level
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [f"{number} {text}" for number in range(20) for text in AWKWARD]
 
 
@@ -61,16 +59,9 @@ encoding.AT_ONCE = encoding.ALONE = 1
 def test_the_python_example_runs_as_a_script_whose_corpus_is_encoded_by_several_processes(tmp_path):
     words = ", ".join(map(repr, ["train.steps=2", "data.num_proc=2", *TINY]))
     example = blocks("python", PYTHON)[0].replace('"train.steps=200"', words)
-    (tmp_path / "script.py").write_text(UNGUARDED + example)
-    done = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        errors="replace",
-    )
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED + example)
+    done = python(str(script), cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the script runs") == 1
     assert "Another process" not in done.stderr

@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,11 +20,9 @@ from minllm.data.hub import Hub
 from minllm.errors import UserError
 from minllm.files import network
 from minllm.schema.building import build
+from tests.commands import ROOT, python
 from tests.stories import TRAIN, VAL, write_jsonl
 from tests.vocabularies import byte_level
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-
 
 COMMIT = "a" * 40
 
@@ -140,8 +137,15 @@ for options in json.loads(sys.argv[1]):
 
 def ask(*sources: dict[str, object]) -> list[object]:
     """Read sources in a new process, since the library reads the environment when it's imported."""
-    command = [sys.executable, "-c", ASK, json.dumps(sources)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return said_by(ASK, json.dumps(sources))
+
+
+def said_by(program: str, *words: str) -> list[object]:
+    """Run a program in a process that has imported no library of the hub's, and return the lines of JSON it prints."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".py") as script:
+        script.write(program)
+        script.flush()
+        done = python(script.name, *words, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -201,10 +205,7 @@ for name in sys.argv[1:]:
 
 def load(*names: str) -> list[object]:
     """Load tokenizers in a new process."""
-    command = [sys.executable, "-c", TELL, *names]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return said_by(TELL, *names)
 
 
 def test_a_tokenizer_of_the_hub_is_downloaded_once_and_then_needs_no_network(stand_in):

@@ -3,10 +3,10 @@
 import os
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
+import torch.distributed.run
 
 import minllm
 from minllm.errors import UserError
@@ -72,14 +72,9 @@ def test_processes_meet_at_the_first_host_of_a_job(nodes, first):
 
 
 def test_torchrun_prints_a_mistake_once(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, ROOT / "run.py", "train.device=cpu", "train.batch_size=7"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    pair = ["--standalone", "--nproc-per-node=2", str(ROOT / "run.py")]
+    words = [*pair, "train.device=cpu", "train.batch_size=7"]
+    done = python(torch.distributed.run.__file__, *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.stderr.count("train.batch_size=7 can't be shared equally by 2 processes") == 1, done.stderr
     assert "exitcode  : 2" in done.stderr and not list(tmp_path.glob("outputs/*/*"))
 
@@ -106,7 +101,9 @@ def test_grids_and_searches_refuse_several_processes_before_they_begin(words, tm
 @pytest.mark.parametrize("words", [["run.py", "train.steps=1"], ["sweep.py", "search=size"]])
 def test_a_job_without_slurm_is_refused(words, tmp_path):
     pytest.importorskip("submitit", reason="submitit isn't installed")
-    done = python(*words, "hydra/launcher=submitit_slurm", cwd=tmp_path, PATH=os.path.dirname(sys.executable))
+    few = ["data.train_stories=40", "data.val_stories=2"]
+    launcher = "hydra/launcher=submitit_slurm"
+    done = python(*words, launcher, *few, cwd=tmp_path, PATH=os.path.dirname(sys.executable))
     assert done.returncode == 2 and "finds no srun on this machine" in done.stderr
 
 

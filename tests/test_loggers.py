@@ -158,15 +158,7 @@ def test_a_grid_keeps_the_names_that_were_given():
 
 @pytest.mark.slow  # a grid
 def test_run_py_names_the_runs_of_a_grid(tmp_path):
-    words = [
-        "-m",
-        "model/attn=mha,mqa",
-        "seed=0,1",
-        "logger=wandb",
-        "logger.mode=offline",
-        *TINY,
-        "train.steps=2",
-    ]
+    words = ["-m", "model/attn=mha,mqa", "logger=wandb", "logger.mode=offline", *TINY, "train.steps=2"]
     done = python("run.py", *words, cwd=tmp_path, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     (grid,) = tmp_path.glob("outputs/*/*-grid-*")
@@ -175,9 +167,8 @@ def test_run_py_names_the_runs_of_a_grid(tmp_path):
         for file in grid.glob("*/wandb/offline-run-*/run-*.wandb")
     ]
     (group,) = {run.run_group for run in runs}
-    assert group.startswith(f"{grid.parent.name} ") and group.endswith(" attn=mha,mqa seed=0,1")
-    assert len(runs) == 4
-    assert sorted(run.job_type for run in runs) == ["model/attn=mha"] * 2 + ["model/attn=mqa"] * 2
+    assert group.startswith(f"{grid.parent.name} ") and group.endswith(" attn=mha,mqa")
+    assert sorted(run.job_type for run in runs) == ["model/attn=mha", "model/attn=mqa"]
 
 
 def test_metrics_have_steps_and_tokens_as_axes(written):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 
 from minllm.study.wandb_report import publish, without_secrets
+from tests.commands import python
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 REPORT = {"project": "tests", "entity": None, "group": "a 'grid'", "title": "MQA", "markdown": "# Worse"}
@@ -82,16 +80,12 @@ def published(server: WandB, home: Path, **changes: Any) -> str:
     pytest.importorskip("wandb_workspaces")
     address = f"http://127.0.0.1:{server.server_port}"
     own = {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY, "HOME": str(home), "no_proxy": "127.0.0.1"}
-    code = "import json, sys\nfrom minllm.study.wandb_report import publish\n"
-    code += "print(publish(**json.loads(sys.argv[1])))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps({**REPORT, **changes})],
-        cwd=Path(__file__).resolve().parent.parent,
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-        timeout=1800,
+    script = home / "publish.py"
+    script.write_text(
+        "import json, sys\nfrom minllm.study.wandb_report import publish\n"
+        "print(publish(**json.loads(sys.argv[1])))"
     )
+    done = python(str(script), json.dumps({**REPORT, **changes}), cwd=home, **own)
     assert done.returncode == 0, done.stderr
     assert KEY not in done.stdout + done.stderr and "Saved report" not in done.stderr
     return done.stdout.strip()
