@@ -92,6 +92,15 @@ def test_refusals_are_cached(monkeypatch):
         assert len(composed) == 2
 
 
+def test_a_trial_is_composed_once_and_belongs_to_whoever_asks_for_it(monkeypatch):
+    with spec("search=none", "model.dim=32,64") as asked:
+        words, composed, compose = ["model.dim=32"], [], asked.composed
+        monkeypatch.setattr(asked, "composed", lambda words: composed.append(words) or compose(words))
+        asked.settled(words).model.dim = 48
+        assert asked.settled(words).model.dim == 32 and composed == [words]
+        assert asked.settled(["model.dim=64"]).model.dim == 64
+
+
 def test_a_schedule_that_is_longer_than_the_run_is_refused_before_it_is_tried():
     with spec("search=none", "schedule.warmup_steps=5,50", "train.steps=20") as asked:
         assert asked.refusal({"schedule.warmup_steps": 5}) is None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -100,6 +100,8 @@ class Forked:
 def main() -> None:
     for module in IMPORTED:
         importlib.import_module(module)
+    if importlib.util.find_spec("submitit"):
+        importlib.import_module("tests.warm_jobs")
     compose_faster()
     rehearse()
     spare_farewells()
@@ -222,6 +224,8 @@ def become(command: Mapping[str, Any], streams: Sequence[int]) -> None:
     sys.path[:1] = [os.path.dirname(os.path.realpath(sys.argv[0])), *given]
     if hasattr(os, "pidfd_open"):
         processes.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
+        if "tests.warm_jobs" in sys.modules and "hydra/launcher=submitit_local" in sys.argv:
+            sys.modules["tests.warm_jobs"].fork_jobs()
 
 
 if __name__ == "__main__":

@@ -19,22 +19,17 @@ class History:
     def __init__(self, study: optuna.Study, spec: SearchSpec):
         self.study, self.spec, self.space = study, spec, spec.space
         self._identities: dict[tuple[str, ...], str] = {}
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
-        """The configuration that was composed last, which takes a tenth of a second."""
 
     def first_that_fits(self, values: Mapping[str, Any]) -> tuple[list[str], DictConfig]:
         """Return a trial's overrides and configuration, with the first of the plan's alternatives that may fit."""
         overrides = self._overrides_that_fit(values)
-        cfg = self._composed.pop(tuple(overrides), None)  # its caller may change it
-        return overrides, self.spec.settled(overrides) if cfg is None else cfg
+        return overrides, self.spec.settled(overrides)
 
     def identity(self, overrides: Sequence[str]) -> str:
         """Return the fingerprint of the configuration that a trial's overrides compose."""
         key = tuple(overrides)
         if key not in self._identities:
-            cfg = self.spec.settled(overrides)
-            self._identities[key] = fingerprint(cfg)
-            self._composed = {key: cfg}
+            self._identities[key] = fingerprint(self.spec.settled(overrides))
         return self._identities[key]
 
     def smaller_to_try(self) -> dict[str, Any] | None:
