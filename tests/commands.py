@@ -26,7 +26,7 @@ def python(script: str, *words: str, cwd: Path, **variables: str) -> subprocess.
     """Run `python <script> <words>`, as `subprocess.run` with captured output.
 
     Args:
-        script: `run.py` or `sweep.py`.
+        script: `run.py` or `sweep.py`, or the path of another.
         variables: environment variables besides this process's own.
     """
     command = Command(script, *words, cwd=cwd, **variables)

@@ -133,7 +133,7 @@ class Faulty(SGD):
     def ignores(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
-            pass
+            signal.pause()
 
     def rests(self) -> None:
         """In each step from now on, because a trial that others wait for needn't keep a core busy."""

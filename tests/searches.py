@@ -58,6 +58,7 @@ SMALL = [
     "train.batch_size=4",
     "train.steps=4",
     "train.evals=4",
+    "train.check=false",
     "sample.max_new_tokens=1",
     "sweep.name=test",
 ]

@@ -56,6 +56,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
             f"optim.fault=choice({','.join(ENDS)})",
             GRID,
             "memory.limit=900MiB",
+            "train.check=true",  # which runs out of memory too
             "train.steps=5",
             "train.evals=5",
             "sweep.max_failures=50",

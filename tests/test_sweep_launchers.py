@@ -21,7 +21,8 @@ from minllm.runs.outcome import OUTPUT
 from minllm.sweep import processes, trial
 from minllm.sweep.ends import outcome_of_job
 from minllm.sweep.launchers import fresh
-from tests.searches import ANY_LR, ENDLESS, PATIENCE, ROOT, Workplace, wait_until
+from tests.commands import python
+from tests.searches import ANY_LR, ENDLESS, Workplace, wait_until
 
 SUBMITIT = "hydra/launcher=submitit_local"
 TWO_JOBS = [SUBMITIT, "hydra.sweeper.n_jobs=2"]
@@ -237,17 +238,12 @@ for slot in range(3):
 """
 
 
-def test_trials_that_run_at_once_have_gpus_of_their_own():
+def test_trials_that_run_at_once_have_gpus_of_their_own(tmp_path):
     """By the slots of their orders, as the process that forks them has it."""
-    server = subprocess.run(
-        [sys.executable, "-c", SLOTS],
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "3,GPU-5a"},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
+    script = tmp_path / "slots.py"
+    script.write_text(SLOTS)
+    server = python(str(script), cwd=tmp_path, CUDA_VISIBLE_DEVICES="3,GPU-5a")
+    assert server.returncode == 0, server.stderr
     assert server.stdout.split() == ["3", "GPU-5a", "3"]
 
 
