@@ -55,7 +55,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
         done = place.search(
             f"optim.fault=choice({','.join(ENDS)})",
             GRID,
-            "memory.limit=900MiB",
+            "memory.limit=1000MiB",
             "train.check=true",  # which runs out of memory too
             "train.steps=5",
             "train.evals=5",

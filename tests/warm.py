@@ -49,7 +49,7 @@ IMPORTED = (
 """What most commands import."""
 TINY = (
     *("tokenizer=bytes", "data.train_stories=20", "data.val_stories=2", "data.seq_len=32"),
-    *("model.dim=16", "model.n_layers=1", "train.batch_size=2", "train.steps=2"),
+    *("model.dim=16", "model.n_layers=1", "train.batch_size=2", "train.steps=2", "train.malloc=default"),
 )
 
 
