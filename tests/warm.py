@@ -45,6 +45,7 @@ IMPORTED = (
     *("minllm.cli.main", "minllm.grid.multirun", "minllm.training.train"),
     *("minllm.laws.laws", "minllm.sweep.search", "minllm.sweep.trial", "minllm.sweep.limits"),
     *("minllm.verdict.comparing", "minllm.study.report", "scipy.stats", "sentencepiece"),
+    *("optuna.storages._rdb.storage", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql"),
 )
 """What most commands import."""
 TINY = (
