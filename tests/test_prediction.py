@@ -308,7 +308,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., di
     "shape, precision, words",
     [
         ("", "fp32", SMALL),
-        ("S3", "bf16", []),
+        ("S3", "bf16", ["model.n_layers=4"]),
         ("", "fp32", [*SMALL, "model/mlp=moe"]),
         ("", "fp32", [*SMALL, "model/mlp=moe_expert_choice"]),
         # until oneDNN has met as many shapes of products as it keeps
