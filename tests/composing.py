@@ -1,6 +1,6 @@
 """Hydra and OmegaConf as they are, except that what they have read, parsed and merged is kept for the next composition.
 
-Plain dictionaries are merged without OmegaConf's checks of types, too.
+Plain dictionaries are merged, and plain values read, without OmegaConf's checks of types, too.
 The tests compose some two thousand configurations, most of which share most of their files. Only what is made of files
 in conf/ and of Hydra's own is kept: tests change no others than their own. The last few texts that were parsed, such as
 the configurations of runs, are kept too.
@@ -45,6 +45,7 @@ Parse = Callable[[ConfigSource, str], ConfigResult]
 Merge = Callable[[Any, Sequence[ResultDefault], Any], DictConfig]
 ListDefaults = Callable[..., DefaultsList]
 Create = Callable[..., Any]
+Get = Callable[..., Any]
 
 
 def compose_faster() -> None:
@@ -64,6 +65,7 @@ def replacements() -> dict[tuple[Any, str], Any]:
         (ConfigLoaderImpl, merge): merged_once(getattr(ConfigLoaderImpl, merge)),
         (config_loader_impl, "create_defaults_list"): listed_once(config_loader_impl.create_defaults_list),
         (DictConfig, "merge_with"): merged_directly(DictConfig.merge_with),
+        (DictConfig, "_get_impl"): got_directly(DictConfig._get_impl),
         (omegaconf.base, "parse"): functools.cache(omegaconf.base.parse),  # nobody changes a tree
         (OmegaConf, "create"): read_once(OmegaConf.create),
     }
@@ -207,6 +209,23 @@ def is_plain(node: Any) -> bool:
 
 OF_HYDRA = ("HYDRA_REMOVE_TOP_LEVEL_DEFAULTS", "no_deepcopy_set_nodes")
 """Flags that are set while Hydra composes."""
+
+
+def got_directly(get: Get) -> Get:
+    """Return a value that is there and plain without the checks that missing keys and interpolations need."""
+
+    def directly(config: DictConfig, key: Any, default_value: Any, validate_key: bool = True) -> Any:
+        content = config.__dict__["_content"]
+        node = content.get(key) if type(content) is dict and type(key) is str else None
+        if type(node) is AnyNode:
+            value = node.__dict__["_val"]
+            if value is not None and (type(value) is not str or not ("${" in value or value == "???")):
+                return value
+        elif type(node) in (DictConfig, ListConfig) and type(node.__dict__["_content"]) in (dict, list):
+            return node
+        return get(config, key, default_value, validate_key)
+
+    return directly
 
 
 def read_once(create: Create) -> Create:

@@ -101,6 +101,26 @@ def test_dictionaries_merge_as_usual(one, other, flags, monkeypatch):
     assert fast == merged()
 
 
+@pytest.mark.parametrize("flags", [{}, {"struct": True}], ids=str)
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_values_are_read_as_usual(part, flags, monkeypatch):
+    def read() -> Any:
+        config = OmegaConf.create(part, flags=flags or None)
+        asks = [lambda: config[name], lambda: getattr(config, name), lambda: config.get(name, "default")]
+        outcomes = []
+        for name in ("a", "b", "e", "missing", 1):
+            for ask in asks[: 3 if isinstance(name, str) else 1]:
+                try:
+                    outcomes.append(ask())
+                except (OmegaConfBaseException, AttributeError, KeyError) as error:
+                    outcomes.append(type(error))
+        return outcomes
+
+    fast = read()
+    use_originals(monkeypatch)
+    assert fast == read()
+
+
 def test_changing_what_a_text_says_leaves_the_text_as_it_is():
     text = "a: {b: [1, 2]}\n"
     OmegaConf.create(text).a.b.append(3)
