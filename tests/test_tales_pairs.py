@@ -128,7 +128,8 @@ def test_the_probability_of_facts_is_that_of_the_enumeration(few_words):
         expected[tuple(facts.items())] += 2**-teller.bits
     assert fsum(expected.values()) == pytest.approx(1), "no kind may run out"
     assert len(expected) > 100 and {len(facts) for facts in expected} == {2, 3, 4, 5}
-    for facts, share in itertools.islice(expected.items(), 0, None, 3):  # with every name and every set of roles
+    # with every name and every set of roles
+    for facts, share in itertools.islice(expected.items(), 0, None, 3):
         assert probability_of_facts(branching, dict(facts), roles) == pytest.approx(share, rel=1e-9)
     assert probability_of_facts(branching, {"hero": "Ann", "friend": "Ann", "place": "park"}, roles) == 0
     assert probability_of_facts(branching, {"hero": "Zoe", "place": "park"}, roles) == 0
