@@ -15,6 +15,7 @@ from minllm.runs import folder as rundir
 from minllm.training import loop, step
 from minllm.training import train as task
 from minllm.training.launched import Place
+from minllm.training.process_group import process_group
 from tests.processes import together
 from tests.tiny import unjudged
 
@@ -346,6 +347,23 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(words, tmp_path):
             launched_processes(4).rows(6)
 
     run(0)
+
+
+def test_a_parameter_that_only_one_process_reads_has_its_gradient_in_all(words, tmp_path):
+    train = unjudged(*words).train
+
+    def run(rank):
+        read_by_all, read_by_one, read_by_none = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
+        read_by_all.grad, loss = torch.full((3,), rank + 1.0), torch.tensor(rank + 0.5)
+        if rank == 1:
+            read_by_one.grad = torch.full((3,), 7.0)
+        with process_group(train) as processes:
+            model = torch.nn.ParameterList([read_by_all, read_by_one, read_by_none])
+            processes.add_up_gradients(model, loss)
+        assert [p.grad is None or p.grad.tolist() for p in model] == [[3.0] * 3, [7.0] * 3, True]
+        assert loss == 2.0
+
+    assert together(2, run, tmp_path / "output") == [0, 0], (tmp_path / "output").read_text()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from minllm.schema.groups import CONF, default_choices
 VOCAB = 61
 T = 24
 
-SIZES = ["model.dim=32", f"data.seq_len={T}", "model.dropout=0", "tokenizer=bytes"]
+SIZES = ["model.dim=32", f"data.seq_len={T}", "model.dropout=0"]
 SIZES_OF = {
     "n_heads": 4,
     "head_dim": 8,
