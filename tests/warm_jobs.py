@@ -49,6 +49,7 @@ def fork_jobs() -> None:
             return 0 if select.select([self.ended], [], [], 0)[0] else None
 
     local.subprocess = SimpleNamespace(Popen=Controller)
+    local.LocalJob._results_timeout_s = 1  # for what a killed job may have written to a slow file system
 
 
 class Signalled:
