@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
+import io
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -88,44 +92,57 @@ class Moments:
             self.copies[copy] = action
 
 
-watching: list[Moments] = []
+def every_moment(folder: Path, into: Path, act: Callable[[], Any]) -> dict[Path, str]:
+    """Return a copy of `folder` at every moment of what `act` does, each with the action before which it was made.
 
-
-failing: list[tuple[str, str, int]] = []
-
-
-def hook(event: str, args: tuple[Any, ...]) -> None:
-    if failing and event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
-        below, name, number = failing[-1]
-        if str(args[0]).startswith(below) and name in str(args[0]):
-            raise OSError(number, os.strerror(number), str(args[0]))
-    if watching and (event == "open" or event in CHANGES):
-        moments = watching.pop()  # what it does itself isn't looked at
+    It acts in a forked process: an audit hook sees each call of id(), and can't be removed.
+    """
+    noted = Path(f"{into}.json")
+    sys.stdout.flush(), sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
         try:
-            moments.see(event, args)
+            noted.write_text(json.dumps(copies_of(Moments(folder, into), act)), encoding="utf-8")
+            code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return {Path(copy): action for copy, action in json.loads(noted.read_text(encoding="utf-8")).items()}
+
+
+def copies_of(moments: Moments, act: Callable[[], Any]) -> dict[str, str]:
+    watching = [moments]
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if watching and (event == "open" or event in CHANGES):
+            watching.clear()  # what is done here isn't looked at
+            moments.see(event, args)
             watching.append(moments)
 
-
-sys.addaudithook(hook)
-
-
-@contextmanager
-def every_moment(folder: Path, into: Path) -> Iterator[Moments]:
-    """Keep a copy of `folder` of every moment while the context lasts."""
-    moments = Moments(folder, into)
-    watching.append(moments)
-    try:
-        yield moments
-    finally:
-        watching.remove(moments)
+    sys.addaudithook(hook)
+    act()
+    watching.clear()
+    return {str(copy): action for copy, action in moments.copies.items()}
 
 
 @contextmanager
 def failing_disk(below: str, name: str, number: int) -> Iterator[None]:
     """Have each file below a folder whose path has `name` fail to be written with an error, such as a full disk."""
-    failing.append((below, name, number))
-    try:
+
+    def refuse(path: Any) -> None:
+        if str(path).startswith(below) and name in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+
+    def opened(path: Any, mode: str = "r", *args: Any, **options: Any) -> IO[Any]:
+        if set(mode) & set("wax+"):
+            refuse(path)
+        return open_file(path, mode, *args, **options)
+
+    open_file = builtins.open
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "open", opened)
+        patch.setattr(io, "open", opened)  # that of pathlib
         yield
-    finally:
-        failing.pop()

@@ -246,10 +246,9 @@ def test_a_run_killed_at_any_step_continues_both_exactly(cfg, whole, step, monke
 
 def test_a_run_killed_at_any_moment_continues_both_exactly(words):
     cfg = unjudged(*words, "train.steps=2", "train.keep_checkpoints=1", "train.ema=0.3")
-    with every_moment(Path("whole"), Path("killed")) as moments:
-        task.train(cfg, Path("whole"))
-    assert len(moments.copies) > 20
-    for run, action in moments.copies.items():
+    copies = every_moment(Path("whole"), Path("killed"), lambda: task.train(cfg, Path("whole")))
+    assert len(copies) > 20
+    for run, action in copies.items():
         go_on(cfg, run)
         assert (files(run), left(run)) == (files("whole"), left("whole")), f"{run}, killed before {action}"
 

@@ -103,14 +103,14 @@ def test_a_branch_is_the_run_that_it_would_be_alone(words, runs):
 
 def test_a_killed_branch_goes_on_to_the_same_result(words, runs):
     cfg = unjudged(*words, f"train.tokens={SHORT}", f"branch_from={runs / 'grid'}")
-    with every_moment(Path("run"), Path("killed")) as moments:
-        task.train(cfg, Path("run"), branch_from=cfg.branch_from)
-    copies = list(moments.copies)
-    for run in copies[:: max(1, len(copies) // 8)]:
+    copies = every_moment(
+        Path("run"), Path("killed"), lambda: task.train(cfg, Path("run"), branch_from=cfg.branch_from)
+    )
+    for run in [*copies][:: max(1, len(copies) // 8)]:
         if not (run / "summary.json").exists():
             resume = str(run) if (run / "config.yaml").exists() else None
             task.train(cfg, run, resume=resume, branch_from=cfg.branch_from)
-        assert found(run) == found(runs / "alone"), moments.copies[run]
+        assert found(run) == found(runs / "alone"), copies[run]
 
 
 def test_a_branch_may_have_nothing_left_to_train(words):

@@ -91,23 +91,20 @@ def contents(folder):
 
 
 def test_killed_run_resumes_to_the_same_result(cfg):
-    with every_moment(Path("whole"), Path("killed")) as moments:
-        train(cfg, "whole")
+    copies = every_moment(Path("whole"), Path("killed"), lambda: train(cfg, "whole"))
     expected = left("whole")
-    assert len(moments.copies) > 40
-    for run, action in moments.copies.items():
+    assert len(copies) > 40
+    for run, action in copies.items():
         go_on(cfg, run)
         assert left(run) == expected, f"{run}, killed before {action}"
 
 
 @pytest.mark.parametrize("before", ["checkpoints/.step-000004.partial", ".summary.json.partial"])
 def test_run_killed_while_resuming_resumes_again(cfg, before):
-    with every_moment(Path("whole"), Path("killed")) as moments:
-        train(cfg, "whole")
-    killed = next(copy for copy, action in moments.copies.items() if action == f"os.rename whole/{before}")
-    with every_moment(killed, Path("again")) as moments:
-        go_on(cfg, killed)
-    for run, action in moments.copies.items():
+    copies = every_moment(Path("whole"), Path("killed"), lambda: train(cfg, "whole"))
+    killed = next(copy for copy, action in copies.items() if action == f"os.rename whole/{before}")
+    copies = every_moment(killed, Path("again"), lambda: go_on(cfg, killed))
+    for run, action in copies.items():
         go_on(cfg, run)
         assert left(run) == left("whole"), f"{run}, killed before {action}"
 
