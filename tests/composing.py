@@ -8,6 +8,7 @@ the configurations of runs, are kept too.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -37,6 +38,7 @@ from omegaconf import (
     OmegaConf,
     StringNode,
 )
+from omegaconf import _conversion_warnings as conversions
 from omegaconf.base import Metadata, Node
 
 from minllm.schema.groups import CONF
@@ -55,6 +57,10 @@ def compose_faster() -> None:
         setattr(owner, name, replacement)
 
 
+NOTHING = contextlib.nullcontext()
+"""Replaces what OmegaConf does around each change: it would warn of conversions between types."""
+
+
 ORIGINALS: dict[tuple[Any, str], Any] = {}
 """What `compose_faster` has replaced: {(class or module, name): the original}."""
 
@@ -68,14 +74,19 @@ def replacements() -> dict[tuple[Any, str], Any]:
         (DictConfig, "_get_impl"): got_directly(DictConfig._get_impl),
         (omegaconf.base, "parse"): functools.cache(omegaconf.base.parse),  # nobody changes a tree
         (OmegaConf, "create"): read_once(OmegaConf.create),
+        (conversions, "_conversion_warnings"): lambda *args, **options: NOTHING,
     }
     for source in (FileConfigSource, ImportlibResourcesConfigSource):
         result[source, "load_config"] = parsed_once(source.load_config)
         result[source, "is_config"] = found_once(source.is_config)
         result[source, "is_group"] = found_once(source.is_group)
-    for kind in (AnyNode, StringNode, IntegerNode, FloatNode, BooleanNode, EnumNode, DictConfig, ListConfig):
+    for kind in KINDS:
         result[kind, "__deepcopy__"] = copied
     return result
+
+
+KINDS = (AnyNode, StringNode, IntegerNode, FloatNode, BooleanNode, EnumNode, DictConfig, ListConfig)
+"""The kinds of nodes that are copied directly."""
 
 
 def parsed_once(parse: Parse) -> Parse:
@@ -256,17 +267,17 @@ def copied(node: Node, memo: dict[int, Any]) -> Node:
 
 
 def inside(parent: Node, node: Node, memo: dict[int, Any]) -> Node:
-    result = copy.deepcopy(node, memo)
+    result = copied(node, memo) if type(node) in KINDS else copy.deepcopy(node, memo)
     result.__dict__["_parent"] = parent
     return result
 
 
 def copied_metadata(metadata: Metadata, memo: dict[int, Any]) -> Metadata:
     result: Metadata = object.__new__(type(metadata))
-    resolved = metadata.resolver_cache
+    flags, resolved = metadata.flags, metadata.resolver_cache
     result.__dict__.update(
         metadata.__dict__,
-        flags=copy.copy(metadata.flags),
+        flags=None if flags is None else dict(flags),
         resolver_cache=copy.deepcopy(resolved, memo) if resolved else defaultdict(dict),
     )
     return result
