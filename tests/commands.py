@@ -18,6 +18,9 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PATIENCE = 1800.0
+"""Seconds after which a process counts as stuck: only a hang may fail a test, not a busy machine."""
+
 SOCKET = "SOCKET_OF_WARM_PROCESS"
 """The environment variable with the path of the warm process's socket."""
 
@@ -30,7 +33,12 @@ def python(script: str, *words: str, cwd: Path, **variables: str) -> subprocess.
         variables: environment variables besides this process's own.
     """
     command = Command(script, *words, cwd=cwd, **variables)
-    return subprocess.CompletedProcess(command.args, command.wait(), command.out, command.err)
+    try:
+        code = command.wait(PATIENCE)
+    except AssertionError as error:
+        os.killpg(command.pid, signal.SIGKILL)
+        raise AssertionError(f"{error}\n{command.err}") from error
+    return subprocess.CompletedProcess(command.args, code, command.out, command.err)
 
 
 class Command:
@@ -117,7 +125,8 @@ def warm_process() -> subprocess.Popen[bytes] | None:
         return subprocess.Popen(
             [sys.executable, "-m", "tests.warm", str(listening.fileno())],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # asking whether there is a GPU must not begin to use it
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,  # which commands may replace by pipes and files, and Python doesn't seek in
             pass_fds=[listening.fileno()],

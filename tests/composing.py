@@ -8,7 +8,6 @@ the configurations of runs, are kept too.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import itertools
@@ -38,7 +37,6 @@ from omegaconf import (
     OmegaConf,
     StringNode,
 )
-from omegaconf import _conversion_warnings as conversions
 from omegaconf.base import Metadata, Node
 
 from minllm.schema.groups import CONF
@@ -57,10 +55,6 @@ def compose_faster() -> None:
         setattr(owner, name, replacement)
 
 
-NOTHING = contextlib.nullcontext()
-"""Replaces what OmegaConf does around each change: it would warn of conversions between types."""
-
-
 ORIGINALS: dict[tuple[Any, str], Any] = {}
 """What `compose_faster` has replaced: {(class or module, name): the original}."""
 
@@ -74,7 +68,6 @@ def replacements() -> dict[tuple[Any, str], Any]:
         (DictConfig, "_get_impl"): got_directly(DictConfig._get_impl),
         (omegaconf.base, "parse"): functools.cache(omegaconf.base.parse),  # nobody changes a tree
         (OmegaConf, "create"): read_once(OmegaConf.create),
-        (conversions, "_conversion_warnings"): lambda *args, **options: NOTHING,
     }
     for source in (FileConfigSource, ImportlibResourcesConfigSource):
         result[source, "load_config"] = parsed_once(source.load_config)

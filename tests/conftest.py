@@ -69,9 +69,8 @@ def own_packages(tmp_path_factory) -> Iterator[None]:
     latest = next(reversed(sys.modules))
     yield
     folder = f"{tmp_path_factory.getbasetemp()}{os.sep}"
-    imported = [
-        *itertools.takewhile(lambda name: name != latest, reversed(sys.modules))
-    ]  # thousands are older
+    # the latest first, because thousands are older
+    imported = [*itertools.takewhile(lambda name: name != latest, reversed(sys.modules))]
     for name in imported:
         if is_below(folder, sys.modules[name]):
             del sys.modules[name]

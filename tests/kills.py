@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,14 +16,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch
 
 from minllm.model import cost
 from minllm.model.lm import LM
 from minllm.runs import folder as rundir
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
-FLOPS: dict[tuple[int, int], int] = {}
-"""Those of a forward pass, by the number of parameters and of tokens, in which the models of such tests differ."""
+FLOPS: dict[tuple[str, int, int], int] = {}
+"""The FLOPs of a forward pass of a model, by its modules, its number of parameters and the number of tokens."""
 
 
 def quick_records(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +32,7 @@ def quick_records(monkeypatch: pytest.MonkeyPatch) -> None:
     count = cost.forward_flops
 
     def counted_once(model: LM, seq_len: int) -> int:
-        key = cost.params(model), seq_len
+        key = str(model), cost.params(model), seq_len
         if key not in FLOPS:
             FLOPS[key] = count(model, seq_len)
         return FLOPS[key]
@@ -102,6 +104,7 @@ def every_moment(folder: Path, into: Path, act: Callable[[], Any]) -> dict[Path,
     pid = os.fork()
     if pid == 0:
         code = 1
+        torch.set_num_threads(1)  # OpenMP's threads aren't forked
         try:
             noted.write_text(json.dumps(copies_of(Moments(folder, into), act)), encoding="utf-8")
             code = 0
@@ -109,22 +112,32 @@ def every_moment(folder: Path, into: Path, act: Callable[[], Any]) -> dict[Path,
             traceback.print_exc()
         finally:
             os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    try:
+        _, status = os.waitpid(pid, 0)
+    except BaseException:  # such as Ctrl-C
+        os.kill(pid, signal.SIGKILL)
+        raise
+    assert os.waitstatus_to_exitcode(status) == 0
     return {Path(copy): action for copy, action in json.loads(noted.read_text(encoding="utf-8")).items()}
 
 
 def copies_of(moments: Moments, act: Callable[[], Any]) -> dict[str, str]:
-    watching = [moments]
+    is_watching, failures = True, []
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if watching and (event == "open" or event in CHANGES):
-            watching.clear()  # what is done here isn't looked at
-            moments.see(event, args)
-            watching.append(moments)
+        nonlocal is_watching
+        if is_watching and (event == "open" or event in CHANGES):
+            is_watching = False  # what is done here isn't looked at
+            try:
+                moments.see(event, args)
+            except Exception as error:  # which what acts might handle
+                failures.append(error)
+            is_watching = True
 
     sys.addaudithook(hook)
     act()
-    watching.clear()
+    is_watching = False
+    assert not failures, failures
     return {str(copy): action for copy, action in moments.copies.items()}
 
 

@@ -17,14 +17,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from minllm.sweep.store import JOURNAL, open_study
-from tests.commands import Command
+from tests.commands import PATIENCE, Command
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = (
-    1800  # seconds after which a process counts as stuck: only a hang may fail a test, not a busy machine
-)
 
 OPTION = """# An optimizer with a fault
 _target_: faulty.Faulty

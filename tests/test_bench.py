@@ -151,6 +151,12 @@ def test_a_worker_takes_turns_and_says_why_it_fails():
     assert worker.process.returncode is not None
 
 
+def test_an_impossible_job_is_refused():
+    impossible = Shape(32, 2, 3, 2, head_dim=16, hidden=48, seq_len=16, batch_size=2, vocab_size=67)
+    with pytest.raises(UserError, match="n_heads=3"):
+        Contest(Job("minllm", keep_pages=False, shape=impossible, setting=EAGER, device="cpu"))
+
+
 def test_a_worker_does_the_same_with_transformers(monkeypatch):
     """What a worker does with its job, without the process; the test above has that."""
     pytest.importorskip("transformers")

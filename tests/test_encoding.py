@@ -64,6 +64,7 @@ def test_the_python_example_runs_as_a_script_whose_corpus_is_encoded_by_several_
     done = python(str(script), cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the script runs") == 1
+    assert len(done.stdout.splitlines()) > 1  # what the example prints
     assert "Another process" not in done.stderr
     assert len(list((tmp_path / ".cache/stores").glob("*/meta.json"))) == 1
 

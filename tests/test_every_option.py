@@ -104,7 +104,7 @@ of_choices = partial(pytest.mark.parametrize, "choices", ids=" ".join, scope="mo
 every_single = of_choices(SINGLES)
 every_traced = of_choices(SINGLES + TRACED)
 every_option = of_choices(SINGLES + VALUES + PRESETS)
-# a single option is in several pairs, unless none of its layouts goes with all groups
+# PAIRS has most options, each with every option of each other group; those in no row are tried alone
 every_pair = of_choices(
     [single for single in SINGLES if single[0] not in {*itertools.chain(*PAIRS)}] + VALUES + PRESETS + PAIRS
 )

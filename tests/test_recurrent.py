@@ -44,13 +44,13 @@ def test_the_state_is_as_large_after_a_long_text_as_after_a_short_one(choice):
 def test_the_compiler_sees_one_graph_of_a_mixer_that_is_the_same(choice):
     """With segments too: a scan is a single operation, or a few for all chunks."""
     model = tiny_model(choice, ALONE, randomised=True, n_layers=1)
-    x_BTD = torch.randn(2, T, 32)
+    x_BTD = torch.randn(2, T, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     def arguments(segments_BT):
         positions_BT = positions_in(T, segments_BT, x_BTD.device)
         return x_BTD, Context(positions_BT, positions_BT, model.position, segments_BT, segments_BT)
 
-    hold_to_one_graph(model.layers[0]["rec"].words["rec"], arguments)
+    hold_to_one_graph(model.layers[0]["rec"].words["rec"], arguments, x_BTD)
 
 
 def test_the_compiler_sees_one_graph_of_a_model_that_is_the_same():
@@ -63,7 +63,7 @@ T = 18
 """Three chunks of five tokens, or one of the sixteen of a moving average, and a part of one."""
 
 
-def hold_to_one_graph(module, arguments):
+def hold_to_one_graph(module, arguments, *inputs):
     """Compare the results and gradients of a module and of the graph that the compiler sees, with and without segments.
 
     The graph is run as it is: what C++ is made of it isn't ours, and takes a minute for each.
@@ -74,7 +74,7 @@ def hold_to_one_graph(module, arguments):
         results = []
         for run in (compiled, module):
             y = run(*arguments(segments_BT))
-            grads = torch.autograd.grad(y.square().mean(), list(module.parameters()))
+            grads = torch.autograd.grad(y.square().mean(), [*module.parameters(), *inputs])
             results.append([y, *grads])
         for one, other in zip(*results, strict=True):
             assert (one - other).abs().max() <= 1e-5 * max(1.0, other.abs().max())

@@ -24,7 +24,8 @@ from minllm.sweep import processes, server
 from minllm.sweep.ends import outcome_of, without_outcome
 from minllm.sweep.processes import NO_ROOM, ProcessDied, ServerDied, TrialOrder
 from minllm.sweep.trial import judged
-from tests.searches import GRID, PATIENCE, ROOT, Workplace, one_sentence
+from tests.commands import PATIENCE
+from tests.searches import GRID, ROOT, Workplace, one_sentence
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is held to a limit on Linux alone")
 
@@ -55,8 +56,8 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
         done = place.search(
             f"optim.fault=choice({','.join(ENDS)})",
             GRID,
-            "memory.limit=1000MiB",
-            "train.check=true",  # which runs out of memory too
+            "memory.limit=1000MiB",  # of which a forked process has 400 from the start
+            "train.check=true",  # memory runs out there too
             "train.steps=5",
             "train.evals=5",
             "sweep.max_failures=50",

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from minllm.errors import UserError
 from minllm.sweep.store import JOURNAL, Leader, folder_lock, open_study, requeue_interrupted, storage_errors
-from tests.searches import PATIENCE
+from tests.commands import PATIENCE
 
 NAME = "size"
 

@@ -148,7 +148,7 @@ def tiny_cfg(*choices: str) -> DictConfig:
 
 @functools.cache
 def valid_cfg(*choices: str) -> DictConfig:
-    """Return the same once it has been validated, built and tried out: most of the time of building a model."""
+    """Return the same once it has been validated, built and tried out, which models of it then needn't be."""
     cfg = tiny_cfg(*choices)
     validate(cfg)
     build_shapes(cfg, VOCAB)

@@ -1,12 +1,14 @@
 """Jobs of submitit on this machine, forked instead of started as new interpreters (see warm.py).
 
-Sessions, process groups and parents are those that submitit makes, so that jobs can be found, interrupted and killed.
+Sessions and process groups are those that submitit makes, so that jobs can be found, interrupted and killed. Exit codes
+of controllers are lost, and jobs run no exit handlers. The test of Slurm starts real interpreters.
 
-    search  ──order──▶  what it forked before it had threads  ──fork──▶  controller  ──fork──▶  job
+    search  ──order──▶  a process forked before the search had threads  ──fork──▶  controller  ──fork──▶  job
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -36,32 +38,27 @@ def fork_jobs() -> None:
     theirs.close()
     asking = threading.Lock()
 
-    class Controller(Signalled):
+    class Controller:
         """Replaces `subprocess.Popen` where submitit starts a job's controller."""
 
         def __init__(self, args: Sequence[str], *, shell: bool, env: Mapping[str, str]):
             with asking:
                 ours.sendall(json.dumps({"words": args[2:], "env": dict(env)}).encode())
                 self.pid = int(ours.recv(64))
-            self.ended = os.pidfd_open(self.pid)
+                self.ended = os.pidfd_open(self.pid)  # before the next order, with which it may be reaped
 
         def poll(self) -> int | None:
             return 0 if select.select([self.ended], [], [], 0)[0] else None
 
+        def send_signal(self, number: int) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.ended, number)
+
     local.subprocess = SimpleNamespace(Popen=Controller)
-    local.LocalJob._results_timeout_s = 1  # for what a killed job may have written to a slow file system
+    local.LocalJob._results_timeout_s = 1  # a killed job leaves no result: 15 s would be waited for it
 
 
-class Signalled:
-    """A process that is sent signals as `subprocess.Popen` does it."""
-
-    pid: int
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-
-class Job(Signalled):
+class Job:
     """Replaces `subprocess.Popen` where a controller starts a job."""
 
     def __init__(
@@ -81,6 +78,10 @@ class Job(Signalled):
 
     def poll(self) -> int | None:
         return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 def serve(orders: socket.socket) -> NoReturn:
@@ -108,6 +109,7 @@ def perform(words: Sequence[str], env: Mapping[str, str], streams: Sequence[int]
     """Run `python -m <words>` in this process."""
     for target, stream in enumerate(streams, 1):
         os.dup2(stream, target)
+    sys.stdout.reconfigure(write_through=True)  # as with python -u
     os.environ.clear()
     os.environ.update(env)
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):

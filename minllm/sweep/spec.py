@@ -51,6 +51,7 @@ class SearchSpec:
         self.master, self.context = master, context
         self._settled: dict[tuple[str, ...], DictConfig] = {}
         """The configuration that was composed last: composing takes a tenth of a second."""
+        self._settling = threading.Lock()
         if master.task._target_ != TRAINING:
             raise UserError(TRAINS_NEW_MODELS)
         plan: Plan = build(master.search)
@@ -116,12 +117,11 @@ class SearchSpec:
     def settled(self, overrides: Sequence[str]) -> DictConfig:
         """Return a trial's configuration, as `python run.py <overrides>` would run it."""
         key = tuple(overrides)
-        settled = self._settled.get(key)
-        if settled is None:
-            composed = self.composed(overrides)
-            settled = trial_config(composed, overrides, composed.hydra.runtime)
-            self._settled = {key: settled}
-        return copy.deepcopy(settled)  # the caller may change it
+        with self._settling:
+            if key not in self._settled:
+                composed = self.composed(overrides)
+                self._settled = {key: trial_config(composed, overrides, composed.hydra.runtime)}
+            return copy.deepcopy(self._settled[key])  # the caller may change it
 
     def refusal(self, values: Mapping[str, Any]) -> str | None:
         """Return why a combination of values can't be built; None if it can. No memory is allocated."""

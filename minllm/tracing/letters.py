@@ -127,6 +127,8 @@ def expressions(
 ) -> Iterator[tuple[str, Values]]:
     """Yield candidate expressions for a size, simplest first: T, H·K, H·T/G, 2F, K/2, (H+2G)·K, T+3.
 
+    Multiples and fractions of products are only yielded if they have this size.
+
     Args:
         products: products of the letters, the shortest first.
     """
