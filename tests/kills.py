@@ -7,9 +7,7 @@ import io
 import json
 import os
 import shutil
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 from minllm.model import cost
 from minllm.model.lm import LM
 from minllm.runs import folder as rundir
+from tests.processes import together
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 FLOPS: dict[tuple[str, int, int], int] = {}
@@ -99,25 +98,13 @@ def every_moment(folder: Path, into: Path, act: Callable[[], Any]) -> dict[Path,
 
     It acts in a forked process: an audit hook sees each call of id(), and can't be removed.
     """
-    noted = Path(f"{into}.json")
-    sys.stdout.flush(), sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
+    noted, output = Path(f"{into}.json"), Path(f"{into}.txt")
+
+    def record(rank: int) -> None:
         torch.set_num_threads(1)  # OpenMP's threads aren't forked
-        try:
-            noted.write_text(json.dumps(copies_of(Moments(folder, into), act)), encoding="utf-8")
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    try:
-        _, status = os.waitpid(pid, 0)
-    except BaseException:  # such as Ctrl-C
-        os.kill(pid, signal.SIGKILL)
-        raise
-    assert os.waitstatus_to_exitcode(status) == 0
+        noted.write_text(json.dumps(copies_of(Moments(folder, into), act)), encoding="utf-8")
+
+    assert together(1, record, output) == [0], output.read_text(encoding="utf-8")
     return {Path(copy): action for copy, action in json.loads(noted.read_text(encoding="utf-8")).items()}
 
 

@@ -52,9 +52,8 @@ class SentencePiece(Tokenizer):
             raise UserError(
                 f"The tokenizer in '{place}' is damaged: {MODEL} isn't a sentencepiece model."
             ) from error
-        decoded = b"".join(
-            map(self.bytes_of, self.encode(PROBE))
-        )  # `decode` would make a table of all tokens
+        # not by `decode`, which would make a table of all tokens
+        decoded = b"".join(map(self.bytes_of, self.encode(PROBE)))
         if self.eos_id < 0 or decoded != PROBE.encode():
             raise UserError(
                 f"The tokenizer in '{place}' is lossy or has no end-of-text token, and minllm needs a lossless one that"
