@@ -82,6 +82,15 @@ def is_below(folder: str, module: object) -> bool:
     return any(str(place).startswith(folder) for place in (known.get("__file__"), *known.get("__path__", ())))
 
 
+@pytest.fixture(scope="module")
+def each_composed_once() -> Iterator[None]:
+    """In the tests of a file, compose the runs of an arm once."""
+    from tests.instant import composed_once
+
+    with composed_once():
+        yield
+
+
 @pytest.fixture
 def downloaded(tmp_path) -> Path:
     """A folder as `hf download` leaves TinyStories."""

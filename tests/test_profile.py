@@ -7,7 +7,6 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ from minllm.runs.outcome import Outcome
 from minllm.sweep.plugin import NotSettled
 from minllm.verdict.profile import ProfileSearch, profile
 from minllm.verdict.profile_protocol import ProfileProtocol, difficulty_of, mixers_in, probes_in
-from tests.instant import Instant, composed_once, protocol_at_once
+from tests.instant import Instant, protocol_at_once
 from tests.pages import ROOT, commands
+
+pytestmark = pytest.mark.usefixtures("each_composed_once")
 
 PROTOCOL = {
     **{"equal": "params", "solved": 0.99, "seeds": 3, "rates": [0.5, 1.0, 2.0], "decays": [0.0, 0.1]},
@@ -157,12 +158,6 @@ def profiled(*words: str, act=profile, shared=WORDS):
     """Profile in the current folder as `python sweep.py search=profile <words>` would."""
     Instant.outcome_of, Instant.summary_of = staticmethod(outcome_of), staticmethod(summary_of)
     return protocol_at_once(act, "search=profile", *shared, *words)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_composed_once() -> Iterator[None]:
-    with composed_once():
-        yield
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,12 @@ from minllm.study.ranking.report import data, in_a_terminal, page
 from minllm.sweep.plugin import NotSettled
 from minllm.verdict.ranking import RankingSearch, rank
 from minllm.verdict.ranking_protocol import RankingProtocol, datasets_in, models_in
-from tests.instant import LITTLE, SMALL, Instant, composed_once, protocol_at_once
+from tests.instant import LITTLE, SMALL, Instant, protocol_at_once
 from tests.pages import commands
 from tests.pages import page as page_of
 from tests.simulate_rankings import shares
+
+pytestmark = pytest.mark.usefixtures("each_composed_once")
 
 # ---- rank correlations ---------------------------------------------------------------------------
 
@@ -224,12 +225,6 @@ def ranked(*words: str, act=rank):
     """Rank in the current folder as `python sweep.py search=ranking <words>` would."""
     Instant.outcome_of, Instant.summary_of = staticmethod(outcome_of), staticmethod(summary_of)
     return protocol_at_once(act, *WORDS, *words)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_composed_once() -> Iterator[None]:
-    with composed_once():
-        yield
 
 
 @pytest.fixture

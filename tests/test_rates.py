@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,10 @@ from minllm.study.rates.report import data, in_a_terminal
 from minllm.sweep.plugin import NotSettled
 from minllm.verdict.rates import NEXT_TO_NOTHING, RatesSearch, study_rates
 from minllm.verdict.rates_protocol import RatesProtocol
-from tests.instant import LITTLE, SMALL, Instant, composed_once, protocol_at_once
+from tests.instant import LITTLE, SMALL, Instant, protocol_at_once
 from tests.pages import commands, page
+
+pytestmark = pytest.mark.usefixtures("each_composed_once")
 
 PROTOCOL = {
     **{"measure": "sensitivity", "equal": None, "rates": [0.5, 1.0, 2.0], "seeds": 6},
@@ -174,12 +175,6 @@ def studied(*words: str, act=study_rates):
     """Study in the current folder as `python sweep.py search=rates <words>` would."""
     Instant.outcome_of = staticmethod(outcome_of)
     return protocol_at_once(act, *WORDS, *words)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_composed_once() -> Iterator[None]:
-    with composed_once():
-        yield
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,11 @@ from minllm.verdict.ledger import Ledger
 from minllm.verdict.protocol import refuse_same_results
 from minllm.verdict.rate_search import RateSearch
 from minllm.verdict.tuning import choice_of
-from tests.instant import Instant, composed_once, inquiry
+from tests.instant import Instant, inquiry
 from tests.test_report_schema import validate_answer
 from tests.tunings import RATES, SEEDS, bowl, carried_out, random_search
+
+pytestmark = pytest.mark.usefixtures("each_composed_once")
 
 # ---- in a verdict --------------------------------------------------------------------------------
 
@@ -35,12 +36,6 @@ ARMS = ("arms.a=[norm=pre]", "arms.b=[norm=post,optim.lr=0.02]", "optim.lr=0.01"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_composed_once() -> Iterator[None]:
-    with composed_once():
-        yield
 
 
 def tuned(outcome_of, *words: str) -> tuple[dict[str, Tuning], list]:
