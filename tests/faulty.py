@@ -140,6 +140,16 @@ class Faulty(SGD):
         self.at = self.step_number + 1
         time.sleep(0.05)
 
+    def makes_room(self) -> None:
+        """Give this job of submitit the signal that others need its place; when it has begun again, take a day."""
+        told = FOLDER / "told to make room"
+        if told.exists():
+            now = time.monotonic
+            time.monotonic = lambda: now() + 24 * 3600
+        else:
+            told.touch()
+            os.kill(os.getpid(), signal.SIGUSR2)
+
     def waits(self) -> None:
         while not (FOLDER / "go").exists():
             time.sleep(0.02)

@@ -54,7 +54,12 @@ def fork_jobs() -> None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.ended, number)
 
+    def wait(job: local.LocalJob) -> None:
+        """Wait until a job has ended, and notice it at once: submitit looks once a second."""
+        select.select([job._process.ended], [], [])
+
     local.subprocess = SimpleNamespace(Popen=Controller)
+    local.LocalJob.wait = wait
     local.LocalJob._results_timeout_s = 1  # a killed job leaves no result: 15 s would be waited for it
 
 
