@@ -24,6 +24,12 @@ PATIENCE = 1800.0
 SOCKET = "SOCKET_OF_WARM_PROCESS"
 """The environment variable with the path of the warm process's socket."""
 
+OF_DATABASES = (
+    *("optuna.storages._rdb.storage", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg"),
+    *("alembic.command", "alembic.config", "alembic.migration", "alembic.script"),
+)
+"""What Optuna imports when it opens a study in a database."""
+
 
 def python(script: str, *words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `python <script> <words>`, as `subprocess.run` with captured output.

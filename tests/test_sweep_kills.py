@@ -150,19 +150,18 @@ def test_a_search_that_is_killed_again_and_again_is_as_if_it_had_not_been(place:
     words += ["hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1"]
     drawn: dict[int, float] = {}
     values: dict[int, float] = {}
-    until_trials = 4.0
 
     for kill in range(KILLS):
         began = time.monotonic()
         search = place.start(*words, "hydra.sweeper.n_trials=100000")  # it won't end before it is killed
         if kill == KILLS - 1:  # one kill comes after trials have ended, however slow the machine is
             wait_until(lambda: "COMPLETE" in place.states(), search)
-        elif kill % 2 == 0:
-            time.sleep(chance.uniform(0, until_trials))
-        else:
+        elif kill % 3 == 0:
             wait_until(lambda: len(place.processes()) > 2, search)  # it, its server, and a trial
             until_trials = time.monotonic() - began
-            time.sleep(chance.uniform(0, 1))
+            time.sleep(chance.uniform(0, until_trials / 2))
+        else:
+            time.sleep(chance.uniform(0, until_trials))
         search.kill()
         assert search.ended().returncode == -signal.SIGKILL, search.err
         assert place.nobody_is_left()

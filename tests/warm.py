@@ -39,14 +39,14 @@ import torch._dynamo.utils
 from minllm.cli.api import train
 from minllm.config.compose import compose
 from minllm.sweep import processes, server
-from tests.commands import SOCKET
+from tests.commands import OF_DATABASES, SOCKET
 from tests.composing import compose_faster
 
 IMPORTED = (
     *("minllm.cli.main", "minllm.grid.multirun", "minllm.training.train"),
     *("minllm.laws.laws", "minllm.sweep.search", "minllm.sweep.trial", "minllm.sweep.limits"),
     *("minllm.verdict.comparing", "minllm.study.report", "scipy.stats", "sentencepiece"),
-    *("optuna.storages._rdb.storage", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql"),
+    *OF_DATABASES,
 )
 """What most commands import."""
 TINY = (
