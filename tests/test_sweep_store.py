@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import os
 import random
@@ -114,10 +113,8 @@ def check_after_kills(storage, tmp_path, kills, chance):
     mine, waits, killed = [], [], []
     writers = [begun(search, storage, tmp_path, 30_000) for _ in range(2)]
     for _ in range(kills):
-        seconds, until = chance.uniform(0, 0.1), math.inf
-        while time.monotonic() < until:
-            if until == math.inf and told_by(writers[0].pid, tmp_path):
-                until = time.monotonic() + seconds
+        until = time.monotonic() + chance.uniform(0.05, 0.25)
+        while time.monotonic() < until or not told_by(writers[0].pid, tmp_path):
             before = time.monotonic()
             trial = study.ask()
             waits.append(time.monotonic() - before)
