@@ -159,7 +159,7 @@ def test_a_search_that_is_killed_again_and_again_is_as_if_it_had_not_been(place:
         elif kill % 3 == 0:
             wait_until(lambda: len(place.processes()) > 2, search)  # it, its server, and a trial
             until_trials = time.monotonic() - began
-            time.sleep(chance.uniform(0, until_trials / 2))
+            time.sleep(chance.uniform(0, 1))
         else:
             time.sleep(chance.uniform(0, until_trials))
         search.kill()
