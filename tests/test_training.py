@@ -79,7 +79,7 @@ def test_compiled_steps_compute_what_eager_ones_do(words):
 
     The norm of the gradient is among the metrics, so that what the backward pass drops is compared too.
     """
-    # without vector instructions: the compiler would be tried with each kind for longer than it takes to compile
+    # scalar code: checking which vector instructions the compiler supports takes as long as compiling the steps
     with inductor.patch({"cpp.vec_isa_ok": False}):
         for compiled in ("true", "false"):
             train(
