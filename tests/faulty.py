@@ -120,7 +120,7 @@ class Faulty(SGD):
 
     def diverges(self) -> None:
         for p in self.weights():
-            p.mul_(-100)
+            p.mul_(-10)
 
     # ---- time
 
