@@ -1,6 +1,6 @@
 """Hydra and OmegaConf as they are, except that what they have read, parsed and merged is kept for the next composition.
 
-Plain dictionaries are merged, and plain values read, without OmegaConf's checks of types, too.
+tests/nodes.py reads, sets, merges and copies plain nodes without OmegaConf's checks of types, too.
 The tests compose some two thousand configurations, most of which share most of their files. Only what is made of files
 in conf/ and of Hydra's own is kept: tests change no others than their own. The last few texts that were parsed, such as
 the configurations of runs, are kept too.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,29 +22,21 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.defaults_list import DefaultsList
+from hydra.conf import ConfigSourceInfo
 from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser import overrides_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import (
-    AnyNode,
-    BooleanNode,
-    DictConfig,
-    EnumNode,
-    FloatNode,
-    IntegerNode,
-    ListConfig,
-    OmegaConf,
-    StringNode,
-)
-from omegaconf.base import Metadata, Node
+from omegaconf import DictConfig, OmegaConf
 
 from minllm.schema.groups import CONF
+from tests import nodes
 
 Parse = Callable[[ConfigSource, str], ConfigResult]
 Merge = Callable[[Any, Sequence[ResultDefault], Any], DictConfig]
 ListDefaults = Callable[..., DefaultsList]
 Create = Callable[..., Any]
-Get = Callable[..., Any]
 
 
 def compose_faster() -> None:
@@ -62,10 +53,16 @@ ORIGINALS: dict[tuple[Any, str], Any] = {}
 def replacements() -> dict[tuple[Any, str], Any]:
     merge = "_compose_config_from_defaults_list"
     result: dict[tuple[Any, str], Any] = {
+        **nodes.replacements(),
         (ConfigLoaderImpl, merge): merged_once(getattr(ConfigLoaderImpl, merge)),
         (config_loader_impl, "create_defaults_list"): listed_once(config_loader_impl.create_defaults_list),
-        (DictConfig, "merge_with"): merged_directly(DictConfig.merge_with),
-        (DictConfig, "_get_impl"): got_directly(DictConfig._get_impl),
+        (ConfigLoaderImpl, "get_override_aliases"): named_once(ConfigLoaderImpl.get_override_aliases),
+        (ConfigLoaderImpl, "_process_config_searchpath"): searched_once(
+            ConfigLoaderImpl._process_config_searchpath
+        ),
+        (config_loader_impl, "ConfigSourceInfo"): functools.cache(described),
+        (OverridesParser, "parse_rule"): understood_once(OverridesParser.parse_rule),
+        (overrides_parser, "create_functions"): functools.cache(overrides_parser.create_functions),
         (omegaconf.base, "parse"): functools.cache(omegaconf.base.parse),  # nobody changes a tree
         (OmegaConf, "create"): read_once(OmegaConf.create),
     }
@@ -73,13 +70,7 @@ def replacements() -> dict[tuple[Any, str], Any]:
         result[source, "load_config"] = parsed_once(source.load_config)
         result[source, "is_config"] = found_once(source.is_config)
         result[source, "is_group"] = found_once(source.is_group)
-    for kind in KINDS:
-        result[kind, "__deepcopy__"] = copied
     return result
-
-
-KINDS = (AnyNode, StringNode, IntegerNode, FloatNode, BooleanNode, EnumNode, DictConfig, ListConfig)
-"""The kinds of nodes that are copied directly."""
 
 
 def parsed_once(parse: Parse) -> Parse:
@@ -163,73 +154,58 @@ def listed_once(list_defaults: ListDefaults) -> ListDefaults:
     return once
 
 
+def named_once(find_aliases: Callable[[Any, str | None], Any]) -> Callable[[Any, str | None], Any]:
+    """Keep the aliases of overrides that a configuration defines; nobody changes them."""
+    results: dict[tuple[Any, ...], Any] = {}
+
+    def once(loader: Any, config_name: str | None) -> Any:
+        if not all(map(is_fixed, loader.repository.get_sources())):
+            return find_aliases(loader, config_name)
+        key = (config_name, *((source.provider, source.path) for source in loader.repository.get_sources()))
+        if key not in results:
+            results[key] = find_aliases(loader, config_name)
+        return results[key]
+
+    return once
+
+
+def searched_once(add_folders: Callable[..., None]) -> Callable[..., None]:
+    """Skip reading a configuration for folders of options if it's known to name none, and no override does."""
+    without: set[tuple[Any, ...]] = set()
+
+    def once(loader: Any, config_name: str | None, overrides: Sequence[Override], repo: Any) -> None:
+        sources = [(source.provider, source.path) for source in repo.get_sources()]
+        is_known = all(map(is_fixed, repo.get_sources())) and not any(
+            "searchpath" in override.key_or_group for override in overrides
+        )
+        if is_known and (config_name, *sources) in without:
+            return
+        add_folders(loader, config_name, overrides, repo)
+        if is_known and sources == [(source.provider, source.path) for source in repo.get_sources()]:
+            without.add((config_name, *sources))
+
+    return once
+
+
+def described(**source: str) -> DictConfig:
+    return OmegaConf.structured(ConfigSourceInfo(**source))
+
+
+def understood_once(parse_rule: Callable[[Any, str, str], Any]) -> Callable[[Any, str, str], Any]:
+    """Keep what the last overrides mean, most of which many configurations have."""
+    known = functools.lru_cache(4096)(lambda text: parse_rule(OverridesParser.create(), text, "override"))
+
+    def once(parser: Any, text: str, rule: str) -> Any:
+        return copy.deepcopy(known(text)) if rule == "override" else parse_rule(parser, text, rule)
+
+    return once
+
+
 def is_choice(override: Override, repo: Any) -> bool:
     """Whether an override chooses an option of a group, or a file, and doesn't just set a value."""
     if override.is_value_path:
         return False
     return repo.group_exists(override.key_or_group) or repo.config_exists(override.key_or_group)
-
-
-def merged_directly(merge_with: Callable[..., None]) -> Callable[..., None]:
-    """Merge dictionaries as files have them without the checks of OmegaConf that are for those with types."""
-
-    def merge(config: DictConfig, *others: Any) -> None:
-        if config._get_flag("struct") or config._get_flag("readonly"):
-            merge_with(config, *others)
-            return
-        for other in others:
-            if is_plain(config) and is_plain(other):
-                put_into(config, other)
-            else:
-                merge_with(config, other)
-
-    def put_into(config: DictConfig, other: DictConfig) -> None:
-        for name, node in other._content.items():
-            own = config._content.get(name)
-            if is_plain(own) and is_plain(node):
-                put_into(own, node)
-            elif own is None or (type(own) is type(node) is AnyNode and node._value() != "???"):
-                config._content[name] = inside(config, node, {})
-            else:
-                only = object.__new__(DictConfig)
-                only.__dict__.update(other.__dict__, _content={name: node})
-                merge_with(config, only)
-        flags = other._metadata.flags
-        config._metadata.flags.update({name: flag for name, flag in flags.items() if flag is not None})
-        config._invalidate_flags_cache()
-
-    return merge
-
-
-def is_plain(node: Any) -> bool:
-    """Whether a node is a dictionary as YAML makes it: no interpolation, `null` or `???`, and open to new names."""
-    if type(node) is not DictConfig or not isinstance(node._content, dict):
-        return False
-    noted = node._metadata
-    if any(flag for name, flag in noted.flags.items() if name not in OF_HYDRA):
-        return False
-    return noted.ref_type is Any and noted.object_type is dict and noted.element_type is Any is noted.key_type
-
-
-OF_HYDRA = ("HYDRA_REMOVE_TOP_LEVEL_DEFAULTS", "no_deepcopy_set_nodes")
-"""Flags that are set while Hydra composes."""
-
-
-def got_directly(get: Get) -> Get:
-    """Return a value that is there and plain without the checks that missing keys and interpolations need."""
-
-    def directly(config: DictConfig, key: Any, default_value: Any, validate_key: bool = True) -> Any:
-        content = config.__dict__["_content"]
-        node = content.get(key) if type(content) is dict and type(key) is str else None
-        if type(node) is AnyNode:
-            value = node.__dict__["_val"]
-            if value is not None and (type(value) is not str or not ("${" in value or value == "???")):
-                return value
-        elif type(node) in (DictConfig, ListConfig) and type(node.__dict__["_content"]) in (dict, list):
-            return node
-        return get(config, key, default_value, validate_key)
-
-    return directly
 
 
 def read_once(create: Create) -> Create:
@@ -245,32 +221,3 @@ def read_once(create: Create) -> Create:
 
 def is_fixed(source: ConfigSource) -> bool:
     return source.scheme() != "file" or source.path == str(CONF)
-
-
-def copied(node: Node, memo: dict[int, Any]) -> Node:
-    """Copy a node as OmegaConf does, but without constructing an empty one first."""
-    result: Node = object.__new__(type(node))
-    content = node.__dict__.get("_content")
-    result.__dict__.update(node.__dict__, _metadata=copied_metadata(node._metadata, memo), _flags_cache=None)
-    if isinstance(content, dict):
-        result.__dict__["_content"] = {name: inside(result, value, memo) for name, value in content.items()}
-    elif isinstance(content, list):
-        result.__dict__["_content"] = [inside(result, value, memo) for value in content]
-    return result
-
-
-def inside(parent: Node, node: Node, memo: dict[int, Any]) -> Node:
-    result = copied(node, memo) if type(node) in KINDS else copy.deepcopy(node, memo)
-    result.__dict__["_parent"] = parent
-    return result
-
-
-def copied_metadata(metadata: Metadata, memo: dict[int, Any]) -> Metadata:
-    result: Metadata = object.__new__(type(metadata))
-    flags, resolved = metadata.flags, metadata.resolver_cache
-    result.__dict__.update(
-        metadata.__dict__,
-        flags=None if flags is None else dict(flags),
-        resolver_cache=copy.deepcopy(resolved, memo) if resolved else defaultdict(dict),
-    )
-    return result

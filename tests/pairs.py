@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minllm.errors import UserError
 from minllm.model.build import build_shapes
-from tests.composing import inside
+from tests.nodes import inside
 from tests.tiny import VOCAB, completed, has_no_mask, has_no_word, is_listed, tiny_cfg
 
 READ = ("model", "norm", "objective", "extensions", "choices", "typed")

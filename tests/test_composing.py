@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import hydra
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import Container, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -119,6 +123,96 @@ def test_values_are_read_as_usual(part, flags, monkeypatch):
     fast = read()
     use_originals(monkeypatch)
     assert fast == read()
+
+
+VALUES = [
+    3,
+    2.5,
+    True,
+    None,
+    "x",
+    "???",
+    "\\???",
+    "${a}",
+    "a ${b}",
+    "${",
+    {"n": 1},
+    {"n": {"m": "???"}},
+    [1, "x"],
+    object,
+]
+
+
+@dataclass
+class Typed:
+    """What declares its types, as Hydra's own configuration does."""
+
+    number: int = 1
+    text: str = "t"
+    maybe: str | None = None
+    texts: list[str] = field(default_factory=lambda: ["a"])
+    numbers: dict[str, int] = field(default_factory=lambda: {"a": 1})
+    anything: Any = 1
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"readonly": True}, {"struct": True}, {"allow_objects": True}, {"convert": False}], ids=str
+)
+@pytest.mark.parametrize("part", [PARTS[0], Typed], ids=str)
+def test_values_are_set_as_usual(part, flags, monkeypatch):
+    def outcome_of(change: Callable[[Any], Any]) -> Any:
+        config = OmegaConf.create(part)
+        config._set_flag([*flags], [*flags.values()])
+        try:
+            change(config)
+        except (OmegaConfBaseException, AttributeError, KeyError, TypeError) as error:
+            return type(error), str(error), shown(config)
+        return shown(config)
+
+    def changed() -> Any:
+        names = ["a", "b", "e", "3", 3] if part is PARTS[0] else Typed.__dataclass_fields__
+        changes = [partial(put, name, value) for name in names for value in VALUES]
+        changes += [partial(append, name, value) for name in ("b", "texts") for value in VALUES]
+        changes += [partial(replace_first, name, value) for name in ("b", "texts") for value in VALUES]
+        changes += [partial(put_inside, name, value) for name in ("b", "numbers") for value in VALUES]
+        changes += [put_into_what_is_readonly, lambda config: sorted(config.keys())]
+        return [outcome_of(change) for change in changes]
+
+    fast = changed()
+    use_originals(monkeypatch)
+    assert fast == changed()
+
+
+def put(name: Any, value: Any, config: Any) -> None:
+    config[name] = value
+
+
+def append(name: str, value: Any, config: Any) -> None:
+    (config[name].c if name == "b" else config[name]).append(value)
+
+
+def replace_first(name: str, value: Any, config: Any) -> None:
+    (config[name].c if name == "b" else config[name])[0] = value
+
+
+def put_inside(name: str, value: Any, config: Any) -> None:
+    config[name]["c"] = value
+
+
+def put_into_what_is_readonly(config: Any) -> None:
+    name = next(iter(config))
+    config._get_node(name)._set_flag("readonly", True)
+    config[name] = 5
+
+
+@pytest.mark.parametrize(
+    "line", ["a=1", "a=[1,{b: 2}]", "+a@b=c", "~a", "a=b,c", "a=choice(1,2)", "a=${b}", "a=extend_list(1)"]
+)
+def test_overrides_are_understood_as_usual(line, monkeypatch):
+    fast = [OverridesParser.create().parse_override(line) for _ in range(2)]
+    assert fast[0] is not fast[1]
+    use_originals(monkeypatch)
+    assert fast == 2 * [OverridesParser.create().parse_override(line)]
 
 
 def test_changing_what_a_text_says_leaves_the_text_as_it_is():
