@@ -30,6 +30,9 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 CACHES = itertools.count()
 
+# imports make hundreds of thousands of objects, hardly any of which is garbage
+gc.set_threshold(50_000, 20, 50)
+
 compose_faster()
 
 # no test cuts the power, and what a killed process wrote stays: a disk needn't be waited for
@@ -51,7 +54,6 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector what was imported, which it would otherwise look through again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)
