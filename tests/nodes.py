@@ -137,33 +137,61 @@ def listed_directly(own: Own) -> Own:
 
 
 def set_directly(own: Own) -> Own:
-    """Put a plain value in the place of a plain value, or add one to what has no declared type."""
+    """Put a plain value in the place of a plain value, and add what is plain to what has no declared type."""
 
     def set_item(config: BaseContainer, key: Any, value: Any) -> None:
-        if is_plain_value(value) and not config._get_flag("readonly") and config._get_flag("convert") is None:
-            content = config.__dict__["_content"]
-            if type(config) is DictConfig and type(content) is dict and type(key) is str:
-                node = content.get(key)
-                if type(node) is AnyNode and not node._get_flag("readonly"):
-                    node.__dict__["_val"] = value
-                    return
-                if node is None and takes_anything(config):
-                    content[key] = new_node(AnyNode, value, key, config)
-                    return
-            elif type(config) is ListConfig and content[key] is None:  # it is being appended
-                kind = config.__dict__["_metadata"].element_type
-                if kind is Any or (kind is str and type(value) is str):
-                    content[key] = new_node(AnyNode if kind is Any else StringNode, value, key, config)
-                    return
-        own(config, key, value)
+        is_open = not config._get_flag("readonly") and config._get_flag("convert") is None
+        put = append_directly if type(config) is ListConfig else put_directly
+        if not (is_open and put(config, config.__dict__["_content"], key, value)):
+            own(config, key, value)
 
     return set_item
+
+
+def put_directly(config: DictConfig, content: Any, key: Any, value: Any) -> bool:
+    """Put a value into a dictionary, or return False."""
+    if type(config) is not DictConfig or type(content) is not dict or type(key) is not str:
+        return False
+    present = content.get(key)
+    if type(present) is AnyNode and is_plain_value(value) and not present._get_flag("readonly"):
+        present.__dict__["_val"] = value
+        return True
+    if present is not None or not takes_anything(config):
+        return False
+    if value is None or is_plain_value(value):
+        content[key] = new_node(AnyNode, value, key, config)
+        return True
+    if is_untyped(value) and not config._get_flag("no_deepcopy_set_nodes"):
+        content[key] = inside(config, value, {})
+        content[key]._metadata.key = key
+        return True
+    return False
+
+
+def append_directly(config: ListConfig, content: Any, key: Any, value: Any) -> bool:
+    """Put a plain value where `append` has made room in a list, or return False."""
+    kind = config.__dict__["_metadata"].element_type
+    is_fit = is_plain_value(value) and (kind is Any or (kind is str and type(value) is str))
+    if not is_fit or content[key] is not None:
+        return False
+    content[key] = new_node(AnyNode if kind is Any else StringNode, value, key, config)
+    return True
 
 
 def is_plain_value(value: Any) -> bool:
     if type(value) is str:
         return "${" not in value and "???" not in value
     return type(value) in (int, float, bool)
+
+
+def is_untyped(node: Any) -> bool:
+    if type(node) is AnyNode:
+        return not node._metadata.flags
+    if type(node) is ListConfig:
+        noted = node._metadata
+        is_any = noted.ref_type is Any is noted.element_type and noted.object_type is list
+        return is_any and type(node._content) is list and not noted.flags
+    return is_plain(node)
 
 
 def takes_anything(config: DictConfig) -> bool:

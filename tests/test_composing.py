@@ -142,6 +142,11 @@ VALUES = [
     object,
 ]
 
+NODES = [
+    OmegaConf.create({"n": value})
+    for value in (1, None, "???", "${a}", {"m": [1, {"o": None}]}, [1, "${a}"], {})
+]
+
 
 @dataclass
 class Typed:
@@ -171,7 +176,8 @@ def test_values_are_set_as_usual(part, flags, monkeypatch):
 
     def changed() -> Any:
         names = ["a", "b", "e", "3", 3] if part is PARTS[0] else Typed.__dataclass_fields__
-        changes = [partial(put, name, value) for name in names for value in VALUES]
+        nodes = [*NODES, *(node._get_node("n") for node in NODES), OmegaConf.structured(Typed)]
+        changes = [partial(put, name, value) for name in names for value in [*VALUES, *nodes]]
         changes += [partial(append, name, value) for name in ("b", "texts") for value in VALUES]
         changes += [partial(replace_first, name, value) for name in ("b", "texts") for value in VALUES]
         changes += [partial(put_inside, name, value) for name in ("b", "numbers") for value in VALUES]
