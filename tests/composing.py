@@ -107,7 +107,7 @@ def merged_once(merge: Merge) -> Merge:
         return copy.deepcopy(results[key])
 
     def once(loader: Any, defaults: Sequence[ResultDefault], repo: Any) -> DictConfig:
-        if not all(map(is_fixed, repo.get_sources())):
+        if fixed_sources(repo) is None:
             return merge(loader, defaults, repo)
         key = tuple((item.config_path, item.package, item.primary) for item in defaults)
         own = [*itertools.takewhile(lambda item: item.config_path.startswith("hydra/"), defaults)]
@@ -136,18 +136,13 @@ def listed_once(list_defaults: ListDefaults) -> ListDefaults:
         for override in overrides_list:
             if not override.is_sweep_override():
                 (choices if is_choice(override, repo) else values).append(override)
-        sources = repo.get_sources()
+        sources = fixed_sources(repo)
         lines = tuple(override.input_line for override in choices)
-        key = (
-            config_name,
-            lines,
-            *settings.values(),
-            *((source.provider, source.path) for source in sources),
-        )
+        key = (config_name, lines, *settings.values(), sources)
         if key in results:
             return replace(results[key], config_overrides=values)
         listed = list_defaults(repo, config_name, overrides_list, **settings)
-        if all(map(is_fixed, sources)) and listed.config_overrides == values:
+        if sources is not None and listed.config_overrides == values:
             results[key] = listed
         return listed
 
@@ -159,30 +154,28 @@ def named_once(find_aliases: Callable[[Any, str | None], Any]) -> Callable[[Any,
     results: dict[tuple[Any, ...], Any] = {}
 
     def once(loader: Any, config_name: str | None) -> Any:
-        if not all(map(is_fixed, loader.repository.get_sources())):
+        sources = fixed_sources(loader.repository)
+        if sources is None:
             return find_aliases(loader, config_name)
-        key = (config_name, *((source.provider, source.path) for source in loader.repository.get_sources()))
-        if key not in results:
-            results[key] = find_aliases(loader, config_name)
-        return results[key]
+        if (config_name, sources) not in results:
+            results[config_name, sources] = find_aliases(loader, config_name)
+        return results[config_name, sources]
 
     return once
 
 
 def searched_once(add_folders: Callable[..., None]) -> Callable[..., None]:
-    """Skip reading a configuration for folders of options if it's known to name none, and no override does."""
+    """Don't read a configuration again to see whether it names folders of options, if it named none."""
     without: set[tuple[Any, ...]] = set()
 
     def once(loader: Any, config_name: str | None, overrides: Sequence[Override], repo: Any) -> None:
-        sources = [(source.provider, source.path) for source in repo.get_sources()]
-        is_known = all(map(is_fixed, repo.get_sources())) and not any(
-            "searchpath" in override.key_or_group for override in overrides
-        )
-        if is_known and (config_name, *sources) in without:
+        sources = fixed_sources(repo)
+        named_by_override = any("searchpath" in override.key_or_group for override in overrides)
+        if not named_by_override and (config_name, sources) in without:
             return
         add_folders(loader, config_name, overrides, repo)
-        if is_known and sources == [(source.provider, source.path) for source in repo.get_sources()]:
-            without.add((config_name, *sources))
+        if not named_by_override and sources is not None and fixed_sources(repo) == sources:
+            without.add((config_name, sources))
 
     return once
 
@@ -217,6 +210,14 @@ def read_once(create: Create) -> Create:
         return copy.deepcopy(known(args[0])) if is_text else create(*args, **options)
 
     return once
+
+
+def fixed_sources(repo: Any) -> tuple[tuple[str, str], ...] | None:
+    """Return where a repository looks for files, or None if some of them may change."""
+    sources = repo.get_sources()
+    return (
+        tuple((source.provider, source.path) for source in sources) if all(map(is_fixed, sources)) else None
+    )
 
 
 def is_fixed(source: ConfigSource) -> bool:

@@ -1,7 +1,7 @@
 """OmegaConf's nodes as they are, except that plain ones are read, set, merged and copied directly.
 
-A node is plain if it holds a string, a number or a truth value, or a dictionary or list as YAML makes them: no
-interpolation, `null` or `???`, which keep OmegaConf's own way, as everything with a declared type does.
+A node is plain if it holds a string, a number or a truth value, or is a dictionary as YAML makes it. What
+interpolations, `???` and declared types need is left to OmegaConf's own methods.
 """
 
 from __future__ import annotations

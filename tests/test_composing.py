@@ -160,6 +160,7 @@ class Typed:
     anything: Any = 1
 
 
+@pytest.mark.filterwarnings("ignore:Implicit conversion")
 @pytest.mark.parametrize(
     "flags", [{}, {"readonly": True}, {"struct": True}, {"allow_objects": True}, {"convert": False}], ids=str
 )
