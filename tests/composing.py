@@ -1,9 +1,9 @@
 """Hydra and OmegaConf as they are, except that what they have read, parsed and merged is kept for the next composition.
 
-tests/nodes.py reads, sets, merges and copies plain nodes without OmegaConf's checks of types, too.
+tests/nodes.py reads, sets, merges and copies untyped nodes without OmegaConf's checks of types, too.
 The tests compose some two thousand configurations, most of which share most of their files. Only what is made of files
 in conf/ and of Hydra's own is kept: tests change no others than their own. The last few texts that were parsed, such as
-the configurations of runs, are kept too.
+the configurations of runs, are kept too, and so are parsed overrides.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def replacements() -> dict[tuple[Any, str], Any]:
         **nodes.replacements(),
         (ConfigLoaderImpl, merge): merged_once(getattr(ConfigLoaderImpl, merge)),
         (config_loader_impl, "create_defaults_list"): listed_once(config_loader_impl.create_defaults_list),
-        (ConfigLoaderImpl, "get_override_aliases"): named_once(ConfigLoaderImpl.get_override_aliases),
-        (ConfigLoaderImpl, "_process_config_searchpath"): searched_once(
+        (ConfigLoaderImpl, "get_override_aliases"): aliases_once(ConfigLoaderImpl.get_override_aliases),
+        (ConfigLoaderImpl, "_process_config_searchpath"): searchpath_once(
             ConfigLoaderImpl._process_config_searchpath
         ),
-        (config_loader_impl, "ConfigSourceInfo"): functools.cache(described),
-        (OverridesParser, "parse_rule"): understood_once(OverridesParser.parse_rule),
+        (config_loader_impl, "ConfigSourceInfo"): functools.cache(source_info),
+        (OverridesParser, "parse_rule"): parsed_override_once(OverridesParser.parse_rule),
         (overrides_parser, "create_functions"): functools.cache(overrides_parser.create_functions),
         (omegaconf.base, "parse"): functools.cache(omegaconf.base.parse),  # nobody changes a tree
         (OmegaConf, "create"): read_once(OmegaConf.create),
@@ -149,7 +149,7 @@ def listed_once(list_defaults: ListDefaults) -> ListDefaults:
     return once
 
 
-def named_once(find_aliases: Callable[[Any, str | None], Any]) -> Callable[[Any, str | None], Any]:
+def aliases_once(find_aliases: Callable[[Any, str | None], Any]) -> Callable[[Any, str | None], Any]:
     """Keep the aliases of overrides that a configuration defines; nobody changes them."""
     results: dict[tuple[Any, ...], Any] = {}
 
@@ -164,7 +164,7 @@ def named_once(find_aliases: Callable[[Any, str | None], Any]) -> Callable[[Any,
     return once
 
 
-def searched_once(add_folders: Callable[..., None]) -> Callable[..., None]:
+def searchpath_once(add_folders: Callable[..., None]) -> Callable[..., None]:
     """Don't read a configuration again to see whether it names folders of options, if it named none."""
     without: set[tuple[Any, ...]] = set()
 
@@ -180,16 +180,20 @@ def searched_once(add_folders: Callable[..., None]) -> Callable[..., None]:
     return once
 
 
-def described(**source: str) -> DictConfig:
+def source_info(**source: str) -> DictConfig:
+    """Return Hydra's description of a source as a node, which is copied where it's put into a configuration."""
     return OmegaConf.structured(ConfigSourceInfo(**source))
 
 
-def understood_once(parse_rule: Callable[[Any, str, str], Any]) -> Callable[[Any, str, str], Any]:
-    """Keep what the last overrides mean, most of which many configurations have."""
+def parsed_override_once(parse_rule: Callable[[Any, str, str], Any]) -> Callable[[Any, str, str], Any]:
+    """Keep the last few thousand parsed overrides. Hydra's `shuffle` gives another list each time."""
     known = functools.lru_cache(4096)(lambda text: parse_rule(OverridesParser.create(), text, "override"))
 
-    def once(parser: Any, text: str, rule: str) -> Any:
-        return copy.deepcopy(known(text)) if rule == "override" else parse_rule(parser, text, rule)
+    def once(parser: Any, s: str, rule_name: str) -> Any:
+        has_usual_functions = parser.functions is overrides_parser.create_functions()
+        if rule_name == "override" and has_usual_functions and "shuffle" not in s:
+            return copy.deepcopy(known(s))
+        return parse_rule(parser, s, rule_name)
 
     return once
 

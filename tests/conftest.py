@@ -30,7 +30,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 CACHES = itertools.count()
 
-# imports make hundreds of thousands of objects, hardly any of which is garbage
+# imports and tests make hundreds of thousands of objects, hardly any of which is garbage in cycles
 gc.set_threshold(50_000, 20, 50)
 
 compose_faster()

@@ -1,7 +1,7 @@
 """OmegaConf's nodes as they are, except that plain ones are read, set, merged and copied directly.
 
-A node is plain if it holds a string, a number or a truth value, or is a dictionary as YAML makes it. What
-interpolations, `???` and declared types need is left to OmegaConf's own methods.
+A plain value is a string, a number or a truth value, and no interpolation or `???`. An untyped node has no declared
+type, as those that YAML makes. Everything else is left to OmegaConf's own methods.
 """
 
 from __future__ import annotations
@@ -34,17 +34,19 @@ KINDS = (AnyNode, StringNode, IntegerNode, FloatNode, BooleanNode, EnumNode, Dic
 def replacements() -> dict[tuple[Any, str], Any]:
     """Return what takes the place of OmegaConf's own methods: {(class, name): a function}."""
     return {
-        (DictConfig, "merge_with"): merged_directly(DictConfig.merge_with),
-        (DictConfig, "_get_impl"): got_directly(DictConfig._get_impl),
-        (DictConfig, "_get_node"): found_directly(DictConfig._get_node),
-        (DictConfig, "_validate_and_normalize_key"): known_directly(DictConfig._validate_and_normalize_key),
-        (DictConfig, "keys"): listed_directly(DictConfig.keys),
+        (DictConfig, "merge_with"): merge_directly(DictConfig.merge_with),
+        (DictConfig, "_get_impl"): get_directly(DictConfig._get_impl),
+        (DictConfig, "_get_node"): get_node_directly(DictConfig._get_node),
+        (DictConfig, "_validate_and_normalize_key"): validate_key_directly(
+            DictConfig._validate_and_normalize_key
+        ),
+        (DictConfig, "keys"): keys_directly(DictConfig.keys),
         (BaseContainer, "_set_item_impl"): set_directly(BaseContainer._set_item_impl),
         **{(kind, "__deepcopy__"): copied for kind in KINDS},
     }
 
 
-def merged_directly(own: Own) -> Own:
+def merge_directly(own: Own) -> Own:
     """Merge dictionaries as files have them without the checks of OmegaConf that are for those with types."""
 
     def merge(config: DictConfig, *others: Any) -> None:
@@ -89,7 +91,7 @@ OF_HYDRA = ("HYDRA_REMOVE_TOP_LEVEL_DEFAULTS", "no_deepcopy_set_nodes")
 """Flags that are set while Hydra composes."""
 
 
-def got_directly(own: Own) -> Own:
+def get_directly(own: Own) -> Own:
     """Return a value that is there and plain without the checks that missing keys and interpolations need."""
 
     def directly(config: DictConfig, key: Any, default_value: Any, validate_key: bool = True) -> Any:
@@ -106,8 +108,8 @@ def got_directly(own: Own) -> Own:
     return directly
 
 
-def found_directly(own: Own) -> Own:
-    """Return a node that is there without checking whether it may be."""
+def get_node_directly(own: Own) -> Own:
+    """Return an existing child without validating access to it."""
 
     def get_node(config: DictConfig, key: Any, *args: Any, **options: Any) -> Any:
         content = config.__dict__["_content"]
@@ -118,8 +120,8 @@ def found_directly(own: Own) -> Own:
     return get_node
 
 
-def known_directly(own: Own) -> Own:
-    """Take strings as keys where anything is a key."""
+def validate_key_directly(own: Own) -> Own:
+    """Skip the validation of a string key if the dictionary accepts keys of any type."""
 
     def normalized(config: DictConfig, key: Any) -> Any:
         is_known = type(key) is str and config.__dict__["_metadata"].key_type is Any
@@ -128,7 +130,9 @@ def known_directly(own: Own) -> Own:
     return normalized
 
 
-def listed_directly(own: Own) -> Own:
+def keys_directly(own: Own) -> Own:
+    """Return the keys of a dictionary that isn't null, missing or an interpolation."""
+
     def keys(config: DictConfig) -> KeysView[Any]:
         content = config.__dict__["_content"]
         return content.keys() if type(content) is dict else own(config)
@@ -137,7 +141,7 @@ def listed_directly(own: Own) -> Own:
 
 
 def set_directly(own: Own) -> Own:
-    """Put a plain value in the place of a plain value, and add what is plain to what has no declared type."""
+    """Replace values of untyped nodes by plain ones, and add plain values and untyped nodes to untyped containers."""
 
     def set_item(config: BaseContainer, key: Any, value: Any) -> None:
         is_open = not config._get_flag("readonly") and config._get_flag("convert") is None
@@ -170,6 +174,8 @@ def put_directly(config: DictConfig, content: Any, key: Any, value: Any) -> bool
 
 def append_directly(config: ListConfig, content: Any, key: Any, value: Any) -> bool:
     """Put a plain value where `append` has made room in a list, or return False."""
+    if type(content) is not list or type(key) is not int:
+        return False
     kind = config.__dict__["_metadata"].element_type
     is_fit = is_plain_value(value) and (kind is Any or (kind is str and type(value) is str))
     if not is_fit or content[key] is not None:
@@ -185,13 +191,11 @@ def is_plain_value(value: Any) -> bool:
 
 
 def is_untyped(node: Any) -> bool:
-    if type(node) is AnyNode:
-        return not node._metadata.flags
     if type(node) is ListConfig:
         noted = node._metadata
         is_any = noted.ref_type is Any is noted.element_type and noted.object_type is list
-        return is_any and type(node._content) is list and not noted.flags
-    return is_plain(node)
+        return is_any and type(node._content) is list
+    return type(node) is AnyNode or is_plain(node)
 
 
 def takes_anything(config: DictConfig) -> bool:
@@ -219,7 +223,7 @@ def copied(node: Node, memo: dict[int, Any]) -> Node:
         result.__dict__["_content"] = {name: inside(result, value, memo) for name, value in content.items()}
     elif isinstance(content, list):
         result.__dict__["_content"] = [inside(result, value, memo) for value in content]
-    if type(node) in (DictConfig, ListConfig):  # a value's own is never used
+    if type(node) in (DictConfig, ListConfig):  # OmegaConf reads only those of containers
         resolved = noted.resolver_cache
         metadata.resolver_cache = copy.deepcopy(resolved, memo) if resolved else defaultdict(dict)
     return result

@@ -1,4 +1,4 @@
-"""What tests/composing.py keeps for the next composition changes no configuration."""
+"""What tests/composing.py and tests/nodes.py replace behaves as the originals do."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import Container, OmegaConf
+from omegaconf import AnyNode, Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minllm.config.compose import compose
+from minllm.errors import UserError
+from minllm.schema.groups import CONF
 from tests import composing
 
 
@@ -105,15 +107,36 @@ def test_dictionaries_merge_as_usual(one, other, flags, monkeypatch):
     assert fast == merged()
 
 
+@dataclass
+class Typed:
+    """What declares its types, as Hydra's own configuration does."""
+
+    number: int = 1
+    text: str = "t"
+    maybe: str | None = None
+    texts: list[str] = field(default_factory=lambda: ["a"])
+    numbers: dict[str, int] = field(default_factory=lambda: {"a": 1})
+    anything: Any = 1
+
+
 @pytest.mark.parametrize("flags", [{}, {"struct": True}], ids=str)
-@pytest.mark.parametrize("part", PARTS, ids=str)
+@pytest.mark.parametrize("part", [*PARTS, Typed], ids=str)
 def test_values_are_read_as_usual(part, flags, monkeypatch):
     def read() -> Any:
         config = OmegaConf.create(part, flags=flags or None)
-        asks = [lambda: config[name], lambda: getattr(config, name), lambda: config.get(name, "default")]
-        outcomes = []
-        for name in ("a", "b", "e", "missing", 1):
-            for ask in asks[: 3 if isinstance(name, str) else 1]:
+        nodes = [config, *config._content.values()]
+        dicts = [node for node in nodes if isinstance(node, DictConfig)]
+        asks = [
+            lambda: config[name],
+            lambda: config._get_node(name),
+            lambda: config._get_node(name, validate_access=False),
+            lambda: config._get_node(name, throw_on_missing_value=True),
+            lambda: getattr(config, name),
+            lambda: config.get(name, "default"),
+        ]
+        outcomes = [list(node.keys()) for node in [*dicts, *map(DictConfig, (None, "???", "${a}"))]]
+        for name in ("a", "b", "e", "missing", 1, *Typed.__dataclass_fields__):
+            for ask in asks if isinstance(name, str) else asks[:4]:
                 try:
                     outcomes.append(ask())
                 except (OmegaConfBaseException, AttributeError, KeyError) as error:
@@ -142,27 +165,19 @@ VALUES = [
     object,
 ]
 
-NODES = [
-    OmegaConf.create({"n": value})
-    for value in (1, None, "???", "${a}", {"m": [1, {"o": None}]}, [1, "${a}"], {})
-]
-
-
-@dataclass
-class Typed:
-    """What declares its types, as Hydra's own configuration does."""
-
-    number: int = 1
-    text: str = "t"
-    maybe: str | None = None
-    texts: list[str] = field(default_factory=lambda: ["a"])
-    numbers: dict[str, int] = field(default_factory=lambda: {"a": 1})
-    anything: Any = 1
-
 
 @pytest.mark.filterwarnings("ignore:Implicit conversion")
 @pytest.mark.parametrize(
-    "flags", [{}, {"readonly": True}, {"struct": True}, {"allow_objects": True}, {"convert": False}], ids=str
+    "flags",
+    [
+        {},
+        {"readonly": True},
+        {"struct": True},
+        {"allow_objects": True},
+        {"convert": False},
+        {"no_deepcopy_set_nodes": True},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("part", [PARTS[0], Typed], ids=str)
 def test_values_are_set_as_usual(part, flags, monkeypatch):
@@ -171,23 +186,38 @@ def test_values_are_set_as_usual(part, flags, monkeypatch):
         config._set_flag([*flags], [*flags.values()])
         try:
             change(config)
-        except (OmegaConfBaseException, AttributeError, KeyError, TypeError) as error:
+        except (OmegaConfBaseException, LookupError, AttributeError, TypeError, AssertionError) as error:
             return type(error), str(error), shown(config)
         return shown(config)
 
     def changed() -> Any:
         names = ["a", "b", "e", "3", 3] if part is PARTS[0] else Typed.__dataclass_fields__
-        nodes = [*NODES, *(node._get_node("n") for node in NODES), OmegaConf.structured(Typed)]
-        changes = [partial(put, name, value) for name in names for value in [*VALUES, *nodes]]
+        changes = [partial(put, name, value) for name in names for value in VALUES]
+        # of its own for each change, as some are moved
+        changes += [partial(put, name, node) for name in names for node in nodes_to_put()]
         changes += [partial(append, name, value) for name in ("b", "texts") for value in VALUES]
-        changes += [partial(replace_first, name, value) for name in ("b", "texts") for value in VALUES]
+        changes += [
+            partial(replace, index, name, value)
+            for index in (0, -1, 7, "a")
+            for name in ("b", "texts")
+            for value in VALUES[:5]
+        ]
+        changes += [partial(replace_in, content) for content in (None, "???", "${a}")]
         changes += [partial(put_inside, name, value) for name in ("b", "numbers") for value in VALUES]
-        changes += [put_into_what_is_readonly, lambda config: sorted(config.keys())]
+        changes += [put_into_what_is_readonly]
         return [outcome_of(change) for change in changes]
 
     fast = changed()
     use_originals(monkeypatch)
     assert fast == changed()
+
+
+def nodes_to_put() -> list[Any]:
+    values = (1, None, "???", "${a}", {"m": [1, {"o": None}]}, [1, "${a}"], {})
+    around = [OmegaConf.create({"n": value}) for value in values]
+    inner = [OmegaConf.create({"n": value})._get_node("n") for value in values]
+    readonly = AnyNode(1, flags={"readonly": True})
+    return [*around, *inner, readonly, OmegaConf.structured(Typed)]
 
 
 def put(name: Any, value: Any, config: Any) -> None:
@@ -198,8 +228,12 @@ def append(name: str, value: Any, config: Any) -> None:
     (config[name].c if name == "b" else config[name]).append(value)
 
 
-def replace_first(name: str, value: Any, config: Any) -> None:
-    (config[name].c if name == "b" else config[name])[0] = value
+def replace(index: Any, name: str, value: Any, config: Any) -> None:
+    (config[name].c if name == "b" else config[name])[index] = value
+
+
+def replace_in(content: Any, config: Any) -> None:
+    ListConfig(content)[0] = 1
 
 
 def put_inside(name: str, value: Any, config: Any) -> None:
@@ -213,13 +247,34 @@ def put_into_what_is_readonly(config: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["a=1", "a=[1,{b: 2}]", "+a@b=c", "~a", "a=b,c", "a=choice(1,2)", "a=${b}", "a=extend_list(1)"]
+    "line",
+    [
+        "a=1",
+        "a=[1,{b: 2}]",
+        "+a@b=c",
+        "~a",
+        "a=b,c",
+        "a=choice(1,2)",
+        "a=${b}",
+        "a=extend_list(1)",
+        "a=sort(2,1)",
+    ],
 )
 def test_overrides_are_understood_as_usual(line, monkeypatch):
     fast = [OverridesParser.create().parse_override(line) for _ in range(2)]
     assert fast[0] is not fast[1]
     use_originals(monkeypatch)
     assert fast == 2 * [OverridesParser.create().parse_override(line)]
+
+
+def test_a_folder_of_options_counts_only_where_it_is_given(tmp_path):
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "norm/own.yaml").write_text((CONF / "norm/pre.yaml").read_text(encoding="utf-8"))
+    compose(["norm=pre"])
+    for _ in range(2):
+        assert compose(["norm=own"], config_dir=tmp_path).choices.norm == "own"
+        with pytest.raises(UserError, match="no norm=own"):
+            compose(["norm=own"])
 
 
 def test_changing_what_a_text_says_leaves_the_text_as_it_is():
