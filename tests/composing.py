@@ -40,7 +40,7 @@ Create = Callable[..., Any]
 
 
 def compose_faster() -> None:
-    """Compose in a half to a quarter of the time from now on, in this process."""
+    """Compose choices that are new in a quarter of the time, and others in a twentieth, from now on in this process."""
     for (owner, name), replacement in replacements().items():
         ORIGINALS[owner, name] = getattr(owner, name)
         setattr(owner, name, replacement)
