@@ -219,9 +219,9 @@ def read_once(create: Create) -> Create:
 def fixed_sources(repo: Any) -> tuple[tuple[str, str], ...] | None:
     """Return where a repository looks for files, or None if some of them may change."""
     sources = repo.get_sources()
-    return (
-        tuple((source.provider, source.path) for source in sources) if all(map(is_fixed, sources)) else None
-    )
+    if not all(map(is_fixed, sources)):
+        return None
+    return tuple((source.provider, source.path) for source in sources)
 
 
 def is_fixed(source: ConfigSource) -> bool:

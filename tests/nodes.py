@@ -54,7 +54,7 @@ def merge_directly(own: Own) -> Own:
             own(config, *others)
             return
         for other in others:
-            if is_plain(config) and is_plain(other):
+            if is_untyped_dict(config) and is_untyped_dict(other):
                 put_into(config, other)
             else:
                 own(config, other)
@@ -62,7 +62,7 @@ def merge_directly(own: Own) -> Own:
     def put_into(config: DictConfig, other: DictConfig) -> None:
         for name, node in other._content.items():
             present = config._content.get(name)
-            if is_plain(present) and is_plain(node):
+            if is_untyped_dict(present) and is_untyped_dict(node):
                 put_into(present, node)
             elif present is None or (type(present) is type(node) is AnyNode and node._value() != "???"):
                 config._content[name] = inside(config, node, {})
@@ -77,7 +77,7 @@ def merge_directly(own: Own) -> Own:
     return merge
 
 
-def is_plain(node: Any) -> bool:
+def is_untyped_dict(node: Any) -> bool:
     """Whether a node is a dictionary as YAML makes it: no interpolation, `null` or `???`, and open to new names."""
     if type(node) is not DictConfig or not isinstance(node._content, dict):
         return False
@@ -99,7 +99,7 @@ def get_directly(own: Own) -> Own:
         node = content.get(key) if type(content) is dict and type(key) is str else None
         if type(node) is AnyNode:
             value = node.__dict__["_val"]
-            if value is not None and (type(value) is not str or not ("${" in value or value == "???")):
+            if is_plain_value(value):
                 return value
         elif type(node) in (DictConfig, ListConfig) and type(node.__dict__["_content"]) in (dict, list):
             return node
@@ -195,7 +195,7 @@ def is_untyped(node: Any) -> bool:
         noted = node._metadata
         is_any = noted.ref_type is Any is noted.element_type and noted.object_type is list
         return is_any and type(node._content) is list
-    return type(node) is AnyNode or is_plain(node)
+    return type(node) is AnyNode or is_untyped_dict(node)
 
 
 def takes_anything(config: DictConfig) -> bool:

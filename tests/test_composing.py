@@ -246,6 +246,7 @@ def put_into_what_is_readonly(config: Any) -> None:
     config[name] = 5
 
 
+@pytest.mark.filterwarnings("ignore:extend_list")
 @pytest.mark.parametrize(
     "line",
     [
