@@ -15,8 +15,7 @@ from minllm.errors import UserError
 class ParquetFiles:
     """The rows of parquet files, with the part of the `datasets` interface that is needed here.
 
-    `datasets` reads them with threads that keep running if a reader stops early, and that can abort Python at exit. It
-    also reads every column.
+    `datasets` reads every column, with threads that can abort Python at exit if a reader stops early.
     """
 
     files: list[str]
@@ -69,11 +68,14 @@ def is_text(value: Any) -> bool:
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[Any]:
-    """Open a parquet file on this machine or, as hf://…, on the hub."""
+    """Open a parquet file on this machine or, as hf://…, on the hub.
+
+    Arrow doesn't read ahead, because it would do so with such threads.
+    """
     import fsspec
     from pyarrow.parquet import ParquetFile
 
-    with fsspec.open(name) as file, ParquetFile(file) as parquet:
+    with fsspec.open(name) as file, ParquetFile(file, pre_buffer=False) as parquet:
         yield parquet
 
 
