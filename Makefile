@@ -25,7 +25,7 @@ test-gpu: $(if $(filter .venv/%,$(python)),.venv/installed-test)
 
 # option: overrides and flags of run.py, such as 'model/attn=decay --config-dir my_idea/conf extensions=[my_idea]'
 check: style
-	$(if $(option),OPTION="$(option)" $(python) -m pytest tests/check_option.py)
+	$(if $(option),OPTION="$(option)" $(python) -m pytest -rs tests/check_option.py)
 
 style: .venv/installed-test
 	.venv/bin/ruff check .

@@ -19,6 +19,7 @@ import pytest
 
 import tests.test_every_option as laws
 from minllm.schema.groups import CONF
+from tests import check_option
 from tests.commands import python
 from tests.pages import ROOT, blocks, commands, page
 from tests.pairs import is_refused
@@ -177,23 +178,29 @@ def write_files(blocks: list[str], folder: Path) -> None:
         path.write_text(block)
 
 
+@check_option.each_case
+def test_make_check_holds_the_idea_to_the_laws_of_every_option(law, values, request, tmp_path, monkeypatch):
+    write_idea(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setenv("OPTION", re.search('make check option="(.+)"', IDEAS)[1])
+    check_option.test_it_obeys(law, values, request)
+
+
 @pytest.mark.parametrize(
-    "law",
+    ("option", "sentence"),
     [
-        laws.test_it_does_not_look_ahead,
-        laws.test_decoding_step_by_step_equals_the_whole,
-        laws.test_prompts_of_different_lengths_decode_as_if_alone,
-        laws.test_documents_in_one_row_do_not_meet,
-        laws.test_reported_costs_are_what_is_measured,
-        laws.test_it_begins_well,
+        ("model/attn=mqa", None),
+        ("model.attn.softcap=2.0", None),
+        ("optim=lion", "isn't an option of a model"),
+        ("mqa", "Did you mean model/attn=mqa"),
+        ("model/attn=mqq", "There is no model/attn=mqq. Did you mean 'mqa'?"),
     ],
-    ids=lambda law: law.__name__,
 )
-def test_the_idea_obeys_the_laws_of_every_option(law, tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.getbasetemp() / "idea"
-    write_idea(folder)
-    monkeypatch.syspath_prepend(folder)
-    law((f"hydra.searchpath=[file://{folder}/my_idea/conf]", "extensions=[my_idea]", "model/attn=decay"))
+def test_make_check_refuses_what_it_can_not_check(option, sentence, monkeypatch):
+    monkeypatch.setenv("OPTION", option)
+    refusal = check_option.refusal()
+    assert refusal is None if sentence is None else sentence in refusal
 
 
 @pytest.fixture
