@@ -4,34 +4,34 @@ OPTION is what would be typed for run.py: a choice, the overrides it needs, and 
 from elsewhere.
 """
 
+import argparse
 import inspect
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tests.test_every_option as laws
+from minllm.config.compose import existing_folder
 from minllm.errors import UserError
-from tests.tiny import completed, options, tiny_cfg
+from tests.tiny import completed, options, valid_cfg
 
 
 def refusal() -> str | None:
     """Return why OPTION can't be checked, or None."""
     try:
-        tiny_cfg(*overrides())
+        words = overrides()
+        valid_cfg(*words)
     except UserError as error:
         return str(error)
-    names = [override.lstrip("+") for override in overrides()]
-    if any(re.match(r"(model|norm|experiment)\b", name) for name in names):
+    if any(re.match(r"\+*(model|norm|experiment)\b", word) for word in words):
         return None
     return (
-        f"option={os.environ['OPTION']} isn't an option of a model, such as model/attn=mqa, and `make check` tests only"
-        " those. For others, put the files into minllm/ and conf/, and type: make test"
+        f"`make check` tests options of models, such as model/attn=mqa, and {os.environ['OPTION']} isn't one;"
+        " `make test` tests all options in conf/."
     )
 
 
@@ -44,24 +44,27 @@ def fit() -> None:
 
 def overrides() -> tuple[str, ...]:
     """Return OPTION as overrides; a choice alone is completed with the options that it needs."""
-    typed = shlex.split(os.environ["OPTION"])
-    folders = [Path(after) for flag, after in zip(typed, typed[1:]) if flag == "--config-dir"]
-    typed = [word for word in typed if word != "--config-dir" and Path(word) not in folders]
-    sys.path.append(os.getcwd())
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"]
-    return (*search, *typed) if folders else completed(typed[0]) + tuple(typed[1:])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config-dir", action="append", default=[])
+    try:
+        flags, words = parser.parse_known_args(shlex.split(os.environ["OPTION"]))
+    except (ValueError, argparse.ArgumentError) as error:
+        raise UserError(f"option={os.environ['OPTION']} can't be read: {error}.") from error
+    if not words:
+        raise UserError("option= is empty. Type an option of a model: make check option=model/attn=mqa")
+    if not flags.config_dir:
+        return completed(words[0]) + tuple(words[1:])
+    folders = ",".join(f"file://{existing_folder(folder)}" for folder in flags.config_dir)
+    return (f"hydra.searchpath=[{folders}]", *words)
 
 
 def cases() -> Iterator[Any]:
-    """Yield each law, that of learning with each objective."""
+    """Yield each law; that of learning once for each objective."""
     for name, law in vars(laws).items():
-        if name.startswith("test_") and "choices" in (names := inspect.signature(law).parameters):
-            name = name.removeprefix("test_")
-            yield pytest.param(law, {}, id=name)
-            if "objective" in names:
-                for objective in options("objective"):
-                    if objective != laws.OBJECTIVE:
-                        yield pytest.param(law, {"objective": objective}, id=f"{name}-{objective}")
+        if name.startswith("test_") and "choices" in (parameters := inspect.signature(law).parameters):
+            for objective in options("objective") if "objective" in parameters else [None]:
+                values = {"objective": objective} if objective else {}
+                yield pytest.param(law, values, id=" ".join([name.removeprefix("test_"), *values.values()]))
 
 
 each_case = pytest.mark.parametrize(("law", "values"), list(cases()))

@@ -150,7 +150,7 @@ def test_it_learns(choices, objective=OBJECTIVE):
     except UserError as error:
         if objective == OBJECTIVE:
             raise
-        pytest.skip(str(error))  # the two can't be combined
+        pytest.skip(f"{objective}: {error}")  # the two can't be combined
     batch = texts(given=T // 2 if objective != OBJECTIVE or learn.gives_memory else 0)
     inputs = learn.inputs(batch, Noise(0, 0, range(4), 4), model)
     counted = learn.counted(batch, inputs)

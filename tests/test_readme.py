@@ -179,10 +179,13 @@ def write_files(blocks: list[str], folder: Path) -> None:
 
 
 @check_option.each_case
-def test_make_check_holds_the_idea_to_the_laws_of_every_option(law, values, request, tmp_path, monkeypatch):
-    write_idea(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
+def test_make_check_holds_the_idea_to_the_laws_of_every_option(
+    law, values, request, tmp_path_factory, monkeypatch
+):
+    folder = tmp_path_factory.getbasetemp() / "idea"
+    write_idea(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("OPTION", re.search('make check option="(.+)"', IDEAS)[1])
     check_option.test_it_obeys(law, values, request)
 
@@ -192,15 +195,27 @@ def test_make_check_holds_the_idea_to_the_laws_of_every_option(law, values, requ
     [
         ("model/attn=mqa", None),
         ("model.attn.softcap=2.0", None),
-        ("optim=lion", "isn't an option of a model"),
-        ("mqa", "Did you mean model/attn=mqa"),
+        ("model.attn.softcap=much", "must be a number above 0"),
         ("model/attn=mqq", "There is no model/attn=mqq. Did you mean 'mqa'?"),
+        ("mqa", "Did you mean model/attn=mqa"),
+        ("optim=lion", "optim=lion isn't one"),
+        ("model/attn=decay --config-dir=nowhere/conf", "there is no folder 'nowhere/conf'"),
+        ("model/attn=decay --config-dir", "expected one argument"),
+        ("'model/attn=mqa", "No closing quotation"),
+        (" ", "make check option=model/attn=mqa"),
     ],
 )
 def test_make_check_refuses_what_it_can_not_check(option, sentence, monkeypatch):
     monkeypatch.setenv("OPTION", option)
     refusal = check_option.refusal()
     assert refusal is None if sentence is None else sentence in refusal
+
+
+def test_make_check_stops_with_exit_code_2():
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/check_option.py"]
+    environment = {**os.environ, "OPTION": "optim=lion"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "optim=lion isn't one" in done.stdout
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ def test_skewness_is_scipys_and_only_widens_the_interval(pairs):
 
 
 def permuted(differences):
-    """Return scipy's p-value, from all sign flips."""
+    """Return scipy's p-value from all sign flips."""
     options = {"permutation_type": "samples", "n_resamples": np.inf, "vectorized": True}
     return stats.permutation_test((differences,), np.mean, **options).pvalue
 
@@ -192,9 +192,10 @@ def test_ties_count_as_scipys_do(differences):
 
 
 def test_many_sign_flips_are_counted_and_few_are_all_tried():
-    differences = np.random.default_rng(0).normal(0.3, 1, EXACT_PAIRS + 1)
+    differences = np.random.default_rng(0).normal(0.8, 1, EXACT_PAIRS + 1)
     counted, tried = judge(*differences), judge(*differences[1:])
-    assert counted.p_sign_flip == pytest.approx(permuted(differences), abs=0.01)
+    exact = permuted(differences)
+    assert exact * (1 - 1e-9) <= counted.p_sign_flip <= 1.01 * exact, "rounding may only enlarge it"
     assert tried.p_sign_flip == pytest.approx(permuted(differences[1:]))
 
 

@@ -68,13 +68,11 @@ def is_text(value: Any) -> bool:
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[Any]:
-    """Open a parquet file on this machine or, as hf://…, on the hub.
-
-    Arrow doesn't read ahead, because it would do so with such threads.
-    """
+    """Open a parquet file on this machine or, as hf://…, on the hub."""
     import fsspec
     from pyarrow.parquet import ParquetFile
 
+    # with pre_buffer, I/O threads read ahead; one that still holds a buffer of `file` at exit can abort Python
     with fsspec.open(name) as file, ParquetFile(file, pre_buffer=False) as parquet:
         yield parquet
 
