@@ -23,11 +23,11 @@ from tests.tiny import completed, options, valid_cfg
 def refusal() -> str | None:
     """Return why OPTION can't be checked, or None."""
     try:
-        words = overrides()
-        valid_cfg(*words)
+        chosen = overrides()
+        valid_cfg(*chosen)
     except UserError as error:
         return str(error)
-    if any(re.match(r"\+*(model|norm|experiment)\b", word) for word in words):
+    if any(re.match(r"\+*(model|norm|experiment)\b", override) for override in chosen):
         return None
     return (
         f"`make check` tests options of models, such as model/attn=mqa, and {os.environ['OPTION']} isn't one;"
@@ -47,15 +47,15 @@ def overrides() -> tuple[str, ...]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config-dir", action="append", default=[])
     try:
-        flags, words = parser.parse_known_args(shlex.split(os.environ["OPTION"]))
+        flags, typed = parser.parse_known_args(shlex.split(os.environ["OPTION"]))
     except (ValueError, argparse.ArgumentError) as error:
         raise UserError(f"option={os.environ['OPTION']} can't be read: {error}.") from error
-    if not words:
+    if not typed:
         raise UserError("option= is empty. Type an option of a model: make check option=model/attn=mqa")
     if not flags.config_dir:
-        return completed(words[0]) + tuple(words[1:])
+        return completed(typed[0]) + tuple(typed[1:])
     folders = ",".join(f"file://{existing_folder(folder)}" for folder in flags.config_dir)
-    return (f"hydra.searchpath=[{folders}]", *words)
+    return (f"hydra.searchpath=[{folders}]", *typed)
 
 
 def cases() -> Iterator[Any]:
