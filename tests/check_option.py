@@ -4,18 +4,18 @@ OPTION is what would be typed for run.py: a choice, the overrides it needs, and 
 from elsewhere.
 """
 
-import argparse
 import inspect
 import os
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tests.test_every_option as laws
-from minllm.config.compose import existing_folder
+from minllm.cli.main import check_flags, check_folders, config_dirs
 from minllm.errors import UserError
 from tests.tiny import completed, options, valid_cfg
 
@@ -44,18 +44,22 @@ def fit() -> None:
 
 def overrides() -> tuple[str, ...]:
     """Return OPTION as overrides; a choice alone is completed with the options that it needs."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config-dir", action="append", default=[])
     try:
-        flags, typed = parser.parse_known_args(shlex.split(os.environ["OPTION"]))
-    except (ValueError, argparse.ArgumentError) as error:
+        typed = shlex.split(os.environ["OPTION"])
+    except ValueError as error:
         raise UserError(f"option={os.environ['OPTION']} can't be read: {error}.") from error
-    if not typed:
+    check_flags(typed)
+    check_folders(typed)
+    folders = config_dirs(typed)
+    chosen = [arg for arg in typed if not arg.startswith("-") and arg not in folders]
+    if not chosen:
         raise UserError("option= is empty. Type an option of a model: make check option=model/attn=mqa")
-    if not flags.config_dir:
-        return completed(typed[0]) + tuple(typed[1:])
-    folders = ",".join(f"file://{existing_folder(folder)}" for folder in flags.config_dir)
-    return (f"hydra.searchpath=[{folders}]", *typed)
+    if not folders:
+        return completed(chosen[0]) + tuple(chosen[1:])
+    return (
+        f"hydra.searchpath=[{','.join(f'file://{Path(folder).resolve()}' for folder in folders)}]",
+        *chosen,
+    )
 
 
 def cases() -> Iterator[Any]:
